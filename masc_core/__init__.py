@@ -1,0 +1,1 @@
+"""Mathematics and file formats: tree, priors, models, sampling, model bundles."""
