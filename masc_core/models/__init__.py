@@ -1,0 +1,1 @@
+"""The transformer and the VQ tokenizer, state-dict compatible with LlamaGen."""

@@ -1,0 +1,237 @@
+"""Convolutional encoder and decoder of LlamaGen's VQ tokenizer.
+
+Levels run from the image's resolution (level 0) to the lowest, each half the one before it.
+Only the lowest level and the middle attend. This module does not know about codes.
+
+Shapes: B images, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_GROUPS = 32
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation as everywhere in this tokenizer: 32 groups, eps 1e-6, affine."""
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, swish, 3x3 convolution, twice, added to the input."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, C_out, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        out: Tensor = self.nin_shortcut(x) + h
+        return out
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all positions, with a residual connection."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        h = self.norm(x)
+        q, k, v = (conv(h).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])  # (B, 1, H*W, C)
+        h = h[:, 0].transpose(1, 2).reshape(x.shape)  # (B, C, H, W)
+        projected: Tensor = self.proj_out(h)
+        return x + projected
+
+
+class Downsample(nn.Module):
+    """Strided 3x3 convolution over an image padded by one zero at the right and the bottom."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H/2, W/2)."""
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return out
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour, twice the size, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, 2H, 2W)."""
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each followed by attention at the lowest one."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, blocks: int, *, attend: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * blocks
+        self.res = nn.ModuleList(ResidualBlock(a, b, dropout) for a, b in pairwise(widths))
+        self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in range(blocks * attend))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, C_out, H, W)."""
+        for i, block in enumerate(self.res):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[i](x)
+        return x
+
+
+class EncoderLevel(Level):
+    """A level that ends by halving the resolution, unless it is the last."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, blocks: int, *, last: bool, dropout: float
+    ) -> None:
+        super().__init__(in_channels, out_channels, blocks, attend=last, dropout=dropout)
+        self.downsample = nn.Identity() if last else Downsample(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, C_out, H/2, W/2), or at full size from the last level."""
+        out: Tensor = self.downsample(super().forward(x))
+        return out
+
+
+class DecoderLevel(Level):
+    """A level that ends by doubling the resolution, unless it is the last."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        blocks: int,
+        *,
+        first: bool,
+        last: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__(in_channels, out_channels, blocks, attend=first, dropout=dropout)
+        self.upsample = nn.Identity() if last else Upsample(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, C_out, 2H, 2W), or at full size from the last level."""
+        out: Tensor = self.upsample(super().forward(x))
+        return out
+
+
+def middle(channels: int, dropout: float) -> nn.ModuleList:
+    """Residual block, attention, residual block."""
+    return nn.ModuleList(
+        [
+            ResidualBlock(channels, channels, dropout),
+            AttentionBlock(channels),
+            ResidualBlock(channels, channels, dropout),
+        ]
+    )
+
+
+class Encoder(nn.Module):
+    """Images to a grid of features.
+
+    Parameters
+    ----------
+    ch : channels of level 0 before its multiplier
+    ch_mult : multiplier of each level, highest resolution first
+    num_res_blocks : residual blocks a level
+    z_channels : channels of the output
+    dropout : rate inside the residual blocks
+    """
+
+    def __init__(
+        self, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, dropout: float
+    ) -> None:
+        super().__init__()
+        last = len(ch_mult) - 1
+        self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
+        self.conv_blocks = nn.ModuleList()
+        width = ch
+        for i, multiplier in enumerate(ch_mult):
+            out = ch * multiplier
+            self.conv_blocks.append(
+                EncoderLevel(width, out, num_res_blocks, last=i == last, dropout=dropout)
+            )
+            width = out
+        self.mid = middle(width, dropout)
+        self.norm_out = group_norm(width)
+        self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, z_channels, H/f, W/f)."""
+        h = self.conv_in(x)
+        for level in self.conv_blocks:
+            h = level(h)
+        for block in self.mid:
+            h = block(h)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        return out
+
+
+class Decoder(nn.Module):
+    """A grid of features to images; ``conv_blocks.0`` is the lowest resolution.
+
+    Parameters are the encoder's; every level has one residual block more.
+    """
+
+    def __init__(
+        self, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, dropout: float
+    ) -> None:
+        super().__init__()
+        last = len(ch_mult) - 1
+        width = ch * ch_mult[-1]
+        self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
+        self.mid = middle(width, dropout)
+        self.conv_blocks = nn.ModuleList()
+        for i, multiplier in enumerate(reversed(ch_mult)):
+            out = ch * multiplier
+            self.conv_blocks.append(
+                DecoderLevel(
+                    width, out, num_res_blocks + 1, first=i == 0, last=i == last, dropout=dropout
+                )
+            )
+            width = out
+        self.norm_out = group_norm(width)
+        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, z_channels, h, w) to (B, 3, H, W), without a non-linearity at the end."""
+        h = self.conv_in(z)
+        for block in self.mid:
+            h = block(h)
+        for level in self.conv_blocks:
+            h = level(h)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        return out
