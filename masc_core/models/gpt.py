@@ -1,0 +1,221 @@
+"""The class-conditional transformer, state-dict compatible with LlamaGen's GPT.
+
+A pre-norm Llama: RMSNorm, attention with two-dimensional rotation, SwiGLU, no biases. The sequence
+is the class, then tokens in raster order; position p predicts token p, so the last token is never
+an input. Tokens are clusters, or codes where the prior is the identity.
+This module does not know about guidance, sampling or images.
+
+Legend: B rows, T positions, L tokens of an image, C width, H heads, D head dim, K vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.kv_cache import KVCache
+from masc_core.models.rope import apply_rope, rope_2d
+
+
+class GPT(nn.Module):
+    """The model. Weights start as N(0, 0.02), the output head as zeros."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.cls_embedding = ClassEmbedding(config)
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.tok_dropout = nn.Dropout(config.token_dropout)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.rope = RopeTable(config)
+        self.apply(_init)
+        nn.init.zeros_(self.output.weight)
+
+    def forward(self, labels: Tensor, tokens: Tensor) -> Tensor:
+        """Logits of every position, teacher-forced.
+
+        Parameters
+        ----------
+        labels : int64 (B,), classes; ``num_classes`` is the null class
+        tokens : int64 (B, T), T < L
+
+        Returns
+        -------
+        float32 (B, 1 + T, K); position p predicts token p
+        """
+        logits: Tensor = self.output(self.hidden(labels, tokens))
+        return logits.float()
+
+    def hidden(self, labels: Tensor, tokens: Tensor) -> Tensor:
+        """Hidden states (B, 1 + T, C) after the final norm; arguments as for `forward`."""
+        classes = self.cls_embedding(labels)[:, None]
+        x = self.tok_dropout(torch.cat([classes, self.tok_embeddings(tokens)], dim=1))
+        table = self.rope(0, x.shape[1])
+        for block in self.layers:
+            x = block(x, table)
+        out: Tensor = self.norm(x)
+        return out
+
+    def step(self, ids: Tensor, position: int, cache: KVCache) -> Tensor:
+        """Logits of one position, with the earlier ones in the cache.
+
+        Parameters
+        ----------
+        ids : int64 (R,), classes at position 0, after that the tokens at ``position - 1``
+        position : 0..L-1, the same for all rows; it is added to the cache
+        cache : holds the positions before
+
+        Returns
+        -------
+        float32 (R, K)
+        """
+        x = self.tok_embeddings(ids) if position else self.cls_embedding(ids)  # (R, C)
+        table = self.rope(position, position + 1)
+        for layer, block in enumerate(self.layers):
+            assert isinstance(block, Block)  # noqa: S101 - for the type checker
+            x = block.step(x, table, layer, position, cache)
+        logits: Tensor = self.output(self.norm(x))
+        return logits.float()
+
+
+class ClassEmbedding(nn.Module):
+    """Classes to vectors; in training a share of the labels becomes the null class."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.null_class, self.dropout = config.num_classes, config.class_dropout
+        self.embedding_table = nn.Embedding(config.num_class_rows, config.dim)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B,) int64 to (B, C)."""
+        if self.training and self.dropout > 0:
+            dropped = torch.rand(labels.shape, device=labels.device) < self.dropout
+            labels = torch.where(dropped, self.null_class, labels)
+        out: Tensor = self.embedding_table(labels)
+        return out
+
+
+class RopeTable(nn.Module):
+    """The rotation table; it follows the model's device but stays float32, outside its state."""
+
+    table: Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        table = rope_2d(config.grid_size, config.head_dim, config.rope_base)
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, start: int, stop: int) -> Tensor:
+        """Entries of the positions from ``start`` to ``stop``, (stop - start, D/2, 2)."""
+        return self.table[start:stop]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
+        exact = self.table
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.table = exact.to(self.table.device)
+        return self
+
+
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean(x^2) + eps)`` in float32, cast back, then scaled in the low precision."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to the same shape."""
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each on its normed input and added to it."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        """(B, T, C) to the same shape."""
+        x = x + self.attention(self.attention_norm(x), table)
+        out: Tensor = x + self.feed_forward(self.ffn_norm(x))
+        return out
+
+    def step(
+        self, x: Tensor, table: Tensor, layer: int, position: int, cache: KVCache
+    ) -> Tensor:
+        """(R, C) to the same shape, for one position."""
+        x = x + self.attention.step(self.attention_norm(x), table, layer, position, cache)
+        out: Tensor = x + self.feed_forward(self.ffn_norm(x))
+        return out
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention; ``wqkv`` holds all queries, then all keys, then all values."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head, self.head_dim = config.n_head, config.head_dim
+        self.wqkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+        self.resid_dropout = nn.Dropout(config.resid_dropout)
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        """(B, T, C) to the same shape."""
+        q, k, v = self.project(x, table)  # (B, T, H, D)
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
+        )
+        out: Tensor = self.resid_dropout(self.wo(y.transpose(1, 2).flatten(2)))
+        return out
+
+    def step(
+        self, x: Tensor, table: Tensor, layer: int, position: int, cache: KVCache
+    ) -> Tensor:
+        """(R, C) to the same shape, for one position."""
+        q, k, v = self.project(x[:, None], table)  # (R, 1, H, D)
+        cache.write(layer, position, k[:, 0], v[:, 0])
+        keys, values = cache.read(layer, position + 1)
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values)  # (R, H, 1, D)
+        out: Tensor = self.wo(y.flatten(1))
+        return out
+
+    def project(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Turned queries, turned keys and values, each (B, T, H, D), of (B, T, C)."""
+        qkv = self.wqkv(x).unflatten(-1, (3, self.n_head, self.head_dim))
+        q, k, v = qkv.unbind(2)
+        return apply_rope(q, table), apply_rope(k, table), v
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: ``w2(silu(w1 x) * w3 x)``."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.ffn_dropout = nn.Dropout(config.ffn_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to the same shape."""
+        out: Tensor = self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+        return out
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)

@@ -1,0 +1,98 @@
+"""Sizes of the transformer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from masc_core.errors import ConfigError
+
+# name: (dim, n_layer, n_head), LlamaGen's class-conditional sizes
+GPT_SIZES = {
+    "GPT-B": (768, 12, 12),
+    "GPT-L": (1024, 24, 16),
+    "GPT-XL": (1280, 36, 20),
+    "GPT-XXL": (1536, 48, 24),
+    "GPT-3B": (3200, 24, 32),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GPTConfig:
+    """Sizes and dropout rates of a transformer.
+
+    Attributes
+    ----------
+    vocab_size : K, what the transformer predicts: clusters, or codes in the flat vocabulary
+    dim, n_layer, n_head : width C, depth, heads H
+    num_classes : the class embedding has one row more, the null class of classifier-free guidance
+    block_size : L positions of an image, a perfect square
+    token_dropout, resid_dropout, ffn_dropout : rates after the embedding, ``wo`` and ``w2``
+    class_dropout : share of labels that training replaces by the null class; at 0 there is none
+    """
+
+    vocab_size: int
+    dim: int
+    n_layer: int
+    n_head: int
+    num_classes: int = 1000
+    block_size: int = 256
+    token_dropout: float = 0.1
+    resid_dropout: float = 0.1
+    ffn_dropout: float = 0.1
+    class_dropout: float = 0.1
+    norm_eps: float = 1e-5
+    rope_base: float = 10000.0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no such transformer can have."""
+        for name in ("vocab_size", "dim", "n_layer", "n_head", "num_classes", "block_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be positive, not {getattr(self, name)}")
+        if self.dim % self.n_head or self.head_dim % 4:
+            raise ConfigError(
+                f"n_head: {self.dim} channels in {self.n_head} heads do not give heads of a "
+                "multiple of 4 channels, which two-dimensional rotation needs"
+            )
+        if self.grid_size**2 != self.block_size:
+            raise ConfigError(f"block_size: {self.block_size} is not a square grid")
+        for name in ("token_dropout", "resid_dropout", "ffn_dropout", "class_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"{name}: must be in [0, 1), not {getattr(self, name)}")
+
+    @classmethod
+    def named(
+        cls, name: str, *, vocab_size: int = 16384, num_classes: int = 1000, block_size: int = 256
+    ) -> GPTConfig:
+        """One of LlamaGen's sizes, for example ``GPT-B``."""
+        if name not in GPT_SIZES:
+            raise ConfigError(f"no transformer size {name!r}; there are {', '.join(GPT_SIZES)}")
+        dim, n_layer, n_head = GPT_SIZES[name]
+        return cls(vocab_size, dim, n_layer, n_head, num_classes, block_size)
+
+    @property
+    def head_dim(self) -> int:
+        """D."""
+        return self.dim // self.n_head
+
+    @property
+    def grid_size(self) -> int:
+        """Grid cells a side."""
+        return math.isqrt(self.block_size)
+
+    @property
+    def ffn_dim(self) -> int:
+        """Hidden width of the feed-forward block: two thirds of 4 C, rounded up to 256."""
+        return -(-int(2 * (4 * self.dim) / 3) // 256) * 256
+
+    @property
+    def num_class_rows(self) -> int:
+        """Rows of the class embedding: the null class exists only where labels are dropped."""
+        return self.num_classes + (1 if self.class_dropout > 0 else 0)
+
+    @property
+    def num_parameters(self) -> int:
+        """``2 K C + classes C + C + n_layer (4 C^2 + 3 C ffn + 2 C)``."""
+        layer = 4 * self.dim**2 + 3 * self.dim * self.ffn_dim + 2 * self.dim
+        embeddings = 2 * self.vocab_size + self.num_class_rows
+        return (embeddings + 1) * self.dim + self.n_layer * layer

@@ -1,0 +1,55 @@
+"""Two-dimensional rotary position embedding, as LlamaGen's.
+
+Of a head's D/2 pairs the first half turns with the row of the grid, the second with the column:
+pair angles ``[r f_0 .. r f_{D/4-1}, c f_0 .. c f_{D/4-1}]``, ``f_j = base^(-2j / (D/2))``.
+Pairs are interleaved, (2i, 2i+1).
+
+The class token's entry has cosine 0 *and* sine 0, which makes its query and key vanish: every later
+position scores it 0. Released weights depend on that.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rope_2d(grid_size: int, head_dim: int, base: float = 10000.0) -> Tensor:
+    """Table of cosines and sines.
+
+    Parameters
+    ----------
+    grid_size : cells a side
+    head_dim : D, a multiple of 4
+    base : slowest frequency is about its inverse
+
+    Returns
+    -------
+    float32 (1 + grid_size**2, D/2, 2): row 0 is the class token's, row 1 + p that of grid cell p
+    """
+    half = head_dim // 2
+    frequencies = base ** (-2 * torch.arange(half // 2).float() / half)
+    angles = torch.outer(torch.arange(grid_size).float(), frequencies)  # (grid, D/4)
+    by_row = angles[:, None].expand(grid_size, grid_size, -1)
+    by_column = angles[None].expand(grid_size, grid_size, -1)
+    cells = torch.cat([by_row, by_column], dim=-1).flatten(0, 1)  # (grid^2, D/2)
+    table = torch.stack([cells.cos(), cells.sin()], dim=-1)
+    return torch.cat([torch.zeros(1, half, 2), table])
+
+
+def apply_rope(x: Tensor, table: Tensor) -> Tensor:
+    """Turn the pairs of queries or keys: ``(a, b) -> (a cos - b sin, b cos + a sin)``.
+
+    Parameters
+    ----------
+    x : (..., T, H, D), any float type
+    table : float32 (T, D/2, 2), one entry a token
+
+    Returns
+    -------
+    the shape and type of ``x``; computed in float32
+    """
+    pairs = x.float().reshape(*x.shape[:-1], -1, 2)  # (..., T, H, D/2, 2)
+    a, b = pairs.unbind(-1)
+    cos, sin = table[:, None].unbind(-1)  # (T, 1, D/2)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
