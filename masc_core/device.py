@@ -1,0 +1,30 @@
+"""Choice of the torch device by name."""
+
+from __future__ import annotations
+
+import torch
+
+from masc_core.errors import ConfigError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device called ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    ``auto`` is the first CUDA device, or the CPU where there is none.
+
+    Raises
+    ------
+    ConfigError
+        No such device, or none of that kind on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device: {name!r} is not a device") from error
+    if device.type not in {"cpu", "cuda"}:
+        raise ConfigError(f"device: {name!r} is neither cpu nor cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: {name!r} is not on this machine")
+    return device

@@ -1,0 +1,68 @@
+"""Files that are whole or absent: atomic replacement, and the SHA-256 of what is there.
+
+A reader sees the old content or the new one, never a part: the content goes to a temporary file in
+the same folder, is flushed to the disk, and takes the name in one ``os.replace``. A process killed
+on the way leaves at most a hidden ``.tmp-*`` file.
+This module does not know what the files hold. Errors of the operating system pass through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Lend a temporary path; what was written there replaces ``path`` when the block ends well.
+
+    The temporary path keeps the file's name at its end, so that writers which look at the suffix
+    (``numpy.savez``, Pillow) are content. When the block raises, the temporary file is removed and
+    ``path`` keeps what it had.
+
+    Raises
+    ------
+    FileNotFoundError : the folder does not exist, or the block wrote nothing
+    """
+    path = Path(path)
+    temporary = temporary_sibling(path)
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def atomic_write(path: str | os.PathLike[str], content: bytes) -> None:
+    """Replace the content of ``path`` in one go; see `atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, as 64 lower-case hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def temporary_sibling(path: Path) -> Path:
+    """Return an unused hidden name beside ``path``, on the same file system."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
+
+
+def _flush(path: Path) -> None:
+    """Force a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,119 @@
+"""Images before a tokenizer sees them and after one has made them: crop, encode, contact sheet.
+
+Pillow and NumPy only. An image is a uint8 array (H, W, 3), RGB. Encoding is a pure function of the
+pixels and the library's version: no time stamp, no metadata.
+This module does not know about models, and nothing of it needs torch.
+
+Encoders, measured on 64x64 photographs and on 256x256 noisy ones (milliseconds and KiB an image):
+
+=====================  ==============  ===============
+encoder                64x64           256x256
+=====================  ==============  ===============
+PNG level 1 (chosen)   0.34 ms  8.8    5.3 ms   117
+PNG level 6            0.46 ms  9.0    15 ms    104
+WebP lossless 0        0.19 ms  6.5    1.4 ms   104
+WebP quality 95        0.58 ms  2.4    6.9 ms   17
+JPEG 95, 4:4:4         0.06 ms  3.5    0.3 ms   26
+=====================  ==============  ===============
+
+So PNG uses level 1, WebP is lossless at its lowest effort (exact pixels for less than a PNG costs),
+and JPEG, quality 95 with full chroma, is the small one.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+ImageFormat = Literal["png", "jpeg", "webp"]
+Pixels = npt.NDArray[np.uint8]
+
+ENCODERS: Mapping[ImageFormat, Mapping[str, Any]] = {
+    "png": {"format": "PNG", "compress_level": 1},
+    "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    "webp": {"format": "WEBP", "lossless": True, "method": 0, "quality": 0},
+}
+
+CAPTION_HEIGHT = 14
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """Scale the short side to ``size`` and cut the middle square, as ADM and LlamaGen do.
+
+    Halve with a box filter while the short side is at least twice too long, then one bicubic
+    resize, then a crop whose offset is rounded down.
+
+    Parameters
+    ----------
+    image : of any mode; the result is RGB
+    size : pixels a side, >= 1
+
+    Raises
+    ------
+    ValueError : a size below 1
+    """
+    if size < 1:
+        raise ValueError(f"the size must be at least 1, got {size}")
+    image = image.convert("RGB")
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    rounded = (round(image.width * scale), round(image.height * scale))
+    image = image.resize(rounded, Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def encode_image(pixels: Pixels, format: ImageFormat) -> bytes:  # noqa: A002 - the request's field
+    """Encode an image (H, W, 3) as a file of the format; equal pixels give equal bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, **ENCODERS[format])
+    return buffer.getvalue()
+
+
+def contact_sheet(
+    images: Sequence[Pixels],
+    columns: int,
+    *,
+    captions: Sequence[str] | None = None,
+    gap: int = 2,
+) -> Image.Image:
+    """Lay images of one size out in rows, on white.
+
+    Parameters
+    ----------
+    images : at least one (H, W, 3)
+    columns : images a row
+    captions : one an image, written below it and cut off at its width
+    gap : pixels between the images
+
+    Raises
+    ------
+    ValueError : no images, images of different sizes, or another number of captions
+    """
+    if not images or columns < 1:
+        raise ValueError("a contact sheet needs at least one image and one column")
+    if len({image.shape for image in images}) > 1:
+        raise ValueError("the images of a contact sheet must be of one size")
+    tiles = [Image.fromarray(image) for image in images]
+    if captions is not None:
+        tiles = [_captioned(*pair) for pair in zip(tiles, captions, strict=True)]
+    width, height = tiles[0].width + gap, tiles[0].height + gap
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (i % columns * width, i // columns * height))
+    return sheet
+
+
+def _captioned(image: Image.Image, caption: str) -> Image.Image:
+    tile = Image.new("RGB", (image.width, image.height + CAPTION_HEIGHT), "white")
+    tile.paste(image, (0, 0))
+    ImageDraw.Draw(tile).text((1, image.height), caption, "black", ImageFont.load_default(10))
+    return tile

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from masc_core.errors import ConfigError
+from masc_core.prior import ClusterMap
+from masc_core.weights import load_transformer
+from tests.training.stages import transformer_config
+from training.code_cache import CodeCache, read_index, write_index
+from training.transformer import ClusterData, adamw, train_transformer
+
+
+def test_learns_more_than_the_unigram_and_reports_bits(prepared: Path, tmp_path: Path) -> None:
+    config = transformer_config(
+        prepared, out=tmp_path / "t", epochs=40, checkpoint_every=1000, token_dropout=0.0
+    )
+    metrics = train_transformer(config)
+    assert metrics["bits_per_position"] < metrics["unigram_bits"] < math.log2(16)
+    model = load_transformer(config.out / "transformer.safetensors")
+    cache = CodeCache.open(prepared / "codes-val")
+    prior = ClusterMap.load(prepared / "prior" / "prior.npz")
+    everyone = np.arange(len(cache))
+    clusters = torch.from_numpy(prior.encode(cache.take(everyone, everyone * 0)))
+    with torch.no_grad():
+        logits = model(torch.from_numpy(cache.labels), clusters[:, :-1])
+    bits = F.cross_entropy(logits.flatten(0, 1), clusters.flatten()).item() / math.log(2)
+    assert bits == pytest.approx(metrics["bits_per_position"], rel=1e-5)
+
+
+def test_continues_where_it_stopped(prepared: Path, tmp_path: Path) -> None:
+    whole = transformer_config(prepared, out=tmp_path / "whole")
+    train_transformer(whole)
+    config = transformer_config(prepared, out=tmp_path / "stopped")
+
+    def die(step: int, total: int, text: str) -> None:
+        if step == 7:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_transformer(config, die)
+    train_transformer(config)
+    expected = load_transformer(whole.out / "transformer.safetensors").state_dict()
+    actual = load_transformer(config.out / "transformer.safetensors").state_dict()
+    assert all(torch.equal(actual[key], value) for key, value in expected.items())
+
+
+@pytest.mark.slow
+def test_compiled_training_reaches_the_same_loss(prepared: Path, tmp_path: Path) -> None:
+    plain = train_transformer(transformer_config(prepared, out=tmp_path / "a", epochs=1))
+    fast = train_transformer(
+        transformer_config(prepared, out=tmp_path / "b", epochs=1, compile=True)
+    )
+    assert fast["bits_per_position"] == pytest.approx(plain["bits_per_position"], rel=1e-2)
+
+
+def test_without_a_prior_the_vocabulary_is_flat(prepared: Path) -> None:
+    data = ClusterData(transformer_config(prepared, prior=None))
+    assert data.prior.num_clusters == 32
+    assert data.model_config(transformer_config(prepared)).vocab_size == 32
+
+
+def test_batches_are_the_clusters_of_one_variant(prepared: Path) -> None:
+    data = ClusterData(transformer_config(prepared))
+    labels, clusters = data.batch(torch.tensor([0, 35, 17]))
+    assert labels.tolist() == [0, 2, 1]
+    for row, image in zip(clusters, [0, 35, 17], strict=True):
+        variants = data.train.take(np.array([image, image]), np.array([0, 1]))
+        assert any(np.array_equal(row, data.prior.encode(v)) for v in variants)
+
+
+def test_unigram_entropy_against_the_plain_sum(prepared: Path) -> None:
+    data = ClusterData(transformer_config(prepared))
+    counts = np.zeros(16)
+    for shard in data.train.codes:
+        for code in shard.ravel():
+            counts[data.prior.labels[code]] += 1
+    p = counts[counts > 0] / counts.sum()
+    assert data.unigram_bits() == pytest.approx(float(-(p * np.log2(p)).sum()))
+
+
+def test_caches_of_two_tokenizers_do_not_mix(prepared: Path, tmp_path: Path) -> None:
+    index = read_index(prepared / "codes-val")
+    other = tmp_path / "codes-val"
+    other.mkdir()
+    for path in (prepared / "codes-val").glob("*.npy"):
+        (other / path.name).write_bytes(path.read_bytes())
+    write_index(other, index.model_copy(update={"tokenizer_sha256": "f" * 64}))
+    with pytest.raises(ConfigError, match="another tokenizer_sha256"):
+        ClusterData(transformer_config(prepared, val_codes=other))
+
+
+def test_a_prior_over_another_codebook_is_refused(prepared: Path, tmp_path: Path) -> None:
+    ClusterMap.identity(31).save(tmp_path / "p.npz")
+    with pytest.raises(ConfigError, match="over 31 codes"):
+        ClusterData(transformer_config(prepared, prior=tmp_path / "p.npz"))
+
+
+def test_decay_is_for_matrices_and_embeddings_alone(prepared: Path) -> None:
+    model = torch.nn.ModuleList([torch.nn.Linear(3, 2), torch.nn.Embedding(4, 2)])
+    decayed, plain = adamw(model, 0.1, 0.05).param_groups
+    assert decayed["weight_decay"] == 0.05
+    assert plain["weight_decay"] == 0.0
+    assert [tuple(p.shape) for p in decayed["params"]] == [(2, 3), (4, 2)]
+    assert [tuple(p.shape) for p in plain["params"]] == [(2,)]
+    assert decayed["betas"] == (0.9, 0.95)
+
+
+def test_the_log_is_json_with_a_pace(prepared: Path, tmp_path: Path) -> None:
+    config = transformer_config(prepared, out=tmp_path / "t", epochs=1)
+    train_transformer(config)
+    rows = [json.loads(line) for line in (config.out / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4]
+    assert all(row["items_per_second"] > 0 for row in rows if row["kind"] == "train")
+    assert rows[-1]["kind"] == "validation"

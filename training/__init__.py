@@ -1,0 +1,1 @@
+"""The offline stages: tokenizer, codes, prior, transformer, publishing."""

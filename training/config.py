@@ -1,0 +1,81 @@
+"""Stage configurations: a TOML file, then flags, validated by one pydantic model a stage.
+
+An unknown key, a wrong type or a value out of range is a `ConfigError` that names the key.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from masc_core.errors import ConfigError
+
+Precision = Literal["float32", "bfloat16"]
+Stage = TypeVar("Stage", bound=BaseModel)
+
+
+class StageConfig(BaseModel):
+    """What every training stage has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    out: Path = Field(description="folder of the run")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")
+    seed: int = Field(0, ge=0, description="seed of the initial weights and the order of the data")
+
+
+class LoopConfig(StageConfig):
+    """What every optimisation loop has."""
+
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(64, ge=1)
+    lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    min_lr_ratio: float = Field(
+        0.1, gt=0, le=1, description="the cosine ends at this share of lr; 1 keeps it constant"
+    )
+    warmup_steps: int = Field(0, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    precision: Precision = Field("float32", description="autocast precision")
+    log_every: int = Field(50, ge=1, description="steps between log lines")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+
+
+def set_threads(threads: int) -> None:
+    """Give torch that many CPU threads; 0 leaves its own choice."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def load_config(stage: type[Stage], path: Path | None, flags: dict[str, Any]) -> Stage:
+    """Read a TOML file, let flags override it, and validate.
+
+    Parameters
+    ----------
+    stage : configuration class of the stage
+    path : TOML file, or None for flags alone
+    flags : values by key; None means not given
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: is not TOML ({error})") from error
+    values |= {key: value for key, value in flags.items() if value is not None}
+    try:
+        return stage.model_validate(values)
+    except ValidationError as error:
+        where = f"{path}: " if path is not None else ""
+        problems = "; ".join(_describe(e["loc"], e["msg"]) for e in error.errors())
+        raise ConfigError(f"{where}{problems}") from error
+
+
+def _describe(location: tuple[int | str, ...], message: str) -> str:
+    return f"{'.'.join(map(str, location)) or 'configuration'}: {message}"
