@@ -1,0 +1,1 @@
+"""The HTTP front end. Nothing in this package imports torch."""

@@ -1,0 +1,91 @@
+"""The front end as an ASGI application.
+
+It is built from what it needs and opens nothing itself: who calls `create_app` chooses the queue,
+the folder of models and the metrics registry, and runs the workers.
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from starlette.responses import JSONResponse
+
+from masc_core.errors import ConfigError
+from masc_core.registry import Registry
+from server import openapi, problems
+from server.body_limit import BodyLimit
+from server.front import Front
+from server.metrics import MeasureRequests, ServerMetrics
+from server.routes import generate, health, models, page
+from server.security import SecurityHeaders
+from server.settings import ServerSettings
+from worker.jobs.queue import JobProducer
+
+DESCRIPTION = """Images of a class, from an autoregressive model over clusters of codes.
+
+Errors are problem documents (RFC 9457)."""
+
+
+def create_app(
+    settings: ServerSettings,
+    queue: JobProducer,
+    registry: Registry,
+    metrics_registry: CollectorRegistry,
+) -> FastAPI:
+    """Build the application.
+
+    Parameters
+    ----------
+    settings : limits and the default model
+    queue : where jobs go
+    registry : the folder of model bundles; manifests are read, weights never
+    metrics_registry : what ``/metrics`` exposes; an embedded worker shares it
+
+    Raises
+    ------
+    ConfigError, ArtifactError : as from `choose_default`
+    """
+    default_model = choose_default(registry, settings.default_model)
+    metrics = ServerMetrics(metrics_registry)
+    app = FastAPI(
+        title="MASC",
+        summary="Image generation server",
+        description=DESCRIPTION,
+        version=health.software_version(),
+        openapi_url=None,
+        docs_url=None,  # both fetch their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.front = Front(settings, queue, registry, default_model, metrics)
+    problems.install(app)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(MeasureRequests, metrics=metrics)
+    for routes in (generate, models, health, page):
+        app.include_router(routes.router)
+    _describe(app)
+    return app
+
+
+def choose_default(registry: Registry, preferred: str | None) -> str:
+    """Name of the default model, whose manifest can be read.
+
+    Raises
+    ------
+    ConfigError : not a model, or several and none is preferred
+    ArtifactError : no model, or its manifest is damaged
+    """
+    try:
+        name = registry.default(preferred or "")
+    except ConfigError as error:
+        raise ConfigError(f"MASC_DEFAULT_MODEL: {error}") from error
+    registry.manifest(name)
+    return name
+
+
+def _describe(app: FastAPI) -> None:
+    @app.get("/openapi.json", include_in_schema=False)
+    async def description() -> JSONResponse:
+        return JSONResponse(openapi.document(app))

@@ -1,0 +1,71 @@
+"""No body above a limit reaches the application, whether its length was declared or not.
+
+The application meets the limit where it reads: its ``receive`` raises, and the exception becomes a
+problem document. A client that is still sending when its connection closes may never read the
+answer, so a moderate rest is read and thrown away first; an enormous one is not.
+"""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+DISCARD_BYTES = 16 * 1024 * 1024
+
+
+class BodyLimit:
+    """Pure ASGI middleware.
+
+    Parameters
+    ----------
+    app : the application behind it
+    max_bytes : largest body that is let through
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] == "http":
+            receive = self._limited(receive, Headers(scope=scope))
+        await self._app(scope, receive, send)
+
+    def _limited(self, receive: Receive, headers: Headers) -> Receive:
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            if not received and _declared_length(headers) > self._max_bytes:
+                if "expect" not in headers:  # such a client asks before it sends
+                    await _discard(receive)
+                raise self._refusal()
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                if message.get("more_body", False):
+                    await _discard(receive)
+                raise self._refusal()
+            return message
+
+        return limited
+
+    def _refusal(self) -> HTTPException:
+        detail = f"the body may have at most {self._max_bytes} bytes"
+        return HTTPException(413, detail, headers={"Connection": "close"})
+
+
+def _declared_length(headers: Headers) -> int:
+    text = headers.get("content-length", "")
+    return int(text[:20]) if text.isascii() and text.isdigit() else 0
+
+
+async def _discard(receive: Receive) -> None:
+    discarded = 0
+    while discarded <= DISCARD_BYTES:
+        message = await receive()
+        discarded += len(message.get("body", b""))
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return

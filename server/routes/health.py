@@ -1,0 +1,79 @@
+"""Whether the process lives, whether it can serve, what it measures, and which version it is."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import Response
+
+from masc_core.errors import NoWorkerError
+from server.front import Front, FrontDependency
+from server.openapi import Responses, problems
+from server.schemas import Health, Readiness, Version, Worker
+
+router = APIRouter(tags=["operation"])
+
+PACKAGE = "masc"
+METRICS_ANSWER: Responses = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": "masc_ready 1.0\n"}}}
+}
+
+
+@router.head("/healthz", include_in_schema=False)
+@router.get("/healthz", summary="Whether the process answers")
+async def healthz() -> Health:
+    """Answer as long as the process runs, whether or not it can make images."""
+    return Health(status="ok")
+
+
+@router.head("/readyz", include_in_schema=False)
+@router.get("/readyz", summary="Whether images can be made", responses=problems("no-worker"))
+async def readyz(front: FrontDependency) -> Readiness:
+    """Answer 200 once a worker has made a warm-up image with the default model."""
+    workers = await front.ready_workers(front.default_model)
+    return Readiness(
+        status="ready",
+        model=front.default_model,
+        workers=[Worker(id=w.worker_id, version=w.version) for w in workers],
+    )
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics in the text format of Prometheus",
+    response_class=Response,
+    responses=METRICS_ANSWER,
+)
+async def metrics(front: FrontDependency) -> Response:
+    """Everything that this process counts; the gauges are read now."""
+    await _read_gauges(front)
+    content = generate_latest(front.metrics.registry)
+    return Response(content, media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/version", summary="Version of the software")
+async def version() -> Version:
+    """Name and version of what answers."""
+    return Version(name=PACKAGE, version=software_version())
+
+
+def software_version() -> str:
+    """Version of the installed distribution, ``unknown`` when run from a bare source tree."""
+    try:
+        return metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+async def _read_gauges(front: Front) -> None:
+    stats = await front.queue.stats()
+    front.metrics.queue_depth.set(stats.depth)
+    front.metrics.queue_oldest_age.set(stats.oldest_age)
+    try:
+        await front.ready_workers(front.default_model)
+    except NoWorkerError:
+        front.metrics.ready.set(0)
+    else:
+        front.metrics.ready.set(1)

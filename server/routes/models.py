@@ -1,0 +1,64 @@
+"""Which models there are, and which classes they know."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from fastapi import APIRouter
+
+from masc_core.errors import ArtifactError
+from masc_core.manifest import Manifest
+from server.front import Front, FrontDependency
+from server.openapi import problems
+from server.schemas import ClassEntry, ClassList, Defaults, ModelList, ModelSummary
+
+logger = logging.getLogger(__name__)
+router = APIRouter(tags=["models"])
+
+
+@router.get("/models", summary="The models of this service")
+async def models(front: FrontDependency) -> ModelList:
+    """Every model in its active version; one whose files are damaged is left out."""
+    return ModelList(models=[summary(m, front.default_model) for m in _manifests(front)])
+
+
+@router.get(
+    "/models/{name}/classes",
+    summary="The classes of a model",
+    responses=problems("unknown-model"),
+)
+async def classes(name: str, front: FrontDependency) -> ClassList:
+    """Ids and names of the classes, in the order of their ids."""
+    manifest = front.manifest(name)
+    return ClassList(
+        model=manifest.name,
+        version=manifest.version,
+        classes=[ClassEntry(id=i, name=known) for i, known in enumerate(manifest.class_names)],
+    )
+
+
+def summary(manifest: Manifest, default_model: str) -> ModelSummary:
+    """Shorten a manifest to what a client needs."""
+    return ModelSummary(
+        name=manifest.name,
+        version=manifest.version,
+        default=manifest.name == default_model,
+        weights_sha256=manifest.weights_sha256,
+        num_classes=len(manifest.class_names),
+        num_positions=manifest.grid**2,
+        num_codes=manifest.num_codes,
+        num_clusters=manifest.num_clusters,
+        image_size=manifest.image_size,
+        decodings=list(manifest.decodings),
+        defaults=Defaults(**manifest.defaults.model_dump()),
+        metrics=manifest.metrics,
+    )
+
+
+def _manifests(front: Front) -> Iterator[Manifest]:
+    for name in front.registry.models():
+        try:
+            yield front.registry.manifest(name)
+        except ArtifactError as error:
+            logger.warning("model %s is left out: %s", name, error)

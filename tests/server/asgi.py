@@ -1,0 +1,79 @@
+"""One request at the level of ASGI messages, where a client can stop, stall and go away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.types import ASGIApp, Message
+
+
+@dataclass
+class Exchange:
+    """A request whose body comes in these pieces; afterwards the client waits, or leaves.
+
+    Attributes
+    ----------
+    pieces : the body
+    gone : set it to make the client go away
+    complete : whether the last piece says that it is the last
+    read : how many pieces were asked for
+    sent : what the application answered
+    """
+
+    pieces: Sequence[bytes]
+    headers: Sequence[tuple[bytes, bytes]] = ((b"content-type", b"application/json"),)
+    path: str = "/generate"
+    complete: bool = True
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    read: int = 0
+    sent: list[Message] = field(default_factory=list)
+
+    async def run(self, app: ASGIApp) -> None:
+        """Let the application answer."""
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "path": self.path,
+            "raw_path": self.path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "scheme": "http",
+            "server": ("masc", 80),
+            "client": ("client", 1234),
+            "headers": list(self.headers),
+        }
+        await app(scope, self._receive, self._send)
+
+    async def _receive(self) -> Message:
+        if self.read < len(self.pieces):
+            piece = self.pieces[self.read]
+            self.read += 1
+            more = self.read < len(self.pieces) or not self.complete
+            return {"type": "http.request", "body": piece, "more_body": more}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    @property
+    def status(self) -> int:
+        """Status of the answer."""
+        return int(self.sent[0]["status"])
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The answer, parsed."""
+        parsed = json.loads(b"".join(message.get("body", b"") for message in self.sent[1:]))
+        assert isinstance(parsed, dict)
+        return parsed
+
+    def header(self, name: bytes) -> bytes | None:
+        """One header of the answer."""
+        return dict(self.sent[0]["headers"]).get(name)

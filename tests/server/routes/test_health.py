@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.server.service import Service, assert_problem
+from worker.jobs.job import GenerationRequest, Job
+
+
+@pytest.fixture
+def idle(tmp_path: Path) -> Iterator[Service]:
+    """A front end without a worker."""
+    with Service(tmp_path, working=False) as running:
+        yield running
+
+
+def value(service: Service, name: str) -> float:
+    text = service.get("/metrics").text
+    values = [
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    ]
+    assert len(values) == 1
+    return values[0]
+
+
+def test_the_process_is_healthy_with_and_without_a_worker(service: Service, idle: Service) -> None:
+    for each in (service, idle):
+        assert each.get("/healthz").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/"])
+def test_head_is_answered_like_get(service: Service, path: str) -> None:
+    assert service.call("HEAD", path).status_code == 200
+
+
+def test_ready_once_a_worker_is(idle: Service) -> None:
+    problem = assert_problem(idle.get("/readyz"), 503)
+    assert "no worker" in problem["detail"]
+    assert value(idle, "masc_ready") == 0
+
+    idle.announce(ready=False, detail="warming up")
+    response = idle.get("/readyz")
+    assert "painter: warming up" in assert_problem(response, 503)["detail"]
+    assert int(response.headers["retry-after"]) >= 1
+
+    idle.announce(model="other")
+    assert "serves 'other'" in assert_problem(idle.get("/readyz"), 503)["detail"]
+
+    idle.announce()
+    assert idle.get("/readyz").json() == {
+        "status": "ready",
+        "model": "tiny",
+        "workers": [{"id": "painter", "version": "v1"}],
+    }
+    assert value(idle, "masc_ready") == 1
+
+    idle.queue.leave("painter")
+    assert_problem(idle.get("/readyz"), 503)
+
+
+def test_a_probe_is_no_rejection(idle: Service) -> None:
+    idle.get("/readyz")
+    assert "masc_rejections_total{" not in idle.exposition()
+
+
+def test_the_gauges_are_those_of_the_queue_now(idle: Service) -> None:
+    request = GenerationRequest("tiny", 0, 1.0, 0)
+    asyncio.run(idle.queue.submit(Job(request, submitted_at=time.time() - 100)))
+    asyncio.run(idle.queue.submit(Job(request)))
+    assert value(idle, "masc_queue_depth") == 2
+    assert 100 <= value(idle, "masc_queue_oldest_age_seconds") < 105
+    idle.queue.claim(10, 0.0)
+    assert value(idle, "masc_queue_depth") == 0
+    assert value(idle, "masc_queue_oldest_age_seconds") == 0
+
+
+def test_the_exposition_says_what_it_is(service: Service) -> None:
+    response = service.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    assert list(text_string_to_metric_families(response.text))
+
+
+def test_version(service: Service) -> None:
+    answer = service.get("/version").json()
+    assert answer["name"] == "masc"
+    assert re.fullmatch(r"\d+\.\d+.*|unknown", answer["version"])

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from masc_core.manifest import MANIFEST_FILE
+from tests.server.service import CLASS_NAMES, GRID, Service, assert_problem, write_model
+
+
+def test_the_list_says_what_each_model_offers(service: Service) -> None:
+    response = service.get("/models")
+    assert response.status_code == 200
+    (model,) = response.json()["models"]
+    assert len(model.pop("weights_sha256")) == 64
+    assert model == {
+        "name": "tiny",
+        "version": "v1",
+        "default": True,
+        "num_classes": len(CLASS_NAMES),
+        "num_positions": GRID**2,
+        "num_codes": 32,
+        "num_clusters": 16,
+        "image_size": 16,
+        "decodings": ["uniform", "frequency"],
+        "defaults": {
+            "cfg_scale": 3.0,
+            "temperature": 1.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "decoding": "uniform",
+        },
+        "metrics": {"psnr_db": 23.5},
+    }
+
+
+def test_classes_in_the_order_of_their_ids(service: Service) -> None:
+    response = service.get("/models/tiny/classes")
+    assert response.json() == {
+        "model": "tiny",
+        "version": "v1",
+        "classes": [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES)],
+    }
+
+
+@pytest.mark.parametrize("name", ["huge", "..", "%2e%2e", "tiny%00", "%ff", "a" * 500, "current"])
+def test_an_unknown_model_is_a_404(service: Service, name: str) -> None:
+    response = service.get(f"/models/{name}/classes")
+    assert_problem(response, 404, *(["model"] if name != ".." else []))
+
+
+def test_a_damaged_model_does_not_hide_the_others(tmp_path: Path) -> None:
+    for name in ("broken", "tiny"):
+        write_model(tmp_path / "models", name)
+    with Service(tmp_path, default_model="tiny") as service:
+        assert [model["name"] for model in service.get("/models").json()["models"]] == [
+            "broken",
+            "tiny",
+        ]
+        (tmp_path / "models" / "broken" / "v1" / MANIFEST_FILE).write_text("{")
+        assert [model["name"] for model in service.get("/models").json()["models"]] == ["tiny"]
+        assert_problem(service.get("/models/broken/classes"), 500)
+
+
+def test_an_activation_is_seen_at_once(own_service: Service) -> None:
+    write_model(own_service.root, version="v2")
+    assert own_service.get("/models").json()["models"][0]["version"] == "v2"
+    assert own_service.get("/models/tiny/classes").json()["version"] == "v2"
+
+
+def test_a_model_without_an_active_version_is_unknown(tmp_path: Path) -> None:
+    for name in ("draft", "tiny"):
+        write_model(tmp_path / "models", name)
+    (tmp_path / "models" / "draft" / "current").unlink()
+    with Service(tmp_path) as service:
+        assert [model["name"] for model in service.get("/models").json()["models"]] == ["tiny"]
+        assert_problem(service.get("/models/draft/classes"), 404, "model")
+        assert_problem(service.generate(model="draft"), 404, "model")

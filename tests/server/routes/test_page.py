@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from server.routes.page import STATIC
+from tests.server.service import Service, assert_problem
+
+FORM_CONTROLS = {"input", "select"}
+
+
+class Elements(HTMLParser):
+    """Every start tag of a page with its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def elements(service: Service) -> list[tuple[str, dict[str, str | None]]]:
+    return Elements(service.get("/").text).found
+
+
+def references(service: Service) -> set[str]:
+    return {
+        value
+        for _, attributes in elements(service)
+        for name, value in attributes.items()
+        if name in {"href", "src"} and value
+    }
+
+
+def test_the_page_and_all_it_refers_to_is_there(service: Service) -> None:
+    response = service.get("/")
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    expected = {"/static/app.js", "/static/app.css", "/static/icon.svg"}
+    assert references(service) == expected | {"/openapi.json", "/metrics"}
+    for reference in references(service):
+        assert service.get(reference).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type"),
+    [
+        ("app.js", "text/javascript; charset=utf-8"),
+        ("app.css", "text/css; charset=utf-8"),
+        ("icon.svg", "image/svg+xml"),
+    ],
+)
+def test_files_come_as_they_are(service: Service, name: str, media_type: str) -> None:
+    response = service.get(f"/static/{name}")
+    assert response.headers["content-type"] == media_type
+    assert response.content == (STATIC / name).read_bytes()
+
+
+def test_a_browser_fetches_a_file_once(service: Service) -> None:
+    first = service.get("/static/app.js")
+    assert first.headers["cache-control"] == "no-cache"
+    again = service.get("/static/app.js", **{"If-None-Match": first.headers["etag"]})
+    assert again.status_code == 304
+    assert again.content == b""
+    assert again.headers["etag"] == first.headers["etag"]
+    changed = service.get("/static/app.js", **{"If-None-Match": '"other"'})
+    assert changed.status_code == 200
+
+
+@pytest.mark.parametrize("name", ["nothing.js", "%2e%2e%2fapp.py", "..%2f..%2fapp.py", "app.js%00"])
+def test_no_other_file_is_served(service: Service, name: str) -> None:
+    assert_problem(service.get(f"/static/{name}"), 404)
+
+
+def test_nothing_is_inline_or_from_elsewhere(service: Service) -> None:
+    for tag, attributes in elements(service):
+        assert tag != "style"
+        assert tag != "script" or attributes.get("src")
+        assert not [name for name in attributes if name == "style" or name.startswith("on")]
+    for path in ("/", "/static/app.js", "/static/app.css"):
+        assert not re.search(r"(https?:)?//[\w.]+\.\w|@import|innerHTML", service.get(path).text)
+
+
+def test_the_policy_allows_only_what_is_ours(service: Service) -> None:
+    policy = service.get("/").headers["content-security-policy"]
+    directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    assert directives == {
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
+        "img-src": "'self' data: blob:",
+        "connect-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+
+
+def test_every_control_has_a_name(service: Service) -> None:
+    found = elements(service)
+    labelled = {attributes.get("for") for tag, attributes in found if tag == "label"}
+    for tag, attributes in found:
+        if tag in FORM_CONTROLS and attributes.get("type") != "checkbox":  # its label is around it
+            assert attributes.get("id") in labelled or attributes.get("aria-label")
+
+
+def test_the_script_finds_every_element_that_it_asks_for(service: Service) -> None:
+    ids = {attributes.get("id") for _, attributes in elements(service)}
+    asked = set(re.findall(r'element\("([\w-]+)"\)', service.get("/static/app.js").text))
+    assert len(asked) > 10
+    assert asked <= ids
+
+
+def test_the_page_is_light(service: Service) -> None:
+    assert sum(path.stat().st_size for path in STATIC.iterdir()) < 50_000
+    assert service.get("/").status_code == 200

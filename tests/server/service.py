@@ -1,0 +1,232 @@
+"""A front end under test: the real application, queue and registry, and a worker that draws discs.
+
+Only the model is missing. The worker is a thread at the queue's other end, and its images are real
+files whose pixels depend on the class and the seed alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import colorsys
+import datetime as dt
+import io
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+from PIL import Image, ImageDraw
+from prometheus_client import CollectorRegistry, generate_latest
+
+from masc_core.manifest import (
+    COUNTS_FILE,
+    REQUIRED_FILES,
+    Decoding,
+    Defaults,
+    GPTSection,
+    Manifest,
+    VQSection,
+    write_manifest,
+)
+from masc_core.registry import CURRENT_FILE, Registry
+from server.app import create_app
+from server.settings import ServerSettings
+from worker.jobs.job import (
+    GenerationRequest,
+    ImageOutput,
+    Job,
+    JobFailure,
+    JobResult,
+    Outcome,
+    Timings,
+    WorkerStatus,
+)
+from worker.jobs.memory import MemoryQueue
+
+CLASS_NAMES = ("goldfish", "Golden Retriever", "crane", "teapot", "crane")
+GRID = 4
+NUM_CLUSTERS = 16
+WEIGHTS = "ab" * 32
+
+
+def write_model(
+    root: Path,
+    name: str = "tiny",
+    version: str = "v1",
+    defaults: Defaults | None = None,
+    decodings: Sequence[Decoding] = ("uniform", "frequency"),
+) -> Manifest:
+    """Put a bundle without its weights under a registry's root, as the active version."""
+    folder = root / name / version
+    folder.mkdir(parents=True)
+    manifest = Manifest(
+        name=name,
+        version=version,
+        created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+        class_names=CLASS_NAMES,
+        defaults=defaults or Defaults(cfg_scale=3.0),
+        metrics={"psnr_db": 23.5},
+        gpt=GPTSection(
+            dim=8, n_layer=1, n_head=1, num_classes=len(CLASS_NAMES), block_size=GRID**2
+        ),
+        vq=VQSection(code_dim=4, ch=8, ch_mult=(1, 1, 1), num_res_blocks=1, z_channels=8),
+        num_codes=32,
+        num_clusters=NUM_CLUSTERS,
+        grid=GRID,
+        image_size=GRID * 4,
+        decodings=tuple(decodings),
+        files=dict.fromkeys([*REQUIRED_FILES, COUNTS_FILE], "0" * 64),
+    )
+    write_manifest(folder, manifest)
+    (root / name / CURRENT_FILE).write_text(f"{version}\n")
+    return manifest
+
+
+def draw(class_id: int, seed: int, file_format: str) -> bytes:
+    """A disc whose colour is the class and whose place is the seed."""
+    image = Image.new("RGB", (16, 16), "white")
+    red, green, blue = colorsys.hsv_to_rgb(class_id / len(CLASS_NAMES), 1.0, 0.8)
+    x, y = seed % 9, seed // 9 % 9
+    colour = (round(255 * red), round(255 * green), round(255 * blue))
+    ImageDraw.Draw(image).ellipse((x, y, x + 7, y + 7), fill=colour)
+    file = io.BytesIO()
+    image.save(file, file_format)
+    return file.getvalue()
+
+
+def paint(job: Job, version: str = "v1") -> JobResult:
+    """Make every image that a job asks for."""
+    request = job.request
+    entropies = tuple(math.log2(2 + i) for i in range(GRID**2))
+    bits = sum(entropies) / len(entropies)
+    images = tuple(
+        ImageOutput(
+            data=draw(request.class_id, request.image_seed(i), request.format),
+            seed=request.image_seed(i),
+            entropies=entropies,
+            entropy_bits=bits,
+            entropy_ratio=bits / math.log2(NUM_CLUSTERS),
+        )
+        for i in range(request.num_images)
+    )
+    timings = Timings(0.001, 0.002, 0.003, 0.004, 0.005, 0.015)
+    return JobResult(images, request.model, version, WEIGHTS, timings)
+
+
+class Painter(threading.Thread):
+    """The worker. Holds its jobs back while ``gate`` is closed, fails them while told to."""
+
+    def __init__(self, queue: MemoryQueue) -> None:
+        super().__init__(daemon=True)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failure: JobFailure | None = None
+        self.requests: list[GenerationRequest] = []
+        self._queue = queue
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            for job in self._queue.claim(1, timeout=0.01):
+                self.requests.append(job.request)
+                self.gate.wait()
+                outcome: Outcome = self.failure or paint(job)
+                self._queue.finish(job.id, outcome)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.gate.set()
+        self.join()
+
+
+class Service:
+    """One front end with its queue, its models and its worker.
+
+    Parameters
+    ----------
+    root : where its models are written
+    working : whether a worker runs, and has announced itself
+    settings : what differs from the defaults
+    """
+
+    def __init__(self, root: Path, *, working: bool = True, **settings: Any) -> None:
+        self.root = root / "models"
+        if not self.root.exists():
+            write_model(self.root)
+        self.settings = ServerSettings(models_dir=self.root, **settings)
+        self.queue = MemoryQueue(self.settings.max_queue)
+        self.registry = CollectorRegistry()
+        self.app = create_app(self.settings, self.queue, Registry(self.root), self.registry)
+        self.painter = Painter(self.queue)
+        self._working = working
+
+    def __enter__(self) -> Self:
+        if self._working:
+            self.painter.start()
+            self.announce()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._working:
+            self.painter.stop()
+
+    def announce(self, *, ready: bool = True, model: str = "tiny", detail: str = "") -> None:
+        """Say in the worker's name how it is."""
+        self.queue.announce(WorkerStatus("painter", ready, model, "v1", detail))
+
+    def client(self) -> httpx.AsyncClient:
+        """A client of the application, without a socket between."""
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://masc")
+
+    def call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send one request."""
+
+        async def run() -> httpx.Response:
+            async with self.client() as client:
+                return await client.request(method, path, **options)
+
+        return asyncio.run(run())
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return self.call("GET", path, headers=headers)
+
+    def generate(
+        self, body: Mapping[str, Any] | None = None, accept: str = "*/*", **fields: Any
+    ) -> httpx.Response:
+        """Ask for images, of the first class unless told otherwise."""
+        given = dict(body or {}) | fields
+        if not {"class_id", "class_name"} & set(given):
+            given["class_id"] = 0
+        return self.call("POST", "/generate", json=given, headers={"Accept": accept})
+
+    def post(
+        self, content: bytes, content_type: str | bytes | None = "application/json"
+    ) -> httpx.Response:
+        """Send bytes to ``/generate`` as they are."""
+        headers = {} if content_type is None else {"Content-Type": content_type}
+        return self.call("POST", "/generate", content=content, headers=headers)
+
+    def sample(self, name: str, **labels: str) -> float:
+        """Value of a metric; 0 where there is none yet."""
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    def exposition(self) -> str:
+        """All metrics as text, without the gauges being read anew."""
+        return generate_latest(self.registry).decode()
+
+
+def assert_problem(response: httpx.Response, status: int, *fields: str) -> dict[str, Any]:
+    """Check that an answer is a well-formed problem document about these fields."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    document: dict[str, Any] = response.json()
+    assert document["status"] == status
+    assert document["type"]
+    assert document["title"]
+    assert document["detail"]
+    assert [error["field"] for error in document.get("errors", [])] == list(fields)
+    assert all(error["message"] for error in document.get("errors", []))
+    return document

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from server.accept import image_format
+from worker.jobs.job import ImageFormat
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("", None),
+        ("*/*", None),
+        ("application/json", None),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", None),
+        ("image/*", "png"),
+        ("IMAGE/*", "png"),
+        ("image/png", "png"),
+        ("image/jpeg", "jpeg"),
+        ("image/webp", "webp"),
+        ("image/webp, image/*;q=0.5", "webp"),
+        ("image/jpeg, image/webp", "jpeg"),
+        ("image/webp;q=0.9, image/jpeg;q=0.8", "webp"),
+        ("image/png;q=0, image/*", "jpeg"),
+        ("image/avif, image/webp", "webp"),
+        ("image/avif", None),
+        ("image/avif, */*;q=0.1", "png"),
+        ("image/*;q=0", None),
+        ("image/*;q=0, */*", None),
+        ("image/*, */*;q=0.1", "png"),
+        ("image/*, application/json", None),
+        ("image/*;q=0.9, application/json", None),
+        ("image/*, application/json;q=0.9", "png"),
+        ("image/*;q=0.5, application/*;q=0.4", "png"),
+        ("image/*;level=1;q=0.5", "png"),
+        ("image/* ; q=1.000", "png"),
+        ("image/*;q=2, image/webp;q=x", None),
+        ("image/*;q=nan", None),
+        (",;,=;q=,image/webp,;;", "webp"),
+        ("image", None),
+        ("image/" * 5000, None),
+    ],
+)
+def test_image_format(accept: str, expected: ImageFormat | None) -> None:
+    assert image_format(accept) == expected

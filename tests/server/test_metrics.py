@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from starlette.types import Message, Receive, Scope, Send
+
+from server.metrics import MeasureRequests, ServerMetrics, outcome_of
+from tests.server.service import Service
+from worker.jobs.job import JobFailure
+from worker.jobs.stages import stage_histogram
+
+REQUESTS = "masc_requests_total"
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (200, "ok"),
+        (304, "ok"),
+        (404, "not_found"),
+        (405, "invalid"),
+        (413, "invalid"),
+        (422, "invalid"),
+        (429, "rejected"),
+        (499, "cancelled"),
+        (500, "error"),
+        (503, "rejected"),
+        (504, "timeout"),
+    ],
+)
+def test_outcome_of(status: int, outcome: str) -> None:
+    assert outcome_of(status) == outcome
+
+
+def test_requests_are_counted_by_route_and_outcome(own_service: Service) -> None:
+    own_service.generate()
+    own_service.generate(num_images=0)
+    own_service.generate(class_id=99)
+    own_service.painter.failure = JobFailure("NonFiniteError", "a NaN")
+    own_service.generate()
+    for outcome in ("ok", "invalid", "not_found", "error"):
+        assert own_service.sample(REQUESTS, endpoint="/generate", outcome=outcome) == 1
+    assert own_service.sample("masc_request_duration_seconds_count", endpoint="/generate") == 4
+
+
+def test_no_label_grows_with_traffic(own_service: Service) -> None:
+    for i in range(30):
+        own_service.get(f"/models/m{i}/classes")
+        own_service.get(f"/x{i}")
+        own_service.get(f"/static/f{i}")
+        own_service.call(f"METHOD{i}", "/generate")
+        own_service.generate(class_id=i, seed=i, num_images=i, model=f"m{i}")
+    path = "/models/{name}/classes"
+    assert own_service.sample(REQUESTS, endpoint=path, outcome="not_found") == 30
+    assert own_service.sample(REQUESTS, endpoint="other", outcome="not_found") == 30
+    assert own_service.sample(REQUESTS, endpoint="/static/{name}", outcome="not_found") == 30
+    assert own_service.exposition().count(f"{REQUESTS}{{") < 8
+
+
+def test_a_generation_observes_the_stages_of_the_front_end(own_service: Service) -> None:
+    own_service.generate()
+    for stage in ("admit", "deliver"):
+        assert own_service.sample("masc_stage_duration_seconds_count", stage=stage) == 1
+
+
+def test_an_embedded_worker_shares_the_registry(own_service: Service) -> None:
+    stage_histogram(own_service.registry).labels("decode").observe(1.0)
+    text = own_service.get("/metrics").text
+    assert 'masc_stage_duration_seconds_count{stage="decode"} 1.0' in text
+    assert text.count("# TYPE masc_stage_duration_seconds ") == 1
+
+
+def test_rejections_are_counted_by_reason(tmp_path: Path) -> None:
+    with Service(tmp_path, working=False, max_queue=1, request_timeout=0.2) as service:
+        service.generate()
+        assert service.sample("masc_rejections_total", reason="no_worker") == 1
+        service.announce()
+
+        async def crowd() -> Sequence[int]:
+            async with service.client() as client:
+                calls = [client.post("/generate", json={"class_id": 0}) for _ in range(3)]
+                return sorted(answer.status_code for answer in await asyncio.gather(*calls))
+
+        assert asyncio.run(crowd()) == [503, 503, 504]
+        assert service.sample("masc_rejections_total", reason="queue_full") == 2
+        assert service.sample(REQUESTS, endpoint="/generate", outcome="rejected") == 3
+        assert service.sample(REQUESTS, endpoint="/generate", outcome="timeout") == 1
+
+
+def measured(*sent: Message | BaseException) -> ServerMetrics:
+    """Metrics after one request to an application that sends and raises this."""
+    metrics = ServerMetrics(CollectorRegistry())
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["seen"] = receive
+        for item in sent:
+            if isinstance(item, BaseException):
+                raise item
+            await send(item)
+
+    async def ignore(_: Message) -> None:
+        pass
+
+    async def nothing() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def run() -> None:
+        await MeasureRequests(application, metrics)({"type": "http"}, nothing, ignore)
+
+    if any(isinstance(item, BaseException) for item in sent):
+        with pytest.raises((RuntimeError, asyncio.CancelledError)):
+            asyncio.run(run())
+    else:
+        asyncio.run(run())
+    return metrics
+
+
+@pytest.mark.parametrize(
+    ("sent", "outcome"),
+    [
+        ([{"type": "http.response.start", "status": 200}], "ok"),
+        ([], "error"),
+        ([RuntimeError()], "error"),
+        ([{"type": "http.response.start", "status": 200}, RuntimeError()], "error"),
+        ([asyncio.CancelledError()], "cancelled"),
+    ],
+)
+def test_what_ends_badly_is_counted_so(
+    sent: Sequence[Message | BaseException], outcome: str
+) -> None:
+    registry = measured(*sent).registry
+    labels = {"endpoint": "other", "outcome": outcome}
+    assert registry.get_sample_value(REQUESTS, labels) == 1
+
+
+def test_other_protocols_pass_unmeasured() -> None:
+    metrics = ServerMetrics(CollectorRegistry())
+    seen: list[str] = []
+
+    async def application(scope: Scope, _: Receive, __: Send) -> None:
+        seen.append(scope["type"])
+
+    async def never() -> Message:
+        raise AssertionError
+
+    async def ignore(_: Message) -> None:
+        pass
+
+    asyncio.run(MeasureRequests(application, metrics)({"type": "lifespan"}, never, ignore))
+    assert seen == ["lifespan"]
+    assert metrics.registry.get_sample_value(REQUESTS, {}) is None

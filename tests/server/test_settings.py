@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from masc_core.errors import ConfigError
+from server.settings import ServerSettings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ServerSettings.model_fields:
+        monkeypatch.delenv(f"MASC_{name.upper()}", raising=False)
+
+
+def test_the_defaults_listen_on_loopback() -> None:
+    settings = load_settings()
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.queue_url == "memory://"
+    assert settings.models_dir == Path("models")
+    assert settings.default_model is None
+
+
+def test_every_setting_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "host": "0.0.0.0",  # noqa: S104
+        "port": 9000,
+        "queue_url": "memory://here",
+        "models_dir": Path("/srv/models"),
+        "default_model": "tiny",
+        "max_queue": 7,
+        "max_body_bytes": 2048,
+        "request_timeout": 2.5,
+        "log_format": "json",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(f"MASC_{name.upper()}", str(value))
+    assert load_settings().model_dump() == values
+
+
+def test_options_win_over_variables_and_none_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASC_PORT", "9000")
+    assert load_settings(port=9001, host=None).port == 9001
+    assert load_settings(port=None).port == 9000
+
+
+def test_empty_variables_and_those_of_others_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MASC_PORT", "")
+    monkeypatch.setenv("MASC_DEVICE", "cuda")
+    assert load_settings().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MASC_PORT", "eight"),
+        ("MASC_PORT", "65536"),
+        ("MASC_PORT", "-1"),
+        ("MASC_MAX_QUEUE", "0"),
+        ("MASC_MAX_BODY_BYTES", "-5"),
+        ("MASC_REQUEST_TIMEOUT", "0"),
+        ("MASC_REQUEST_TIMEOUT", "nan"),
+        ("MASC_REQUEST_TIMEOUT", "inf"),
+        ("MASC_LOG_FORMAT", "xml"),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as refusal:
+        load_settings()
+    message = str(refusal.value)
+    assert message.startswith(f"{name}: ")
+    assert value in message
+    assert "\n" not in message
+
+
+def test_a_bad_option_is_named_by_its_variable() -> None:
+    with pytest.raises(ConfigError, match="MASC_PORT"):
+        load_settings(port=70000)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        load_settings().port = 1  # type: ignore[misc]

@@ -1,0 +1,1 @@
+"""The generation worker: engine, queue port and the consumer that joins the two."""
