@@ -22,6 +22,7 @@ command line to exit statuses.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 
 
@@ -105,4 +106,14 @@ class EngineError(MascError):
 
 
 class NonFiniteError(EngineError):
-    """The model produced a NaN or an infinity for this request."""
+    """The model produced a NaN or an infinity.
+
+    Parameters
+    ----------
+    message : what was not finite
+    indices : places in the batch of the images at fault; the others can be made without them
+    """
+
+    def __init__(self, message: str, indices: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.indices = tuple(indices)

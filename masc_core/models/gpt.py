@@ -109,17 +109,17 @@ class RopeTable(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        table = rope_2d(config.grid_size, config.head_dim, config.rope_base)
-        self.register_buffer("table", table, persistent=False)
+        self.sizes = (config.grid_size, config.head_dim, config.rope_base)
+        self.register_buffer("table", rope_2d(*self.sizes), persistent=False)
 
     def forward(self, start: int, stop: int) -> Tensor:
         """Entries of the positions from ``start`` to ``stop``, (stop - start, D/2, 2)."""
         return self.table[start:stop]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
-        exact = self.table
+        # Built anew: a cast would round it, and a module from the meta device has no values yet.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.table = exact.to(self.table.device)
+        self.table = rope_2d(*self.sizes).to(self.table.device)
         return self
 
 
@@ -154,9 +154,7 @@ class Block(nn.Module):
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
         return out
 
-    def step(
-        self, x: Tensor, table: Tensor, layer: int, position: int, cache: KVCache
-    ) -> Tensor:
+    def step(self, x: Tensor, table: Tensor, layer: int, position: int, cache: KVCache) -> Tensor:
         """(R, C) to the same shape, for one position."""
         x = x + self.attention.step(self.attention_norm(x), table, layer, position, cache)
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
@@ -182,14 +180,12 @@ class Attention(nn.Module):
         out: Tensor = self.resid_dropout(self.wo(y.transpose(1, 2).flatten(2)))
         return out
 
-    def step(
-        self, x: Tensor, table: Tensor, layer: int, position: int, cache: KVCache
-    ) -> Tensor:
+    def step(self, x: Tensor, table: Tensor, layer: int, position: int, cache: KVCache) -> Tensor:
         """(R, C) to the same shape, for one position."""
         q, k, v = self.project(x[:, None], table)  # (R, 1, H, D)
         cache.write(layer, position, k[:, 0], v[:, 0])
         keys, values = cache.read(layer, position + 1)
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values)  # (R, H, 1, D)
+        y = _attend_one(q.transpose(1, 2), keys, values)  # (R, H, 1, D)
         out: Tensor = self.wo(y.flatten(1))
         return out
 
@@ -214,6 +210,16 @@ class FeedForward(nn.Module):
         """(..., C) to the same shape."""
         out: Tensor = self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
         return out
+
+
+def _attend_one(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of one query (R, H, 1, D) over keys and values (R, H, T, D)."""
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, keys, values)
+    # The fused CPU kernel rounds a row by which thread takes it; batched products do not, so a row
+    # has the same bits whatever the others are.
+    scores = query @ keys.transpose(2, 3) * query.shape[-1] ** -0.5  # (R, H, 1, T)
+    return scores.float().softmax(-1).to(values.dtype) @ values
 
 
 def _init(module: nn.Module) -> None:

@@ -13,6 +13,7 @@ GPT_SIZES = {
     "GPT-L": (1024, 24, 16),
     "GPT-XL": (1280, 36, 20),
     "GPT-XXL": (1536, 48, 24),
+    "GPT-XXXL": (2560, 48, 40),
     "GPT-3B": (3200, 24, 32),
 }
 
@@ -29,6 +30,12 @@ class GPTConfig:
     block_size : L positions of an image, a perfect square
     token_dropout, resid_dropout, ffn_dropout : rates after the embedding, ``wo`` and ``w2``
     class_dropout : share of labels that training replaces by the null class; at 0 there is none
+    norm_eps, rope_base : constants of the norms and of the rotation's frequencies
+
+    Raises
+    ------
+    ConfigError
+        A value that no such transformer can have; the message starts with the field.
     """
 
     vocab_size: int
@@ -48,6 +55,9 @@ class GPTConfig:
         """Refuse sizes that no such transformer can have."""
         for name in ("vocab_size", "dim", "n_layer", "n_head", "num_classes", "block_size"):
             if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be at least 1, not {getattr(self, name)}")
+        for name in ("norm_eps", "rope_base"):
+            if not 0.0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: must be positive, not {getattr(self, name)}")
         if self.dim % self.n_head or self.head_dim % 4:
             raise ConfigError(

@@ -1,0 +1,305 @@
+"""Model bundles: a transformer, a tokenizer, a prior and token counts, to one folder and back.
+
+Weights are safetensors, nothing is unpickled, and nothing is loaded before every file has matched
+its SHA-256. A folder appears whole or not at all, and is never changed afterwards.
+This module does not know where the folder lives (`masc_core.registry`) nor how images are
+generated (`masc_core.generate`).
+
+Legend: B images, L positions, V codes, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from masc_core.errors import ArtifactError, ConfigError, NonFiniteError
+from masc_core.files import atomic_write, sha256_file, temporary_sibling
+from masc_core.images import Pixels
+from masc_core.in_cluster import InClusterDecoder
+from masc_core.manifest import (
+    COUNTS_FILE,
+    MANIFEST_FILE,
+    PRIOR_FILE,
+    SAMPLES_FILE,
+    TOKENIZER_FILE,
+    TRANSFORMER_FILE,
+    GPTSection,
+    Manifest,
+    ModelCard,
+    VQSection,
+    read_manifest,
+    verify_files,
+    write_manifest,
+)
+from masc_core.models.gpt import GPT
+from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.vq import VQConfig, VQModel, to_uint8
+from masc_core.prior import ClusterMap
+from masc_core.tensors import fill_module, read_tensors, write_tensors
+
+# What only encoding images needs; a bundle may leave it out.
+ENCODER_PREFIXES = ("encoder.", "quant_conv.")
+# Running statistics of the training, of no use to anyone who loads a bundle.
+TRAINING_KEYS = ("quantize.codebook_used",)
+
+COUNTS_KEY = "counts"
+
+
+@dataclass(frozen=True, slots=True)
+class BundleParts:
+    """What a bundle is made of.
+
+    Attributes
+    ----------
+    model : the transformer over the prior's K clusters, with a null class
+    tokenizer : its codebook has the prior's V codes
+    prior : code to cluster
+    counts : int (V,), how often each code occurs in the training data; offers ``frequency``
+    samples : a PNG that shows what the model makes
+    """
+
+    model: GPT
+    tokenizer: VQModel
+    prior: ClusterMap
+    counts: npt.NDArray[np.integer] | None = None
+    samples: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A loaded bundle, in evaluation mode, ready to generate.
+
+    Attributes
+    ----------
+    manifest : what it is
+    model : the transformer, in the requested precision
+    decoder : cluster to code
+    tokenizer : float32; lacks ``encoder`` and ``quant_conv`` where the bundle leaves them out
+    """
+
+    manifest: Manifest
+    model: GPT
+    decoder: InClusterDecoder
+    tokenizer: VQModel
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.model.output.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the transformer."""
+        return self.model.output.weight.dtype
+
+    @torch.inference_mode()
+    def render(self, codes: Tensor) -> Pixels:
+        """Decode grids of codes to images.
+
+        On the CPU the images are decoded one by one: convolutions choose their algorithm by the
+        size of the batch, so the last bits of an image would depend on its batch-mates.
+
+        Parameters
+        ----------
+        codes : int64 (B, L) in [0, V), raster order
+
+        Returns
+        -------
+        uint8 (B, H, W, 3)
+
+        Raises
+        ------
+        NonFiniteError : the decoder made a NaN or an infinity
+        """
+        codes = codes.to(self.device)
+        at_once = 1 if self.device.type == "cpu" else max(1, len(codes))
+        pixels = [self._render(part) for part in torch.split(codes, at_once)]
+        return torch.cat(pixels).cpu().numpy()
+
+    def _render(self, codes: Tensor) -> Tensor:
+        images = self.tokenizer.decode_codes(codes)
+        if not images.isfinite().all():
+            raise NonFiniteError("the VQ decoder produced a NaN or an infinity")
+        return to_uint8(images)
+
+
+def save_bundle(
+    folder: str | PathLike[str],
+    card: ModelCard,
+    parts: BundleParts,
+    *,
+    weights_dtype: torch.dtype = torch.float16,
+    with_encoder: bool = False,
+) -> Manifest:
+    """Write a new bundle; its folder, and the ones above it, are made.
+
+    Parameters
+    ----------
+    folder : must not exist yet
+    card : name, version, class names, defaults, provenance, metrics
+    parts : the models
+    weights_dtype : precision of the weights on disk
+    with_encoder : keep the tokenizer's encoder, which serving does not need
+
+    Returns
+    -------
+    the manifest that was written
+
+    Raises
+    ------
+    ConfigError : the parts do not belong together
+    ArtifactError : the folder exists, or a weight does not fit the precision
+    """
+    folder = Path(folder)
+    _check_parts(parts)
+    if folder.exists():
+        raise ArtifactError(folder, "exists already; a published version is never changed")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_sibling(folder)
+    temporary.mkdir()
+    try:
+        _write_weights(temporary, parts, weights_dtype, with_encoder=with_encoder)
+        files = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
+        manifest = _manifest(card, parts, files)
+        write_manifest(temporary, manifest)
+        try:
+            temporary.rename(folder)
+        except OSError as error:  # someone else published the same version meanwhile
+            raise ArtifactError(folder, f"cannot be published: {error.strerror}") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return manifest
+
+
+def load_bundle(
+    folder: str | PathLike[str],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Bundle:
+    """Verify and load a bundle.
+
+    Parameters
+    ----------
+    folder : holds ``manifest.json``
+    device : where everything goes
+    dtype : precision of the transformer; the tokenizer's decoder stays in float32, in which no
+        colour bands appear
+
+    Raises
+    ------
+    ArtifactError : a file is missing, truncated, altered, or does not hold what the manifest says;
+        names it
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+    gpt_config, vq_config = _configs(folder, manifest)
+    prior = _load_prior(folder / PRIOR_FILE, manifest)
+    counts = _load_counts(folder / COUNTS_FILE, manifest)
+    model = fill_module(folder / TRANSFORMER_FILE, GPT(gpt_config))
+    return Bundle(
+        manifest=manifest,
+        model=model.to(device, dtype).eval().requires_grad_(requires_grad=False),
+        decoder=InClusterDecoder(prior, counts, device),
+        tokenizer=_load_tokenizer(folder / TOKENIZER_FILE, vq_config).to(device),
+    )
+
+
+def _check_parts(parts: BundleParts) -> None:
+    gpt, vq, prior = parts.model.config, parts.tokenizer.config, parts.prior
+    if gpt.vocab_size != prior.num_clusters:
+        raise ConfigError(
+            f"the transformer predicts {gpt.vocab_size} clusters, "
+            f"but the prior has {prior.num_clusters}"
+        )
+    if vq.num_codes != prior.num_codes:
+        raise ConfigError(
+            f"the tokenizer has {vq.num_codes} codes, but the prior has {prior.num_codes}"
+        )
+    if gpt.num_class_rows == gpt.num_classes:
+        raise ConfigError("a transformer trained with class_dropout 0 cannot be guided, nor served")
+
+
+def _manifest(card: ModelCard, parts: BundleParts, files: Mapping[str, str]) -> Manifest:
+    gpt, vq = parts.model.config, parts.tokenizer.config
+    return Manifest(
+        **dict(card),
+        gpt=GPTSection(**{name: getattr(gpt, name) for name in GPTSection.model_fields}),
+        vq=VQSection(**{name: getattr(vq, name) for name in VQSection.model_fields}),
+        num_codes=vq.num_codes,
+        num_clusters=gpt.vocab_size,
+        grid=gpt.grid_size,
+        image_size=gpt.grid_size * vq.factor,
+        decodings=("uniform",) if parts.counts is None else ("uniform", "frequency"),
+        files=dict(files),
+    )
+
+
+def _write_weights(
+    folder: Path, parts: BundleParts, dtype: torch.dtype, *, with_encoder: bool
+) -> None:
+    left_out = TRAINING_KEYS if with_encoder else (*TRAINING_KEYS, *ENCODER_PREFIXES)
+    write_tensors(folder / TRANSFORMER_FILE, parts.model.state_dict(), dtype)
+    write_tensors(
+        folder / TOKENIZER_FILE,
+        {k: v for k, v in parts.tokenizer.state_dict().items() if not k.startswith(left_out)},
+        dtype,
+    )
+    parts.prior.save(folder / PRIOR_FILE)
+    if parts.counts is not None:
+        InClusterDecoder(parts.prior, parts.counts)  # refuses counts that do not fit
+        counts = torch.from_numpy(np.asarray(parts.counts).astype(np.int64))
+        write_tensors(folder / COUNTS_FILE, {COUNTS_KEY: counts}, dtype)
+    if parts.samples is not None:
+        atomic_write(folder / SAMPLES_FILE, parts.samples)
+
+
+def _configs(folder: Path, manifest: Manifest) -> tuple[GPTConfig, VQConfig]:
+    try:
+        return (
+            GPTConfig(vocab_size=manifest.num_clusters, **dict(manifest.gpt)),
+            VQConfig(num_codes=manifest.num_codes, **dict(manifest.vq)),
+        )
+    except ConfigError as error:
+        raise ArtifactError(folder / MANIFEST_FILE, str(error)) from error
+
+
+def _load_prior(path: Path, manifest: Manifest) -> ClusterMap:
+    prior = ClusterMap.load(path)
+    if (prior.num_codes, prior.num_clusters) != (manifest.num_codes, manifest.num_clusters):
+        raise ArtifactError(
+            path,
+            f"has {prior.num_codes} codes in {prior.num_clusters} clusters, "
+            f"the manifest says {manifest.num_codes} in {manifest.num_clusters}",
+        )
+    return prior
+
+
+def _load_counts(path: Path, manifest: Manifest) -> npt.NDArray[np.int64] | None:
+    if COUNTS_FILE not in manifest.files:
+        return None
+    counts = read_tensors(path).get(COUNTS_KEY)
+    if counts is None or counts.shape != (manifest.num_codes,) or counts.dtype != torch.int64:
+        raise ArtifactError(path, f"does not hold {manifest.num_codes} int64 {COUNTS_KEY}")
+    if (counts < 0).any():
+        raise ArtifactError(path, "holds a negative count")
+    return counts.numpy()
+
+
+def _load_tokenizer(path: Path, config: VQConfig) -> VQModel:
+    tokenizer = VQModel(config)
+    if not any(name.startswith(ENCODER_PREFIXES) for name in read_tensors(path)):
+        # Random weights must not pass for an encoder: whoever encodes gets an AttributeError.
+        del tokenizer.encoder, tokenizer.quant_conv
+    tokenizer = fill_module(path, tokenizer, optional=TRAINING_KEYS)
+    return tokenizer.eval().requires_grad_(requires_grad=False)

@@ -1,0 +1,208 @@
+"""The registry: model bundles under one folder, and which version of each is active.
+
+::
+
+    <root>/<name>/<version>/manifest.json, ...   a bundle; never changed once it is there
+    <root>/<name>/current                        the active version's name, replaced atomically
+
+Names come from URLs and JSON, so only plain names ever become part of a path, and everything else
+is an unknown model. Each call looks at the disk: another process may publish or activate meanwhile.
+This module does not load weights, and needs no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from masc_core.errors import ArtifactError, ConfigError, UnknownModelError
+from masc_core.files import atomic_write
+from masc_core.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    is_plain_name,
+    read_manifest,
+    verify_files,
+)
+
+CURRENT_FILE = "current"
+
+
+class Registry:
+    """Bundles under a folder.
+
+    Parameters
+    ----------
+    root : the folder; may be missing until it is asked for something
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        self._manifests: dict[Path, tuple[tuple[int, int, int], Manifest]] = {}
+
+    def names(self) -> tuple[str, ...]:
+        """Every model that has a version, active or not, sorted; empty when there is none.
+
+        Raises
+        ------
+        ArtifactError : the root is missing or cannot be read
+        """
+        return tuple(sorted(name for name in self._folders(self.root) if self._versions(name)))
+
+    def models(self) -> tuple[str, ...]:
+        """Every model that has an active version, sorted; at least one.
+
+        Raises
+        ------
+        ArtifactError : the root is missing, holds no model, or none of its models is active
+        """
+        names = self.names()
+        if not names:
+            raise ArtifactError(self.root, "holds no model")
+        active = tuple(name for name in names if (self.root / name / CURRENT_FILE).is_file())
+        if not active:
+            raise ArtifactError(
+                self.root / names[0] / CURRENT_FILE, "is missing: no version of a model is active"
+            )
+        return active
+
+    def default(self, preferred: str = "") -> str:
+        """Choose the model to serve: the preferred one, or the only one that is active.
+
+        Raises
+        ------
+        ConfigError : the preferred one does not exist, or none is preferred among several
+        ArtifactError : as from `models`
+        """
+        models = self.models()
+        listed = ", ".join(models)
+        if preferred:
+            if preferred not in models:
+                raise ConfigError(f"no model {preferred!r} in {self.root}; there are: {listed}")
+            return preferred
+        if len(models) > 1:
+            raise ConfigError(f"{self.root} holds several models, name one: {listed}")
+        return models[0]
+
+    def versions(self, name: str) -> tuple[str, ...]:
+        """Versions of a model, numbers in their names compared as numbers.
+
+        Raises
+        ------
+        UnknownModelError : no model of that name
+        """
+        found = self._versions(name) if is_plain_name(name) else ()
+        if not found:
+            raise UnknownModelError("model", f"there is no model {name!r}")
+        return found
+
+    def current(self, name: str) -> str:
+        """Name of the active version.
+
+        Raises
+        ------
+        UnknownModelError : no model of that name
+        ArtifactError : no version is active, or the file that says so does not name one
+        """
+        versions = self.versions(name)
+        path = self.root / name / CURRENT_FILE
+        try:
+            version = path.read_text(encoding="utf-8").strip()
+        except FileNotFoundError as error:
+            raise ArtifactError(path, f"is missing: no version of {name!r} is active") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtifactError(path, f"cannot be read: {error}") from error
+        if version not in versions:
+            raise ArtifactError(path, f"names {version!r}, which is not a version of {name!r}")
+        return version
+
+    def path(self, name: str, version: str | None = None) -> Path:
+        """Folder of a version, by default the active one.
+
+        Raises
+        ------
+        UnknownModelError : no model of that name, or no such version of it
+        ArtifactError : as from `current`
+        """
+        if version is None:
+            version = self.current(name)
+        elif version not in self.versions(name):
+            raise UnknownModelError("version", f"model {name!r} has no version {version!r}")
+        return self.root / name / version
+
+    def manifest(self, name: str, version: str | None = None) -> Manifest:
+        """Manifest of a version, by default the active one; parsed once for each state of the file.
+
+        Raises
+        ------
+        UnknownModelError : no model of that name, or no such version of it
+        ArtifactError : the manifest is damaged, or is that of another model or version
+        """
+        folder = self.path(name, version)
+        try:
+            status = (folder / MANIFEST_FILE).stat()
+        except OSError as error:
+            raise ArtifactError(
+                folder / MANIFEST_FILE, f"cannot be read: {error.strerror}"
+            ) from error
+        state = (status.st_mtime_ns, status.st_size, status.st_ino)
+        cached = self._manifests.get(folder)
+        if cached is not None and cached[0] == state:
+            return cached[1]
+        manifest = read_manifest(folder)
+        if (manifest.name, manifest.version) != (name, folder.name):
+            raise ArtifactError(
+                folder / MANIFEST_FILE, f"is that of {manifest.name} {manifest.version}"
+            )
+        self._manifests[folder] = (state, manifest)
+        return manifest
+
+    def verify(self, name: str, version: str | None = None) -> Manifest:
+        """Check every file of a version, by default the active one, against its SHA-256.
+
+        Raises
+        ------
+        UnknownModelError : no model of that name, or no such version of it
+        ArtifactError : a file is missing, truncated or altered; names it
+        """
+        manifest = self.manifest(name, version)
+        verify_files(self.path(name, manifest.version), manifest)
+        return manifest
+
+    def activate(self, name: str, version: str) -> None:
+        """Make a version the active one, after verifying it; a refused one changes nothing.
+
+        Raises
+        ------
+        UnknownModelError, ArtifactError : as from `verify`
+        """
+        self.verify(name, version)
+        atomic_write(self.root / name / CURRENT_FILE, f"{version}\n".encode())
+
+    def _versions(self, name: str) -> tuple[str, ...]:
+        folder = self.root / name
+        if not folder.is_dir():
+            return ()
+        found = (
+            version
+            for version in self._folders(folder)
+            if (folder / version / MANIFEST_FILE).is_file()
+        )
+        return tuple(sorted(found, key=_natural))
+
+    def _folders(self, path: Path) -> list[str]:
+        try:
+            return [
+                entry.name
+                for entry in path.iterdir()
+                if is_plain_name(entry.name) and entry.is_dir()
+            ]
+        except OSError as error:
+            raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
+
+
+def _natural(version: str) -> list[tuple[int, str]]:
+    """Sort key under which v2 comes before v10."""
+    parts = re.findall(r"\d+|\D+", version)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

@@ -1,0 +1,115 @@
+"""From logits to a token: guidance, entropy, temperature, filters, draw.
+
+The order is LlamaGen's: guide, divide by the temperature, keep the top k, then the top p of what is
+left, draw. The draw is ``argmax(logits + gumbel)``, which samples from the softmax (Gumbel-max).
+Rows may all have parameters of their own; nothing loops over rows.
+This module does not know about models or images.
+
+Legend: B rows, K vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from masc_core.philox import gumbel
+
+# Below it a temperature would overflow the logits; at it the draw is the argmax.
+MIN_TEMPERATURE = 1e-5
+
+
+def guide(cond: Tensor, uncond: Tensor, scale: Tensor) -> Tensor:
+    """Classifier-free guidance, ``uncond + scale (cond - uncond)``.
+
+    Parameters
+    ----------
+    cond, uncond : float32 (B, K), logits given the class and given none
+    scale : float32 (B,)
+
+    Returns
+    -------
+    float32 (B, K)
+    """
+    return uncond + scale[:, None] * (cond - uncond)
+
+
+def entropy_bits(logits: Tensor) -> Tensor:
+    """Entropy of the softmax, ``-sum p log2 p``, in bits.
+
+    Parameters
+    ----------
+    logits : float (B, K); minus infinity is a probability of zero, which adds nothing
+
+    Returns
+    -------
+    float32 (B,), in [0, log2 K]
+    """
+    # In float64: float32 sums depend on how many rows there are, and on the device.
+    logs = logits.double().log_softmax(-1)
+    probabilities = logs.exp()
+    terms = torch.where(probabilities > 0, probabilities * logs, 0.0)
+    return (terms.sum(-1) / -math.log(2)).clamp(min=0).float()
+
+
+def heat(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Divide each row by its temperature.
+
+    Parameters
+    ----------
+    logits : float32 (B, K)
+    temperature : float32 (B,), in effect at least ``MIN_TEMPERATURE``
+
+    Returns
+    -------
+    float32 (B, K)
+    """
+    return logits / temperature.clamp(min=MIN_TEMPERATURE)[:, None]
+
+
+def filter_logits(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:
+    """Put minus infinity where a row's filters remove a token.
+
+    Parameters
+    ----------
+    logits : float (B, K)
+    top_k : int64 (B,), keep the k largest and their ties; 0 and k >= K keep all; None: off for all
+    top_p : float (B,), of what is left keep the most probable until their sum exceeds p, at least
+        one, and of equal ones the lower ids first; 1 keeps all; None: off for all
+
+    Returns
+    -------
+    float (B, K), ``logits`` itself where no row filters
+    """
+    if top_k is None and top_p is None:
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        last = (top_k.clamp(max=logits.shape[-1]) - 1).clamp(min=0)[:, None]
+        least = ordered.gather(1, last).masked_fill(top_k[:, None] == 0, -math.inf)
+        logits = logits.masked_fill(logits < least, -math.inf)
+        ordered = ordered.masked_fill(ordered < least, -math.inf)
+    if top_p is not None:
+        before = F.pad(ordered.double().softmax(-1).cumsum(-1)[:, :-1], (1, 0))
+        over = (before > top_p[:, None]) & (top_p < 1)[:, None]
+        logits = logits.masked_fill(over.scatter(1, order, over), -math.inf)
+    return logits
+
+
+def draw(logits: Tensor, seeds: Tensor, position: int | Tensor) -> Tensor:
+    """Sample one token a row from the softmax.
+
+    Parameters
+    ----------
+    logits : float32 (B, K), heated and filtered
+    seeds : int64 (B,), the images' seeds
+    position : place in the image, one for all rows or int64 (B,)
+
+    Returns
+    -------
+    int64 (B,)
+    """
+    return (logits + gumbel(seeds, position, logits.shape[-1])).argmax(-1)

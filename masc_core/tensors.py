@@ -1,0 +1,93 @@
+"""Named tensors in one safetensors file: written whole or not at all, checked before they are used.
+
+Weights may be stored in a lower precision than they are used in. This module does not know what
+the tensors mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from masc_core.errors import ArtifactError
+from masc_core.files import atomic_path
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Write tensors, those of a floating-point type as ``dtype``.
+
+    Raises
+    ------
+    ArtifactError : a tensor has a NaN or an infinity, or gets one in that precision
+    """
+    stored = {name: _converted(tensor, dtype) for name, tensor in tensors.items()}
+    _refuse_first(path, stored, lambda k: _not_finite(stored[k]), f"is not finite in {dtype}")
+    with atomic_path(path) as temporary:
+        save_file(stored, temporary)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a file, on the CPU, as they are stored.
+
+    Raises
+    ------
+    ArtifactError : the file is missing, damaged or of another kind
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(path, f"cannot be read as safetensors: {error}") from error
+
+
+def fill_module(path: Path, module: Module, optional: tuple[str, ...] = ()) -> Module:
+    """Fill a module with the tensors of a file, converted to the module's precision.
+
+    Parameters
+    ----------
+    path : the file
+    module : changed in place
+    optional : names that the file may lack
+
+    Raises
+    ------
+    ArtifactError : the file cannot be read, lacks a tensor, has a surplus one, one of another
+        shape, or a NaN or an infinity; names the tensor
+    """
+    tensors = read_tensors(path)
+    expected = module.state_dict()
+    lacking = [name for name in expected if name not in tensors and name not in optional]
+    if lacking:
+        raise ArtifactError(path, f"the tensor {lacking[0]} is not in it")
+    _refuse_first(path, tensors, lambda k: k not in expected, "belongs to no module")
+    _refuse_first(
+        path, tensors, lambda k: tensors[k].shape != expected[k].shape, "has a wrong shape"
+    )
+    _refuse_first(path, tensors, lambda k: _not_finite(tensors[k]), "has a NaN or an infinity")
+    module.load_state_dict(tensors, strict=False)
+    return module
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    tensor = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+    # Safetensors stores plain row-major tensors, and refuses views that share memory.
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _not_finite(tensor: Tensor) -> bool:
+    return not bool(tensor.isfinite().all())
+
+
+def _refuse_first(
+    path: Path, names: Mapping[str, Tensor], wrong: Callable[[str], bool], complaint: str
+) -> None:
+    for name in names:
+        if wrong(name):
+            raise ArtifactError(path, f"the tensor {name} {complaint}")

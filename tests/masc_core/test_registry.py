@@ -1,0 +1,187 @@
+"""The registry against folders with manifests; the files' content does not matter here."""
+
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from masc_core.errors import ArtifactError, ConfigError, MascError, UnknownModelError
+from masc_core.files import sha256_file
+from masc_core.manifest import (
+    MANIFEST_FILE,
+    REQUIRED_FILES,
+    Defaults,
+    GPTSection,
+    Manifest,
+    VQSection,
+    write_manifest,
+)
+from masc_core.registry import Registry
+
+
+def publish(root: Path, name: str, version: str, content: bytes = b"weights") -> Path:
+    """Write a bundle whose weight files hold ``content``."""
+    folder = root / name / version
+    folder.mkdir(parents=True)
+    for file in REQUIRED_FILES:
+        (folder / file).write_bytes(content)
+    manifest = Manifest.model_validate(
+        {
+            "name": name,
+            "version": version,
+            "created": "2025-01-02T03:04:05Z",
+            "gpt": GPTSection(dim=8, n_layer=1, n_head=1, num_classes=1, block_size=4),
+            "vq": VQSection(code_dim=2, ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=8),
+            "num_codes": 4,
+            "num_clusters": 2,
+            "grid": 2,
+            "image_size": 4,
+            "class_names": ("cat",),
+            "defaults": Defaults(),
+            "decodings": ("uniform",),
+            "files": {file: sha256_file(folder / file) for file in REQUIRED_FILES},
+        }
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two models; ``a`` has three versions and ``v2`` active, ``b`` has one that is not active."""
+    for version in ("v1", "v10", "v2"):
+        publish(tmp_path, "a", version)
+    publish(tmp_path, "b", "1")
+    Registry(tmp_path).activate("a", "v2")
+    return tmp_path
+
+
+def test_it_lists_models_and_versions(root: Path) -> None:
+    registry = Registry(root)
+    assert registry.names() == ("a", "b")
+    assert registry.models() == ("a",)
+    assert registry.versions("a") == ("v1", "v2", "v10")
+    assert registry.current("a") == "v2"
+    assert registry.path("a") == root / "a" / "v2"
+    assert registry.path("a", "v10") == root / "a" / "v10"
+    assert registry.manifest("a").version == "v2"
+    assert registry.manifest("b", "1").name == "b"
+
+
+def test_stray_files_and_unfinished_bundles_are_not_models(root: Path) -> None:
+    (root / "README.md").write_text("hello")
+    (root / ".tmp-123-x" / "1").mkdir(parents=True)
+    (root / "empty").mkdir()
+    (root / "a" / "v3").mkdir()
+    registry = Registry(root)
+    assert registry.names() == ("a", "b")
+    assert registry.versions("a") == ("v1", "v2", "v10")
+
+
+def test_a_missing_or_empty_root_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"nowhere: cannot be read: No such file or directory$"):
+        Registry(tmp_path / "nowhere").models()
+    with pytest.raises(ArtifactError, match=r"holds no model$"):
+        Registry(tmp_path).models()
+    publish(tmp_path, "a", "1")
+    with pytest.raises(ArtifactError, match=r"a/current: is missing: no version"):
+        Registry(tmp_path).models()
+    with pytest.raises(ArtifactError, match=r"a/current: is missing: no version"):
+        Registry(tmp_path).manifest("a")
+
+
+@pytest.mark.parametrize(
+    "name", ["c", "", ".", "..", "../a", "a/v2", "a/../a", "/", "/etc", "a\0b", "x" * 5000, "ä\n"]
+)
+def test_unknown_names_never_reach_the_disk(root: Path, name: str) -> None:
+    registry = Registry(root / "a" / "..")  # so that a step upwards would find something
+    with pytest.raises(UnknownModelError) as caught:
+        registry.manifest(name)
+    assert caught.value.field == "model"
+    with pytest.raises(UnknownModelError) as caught:
+        registry.path("a", name)
+    assert caught.value.field == "version"
+
+
+@pytest.mark.parametrize("content", [b"", b"v9", b"../b/1", b"v1 v2", b"\xff"])
+def test_a_current_file_that_names_no_version_is_refused(root: Path, content: bytes) -> None:
+    (root / "a" / "current").write_bytes(content)
+    with pytest.raises(ArtifactError, match="current"):
+        Registry(root).path("a")
+
+
+def test_default_is_the_only_active_model_or_the_preferred_one(root: Path) -> None:
+    registry = Registry(root)
+    assert registry.default() == registry.default("a") == "a"
+    with pytest.raises(ConfigError, match=r"no model 'b' in .*; there are: a"):
+        registry.default("b")
+    registry.activate("b", "1")
+    with pytest.raises(ConfigError, match="several models, name one: a, b"):
+        registry.default()
+    assert registry.default("b") == "b"
+
+
+def test_activation_is_seen_by_every_registry(root: Path) -> None:
+    here, there = Registry(root), Registry(root)
+    assert there.manifest("a").version == "v2"
+    here.activate("a", "v10")
+    assert there.manifest("a").version == "v10"
+    assert (root / "a" / "current").read_bytes() == b"v10\n"
+
+
+def test_readers_never_see_a_half_written_current(root: Path) -> None:
+    registry = Registry(root)
+    done = threading.Event()
+    failures: list[MascError] = []
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                registry.manifest("a")
+            except MascError as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for i in range(50):
+        registry.activate("a", ("v1", "v10")[i % 2])
+    done.set()
+    thread.join()
+    assert failures == []
+
+
+def test_a_damaged_version_is_not_activated(root: Path) -> None:
+    (root / "a" / "v10" / REQUIRED_FILES[0]).write_bytes(b"weight")
+    registry = Registry(root)
+    with pytest.raises(ArtifactError, match=f"v10/{REQUIRED_FILES[0]}: is truncated or altered"):
+        registry.activate("a", "v10")
+    assert registry.current("a") == "v2"
+    with pytest.raises(UnknownModelError, match="no version 'v11'"):
+        registry.activate("a", "v11")
+
+
+@pytest.mark.parametrize("file", REQUIRED_FILES)
+def test_verify_names_a_missing_file(root: Path, file: str) -> None:
+    registry = Registry(root)
+    assert registry.verify("a") == registry.manifest("a")
+    (root / "a" / "v2" / file).unlink()
+    with pytest.raises(ArtifactError, match=f"v2/{file}: is listed in the manifest but missing"):
+        registry.verify("a")
+
+
+def test_manifests_are_parsed_once_until_they_change(root: Path) -> None:
+    registry = Registry(root)
+    first = registry.manifest("a")
+    assert registry.manifest("a") is first
+    path = root / "a" / "v2" / MANIFEST_FILE
+    path.write_text(path.read_text().replace('"cat"', '"dog"'))
+    os.utime(path, ns=(1, 1))  # whatever the clock's resolution
+    assert registry.manifest("a").class_names == ("dog",)
+
+
+def test_a_manifest_of_another_version_is_refused(root: Path) -> None:
+    shutil.copytree(root / "a" / "v2", root / "a" / "v3")
+    with pytest.raises(ArtifactError, match=r"v3/manifest\.json: is that of a v2"):
+        Registry(root).manifest("a", "v3")

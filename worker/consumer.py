@@ -1,0 +1,285 @@
+"""The worker's loop: jobs from the queue, images through the engine, results to the queue.
+
+One thread owns everything but the encoding of files, which a small pool does. A turn of the loop
+claims as many jobs as the engine has rows for, feeds their images to the engine in order, steps it,
+decodes what is finished, and reports the jobs whose images are all there. A job larger than the
+engine is fed in parts.
+An error concerns the jobs whose work was under way: they fail, the others go on.
+This module does not know how the queue is reached, nor how the engine batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from masc_core.bundle import Bundle
+from masc_core.errors import ConfigError, MascError, RequestError
+from masc_core.generate import ImageSpec
+from masc_core.images import Pixels, encode_image
+from worker.engine.engine import Engine, FailedImage, FinishedImage, ImageTask, TaskKey
+from worker.jobs.job import ImageFormat, Job, JobFailure, Outcome, WorkerStatus
+from worker.jobs.queue import JobConsumer
+from worker.metrics import WorkerMetrics
+from worker.running_job import RunningJob, check_request
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2
+PAUSE_AFTER_ERROR_SECONDS = 0.2
+NUM_ENCODERS = 2
+WARM_UP = "warm-up"
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoding:
+    """An image on its way through the pool: the file and its seconds are to come."""
+
+    image: FinishedImage
+    file: Future[tuple[bytes, float]]
+
+
+class Consumer:
+    """Serves one bundle from one queue.
+
+    Parameters
+    ----------
+    queue : where jobs come from and results go
+    engine : runs the bundle's transformer
+    bundle : what is served
+    metrics : what is counted
+    worker_id : this worker's name in the queue
+
+    Raises
+    ------
+    ConfigError : the engine is too small for a guided image
+    """
+
+    def __init__(
+        self,
+        queue: JobConsumer,
+        engine: Engine,
+        bundle: Bundle,
+        metrics: WorkerMetrics,
+        worker_id: str,
+    ) -> None:
+        if engine.capacity_rows < 2:
+            raise ConfigError("a worker needs room for two rows, which a guided image takes")
+        self.worker_id = worker_id
+        self._queue, self._engine, self._bundle, self._metrics = queue, engine, bundle, metrics
+        self._max_bits = math.log2(bundle.manifest.num_clusters)
+        self._stopping = threading.Event()
+        self._pool = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix="encode")
+        self._running: dict[str, RunningJob] = {}
+        self._backlog: deque[ImageTask] = deque()
+        self._in_engine: dict[TaskKey, ImageTask] = {}
+        self._outcomes: deque[FinishedImage | FailedImage] = deque()
+        self._encoding: deque[_Encoding] = deque()
+        self._outbox: deque[tuple[str, Outcome]] = deque()
+        self._concerned: set[str] = set()  # jobs that fail if what is being done now fails
+        metrics.rows_capacity.set(engine.capacity_rows)
+        metrics.serve(bundle)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is claimed that has not been reported."""
+        return not self._running and not self._outbox
+
+    def run(self) -> None:
+        """Warm up, then serve until `stop`; on the way out the claimed jobs are finished.
+
+        Raises
+        ------
+        MascError : the warm-up image failed; the queue has been told
+        """
+        with self._pool:
+            self.warm_up()
+            while not (self._stopping.is_set() and self.is_idle):
+                self._turn_safely()
+        self._queue.leave(self.worker_id)
+
+    def stop(self) -> None:
+        """Claim nothing more, and end `run` when what is claimed is done. From any thread."""
+        self._stopping.set()
+
+    def warm_up(self) -> None:
+        """Make one real image, and announce this worker as ready.
+
+        Raises
+        ------
+        MascError : the image failed
+        """
+        self._announce(ready=False, detail="warming up")
+        started = time.perf_counter()
+        try:
+            self._make_one_image()
+        except Exception as error:
+            reason = str(error) if isinstance(error, MascError) else "see the log"
+            self._announce(ready=False, detail=f"the warm-up image failed: {reason}")
+            raise
+        self._announce(ready=True)
+        manifest = self._bundle.manifest
+        logger.info(
+            "worker %s serves %s %s after a warm-up image of %.2f s",
+            self.worker_id,
+            manifest.name,
+            manifest.version,
+            time.perf_counter() - started,
+        )
+
+    def turn(self) -> None:
+        """One turn of the loop; waits for a job for a moment when there is nothing to do."""
+        self._report()
+        self._claim()
+        self._feed()
+        self._step()
+        self._render()
+        self._collect()
+        self._report()
+
+    def _turn_safely(self) -> None:
+        try:
+            self.turn()
+        except Exception as error:
+            jobs = sorted(self._concerned)
+            logger.exception("worker %s: an error that concerns jobs %s", self.worker_id, jobs)
+            for job_id in jobs:
+                self._fail(job_id, error)
+            if not jobs:
+                time.sleep(PAUSE_AFTER_ERROR_SECONDS)
+
+    def _claim(self) -> None:
+        self._concerned = set()
+        room = self._engine.free_rows - sum(task.num_rows for task in self._backlog)
+        if self._stopping.is_set() or room <= 0:
+            return
+        for job in self._queue.claim(room, 0.0 if self._running else POLL_SECONDS):
+            self._admit(job)
+
+    def _admit(self, job: Job) -> None:
+        running = self._running[job.id] = RunningJob(job)
+        try:
+            check_request(job.request, self._bundle.manifest)
+            self._backlog.extend(running.tasks())
+        except RequestError as error:
+            self._fail(job.id, error)
+
+    def _feed(self) -> None:
+        while self._backlog and self._backlog[0].num_rows <= self._engine.free_rows:
+            task = self._backlog.popleft()
+            self._concerned = {task.job_id}
+            self._engine.add(task)
+            self._in_engine[task.key] = task
+            self._running[task.job_id].started()
+
+    def _step(self) -> None:
+        self._metrics.rows_active.set(self._rows_active)
+        if not self._in_engine:
+            return
+        self._concerned = {job_id for job_id, _ in self._in_engine}
+        outcomes = self._engine.step()
+        for outcome in outcomes:
+            del self._in_engine[outcome.task.key]
+        self._outcomes.extend(outcomes)
+        self._metrics.rows_active.set(self._rows_active)
+
+    def _render(self) -> None:
+        while self._outcomes:
+            outcome = self._outcomes.popleft()
+            running = self._running.get(outcome.task.job_id)
+            if running is None:  # another image of its job failed
+                continue
+            self._concerned = {outcome.task.job_id}
+            if isinstance(outcome, FailedImage):
+                self._fail(outcome.task.job_id, outcome.error)
+                continue
+            started = time.perf_counter()
+            pixels = self._bundle.render(outcome.codes[None])[0]
+            running.generated(outcome, time.perf_counter() - started)
+            file = self._pool.submit(_encode, pixels, running.request.format)
+            self._encoding.append(_Encoding(outcome, file))
+
+    def _collect(self) -> None:
+        """Take what the pool has done; wait for the rest only if the engine has nothing to do."""
+        patient = not self._in_engine
+        for _ in range(len(self._encoding)):
+            encoding = self._encoding.popleft()
+            running = self._running.get(encoding.image.task.job_id)
+            if running is None:
+                continue
+            if not patient and not encoding.file.done():
+                self._encoding.append(encoding)
+                continue
+            self._concerned = {running.job.id}
+            self._take(running, encoding)
+
+    def _take(self, running: RunningJob, encoding: _Encoding) -> None:
+        data, seconds = encoding.file.result()
+        entropies = encoding.image.entropies.tolist()
+        image = running.encoded(encoding.image.task.index, data, entropies, self._max_bits, seconds)
+        self._metrics.image(running.request, image)
+        if running.is_complete:
+            result = running.result(self._bundle.manifest)
+            self._metrics.job(result)
+            self._settle(running.job.id, result)
+
+    def _fail(self, job_id: str, error: Exception) -> None:
+        """End a job without images, and drop what is left of it."""
+        if job_id not in self._running:
+            return
+        failure = JobFailure.of(error)
+        logger.warning("job %s failed: %s: %s", job_id, failure.error, failure.message)
+        self._backlog = deque(task for task in self._backlog if task.job_id != job_id)
+        for key in [key for key in self._in_engine if key[0] == job_id]:
+            self._engine.cancel(key)
+            del self._in_engine[key]
+        self._settle(job_id, failure)
+
+    def _settle(self, job_id: str, outcome: Outcome) -> None:
+        del self._running[job_id]
+        self._outbox.append((job_id, outcome))
+
+    def _report(self) -> None:
+        self._concerned = set()  # a queue that is away is no job's fault: they are reported later
+        while self._outbox:
+            self._queue.finish(*self._outbox[0])
+            self._outbox.popleft()
+
+    def _make_one_image(self) -> None:
+        defaults = self._bundle.manifest.defaults
+        spec = ImageSpec(class_id=0, cfg_scale=defaults.cfg_scale, seed=0)
+        self._engine.add(ImageTask(WARM_UP, 0, spec))
+        outcomes: Sequence[FinishedImage | FailedImage] = ()
+        while not outcomes:
+            outcomes = self._engine.step()
+        (outcome,) = outcomes
+        if isinstance(outcome, FailedImage):
+            raise outcome.error
+        _encode(self._bundle.render(outcome.codes[None])[0], "png")
+
+    def _announce(self, *, ready: bool, detail: str = "") -> None:
+        manifest = self._bundle.manifest
+        self._queue.announce(
+            WorkerStatus(
+                worker_id=self.worker_id,
+                ready=ready,
+                model=manifest.name,
+                version=manifest.version,
+                detail=detail,
+            )
+        )
+
+    @property
+    def _rows_active(self) -> int:
+        return self._engine.capacity_rows - self._engine.free_rows
+
+
+def _encode(pixels: Pixels, file_format: ImageFormat) -> tuple[bytes, float]:
+    started = time.perf_counter()
+    return encode_image(pixels, file_format), time.perf_counter() - started

@@ -1,0 +1,1 @@
+"""Batching engines behind one interface."""

@@ -1,0 +1,136 @@
+"""What a worker measures, under the names that dashboards rely on.
+
+No label grows with traffic: there is none for a class, a request or a client. This module does not
+know where the numbers come from, nor who exposes the registry.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from masc_core.bundle import Bundle
+from worker.jobs.job import GenerationRequest, ImageOutput, JobResult
+from worker.jobs.stages import Stage, stage_histogram
+
+STEP_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+BITS_BUCKETS = tuple(range(1, 15))
+RATIO_BUCKETS = tuple(i / 20 for i in range(1, 21))
+
+# The stages of a job's timings that happen here.
+STAGES: tuple[Stage, ...] = ("queue", "prefill", "decode", "vq_decode", "encode")
+
+
+class WorkerMetrics:
+    """Counters, histograms and gauges of one worker.
+
+    Parameters
+    ----------
+    registry : where they are registered, once; in the embedded mode the front end's too
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.images = Counter(
+            "masc_images_total", "Images made.", ["model", "format"], registry=registry
+        )
+        self.tokens = Counter(
+            "masc_tokens_total",
+            "Positions of images made, conditional, and the unconditional ones for guidance.",
+            ["kind"],
+            registry=registry,
+        )
+        self.steps = Counter(
+            "masc_engine_steps_total", "Steps of the transformer.", registry=registry
+        )
+        self.stage_seconds = stage_histogram(registry)
+        self.step_seconds = Histogram(
+            "masc_decode_step_duration_seconds",
+            "Duration of a step of the transformer.",
+            registry=registry,
+            buckets=STEP_BUCKETS,
+        )
+        self.batch_rows = Histogram(
+            "masc_batch_rows", "Rows in each step's batch.", registry=registry, buckets=ROW_BUCKETS
+        )
+        self.entropy_bits = Histogram(
+            "masc_prediction_entropy_bits",
+            "Mean entropy of an image's predictions, bits a position.",
+            registry=registry,
+            buckets=BITS_BUCKETS,
+        )
+        self.entropy_ratio = Histogram(
+            "masc_prediction_entropy_ratio",
+            "Mean entropy of an image's predictions over its maximum, the logarithm of K.",
+            registry=registry,
+            buckets=RATIO_BUCKETS,
+        )
+        self.rows_active = Gauge(
+            "masc_batch_rows_active", "Rows of the batch in use.", registry=registry
+        )
+        self.rows_capacity = Gauge(
+            "masc_batch_rows_capacity", "Rows that the batch can hold.", registry=registry
+        )
+        self.last_step = Gauge(
+            "masc_last_step_timestamp_seconds",
+            "When the transformer last made a step, seconds since the epoch.",
+            registry=registry,
+        )
+        self.model_info = Gauge(
+            "masc_model_info",
+            "The model that is served, in labels.",
+            ["model", "version", "weights_sha256", "clusters", "tokens", "dtype"],
+            registry=registry,
+        )
+        self._registry = registry
+        self._memory: Gauge | None = None
+
+    def serve(self, bundle: Bundle) -> None:
+        """Say which model is served, and from now on how much memory of its GPU is taken."""
+        manifest = bundle.manifest
+        self.model_info.clear()
+        self.model_info.labels(
+            model=manifest.name,
+            version=manifest.version,
+            weights_sha256=manifest.weights_sha256,
+            clusters=manifest.num_clusters,
+            tokens=manifest.gpt.block_size,
+            dtype=str(bundle.dtype).removeprefix("torch."),
+        ).set(1)
+        if bundle.device.type == "cuda" and self._memory is None:
+            self._memory = self._watch_memory(bundle.device)
+
+    def step(self, rows: int, seconds: float) -> None:
+        """Record one step of the transformer."""
+        self.steps.inc()
+        self.batch_rows.observe(rows)
+        self.step_seconds.observe(seconds)
+        self.last_step.set(time.time())
+
+    def image(self, request: GenerationRequest, image: ImageOutput) -> None:
+        """Record an image that is made and encoded."""
+        self.images.labels(model=request.model, format=request.format).inc()
+        positions = len(image.entropies)
+        self.tokens.labels(kind="conditional").inc(positions)
+        if request.cfg_scale != 1.0:
+            self.tokens.labels(kind="unconditional").inc(positions)
+        self.entropy_bits.observe(image.entropy_bits)
+        self.entropy_ratio.observe(image.entropy_ratio)
+
+    def job(self, result: JobResult) -> None:
+        """Record the stages of a job that is done."""
+        for stage in STAGES:
+            self.stage_seconds.labels(stage=stage).observe(getattr(result.timings, stage))
+
+    def _watch_memory(self, device: torch.device) -> Gauge:
+        memory = Gauge(
+            "masc_gpu_memory_bytes",
+            "Memory of the GPU: allocated by tensors, and reserved for them.",
+            ["kind"],
+            registry=self._registry,
+        )
+        memory.labels(kind="allocated").set_function(lambda: torch.cuda.memory_allocated(device))
+        memory.labels(kind="reserved").set_function(lambda: torch.cuda.memory_reserved(device))
+        return memory

@@ -1,0 +1,132 @@
+"""Images to files without a queue: the engine's oracle, run from the command line.
+
+The same request gives the same pixels as the service does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from masc_core.bundle import Bundle, load_bundle
+from masc_core.device import resolve_device
+from masc_core.errors import ConfigError, UnknownClassError
+from masc_core.files import atomic_write
+from masc_core.generate import ImageSpec, generate
+from masc_core.images import ImageFormat, Pixels, contact_sheet, encode_image
+from masc_core.manifest import Manifest
+from masc_core.registry import Registry
+from worker.settings import WorkerSettings
+from worker.worker import choose_dtype
+
+FORMATS: dict[str, ImageFormat] = {
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".webp": "webp",
+}
+BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineRequest:
+    """What to make; None leaves the choice to the model.
+
+    ``classes`` are names or ids, every class if empty; image i of a class uses ``seed + i``.
+    """
+
+    classes: tuple[str, ...] = ()
+    num_images: int = 1
+    seed: int = 0
+    cfg_scale: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    decoding: str | None = None
+
+
+def generate_files(
+    settings: WorkerSettings, request: OfflineRequest, out: Path, *, scale: int, columns: int
+) -> list[Path]:
+    """Generate, and write an image, a captioned sheet, or a folder of images.
+
+    Parameters
+    ----------
+    out : with the suffix of an image one file, otherwise a folder
+    scale : every pixel becomes ``scale`` x ``scale``
+    columns : images a row of a sheet
+
+    Raises
+    ------
+    ConfigError : the file cannot be written, or its suffix is no image format
+    UnknownClassError, InvalidFieldError : the model has no such class or setting
+    """
+    if out.suffix and out.suffix.lower() not in FORMATS:
+        raise ConfigError(f"{out}: not an image format; there are {', '.join(FORMATS)}")
+    device = resolve_device(settings.device)
+    models = Registry(settings.models_dir)
+    folder = models.path(models.default(settings.model))
+    bundle = load_bundle(folder, device, choose_dtype(settings.dtype, device))
+    specs = image_specs(request, bundle.manifest)
+    pixels = _pixels(bundle, specs).repeat(scale, axis=1).repeat(scale, axis=2)
+    captions = [bundle.manifest.class_names[spec.class_id] for spec in specs]
+    try:
+        if not out.suffix:
+            return _write_folder(out, specs, list(pixels), captions)
+        sheet = pixels[0]
+        if len(pixels) > 1:
+            sheet = np.asarray(contact_sheet(list(pixels), columns, captions=captions))
+        atomic_write(out, encode_image(sheet, FORMATS[out.suffix.lower()]))
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror})") from error
+    return [out]
+
+
+def image_specs(request: OfflineRequest, manifest: Manifest) -> list[ImageSpec]:
+    """One spec an image: the request over the model's defaults."""
+    given = {
+        name: value
+        for name in ("cfg_scale", "temperature", "top_k", "top_p", "decoding")
+        if (value := getattr(request, name)) is not None
+    }
+    base = ImageSpec(class_id=0, seed=request.seed, **{**dict(manifest.defaults), **given})
+    classes = request.classes or tuple(map(str, range(len(manifest.class_names))))
+    return [
+        replace(base, class_id=find_class(name, manifest), seed=(request.seed + i) % 2**63)
+        for name in classes
+        for i in range(request.num_images)
+    ]
+
+
+def find_class(name: str, manifest: Manifest) -> int:
+    """Class id of a name, case ignored, or of an id in digits."""
+    names = [known.casefold() for known in manifest.class_names]
+    if name.strip().casefold() in names:
+        return names.index(name.strip().casefold())
+    if name.isdecimal() and int(name) < len(names):
+        return int(name)
+    raise UnknownClassError(
+        "class", f"no class {name!r}; there are: {', '.join(manifest.class_names)}"
+    )
+
+
+def _pixels(bundle: Bundle, specs: list[ImageSpec]) -> Pixels:
+    batches = [
+        bundle.render(generate(bundle.model, bundle.decoder, specs[start : start + BATCH]).codes)
+        for start in range(0, len(specs), BATCH)
+    ]
+    return np.concatenate(batches)
+
+
+def _write_folder(
+    folder: Path, specs: list[ImageSpec], pixels: list[Pixels], captions: list[str]
+) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for spec, image, caption in zip(specs, pixels, captions, strict=True):
+        path = folder / f"{caption.replace('/', '-')}-{spec.seed}.png"
+        atomic_write(path, encode_image(image, "png"))
+        written.append(path)
+    return written

@@ -1,0 +1,62 @@
+"""A worker from its settings: bundle, engine, metrics and queue joined.
+
+This module does not know who runs the loop: a thread beside the front end, or a process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from masc_core.bundle import load_bundle
+from masc_core.device import resolve_device
+from masc_core.registry import Registry
+from worker.consumer import Consumer
+from worker.engine.plain import PlainEngine
+from worker.jobs.queue import JobConsumer
+from worker.metrics import WorkerMetrics
+from worker.settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_worker(
+    settings: WorkerSettings, queue: JobConsumer, metrics_registry: CollectorRegistry
+) -> Consumer:
+    """Load the active version of the model to serve, and return the loop that serves it.
+
+    Run its ``run`` in a thread or in the main one; its ``stop`` ends it.
+
+    Parameters
+    ----------
+    settings : which model, where, how
+    queue : where jobs come from
+    metrics_registry : where the worker's metrics are registered
+
+    Raises
+    ------
+    ConfigError : no such model or device, or several models and none is named
+    ArtifactError : no model, or a file of its bundle is missing, truncated or altered
+    """
+    device = resolve_device(settings.device)
+    models = Registry(settings.models_dir)
+    name = models.default(settings.model)
+    bundle = load_bundle(models.path(name), device, choose_dtype(settings.dtype, device))
+    logger.info("loaded %s %s onto %s", name, bundle.manifest.version, device)
+    metrics = WorkerMetrics(metrics_registry)
+    engine = PlainEngine(bundle.model, bundle.decoder, settings.max_batch, metrics.step)
+    worker_id = f"{socket.gethostname()}-{os.getpid()}"
+    return Consumer(queue, engine, bundle, metrics, worker_id)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Precision of that name; ``auto`` is bfloat16 on CUDA and float32 elsewhere."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return DTYPES[name]
