@@ -7,6 +7,7 @@ This module does not know where generated images come from.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from masc_core.device import resolve_device
+from masc_core.errors import ArtifactError
 from masc_core.files import atomic_path
 from training.config import LoopConfig, set_threads
 from training.images import ImageFolder
@@ -114,11 +117,24 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> Pa
         return run.folder / WEIGHTS
 
 
-def load_classifier(config: ClassifierConfig, num_classes: int) -> Classifier:
-    """The classifier that `train_classifier` wrote, in evaluation mode."""
-    model = Classifier(num_classes, config.image_size, config.width)
-    model.load_state_dict(load_file(config.out / WEIGHTS))
-    return model.eval().to(resolve_device(config.device))
+def load_classifier(folder: Path) -> Classifier:
+    """The classifier of a run's folder, in evaluation mode on the CPU.
+
+    Raises
+    ------
+    ArtifactError
+        A file of the run is missing or damaged.
+    """
+    path = folder / WEIGHTS
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        state = load_file(path)
+        num_classes = len(state["head.bias"])
+        model = Classifier(num_classes, config["image_size"], config["width"])
+        model.load_state_dict(state)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(path, f"holds no classifier ({error})") from error
+    return model.eval()
 
 
 @torch.inference_mode()

@@ -34,7 +34,7 @@ def test_tells_bars_from_discs(tmp_path: Path) -> None:
     )
     train_classifier(config)
     val = ImageFolder.scan(tmp_path / "val").read(16)
-    accuracy = (predict(load_classifier(config, 3), val.pixels) == val.labels).mean()
+    accuracy = (predict(load_classifier(config.out), val.pixels) == val.labels).mean()
     assert accuracy > 0.8
 
 

@@ -1,0 +1,275 @@
+"""The one command line: it composes server, worker and training, and owns nothing else.
+
+Errors that a user can cause are one line on standard error and exit status 2. The training half and
+torch are imported only by the commands that need them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from masc_core.errors import ArtifactError, ConfigError, MascError, RequestError
+from masc_core.log import configure_logging
+from masc_core.registry import Registry
+
+logger = logging.getLogger("masc")
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+# Groups of `training.cli`, and what the overview says of them.
+TRAINING_GROUPS = {
+    "tokenizer": "VQ tokenizer: images to codes and back.",
+    "codes": "Images to codes, packed for training.",
+    "prior": "Codes to clusters: build the tree and cut it.",
+    "transformer": "The autoregressive model over clusters.",
+    "classifier": "The judge of class agreement.",
+}
+DRAIN_SECONDS = 30.0
+
+Models = Annotated[
+    Path | None, typer.Option(help="Folder of the model bundles [env MASC_MODELS_DIR].")
+]
+
+
+def main() -> None:
+    """Entry point of ``masc`` and ``python -m masc``."""
+    try:
+        build_app(sys.argv[1:])(prog_name="masc")
+    except MascError as error:
+        errors.print(f"masc: {error}", markup=False)
+        sys.exit(2 if isinstance(error, ConfigError | ArtifactError | RequestError) else 1)
+    except ModuleNotFoundError as error:
+        if error.name not in {"torch", "safetensors", "scipy"}:
+            raise
+        errors.print(f"masc: this command needs {error.name}: pip install 'masc\\[training]'")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("masc: interrupted")
+        sys.exit(130)
+
+
+def build_app(arguments: Sequence[str]) -> typer.Typer:
+    """The commands; of the training half only what ``arguments`` ask for is imported."""
+    app = typer.Typer(
+        help="Train and serve autoregressive image generation over clusters of codes.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.command("serve")(serve)
+    app.command("generate")(generate)
+    for name, text in TRAINING_GROUPS.items():
+        group = _training(name) if arguments[:1] == [name] else typer.Typer()
+        app.add_typer(group, name=name, help=text)
+    evaluate = _training("evaluate") if arguments[:1] == ["evaluate"] else _placeholder
+    app.command("evaluate", help="Measure a published model: speed, entropy, class agreement.")(
+        evaluate
+    )
+    app.add_typer(_models_app(arguments), name="models", help="The registry of model versions.")
+    return app
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on [env MASC_HOST].")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port; 0 takes a free one [env MASC_PORT].")
+    ] = None,
+    models: Models = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to serve, where there are several [env MASC_MODEL].")
+    ] = None,
+    queue: Annotated[str | None, typer.Option(help="Queue [env MASC_QUEUE_URL].")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or cuda:N [env MASC_DEVICE].")
+    ] = None,
+) -> None:
+    """Run the whole service: front end, in-process queue and one worker."""
+    from server import settings as server_settings
+    from worker import settings as worker_settings
+
+    front = server_settings.load_settings(
+        host=host, port=port, models_dir=models, queue_url=queue, default_model=model
+    )
+    back = worker_settings.load_settings(
+        models_dir=models, queue_url=queue, device=device, model=model or front.default_model
+    )
+    configure_logging(front.log_format)
+    _serve_embedded(front, back)
+
+
+def generate(  # noqa: PLR0913 - options
+    classes: Annotated[
+        list[str] | None, typer.Argument(help="Class names or ids; every class by default.")
+    ] = None,
+    *,
+    out: Annotated[
+        Path, typer.Option(help="An image file (a sheet, if there are several) or a folder.")
+    ] = Path("generated.png"),
+    num_images: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Image i of a class uses seed + i.")] = 0,
+    cfg_scale: Annotated[float | None, typer.Option(min=1.0, max=20.0)] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0)] = None,
+    top_k: Annotated[int | None, typer.Option(min=0)] = None,
+    top_p: Annotated[float | None, typer.Option(max=1.0)] = None,
+    decoding: Annotated[str | None, typer.Option(help="uniform or frequency")] = None,
+    scale: Annotated[int, typer.Option(min=1, help="Enlarge the images this many times.")] = 1,
+    columns: Annotated[int, typer.Option(min=1, help="Images a row of a sheet.")] = 10,
+    models: Models = None,
+    model: Annotated[str | None, typer.Option(help="Model, where there are several.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
+) -> None:
+    """Generate images to files or a contact sheet, without a server."""
+    from worker import settings as worker_settings
+    from worker.offline import OfflineRequest, generate_files
+
+    back = worker_settings.load_settings(models_dir=models, device=device, model=model)
+    request = OfflineRequest(
+        classes=tuple(classes or ()),
+        num_images=num_images,
+        seed=seed,
+        cfg_scale=cfg_scale,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        decoding=decoding,
+    )
+    written = generate_files(back, request, out, scale=scale, columns=columns)
+    console.print(f"{len(written)} file(s): {written[0]}" + (" ..." if written[1:] else ""))
+
+
+def _models_app(arguments: Sequence[str]) -> typer.Typer:
+    app = typer.Typer(no_args_is_help=True)
+    app.command("list")(list_models)
+    app.command("verify")(verify)
+    app.command("activate")(activate)
+    asked = list(arguments[:2]) == ["models", "publish"]
+    app.command("publish", help="Measure a trained model and publish it as a version.")(
+        _training("publish_command") if asked else _placeholder
+    )
+    return app
+
+
+def list_models(models: Models = None) -> None:
+    """List models and versions; the active ones are marked."""
+    registry = Registry(_models_dir(models))
+    table = Table("model", "version", "active", "classes", "positions", "clusters", "codes")
+    for name in registry.names():
+        for version in registry.versions(name):
+            manifest = registry.manifest(name, version)
+            active = "*" if _is_active(registry, name, version) else ""
+            sizes = (manifest.num_positions, manifest.num_clusters, manifest.num_codes)
+            table.add_row(name, version, active, *map(str, (len(manifest.class_names), *sizes)))
+    console.print(table)
+
+
+def verify(
+    name: str, version: Annotated[str | None, typer.Argument()] = None, models: Models = None
+) -> None:
+    """Check every file of a version, by default the active one, against its checksum."""
+    manifest = Registry(_models_dir(models)).verify(name, version)
+    console.print(f"{name} {manifest.version}: {len(manifest.files)} files are as published")
+
+
+def activate(name: str, version: str, models: Models = None) -> None:
+    """Make a version the one that is served; it is verified first."""
+    Registry(_models_dir(models)).activate(name, version)
+    console.print(f"{name} {version} is active")
+
+
+def _serve_embedded(front: Any, back: Any) -> None:  # noqa: ANN401 - settings of lazy modules
+    import uvicorn
+    from prometheus_client import CollectorRegistry
+
+    from server.app import create_app
+    from worker.jobs.connect import connect
+    from worker.worker import build_worker
+
+    metrics = CollectorRegistry()
+    queue = connect(front.queue_url, front.max_queue)
+    app = create_app(front, queue, Registry(front.models_dir), metrics)
+    with _listen(front.host, front.port) as listener:
+        consumer = build_worker(back, queue, metrics)
+        thread = threading.Thread(target=_run_worker, args=(consumer.run,), name="worker")
+        server = uvicorn.Server(
+            uvicorn.Config(app, ws="none", server_header=False, access_log=False, log_config=None)
+        )
+        # Once it has shut down, uvicorn raises the signal that ended it again, for us.
+        signal.signal(signal.SIGTERM, _leave_quietly)
+        thread.start()
+        try:
+            with suppress(KeyboardInterrupt):
+                server.run(sockets=[listener])
+        finally:
+            consumer.stop()
+            thread.join(DRAIN_SECONDS)
+
+
+def _leave_quietly(_number: int, _frame: FrameType | None) -> None:
+    """Take a signal for which everything has been done."""
+
+
+def _run_worker(run: Any) -> None:  # noqa: ANN401 - a bound method of a lazy class
+    try:
+        run()
+    except Exception:
+        logger.exception("the worker has stopped; /readyz says why")
+
+
+@contextmanager
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    """Bind before anything slow is done, so that a port in use is known at once."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    with listener:
+        bound = listener.getsockname()
+        if not ipaddress.ip_address(bound[0]).is_loopback:
+            logger.warning(
+                "listening on %s: everyone who can reach this machine can use the service", bound[0]
+            )
+        where = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        logger.info("MASC on http://%s:%d", where, bound[1])
+        yield listener
+
+
+def _models_dir(models: Path | None) -> Path:
+    from worker import settings as worker_settings
+
+    return worker_settings.load_settings(models_dir=models).models_dir
+
+
+def _is_active(registry: Registry, name: str, version: str) -> bool:
+    try:
+        return registry.current(name) == version
+    except ArtifactError:
+        return False
+
+
+def _training(attribute: str) -> Any:  # noqa: ANN401 - a Typer group or a command
+    return getattr(importlib.import_module("training.cli"), attribute)
+
+
+def _placeholder() -> None:
+    """Stand for a command in the overview; `build_app` puts the real one in when it is called."""
+
+
+if __name__ == "__main__":
+    main()

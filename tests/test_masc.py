@@ -1,0 +1,325 @@
+"""The command line as a user runs it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+import masc as command_line
+from tests.tiny_bundle import save_tiny_bundle
+from tests.training.stages import photographs
+
+ROOT = Path(__file__).parents[1]
+
+
+def environment() -> dict[str, str]:
+    """This process's, with one thread: the tests share their cores."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MASC_")}
+    return {**inherited, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int
+    stdout: str
+    stderr: str
+
+
+Masc = Callable[..., Done]
+
+
+@pytest.fixture
+def masc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Masc]:
+    """The command line in this process: it starts in milliseconds."""
+    root = logging.getLogger()
+    handlers, level, on_sigterm = root.handlers[:], root.level, signal.getsignal(signal.SIGTERM)
+    for name in [name for name in os.environ if name.startswith("MASC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str | Path, **variables: str | Path) -> Done:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["masc", *map(str, arguments)])
+            for name, value in variables.items():
+                patch.setenv(name, str(value))
+            with pytest.raises(SystemExit) as ended:
+                command_line.main()
+        captured = capsys.readouterr()
+        return Done(int(ended.value.code or 0), captured.out, captured.err)
+
+    yield run
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    signal.signal(signal.SIGTERM, on_sigterm)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    save_tiny_bundle(root)
+    return root
+
+
+@contextmanager
+def service(models: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """`masc serve` on a free port, ready; ended by its own id."""
+    command = [sys.executable, "-m", "masc", "serve", "--port", "0", "--models", str(models)]
+    process = subprocess.Popen(
+        [*command, *options],
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "http://" in line)
+        with httpx.Client(base_url=line[line.index("http://") :].strip(), timeout=30) as client:
+            wait_until_ready(client)
+            yield process, client
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_until_ready(client: httpx.Client) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("the service did not become ready")
+
+
+def test_overview_names_every_command_without_torch() -> None:
+    probe = "import sys, masc; sys.argv = ['masc', '--help']\ntry: masc.main()\n"
+    probe += "except SystemExit: pass\nprint('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", probe],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip().endswith("False")
+    for command in ("serve", "generate", "tokenizer", "codes", "prior", "transformer", "models"):
+        assert command in done.stdout
+
+
+def test_serves_an_image_and_ends_on_sigterm(models: Path) -> None:
+    with service(models) as (process, client):
+        body = {"class_name": "bee", "seed": 5, "cfg_scale": 1.5}
+        answer = client.post("/generate", json=body, headers={"Accept": "image/png"})
+        assert answer.status_code == 200
+        assert answer.headers["X-Masc-Seed"] == "5"
+        assert answer.content.startswith(b"\x89PNG")
+        again = client.post("/generate", json=body, headers={"Accept": "image/png"})
+        assert again.content == answer.content
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_generate_gives_the_pixels_that_the_service_gives(
+    masc: Masc, models: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bee.png"
+    done = masc(
+        "generate", "bee", "--seed", "5", "--cfg-scale", "1.5", "--out", out, "--models", models
+    )
+    assert done.status == 0, done.stderr
+    with service(models) as (_, client):
+        body = {"class_name": "bee", "seed": 5, "cfg_scale": 1.5}
+        answer = client.post("/generate", json=body, headers={"Accept": "image/png"})
+    assert out.read_bytes() == answer.content
+
+
+def test_generate_writes_sheets_and_folders(masc: Masc, models: Path, tmp_path: Path) -> None:
+    done = masc("generate", "--models", models, "--out", tmp_path / "all.png", "--scale", "2")
+    assert done.status == 0, done.stderr
+    with Image.open(tmp_path / "all.png") as sheet:
+        assert sheet.width == 5 * 34 - 2
+    folder = tmp_path / "many"
+    done = masc("generate", "cat", "1", "--num-images", "2", "--models", models, "--out", folder)
+    assert done.status == 0, done.stderr
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == ["bee-0.png", "bee-1.png", "cat-0.png", "cat-1.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["generate", "unicorn"], "no class 'unicorn'; there are: ant, bee"),
+        (["generate", "--out", "x.tiff"], "not an image format"),
+        (["generate", "--decoding", "refine"], "decoding must be"),
+        (["generate", "--top-p", "0"], "top_p must be"),
+        (["models", "verify", "nothing"], "there is no model 'nothing'"),
+        (["models", "activate", "tiny", "9"], "has no version '9'"),
+        (["serve", "--port", "70000"], "MASC_PORT"),
+        (["serve", "--queue", "kafka://x"], "kafka"),
+        (["serve", "--device", "tpu"], "MASC_DEVICE"),
+        (["serve", "--model", "other"], "no model 'other'"),
+        (["serve", "--host", "256.0.0.1"], "cannot listen on 256.0.0.1"),
+    ],
+)
+def test_mistakes_are_one_clear_line_and_status_2(
+    masc: Masc, models: Path, arguments: list[str], named: str
+) -> None:
+    done = masc(*arguments, MASC_MODELS_DIR=models)
+    assert done.status == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("masc: ")]
+    assert len(lines) == 1, done.stderr
+    assert named in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("MASC_PORT", "http"), ("MASC_MAX_BATCH", "0"), ("MASC_MAX_QUEUE", "-1"), ("MASC_DTYPE", "x")],
+)
+def test_a_bad_setting_is_named(masc: Masc, models: Path, variable: str, value: str) -> None:
+    done = masc("serve", MASC_MODELS_DIR=models, **{variable: value})
+    assert done.status == 2
+    assert variable in done.stderr
+
+
+def test_a_port_in_use(masc: Masc, models: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = masc("serve", "--port", port, "--models", models)
+    assert done.status == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+
+
+def test_a_missing_and_an_empty_models_folder(masc: Masc, tmp_path: Path) -> None:
+    for folder, named in [(tmp_path / "none", "none"), (tmp_path, "holds no model")]:
+        done = masc("serve", "--port", "0", "--models", folder)
+        assert done.status == 2
+        assert named in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["truncate", "alter", "remove"])
+def test_a_damaged_bundle_is_refused_and_the_file_named(
+    masc: Masc, models: Path, tmp_path: Path, damage: str
+) -> None:
+    broken = tmp_path / "models"
+    shutil.copytree(models, broken)
+    path = broken / "tiny" / "1" / "transformer.safetensors"
+    content = path.read_bytes()
+    if damage == "truncate":
+        path.write_bytes(content[:-100])
+    elif damage == "alter":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        path.unlink()
+    done = masc("serve", "--port", "0", "--models", broken)
+    assert done.status == 2
+    assert "transformer.safetensors" in done.stderr.splitlines()[-1]
+    done = masc("models", "verify", "tiny", "--models", broken)
+    assert done.status == 2
+    assert "transformer.safetensors" in done.stderr
+
+
+def test_bound_to_the_world_there_is_a_warning(models: Path) -> None:
+    command = [sys.executable, "-m", "masc", "serve", "--host", "0.0.0.0", "--port", "0"]  # noqa: S104
+    process = subprocess.Popen(
+        [*command, "--models", str(models)],
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        assert "WARNING" in first
+        assert "everyone who can reach this machine" in first
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_models_list_marks_the_active_version(masc: Masc, models: Path) -> None:
+    done = masc("models", "list", "--models", models)
+    assert done.status == 0
+    assert "tiny" in done.stdout
+    assert "*" in done.stdout
+
+
+def test_flags_and_files_reject_unknown_keys(masc: Masc, tmp_path: Path) -> None:
+    done = masc("prior", "build", "--num-cluster", "5")
+    assert done.status == 2
+    assert "--num-cluster" in done.stderr
+    config = tmp_path / "prior.toml"
+    config.write_text('tokenizer = "t"\nout = "o"\nnum_clusters = 4\nclusters = 4\n')
+    done = masc("prior", "build", config)
+    assert done.status == 2
+    assert "clusters: Extra inputs" in done.stderr
+
+
+def test_from_photographs_to_a_served_image(
+    masc: Masc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    small = ["--epochs", "1", "--batch-size", "8"]
+
+    def run(*arguments: str) -> str:
+        done = masc(*arguments)
+        assert done.status == 0, done.stderr
+        return done.stdout
+
+    sizes = ["--image-size", "16", "--num-codes", "32", "--ch-mult", "1,1,1"]
+    narrow = ["--num-res-blocks", "1", "--z-channels", "32"]
+    out = run("tokenizer", "train", "--data", "train", "--val-data", "val", "--out", "tok",
+              *sizes, *narrow, *small)  # fmt: skip
+    assert "PSNR" in out
+    run("tokenizer", "reconstruct", "tok", "val", "--image-size", "16", "--out", "r.png")
+    assert (tmp_path / "r.png").exists()
+    weights = ["--tokenizer", "tok/tokenizer.safetensors", "--image-size", "16"]
+    run("codes", "extract", *weights, "--data", "train", "--out", "codes")
+    run("codes", "extract", *weights, "--data", "val", "--out", "codes-val", "--no-flip")
+    run("prior", "build", *weights[:2], "--num-clusters", "16", "--out", "prior")
+    run("transformer", "train", "--codes", "codes", "--val-codes", "codes-val", "--prior",
+        "prior/prior.npz", "--out", "gpt", "--dim", "32", "--n-layer", "2", "--n-head", "2",
+        *small)  # fmt: skip
+    run("classifier", "train", "--data", "train", "--val-data", "val", "--out", "judge",
+        "--image-size", "16", "--width", "8", *small)  # fmt: skip
+    out = run("models", "publish", "--name", "mine", "--version", "1", "--tokenizer", "tok",
+              "--prior", "prior", "--codes", "codes", "--transformer", "gpt", "--classifier",
+              "judge", "--images-per-class", "2")  # fmt: skip
+    figures = json.loads(out[out.index("{") :])
+    assert figures["class_agreement_images"] == 6
+    assert {"psnr", "codebook_usage", "bits_per_position", "unigram_bits"} <= figures.keys()
+    out = run("evaluate", "mine", "--classifier", "judge", "--images-per-class", "2")
+    measured: dict[str, Any] = json.loads(out[out.index("{") :])
+    assert measured["class_agreement"] == figures["class_agreement"]
+    with service(tmp_path / "models") as (_, client):
+        classes = client.get("/models/mine/classes").json()
+        assert "stripes" in json.dumps(classes)
+        answer = client.post("/generate", json={"class_name": "stripes", "num_images": 2})
+        assert answer.status_code == 200
+        assert len(answer.json()["images"]) == 2
+    with Image.open(tmp_path / "models" / "mine" / "1" / "samples.png") as sheet:
+        assert np.asarray(sheet).std() > 0
