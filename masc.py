@@ -92,7 +92,8 @@ def serve(
     ] = None,
     models: Models = None,
     model: Annotated[
-        str | None, typer.Option(help="Model to serve, where there are several [env MASC_MODEL].")
+        str | None,
+        typer.Option(help="Model to serve, where there are several [env MASC_DEFAULT_MODEL]."),
     ] = None,
     queue: Annotated[str | None, typer.Option(help="Queue [env MASC_QUEUE_URL].")] = None,
     device: Annotated[
@@ -103,12 +104,15 @@ def serve(
     from server import settings as server_settings
     from worker import settings as worker_settings
 
+    back = worker_settings.load_settings(
+        models_dir=models, queue_url=queue, device=device, model=model
+    )
     front = server_settings.load_settings(
         host=host, port=port, models_dir=models, queue_url=queue, default_model=model
     )
-    back = worker_settings.load_settings(
-        models_dir=models, queue_url=queue, device=device, model=model or front.default_model
-    )
+    served = front.default_model or back.model or None  # one worker: it serves the default model
+    front = front.model_copy(update={"default_model": served})
+    back = back.model_copy(update={"model": served or ""})
     configure_logging(front.log_format)
     _serve_embedded(front, back)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +33,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = temporary_sibling(path)
+    mode = _usual_mode(temporary)
     try:
         yield temporary
+        temporary.chmod(mode)  # some writers make files that nobody else can read
         _flush(temporary)
         temporary.replace(path)
     except BaseException:
@@ -57,6 +60,14 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 def temporary_sibling(path: Path) -> Path:
     """Return an unused hidden name beside ``path``, on the same file system."""
     return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
+
+
+def _usual_mode(unused: Path) -> int:
+    """Permissions of a new file here, found by making one: the umask cannot be read safely."""
+    unused.touch()
+    mode = stat.S_IMODE(unused.stat().st_mode)
+    unused.unlink()
+    return mode
 
 
 def _flush(path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,8 +21,13 @@ from masc_core.files import atomic_path
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Write tensors, those of a floating-point type as ``dtype``.
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    header: dict[str, str] | None = None,
+) -> None:
+    """Write tensors, those of a floating-point type as ``dtype``, and strings about them.
 
     Raises
     ------
@@ -31,7 +36,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype)
     stored = {name: _converted(tensor, dtype) for name, tensor in tensors.items()}
     _refuse_first(path, stored, lambda k: _not_finite(stored[k]), f"is not finite in {dtype}")
     with atomic_path(path) as temporary:
-        save_file(stored, temporary)
+        save_file(stored, temporary, metadata=header)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -43,6 +48,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(path, f"cannot be read as safetensors: {error}") from error
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """Read the strings that `write_tensors` stored beside the tensors.
+
+    Raises
+    ------
+    ArtifactError : the file is missing, damaged or of another kind
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise ArtifactError(path, f"cannot be read as safetensors: {error}") from error
 

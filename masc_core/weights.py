@@ -1,7 +1,7 @@
 """Weights of one model with its configuration, in one safetensors file.
 
-The header names the kind of model and its sizes, so a file loads without anything beside it.
-Nothing is pickled.
+The header names the kind of model and its sizes, so a file loads without anything beside it: this
+is what training stages hand to each other. Bundles keep sizes in their manifest instead.
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.files import atomic_path
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import VQConfig, VQModel
+from masc_core.tensors import fill_module, read_header, write_tensors
 
 
 def save_tokenizer(path: Path, model: VQModel) -> None:
     """Write a tokenizer."""
-    _save(path, "tokenizer", model.config, model.state_dict())
+    _save(path, "tokenizer", model)
 
 
 def load_tokenizer(path: Path) -> VQModel:
@@ -33,21 +30,19 @@ def load_tokenizer(path: Path) -> VQModel:
 
     Raises
     ------
-    ArtifactError
-        The file is missing, damaged, or holds something else.
+    ArtifactError : the file is missing, damaged, or holds something else
     """
-    config, state = _load(path, "tokenizer")
+    sizes = _sizes(path, "tokenizer")
     try:
-        model = VQModel(VQConfig(**{**config, "ch_mult": tuple(config["ch_mult"])}))
-        model.load_state_dict(state)
-    except (TypeError, KeyError, ConfigError, RuntimeError) as error:
-        raise ArtifactError(path, f"does not hold what its header says ({error})") from error
-    return model.eval()
+        model = VQModel(VQConfig(**{**sizes, "ch_mult": tuple(sizes["ch_mult"])}))
+    except (TypeError, KeyError, ConfigError) as error:
+        raise ArtifactError(path, f"has a header of another program ({error})") from error
+    return fill_module(path, model).eval()
 
 
 def save_transformer(path: Path, model: GPT) -> None:
     """Write a transformer."""
-    _save(path, "transformer", model.config, model.state_dict())
+    _save(path, "transformer", model)
 
 
 def load_transformer(path: Path) -> GPT:
@@ -55,36 +50,27 @@ def load_transformer(path: Path) -> GPT:
 
     Raises
     ------
-    ArtifactError
-        The file is missing, damaged, or holds something else.
+    ArtifactError : the file is missing, damaged, or holds something else
     """
-    config, state = _load(path, "transformer")
+    sizes = _sizes(path, "transformer")
     try:
-        model = GPT(GPTConfig(**config))
-        model.load_state_dict(state)
-    except (TypeError, KeyError, ConfigError, RuntimeError) as error:
-        raise ArtifactError(path, f"does not hold what its header says ({error})") from error
-    return model.eval()
+        model = GPT(GPTConfig(**sizes))
+    except (TypeError, ConfigError) as error:
+        raise ArtifactError(path, f"has a header of another program ({error})") from error
+    return fill_module(path, model).eval()
 
 
-def _save(path: Path, kind: str, config: Any, state: dict[str, Tensor]) -> None:  # noqa: ANN401
-    header = {"kind": kind, "config": json.dumps(dataclasses.asdict(config))}
-    # Safetensors stores plain row-major tensors, and refuses views.
-    tensors = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in state.items()
-    }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+def _save(path: Path, kind: str, model: GPT | VQModel) -> None:
+    header = {"kind": kind, "config": json.dumps(dataclasses.asdict(model.config))}
+    write_tensors(path, model.state_dict(), torch.float32, header)
 
 
-def _load(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _sizes(path: Path, kind: str) -> dict[str, Any]:
+    header = read_header(path)
+    if header.get("kind") != kind:
+        raise ArtifactError(path, f"is not a {kind} of this program")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("kind") != kind:
-                raise ArtifactError(path, f"is not a {kind} of this program")
-            config: dict[str, Any] = json.loads(header["config"])
-            return config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise ArtifactError(path, f"cannot be read ({error})") from error
+        sizes: dict[str, Any] = json.loads(header["config"])
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(path, "has a header of another program") from error
+    return sizes

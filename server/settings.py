@@ -1,25 +1,19 @@
-"""Settings of the front end, read once from the environment.
-
-Every variable starts with ``MASC_``; an option of the command line, passed as a keyword, wins over
-its variable. An empty variable counts as absent. Variables of other processes are left alone.
-"""
+"""Settings of the front end; see `masc_core.settings` for how they are read."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field
 
-from masc_core.errors import ConfigError
+from masc_core.log import LogFormat
+from masc_core.settings import ProcessSettings, read_settings
 
-PREFIX = "MASC_"
-LogFormat = Literal["text", "json"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class ServerSettings(BaseSettings):
+class ServerSettings(ProcessSettings):
     """What a front end can be told.
 
     Attributes
@@ -33,10 +27,6 @@ class ServerSettings(BaseSettings):
     request_timeout : seconds after which a request that waits is given up
     log_format : ``text`` or ``json``
     """
-
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
-    )
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -56,11 +46,4 @@ def load_settings(**options: Any) -> ServerSettings:  # noqa: ANN401 - checked b
     ------
     ConfigError : a value that cannot be used; one line that names its variable
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        return ServerSettings(**given)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
-        value = repr(first["input"])[:80]
-        raise ConfigError(f"{name}: {first['msg']}, got {value}") from error
+    return read_settings(ServerSettings, options)

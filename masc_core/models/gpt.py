@@ -157,7 +157,7 @@ class Block(nn.Module):
     def step(self, x: Tensor, table: Tensor, layer: int, position: int, cache: KVCache) -> Tensor:
         """(R, C) to the same shape, for one position."""
         x = x + self.attention.step(self.attention_norm(x), table, layer, position, cache)
-        out: Tensor = x + self.feed_forward(self.ffn_norm(x))
+        out: Tensor = x + self.feed_forward.step(self.ffn_norm(x))
         return out
 
 
@@ -211,15 +211,32 @@ class FeedForward(nn.Module):
         out: Tensor = self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
         return out
 
+    def step(self, x: Tensor) -> Tensor:
+        """(R, C) to the same shape, for one position."""
+        out: Tensor = self.w2(_silu_one(self.w1(x)) * self.w3(x))
+        return out
+
+
+# A row of a step on the CPU must have the same bits whatever the other rows are. Where torch's fast
+# kernels round by the place of a number in a thread's share, the two functions below avoid that.
+
 
 def _attend_one(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention of one query (R, H, 1, D) over keys and values (R, H, T, D)."""
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, keys, values)
-    # The fused CPU kernel rounds a row by which thread takes it; batched products do not, so a row
-    # has the same bits whatever the others are.
+    # The fused kernel's rounding depends on which thread takes a row, a batched product's does not.
     scores = query @ keys.transpose(2, 3) * query.shape[-1] ** -0.5  # (R, H, 1, T)
-    return scores.float().softmax(-1).to(values.dtype) @ values
+    attended: Tensor = scores.float().softmax(-1).to(values.dtype) @ values
+    return attended
+
+
+def _silu_one(x: Tensor) -> Tensor:
+    """SiLU of (R, ffn)."""
+    if x.device.type != "cpu":
+        return F.silu(x)
+    # The last numbers of a thread's share take another exponential, an ulp away; float64 hides it.
+    return F.silu(x.double()).to(x.dtype)
 
 
 def _init(module: nn.Module) -> None:

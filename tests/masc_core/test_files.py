@@ -86,3 +86,11 @@ def test_a_killed_writer_leaves_the_old_content(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, check=False)
     assert done.returncode == -9
     assert path.read_bytes() == b"old"
+
+
+def test_a_private_file_gets_the_permissions_of_any_other(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    with atomic_path(tmp_path / "file") as temporary:
+        temporary.write_bytes(b"x")
+        temporary.chmod(0o600)
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode

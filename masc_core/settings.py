@@ -1,0 +1,49 @@
+"""Settings of a process, read once from the environment.
+
+Every variable starts with ``MASC_``; an option of the command line, passed as a keyword, wins over
+its variable. An empty variable counts as absent. Variables of other processes are left alone.
+This module does not know which settings there are: each process lists its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from masc_core.errors import ConfigError
+
+PREFIX = "MASC_"
+
+
+class ProcessSettings(BaseSettings):
+    """Base of the settings of one process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        protected_namespaces=(),
+    )
+
+
+Settings = TypeVar("Settings", bound=ProcessSettings)
+
+
+def read_settings(kind: type[Settings], options: dict[str, Any]) -> Settings:
+    """Read the environment; an option that is None was not given.
+
+    Raises
+    ------
+    ConfigError : a value that cannot be used; one line that names its variable
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
+        value = repr(first["input"])[:80]
+        raise ConfigError(f"{name}: {first['msg']}, got {value}") from error

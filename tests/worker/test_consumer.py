@@ -1,0 +1,369 @@
+"""The consumer with a real queue, a real engine and a tiny real bundle.
+
+The oracle of an image is the plain loop on it alone, the bundle's decoder and the encoder.
+"""
+
+import asyncio
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+from masc_core.bundle import Bundle, load_bundle
+from masc_core.errors import ConfigError, NonFiniteError
+from masc_core.generate import generate
+from masc_core.images import encode_image
+from tests.tiny_bundle import CLASS_NAMES, GRID, NUM_CLUSTERS, save_tiny_bundle
+from worker.consumer import Consumer
+from worker.engine.engine import FailedImage, FinishedImage, ImageTask
+from worker.engine.plain import PlainEngine
+from worker.jobs.job import (
+    MAX_SEED,
+    GenerationRequest,
+    ImageFormat,
+    ImageOutput,
+    Job,
+    JobFailure,
+    JobResult,
+    Outcome,
+)
+from worker.jobs.memory import MemoryQueue
+from worker.metrics import WorkerMetrics
+from worker.running_job import image_spec
+
+REQUEST = GenerationRequest(model="tiny", class_id=2, cfg_scale=3.0, seed=7)
+
+# One of each kind, so that the batch around a request is as mixed as it gets.
+OTHERS = [
+    replace(
+        REQUEST,
+        class_id=i % len(CLASS_NAMES),
+        cfg_scale=(1.0, 2.0, 4.5)[i % 3],
+        seed=100 + i,
+        temperature=(1.0, 0.5)[i % 2],
+        top_k=(0, 3)[i // 2 % 2],
+        top_p=(1.0, 0.8)[i // 4 % 2],
+        decoding=("uniform", "frequency")[i % 2],
+        num_images=1 + i % 2,
+    )
+    for i in range(16)
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    save_tiny_bundle(root)
+    return root
+
+
+@pytest.fixture
+def bundle(models: Path) -> Bundle:
+    return load_bundle(models / "tiny" / "1")
+
+
+class RecordingEngine(PlainEngine):
+    """A plain engine that remembers the tasks of each step."""
+
+    batches: list[list[ImageTask]]
+
+    def step(self) -> Sequence[FinishedImage | FailedImage]:
+        if not hasattr(self, "batches"):
+            self.batches = []
+        self.batches.append(list(self._tasks.values()))
+        return super().step()
+
+
+def make_consumer(
+    bundle: Bundle,
+    queue: MemoryQueue,
+    capacity: int = 64,
+    engine: type[PlainEngine] = PlainEngine,
+) -> Consumer:
+    metrics = WorkerMetrics(CollectorRegistry())
+    return Consumer(
+        queue, engine(bundle.model, bundle.decoder, capacity, metrics.step), bundle, metrics, "w1"
+    )
+
+
+@contextmanager
+def running(consumer: Consumer) -> Iterator[None]:
+    """The consumer in a thread; it is stopped at the end, and must come to one."""
+    thread = threading.Thread(target=consumer.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        consumer.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+async def submit(queue: MemoryQueue, requests: Sequence[GenerationRequest]) -> list[str]:
+    jobs = [Job(request) for request in requests]
+    for job in jobs:
+        await queue.submit(job)
+    return [job.id for job in jobs]
+
+
+async def outcomes(queue: MemoryQueue, job_ids: Sequence[str]) -> list[Outcome]:
+    return list(await asyncio.gather(*(queue.outcome(job_id) for job_id in job_ids)))
+
+
+def serve(
+    bundle: Bundle,
+    requests: Sequence[GenerationRequest],
+    capacity: int = 64,
+    engine: type[PlainEngine] = PlainEngine,
+) -> list[Outcome]:
+    """Outcomes of requests that all waited when the worker came."""
+
+    async def main() -> list[Outcome]:
+        queue = MemoryQueue(max_jobs=100)
+        job_ids = await submit(queue, requests)
+        with running(make_consumer(bundle, queue, capacity, engine)):
+            return await outcomes(queue, job_ids)
+
+    return asyncio.run(main())
+
+
+def images(outcome: Outcome) -> tuple[ImageOutput, ...]:
+    assert isinstance(outcome, JobResult), outcome
+    return outcome.images
+
+
+def failure(outcome: Outcome) -> JobFailure:
+    assert isinstance(outcome, JobFailure), outcome
+    return outcome
+
+
+def expected(bundle: Bundle, request: GenerationRequest) -> list[bytes]:
+    files = []
+    for index in range(request.num_images):
+        made = generate(bundle.model, bundle.decoder, [image_spec(request, index)])
+        files.append(encode_image(bundle.render(made.codes)[0], request.format))
+    return files
+
+
+def test_a_request_gives_the_same_bytes_alone_and_among_sixteen_others(bundle: Bundle) -> None:
+    (alone,) = images(serve(bundle, [REQUEST])[0])
+    (again,) = images(serve(bundle, [REQUEST])[0])
+    assert alone.data == again.data
+    for capacity in (64, 7):
+        mixed = serve(bundle, [*OTHERS[:8], REQUEST, *OTHERS[8:]], capacity)
+        (among,) = images(mixed[8])
+        assert among.data == alone.data
+        assert among.entropies == alone.entropies
+        assert len({image.data for outcome in mixed for image in images(outcome)}) == 25
+
+
+def test_every_image_is_that_of_the_plain_loop(bundle: Bundle) -> None:
+    for request, outcome in zip(OTHERS, serve(bundle, OTHERS), strict=True):
+        assert [image.data for image in images(outcome)] == expected(bundle, request)
+
+
+def test_a_result_says_what_made_it(bundle: Bundle) -> None:
+    request = replace(REQUEST, seed=MAX_SEED, num_images=2)
+    (outcome,) = serve(bundle, [request])
+    assert isinstance(outcome, JobResult)
+    assert (outcome.model, outcome.version) == ("tiny", "1")
+    assert outcome.weights_sha256 == bundle.manifest.weights_sha256
+    assert [image.seed for image in outcome.images] == [MAX_SEED, 0]
+    alone = generate(bundle.model, bundle.decoder, [image_spec(request, 1)]).entropies[0]
+    image = outcome.images[1]
+    assert image.entropies == tuple(alone.tolist())
+    assert image.entropy_bits == pytest.approx(float(alone.double().mean()))
+    assert image.entropy_ratio == pytest.approx(image.entropy_bits / math.log2(NUM_CLUSTERS))
+    times = outcome.timings
+    stages = (times.queue, times.prefill, times.decode, times.vq_decode)
+    assert min(*stages, times.encode) > 0
+    assert sum(stages) <= times.total
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg", "webp"])
+def test_images_come_in_the_requested_format(bundle: Bundle, name: ImageFormat) -> None:
+    request = replace(REQUEST, format=name)
+    (image,) = images(serve(bundle, [request])[0])
+    assert [image.data] == expected(bundle, request)
+
+
+def test_a_job_larger_than_the_worker_is_run_in_parts(bundle: Bundle) -> None:
+    large = replace(REQUEST, num_images=5)
+
+    async def main() -> tuple[list[Outcome], list[list[ImageTask]]]:
+        queue = MemoryQueue(max_jobs=10)
+        job_ids = await submit(queue, [large, REQUEST])
+        consumer = make_consumer(bundle, queue, 4, RecordingEngine)
+        with running(consumer):
+            found = await outcomes(queue, job_ids)
+        return found, cast("RecordingEngine", consumer._engine).batches
+
+    (of_large, of_small), batches = asyncio.run(main())
+    assert [image.data for image in images(of_large)] == expected(bundle, large)
+    assert images(of_small)[0].data == images(of_large)[0].data
+    sizes = [sum(task.num_rows for task in batch) for batch in batches]
+    assert sizes == [2, 4, 4, 4]  # the warm-up image, then 2, 2, 1 and 1 images
+    assert {task.job_id for task in batches[3]} != {batches[3][0].job_id}
+
+
+def test_requests_that_cannot_be_done_fail_alone(bundle: Bundle) -> None:
+    wrong: list[tuple[dict[str, Any], str, str]] = [
+        ({"model": "other"}, "UnknownModelError", "model"),
+        ({"class_id": 5}, "UnknownClassError", "class_id"),
+        ({"class_id": -1}, "UnknownClassError", "class_id"),
+        ({"decoding": "refine"}, "InvalidFieldError", "decoding"),
+        ({"num_images": 0}, "InvalidFieldError", "num_images"),
+        ({"cfg_scale": math.nan}, "InvalidFieldError", "cfg_scale"),
+        ({"cfg_scale": 0.5}, "InvalidFieldError", "cfg_scale"),
+        ({"temperature": math.inf}, "InvalidFieldError", "temperature"),
+        ({"top_p": 0.0}, "InvalidFieldError", "top_p"),
+        ({"top_k": -1}, "InvalidFieldError", "top_k"),
+    ]
+    requests = [replace(REQUEST, **changes) for changes, _, _ in wrong]
+    *bad, good = serve(bundle, [*requests, REQUEST])
+    for (_, error, field), outcome in zip(wrong, bad, strict=True):
+        assert (failure(outcome).error, failure(outcome).field) == (error, field)
+    assert [image.data for image in images(good)] == expected(bundle, REQUEST)
+
+
+def test_an_image_that_is_not_finite_fails_its_job_alone(bundle: Bundle) -> None:
+    with torch.no_grad():
+        bundle.model.cls_embedding.embedding_table.weight[4] = math.nan
+    bad, good = serve(bundle, [replace(REQUEST, class_id=4, num_images=3), REQUEST])
+    assert failure(bad).error == "NonFiniteError"
+    assert [image.data for image in images(good)] == expected(bundle, REQUEST)
+
+
+def test_an_image_that_cannot_be_rendered_fails_its_job_alone(bundle: Bundle) -> None:
+    other = replace(REQUEST, seed=8)
+    codes = [
+        set(generate(bundle.model, bundle.decoder, [image_spec(r, 0)]).codes[0].tolist())
+        for r in (REQUEST, other)
+    ]
+    poison = min(codes[1] - codes[0])
+    torch.nn.init.constant_(bundle.tokenizer.quantize.embedding.weight[poison], math.nan)
+    good, bad = serve(bundle, [REQUEST, other])
+    assert failure(bad).error == "NonFiniteError"
+    assert [image.data for image in images(good)] == expected(bundle, REQUEST)
+
+
+def test_an_image_that_cannot_be_encoded_fails_its_job_alone(bundle: Bundle) -> None:
+    unknown = replace(REQUEST, format=cast("ImageFormat", "gif"))
+    bad, good = serve(bundle, [unknown, REQUEST])
+    assert failure(bad) == JobFailure("EngineError", "the generation failed unexpectedly")
+    assert [image.data for image in images(good)] == expected(bundle, REQUEST)
+
+
+class FaultyEngine(PlainEngine):
+    """Cannot run a batch that holds class 4, for a reason that nobody foresaw."""
+
+    def step(self) -> Sequence[FinishedImage | FailedImage]:
+        if any(task.spec.class_id == 4 for task in self._tasks.values()):
+            raise RuntimeError("out of memory")
+        return super().step()
+
+
+def test_an_unforeseen_error_fails_the_batch_and_the_worker_goes_on(bundle: Bundle) -> None:
+    poison = replace(REQUEST, class_id=4, num_images=3)
+    # Room for two images: the poison meets nobody, and its third image must not come after them.
+    good = [replace(REQUEST, seed=seed) for seed in range(3)]
+    bad, *rest = serve(bundle, [poison, *good], 4, FaultyEngine)
+    assert failure(bad) == JobFailure("EngineError", "the generation failed unexpectedly")
+    for request, outcome in zip(good, rest, strict=True):
+        assert [image.data for image in images(outcome)] == expected(bundle, request)
+
+
+def test_a_stopped_worker_finishes_what_it_claimed_and_claims_nothing_new(bundle: Bundle) -> None:
+    class StoppingEngine(PlainEngine):
+        """Stops its consumer in the middle of the first job."""
+
+        def step(self) -> Sequence[FinishedImage | FailedImage]:
+            if ("warm-up", 0) not in self._tasks:
+                consumer.stop()
+            return super().step()
+
+    async def main() -> tuple[Outcome, int, int]:
+        job_ids = await submit(queue, [replace(REQUEST, num_images=3), REQUEST, REQUEST])
+        await asyncio.to_thread(consumer.run)
+        first = await queue.outcome(job_ids[0])
+        return first, (await queue.stats()).depth, len(await queue.workers())
+
+    queue = MemoryQueue(max_jobs=10)
+    consumer = make_consumer(bundle, queue, 2, StoppingEngine)
+    first, depth, num_workers = asyncio.run(main())
+    assert len(images(first)) == 3
+    assert depth == 2
+    assert num_workers == 0
+
+
+def test_a_worker_is_ready_only_after_a_real_image(bundle: Bundle) -> None:
+    queue = MemoryQueue(max_jobs=10)
+    consumer = make_consumer(bundle, queue, engine=RecordingEngine)
+    assert asyncio.run(queue.workers()) == ()
+    consumer.warm_up()
+    (status,) = asyncio.run(queue.workers())
+    assert (status.worker_id, status.ready) == ("w1", True)
+    assert (status.model, status.version) == ("tiny", "1")
+    ((task,),) = cast("RecordingEngine", consumer._engine).batches
+    assert task.spec.cfg_scale == bundle.manifest.defaults.cfg_scale
+
+
+def test_a_worker_whose_first_image_fails_says_so_and_is_not_ready(bundle: Bundle) -> None:
+    torch.nn.init.constant_(bundle.model.norm.weight, math.nan)
+    queue = MemoryQueue(max_jobs=10)
+    with pytest.raises(NonFiniteError):
+        make_consumer(bundle, queue).run()
+    (status,) = asyncio.run(queue.workers())
+    assert not status.ready
+    assert status.detail.startswith("the warm-up image failed: the model produced a NaN")
+
+
+class FlakyQueue(MemoryQueue):
+    """Loses its connection twice: at the first claim, and at the first report."""
+
+    claims = 0
+    reports = 0
+
+    def claim(self, max_rows: int, timeout: float) -> Sequence[Job]:
+        self.claims += 1
+        if self.claims == 1:
+            raise ConnectionError("claim")
+        return super().claim(max_rows, timeout)
+
+    def finish(self, job_id: str, outcome: Outcome) -> None:
+        self.reports += 1
+        if self.reports == 1:
+            raise ConnectionError("finish")
+        super().finish(job_id, outcome)
+
+
+def test_a_queue_that_is_away_for_a_moment_costs_no_job(bundle: Bundle) -> None:
+    async def main() -> list[Outcome]:
+        queue = FlakyQueue(max_jobs=10)
+        job_ids = await submit(queue, [REQUEST])
+        with running(make_consumer(bundle, queue)):
+            return await outcomes(queue, job_ids)
+
+    (outcome,) = asyncio.run(main())
+    assert [image.data for image in images(outcome)] == expected(bundle, REQUEST)
+
+
+def test_an_engine_without_room_for_a_guided_image_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match="two rows"):
+        make_consumer(bundle, MemoryQueue(max_jobs=1), capacity=1)
+
+
+def test_files_show_what_the_decoder_made(bundle: Bundle) -> None:
+    (image,) = images(serve(bundle, [REQUEST])[0])
+    codes = generate(bundle.model, bundle.decoder, [image_spec(REQUEST, 0)]).codes
+    assert codes.shape == (1, GRID**2)
+    assert np.ptp(bundle.render(codes)) > 0
+    assert image.data.startswith(b"\x89PNG")

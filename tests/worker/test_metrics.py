@@ -1,0 +1,138 @@
+"""The worker's metrics after real work: names, labels and numbers."""
+
+import asyncio
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from masc_core.bundle import Bundle, load_bundle
+from tests.tiny_bundle import GRID, save_tiny_bundle
+from worker.consumer import Consumer
+from worker.engine.plain import PlainEngine
+from worker.jobs.job import GenerationRequest, ImageOutput, Job, JobResult
+from worker.jobs.memory import MemoryQueue
+from worker.jobs.stages import stage_histogram
+from worker.metrics import WorkerMetrics
+
+L = GRID**2
+GUIDED = GenerationRequest(model="tiny", class_id=1, cfg_scale=2.0, seed=0, num_images=2)
+PLAIN = replace(GUIDED, cfg_scale=1.0, num_images=1, format="webp")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    root = tmp_path_factory.mktemp("models")
+    save_tiny_bundle(root)
+    return load_bundle(root / "tiny" / "1")
+
+
+def serve(bundle: Bundle, registry: CollectorRegistry) -> list[JobResult]:
+    """Results of the two requests, which run in one batch of five rows."""
+
+    async def main() -> list[JobResult]:
+        queue = MemoryQueue(max_jobs=10)
+        jobs = [Job(GUIDED), Job(PLAIN)]
+        for job in jobs:
+            await queue.submit(job)
+        metrics = WorkerMetrics(registry)
+        engine = PlainEngine(bundle.model, bundle.decoder, 8, metrics.step)
+        consumer = Consumer(queue, engine, bundle, metrics, "w")
+        thread = threading.Thread(target=consumer.run)
+        thread.start()
+        outcomes = [await queue.outcome(job.id) for job in jobs]
+        consumer.stop()
+        thread.join()
+        return [outcome for outcome in outcomes if isinstance(outcome, JobResult)]
+
+    return asyncio.run(main())
+
+
+def test_metrics_count_what_was_done(bundle: Bundle) -> None:
+    registry = CollectorRegistry()
+    before = time.time()
+    results = serve(bundle, registry)
+    images: list[ImageOutput] = [image for result in results for image in result.images]
+    assert len(images) == 3
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, labels)
+
+    assert value("masc_images_total", model="tiny", format="png") == 2
+    assert value("masc_images_total", model="tiny", format="webp") == 1
+    assert value("masc_tokens_total", kind="conditional") == 3 * L
+    assert value("masc_tokens_total", kind="unconditional") == 2 * L
+    # The warm-up image is guided, so it has two rows.
+    assert value("masc_engine_steps_total") == 2 * L
+    assert value("masc_batch_rows_count") == 2 * L
+    assert value("masc_batch_rows_sum") == L * 2 + L * 5
+    assert value("masc_decode_step_duration_seconds_count") == 2 * L
+    for name, total in (
+        ("masc_prediction_entropy_bits", sum(image.entropy_bits for image in images)),
+        ("masc_prediction_entropy_ratio", sum(image.entropy_ratio for image in images)),
+    ):
+        assert value(f"{name}_count") == 3
+        assert value(f"{name}_sum") == pytest.approx(total)
+    for stage in ("queue", "prefill", "decode", "vq_decode", "encode"):
+        assert value("masc_stage_duration_seconds_count", stage=stage) == 2
+        assert value("masc_stage_duration_seconds_sum", stage=stage) == pytest.approx(
+            sum(getattr(result.timings, stage) for result in results)
+        )
+    assert value("masc_batch_rows_capacity") == 8
+    assert value("masc_batch_rows_active") == 0
+    assert before <= (value("masc_last_step_timestamp_seconds") or 0) <= time.time()
+    assert (
+        value(
+            "masc_model_info",
+            model="tiny",
+            version="1",
+            weights_sha256=bundle.manifest.weights_sha256,
+            clusters="16",
+            tokens="16",
+            dtype="float32",
+        )
+        == 1
+    )
+
+
+def test_there_is_no_label_that_grows_with_traffic_and_no_gpu_without_one() -> None:
+    registry = CollectorRegistry()
+    WorkerMetrics(registry)
+    names = {metric.name for metric in registry.collect()}
+    assert names == {
+        "masc_images",
+        "masc_tokens",
+        "masc_engine_steps",
+        "masc_stage_duration_seconds",
+        "masc_decode_step_duration_seconds",
+        "masc_batch_rows",
+        "masc_prediction_entropy_bits",
+        "masc_prediction_entropy_ratio",
+        "masc_batch_rows_active",
+        "masc_batch_rows_capacity",
+        "masc_last_step_timestamp_seconds",
+        "masc_model_info",
+    }
+    text = generate_latest(registry).decode()
+    assert "masc_engine_steps_total 0.0" in text
+    assert 'masc_decode_step_duration_seconds_bucket{le="0.0002"}' in text
+    assert 'masc_decode_step_duration_seconds_bucket{le="0.1"}' in text
+
+
+def test_the_stage_histogram_is_the_front_ends() -> None:
+    registry = CollectorRegistry()
+    shared = stage_histogram(registry)
+    assert WorkerMetrics(registry).stage_seconds is shared
+
+
+def test_a_new_version_replaces_the_old_one(tmp_path: Path, bundle: Bundle) -> None:
+    registry = CollectorRegistry()
+    metrics = WorkerMetrics(registry)
+    metrics.serve(bundle)
+    save_tiny_bundle(tmp_path, version="2")
+    metrics.serve(load_bundle(tmp_path / "tiny" / "2"))
+    (info,) = [metric for metric in registry.collect() if metric.name == "masc_model_info"]
+    assert [sample.labels["version"] for sample in info.samples] == ["2"]

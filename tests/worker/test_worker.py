@@ -1,0 +1,99 @@
+"""A worker from its settings, and everything that can stop it from starting."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+from masc_core.errors import ArtifactError, ConfigError
+from masc_core.manifest import TRANSFORMER_FILE
+from tests.tiny_bundle import save_tiny_bundle
+from worker.consumer import Consumer
+from worker.jobs.job import GenerationRequest, Job, JobResult
+from worker.jobs.memory import MemoryQueue
+from worker.settings import load_settings
+from worker.worker import build_worker, choose_dtype
+
+
+def build(models: Path, queue: MemoryQueue | None = None, **options: str) -> Consumer:
+    settings = load_settings(models_dir=models, **{"device": "cpu", **options})
+    return build_worker(settings, queue or MemoryQueue(max_jobs=1), CollectorRegistry())
+
+
+def test_a_worker_serves_the_active_version(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path, version="1")
+    manifest = save_tiny_bundle(tmp_path, version="2", seed=1)
+
+    async def main() -> object:
+        queue = MemoryQueue(max_jobs=1)
+        worker = build(tmp_path, queue)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        job = Job(GenerationRequest(model="tiny", class_id=0, cfg_scale=1.0, seed=0))
+        await queue.submit(job)
+        outcome = await queue.outcome(job.id)
+        worker.stop()
+        thread.join()
+        return outcome
+
+    outcome = asyncio.run(main())
+    assert isinstance(outcome, JobResult)
+    assert (outcome.model, outcome.version) == ("tiny", "2")
+    assert outcome.weights_sha256 == manifest.weights_sha256
+
+
+def test_one_of_several_models_is_named(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path, "a")
+    save_tiny_bundle(tmp_path, "b")
+    with pytest.raises(ConfigError, match="several models"):
+        build(tmp_path)
+    with pytest.raises(ConfigError, match="no model 'c'"):
+        build(tmp_path, model="c")
+    build(tmp_path, model="b")
+
+
+def test_without_a_usable_bundle_it_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="nowhere"):
+        build(tmp_path / "nowhere")
+    with pytest.raises(ArtifactError, match="holds no model"):
+        build(tmp_path)
+    save_tiny_bundle(tmp_path)
+    path = tmp_path / "tiny" / "1" / TRANSFORMER_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=TRANSFORMER_FILE):
+        build(tmp_path)
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path)
+    with pytest.raises(ConfigError, match="device: 'cuda:99' is not on this machine"):
+        build(tmp_path, device="cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "expected"),
+    [
+        ("auto", "cpu", torch.float32),
+        ("auto", "cuda", torch.bfloat16),
+        ("bfloat16", "cpu", torch.bfloat16),
+        ("float32", "cuda", torch.float32),
+    ],
+)
+def test_dtype(name: str, device: str, expected: torch.dtype) -> None:
+    assert choose_dtype(name, torch.device(device)) == expected
+
+
+@pytest.mark.gpu
+def test_a_worker_on_a_gpu_reports_its_memory(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path)
+    registry = CollectorRegistry()
+    settings = load_settings(models_dir=tmp_path, device="cuda")
+    worker = build_worker(settings, MemoryQueue(max_jobs=1), registry)
+    worker.warm_up()
+    for kind in ("allocated", "reserved"):
+        value = registry.get_sample_value("masc_gpu_memory_bytes", {"kind": kind})
+        assert value is not None
+        assert value > 0
