@@ -26,13 +26,15 @@ TORCH_INDEX ?= $(if $(filter $(TORCH),$(DEFAULT_TORCH)),$(DEFAULT_INDEX))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format bench clean
+.PHONY: help serve install test lint format bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 serve: $(VENV)/.stamp-worker ## Run the service with the shipped model on http://127.0.0.1:8000
 	@$(BIN)/masc serve $(ARGS)
+
+install: $(VENV)/.stamp-training ## Install everything for training and serving into .venv
 
 test: $(VENV)/.stamp-test ## Run the tests
 	@$(BIN)/python -m pytest $(ARGS)

@@ -78,12 +78,6 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Progr
     return Progress(int(header["step"]), float(header["best"]), float(header["seconds"]))
 
 
-def checkpoint_config(path: Path) -> dict[str, Any]:
-    """Configuration of the run that wrote a checkpoint."""
-    config: dict[str, Any] = _read(path)[0]["config"]
-    return config
-
-
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:

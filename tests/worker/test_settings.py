@@ -60,5 +60,5 @@ def test_a_bad_value_is_one_line_that_names_the_variable(
 
 
 def test_a_bad_option_is_named_like_its_variable() -> None:
-    with pytest.raises(ConfigError, match="^MASC_MAX_BATCH: "):
+    with pytest.raises(ConfigError, match=r"^MASC_MAX_BATCH: "):
         load_settings(max_batch=0)
