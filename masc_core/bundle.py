@@ -157,26 +157,24 @@ def save_bundle(
     Raises
     ------
     ConfigError : the parts do not belong together
-    ArtifactError : the folder exists, or a weight does not fit the precision
+    ArtifactError : the folder exists or cannot be written, or a weight does not fit the precision
     """
     folder = Path(folder)
     _check_parts(parts)
     if folder.exists():
         raise ArtifactError(folder, "exists already; a published version is never changed")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(folder)
-    temporary.mkdir()
     try:
+        temporary.mkdir(parents=True)
         _write_weights(temporary, parts, weights_dtype, with_encoder=with_encoder)
         files = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
         manifest = _manifest(card, parts, files)
         write_manifest(temporary, manifest)
-        try:
-            temporary.rename(folder)
-        except OSError as error:  # someone else published the same version meanwhile
-            raise ArtifactError(folder, f"cannot be published: {error.strerror}") from error
-    except BaseException:
+        temporary.rename(folder)  # fails if someone else published the same version meanwhile
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ArtifactError(folder, f"cannot be written: {error.strerror}") from error
         raise
     return manifest
 

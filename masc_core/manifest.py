@@ -119,6 +119,11 @@ class ModelCard(_Part):
     provenance: dict[str, JsonValue] = {}
     metrics: dict[str, JsonValue] = {}
 
+    def class_ids(self, name: str) -> tuple[int, ...]:
+        """Every class of that name, case and surrounding space ignored; several may share one."""
+        wanted = name.strip().casefold()
+        return tuple(i for i, known in enumerate(self.class_names) if known.casefold() == wanted)
+
 
 class Manifest(ModelCard):
     """A model card, the sizes of the models, and the table of files.

@@ -175,10 +175,14 @@ class Registry:
 
         Raises
         ------
-        UnknownModelError, ArtifactError : as from `verify`
+        UnknownModelError, ArtifactError : as from `verify`, or the choice cannot be written
         """
         self.verify(name, version)
-        atomic_write(self.root / name / CURRENT_FILE, f"{version}\n".encode())
+        path = self.root / name / CURRENT_FILE
+        try:
+            atomic_write(path, f"{version}\n".encode())
+        except OSError as error:
+            raise ArtifactError(path, f"cannot be written: {error.strerror}") from error
 
     def _versions(self, name: str) -> tuple[str, ...]:
         folder = self.root / name

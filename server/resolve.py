@@ -73,8 +73,7 @@ def _first(given: Number | None, default: Number) -> Number:
 
 
 def _class_of_name(name: str, manifest: Manifest) -> int:
-    wanted = name.strip().casefold()
-    ids = [i for i, known in enumerate(manifest.class_names) if known.casefold() == wanted]
+    ids = manifest.class_ids(name)
     if not ids:
         raise UnknownClassError("class_name", f"{manifest.name} has no class {name.strip()!r}")
     if len(ids) > 1:

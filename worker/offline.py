@@ -12,7 +12,7 @@ import numpy as np
 
 from masc_core.bundle import Bundle, load_bundle
 from masc_core.device import resolve_device
-from masc_core.errors import ConfigError, UnknownClassError
+from masc_core.errors import ConfigError, InvalidFieldError, UnknownClassError
 from masc_core.files import atomic_write
 from masc_core.generate import ImageSpec, generate
 from masc_core.images import ImageFormat, Pixels, contact_sheet, encode_image
@@ -101,11 +101,19 @@ def image_specs(request: OfflineRequest, manifest: Manifest) -> list[ImageSpec]:
 
 
 def find_class(name: str, manifest: Manifest) -> int:
-    """Class id of a name, case ignored, or of an id in digits."""
-    names = [known.casefold() for known in manifest.class_names]
-    if name.strip().casefold() in names:
-        return names.index(name.strip().casefold())
-    if name.isdecimal() and int(name) < len(names):
+    """Class id of a name, or of an id in digits that is no name.
+
+    Raises
+    ------
+    UnknownClassError : there is none
+    InvalidFieldError : several classes are called so
+    """
+    ids = manifest.class_ids(name)
+    if len(ids) > 1:
+        raise InvalidFieldError("class", f"several classes are called {name!r}: ids {ids}")
+    if ids:
+        return ids[0]
+    if name.isdecimal() and int(name) < len(manifest.class_names):
         return int(name)
     raise UnknownClassError(
         "class", f"no class {name!r}; there are: {', '.join(manifest.class_names)}"

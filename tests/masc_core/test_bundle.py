@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -177,6 +178,32 @@ def test_a_published_version_is_never_changed(folder: Path, parts: BundleParts) 
     with pytest.raises(ArtifactError, match="exists already"):
         save_bundle(folder, tiny_card(), parts)
     assert read_manifest(folder) == before
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_line(
+    tmp_path: Path, parts: BundleParts
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"file/1: cannot be written: Not a directory$"):
+        save_bundle(tmp_path / "file" / "1", tiny_card(), parts)
+
+
+def test_a_version_published_meanwhile_is_left_alone(
+    tmp_path: Path, parts: BundleParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "1"
+
+    def publish_first(path: Path, target: Path) -> None:
+        rename(path.with_name("winner"), target)
+        rename(path, target)
+
+    rename = os.rename
+    (tmp_path / "winner").mkdir()
+    (tmp_path / "winner" / "theirs").write_bytes(b"")
+    monkeypatch.setattr(Path, "rename", publish_first)
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        save_bundle(folder, tiny_card(), parts)
+    assert [path.name for path in tmp_path.rglob("*")] == ["1", "theirs"]
 
 
 def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path, parts: BundleParts) -> None:

@@ -162,6 +162,12 @@ def test_a_damaged_version_is_not_activated(root: Path) -> None:
         registry.activate("a", "v11")
 
 
+def test_a_choice_that_cannot_be_written_is_one_clear_line(root: Path) -> None:
+    (root / "b" / "current").mkdir()
+    with pytest.raises(ArtifactError, match=r"b/current: cannot be written: Is a directory$"):
+        Registry(root).activate("b", "1")
+
+
 @pytest.mark.parametrize("file", REQUIRED_FILES)
 def test_verify_names_a_missing_file(root: Path, file: str) -> None:
     registry = Registry(root)
