@@ -78,6 +78,7 @@ class Generated:
     clusters : int64 (B, L), what the transformer predicted
     entropies : float32 (B, L), bits; of the guided distribution before temperature and filters
     prefill_seconds, decode_seconds : duration of the first position, and of all others
+    code_seconds : part of both that turned clusters into codes; on a GPU the time to enqueue it
     """
 
     codes: Tensor
@@ -85,6 +86,7 @@ class Generated:
     entropies: Tensor
     prefill_seconds: float
     decode_seconds: float
+    code_seconds: float
 
 
 @torch.inference_mode()
@@ -118,20 +120,25 @@ def generate(
     codes = torch.empty_like(clusters)
     entropies = torch.empty(clusters.shape, dtype=torch.float32, device=clusters.device)
     started = prefilled = time.perf_counter()
+    code_seconds = 0.0
     ids = batch.class_rows()
     for position in range(num_steps):
         logits = batch.logits(ids, position)
         entropies[:, position] = entropy_bits(logits)
         tokens = batch.sample(logits, position)
         clusters[:, position] = tokens
+        predicted = time.perf_counter()
         codes[:, position] = batch.decode(tokens, position)
+        code_seconds += time.perf_counter() - predicted
         ids = batch.token_rows(tokens)
         if position == 0:
             prefilled = _now(clusters.device)
         if on_step is not None:
             on_step(position, codes[:, : position + 1])
     finished = _now(clusters.device)
-    return Generated(codes, clusters, entropies, prefilled - started, finished - prefilled)
+    return Generated(
+        codes, clusters, entropies, prefilled - started, finished - prefilled, code_seconds
+    )
 
 
 class _Batch:

@@ -226,7 +226,7 @@ class Consumer:
         self._metrics.image(running.request, image)
         if running.is_complete:
             result = running.result(self._bundle.manifest)
-            self._metrics.job(result)
+            self._metrics.job(result, running.code_seconds)
             self._settle(running.job.id, result)
 
     def _fail(self, job_id: str, error: Exception) -> None:

@@ -119,8 +119,9 @@ class WorkerMetrics:
         self.entropy_bits.observe(image.entropy_bits)
         self.entropy_ratio.observe(image.entropy_ratio)
 
-    def job(self, result: JobResult) -> None:
-        """Record the stages of a job that is done."""
+    def job(self, result: JobResult, code_seconds: float) -> None:
+        """Record the stages of a job that is done; its timings leave cluster to code out."""
+        self.stage_seconds.labels(stage="cluster_to_code").observe(code_seconds)
         for stage in STAGES:
             self.stage_seconds.labels(stage=stage).observe(getattr(result.timings, stage))
 

@@ -38,6 +38,7 @@ class RunningJob:
         self.queue_seconds = 0.0
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
+        self.code_seconds = 0.0
         self.vq_decode_seconds = 0.0
         self.encode_seconds = 0.0
         self._images: dict[int, ImageOutput] = {}
@@ -72,6 +73,7 @@ class RunningJob:
         """The codes of an image are there, and its pixels."""
         self.prefill_seconds = max(self.prefill_seconds, image.prefill_seconds)
         self.decode_seconds = max(self.decode_seconds, image.decode_seconds)
+        self.code_seconds = max(self.code_seconds, image.code_seconds)
         self.vq_decode_seconds += vq_decode_seconds
 
     def encoded(

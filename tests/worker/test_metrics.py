@@ -81,6 +81,10 @@ def test_metrics_count_what_was_done(bundle: Bundle) -> None:
         assert value("masc_stage_duration_seconds_sum", stage=stage) == pytest.approx(
             sum(getattr(result.timings, stage) for result in results)
         )
+    code_seconds = value("masc_stage_duration_seconds_sum", stage="cluster_to_code")
+    assert value("masc_stage_duration_seconds_count", stage="cluster_to_code") == 2
+    assert code_seconds is not None
+    assert 0 < code_seconds < sum(r.timings.prefill + r.timings.decode for r in results)
     assert value("masc_batch_rows_capacity") == 8
     assert value("masc_batch_rows_active") == 0
     assert before <= (value("masc_last_step_timestamp_seconds") or 0) <= time.time()

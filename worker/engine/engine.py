@@ -61,6 +61,7 @@ class FinishedImage:
     entropies : float32 (L,), bits, on the CPU
     prefill_seconds : until the first position was drawn
     decode_seconds : the rest
+    code_seconds : part of both that turned clusters into codes
     """
 
     task: ImageTask
@@ -68,6 +69,7 @@ class FinishedImage:
     entropies: Tensor
     prefill_seconds: float
     decode_seconds: float
+    code_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

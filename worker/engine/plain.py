@@ -110,4 +110,5 @@ def _finished(task: ImageTask, made: Generated, codes: Tensor, entropies: Tensor
         entropies=entropies,
         prefill_seconds=made.prefill_seconds,
         decode_seconds=made.decode_seconds,
+        code_seconds=made.code_seconds,
     )
