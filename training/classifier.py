@@ -25,8 +25,8 @@ from masc_core.files import atomic_path
 from training.config import LoopConfig, set_threads
 from training.images import ImageFolder
 from training.loop import Report, Stage, fit, no_report
+from training.reconstruction import to_float
 from training.run import Run
-from training.tokenizer import to_float
 
 WEIGHTS = "classifier.safetensors"
 

@@ -21,7 +21,8 @@ from training.images import ImageFolder
 from training.prior import PriorConfig, build_prior
 from training.progress import progress
 from training.publish import PublishConfig, publish
-from training.tokenizer import TokenizerConfig, reconstruction_sheet, train_tokenizer
+from training.reconstruction import reconstruction_sheet
+from training.tokenizer import TokenizerConfig, train_tokenizer
 from training.transformer import TransformerConfig, train_transformer
 
 console = Console(highlight=False)

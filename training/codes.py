@@ -33,7 +33,7 @@ from training.code_cache import (
 from training.config import StageConfig, set_threads
 from training.images import ImageFolder
 from training.loop import Report, no_report
-from training.tokenizer import to_float
+from training.reconstruction import to_float
 
 
 class CodesConfig(StageConfig):

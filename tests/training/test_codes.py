@@ -11,7 +11,7 @@ from tests.training.stages import codes_config
 from training.code_cache import CodeCache, shard_path
 from training.codes import extract_codes
 from training.images import ImageFolder
-from training.tokenizer import reconstruct
+from training.reconstruction import reconstruct
 
 
 def test_holds_the_codes_of_images_and_of_their_mirror_images(prepared: Path) -> None:

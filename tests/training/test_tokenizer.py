@@ -3,23 +3,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from masc_core.errors import ConfigError
-from masc_core.models.vq import VQConfig, VQModel, to_uint8
+from masc_core.models.vq import VQConfig, VQModel
 from masc_core.weights import load_tokenizer
 from tests.training.stages import photographs, tokenizer_config
 from training.images import ImageFolder
-from training.tokenizer import (
-    reconstruct,
-    reconstruction_metrics,
-    restart_codes,
-    to_float,
-    train_tokenizer,
-)
+from training.reconstruction import reconstruction_metrics
+from training.tokenizer import restart_codes, train_tokenizer
 
 
 def test_learns_and_leaves_weights_metrics_and_a_sheet(tmp_path: Path) -> None:
@@ -80,27 +74,3 @@ def test_unused_codes_restart_on_features_of_the_batch() -> None:
     rows = torch.nn.functional.normalize(features.permute(0, 2, 3, 1).reshape(-1, 4))
     nearest = (after[3:, None] - rows).abs().amax(dim=2).min(dim=1).values
     assert nearest.max() < 1e-6
-
-
-def test_pixels_survive_the_way_to_floats_and_back() -> None:
-    pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
-    images = to_float(pixels)
-    assert images.shape == (1, 3, 16, 16)
-    assert images.min() == -1
-    assert images.max() == 1
-    error = to_uint8(images).int() - torch.from_numpy(pixels).int()
-    assert error.abs().max() <= 1
-
-
-def test_metrics_agree_with_the_plain_formula() -> None:
-    torch.manual_seed(0)
-    model = VQModel(VQConfig(num_codes=8, ch=32, ch_mult=(1, 1), z_channels=32)).eval()
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
-    images, codes = reconstruct(model, pixels, batch_size=2)
-    psnr = []
-    for image, original in zip(images, pixels, strict=True):
-        mse = np.mean((image.astype(float) - original.astype(float)) ** 2)
-        psnr.append(20 * np.log10(255) - 10 * np.log10(mse))
-    metrics = reconstruction_metrics(model, pixels)
-    assert metrics["psnr"] == pytest.approx(np.mean(psnr))
-    assert metrics["codebook_usage"] == len(set(codes.ravel().tolist())) / 8
