@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from masc_core.errors import InvalidFieldError, NonFiniteError, UnknownClassError
+from masc_core.generate import Generated, ImageSpec, generate
+from masc_core.in_cluster import InClusterDecoder
+from masc_core.models.gpt import GPT
+from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.kv_cache import KVCache
+from masc_core.prior import ClusterMap
+from masc_core.sampling import draw, entropy_bits, filter_logits, guide, heat
+from tests.golden_files import assert_close, load_golden
+from tests.golden_gpt import GOLDEN_CONFIG, golden_gpt
+
+NULL = GOLDEN_CONFIG.num_classes
+# name: cfg scale, last decode step that is guided (upstream's cfg_interval)
+RUNS = {
+    "greedy_cfg1": (1.0, math.inf),
+    "greedy_cfg2": (2.0, math.inf),
+    "greedy_cfg2_int3": (2.0, 3),
+    "greedy_cfg3_int0": (3.0, 0),
+    "sampled_cfg1p5_T0p9_k20_p0p9": (1.5, math.inf),
+}
+SAMPLED = "sampled_cfg1p5_T0p9_k20_p0p9"
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def flat_decoder(vocab_size: int = GOLDEN_CONFIG.vocab_size) -> InClusterDecoder:
+    return InClusterDecoder(ClusterMap.identity(vocab_size))
+
+
+def paired_decoder(vocab_size: int) -> InClusterDecoder:
+    """Clusters of a few codes each, some never counted."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(3 * vocab_size) % vocab_size)
+    return InClusterDecoder(ClusterMap.from_labels(labels), rng.integers(0, 4, 3 * vocab_size))
+
+
+def random_gpt(config: GPTConfig) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(config).eval()
+    torch.nn.init.normal_(model.output.weight, std=0.3)
+    return model
+
+
+def mixed_specs(num: int, num_classes: int) -> list[ImageSpec]:
+    rng = random.Random(1)
+    return [
+        ImageSpec(
+            class_id=rng.randrange(num_classes),
+            cfg_scale=rng.choice([1.0, 1.0, 1.5, 4.0]),
+            seed=rng.randrange(2**63),
+            temperature=rng.choice([1.0, 0.8, 1.2]),
+            top_k=rng.choice([0, 0, 40, 5]),
+            top_p=rng.choice([1.0, 1.0, 0.9]),
+            decoding=rng.choice(["uniform", "frequency"]),
+        )
+        for _ in range(num)
+    ]
+
+
+def few_specs() -> list[ImageSpec]:
+    return [ImageSpec(i, 1.0 + i, seed=i, top_p=0.9) for i in range(3)]
+
+
+def assert_same_bits(actual: Generated, expected: Generated, images: list[int]) -> None:
+    assert torch.equal(actual.codes, expected.codes[images])
+    assert torch.equal(actual.clusters, expected.clusters[images])
+    assert torch.equal(actual.entropies, expected.entropies[images])
+
+
+def upstream_run(name: str, labels: Tensor, forced: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Guided logits (B, L, K) and greedy tokens (B, L), or the forced ones, as upstream's loop."""
+    model, (scale, last_guided) = golden_gpt(), RUNS[name]
+    ids = torch.cat([labels, torch.full_like(labels, NULL)])
+    cache = KVCache(GOLDEN_CONFIG, len(ids))
+    all_logits, all_tokens = [], []
+    for position in range(GOLDEN_CONFIG.block_size):
+        with torch.inference_mode():
+            logits, uncond = model.step(ids, position, cache).chunk(2)
+        if position - 1 <= last_guided:
+            logits = guide(logits, uncond, torch.full((len(labels),), scale))
+        tokens = logits.argmax(-1) if forced is None else forced[:, position]
+        ids = torch.cat([tokens, tokens])
+        all_logits.append(logits)
+        all_tokens.append(tokens)
+    return torch.stack(all_logits, 1), torch.stack(all_tokens, 1)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_loop_over_steps_is_upstreams(name: str) -> None:
+    golden = load_golden("gpt/generate.safetensors")
+    labels = load_golden("gpt/io.safetensors")["labels"]
+    indices = golden[f"{name}.indices"].long()
+    logits, tokens = upstream_run(name, labels, indices if name == SAMPLED else None)
+    assert torch.equal(tokens, indices)
+    assert_close(logits, golden[f"{name}.step_logits"], atol=2e-4, rtol=2e-4)
+
+
+def test_sampling_probabilities_are_upstreams() -> None:
+    golden = load_golden("gpt/generate.safetensors")
+    labels = load_golden("gpt/io.safetensors")["labels"]
+    logits, _ = upstream_run(SAMPLED, labels, golden[f"{SAMPLED}.indices"].long())
+    rows = heat(logits.flatten(0, 1), torch.full((64,), 0.9))
+    filtered = filter_logits(rows, torch.full((64,), 20), torch.full((64,), 0.9))
+    expected = golden[f"{SAMPLED}.step_probs"].flatten(0, 1)
+    assert_close(filtered.softmax(-1), expected, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["greedy_cfg1", "greedy_cfg2"])
+def test_no_temperature_is_upstreams_greedy_run(name: str) -> None:
+    golden = load_golden("gpt/generate.safetensors")
+    labels = load_golden("gpt/io.safetensors")["labels"].tolist()
+    specs = [
+        ImageSpec(label, RUNS[name][0], seed=i, temperature=0) for i, label in enumerate(labels)
+    ]
+    made = generate(golden_gpt(), flat_decoder(), specs)
+    assert torch.equal(made.codes, golden[f"{name}.indices"].long())
+    assert torch.equal(made.clusters, made.codes)
+    logits = golden[f"{name}.step_logits"]
+    expected = entropy_bits(logits.flatten(0, 1)).view(4, 16)
+    assert_close(made.entropies, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.gpu
+def test_gpu_is_upstreams_greedy_run() -> None:
+    golden = load_golden("gpt/generate.safetensors")
+    labels = load_golden("gpt/io.safetensors")["labels"].tolist()
+    specs = [ImageSpec(label, 2.0, seed=0, temperature=0) for label in labels]
+    decoder = InClusterDecoder(ClusterMap.identity(GOLDEN_CONFIG.vocab_size), device="cuda")
+    made = generate(golden_gpt().cuda(), decoder, specs)
+    assert torch.equal(made.codes.cpu(), golden["greedy_cfg2.indices"].long())
+
+
+def test_is_the_slow_definition() -> None:
+    """Each image alone, without a cache: the whole sequence anew at every position."""
+    model, decoder = golden_gpt(), paired_decoder(96)
+    specs = mixed_specs(6, NULL)
+    made = generate(model, decoder, specs)
+    for i, spec in enumerate(specs):
+        clusters = torch.zeros(1, 0, dtype=torch.int64)
+        codes, entropies = [], []
+        seed = torch.tensor([spec.seed])
+        for position in range(GOLDEN_CONFIG.block_size):
+            with torch.inference_mode():
+                cond = model(torch.tensor([spec.class_id]), clusters)[:, -1]
+                uncond = model(torch.tensor([NULL]), clusters)[:, -1]
+            logits = guide(cond, uncond, torch.tensor([spec.cfg_scale]))
+            entropies.append(entropy_bits(logits))
+            heated = heat(logits, torch.tensor([spec.temperature]))
+            kept = filter_logits(heated, torch.tensor([spec.top_k]), torch.tensor([spec.top_p]))
+            token = draw(kept, seed, position)
+            codes.append(decoder.decode(token, seed, position, decoder.modes([spec.decoding])))
+            clusters = torch.cat([clusters, token[:, None]], dim=1)
+        assert torch.equal(made.clusters[i], clusters[0])
+        assert torch.equal(made.codes[i], torch.cat(codes))
+        assert_close(made.entropies[i], torch.cat(entropies), atol=1e-4, rtol=1e-4)
+
+
+def test_an_image_has_the_same_bits_in_every_batch() -> None:
+    model, decoder = golden_gpt(), paired_decoder(96)
+    specs = mixed_specs(17, NULL)
+    together = generate(model, decoder, specs)
+    rng = random.Random(2)
+    for num_images in range(1, 18):
+        images = rng.sample(range(17), num_images)
+        assert_same_bits(generate(model, decoder, [specs[i] for i in images]), together, images)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.usefixtures("threads")
+def test_an_image_has_the_same_bits_at_a_realistic_size(num_threads: int) -> None:
+    config = GPTConfig(1024, dim=256, n_layer=8, n_head=4, num_classes=50, block_size=64)
+    model, decoder = random_gpt(config), paired_decoder(1024)
+    specs = mixed_specs(7, 50)
+    torch.set_num_threads(num_threads)
+    together = generate(model, decoder, specs)
+    assert together.entropies.mean() > 1
+    for images in ([4], [6, 0], [5, 2, 1, 3, 0]):
+        assert_same_bits(generate(model, decoder, [specs[i] for i in images]), together, images)
+
+
+def test_every_field_of_a_spec_matters() -> None:
+    base: dict[str, Any] = {"class_id": 1, "cfg_scale": 2.0, "seed": 5}
+    changes: list[dict[str, Any]] = [
+        {"class_id": 2},
+        {"cfg_scale": 6.0},
+        {"seed": 6},
+        {"temperature": 3.0},
+        {"top_k": 2},
+        {"top_p": 0.2},
+        {"decoding": "frequency"},
+    ]
+    specs = [ImageSpec(**base), *(ImageSpec(**{**base, **change}) for change in changes)]
+    made = generate(golden_gpt(), paired_decoder(96), specs)
+    rows = {tuple(row) for row in made.codes.tolist()}
+    assert len(rows) == len(specs)
+    assert torch.equal(made.clusters[-1], made.clusters[0])  # decoding does not feed back
+
+
+def test_shapes_and_timings() -> None:
+    made = generate(golden_gpt(), paired_decoder(96), mixed_specs(3, NULL))
+    assert made.codes.shape == made.clusters.shape == made.entropies.shape == (3, 16)
+    assert made.codes.dtype == made.clusters.dtype == torch.int64
+    assert made.entropies.dtype == torch.float32
+    assert ((made.codes >= 0) & (made.codes < 288)).all()
+    assert np.array_equal(paired_decoder(96).prior.encode(made.codes.numpy()), made.clusters)
+    assert made.entropies.max() <= math.log2(96)
+    assert made.prefill_seconds > 0
+    assert made.decode_seconds > 0
+
+
+class CountingGPT(GPT):
+    """Notes how many rows each step has."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.rows: set[int] = set()
+
+    def step(self, ids: Tensor, position: int, cache: KVCache) -> Tensor:
+        self.rows.add(len(ids))
+        return super().step(ids, position, cache)
+
+
+@pytest.mark.parametrize(
+    ("scales", "num_rows"),
+    [([1.0], 4), ([1.0] * 4, 4), ([1.0, 2.0, 1.0], 4), ([2.0] * 4, 8), ([2.0, 2.0, 1.0], 8)],
+)
+def test_only_guided_images_have_two_rows(scales: list[float], num_rows: int) -> None:
+    model = CountingGPT(GOLDEN_CONFIG).eval()
+    generate(model, flat_decoder(), [ImageSpec(0, scale, seed=0) for scale in scales])
+    assert model.rows == {num_rows}
+
+
+def test_an_image_of_one_position() -> None:
+    config = GPTConfig(8, dim=16, n_layer=1, n_head=2, num_classes=2, block_size=1)
+    made = generate(random_gpt(config), flat_decoder(8), [ImageSpec(1, 2.0, seed=0)])
+    assert made.codes.shape == (1, 1)
+
+
+def test_bfloat16() -> None:
+    made = generate(golden_gpt().bfloat16(), flat_decoder(), few_specs())
+    assert made.entropies.dtype == torch.float32
+    assert made.entropies.isfinite().all()
+
+
+def test_steps_are_reported_with_the_codes_so_far() -> None:
+    reports: list[tuple[int, Tensor]] = []
+
+    def note(position: int, codes: Tensor) -> None:
+        reports.append((position, codes.clone()))
+
+    made = generate(golden_gpt(), flat_decoder(), few_specs(), note)
+    assert [position for position, _ in reports] == list(range(16))
+    for position, codes in reports:
+        assert torch.equal(codes, made.codes[:, : position + 1])
+
+
+def test_a_report_can_end_the_generation() -> None:
+    def stop(position: int, _codes: Tensor) -> None:
+        if position == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        generate(golden_gpt(), flat_decoder(), few_specs(), stop)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_images_with_non_finite_logits_are_named(poison: float) -> None:
+    model, decoder = golden_gpt(), flat_decoder()
+    specs = [ImageSpec(class_id, 2.0, seed=class_id) for class_id in (3, 5, 7, 5)]
+    expected = generate(model, decoder, specs)
+    with torch.no_grad():
+        model.cls_embedding.embedding_table.weight[5] = poison
+    with pytest.raises(NonFiniteError, match="image 1, 3 at position 0") as caught:
+        generate(model, decoder, specs)
+    assert caught.value.indices == (1, 3)
+    assert_same_bits(generate(model, decoder, [specs[0], specs[2]]), expected, [0, 2])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cfg_scale", 0.5),
+        ("cfg_scale", math.nan),
+        ("cfg_scale", math.inf),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_p", math.nan),
+    ],
+)
+def test_values_out_of_range_are_refused(field: str, value: float) -> None:
+    values: dict[str, Any] = {"class_id": 0, "cfg_scale": 1.0, "seed": 0, field: value}
+    with pytest.raises(InvalidFieldError, match=f"{field} must be ") as caught:
+        ImageSpec(**values)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("class_id", [-1, 10, 11])
+def test_classes_that_the_model_lacks_are_refused(class_id: int) -> None:
+    with pytest.raises(UnknownClassError, match=r"must be in 0\.\.9, got") as caught:
+        generate(golden_gpt(), flat_decoder(), [ImageSpec(class_id, 1.0, seed=0)])
+    assert caught.value.field == "class_id"
+
+
+def test_guidance_needs_a_null_class() -> None:
+    config = GPTConfig(8, dim=16, n_layer=1, n_head=2, block_size=4, class_dropout=0)
+    model = random_gpt(config)
+    with pytest.raises(InvalidFieldError, match="without a null class") as caught:
+        generate(model, flat_decoder(8), [ImageSpec(0, 1.5, seed=0)])
+    assert caught.value.field == "cfg_scale"
+    assert generate(model, flat_decoder(8), [ImageSpec(0, 1.0, seed=0)]).codes.shape == (1, 4)
+
+
+def test_what_else_cannot_be_generated() -> None:
+    spec = ImageSpec(0, 1.0, seed=0)
+    with pytest.raises(InvalidFieldError, match="decoding must be 'uniform'"):
+        generate(golden_gpt(), flat_decoder(), [ImageSpec(0, 1.0, seed=0, decoding="frequency")])
+    with pytest.raises(ValueError, match="no images"):
+        generate(golden_gpt(), flat_decoder(), [])
+    with pytest.raises(ValueError, match="training mode"):
+        generate(golden_gpt().train(), flat_decoder(), [spec])
