@@ -91,7 +91,7 @@ def seconds_per_image(bundle: Bundle, repeats: int = 7) -> dict[str, float]:
     }
 
 
-def first_images(bundle: Bundle, columns: int = 10, scale: int = 2) -> bytes:
+def first_images(bundle: Bundle, columns: int = 10, scale: int = 3) -> bytes:
     """PNG sheet, unselected: every class with seed 0, enlarged ``scale`` times."""
     names = bundle.manifest.class_names
     spec = default_spec(bundle)
