@@ -40,7 +40,7 @@ TRAINING_GROUPS = {
     "transformer": "The autoregressive model over clusters.",
     "classifier": "The judge of class agreement.",
 }
-DRAIN_SECONDS = 30.0
+DRAIN_SECONDS = 30
 
 Models = Annotated[
     Path | None, typer.Option(help="Folder of the model bundles [env MASC_MODELS_DIR].")
@@ -59,6 +59,9 @@ def main() -> None:
             raise
         errors.print(f"masc: this command needs {error.name}: pip install 'masc\\[training]'")
         sys.exit(2)
+    except OSError as error:
+        errors.print(f"masc: {error}", markup=False)
+        sys.exit(1)
     except KeyboardInterrupt:
         errors.print("masc: interrupted")
         sys.exit(130)
@@ -66,6 +69,7 @@ def main() -> None:
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:
     """The commands; of the training half only what ``arguments`` ask for is imported."""
+    asked = [argument for argument in arguments if argument != "--"]
     app = typer.Typer(
         help="Train and serve autoregressive image generation over clusters of codes.",
         no_args_is_help=True,
@@ -75,13 +79,13 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.command("serve")(serve)
     app.command("generate")(generate)
     for name, text in TRAINING_GROUPS.items():
-        group = _training(name) if arguments[:1] == [name] else typer.Typer()
+        group = _training(name) if asked[:1] == [name] else typer.Typer()
         app.add_typer(group, name=name, help=text)
-    evaluate = _training("evaluate") if arguments[:1] == ["evaluate"] else _placeholder
+    evaluate = _training("evaluate") if asked[:1] == ["evaluate"] else _placeholder
     app.command("evaluate", help="Measure a published model: speed, entropy, class agreement.")(
         evaluate
     )
-    app.add_typer(_models_app(arguments), name="models", help="The registry of model versions.")
+    app.add_typer(_models_app(asked), name="models", help="The registry of model versions.")
     return app
 
 
@@ -105,14 +109,11 @@ def serve(
     from worker import settings as worker_settings
 
     back = worker_settings.load_settings(
-        models_dir=models, queue_url=queue, device=device, model=model
+        models_dir=models, queue_url=queue, device=device, default_model=model
     )
     front = server_settings.load_settings(
         host=host, port=port, models_dir=models, queue_url=queue, default_model=model
     )
-    served = front.default_model or back.model or None  # one worker: it serves the default model
-    front = front.model_copy(update={"default_model": served})
-    back = back.model_copy(update={"model": served or ""})
     configure_logging(front.log_format)
     _serve_embedded(front, back)
 
@@ -142,7 +143,7 @@ def generate(  # noqa: PLR0913 - options
     from worker import settings as worker_settings
     from worker.offline import OfflineRequest, generate_files
 
-    back = worker_settings.load_settings(models_dir=models, device=device, model=model)
+    back = worker_settings.load_settings(models_dir=models, device=device, default_model=model)
     request = OfflineRequest(
         classes=tuple(classes or ()),
         num_images=num_images,
@@ -162,9 +163,9 @@ def _models_app(arguments: Sequence[str]) -> typer.Typer:
     app.command("list")(list_models)
     app.command("verify")(verify)
     app.command("activate")(activate)
-    asked = list(arguments[:2]) == ["models", "publish"]
+    wanted = list(arguments[:2]) == ["models", "publish"]
     app.command("publish", help="Measure a trained model and publish it as a version.")(
-        _training("publish_command") if asked else _placeholder
+        _training("publish_command") if wanted else _placeholder
     )
     return app
 
@@ -175,10 +176,8 @@ def list_models(models: Models = None) -> None:
     table = Table("model", "version", "active", "classes", "positions", "clusters", "codes")
     for name in registry.names():
         for version in registry.versions(name):
-            manifest = registry.manifest(name, version)
             active = "*" if _is_active(registry, name, version) else ""
-            sizes = (manifest.num_positions, manifest.num_clusters, manifest.num_codes)
-            table.add_row(name, version, active, *map(str, (len(manifest.class_names), *sizes)))
+            table.add_row(name, version, active, *_sizes(registry, name, version))
     console.print(table)
 
 
@@ -211,10 +210,21 @@ def _serve_embedded(front: Any, back: Any) -> None:  # noqa: ANN401 - settings o
         consumer = build_worker(back, queue, metrics)
         thread = threading.Thread(target=_run_worker, args=(consumer.run,), name="worker")
         server = uvicorn.Server(
-            uvicorn.Config(app, ws="none", server_header=False, access_log=False, log_config=None)
+            uvicorn.Config(
+                app,
+                ws="none",
+                server_header=False,
+                access_log=False,
+                log_config=None,
+                timeout_graceful_shutdown=DRAIN_SECONDS,
+            )
         )
-        # Once it has shut down, uvicorn raises the signal that ended it again, for us.
-        signal.signal(signal.SIGTERM, _leave_quietly)
+
+        def leave(_number: int, _frame: FrameType | None) -> None:
+            """Take the signal before uvicorn listens for it, and when it raises it again."""
+            server.should_exit = True
+
+        signal.signal(signal.SIGTERM, leave)
         thread.start()
         try:
             with suppress(KeyboardInterrupt):
@@ -222,10 +232,6 @@ def _serve_embedded(front: Any, back: Any) -> None:  # noqa: ANN401 - settings o
         finally:
             consumer.stop()
             thread.join(DRAIN_SECONDS)
-
-
-def _leave_quietly(_number: int, _frame: FrameType | None) -> None:
-    """Take a signal for which everything has been done."""
 
 
 def _run_worker(run: Any) -> None:  # noqa: ANN401 - a bound method of a lazy class
@@ -267,12 +273,23 @@ def _is_active(registry: Registry, name: str, version: str) -> bool:
         return False
 
 
+def _sizes(registry: Registry, name: str, version: str) -> Iterator[str]:
+    try:
+        manifest = registry.manifest(name, version)
+    except ArtifactError as error:
+        yield f"damaged: {error.reason}"
+        return
+    yield str(len(manifest.class_names))
+    yield from map(str, (manifest.num_positions, manifest.num_clusters, manifest.num_codes))
+
+
 def _training(attribute: str) -> Any:  # noqa: ANN401 - a Typer group or a command
     return getattr(importlib.import_module("training.cli"), attribute)
 
 
 def _placeholder() -> None:
     """Stand for a command in the overview; `build_app` puts the real one in when it is called."""
+    raise ConfigError("this command takes no options before its name")
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def save_bundle(
         _write_weights(temporary, parts, weights_dtype, with_encoder=with_encoder)
         files = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
         manifest = _manifest(card, parts, files)
-        write_manifest(temporary, manifest)
+        manifest = write_manifest(temporary, manifest)
         temporary.rename(folder)  # fails if someone else published the same version meanwhile
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -204,7 +204,9 @@ def load_bundle(
     gpt_config, vq_config = _configs(folder, manifest)
     prior = _load_prior(folder / PRIOR_FILE, manifest)
     counts = _load_counts(folder / COUNTS_FILE, manifest)
-    model = fill_module(folder / TRANSFORMER_FILE, GPT(gpt_config))
+    with torch.device("meta"):
+        empty = GPT(gpt_config)
+    model = fill_module(folder / TRANSFORMER_FILE, empty)
     return Bundle(
         manifest=manifest,
         model=model.to(device, dtype).eval().requires_grad_(requires_grad=False),
@@ -295,7 +297,8 @@ def _load_counts(path: Path, manifest: Manifest) -> npt.NDArray[np.int64] | None
 
 
 def _load_tokenizer(path: Path, config: VQConfig) -> VQModel:
-    tokenizer = VQModel(config)
+    with torch.device("meta"):
+        tokenizer = VQModel(config)
     if not any(name.startswith(ENCODER_PREFIXES) for name in read_tensors(path)):
         # Random weights must not pass for an encoder: whoever encodes gets an AttributeError.
         del tokenizer.encoder, tokenizer.quant_conv

@@ -1,10 +1,12 @@
-"""Choice of the torch device by name."""
+"""Choice of the torch device and of the transformer's precision by name."""
 
 from __future__ import annotations
 
 import torch
 
 from masc_core.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -28,3 +30,10 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: {name!r} is not on this machine")
     return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Precision of that name; ``auto`` is bfloat16 on CUDA and float32 elsewhere."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return DTYPES[name]

@@ -9,6 +9,7 @@ This module does not know where bundles live (`masc_core.registry`) nor how weig
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from os import PathLike
@@ -68,11 +69,11 @@ class _Part(BaseModel):
 class GPTSection(_Part):
     """Sizes of the transformer; its vocabulary are the K clusters."""
 
-    dim: int = Field(ge=1)
-    n_layer: int = Field(ge=1)
-    n_head: int = Field(ge=1)
-    num_classes: int = Field(ge=1)
-    block_size: int = Field(ge=1)
+    dim: int = Field(ge=1, le=1 << 16)
+    n_layer: int = Field(ge=1, le=1 << 10)
+    n_head: int = Field(ge=1, le=1 << 10)
+    num_classes: int = Field(ge=1, le=1 << 24)
+    block_size: int = Field(ge=1, le=1 << 16)
     norm_eps: float = Field(default=1e-5, gt=0)
     rope_base: float = Field(default=10000.0, gt=0)
 
@@ -80,11 +81,11 @@ class GPTSection(_Part):
 class VQSection(_Part):
     """Sizes of the tokenizer; its codebook has V rows."""
 
-    code_dim: int = Field(ge=1)
-    ch: int = Field(ge=1)
-    ch_mult: tuple[int, ...] = Field(min_length=1)
-    num_res_blocks: int = Field(ge=1)
-    z_channels: int = Field(ge=1)
+    code_dim: int = Field(ge=1, le=1 << 16)
+    ch: int = Field(ge=1, le=1 << 12)
+    ch_mult: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(min_length=1, max_length=10)
+    num_res_blocks: int = Field(ge=1, le=64)
+    z_channels: int = Field(ge=1, le=1 << 16)
     l2_norm: bool = True
 
 
@@ -135,17 +136,19 @@ class Manifest(ModelCard):
     image_size : pixels a side of an image
     decodings : in-cluster decodings that the bundle offers
     files : SHA-256 of every file but the manifest itself
+    seal : SHA-256 of everything else in the manifest, which `write_manifest` fills in
     """
 
     schema_version: Literal[1] = 1
     gpt: GPTSection
     vq: VQSection
-    num_codes: int = Field(ge=2)
-    num_clusters: int = Field(ge=1)
+    num_codes: int = Field(ge=2, le=1 << 24)
+    num_clusters: int = Field(ge=1, le=1 << 24)
     grid: int = Field(ge=1)
     image_size: int = Field(ge=1)
     decodings: tuple[Decoding, ...] = Field(min_length=1)
     files: dict[PlainName, Sha256]
+    seal: Sha256 | None = None
 
     @field_validator("files")
     @classmethod
@@ -207,19 +210,31 @@ def read_manifest(folder: str | PathLike[str]) -> Manifest:
     """
     path = Path(folder) / MANIFEST_FILE
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise ArtifactError(path, f"{where}: {first['msg']}" if where else first["msg"]) from error
+    if manifest.seal != seal_of(manifest):
+        raise ArtifactError(path, "was altered after it was published: its seal does not fit")
+    return manifest
 
 
-def write_manifest(folder: str | PathLike[str], manifest: Manifest) -> None:
-    """Write ``manifest.json`` into a bundle's folder, replacing it in one step."""
-    text = manifest.model_dump_json(indent=2)
+def write_manifest(folder: str | PathLike[str], manifest: Manifest) -> Manifest:
+    """Write ``manifest.json`` into a bundle's folder, sealed, in one step; returns it as written."""
+    sealed = manifest.model_copy(update={"seal": seal_of(manifest)})
+    text = sealed.model_dump_json(indent=2)
     atomic_write(Path(folder) / MANIFEST_FILE, text.encode() + b"\n")
+    return sealed
+
+
+def seal_of(manifest: Manifest) -> str:
+    """SHA-256 of a manifest without its seal, as JSON with sorted keys and no spaces."""
+    content = manifest.model_dump(mode="json", exclude={"seal"})
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def verify_files(folder: str | PathLike[str], manifest: Manifest) -> None:

@@ -59,6 +59,9 @@ class Registry:
         """
         names = self.names()
         if not names:
+            for folder in self._folders(self.root):
+                if (self.root / folder / CURRENT_FILE).is_file():
+                    self._refuse_missing_manifest(self.root / folder / CURRENT_FILE)
             raise ArtifactError(self.root, "holds no model")
         active = tuple(name for name in names if (self.root / name / CURRENT_FILE).is_file())
         if not active:
@@ -105,8 +108,10 @@ class Registry:
         UnknownModelError : no model of that name
         ArtifactError : no version is active, or the file that says so does not name one
         """
-        versions = self.versions(name)
         path = self.root / name / CURRENT_FILE
+        if is_plain_name(name) and path.is_file():
+            self._refuse_missing_manifest(path)
+        versions = self.versions(name)
         try:
             version = path.read_text(encoding="utf-8").strip()
         except FileNotFoundError as error:
@@ -183,6 +188,13 @@ class Registry:
             atomic_write(path, f"{version}\n".encode())
         except OSError as error:
             raise ArtifactError(path, f"cannot be written: {error.strerror}") from error
+
+    def _refuse_missing_manifest(self, current: Path) -> None:
+        """Tell a damaged bundle, which `current` names, from a folder that is none."""
+        version = current.read_text(encoding="utf-8", errors="replace").strip()
+        folder = current.parent / version
+        if is_plain_name(version) and folder.is_dir() and not (folder / MANIFEST_FILE).is_file():
+            raise ArtifactError(folder / MANIFEST_FILE, "is missing")
 
     def _versions(self, name: str) -> tuple[str, ...]:
         folder = self.root / name

@@ -72,8 +72,9 @@ def fill_module(path: Path, module: Module, optional: tuple[str, ...] = ()) -> M
     Parameters
     ----------
     path : the file
-    module : changed in place
-    optional : names that the file may lack
+    module : changed in place; on the meta device it gets memory, on the CPU, only after the
+        shapes have been compared, so that a hostile configuration cannot exhaust it
+    optional : names that the file may lack; they keep their values, zero after the meta device
 
     Raises
     ------
@@ -90,6 +91,10 @@ def fill_module(path: Path, module: Module, optional: tuple[str, ...] = ()) -> M
         path, tensors, lambda k: tensors[k].shape != expected[k].shape, "has a wrong shape"
     )
     _refuse_first(path, tensors, lambda k: _not_finite(tensors[k]), "has a NaN or an infinity")
+    if any(tensor.is_meta for tensor in expected.values()):
+        module.to_empty(device="cpu")
+        for name in set(expected) - set(tensors):
+            module.state_dict()[name].zero_()
     module.load_state_dict(tensors, strict=False)
     return module
 

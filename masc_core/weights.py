@@ -34,7 +34,8 @@ def load_tokenizer(path: Path) -> VQModel:
     """
     sizes = _sizes(path, "tokenizer")
     try:
-        model = VQModel(VQConfig(**{**sizes, "ch_mult": tuple(sizes["ch_mult"])}))
+        with torch.device("meta"):
+            model = VQModel(VQConfig(**{**sizes, "ch_mult": tuple(sizes["ch_mult"])}))
     except (TypeError, KeyError, ConfigError) as error:
         raise ArtifactError(path, f"has a header of another program ({error})") from error
     return fill_module(path, model).eval()
@@ -54,7 +55,8 @@ def load_transformer(path: Path) -> GPT:
     """
     sizes = _sizes(path, "transformer")
     try:
-        model = GPT(GPTConfig(**sizes))
+        with torch.device("meta"):
+            model = GPT(GPTConfig(**sizes))
     except (TypeError, ConfigError) as error:
         raise ArtifactError(path, f"has a header of another program ({error})") from error
     return fill_module(path, model).eval()

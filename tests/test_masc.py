@@ -163,7 +163,7 @@ def test_generate_writes_sheets_and_folders(masc: Masc, models: Path, tmp_path: 
     done = masc("generate", "cat", "1", "--num-images", "2", "--models", models, "--out", folder)
     assert done.status == 0, done.stderr
     names = sorted(p.name for p in folder.iterdir())
-    assert names == ["bee-0.png", "bee-1.png", "cat-0.png", "cat-1.png"]
+    assert names == ["001-bee-0.png", "001-bee-1.png", "002-cat-0.png", "002-cat-1.png"]
 
 
 @pytest.mark.parametrize(

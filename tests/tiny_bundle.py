@@ -13,7 +13,13 @@ import numpy as np
 import torch
 
 from masc_core.bundle import BundleParts, save_bundle
-from masc_core.manifest import Defaults, Manifest, ModelCard
+from masc_core.manifest import (
+    MANIFEST_FILE,
+    Defaults,
+    Manifest,
+    ModelCard,
+    write_manifest,
+)
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import VQConfig, VQModel
@@ -71,6 +77,13 @@ def tiny_parts(seed: int = 0, *, counts: bool = True) -> BundleParts:
         counts=np.random.default_rng(seed).integers(0, 100, NUM_CODES) if counts else None,
         samples=b"a picture",
     )
+
+
+def edit_manifest(folder: Path, old: str, new: str) -> None:
+    """Replace text in a manifest and seal it again: wrong, but written by us."""
+    text = (folder / MANIFEST_FILE).read_text()
+    assert old in text
+    write_manifest(folder, Manifest.model_validate_json(text.replace(old, new)))
 
 
 def save_tiny_bundle(

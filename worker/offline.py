@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from masc_core.bundle import Bundle, load_bundle
-from masc_core.device import resolve_device
+from masc_core.device import choose_dtype, resolve_device
 from masc_core.errors import ConfigError, InvalidFieldError, UnknownClassError
 from masc_core.files import atomic_write
 from masc_core.generate import ImageSpec, generate
@@ -19,7 +19,6 @@ from masc_core.images import ImageFormat, Pixels, contact_sheet, encode_image
 from masc_core.manifest import Manifest
 from masc_core.registry import Registry
 from worker.settings import WorkerSettings
-from worker.worker import choose_dtype
 
 FORMATS: dict[str, ImageFormat] = {
     ".png": "png",
@@ -65,9 +64,11 @@ def generate_files(
     """
     if out.suffix and out.suffix.lower() not in FORMATS:
         raise ConfigError(f"{out}: not an image format; there are {', '.join(FORMATS)}")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"{out}: there is no folder {out.parent}")
     device = resolve_device(settings.device)
     models = Registry(settings.models_dir)
-    folder = models.path(models.default(settings.model))
+    folder = models.path(models.default(settings.default_model))
     bundle = load_bundle(folder, device, choose_dtype(settings.dtype, device))
     specs = image_specs(request, bundle.manifest)
     pixels = _pixels(bundle, specs).repeat(scale, axis=1).repeat(scale, axis=2)
@@ -134,7 +135,8 @@ def _write_folder(
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for spec, image, caption in zip(specs, pixels, captions, strict=True):
-        path = folder / f"{caption.replace('/', '-')}-{spec.seed}.png"
+        name = f"{spec.class_id:03d}-{caption.replace('/', '-')}-{spec.seed}.png"
+        path = folder / name
         atomic_write(path, encode_image(image, "png"))
         written.append(path)
     return written

@@ -18,7 +18,7 @@ class WorkerSettings(ProcessSettings):
     ----------
     queue_url : ``memory://``
     models_dir : folder of the model bundles
-    model : the model to serve; needed when there are several
+    default_model : the model to serve; needed when there are several
     device : ``cuda`` (with a number for one of several), ``cpu``, or ``auto``: CUDA if there is any
     dtype : precision of the transformer; ``auto`` is bfloat16 on CUDA and float32 elsewhere
     max_batch : rows of the transformer's batch; a guided image takes two
@@ -27,7 +27,7 @@ class WorkerSettings(ProcessSettings):
 
     queue_url: str = "memory://"
     models_dir: Path = Path("models")
-    model: str = ""
+    default_model: str = ""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     max_batch: Annotated[int, Field(ge=2, le=4096)] = 32

@@ -9,11 +9,10 @@ import logging
 import os
 import socket
 
-import torch
 from prometheus_client import CollectorRegistry
 
 from masc_core.bundle import load_bundle
-from masc_core.device import resolve_device
+from masc_core.device import choose_dtype, resolve_device
 from masc_core.registry import Registry
 from worker.consumer import Consumer
 from worker.engine.plain import PlainEngine
@@ -22,8 +21,6 @@ from worker.metrics import WorkerMetrics
 from worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def build_worker(
@@ -46,17 +43,10 @@ def build_worker(
     """
     device = resolve_device(settings.device)
     models = Registry(settings.models_dir)
-    name = models.default(settings.model)
+    name = models.default(settings.default_model)
     bundle = load_bundle(models.path(name), device, choose_dtype(settings.dtype, device))
     logger.info("loaded %s %s onto %s", name, bundle.manifest.version, device)
     metrics = WorkerMetrics(metrics_registry)
     engine = PlainEngine(bundle.model, bundle.decoder, settings.max_batch, metrics.step)
     worker_id = f"{socket.gethostname()}-{os.getpid()}"
     return Consumer(queue, engine, bundle, metrics, worker_id)
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Precision of that name; ``auto`` is bfloat16 on CUDA and float32 elsewhere."""
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float32"
-    return DTYPES[name]

@@ -35,6 +35,7 @@ from tests.tiny_bundle import (
     IMAGE_SIZE,
     NUM_CLUSTERS,
     NUM_CODES,
+    edit_manifest,
     save_tiny_bundle,
     tiny_card,
     tiny_parts,
@@ -74,10 +75,8 @@ def random_codes(num_images: int) -> torch.Tensor:
 
 def relist(folder: Path, name: str) -> None:
     """Make the manifest agree with a file again: wrong content under a right hash."""
-    path = folder / MANIFEST_FILE
-    manifest = json.loads(path.read_text())
-    manifest["files"][name] = sha256_file(folder / name)
-    path.write_text(json.dumps(manifest))
+    old = json.loads((folder / MANIFEST_FILE).read_text())["files"][name]
+    edit_manifest(folder, old, sha256_file(folder / name))
 
 
 def test_the_manifest_says_what_the_parts_are(folder: Path) -> None:
@@ -320,9 +319,18 @@ def test_counts_of_another_model_are_refused(folder: Path, counts: dict[str, tor
 
 
 def test_sizes_that_no_model_has_are_refused(folder: Path) -> None:
-    path = folder / MANIFEST_FILE
-    path.write_text(path.read_text().replace('"n_head": 2', '"n_head": 3'))
+    edit_manifest(folder, '"n_head": 2', '"n_head": 3')
     with pytest.raises(ArtifactError, match=r"manifest\.json: n_head"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(("field", "size"), [("dim", 65536), ("n_layer", 1000)])
+def test_sizes_beyond_the_weights_are_refused_before_they_are_allocated(
+    folder: Path, field: str, size: int
+) -> None:
+    before = json.loads((folder / MANIFEST_FILE).read_text())["gpt"][field]
+    edit_manifest(folder, f'"{field}": {before}', f'"{field}": {size}')
+    with pytest.raises(ArtifactError, match=r"transformer\.safetensors"):
         load_bundle(folder)
 
 

@@ -63,8 +63,9 @@ def manifest(**changes: Any) -> Manifest:
 
 def test_a_manifest_survives_writing_and_reading(tmp_path: Path) -> None:
     written = manifest()
-    write_manifest(tmp_path, written)
-    assert read_manifest(tmp_path) == written
+    sealed = write_manifest(tmp_path, written)
+    assert read_manifest(tmp_path) == sealed
+    assert sealed.model_copy(update={"seal": None}) == written
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST_FILE]
 
 
@@ -195,3 +196,28 @@ def test_verify_names_the_file_that_is_not_as_listed(
     with pytest.raises(ArtifactError) as caught:
         verify_files(tmp_path, listed)
     assert caught.value.path == str(path)
+
+
+@pytest.mark.parametrize("change", ["class_names", "defaults", "seal", "no seal"])
+def test_an_altered_manifest_is_refused(tmp_path: Path, change: str) -> None:
+    write_manifest(tmp_path, manifest())
+    path = tmp_path / MANIFEST_FILE
+    content = json.loads(path.read_text())
+    if change == "class_names":
+        content["class_names"] = [name + "s" for name in content["class_names"]]
+    elif change == "defaults":
+        content["defaults"]["cfg_scale"] = 9.0
+    elif change == "seal":
+        content["seal"] = "0" * 64
+    else:
+        del content["seal"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=r"manifest\.json: was altered"):
+        read_manifest(tmp_path)
+
+
+def test_the_layout_of_the_file_is_no_alteration(tmp_path: Path) -> None:
+    sealed = write_manifest(tmp_path, manifest())
+    path = tmp_path / MANIFEST_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
+    assert read_manifest(tmp_path) == sealed

@@ -19,6 +19,7 @@ from masc_core.manifest import (
     write_manifest,
 )
 from masc_core.registry import Registry
+from tests.tiny_bundle import edit_manifest
 
 
 def publish(root: Path, name: str, version: str, content: bytes = b"weights") -> Path:
@@ -181,9 +182,8 @@ def test_manifests_are_parsed_once_until_they_change(root: Path) -> None:
     registry = Registry(root)
     first = registry.manifest("a")
     assert registry.manifest("a") is first
-    path = root / "a" / "v2" / MANIFEST_FILE
-    path.write_text(path.read_text().replace('"cat"', '"dog"'))
-    os.utime(path, ns=(1, 1))  # whatever the clock's resolution
+    edit_manifest(root / "a" / "v2", '"cat"', '"dog"')
+    os.utime(root / "a" / "v2" / MANIFEST_FILE, ns=(1, 1))  # whatever the clock's resolution
     assert registry.manifest("a").class_names == ("dog",)
 
 
@@ -191,3 +191,21 @@ def test_a_manifest_of_another_version_is_refused(root: Path) -> None:
     shutil.copytree(root / "a" / "v2", root / "a" / "v3")
     with pytest.raises(ArtifactError, match=r"v3/manifest\.json: is that of a v2"):
         Registry(root).manifest("a", "v3")
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_version_in_use_without_its_manifest_is_named(root: Path, *, others: bool) -> None:
+    registry = Registry(root)
+    path = root / "a" / registry.current("a") / MANIFEST_FILE
+    path.unlink()
+    for folder in root.iterdir():
+        if folder.name != "a" and not others:
+            shutil.rmtree(folder)
+    for version in (root / "a").iterdir():
+        if version.is_dir() and version != path.parent and not others:
+            shutil.rmtree(version)
+    with pytest.raises(ArtifactError, match=r"manifest\.json: is missing"):
+        registry.manifest("a")
+    if not others:
+        with pytest.raises(ArtifactError, match=r"manifest\.json: is missing"):
+            registry.default()

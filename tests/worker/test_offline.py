@@ -70,7 +70,7 @@ def test_images_do_not_depend_on_how_many_are_made(models: Path, tmp_path: Path)
         scale=1,
         columns=1,
     )
-    assert one.read_bytes() == (tmp_path / "many" / "dog-7.png").read_bytes()
+    assert one.read_bytes() == (tmp_path / "many" / "003-dog-7.png").read_bytes()
 
 
 def test_places_that_cannot_be_written(models: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def test_defaults() -> None:
     settings = load_settings()
     assert settings.queue_url == "memory://"
     assert settings.models_dir == Path("models")
-    assert (settings.model, settings.device, settings.dtype) == ("", "auto", "auto")
+    assert (settings.default_model, settings.device, settings.dtype) == ("", "auto", "auto")
     assert settings.max_batch == 32
     assert settings.log_format == "text"
 
@@ -29,7 +29,7 @@ def test_the_environment_is_read_and_options_win(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MASC_DEVICE", "cuda:1")
     monkeypatch.setenv("MASC_DTYPE", "")
     monkeypatch.setenv("MASC_PORT", "not ours")
-    settings = load_settings(max_batch=8, model=None)
+    settings = load_settings(max_batch=8, default_model=None)
     assert settings.models_dir == Path("/srv/models")
     assert settings.max_batch == 8
     assert settings.device == "cuda:1"

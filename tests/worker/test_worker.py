@@ -5,7 +5,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import torch
 from prometheus_client import CollectorRegistry
 
 from masc_core.errors import ArtifactError, ConfigError
@@ -15,7 +14,7 @@ from worker.consumer import Consumer
 from worker.jobs.job import GenerationRequest, Job, JobResult
 from worker.jobs.memory import MemoryQueue
 from worker.settings import load_settings
-from worker.worker import build_worker, choose_dtype
+from worker.worker import build_worker
 
 
 def build(models: Path, queue: MemoryQueue | None = None, **options: str) -> Consumer:
@@ -51,8 +50,8 @@ def test_one_of_several_models_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="several models"):
         build(tmp_path)
     with pytest.raises(ConfigError, match="no model 'c'"):
-        build(tmp_path, model="c")
-    build(tmp_path, model="b")
+        build(tmp_path, default_model="c")
+    build(tmp_path, default_model="b")
 
 
 def test_without_a_usable_bundle_it_does_not_start(tmp_path: Path) -> None:
@@ -71,19 +70,6 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     save_tiny_bundle(tmp_path)
     with pytest.raises(ConfigError, match="device: 'cuda:99' is not on this machine"):
         build(tmp_path, device="cuda:99")
-
-
-@pytest.mark.parametrize(
-    ("name", "device", "expected"),
-    [
-        ("auto", "cpu", torch.float32),
-        ("auto", "cuda", torch.bfloat16),
-        ("bfloat16", "cpu", torch.bfloat16),
-        ("float32", "cuda", torch.float32),
-    ],
-)
-def test_dtype(name: str, device: str, expected: torch.dtype) -> None:
-    assert choose_dtype(name, torch.device(device)) == expected
 
 
 @pytest.mark.gpu
