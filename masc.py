@@ -26,6 +26,7 @@ from rich.table import Table
 from masc_core.errors import ArtifactError, ConfigError, MascError, RequestError
 from masc_core.log import configure_logging
 from masc_core.registry import Registry
+from masc_core.settings import models_dir
 
 logger = logging.getLogger("masc")
 
@@ -172,7 +173,7 @@ def _models_app(arguments: Sequence[str]) -> typer.Typer:
 
 def list_models(models: Models = None) -> None:
     """List models and versions; the active ones are marked."""
-    registry = Registry(_models_dir(models))
+    registry = Registry(models_dir(models))
     table = Table("model", "version", "active", "classes", "positions", "clusters", "codes")
     for name in registry.names():
         for version in registry.versions(name):
@@ -185,13 +186,13 @@ def verify(
     name: str, version: Annotated[str | None, typer.Argument()] = None, models: Models = None
 ) -> None:
     """Check every file of a version, by default the active one, against its checksum."""
-    manifest = Registry(_models_dir(models)).verify(name, version)
+    manifest = Registry(models_dir(models)).verify(name, version)
     console.print(f"{name} {manifest.version}: {len(manifest.files)} files are as published")
 
 
 def activate(name: str, version: str, models: Models = None) -> None:
     """Make a version the one that is served; it is verified first."""
-    Registry(_models_dir(models)).activate(name, version)
+    Registry(models_dir(models)).activate(name, version)
     console.print(f"{name} {version} is active")
 
 
@@ -258,12 +259,6 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
         where = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         logger.info("MASC on http://%s:%d", where, bound[1])
         yield listener
-
-
-def _models_dir(models: Path | None) -> Path:
-    from worker import settings as worker_settings
-
-    return worker_settings.load_settings(models_dir=models).models_dir
 
 
 def _is_active(registry: Registry, name: str, version: str) -> bool:

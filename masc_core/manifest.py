@@ -223,7 +223,7 @@ def read_manifest(folder: str | PathLike[str]) -> Manifest:
 
 
 def write_manifest(folder: str | PathLike[str], manifest: Manifest) -> Manifest:
-    """Write ``manifest.json`` into a bundle's folder, sealed, in one step; returns it as written."""
+    """Write ``manifest.json`` into a bundle's folder, sealed, in one step; return it as written."""
     sealed = manifest.model_copy(update={"seal": seal_of(manifest)})
     text = sealed.model_dump_json(indent=2)
     atomic_write(Path(folder) / MANIFEST_FILE, text.encode() + b"\n")

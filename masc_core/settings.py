@@ -7,6 +7,7 @@ This module does not know which settings there are: each process lists its own.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -30,6 +31,18 @@ class ProcessSettings(BaseSettings):
 
 
 Settings = TypeVar("Settings", bound=ProcessSettings)
+
+
+class ModelSettings(ProcessSettings):
+    """Which models: the folder, and the one to take where there are several."""
+
+    models_dir: Path = Path("models")
+    default_model: str = ""
+
+
+def models_dir(given: Path | None) -> Path:
+    """Folder of the model bundles: the given one, or that of the environment."""
+    return read_settings(ModelSettings, {"models_dir": given}).models_dir
 
 
 def read_settings(kind: type[Settings], options: dict[str, Any]) -> Settings:

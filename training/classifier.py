@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from masc_core.device import resolve_device
-from masc_core.errors import ArtifactError
+from masc_core.errors import ArtifactError, ConfigError
 from masc_core.files import atomic_path
+from masc_core.tensors import read_header
 from training.config import LoopConfig, set_threads
 from training.images import ImageFolder
 from training.loop import Report, Stage, fit, no_report
@@ -91,6 +92,8 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> Pa
     torch.manual_seed(config.seed)
     train = ImageFolder.scan(config.data).read(config.image_size)
     val = ImageFolder.scan(config.val_data).read(config.image_size)
+    if val.class_names != train.class_names:
+        raise ConfigError("val_data: has other classes than data")
     with Run(config.out, config) as run:
         model = Classifier(len(train.class_names), config.image_size, config.width).to(device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -107,7 +110,7 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> Pa
         def keep(metrics: dict[str, float]) -> None:
             with atomic_path(run.folder / WEIGHTS) as temporary:
                 state = {k: v.contiguous() for k, v in model.state_dict().items()}
-                save_file(state, temporary)
+                save_file(state, temporary, metadata={"classes": json.dumps(train.class_names)})
             run.write_json("metrics.json", metrics)
 
         optimizer = torch.optim.AdamW(
@@ -117,23 +120,26 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> Pa
         return run.folder / WEIGHTS
 
 
-def load_classifier(folder: Path) -> Classifier:
+def load_classifier(folder: Path, class_names: tuple[str, ...]) -> Classifier:
     """The classifier of a run's folder, in evaluation mode on the CPU.
 
     Raises
     ------
     ArtifactError
         A file of the run is missing or damaged.
+    ConfigError
+        It tells other classes apart than ``class_names``, in this order.
     """
     path = folder / WEIGHTS
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        state = load_file(path)
-        num_classes = len(state["head.bias"])
-        model = Classifier(num_classes, config["image_size"], config["width"])
-        model.load_state_dict(state)
+        names = json.loads(read_header(path)["classes"])
+        model = Classifier(len(names), config["image_size"], config["width"])
+        model.load_state_dict(load_file(path))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(path, f"holds no classifier ({error})") from error
+    if tuple(names) != class_names:
+        raise ConfigError(f"classifier: {folder} judges other classes than the model has")
     return model.eval()
 
 

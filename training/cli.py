@@ -10,8 +10,10 @@ import typer
 from rich.console import Console
 
 from masc_core.bundle import load_bundle
-from masc_core.device import resolve_device
+from masc_core.device import choose_dtype, resolve_device
+from masc_core.errors import ConfigError
 from masc_core.registry import Registry
+from masc_core.settings import ModelSettings, models_dir, read_settings
 from masc_core.weights import load_tokenizer
 from training.classifier import ClassifierConfig, load_classifier, train_classifier
 from training.codes import CodesConfig, extract_codes
@@ -73,7 +75,7 @@ def _train_classifier(config: ClassifierConfig) -> None:
 def _publish(config: PublishConfig) -> None:
     with progress("publish") as report:
         manifest = publish(config, report)
-    folder = config.models / manifest.name / manifest.version
+    folder = models_dir(config.models) / manifest.name / manifest.version
     megabytes = sum(p.stat().st_size for p in folder.iterdir()) / 1e6
     _say(f"{manifest.name} {manifest.version}, {megabytes:.1f} MB", folder)
     console.print_json(json.dumps(manifest.metrics))
@@ -96,7 +98,11 @@ def reconstruct(
     count: Annotated[int, typer.Option(min=1, help="images, spread over the folder")] = 32,
 ) -> None:
     """Encode and decode images, and show both."""
+    if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
+        raise ConfigError(f"out: {out} is no place for a .png file")
     model = load_tokenizer(run / "tokenizer.safetensors")
+    if image_size % model.config.factor:
+        raise ConfigError(f"image_size: must be a multiple of {model.config.factor}")
     folder = ImageFolder.scan(images)
     pixels = folder.read(image_size, folder.spread(count)).pixels
     reconstruction_sheet(model, pixels, count).save(out)
@@ -157,7 +163,7 @@ publish_command = stage_command(
 def evaluate(
     model: Annotated[str | None, typer.Argument(help="name of the model")] = None,
     version: Annotated[str | None, typer.Option(help="default: the active one")] = None,
-    models: Annotated[Path, typer.Option(help="folder of the model bundles")] = Path("models"),
+    models: Annotated[Path | None, typer.Option(help="folder of the model bundles")] = None,
     classifier: Annotated[
         Path | None, typer.Option(help="folder of a classifier run, for class agreement")
     ] = None,
@@ -165,13 +171,14 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
     """Measure a published model: speed, entropy, class agreement."""
-    registry = Registry(models)
-    name = registry.default(model or "")
-    bundle = load_bundle(registry.path(name, version), resolve_device(device))
+    chosen = read_settings(ModelSettings, {"models_dir": models, "default_model": model})
+    registry, on = Registry(chosen.models_dir), resolve_device(device)
+    name = registry.default(chosen.default_model)
+    bundle = load_bundle(registry.path(name, version), on, choose_dtype("auto", on))
     figures: dict[str, Any] = {"model": name, "version": bundle.manifest.version}
     figures |= seconds_per_image(bundle)
     if classifier is not None:
-        judge = load_classifier(classifier).to(bundle.device)
+        judge = load_classifier(classifier, bundle.manifest.class_names).to(bundle.device)
         with progress("evaluate") as report:
             figures |= class_agreement(bundle, judge, images_per_class, report=report)
     console.print_json(json.dumps(figures))

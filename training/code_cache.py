@@ -32,6 +32,7 @@ class CodeIndex(BaseModel):
 
     format: int = 1
     tokenizer_sha256: str
+    images_sha256: str
     image_size: int
     num_codes: int
     num_positions: int

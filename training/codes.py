@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from masc_core.device import resolve_device
-from masc_core.errors import ConfigError
+from masc_core.errors import ArtifactError, ConfigError
 from masc_core.files import sha256_file
 from masc_core.models.vq import VQModel
 from masc_core.weights import load_tokenizer
@@ -32,6 +32,7 @@ from training.code_cache import (
 )
 from training.config import StageConfig, set_threads
 from training.images import ImageFolder
+from training.lock import lock_folder
 from training.loop import Report, no_report
 from training.reconstruction import to_float
 
@@ -56,6 +57,7 @@ def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
         raise ConfigError(f"image_size: must be a multiple of {model.config.factor}")
     index = CodeIndex(
         tokenizer_sha256=sha256_file(config.tokenizer),
+        images_sha256=folder.fingerprint(),
         image_size=config.image_size,
         num_codes=model.config.num_codes,
         num_positions=(config.image_size // model.config.factor) ** 2,
@@ -64,7 +66,16 @@ def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
         shard_files=config.shard_images,
         class_names=folder.class_names,
     )
-    index = _begin(config.out, index)
+    with lock_folder(config.out):
+        index = _fill(config, folder, model, _begin(config.out, index), report)
+    if not sum(index.shards):
+        raise ArtifactError(config.data, "none of its images can be read")
+    return index
+
+
+def _fill(
+    config: CodesConfig, folder: ImageFolder, model: VQModel, index: CodeIndex, report: Report
+) -> CodeIndex:
     while not index.complete:
         start = len(index.shards) * config.shard_images
         files = np.arange(start, min(start + config.shard_images, len(folder.files)))
@@ -90,6 +101,9 @@ def encode_variants(
 ) -> NDArray[np.int64]:
     """Codes (N, A, L) of images uint8 (N, S, S, 3) and, if asked for, of their mirror images."""
     device = next(model.parameters()).device
+    if not len(pixels):
+        grid = (config.image_size // model.config.factor) ** 2
+        return np.empty((0, 2 if config.flip else 1, grid), np.int64)
     batches = []
     for start in range(0, len(pixels), config.batch_size):
         images = to_float(pixels[start : start + config.batch_size]).to(device)
@@ -101,12 +115,8 @@ def encode_variants(
 
 def _begin(folder: Path, index: CodeIndex) -> CodeIndex:
     """Claim the folder for this cache; returns how far it has come."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / INDEX).exists():
-            write_index(folder, index)
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from error
+    if not (folder / INDEX).exists():
+        write_index(folder, index)
     begun = read_index(folder)
     if begun.model_copy(update={"shards": (), "skipped": (), "complete": False}) != index:
         raise ConfigError(

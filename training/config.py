@@ -26,7 +26,9 @@ class StageConfig(BaseModel):
     out: Path = Field(description="folder of the run")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")
-    seed: int = Field(0, ge=0, description="seed of the initial weights and the order of the data")
+    seed: int = Field(
+        0, ge=0, lt=1 << 32, description="seed of the initial weights and the order of the data"
+    )
 
 
 class LoopConfig(StageConfig):

@@ -7,6 +7,7 @@ This module does not know what the images are for.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +88,13 @@ class ImageFolder:
             return np.arange(count, dtype=np.int64)
         return np.linspace(0, count - 1, limit).astype(np.int64)
 
+    def fingerprint(self) -> str:
+        """SHA-256 over the files' places below the root and their sizes, in order."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            digest.update(f"{path.relative_to(self.root)}\t{path.stat().st_size}\n".encode())
+        return digest.hexdigest()
+
     def read(self, image_size: int, indices: NDArray[np.int64] | None = None) -> LabelledImages:
         """Decode, centre-crop to ``image_size`` and hold in memory; unreadable files are skipped.
 
@@ -98,7 +106,7 @@ class ImageFolder:
         Raises
         ------
         ArtifactError
-            Not one of the files can be read.
+            Not one of all the files can be read; a part of them may come back empty.
         """
         chosen = np.arange(len(self.files)) if indices is None else indices
         pixels = np.empty((len(chosen), image_size, image_size, 3), np.uint8)
@@ -114,10 +122,10 @@ class ImageFolder:
         with ThreadPoolExecutor() as pool:
             ok = np.fromiter(pool.map(decode, range(len(chosen))), bool, len(chosen))
         skipped = tuple(str(self.files[i]) for i in chosen[~ok])
+        if not ok.any() and indices is None:
+            raise ArtifactError(self.root, "none of its images can be read")
         if skipped:
             logger.warning("skipped %d unreadable images, first %s", len(skipped), skipped[0])
-        if not ok.any():
-            raise ArtifactError(self.root, "none of its images can be read")
         labels = np.asarray(self.labels, np.int64)[chosen]
         if not ok.all():
             pixels, labels = pixels[ok], labels[ok]

@@ -89,6 +89,7 @@ class _Loop:
             self.progress = load_checkpoint(run.checkpoint, stage.model, stage.optimizer)
             run.rewind_log(self.progress.step)
         self.clock = time.perf_counter() - self.progress.seconds
+        self.losses: dict[str, Tensor] = {}
 
     def fit(self) -> Progress:
         """Run the epochs that are left."""
@@ -127,10 +128,10 @@ class _Loop:
             warmup_steps=config.warmup_steps,
         )
         set_learning_rate(self.stage.optimizer, rate)
-        losses = self.descend(batch)
+        self.losses = self.descend(batch)
         self.stage.after_step(step)
         if step % config.log_every == 0 or step % config.checkpoint_every == 0:
-            values = _finite(losses, step)
+            values = _finite(self.losses, step)
             pace = len(batch) / (time.perf_counter() - started)
             self.run.log(kind="train", step=step, lr=rate, items_per_second=pace, **values)
             self.report(step, self.total, f"loss {values['loss']:.4f}  {pace:.0f}/s")
@@ -151,17 +152,21 @@ class _Loop:
 
     def validate(self) -> None:
         """Measure, and keep the weights if they are the best so far."""
+        step = self.progress.step
+        _finite(self.losses, step)
         self.stage.model.eval()
         with torch.inference_mode():
             values = self.stage.validate()
-        step = self.progress.step
+        if not math.isfinite(values["objective"]):
+            raise DivergedError(f"the validation after step {step} is {values['objective']}")
         self.run.log(kind="validation", step=step, epoch=step // self.steps_per_epoch, **values)
         if values["objective"] < self.progress.best:
             self.stage.keep(values)
             self.progress = replace(self.progress, best=values["objective"])
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, unless there is nothing sound to write."""
+        _finite(self.losses, self.progress.step)
         self.progress = replace(self.progress, seconds=time.perf_counter() - self.clock)
         save_checkpoint(
             self.run.checkpoint,

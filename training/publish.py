@@ -20,11 +20,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from masc_core.bundle import Bundle, BundleParts, load_bundle, save_bundle
-from masc_core.device import resolve_device
+from masc_core.device import choose_dtype, resolve_device
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.manifest import Decoding, Defaults, Manifest, ModelCard
+from masc_core.files import sha256_file
+from masc_core.manifest import Decoding, Defaults, Manifest, ModelCard, PlainName
 from masc_core.prior import ClusterMap
 from masc_core.registry import Registry
+from masc_core.settings import models_dir
 from masc_core.weights import load_tokenizer, load_transformer
 from training.classifier import load_classifier
 from training.code_cache import CodeCache
@@ -38,9 +40,11 @@ class PublishConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(description="name of the model")
-    version: str = Field(description="name of the version")
-    models: Path = Field(Path("models"), description="folder of the model bundles")
+    name: PlainName = Field(description="name of the model")
+    version: PlainName = Field(description="name of the version")
+    models: Path | None = Field(
+        None, description="folder of the bundles; MASC_MODELS_DIR, or models"
+    )
     tokenizer: Path = Field(description="folder of the tokenizer run")
     prior: Path | None = Field(None, description="folder of the prior; flat vocabulary without it")
     codes: Path = Field(description="code cache of the training images")
@@ -69,7 +73,8 @@ def publish(config: PublishConfig, report: Report = no_report) -> Manifest:
         A part is missing or damaged, or the version exists.
     """
     set_threads(config.threads)
-    folder = config.models / config.name / config.version
+    models = models_dir(config.models)
+    folder = models / config.name / config.version
     if folder.exists():
         raise ArtifactError(folder, "exists already; a published version is never changed")
     parts, class_names = _parts(config)
@@ -85,13 +90,14 @@ def publish(config: PublishConfig, report: Report = no_report) -> Manifest:
     with tempfile.TemporaryDirectory() as scratch:
         draft = Path(scratch) / config.version
         save_bundle(draft, card, parts)
-        bundle = load_bundle(draft, resolve_device(config.device))
+        device = resolve_device(config.device)
+        bundle = load_bundle(draft, device, choose_dtype("auto", device))
         card = card.model_copy(update={"metrics": card.metrics | _measure(config, bundle, report)})
         samples = first_images(bundle)
     final = BundleParts(parts.model, parts.tokenizer, parts.prior, parts.counts, samples)
     manifest = save_bundle(folder, card, final, with_encoder=config.with_encoder)
     if config.activate:
-        Registry(config.models).activate(config.name, config.version)
+        Registry(models).activate(config.name, config.version)
     return manifest
 
 
@@ -104,15 +110,28 @@ def _parts(config: PublishConfig) -> tuple[BundleParts, tuple[str, ...]]:
         else ClusterMap.identity(tokenizer.config.num_codes)
     )
     model = load_transformer(config.transformer / "transformer.safetensors")
-    if cache.index.num_codes != tokenizer.config.num_codes:
-        raise ConfigError("codes: belong to a tokenizer with another codebook")
+    _check_origin(config, cache.index.tokenizer_sha256)
     return BundleParts(model, tokenizer, prior, cache.counts()), cache.index.class_names
+
+
+def _check_origin(config: PublishConfig, codes_of: str) -> None:
+    """Raise unless codes and transformer come from this tokenizer, and it from this prior."""
+    tokenizer = sha256_file(config.tokenizer / "tokenizer.safetensors")
+    if codes_of != tokenizer:
+        raise ConfigError("codes: were made by another tokenizer")
+    prior = sha256_file(config.prior / "prior.npz") if config.prior else "identity"
+    if _read(config.transformer / "config.json").get("inputs") != {
+        "tokenizer": tokenizer,
+        "prior": prior,
+    }:
+        raise ConfigError("transformer: was trained with another tokenizer or another prior")
 
 
 def _measure(config: PublishConfig, bundle: Bundle, report: Report) -> dict[str, JsonValue]:
     figures: dict[str, Any] = {"device": str(bundle.device), **seconds_per_image(bundle)}
     if config.classifier is not None:
-        classifier = load_classifier(config.classifier).to(bundle.device)
+        classes = bundle.manifest.class_names
+        classifier = load_classifier(config.classifier, classes).to(bundle.device)
         figures["classifier_accuracy"] = _read(config.classifier / "metrics.json")["accuracy"]
         figures |= class_agreement(bundle, classifier, config.images_per_class, report=report)
     return figures

@@ -6,7 +6,6 @@ produces stands beside them. A folder belongs to one process at a time.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -18,9 +17,15 @@ from pydantic import BaseModel
 
 from masc_core.errors import ConfigError
 from masc_core.files import atomic_write
+from training.lock import lock_folder
 
 # Keys that may differ between a run and its continuation: they change where and how fast, not what.
-FREE_KEYS = frozenset({"data", "val_data", "codes", "val_codes", "out", "device", "threads"})
+FREE_KEYS = frozenset(
+    {
+        *("data", "val_data", "codes", "val_codes", "prior", "out"),
+        *("device", "threads", "log_every", "checkpoint_every"),
+    }
+)
 
 
 class Run:
@@ -30,6 +35,8 @@ class Run:
     ----------
     folder : where everything of the run stands
     config : the stage's configuration; a folder that was begun with another one is refused
+    inputs : hashes of what the stage starts from, by name; a folder that was begun from something
+        else is refused, wherever that lies
 
     Raises
     ------
@@ -37,21 +44,14 @@ class Run:
         The folder is in use, cannot be written, or was begun with another configuration.
     """
 
-    def __init__(self, folder: Path, config: BaseModel) -> None:
+    def __init__(
+        self, folder: Path, config: BaseModel, inputs: dict[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.checkpoint = folder / "checkpoint.safetensors"
         self.log_path = folder / "log.jsonl"
-        self.config: dict[str, Any] = config.model_dump(mode="json")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / ".lock").open("w")
-        except OSError as error:
-            raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise ConfigError(f"{folder}: another run is using this folder") from error
+        self.config: dict[str, Any] = config.model_dump(mode="json") | {"inputs": inputs or {}}
+        self._lock = lock_folder(folder)
         try:
             self._settle_config()
         except BaseException:
@@ -111,7 +111,7 @@ class Run:
             ]
             if changed:
                 raise ConfigError(
-                    f"{self.folder}: was begun with another {', '.join(changed)}; "
+                    f"{self.folder}: was begun with other {', '.join(changed)}; "
                     "choose another folder or remove this one"
                 )
         self.write_json("config.json", self.config)

@@ -13,6 +13,8 @@ weights with the lowest validation loss) and ``metrics.json``.
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from masc_core.device import resolve_device
 from masc_core.errors import ConfigError
+from masc_core.files import sha256_file
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
@@ -57,7 +60,7 @@ def train_transformer(config: TransformerConfig, report: Report = no_report) -> 
     device = resolve_device(config.device)
     data = ClusterData(config)
     torch.manual_seed(config.seed)
-    with Run(config.out, config) as run:
+    with Run(config.out, config, data.inputs) as run:
         model = GPT(data.model_config(config)).to(device)
         fit(run, config, _Trainer(run, config, data, model).stage(), report)
         return run.read_json("metrics.json")
@@ -65,6 +68,10 @@ def train_transformer(config: TransformerConfig, report: Report = no_report) -> 
 
 class ClusterData:
     """Code caches of training and validation, seen through a prior.
+
+    Attributes
+    ----------
+    inputs : hashes of tokenizer and prior, to which the trained weights hold
 
     Raises
     ------
@@ -81,6 +88,10 @@ class ClusterData:
         self.prior = (
             ClusterMap.load(config.prior) if config.prior else ClusterMap.identity(index.num_codes)
         )
+        self.inputs = {
+            "tokenizer": index.tokenizer_sha256,
+            "prior": sha256_file(config.prior) if config.prior else "identity",
+        }
         if self.prior.num_codes != index.num_codes:
             raise ConfigError(
                 f"prior: is over {self.prior.num_codes} codes, the caches hold {index.num_codes}"
@@ -131,6 +142,7 @@ class _Trainer:
         self.device = next(model.parameters()).device
         self.forward: nn.Module = model
         if config.compile:
+            require_compiler(self.device)
             self.forward = torch.compile(model)  # type: ignore[assignment]
         self.unigram_bits = data.unigram_bits()
 
@@ -172,6 +184,12 @@ class _Trainer:
         """Write the weights and their metrics."""
         save_transformer(self.run.folder / "transformer.safetensors", self.model)
         self.run.write_json("metrics.json", metrics)
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raise a `ConfigError` where torch.compile cannot work: on a CPU it calls a C++ compiler."""
+    if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise ConfigError("compile: needs a C++ compiler; install g++, or pass --no-compile")
 
 
 def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:

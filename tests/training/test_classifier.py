@@ -3,9 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from tests.tiny_images import make_images
+from masc_core.errors import ConfigError
+from tests.tiny_images import CLASSES, make_images
 from training.classifier import (
     Classifier,
     ClassifierConfig,
@@ -34,7 +36,12 @@ def test_tells_bars_from_discs(tmp_path: Path) -> None:
     )
     train_classifier(config)
     val = ImageFolder.scan(tmp_path / "val").read(16)
-    accuracy = (predict(load_classifier(config.out), val.pixels) == val.labels).mean()
+    with pytest.raises(ConfigError, match="judges other classes"):
+        load_classifier(config.out, ("bar", "stripes", "disc"))
+    (tmp_path / "val" / "bar").rename(tmp_path / "val" / "zebra")
+    with pytest.raises(ConfigError, match="val_data: has other classes"):
+        train_classifier(config)
+    accuracy = (predict(load_classifier(config.out, CLASSES), val.pixels) == val.labels).mean()
     assert accuracy > 0.8
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,19 @@ def test_orders_differ_by_seed_and_epoch_and_by_nothing_else() -> None:
     assert not torch.equal(epoch_order(50, 1, 2), epoch_order(50, 1, 3))
     assert not torch.equal(epoch_order(50, 1, 2), epoch_order(50, 2, 2))
     assert epoch_order(50, 0, 0).sort().values.tolist() == list(range(50))
+
+
+def test_a_loss_that_diverges_between_log_lines_is_not_validated_nor_saved(tmp_path: Path) -> None:
+    rare = config(tmp_path, log_every=1000, checkpoint_every=1000)
+    kept: list[float] = []
+    with Run(tmp_path, rare) as run:
+        with pytest.raises(DivergedError, match="step 5"):
+            fit(run, rare, regression(kept, scale=float("inf")))
+        assert not run.checkpoint.exists()
+    assert not kept
+
+
+def test_a_validation_that_is_not_finite_is_no_result(tmp_path: Path) -> None:
+    stage = replace(regression([]), validate=lambda: {"objective": float("nan")})
+    with Run(tmp_path, config(tmp_path)) as run, pytest.raises(DivergedError, match="validation"):
+        fit(run, config(tmp_path), stage)

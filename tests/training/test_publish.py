@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from masc_core.bundle import load_bundle
 from masc_core.errors import ArtifactError, ConfigError
@@ -76,8 +78,28 @@ def test_a_version_is_never_overwritten(prepared: Path, trained: Path, tmp_path:
 
 
 def test_parts_that_do_not_fit_are_refused(prepared: Path, trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="predicts 16 clusters"):
+    with pytest.raises(ConfigError, match="trained with another tokenizer or another prior"):
         publish(config(prepared, trained, tmp_path, prior=None))
     with pytest.raises(ArtifactError, match="holds no classifier"):
         publish(config(prepared, trained, tmp_path, classifier=tmp_path / "none"))
     assert not (tmp_path / "shapes").exists()
+
+
+def test_codes_of_another_tokenizer_are_refused(
+    prepared: Path, trained: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "tokenizer"
+    shutil.copytree(prepared / "tokenizer", other)
+    content = bytearray((other / "tokenizer.safetensors").read_bytes())
+    content[-1] ^= 1
+    (other / "tokenizer.safetensors").write_bytes(bytes(content))
+    with pytest.raises(ConfigError, match="codes: were made by another tokenizer"):
+        publish(config(prepared, trained, tmp_path / "models", tokenizer=other))
+
+
+@pytest.mark.parametrize("key", ["name", "version"])
+def test_names_that_could_leave_the_folder_are_refused(
+    prepared: Path, trained: Path, tmp_path: Path, key: str
+) -> None:
+    with pytest.raises(ValidationError, match="not a plain name"):
+        config(prepared, trained, tmp_path, **{key: "../evil"})

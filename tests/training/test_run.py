@@ -31,7 +31,7 @@ def test_a_changed_configuration_is_refused_once_there_is_a_checkpoint(tmp_path:
     Run(tmp_path, config(tmp_path, lr=0.1)).close()
     Run(tmp_path, config(tmp_path, lr=0.2)).close()
     (tmp_path / "checkpoint.safetensors").touch()
-    with pytest.raises(ConfigError, match="begun with another lr"):
+    with pytest.raises(ConfigError, match="begun with other lr"):
         Run(tmp_path, config(tmp_path, lr=0.3))
     Run(tmp_path, config(tmp_path, lr=0.2, threads=3)).close()
 
@@ -60,3 +60,11 @@ def test_unwritable_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be written"):
         Run(tmp_path / "file" / "run", config(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_other_inputs_are_refused_wherever_they_lie(tmp_path: Path) -> None:
+    Run(tmp_path, config(tmp_path), {"prior": "a"}).close()
+    (tmp_path / "checkpoint.safetensors").touch()
+    Run(tmp_path, config(tmp_path), {"prior": "a"}).close()
+    with pytest.raises(ConfigError, match="begun with other inputs"):
+        Run(tmp_path, config(tmp_path), {"prior": "b"})

@@ -14,7 +14,7 @@ from masc_core.prior import ClusterMap
 from masc_core.weights import load_transformer
 from tests.training.stages import transformer_config
 from training.code_cache import CodeCache, read_index, write_index
-from training.transformer import ClusterData, adamw, train_transformer
+from training.transformer import ClusterData, adamw, require_compiler, train_transformer
 
 
 def test_learns_more_than_the_unigram_and_reports_bits(prepared: Path, tmp_path: Path) -> None:
@@ -119,3 +119,19 @@ def test_the_log_is_json_with_a_pace(prepared: Path, tmp_path: Path) -> None:
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4]
     assert all(row["items_per_second"] > 0 for row in rows if row["kind"] == "train")
     assert rows[-1]["kind"] == "validation"
+
+
+def test_another_prior_does_not_continue_a_run(prepared: Path, tmp_path: Path) -> None:
+    config = transformer_config(prepared, out=tmp_path / "t", epochs=1)
+    train_transformer(config)
+    labels = ClusterMap.load(prepared / "prior" / "prior.npz").labels.copy()
+    labels[[0, -1]] = labels[[-1, 0]]
+    ClusterMap.from_labels(labels).save(tmp_path / "other.npz")
+    with pytest.raises(ConfigError, match="begun with other inputs"):
+        train_transformer(config.model_copy(update={"prior": tmp_path / "other.npz"}))
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    with pytest.raises(ConfigError, match="compile: needs a C"):
+        require_compiler(torch.device("cpu"))
