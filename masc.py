@@ -41,7 +41,7 @@ TRAINING_GROUPS = {
     "transformer": "The autoregressive model over clusters.",
     "classifier": "The judge of class agreement.",
 }
-DRAIN_SECONDS = 30
+DRAIN_SECONDS = 20
 
 Models = Annotated[
     Path | None, typer.Option(help="Folder of the model bundles [env MASC_MODELS_DIR].")

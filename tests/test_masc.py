@@ -23,7 +23,8 @@ import pytest
 from PIL import Image
 
 import masc as command_line
-from tests.tiny_bundle import save_tiny_bundle
+from masc_core.weights import save_tokenizer
+from tests.tiny_bundle import save_tiny_bundle, tiny_parts
 from tests.training.stages import photographs
 
 ROOT = Path(__file__).parents[1]
@@ -323,3 +324,81 @@ def test_from_photographs_to_a_served_image(
         assert len(answer.json()["images"]) == 2
     with Image.open(tmp_path / "models" / "mine" / "1" / "samples.png") as sheet:
         assert np.asarray(sheet).std() > 0
+
+
+def test_one_variable_names_the_default_model_everywhere(
+    masc: Masc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        save_tiny_bundle(tmp_path / "models", name)
+    monkeypatch.setenv("MASC_MODELS_DIR", str(tmp_path / "models"))
+    out = ["--out", tmp_path / "x.png"]
+    assert "name one: one, two" in masc("generate", "bee", *out).stderr
+    assert "name one: one, two" in masc("evaluate").stderr
+    monkeypatch.setenv("MASC_DEFAULT_MODEL", "two")
+    assert masc("generate", "bee", *out).status == 0
+    assert json.loads(masc("evaluate").stdout)["model"] == "two"
+
+
+def test_a_damaged_version_does_not_hide_the_others(
+    masc: Masc, models: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "models"
+    shutil.copytree(models, root)
+    save_tiny_bundle(root, "broken")
+    path = root / "broken" / "1" / "manifest.json"
+    path.write_text(path.read_text().replace("ant", "aunt"))
+    done = masc("models", "list", "--models", root)
+    assert done.status == 0
+    assert "damaged: was altered" in done.stdout
+    assert "tiny" in done.stdout
+
+
+def test_an_altered_manifest_is_refused_at_start(masc: Masc, models: Path, tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    shutil.copytree(models, root)
+    path = root / "tiny" / "1" / "manifest.json"
+    path.write_text(path.read_text().replace('"cfg_scale": 2.0', '"cfg_scale": 9.0'))
+    done = masc("serve", "--port", "0", "--models", root)
+    assert done.status == 2
+    assert "manifest.json: was altered" in done.stderr
+    path.unlink()
+    done = masc("serve", "--port", "0", "--models", root)
+    assert done.status == 2
+    assert "manifest.json: is missing" in done.stderr
+
+
+def test_commands_behind_a_double_dash_are_the_real_ones(masc: Masc, models: Path) -> None:
+    done = masc("--", "evaluate", "none", MASC_MODELS_DIR=models)
+    assert done.status == 2
+    assert "no model 'none'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--out", "nowhere/x.png"], "no place for a .png"),
+        (["--out", "x.txt"], "no place for a .png"),
+        (["--image-size", "17"], "image_size: must be a multiple of 4"),
+    ],
+)
+def test_reconstruct_says_what_is_wrong(
+    masc: Masc, tmp_path: Path, options: list[str], named: str
+) -> None:
+    save_tokenizer(tmp_path / "tokenizer.safetensors", tiny_parts().tokenizer)
+    photographs(tmp_path)
+    done = masc("tokenizer", "reconstruct", tmp_path, tmp_path / "val", *options)
+    assert done.status == 2
+    assert named in done.stderr
+
+
+def test_sigterm_does_not_wait_for_a_client_that_says_nothing(
+    models: Path,
+) -> None:
+    with service(models) as (process, client):
+        url = client.base_url
+        with socket.create_connection((url.host, url.port or 0)) as idle:
+            idle.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+            time.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(command_line.DRAIN_SECONDS + 15) == 0
