@@ -108,3 +108,12 @@ def test_refuses_impossible_sizes(sizes: dict[str, int]) -> None:
 def test_unknown_name_lists_the_known() -> None:
     with pytest.raises(ConfigError, match="VQ-16"):
         VQConfig.named("VQ-17")
+
+
+def test_levels_are_upstreams() -> None:
+    golden = load_golden("eval/images.safetensors")
+    values = golden["dec.float"].view(1, 1, 1, -1).expand(1, 3, 1, -1)
+    levels = to_uint8(values)
+    assert levels.dtype == torch.uint8
+    for channel in range(3):
+        assert torch.equal(levels[0, 0, :, channel], golden["dec.uint8"])
