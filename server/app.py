@@ -60,7 +60,7 @@ def create_app(
     app.state.front = Front(settings, queue, registry, default_model, metrics)
     problems.install(app)
     # The last one added is the outermost.
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(MeasureRequests, metrics=metrics)
     for routes in (generate, models, health, page):

@@ -1,11 +1,15 @@
-"""No body above a limit reaches the application, whether its length was declared or not.
+"""No body above a limit reaches the application, and none keeps it waiting for longer than allowed.
 
-The application meets the limit where it reads: its ``receive`` raises, and the exception becomes a
-problem document. A client that is still sending when its connection closes may never read the
-answer, so a moderate rest is read and thrown away first; an enormous one is not.
+The application meets the limits where it reads: its ``receive`` raises, and the exception becomes a
+problem document. The length counts whether it was declared or not, and the time up to the last byte
+of the body, so that one which trickles in is no better than one which stops.
+A client that is still sending when its connection closes may never read the answer, so a moderate
+rest is read and thrown away first; an enormous one is not.
 """
 
 from __future__ import annotations
+
+import asyncio
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -21,16 +25,18 @@ class BodyLimit:
     ----------
     app : the application behind it
     max_bytes : largest body that is let through
+    timeout : seconds in which all of it has to be there
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._timeout = timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] == "http":
-            receive = self._limited(receive, Headers(scope=scope))
+            receive = self._limited(self._timed(receive), Headers(scope=scope))
         await self._app(scope, receive, send)
 
     def _limited(self, receive: Receive, headers: Headers) -> Receive:
@@ -52,6 +58,25 @@ class BodyLimit:
 
         return limited
 
+    def _timed(self, receive: Receive) -> Receive:
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        complete = False
+
+        async def timed() -> Message:
+            nonlocal complete
+            if complete:  # what comes now is the client's going away, for which there is no hurry
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                detail = f"the body has to be there within {self._timeout:g} seconds"
+                raise HTTPException(408, detail, headers={"Connection": "close"}) from None
+            complete = not message.get("more_body", False)
+            return message
+
+        return timed
+
     def _refusal(self) -> HTTPException:
         detail = f"the body may have at most {self._max_bytes} bytes"
         return HTTPException(413, detail, headers={"Connection": "close"})
@@ -65,7 +90,10 @@ def _declared_length(headers: Headers) -> int:
 async def _discard(receive: Receive) -> None:
     discarded = 0
     while discarded <= DISCARD_BYTES:
-        message = await receive()
+        try:
+            message = await receive()
+        except HTTPException:  # the time is up too, but what is wrong with the body is told already
+            return
         discarded += len(message.get("body", b""))
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             return

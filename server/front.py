@@ -6,13 +6,13 @@ global state.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
-from masc_core.errors import NoWorkerError, UnknownModelError
+from masc_core.errors import ArtifactError, NoWorkerError, UnknownModelError
 from masc_core.manifest import Manifest
 from masc_core.registry import Registry
 from server.metrics import ServerMetrics
@@ -33,19 +33,50 @@ class Front:
     default_model: str
     metrics: ServerMetrics
 
-    def manifest(self, name: str | None = None) -> Manifest:
-        """Manifest of a model's active version, looked up anew each time: it may be swapped.
+    async def manifest(self, name: str | None = None) -> Manifest:
+        """Manifest of a model, by default of the default model; see `version_of`.
 
         Raises
         ------
-        UnknownModelError : no active model of that name
-        ArtifactError : its files are damaged
+        UnknownModelError : nobody serves a model of that name, and none is active
+        ArtifactError : its files are damaged or gone
         """
         if name is None:
             name = self.default_model
-        elif name not in self.registry.models():
+        served = await self.served()
+        if name not in served and name not in self.registry.models():
             raise UnknownModelError("model", f"there is no model {name!r}")
-        return self.registry.manifest(name)
+        return self.version_of(name, served)
+
+    async def served(self) -> Mapping[str, Sequence[str]]:
+        """Versions of each model that ready workers announce, those of the first worker first."""
+        versions: dict[str, list[str]] = {}
+        for worker in await self.queue.workers():
+            if worker.ready and worker.version:
+                versions.setdefault(worker.model, []).append(worker.version)
+        return versions
+
+    def version_of(self, name: str, served: Mapping[str, Sequence[str]]) -> Manifest:
+        """Manifest of the version that makes the images of a model.
+
+        That is one which workers serve, as long as there are any: they keep what they have loaded
+        when another version becomes the active one. Of several it is the active one, if that is
+        among them. Files are looked up anew each time.
+
+        Raises
+        ------
+        UnknownModelError : no model of that name
+        ArtifactError : its files are damaged or gone
+        """
+        versions = served.get(name, ())
+        if not versions:
+            return self.registry.manifest(name)
+        version = versions[0] if len(set(versions)) == 1 else self._preferred(name, versions)
+        try:
+            return self.registry.manifest(name, version)
+        except UnknownModelError as error:
+            folder = self.registry.root / name / version
+            raise ArtifactError(folder, "is gone, but a worker serves it") from error
 
     async def ready_workers(self, model: str) -> list[WorkerStatus]:
         """Workers that can make images with ``model`` now, at least one.
@@ -59,6 +90,13 @@ class Front:
         if not ready:
             raise NoWorkerError(_why_not(model, workers), WORKER_RETRY_AFTER)
         return ready
+
+    def _preferred(self, name: str, versions: Sequence[str]) -> str:
+        try:
+            active = self.registry.current(name)
+        except (ArtifactError, UnknownModelError):
+            return versions[0]
+        return active if active in versions else versions[0]
 
 
 def _why_not(model: str, workers: Sequence[WorkerStatus]) -> str:

@@ -114,6 +114,7 @@ def outcome_of(status: int) -> RequestOutcome:
         return "ok"
     special: dict[int, RequestOutcome] = {
         404: "not_found",
+        408: "timeout",
         429: "rejected",
         CLIENT_CLOSED_REQUEST: "cancelled",
         503: "rejected",

@@ -62,6 +62,7 @@ SAMPLES: Mapping[str, Sample] = {
         KINDS[UnknownClassError], "class_id", "tiny has classes 0 to 49"
     ),
     "unknown-model": _request_sample(KINDS[UnknownModelError], "model", "there is no model 'huge'"),
+    "too-slow": Sample(408, "the body has to be there within 20 seconds"),
     "too-large": Sample(413, "the body may have at most 65536 bytes"),
     "not-json": Sample(415, "send the body with Content-Type: application/json"),
     "non-finite": Sample(KINDS[NonFiniteError], "position 12 has a NaN among its logits"),

@@ -36,6 +36,7 @@ from masc_core.errors import (
     UnknownClassError,
     UnknownModelError,
 )
+from server.security import HEADERS
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,8 @@ def response_to(error: Exception) -> Response:
         case ClientDisconnect():
             return problem(CLIENT_CLOSED_REQUEST, "the client went away")
         case _:
-            return problem(500, SEE_LOG)
+            # Sent from outside of all middleware, so nobody else adds these.
+            return problem(500, SEE_LOG, headers=HEADERS)
 
 
 async def _answer(_: Request, error: Exception) -> Response:

@@ -45,6 +45,7 @@ def resolve(
         top_p=_first(body.top_p, defaults.top_p),
         decoding=decoding,
         format=body.format or default_format,
+        version=manifest.version,
     )
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from worker.jobs.job import MAX_SEED, Decoding, ImageFormat
 
@@ -115,6 +116,14 @@ class GenerateBody(BaseModel):
     entropies: Annotated[
         bool, Field(description="Add the entropy of every position to the JSON answer.")
     ] = False
+    stream: Annotated[bool, Field(description="Only false: streaming is not offered yet.")] = False
+
+    @field_validator("stream")
+    @classmethod
+    def _refuse_to_stream(cls, stream: bool) -> bool:  # noqa: FBT001 - pydantic's signature
+        if stream:
+            raise PydanticCustomError("stream", "must be false: streaming is not offered yet")
+        return stream
 
 
 class ModelVersion(BaseModel):
@@ -178,6 +187,7 @@ class ModelSummary(BaseModel):
     name: str
     version: str
     default: Annotated[bool, Field(description="Whether requests that name no model get it.")]
+    ready: Annotated[bool, Field(description="Whether a worker can make images with it now.")]
     weights_sha256: str
     num_classes: int
     num_positions: Annotated[int, Field(description="Positions predicted for one image.")]

@@ -24,6 +24,7 @@ class ServerSettings(ProcessSettings):
     default_model : the model of a request that names none; needed when there are several
     max_queue : jobs that may wait
     max_body_bytes : largest body of a request
+    body_timeout : seconds in which the body of a request has to be there
     request_timeout : seconds after which a request that waits is given up
     log_format : ``text`` or ``json``
     """
@@ -35,6 +36,7 @@ class ServerSettings(ProcessSettings):
     default_model: str | None = None
     max_queue: Annotated[int, Field(ge=1)] = 256
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
+    body_timeout: Seconds = 20.0
     request_timeout: Seconds = 300.0
     log_format: LogFormat = "text"
 

@@ -3,7 +3,7 @@
 One thread owns everything but the encoding of files, which a small pool does. A turn of the loop
 claims as many jobs as the engine has rows for, feeds their images to the engine in order, steps it,
 decodes what is finished, and reports the jobs whose images are all there. A job larger than the
-engine is fed in parts.
+engine is fed in parts; one that nobody waits for any more is dropped between two steps.
 An error concerns the jobs whose work was under way: they fail, the others go on.
 This module does not know how the queue is reached, nor how the engine batches.
 """
@@ -136,6 +136,7 @@ class Consumer:
     def turn(self) -> None:
         """One turn of the loop; waits for a job for a moment when there is nothing to do."""
         self._report()
+        self._forget_abandoned()
         self._claim()
         self._feed()
         self._step()
@@ -153,6 +154,12 @@ class Consumer:
                 self._fail(job_id, error)
             if not jobs:
                 time.sleep(PAUSE_AFTER_ERROR_SECONDS)
+
+    def _forget_abandoned(self) -> None:
+        if self._running:
+            for job_id in self._queue.abandoned(self._running):
+                logger.info("job %s is dropped: nobody waits for it any more", job_id)
+                self._drop(job_id)
 
     def _claim(self) -> None:
         self._concerned = set()
@@ -227,23 +234,25 @@ class Consumer:
         if running.is_complete:
             result = running.result(self._bundle.manifest)
             self._metrics.job(result, running.code_seconds)
-            self._settle(running.job.id, result)
+            del self._running[running.job.id]
+            self._outbox.append((running.job.id, result))
 
     def _fail(self, job_id: str, error: Exception) -> None:
-        """End a job without images, and drop what is left of it."""
+        """End a job without images."""
         if job_id not in self._running:
             return
         failure = JobFailure.of(error)
         logger.warning("job %s failed: %s: %s", job_id, failure.error, failure.message)
+        self._drop(job_id)
+        self._outbox.append((job_id, failure))
+
+    def _drop(self, job_id: str) -> None:
+        """Forget a job, and what is left of its work."""
         self._backlog = deque(task for task in self._backlog if task.job_id != job_id)
         for key in [key for key in self._in_engine if key[0] == job_id]:
             self._engine.cancel(key)
             del self._in_engine[key]
-        self._settle(job_id, failure)
-
-    def _settle(self, job_id: str, outcome: Outcome) -> None:
         del self._running[job_id]
-        self._outbox.append((job_id, outcome))
 
     def _report(self) -> None:
         self._concerned = set()  # a queue that is away is no job's fault: they are reported later

@@ -134,6 +134,10 @@ def check_request(request: GenerationRequest, manifest: Manifest) -> None:
     """
     if request.model != manifest.name:
         raise UnknownModelError("model", f"this worker serves {manifest.name!r}")
+    if request.version not in ("", manifest.version):
+        raise UnknownModelError(
+            "model", f"this worker serves {manifest.name} {manifest.version}, not {request.version}"
+        )
     if not 0 <= request.class_id < manifest.gpt.num_classes:
         raise UnknownClassError(
             "class_id", f"{manifest.name} has classes 0 to {manifest.gpt.num_classes - 1}"

@@ -52,6 +52,7 @@ ANSWER: Responses = {
 PROBLEMS = problems(
     "unknown-class",
     "unknown-model",
+    "too-slow",
     "too-large",
     "not-json",
     "invalid",
@@ -84,7 +85,7 @@ async def generate(
     stage = front.metrics.stage_seconds.labels
     wanted = image_format(",".join(request.headers.getlist("accept")))
     with stage("admit").time():
-        job = Job(resolve(body, front.manifest(body.model), wanted or "png"))
+        job = Job(resolve(body, await front.manifest(body.model), wanted or "png"))
         await admit(front, job)
     result = await wait(front.queue, job.id, request.receive, front.settings.request_timeout)
     with stage("deliver").time():

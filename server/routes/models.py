@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from fastapi import APIRouter
 
@@ -19,8 +19,17 @@ router = APIRouter(tags=["models"])
 
 @router.get("/models", summary="The models of this service")
 async def models(front: FrontDependency) -> ModelList:
-    """Every model in its active version; one whose files are damaged is left out."""
-    return ModelList(models=[summary(m, front.default_model) for m in _manifests(front)])
+    """Every model, in the version that workers serve, or else in its active one.
+
+    One whose files are damaged is left out.
+    """
+    served = await front.served()
+    return ModelList(
+        models=[
+            summary(manifest, default_model=front.default_model, ready=manifest.name in served)
+            for manifest in _manifests(front, served)
+        ]
+    )
 
 
 @router.get(
@@ -30,7 +39,7 @@ async def models(front: FrontDependency) -> ModelList:
 )
 async def classes(name: str, front: FrontDependency) -> ClassList:
     """Ids and names of the classes, in the order of their ids."""
-    manifest = front.manifest(name)
+    manifest = await front.manifest(name)
     return ClassList(
         model=manifest.name,
         version=manifest.version,
@@ -38,12 +47,13 @@ async def classes(name: str, front: FrontDependency) -> ClassList:
     )
 
 
-def summary(manifest: Manifest, default_model: str) -> ModelSummary:
+def summary(manifest: Manifest, *, default_model: str, ready: bool) -> ModelSummary:
     """Shorten a manifest to what a client needs."""
     return ModelSummary(
         name=manifest.name,
         version=manifest.version,
         default=manifest.name == default_model,
+        ready=ready,
         weights_sha256=manifest.weights_sha256,
         num_classes=len(manifest.class_names),
         num_positions=manifest.grid**2,
@@ -56,9 +66,9 @@ def summary(manifest: Manifest, default_model: str) -> ModelSummary:
     )
 
 
-def _manifests(front: Front) -> Iterator[Manifest]:
-    for name in front.registry.models():
+def _manifests(front: Front, served: Mapping[str, Sequence[str]]) -> Iterator[Manifest]:
+    for name in sorted({*front.registry.models(), *served}):
         try:
-            yield front.registry.manifest(name)
+            yield front.version_of(name, served)
         except ArtifactError as error:
             logger.warning("model %s is left out: %s", name, error)

@@ -69,6 +69,23 @@ function currentModel() {
   return models.find((model) => model.name === page.model.value);
 }
 
+// Offers the models that are ready, or all of them while none is.
+async function offerModels() {
+  const { models: found } = await ask("/models");
+  const before = currentModel();
+  const ready = found.filter((model) => model.ready);
+  models = ready.length ? ready : found;
+  const chosen =
+    models.find((model) => model.name === before?.name) ??
+    models.find((model) => model.default) ??
+    models[0];
+  page.model.replaceChildren(...models.map((model) => option(model.name, model.name)));
+  page.model.value = chosen.name;
+  element("model-field").hidden = models.length < 2;
+  // What a person has chosen meanwhile stays, unless it is for another model.
+  if (chosen.name !== before?.name || chosen.version !== before.version) await showModel();
+}
+
 async function showModel() {
   const model = currentModel();
   element("model-line").textContent =
@@ -309,27 +326,23 @@ function listen() {
 // Start
 
 async function waitUntilReady() {
-  for (;;) {
+  while (!models.some((model) => model.ready)) {
     try {
       await ask("/readyz");
-      say("Ready.");
-      return;
+      await offerModels();
+      if (models.some((model) => model.ready)) break;
     } catch (error) {
       say(`Not ready yet. ${error.message}`);
-      await new Promise((wake) => setTimeout(wake, READY_INTERVAL));
     }
+    await new Promise((wake) => setTimeout(wake, READY_INTERVAL));
   }
+  say("Ready.");
 }
 
 async function start() {
   listen();
-  const [{ models: found }, version] = await Promise.all([ask("/models"), ask("/version")]);
-  models = found;
+  const [version] = await Promise.all([ask("/version"), offerModels()]);
   element("version").textContent = `${version.name} ${version.version}`;
-  page.model.replaceChildren(...models.map((model) => option(model.name, model.name)));
-  page.model.value = (models.find((model) => model.default) ?? models[0]).name;
-  element("model-field").hidden = models.length < 2;
-  await showModel();
   page.controls.disabled = false;
   await waitUntilReady();
   setRunning(null);

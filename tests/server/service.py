@@ -57,6 +57,7 @@ def write_model(
     version: str = "v1",
     defaults: Defaults | None = None,
     decodings: Sequence[Decoding] = ("uniform", "frequency"),
+    class_names: Sequence[str] = CLASS_NAMES,
 ) -> Manifest:
     """Put a bundle without its weights under a registry's root, as the active version."""
     folder = root / name / version
@@ -65,7 +66,7 @@ def write_model(
         name=name,
         version=version,
         created=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
-        class_names=CLASS_NAMES,
+        class_names=tuple(class_names),
         defaults=defaults or Defaults(cfg_scale=3.0),
         metrics={"psnr_db": 23.5},
         gpt=GPTSection(
@@ -172,9 +173,11 @@ class Service:
         if self._working:
             self.painter.stop()
 
-    def announce(self, *, ready: bool = True, model: str = "tiny", detail: str = "") -> None:
+    def announce(
+        self, *, ready: bool = True, model: str = "tiny", version: str = "v1", detail: str = ""
+    ) -> None:
         """Say in the worker's name how it is."""
-        self.queue.announce(WorkerStatus("painter", ready, model, "v1", detail))
+        self.queue.announce(WorkerStatus("painter", ready, model, version, detail))
 
     def client(self) -> httpx.AsyncClient:
         """A client of the application, without a socket between."""

@@ -35,6 +35,9 @@ def test_what_nobody_foresaw_is_a_problem_too(own_service: Service) -> None:
     response = own_service.get("/broken")
     assert_problem(response, 500)
     assert "secret" not in response.text
+    assert (
+        HEADERS.items() <= {name.title(): text for name, text in response.headers.items()}.items()
+    )
     labels = {"endpoint": "/broken", "outcome": "error"}
     assert own_service.sample("masc_requests_total", **labels) == 1
 

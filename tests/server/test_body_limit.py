@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,33 @@ def test_a_client_that_asks_first_is_told_before_it_sends(small: Service) -> Non
     asyncio.run(made.run(small.app))
     assert made.status == 413
     assert made.read == 0
+
+
+@pytest.mark.parametrize("pieces", [[], [b'{"class_id"']])
+def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, pieces: list[bytes]) -> None:
+    service = Service(tmp_path, working=False, body_timeout=0.05)
+    made = Exchange(pieces, [JSON], complete=False)
+    asyncio.run(asyncio.wait_for(made.run(service.app), 5.0))
+    assert made.status == 408
+    assert made.header(b"content-type") == b"application/problem+json"
+    assert made.header(b"connection") == b"close"
+    assert "0.05 seconds" in made.document["detail"]
+    labels = {"endpoint": "/generate", "outcome": "timeout"}
+    assert service.sample("masc_requests_total", **labels) == 1
+
+
+def test_a_body_too_large_that_stalls_is_still_too_large(tmp_path: Path) -> None:
+    service = Service(tmp_path, working=False, max_body_bytes=LIMIT, body_timeout=0.05)
+    made = Exchange([bytes(5000)], [JSON], complete=False)
+    asyncio.run(asyncio.wait_for(made.run(service.app), 5.0))
+    assert made.status == 413
+
+
+def test_once_the_body_is_there_its_time_is_over(tmp_path: Path) -> None:
+    with Service(tmp_path, body_timeout=0.05) as service:
+        service.painter.gate.clear()
+        threading.Timer(0.2, service.painter.gate.set).start()
+        assert service.generate().status_code == 200
 
 
 def test_a_refusal_counts_for_its_route(small: Service) -> None:

@@ -8,6 +8,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -17,17 +19,26 @@ from tests.server.service import Service, draw
 JSON = {"Content-Type": "application/json"}
 
 
-@pytest.fixture
-def port(own_service: Service) -> Iterator[int]:
-    config = uvicorn.Config(own_service.app, log_config=None, access_log=False, ws="none")
+@contextmanager
+def listening(service: Service) -> Iterator[int]:
+    """Serve the application, and give the port."""
+    config = uvicorn.Config(service.app, log_config=None, access_log=False, ws="none")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        yield listener.getsockname()[1]
-        own_service.painter.gate.set()
-        server.should_exit = True
-        thread.join()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            service.painter.gate.set()
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def port(own_service: Service) -> Iterator[int]:
+    with listening(own_service) as number:
+        yield number
 
 
 def connect(port: int) -> http.client.HTTPConnection:
@@ -94,6 +105,23 @@ def test_half_a_request_disturbs_nobody(own_service: Service, port: int) -> None
         assert ask(connection, b'{"class_id": 1}')[0] == 200
         connection.close()
     assert len(own_service.painter.requests) == 1
+
+
+def test_a_body_that_trickles_in_is_given_up(tmp_path: Path) -> None:
+    service = Service(tmp_path, working=False, body_timeout=0.3)
+    with listening(service) as port, socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.settimeout(0.05)
+        slow.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        started = time.monotonic()
+        answer = b""
+        while not answer.endswith(b"}") and time.monotonic() - started < 5:
+            with suppress(TimeoutError):
+                answer += slow.recv(4096)
+                continue
+            slow.sendall(b" ")
+        slow.settimeout(5)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert slow.recv(1) == b""  # the connection is closed
 
 
 def test_the_log_stays_free_of_tracebacks(

@@ -23,6 +23,7 @@ REQUESTS = "masc_requests_total"
         (304, "ok"),
         (404, "not_found"),
         (405, "invalid"),
+        (408, "timeout"),
         (413, "invalid"),
         (422, "invalid"),
         (429, "rejected"),

@@ -66,7 +66,7 @@ def test_every_error_is_a_problem_with_an_example(document: dict[str, Any]) -> N
             for example in content["examples"].values():
                 assert Problem.model_validate(example["value"]).status == int(status)
             assert ("Retry-After" in response.get("headers", {})) == (status == "503")
-    assert seen == {"404", "413", "415", "422", "500", "503", "504"}
+    assert seen == {"404", "408", "413", "415", "422", "500", "503", "504"}
 
 
 def test_the_examples_of_requests_are_valid(service: Service, document: dict[str, Any]) -> None:

@@ -27,6 +27,10 @@ def test_the_format_of_the_body_wins(manifest: Manifest) -> None:
     assert resolve(GenerateBody(class_id=0, format="png"), manifest, "webp").format == "png"
 
 
+def test_a_request_says_which_version_it_was_resolved_against(manifest: Manifest) -> None:
+    assert resolve(GenerateBody(class_id=0), manifest, "png").version == manifest.version == "v1"
+
+
 def test_a_name_that_several_classes_have_is_answered_with_their_ids(manifest: Manifest) -> None:
     with pytest.raises(InvalidFieldError, match="2, 4") as refusal:
         resolve(GenerateBody(class_name="Crane"), manifest, "png")

@@ -32,6 +32,7 @@ def test_every_setting_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None
         "default_model": "tiny",
         "max_queue": 7,
         "max_body_bytes": 2048,
+        "body_timeout": 1.5,
         "request_timeout": 2.5,
         "log_format": "json",
     }
@@ -62,6 +63,7 @@ def test_empty_variables_and_those_of_others_are_left_alone(
         ("MASC_PORT", "-1"),
         ("MASC_MAX_QUEUE", "0"),
         ("MASC_MAX_BODY_BYTES", "-5"),
+        ("MASC_BODY_TIMEOUT", "0"),
         ("MASC_REQUEST_TIMEOUT", "0"),
         ("MASC_REQUEST_TIMEOUT", "nan"),
         ("MASC_REQUEST_TIMEOUT", "inf"),

@@ -214,9 +214,58 @@ def test_a_job_larger_than_the_worker_is_run_in_parts(bundle: Bundle) -> None:
     assert {task.job_id for task in batches[3]} != {batches[3][0].job_id}
 
 
+def test_a_job_that_is_given_up_after_its_first_part_takes_no_more_steps(bundle: Bundle) -> None:
+    queue = MemoryQueue(max_jobs=10)
+    consumer = make_consumer(bundle, queue, 4, RecordingEngine)
+    engine = cast("RecordingEngine", consumer._engine)
+    (given_up,) = asyncio.run(submit(queue, [replace(REQUEST, num_images=16)]))
+    consumer.turn()
+    assert len(engine.batches) == 1
+    assert len(consumer._backlog) == 14
+    asyncio.run(queue.cancel(given_up))
+    consumer.turn()
+    assert len(engine.batches) == 1
+    assert consumer.is_idle
+    assert not consumer._backlog
+    assert asyncio.run(queue.stats()).drain_rate == 0.0  # no job was done
+
+    asyncio.run(submit(queue, [REQUEST]))
+    consumer.turn()
+    assert [len(batch) for batch in engine.batches] == [2, 1]
+    assert consumer.is_idle
+
+
+class HalfwayEngine(RecordingEngine):
+    """Takes two steps for a batch, as an engine may that hands out images one by one."""
+
+    halfway = False
+
+    def step(self) -> Sequence[FinishedImage | FailedImage]:
+        self.halfway = not self.halfway
+        return () if self.halfway else super().step()
+
+
+def test_a_job_that_is_given_up_leaves_the_engine_to_the_others(bundle: Bundle) -> None:
+    queue = MemoryQueue(max_jobs=10)
+    consumer = make_consumer(bundle, queue, 8, HalfwayEngine)
+    engine = cast("HalfwayEngine", consumer._engine)
+    ids = asyncio.run(submit(queue, [replace(REQUEST, num_images=2), REQUEST]))
+    consumer.turn()
+    assert engine.free_rows == 2
+    asyncio.run(queue.cancel(ids[0]))
+    consumer.turn()
+    ((task,),) = engine.batches
+    assert task.job_id == ids[1]
+    (outcome,) = asyncio.run(outcomes(queue, ids[1:]))
+    assert [image.data for image in images(outcome)] == expected(bundle, REQUEST)
+    counted = consumer._metrics.images.collect()
+    assert [s.value for m in counted for s in m.samples if s.name.endswith("_total")] == [1]
+
+
 def test_requests_that_cannot_be_done_fail_alone(bundle: Bundle) -> None:
     wrong: list[tuple[dict[str, Any], str, str]] = [
         ({"model": "other"}, "UnknownModelError", "model"),
+        ({"version": "2"}, "UnknownModelError", "model"),
         ({"class_id": 5}, "UnknownClassError", "class_id"),
         ({"class_id": -1}, "UnknownClassError", "class_id"),
         ({"decoding": "refine"}, "InvalidFieldError", "decoding"),

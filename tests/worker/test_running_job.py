@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from masc_core.errors import UnknownModelError
 from masc_core.manifest import Manifest
 from tests.masc_core.test_manifest import manifest as make_manifest
 from worker.engine.engine import FinishedImage
 from worker.jobs.job import MAX_SEED, GenerationRequest, Job
-from worker.running_job import RunningJob
+from worker.running_job import RunningJob, check_request
 
 REQUEST = GenerationRequest(
     model="tiny", class_id=1, cfg_scale=2.0, seed=MAX_SEED - 1, num_images=3, top_k=5
@@ -53,6 +54,17 @@ def test_images_may_come_in_any_order_and_times_are_the_slowest_or_summed(
     assert (times.prefill, times.decode) == (1.0, 3.0)
     assert (times.vq_decode, times.encode) == (0.75, 0.375)
     assert 100 <= times.queue <= times.total < 200
+
+
+def test_a_request_for_another_version_is_refused_and_without_one_any_will_do(
+    manifest: Manifest,
+) -> None:
+    request = replace(REQUEST, model=manifest.name)
+    check_request(request, manifest)
+    check_request(replace(request, version=manifest.version), manifest)
+    with pytest.raises(UnknownModelError, match="not other") as refusal:
+        check_request(replace(request, version="other"), manifest)
+    assert refusal.value.field == "model"
 
 
 def test_one_cluster_has_no_entropy_to_compare_with() -> None:

@@ -25,7 +25,8 @@ MAX_SEED = 2**63 - 1
 class GenerationRequest:
     """A fully resolved request for images of one class.
 
-    Image ``i`` uses the seed ``(seed + i) mod 2**63``.
+    Image ``i`` uses the seed ``(seed + i) mod 2**63``. ``version`` is that of the model against
+    which names and defaults were resolved; empty if any will do.
     """
 
     model: str
@@ -38,6 +39,7 @@ class GenerationRequest:
     top_p: float = 1.0
     decoding: Decoding = "uniform"
     format: ImageFormat = "png"
+    version: str = ""
 
     @property
     def num_rows(self) -> int:

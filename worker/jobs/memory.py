@@ -103,6 +103,11 @@ class MemoryQueue:
             if future is not None and not future.done():
                 future.set_result(outcome)
 
+    def abandoned(self, job_ids: Iterable[str]) -> set[str]:
+        """Those of these claimed jobs that were cancelled, or whose outcome was handed out."""
+        with self._arrival:
+            return set(job_ids) - self._pending.keys()
+
     def announce(self, status: WorkerStatus) -> None:
         """Tell the front end how this worker is."""
         with self._arrival:

@@ -6,7 +6,7 @@ its thread. So the port has two faces, and an adapter serves both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from worker.jobs.job import Job, Outcome, QueueStats, WorkerStatus
@@ -56,6 +56,12 @@ class JobConsumer(Protocol):
 
     def finish(self, job_id: str, outcome: Outcome) -> None:
         """Report the end of a job; one that was cancelled or reported before is ignored."""
+
+    def abandoned(self, job_ids: Iterable[str]) -> set[str]:
+        """Those of these claimed jobs for which nobody waits any more: their work is in vain.
+
+        Each of them was cancelled, or ended before.
+        """
 
     def announce(self, status: WorkerStatus) -> None:
         """Tell the front ends how this worker is."""

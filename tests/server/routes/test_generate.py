@@ -101,13 +101,13 @@ def test_the_answer_s_type(
 
 def test_defaults_are_the_model_s(service: Service, last: list[GenerationRequest]) -> None:
     seed = service.generate().json()["images"][0]["seed"]
-    assert last == [GenerationRequest("tiny", 0, 3.0, seed, 1, 1.0, 0, 1.0, "uniform", "png")]
+    assert last == [GenerationRequest("tiny", 0, 3.0, seed, 1, 1.0, 0, 1.0, "uniform", "png", "v1")]
 
 
 def test_null_means_the_default(service: Service, last: list[GenerationRequest]) -> None:
     optional = ("cfg_scale", "seed", "temperature", "top_k", "top_p", "decoding", "format", "model")
     answer = service.generate(dict.fromkeys(optional)).json()
-    assert last == [GenerationRequest("tiny", 0, 3.0, answer["images"][0]["seed"])]
+    assert last == [GenerationRequest("tiny", 0, 3.0, answer["images"][0]["seed"], version="v1")]
 
 
 def test_every_default_of_a_manifest_is_used(tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_every_default_of_a_manifest_is_used(tmp_path: Path) -> None:
             seed=1, cfg_scale=2.0, temperature=1, top_k=0, top_p=1.0, decoding="uniform"
         )
         assert service.painter.requests == [
-            GenerationRequest("tiny", 0, 1.0, 1, 1, 0.5, 4, 0.25, "frequency"),
-            GenerationRequest("tiny", 0, 2.0, 1),
+            GenerationRequest("tiny", 0, 1.0, 1, 1, 0.5, 4, 0.25, "frequency", version="v1"),
+            GenerationRequest("tiny", 0, 2.0, 1, version="v1"),
         ]
 
 
@@ -230,6 +230,7 @@ NAN, INFINITY = float("nan"), float("inf")
         ({"class_id": 0, "model": ""}, 404, ["model"]),
         ({"class_id": 0, "model": 1}, 422, ["model"]),
         ({"class_id": 0, "stream": True}, 422, ["stream"]),
+        ({"class_id": 0, "stream": 0}, 422, ["stream"]),
         ({"class_id": 0, "steps": 20}, 422, ["steps"]),
         ({"class_id": 0, "\ud800": 20}, 422, ["body"]),
         ({"seed": -1, "num_images": 0, "x": 1}, 422, ["num_images", "seed", "x"]),
@@ -240,6 +241,35 @@ def test_bad_fields_are_named(
 ) -> None:
     content = json.dumps(body) if body.get("class_id", 0) != -(10**5000) else minus_huge()
     assert_problem(service.post(content.encode()), status, *fields)
+
+
+def test_who_wants_a_stream_is_told_that_there_is_none_yet(service: Service) -> None:
+    assert service.generate(stream=False).status_code == 200
+    problem = assert_problem(service.generate(stream=True), 422, "stream")
+    assert "streaming is not offered yet" in problem["detail"]
+
+
+def test_an_activation_does_not_change_the_class_that_a_running_worker_makes(
+    own_service: Service,
+) -> None:
+    names = CLASS_NAMES[::-1]
+    defaults = Defaults(cfg_scale=9.0)
+    write_model(own_service.root, version="v2", defaults=defaults, class_names=names)
+    for class_name, class_id in (("goldfish", 0), ("teapot", 3)):
+        response = own_service.generate(class_name=class_name, seed=5, accept="image/png")
+        assert response.content == draw(class_id, 5, "png")
+        assert response.headers["x-masc-model"] == "tiny/v1"
+    assert {(r.version, r.cfg_scale) for r in own_service.painter.requests} == {("v1", 3.0)}
+    (model,) = own_service.get("/models").json()["models"]
+    assert (model["version"], model["defaults"]["cfg_scale"]) == ("v1", 3.0)
+    classes = own_service.get("/models/tiny/classes").json()
+    assert (classes["version"], classes["classes"][0]["name"]) == ("v1", "goldfish")
+
+    own_service.announce(version="v2")
+    own_service.generate(class_name="teapot")
+    last = own_service.painter.requests[-1]
+    assert (last.class_id, last.version, last.cfg_scale) == (1, "v2", 9.0)
+    assert own_service.get("/models/tiny/classes").json()["classes"][0]["name"] == names[0]
 
 
 def minus_huge() -> str:

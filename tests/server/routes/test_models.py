@@ -6,6 +6,7 @@ import pytest
 
 from masc_core.manifest import MANIFEST_FILE
 from tests.server.service import CLASS_NAMES, GRID, Service, assert_problem, write_model
+from worker.jobs.job import WorkerStatus
 
 
 def test_the_list_says_what_each_model_offers(service: Service) -> None:
@@ -17,6 +18,7 @@ def test_the_list_says_what_each_model_offers(service: Service) -> None:
         "name": "tiny",
         "version": "v1",
         "default": True,
+        "ready": True,
         "num_classes": len(CLASS_NAMES),
         "num_positions": GRID**2,
         "num_codes": 32,
@@ -62,10 +64,54 @@ def test_a_damaged_model_does_not_hide_the_others(tmp_path: Path) -> None:
         assert_problem(service.get("/models/broken/classes"), 500)
 
 
-def test_an_activation_is_seen_at_once(own_service: Service) -> None:
+def versions(service: Service) -> tuple[str, str]:
+    (model,) = service.get("/models").json()["models"]
+    return model["version"], service.get("/models/tiny/classes").json()["version"]
+
+
+def test_without_a_worker_the_active_version_is_shown(tmp_path: Path) -> None:
+    with Service(tmp_path, working=False) as service:
+        assert versions(service) == ("v1", "v1")
+        write_model(service.root, version="v2")
+        assert versions(service) == ("v2", "v2")
+        service.announce(ready=False, version="v1")
+        assert versions(service) == ("v2", "v2")
+
+
+def test_of_several_versions_that_are_served_the_active_one_counts(own_service: Service) -> None:
     write_model(own_service.root, version="v2")
-    assert own_service.get("/models").json()["models"][0]["version"] == "v2"
-    assert own_service.get("/models/tiny/classes").json()["version"] == "v2"
+    own_service.queue.announce(WorkerStatus("second", ready=True, model="tiny", version="v2"))
+    assert versions(own_service) == ("v2", "v2")
+    (own_service.root / "tiny" / "current").write_text("v1\n")
+    assert versions(own_service) == ("v1", "v1")
+    (own_service.root / "tiny" / "current").write_text("v3\n")
+    assert versions(own_service) == ("v1", "v1")
+
+
+def test_a_served_version_that_is_gone_is_damage_of_the_service(own_service: Service) -> None:
+    own_service.announce(version="v0")
+    assert own_service.get("/models").json() == {"models": []}
+    assert_problem(own_service.get("/models/tiny/classes"), 500)
+    assert_problem(own_service.generate(), 500)
+    assert own_service.painter.requests == []
+
+
+def test_a_model_is_ready_while_a_worker_serves_it(tmp_path: Path) -> None:
+    for name in ("big", "tiny"):
+        write_model(tmp_path / "models", name)
+    with Service(tmp_path, working=False, default_model="tiny") as service:
+
+        def ready() -> dict[str, bool]:
+            models = service.get("/models").json()["models"]
+            return {model["name"]: model["ready"] for model in models}
+
+        assert ready() == {"big": False, "tiny": False}
+        service.announce(ready=False)
+        assert ready() == {"big": False, "tiny": False}
+        service.announce()
+        assert ready() == {"big": False, "tiny": True}
+        service.queue.leave("painter")
+        assert ready() == {"big": False, "tiny": False}
 
 
 def test_a_model_without_an_active_version_is_unknown(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def claim_all(queue: JobQueue, max_rows: int) -> list[Job]:
 
 def test_a_job_arrives_as_it_was_sent(queue: JobQueue) -> None:
     sent = Job(
-        GenerationRequest("tiny", 3, 2.5, 2**63 - 1, 2, 0.7, 5, 0.9, "frequency", "webp"),
+        GenerationRequest("tiny", 3, 2.5, 2**63 - 1, 2, 0.7, 5, 0.9, "frequency", "webp", "v1"),
     )
     submit(queue, sent)
     assert claim_all(queue, 4) == [sent]
@@ -226,6 +226,21 @@ def test_the_outcome_of_a_cancelled_job_that_runs_is_discarded(queue: JobQueue) 
             await queue.outcome(sent.id)
 
     asyncio.run(run())
+
+
+def test_a_worker_is_told_which_of_its_jobs_nobody_waits_for(queue: JobQueue) -> None:
+    jobs = [job() for _ in range(3)]
+    ids = [one.id for one in jobs]
+    submit(queue, *jobs)
+    assert claim_all(queue, 10) == jobs
+    assert queue.abandoned(ids) == set()
+    asyncio.run(queue.cancel(ids[1]))
+    assert queue.abandoned(iter(ids)) == {ids[1]}
+    assert queue.abandoned(ids[2:]) == set()
+    queue.finish(ids[0], result())
+    assert asyncio.run(queue.outcome(ids[0])) == result()
+    assert queue.abandoned(ids) == set(ids[:2])
+    assert queue.abandoned([]) == set()
 
 
 def test_cancelling_wakes_who_waits(queue: JobQueue) -> None:
