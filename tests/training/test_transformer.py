@@ -52,6 +52,7 @@ def test_continues_where_it_stopped(prepared: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, when it compiles
 def test_compiled_training_reaches_the_same_loss(prepared: Path, tmp_path: Path) -> None:
     plain = train_transformer(transformer_config(prepared, out=tmp_path / "a", epochs=1))
     fast = train_transformer(
