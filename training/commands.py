@@ -33,7 +33,12 @@ def stage_command(
     def command(**values: Any) -> None:  # noqa: ANN401 - as Typer parsed them
         path = values.pop("config")
         flags = {key: _parse(config_class.model_fields[key], v) for key, v in values.items()}
-        run(load_config(config_class, path, flags))
+        stage = load_config(config_class, path, flags)
+        try:
+            run(stage)
+        except KeyboardInterrupt as interrupt:
+            typer.echo("masc: interrupted; the same command goes on from here", err=True)
+            raise typer.Exit(130) from interrupt
 
     parameters = [
         inspect.Parameter(

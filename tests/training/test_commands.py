@@ -64,3 +64,14 @@ def test_out_of_range_and_unknown() -> None:
     seen, output = invoke("--out", "o", "--speed", "3")
     assert not seen
     assert "No such option" in output
+
+
+def test_an_interrupted_stage_says_how_to_go_on() -> None:
+    def interrupt(config: Sample) -> None:
+        raise KeyboardInterrupt
+
+    app = typer.Typer()
+    app.command()(stage_command(Sample, interrupt, "Do it."))
+    result = CliRunner().invoke(app, ["--out", "o"])
+    assert result.exit_code == 130
+    assert "the same command goes on from here" in result.output
