@@ -62,7 +62,7 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:
         errors.print(f"masc: {error}", markup=False)
-        sys.exit(1)
+        sys.exit(2)
     except KeyboardInterrupt:
         errors.print("masc: interrupted")
         sys.exit(130)

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from masc_core.bundle import Bundle, load_bundle
-from masc_core.device import resolve_device
+from masc_core.device import choose_dtype, resolve_device
 from masc_core.generate import ImageSpec, generate
 from masc_core.registry import Registry
 
@@ -36,7 +36,8 @@ def main() -> None:
     options = parser.parse_args()
     registry = Registry(options.models)
     name = registry.default(options.model)
-    bundle = load_bundle(registry.path(name), resolve_device(options.device))
+    device = resolve_device(options.device)
+    bundle = load_bundle(registry.path(name), device, choose_dtype("auto", device))
     print(
         f"{name} {bundle.manifest.version} on {bundle.device} ({torch.get_num_threads()} threads, "
         f"{platform.machine()}), torch {torch.__version__}, medians of {options.repeats}\n"

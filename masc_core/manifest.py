@@ -210,30 +210,36 @@ def read_manifest(folder: str | PathLike[str]) -> Manifest:
     """
     path = Path(folder) / MANIFEST_FILE
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        text = path.read_bytes()
+        manifest = Manifest.model_validate_json(text)
     except OSError as error:
         raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise ArtifactError(path, f"{where}: {first['msg']}" if where else first["msg"]) from error
-    if manifest.seal != seal_of(manifest):
+    if manifest.seal != seal_of(json.loads(text)):
         raise ArtifactError(path, "was altered after it was published: its seal does not fit")
     return manifest
 
 
 def write_manifest(folder: str | PathLike[str], manifest: Manifest) -> Manifest:
     """Write ``manifest.json`` into a bundle's folder, sealed, in one step; return it as written."""
-    sealed = manifest.model_copy(update={"seal": seal_of(manifest)})
+    seal = seal_of(manifest.model_dump(mode="json"))
+    sealed = manifest.model_copy(update={"seal": seal})
     text = sealed.model_dump_json(indent=2)
     atomic_write(Path(folder) / MANIFEST_FILE, text.encode() + b"\n")
     return sealed
 
 
-def seal_of(manifest: Manifest) -> str:
-    """SHA-256 of a manifest without its seal, as JSON with sorted keys and no spaces."""
-    content = manifest.model_dump(mode="json", exclude={"seal"})
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+def seal_of(content: Mapping[str, JsonValue]) -> str:
+    """SHA-256 of a manifest's JSON without its seal, with sorted keys and no spaces.
+
+    It is taken of what the file says, not of what this version understands, so that a manifest
+    keeps its seal when later versions know more fields.
+    """
+    unsealed = {key: value for key, value in content.items() if key != "seal"}
+    text = json.dumps(unsealed, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -41,9 +41,15 @@ def load_tokenizer(path: Path) -> VQModel:
     return fill_module(path, model).eval()
 
 
-def save_transformer(path: Path, model: GPT) -> None:
-    """Write a transformer."""
-    _save(path, "transformer", model)
+def save_transformer(path: Path, model: GPT, inputs: dict[str, str]) -> None:
+    """Write a transformer, with the hashes of what it was trained from, by name."""
+    _save(path, "transformer", model, {"inputs": json.dumps(inputs)})
+
+
+def transformer_inputs(path: Path) -> dict[str, str]:
+    """Hashes of what a transformer was trained from, as `save_transformer` got them."""
+    inputs: dict[str, str] = json.loads(read_header(path).get("inputs", "{}"))
+    return inputs
 
 
 def load_transformer(path: Path) -> GPT:
@@ -62,8 +68,9 @@ def load_transformer(path: Path) -> GPT:
     return fill_module(path, model).eval()
 
 
-def _save(path: Path, kind: str, model: GPT | VQModel) -> None:
-    header = {"kind": kind, "config": json.dumps(dataclasses.asdict(model.config))}
+def _save(path: Path, kind: str, model: GPT | VQModel, more: dict[str, str] | None = None) -> None:
+    config = json.dumps(dataclasses.asdict(model.config))
+    header = {"kind": kind, "config": config, **(more or {})}
     write_tensors(path, model.state_dict(), torch.float32, header)
 
 

@@ -58,6 +58,8 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.front = Front(settings, queue, registry, default_model, metrics)
+    manifest = registry.manifest(default_model)
+    app.state.front.known[manifest.name, manifest.version] = manifest
     problems.install(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)

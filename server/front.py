@@ -7,7 +7,7 @@ global state.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -32,6 +32,7 @@ class Front:
     registry: Registry
     default_model: str
     metrics: ServerMetrics
+    known: dict[tuple[str, str], Manifest] = field(default_factory=dict)
 
     async def manifest(self, name: str | None = None) -> Manifest:
         """Manifest of a model, by default of the default model; see `version_of`.
@@ -61,7 +62,8 @@ class Front:
 
         That is one which workers serve, as long as there are any: they keep what they have loaded
         when another version becomes the active one. Of several it is the active one, if that is
-        among them. Files are looked up anew each time.
+        among them. A version is never changed, so what was read of a served one stays known,
+        whatever happens to its files; without workers the files are looked up anew each time.
 
         Raises
         ------
@@ -72,11 +74,13 @@ class Front:
         if not versions:
             return self.registry.manifest(name)
         version = versions[0] if len(set(versions)) == 1 else self._preferred(name, versions)
-        try:
-            return self.registry.manifest(name, version)
-        except UnknownModelError as error:
-            folder = self.registry.root / name / version
-            raise ArtifactError(folder, "is gone, but a worker serves it") from error
+        if (name, version) not in self.known:
+            try:
+                self.known[name, version] = self.registry.manifest(name, version)
+            except UnknownModelError as error:
+                folder = self.registry.root / name / version
+                raise ArtifactError(folder, "is gone, but a worker serves it") from error
+        return self.known[name, version]
 
     async def ready_workers(self, model: str) -> list[WorkerStatus]:
         """Workers that can make images with ``model`` now, at least one.

@@ -17,7 +17,7 @@ from worker.jobs.job import MAX_SEED, Decoding, ImageFormat
 MAX_IMAGES = 16
 MAX_TEMPERATURE = 10.0
 
-EXAMPLE_REQUEST: dict[str, Any] = {"class_name": "goldfish", "cfg_scale": 3.0, "seed": 7}
+EXAMPLE_REQUEST: dict[str, Any] = {"class_name": "ship", "cfg_scale": 3.0, "seed": 3}
 # One pixel.
 EXAMPLE_IMAGE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4v2IFAARwAjcIwSCwAAAAAElFTkSuQmCC"

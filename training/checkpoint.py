@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from masc_core.errors import ArtifactError
 from masc_core.files import atomic_path
+from masc_core.tensors import read_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,21 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Progr
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])
     return Progress(int(header["step"]), float(header["best"]), float(header["seconds"]))
+
+
+def checkpoint_config(path: Path) -> dict[str, Any]:
+    """Configuration and inputs of the run that wrote a checkpoint.
+
+    Raises
+    ------
+    ArtifactError
+        The file is damaged.
+    """
+    try:
+        config: dict[str, Any] = json.loads(read_header(path)["masc"])["config"]
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(path, f"is not a checkpoint of this program ({error})") from error
+    return config
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -90,11 +90,12 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> Pa
     set_threads(config.threads)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
-    train = ImageFolder.scan(config.data).read(config.image_size)
-    val = ImageFolder.scan(config.val_data).read(config.image_size)
+    data, val_data = ImageFolder.scan(config.data), ImageFolder.scan(config.val_data)
+    train, val = data.read(config.image_size), val_data.read(config.image_size)
+    inputs = {"data": data.fingerprint(), "val_data": val_data.fingerprint()}
     if val.class_names != train.class_names:
         raise ConfigError("val_data: has other classes than data")
-    with Run(config.out, config) as run:
+    with Run(config.out, config, inputs) as run:
         model = Classifier(len(train.class_names), config.image_size, config.width).to(device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -128,7 +128,9 @@ def _prior() -> None:
 
 
 prior.command("build")(
-    stage_command(PriorConfig, _build_prior, "Build the tree over a codebook and cut it.")
+    stage_command(
+        PriorConfig, _build_prior, "Build the tree over a codebook and cut it.", resumes=False
+    )
 )
 
 transformer = typer.Typer(no_args_is_help=True)
@@ -156,7 +158,10 @@ classifier.command("train")(
 )
 
 publish_command = stage_command(
-    PublishConfig, _publish, "Measure a trained model and publish it as a version."
+    PublishConfig,
+    _publish,
+    "Measure a trained model and publish it as a version.",
+    resumes=False,
 )
 
 
@@ -167,7 +172,7 @@ def evaluate(
     classifier: Annotated[
         Path | None, typer.Option(help="folder of a classifier run, for class agreement")
     ] = None,
-    images_per_class: Annotated[int, typer.Option(min=1)] = 50,
+    images_per_class: Annotated[int, typer.Option(min=1)] = 100,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
     """Measure a published model: speed, entropy, class agreement."""

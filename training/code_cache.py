@@ -32,7 +32,7 @@ class CodeIndex(BaseModel):
 
     format: int = 1
     tokenizer_sha256: str
-    images_sha256: str
+    files_sha256: str
     image_size: int
     num_codes: int
     num_positions: int

@@ -57,7 +57,7 @@ def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
         raise ConfigError(f"image_size: must be a multiple of {model.config.factor}")
     index = CodeIndex(
         tokenizer_sha256=sha256_file(config.tokenizer),
-        images_sha256=folder.fingerprint(),
+        files_sha256=folder.fingerprint(),
         image_size=config.image_size,
         num_codes=model.config.num_codes,
         num_positions=(config.image_size // model.config.factor) ** 2,

@@ -19,7 +19,11 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 def stage_command(
-    config_class: type[Config], run: Callable[[Config], None], description: str
+    config_class: type[Config],
+    run: Callable[[Config], None],
+    description: str,
+    *,
+    resumes: bool = True,
 ) -> Callable[..., None]:
     """A function whose signature Typer turns into a command.
 
@@ -28,6 +32,7 @@ def stage_command(
     config_class : configuration of the stage; each field becomes ``--field``, unset by default
     run : called with the validated configuration
     description : help text of the command
+    resumes : whether the stage goes on from where it was interrupted
     """
 
     def command(**values: Any) -> None:  # noqa: ANN401 - as Typer parsed them
@@ -37,7 +42,8 @@ def stage_command(
         try:
             run(stage)
         except KeyboardInterrupt as interrupt:
-            typer.echo("masc: interrupted; the same command goes on from here", err=True)
+            way_on = "goes on from here" if resumes else "starts again"
+            typer.echo(f"masc: interrupted; the same command {way_on}", err=True)
             raise typer.Exit(130) from interrupt
 
     parameters = [

@@ -27,7 +27,7 @@ from masc_core.manifest import Decoding, Defaults, Manifest, ModelCard, PlainNam
 from masc_core.prior import ClusterMap
 from masc_core.registry import Registry
 from masc_core.settings import models_dir
-from masc_core.weights import load_tokenizer, load_transformer
+from masc_core.weights import load_tokenizer, load_transformer, transformer_inputs
 from training.classifier import load_classifier
 from training.code_cache import CodeCache
 from training.config import set_threads
@@ -120,10 +120,8 @@ def _check_origin(config: PublishConfig, codes_of: str) -> None:
     if codes_of != tokenizer:
         raise ConfigError("codes: were made by another tokenizer")
     prior = sha256_file(config.prior / "prior.npz") if config.prior else "identity"
-    if _read(config.transformer / "config.json").get("inputs") != {
-        "tokenizer": tokenizer,
-        "prior": prior,
-    }:
+    trained = transformer_inputs(config.transformer / "transformer.safetensors")
+    if (trained.get("tokenizer"), trained.get("prior")) != (tokenizer, prior):
         raise ConfigError("transformer: was trained with another tokenizer or another prior")
 
 
@@ -149,7 +147,8 @@ def _provenance(config: PublishConfig) -> dict[str, JsonValue]:
         "note": config.note,
         "torch": torch.__version__,
         "tokenizer": _read(config.tokenizer / "config.json"),
-        "transformer": _read(config.transformer / "config.json"),
+        "transformer": _read(config.transformer / "config.json")
+        | {"inputs": dict(transformer_inputs(config.transformer / "transformer.safetensors"))},
     }
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from masc_core.errors import ConfigError
 from masc_core.files import atomic_write
+from training.checkpoint import checkpoint_config
 from training.lock import lock_folder
 
 # Keys that may differ between a run and its continuation: they change where and how fast, not what.
@@ -101,9 +102,8 @@ class Run:
         return value
 
     def _settle_config(self) -> None:
-        path = self.folder / "config.json"
-        if self.checkpoint.exists() and path.exists():
-            begun = json.loads(path.read_text("utf-8"))
+        if self.checkpoint.exists():
+            begun = checkpoint_config(self.checkpoint)
             changed = [
                 key
                 for key in sorted(begun.keys() | self.config.keys())

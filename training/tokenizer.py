@@ -77,11 +77,13 @@ def train_tokenizer(config: TokenizerConfig, report: Report = no_report) -> dict
     set_threads(config.threads)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
-    with Run(config.out, config) as run:
+    data, val_data = ImageFolder.scan(config.data), ImageFolder.scan(config.val_data)
+    inputs = {"data": data.fingerprint(), "val_data": val_data.fingerprint()}
+    with Run(config.out, config, inputs) as run:
         model = VQModel(config.vq(), beta=config.commitment, entropy_ratio=config.entropy_ratio).to(
             device
         )
-        fit(run, config, _Trainer(run, config, model, device).stage(), report)
+        fit(run, config, _Trainer(run, config, model, data, val_data).stage(), report)
         return run.read_json("metrics.json")
 
 
@@ -89,12 +91,18 @@ class _Trainer:
     """Data, loss and validation of one run."""
 
     def __init__(
-        self, run: Run, config: TokenizerConfig, model: VQModel, device: torch.device
+        self,
+        run: Run,
+        config: TokenizerConfig,
+        model: VQModel,
+        data: ImageFolder,
+        val_data: ImageFolder,
     ) -> None:
-        self.run, self.config, self.model, self.device = run, config, model, device
-        self.train_pixels = ImageFolder.scan(config.data).read(config.image_size).pixels
-        val = ImageFolder.scan(config.val_data)
-        self.val_pixels = val.read(config.image_size, val.spread(config.val_images)).pixels
+        self.run, self.config, self.model = run, config, model
+        self.device = next(model.parameters()).device
+        self.train_pixels = data.read(config.image_size).pixels
+        chosen = val_data.spread(config.val_images)
+        self.val_pixels = val_data.read(config.image_size, chosen).pixels
         self.features = torch.empty(0)
 
     def stage(self) -> Stage:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class ClusterData:
 
     Attributes
     ----------
-    inputs : hashes of tokenizer and prior, to which the trained weights hold
+    inputs : hashes of images, tokenizer and prior, to which the trained weights hold
 
     Raises
     ------
@@ -89,6 +90,8 @@ class ClusterData:
             ClusterMap.load(config.prior) if config.prior else ClusterMap.identity(index.num_codes)
         )
         self.inputs = {
+            "codes": index.files_sha256,
+            "val_codes": self.val.index.files_sha256,
             "tokenizer": index.tokenizer_sha256,
             "prior": sha256_file(config.prior) if config.prior else "identity",
         }
@@ -182,14 +185,17 @@ class _Trainer:
 
     def keep(self, metrics: dict[str, float]) -> None:
         """Write the weights and their metrics."""
-        save_transformer(self.run.folder / "transformer.safetensors", self.model)
+        path = self.run.folder / "transformer.safetensors"
+        save_transformer(path, self.model, self.data.inputs)
         self.run.write_json("metrics.json", metrics)
 
 
 def require_compiler(device: torch.device) -> None:
-    """Raise a `ConfigError` where torch.compile cannot work: on a CPU it calls a C++ compiler."""
-    if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise ConfigError("compile: needs a C++ compiler; install g++, or pass --no-compile")
+    """Raise a `ConfigError` where torch.compile cannot work: it calls a compiler of C or C++."""
+    variable, usual = ("CC", "gcc") if device.type == "cuda" else ("CXX", "g++")
+    command = shlex.split(os.environ.get(variable, usual)) or [usual]
+    if not shutil.which(command[0]):
+        raise ConfigError(f"compile: needs a compiler; install {usual}, or pass --no-compile")
 
 
 def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:

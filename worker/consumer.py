@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from masc_core.bundle import Bundle
-from masc_core.errors import ConfigError, MascError, RequestError
+from masc_core.errors import CapacityError, ConfigError, MascError, RequestError
 from masc_core.generate import ImageSpec
 from masc_core.images import Pixels, encode_image
 from worker.engine.engine import Engine, FailedImage, FinishedImage, ImageTask, TaskKey
@@ -174,7 +174,7 @@ class Consumer:
         try:
             check_request(job.request, self._bundle.manifest)
             self._backlog.extend(running.tasks())
-        except RequestError as error:
+        except (RequestError, CapacityError) as error:
             self._fail(job.id, error)
 
     def _feed(self) -> None:
@@ -200,7 +200,7 @@ class Consumer:
         while self._outcomes:
             outcome = self._outcomes.popleft()
             running = self._running.get(outcome.task.job_id)
-            if running is None:  # another image of its job failed
+            if running is None:  # its job has ended meanwhile
                 continue
             self._concerned = {outcome.task.job_id}
             if isinstance(outcome, FailedImage):

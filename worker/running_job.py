@@ -9,7 +9,12 @@ import math
 import time
 from collections.abc import Sequence
 
-from masc_core.errors import InvalidFieldError, UnknownClassError, UnknownModelError
+from masc_core.errors import (
+    InvalidFieldError,
+    NoWorkerError,
+    UnknownClassError,
+    UnknownModelError,
+)
 from masc_core.generate import ImageSpec
 from masc_core.manifest import Manifest
 from worker.engine.engine import FinishedImage, ImageTask
@@ -131,13 +136,12 @@ def check_request(request: GenerationRequest, manifest: Manifest) -> None:
     Raises
     ------
     UnknownModelError, UnknownClassError, InvalidFieldError
+    NoWorkerError : it is for another version than this worker has by now
     """
     if request.model != manifest.name:
         raise UnknownModelError("model", f"this worker serves {manifest.name!r}")
     if request.version not in ("", manifest.version):
-        raise UnknownModelError(
-            "model", f"this worker serves {manifest.name} {manifest.version}, not {request.version}"
-        )
+        raise NoWorkerError(f"no worker serves {manifest.name} {request.version} any more")
     if not 0 <= request.class_id < manifest.gpt.num_classes:
         raise UnknownClassError(
             "class_id", f"{manifest.name} has classes 0 to {manifest.gpt.num_classes - 1}"

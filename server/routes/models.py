@@ -67,7 +67,12 @@ def summary(manifest: Manifest, *, default_model: str, ready: bool) -> ModelSumm
 
 
 def _manifests(front: Front, served: Mapping[str, Sequence[str]]) -> Iterator[Manifest]:
-    for name in sorted({*front.registry.models(), *served}):
+    try:
+        active = front.registry.models()
+    except ArtifactError as error:  # what workers serve is not concerned
+        logger.warning("%s", error)
+        active = ()
+    for name in sorted({*active, *served}):
         try:
             yield front.version_of(name, served)
         except ArtifactError as error:

@@ -79,6 +79,7 @@ async function offerModels() {
     models.find((model) => model.name === before?.name) ??
     models.find((model) => model.default) ??
     models[0];
+  if (!chosen) throw new Error("There is no model that can be served.");
   page.model.replaceChildren(...models.map((model) => option(model.name, model.name)));
   page.model.value = chosen.name;
   element("model-field").hidden = models.length < 2;

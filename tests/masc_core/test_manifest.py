@@ -21,6 +21,7 @@ from masc_core.manifest import (
     Manifest,
     is_plain_name,
     read_manifest,
+    seal_of,
     verify_files,
     write_manifest,
 )
@@ -221,3 +222,13 @@ def test_the_layout_of_the_file_is_no_alteration(tmp_path: Path) -> None:
     path = tmp_path / MANIFEST_FILE
     path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
     assert read_manifest(tmp_path) == sealed
+
+
+def test_a_manifest_from_before_a_field_existed_keeps_its_seal(tmp_path: Path) -> None:
+    write_manifest(tmp_path, manifest())
+    path = tmp_path / MANIFEST_FILE
+    content = json.loads(path.read_text())
+    del content["provenance"]  # optional, as a new field would be
+    content["seal"] = seal_of(content)
+    path.write_text(json.dumps(content))
+    assert read_manifest(tmp_path).provenance == {}

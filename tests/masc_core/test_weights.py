@@ -7,17 +7,24 @@ import torch
 
 from masc_core.errors import ArtifactError
 from masc_core.models.gpt import GPT
-from masc_core.weights import load_tokenizer, load_transformer, save_tokenizer, save_transformer
+from masc_core.weights import (
+    load_tokenizer,
+    load_transformer,
+    save_tokenizer,
+    save_transformer,
+    transformer_inputs,
+)
 from tests.tiny_bundle import tiny_parts
 
 
 def test_models_come_back_with_their_sizes(tmp_path: Path) -> None:
     parts = tiny_parts()
     save_tokenizer(tmp_path / "t", parts.tokenizer)
-    save_transformer(tmp_path / "g", parts.model)
+    save_transformer(tmp_path / "g", parts.model, {"prior": "abc"})
     tokenizer, model = load_tokenizer(tmp_path / "t"), load_transformer(tmp_path / "g")
     assert tokenizer.config == parts.tokenizer.config
     assert model.config == parts.model.config
+    assert transformer_inputs(tmp_path / "g") == {"prior": "abc"}
     assert not model.training
     assert isinstance(model, GPT)
     for expected, actual in [(parts.tokenizer, tokenizer), (parts.model, model)]:

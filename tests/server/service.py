@@ -45,7 +45,7 @@ from worker.jobs.job import (
 )
 from worker.jobs.memory import MemoryQueue
 
-CLASS_NAMES = ("goldfish", "Golden Retriever", "crane", "teapot", "crane")
+CLASS_NAMES = ("goldfish", "Golden Retriever", "crane", "teapot", "crane", "ship")
 GRID = 4
 NUM_CLUSTERS = 16
 WEIGHTS = "ab" * 32

@@ -38,6 +38,6 @@ def test_a_name_that_several_classes_have_is_answered_with_their_ids(manifest: M
 
 
 def test_a_class_out_of_range_is_answered_with_the_range(manifest: Manifest) -> None:
-    with pytest.raises(UnknownClassError, match="0 to 4") as refusal:
-        resolve(GenerateBody(class_id=5), manifest, "png")
+    with pytest.raises(UnknownClassError, match="0 to 5") as refusal:
+        resolve(GenerateBody(class_id=6), manifest, "png")
     assert refusal.value.field == "class_id"

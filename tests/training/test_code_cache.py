@@ -22,7 +22,7 @@ def write_cache(folder: Path, num_codes: int = 300, complete: bool = True) -> np
     codes = generator.integers(0, num_codes, (7, 2, 9))
     index = CodeIndex(
         tokenizer_sha256="0" * 64,
-        images_sha256="1" * 64,
+        files_sha256="1" * 64,
         image_size=12,
         num_codes=num_codes,
         num_positions=9,

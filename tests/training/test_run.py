@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from masc_core.errors import ConfigError
+from training.checkpoint import Progress, save_checkpoint
 from training.config import LoopConfig
 from training.run import Run
 
@@ -16,6 +19,12 @@ def config(out: Path, **changes: object) -> LoopConfig:
 
 def lines(run: Run) -> list[dict[str, object]]:
     return [json.loads(line) for line in run.log_path.read_text().splitlines()]
+
+
+def write_checkpoint(folder: Path, begun: dict[str, Any]) -> None:
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    save_checkpoint(folder / "checkpoint.safetensors", Progress(), model, optimizer, begun)
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
@@ -30,7 +39,8 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 def test_a_changed_configuration_is_refused_once_there_is_a_checkpoint(tmp_path: Path) -> None:
     Run(tmp_path, config(tmp_path, lr=0.1)).close()
     Run(tmp_path, config(tmp_path, lr=0.2)).close()
-    (tmp_path / "checkpoint.safetensors").touch()
+    with Run(tmp_path, config(tmp_path, lr=0.2)) as run:
+        write_checkpoint(tmp_path, run.config)
     with pytest.raises(ConfigError, match="begun with other lr"):
         Run(tmp_path, config(tmp_path, lr=0.3))
     Run(tmp_path, config(tmp_path, lr=0.2, threads=3)).close()
@@ -63,8 +73,9 @@ def test_unwritable_folder(tmp_path: Path) -> None:
 
 
 def test_other_inputs_are_refused_wherever_they_lie(tmp_path: Path) -> None:
-    Run(tmp_path, config(tmp_path), {"prior": "a"}).close()
-    (tmp_path / "checkpoint.safetensors").touch()
+    with Run(tmp_path, config(tmp_path), {"prior": "a"}) as run:
+        write_checkpoint(tmp_path, run.config)
+    (tmp_path / "config.json").unlink()  # what counts is in the checkpoint
     Run(tmp_path, config(tmp_path), {"prior": "a"}).close()
     with pytest.raises(ConfigError, match="begun with other inputs"):
         Run(tmp_path, config(tmp_path), {"prior": "b"})

@@ -134,5 +134,5 @@ def test_another_prior_does_not_continue_a_run(prepared: Path, tmp_path: Path) -
 
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    with pytest.raises(ConfigError, match="compile: needs a C"):
+    with pytest.raises(ConfigError, match="compile: needs a compiler"):
         require_compiler(torch.device("cpu"))

@@ -265,7 +265,7 @@ def test_a_job_that_is_given_up_leaves_the_engine_to_the_others(bundle: Bundle) 
 def test_requests_that_cannot_be_done_fail_alone(bundle: Bundle) -> None:
     wrong: list[tuple[dict[str, Any], str, str]] = [
         ({"model": "other"}, "UnknownModelError", "model"),
-        ({"version": "2"}, "UnknownModelError", "model"),
+        ({"version": "2"}, "NoWorkerError", ""),
         ({"class_id": 5}, "UnknownClassError", "class_id"),
         ({"class_id": -1}, "UnknownClassError", "class_id"),
         ({"decoding": "refine"}, "InvalidFieldError", "decoding"),

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -268,8 +269,25 @@ def test_an_activation_does_not_change_the_class_that_a_running_worker_makes(
     own_service.announce(version="v2")
     own_service.generate(class_name="teapot")
     last = own_service.painter.requests[-1]
-    assert (last.class_id, last.version, last.cfg_scale) == (1, "v2", 9.0)
+    assert (last.class_id, last.version, last.cfg_scale) == (2, "v2", 9.0)
     assert own_service.get("/models/tiny/classes").json()["classes"][0]["name"] == names[0]
+
+
+@pytest.mark.parametrize("damage", ["alter", "delete"])
+def test_damage_on_the_disk_does_not_concern_a_version_that_is_served(
+    own_service: Service, damage: str
+) -> None:
+    folder = own_service.root / "tiny" / "v1"
+    path = folder / "manifest.json"
+    if damage == "alter":
+        path.write_text(path.read_text().replace("teapot", "kettle"))
+    else:
+        shutil.rmtree(folder)
+    response = own_service.generate(class_name="teapot", seed=5, accept="image/png")
+    assert response.content == draw(3, 5, "png")
+    (model,) = own_service.get("/models").json()["models"]
+    assert (model["name"], model["version"], model["ready"]) == ("tiny", "v1", True)
+    assert own_service.get("/models/tiny/classes").json()["classes"][3]["name"] == "teapot"
 
 
 def minus_huge() -> str:
