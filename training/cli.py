@@ -27,7 +27,7 @@ from training.reconstruction import reconstruction_sheet
 from training.tokenizer import TokenizerConfig, train_tokenizer
 from training.transformer import TransformerConfig, train_transformer
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 def _train_tokenizer(config: TokenizerConfig) -> None:
