@@ -44,7 +44,7 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
 from masc_core.prior import ClusterMap
-from masc_core.tensors import fill_module, read_tensors, write_tensors
+from masc_core.tensors import fill_module, read_names, read_tensors, write_tensors
 
 # What only encoding images needs; a bundle may leave it out.
 ENCODER_PREFIXES = ("encoder.", "quant_conv.")
@@ -299,7 +299,7 @@ def _load_counts(path: Path, manifest: Manifest) -> npt.NDArray[np.int64] | None
 def _load_tokenizer(path: Path, config: VQConfig) -> VQModel:
     with torch.device("meta"):
         tokenizer = VQModel(config)
-    if not any(name.startswith(ENCODER_PREFIXES) for name in read_tensors(path)):
+    if not any(name.startswith(ENCODER_PREFIXES) for name in read_names(path)):
         # Random weights must not pass for an encoder: whoever encodes gets an AttributeError.
         del tokenizer.encoder, tokenizer.quant_conv
     tokenizer = fill_module(path, tokenizer, optional=TRAINING_KEYS)

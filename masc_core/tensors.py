@@ -6,9 +6,10 @@ the tensors mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -59,11 +60,19 @@ def read_header(path: Path) -> dict[str, str]:
     ------
     ArtifactError : the file is missing, damaged or of another kind
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(path, f"cannot be read as safetensors: {error}") from error
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Names of the tensors of a file; their content is not read.
+
+    Raises
+    ------
+    ArtifactError : the file is missing, damaged or of another kind
+    """
+    with _opened(path) as file:
+        return tuple(file.keys())
 
 
 def fill_module(path: Path, module: Module, optional: tuple[str, ...] = ()) -> Module:
@@ -97,6 +106,15 @@ def fill_module(path: Path, module: Module, optional: tuple[str, ...] = ()) -> M
             module.state_dict()[name].zero_()
     module.load_state_dict(tensors, strict=False)
     return module
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:  # safetensors gives the open file no types
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(path, f"cannot be read as safetensors: {error}") from error
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:

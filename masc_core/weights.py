@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +19,8 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.tensors import fill_module, read_header, write_tensors
+
+Model = TypeVar("Model", GPT, VQModel)
 
 
 def save_tokenizer(path: Path, model: VQModel) -> None:
@@ -32,13 +35,7 @@ def load_tokenizer(path: Path) -> VQModel:
     ------
     ArtifactError : the file is missing, damaged, or holds something else
     """
-    sizes = _sizes(path, "tokenizer")
-    try:
-        with torch.device("meta"):
-            model = VQModel(VQConfig(**{**sizes, "ch_mult": tuple(sizes["ch_mult"])}))
-    except (TypeError, KeyError, ConfigError) as error:
-        raise ArtifactError(path, f"has a header of another program ({error})") from error
-    return fill_module(path, model).eval()
+    return _load(path, "tokenizer", _tokenizer)
 
 
 def save_transformer(path: Path, model: GPT, inputs: dict[str, str]) -> None:
@@ -59,13 +56,7 @@ def load_transformer(path: Path) -> GPT:
     ------
     ArtifactError : the file is missing, damaged, or holds something else
     """
-    sizes = _sizes(path, "transformer")
-    try:
-        with torch.device("meta"):
-            model = GPT(GPTConfig(**sizes))
-    except (TypeError, ConfigError) as error:
-        raise ArtifactError(path, f"has a header of another program ({error})") from error
-    return fill_module(path, model).eval()
+    return _load(path, "transformer", lambda sizes: GPT(GPTConfig(**sizes)))
 
 
 def _save(path: Path, kind: str, model: GPT | VQModel, more: dict[str, str] | None = None) -> None:
@@ -74,12 +65,17 @@ def _save(path: Path, kind: str, model: GPT | VQModel, more: dict[str, str] | No
     write_tensors(path, model.state_dict(), torch.float32, header)
 
 
-def _sizes(path: Path, kind: str) -> dict[str, Any]:
+def _load(path: Path, kind: str, build: Callable[[dict[str, Any]], Model]) -> Model:
     header = read_header(path)
     if header.get("kind") != kind:
         raise ArtifactError(path, f"is not a {kind} of this program")
     try:
-        sizes: dict[str, Any] = json.loads(header["config"])
-    except (KeyError, ValueError) as error:
-        raise ArtifactError(path, "has a header of another program") from error
-    return sizes
+        with torch.device("meta"):
+            model = build(json.loads(header["config"]))
+    except (TypeError, KeyError, ValueError, ConfigError) as error:
+        raise ArtifactError(path, f"has a header of another program ({error})") from error
+    return fill_module(path, model).eval()
+
+
+def _tokenizer(sizes: dict[str, Any]) -> VQModel:
+    return VQModel(VQConfig(**{**sizes, "ch_mult": tuple(sizes["ch_mult"])}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from worker.jobs.job import ImageFormat
+from masc_core.images import ImageFormat
 
 MEDIA_TYPES: Final[dict[ImageFormat, str]] = {
     "png": "image/png",

@@ -9,9 +9,10 @@ import secrets
 from typing import TypeVar
 
 from masc_core.errors import InvalidFieldError, UnknownClassError
+from masc_core.images import ImageFormat
 from masc_core.manifest import Manifest
 from server.schemas import GenerateBody
-from worker.jobs.job import GenerationRequest, ImageFormat
+from worker.jobs.job import GenerationRequest
 
 Number = TypeVar("Number", int, float)
 

@@ -12,7 +12,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from worker.jobs.job import MAX_SEED, Decoding, ImageFormat
+from masc_core.images import ImageFormat
+from masc_core.manifest import Decoding
+from worker.jobs.job import MAX_SEED
 
 MAX_IMAGES = 16
 MAX_TEMPERATURE = 10.0

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from masc_core.errors import ArtifactError
 from masc_core.files import atomic_path
-from masc_core.tensors import read_header
+from masc_core.tensors import read_header, read_tensors
+
+HEADER = "masc"  # the key of the JSON in the file's header
+FIELDS = ("step", "best", "seconds", "param_groups", "config")  # of that JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def save_checkpoint(
         "config": config,
     }
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"masc": json.dumps(header)})
+        save_file(tensors, temporary, metadata={HEADER: json.dumps(header)})
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Progress:
@@ -63,7 +65,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Progr
     ArtifactError
         The file is damaged, or belongs to a model of another shape.
     """
-    header, tensors = _read(path)
+    header, tensors = _header(path), read_tensors(path)
     try:
         model.load_state_dict(_under(tensors, "model."))
     except RuntimeError as error:
@@ -87,19 +89,15 @@ def checkpoint_config(path: Path) -> dict[str, Any]:
     ArtifactError
         The file is damaged.
     """
-    try:
-        config: dict[str, Any] = json.loads(read_header(path)["masc"])["config"]
-    except (KeyError, ValueError) as error:
-        raise ArtifactError(path, f"is not a checkpoint of this program ({error})") from error
+    config: dict[str, Any] = _header(path)["config"]
     return config
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _header(path: Path) -> dict[str, Any]:
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["masc"])
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        header = json.loads(read_header(path)[HEADER])
+        return {key: header[key] for key in FIELDS}
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(path, f"is not a checkpoint of this program ({error})") from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,8 +86,8 @@ class _Stage(nn.Module):
         return out
 
 
-def train_classifier(config: ClassifierConfig, report: Report = no_report) -> Path:
-    """Train, or continue; returns the file of the weights with the best validation accuracy."""
+def train_classifier(config: ClassifierConfig, report: Report = no_report) -> dict[str, Any]:
+    """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
     set_threads(config.threads)
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
@@ -118,7 +119,7 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> Pa
             model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         fit(run, config, Stage(model, optimizer, len(train.labels), loss, validate, keep), report)
-        return run.folder / WEIGHTS
+        return run.read_json("metrics.json")
 
 
 def load_classifier(folder: Path, class_names: tuple[str, ...]) -> Classifier:

@@ -67,9 +67,8 @@ def _train_transformer(config: TransformerConfig) -> None:
 
 def _train_classifier(config: ClassifierConfig) -> None:
     with progress("classifier") as report:
-        path = train_classifier(config, report)
-    accuracy = json.loads((path.parent / "metrics.json").read_text("utf-8"))["accuracy"]
-    _say(f"{accuracy:.1%} of the validation images right", config.out)
+        metrics = train_classifier(config, report)
+    _say(f"{metrics['accuracy']:.1%} of the validation images right", config.out)
 
 
 def _publish(config: PublishConfig) -> None:
@@ -101,8 +100,7 @@ def reconstruct(
     if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
         raise ConfigError(f"out: {out} is no place for a .png file")
     model = load_tokenizer(run / "tokenizer.safetensors")
-    if image_size % model.config.factor:
-        raise ConfigError(f"image_size: must be a multiple of {model.config.factor}")
+    model.config.grid_size(image_size)
     folder = ImageFolder.scan(images)
     pixels = folder.read(image_size, folder.spread(count)).pixels
     reconstruction_sheet(model, pixels, count).save(out)

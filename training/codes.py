@@ -53,14 +53,12 @@ def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
     set_threads(config.threads)
     folder = ImageFolder.scan(config.data)
     model = load_tokenizer(config.tokenizer).to(resolve_device(config.device))
-    if config.image_size % model.config.factor:
-        raise ConfigError(f"image_size: must be a multiple of {model.config.factor}")
     index = CodeIndex(
         tokenizer_sha256=sha256_file(config.tokenizer),
         files_sha256=folder.fingerprint(),
         image_size=config.image_size,
         num_codes=model.config.num_codes,
-        num_positions=(config.image_size // model.config.factor) ** 2,
+        num_positions=model.config.grid_size(config.image_size) ** 2,
         num_variants=2 if config.flip else 1,
         num_files=len(folder.files),
         shard_files=config.shard_images,
@@ -102,8 +100,8 @@ def encode_variants(
     """Codes (N, A, L) of images uint8 (N, S, S, 3) and, if asked for, of their mirror images."""
     device = next(model.parameters()).device
     if not len(pixels):
-        grid = (config.image_size // model.config.factor) ** 2
-        return np.empty((0, 2 if config.flip else 1, grid), np.int64)
+        positions = model.config.grid_size(config.image_size) ** 2
+        return np.empty((0, 2 if config.flip else 1, positions), np.int64)
     batches = []
     for start in range(0, len(pixels), config.batch_size):
         images = to_float(pixels[start : start + config.batch_size]).to(device)

@@ -21,7 +21,6 @@ from pydantic import Field
 from torch import Tensor
 
 from masc_core.device import resolve_device
-from masc_core.errors import ConfigError
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.weights import save_tokenizer
 from training.config import LoopConfig, set_threads
@@ -64,11 +63,7 @@ class TokenizerConfig(LoopConfig):
             num_res_blocks=self.num_res_blocks,
             z_channels=self.z_channels,
         )
-        if self.image_size % config.factor:
-            raise ConfigError(
-                f"image_size: {self.image_size} is not a multiple of {config.factor}, the side "
-                "in pixels of one code"
-            )
+        config.grid_size(self.image_size)
         return config
 
 

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from masc_core.bundle import Bundle
 from masc_core.errors import CapacityError, ConfigError, MascError, RequestError
 from masc_core.generate import ImageSpec
-from masc_core.images import Pixels, encode_image
+from masc_core.images import ImageFormat, Pixels, encode_image
 from worker.engine.engine import Engine, FailedImage, FinishedImage, ImageTask, TaskKey
-from worker.jobs.job import ImageFormat, Job, JobFailure, Outcome, WorkerStatus
+from worker.jobs.job import Job, JobFailure, Outcome, WorkerStatus
 from worker.jobs.queue import JobConsumer
 from worker.metrics import WorkerMetrics
 from worker.running_job import RunningJob, check_request

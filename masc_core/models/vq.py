@@ -47,6 +47,15 @@ class VQConfig:
         """Pixels a side of one grid cell."""
         return 1 << (len(self.ch_mult) - 1)
 
+    def grid_size(self, image_size: int) -> int:
+        """Grid cells a side of an image; a `ConfigError` where they do not fit."""
+        if image_size % self.factor:
+            raise ConfigError(
+                f"image_size: must be a multiple of {self.factor}, the pixels a side of one code, "
+                f"not {image_size}"
+            )
+        return image_size // self.factor
+
     @classmethod
     def named(cls, name: str, *, num_codes: int = 16384) -> VQConfig:
         """Return a size by its name: ``VQ-16``, ``VQ-8`` or ``VQ-4-small``."""

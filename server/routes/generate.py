@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from masc_core.images import ImageFormat
 from server.accept import MEDIA_TYPES, image_format
 from server.dispatch import admit, wait
 from server.front import FrontDependency
@@ -24,7 +25,7 @@ from server.schemas import (
     ModelVersion,
     Stages,
 )
-from worker.jobs.job import ImageFormat, ImageOutput, Job, JobResult, Timings
+from worker.jobs.job import ImageOutput, Job, JobResult, Timings
 
 router = APIRouter(tags=["images"])
 

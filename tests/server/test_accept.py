@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from masc_core.images import ImageFormat
 from server.accept import image_format
-from worker.jobs.job import ImageFormat
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from masc_core.bundle import Bundle, load_bundle
 from masc_core.errors import ConfigError, NonFiniteError
 from masc_core.generate import generate
-from masc_core.images import encode_image
+from masc_core.images import ImageFormat, encode_image
 from tests.tiny_bundle import CLASS_NAMES, GRID, NUM_CLUSTERS, save_tiny_bundle
 from worker.consumer import Consumer
 from worker.engine.engine import FailedImage, FinishedImage, ImageTask
@@ -28,7 +28,6 @@ from worker.engine.plain import PlainEngine
 from worker.jobs.job import (
     MAX_SEED,
     GenerationRequest,
-    ImageFormat,
     ImageOutput,
     Job,
     JobFailure,

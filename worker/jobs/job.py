@@ -11,12 +11,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 from masc_core.errors import ArtifactError, EngineError, MascError, RequestError
-
-Decoding = Literal["uniform", "frequency"]
-ImageFormat = Literal["png", "jpeg", "webp"]
+from masc_core.images import ImageFormat
+from masc_core.manifest import Decoding
 
 MAX_SEED = 2**63 - 1
 
