@@ -56,7 +56,7 @@ def main() -> None:
         errors.print(f"masc: {error}", markup=False)
         sys.exit(2 if isinstance(error, ConfigError | ArtifactError | RequestError) else 1)
     except ModuleNotFoundError as error:
-        if error.name not in {"torch", "safetensors", "scipy"}:
+        if error.name not in {"torch", "safetensors", "scipy", "numba", "sklearn", "matplotlib"}:
             raise
         errors.print(f"masc: this command needs {error.name}: pip install 'masc\\[training]'")
         sys.exit(2)

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("masc_core", "training", "worker", "server")
-HEAVY = ("torch", "safetensors", "scipy")  # what the front end's installation does not bring
+HEAVY = ("torch", "safetensors", "scipy", "numba", "sklearn", "matplotlib")
 
 # A part may import itself and these. The longest name that fits is a module's part.
 MAY_IMPORT: dict[str, set[str]] = {
