@@ -2,7 +2,8 @@
 
 ``D(A, B)`` is the mean Euclidean distance over all pairs of a row in A and a row in B; the two
 clusters with the smallest D merge, V-1 times. Cutting the tree at K undoes the last K-1 merges.
-This module does not know what the rows mean, and does not normalise them.
+This module does not know what the rows mean, and does not normalise them; how the merges are found
+is the business of `masc_core.linkage`.
 
 Legend: V codes, E code dimensions, K clusters. Nodes are numbered as in SciPy: 0..V-1 are the
 codes, V+i is the cluster that merge i makes.
@@ -10,13 +11,15 @@ codes, V+i is the cluster that merge i makes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from masc_core.codebook import checked_rows
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.npz import Array, load_npz, save_npz
 from masc_core.prior import ClusterMap
@@ -25,7 +28,8 @@ if TYPE_CHECKING:  # a tree is read without torch
     from torch import Tensor
 
 FloatArray = npt.NDArray[np.float64]
-Linkage = Literal["average"]
+Linkage = Literal["average", "single", "complete"]
+Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,54 +103,74 @@ class SemanticTree:
 
 
 def build_tree(
-    codebook: npt.ArrayLike | Tensor, linkage: Linkage = "average", device: str = "cpu"
+    codebook: npt.ArrayLike | Tensor,
+    linkage: Linkage = "average",
+    device: str = "cpu",
+    report: Report | None = None,
 ) -> SemanticTree:
-    """Exact tree of a codebook; distances are Euclidean, computed in float64.
+    """Exact tree of a codebook; distances are Euclidean, in float64.
 
-    Time and memory are quadratic: 16 bytes for every pair of codes at the peak, 2.1 GB for 16,384.
+    Average linkage takes memory in proportion to V, about 2 KB a code beyond the rows; single
+    linkage less; complete linkage is SciPy's and takes 8 bytes for every pair of codes. The result
+    is the same for any number of threads.
 
     Parameters
     ----------
     codebook : float (V, E), array or tensor, V >= 2
-    linkage : ``"average"``
-    device : ``"cpu"``
+    linkage : ``"average"``, ``"single"`` or ``"complete"``
+    device : ``"cpu"``; for average linkage also ``"cuda"``, ``"cuda:1"``, ...
+    report : called now and then with the work done, the work in all, and what is being done
 
     Raises
     ------
     ValueError : a codebook that is not 2-D, has fewer than two rows or a row with a NaN or an
         infinity; a linkage or a device that is not offered
-    ConfigError : SciPy is not installed
+    ConfigError : the extra ``training`` is not installed, or this machine has no such device
     """
-    if linkage != "average":
-        raise ValueError(f"linkage {linkage!r} is not offered, only 'average' is")
-    if device != "cpu":
-        raise ValueError(f"trees are built on the device 'cpu' only, got {device!r}")
-    rows = _checked_rows(codebook)
+    if linkage not in get_args(Linkage):
+        raise ValueError(f"linkage {linkage!r} is not offered, only {', '.join(get_args(Linkage))}")
+    if device != "cpu" and (linkage != "average" or not device.startswith("cuda")):
+        raise ValueError(f"{linkage} linkage is not built on the device {device!r}")
+    rows, scale = _scaled(checked_rows(codebook))
     try:
-        # Only the extra `training` brings SciPy, and reading a tree needs none.
+        merges = _merges(rows, linkage, device, report or _silent)
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        raise ConfigError(f"a tree needs {missing}: pip install 'masc[training]'") from error
+    merges[:, 2] *= scale
+    return SemanticTree(merges)
+
+
+def _merges(rows: FloatArray, linkage: Linkage, device: str, report: Report) -> FloatArray:
+    # Only the extra `training` brings what building needs, and reading a tree needs none of it.
+    if linkage == "complete":
         from scipy.cluster import hierarchy  # noqa: PLC0415
         from scipy.spatial import distance  # noqa: PLC0415
-    except ImportError as error:
-        raise ConfigError("building a tree needs SciPy: pip install 'masc[training]'") from error
-    # Distances rather than rows: SciPy warns of square codebooks that look like distances.
-    return SemanticTree(hierarchy.linkage(distance.pdist(rows), method="average"))
+
+        # Distances rather than rows: SciPy warns of square codebooks that look like distances.
+        return hierarchy.linkage(distance.pdist(rows), method="complete")
+    if linkage == "single":
+        from masc_core.linkage.single import single_linkage  # noqa: PLC0415
+
+        return single_linkage(rows, report)
+    if device != "cpu":
+        from masc_core.linkage.average_torch import average_linkage_torch  # noqa: PLC0415
+
+        return average_linkage_torch(rows, device, report)
+    from masc_core.linkage.average import average_linkage  # noqa: PLC0415
+
+    return average_linkage(rows, report)
 
 
-def _checked_rows(codebook: npt.ArrayLike | Tensor) -> FloatArray:
-    if hasattr(codebook, "detach"):  # a tensor; NumPy has no bfloat16, so it widens the rows itself
-        codebook = codebook.detach().cpu().double().numpy()
-    rows = np.asarray(codebook)
-    if rows.ndim != 2 or not rows.shape[1]:
-        raise ValueError(f"a codebook has the shape (V, E), got {rows.shape}")
-    if rows.dtype.kind not in "fiu":
-        raise ValueError(f"a codebook holds real numbers, got {rows.dtype}")
-    if len(rows) < 2:
-        raise ValueError(f"a codebook needs at least two rows, got {len(rows)}")
-    rows = rows.astype(np.float64)
-    wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(wrong):
-        raise ValueError(f"codebook row {wrong[0]} has a NaN or an infinity ({len(wrong)} such)")
-    return rows
+def _scaled(rows: FloatArray) -> tuple[FloatArray, float]:
+    """Rows divided by a power of two, which changes no digit, so that squares cannot overflow."""
+    largest = float(np.abs(rows).max())
+    scale = float(np.ldexp(1.0, int(np.frexp(largest)[1]) - 1)) if largest else 1.0
+    return rows / scale, scale
+
+
+def _silent(_done: int, _total: int, _what: str) -> None:
+    pass
 
 
 def _checked_linkage(linkage: Array) -> Array:

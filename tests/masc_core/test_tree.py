@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from scipy.spatial import distance
 
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.prior import ClusterMap
-from masc_core.tree import SemanticTree, build_tree
+from masc_core.tree import Linkage, SemanticTree, build_tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,44 +39,47 @@ def merge_order(tree: SemanticTree) -> list[tuple[int, int, float, float]]:
     return [(int(a), int(b), height, size) for a, b, height, size in tree.linkage.tolist()]
 
 
-def partition(labels: npt.ArrayLike) -> set[frozenset[int]]:
-    groups: dict[int, set[int]] = {}
-    for code, label in enumerate(np.asarray(labels).tolist()):
-        groups.setdefault(label, set()).add(code)
-    return {frozenset(group) for group in groups.values()}
+@settings(max_examples=100, deadline=None)
+@given(codebooks(max_rows=40), st.sampled_from(["average", "single", "complete"]))
+def test_every_merge_is_a_true_minimum_at_its_moment(rows: Rows, linkage: Linkage) -> None:
+    tree = build_tree(rows, linkage)
+    pairwise = distance.squareform(distance.pdist(rows))
+    reductions: dict[Linkage, Callable[[Rows], np.float64]] = {
+        "average": np.mean,
+        "single": np.min,
+        "complete": np.max,
+    }
+    clusters = {i: [i] for i in range(len(rows))}
 
+    def between(a: int, b: int) -> float:
+        return float(reductions[linkage](pairwise[np.ix_(clusters[a], clusters[b])]))
 
-def mean_distance(rows: Rows, a: frozenset[int], b: frozenset[int]) -> float:
-    return float(np.mean([np.linalg.norm(rows[i] - rows[j]) for i in a for j in b]))
-
-
-@settings(max_examples=200, deadline=None)
-@given(codebooks())
-def test_every_merge_is_a_true_minimum_at_its_moment(rows: Rows) -> None:
-    tree = build_tree(rows)
-    clusters = {i: frozenset([i]) for i in range(len(rows))}
     for i, (a, b, height, size) in enumerate(merge_order(tree)):
-        closest = min(mean_distance(rows, x, y) for x, y in combinations(clusters.values(), 2))
-        merged = clusters.pop(a), clusters.pop(b)
-        assert mean_distance(rows, *merged) == pytest.approx(height, rel=1e-9, abs=1e-12)
+        closest = min(between(x, y) for x, y in combinations(clusters, 2))
+        assert between(a, b) == pytest.approx(height, rel=1e-9, abs=1e-12)
         assert height == pytest.approx(closest, rel=1e-9, abs=1e-12)
-        clusters[len(rows) + i] = merged[0] | merged[1]
+        clusters[len(rows) + i] = clusters.pop(a) + clusters.pop(b)
         assert size == len(clusters[len(rows) + i])
     assert len(clusters) == 1
 
 
-@settings(max_examples=200, deadline=None)
-@given(codebooks(max_rows=40))
-def test_heights_and_cuts_are_scipys(rows: Rows) -> None:
-    tree = build_tree(rows)
-    oracle = hierarchy.linkage(distance.pdist(rows), "average")
-    np.testing.assert_allclose(tree.heights, oracle[:, 2], rtol=1e-6, atol=1e-12)
-    heights = np.concatenate([[0.0], oracle[:, 2], [np.inf]])
-    for num_clusters in range(1, len(rows) + 1):
-        below, above = heights[len(rows) - num_clusters :][:2]
-        if above - below > 1e-9:  # no tie decides which merges a cut undoes
-            expected = hierarchy.fcluster(oracle, (below + min(above, below + 1)) / 2, "distance")
-            assert partition(tree.cut(num_clusters).labels) == partition(expected)
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 60), st.integers(1, 9), st.sampled_from(["average", "single", "complete"]))
+def test_the_tree_is_scipys_where_there_are_no_ties(
+    num_codes: int, dimensions: int, linkage: Linkage
+) -> None:
+    rows = np.random.default_rng([num_codes, dimensions]).normal(size=(num_codes, dimensions))
+    oracle = hierarchy.linkage(distance.pdist(rows), linkage)
+    np.testing.assert_allclose(build_tree(rows, linkage).linkage, oracle, rtol=1e-9)
+
+
+@pytest.mark.parametrize("linkage", ["average", "single", "complete"])
+@pytest.mark.parametrize("unit", [1e-200, 1e200])
+def test_the_unit_of_the_rows_does_not_matter(linkage: Linkage, unit: float) -> None:
+    rows = np.random.default_rng(4).normal(size=(50, 3))
+    scaled, tree = build_tree(rows * unit, linkage), build_tree(rows, linkage)
+    np.testing.assert_allclose(scaled.heights / unit, tree.heights, rtol=1e-12)
+    assert np.array_equal(scaled.linkage[:, :2], tree.linkage[:, :2])
 
 
 @settings(max_examples=100, deadline=None)
@@ -172,14 +176,29 @@ def test_k_outside_the_codes_is_refused(num_clusters: int) -> None:
 def test_options_not_offered_are_refused() -> None:
     with pytest.raises(ValueError, match="linkage 'ward' is not offered"):
         build_tree(np.eye(3), linkage="ward")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="got 'cuda'"):
+    with pytest.raises(ValueError, match="average linkage is not built on the device 'tpu'"):
+        build_tree(np.eye(3), device="tpu")
+    with pytest.raises(ValueError, match="single linkage is not built on the device 'cuda'"):
+        build_tree(np.eye(3), linkage="single", device="cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="'cuda' is not on this machine"):
         build_tree(np.eye(3), device="cuda")
 
 
-def test_missing_scipy_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "scipy.cluster", None)
-    with pytest.raises(ConfigError, match=r"masc\[training\]"):
-        build_tree(np.eye(3))
+@pytest.mark.parametrize(
+    ("linkage", "missing"), [("average", "numba"), ("single", "numba"), ("complete", "scipy")]
+)
+def test_what_is_not_installed_is_named(
+    linkage: Linkage, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(("masc_core.linkage", missing))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ConfigError, match=rf"needs {missing}: pip install 'masc\[training\]'"):
+        build_tree(np.eye(3), linkage=linkage)
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Partitions of a codebook other than the semantic tree: the baselines that it is compared with."""

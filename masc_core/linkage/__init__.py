@@ -1,0 +1,1 @@
+"""Bottom-up clustering of points: the algorithms behind `masc_core.tree`."""

@@ -1,0 +1,109 @@
+"""Exact average linkage (UPGMA) in memory that grows with the number of points, not of pairs.
+
+Reciprocal nearest neighbours, all of them in a round, are merged: average linkage is reducible, so
+no merge brings any two clusters nearer to each other than the nearest of their parts were, and the
+tree is the one that merging the closest pair over and over gives (Bruynooghe, 1978). Nearest
+neighbours come from certified candidate lists (`masc_core.linkage.candidates`). When few clusters
+are left, the rest is done on the matrix of their distances (`masc_core.linkage.dense`).
+
+Legend: V codes, E dimensions, n clusters.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import numpy as np
+
+from masc_core.linkage.candidates import Candidates
+from masc_core.linkage.clusters import Clusters
+from masc_core.linkage.dense import chain, mean_distances
+from masc_core.linkage.duplicates import DistinctRows, distinct_rows
+from masc_core.linkage.history import History
+from masc_core.linkage.search import fill_empty
+from masc_core.linkage.spatial import spatial_order
+from masc_core.linkage.tiles import LANES
+from masc_core.linkage.types import FloatArray, IntArray, Report
+
+WIDTH = 16  # entries of a candidate list
+COMPACT_BELOW = 0.8  # share of slots alive
+MATRIX_ENTRIES = 256  # a code: the last clusters' matrix takes 2 KB, or twice what the rows take
+
+
+def average_linkage(rows: FloatArray, report: Report, num_dense: int | None = None) -> FloatArray:
+    """The full tree.
+
+    Parameters
+    ----------
+    rows : float64 (V, E), finite
+    report : called with merges done, merges in all, and what is being done
+    num_dense : clusters left to the matrix of distances; by default so many that it takes 2 KB a
+        code, or twice the memory of the rows
+
+    Returns
+    -------
+    float64 (V-1, 4), SciPy's convention
+    """
+    history = History(len(rows))
+    clusters = _singletons(distinct_rows(rows, history))
+    if num_dense is None:
+        num_dense = max(2048, isqrt(max(MATRIX_ENTRIES, 2 * rows.shape[1]) * len(rows)))
+    if clusters.count > num_dense:
+        _merge_sparse(clusters, history, num_dense, report)
+    if clusters.count > 1:
+        _merge_dense(clusters, history, report)
+    return history.linkage()
+
+
+def _singletons(distinct: DistinctRows) -> Clusters:
+    """Every distinct row a cluster, its dimensions filled up with zeros."""
+    count, dimensions = distinct.points.shape
+    points = np.zeros((count, -(-dimensions // LANES) * LANES))
+    points[:, :dimensions] = distinct.points
+    return Clusters.singletons(points, distinct.weights, distinct.nodes, spatial_order(points))
+
+
+def _merge_sparse(clusters: Clusters, history: History, num_left: int, report: Report) -> None:
+    candidates = Candidates(len(clusters.alive), WIDTH)
+    while True:
+        fill_empty(clusters, candidates)
+        into, gone, heights = _reciprocal(clusters, candidates)
+        excess = clusters.count - num_left
+        into, gone, heights = into[:excess], gone[:excess], heights[:excess]
+        nodes = history.note(clusters.nodes[into], clusters.nodes[gone], heights)
+        clusters.nodes[into] = nodes
+        report(history.num_merges, history.num_codes - 1, "neighbours")
+        if clusters.count - len(into) == num_left:
+            clusters.merge(into, gone)
+            clusters.compact()
+            return
+        partner = np.full(len(clusters.alive), -1, np.int32)
+        partner[into], partner[gone] = gone, into
+        candidates.merge(clusters, partner)
+        clusters.merge(into, gone)
+        if clusters.count < COMPACT_BELOW * len(clusters.alive):
+            candidates.compact(*clusters.compact())
+
+
+def _reciprocal(
+    clusters: Clusters, candidates: Candidates
+) -> tuple[IntArray, IntArray, FloatArray]:
+    """Pairs of slots that are each other's nearest, (p,) lower and higher ones, and distances."""
+    alive = np.flatnonzero(clusters.alive)
+    nearest = candidates.lists.ids[:, 0].astype(np.int64)
+    distances = candidates.lists.distances[:, 0]
+    into = alive[(nearest[nearest[alive]] == alive) & (alive < nearest[alive])]
+    if len(into):
+        return into, nearest[into], distances[into]
+    # Rounding hides a tie from one side: the least distance of all is a true minimum.
+    least = alive[[np.argmin(distances[alive])]]
+    pair = np.sort([least, nearest[least]], axis=0)
+    return pair[0], pair[1], distances[least]
+
+
+def _merge_dense(clusters: Clusters, history: History, report: Report) -> None:
+    num_points = len(clusters.points)
+    matrix = mean_distances(clusters, lambda done: report(done, num_points, "distances"))
+    nodes = clusters.nodes
+    for i, j, height in zip(*chain(matrix, clusters.sizes.copy()), strict=True):
+        nodes[i] = history.note(nodes[[i]], nodes[[j]], np.array([height]))[0]

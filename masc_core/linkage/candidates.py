@@ -1,0 +1,121 @@
+"""Certified candidate lists: a few near clusters for each, and a distance that no other is under.
+
+A list of cluster ``i`` holds clusters with their exact distances, ascending, and ``beyond[i]``:
+every cluster that is not in the list is at least that far away. While the list has an entry, its
+first one is therefore a nearest neighbour, without a look at anything else. Merging keeps the lists
+true (`masc_core.linkage.rounds`); one that runs empty is filled again by a search
+(`masc_core.linkage.search`).
+
+Legend: n slots, of which some are alive; k entries a list; R rows.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from masc_core.linkage.clusters import ROUNDING, Clusters
+from masc_core.linkage.found import Found
+from masc_core.linkage.kernel import kernel
+from masc_core.linkage.lists import NOBODY, Lists, crop, insert, new_draft, store
+from masc_core.linkage.pairs import Members, distance, mean_distance
+from masc_core.linkage.rounds import merge_lists
+from masc_core.linkage.types import BoolArray, FloatArray, IdArray, IntArray
+
+
+class Candidates:
+    """The lists of all slots, empty at first.
+
+    Parameters
+    ----------
+    num_clusters : n
+    width : k
+
+    Attributes
+    ----------
+    lists : see `Lists`
+    """
+
+    def __init__(self, num_clusters: int, width: int) -> None:
+        self.lists = Lists(
+            np.full((num_clusters, width), NOBODY),
+            np.full((num_clusters, width), np.inf),
+            np.zeros(num_clusters, np.int32),
+            np.zeros(num_clusters),
+        )
+
+    def empty(self, rows: IntArray) -> IntArray:
+        """Those of ``rows`` (R,) whose lists are empty."""
+        empty: IntArray = rows[self.lists.lengths[rows] == 0]
+        return empty
+
+    def fill(self, clusters: Clusters, found: Found) -> None:
+        """Replace the lists of the rows of ``found`` by the nearest of what was found."""
+        _fill(found.rows, found.ids, found.counts, found.outside, clusters.members(), self.lists)
+
+    def fill_exhaustively(self, clusters: Clusters, rows: IntArray) -> None:
+        """Replace the lists of ``rows`` (R,) by the nearest of all, whatever that takes."""
+        rounding = clusters.rounding(rows, np.zeros(len(rows)))
+        _fill_exhaustively(
+            rows, rounding, clusters.alive, clusters.centroids, clusters.members(), self.lists
+        )
+
+    def merge(self, clusters: Clusters, partner: IdArray) -> None:
+        """Bring the lists to the state after a round, of which ``clusters`` has only the new nodes.
+
+        Parameters
+        ----------
+        partner : int32 (n,), the slot that each merges with, or -1; the lower slot survives
+        """
+        merge_lists(partner, clusters.alive, clusters.members(), self.lists)
+
+    def compact(self, kept: IntArray, place: IdArray) -> None:
+        """Keep the lists of the slots ``kept``; ``place`` (n,) is the new number of each slot."""
+        ids, distances, lengths, beyond = self.lists
+        self.lists = Lists(place[ids[kept]], distances[kept], lengths[kept], beyond[kept])
+
+
+@kernel
+def _fill(
+    rows: IntArray,
+    found: IdArray,
+    counts: IntArray,
+    outside: FloatArray,
+    members: Members,
+    lists: Lists,
+) -> None:
+    width = lists.ids.shape[1]
+    for r in numba.prange(len(rows)):
+        i = rows[r]
+        draft = new_draft(width + 1, outside[r])
+        for c in range(counts[r]):
+            j = found[r, c]
+            insert(draft, members.nodes, i, j, mean_distance(members, i, j, draft.beyond[0]))
+            crop(draft, width)
+        store(draft, lists, i)
+
+
+@kernel
+def _fill_exhaustively(
+    rows: IntArray,
+    rounding: FloatArray,
+    alive: BoolArray,
+    centroids: FloatArray,
+    members: Members,
+    lists: Lists,
+) -> None:
+    num_slots, width = lists.ids.shape
+    for r in numba.prange(len(rows)):
+        i = rows[r]
+        draft = new_draft(width + 1, np.inf)
+        for step in range(2, 2 * num_slots + 2):
+            # Outwards from i: neighbours in the order of slots are neighbours in space.
+            j = i + step // 2 * (1 - 2 * (step % 2))
+            if j < 0 or j >= num_slots or not alive[j]:
+                continue
+            # D is at least the distance of the centroids, whose rounding grows with it.
+            least = distance(centroids, i, j) * (1.0 - ROUNDING) - rounding[r]
+            if least <= draft.beyond[0]:
+                insert(draft, members.nodes, i, j, mean_distance(members, i, j, draft.beyond[0]))
+                crop(draft, width)
+        store(draft, lists, i)
