@@ -37,7 +37,7 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 TRAINING_GROUPS = {
     "tokenizer": "VQ tokenizer: images to codes and back.",
     "codes": "Images to codes, packed for training.",
-    "prior": "Codes to clusters: build the tree and cut it.",
+    "prior": "Codes to clusters: build the tree, cut it, judge the cut.",
     "transformer": "The autoregressive model over clusters.",
     "classifier": "The judge of class agreement.",
 }

@@ -18,12 +18,16 @@ from masc_core.weights import load_tokenizer
 from training.classifier import ClassifierConfig, load_classifier, train_classifier
 from training.codes import CodesConfig, extract_codes
 from training.commands import stage_command
+from training.compare import compare_priors
+from training.compare_inputs import CompareConfig
 from training.evaluation import class_agreement, seconds_per_image
 from training.images import ImageFolder
 from training.prior import PriorConfig, build_prior
 from training.progress import progress
 from training.publish import PublishConfig, publish
 from training.reconstruction import reconstruction_sheet
+from training.show import show_prior
+from training.show_inputs import ShowConfig
 from training.tokenizer import TokenizerConfig, train_tokenizer
 from training.transformer import TransformerConfig, train_transformer
 
@@ -53,6 +57,21 @@ def _build_prior(config: PriorConfig) -> None:
         f"{prior.sizes.max()}",
         config.out,
     )
+
+
+def _compare_priors(config: CompareConfig) -> None:
+    with progress("compare") as report:
+        comparison = compare_priors(config, report)
+    _say(
+        f"{len(comparison.priors)} priors measured, {len(comparison.impossible)} not possible",
+        config.out,
+    )
+
+
+def _show_prior(config: ShowConfig) -> None:
+    with progress("prior") as report:
+        shown = show_prior(config, report)
+    _say(f"{shown.num_codes} codes in {shown.num_clusters} clusters", shown.pages[0])
 
 
 def _train_transformer(config: TransformerConfig) -> None:
@@ -128,6 +147,23 @@ def _prior() -> None:
 prior.command("build")(
     stage_command(
         PriorConfig, _build_prior, "Build the tree over a codebook and cut it.", resumes=False
+    )
+)
+
+prior.command("compare")(
+    stage_command(
+        CompareConfig,
+        _compare_priors,
+        "Measure priors against each other on images.",
+        resumes=False,
+    )
+)
+prior.command("show")(
+    stage_command(
+        ShowConfig,
+        _show_prior,
+        "Draw the top of the tree, the cluster sizes and the codebook atlas.",
+        resumes=False,
     )
 )
 

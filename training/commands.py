@@ -71,7 +71,7 @@ def stage_command(
 
 def _option(name: str, field: FieldInfo) -> Any:  # noqa: ANN401 - Typer's own type
     text = field.description or ""
-    if not field.is_required() and field.default is not None:
+    if not field.is_required() and field.default not in (None, ()):
         text += (
             f" (default: {_show(field.default)})" if text else f"default: {_show(field.default)}"
         )

@@ -8,9 +8,11 @@ import torch
 from masc_core.errors import ConfigError
 from training.classifier import ClassifierConfig
 from training.codes import CodesConfig
+from training.compare_inputs import CompareConfig
 from training.config import StageConfig, load_config, set_threads
 from training.prior import PriorConfig
 from training.publish import PublishConfig
+from training.show_inputs import ShowConfig
 from training.tokenizer import TokenizerConfig
 from training.transformer import TransformerConfig
 
@@ -22,6 +24,8 @@ STAGES: dict[str, type[StageConfig]] = {
     "prior": PriorConfig,
     "transformer": TransformerConfig,
     "classifier": ClassifierConfig,
+    "compare": CompareConfig,
+    "show": ShowConfig,
 }
 
 
