@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ DAMAGE = (
     NotImplementedError,
     RuntimeError,
     OverflowError,
+    SyntaxError,
+    TokenError,
     struct.error,
     zipfile.BadZipFile,
     zlib.error,

@@ -131,7 +131,9 @@ def build_tree(
         raise ValueError(f"linkage {linkage!r} is not offered, only {', '.join(get_args(Linkage))}")
     if device != "cpu" and (linkage != "average" or not device.startswith("cuda")):
         raise ValueError(f"{linkage} linkage is not built on the device {device!r}")
-    rows, scale = _scaled(checked_rows(codebook))
+    rows = checked_rows(codebook)
+    scale = _power_of_two(rows)
+    rows /= scale  # changes no digit, and squares cannot overflow
     try:
         merges = _merges(rows, linkage, device, report or _silent)
     except ImportError as error:
@@ -162,11 +164,10 @@ def _merges(rows: FloatArray, linkage: Linkage, device: str, report: Report) -> 
     return average_linkage(rows, report)
 
 
-def _scaled(rows: FloatArray) -> tuple[FloatArray, float]:
-    """Rows divided by a power of two, which changes no digit, so that squares cannot overflow."""
+def _power_of_two(rows: FloatArray) -> float:
+    """The power of two below the largest entry."""
     largest = float(np.abs(rows).max())
-    scale = float(np.ldexp(1.0, int(np.frexp(largest)[1]) - 1)) if largest else 1.0
-    return rows / scale, scale
+    return float(np.ldexp(1.0, int(np.frexp(largest)[1]) - 1)) if largest else 1.0
 
 
 def _silent(_done: int, _total: int, _what: str) -> None:

@@ -14,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from masc_core.bundle import load_bundle
+from masc_core.codebook import checked_rows
 from masc_core.errors import ArtifactError
 from masc_core.files import sha256_file
 from masc_core.manifest import TOKENIZER_FILE
 from masc_core.models.vq import VQModel
+from masc_core.npz import DAMAGE, Array
 from masc_core.weights import load_tokenizer
 
 ARRAY_SUFFIX = ".npy"
@@ -65,8 +67,8 @@ class TrainedTokenizer:
         return rows.detach().cpu().double().numpy()
 
 
-def read_rows(path: Path, *, raw: bool) -> npt.NDArray[np.generic]:
-    """Rows of a codebook (V, E).
+def read_rows(path: Path, *, raw: bool) -> npt.NDArray[np.float64]:
+    """Rows of a codebook (V, E), fit to cluster.
 
     Parameters
     ----------
@@ -77,14 +79,21 @@ def read_rows(path: Path, *, raw: bool) -> npt.NDArray[np.generic]:
     Raises
     ------
     ArtifactError
-        The file is missing or damaged.
+        The file is missing or damaged, or holds what cannot be clustered.
     """
-    if path.suffix != ARRAY_SUFFIX:
-        return TrainedTokenizer.open(path).rows(raw=raw)
+    array = path.suffix == ARRAY_SUFFIX
+    rows = _read_array(path) if array else TrainedTokenizer.open(path).rows(raw=raw)
     try:
-        rows = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ArtifactError(path, f"cannot be read as an array: {error}") from error
-    if not isinstance(rows, np.ndarray):
-        raise ArtifactError(path, "is an archive, not one array")
-    return rows
+        return checked_rows(rows)
+    except ValueError as error:
+        raise ArtifactError(path, str(error)) from error
+
+
+def _read_array(path: Path) -> Array:
+    try:
+        with path.open("rb") as file:  # np.load would also open archives and pickles
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise ArtifactError(path, f"cannot be read: {error.strerror or error}") from error
+    except DAMAGE as error:
+        raise ArtifactError(path, "is not an .npy array of numbers, or is damaged") from error

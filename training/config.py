@@ -6,6 +6,7 @@ An unknown key, a wrong type or a value out of range is a `ConfigError` that nam
 from __future__ import annotations
 
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -25,7 +26,7 @@ class StageConfig(BaseModel):
 
     out: Path = Field(description="folder of the run")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")
+    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to the libraries")
     seed: int = Field(
         0, ge=0, lt=1 << 32, description="seed of the initial weights and the order of the data"
     )
@@ -48,9 +49,14 @@ class LoopConfig(StageConfig):
 
 
 def set_threads(threads: int) -> None:
-    """Give torch that many CPU threads; 0 leaves its own choice."""
-    if threads:
-        torch.set_num_threads(threads)
+    """Give torch and numba that many CPU threads; 0 leaves the choice to them."""
+    if not threads:
+        return
+    torch.set_num_threads(threads)
+    import numba  # noqa: PLC0415 - most stages need none of its loops
+
+    with suppress(ValueError):  # more than it has
+        numba.set_num_threads(threads)
 
 
 def load_config(stage: type[Stage], path: Path | None, flags: dict[str, Any]) -> Stage:
@@ -80,4 +86,5 @@ def load_config(stage: type[Stage], path: Path | None, flags: dict[str, Any]) ->
 
 
 def _describe(location: tuple[int | str, ...], message: str) -> str:
-    return f"{'.'.join(map(str, location)) or 'configuration'}: {message}"
+    where = ".".join(map(str, location)) or "configuration"
+    return f"{where}: {message.removeprefix('Value error, ')}"

@@ -13,7 +13,7 @@ K is a cut away.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,12 @@ from pydantic import Field, field_validator
 
 from masc_core.clustering.methods import METHODS, cluster_codes
 from masc_core.device import resolve_device
-from masc_core.errors import ArtifactError, ConfigError
+from masc_core.errors import ConfigError
 from masc_core.prior import ClusterMap
 from masc_core.tree import Linkage, SemanticTree, build_tree
 from training.codebook_source import read_rows
-from training.config import StageConfig
+from training.config import StageConfig, set_threads
+from training.lock import lock_folder
 from training.loop import Report, no_report
 
 TREE_FILE = "tree.npz"
@@ -59,44 +60,48 @@ def build_prior(config: PriorConfig, report: Report = no_report) -> ClusterMap:
     Raises
     ------
     ConfigError
-        More clusters than codes, a number of them that the method cannot make, or a folder that
-        cannot be written.
+        No such device, more clusters than codes, a number of them that the method cannot make, too
+        little memory for the method, or a folder that is in use or cannot be written.
     ArtifactError
-        The tokenizer or codebook is missing, damaged, or holds what cannot be clustered.
+        The tokenizer or codebook is missing, damaged, or holds what cannot be clustered; or a file
+        cannot be written.
     """
+    set_threads(config.threads)
+    device = resolve_device(config.device)
     rows = read_rows(config.tokenizer, raw=config.raw_rows)
-    if rows.ndim == 2 and config.num_clusters > len(rows):
+    if config.num_clusters > len(rows):
         raise ConfigError(f"num_clusters: {config.num_clusters} of {len(rows)} codes is impossible")
-    _make_folder(config.out)
-    tree = _tree(rows, config, report) if config.method in get_args(Linkage) else None
-    prior = _partition(rows, config) if tree is None else tree.cut(config.num_clusters)
-    if tree is None:
-        (config.out / TREE_FILE).unlink(missing_ok=True)  # of another method
-    else:
-        tree.save(config.out / TREE_FILE)
-    prior.save(config.out / PRIOR_FILE)
+    with lock_folder(config.out):
+        report(0, 1, config.method)
+        try:
+            tree, prior = _cluster(rows, config, str(device), report)
+        except MemoryError as error:
+            raise ConfigError(
+                f"method: {config.method} of {len(rows)} codes does not fit into the memory"
+            ) from error
+        _write(config.out, tree, prior)
     sizes = prior.sizes
     report(1, 1, f"largest cluster {sizes.max()}, {np.mean(sizes == 1):.0%} single codes")
     return prior
 
 
-def _tree(rows: npt.NDArray[Any], config: PriorConfig, report: Report) -> SemanticTree:
-    device = str(resolve_device(config.device)) if config.method == "average" else "cpu"
+def _cluster(
+    rows: npt.NDArray[np.float64], config: PriorConfig, device: str, report: Report
+) -> tuple[SemanticTree | None, ClusterMap]:
+    if config.method in get_args(Linkage):
+        on = device if config.method == "average" else "cpu"
+        tree = build_tree(rows, config.method, on, report)  # type: ignore[arg-type] # checked
+        return tree, tree.cut(config.num_clusters)
     try:
-        return build_tree(rows, config.method, device, report)  # type: ignore[arg-type] # checked
-    except ValueError as error:
-        raise ArtifactError(config.tokenizer, str(error)) from error
+        return None, cluster_codes(rows, config.num_clusters, config.method, seed=config.seed)
+    except ValueError as error:  # the rows are good, so it is K
+        raise ConfigError(f"num_clusters: {error}") from error
 
 
-def _partition(rows: npt.NDArray[Any], config: PriorConfig) -> ClusterMap:
-    try:
-        return cluster_codes(rows, config.num_clusters, config.method, seed=config.seed)
-    except ValueError as error:
-        raise ConfigError(f"{config.method}: {error}") from error
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from error
+def _write(folder: Path, tree: SemanticTree | None, prior: ClusterMap) -> None:
+    """The prior after its tree; the tree of another method goes when a prior has taken over."""
+    if tree is not None:
+        tree.save(folder / TREE_FILE)
+    prior.save(folder / PRIOR_FILE)
+    if tree is None:
+        (folder / TREE_FILE).unlink(missing_ok=True)

@@ -20,14 +20,15 @@ from masc_core.linkage.clusters import Clusters
 from masc_core.linkage.dense import chain, mean_distances
 from masc_core.linkage.duplicates import DistinctRows, distinct_rows
 from masc_core.linkage.history import History
-from masc_core.linkage.search import fill_empty
+from masc_core.linkage.search import Searcher
 from masc_core.linkage.spatial import spatial_order
 from masc_core.linkage.tiles import LANES
 from masc_core.linkage.types import FloatArray, IntArray, Report
 
 WIDTH = 16  # entries of a candidate list
 COMPACT_BELOW = 0.8  # share of slots alive
-MATRIX_ENTRIES = 256  # a code: the last clusters' matrix takes 2 KB, or twice what the rows take
+MATRIX_ENTRIES = 256  # a code: the last clusters' matrix takes 2 KB, or six times the rows' memory
+ROW_SHARE = 6
 
 
 def average_linkage(rows: FloatArray, report: Report, num_dense: int | None = None) -> FloatArray:
@@ -38,7 +39,7 @@ def average_linkage(rows: FloatArray, report: Report, num_dense: int | None = No
     rows : float64 (V, E), finite
     report : called with merges done, merges in all, and what is being done
     num_dense : clusters left to the matrix of distances; by default so many that it takes 2 KB a
-        code, or twice the memory of the rows
+        code, or six times the memory of the rows
 
     Returns
     -------
@@ -47,7 +48,7 @@ def average_linkage(rows: FloatArray, report: Report, num_dense: int | None = No
     history = History(len(rows))
     clusters = _singletons(distinct_rows(rows, history))
     if num_dense is None:
-        num_dense = max(2048, isqrt(max(MATRIX_ENTRIES, 2 * rows.shape[1]) * len(rows)))
+        num_dense = max(2048, isqrt(max(MATRIX_ENTRIES, ROW_SHARE * rows.shape[1]) * len(rows)))
     if clusters.count > num_dense:
         _merge_sparse(clusters, history, num_dense, report)
     if clusters.count > 1:
@@ -57,16 +58,16 @@ def average_linkage(rows: FloatArray, report: Report, num_dense: int | None = No
 
 def _singletons(distinct: DistinctRows) -> Clusters:
     """Every distinct row a cluster, its dimensions filled up with zeros."""
-    count, dimensions = distinct.points.shape
-    points = np.zeros((count, -(-dimensions // LANES) * LANES))
-    points[:, :dimensions] = distinct.points
+    missing = -distinct.points.shape[1] % LANES
+    points = np.pad(distinct.points, ((0, 0), (0, missing))) if missing else distinct.points
     return Clusters.singletons(points, distinct.weights, distinct.nodes, spatial_order(points))
 
 
 def _merge_sparse(clusters: Clusters, history: History, num_left: int, report: Report) -> None:
     candidates = Candidates(len(clusters.alive), WIDTH)
+    searcher = Searcher(clusters, candidates)
     while True:
-        fill_empty(clusters, candidates)
+        searcher.fill_empty()
         into, gone, heights = _reciprocal(clusters, candidates)
         excess = clusters.count - num_left
         into, gone, heights = into[:excess], gone[:excess], heights[:excess]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from masc_core.device import resolve_device
-from masc_core.linkage.average import MATRIX_ENTRIES, WIDTH
+from masc_core.linkage.average import MATRIX_ENTRIES, ROW_SHARE, WIDTH
 from masc_core.linkage.dense import chain
 from masc_core.linkage.duplicates import distinct_rows
 from masc_core.linkage.history import History
@@ -53,7 +53,7 @@ def average_linkage_torch(
     distinct = distinct_rows(rows, history)
     clusters = TorchClusters(distinct, on)
     if num_dense is None:
-        num_dense = max(2048, isqrt(max(MATRIX_ENTRIES, 2 * rows.shape[1]) * len(rows)))
+        num_dense = max(2048, isqrt(max(MATRIX_ENTRIES, ROW_SHARE * rows.shape[1]) * len(rows)))
     if clusters.count > num_dense:
         _merge_sparse(clusters, history, num_dense, report)
     if clusters.count > 1:

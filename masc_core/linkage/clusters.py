@@ -15,6 +15,7 @@ import numpy as np
 
 from masc_core.linkage.kernel import serial
 from masc_core.linkage.pairs import Members
+from masc_core.linkage.products import Products
 from masc_core.linkage.types import BoolArray, FloatArray, IdArray, IntArray
 
 ROUNDING = float(64 * np.finfo(np.float64).eps)  # relative error of a mean, a square and a root
@@ -49,6 +50,7 @@ class Clusters:
     norms: FloatArray
     nodes: IntArray
     alive: BoolArray
+    _products: Products | None = None
 
     @classmethod
     def singletons(
@@ -98,6 +100,12 @@ class Clusters:
         order, stops = _gather(self.runs, self.heads[slots], len(self.points))
         return order[: stops[-1]], np.diff(stops, prepend=0)
 
+    def products(self) -> Products:
+        """Matrix products of the points, kept until their order changes."""
+        if self._products is None:
+            self._products = Products(self.points, np.float32)
+        return self._products
+
     def rounding(self, slots: IntArray, distances: FloatArray) -> FloatArray:
         """What rounding may have added to distances of centroids from those of ``slots``.
 
@@ -118,6 +126,7 @@ class Clusters:
         place[kept] = np.arange(len(kept), dtype=np.int32)
         order, stops = _gather(self.runs, self.heads[kept], len(self.points))
         self.points = self.points[order]
+        self._products = None
         self.weights = self.weights[order]
         self.origin = self.origin[order]
         slots = np.arange(len(kept))

@@ -34,6 +34,8 @@ def distinct_rows(rows: FloatArray, history: History) -> DistinctRows:
     points, lowest, owners, counts = np.unique(
         rows + 0.0, axis=0, return_index=True, return_inverse=True, return_counts=True
     )
+    if len(points) == len(rows):
+        return DistinctRows(rows, np.ones(len(rows)), np.arange(len(rows)))
     nodes = lowest.astype(np.int64)
     for code in np.flatnonzero(lowest[owners] != np.arange(len(rows))):
         point = owners[code]

@@ -18,7 +18,7 @@ from masc_core.linkage.found import CHUNK_BYTES, Found, found
 from masc_core.linkage.heap import Nearest, farthest, offer, room_for
 from masc_core.linkage.kernel import inline, kernel
 from masc_core.linkage.pairs import Members
-from masc_core.linkage.products import Products, Squares
+from masc_core.linkage.products import Squares
 from masc_core.linkage.types import FloatArray, IntArray
 
 BLOCK = 64
@@ -31,7 +31,7 @@ class MemberSearch:
     def __init__(self, clusters: Clusters) -> None:
         self._clusters = clusters
         self._owners = clusters.owners()
-        self._products = Products(clusters.points, np.float32)
+        self._products = clusters.products()
 
     def nearest(self, rows: IntArray, num_wanted: int) -> Iterator[Found]:
         """See `Search`."""

@@ -9,13 +9,17 @@ Legend: n vectors, E dimensions, R rows.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from masc_core.linkage.types import FloatArray, IntArray, ProductArray
 
 FAR_OFF = 16.0  # times their own spread: rows so far from the centre get one of their own
+STEP = 4096  # vectors that are rounded at a time
+TINY = float(np.finfo(np.float64).tiny)
+
+View = tuple[ProductArray, ProductArray]
 
 
 class Squares(NamedTuple):
@@ -39,11 +43,11 @@ class Products:
     """
 
     def __init__(self, vectors: FloatArray, dtype: type[np.float32 | np.float64]) -> None:
-        self._vectors = vectors - vectors.mean(axis=0)
-        self.scale = float(np.abs(self._vectors).max()) or 1.0
-        self._vectors /= self.scale  # float32 cannot square all that float64 can hold
-        self._rounded = self._vectors.astype(dtype, copy=False)
-        self._norms = _norms(self._rounded)
+        self._vectors = vectors
+        self.scale = max(float(np.ptp(vectors)), TINY)  # float32 cannot square all of float64
+        self._dtype = dtype
+        centred = self._seen_from(vectors.mean(axis=0))
+        self._views: tuple[View, ...] = ((centred, _norms(centred)),)
         # Rounding of the entries, of E products and of their sum.
         self._margin = dtype(4 * (vectors.shape[1] + 8) * np.finfo(dtype).eps)
 
@@ -58,14 +62,24 @@ class Products:
         products = vectors[begin:] @ vectors[rows].T
         return Squares(products, norms[rows], norms[begin:], self._margin)
 
-    def _around(self, rows: IntArray) -> tuple[ProductArray, ProductArray]:
-        """Vectors and squared norms, seen from ``rows`` if these are together and far off."""
-        centre = self._vectors[rows].mean(axis=0)
-        spread = self._vectors[rows] - centre
-        if np.vdot(spread, spread) * FAR_OFF**2 >= len(rows) * np.vdot(centre, centre):
-            return self._rounded, self._norms
-        vectors = (self._vectors - centre).astype(self._rounded.dtype, copy=False)
-        return vectors, _norms(vectors)
+    def _around(self, rows: IntArray) -> View:
+        """Vectors as seen from ``rows`` if these are together and far off, and squared norms."""
+        for view in self._views:
+            centre = view[0][rows].mean(axis=0, dtype=np.float64)
+            far_off = np.vdot(centre, centre)
+            if view[1][rows].mean(dtype=np.float64) - far_off >= far_off / FAR_OFF**2:
+                return view
+        vectors = self._seen_from(self._vectors[rows].mean(axis=0))
+        # The next rows may well be near these.
+        self._views = (self._views[0], (vectors, _norms(vectors)))
+        return self._views[1]
+
+    def _seen_from(self, centre: FloatArray) -> ProductArray:
+        seen = cast("ProductArray", np.empty(self._vectors.shape, self._dtype))
+        for start in range(0, len(seen), STEP):  # in parts: the difference is float64
+            part = (self._vectors[start : start + STEP] - centre) / self.scale
+            seen[start : start + STEP] = part
+        return seen
 
 
 def _norms(vectors: ProductArray) -> ProductArray:

@@ -17,27 +17,49 @@ from masc_core.linkage.member_search import MemberSearch
 from masc_core.linkage.product_search import ProductSearch
 from masc_core.linkage.types import IntArray
 
-WANTED = 32  # clusters that are looked at first
+WANTED = 32  # centroids that are looked at
+MEMBERS_WANTED = 20  # clusters, where what is known of them is nearly exact
 MANY_DIMENSIONS = 48  # from here on matrix products win (benchmarks/tree.py)
+SAMPLE = 256  # rows that tell whether centroids are worth asking
 
 
-def fill_empty(clusters: Clusters, candidates: Candidates) -> None:
-    """Fill every empty list of an alive slot."""
-    empty = candidates.empty(np.flatnonzero(clusters.alive))
-    if not len(empty):
-        return
-    if clusters.points.shape[1] < MANY_DIMENSIONS:
-        empty = _ask(BoxSearch(clusters), empty, clusters, candidates)
-    else:
-        empty = _ask(ProductSearch(clusters), empty, clusters, candidates)
+class Searcher:
+    """Fills empty lists, and remembers whether centroids are worth asking.
+
+    Parameters
+    ----------
+    clusters, candidates : as they are when `fill_empty` is called
+    """
+
+    def __init__(self, clusters: Clusters, candidates: Candidates) -> None:
+        self._clusters = clusters
+        self._candidates = candidates
+        self._centroids_tell = True
+
+    def fill_empty(self) -> None:
+        """Fill every empty list of an alive slot."""
+        clusters = self._clusters
+        empty = self._candidates.empty(np.flatnonzero(clusters.alive))
+        if not len(empty):
+            return
+        if clusters.points.shape[1] < MANY_DIMENSIONS:
+            empty = self._ask(BoxSearch(clusters), empty, WANTED)
+        else:
+            empty = self._ask_centroids(empty)
+            if len(empty):
+                empty = self._ask(MemberSearch(clusters), empty, MEMBERS_WANTED)
         if len(empty):
-            empty = _ask(MemberSearch(clusters), empty, clusters, candidates)
-    if len(empty):
-        candidates.fill_exhaustively(clusters, empty)
+            self._candidates.fill_exhaustively(clusters, empty)
 
+    def _ask_centroids(self, rows: IntArray) -> IntArray:
+        if not self._centroids_tell:
+            return rows
+        left = self._ask(ProductSearch(self._clusters), rows, WANTED)
+        self._centroids_tell = len(rows) < SAMPLE or 2 * len(left) <= len(rows)
+        return left
 
-def _ask(search: Search, rows: IntArray, clusters: Clusters, candidates: Candidates) -> IntArray:
-    """Fill the lists of ``rows``; those that are still empty."""
-    for found in search.nearest(rows, min(WANTED, len(clusters.alive))):
-        candidates.fill(clusters, found)
-    return candidates.empty(rows)
+    def _ask(self, search: Search, rows: IntArray, num_wanted: int) -> IntArray:
+        """Fill the lists of ``rows``; those that are still empty."""
+        for found in search.nearest(rows, min(num_wanted, len(self._clusters.alive))):
+            self._candidates.fill(self._clusters, found)
+        return self._candidates.empty(rows)

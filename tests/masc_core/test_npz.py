@@ -132,3 +132,11 @@ def test_flipped_bytes_are_refused_or_harmless(path: Path) -> None:
             assert arrays["numbers"].tolist() == [0, 1, 2, 3, 4]
             assert arrays["scale"] == 2.5
     assert refused > len(content) // 2
+
+
+def test_a_header_that_is_no_header_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "arrays.npz"
+    save_npz(path, numbers=np.arange(8192))  # so many that the header is read before the checksum
+    path.write_bytes(path.read_bytes().replace(b"(8192,), }", b"(8192,(, }"))
+    with pytest.raises(ArtifactError, match="'numbers' is damaged"):
+        load_npz(path, ["numbers"])

@@ -32,6 +32,7 @@ def narrow_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few candidates, so that small codebooks go through every stage of a search."""
     monkeypatch.setattr(average, "WIDTH", 3)
     monkeypatch.setattr(search, "WANTED", 4)
+    monkeypatch.setattr(search, "MEMBERS_WANTED", 4)
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Everything that needs a CUDA device: its tests, and the figures in benchmarks/results/*-cuda.*.
+#
+#   benchmarks/gpu.sh [FOLDER]      where the tables go; benchmarks/results by default
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+out=${1:-benchmarks/results}
+python=${PYTHON:-python}
+"$python" -m pytest -m gpu
+"$python" benchmarks/tree.py --full --device cuda --out "$out"
+"$python" benchmarks/generate.py --device cuda
