@@ -52,11 +52,11 @@ def set_threads(threads: int) -> None:
     """Give torch and numba that many CPU threads; 0 leaves the choice to them."""
     if not threads:
         return
-    torch.set_num_threads(threads)
     import numba  # noqa: PLC0415 - most stages need none of its loops
 
     with suppress(ValueError):  # more than it has
         numba.set_num_threads(threads)
+    torch.set_num_threads(threads)  # after numba, which starts OpenMP with threads of its own
 
 
 def load_config(stage: type[Stage], path: Path | None, flags: dict[str, Any]) -> Stage:
