@@ -22,6 +22,8 @@ from masc_core.linkage.pairs import Members, distance, mean_distance
 from masc_core.linkage.rounds import merge_lists
 from masc_core.linkage.types import BoolArray, FloatArray, IdArray, IntArray
 
+BUDGET = 2048.0  # pairs of points that keeping one entry may cost
+
 
 class Candidates:
     """The lists of all slots, empty at first.
@@ -67,7 +69,7 @@ class Candidates:
         ----------
         partner : int32 (n,), the slot that each merges with, or -1; the lower slot survives
         """
-        merge_lists(partner, clusters.alive, clusters.members(), self.lists)
+        merge_lists(partner, clusters.alive, clusters.members(), self.lists, BUDGET)
 
     def compact(self, kept: IntArray, place: IdArray) -> None:
         """Keep the lists of the slots ``kept``; ``place`` (n,) is the new number of each slot."""

@@ -7,7 +7,7 @@ Average linkage is a weighted mean of distances (Lance and Williams, 1967):
 so a cluster made of two that were outside a list stays outside, and the list of ``i u j`` holds
 what the lists of ``i`` and ``j`` held, beyond ``(|i| beyond[i] + |j| beyond[j]) / (|i| + |j|)``.
 An unknown distance on the right is summed over members, and given up as soon as it is too large
-to matter. Where that would take more than `BUDGET` pairs the entry is dropped instead, and
+to matter. Where that would take too many pairs the entry is dropped instead, and
 ``beyond`` lowered to what the formula gives with ``beyond`` in place of the unknown distance.
 
 Legend: n slots, of which some are alive; k entries a list.
@@ -23,11 +23,11 @@ from masc_core.linkage.lists import NOBODY, Draft, Lists, insert, new_draft, sto
 from masc_core.linkage.pairs import Members, mean_distance, pair_sum
 from masc_core.linkage.types import BoolArray, IdArray, Slot
 
-BUDGET = 2048  # pairs of members that keeping one entry may cost
-
 
 @kernel
-def merge_lists(partner: IdArray, alive: BoolArray, members: Members, lists: Lists) -> None:
+def merge_lists(
+    partner: IdArray, alive: BoolArray, members: Members, lists: Lists, budget: float
+) -> None:
     """Bring the lists to the state after a round.
 
     Parameters
@@ -35,6 +35,7 @@ def merge_lists(partner: IdArray, alive: BoolArray, members: Members, lists: Lis
     partner : int32 (n,), the slot that each merges with, or -1; the lower slot survives
     alive : bool (n,), before the round
     members : before the round, but for the nodes
+    budget : pairs of points that keeping an entry may cost
     """
     width = lists.ids.shape[1]
     for slot in numba.prange(len(partner)):
@@ -42,17 +43,17 @@ def merge_lists(partner: IdArray, alive: BoolArray, members: Members, lists: Lis
         if not alive[i] or 0 <= j < i or not _changes(i, partner, lists):
             continue
         draft = new_draft(width + 1, lists.beyond[i])
-        _refresh(draft, i, partner, members, lists)
+        _refresh(draft, i, partner, members, lists, budget)
         if j >= 0:
             other = new_draft(width + 1, lists.beyond[j])
-            _refresh(other, j, partner, members, lists)
+            _refresh(other, j, partner, members, lists, budget)
             both = members.sizes[i] + members.sizes[j]
             share = members.sizes[j] / both
             joint = new_draft(
                 2 * width + 1, (1.0 - share) * draft.beyond[0] + share * other.beyond[0]
             )
-            _unite(joint, draft, other, i, j, partner, members)
-            _unite(joint, other, draft, j, i, partner, members)
+            _unite(joint, draft, other, i, j, partner, members, budget)
+            _unite(joint, other, draft, j, i, partner, members, budget)
             draft = joint
         store(draft, lists, i)
 
@@ -67,7 +68,9 @@ def _changes(i: Slot, partner: IdArray, lists: Lists) -> bool:
 
 
 @inline
-def _refresh(draft: Draft, i: Slot, partner: IdArray, members: Members, lists: Lists) -> None:
+def _refresh(
+    draft: Draft, i: Slot, partner: IdArray, members: Members, lists: Lists, budget: float
+) -> None:
     """The list that slot ``i`` had before the round, of the clusters after it but its own."""
     sizes, ids, distances = members.sizes, lists.ids[i], lists.distances[i]
     for c in range(lists.lengths[i]):
@@ -83,7 +86,7 @@ def _refresh(draft: Draft, i: Slot, partner: IdArray, members: Members, lists: L
         total = sizes[a] + sizes[b]
         if known >= 0:
             mean = (sizes[a] * distances[c] + sizes[b] * distances[known]) / total
-        elif sizes[i] * sizes[b] > BUDGET:
+        elif sizes[i] * sizes[b] > budget:
             least = (sizes[a] * distances[c] + sizes[b] * draft.beyond[0]) / total
             draft.beyond[0] = min(draft.beyond[0], least)
             continue
@@ -96,7 +99,14 @@ def _refresh(draft: Draft, i: Slot, partner: IdArray, members: Members, lists: L
 
 @inline
 def _unite(
-    joint: Draft, mine: Draft, other: Draft, i: Slot, j: Slot, partner: IdArray, members: Members
+    joint: Draft,
+    mine: Draft,
+    other: Draft,
+    i: Slot,
+    j: Slot,
+    partner: IdArray,
+    members: Members,
+    budget: float,
 ) -> None:
     """Enter what the list of ``i`` holds into that of ``i u j``; strike it out of that of ``j``.
 
@@ -112,7 +122,7 @@ def _unite(
         if place >= 0:
             rest = other.distances[place]
             other.ids[place] = NOBODY
-        elif sizes[j] * _size_after(a, partner, members) > BUDGET:
+        elif sizes[j] * _size_after(a, partner, members) > budget:
             least = (sizes[i] * known + sizes[j] * other.beyond[0]) / both
             joint.beyond[0] = min(joint.beyond[0], least)
             continue

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from masc_core.linkage.candidates import BUDGET
 from masc_core.linkage.clusters import ROUNDING
-from masc_core.linkage.rounds import BUDGET
 from masc_core.linkage.search import WANTED
 from masc_core.linkage.torch_clusters import TorchClusters
 

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from masc_core.linkage import candidates as candidates_module
+from masc_core.linkage.candidates import Candidates
+from masc_core.linkage.clusters import Clusters
+from tests.masc_core.linkage.moments import average_distances, random_pairs, singletons
+
+
+def assert_true(candidates: Candidates, clusters: Clusters) -> None:
+    """Listed distances are exact and ascending, and nothing outside a list is nearer."""
+    distances = average_distances(clusters)
+    scale = np.max(distances, where=np.isfinite(distances), initial=0.0)
+    lists = candidates.lists
+    alive = np.flatnonzero(clusters.alive)
+    for i in alive:
+        length = lists.lengths[i]
+        ids, listed = lists.ids[i, :length], lists.distances[i, :length]
+        assert len(set(ids.tolist())) == length
+        assert i not in ids
+        assert clusters.alive[ids].all()
+        assert np.all(np.diff(listed) >= 0)
+        np.testing.assert_allclose(listed, distances[i, ids], rtol=1e-10, atol=1e-14 * scale)
+        assert np.all(listed <= lists.beyond[i])
+        outside = np.setdiff1d(alive, [*ids, i])
+        assert np.all(distances[i, outside] >= lists.beyond[i] - 1e-12 * scale)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), width=st.sampled_from([1, 3, 16]))
+@pytest.mark.parametrize("budget", [0, 6, 2048])
+def test_lists_stay_true_through_any_merges(seed: int, width: int, budget: int) -> None:
+    rng = np.random.default_rng([seed, 2])
+    clusters = singletons(seed)
+    candidates = Candidates(len(clusters.alive), width)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates_module, "BUDGET", float(budget))
+        for _ in range(6):
+            empty = candidates.empty(np.flatnonzero(clusters.alive))
+            candidates.fill_exhaustively(clusters, empty)
+            assert not len(candidates.empty(np.flatnonzero(clusters.alive)))
+            assert_true(candidates, clusters)
+            into, gone = random_pairs(clusters, rng)
+            partner = np.full(len(clusters.alive), -1, np.int32)
+            partner[into], partner[gone] = gone, into
+            candidates.merge(clusters, partner)
+            clusters.merge(into, gone)
+            assert_true(candidates, clusters)
+            if rng.random() < 0.4:
+                candidates.compact(*clusters.compact())
+                assert_true(candidates, clusters)
