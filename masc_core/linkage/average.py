@@ -27,8 +27,8 @@ from masc_core.linkage.types import FloatArray, IntArray, Report
 
 WIDTH = 16  # entries of a candidate list
 COMPACT_BELOW = 0.8  # share of slots alive
-MATRIX_ENTRIES = 256  # a code: the last clusters' matrix takes 2 KB, or six times the rows' memory
-ROW_SHARE = 6
+MATRIX_ENTRIES = 256  # a code: the last clusters' matrix takes 2 KB, or three times the rows' memory
+ROW_SHARE = 3
 
 
 def average_linkage(rows: FloatArray, report: Report, num_dense: int | None = None) -> FloatArray:
@@ -39,7 +39,7 @@ def average_linkage(rows: FloatArray, report: Report, num_dense: int | None = No
     rows : float64 (V, E), finite
     report : called with merges done, merges in all, and what is being done
     num_dense : clusters left to the matrix of distances; by default so many that it takes 2 KB a
-        code, or six times the memory of the rows
+        code, or three times the memory of the rows
 
     Returns
     -------
