@@ -110,7 +110,7 @@ def build_tree(
 ) -> SemanticTree:
     """Exact tree of a codebook; distances are Euclidean, in float64.
 
-    Average linkage takes memory in proportion to V, about 2 KB a code beyond the rows; single
+    Average linkage takes memory in proportion to V, 2 to 6 KB a code beyond the rows; single
     linkage less; complete linkage is SciPy's and takes 8 bytes for every pair of codes. The result
     is the same for any number of threads.
 

@@ -27,8 +27,6 @@ from masc_core.linkage.types import FloatArray, IntArray, Report
 
 WIDTH = 16  # entries of a candidate list
 COMPACT_BELOW = 0.8  # share of slots alive
-MATRIX_ENTRIES = 256  # a code: the last clusters' matrix takes 2 KB, or three times the rows' memory
-ROW_SHARE = 3
 
 
 def average_linkage(rows: FloatArray, report: Report, num_dense: int | None = None) -> FloatArray:
@@ -38,8 +36,7 @@ def average_linkage(rows: FloatArray, report: Report, num_dense: int | None = No
     ----------
     rows : float64 (V, E), finite
     report : called with merges done, merges in all, and what is being done
-    num_dense : clusters left to the matrix of distances; by default so many that it takes 2 KB a
-        code, or three times the memory of the rows
+    num_dense : clusters left to the matrix of distances; by default `usual_dense`
 
     Returns
     -------
@@ -48,12 +45,18 @@ def average_linkage(rows: FloatArray, report: Report, num_dense: int | None = No
     history = History(len(rows))
     clusters = _singletons(distinct_rows(rows, history))
     if num_dense is None:
-        num_dense = max(2048, isqrt(max(MATRIX_ENTRIES, ROW_SHARE * rows.shape[1]) * len(rows)))
+        num_dense = usual_dense(*rows.shape)
     if clusters.count > num_dense:
         _merge_sparse(clusters, history, num_dense, report)
     if clusters.count > 1:
         _merge_dense(clusters, history, report)
     return history.linkage()
+
+
+def usual_dense(num_codes: int, dimensions: int) -> int:
+    """Clusters whose matrix takes 2 KB a code, or up to 6 where neighbours are hard to find."""
+    entries = min(max(256, 32 * dimensions), 768)
+    return max(2048, isqrt(entries * num_codes))
 
 
 def _singletons(distinct: DistinctRows) -> Clusters:

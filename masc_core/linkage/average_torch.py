@@ -9,7 +9,6 @@ Legend: V codes, N distinct points, E dimensions, n clusters, k entries a list.
 
 from __future__ import annotations
 
-from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from masc_core.device import resolve_device
-from masc_core.linkage.average import MATRIX_ENTRIES, ROW_SHARE, WIDTH
+from masc_core.linkage.average import WIDTH, usual_dense
 from masc_core.linkage.dense import chain
 from masc_core.linkage.duplicates import distinct_rows
 from masc_core.linkage.history import History
@@ -53,7 +52,7 @@ def average_linkage_torch(
     distinct = distinct_rows(rows, history)
     clusters = TorchClusters(distinct, on)
     if num_dense is None:
-        num_dense = max(2048, isqrt(max(MATRIX_ENTRIES, ROW_SHARE * rows.shape[1]) * len(rows)))
+        num_dense = usual_dense(*rows.shape)
     if clusters.count > num_dense:
         _merge_sparse(clusters, history, num_dense, report)
     if clusters.count > 1:
