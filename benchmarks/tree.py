@@ -4,13 +4,15 @@
 
     python benchmarks/tree.py                                     # 16,384 codes of 8 dimensions
     python benchmarks/tree.py --full --out benchmarks/results     # every row of the table; 30 min
+    python benchmarks/tree.py --full --dimensions 32,256 --out benchmarks/results  # these rows anew
     python benchmarks/tree.py --full --device cuda --out benchmarks/results
 
 Every build is a process of its own, every figure the median of ``--repeats`` of them. Seconds are
 those of the call, with kernels compiled before; what compiling takes is a line of its own. Memory
 is the peak of the whole process and, behind the plus, how much of it the call has added. The
-difference is the largest relative one between heights and fastcluster's, or between two threads and
-one where fastcluster would need more memory than there is.
+difference is the largest relative one between heights and fastcluster's, or between all threads and
+one where fastcluster would need more memory than there is; where distances are equal, merges may
+come in another order, and heights differ.
 """
 
 from __future__ import annotations
@@ -258,6 +260,7 @@ def main() -> None:
     """Print the table, and write it if asked to."""
     parser = argparse.ArgumentParser(description="time the tree's builder")
     parser.add_argument("--full", action="store_true", help="every size, dimension and shape")
+    parser.add_argument("--dimensions", help="only these, of --full: 8, 32, 256")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu", help="of masc: cpu, cuda, cuda:1")
     parser.add_argument("--out", type=Path, help="folder for tree-<device>.md and .json")
@@ -275,13 +278,26 @@ def main() -> None:
         f"process {loaded:.1f} s, to load what was compiled.\n\n{HEADER}"
     )
     print(text, flush=True)
-    results = rows_of_table(FULL if options.full else QUICK, options.device, options.repeats)
+    cases = FULL if options.full else QUICK
+    if options.dimensions:
+        chosen = {int(dimensions) for dimensions in options.dimensions.split(",")}
+        cases = tuple(case for case in cases if case.dimensions in chosen)
+    results = rows_of_table(cases, options.device, options.repeats)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        name = options.out / f"tree-{options.device.partition(':')[0]}"
-        lines = "\n".join(line_of(result) for result in results)
-        name.with_suffix(".md").write_text(f"{text}\n{lines}\n", "utf-8")
-        name.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        write(options.out / f"tree-{options.device.partition(':')[0]}", text, results)
+
+
+def write(name: Path, text: str, results: list[dict[str, Any]]) -> None:
+    """Write the table and its figures; rows of earlier runs stay, unless measured anew."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    figures = name.with_suffix(".json")
+    earlier = json.loads(figures.read_text("utf-8")) if figures.exists() else []
+    by_case = {(r["shape"], r["codes"], r["dimensions"]): r for r in (*earlier, *results)}
+    order = [(case.shape, case.count, case.dimensions) for case in FULL]
+    rows = [by_case[case] for case in order if case in by_case]
+    lines = "\n".join(line_of(row) for row in rows)
+    name.with_suffix(".md").write_text(f"{text}\n{lines}\n", "utf-8")
+    figures.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
