@@ -6,7 +6,7 @@ import numpy as np
 
 from masc_core.linkage.clusters import Clusters
 from masc_core.linkage.spatial import spatial_order
-from masc_core.linkage.types import FloatArray
+from masc_core.linkage.types import FloatArray, IntArray
 
 
 def members_of(clusters: Clusters, slot: int) -> list[int]:
@@ -59,7 +59,7 @@ def some_moment(seed: int) -> Clusters:
     return clusters
 
 
-def random_pairs(clusters: Clusters, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def random_pairs(clusters: Clusters, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
     """Slots to merge, lower ones and higher ones; at least two clusters are left alone."""
     alive = rng.permutation(np.flatnonzero(clusters.alive))
     pairs = int(rng.integers(0, max(1, (len(alive) - 2) // 2 + 1)))
