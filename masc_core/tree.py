@@ -138,6 +138,8 @@ def build_tree(
         merges = _merges(rows, linkage, device, report or _silent)
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
+        if not missing:
+            raise
         raise ConfigError(f"a tree needs {missing}: pip install 'masc[training]'") from error
     merges[:, 2] *= scale
     return SemanticTree(merges)

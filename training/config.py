@@ -49,13 +49,15 @@ class LoopConfig(StageConfig):
 
 
 def set_threads(threads: int) -> None:
-    """Give torch and numba that many CPU threads; 0 leaves the choice to them."""
+    """Give torch, numba and BLAS that many CPU threads; 0 leaves the choice to them."""
     if not threads:
         return
     import numba  # noqa: PLC0415 - most stages need none of its loops
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415
 
     with suppress(ValueError):  # more than it has
         numba.set_num_threads(threads)
+    threadpool_limits(threads, user_api="blas")
     torch.set_num_threads(threads)  # after numba, which starts OpenMP with threads of its own
 
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import KMeans  # type: ignore[import-untyped]  # it has no stubs
-from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 
 from masc_core.codebook import FloatArray, check_num_clusters, checked_rows
 from masc_core.prior import ClusterMap, IntArray

@@ -82,7 +82,8 @@ def _adder(clusters: Clusters) -> Callable[[int, Grouping, FloatArray], None]:
     products = Products(clusters.points, np.float64)
 
     def add(first: int, grouping: Grouping, matrix: FloatArray) -> None:
-        rows = np.arange(first, min(first + CHUNK, len(clusters.points)))
+        # Always as many: BLAS may round a narrower product by the number of its threads.
+        rows = np.minimum(np.arange(first, first + CHUNK), len(clusters.points) - 1)
         squares = products.onto(rows, int(grouping.starts[grouping.groups[0]]))
         _add_products(first, squares, products.scale, grouping, members, matrix)
 
@@ -114,18 +115,19 @@ def _add_products(
 ) -> None:
     starts, groups, own = grouping.starts, grouping.groups, squares.own
     begin = starts[groups[0]]
+    count = min(CHUNK, len(members.points) - first)
     for g in numba.prange(len(groups) - 1):
         sums, far = np.empty(CHUNK), np.empty(CHUNK)
         for c in range(groups[g], groups[g + 1]):
             sums[:] = 0.0
             for q in range(starts[c], starts[c + 1]):
                 norm, product = squares.norms[q - begin], squares.products[q - begin]
-                for r in range(len(own)):
+                for r in range(count):
                     far[r] = own[r] + norm - (product[r] + product[r])
-                for r in range(len(own)):
+                for r in range(count):
                     if far[r] < CANCELLED * (own[r] + norm):
                         far[r] = (distance(members.points, first + r, q) / scale) ** 2
-                for r in range(len(own)):
+                for r in range(count):
                     sums[r] += members.weights[q] * scale * np.sqrt(far[r])
             _add_rows(first, sums, c, grouping, members, matrix)
 

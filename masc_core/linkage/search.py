@@ -20,7 +20,9 @@ from masc_core.linkage.types import IntArray
 WANTED = 32  # centroids that are looked at
 MEMBERS_WANTED = 20  # clusters, where what is known of them is nearly exact
 MANY_DIMENSIONS = 48  # from here on matrix products win (benchmarks/tree.py)
-SAMPLE = 256  # rows that tell whether centroids are worth asking
+SAMPLE = 256  # rows that tell whether centroids of small clusters are worth asking
+ALONE = 8  # rows that look at every other cluster at once
+FEW = 64.0  # points of a cluster whose members may all be asked
 
 
 class Searcher:
@@ -42,21 +44,29 @@ class Searcher:
         empty = self._candidates.empty(np.flatnonzero(clusters.alive))
         if not len(empty):
             return
-        if clusters.points.shape[1] < MANY_DIMENSIONS:
+        if len(empty) <= ALONE:
+            pass  # making a search ready would take longer
+        elif clusters.points.shape[1] < MANY_DIMENSIONS:
             empty = self._ask(BoxSearch(clusters), empty, WANTED)
         else:
             empty = self._ask_centroids(empty)
-            if len(empty):
-                empty = self._ask(MemberSearch(clusters), empty, MEMBERS_WANTED)
+            few = clusters.sizes[empty] <= FEW
+            if few.any():
+                left = self._ask(MemberSearch(clusters), empty[few], MEMBERS_WANTED)
+                empty = np.concatenate([empty[~few], left])
         if len(empty):
             self._candidates.fill_exhaustively(clusters, empty)
 
     def _ask_centroids(self, rows: IntArray) -> IntArray:
-        if not self._centroids_tell:
+        few = self._clusters.sizes[rows] <= FEW
+        asked = rows if self._centroids_tell else rows[~few]
+        if not len(asked):
             return rows
-        left = self._ask(ProductSearch(self._clusters), rows, WANTED)
-        self._centroids_tell = len(rows) < SAMPLE or 2 * len(left) <= len(rows)
-        return left
+        left = self._ask(ProductSearch(self._clusters), asked, WANTED)
+        if self._centroids_tell:
+            self._centroids_tell = len(rows) < SAMPLE or 2 * len(left) <= len(rows)
+            return left
+        return np.concatenate([rows[few], left])
 
     def _ask(self, search: Search, rows: IntArray, num_wanted: int) -> IntArray:
         """Fill the lists of ``rows``; those that are still empty."""

@@ -115,7 +115,8 @@ class TorchCandidates:
         least, ids = squares.topk(wanted, largest=False)
         found = least.isfinite()
         outside = least[:, -1].clamp(min=0).sqrt()  # infinite where all others were found
-        outside -= ROUNDING * (2 * norms[rows].sqrt() + outside).nan_to_num(posinf=0.0)
+        raw = clusters.centroids[rows].square().sum(1).sqrt() + norms[rows].sqrt()
+        outside -= ROUNDING * (2 * raw + outside).nan_to_num(posinf=0.0)
         distances = torch.full_like(least, torch.inf)
         own = rows[:, None].expand_as(ids)[found]
         distances[found] = clusters.mean_distances(own, ids[found])
@@ -127,10 +128,15 @@ class TorchCandidates:
         which = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
         within = torch.arange(len(which), device=rows.device) - (counts.cumsum(0) - counts)[which]
         members = clusters.starts[rows][which] + within
+        means = clusters.sizes.new_zeros(len(rows), clusters.count)  # (R, n)
         step = max(1, CHUNK_PAIRS // len(clusters.points))
-        sums = torch.cat([clusters.sums_by_cluster(part) for part in torch.split(members, step)], 1)
-        sums = (sums * clusters.weights[members]).T.contiguous()
-        means = torch.segment_reduce(sums, "sum", lengths=counts)  # (R, n)
+        for start in range(0, len(members), step):
+            part = members[start : start + step]
+            sums = clusters.sums_by_cluster(part) * clusters.weights[part]
+            owners, parts = torch.unique_consecutive(
+                which[start : start + step], return_counts=True
+            )
+            means[owners] += torch.segment_reduce(sums.T.contiguous(), "sum", lengths=parts)
         means /= clusters.sizes[rows][:, None] * clusters.sizes
         means.scatter_(1, rows[:, None], torch.inf)
         wanted = min(self.ids.shape[1] + 1, clusters.count)

@@ -121,7 +121,7 @@ class TorchClusters:
         cancelled = (squares < CANCELLED * both).nonzero()
         for pairs in torch.split(cancelled, CHUNK_PAIRS):
             q, r = pairs.unbind(1)
-            squares[q, r] = (points[q] - points[part[r]]).square().sum(1)
+            squares[q, r] = (self.points[q] - self.points[part[r]]).square().sum(1)
         far = squares.sqrt_().mul_(self.weights[:, None])
         return torch.segment_reduce(far, "sum", lengths=self.counts)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans  # type: ignore[import-untyped]  # it has no stubs
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from masc_core.clustering import kmeans as module
 from masc_core.clustering.kmeans import kmeans

@@ -33,6 +33,7 @@ def narrow_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(average, "WIDTH", 3)
     monkeypatch.setattr(search, "WANTED", 4)
     monkeypatch.setattr(search, "MEMBERS_WANTED", 4)
+    monkeypatch.setattr(search, "ALONE", 0)
 
 
 @settings(max_examples=200, deadline=None)

@@ -43,8 +43,21 @@ def test_every_merge_is_a_true_minimum_where_distances_are_equal(
 
 
 @pytest.mark.parametrize("rows", HURTFUL.values(), ids=HURTFUL)
-def test_shapes_that_hurt(rows: Rows) -> None:
-    assert_greedy(rows, average_linkage_torch(rows, "cpu", silent, num_dense=1))
+@pytest.mark.parametrize("num_dense", [1, 2048])
+@pytest.mark.parametrize("whole", [True, False])
+def test_shapes_that_hurt(
+    rows: Rows, num_dense: int, monkeypatch: pytest.MonkeyPatch, *, whole: bool
+) -> None:
+    if whole:  # everything in one chunk
+        monkeypatch.undo()
+    assert_greedy(rows, average_linkage_torch(rows, "cpu", silent, num_dense))
+
+
+def test_a_small_clump_far_away_keeps_its_digits() -> None:
+    rows = 1e-6 * np.random.default_rng(0).normal(size=(400, 2))
+    rows[:200] += 1e3
+    linkage = average_linkage_torch(rows, "cpu", silent)
+    np.testing.assert_allclose(linkage[:, 2], average_linkage(rows, silent)[:, 2], rtol=1e-9)
 
 
 @pytest.mark.parametrize("dimensions", [8, 64])

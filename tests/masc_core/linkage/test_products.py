@@ -8,7 +8,7 @@ from masc_core.linkage.products import Products
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("unit", [2.0**-100, 1.0, 2.0**100])
 @pytest.mark.parametrize("offset", [0.0, 1e6])
 def test_errors_are_within_the_margin(
     dtype: type[np.float32 | np.float64], unit: float, offset: float
