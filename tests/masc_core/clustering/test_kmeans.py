@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.cluster import KMeans  # type: ignore[import-untyped]  # it has no stubs
+from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from masc_core.clustering import kmeans as module
