@@ -57,6 +57,13 @@ def duplicates(rng: np.random.Generator, count: int, dimensions: int) -> Rows:
     return np.asarray(few[rng.integers(0, len(few), count)], np.float64)
 
 
+def clump(rng: np.random.Generator, count: int, dimensions: int) -> Rows:
+    """Unused codes close together near the origin, used ones all around: one cluster grows."""
+    rows = rng.normal(size=(count, dimensions))
+    rows[: 3 * count // 8] *= 1e-3
+    return np.asarray(rows, np.float64)
+
+
 SHAPES: dict[str, Callable[[np.random.Generator, int, int], Rows]] = {
     "mixture": mixture,
     "sphere": lambda rng, n, d: unit(rng.normal(size=(n, d))),
@@ -67,6 +74,7 @@ SHAPES: dict[str, Callable[[np.random.Generator, int, int], Rows]] = {
     "evenly collinear": lambda _, n, d: np.outer(np.arange(float(n)), np.ones(d)),
     "two clumps": lambda rng, n, d: rng.normal(size=(n, d)) + 1e6 * (np.arange(n) % 2)[:, None],
     "gaussian": lambda rng, n, d: rng.normal(size=(n, d)),
+    "clump in a cloud": clump,
 }
 
 
@@ -93,6 +101,7 @@ FULL = (
     *(Case("mixture", count, 8) for count in (16_384, 65_536, 262_144)),
     *(Case("mixture", 16_384, dimensions) for dimensions in (32, 256)),
     *(Case(shape, 16_384, 8) for shape in SHAPES if shape not in {"mixture", "gaussian"}),
+    Case("clump in a cloud", 16_384, 64),
     *(Case("gaussian", 16_384, dimensions) for dimensions in (8, 32, 256)),
     Case("two clumps", 16_384, 256),
 )

@@ -20,6 +20,7 @@ from masc_core.linkage.clusters import Clusters
 from masc_core.linkage.dense import chain, mean_distances
 from masc_core.linkage.duplicates import DistinctRows, distinct_rows
 from masc_core.linkage.history import History
+from masc_core.linkage.hubs import Hubs
 from masc_core.linkage.search import Searcher
 from masc_core.linkage.spatial import spatial_order
 from masc_core.linkage.tiles import LANES
@@ -68,10 +69,11 @@ def _singletons(distinct: DistinctRows) -> Clusters:
 
 def _merge_sparse(clusters: Clusters, history: History, num_left: int, report: Report) -> None:
     candidates = Candidates(len(clusters.alive), WIDTH)
-    searcher = Searcher(clusters, candidates)
+    hubs = Hubs(clusters)
+    searcher = Searcher(clusters, candidates, hubs)
     while True:
         searcher.fill_empty()
-        into, gone, heights = _reciprocal(clusters, candidates)
+        into, gone, heights = _reciprocal(clusters, candidates, hubs)
         excess = clusters.count - num_left
         into, gone, heights = into[:excess], gone[:excess], heights[:excess]
         nodes = history.note(clusters.nodes[into], clusters.nodes[gone], heights)
@@ -81,21 +83,24 @@ def _merge_sparse(clusters: Clusters, history: History, num_left: int, report: R
             clusters.merge(into, gone)
             clusters.compact()
             return
-        partner = np.full(len(clusters.alive), -1, np.int32)
-        partner[into], partner[gone] = gone, into
-        candidates.merge(clusters, partner)
+        hubs.merge(into, gone)
+        taken = clusters.hubs[into] | clusters.hubs[gone]
+        candidates.drop(np.concatenate([into[taken], gone[taken]]))
+        candidates.merge(clusters, into[~taken], gone[~taken])
         clusters.merge(into, gone)
         if clusters.count < COMPACT_BELOW * len(clusters.alive):
-            candidates.compact(*clusters.compact())
+            kept, place = clusters.compact()
+            candidates.compact(kept, place)
+            hubs.compact(kept, place)
 
 
 def _reciprocal(
-    clusters: Clusters, candidates: Candidates
+    clusters: Clusters, candidates: Candidates, hubs: Hubs
 ) -> tuple[IntArray, IntArray, FloatArray]:
     """Pairs of slots that are each other's nearest, (p,) lower and higher ones, and distances."""
     alive = np.flatnonzero(clusters.alive)
-    nearest = candidates.lists.ids[:, 0].astype(np.int64)
-    distances = candidates.lists.distances[:, 0]
+    nearest, distances = candidates.nearest()
+    hubs.nearer(nearest, distances)
     into = alive[(nearest[nearest[alive]] == alive) & (alive < nearest[alive])]
     if len(into):
         return into, nearest[into], distances[into]

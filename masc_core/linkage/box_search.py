@@ -32,7 +32,7 @@ class BoxSearch:
     """
 
     def __init__(self, clusters: Clusters) -> None:
-        centroids = np.where(clusters.alive[:, None], clusters.centroids, np.inf)
+        centroids = np.where(clusters.listed[:, None], clusters.centroids, np.inf)
         self._clusters = clusters
         self._tiles = tiles_of(centroids, BLOCK, fill=np.inf)  # (b, E, BLOCK)
         self._low = np.ascontiguousarray(self._tiles.min(axis=2).T)  # (E, b)

@@ -16,11 +16,11 @@ import numpy as np
 
 from masc_core.linkage.clusters import ROUNDING, Clusters
 from masc_core.linkage.found import Found
-from masc_core.linkage.kernel import kernel
+from masc_core.linkage.kernel import inline, kernel
 from masc_core.linkage.lists import NOBODY, Lists, crop, insert, new_draft, store
 from masc_core.linkage.pairs import Members, distance, mean_distance
 from masc_core.linkage.rounds import merge_lists
-from masc_core.linkage.types import BoolArray, FloatArray, IdArray, IntArray
+from masc_core.linkage.types import BoolArray, FloatArray, IdArray, IntArray, Slot
 
 BUDGET = 2048.0  # pairs of points that keeping one entry may cost
 
@@ -51,6 +51,21 @@ class Candidates:
         empty: IntArray = rows[self.lists.lengths[rows] == 0]
         return empty
 
+    def nearest(self) -> tuple[IntArray, FloatArray]:
+        """First entry of every list, and its distance: infinite where there is none, (n,)."""
+        full = self.lists.lengths > 0
+        distances = np.where(full, self.lists.distances[:, 0], np.inf)
+        return self.lists.ids[:, 0].astype(np.int64), distances
+
+    def drop(self, slots: IntArray) -> None:
+        """Forget the lists of ``slots`` (R,), and these slots in all others."""
+        if not len(slots):
+            return
+        dropped = np.zeros(len(self.lists.lengths), np.bool_)
+        dropped[slots] = True
+        self.lists.lengths[slots] = 0
+        _drop(dropped, self.lists)
+
     def fill(self, clusters: Clusters, found: Found) -> None:
         """Replace the lists of the rows of ``found`` by the nearest of what was found."""
         _fill(found.rows, found.ids, found.counts, found.outside, clusters.members(), self.lists)
@@ -59,22 +74,43 @@ class Candidates:
         """Replace the lists of ``rows`` (R,) by the nearest of all, whatever that takes."""
         rounding = clusters.rounding(rows, np.zeros(len(rows)))
         _fill_exhaustively(
-            rows, rounding, clusters.alive, clusters.centroids, clusters.members(), self.lists
+            rows, rounding, clusters.listed, clusters.centroids, clusters.members(), self.lists
         )
 
-    def merge(self, clusters: Clusters, partner: IdArray) -> None:
+    def merge(self, clusters: Clusters, into: IntArray, gone: IntArray) -> None:
         """Bring the lists to the state after a round, of which ``clusters`` has only the new nodes.
 
         Parameters
         ----------
-        partner : int32 (n,), the slot that each merges with, or -1; the lower slot survives
+        into, gone : int64 (p,), the slots that merge, lower ones, which survive, and higher ones
         """
+        if not len(into):
+            return
+        partner = np.full(len(clusters.alive), -1, np.int32)
+        partner[into], partner[gone] = gone, into
         merge_lists(partner, clusters.alive, clusters.members(), self.lists, BUDGET)
 
     def compact(self, kept: IntArray, place: IdArray) -> None:
         """Keep the lists of the slots ``kept``; ``place`` (n,) is the new number of each slot."""
         ids, distances, lengths, beyond = self.lists
         self.lists = Lists(place[ids[kept]], distances[kept], lengths[kept], beyond[kept])
+
+
+@kernel
+def _drop(dropped: BoolArray, lists: Lists) -> None:
+    for i in numba.prange(len(dropped)):
+        _close_gaps(i, dropped, lists)
+
+
+@inline
+def _close_gaps(i: Slot, dropped: BoolArray, lists: Lists) -> None:
+    ids, distances = lists.ids[i], lists.distances[i]
+    length = 0
+    for c in range(lists.lengths[i]):
+        if not dropped[ids[c]]:
+            ids[length], distances[length] = ids[c], distances[c]
+            length += 1
+    lists.lengths[i] = length
 
 
 @kernel
@@ -101,7 +137,7 @@ def _fill(
 def _fill_exhaustively(
     rows: IntArray,
     rounding: FloatArray,
-    alive: BoolArray,
+    listed: BoolArray,
     centroids: FloatArray,
     members: Members,
     lists: Lists,
@@ -113,7 +149,7 @@ def _fill_exhaustively(
         for step in range(2, 2 * num_slots + 2):
             # Outwards from i: neighbours in the order of slots are neighbours in space.
             j = i + step // 2 * (1 - 2 * (step % 2))
-            if j < 0 or j >= num_slots or not alive[j]:
+            if j < 0 or j >= num_slots or not listed[j]:
                 continue
             # D is at least the distance of the centroids, whose rounding grows with it.
             least = distance(centroids, i, j) * (1.0 - ROUNDING) - rounding[r]

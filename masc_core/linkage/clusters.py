@@ -37,6 +37,7 @@ class Clusters:
     norms : float64 (n,), mean Euclidean norm of the members
     nodes : int64 (n,), node of the tree
     alive : bool (n,)
+    hubs : bool (n,), alive, but not to be found by searches (`masc_core.linkage.hubs`)
     """
 
     points: FloatArray
@@ -50,6 +51,7 @@ class Clusters:
     norms: FloatArray
     nodes: IntArray
     alive: BoolArray
+    hubs: BoolArray
     _products: Products | None = None
 
     @classmethod
@@ -64,12 +66,18 @@ class Clusters:
         return cls(
             points, weights[order], order, runs, slots.copy(), slots.copy(), weights[order],
             points.copy(), np.linalg.norm(points, axis=1), nodes[order], np.ones(count, bool),
+            np.zeros(count, bool),
         )  # fmt: skip
 
     @property
     def count(self) -> int:
         """Clusters alive."""
         return int(np.count_nonzero(self.alive))
+
+    @property
+    def listed(self) -> BoolArray:
+        """Slots that searches find, bool (n,)."""
+        return self.alive & ~self.hubs
 
     def merge(self, into: IntArray, gone: IntArray) -> None:
         """Add the clusters in the slots ``gone`` to those in ``into``, pair by pair."""
@@ -81,6 +89,8 @@ class Clusters:
         self.runs[self.tails[into], 2] = self.heads[gone]
         self.tails[into] = self.tails[gone]
         self.alive[gone] = False
+        self.hubs[into] |= self.hubs[gone]
+        self.hubs[gone] = False
         self.sizes[gone] = 0.0
 
     def owners(self) -> IntArray:
@@ -138,6 +148,7 @@ class Clusters:
         self.norms = self.norms[kept]
         self.nodes = self.nodes[kept]
         self.alive = np.ones(len(kept), bool)
+        self.hubs = self.hubs[kept]
         return kept, place
 
 

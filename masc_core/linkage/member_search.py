@@ -31,6 +31,7 @@ class MemberSearch:
     def __init__(self, clusters: Clusters) -> None:
         self._clusters = clusters
         self._owners = clusters.owners()
+        self._sizes = np.where(clusters.listed, clusters.sizes, 0.0)
         self._products = clusters.products()
 
     def nearest(self, rows: IntArray, num_wanted: int) -> Iterator[Found]:
@@ -51,7 +52,7 @@ class MemberSearch:
                 part,
                 self._products.of(part),
                 self._owners,
-                clusters.members(),
+                clusters.members()._replace(sizes=self._sizes),
                 nearest,
             )
             outside = farthest(nearest) * self._products.scale
@@ -88,7 +89,7 @@ def _add_up(
 
 @inline
 def _offer_means(r: int, i: int, sums: FloatArray, sizes: FloatArray, nearest: Nearest) -> None:
-    """Offer sums divided by sizes to row ``r``, slot ``i``; dead slots have size 0."""
+    """Offer sums divided by sizes to row ``r``, slot ``i``; what is not to be found has size 0."""
     far = np.empty(BLOCK)
     for begin in range(0, len(sizes), BLOCK):
         width = min(BLOCK, len(sizes) - begin)

@@ -25,7 +25,7 @@ class ProductSearch:
 
     def __init__(self, clusters: Clusters) -> None:
         self._clusters = clusters
-        self._slots = np.flatnonzero(clusters.alive)
+        self._slots = np.flatnonzero(clusters.listed)
         self._position = np.full(len(clusters.alive), -1)
         self._position[self._slots] = np.arange(len(self._slots))
         self._products = Products(clusters.centroids[self._slots], np.float32)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from scipy.spatial import distance
 
 from masc_core.linkage import average, search
 from masc_core.linkage.average import average_linkage
+from masc_core.linkage.hubs import Hubs
 from tests.masc_core.linkage.oracles import (
     HURTFUL,
     Rows,
@@ -53,6 +55,44 @@ def test_every_merge_is_a_true_minimum_where_distances_are_equal(
 @pytest.mark.parametrize("rows", HURTFUL.values(), ids=HURTFUL)
 def test_shapes_that_hurt(rows: Rows) -> None:
     assert_greedy(rows, average_linkage(rows, silent, num_dense=1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(distinct_distances(), st.sampled_from([1, 5]), st.sampled_from([1.0, 2.0, 9.0]))
+def test_hubs_give_the_same_tree(rows: Rows, num_dense: int, wide: float) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "WIDE", wide)
+        assert_scipys(rows, average_linkage(rows, silent, num_dense))
+
+
+@settings(max_examples=150, deadline=None)
+@given(ties(), st.sampled_from([1, 5]), st.sampled_from([1.0, 2.0, 9.0]))
+def test_hubs_merge_true_minima_where_distances_are_equal(
+    rows: Rows, num_dense: int, wide: float
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "WIDE", wide)
+        assert_greedy(rows, average_linkage(rows, silent, num_dense))
+
+
+@pytest.mark.parametrize("dimensions", [8, 64])
+def test_a_clump_that_takes_in_a_cloud_becomes_a_hub(
+    dimensions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    made: list[int] = []
+    add = Hubs.add
+
+    def counting(hubs: Hubs, slots: npt.NDArray[np.int64]) -> None:
+        made.extend(slots.tolist())
+        add(hubs, slots)
+
+    monkeypatch.setattr(Hubs, "add", counting)
+    rng = np.random.default_rng(6)
+    cloud = rng.normal(size=(1000, dimensions))
+    rows = np.concatenate([1e-3 * rng.normal(size=(700, dimensions)), cloud])
+    assert_scipys(rows, average_linkage(rows, silent, num_dense=40))
+    assert made
 
 
 @pytest.mark.parametrize("num_codes", [3000, 400])

@@ -45,11 +45,29 @@ def test_lists_stay_true_through_any_merges(seed: int, width: int, budget: int) 
             assert not len(candidates.empty(np.flatnonzero(clusters.alive)))
             assert_true(candidates, clusters)
             into, gone = random_pairs(clusters, rng)
-            partner = np.full(len(clusters.alive), -1, np.int32)
-            partner[into], partner[gone] = gone, into
-            candidates.merge(clusters, partner)
+            candidates.merge(clusters, into, gone)
             clusters.merge(into, gone)
             assert_true(candidates, clusters)
             if rng.random() < 0.4:
                 candidates.compact(*clusters.compact())
                 assert_true(candidates, clusters)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_dropped_slots_are_in_no_list(seed: int) -> None:
+    clusters = singletons(seed)
+    candidates = Candidates(len(clusters.alive), 5)
+    slots = np.flatnonzero(clusters.alive)
+    candidates.fill_exhaustively(clusters, slots)
+    before = [ids[:length].tolist() for ids, length in zip(*candidates.lists[::2], strict=True)]
+    dropped = slots[:: 1 + seed % 3]
+    candidates.drop(dropped)
+    assert len(candidates.empty(dropped)) == len(dropped)
+    kept = np.setdiff1d(slots, dropped)
+    true = average_distances(clusters)
+    for i in kept:
+        left = candidates.lists.ids[i, : candidates.lists.lengths[i]].tolist()
+        assert left == [j for j in before[i] if j in kept]
+        distances = candidates.lists.distances[i, : len(left)]
+        np.testing.assert_allclose(distances, true[i, left], rtol=1e-10)
