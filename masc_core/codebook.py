@@ -32,8 +32,9 @@ def checked_rows(codebook: npt.ArrayLike | Tensor) -> FloatArray:
     ValueError : a codebook that is not 2-D, does not hold real numbers, has fewer than two rows or
         a row with a NaN or an infinity
     """
-    if hasattr(codebook, "detach"):  # a tensor; NumPy has no bfloat16, so it widens the rows itself
-        codebook = codebook.detach().cpu().double().numpy()
+    if hasattr(codebook, "detach"):
+        tensor = codebook.detach().cpu()  # NumPy has no bfloat16: a tensor widens its rows itself
+        codebook = (tensor.double() if tensor.is_floating_point() else tensor).numpy()
     rows = np.asarray(codebook)
     if rows.ndim != 2 or not rows.shape[1]:
         raise ValueError(f"a codebook has the shape (V, E), got {rows.shape}")

@@ -18,14 +18,13 @@ import numpy as np
 from masc_core.linkage.clusters import Clusters
 from masc_core.linkage.kernel import inline, kernel, serial
 from masc_core.linkage.pairs import Members, distance
-from masc_core.linkage.products import Products, Squares
+from masc_core.linkage.products import CANCELLED, Products, Squares
 from masc_core.linkage.search import MANY_DIMENSIONS
 from masc_core.linkage.tiles import add_distances, tiles_of
 from masc_core.linkage.types import FloatArray, IntArray
 
 CHUNK = 128  # points whose distances to all others are taken at a time
 GROUPS = 64  # parts into which the clusters are divided among threads
-CANCELLED = 1e-5  # squared distances below this share of the squared norms are taken anew
 
 
 class Grouping(NamedTuple):

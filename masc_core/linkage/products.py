@@ -15,6 +15,7 @@ import numpy as np
 
 from masc_core.linkage.types import FloatArray, IntArray, ProductArray
 
+CANCELLED = 1e-5  # squared distances below this share of the squared norms have lost their digits
 FAR_OFF = 16.0  # times their own spread: rows so far from the centre get one of their own
 STEP = 4096  # vectors that are rounded at a time
 TINY = float(np.finfo(np.float64).tiny)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from masc_core.linkage.duplicates import DistinctRows
+from masc_core.linkage.products import CANCELLED
 
 CHUNK_PAIRS = 1 << 24  # pairs of points that are held at a time
-CANCELLED = 1e-5  # squared distances below this share of the squared norms are taken anew
 
 
 class TorchClusters:

@@ -49,6 +49,8 @@ def test_rows_are_a_copy_in_c_order() -> None:
         (np.array([["a"], ["b"]]), "holds real numbers"),
         (np.array([[1j], [2j]]), "holds real numbers"),
         (np.array([[True], [False]]), "holds real numbers"),
+        (torch.tensor([[1j], [2j]]), "holds real numbers"),
+        (torch.tensor([[True], [False]]), "holds real numbers"),
     ],
 )
 def test_bad_codebooks_are_refused(codebook: Any, message: str) -> None:
