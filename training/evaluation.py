@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from masc_core.bundle import Bundle
-from masc_core.generate import ImageSpec, generate
+from masc_core.generate import generate
+from masc_core.image_spec import ImageSpec
 from masc_core.images import contact_sheet
 from training.classifier import predict
 from training.loop import Report, no_report

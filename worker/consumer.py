@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from masc_core.bundle import Bundle
 from masc_core.errors import CapacityError, ConfigError, MascError, RequestError
-from masc_core.generate import ImageSpec
+from masc_core.image_spec import ImageSpec
 from masc_core.images import ImageFormat, Pixels, encode_image
 from worker.engine.engine import Engine, FailedImage, FinishedImage, ImageTask, TaskKey
 from worker.jobs.job import Job, JobFailure, Outcome, WorkerStatus

@@ -15,7 +15,7 @@ from masc_core.errors import (
     UnknownClassError,
     UnknownModelError,
 )
-from masc_core.generate import ImageSpec
+from masc_core.image_spec import ImageSpec
 from masc_core.manifest import Manifest
 from worker.engine.engine import FinishedImage, ImageTask
 from worker.jobs.job import (

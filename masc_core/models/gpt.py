@@ -10,7 +10,7 @@ Legend: B rows, T positions, L tokens of an image, C width, H heads, D head dim,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KVCache
-from masc_core.models.rope import apply_rope, rope_2d
+from masc_core.models.rope import apply_rope, rope_2d, rotation
+from masc_core.models.rows import Group, Rows
 
 
 class GPT(nn.Module):
@@ -57,32 +58,38 @@ class GPT(nn.Module):
         """Hidden states (B, 1 + T, C) after the final norm; arguments as for `forward`."""
         classes = self.cls_embedding(labels)[:, None]
         x = self.tok_dropout(torch.cat([classes, self.tok_embeddings(tokens)], dim=1))
-        table = self.rope(0, x.shape[1])
+        turns = self.rope(x.shape[1])
         for block in self.layers:
-            x = block(x, table)
+            x = block(x, turns)
         out: Tensor = self.norm(x)
         return out
 
-    def step(self, ids: Tensor, position: int, cache: KVCache) -> Tensor:
-        """Logits of one position, with the earlier ones in the cache.
+    def step(self, rows: Rows, cache: KVCache) -> Tensor:
+        """Logits of one position of every row, with the earlier ones in the cache.
 
         Parameters
         ----------
-        ids : int64 (R,), classes at position 0, after that the tokens at ``position - 1``
-        position : 0..L-1, the same for all rows; it is added to the cache
+        rows : R of them; their positions are added to the cache
         cache : holds the positions before
 
         Returns
         -------
         float32 (R, K)
         """
-        x = self.tok_embeddings(ids) if position else self.cls_embedding(ids)  # (R, C)
-        table = self.rope(position, position + 1)
+        x = self._embed(rows)  # (R, C)
+        turns = self.rope.table[rows.positions]
         for layer, block in enumerate(self.layers):
             assert isinstance(block, Block)  # noqa: S101 - for the type checker
-            x = block.step(x, table, layer, position, cache)
+            x = block.step(x, turns, layer, rows.groups, cache)
         logits: Tensor = self.output(self.norm(x))
         return logits.float()
+
+    def _embed(self, rows: Rows) -> Tensor:
+        """Classes of the rows at position 0, tokens of all others, (R, C)."""
+        first = rows.positions == 0
+        classes: Tensor = self.cls_embedding(rows.ids.where(first, 0))
+        tokens: Tensor = self.tok_embeddings(rows.ids.where(~first, 0))
+        return torch.where(first[:, None], classes, tokens)
 
 
 class ClassEmbedding(nn.Module):
@@ -103,23 +110,28 @@ class ClassEmbedding(nn.Module):
 
 
 class RopeTable(nn.Module):
-    """The rotation table; it follows the model's device but stays float32, outside its state."""
+    """The rotations; they follow the model's device but stay float32, outside its state.
+
+    Attributes
+    ----------
+    table : float32 (1 + L, 2, D), see `masc_core.models.rope.rotation`
+    """
 
     table: Tensor
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.sizes = (config.grid_size, config.head_dim, config.rope_base)
-        self.register_buffer("table", rope_2d(*self.sizes), persistent=False)
+        self.register_buffer("table", rotation(rope_2d(*self.sizes)), persistent=False)
 
-    def forward(self, start: int, stop: int) -> Tensor:
-        """Entries of the positions from ``start`` to ``stop``, (stop - start, D/2, 2)."""
-        return self.table[start:stop]
+    def forward(self, length: int) -> Tensor:
+        """Entries of the first positions, (length, 2, D)."""
+        return self.table[:length]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
         # Built anew: a cast would round it, and a module from the meta device has no values yet.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.table = rope_2d(*self.sizes).to(self.table.device)
+        self.table = rotation(rope_2d(*self.sizes)).to(self.table.device)
         return self
 
 
@@ -148,15 +160,17 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, turns: Tensor) -> Tensor:
         """(B, T, C) to the same shape."""
-        x = x + self.attention(self.attention_norm(x), table)
+        x = x + self.attention(self.attention_norm(x), turns)
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
         return out
 
-    def step(self, x: Tensor, table: Tensor, layer: int, position: int, cache: KVCache) -> Tensor:
-        """(R, C) to the same shape, for one position."""
-        x = x + self.attention.step(self.attention_norm(x), table, layer, position, cache)
+    def step(
+        self, x: Tensor, turns: Tensor, layer: int, groups: Sequence[Group], cache: KVCache
+    ) -> Tensor:
+        """(R, C) to the same shape, one position a row; ``turns`` is (R, 2, D)."""
+        x = x + self.attention.step(self.attention_norm(x), turns, layer, groups, cache)
         out: Tensor = x + self.feed_forward.step(self.ffn_norm(x))
         return out
 
@@ -171,29 +185,31 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
         self.resid_dropout = nn.Dropout(config.resid_dropout)
 
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, turns: Tensor) -> Tensor:
         """(B, T, C) to the same shape."""
-        q, k, v = self.project(x, table)  # (B, T, H, D)
+        q, k, v = self.project(x, turns)  # (B, T, H, D)
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
         )
         out: Tensor = self.resid_dropout(self.wo(y.transpose(1, 2).flatten(2)))
         return out
 
-    def step(self, x: Tensor, table: Tensor, layer: int, position: int, cache: KVCache) -> Tensor:
-        """(R, C) to the same shape, for one position."""
-        q, k, v = self.project(x[:, None], table)  # (R, 1, H, D)
-        cache.write(layer, position, k[:, 0], v[:, 0])
-        keys, values = cache.read(layer, position + 1)
-        y = _attend_one(q.transpose(1, 2), keys, values)  # (R, H, 1, D)
-        out: Tensor = self.wo(y.flatten(1))
+    def step(
+        self, x: Tensor, turns: Tensor, layer: int, groups: Sequence[Group], cache: KVCache
+    ) -> Tensor:
+        """(R, C) to the same shape, one position a row; ``turns`` is (R, 2, D)."""
+        q, k, v = self.project(x, turns)  # (R, H, D)
+        cache.write(layer, groups, k, v)
+        y = cache.attend(layer, groups, q)
+        out: Tensor = self.wo(y.flatten(1).to(x.dtype))
         return out
 
-    def project(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Turned queries, turned keys and values, each (B, T, H, D), of (B, T, C)."""
-        qkv = self.wqkv(x).unflatten(-1, (3, self.n_head, self.head_dim))
-        q, k, v = qkv.unbind(2)
-        return apply_rope(q, table), apply_rope(k, table), v
+    def project(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Turned queries, turned keys and values, each (..., T, H, D), of (..., T, C)."""
+        qkv = self.wqkv(x).unflatten(-1, (3 * self.n_head, self.head_dim))
+        v = qkv[..., 2 * self.n_head :, :]
+        q, k = apply_rope(qkv[..., : 2 * self.n_head, :], turns).chunk(2, dim=-2)
+        return q, k, v
 
 
 class FeedForward(nn.Module):
@@ -217,25 +233,12 @@ class FeedForward(nn.Module):
         return out
 
 
-# A row of a step on the CPU must have the same bits whatever the other rows are. Where torch's fast
-# kernels round by the place of a number in a thread's share, the two functions below avoid that.
-
-
-def _attend_one(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of one query (R, H, 1, D) over keys and values (R, H, T, D)."""
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, keys, values)
-    # The fused kernel's rounding depends on which thread takes a row, a batched product's does not.
-    scores = query @ keys.transpose(2, 3) * query.shape[-1] ** -0.5  # (R, H, 1, T)
-    attended: Tensor = scores.float().softmax(-1).to(values.dtype) @ values
-    return attended
-
-
 def _silu_one(x: Tensor) -> Tensor:
     """SiLU of (R, ffn)."""
     if x.device.type != "cpu":
         return F.silu(x)
-    # The last numbers of a thread's share take another exponential, an ulp away; float64 hides it.
+    # A row must have the same bits whatever the other rows are, but the last numbers of a thread's
+    # share take another exponential, an ulp away; float64 hides it.
     return F.silu(x.double()).to(x.dtype)
 
 

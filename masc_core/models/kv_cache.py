@@ -1,44 +1,89 @@
-"""Keys and values of the positions that a batch has been through.
+"""Keys and values of the positions that rows have been through, and attention to them.
 
 The cache lives outside the model, so that a model can be trained, evaluated and served at once and
-a state dict never holds it. This module does not know what attends to it.
+a state dict never holds it. A row that starts anew may take any slot: what is behind its position
+is never read.
 
-Legend: R rows, T positions, H heads, D head dim.
+Legend: S slots, R rows, T positions, H heads, D head dim.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.rows import Group
 
 
 class KVCache:
-    """Room for every position of ``num_rows`` sequences, in every layer.
+    """Room for every position of ``num_slots`` sequences, in every layer.
+
+    Parameters
+    ----------
+    config : of the transformer
+    num_slots : S
+    dtype : the transformer's; on the CPU the cache is float32 in any case, which it attends faster
+    device : the transformer's
 
     Attributes
     ----------
-    keys, values : one tensor (R, H, T, D) a layer
+    keys, values : one tensor (S, H, T, D) a layer
     """
 
     def __init__(
         self,
         config: GPTConfig,
-        num_rows: int,
+        num_slots: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (num_rows, config.n_head, config.block_size, config.head_dim)
-        self.num_rows = num_rows
+        if torch.device(device).type == "cpu":
+            dtype = torch.float32
+        shape = (num_slots, config.n_head, config.block_size, config.head_dim)
+        self.num_slots = num_slots
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
         self.values = [torch.empty_like(keys) for keys in self.keys]
 
-    def write(self, layer: int, position: int, keys: Tensor, values: Tensor) -> None:
-        """Store one position of every row; ``keys`` and ``values`` are (R, H, D)."""
-        self.keys[layer][:, :, position] = keys
-        self.values[layer][:, :, position] = values
+    def write(self, layer: int, groups: Sequence[Group], keys: Tensor, values: Tensor) -> None:
+        """Store the rows' positions; ``keys`` and ``values`` are (R, H, D)."""
+        for group in groups:
+            self.keys[layer][group.slots, :, group.position] = keys[group.rows]
+            self.values[layer][group.slots, :, group.position] = values[group.rows]
 
-    def read(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (R, H, length, D) of the first ``length`` positions."""
-        return self.keys[layer][:, :, :length], self.values[layer][:, :, :length]
+    def attend(self, layer: int, groups: Sequence[Group], queries: Tensor) -> Tensor:
+        """Attention of every row to its own positions up to now.
+
+        Parameters
+        ----------
+        queries : (R, H, D)
+
+        Returns
+        -------
+        (R, H, D), of the type of ``queries``
+        """
+        keys, values = self.keys[layer], self.values[layer]
+        queries = queries[:, :, None].to(keys.dtype)  # (R, H, 1, D)
+        attended = [
+            _attend(
+                queries[group.rows],
+                keys[group.slots, :, : group.position + 1],
+                values[group.slots, :, : group.position + 1],
+            )
+            for group in groups
+        ]
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention (R, H, D) of one query (R, H, 1, D) over keys and values (R, H, T, D)."""
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, keys, values)[:, :, 0]
+    # A row must have the same bits whatever the other rows are. The fused kernel's rounding depends
+    # on which thread takes a row, a batched product's does not.
+    scores = query @ keys.transpose(2, 3) * query.shape[-1] ** -0.5  # (R, H, 1, T)
+    attended: Tensor = scores.softmax(-1) @ values
+    return attended[:, :, 0]

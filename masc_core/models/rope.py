@@ -37,19 +37,36 @@ def rope_2d(grid_size: int, head_dim: int, base: float = 10000.0) -> Tensor:
     return torch.cat([torch.zeros(1, half, 2), table])
 
 
-def apply_rope(x: Tensor, table: Tensor) -> Tensor:
+def rotation(table: Tensor) -> Tensor:
+    """Cosines and signed sines of every channel, in the form that `apply_rope` takes.
+
+    Parameters
+    ----------
+    table : float32 (T, D/2, 2), rows of `rope_2d`
+
+    Returns
+    -------
+    float32 (T, 2, D): ``cos`` twice a pair, and ``-sin, sin``
+    """
+    cos, sin = table.unbind(-1)  # (T, D/2)
+    twice = torch.stack([cos, cos], dim=-1).flatten(1)  # (T, D)
+    return torch.stack([twice, torch.stack([-sin, sin], dim=-1).flatten(1)], dim=1)
+
+
+def apply_rope(x: Tensor, turns: Tensor) -> Tensor:
     """Turn the pairs of queries or keys: ``(a, b) -> (a cos - b sin, b cos + a sin)``.
 
     Parameters
     ----------
     x : (..., T, H, D), any float type
-    table : float32 (T, D/2, 2), one entry a token
+    turns : float32 (T, 2, D), one entry a token; see `rotation`
 
     Returns
     -------
     the shape and type of ``x``; computed in float32
     """
-    pairs = x.float().reshape(*x.shape[:-1], -1, 2)  # (..., T, H, D/2, 2)
-    a, b = pairs.unbind(-1)
-    cos, sin = table[:, None].unbind(-1)  # (T, 1, D/2)
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
+    wide = x.float()
+    swapped = wide.reshape(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
+    cos, sin = turns[:, 0, None], turns[:, 1, None]  # (T, 1, D)
+    turned: Tensor = wide * cos + swapped * sin
+    return turned.to(x.dtype)

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from masc_core.errors import InvalidFieldError, NonFiniteError, UnknownClassError
-from masc_core.generate import Generated, ImageSpec, generate
+from masc_core.generate import Generated, generate
+from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KVCache
+from masc_core.models.rows import Rows
 from masc_core.prior import ClusterMap
 from masc_core.sampling import draw, entropy_bits, filter_logits, guide, heat
 from tests.golden_files import assert_close, load_golden
@@ -92,7 +94,7 @@ def upstream_run(name: str, labels: Tensor, forced: Tensor | None) -> tuple[Tens
     all_logits, all_tokens = [], []
     for position in range(GOLDEN_CONFIG.block_size):
         with torch.inference_mode():
-            logits, uncond = model.step(ids, position, cache).chunk(2)
+            logits, uncond = model.step(Rows.abreast(ids, position), cache).chunk(2)
         if position - 1 <= last_guided:
             logits = guide(logits, uncond, torch.full((len(labels),), scale))
         tokens = logits.argmax(-1) if forced is None else forced[:, position]
@@ -232,9 +234,9 @@ class CountingGPT(GPT):
         super().__init__(config)
         self.rows: set[int] = set()
 
-    def step(self, ids: Tensor, position: int, cache: KVCache) -> Tensor:
-        self.rows.add(len(ids))
-        return super().step(ids, position, cache)
+    def step(self, rows: Rows, cache: KVCache) -> Tensor:
+        self.rows.add(len(rows.ids))
+        return super().step(rows, cache)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Protocol
 from torch import Tensor
 
 from masc_core.errors import EngineError
-from masc_core.generate import ImageSpec
+from masc_core.image_spec import ImageSpec
 
 TaskKey = tuple[str, int]
 

@@ -1,29 +1,61 @@
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
+from torch import Tensor
 
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KVCache
+from masc_core.models.rows import grouped
 
 CONFIG = GPTConfig(vocab_size=5, dim=16, n_layer=2, n_head=4, block_size=9)
 
 
-def test_returns_what_was_written() -> None:
-    cache = KVCache(CONFIG, 3, torch.bfloat16)
-    written = torch.randn(2, 2, 9, 3, 4, 4).bfloat16()  # layer, keys or values, T, R, H, D
-    for position in range(9):
+def plain_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """One head: (D,) over (T, D), in float64."""
+    scores = keys.double() @ query.double() / math.sqrt(len(query))
+    return (scores.softmax(0) @ values.double()).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_row_attends_to_its_own_past(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    cache = KVCache(CONFIG, 6, dtype)
+    slots, starts = [4, 5, 1, 2, 0], [0, 0, 2, 2, 5]  # rows join at different steps
+    past: list[list[tuple[Tensor, Tensor]]] = [[] for _ in slots]
+    for step in range(9):
+        here = [row for row, start in enumerate(starts) if start <= step]
+        groups = grouped([slots[row] for row in here], [step - starts[row] for row in here])
+        q, k, v = torch.randn(3, len(here), 4, 4).to(dtype)
+        for place, row in enumerate(here):
+            past[row].append((k[place], v[place]))
         for layer in range(2):
-            cache.write(layer, position, *written[layer, :, position])
-    for layer in range(2):
-        for length in (1, 5, 9):
-            keys, values = cache.read(layer, length)
-            assert keys.dtype == values.dtype == torch.bfloat16
-            assert torch.equal(keys, written[layer, 0, :length].permute(1, 2, 0, 3))
-            assert torch.equal(values, written[layer, 1, :length].permute(1, 2, 0, 3))
+            sign = 1 - 2 * layer  # the layers do not mix
+            cache.write(layer, groups, sign * k, v)
+            attended = cache.attend(layer, groups, q)
+            for place, row in enumerate(here):
+                keys, values = map(torch.stack, zip(*past[row], strict=True))  # (T, H, D)
+                for head in range(4):
+                    expected = plain_attention(
+                        q[place, head], sign * keys[:, head], values[:, head]
+                    )
+                    torch.testing.assert_close(attended[place, head].float(), expected)
 
 
-def test_room_is_for_every_position_of_every_row() -> None:
+def test_a_slot_may_be_taken_again() -> None:
+    cache = KVCache(CONFIG, 1)
+    cache.keys[0].fill_(math.nan)
+    cache.values[0].fill_(math.nan)
+    value = torch.randn(1, 4, 4)
+    groups = grouped([0], [0])
+    cache.write(0, groups, torch.randn(1, 4, 4), value)
+    torch.testing.assert_close(cache.attend(0, groups, torch.randn(1, 4, 4)), value)
+
+
+def test_room_is_for_every_position_of_every_slot() -> None:
     cache = KVCache(CONFIG, 3)
-    assert cache.num_rows == 3
+    assert cache.num_slots == 3
     assert [tuple(keys.shape) for keys in cache.keys] == [(3, 4, 9, 4)] * 2
     assert [tuple(values.shape) for values in cache.values] == [(3, 4, 9, 4)] * 2

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from masc_core.errors import NonFiniteError
-from masc_core.generate import ImageSpec, generate
+from masc_core.generate import generate
+from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
 from tests.tiny_bundle import GRID, tiny_parts
