@@ -15,7 +15,6 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,7 +22,8 @@ from masc_core.bundle import Bundle
 from masc_core.errors import CapacityError, ConfigError, MascError, RequestError
 from masc_core.image_spec import ImageSpec
 from masc_core.images import ImageFormat, Pixels, encode_image
-from worker.engine.engine import Engine, FailedImage, FinishedImage, ImageTask, TaskKey
+from worker.engine.engine import Engine
+from worker.engine.request import FailedImage, FinishedImage, ImageTask, PartialImage, TaskKey
 from worker.jobs.job import Job, JobFailure, Outcome, WorkerStatus
 from worker.jobs.queue import JobConsumer
 from worker.metrics import WorkerMetrics
@@ -190,10 +190,10 @@ class Consumer:
         if not self._in_engine:
             return
         self._concerned = {job_id for job_id, _ in self._in_engine}
-        outcomes = self._engine.step()
-        for outcome in outcomes:
-            del self._in_engine[outcome.task.key]
-        self._outcomes.extend(outcomes)
+        for outcome in self._engine.step():
+            if not isinstance(outcome, PartialImage):
+                del self._in_engine[outcome.task.key]
+                self._outcomes.append(outcome)
         self._metrics.rows_active.set(self._rows_active)
 
     def _render(self) -> None:
@@ -264,13 +264,12 @@ class Consumer:
         defaults = self._bundle.manifest.defaults
         spec = ImageSpec(class_id=0, cfg_scale=defaults.cfg_scale, seed=0)
         self._engine.add(ImageTask(WARM_UP, 0, spec))
-        outcomes: Sequence[FinishedImage | FailedImage] = ()
-        while not outcomes:
-            outcomes = self._engine.step()
-        (outcome,) = outcomes
-        if isinstance(outcome, FailedImage):
-            raise outcome.error
-        _encode(self._bundle.render(outcome.codes[None])[0], "png")
+        while True:
+            for outcome in self._engine.step():
+                if isinstance(outcome, FailedImage):
+                    raise outcome.error
+                _encode(self._bundle.render(outcome.codes[None])[0], "png")
+                return
 
     def _announce(self, *, ready: bool, detail: str = "") -> None:
         manifest = self._bundle.manifest

@@ -17,7 +17,7 @@ from masc_core.errors import (
 )
 from masc_core.image_spec import ImageSpec
 from masc_core.manifest import Manifest
-from worker.engine.engine import FinishedImage, ImageTask
+from worker.engine.request import FinishedImage, ImageTask
 from worker.jobs.job import (
     GenerationRequest,
     ImageOutput,

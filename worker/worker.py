@@ -15,7 +15,7 @@ from masc_core.bundle import load_bundle
 from masc_core.device import choose_dtype, resolve_device
 from masc_core.registry import Registry
 from worker.consumer import Consumer
-from worker.engine.plain import PlainEngine
+from worker.engine.engine import Engine
 from worker.jobs.queue import JobConsumer
 from worker.metrics import WorkerMetrics
 from worker.settings import WorkerSettings
@@ -47,6 +47,6 @@ def build_worker(
     bundle = load_bundle(models.path(name), device, choose_dtype(settings.dtype, device))
     logger.info("loaded %s %s onto %s", name, bundle.manifest.version, device)
     metrics = WorkerMetrics(metrics_registry)
-    engine = PlainEngine(bundle.model, bundle.decoder, settings.max_batch, metrics.step)
+    engine = Engine(bundle.model, bundle.decoder, settings.max_batch, metrics.step)
     worker_id = f"{socket.gethostname()}-{os.getpid()}"
     return Consumer(queue, engine, bundle, metrics, worker_id)

@@ -23,8 +23,9 @@ from masc_core.generate import generate
 from masc_core.images import ImageFormat, encode_image
 from tests.tiny_bundle import CLASS_NAMES, GRID, NUM_CLUSTERS, save_tiny_bundle
 from worker.consumer import Consumer
-from worker.engine.engine import FailedImage, FinishedImage, ImageTask
-from worker.engine.plain import PlainEngine
+from worker.engine.engine import Engine
+from worker.engine.request import ImageTask
+from worker.engine.request import Outcome as EngineOutcome
 from worker.jobs.job import (
     MAX_SEED,
     GenerationRequest,
@@ -69,15 +70,15 @@ def bundle(models: Path) -> Bundle:
     return load_bundle(models / "tiny" / "1")
 
 
-class RecordingEngine(PlainEngine):
-    """A plain engine that remembers the tasks of each step."""
+class RecordingEngine(Engine):
+    """An engine that remembers the tasks of each step."""
 
     batches: list[list[ImageTask]]
 
-    def step(self) -> Sequence[FinishedImage | FailedImage]:
+    def step(self) -> Sequence[EngineOutcome]:
         if not hasattr(self, "batches"):
             self.batches = []
-        self.batches.append(list(self._tasks.values()))
+        self.batches.append(self.tasks)
         return super().step()
 
 
@@ -85,7 +86,7 @@ def make_consumer(
     bundle: Bundle,
     queue: MemoryQueue,
     capacity: int = 64,
-    engine: type[PlainEngine] = PlainEngine,
+    engine: type[Engine] = Engine,
 ) -> Consumer:
     metrics = WorkerMetrics(CollectorRegistry())
     return Consumer(
@@ -121,7 +122,7 @@ def serve(
     bundle: Bundle,
     requests: Sequence[GenerationRequest],
     capacity: int = 64,
-    engine: type[PlainEngine] = PlainEngine,
+    engine: type[Engine] = Engine,
 ) -> list[Outcome]:
     """Outcomes of requests that all waited when the worker came."""
 
@@ -209,8 +210,9 @@ def test_a_job_larger_than_the_worker_is_run_in_parts(bundle: Bundle) -> None:
     assert [image.data for image in images(of_large)] == expected(bundle, large)
     assert images(of_small)[0].data == images(of_large)[0].data
     sizes = [sum(task.num_rows for task in batch) for batch in batches]
-    assert sizes == [2, 4, 4, 4]  # the warm-up image, then 2, 2, 1 and 1 images
-    assert {task.job_id for task in batches[3]} != {batches[3][0].job_id}
+    # The warm-up image, then 2, 2, 1 and 1 images.
+    assert sizes == [2] * GRID**2 + [4] * 3 * GRID**2
+    assert len({task.job_id for task in batches[-1]}) == 2
 
 
 def test_a_job_that_is_given_up_after_its_first_part_takes_no_more_steps(bundle: Bundle) -> None:
@@ -218,43 +220,37 @@ def test_a_job_that_is_given_up_after_its_first_part_takes_no_more_steps(bundle:
     consumer = make_consumer(bundle, queue, 4, RecordingEngine)
     engine = cast("RecordingEngine", consumer._engine)
     (given_up,) = asyncio.run(submit(queue, [replace(REQUEST, num_images=16)]))
-    consumer.turn()
-    assert len(engine.batches) == 1
-    assert len(consumer._backlog) == 14
+    for _ in range(GRID**2 + 1):
+        consumer.turn()
+    assert len(engine.batches) == GRID**2 + 1
+    assert len(consumer._backlog) == 12
     asyncio.run(queue.cancel(given_up))
     consumer.turn()
-    assert len(engine.batches) == 1
+    assert len(engine.batches) == GRID**2 + 1
+    assert engine.free_rows == 4
     assert consumer.is_idle
     assert not consumer._backlog
     assert asyncio.run(queue.stats()).drain_rate == 0.0  # no job was done
 
     asyncio.run(submit(queue, [REQUEST]))
-    consumer.turn()
-    assert [len(batch) for batch in engine.batches] == [2, 1]
+    for _ in range(GRID**2):
+        consumer.turn()
+    assert [len(batch) for batch in engine.batches[-(GRID**2) :]] == [1] * GRID**2
     assert consumer.is_idle
-
-
-class HalfwayEngine(RecordingEngine):
-    """Takes two steps for a batch, as an engine may that hands out images one by one."""
-
-    halfway = False
-
-    def step(self) -> Sequence[FinishedImage | FailedImage]:
-        self.halfway = not self.halfway
-        return () if self.halfway else super().step()
 
 
 def test_a_job_that_is_given_up_leaves_the_engine_to_the_others(bundle: Bundle) -> None:
     queue = MemoryQueue(max_jobs=10)
-    consumer = make_consumer(bundle, queue, 8, HalfwayEngine)
-    engine = cast("HalfwayEngine", consumer._engine)
+    consumer = make_consumer(bundle, queue, 8, RecordingEngine)
+    engine = cast("RecordingEngine", consumer._engine)
     ids = asyncio.run(submit(queue, [replace(REQUEST, num_images=2), REQUEST]))
     consumer.turn()
     assert engine.free_rows == 2
     asyncio.run(queue.cancel(ids[0]))
-    consumer.turn()
-    ((task,),) = engine.batches
-    assert task.job_id == ids[1]
+    for _ in range(GRID**2 - 1):
+        consumer.turn()
+    assert [len(batch) for batch in engine.batches] == [3] + [1] * (GRID**2 - 1)
+    assert engine.batches[1][0].job_id == ids[1]
     (outcome,) = asyncio.run(outcomes(queue, ids[1:]))
     assert [image.data for image in images(outcome)] == expected(bundle, REQUEST)
     counted = consumer._metrics.images.collect()
@@ -310,11 +306,11 @@ def test_an_image_that_cannot_be_encoded_fails_its_job_alone(bundle: Bundle) -> 
     assert [image.data for image in images(good)] == expected(bundle, REQUEST)
 
 
-class FaultyEngine(PlainEngine):
+class FaultyEngine(Engine):
     """Cannot run a batch that holds class 4, for a reason that nobody foresaw."""
 
-    def step(self) -> Sequence[FinishedImage | FailedImage]:
-        if any(task.spec.class_id == 4 for task in self._tasks.values()):
+    def step(self) -> Sequence[EngineOutcome]:
+        if any(task.spec.class_id == 4 for task in self.tasks):
             raise RuntimeError("out of memory")
         return super().step()
 
@@ -330,11 +326,11 @@ def test_an_unforeseen_error_fails_the_batch_and_the_worker_goes_on(bundle: Bund
 
 
 def test_a_stopped_worker_finishes_what_it_claimed_and_claims_nothing_new(bundle: Bundle) -> None:
-    class StoppingEngine(PlainEngine):
+    class StoppingEngine(Engine):
         """Stops its consumer in the middle of the first job."""
 
-        def step(self) -> Sequence[FinishedImage | FailedImage]:
-            if ("warm-up", 0) not in self._tasks:
+        def step(self) -> Sequence[EngineOutcome]:
+            if all(task.job_id != "warm-up" for task in self.tasks):
                 consumer.stop()
             return super().step()
 
@@ -360,7 +356,9 @@ def test_a_worker_is_ready_only_after_a_real_image(bundle: Bundle) -> None:
     (status,) = asyncio.run(queue.workers())
     assert (status.worker_id, status.ready) == ("w1", True)
     assert (status.model, status.version) == ("tiny", "1")
-    ((task,),) = cast("RecordingEngine", consumer._engine).batches
+    batches = cast("RecordingEngine", consumer._engine).batches
+    assert len(batches) == GRID**2
+    ((task,),) = batches[:1]
     assert task.spec.cfg_scale == bundle.manifest.defaults.cfg_scale
 
 

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from masc_core.bundle import Bundle, load_bundle
 from tests.tiny_bundle import GRID, save_tiny_bundle
 from worker.consumer import Consumer
-from worker.engine.plain import PlainEngine
+from worker.engine.engine import Engine
 from worker.jobs.job import GenerationRequest, ImageOutput, Job, JobResult
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.stages import stage_histogram
@@ -39,7 +39,7 @@ def serve(bundle: Bundle, registry: CollectorRegistry) -> list[JobResult]:
         for job in jobs:
             await queue.submit(job)
         metrics = WorkerMetrics(registry)
-        engine = PlainEngine(bundle.model, bundle.decoder, 8, metrics.step)
+        engine = Engine(bundle.model, bundle.decoder, 8, metrics.step)
         consumer = Consumer(queue, engine, bundle, metrics, "w")
         thread = threading.Thread(target=consumer.run)
         thread.start()

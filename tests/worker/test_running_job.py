@@ -10,7 +10,7 @@ import torch
 from masc_core.errors import NoWorkerError
 from masc_core.manifest import Manifest
 from tests.masc_core.test_manifest import manifest as make_manifest
-from worker.engine.engine import FinishedImage
+from worker.engine.request import FinishedImage
 from worker.jobs.job import MAX_SEED, GenerationRequest, Job
 from worker.running_job import RunningJob, check_request
 

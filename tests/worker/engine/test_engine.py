@@ -1,0 +1,318 @@
+"""The engine against the plain loop on each image alone."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import resource
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from masc_core.errors import InvalidFieldError, NonFiniteError, UnknownClassError
+from masc_core.generate import Generated, generate
+from masc_core.image_spec import ImageSpec
+from masc_core.in_cluster import InClusterDecoder
+from masc_core.models.gpt import GPT
+from tests.tiny_bundle import GRID, tiny_parts
+from worker.engine.engine import Engine
+from worker.engine.request import (
+    FailedImage,
+    FinishedImage,
+    ImageTask,
+    Outcome,
+    PartialImage,
+    TaskKey,
+)
+
+Models = tuple[GPT, InClusterDecoder]
+
+LENGTH = GRID**2
+SPECS = [
+    ImageSpec(class_id=0, cfg_scale=2.0, seed=1),
+    ImageSpec(class_id=1, cfg_scale=1.0, seed=2),
+    ImageSpec(class_id=2, cfg_scale=7.5, seed=2**63 - 1, temperature=0.7, top_k=3),
+    ImageSpec(class_id=3, cfg_scale=1.0, seed=0, top_p=0.5, decoding="frequency"),
+    ImageSpec(class_id=4, cfg_scale=1.5, seed=1),
+]
+TASKS = [ImageTask("job", i, spec) for i, spec in enumerate(SPECS)]
+
+
+@pytest.fixture
+def models() -> Models:
+    parts = tiny_parts()
+    return parts.model.eval(), InClusterDecoder(parts.prior, parts.counts)
+
+
+class Alone:
+    """What images become alone, remembered."""
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+        self.made: dict[ImageSpec, Generated] = {}
+
+    def check(self, image: Outcome) -> None:
+        assert isinstance(image, FinishedImage), image
+        spec = image.task.spec
+        if spec not in self.made:
+            self.made[spec] = generate(*self.models, [spec])
+        assert torch.equal(image.codes, self.made[spec].codes[0])
+        assert torch.equal(image.entropies, self.made[spec].entropies[0])
+
+
+def run(engine: Engine, tasks: Sequence[ImageTask] = ()) -> dict[TaskKey, Outcome]:
+    """Outcomes of the tasks, and of what was in the engine before."""
+    for task in tasks:
+        engine.add(task)
+    outcomes: dict[TaskKey, Outcome] = {}
+    while engine.tasks:
+        outcomes |= {outcome.task.key: outcome for outcome in engine.step()}
+    return outcomes
+
+
+def test_a_batch_gives_each_image_what_it_gets_alone(models: Models) -> None:
+    alone = Alone(models)
+    outcomes = run(Engine(*models, capacity_rows=16), TASKS)
+    assert list(outcomes) == [task.key for task in TASKS]
+    for outcome in outcomes.values():
+        alone.check(outcome)
+        assert isinstance(outcome, FinishedImage)
+        assert outcome.prefill_seconds > 0
+        assert outcome.decode_seconds > outcome.code_seconds > 0
+    assert len({tuple(made.codes[0].tolist()) for made in alone.made.values()}) == len(SPECS)
+
+
+def some_specs(rng: random.Random) -> list[ImageSpec]:
+    """Few enough that every one is met in many schedules."""
+    return [
+        ImageSpec(
+            class_id=rng.randrange(5),
+            cfg_scale=rng.choice([1.0, 1.0, 1.5, 4.0]),
+            seed=rng.randrange(2**63),
+            temperature=rng.choice([1.0, 0.8, 1.3]),
+            top_k=rng.choice([0, 0, 3]),
+            top_p=rng.choice([1.0, 1.0, 0.7]),
+            decoding=rng.choice(["uniform", "frequency"]),
+        )
+        for _ in range(24)
+    ]
+
+
+def follow(engine: Engine, specs: Sequence[ImageSpec], rng: random.Random) -> list[Outcome]:
+    """A random schedule: arrivals in bursts and one by one, cancellations, until all is done."""
+    burst, patience = rng.choice([0.1, 0.5, 1.0]), rng.choice([0.0, 0.02])
+    waiting = [ImageTask("job", i, rng.choice(specs)) for i in range(rng.randint(1, 40))]
+    added: dict[TaskKey, ImageTask] = {}
+    outcomes: list[Outcome] = []
+    cancelled: set[TaskKey] = set()
+    while waiting or engine.tasks:
+        while waiting and waiting[0].num_rows <= engine.free_rows and rng.random() < burst:
+            task = waiting.pop(0)
+            engine.add(task)
+            added[task.key] = task
+        here = engine.tasks
+        if here and rng.random() < patience:
+            before, victim = engine.free_rows, rng.choice(here)
+            engine.cancel(victim.key)
+            assert engine.free_rows == before + victim.num_rows
+            cancelled.add(victim.key)
+        outcomes += engine.step()
+    assert {outcome.task.key for outcome in outcomes} == set(added) - cancelled
+    assert len(outcomes) == len(added) - len(cancelled)
+    assert engine.free_rows == engine.capacity_rows
+    return outcomes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_random_schedules_give_every_image_what_it_gets_alone(
+    models: Models, dtype: torch.dtype, num_threads: int
+) -> None:
+    rng = random.Random(f"{dtype} {num_threads}")
+    alone, specs = Alone((models[0].to(dtype), models[1])), some_specs(rng)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        for _ in range(60):
+            engine = Engine(*models, capacity_rows=rng.choice([2, 3, 5, 8, 16, 33, 64]))
+            for outcome in follow(engine, specs, rng):
+                alone.check(outcome)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_rows_are_counted(models: Models) -> None:
+    engine = Engine(*models, capacity_rows=5)
+    assert (engine.capacity_rows, engine.free_rows) == (5, 5)
+    engine.add(TASKS[0])
+    engine.add(TASKS[1])
+    assert engine.free_rows == 2
+    with pytest.raises(ValueError, match="here already"):
+        engine.add(TASKS[1])
+    engine.step()
+    with pytest.raises(ValueError, match="here already"):
+        engine.add(TASKS[1])
+    engine.add(TASKS[2])
+    with pytest.raises(ValueError, match="1 rows do not fit, 0 are free"):
+        engine.add(TASKS[3])
+    assert set(run(engine)) == {task.key for task in TASKS[:3]}
+    assert engine.free_rows == 5
+
+
+def test_a_task_that_the_model_cannot_do_is_refused_at_once(models: Models) -> None:
+    engine = Engine(*models, capacity_rows=16)
+    with pytest.raises(UnknownClassError):
+        engine.add(replace(TASKS[0], spec=replace(SPECS[0], class_id=99)))
+    with pytest.raises(InvalidFieldError, match="decoding"):
+        engine.add(replace(TASKS[0], spec=replace(SPECS[0], decoding="refine")))
+    for row in (0, GRID):
+        with pytest.raises(ValueError, match="preview"):
+            engine.add(replace(TASKS[0], preview_rows=(row,)))
+    assert engine.free_rows == 16
+    assert engine.step() == ()
+
+
+def test_images_join_and_leave_one_by_one(models: Models) -> None:
+    alone, engine = Alone(models), Engine(*models, capacity_rows=16)
+    left: list[tuple[int, int]] = []
+    for step in range(2 * LENGTH):
+        if step % 3 == 0 and step < 3 * len(TASKS):
+            engine.add(TASKS[step // 3])
+        for outcome in engine.step():
+            alone.check(outcome)
+            left.append((step, outcome.task.index))
+    assert left == [(3 * i + LENGTH - 1, i) for i in range(len(TASKS))]
+
+
+def test_a_cancelled_task_is_not_run(models: Models) -> None:
+    alone, engine = Alone(models), Engine(*models, capacity_rows=16)
+    engine.add(TASKS[0])
+    engine.cancel(TASKS[0].key)
+    engine.cancel(("unknown", 0))
+    assert engine.free_rows == 16
+    for task in TASKS[:3]:
+        engine.add(task)
+    engine.step()
+    engine.cancel(TASKS[1].key)
+    engine.cancel(TASKS[1].key)
+    assert engine.free_rows == 12
+    engine.add(TASKS[3])  # takes the slot that is free
+    engine.add(TASKS[1])  # comes back from the start
+    outcomes = run(engine)
+    assert set(outcomes) == {("job", i) for i in range(4)}
+    for outcome in outcomes.values():
+        alone.check(outcome)
+
+
+def test_previews_are_what_is_drawn_so_far(models: Models) -> None:
+    engine = Engine(*models, capacity_rows=16)
+    engine.add(replace(TASKS[0], preview_rows=(1, GRID - 1)))
+    engine.add(TASKS[1])
+    outcomes = [(step, outcome) for step in range(1, LENGTH + 1) for outcome in engine.step()]
+    *partial, finished, _ = [outcome for _, outcome in outcomes]
+    assert isinstance(finished, FinishedImage)
+    for preview, rows in zip(partial, (1, GRID - 1), strict=True):
+        assert isinstance(preview, PartialImage)
+        assert preview.rows == rows
+        assert torch.equal(preview.codes, finished.codes[: rows * GRID])
+    assert [step for step, _ in outcomes] == [GRID, LENGTH - GRID, LENGTH, LENGTH]
+
+
+def test_every_position_is_observed(models: Models) -> None:
+    steps: list[tuple[int, float]] = []
+    run(Engine(*models, 16, lambda rows, seconds: steps.append((rows, seconds))), TASKS)
+    assert [rows for rows, _ in steps] == [8] * LENGTH
+    assert all(seconds > 0 for _, seconds in steps)
+
+
+def test_an_image_that_is_not_finite_fails_alone(models: Models) -> None:
+    with torch.no_grad():
+        models[0].cls_embedding.embedding_table.weight[3] = math.nan
+    alone, engine = Alone(models), Engine(*models, 16)
+    for task in TASKS:
+        engine.add(task)
+    (bad,) = engine.step()
+    assert isinstance(bad, FailedImage)
+    assert bad.task is TASKS[3]
+    assert isinstance(bad.error, NonFiniteError)
+    assert engine.free_rows == 9
+    outcomes = run(engine)
+    assert len(outcomes) == 4
+    for outcome in outcomes.values():
+        alone.check(outcome)
+
+
+def test_images_that_fail_later_and_one_by_one_leave_the_others_alone(models: Models) -> None:
+    specs = [replace(SPECS[0], seed=seed) for seed in range(12)]
+    drawn = [set(generate(*models, [spec]).clusters[0, :-1].tolist()) for spec in specs]
+    poison = next(
+        cluster for cluster in range(16) if 3 <= sum(cluster in seen for seen in drawn) <= 9
+    )
+    with torch.no_grad():
+        models[0].tok_embeddings.weight[poison] = math.inf
+    alone, engine = Alone(models), Engine(*models, 64)
+    outcomes = run(engine, [ImageTask("job", i, spec) for i, spec in enumerate(specs)])
+    assert len(outcomes) == 12
+    for i, seen in enumerate(drawn):
+        if poison in seen:
+            assert isinstance(outcomes["job", i], FailedImage)
+        else:
+            alone.check(outcomes["job", i])
+    assert engine.free_rows == 64
+
+
+def test_after_an_exception_the_images_go_on_where_they_were(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    alone, engine = Alone(models), Engine(*models, 16)
+    engine.add(TASKS[0])
+    engine.add(TASKS[1])
+    engine.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(models[0].layers[-1], "step", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.step()
+    assert engine.free_rows == 13
+    engine.cancel(TASKS[0].key)
+    ((key, outcome),) = run(engine).items()
+    assert key == TASKS[1].key
+    alone.check(outcome)
+
+
+def test_a_model_in_training_is_refused(models: Models) -> None:
+    with pytest.raises(ValueError, match="training mode"):
+        Engine(models[0].train(), models[1], 16)
+
+
+@pytest.mark.slow
+def test_twenty_thousand_requests_leave_nothing_behind(models: Models) -> None:
+    rng = random.Random(0)
+    alone, engine = Alone(models), Engine(*models, capacity_rows=64)
+    specs = some_specs(rng)
+    num_done, memory = 0, 0
+    for index in range(20_000):
+        task = ImageTask("job", index, rng.choice(specs))
+        while task.num_rows > engine.free_rows:
+            for outcome in engine.step():
+                alone.check(outcome)
+                num_done += 1
+        engine.add(task)
+        if rng.random() < 0.3:  # another request comes before the next step, or does not
+            continue
+        victims = engine.tasks if rng.random() < 0.05 else []
+        if victims:
+            engine.cancel(rng.choice(victims).key)
+            num_done += 1
+        if index == 5_000:
+            gc.collect()
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    num_done += len(run(engine))
+    assert num_done == 20_000
+    assert engine.free_rows == 64
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 8 << 10  # KiB
