@@ -25,6 +25,7 @@ from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
 from masc_core.models.kv_cache import KVCache
 from masc_core.models.rows import Group, Rows, grouped
+from masc_core.noise import Noise
 from masc_core.sampling import draw, entropy_bits, filter_logits, guide, heat
 
 # On the CPU a float32 matrix product of a row has the same bits for every number of rows that is a
@@ -86,6 +87,7 @@ class ImageBatch:
         self._num_slots = num_slots
         padded = num_slots + self._multiple - 1
         self._cache = KVCache(model.config, padded, weight.dtype, weight.device)
+        self._noise = Noise(model.config.vocab_size)
         self._images = self._columns(())
         self._specs: list[ImageSpec] = []
         self._slots: list[tuple[int, int]] = []
@@ -138,11 +140,13 @@ class ImageBatch:
         finite = logits.isfinite().all(1)
         entropies = entropy_bits(logits)
         filtered = filter_logits(heat(logits, images.temperatures), self._top_k, self._top_p)
-        clusters = draw(filtered, images.seeds, images.positions)
+        noise, bits = self._noise.of(images.seeds, images.positions)
+        clusters = draw(filtered, noise)
         predicted = time.perf_counter()
-        codes = self._decoder.decode(clusters, images.seeds, images.positions, images.decodings)
+        codes = self._decoder.pick(clusters, bits, images.decodings)
         seconds = time.perf_counter() - predicted
         self._images = images._replace(tokens=clusters, positions=images.positions + 1)
+        self._noise.advance()
         self._age += 1
         return Drawn(images.positions, clusters, codes, entropies, finite, seconds)
 
@@ -165,6 +169,7 @@ class ImageBatch:
 
     def _arrange(self) -> None:
         """Rows are those of all images, then one for each null class, then padding."""
+        self._noise.forget()
         guided = [i for i, (_, null) in enumerate(self._slots) if null != NO_SLOT]
         slots = [slot for slot, _ in self._slots] + [self._slots[i][1] for i in guided]
         ages = self._ages + [self._ages[i] for i in guided]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from masc_core.errors import InvalidFieldError
-from masc_core.philox import CODE, random_bits
+from masc_core.philox import code_bits
 from masc_core.prior import ClusterMap, IntArray
 
 UNIFORM = 0
@@ -95,7 +95,10 @@ class InClusterDecoder:
         -------
         int64 (B,), codes in 0..V-1
         """
-        bits = random_bits(seeds, position, 1, CODE).squeeze(1)
+        return self.pick(clusters, code_bits(seeds, position), decodings)
+
+    def pick(self, clusters: Tensor, bits: Tensor, decodings: Tensor) -> Tensor:
+        """Draw one code a row, as `decode` does, from the rows' `code_bits`, int64 (B,)."""
         uniform = self._offsets[clusters] + (bits * self._sizes[clusters] >> 32)
         totals = self._totals[clusters]
         targets = self._bases[clusters] + (bits * totals >> 32)

@@ -86,6 +86,16 @@ def gumbel(seeds: Tensor, position: int | Tensor, num: int) -> Tensor:
     return uniform.log().neg().log().neg().float()
 
 
+def code_bits(seeds: Tensor, position: int | Tensor) -> Tensor:
+    """One word of the stream ``CODE`` an image; ``seeds`` and ``position`` as for `random_bits`.
+
+    Returns
+    -------
+    int64 (B,), values in [0, 2^32)
+    """
+    return random_bits(seeds, position, 1, CODE).squeeze(1)
+
+
 def _multiply(factor: int, words: Tensor) -> tuple[Tensor, Tensor]:
     """High and low 32 bits of 64-bit products.
 

@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masc_core.philox import gumbel
-
 # Below it a temperature would overflow the logits; at it the draw is the argmax.
 MIN_TEMPERATURE = 1e-5
 
@@ -99,17 +97,16 @@ def filter_logits(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) ->
     return logits
 
 
-def draw(logits: Tensor, seeds: Tensor, position: int | Tensor) -> Tensor:
+def draw(logits: Tensor, noise: Tensor) -> Tensor:
     """Sample one token a row from the softmax.
 
     Parameters
     ----------
     logits : float32 (B, K), heated and filtered
-    seeds : int64 (B,), the images' seeds
-    position : place in the image, one for all rows or int64 (B,)
+    noise : float32 (B, K), of `masc_core.philox.gumbel` for the images' seeds and positions
 
     Returns
     -------
     int64 (B,)
     """
-    return (logits + gumbel(seeds, position, logits.shape[-1])).argmax(-1)
+    return (logits + noise).argmax(-1)

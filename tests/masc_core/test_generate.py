@@ -18,6 +18,7 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KVCache
 from masc_core.models.rows import Rows
+from masc_core.philox import gumbel
 from masc_core.prior import ClusterMap
 from masc_core.sampling import draw, entropy_bits, filter_logits, guide, heat
 from tests.golden_files import assert_close, load_golden
@@ -166,7 +167,7 @@ def test_is_the_slow_definition() -> None:
             entropies.append(entropy_bits(logits))
             heated = heat(logits, torch.tensor([spec.temperature]))
             kept = filter_logits(heated, torch.tensor([spec.top_k]), torch.tensor([spec.top_p]))
-            token = draw(kept, seed, position)
+            token = draw(kept, gumbel(seed, position, kept.shape[1]))
             codes.append(decoder.decode(token, seed, position, decoder.modes([spec.decoding])))
             clusters = torch.cat([clusters, token[:, None]], dim=1)
         assert torch.equal(made.clusters[i], clusters[0])

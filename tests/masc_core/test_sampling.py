@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from masc_core.philox import gumbel
 from masc_core.sampling import draw, entropy_bits, filter_logits, guide, heat
 from tests.golden_files import assert_close, load_golden
 
@@ -132,7 +133,7 @@ def test_draws_follow_the_softmax() -> None:
         (torch.arange(num), torch.full((num,), 5)),
         (torch.full((num,), 2**40 + 1), torch.arange(num)),
     ):
-        drawn = np.bincount(draw(rows, seeds, positions).numpy(), minlength=6)
+        drawn = np.bincount(draw(rows, gumbel(seeds, positions, 6)).numpy(), minlength=6)
         assert drawn[2] == 0
         possible = expected > 0
         assert stats.chisquare(drawn[possible], expected[possible] * num).pvalue > 1e-3
@@ -141,16 +142,16 @@ def test_draws_follow_the_softmax() -> None:
 def test_draw_belongs_to_seed_and_position() -> None:
     logits = random_logits(1, 50).expand(64, -1)
     seeds = torch.arange(64)
-    drawn = draw(logits, seeds, 2)
+    drawn = draw(logits, gumbel(seeds, 2, 50))
     assert drawn.dtype == torch.int64
-    assert torch.equal(draw(logits, seeds.flip(0), 2).flip(0), drawn)
-    assert torch.equal(draw(logits[:1], seeds[7:8], 2), drawn[7:8])
-    assert torch.equal(draw(logits, seeds, torch.full((64,), 2)), drawn)
-    assert not torch.equal(draw(logits, seeds, 3), drawn)
+    assert torch.equal(draw(logits, gumbel(seeds.flip(0), 2, 50)).flip(0), drawn)
+    assert torch.equal(draw(logits[:1], gumbel(seeds[7:8], 2, 50)), drawn[7:8])
+    assert torch.equal(draw(logits, gumbel(seeds, torch.full((64,), 2), 50)), drawn)
+    assert not torch.equal(draw(logits, gumbel(seeds, 3, 50)), drawn)
 
 
 def test_no_temperature_takes_the_most_probable() -> None:
     logits = random_logits(50, 300)
     cold = heat(logits, torch.zeros(50))
     assert cold.isfinite().all()
-    assert torch.equal(draw(cold, torch.arange(50), 0), logits.argmax(-1))
+    assert torch.equal(draw(cold, gumbel(torch.arange(50), 0, 300)), logits.argmax(-1))

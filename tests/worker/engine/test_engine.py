@@ -264,8 +264,9 @@ def test_images_that_fail_later_and_one_by_one_leave_the_others_alone(models: Mo
     assert engine.free_rows == 64
 
 
+@pytest.mark.parametrize("where", ["model", "decoder"])
 def test_after_an_exception_the_images_go_on_where_they_were(
-    models: Models, monkeypatch: pytest.MonkeyPatch
+    models: Models, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
@@ -275,7 +276,10 @@ def test_after_an_exception_the_images_go_on_where_they_were(
     engine.add(TASKS[1])
     engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr(models[0].layers[-1], "step", fail)
+        if where == "model":
+            patch.setattr(models[0].layers[-1], "step", fail)
+        else:
+            patch.setattr(models[1], "pick", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             engine.step()
     assert engine.free_rows == 13
@@ -303,15 +307,13 @@ def test_twenty_thousand_requests_leave_nothing_behind(models: Models) -> None:
                 alone.check(outcome)
                 num_done += 1
         engine.add(task)
-        if rng.random() < 0.3:  # another request comes before the next step, or does not
-            continue
+        if index == 5_000:
+            gc.collect()
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         victims = engine.tasks if rng.random() < 0.05 else []
         if victims:
             engine.cancel(rng.choice(victims).key)
             num_done += 1
-        if index == 5_000:
-            gc.collect()
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     num_done += len(run(engine))
     assert num_done == 20_000
     assert engine.free_rows == 64
