@@ -9,4 +9,6 @@ out=${1:-benchmarks/results}
 python=${PYTHON:-python}
 "$python" -m pytest -m gpu
 "$python" benchmarks/tree.py --full --device cuda --out "$out"
+"$python" benchmarks/engine.py --device cuda --sizes B,L,XL --batches 1,8,32,64,128,256 \
+    --arrivals 0.7 --out "$out"
 "$python" benchmarks/generate.py --device cuda

@@ -110,11 +110,12 @@ class Bundle:
 
         Parameters
         ----------
-        codes : int64 (B, L) in [0, V), raster order
+        codes : int64 (B, L) in [0, V), raster order; or whole rows of the grid, as many of each
+            image, for a preview: the upper part, nearly as it will be in the whole image
 
         Returns
         -------
-        uint8 (B, H, W, 3)
+        uint8 (B, H, W, 3), or less high where rows are missing
 
         Raises
         ------
@@ -126,7 +127,7 @@ class Bundle:
         return torch.cat(pixels).cpu().numpy()
 
     def _render(self, codes: Tensor) -> Tensor:
-        images = self.tokenizer.decode_codes(codes)
+        images = self.tokenizer.decode_codes(codes, self.manifest.grid)
         if not images.isfinite().all():
             raise NonFiniteError("the VQ decoder produced a NaN or an infinity")
         return to_uint8(images)

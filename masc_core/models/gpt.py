@@ -22,6 +22,8 @@ from masc_core.models.kv_cache import KVCache
 from masc_core.models.rope import apply_rope, rope_2d, rotation
 from masc_core.models.rows import Group, Rows
 
+SILU_AT_ONCE = 32768  # numbers that torch leaves to one thread
+
 
 class GPT(nn.Module):
     """The model. Weights start as N(0, 0.02), the output head as zeros."""
@@ -235,11 +237,12 @@ class FeedForward(nn.Module):
 
 def _silu_one(x: Tensor) -> Tensor:
     """SiLU of (R, ffn)."""
-    if x.device.type != "cpu":
+    at_once = SILU_AT_ONCE // x.shape[1]
+    if x.device.type != "cpu" or len(x) <= at_once:
         return F.silu(x)
-    # A row must have the same bits whatever the other rows are, but the last numbers of a thread's
-    # share take another exponential, an ulp away; float64 hides it.
-    return F.silu(x.double()).to(x.dtype)
+    # A row must have the same bits whatever the other rows are, but where threads share the work,
+    # the last numbers of a share take another exponential, an ulp away.
+    return torch.cat([F.silu(part) for part in torch.split(x, max(1, at_once))])
 
 
 def _init(module: nn.Module) -> None:

@@ -105,10 +105,10 @@ class VQModel(nn.Module):
         images: Tensor = self.decoder(self.post_quant_conv(quant))
         return images
 
-    def decode_codes(self, codes: Tensor) -> Tensor:
-        """Images of square grids of codes (B, h*w) int64 in raster order."""
-        side = round(codes.shape[1] ** 0.5)
-        return self.decode(self.quantize.lookup(codes.view(-1, side, side)))
+    def decode_codes(self, codes: Tensor, width: int | None = None) -> Tensor:
+        """Images of grids of codes (B, h*w) int64 in raster order; by default they are square."""
+        width = width or round(codes.shape[1] ** 0.5)
+        return self.decode(self.quantize.lookup(codes.view(len(codes), -1, width)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstruction (B, 3, H, W) and what the quantizer made on the way."""

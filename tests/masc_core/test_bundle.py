@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from masc_core.bundle import Bundle, BundleParts, load_bundle, save_bundle
 from masc_core.errors import ArtifactError, ConfigError, NonFiniteError
 from masc_core.files import sha256_file
+from masc_core.generate import generate
+from masc_core.image_spec import ImageSpec
 from masc_core.manifest import (
     COUNTS_FILE,
     MANIFEST_FILE,
@@ -162,6 +164,28 @@ def test_rendered_bytes_do_not_depend_on_the_batch(folder: Path) -> None:
     alone = [bundle.render(row[None])[0] for row in codes]
     for size in (2, 16, 17):
         assert np.array_equal(bundle.render(codes[:size]), np.stack(alone[:size]))
+
+
+@pytest.mark.parametrize("rows", [1, GRID - 1])
+def test_rows_that_are_drawn_are_rendered_before_the_rest(folder: Path, rows: int) -> None:
+    bundle = load_bundle(folder)
+    pixels = bundle.render(random_codes(3)[:, : rows * GRID])
+    assert pixels.shape == (3, rows * IMAGE_SIZE // GRID, IMAGE_SIZE, 3)
+
+
+def test_a_preview_is_nearly_the_upper_part_of_the_shipped_models_image() -> None:
+    bundle = load_bundle(Path(__file__).parents[2] / "models" / "cifar10" / "1")
+    defaults = dict(bundle.manifest.defaults)
+    specs = [ImageSpec(class_id=i, seed=i, **defaults) for i in range(10)]
+    codes = generate(bundle.model, bundle.decoder, specs).codes
+    whole = bundle.render(codes).astype(float)
+    errors = []
+    for rows in (2, 4, 6):
+        part = bundle.render(codes[:, : rows * bundle.manifest.grid]).astype(float)
+        errors.append(float(np.mean((part - whole[:, : part.shape[1]]) ** 2)))
+    tokenizers_own = 255**2 / 10**2.54  # mean squared error at the PSNR of its manifest
+    assert errors[0] > errors[1] > errors[2] > 0
+    assert errors[1] < 2 * tokenizers_own
 
 
 def test_a_rendered_infinity_is_an_error(folder: Path) -> None:

@@ -22,7 +22,6 @@ def test_what_is_not_there_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "device", "expected"),
     [
-        ("auto", "cpu", torch.float32),
         ("auto", "cuda", torch.bfloat16),
         ("bfloat16", "cpu", torch.bfloat16),
         ("float32", "cuda", torch.float32),
@@ -30,3 +29,19 @@ def test_what_is_not_there_is_refused(name: str) -> None:
 )
 def test_dtype(name: str, device: str, expected: torch.dtype) -> None:
     assert choose_dtype(name, torch.device(device)) == expected
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({}, torch.float32),
+        ({"avx512_bf16": False, "avx512_f": True}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+    ],
+)
+def test_processors_with_bfloat16_use_it(
+    capabilities: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert choose_dtype("auto", torch.device("cpu")) == expected

@@ -117,16 +117,22 @@ def test_steps_in_bfloat16_stay_near() -> None:
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize(
+    ("dtype", "sizes"),
+    [(torch.float32, (4, 12, 40, 44)), (torch.bfloat16, (1, 2, 3, 5, 12, 17, 40, 47))],
+)
 @pytest.mark.usefixtures("threads")
-def test_bits_of_a_row_do_not_depend_on_the_other_rows(num_threads: int) -> None:
+def test_bits_of_a_row_do_not_depend_on_the_other_rows(
+    num_threads: int, dtype: torch.dtype, sizes: tuple[int, ...]
+) -> None:
     config = GPTConfig(64, dim=768, n_layer=1, n_head=12, num_classes=9, block_size=16)
     torch.manual_seed(0)
-    model = GPT(config).eval()
+    model = GPT(config).to(dtype).eval()
     torch.nn.init.normal_(model.output.weight)
     labels, tokens = torch.randint(9, (48,)), torch.randint(64, (48, 15))
     torch.set_num_threads(num_threads)
     together = steps(model, labels, tokens, KVCache(config, 48))
-    for num_rows in (4, 12, 40, 44):
+    for num_rows in sizes:
         rows = torch.randperm(48)[:num_rows]
         alone = steps(model, labels[rows], tokens[rows], KVCache(config, num_rows))
         assert torch.equal(alone, together[rows])

@@ -1,0 +1,359 @@
+"""Time the engine beside the plain loop, and hold both against what the machine could do.
+
+::
+
+    python benchmarks/engine.py                                 # GPT-B, batches 1 and 8
+    python benchmarks/engine.py --sizes B,L,XL --batches 1,8,32,64,128,256 --device cuda
+    python benchmarks/engine.py --llamagen ../LlamaGen          # beside upstream's own sampler
+    python benchmarks/engine.py --arrivals 0.7 --out benchmarks/results
+
+Weights are random, K = 8,192, 256 positions, CFG 2: an image is two rows. Milliseconds a step are
+medians over all steps of an image. The roofline of a step is the longer of two times: to read the
+weights and the keys and values once at the measured bandwidth, and to compute at the measured rate.
+``overhead`` is the share of a step that the engine spends outside `ImageBatch`, ``rendered`` the
+images a second with VQ decoding, ``preview`` what decoding the upper half of every image would cost
+on top. Arrivals are Poisson, at the given share of the best throughput.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from masc_core.device import choose_dtype, resolve_device
+from masc_core.generate import generate
+from masc_core.image_batch import ImageBatch
+from masc_core.image_spec import ImageSpec
+from masc_core.in_cluster import InClusterDecoder
+from masc_core.models.gpt import GPT
+from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.vq import VQConfig, VQModel, to_uint8
+from masc_core.prior import ClusterMap
+from worker.engine.engine import Engine
+from worker.engine.request import FinishedImage, ImageTask
+
+NUM_CLUSTERS = 8192
+CFG_SCALE = 2.0
+MIB = 1 << 20
+HEAD = """
+| model | batch | ms a step | plain loop | LlamaGen | roofline | of it | overhead | s an image \
+| images/s | rendered | preview | MiB |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|"""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the device does at best, measured here."""
+
+    bytes_per_second: float
+    flops_per_second: float
+
+    def step_seconds(self, config: GPTConfig, rows: int, dtype: torch.dtype) -> float:
+        """Least time of a step in the middle of an image."""
+        item = torch.finfo(dtype).bits // 8
+        cache_item = item if dtype != torch.bfloat16 or torch.cuda.is_available() else 4
+        weights = config.num_parameters - (NUM_CLUSTERS + config.num_class_rows) * config.dim
+        cached = rows * config.n_layer * config.block_size * config.dim  # half of keys and values
+        read = (weights * item + cached * cache_item) / self.bytes_per_second
+        return max(read, 2 * (weights * rows + cached) / self.flops_per_second)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table; milliseconds, images a second, MiB."""
+
+    size: str
+    batch: int
+    step_ms: float
+    plain_ms: float
+    llamagen_ms: float | None
+    roofline_ms: float
+    overhead: float
+    image_seconds: float
+    images_per_second: float
+    rendered_per_second: float
+    preview_share: float
+    memory: float
+
+
+def main() -> None:
+    """Print the table, and write it where asked."""
+    options = parse()
+    device = resolve_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
+    machine = measure_machine(device, dtype)
+    table = [
+        (
+            f"{device}, {torch.get_num_threads()} threads, {processor(device)}, "
+            f"{str(dtype).removeprefix('torch.')}, torch {torch.__version__}; measured "
+            f"{machine.bytes_per_second / 1e9:.1f} GB/s, "
+            f"{machine.flops_per_second / 1e9:.0f} GFLOP/s"
+        ),
+        HEAD,
+    ]
+    print("\n".join(table), flush=True)
+    rows: list[Row] = []
+    for size in options.sizes.split(","):
+        bench = Bench(size, device, dtype, options.llamagen)
+        for batch in map(int, options.batches.split(",")):
+            rows.append(bench.measure(batch, machine))
+            table.append(line(rows[-1]))
+            print(table[-1], flush=True)
+        if options.arrivals:
+            best = max((row for row in rows if row.size == size), key=lambda r: r.images_per_second)
+            table += ["", bench.arrivals(best, options.arrivals)]
+            print("\n".join(table[-2:]), flush=True)
+    if options.out:
+        stem = options.out / f"engine-{device.type}"
+        stem.with_suffix(".md").write_text("\n".join(table) + "\n", "utf-8")
+        figures = {"machine": asdict(machine), "rows": [asdict(row) for row in rows]}
+        stem.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+
+
+def parse() -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(description="time the engine")
+    parser.add_argument("--sizes", default="B")
+    parser.add_argument("--batches", default="1,8")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--arrivals", type=float, default=0.0, help="share of the best throughput")
+    parser.add_argument("--llamagen", type=Path, help="a checkout of LlamaGen, to run beside")
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def line(row: Row) -> str:
+    """A row of the table, in Markdown."""
+    upstream = "-" if row.llamagen_ms is None else f"{row.llamagen_ms:.1f}"
+    return (
+        f"| GPT-{row.size} | {row.batch} | {row.step_ms:.1f} | {row.plain_ms:.1f} | {upstream} "
+        f"| {row.roofline_ms:.1f} | {row.step_ms / row.roofline_ms:.1f}x | {row.overhead:.1%} "
+        f"| {row.image_seconds:.2f} | {row.images_per_second:.2f} | {row.rendered_per_second:.2f} "
+        f"| {row.preview_share:.1%} | {row.memory:.0f} |"
+    )
+
+
+class Bench:
+    """A model size with random weights, and a VQ-16 decoder."""
+
+    def __init__(
+        self, size: str, device: torch.device, dtype: torch.dtype, llamagen: Path | None
+    ) -> None:
+        torch.manual_seed(0)
+        self.size, self.device, self.dtype = size, device, dtype
+        self.config = GPTConfig.named(f"GPT-{size}", vocab_size=NUM_CLUSTERS)
+        with device:
+            self.model = GPT(self.config).to(dtype).eval()
+            torch.nn.init.normal_(self.model.output.weight, std=0.02)
+            self.tokenizer = VQModel(VQConfig()).eval()
+        labels = torch.arange(16384) % NUM_CLUSTERS
+        self.decoder = InClusterDecoder(ClusterMap.from_labels(labels.numpy()), device=device)
+        self.upstream = None if llamagen is None else Upstream(llamagen, size, device)
+
+    def measure(self, batch: int, machine: Machine) -> Row:
+        """Time a batch of images that start together."""
+        steps: list[float] = []
+        engine = Engine(self.model, self.decoder, 2 * batch, lambda _, s: steps.append(s))
+        self._run(engine, batch, warm_up=True)
+        steps.clear()
+        with stopwatch(ImageBatch, "step", self.device) as inside:
+            started = time.perf_counter()
+            codes = self._run(engine, batch)
+            seconds = time.perf_counter() - started
+        self._render(codes[:1])
+        rendering = clock(lambda: self._render(codes), self.device)
+        half = codes[:, : codes.shape[1] // 2]
+        preview = clock(lambda: self._render(half), self.device)
+        plain = self._plain(batch)
+        return Row(
+            size=self.size,
+            batch=batch,
+            step_ms=1e3 * statistics.median(steps),
+            plain_ms=1e3 * plain,
+            llamagen_ms=1e3 * self.upstream.step_seconds(batch) if self.upstream else None,
+            roofline_ms=1e3 * machine.step_seconds(self.config, 2 * batch, self.dtype),
+            overhead=1 - sum(inside) / seconds,
+            image_seconds=seconds,
+            images_per_second=batch / seconds,
+            rendered_per_second=batch / (seconds + rendering),
+            preview_share=preview / (seconds + rendering),
+            memory=memory(self.device),
+        )
+
+    def arrivals(self, best: Row, share: float) -> str:
+        """Latencies when images arrive at a share of the best throughput, one sentence."""
+        rate, rng = share * best.images_per_second, random.Random(0)  # noqa: S311
+        engine = Engine(self.model, self.decoder, 2 * best.batch)
+        num = max(32, 4 * best.batch)
+        due = [0.0]
+        while len(due) < num:
+            due.append(due[-1] + rng.expovariate(rate))
+        latencies: list[float] = []
+        occupied: list[int] = []
+        started, arrived = time.perf_counter(), 0
+        while len(latencies) < num:
+            now = time.perf_counter() - started
+            while arrived < num and due[arrived] <= now and engine.free_rows >= 2:
+                engine.add(task(arrived))
+                arrived += 1
+            occupied.append((engine.capacity_rows - engine.free_rows) // 2)
+            if not occupied[-1]:
+                time.sleep(max(0.0, due[arrived] - now))
+                continue
+            for outcome in engine.step():
+                done = time.perf_counter() - started
+                latencies.append(done - due[outcome.task.index])
+        occupancy = max(1, round(statistics.fmean(occupied)))
+        steps: list[float] = []
+        engine = Engine(self.model, self.decoder, 2 * occupancy, lambda _, s: steps.append(s))
+        self._run(engine, occupancy)
+        alone = sum(steps)
+        p50, p95 = statistics.median(latencies), statistics.quantiles(latencies, n=20)[-1]
+        return (
+            f"GPT-{self.size}, {num} Poisson arrivals at {rate:.2f} images/s ({share:.0%} of the "
+            f"best): latency {p50:.2f} s (median), {p95:.2f} s (p95), {p95 / alone:.2f} times that "
+            f"of a batch of {occupancy}, the mean occupancy ({alone:.2f} s)."
+        )
+
+    def _run(self, engine: Engine, batch: int, *, warm_up: bool = False) -> Tensor:
+        """Codes of a batch (B, L); for a warm-up a few steps are enough."""
+        for index in range(batch):
+            engine.add(task(index))
+        codes: list[Tensor] = []
+        num_steps = 0
+        while engine.tasks:
+            for outcome in engine.step():
+                assert isinstance(outcome, FinishedImage), outcome  # noqa: S101
+                codes.append(outcome.codes)
+            num_steps += 1
+            if warm_up and num_steps == 8:
+                for running in engine.tasks:
+                    engine.cancel(running.key)
+        return torch.stack(codes) if codes else torch.empty(0)
+
+    def _plain(self, batch: int) -> float:
+        """Median seconds of a step of the plain loop."""
+        marks: list[float] = []
+        specs = [task(index).spec for index in range(batch)]
+        generate(self.model, self.decoder, specs, lambda *_: marks.append(time.perf_counter()))
+        return statistics.median(b - a for a, b in pairwise(marks))
+
+    @torch.inference_mode()
+    def _render(self, codes: Tensor) -> None:
+        at_once = 1 if self.device.type == "cpu" else 32
+        for part in torch.split(codes.to(self.device), at_once):
+            to_uint8(self.tokenizer.decode_codes(part, self.config.grid_size)).cpu()
+
+
+class Upstream:
+    """LlamaGen's own model and sampler, float32 on the CPU as its command line has it."""
+
+    def __init__(self, checkout: Path, size: str, device: torch.device) -> None:
+        sys.path.insert(0, str(checkout))
+        sampler = import_module("autoregressive.models.generate").generate
+        make = import_module("autoregressive.models.gpt").GPT_models[f"GPT-{size}"]
+        model = make(vocab_size=NUM_CLUSTERS, block_size=256, num_classes=1000, cls_token_num=1)
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        self._model, self._sampler, self._device = model.to(device, dtype).eval(), sampler, device
+
+    def step_seconds(self, batch: int) -> float:
+        """Mean seconds of a step over an image."""
+        labels = torch.arange(batch, device=self._device)
+
+        def run(length: int) -> None:
+            settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "sample_logits": True}
+            self._sampler(self._model, labels, length, cfg_scale=CFG_SCALE, **settings)
+
+        run(4)
+        return clock(lambda: run(256), self._device) / 256
+
+
+class stopwatch:  # noqa: N801 - reads as a function
+    """Seconds of every call of a method while the block runs."""
+
+    def __init__(self, owner: type, name: str, device: torch.device) -> None:
+        self._owner, self._name, self._device = owner, name, device
+        self._method = getattr(owner, name)
+
+    def __enter__(self) -> list[float]:
+        seconds: list[float] = []
+
+        def timed(*arguments: object) -> object:
+            started = time.perf_counter()
+            result = self._method(*arguments)
+            synchronize(self._device)
+            seconds.append(time.perf_counter() - started)
+            return result
+
+        setattr(self._owner, self._name, timed)
+        return seconds
+
+    def __exit__(self, *_: object) -> None:
+        setattr(self._owner, self._name, self._method)
+
+
+def task(index: int) -> ImageTask:
+    """An image like all others, but for class and seed."""
+    return ImageTask("bench", index, ImageSpec(index % 1000, CFG_SCALE, seed=index))
+
+
+def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """Bandwidth of reading half a GiB, and rate of a large matrix product."""
+    large = torch.ones(128 * MIB, device=device)
+    reading = min(clock(large.sum, device) for _ in range(5))
+    side = 1536 if device.type == "cpu" else 8192
+    square = torch.randn(side, side, device=device).to(dtype)
+    product = min(clock(lambda: square @ square, device) for _ in range(5))
+    return Machine(large.nbytes / reading, 2 * side**3 / product)
+
+
+def clock(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that some work takes."""
+    synchronize(device)
+    started = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has nothing to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def memory(device: torch.device) -> float:
+    """Peak so far in MiB: of the GPU, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def processor(device: torch.device) -> str:
+    """Name of what computes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines: Sequence[str] = ()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    names = [row.split(":")[1].strip() for row in lines if row.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()
