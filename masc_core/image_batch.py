@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from masc_core.image_spec import ImageSpec, check_specs
 from masc_core.in_cluster import InClusterDecoder
@@ -31,6 +31,8 @@ from masc_core.sampling import draw, entropy_bits, filter_logits, guide, heat
 # On the CPU a float32 matrix product of a row has the same bits for every number of rows that is a
 # multiple of this, and others for 1, 2, 3, 5, ..., where other kernels take the rows left over.
 CPU_ROW_MULTIPLE = 4
+# In bfloat16 it has others for one row, and where rows times weights are no more than this.
+CPU_SMALL_PRODUCT = 4096
 NO_SLOT = -1
 
 
@@ -82,10 +84,9 @@ class ImageBatch:
     def __init__(self, model: GPT, decoder: InClusterDecoder, num_slots: int) -> None:
         weight = model.output.weight
         self._model, self._decoder, self._device = model, decoder, weight.device
-        exact = weight.device.type == "cpu" and weight.dtype == torch.float32
-        self._multiple = CPU_ROW_MULTIPLE if exact else 1
+        self._multiple, self._least = _row_counts(model)
         self._num_slots = num_slots
-        padded = num_slots + self._multiple - 1
+        padded = num_slots + max(self._multiple, self._least) - 1
         self._cache = KVCache(model.config, padded, weight.dtype, weight.device)
         self._noise = Noise(model.config.vocab_size)
         self._images = self._columns(())
@@ -173,7 +174,7 @@ class ImageBatch:
         guided = [i for i, (_, null) in enumerate(self._slots) if null != NO_SLOT]
         slots = [slot for slot, _ in self._slots] + [self._slots[i][1] for i in guided]
         ages = self._ages + [self._ages[i] for i in guided]
-        padding = -len(slots) % self._multiple
+        padding = max(-len(slots) % self._multiple, self._least - len(slots))
         spare = Group(len(slots), len(slots) + padding, self._num_slots, 0)
         self._groups = grouped(slots, ages)  # with ages instead of positions
         self._spare = [spare] if padding else []
@@ -204,6 +205,17 @@ class ImageBatch:
             null = rows[num_images : num_images + num_guided]
             logits[self._guided] = guide(logits[self._guided], null, self._guided_scales)
         return logits
+
+
+def _row_counts(model: GPT) -> tuple[int, int]:
+    """What the number of rows must be a multiple of, and at least, for a row to keep its bits."""
+    weight = model.output.weight
+    if weight.device.type != "cpu":
+        return 1, 1
+    if weight.dtype == torch.float32:
+        return CPU_ROW_MULTIPLE, 1
+    smallest = min(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear))
+    return 1, max(2, CPU_SMALL_PRODUCT // smallest + 1)
 
 
 def one_after_another(specs: Sequence[ImageSpec]) -> list[tuple[int, int]]:

@@ -237,12 +237,12 @@ class FeedForward(nn.Module):
 
 def _silu_one(x: Tensor) -> Tensor:
     """SiLU of (R, ffn)."""
-    at_once = SILU_AT_ONCE // x.shape[1]
+    at_once = max(1, SILU_AT_ONCE // x.shape[1])
     if x.device.type != "cpu" or len(x) <= at_once:
         return F.silu(x)
     # A row must have the same bits whatever the other rows are, but where threads share the work,
     # the last numbers of a share take another exponential, an ulp away.
-    return torch.cat([F.silu(part) for part in torch.split(x, max(1, at_once))])
+    return torch.cat([F.silu(part) for part in torch.split(x, at_once)])
 
 
 def _init(module: nn.Module) -> None:

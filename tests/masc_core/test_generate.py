@@ -198,6 +198,23 @@ def test_an_image_has_the_same_bits_at_a_realistic_size(num_threads: int) -> Non
         assert_same_bits(generate(model, decoder, [specs[i] for i in images]), together, images)
 
 
+@pytest.mark.parametrize(
+    ("width", "vocab_size"),
+    [(768, 512), (16, 4)],  # wide products round otherwise for one row, small ones for a few
+)
+@pytest.mark.usefixtures("threads")
+def test_an_image_without_guidance_has_the_same_bits_in_bfloat16(
+    width: int, vocab_size: int
+) -> None:
+    config = GPTConfig(vocab_size, dim=width, n_layer=4, n_head=4, num_classes=9, block_size=36)
+    model, decoder = random_gpt(config).bfloat16(), paired_decoder(vocab_size)
+    specs = [ImageSpec(i % 9, 1.0, seed=i) for i in range(40)]
+    torch.set_num_threads(1)
+    together = generate(model, decoder, specs)
+    for images in ([0], [9], [39, 3], list(range(17))):
+        assert_same_bits(generate(model, decoder, [specs[i] for i in images]), together, images)
+
+
 def test_every_field_of_a_spec_matters() -> None:
     base: dict[str, Any] = {"class_id": 1, "cfg_scale": 2.0, "seed": 5}
     changes: list[dict[str, Any]] = [

@@ -138,10 +138,9 @@ class Engine:
         now = time.perf_counter()
         self._num_steps += 1
         self._code_seconds += drawn.code_seconds
-        outcomes = [*failed, *self._hand_out(now)]
         if self._observe is not None:
             self._observe(self._runner.num_rows, now - started)
-        return outcomes
+        return [*failed, *self._hand_out(now)]
 
     def _leave(self) -> None:
         kept = [i for i, running in enumerate(self._running) if not running.is_gone]
