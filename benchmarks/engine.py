@@ -41,6 +41,7 @@ from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.kv_cache import KVCache
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
 from masc_core.prior import ClusterMap
 from worker.engine.engine import Engine
@@ -62,10 +63,8 @@ class Machine:
     bytes_per_second: float
     flops_per_second: float
 
-    def step_seconds(self, config: GPTConfig, rows: int, dtype: torch.dtype) -> float:
-        """Least time of a step in the middle of an image."""
-        item = torch.finfo(dtype).bits // 8
-        cache_item = item if dtype != torch.bfloat16 or torch.cuda.is_available() else 4
+    def step_seconds(self, config: GPTConfig, rows: int, item: int, cache_item: int) -> float:
+        """Least time of a step in the middle of an image; bytes of a weight, and of a key."""
         weights = config.num_parameters - (NUM_CLUSTERS + config.num_class_rows) * config.dim
         cached = rows * config.n_layer * config.block_size * config.dim  # half of keys and values
         read = (weights * item + cached * cache_item) / self.bytes_per_second
@@ -186,7 +185,7 @@ class Bench:
             step_ms=1e3 * statistics.median(steps),
             plain_ms=1e3 * plain,
             llamagen_ms=1e3 * self.upstream.step_seconds(batch) if self.upstream else None,
-            roofline_ms=1e3 * machine.step_seconds(self.config, 2 * batch, self.dtype),
+            roofline_ms=1e3 * machine.step_seconds(self.config, 2 * batch, *self._items()),
             overhead=1 - sum(inside) / seconds,
             image_seconds=seconds,
             images_per_second=batch / seconds,
@@ -245,6 +244,11 @@ class Bench:
                 for running in engine.tasks:
                     engine.cancel(running.key)
         return torch.stack(codes) if codes else torch.empty(0)
+
+    def _items(self) -> tuple[int, int]:
+        """Bytes of a weight, and of a key."""
+        cache = KVCache(self.config, 1, self.dtype, self.device)
+        return self.dtype.itemsize, cache.keys[0].itemsize
 
     def _plain(self, batch: int) -> float:
         """Median seconds of a step of the plain loop."""

@@ -181,9 +181,8 @@ class ImageBatch:
         self._guided = torch.tensor(guided, dtype=torch.int64, device=self._device)
         self._padding = self._guided.new_zeros(padding)
         self._guided_scales = self._images.scales[self._guided]
-        filters = self._specs
-        self._top_k = self._images.top_k if any(spec.top_k for spec in filters) else None
-        self._top_p = self._images.top_p if any(spec.top_p < 1 for spec in filters) else None
+        self._top_k = self._images.top_k if any(spec.top_k for spec in self._specs) else None
+        self._top_p = self._images.top_p if any(spec.top_p < 1 for spec in self._specs) else None
 
     def _rows(self) -> Rows:
         images, guided = self._images, self._guided

@@ -63,7 +63,7 @@ class KVCache:
 
         Returns
         -------
-        (R, H, D), of the type of ``queries``
+        (R, H, D), of the type of the cache
         """
         keys, values = self.keys[layer], self.values[layer]
         queries = queries[:, :, None].to(keys.dtype)  # (R, H, 1, D)

@@ -125,8 +125,8 @@ class Engine:
     def step(self) -> Sequence[Outcome]:
         """Draw the next position of every image; hand out those that came to their end.
 
-        After an exception the tasks are still here, where they were, for the caller to step again
-        or to cancel.
+        After an exception of the transformer or of the decoder the tasks are still here, where they
+        were, for the caller to step again or to cancel. After any other the engine is of no use.
         """
         self._leave()
         self._join()
