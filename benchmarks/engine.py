@@ -6,13 +6,18 @@
     python benchmarks/engine.py --sizes B,L,XL --batches 1,8,32,64,128,256 --device cuda
     python benchmarks/engine.py --llamagen ../LlamaGen          # beside upstream's own sampler
     python benchmarks/engine.py --arrivals 0.7 --out benchmarks/results
+    python benchmarks/engine.py --batches 64 --steps 16         # of every image only so many
 
 Weights are random, K = 8,192, 256 positions, CFG 2: an image is two rows. Milliseconds a step are
 medians over all steps of an image. The roofline of a step is the longer of two times: to read the
 weights and the keys and values once at the measured bandwidth, and to compute at the measured rate.
-``overhead`` is the share of a step that the engine spends outside `ImageBatch`, ``rendered`` the
-images a second with VQ decoding, ``preview`` what decoding the upper half of every image would cost
-on top. Arrivals are Poisson, at the given share of the best throughput.
+``overhead`` is the share of a step that the engine spends outside `ImageBatch` (on CUDA outside
+`GraphRunner.step`), ``rendered`` the images a second with VQ decoding, ``preview`` what decoding
+the upper half of every image would cost on top. Arrivals are Poisson, at the given share of the
+best throughput.
+On CUDA steps are recorded graphs. ``deterministic`` are the milliseconds a step where all steps
+have one shape; ``flipped`` what that is for: of images made alone and in this batch without it, the
+share that differ, and at how many of the positions until then.
 """
 
 from __future__ import annotations
@@ -26,13 +31,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from masc_core.device import choose_dtype, resolve_device
 from masc_core.generate import generate
@@ -45,15 +53,18 @@ from masc_core.models.kv_cache import KVCache
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
 from masc_core.prior import ClusterMap
 from worker.engine.engine import Engine
+from worker.engine.graphs import GraphRunner
 from worker.engine.request import FinishedImage, ImageTask
+from worker.engine.runner import Runner, RunnerFactory
 
 NUM_CLUSTERS = 8192
+NUM_ALONE = 32  # images that are also made alone
 CFG_SCALE = 2.0
 MIB = 1 << 20
 HEAD = """
 | model | batch | ms a step | plain loop | LlamaGen | roofline | of it | overhead | s an image \
-| images/s | rendered | preview | MiB |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|"""
+| images/s | rendered | preview | deterministic | flipped | MiB |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +97,9 @@ class Row:
     images_per_second: float
     rendered_per_second: float
     preview_share: float
+    deterministic_ms: float | None
+    flipped_images: float | None
+    flip_rate: float | None
     memory: float
 
 
@@ -107,7 +121,7 @@ def main() -> None:
     print("\n".join(table), flush=True)
     rows: list[Row] = []
     for size in options.sizes.split(","):
-        bench = Bench(size, device, dtype, options.llamagen)
+        bench = Bench(size, device, dtype, options.llamagen, options.steps)
         for batch in map(int, options.batches.split(",")):
             rows.append(bench.measure(batch, machine))
             table.append(line(rows[-1]))
@@ -132,18 +146,23 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--arrivals", type=float, default=0.0, help="share of the best throughput")
     parser.add_argument("--llamagen", type=Path, help="a checkout of LlamaGen, to run beside")
+    parser.add_argument("--steps", type=int, default=256, help="of every image, 1 to 256")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
 
 def line(row: Row) -> str:
     """A row of the table, in Markdown."""
-    upstream = "-" if row.llamagen_ms is None else f"{row.llamagen_ms:.1f}"
+    upstream = "-" if row.llamagen_ms is None else f"{row.llamagen_ms:.2f}"
+    deterministic = "-" if row.deterministic_ms is None else f"{row.deterministic_ms:.2f}"
+    flipped = "-"
+    if row.flipped_images is not None:
+        flipped = f"{row.flipped_images:.1%}, {row.flip_rate:.1e}"
     return (
-        f"| GPT-{row.size} | {row.batch} | {row.step_ms:.1f} | {row.plain_ms:.1f} | {upstream} "
-        f"| {row.roofline_ms:.1f} | {row.step_ms / row.roofline_ms:.1f}x | {row.overhead:.1%} "
+        f"| GPT-{row.size} | {row.batch} | {row.step_ms:.2f} | {row.plain_ms:.2f} | {upstream} "
+        f"| {row.roofline_ms:.2f} | {row.step_ms / row.roofline_ms:.1f}x | {row.overhead:.1%} "
         f"| {row.image_seconds:.2f} | {row.images_per_second:.2f} | {row.rendered_per_second:.2f} "
-        f"| {row.preview_share:.1%} | {row.memory:.0f} |"
+        f"| {row.preview_share:.1%} | {deterministic} | {flipped} | {row.memory:.0f} |"
     )
 
 
@@ -151,9 +170,15 @@ class Bench:
     """A model size with random weights, and a VQ-16 decoder."""
 
     def __init__(
-        self, size: str, device: torch.device, dtype: torch.dtype, llamagen: Path | None
+        self,
+        size: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        llamagen: Path | None,
+        num_steps: int,
     ) -> None:
         torch.manual_seed(0)
+        self.num_steps = num_steps
         self.size, self.device, self.dtype = size, device, dtype
         self.config = GPTConfig.named(f"GPT-{size}", vocab_size=NUM_CLUSTERS)
         with device:
@@ -162,18 +187,27 @@ class Bench:
             self.tokenizer = VQModel(VQConfig()).eval()
         labels = torch.arange(16384) % NUM_CLUSTERS
         self.decoder = InClusterDecoder(ClusterMap.from_labels(labels.numpy()), device=device)
+        if device.type == "cuda":
+            convert_conv2d_weight_memory_format(self.tokenizer, torch.channels_last)
+        self.make_runner: RunnerFactory = GraphRunner if device.type == "cuda" else Runner
         self.upstream = None if llamagen is None else Upstream(llamagen, size, device)
 
     def measure(self, batch: int, machine: Machine) -> Row:
         """Time a batch of images that start together."""
         steps: list[float] = []
-        engine = Engine(self.model, self.decoder, 2 * batch, lambda _, s: steps.append(s))
-        self._run(engine, batch, warm_up=True)
+        engine = self._engine(batch, steps)
+        self._run(engine, batch, 8)
         steps.clear()
-        with stopwatch(ImageBatch, "step", self.device) as inside:
+        owner: type = GraphRunner if self.device.type == "cuda" else ImageBatch
+        with stopwatch(owner, "step", self.device) as inside:
             started = time.perf_counter()
-            codes = self._run(engine, batch)
-            seconds = time.perf_counter() - started
+            self._run(engine, batch, self.num_steps)
+            overhead = 1 - sum(inside) / (time.perf_counter() - started)
+        steps.clear()
+        started = time.perf_counter()
+        codes = self._run(engine, batch, self.num_steps)
+        seconds = (time.perf_counter() - started) * self.config.block_size / self.num_steps
+        flipped = self._flips(engine, codes) if self.device.type == "cuda" else None
         self._render(codes[:1])
         rendering = clock(lambda: self._render(codes), self.device)
         half = codes[:, : codes.shape[1] // 2]
@@ -186,18 +220,22 @@ class Bench:
             plain_ms=1e3 * plain,
             llamagen_ms=1e3 * self.upstream.step_seconds(batch) if self.upstream else None,
             roofline_ms=1e3 * machine.step_seconds(self.config, 2 * batch, *self._items()),
-            overhead=1 - sum(inside) / seconds,
+            overhead=overhead,
             image_seconds=seconds,
             images_per_second=batch / seconds,
             rendered_per_second=batch / (seconds + rendering),
             preview_share=preview / (seconds + rendering),
+            deterministic_ms=1e3 * self._deterministic(batch) if flipped else None,
+            flipped_images=flipped[0] if flipped else None,
+            flip_rate=flipped[1] if flipped else None,
             memory=memory(self.device),
         )
 
     def arrivals(self, best: Row, share: float) -> str:
         """Latencies when images arrive at a share of the best throughput, one sentence."""
         rate, rng = share * best.images_per_second, random.Random(0)  # noqa: S311
-        engine = Engine(self.model, self.decoder, 2 * best.batch)
+        engine = self._engine(best.batch, [])
+        engine.prepare()
         num = max(32, 4 * best.batch)
         due = [0.0]
         while len(due) < num:
@@ -219,8 +257,10 @@ class Bench:
                 latencies.append(done - due[outcome.task.index])
         occupancy = max(1, round(statistics.fmean(occupied)))
         steps: list[float] = []
-        engine = Engine(self.model, self.decoder, 2 * occupancy, lambda _, s: steps.append(s))
-        self._run(engine, occupancy)
+        engine = self._engine(occupancy, steps)
+        self._run(engine, occupancy, 8)
+        steps.clear()
+        self._run(engine, occupancy, self.config.block_size)
         alone = sum(steps)
         p50, p95 = statistics.median(latencies), statistics.quantiles(latencies, n=20)[-1]
         return (
@@ -229,32 +269,64 @@ class Bench:
             f"of a batch of {occupancy}, the mean occupancy ({alone:.2f} s)."
         )
 
-    def _run(self, engine: Engine, batch: int, *, warm_up: bool = False) -> Tensor:
-        """Codes of a batch (B, L); for a warm-up a few steps are enough."""
-        for index in range(batch):
+    def _engine(self, batch: int, steps: list[float], *, deterministic: bool = False) -> Engine:
+        """Room for a batch; notes the seconds of its steps."""
+        make = partial(GraphRunner, deterministic=True) if deterministic else self.make_runner
+        return Engine(self.model, self.decoder, 2 * batch, lambda _, s: steps.append(s), make)
+
+    def _run(self, engine: Engine, batch: int, num_steps: int, *, first: int = 0) -> Tensor:
+        """Codes (B, L) of a batch; where it does not come to its end, of nothing in particular."""
+        for index in range(first, first + batch):
             engine.add(task(index))
         codes: list[Tensor] = []
-        num_steps = 0
-        while engine.tasks:
+        for _ in range(num_steps):
             for outcome in engine.step():
                 assert isinstance(outcome, FinishedImage), outcome  # noqa: S101
                 codes.append(outcome.codes)
-            num_steps += 1
-            if warm_up and num_steps == 8:
-                for running in engine.tasks:
-                    engine.cancel(running.key)
-        return torch.stack(codes) if codes else torch.empty(0)
+        for running in engine.tasks:
+            engine.cancel(running.key)
+        return torch.stack(codes) if codes else self._some_codes(batch)
+
+    def _some_codes(self, batch: int) -> Tensor:
+        return torch.randint(16384, (batch, self.config.block_size))
+
+    def _deterministic(self, batch: int) -> float:
+        """Median seconds of a step where all steps have one shape."""
+        steps: list[float] = []
+        engine = self._engine(batch, steps, deterministic=True)
+        self._run(engine, batch, 8)
+        steps.clear()
+        self._run(engine, batch, self.num_steps)
+        return statistics.median(steps)
+
+    def _flips(self, engine: Engine, together: Tensor) -> tuple[float, float]:
+        """Share of images that differ from those made alone; first differences a position."""
+        num_images = min(NUM_ALONE, len(together))
+        ran, differ = 0, 0
+        for index in range(num_images):
+            alone = self._run(engine, 1, self.config.block_size, first=index)[0]
+            same = int((alone == together[index]).int().cumprod(0).sum())
+            differ += same < len(alone)
+            ran += min(same + 1, len(alone))
+        return differ / num_images, differ / ran
 
     def _items(self) -> tuple[int, int]:
         """Bytes of a weight, and of a key."""
         cache = KVCache(self.config, 1, self.dtype, self.device)
-        return self.dtype.itemsize, cache.keys[0].itemsize
+        return self.dtype.itemsize, cache.layers[0].keys.itemsize
 
     def _plain(self, batch: int) -> float:
         """Median seconds of a step of the plain loop."""
         marks: list[float] = []
         specs = [task(index).spec for index in range(batch)]
-        generate(self.model, self.decoder, specs, lambda *_: marks.append(time.perf_counter()))
+
+        def note(position: int, _: Tensor) -> None:
+            marks.append(time.perf_counter())
+            if position + 1 >= max(3, self.num_steps):
+                raise StopIteration
+
+        with suppress(StopIteration):
+            generate(self.model, self.decoder, specs, note)
         return statistics.median(b - a for a, b in pairwise(marks))
 
     @torch.inference_mode()

@@ -1,6 +1,8 @@
-"""Choice of the torch device and of the transformer's precision by name."""
+"""Choice of the torch device and of the precision by name, and how a process uses them."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
@@ -41,6 +43,27 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         fast = device.type == "cuda" or _processor_has_bfloat16()
         name = "bfloat16" if fast else "float32"
     return DTYPES[name]
+
+
+def set_threads(num: int | None) -> None:
+    """Let torch compute on so many cores; None leaves it as it is. Once, before it computes."""
+    if num is not None:
+        torch.set_num_threads(num)
+
+
+def make_repeatable() -> None:
+    """Let the same work on a GPU have the same bits every time. Before anything is on it.
+
+    cuBLAS asks for a workspace of fixed size, cuDNN must not choose by the clock.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def new_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return a stream of work beside the current one of a CUDA device."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _processor_has_bfloat16() -> bool:

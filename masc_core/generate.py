@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from masc_core.errors import NonFiniteError
-from masc_core.image_batch import Drawn, ImageBatch, one_after_another
+from masc_core.image_batch import Drawn, ImageBatch
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
@@ -72,7 +72,7 @@ def generate(
     if model.training:
         raise ValueError("the model is in training mode")
     batch = ImageBatch(model, decoder, sum(spec.num_rows for spec in specs))
-    batch.join(specs, one_after_another(specs))
+    batch.join(specs)
     num_steps = model.config.block_size
     device = model.output.weight.device
     clusters = torch.empty(len(specs), num_steps, dtype=torch.int64, device=device)

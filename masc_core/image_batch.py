@@ -13,27 +13,27 @@ Legend: B images, R rows, S slots, K clusters.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from masc_core.image_columns import columns_of, heated
 from masc_core.image_spec import ImageSpec, check_specs
 from masc_core.in_cluster import InClusterDecoder
+from masc_core.members import Member, num_rows, seat
 from masc_core.models.gpt import GPT
 from masc_core.models.kv_cache import KVCache
 from masc_core.models.rows import Group, Rows, grouped
 from masc_core.noise import Noise
-from masc_core.sampling import draw, entropy_bits, filter_logits, guide, heat
+from masc_core.sampling import draw, filter_logits, guide
 
 # On the CPU a float32 matrix product of a row has the same bits for every number of rows that is a
 # multiple of this, and others for 1, 2, 3, 5, ..., where other kernels take the rows left over.
 CPU_ROW_MULTIPLE = 4
 # In bfloat16 it has others for one row, and where rows times weights are no more than this.
 CPU_SMALL_PRODUCT = 4096
-NO_SLOT = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class Drawn:
 
     Attributes
     ----------
+    slots : int64 (B,), what the images are known by
     positions : int64 (B,), that were drawn
     clusters, codes : int64 (B,)
     entropies : float32 (B,), bits; of the guided distribution before temperature and filters
@@ -49,6 +50,7 @@ class Drawn:
     code_seconds : time to turn clusters into codes; on a GPU the time to enqueue that
     """
 
+    slots: Tensor
     positions: Tensor
     clusters: Tensor
     codes: Tensor
@@ -57,18 +59,18 @@ class Drawn:
     code_seconds: float
 
 
-class _Images(NamedTuple):
-    """A column a parameter, each (B,)."""
+@dataclass(frozen=True, slots=True)
+class _Arrangement:
+    """How the images lie in the transformer's batch: they, one row a null class, then padding."""
 
-    seeds: Tensor
-    classes: Tensor
-    scales: Tensor
-    temperatures: Tensor
-    top_k: Tensor
-    top_p: Tensor
-    decodings: Tensor
-    positions: Tensor  # to be drawn next
-    tokens: Tensor  # drawn last
+    slots: Tensor  # int64 (R,)
+    guided: Tensor  # int64, images that have a null class
+    scales: Tensor  # float32, theirs
+    padding: Tensor  # int64, zeros
+    groups: list[Group]  # without padding, with steps of joining instead of positions
+    spare: list[Group]  # of the padding
+    top_k: Tensor | None
+    top_p: Tensor | None
 
 
 class ImageBatch:
@@ -89,58 +91,60 @@ class ImageBatch:
         padded = num_slots + max(self._multiple, self._least) - 1
         self._cache = KVCache(model.config, padded, weight.dtype, weight.device)
         self._noise = Noise(model.config.vocab_size)
-        self._images = self._columns(())
-        self._specs: list[ImageSpec] = []
-        self._slots: list[tuple[int, int]] = []
-        self._ages: list[int] = []  # step at which each joined
+        self._images = columns_of((), self._device)
+        self._members: list[Member] = []
+        self._arrangement: _Arrangement | None = None  # of these members, once it is needed
         self._age = 0
-        self._arrange()
 
     def __len__(self) -> int:
         """B."""
-        return len(self._specs)
+        return len(self._members)
 
     @property
     def num_rows(self) -> int:
         """Rows that the images take, without padding."""
-        return len(self) + len(self._guided)
+        return num_rows(self._members)
 
-    def join(self, specs: Sequence[ImageSpec], slots: Sequence[tuple[int, int]]) -> None:
-        """Add images at their first position, behind those that are here.
+    def join(self, specs: Sequence[ImageSpec]) -> list[int]:
+        """Add images at their first position, behind those that are here: all of them or none.
 
         Parameters
         ----------
         specs : at least one
-        slots : for each a free slot of its own, and one for its null class, or `NO_SLOT`
+
+        Returns
+        -------
+        the slots by which the images are known until they leave
 
         Raises
         ------
         UnknownClassError, InvalidFieldError : a spec asks for what the model does not have
+        ValueError : the images do not fit
         """
         check_specs(specs, self._model.config)
-        joining = self._columns(specs)
-        self._images = _Images(*map(torch.cat, zip(self._images, joining, strict=True)))
-        self._specs += specs
-        self._slots += slots
-        self._ages += [self._age] * len(specs)
-        self._arrange()
+        for spec in specs:
+            self._decoder.check(spec.decoding)
+        joining = seat(specs, self._members, self._num_slots, self._age)
+        images = self._images.followed_by(columns_of(specs, self._device))
+        self._images, self._members, self._arrangement = images, self._members + joining, None
+        return [member.slot for member in joining]
 
-    def keep(self, images: Sequence[int]) -> None:
-        """Let all images go but these, which stay in the given order."""
-        chosen = torch.tensor(images, dtype=torch.int64, device=self._device)
-        self._images = _Images(*(column[chosen] for column in self._images))
-        self._specs = [self._specs[i] for i in images]
-        self._slots = [self._slots[i] for i in images]
-        self._ages = [self._ages[i] for i in images]
-        self._arrange()
+    def leave(self, slots: Collection[int]) -> None:
+        """Let images go; their slots are free."""
+        kept = [i for i, member in enumerate(self._members) if member.slot not in slots]
+        images = self._images.of(self._tensor(kept))
+        members = [self._members[i] for i in kept]
+        self._images, self._members, self._arrangement = images, members, None
 
     def step(self) -> Drawn:
         """Draw the next position of every image; there is at least one, and none is complete."""
-        images = self._images
-        logits = self._guide(self._model.step(self._rows(), self._cache))
-        finite = logits.isfinite().all(1)
-        entropies = entropy_bits(logits)
-        filtered = filter_logits(heat(logits, images.temperatures), self._top_k, self._top_p)
+        if self._arrangement is None:
+            self._arrangement = self._arrange()
+            self._noise.forget()
+        images, lying = self._images, self._arrangement
+        logits = self._guide(self._model.step(self._rows(lying), self._cache), lying)
+        hot, entropies, finite = heated(logits, images.temperatures)
+        filtered = filter_logits(hot, lying.top_k, lying.top_p)
         noise, bits = self._noise.of(images.seeds, images.positions)
         clusters = draw(filtered, noise)
         predicted = time.perf_counter()
@@ -149,61 +153,52 @@ class ImageBatch:
         self._images = images._replace(tokens=clusters, positions=images.positions + 1)
         self._noise.advance()
         self._age += 1
-        return Drawn(images.positions, clusters, codes, entropies, finite, seconds)
+        slots = lying.slots[: len(self)]
+        return Drawn(slots, images.positions, clusters, codes, entropies, finite, seconds)
 
-    def _columns(self, specs: Sequence[ImageSpec]) -> _Images:
-        def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=self._device)
-
-        zeros = [0] * len(specs)
-        return _Images(
-            seeds=column([spec.seed for spec in specs], torch.int64),
-            classes=column([spec.class_id for spec in specs], torch.int64),
-            scales=column([spec.cfg_scale for spec in specs], torch.float32),
-            temperatures=column([spec.temperature for spec in specs], torch.float32),
-            top_k=column([spec.top_k for spec in specs], torch.int64),
-            top_p=column([spec.top_p for spec in specs], torch.float64),
-            decodings=self._decoder.modes([spec.decoding for spec in specs]),
-            positions=column(zeros, torch.int64),
-            tokens=column(zeros, torch.int64),
+    def _arrange(self) -> _Arrangement:
+        members, images = self._members, self._images
+        guided = [i for i, member in enumerate(members) if member.is_guided]
+        slots = [member.slot for member in members] + [members[i].null for i in guided]
+        joined = [member.joined for member in members] + [members[i].joined for i in guided]
+        num = max(-len(slots) % self._multiple, self._least - len(slots), 0)
+        spare = Group(len(slots), len(slots) + num, self._num_slots, 0)
+        with_null = self._tensor(guided)
+        return _Arrangement(
+            slots=self._tensor([*slots, *range(self._num_slots, self._num_slots + num)]),
+            guided=with_null,
+            scales=images.scales[with_null],
+            padding=self._tensor([0] * num),
+            groups=grouped(slots, joined),
+            spare=[spare] if num else [],
+            top_k=images.top_k if any(member.spec.top_k for member in members) else None,
+            top_p=images.top_p if any(member.spec.top_p < 1 for member in members) else None,
         )
 
-    def _arrange(self) -> None:
-        """Rows are those of all images, then one for each null class, then padding."""
-        self._noise.forget()
-        guided = [i for i, (_, null) in enumerate(self._slots) if null != NO_SLOT]
-        slots = [slot for slot, _ in self._slots] + [self._slots[i][1] for i in guided]
-        ages = self._ages + [self._ages[i] for i in guided]
-        padding = max(-len(slots) % self._multiple, self._least - len(slots))
-        spare = Group(len(slots), len(slots) + padding, self._num_slots, 0)
-        self._groups = grouped(slots, ages)  # with ages instead of positions
-        self._spare = [spare] if padding else []
-        self._guided = torch.tensor(guided, dtype=torch.int64, device=self._device)
-        self._padding = self._guided.new_zeros(padding)
-        self._guided_scales = self._images.scales[self._guided]
-        self._top_k = self._images.top_k if any(spec.top_k for spec in self._specs) else None
-        self._top_p = self._images.top_p if any(spec.top_p < 1 for spec in self._specs) else None
-
-    def _rows(self) -> Rows:
-        images, guided = self._images, self._guided
+    def _rows(self, lying: _Arrangement) -> Rows:
+        images, guided = self._images, lying.guided
         first = images.positions == 0
         ids = torch.where(first, images.classes, images.tokens)
         null_ids = torch.where(first, self._model.config.num_classes, images.tokens)[guided]
-        groups = [group._replace(position=self._age - group.position) for group in self._groups]
+        groups = [group._replace(position=self._age - group.position) for group in lying.groups]
         return Rows(
-            torch.cat([ids, null_ids, self._padding]),
-            torch.cat([images.positions, images.positions[guided], self._padding]),
-            groups + self._spare,
+            torch.cat([ids, null_ids, lying.padding]),
+            torch.cat([images.positions, images.positions[guided], lying.padding]),
+            lying.slots,
+            groups + lying.spare,
         )
 
-    def _guide(self, rows: Tensor) -> Tensor:
+    def _guide(self, rows: Tensor, lying: _Arrangement) -> Tensor:
         """Guided logits (B, K) of the rows' (R, K)."""
-        num_images, num_guided = len(self), len(self._guided)
+        num_images, num_guided = len(self), len(lying.guided)
         logits = rows[:num_images]
         if num_guided:
             null = rows[num_images : num_images + num_guided]
-            logits[self._guided] = guide(logits[self._guided], null, self._guided_scales)
+            logits[lying.guided] = guide(logits[lying.guided], null, lying.scales)
         return logits
+
+    def _tensor(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)
 
 
 def _row_counts(model: GPT) -> tuple[int, int]:
@@ -215,13 +210,3 @@ def _row_counts(model: GPT) -> tuple[int, int]:
         return CPU_ROW_MULTIPLE, 1
     smallest = min(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear))
     return 1, max(2, CPU_SMALL_PRODUCT // smallest + 1)
-
-
-def one_after_another(specs: Sequence[ImageSpec]) -> list[tuple[int, int]]:
-    """Slots for images that have all slots for themselves: in order, null classes last."""
-    null = len(specs)
-    slots: list[tuple[int, int]] = []
-    for i, spec in enumerate(specs):
-        slots.append((i, NO_SLOT if spec.num_rows == 1 else null))
-        null += spec.num_rows - 1
-    return slots

@@ -72,12 +72,16 @@ class InClusterDecoder:
         InvalidFieldError : a decoding that is not offered
         """
         for name in decodings:
-            if name not in self.decodings:
-                offer = " or ".join(repr(offered) for offered in self.decodings)
-                raise InvalidFieldError("decoding", f"decoding must be {offer}, got {name!r}")
+            self.check(name)
         return torch.tensor(
             [MODES[name] for name in decodings], dtype=torch.int64, device=self._members.device
         )
+
+    def check(self, decoding: str) -> None:
+        """Refuse a decoding that is not offered, with an `InvalidFieldError`."""
+        if decoding not in self.decodings:
+            offer = " or ".join(repr(offered) for offered in self.decodings)
+            raise InvalidFieldError("decoding", f"decoding must be {offer}, got {decoding!r}")
 
     def decode(
         self, clusters: Tensor, seeds: Tensor, position: int | Tensor, decodings: Tensor

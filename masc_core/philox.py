@@ -64,7 +64,9 @@ def random_bits(seeds: Tensor, position: int | Tensor, num: int, stream: int) ->
     """
     blocks = torch.arange(-(-num // 4), device=seeds.device)  # (ceil(N / 4),)
     places = torch.as_tensor(position, dtype=torch.int64, device=seeds.device)
-    counter = (blocks, places.view(-1, 1), seeds.new_tensor(stream), seeds.new_tensor(0))
+    # Filled on the device: a copy of a number from the host could not be part of a recorded graph.
+    constants = seeds.new_full((), stream), seeds.new_zeros(())
+    counter = (blocks, places.view(-1, 1), *constants)
     key = ((seeds & _MASK)[:, None], (seeds >> 32 & _MASK)[:, None])
     words = torch.stack(philox4x32(counter, key), dim=-1)  # (B, ceil(N / 4), 4)
     return words.flatten(1)[:, :num]

@@ -20,8 +20,12 @@ class WorkerSettings(ProcessSettings):
     models_dir : folder of the model bundles
     default_model : the model to serve; needed when there are several
     device : ``cuda`` (with a number for one of several), ``cpu``, or ``auto``: CUDA if there is any
-    dtype : precision of the transformer; ``auto`` is bfloat16 on CUDA and float32 elsewhere
+    dtype : precision of the transformer; ``auto`` is bfloat16 where the device computes in it
     max_batch : rows of the transformer's batch; a guided image takes two
+    cuda_graphs : on CUDA, record whole steps and replay them; off, for looking for errors
+    deterministic : on CUDA, let every step have one shape, so that an image has the same bits
+        whatever else is in the batch; small batches then take as long as full ones
+    threads : of the CPU that the transformer and the decoder use; by default what torch finds
     log_format : ``text`` or ``json``
     """
 
@@ -31,6 +35,9 @@ class WorkerSettings(ProcessSettings):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     max_batch: Annotated[int, Field(ge=2, le=4096)] = 32
+    cuda_graphs: bool = True
+    deterministic: bool = False
+    threads: Annotated[int, Field(ge=1)] | None = None
     log_format: LogFormat = "text"
 
 

@@ -8,14 +8,19 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from functools import partial
 
+import torch
 from prometheus_client import CollectorRegistry
 
 from masc_core.bundle import load_bundle
-from masc_core.device import choose_dtype, resolve_device
+from masc_core.device import choose_dtype, make_repeatable, resolve_device, set_threads
+from masc_core.errors import ConfigError
 from masc_core.registry import Registry
 from worker.consumer import Consumer
 from worker.engine.engine import Engine
+from worker.engine.graphs import GraphRunner
+from worker.engine.runner import Runner, RunnerFactory
 from worker.jobs.queue import JobConsumer
 from worker.metrics import WorkerMetrics
 from worker.settings import WorkerSettings
@@ -38,15 +43,38 @@ def build_worker(
 
     Raises
     ------
-    ConfigError : no such model or device, or several models and none is named
+    ConfigError : no such model or device, several models and none is named, or settings that
+        exclude each other
     ArtifactError : no model, or a file of its bundle is missing, truncated or altered
     """
+    set_threads(settings.threads)
     device = resolve_device(settings.device)
+    make_runner = choose_runner(settings, device)
     models = Registry(settings.models_dir)
     name = models.default(settings.default_model)
     bundle = load_bundle(models.path(name), device, choose_dtype(settings.dtype, device))
     logger.info("loaded %s %s onto %s", name, bundle.manifest.version, device)
     metrics = WorkerMetrics(metrics_registry)
-    engine = Engine(bundle.model, bundle.decoder, settings.max_batch, metrics.step)
+    engine = Engine(bundle.model, bundle.decoder, settings.max_batch, metrics.step, make_runner)
     worker_id = f"{socket.gethostname()}-{os.getpid()}"
     return Consumer(queue, engine, bundle, metrics, worker_id)
+
+
+def choose_runner(settings: WorkerSettings, device: torch.device) -> RunnerFactory:
+    """What steps the batch; on the CPU images have the same bits in any company anyway.
+
+    Raises
+    ------
+    ConfigError : deterministic on a GPU without recorded steps
+    """
+    if device.type == "cpu":
+        return Runner
+    if settings.deterministic:
+        if not settings.cuda_graphs:
+            raise ConfigError("MASC_DETERMINISTIC: needs MASC_CUDA_GRAPHS on a GPU")
+        make_repeatable()
+    return (
+        partial(GraphRunner, deterministic=settings.deterministic)
+        if settings.cuda_graphs
+        else Runner
+    )

@@ -11,18 +11,43 @@ Legend: B rows, T positions, L tokens of an image, C width, H heads, D head dim,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masc_core.models.gpt_config import GPTConfig
-from masc_core.models.kv_cache import KVCache
-from masc_core.models.rope import apply_rope, rope_2d, rotation
-from masc_core.models.rows import Group, Rows
+from masc_core.models.rope import rope_2d, rotation, split_turned
+from masc_core.models.rows import Rows
 
 SILU_AT_ONCE = 32768  # numbers that torch leaves to one thread
+
+
+class LayerCache(Protocol):
+    """Where a block keeps keys and values of the positions that rows have been through."""
+
+    def step(self, qkv: Tensor, turns: Tensor, rows: Rows) -> Tensor:
+        """Store the rows' keys and values; attend to them and to the earlier ones of each row.
+
+        Parameters
+        ----------
+        qkv : (R, 3 H, D), all queries, then all keys, then all values, none of them turned
+        turns : float32 (R, 2, D), see `masc_core.models.rope.rotation`
+        rows : R of them
+
+        Returns
+        -------
+        (R, H, D), of the type of the cache
+        """
+
+
+class StepCache(Protocol):
+    """What `GPT.step` needs of a cache: a part for each block."""
+
+    @property
+    def layers(self) -> Sequence[LayerCache]:
+        """In the order of the blocks."""
 
 
 class GPT(nn.Module):
@@ -66,7 +91,7 @@ class GPT(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def step(self, rows: Rows, cache: KVCache) -> Tensor:
+    def step(self, rows: Rows, cache: StepCache) -> Tensor:
         """Logits of one position of every row, with the earlier ones in the cache.
 
         Parameters
@@ -78,20 +103,28 @@ class GPT(nn.Module):
         -------
         float32 (R, K)
         """
-        x = self._embed(rows)  # (R, C)
-        turns = self.rope.table[rows.positions]
-        for layer, block in enumerate(self.layers):
-            assert isinstance(block, Block)  # noqa: S101 - for the type checker
-            x = block.step(x, turns, layer, rows.groups, cache)
-        logits: Tensor = self.output(self.norm(x))
-        return logits.float()
+        x, turns = self.embed(rows)
+        more = torch.zeros_like(x)
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            x, more = block.step(x, more, turns, rows, layer)
+        return self.head(x, more)
 
-    def _embed(self, rows: Rows) -> Tensor:
-        """Classes of the rows at position 0, tokens of all others, (R, C)."""
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers, by their type."""
+        return [block for block in self.layers if isinstance(block, Block)]
+
+    def embed(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Classes of the rows at position 0, tokens of all others, (R, C); and the rows' turns."""
         first = rows.positions == 0
         classes: Tensor = self.cls_embedding(rows.ids.where(first, 0))
         tokens: Tensor = self.tok_embeddings(rows.ids.where(~first, 0))
-        return torch.where(first[:, None], classes, tokens)
+        return torch.where(first[:, None], classes, tokens), self.rope.table[rows.positions]
+
+    def head(self, x: Tensor, more: Tensor) -> Tensor:
+        """Logits float32 (R, K) of what the last block returned."""
+        logits: Tensor = self.output(self.norm(x + more))
+        return logits.float()
 
 
 class ClassEmbedding(nn.Module):
@@ -169,12 +202,15 @@ class Block(nn.Module):
         return out
 
     def step(
-        self, x: Tensor, turns: Tensor, layer: int, groups: Sequence[Group], cache: KVCache
-    ) -> Tensor:
-        """(R, C) to the same shape, one position a row; ``turns`` is (R, 2, D)."""
-        x = x + self.attention.step(self.attention_norm(x), turns, layer, groups, cache)
-        out: Tensor = x + self.feed_forward.step(self.ffn_norm(x))
-        return out
+        self, x: Tensor, more: Tensor, turns: Tensor, rows: Rows, cache: LayerCache
+    ) -> tuple[Tensor, Tensor]:
+        """One position a row: the sum of two (R, C) to two others; ``turns`` is (R, 2, D).
+
+        The sum is left to the next block, where a compiler makes one kernel of it and the norm.
+        """
+        x = x + more
+        x = x + self.attention.step(self.attention_norm(x), turns, rows, cache)
+        return x, self.feed_forward.step(self.ffn_norm(x))
 
 
 class Attention(nn.Module):
@@ -196,22 +232,20 @@ class Attention(nn.Module):
         out: Tensor = self.resid_dropout(self.wo(y.transpose(1, 2).flatten(2)))
         return out
 
-    def step(
-        self, x: Tensor, turns: Tensor, layer: int, groups: Sequence[Group], cache: KVCache
-    ) -> Tensor:
+    def step(self, x: Tensor, turns: Tensor, rows: Rows, cache: LayerCache) -> Tensor:
         """(R, C) to the same shape, one position a row; ``turns`` is (R, 2, D)."""
-        q, k, v = self.project(x, turns)  # (R, H, D)
-        cache.write(layer, groups, k, v)
-        y = cache.attend(layer, groups, q)
+        y = cache.step(self._qkv(x), turns, rows)  # (R, H, D)
         out: Tensor = self.wo(y.flatten(1).to(x.dtype))
         return out
 
     def project(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Turned queries, turned keys and values, each (..., T, H, D), of (..., T, C)."""
-        qkv = self.wqkv(x).unflatten(-1, (3 * self.n_head, self.head_dim))
-        v = qkv[..., 2 * self.n_head :, :]
-        q, k = apply_rope(qkv[..., : 2 * self.n_head, :], turns).chunk(2, dim=-2)
-        return q, k, v
+        return split_turned(self._qkv(x), turns)
+
+    def _qkv(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., 3 H, D)."""
+        out: Tensor = self.wqkv(x).unflatten(-1, (3 * self.n_head, self.head_dim))
+        return out
 
 
 class FeedForward(nn.Module):
@@ -223,6 +257,20 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
         self.ffn_dropout = nn.Dropout(config.ffn_dropout)
+        self.w13: Tensor | None = None
+
+    def fuse(self) -> None:
+        """Let a step multiply by ``w1`` and ``w3`` at once.
+
+        They become the halves of one tensor, so nothing is held twice, and keep their names. To be
+        called where the model stays: on another device it would be two tensors again. A second
+        call does nothing: what was recorded reads the tensor where it is.
+        """
+        if self.w13 is not None:
+            return
+        w13 = torch.cat([self.w1.weight.detach(), self.w3.weight.detach()])
+        self.w1.weight.data, self.w3.weight.data = w13.chunk(2)
+        self.w13 = w13
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to the same shape."""
@@ -231,7 +279,10 @@ class FeedForward(nn.Module):
 
     def step(self, x: Tensor) -> Tensor:
         """(R, C) to the same shape, for one position."""
-        out: Tensor = self.w2(_silu_one(self.w1(x)) * self.w3(x))
+        gate, up = (
+            (self.w1(x), self.w3(x)) if self.w13 is None else F.linear(x, self.w13).chunk(2, -1)
+        )
+        out: Tensor = self.w2(_silu_one(gate) * up)
         return out
 
 

@@ -2,21 +2,20 @@
 
 The cache lives outside the model, so that a model can be trained, evaluated and served at once and
 a state dict never holds it. A row that starts anew may take any slot: what is behind its position
-is never read.
+is never read. Rows are taken in groups; see `masc_core.models.slot_cache` for rows one by one.
 
 Legend: S slots, R rows, T positions, H heads, D head dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from masc_core.models.gpt_config import GPTConfig
-from masc_core.models.rows import Group
+from masc_core.models.rope import split_turned
+from masc_core.models.rows import Rows
 
 
 class KVCache:
@@ -31,7 +30,7 @@ class KVCache:
 
     Attributes
     ----------
-    keys, values : one tensor (S, H, T, D) a layer
+    layers : what each block remembers
     """
 
     def __init__(
@@ -45,16 +44,36 @@ class KVCache:
             dtype = torch.float32
         shape = (num_slots, config.n_head, config.block_size, config.head_dim)
         self.num_slots = num_slots
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layer)]
-        self.values = [torch.empty_like(keys) for keys in self.keys]
+        self.layers = [KVLayer(shape, dtype, device) for _ in range(config.n_layer)]
 
-    def write(self, layer: int, groups: Sequence[Group], keys: Tensor, values: Tensor) -> None:
+
+class KVLayer:
+    """One block's part.
+
+    Attributes
+    ----------
+    keys, values : (S, H, T, D)
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty_like(self.keys)
+
+    def step(self, qkv: Tensor, turns: Tensor, rows: Rows) -> Tensor:
+        """Store what is new, and attend; see `masc_core.models.gpt.LayerCache`."""
+        queries, keys, values = split_turned(qkv, turns)
+        self.write(rows, keys, values)
+        return self.attend(rows, queries)
+
+    def write(self, rows: Rows, keys: Tensor, values: Tensor) -> None:
         """Store the rows' positions; ``keys`` and ``values`` are (R, H, D)."""
-        for group in groups:
-            self.keys[layer][group.slots, :, group.position] = keys[group.rows]
-            self.values[layer][group.slots, :, group.position] = values[group.rows]
+        for group in rows.groups:
+            self.keys[group.slots, :, group.position] = keys[group.rows]
+            self.values[group.slots, :, group.position] = values[group.rows]
 
-    def attend(self, layer: int, groups: Sequence[Group], queries: Tensor) -> Tensor:
+    def attend(self, rows: Rows, queries: Tensor) -> Tensor:
         """Attention of every row to its own positions up to now.
 
         Parameters
@@ -65,15 +84,14 @@ class KVCache:
         -------
         (R, H, D), of the type of the cache
         """
-        keys, values = self.keys[layer], self.values[layer]
-        queries = queries[:, :, None].to(keys.dtype)  # (R, H, 1, D)
+        queries = queries[:, :, None].to(self.keys.dtype)  # (R, H, 1, D)
         attended = [
             _attend(
                 queries[group.rows],
-                keys[group.slots, :, : group.position + 1],
-                values[group.slots, :, : group.position + 1],
+                self.keys[group.slots, :, : group.position + 1],
+                self.values[group.slots, :, : group.position + 1],
             )
-            for group in groups
+            for group in rows.groups
         ]
         return attended[0] if len(attended) == 1 else torch.cat(attended)
 

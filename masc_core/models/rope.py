@@ -70,3 +70,17 @@ def apply_rope(x: Tensor, turns: Tensor) -> Tensor:
     cos, sin = turns[:, 0, None], turns[:, 1, None]  # (T, 1, D)
     turned: Tensor = wide * cos + swapped * sin
     return turned.to(x.dtype)
+
+
+def split_turned(qkv: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Turned queries, turned keys and values, each (..., T, H, D).
+
+    Parameters
+    ----------
+    qkv : (..., T, 3 H, D), all queries, then all keys, then all values
+    turns : float32 (T, 2, D)
+    """
+    num_heads = qkv.shape[-2] // 3
+    v = qkv[..., 2 * num_heads :, :]
+    q, k = apply_rope(qkv[..., : 2 * num_heads, :], turns).chunk(2, dim=-2)
+    return q, k, v

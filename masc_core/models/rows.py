@@ -1,7 +1,8 @@
 """The rows of one step: what each takes in, at which position, and where its cache is.
 
-Rows need not be at the same position. On the way to attention they are taken in groups, stretches
-of rows that are at one position and whose slots lie side by side, so that no key is copied.
+Rows need not be at the same position. A cache finds them by their slots, or takes them in groups,
+stretches of rows that are at one position and whose slots lie side by side, so that no key is
+copied.
 This module does not know what a row is for.
 
 Legend: R rows.
@@ -44,18 +45,22 @@ class Rows:
     ----------
     ids : int64 (R,), the class at position 0, after that the token at the position before
     positions : int64 (R,)
-    groups : the same positions, and the slots, row by row from 0 to R
+    slots : int64 (R,), where the rows are in the cache
+    groups : the same positions and slots, row by row from 0 to R; left out where the cache does
+        not take rows in groups
     """
 
     ids: Tensor
     positions: Tensor
-    groups: Sequence[Group]
+    slots: Tensor
+    groups: Sequence[Group] = ()
 
     @classmethod
     def abreast(cls, ids: Tensor, position: int) -> Rows:
         """All rows at one position, each in the slot of its own number."""
         groups = (Group(0, len(ids), 0, position),)
-        return cls(ids, torch.full_like(ids, position), groups)
+        slots = torch.arange(len(ids), device=ids.device)
+        return cls(ids, torch.full_like(ids, position), slots, groups)
 
 
 def grouped(slots: Sequence[int], positions: Sequence[int]) -> list[Group]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from masc_core.device import choose_dtype, resolve_device
+from masc_core.device import choose_dtype, resolve_device, set_threads
 from masc_core.errors import ConfigError
 
 
@@ -45,3 +45,14 @@ def test_processors_with_bfloat16_use_it(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert choose_dtype("auto", torch.device("cpu")) == expected
+
+
+def test_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        set_threads(before + 1)
+        assert torch.get_num_threads() == before + 1
+        set_threads(None)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        set_threads(before)

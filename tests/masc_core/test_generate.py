@@ -14,7 +14,7 @@ from masc_core.errors import InvalidFieldError, NonFiniteError, UnknownClassErro
 from masc_core.generate import Generated, generate
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
-from masc_core.models.gpt import GPT
+from masc_core.models.gpt import GPT, StepCache
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KVCache
 from masc_core.models.rows import Rows
@@ -252,7 +252,7 @@ class CountingGPT(GPT):
         super().__init__(config)
         self.rows: set[int] = set()
 
-    def step(self, rows: Rows, cache: KVCache) -> Tensor:
+    def step(self, rows: Rows, cache: StepCache) -> Tensor:
         self.rows.add(len(rows.ids))
         return super().step(rows, cache)
 

@@ -20,6 +20,7 @@ def test_defaults() -> None:
     assert settings.models_dir == Path("models")
     assert (settings.default_model, settings.device, settings.dtype) == ("", "auto", "auto")
     assert settings.max_batch == 32
+    assert (settings.cuda_graphs, settings.deterministic, settings.threads) == (True, False, None)
     assert settings.log_format == "text"
 
 

@@ -5,16 +5,19 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from prometheus_client import CollectorRegistry
 
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.manifest import TRANSFORMER_FILE
 from tests.tiny_bundle import save_tiny_bundle
 from worker.consumer import Consumer
+from worker.engine.graphs import GraphRunner
+from worker.engine.runner import Runner
 from worker.jobs.job import GenerationRequest, Job, JobResult
 from worker.jobs.memory import MemoryQueue
 from worker.settings import load_settings
-from worker.worker import build_worker
+from worker.worker import build_worker, choose_runner
 
 
 def build(models: Path, queue: MemoryQueue | None = None, **options: str) -> Consumer:
@@ -83,3 +86,13 @@ def test_a_worker_on_a_gpu_reports_its_memory(tmp_path: Path) -> None:
         value = registry.get_sample_value("masc_gpu_memory_bytes", {"kind": kind})
         assert value is not None
         assert value > 0
+
+
+def test_steps_are_recorded_on_a_gpu_unless_told_otherwise() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert choose_runner(load_settings(), cpu) is Runner
+    assert choose_runner(load_settings(deterministic=True), cpu) is Runner
+    assert getattr(choose_runner(load_settings(), gpu), "func", None) is GraphRunner
+    assert choose_runner(load_settings(cuda_graphs=False), gpu) is Runner
+    with pytest.raises(ConfigError, match="MASC_DETERMINISTIC: needs MASC_CUDA_GRAPHS"):
+        choose_runner(load_settings(cuda_graphs=False, deterministic=True), gpu)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 
 from masc_core.errors import NonFiniteError
-from masc_core.image_batch import Drawn
 from masc_core.image_spec import check_specs
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
@@ -28,8 +27,7 @@ from worker.engine.request import (
     PartialImage,
     TaskKey,
 )
-from worker.engine.runner import Runner
-from worker.engine.slots import Slots
+from worker.engine.runner import Progress, Runner, RunnerFactory
 
 # Called after each step of the transformer with its rows and its seconds.
 StepObserver = Callable[[int, float], None]
@@ -40,11 +38,10 @@ class _Running:
     """A task in the batch."""
 
     task: ImageTask
-    slots: tuple[int, int]
+    slot: int
     started: float
     code_seconds: float  # of the engine, when this one joined
     prefilled: float = 0.0
-    is_gone: bool = False
 
 
 class Engine:
@@ -56,6 +53,7 @@ class Engine:
     decoder : cluster to code, on the model's device
     capacity_rows : rows of the transformer's batch; a guided image takes two, others one
     observe : called after each step
+    make_runner : what steps the batch; called as ``make_runner(model, decoder, capacity_rows)``
 
     Raises
     ------
@@ -68,33 +66,34 @@ class Engine:
         decoder: InClusterDecoder,
         capacity_rows: int,
         observe: StepObserver | None = None,
+        make_runner: RunnerFactory = Runner,
     ) -> None:
         if model.training:
             raise ValueError("the model is in training mode")
+        self.capacity_rows = capacity_rows
         self._config, self._decoder, self._observe = model.config, decoder, observe
-        self._runner = Runner(model, decoder, capacity_rows)
-        self._slots = Slots(capacity_rows)
+        self._runner = make_runner(model, decoder, capacity_rows)
         self._joining: dict[TaskKey, ImageTask] = {}
-        self._running: list[_Running] = []  # in the order of the runner
+        self._running: dict[int, _Running] = {}  # by slot, in the order in which they came
         self._due: defaultdict[int, list[tuple[_Running, int]]] = defaultdict(list)
+        self._outcomes: list[Outcome] = []  # not handed out yet
         self._num_steps = 0
         self._code_seconds = 0.0
 
     @property
-    def capacity_rows(self) -> int:
-        """Rows that fit in the batch."""
-        return self._slots.capacity
-
-    @property
     def free_rows(self) -> int:
         """Rows that `add` can still take."""
-        return self._slots.free - sum(task.num_rows for task in self._joining.values())
+        joining = sum(task.num_rows for task in self._joining.values())
+        return self.capacity_rows - self._runner.num_rows - joining
 
     @property
     def tasks(self) -> list[ImageTask]:
         """What is here, in the order in which it came."""
-        running = [running.task for running in self._running if not running.is_gone]
-        return running + list(self._joining.values())
+        return [running.task for running in self._running.values()] + list(self._joining.values())
+
+    def prepare(self) -> None:
+        """Do ahead what would make the first steps slow; on a GPU that takes up to a minute."""
+        self._runner.prepare()
 
     def add(self, task: ImageTask) -> None:
         """Take a task that fits in `free_rows`; it joins at the next step.
@@ -111,102 +110,91 @@ class Engine:
         if any(not 0 < row < self._config.grid_size for row in task.preview_rows):
             raise ValueError(f"a preview must be after row 1 to {self._config.grid_size - 1}")
         check_specs([task.spec], self._config)
-        self._decoder.modes([task.spec.decoding])
+        self._decoder.check(task.spec.decoding)
         self._joining[task.key] = task
 
     def cancel(self, key: TaskKey) -> None:
         """Forget a task, whose rows are free at once; nothing happens when it is not here."""
         self._joining.pop(key, None)
-        for running in self._running:
-            if running.task.key == key and not running.is_gone:
-                self._let_go(running)
+        self._let_go([who for who in self._running.values() if who.task.key == key])
 
     @torch.inference_mode()
     def step(self) -> Sequence[Outcome]:
         """Draw the next position of every image; hand out those that came to their end.
 
-        After an exception of the transformer or of the decoder the tasks are still here, where they
-        were, for the caller to step again or to cancel. After any other the engine is of no use.
+        After an exception the tasks are still here, where they were, for the caller to step again
+        or to cancel: no outcome is lost.
         """
-        self._leave()
         self._join()
-        if not self._running:
-            return ()
-        started = time.perf_counter()
-        drawn = self._runner.step()
-        failed = self._fail(drawn)  # waits for the device
-        now = time.perf_counter()
-        self._num_steps += 1
-        self._code_seconds += drawn.code_seconds
-        if self._observe is not None:
-            self._observe(self._runner.num_rows, now - started)
-        return [*failed, *self._hand_out(now)]
-
-    def _leave(self) -> None:
-        kept = [i for i, running in enumerate(self._running) if not running.is_gone]
-        if len(kept) < len(self._running):
-            self._runner.keep(kept)
-            self._running = [self._running[i] for i in kept]
+        if self._running and not self._due.get(self._num_steps):
+            self._draw()
+        self._hand_out()
+        outcomes, self._outcomes = self._outcomes, []
+        return tuple(outcomes)
 
     def _join(self) -> None:
         if not self._joining:
             return
         tasks = list(self._joining.values())
-        specs = [task.spec for task in tasks]
-        slots = self._slots.take(specs)
-        try:
-            self._runner.join(specs, slots)
-        except BaseException:
-            for taken in slots:
-                self._slots.give_back(taken)
-            raise
+        slots = self._runner.join([task.spec for task in tasks])
         self._joining.clear()
         now, grid = time.perf_counter(), self._config.grid_size
-        for task, taken in zip(tasks, slots, strict=True):
-            running = _Running(task, taken, now, self._code_seconds)
-            self._running.append(running)
+        for task, slot in zip(tasks, slots, strict=True):
+            running = self._running[slot] = _Running(task, slot, now, self._code_seconds)
             for row in {*task.preview_rows, grid}:
                 self._due[self._num_steps + row * grid].append((running, row))
-            self._due[self._num_steps + 1].append((running, 0))
 
-    def _fail(self, drawn: Drawn) -> list[FailedImage]:
-        if drawn.finite.all():
-            return []
-        failed = [self._running[i] for i in (~drawn.finite).nonzero().flatten().tolist()]
-        for running in failed:
-            self._let_go(running)
+    def _draw(self) -> None:
+        started, rows = time.perf_counter(), self._runner.num_rows
+        report = self._runner.step()
+        now = time.perf_counter()
+        self._num_steps += 1
+        self._code_seconds += report.code_seconds
+        for running in self._running.values():
+            running.prefilled = running.prefilled or now
+        self._fail([self._running[slot] for slot in report.failed])
+        if self._observe is not None:
+            self._observe(rows, now - started)
+
+    def _hand_out(self) -> None:
+        """Hand out what is due after this step; until that has worked it stays due."""
+        due = [(who, row) for who, row in self._due.get(self._num_steps, ()) if self._has(who)]
+        if due:
+            read = self._runner.read([running.slot for running, _ in due])
+            now, finite = time.perf_counter(), read.finite.tolist()
+            sound = [i for i in range(len(due)) if finite[i]]
+            outcomes = [self._outcome(*due[i], read, i, now) for i in sound]
+            complete = [due[i][0] for i in sound if due[i][1] == self._config.grid_size]
+            self._let_go(complete)
+            self._outcomes += outcomes
+            self._fail([who for i, (who, _) in enumerate(due) if not finite[i]])
+        self._due.pop(self._num_steps, None)
+
+    def _outcome(
+        self, running: _Running, row: int, read: Progress, place: int, now: float
+    ) -> PartialImage | FinishedImage:
+        if row < self._config.grid_size:
+            drawn = read.codes[place, : row * self._config.grid_size]
+            return PartialImage(running.task, row, drawn)
+        return FinishedImage(
+            task=running.task,
+            codes=read.codes[place],
+            entropies=read.entropies[place],
+            prefill_seconds=running.prefilled - running.started,
+            decode_seconds=now - running.prefilled,
+            code_seconds=self._code_seconds - running.code_seconds,
+        )
+
+    def _has(self, running: _Running) -> bool:
+        return self._running.get(running.slot) is running
+
+    def _fail(self, failed: Sequence[_Running]) -> None:
+        self._let_go(failed)
         reason = NonFiniteError("the model produced a NaN or an infinity for this image")
-        return [FailedImage(running.task, reason) for running in failed]
+        self._outcomes += [FailedImage(running.task, reason) for running in failed]
 
-    def _hand_out(self, now: float) -> list[Outcome]:
-        """What is due after this step: first positions are noted, the rest is handed out."""
-        due = [(who, row) for who, row in self._due.pop(self._num_steps, ()) if not who.is_gone]
-        for running, row in due:
-            if row == 0:
-                running.prefilled = now
-        due = [(running, row) for running, row in due if row]
-        if not due:
-            return []
-        codes, entropies = self._runner.read([running.slots[0] for running, _ in due])
-        outcomes: list[Outcome] = []
-        for i, (running, row) in enumerate(due):
-            if row < self._config.grid_size:
-                drawn = codes[i, : row * self._config.grid_size]
-                outcomes.append(PartialImage(running.task, row, drawn))
-                continue
-            self._let_go(running)
-            outcomes.append(
-                FinishedImage(
-                    task=running.task,
-                    codes=codes[i],
-                    entropies=entropies[i],
-                    prefill_seconds=running.prefilled - running.started,
-                    decode_seconds=now - running.prefilled,
-                    code_seconds=self._code_seconds - running.code_seconds,
-                )
-            )
-        return outcomes
-
-    def _let_go(self, running: _Running) -> None:
-        running.is_gone = True
-        self._slots.give_back(running.slots)
+    def _let_go(self, leaving: Sequence[_Running]) -> None:
+        if leaving:
+            slots = {running.slot for running in leaving}
+            self._runner.leave(slots)
+            self._running = {s: who for s, who in self._running.items() if s not in slots}

@@ -7,19 +7,77 @@ Legend: B images, L positions of an image, S slots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from masc_core.image_batch import Drawn, ImageBatch
+from masc_core.image_batch import ImageBatch
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
 
 
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What is known after a step.
+
+    Attributes
+    ----------
+    failed : slots of images that are known by now to have had logits that were not finite
+    code_seconds : time to turn clusters into codes; on a GPU the time to enqueue that, and nothing
+        where it is part of a recorded step
+    """
+
+    failed: Sequence[int]
+    code_seconds: float
+
+
+class Progress(NamedTuple):
+    """What images have drawn, on the CPU.
+
+    Attributes
+    ----------
+    codes : int64 (n, L)
+    entropies : float32 (n, L), bits
+    finite : bool (n,), whether all their logits were
+    """
+
+    codes: Tensor
+    entropies: Tensor
+    finite: Tensor
+
+
+class StepRunner(Protocol):
+    """What an engine steps. Images are known by the slot that `join` gives them."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the transformer's batch in use."""
+
+    def prepare(self) -> None:
+        """Do ahead what would make the first steps slow."""
+
+    def join(self, specs: Sequence[ImageSpec]) -> list[int]:
+        """Add images at their first position, all of them or none; return their slots."""
+
+    def leave(self, slots: Collection[int]) -> None:
+        """Let images go; their slots are free."""
+
+    def step(self) -> StepReport:
+        """Draw the next position of every image."""
+
+    def read(self, slots: Sequence[int]) -> Progress:
+        """What some images have drawn; waits for the device."""
+
+
+RunnerFactory = Callable[[GPT, InClusterDecoder, int], StepRunner]
+
+
 class Runner:
-    """An `ImageBatch` with memory. Images are known by their conditional slot.
+    """An `ImageBatch` with memory.
 
     Parameters
     ----------
@@ -34,33 +92,33 @@ class Runner:
         self._batch = ImageBatch(model, decoder, num_slots)
         self._codes = torch.zeros(shape, dtype=torch.int64, device=device)
         self._entropies = torch.zeros(shape, dtype=torch.float32, device=device)
-        self._slots = torch.zeros(0, dtype=torch.int64, device=device)  # of the images, (B,)
 
     @property
     def num_rows(self) -> int:
         """Rows of the transformer's batch in use."""
         return self._batch.num_rows
 
-    def join(self, specs: Sequence[ImageSpec], slots: Sequence[tuple[int, int]]) -> None:
+    def prepare(self) -> None:
+        """Nothing: every step is as fast as any other."""
+
+    def join(self, specs: Sequence[ImageSpec]) -> list[int]:
         """Add images; see `ImageBatch.join`."""
-        self._batch.join(specs, slots)
-        self._slots = torch.cat([self._slots, self._slots.new_tensor([slot for slot, _ in slots])])
+        return self._batch.join(specs)
 
-    def keep(self, images: Sequence[int]) -> None:
-        """Let all images go but these; see `ImageBatch.keep`."""
-        self._batch.keep(images)
-        self._slots = self._slots[
-            torch.tensor(images, dtype=torch.int64, device=self._slots.device)
-        ]
+    def leave(self, slots: Collection[int]) -> None:
+        """Let images go; see `ImageBatch.leave`."""
+        self._batch.leave(slots)
 
-    def step(self) -> Drawn:
+    def step(self) -> StepReport:
         """Draw the next position of every image, and remember it."""
         drawn = self._batch.step()
-        self._codes[self._slots, drawn.positions] = drawn.codes
-        self._entropies[self._slots, drawn.positions] = drawn.entropies
-        return drawn
+        self._codes[drawn.slots, drawn.positions] = drawn.codes
+        self._entropies[drawn.slots, drawn.positions] = drawn.entropies
+        failed = drawn.slots[~drawn.finite].tolist()  # waits for the device
+        return StepReport(failed, drawn.code_seconds)
 
-    def read(self, slots: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Codes and entropies of some images, each (len(slots), L), copied to the CPU."""
-        chosen = torch.tensor(slots, device=self._slots.device)
-        return self._codes[chosen].cpu(), self._entropies[chosen].cpu()
+    def read(self, slots: Sequence[int]) -> Progress:
+        """What some images have drawn; those that failed were reported."""
+        chosen = torch.tensor(slots, device=self._codes.device)
+        finite = torch.ones(len(slots), dtype=torch.bool)
+        return Progress(self._codes[chosen].cpu(), self._entropies[chosen].cpu(), finite)

@@ -102,8 +102,8 @@ def test_steps_equal_the_whole_sequence() -> None:
     model, io = golden_gpt(), load_golden("gpt/io.safetensors")
     cache = KVCache(GOLDEN_CONFIG, 4)
     for layer in range(GOLDEN_CONFIG.n_layer):  # no slot is read before it is written
-        cache.keys[layer].fill_(math.nan)
-        cache.values[layer].fill_(math.nan)
+        cache.layers[layer].keys.fill_(math.nan)
+        cache.layers[layer].values.fill_(math.nan)
     logits = steps(model, io["labels"], io["tokens"][:, :-1], cache)
     assert_close(logits, io["logits"], **LOGITS)
 
@@ -272,3 +272,22 @@ def test_traces_without_graph_breaks() -> None:
         model.train()
         traced(io["labels"], io["tokens"][:, :-1])
     assert_close(logits, io["logits"], **LOGITS)
+
+
+def test_fused_weights_are_the_same_weights_under_the_same_names() -> None:
+    model = golden_gpt()
+    plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rows, x = Rows.abreast(torch.tensor([0, 1]), 0), torch.randn(2, GOLDEN_CONFIG.dim)
+    with torch.inference_mode():
+        expected = model.step(rows, KVCache(GOLDEN_CONFIG, 2))
+        for block in model.blocks:
+            block.feed_forward.fuse()
+            block.feed_forward.fuse()
+        torch.testing.assert_close(model.step(rows, KVCache(GOLDEN_CONFIG, 2)), expected)
+        feed_forward = model.blocks[0].feed_forward
+        torch.testing.assert_close(feed_forward.step(x), feed_forward.eval()(x))
+    assert list(model.state_dict()) == list(plain)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, plain[name])
+    assert feed_forward.w13 is not None
+    assert feed_forward.w1.weight.data_ptr() == feed_forward.w13.data_ptr()

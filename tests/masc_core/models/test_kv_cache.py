@@ -8,9 +8,14 @@ from torch import Tensor
 
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KVCache
-from masc_core.models.rows import grouped
+from masc_core.models.rows import Rows, grouped
 
 CONFIG = GPTConfig(vocab_size=5, dim=16, n_layer=2, n_head=4, block_size=9)
+
+
+def rows_of(slots: list[int], positions: list[int]) -> Rows:
+    tensors = torch.tensor(positions), torch.tensor(slots)
+    return Rows(torch.zeros(len(slots)).long(), *tensors, grouped(slots, positions))
 
 
 def plain_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -27,14 +32,14 @@ def test_every_row_attends_to_its_own_past(dtype: torch.dtype) -> None:
     past: list[list[tuple[Tensor, Tensor]]] = [[] for _ in slots]
     for step in range(9):
         here = [row for row, start in enumerate(starts) if start <= step]
-        groups = grouped([slots[row] for row in here], [step - starts[row] for row in here])
+        rows = rows_of([slots[row] for row in here], [step - starts[row] for row in here])
         q, k, v = torch.randn(3, len(here), 4, 4).to(dtype)
         for place, row in enumerate(here):
             past[row].append((k[place], v[place]))
         for layer in range(2):
             sign = 1 - 2 * layer  # the layers do not mix
-            cache.write(layer, groups, sign * k, v)
-            attended = cache.attend(layer, groups, q)
+            cache.layers[layer].write(rows, sign * k, v)
+            attended = cache.layers[layer].attend(rows, q)
             for place, row in enumerate(here):
                 keys, values = map(torch.stack, zip(*past[row], strict=True))  # (T, H, D)
                 for head in range(4):
@@ -45,17 +50,17 @@ def test_every_row_attends_to_its_own_past(dtype: torch.dtype) -> None:
 
 
 def test_a_slot_may_be_taken_again() -> None:
-    cache = KVCache(CONFIG, 1)
-    cache.keys[0].fill_(math.nan)
-    cache.values[0].fill_(math.nan)
+    layer = KVCache(CONFIG, 1).layers[0]
+    layer.keys.fill_(math.nan)
+    layer.values.fill_(math.nan)
     value = torch.randn(1, 4, 4)
-    groups = grouped([0], [0])
-    cache.write(0, groups, torch.randn(1, 4, 4), value)
-    torch.testing.assert_close(cache.attend(0, groups, torch.randn(1, 4, 4)), value)
+    rows = rows_of([0], [0])
+    layer.write(rows, torch.randn(1, 4, 4), value)
+    torch.testing.assert_close(layer.attend(rows, torch.randn(1, 4, 4)), value)
 
 
 def test_room_is_for_every_position_of_every_slot() -> None:
     cache = KVCache(CONFIG, 3)
     assert cache.num_slots == 3
-    assert [tuple(keys.shape) for keys in cache.keys] == [(3, 4, 9, 4)] * 2
-    assert [tuple(values.shape) for values in cache.values] == [(3, 4, 9, 4)] * 2
+    assert [tuple(layer.keys.shape) for layer in cache.layers] == [(3, 4, 9, 4)] * 2
+    assert [tuple(layer.values.shape) for layer in cache.layers] == [(3, 4, 9, 4)] * 2

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import masc_core.image_batch
 from masc_core.errors import InvalidFieldError, NonFiniteError, UnknownClassError
 from masc_core.generate import Generated, generate
 from masc_core.image_spec import ImageSpec
@@ -27,6 +28,7 @@ from worker.engine.request import (
     PartialImage,
     TaskKey,
 )
+from worker.engine.runner import Runner
 
 Models = tuple[GPT, InClusterDecoder]
 
@@ -292,6 +294,73 @@ def test_after_an_exception_the_images_go_on_where_they_were(
 def test_a_model_in_training_is_refused(models: Models) -> None:
     with pytest.raises(ValueError, match="training mode"):
         Engine(models[0].train(), models[1], 16)
+
+
+def test_an_image_whose_reading_fails_stays_due(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    alone, engine = Alone(models), Engine(*models, 16)
+    for step in range(LENGTH):
+        if step < 2:
+            engine.add(TASKS[step])
+        with monkeypatch.context() as patch:
+            patch.setattr(Runner, "read", fail)
+            if step < LENGTH - 1:
+                assert engine.step() == ()
+                continue
+            for _ in range(3):
+                with pytest.raises(RuntimeError, match="out of memory"):
+                    engine.step()
+    assert engine.tasks == TASKS[:2]
+    engine.add(TASKS[2])
+    (first,) = engine.step()
+    (second,) = engine.step()
+    (third,) = run(engine).values()
+    for outcome, task in zip((first, second, third), TASKS, strict=False):
+        assert outcome.task is task
+        alone.check(outcome)
+    assert engine.free_rows == 16
+
+
+def test_an_observer_that_fails_costs_no_outcome(models: Models) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no metrics")
+
+    alone, engine = Alone(models), Engine(*models, 16, fail)
+    engine.add(TASKS[0])
+    for _ in range(LENGTH):
+        with pytest.raises(RuntimeError, match="no metrics"):
+            engine.step()
+    (outcome,) = engine.step()
+    alone.check(outcome)
+
+
+@pytest.mark.parametrize("where", ["seat", "columns_of"])
+def test_after_a_join_that_failed_all_are_where_they_were(
+    models: Models, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    alone, engine = Alone(models), Engine(*models, 16)
+    engine.add(TASKS[0])
+    engine.step()
+    engine.add(TASKS[1])
+    engine.add(TASKS[2])
+    with monkeypatch.context() as patch:
+        patch.setattr(masc_core.image_batch, where, fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.step()
+    assert engine.tasks == TASKS[:3]
+    assert engine.free_rows == 11
+    engine.cancel(TASKS[1].key)
+    outcomes = run(engine)
+    assert list(outcomes) == [TASKS[0].key, TASKS[2].key]
+    for outcome in outcomes.values():
+        alone.check(outcome)
 
 
 @pytest.mark.slow

@@ -1,0 +1,115 @@
+"""Attention of one new position a row, as one Triton kernel: rotate, store, attend.
+
+A program has one row and one head. It turns the row's query and key, stores key and value, and goes
+through the row's own positions in blocks, with the running maximum m and the running sum l of
+Milakov and Gimelshein: Online normalizer calculation for softmax, 2018. All sums are float32 and in
+an order that depends on the row's position alone, so a row has the same bits in any company.
+Same function as `masc_core.models.slot_cache.attend_plainly`; importing this module needs Triton.
+
+Legend: S slots, R rows, T positions, H heads, D head dim.
+"""
+
+# Triton's language has no types, and the sizes of its kernels are written in capitals.
+# ruff: noqa: ANN001, ANN202, ARG001, N803, PLR0913, PLR0917
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+
+from __future__ import annotations
+
+import torch
+import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
+import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
+from torch import Tensor
+
+BLOCK = 64  # positions at once
+
+
+@torch.library.custom_op("masc::attend", mutates_args=("keys", "values"))
+def attend(
+    qkv: Tensor, turns: Tensor, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    """Turn and store what is new, and attend; see `masc_core.models.slot_cache.attend_plainly`."""
+    num_heads, length, dim = keys.shape[1:]
+    out = torch.empty(len(qkv), num_heads, dim, dtype=qkv.dtype, device=qkv.device)
+    _kernel[len(qkv), num_heads](
+        qkv.contiguous(),
+        turns.contiguous(),
+        slots,
+        positions,
+        keys,
+        values,
+        out,
+        dim**-0.5,
+        H=num_heads,
+        T=length,
+        D=dim,
+        WIDTH=triton.next_power_of_2(dim),
+        BLOCK=BLOCK,
+        num_warps=4,
+    )
+    return out
+
+
+@attend.register_fake
+def _(
+    qkv: Tensor, turns: Tensor, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    return qkv.new_empty(qkv.shape[0], keys.shape[1], keys.shape[3])
+
+
+@triton.jit
+def _turned(vector, place, cos, sin, real):
+    """Turn the pairs of the D numbers at ``vector``, and round as they are stored."""
+    there = tl.load(vector + place, mask=real, other=0.0)
+    beside = tl.load(vector + (place ^ 1), mask=real, other=0.0)  # the other one of the pair
+    turned = there.to(tl.float32) * cos + beside.to(tl.float32) * sin
+    return turned.to(there.dtype)
+
+
+@triton.jit
+def _kernel(
+    qkv,
+    turns,
+    slots,
+    positions,
+    keys,
+    values,
+    out,
+    scale,
+    H: tl.constexpr,
+    T: tl.constexpr,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,  # D rounded up to a power of two
+    BLOCK: tl.constexpr,
+):
+    row, head = tl.program_id(0), tl.program_id(1)
+    place = tl.arange(0, WIDTH)
+    real = place < D
+    cos = tl.load(turns + row * 2 * D + place, mask=real, other=0.0)
+    sin = tl.load(turns + row * 2 * D + D + place, mask=real, other=0.0)
+    new = qkv + (row * 3 * H + head) * D
+    query = _turned(new, place, cos, sin, real).to(tl.float32) * scale
+    key = _turned(new + H * D, place, cos, sin, real)
+    value = tl.load(new + 2 * H * D + place, mask=real, other=0.0)
+    position = tl.load(positions + row)
+    past = (tl.load(slots + row) * H + head) * T * D
+    tl.store(keys + past + position * D + place, key, mask=real)
+    tl.store(values + past + position * D + place, value, mask=real)
+
+    # The new position comes from registers: other threads need not see what was just stored.
+    m = tl.sum(query * key.to(tl.float32))
+    l = tl.exp(m - m)  # noqa: E741 - the paper's name; a one of m's type
+    attended = value.to(tl.float32)
+    for start in range(0, position, BLOCK):
+        time = start + tl.arange(0, BLOCK)
+        before = (time < position)[:, None] & real[None, :]
+        places = past + time[:, None] * D + place[None, :]
+        block = tl.load(keys + places, mask=before, other=0.0).to(tl.float32)
+        scores = tl.where(time < position, tl.sum(block * query[None, :], 1), float("-inf"))
+        highest = tl.maximum(m, tl.max(scores))
+        weights = tl.exp(scores - highest)
+        block = tl.load(values + places, mask=before, other=0.0).to(tl.float32)
+        attended = attended * tl.exp(m - highest) + tl.sum(weights[:, None] * block, 0)
+        l = l * tl.exp(m - highest) + tl.sum(weights)  # noqa: E741
+        m = highest
+    result = (attended / l).to(value.dtype)
+    tl.store(out + (row * H + head) * D + place, result, mask=real)

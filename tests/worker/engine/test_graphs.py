@@ -1,0 +1,223 @@
+"""The recorded steps, done here without being recorded, against the plain loop.
+
+The number of rows is another one than in the plain loop, and attention sums in another order:
+entropies agree nearly, and codes, whose draws would have to be that near to a tie, are the same.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+import worker.engine.graphs
+from masc_core.errors import NonFiniteError
+from masc_core.generate import Generated, generate
+from masc_core.image_spec import ImageSpec
+from masc_core.in_cluster import InClusterDecoder
+from masc_core.models.gpt import GPT
+from masc_core.models.gpt_config import GPTConfig
+from masc_core.prior import ClusterMap
+from tests.tiny_bundle import GRID
+from tests.worker.engine.test_engine import (
+    LENGTH,
+    SPECS,
+    TASKS,
+    Models,
+    follow,
+    models,
+    run,
+    some_specs,
+)
+from worker.engine.engine import Engine
+from worker.engine.graphs import GraphRunner
+from worker.engine.request import FailedImage, FinishedImage, ImageTask, Outcome, PartialImage
+
+__all__ = ["models"]  # a fixture
+
+
+class Alone:
+    """What images become alone in the plain loop, remembered."""
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+        self.made: dict[ImageSpec, Generated] = {}
+
+    def check(self, image: Outcome) -> None:
+        assert isinstance(image, FinishedImage), image
+        spec = image.task.spec
+        if spec not in self.made:
+            self.made[spec] = generate(*self.models, [spec])
+        assert torch.equal(image.codes, self.made[spec].codes[0])
+        torch.testing.assert_close(
+            image.entropies, self.made[spec].entropies[0], rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_random_schedules_give_every_image_what_it_gets_alone(
+    models: Models, deterministic: bool
+) -> None:
+    rng = random.Random(deterministic)
+    alone, specs = Alone(models), some_specs(rng)
+    make = partial(GraphRunner, deterministic=deterministic)
+    for _ in range(30):
+        capacity = rng.choice([2, 3, 5, 8, 16, 33, 64])
+        engine = Engine(*models, capacity_rows=capacity, make_runner=make)
+        for outcome in follow(engine, specs, rng):
+            alone.check(outcome)
+
+
+def test_recording_all_shapes_does_not_disturb_who_is_here(models: Models) -> None:
+    alone, engine = Alone(models), Engine(*models, 16, make_runner=GraphRunner)
+    for task in TASKS:
+        engine.add(task)
+    engine.step()
+    engine.prepare()
+    outcomes = run(engine)
+    assert len(outcomes) == len(TASKS)
+    for outcome in outcomes.values():
+        alone.check(outcome)
+
+
+def test_previews_are_what_is_drawn_so_far(models: Models) -> None:
+    engine = Engine(*models, 16, make_runner=GraphRunner)
+    engine.add(replace(TASKS[0], preview_rows=(1, GRID - 1)))
+    outcomes = [(step, outcome) for step in range(1, LENGTH + 1) for outcome in engine.step()]
+    *partial_images, finished = [outcome for _, outcome in outcomes]
+    assert isinstance(finished, FinishedImage)
+    for preview, rows in zip(partial_images, (1, GRID - 1), strict=True):
+        assert isinstance(preview, PartialImage)
+        assert torch.equal(preview.codes, finished.codes[: rows * GRID])
+    assert [step for step, _ in outcomes] == [GRID, LENGTH - GRID, LENGTH]
+
+
+def test_an_image_that_is_not_finite_fails_alone_a_step_later(models: Models) -> None:
+    with torch.no_grad():
+        models[0].cls_embedding.embedding_table.weight[3] = math.nan
+    alone, engine = Alone(models), Engine(*models, 16, make_runner=GraphRunner)
+    for task in TASKS:
+        engine.add(task)
+    assert engine.step() == ()
+    (bad,) = engine.step()
+    assert isinstance(bad, FailedImage)
+    assert bad.task is TASKS[3]
+    assert isinstance(bad.error, NonFiniteError)
+    assert engine.free_rows == 9
+    outcomes = run(engine)
+    assert len(outcomes) == 4
+    for outcome in outcomes.values():
+        alone.check(outcome)
+
+
+def test_who_gets_the_slot_of_a_failed_image_does_not_fail(models: Models) -> None:
+    with torch.no_grad():
+        models[0].cls_embedding.embedding_table.weight[3] = math.nan
+    alone, engine = Alone(models), Engine(*models, 2, make_runner=GraphRunner)
+    engine.add(TASKS[3])
+    engine.add(TASKS[1])
+    assert engine.step() == ()
+    engine.cancel(TASKS[3].key)  # before anyone knows
+    other = ImageTask("other", 0, SPECS[1])
+    engine.add(other)  # takes the slot
+    outcomes = run(engine)
+    assert set(outcomes) == {TASKS[1].key, other.key}
+    for outcome in outcomes.values():
+        alone.check(outcome)
+
+
+def test_an_image_that_fails_at_its_last_position_is_not_finished(models: Models) -> None:
+    engine = Engine(*models, 4, make_runner=GraphRunner)
+    engine.add(TASKS[0])
+    engine.add(TASKS[1])
+    for _ in range(LENGTH - 1):
+        assert engine.step() == ()
+    with torch.no_grad():
+        models[0].norm.weight.fill_(math.inf)
+    bad = engine.step()
+    assert [outcome.task for outcome in bad] == TASKS[:2]
+    assert all(isinstance(outcome, FailedImage) for outcome in bad)
+    assert engine.free_rows == 4
+    assert not engine.tasks
+
+
+@pytest.mark.parametrize("where", ["columns_of", "lay_out"])
+def test_after_an_exception_the_images_go_on_where_they_were(
+    models: Models, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    alone, engine = Alone(models), Engine(*models, 16, make_runner=GraphRunner)
+    engine.add(TASKS[0])
+    engine.step()
+    engine.add(TASKS[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.engine.graphs, where, fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.step()
+    assert engine.tasks == TASKS[:2]
+    outcomes = run(engine)
+    assert list(outcomes) == [TASKS[0].key, TASKS[1].key]
+    for outcome in outcomes.values():
+        alone.check(outcome)
+
+
+def gpu_models(dtype: torch.dtype) -> Models:
+    """A transformer of which no draw is sure, on a GPU."""
+    torch.manual_seed(0)
+    config = GPTConfig(512, dim=256, n_layer=4, n_head=4, num_classes=5, block_size=64)
+    with torch.device("cuda"):
+        model = GPT(config).to(dtype).eval()
+        torch.nn.init.normal_(model.output.weight, std=0.05)
+    return model, InClusterDecoder(ClusterMap.identity(512), torch.ones(512).long(), "cuda")
+
+
+def made_alone(models: Models, deterministic: bool, capacity: int) -> dict[ImageSpec, Outcome]:
+    make = partial(GraphRunner, deterministic=deterministic)
+    engine = Engine(*models, capacity, make_runner=make)
+    made: dict[ImageSpec, Outcome] = {}
+    for i, spec in enumerate(some_specs(random.Random(1))):
+        (made[spec],) = run(engine, [ImageTask("alone", i, spec)]).values()
+    return made
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.timeout(600)
+def test_deterministic_steps_give_an_image_the_same_bits_in_any_company(
+    dtype: torch.dtype,
+) -> None:
+    models, rng = gpu_models(dtype), random.Random(0)
+    alone = made_alone(models, deterministic=True, capacity=32)
+    make = partial(GraphRunner, deterministic=True)
+    for _ in range(4):
+        engine = Engine(*models, 32, make_runner=make)
+        for outcome in follow(engine, list(alone), rng):
+            expected = alone[outcome.task.spec]
+            assert isinstance(outcome, FinishedImage)
+            assert isinstance(expected, FinishedImage)
+            assert torch.equal(outcome.codes, expected.codes)
+            assert torch.equal(outcome.entropies, expected.entropies)
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(600)
+def test_recorded_steps_in_float32_agree_with_the_plain_loop() -> None:
+    models = gpu_models(torch.float32)
+    alone = made_alone(models, deterministic=False, capacity=32)
+    rng, positions, different = random.Random(0), 0, 0
+    engine = Engine(*models, 32, make_runner=GraphRunner)
+    engine.prepare()
+    for outcome in follow(engine, list(alone), rng):
+        assert isinstance(outcome, FinishedImage)
+        made = generate(*models, [outcome.task.spec])
+        # After a draw that differs the image is another one: only the first one counts.
+        same = (outcome.codes == made.codes[0].cpu()).int().cumprod(0).sum().item()
+        positions += int(same)
+        different += same < 64
+    assert different <= 0.001 * positions
