@@ -1,9 +1,10 @@
 """The worker's loop: jobs from the queue, images through the engine, results to the queue.
 
-One thread owns everything but the encoding of files, which a small pool does. A turn of the loop
-claims as many jobs as the engine has rows for, feeds their images to the engine in order, steps it,
-decodes what is finished, and reports the jobs whose images are all there. A job larger than the
-engine is fed in parts; one that nobody waits for any more is dropped between two steps.
+One thread owns everything but the encoding of files, which a small pool does, and on a GPU the
+rendering of pixels. A turn of the loop claims as many jobs as the engine has rows for, feeds their
+images to the engine in order, steps it, sends what is finished through renderer and pool, and
+reports the jobs whose images are all there. A job larger than the engine is fed in parts; one that
+nobody waits for any more is dropped between two steps.
 An error concerns the jobs whose work was under way: they fail, the others go on.
 This module does not know how the queue is reached, nor how the engine batches.
 """
@@ -17,16 +18,18 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from masc_core.bundle import Bundle
 from masc_core.errors import CapacityError, ConfigError, MascError, RequestError
 from masc_core.image_spec import ImageSpec
-from masc_core.images import ImageFormat, Pixels, encode_image
+from masc_core.images import ImageFormat, encode_image
 from worker.engine.engine import Engine
 from worker.engine.request import FailedImage, FinishedImage, ImageTask, PartialImage, TaskKey
 from worker.jobs.job import Job, JobFailure, Outcome, WorkerStatus
 from worker.jobs.queue import JobConsumer
 from worker.metrics import WorkerMetrics
+from worker.rendering import Rendered, Renderer
 from worker.running_job import RunningJob, check_request
 
 logger = logging.getLogger(__name__)
@@ -34,15 +37,24 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 PAUSE_AFTER_ERROR_SECONDS = 0.2
 NUM_ENCODERS = 2
+MAX_ENCODING = 64  # images whose files are not there yet; beyond, the engine waits
 WARM_UP = "warm-up"
+
+
+class _File(NamedTuple):
+    """An image's file, and the seconds that it took."""
+
+    data: bytes
+    vq_decode_seconds: float
+    encode_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Encoding:
-    """An image on its way through the pool: the file and its seconds are to come."""
+    """An image on its way through renderer and pool."""
 
     image: FinishedImage
-    file: Future[tuple[bytes, float]]
+    file: Future[_File]
 
 
 class Consumer:
@@ -75,6 +87,7 @@ class Consumer:
         self._queue, self._engine, self._bundle, self._metrics = queue, engine, bundle, metrics
         self._max_bits = math.log2(bundle.manifest.num_clusters)
         self._stopping = threading.Event()
+        self._renderer = Renderer(bundle)
         self._pool = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix="encode")
         self._running: dict[str, RunningJob] = {}
         self._backlog: deque[ImageTask] = deque()
@@ -98,7 +111,7 @@ class Consumer:
         ------
         MascError : the warm-up image failed; the queue has been told
         """
-        with self._pool:
+        with self._renderer, self._pool:
             self.warm_up()
             while not (self._stopping.is_set() and self.is_idle):
                 self._turn_safely()
@@ -206,16 +219,14 @@ class Consumer:
             if isinstance(outcome, FailedImage):
                 self._fail(outcome.task.job_id, outcome.error)
                 continue
-            started = time.perf_counter()
-            pixels = self._bundle.render(outcome.codes[None])[0]
-            running.generated(outcome, time.perf_counter() - started)
-            file = self._pool.submit(_encode, pixels, running.request.format)
+            rendered = self._renderer.submit(outcome.codes)
+            file = self._pool.submit(_encode, rendered, running.request.format)
             self._encoding.append(_Encoding(outcome, file))
 
     def _collect(self) -> None:
-        """Take what the pool has done; wait for the rest only if the engine has nothing to do."""
-        patient = not self._in_engine
+        """Take what the pool has done; wait if the engine has nothing to do, or the pool a lot."""
         for _ in range(len(self._encoding)):
+            patient = not self._in_engine or len(self._encoding) > MAX_ENCODING
             encoding = self._encoding.popleft()
             running = self._running.get(encoding.image.task.job_id)
             if running is None:
@@ -227,9 +238,15 @@ class Consumer:
             self._take(running, encoding)
 
     def _take(self, running: RunningJob, encoding: _Encoding) -> None:
-        data, seconds = encoding.file.result()
-        entropies = encoding.image.entropies.tolist()
-        image = running.encoded(encoding.image.task.index, data, entropies, self._max_bits, seconds)
+        file = encoding.file.result()
+        running.generated(encoding.image, file.vq_decode_seconds)
+        image = running.encoded(
+            encoding.image.task.index,
+            file.data,
+            encoding.image.entropies.tolist(),
+            self._max_bits,
+            file.encode_seconds,
+        )
         self._metrics.image(running.request, image)
         if running.is_complete:
             result = running.result(self._bundle.manifest)
@@ -261,6 +278,7 @@ class Consumer:
             self._outbox.popleft()
 
     def _make_one_image(self) -> None:
+        self._engine.prepare()
         defaults = self._bundle.manifest.defaults
         spec = ImageSpec(class_id=0, cfg_scale=defaults.cfg_scale, seed=0)
         self._engine.add(ImageTask(WARM_UP, 0, spec))
@@ -268,7 +286,7 @@ class Consumer:
             for outcome in self._engine.step():
                 if isinstance(outcome, FailedImage):
                     raise outcome.error
-                _encode(self._bundle.render(outcome.codes[None])[0], "png")
+                _encode(self._renderer.submit(outcome.codes), "png")
                 return
 
     def _announce(self, *, ready: bool, detail: str = "") -> None:
@@ -288,6 +306,8 @@ class Consumer:
         return self._engine.capacity_rows - self._engine.free_rows
 
 
-def _encode(pixels: Pixels, file_format: ImageFormat) -> tuple[bytes, float]:
+def _encode(rendered: Future[Rendered], file_format: ImageFormat) -> _File:
+    pixels, vq_decode_seconds = rendered.result()
     started = time.perf_counter()
-    return encode_image(pixels, file_format), time.perf_counter() - started
+    data = encode_image(pixels, file_format)
+    return _File(data, vq_decode_seconds, time.perf_counter() - started)
