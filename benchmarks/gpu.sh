@@ -12,3 +12,4 @@ python=${PYTHON:-python}
 "$python" benchmarks/engine.py --device cuda --sizes B,L,XL --batches 1,8,32,64,128,256 \
     --arrivals 0.7 --out "$out"
 "$python" benchmarks/generate.py --device cuda
+"$python" benchmarks/encoding.py
