@@ -131,6 +131,7 @@ def main() -> None:
             table += ["", bench.arrivals(best, options.arrivals)]
             print("\n".join(table[-2:]), flush=True)
     if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
         stem = options.out / f"engine-{device.type}"
         stem.with_suffix(".md").write_text("\n".join(table) + "\n", "utf-8")
         figures = {"machine": asdict(machine), "rows": [asdict(row) for row in rows]}

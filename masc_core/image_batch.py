@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from masc_core.image_columns import columns_of, heated
 from masc_core.image_spec import ImageSpec, check_specs
@@ -29,11 +29,9 @@ from masc_core.models.rows import Group, Rows, grouped
 from masc_core.noise import Noise
 from masc_core.sampling import draw, filter_logits, guide
 
-# On the CPU a float32 matrix product of a row has the same bits for every number of rows that is a
-# multiple of this, and others for 1, 2, 3, 5, ..., where other kernels take the rows left over.
+# On the CPU a matrix product of a row has the same bits for every number of rows that is a multiple
+# of this, but not for every other one. Nor would fewer be faster: oneDNN is slower with two.
 CPU_ROW_MULTIPLE = 4
-# In bfloat16 it has others for one row, and where rows times weights are no more than this.
-CPU_SMALL_PRODUCT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,6 @@ class _Arrangement:
     scales: Tensor  # float32, theirs
     padding: Tensor  # int64, zeros
     groups: list[Group]  # without padding, with steps of joining instead of positions
-    spare: list[Group]  # of the padding
     top_k: Tensor | None
     top_p: Tensor | None
 
@@ -84,12 +81,12 @@ class ImageBatch:
     """
 
     def __init__(self, model: GPT, decoder: InClusterDecoder, num_slots: int) -> None:
+        model.pack()
         weight = model.output.weight
         self._model, self._decoder, self._device = model, decoder, weight.device
-        self._multiple, self._least = _row_counts(model)
+        self._row_multiple = CPU_ROW_MULTIPLE if weight.device.type == "cpu" else 1
         self._num_slots = num_slots
-        padded = num_slots + max(self._multiple, self._least) - 1
-        self._cache = KVCache(model.config, padded, weight.dtype, weight.device)
+        self._cache = KVCache(model.config, num_slots, weight.dtype, weight.device)
         self._noise = Noise(model.config.vocab_size)
         self._images = columns_of((), self._device)
         self._members: list[Member] = []
@@ -161,16 +158,14 @@ class ImageBatch:
         guided = [i for i, member in enumerate(members) if member.is_guided]
         slots = [member.slot for member in members] + [members[i].null for i in guided]
         joined = [member.joined for member in members] + [members[i].joined for i in guided]
-        num = max(-len(slots) % self._multiple, self._least - len(slots), 0)
-        spare = Group(len(slots), len(slots) + num, self._num_slots, 0)
         with_null = self._tensor(guided)
+        padding = [0] * (-len(slots) % self._row_multiple)
         return _Arrangement(
-            slots=self._tensor([*slots, *range(self._num_slots, self._num_slots + num)]),
+            slots=self._tensor(slots + padding),
             guided=with_null,
             scales=images.scales[with_null],
-            padding=self._tensor([0] * num),
+            padding=self._tensor(padding),
             groups=grouped(slots, joined),
-            spare=[spare] if num else [],
             top_k=images.top_k if any(member.spec.top_k for member in members) else None,
             top_p=images.top_p if any(member.spec.top_p < 1 for member in members) else None,
         )
@@ -185,7 +180,7 @@ class ImageBatch:
             torch.cat([ids, null_ids, lying.padding]),
             torch.cat([images.positions, images.positions[guided], lying.padding]),
             lying.slots,
-            groups + lying.spare,
+            groups,
         )
 
     def _guide(self, rows: Tensor, lying: _Arrangement) -> Tensor:
@@ -199,14 +194,3 @@ class ImageBatch:
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
-
-
-def _row_counts(model: GPT) -> tuple[int, int]:
-    """What the number of rows must be a multiple of, and at least, for a row to keep its bits."""
-    weight = model.output.weight
-    if weight.device.type != "cpu":
-        return 1, 1
-    if weight.dtype == torch.float32:
-        return CPU_ROW_MULTIPLE, 1
-    smallest = min(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear))
-    return 1, max(2, CPU_SMALL_PRODUCT // smallest + 1)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.projection import Projection
 from masc_core.models.rope import rope_2d, rotation, split_turned
 from masc_core.models.rows import Rows
 
@@ -61,7 +62,7 @@ class GPT(nn.Module):
         self.tok_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.output = Projection(config.dim, config.vocab_size)
         self.rope = RopeTable(config)
         self.apply(_init)
         nn.init.zeros_(self.output.weight)
@@ -109,6 +110,12 @@ class GPT(nn.Module):
             x, more = block.step(x, more, turns, rows, layer)
         return self.head(x, more)
 
+    def pack(self) -> None:
+        """Let steps read the weights in the processor's order; see `Projection.pack`."""
+        for module in self.modules():
+            if isinstance(module, Projection):
+                module.pack()
+
     @property
     def blocks(self) -> list[Block]:
         """The layers, by their type."""
@@ -123,7 +130,7 @@ class GPT(nn.Module):
 
     def head(self, x: Tensor, more: Tensor) -> Tensor:
         """Logits float32 (R, K) of what the last block returned."""
-        logits: Tensor = self.output(self.norm(x + more))
+        logits: Tensor = self.output.step(self.norm(x + more))
         return logits.float()
 
 
@@ -219,8 +226,8 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head, self.head_dim = config.n_head, config.head_dim
-        self.wqkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+        self.wqkv = Projection(config.dim, 3 * config.dim)
+        self.wo = Projection(config.dim, config.dim)
         self.resid_dropout = nn.Dropout(config.resid_dropout)
 
     def forward(self, x: Tensor, turns: Tensor) -> Tensor:
@@ -234,18 +241,16 @@ class Attention(nn.Module):
 
     def step(self, x: Tensor, turns: Tensor, rows: Rows, cache: LayerCache) -> Tensor:
         """(R, C) to the same shape, one position a row; ``turns`` is (R, 2, D)."""
-        y = cache.step(self._qkv(x), turns, rows)  # (R, H, D)
-        out: Tensor = self.wo(y.flatten(1).to(x.dtype))
-        return out
+        y = cache.step(self._heads(self.wqkv.step(x)), turns, rows)  # (R, H, D)
+        return self.wo.step(y.flatten(1).to(x.dtype))
 
     def project(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Turned queries, turned keys and values, each (..., T, H, D), of (..., T, C)."""
-        return split_turned(self._qkv(x), turns)
+        return split_turned(self._heads(self.wqkv(x)), turns)
 
-    def _qkv(self, x: Tensor) -> Tensor:
-        """(..., C) to (..., 3 H, D)."""
-        out: Tensor = self.wqkv(x).unflatten(-1, (3 * self.n_head, self.head_dim))
-        return out
+    def _heads(self, qkv: Tensor) -> Tensor:
+        """(..., 3 C) to (..., 3 H, D)."""
+        return qkv.view(*qkv.shape[:-1], 3 * self.n_head, self.head_dim)
 
 
 class FeedForward(nn.Module):
@@ -253,9 +258,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.w1 = Projection(config.dim, config.ffn_dim)
+        self.w3 = Projection(config.dim, config.ffn_dim)
+        self.w2 = Projection(config.ffn_dim, config.dim)
         self.ffn_dropout = nn.Dropout(config.ffn_dropout)
         self.w13: Tensor | None = None
 
@@ -280,10 +285,11 @@ class FeedForward(nn.Module):
     def step(self, x: Tensor) -> Tensor:
         """(R, C) to the same shape, for one position."""
         gate, up = (
-            (self.w1(x), self.w3(x)) if self.w13 is None else F.linear(x, self.w13).chunk(2, -1)
+            (self.w1.step(x), self.w3.step(x))
+            if self.w13 is None
+            else F.linear(x, self.w13).chunk(2, -1)
         )
-        out: Tensor = self.w2(_silu_one(gate) * up)
-        return out
+        return self.w2.step(_silu_one(gate) * up)
 
 
 def _silu_one(x: Tensor) -> Tensor:

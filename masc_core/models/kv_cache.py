@@ -84,8 +84,8 @@ class KVLayer:
         -------
         (R, H, D), of the type of the cache
         """
-        queries = queries[:, :, None].to(self.keys.dtype)  # (R, H, 1, D)
-        attended = [
+        queries = queries.to(self.keys.dtype)
+        parts = [
             _attend(
                 queries[group.rows],
                 self.keys[group.slots, :, : group.position + 1],
@@ -93,11 +93,15 @@ class KVLayer:
             )
             for group in rows.groups
         ]
-        return attended[0] if len(attended) == 1 else torch.cat(attended)
+        padding = queries[rows.groups[-1].last :]
+        if len(padding):
+            parts.append(padding)  # any numbers will do
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention (R, H, D) of one query (R, H, 1, D) over keys and values (R, H, T, D)."""
+    """Attention (R, H, D) of one query (R, H, D) over keys and values (R, H, T, D)."""
+    query = query[:, :, None]
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, keys, values)[:, :, 0]
     # A row must have the same bits whatever the other rows are. The fused kernel's rounding depends

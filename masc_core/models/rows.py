@@ -46,8 +46,8 @@ class Rows:
     ids : int64 (R,), the class at position 0, after that the token at the position before
     positions : int64 (R,)
     slots : int64 (R,), where the rows are in the cache
-    groups : the same positions and slots, row by row from 0 to R; left out where the cache does
-        not take rows in groups
+    groups : the same positions and slots, row by row from 0 on; rows behind the last group are
+        padding and have no past. Left out where the cache does not take rows in groups
     """
 
     ids: Tensor

@@ -49,6 +49,21 @@ def test_every_row_attends_to_its_own_past(dtype: torch.dtype) -> None:
                     torch.testing.assert_close(attended[place, head].float(), expected)
 
 
+def test_rows_behind_the_last_group_are_padding() -> None:
+    cache = KVCache(CONFIG, 2)
+    rows = rows_of([1], [0])
+    zeros = torch.zeros(3).long()
+    padded = Rows(zeros, zeros, zeros, rows.groups)
+    qkv, turns = torch.randn(3, 12, 4), torch.randn(3, 2, 4)
+    alone = cache.layers[0].step(qkv[:1], turns[:1], rows)
+    cache.layers[0].keys.fill_(math.nan)
+    attended = cache.layers[0].step(qkv, turns, padded)
+    assert torch.equal(attended[:1], alone)
+    assert attended.shape == (3, 4, 4)
+    assert attended.isfinite().all()
+    assert cache.layers[0].keys[0].isnan().all()
+
+
 def test_a_slot_may_be_taken_again() -> None:
     layer = KVCache(CONFIG, 1).layers[0]
     layer.keys.fill_(math.nan)

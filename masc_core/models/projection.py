@@ -1,0 +1,68 @@
+"""A product with weights that a step may read in the order in which the processor takes them.
+
+The product of a few rows takes as long as reading the weights. oneDNN reads them twice as fast from
+blocks of its own, where a row also has the same bits among any number of rows from two on.
+This module does not know when steps are made.
+
+Legend: R rows.
+"""
+
+# torch has no public names for oneDNN's blocks; these operators are what its own compiler calls.
+# ruff: noqa: SLF001
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class Projection(nn.Linear):
+    """A linear layer without a bias."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__(dim_in, dim_out, bias=False)
+        self._packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Let steps read a copy of the weights as they are now, in blocks.
+
+        Where oneDNN does not compute in their type, or on a GPU, steps go on reading the weights.
+        """
+        weight = self.weight.detach()
+        self._packed = _in_blocks(weight) if _can_pack(weight) else None
+
+    def step(self, x: Tensor) -> Tensor:
+        """(R, in) to (R, out), without a gradient."""
+        packed = self._packed
+        out: Tensor = self(x) if packed is None else _multiply(x, packed)
+        return out
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._packed = None  # of another type or device
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Blocks cannot be copied: a copy reads its weights until it is packed itself.
+        return {**self.__dict__, "_packed": None}
+
+
+def _can_pack(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
+
+
+def _in_blocks(weight: Tensor) -> Tensor:
+    blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return blocks
+
+
+def _multiply(x: Tensor, blocks: Tensor) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocks, None, "none", [], "")
+    return out
