@@ -9,12 +9,27 @@
     ├── RequestError             what a client asked for cannot be done
     │   ├── InvalidFieldError    a field has a value outside its range
     │   ├── UnknownClassError    no class of that id or name
-    │   └── UnknownModelError    no model of that name
+    │   ├── UnknownModelError    no model of that name
+    │   ├── VersionRefusedError  the version cannot be served
+    │   ├── UnknownJobError      no job of that id
+    │   ├── ResultGoneError      the job's outcome is kept no longer
+    │   └── IdempotencyConflictError    the key was used for another request
+    ├── AccessError              who asks may not
+    │   ├── UnauthorizedError    no key, or an unknown one
+    │   └── ForbiddenError       this key does not open it
+    ├── JobEndedError            a job ended before its images were there
+    │   ├── JobCancelledError    somebody cancelled it
+    │   └── DeadlineError        its time was up
     ├── CapacityError            not now
     │   ├── QueueFullError       the queue is at its limit
-    │   └── NoWorkerError        no worker is ready
+    │   ├── ShareExceededError   a client's share of the queue is taken
+    │   ├── QueueDownError       the queue cannot be reached
+    │   ├── DrainingError        the front end is about to stop
+    │   ├── NoWorkerError        no worker is ready
+    │   └── RateLimitError       a client asks too often
     └── EngineError              generation itself failed
-        └── NonFiniteError       the model produced a NaN or an infinity
+        ├── NonFiniteError       the model produced a NaN or an infinity
+        └── PoisonJobError       workers were lost with the job, again and again
 
 This module does not know how an error is shown: the server maps the leaves to HTTP and the
 command line to exit statuses.
@@ -79,6 +94,46 @@ class UnknownModelError(RequestError):
     """The service has no model of that name."""
 
 
+class VersionRefusedError(RequestError):
+    """The version of a model cannot be served."""
+
+
+class UnknownJobError(RequestError):
+    """The service has no job of that id, or not any more."""
+
+
+class ResultGoneError(RequestError):
+    """The job has ended, and its outcome is kept no longer."""
+
+
+class IdempotencyConflictError(RequestError):
+    """The idempotency key was used before, for another request."""
+
+
+class JobEndedError(MascError):
+    """A job ended before its images were there."""
+
+
+class JobCancelledError(JobEndedError):
+    """Somebody cancelled the job."""
+
+
+class DeadlineError(JobEndedError):
+    """The time that the job was given is up."""
+
+
+class AccessError(MascError):
+    """Who asks may not; the message never holds a key."""
+
+
+class UnauthorizedError(AccessError):
+    """No key was given, or one that nobody has."""
+
+
+class ForbiddenError(AccessError):
+    """No key opens this, or another one than was given."""
+
+
 class CapacityError(MascError):
     """The service cannot take the work now.
 
@@ -97,8 +152,24 @@ class QueueFullError(CapacityError):
     """The queue is at its limit."""
 
 
+class ShareExceededError(CapacityError):
+    """The share of the queue that a client may take is taken."""
+
+
+class QueueDownError(CapacityError):
+    """The queue cannot be reached."""
+
+
+class DrainingError(CapacityError):
+    """The front end is about to stop, and takes no more work."""
+
+
 class NoWorkerError(CapacityError):
     """No worker is ready."""
+
+
+class RateLimitError(CapacityError):
+    """A client asks more often than it may."""
 
 
 class EngineError(MascError):
@@ -117,3 +188,7 @@ class NonFiniteError(EngineError):
     def __init__(self, message: str, indices: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.indices = tuple(indices)
+
+
+class PoisonJobError(EngineError):
+    """Workers were lost while they ran the job, again and again: it is not tried any more."""

@@ -20,12 +20,17 @@ TEMPORARY_PREFIX = ".tmp-"
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], mode: int | None = None) -> Iterator[Path]:
     """Lend a temporary path; what was written there replaces ``path`` when the block ends well.
 
     The temporary path keeps the file's name at its end, so that writers which look at the suffix
     (``numpy.savez``, Pillow) are content. When the block raises, the temporary file is removed and
     ``path`` keeps what it had.
+
+    Parameters
+    ----------
+    path : what is replaced
+    mode : permissions of the file; by default those of any new file here
 
     Raises
     ------
@@ -33,10 +38,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = temporary_sibling(path)
-    mode = _usual_mode(temporary)
+    permissions = _usual_mode(temporary) if mode is None else mode
     try:
         yield temporary
-        temporary.chmod(mode)  # some writers make files that nobody else can read
+        temporary.chmod(permissions)  # some writers make files that nobody else can read
         _flush(temporary)
         temporary.replace(path)
     except BaseException:
@@ -45,9 +50,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     _flush(path.parent)
 
 
-def atomic_write(path: str | os.PathLike[str], content: bytes) -> None:
+def atomic_write(path: str | os.PathLike[str], content: bytes, mode: int | None = None) -> None:
     """Replace the content of ``path`` in one go; see `atomic_path`."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, mode) as temporary:
+        temporary.touch(0o600)  # nobody else reads it before it has its permissions
         temporary.write_bytes(content)
 
 

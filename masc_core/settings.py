@@ -8,14 +8,16 @@ This module does not know which settings there are: each process lists its own.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from masc_core.errors import ConfigError
 
 PREFIX = "MASC_"
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ProcessSettings(BaseSettings):

@@ -94,3 +94,11 @@ def test_a_private_file_gets_the_permissions_of_any_other(tmp_path: Path) -> Non
         temporary.write_bytes(b"x")
         temporary.chmod(0o600)
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640])
+def test_permissions_can_be_told(tmp_path: Path, mode: int) -> None:
+    for content in (b"new", b"replaced"):
+        atomic_write(tmp_path / "file", content, mode)
+        assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+    assert (tmp_path / "file").read_bytes() == b"replaced"
