@@ -5,26 +5,37 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from masc_core.errors import ConfigError
+from worker.jobs.limits import QueueLimits
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.queue import JobQueue
+from worker.jobs.redis.queue import RedisQueue
 
 VARIABLE = "MASC_QUEUE_URL"
+REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 
-def connect(url: str, max_jobs: int) -> JobQueue:
-    """Open the queue at ``url``; at most ``max_jobs`` may wait in it.
+def connect(url: str, limits: QueueLimits) -> JobQueue:
+    """Open the queue at ``url``.
 
-    ``memory://`` is a queue inside this process.
+    ``memory://`` is a queue inside this process. ``redis://``, ``rediss://`` and ``unix://`` are
+    Redis' own URLs; a server that cannot be reached may still come, any other fault is an error.
 
     Raises
     ------
-    ConfigError : no adapter for such a URL; names the variable that both sides take it from, and
-        leaves out what may be a password
+    ConfigError : no adapter for such a URL, or what answers there is not what it should be; names
+        the variable that both sides take it from, and leaves out what may be a password
     """
     try:
         scheme = urlsplit(url).scheme
     except ValueError as error:
         raise ConfigError(f"{VARIABLE}: the URL cannot be read") from error
     if scheme == "memory":
-        return MemoryQueue(max_jobs)
-    raise ConfigError(f"{VARIABLE}: no queue for a URL of the kind {scheme!r}, use memory://")
+        return MemoryQueue(limits)
+    if scheme not in REDIS_SCHEMES:
+        raise ConfigError(
+            f"{VARIABLE}: no queue for a URL of the kind {scheme!r}, use memory:// or redis://"
+        )
+    try:
+        return RedisQueue(url, limits)
+    except ConfigError as error:
+        raise ConfigError(f"{VARIABLE}: {error}") from error

@@ -2,69 +2,139 @@
 
 The front end is asynchronous and waits for many jobs at once; a worker is a plain loop that owns
 its thread. So the port has two faces, and an adapter serves both.
+
+A job is accepted once, delivered at least once, and ends once. Whoever claims it holds a lease. A
+worker that does not renew its leases has lost them; the job is then delivered to another, and what
+the first one still says of it is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Literal, Protocol, Self
 
-from worker.jobs.job import Job, Outcome, QueueStats, WorkerStatus
+from worker.jobs.event import Event, NumberedEvent
+from worker.jobs.job import Job, Lease
+from worker.jobs.outcome import Outcome
+from worker.jobs.state import JobStatus, QueueStats, Receipt, WorkerStatus
 
 
 class JobProducer(Protocol):
-    """The front end's side."""
+    """The front end's side, an asynchronous context manager: usable between enter and exit.
 
-    async def submit(self, job: Job) -> None:
-        """Accept a job, or raise `QueueFullError` with a ``retry_after`` from the drain rate."""
+    Any method raises `QueueDownError` while the queue cannot be reached; `outcome` and `events`
+    wait for its return instead.
+    """
 
-    async def outcome(self, job_id: str) -> Outcome:
-        """Wait for the end of a job that this front end submitted; handed out once.
+    async def __aenter__(self) -> Self:
+        """Connect."""
 
-        A wait that is itself cancelled may be taken up again.
+    async def __aexit__(self, *_: object) -> None:
+        """Disconnect; the jobs stay."""
+
+    async def submit(self, job: Job, share: float = 1.0) -> Receipt:
+        """Accept a job, in one step with all that speaks against it.
+
+        Parameters
+        ----------
+        job : what to run
+        share : of the places in the queue, that jobs of the same owner may take
 
         Raises
         ------
-        KeyError : never submitted here, cancelled, or handed out already
+        QueueFullError : with a ``retry_after`` from the drain rate
+        ShareExceededError : the owner has as many jobs waiting as its share allows
+        IdempotencyConflictError : the key was used for something else
         """
 
-    async def cancel(self, job_id: str) -> None:
-        """Give a job up: it is dropped if it still waits, and its outcome is discarded.
+    async def outcome(self, job_id: str) -> Outcome:
+        """Wait for the end of a job. May be asked by many, again and again, at any front end.
 
-        Whoever still waits for the outcome gets an ``asyncio.CancelledError``. A job that ended, or
-        that nobody knows, is ignored.
+        Raises
+        ------
+        UnknownJobError : there is no such job, or it was forgotten
+        ResultGoneError : it has ended, and its outcome is kept no longer
         """
+
+    def events(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
+        """What the job's worker tells, from number ``after + 1`` on, until the job ends.
+
+        Raises
+        ------
+        UnknownJobError, ResultGoneError : as from `outcome`
+        """
+
+    async def status(self, job_id: str) -> JobStatus:
+        """Where a job is.
+
+        Raises
+        ------
+        UnknownJobError : there is no such job, or it was forgotten
+        """
+
+    async def cancel(
+        self, job_id: str, state: Literal["cancelled", "expired"] = "cancelled"
+    ) -> None:
+        """End a job without images; one that has ended, or that nobody knows, is ignored.
+
+        It is never claimed any more, and whoever runs it is told that it is abandoned.
+        """
+
+    async def forget(self, job_id: str) -> None:
+        """Keep the outcome of a job no longer: it has been delivered, and nobody will ask again."""
 
     async def stats(self) -> QueueStats:
         """State of the queue."""
 
     async def workers(self) -> Sequence[WorkerStatus]:
-        """The latest status of every worker that announced itself and has not left."""
+        """The latest status of every worker that is heard of and has not left."""
 
 
 class JobConsumer(Protocol):
-    """The worker's side."""
+    """The worker's side.
 
-    def claim(self, max_rows: int, timeout: float) -> Sequence[Job]:
-        """Take the oldest jobs whose rows fit in ``max_rows``, in order of submission.
+    Any method raises `QueueDownError` while the queue cannot be reached.
+    """
+
+    @property
+    def lease_seconds(self) -> float:
+        """How long a lease holds without being renewed."""
+
+    def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
+        """Take the oldest jobs of a model whose rows fit in ``max_rows``, in order of submission.
 
         Waits up to ``timeout`` seconds for the first. Stops at the first that does not fit, so
         that none is overtaken. The job at the head is handed out even if it alone needs more than
         ``max_rows``, provided that ``max_rows`` is positive: a job larger than a worker is run in
         parts, and never blocks the queue. Without a free row, nothing, at once.
+
+        Jobs that a worker was lost with come first. One with which ``max_deliveries`` workers were
+        lost ends with a `PoisonJobError` instead, one whose time is up as expired. Of jobs on their
+        last try a worker has one at a time, and the others are passed over: if one of them is what
+        kills workers, it cannot take the rest along.
         """
 
-    def finish(self, job_id: str, outcome: Outcome) -> None:
-        """Report the end of a job; one that was cancelled or reported before is ignored."""
+    def renew(self, leases: Iterable[Lease]) -> None:
+        """Hold leases for another ``lease_seconds``; from any thread. Those lost stay lost."""
 
-    def abandoned(self, job_ids: Iterable[str]) -> set[str]:
-        """Those of these claimed jobs for which nobody waits any more: their work is in vain.
+    def abandoned(self, leases: Iterable[Lease]) -> set[str]:
+        """Ids of the jobs among these that are no longer this worker's: their work is in vain.
 
-        Each of them was cancelled, or ended before.
+        They were cancelled, ended, or given to another. Says what has become known: without asking
+        anyone, so that it can be called at every step.
         """
+
+    def emit(self, lease: Lease, event: Event) -> None:
+        """Tell whoever watches the job; ignored when the lease is lost."""
+
+    def finish(self, lease: Lease, outcome: Outcome) -> bool:
+        """Report the end of a job; false, and counted, when the lease was lost before."""
+
+    def hand_back(self, leases: Iterable[Lease]) -> None:
+        """Give jobs back unfinished, to be claimed at once by whoever has room; lost ones not."""
 
     def announce(self, status: WorkerStatus) -> None:
-        """Tell the front ends how this worker is."""
+        """Tell the front ends how this worker is; it is believed for ``lease_seconds``."""
 
     def leave(self, worker_id: str) -> None:
         """Take the worker off the list."""

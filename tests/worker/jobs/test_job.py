@@ -4,20 +4,7 @@ import dataclasses
 
 import pytest
 
-from masc_core.errors import (
-    ArtifactError,
-    CapacityError,
-    ConfigError,
-    EngineError,
-    InvalidFieldError,
-    MascError,
-    NonFiniteError,
-    NoWorkerError,
-    QueueFullError,
-    UnknownClassError,
-    UnknownModelError,
-)
-from worker.jobs.job import MAX_SEED, GenerationRequest, Job, JobFailure
+from worker.jobs.job import MAX_SEED, GenerationRequest, Job
 
 REQUEST = GenerationRequest(model="tiny", class_id=1, cfg_scale=3.0, seed=5)
 
@@ -41,38 +28,3 @@ def test_jobs_have_ids_of_their_own_and_cannot_be_changed() -> None:
     assert first.id != second.id
     with pytest.raises(dataclasses.FrozenInstanceError):
         first.id = "other"  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        ConfigError("a"),
-        ArtifactError("models/x", "is truncated"),
-        InvalidFieldError("top_p", "too large"),
-        UnknownClassError("class_id", "no class 9"),
-        UnknownModelError("model", "no model x"),
-        QueueFullError("full"),
-        NoWorkerError("none"),
-        EngineError("broke"),
-        NonFiniteError("a NaN at position 3"),
-        MascError("plain"),
-    ],
-)
-def test_an_error_survives_the_queue(error: MascError) -> None:
-    rebuilt = JobFailure.of(error).to_error()
-    assert type(rebuilt) is type(error)
-    assert str(rebuilt) == str(error)
-    if not isinstance(error, CapacityError):
-        assert vars(rebuilt) == vars(error)
-
-
-def test_an_unforeseen_error_keeps_its_text_to_itself() -> None:
-    failure = JobFailure.of(KeyError("/etc/secret"))
-    assert failure.error == "EngineError"
-    assert "secret" not in failure.message
-
-
-def test_an_unknown_name_becomes_an_engine_error() -> None:
-    error = JobFailure("SystemExit", "of a newer version").to_error()
-    assert type(error) is EngineError
-    assert str(error) == "of a newer version"

@@ -2,31 +2,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import dataclass
+from dataclasses import replace
 
 import pytest
 
-from masc_core.errors import QueueFullError
-from worker.jobs.job import GenerationRequest, Job, JobFailure
-from worker.jobs.memory import (
-    DEFAULT_RETRY_AFTER,
-    MAX_RETRY_AFTER,
-    WINDOW_SECONDS,
-    DrainRate,
-    MemoryQueue,
-    retry_after,
-)
+from masc_core.errors import QueueFullError, ResultGoneError, UnknownJobError
+from tests.clock import Clock
+from worker.jobs.job import GenerationRequest, Idempotency, Job
+from worker.jobs.limits import QueueLimits
+from worker.jobs.memory import MAX_GONE, MemoryQueue
+from worker.jobs.outcome import JobFailure
 
 REQUEST = GenerationRequest("tiny", 0, 1.0, 0)
 OUTCOME = JobFailure("EngineError", "none")
 
 
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+def is_empty(queue: MemoryQueue) -> bool:
+    places = (queue._records, queue._waiting, queue._running, queue._kept, queue._gone)
+    return not any([*places, queue._by_key, queue._watchers.watched])
 
 
 async def submit_and_leave(queue: MemoryQueue, number: int) -> None:
@@ -39,16 +32,17 @@ async def submit_and_leave(queue: MemoryQueue, number: int) -> None:
         await queue.cancel(job.id)
     else:
         assert await queue.outcome(job.id) == OUTCOME
+    await queue.forget(job.id)
 
 
 def test_nothing_is_left_of_ten_thousand_jobs() -> None:
-    queue = MemoryQueue(max_jobs=64)
+    queue = MemoryQueue(QueueLimits(max_jobs=64))
     stopping = threading.Event()
 
     def work() -> None:
         while not stopping.is_set():
-            for job in queue.claim(16, timeout=0.05):
-                queue.finish(job.id, OUTCOME)
+            for lease in queue.claim("tiny", 16, timeout=0.05):
+                queue.finish(lease, OUTCOME)
 
     async def run() -> None:
         for start in range(0, 10_000, 80):  # at times more than the queue takes
@@ -61,66 +55,66 @@ def test_nothing_is_left_of_ten_thousand_jobs() -> None:
     stopping.set()
     for worker in workers:
         worker.join()
-    assert not queue._waiting
-    assert not queue._pending
+    assert is_empty(queue)
+    totals = asyncio.run(queue.stats()).totals
+    assert totals.accepted == sum(totals.ended.values()) > 5000
 
 
 def test_a_wait_that_died_with_its_loop_does_not_disturb_the_worker() -> None:
-    queue = MemoryQueue(max_jobs=1)
+    queue = MemoryQueue()
     job = Job(REQUEST)
 
     async def abandon() -> None:
         await queue.submit(job)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(queue.outcome(job.id), 0.01)
-        await queue.cancel(job.id)
 
     asyncio.run(abandon())
-    queue.finish(job.id, OUTCOME)
-    assert not queue._pending
+    (lease,) = queue.claim("tiny", 1, 0.0)
+    assert queue.finish(lease, OUTCOME)
+    asyncio.run(queue.forget(job.id))
+    assert is_empty(queue)
 
 
-def test_the_rate_is_measured_over_the_time_that_there_was_work() -> None:
-    clock = Clock(1000.0)
-    rate = DrainRate(clock)
-    assert rate.per_second() == 0.0
-    clock.now += 3600
-    rate.restart()
-    for _ in range(10):
-        clock.now += 0.5
-        rate.count()
-    assert rate.per_second() == pytest.approx(2.0)
-
-
-def test_the_rate_forgets_what_is_older_than_the_window() -> None:
+def test_what_is_kept_goes_in_two_steps() -> None:
     clock = Clock()
-    rate = DrainRate(clock)
-    for _ in range(200):
-        clock.now += 0.25
-        rate.count()
-    assert rate.per_second() == pytest.approx(4.0, rel=0.02)
-    assert len(rate._finished) <= 4 * WINDOW_SECONDS + 1
-    clock.now += WINDOW_SECONDS + 1
-    assert rate.per_second() == 0.0
-    assert not rate._finished
+    queue = MemoryQueue(QueueLimits(result_seconds=10, memory_seconds=100), clock)
+    job = Job(REQUEST, keep=True, idempotency=Idempotency("k", "print"))
+    asyncio.run(queue.submit(job))
+    (lease,) = queue.claim("tiny", 1, 0.0)
+    queue.finish(lease, OUTCOME)
+    clock.now = 9.9
+    assert asyncio.run(queue.outcome(job.id)) == OUTCOME
+    clock.now = 10.0
+    with pytest.raises(ResultGoneError):
+        asyncio.run(queue.outcome(job.id))
+    assert not asyncio.run(queue.submit(job)).is_new
+    clock.now = 100.0
+    with pytest.raises(UnknownJobError):
+        asyncio.run(queue.status(job.id))
+    assert is_empty(queue)
 
 
-def test_a_burst_at_the_very_start_has_a_finite_rate() -> None:
-    rate = DrainRate(Clock())
-    rate.count()
-    assert rate.per_second() == pytest.approx(10.0)
+def test_the_memory_of_what_was_has_a_bound() -> None:
+    clock = Clock()
+    queue = MemoryQueue(QueueLimits(result_seconds=1), clock)
+    jobs = [Job(REQUEST, keep=True) for _ in range(MAX_GONE + 5)]
+    for job in jobs:
+        asyncio.run(queue.submit(job))
+        (lease,) = queue.claim("tiny", 1, 0.0)
+        queue.finish(lease, OUTCOME)
+    clock.now = 2.0
+    asyncio.run(queue.stats())
+    assert list(queue._gone) == [job.id for job in jobs[5:]]
+    assert list(queue._records) == list(queue._gone)
 
 
-@pytest.mark.parametrize(
-    ("depth", "rate", "seconds"),
-    [
-        (64, 2.0, 16.0),
-        (64, 1000.0, 1.0),
-        (64, 0.001, MAX_RETRY_AFTER),
-        (64, 0.0, DEFAULT_RETRY_AFTER),
-    ],
-)
-def test_a_refused_client_comes_back_when_half_has_drained(
-    depth: int, rate: float, seconds: float
-) -> None:
-    assert retry_after(depth, rate) == seconds
+def test_a_job_that_runs_for_too_long_is_expired() -> None:
+    clock = Clock()
+    queue = MemoryQueue(clock=clock)
+    asyncio.run(queue.submit(Job(REQUEST, timeout=5.0)))
+    asyncio.run(queue.submit(replace(Job(REQUEST), timeout=50.0)))
+    leases = queue.claim("tiny", 2, 0.0)
+    assert [lease.seconds_left for lease in leases] == [5.0, 50.0]
+    clock.now = 6.0
+    assert queue.abandoned(leases) == {leases[0].job_id}

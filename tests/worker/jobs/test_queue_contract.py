@@ -1,6 +1,7 @@
 """What every adapter of the queue port must do, run over each of them.
 
-Both faces are used as in the product: the front end's from coroutines, the worker's from a thread.
+Both faces are used as in the product: the front end's from coroutines, the worker's from a thread
+where it waits.
 """
 
 from __future__ import annotations
@@ -8,293 +9,617 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import pytest
 
-from masc_core.errors import QueueFullError
-from worker.jobs.job import (
-    GenerationRequest,
-    ImageOutput,
-    Job,
-    JobFailure,
-    JobResult,
-    Outcome,
-    Timings,
-    WorkerStatus,
+from masc_core.errors import (
+    IdempotencyConflictError,
+    QueueFullError,
+    ResultGoneError,
+    ShareExceededError,
+    UnknownJobError,
 )
+from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit, until
+from worker.jobs.event import Event, NumberedEvent, Preview, Progress, Started
+from worker.jobs.job import GenerationRequest, Idempotency, Job
+from worker.jobs.limits import QueueLimits
 from worker.jobs.memory import MemoryQueue
+from worker.jobs.outcome import CANCELLED, EXPIRED, JobFailure, Outcome
 from worker.jobs.queue import JobQueue
+from worker.jobs.redis.queue import RedisQueue
+from worker.jobs.state import Totals, WorkerStatus
 
-MakeQueue = Callable[[int], JobQueue]
+pytestmark = pytest.mark.anyio
 
-ADAPTERS: dict[str, MakeQueue] = {"memory": MemoryQueue}
-
-
-@pytest.fixture(params=ADAPTERS)
-def make_queue(request: pytest.FixtureRequest) -> MakeQueue:
-    return ADAPTERS[request.param]
+ADAPTERS = ("memory", "redis")
+LIMITS = QueueLimits(max_jobs=100)
 
 
 @pytest.fixture
-def queue(make_queue: MakeQueue) -> JobQueue:
-    return make_queue(100)
+def anyio_backend() -> str:
+    return "asyncio"
 
 
-def job(num_images: int = 1, cfg_scale: float = 1.0) -> Job:
-    return Job(GenerationRequest("tiny", 3, cfg_scale, seed=7, num_images=num_images))
+@pytest.fixture(params=ADAPTERS)
+def make_queue(request: pytest.FixtureRequest) -> Callable[[QueueLimits], JobQueue]:
+    if request.param == "memory":
+        return MemoryQueue
+    return partial(RedisQueue, request.getfixturevalue("redis_url"))
 
 
-def result(text: str = "image") -> JobResult:
-    image = ImageOutput(text.encode(), 7, (1.0, 2.5), 1.75, 0.5)
-    return JobResult((image,), "tiny", "v1", "0" * 64, Timings(total=0.5))
+@pytest.fixture
+async def queue(make_queue: Callable[[QueueLimits], JobQueue]) -> AsyncIterator[JobQueue]:
+    async with make_queue(LIMITS) as queue:
+        yield queue
 
 
-def submit(queue: JobQueue, *jobs: Job) -> None:
-    async def run() -> None:
-        for one in jobs:
-            await queue.submit(one)
-
-    asyncio.run(run())
-
-
-def claim_all(queue: JobQueue, max_rows: int) -> list[Job]:
-    return list(queue.claim(max_rows, timeout=0.0))
-
-
-def test_a_job_arrives_as_it_was_sent(queue: JobQueue) -> None:
-    sent = Job(
-        GenerationRequest("tiny", 3, 2.5, 2**63 - 1, 2, 0.7, 5, 0.9, "frequency", "webp", "v1"),
+async def test_a_job_arrives_as_it_was_sent(queue: JobQueue) -> None:
+    request = GenerationRequest(
+        "tiny", 3, 2.5, 2**63 - 1, 2, 0.7, 5, 0.9, "frequency", "webp", "v1", "großer Hai"
     )
-    submit(queue, sent)
-    assert claim_all(queue, 4) == [sent]
-    assert claim_all(queue, 4) == []
+    sent = Job(request, "an-id", 12.5, 60.0, "alice", True, True, Idempotency("key", "print"))
+    await submit(queue, sent)
+    (lease,) = claim(queue, 4)
+    assert lease.job == sent
+    assert 0 < lease.seconds_left <= 60.0
+    assert claim(queue, 4) == []
 
 
 @pytest.mark.parametrize(
     "outcome", [result(), JobFailure("UnknownClassError", "no class 9", "class_id")]
 )
-def test_the_outcome_comes_back_once(queue: JobQueue, outcome: Outcome) -> None:
-    async def run() -> None:
-        sent = job()
-        await queue.submit(sent)
-        await asyncio.to_thread(queue.claim, 1, 1.0)
-        await asyncio.to_thread(queue.finish, sent.id, outcome)
-        assert await queue.outcome(sent.id) == outcome
-        with pytest.raises(KeyError):
-            await queue.outcome(sent.id)
-
-    asyncio.run(run())
-
-
-def test_the_outcome_of_an_unknown_job_is_an_error(queue: JobQueue) -> None:
-    with pytest.raises(KeyError):
-        asyncio.run(queue.outcome("nobody"))
+async def test_the_outcome_comes_back_to_whoever_asks(queue: JobQueue, outcome: Outcome) -> None:
+    sent = job()
+    await submit(queue, sent)
+    waiting = [asyncio.create_task(queue.outcome(sent.id)) for _ in range(3)]
+    (lease,) = claim(queue)
+    assert queue.finish(lease, outcome)
+    assert await asyncio.gather(*waiting) == [outcome] * 3
+    assert await queue.outcome(sent.id) == outcome
+    await queue.forget(sent.id)
+    with pytest.raises(UnknownJobError):
+        await queue.outcome(sent.id)
 
 
-def test_a_wait_begun_before_the_end_is_woken(queue: JobQueue) -> None:
-    def work() -> None:
-        for claimed in queue.claim(8, timeout=5.0):
-            time.sleep(0.02)
-            queue.finish(claimed.id, result(claimed.id))
-
-    async def run() -> None:
-        sent = job()
-        worker = threading.Thread(target=work)
-        worker.start()
-        await queue.submit(sent)
-        assert await asyncio.wait_for(queue.outcome(sent.id), 5.0) == result(sent.id)
-        worker.join()
-
-    asyncio.run(run())
+async def test_what_is_to_be_kept_is_not_forgotten(queue: JobQueue) -> None:
+    sent = job(keep=True)
+    await submit(queue, sent)
+    (lease,) = claim(queue)
+    queue.finish(lease, result())
+    await queue.forget(sent.id)
+    assert await queue.outcome(sent.id) == result()
 
 
-def test_a_cancelled_wait_can_be_taken_up_again(queue: JobQueue) -> None:
-    async def run() -> None:
-        sent = job()
-        await queue.submit(sent)
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(queue.outcome(sent.id), 0.01)
-        queue.claim(1, 0.0)
-        queue.finish(sent.id, result())
+async def test_forgetting_what_runs_or_is_unknown_does_nothing(queue: JobQueue) -> None:
+    sent = job()
+    await submit(queue, sent)
+    await queue.forget(sent.id)
+    await queue.forget("nobody")
+    (lease,) = claim(queue)
+    queue.finish(lease, result())
+    assert await queue.outcome(sent.id) == result()
+
+
+async def test_an_unknown_job_is_an_error(queue: JobQueue) -> None:
+    with pytest.raises(UnknownJobError):
+        await queue.outcome("nobody")
+    with pytest.raises(UnknownJobError):
+        await queue.status("nobody")
+    with pytest.raises(UnknownJobError):
+        await collect(queue, "nobody")
+
+
+async def test_a_kept_outcome_goes_after_its_time(
+    make_queue: Callable[[QueueLimits], JobQueue],
+) -> None:
+    limits = QueueLimits(result_seconds=0.2, memory_seconds=0.8)
+    async with make_queue(limits) as queue:
+        sent = job(keep=True)
+        await submit(queue, sent)
+        (lease,) = claim(queue)
+        queue.finish(lease, result())
         assert await queue.outcome(sent.id) == result()
-
-    asyncio.run(run())
-
-
-def test_only_the_first_report_of_a_job_counts(queue: JobQueue) -> None:
-    async def run() -> None:
-        sent = job()
-        await queue.submit(sent)
-        queue.claim(1, 0.0)
-        queue.finish(sent.id, result("first"))
-        queue.finish(sent.id, result("second"))
-        assert await queue.outcome(sent.id) == result("first")
-        queue.finish(sent.id, result("third"))
-
-    asyncio.run(run())
+        async with asyncio.timeout(5.0):
+            with pytest.raises(ResultGoneError):  # noqa: PT012 - until it is
+                while True:
+                    assert await queue.outcome(sent.id) == result()
+                    await asyncio.sleep(0.02)
+        with pytest.raises(ResultGoneError):
+            await collect(queue, sent.id)
+        assert (await queue.status(sent.id)).state == "ok"
+        async with asyncio.timeout(5.0):
+            with pytest.raises(UnknownJobError):  # noqa: PT012 - until it is
+                while True:
+                    await queue.status(sent.id)
+                    await asyncio.sleep(0.02)
 
 
-def test_jobs_are_claimed_in_the_order_of_submission(queue: JobQueue) -> None:
+async def test_a_cancelled_wait_can_be_taken_up_again(queue: JobQueue) -> None:
+    sent = job()
+    await submit(queue, sent)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(queue.outcome(sent.id), 0.01)
+    (lease,) = claim(queue)
+    queue.finish(lease, result())
+    assert await queue.outcome(sent.id) == result()
+
+
+async def test_only_the_first_report_of_a_job_counts(queue: JobQueue) -> None:
+    sent = job()
+    await submit(queue, sent)
+    (lease,) = claim(queue)
+    assert queue.finish(lease, result("first"))
+    assert not queue.finish(lease, result("second"))
+    assert await queue.outcome(sent.id) == result("first")
+    assert (await queue.stats()).totals.fenced == 1
+
+
+async def test_jobs_are_claimed_in_the_order_of_submission(queue: JobQueue) -> None:
     jobs = [job() for _ in range(5)]
-    submit(queue, *jobs)
-    assert claim_all(queue, 2) == jobs[:2]
-    assert claim_all(queue, 100) == jobs[2:]
+    await submit(queue, *jobs)
+    assert jobs_of(claim(queue, 2)) == jobs[:2]
+    assert jobs_of(claim(queue)) == jobs[2:]
 
 
-def test_a_claim_takes_what_fits(queue: JobQueue) -> None:
+async def test_a_claim_takes_what_fits(queue: JobQueue) -> None:
     jobs = [job(1), job(2, cfg_scale=3.0), job(1)]  # 1, 4 and 1 rows
-    submit(queue, *jobs)
-    assert claim_all(queue, 5) == jobs[:2]
-    assert claim_all(queue, 5) == jobs[2:]
+    await submit(queue, *jobs)
+    assert jobs_of(claim(queue, 5)) == jobs[:2]
+    assert jobs_of(claim(queue, 5)) == jobs[2:]
 
 
-def test_no_job_is_overtaken(queue: JobQueue) -> None:
+async def test_no_job_is_overtaken(queue: JobQueue) -> None:
     jobs = [job(1), job(4), job(1)]
-    submit(queue, *jobs)
-    assert claim_all(queue, 4) == jobs[:1]
-    assert claim_all(queue, 4) == jobs[1:2]
-    assert claim_all(queue, 4) == jobs[2:]
+    await submit(queue, *jobs)
+    assert jobs_of(claim(queue, 4)) == jobs[:1]
+    assert jobs_of(claim(queue, 4)) == jobs[1:2]
+    assert jobs_of(claim(queue, 4)) == jobs[2:]
 
 
-def test_a_job_larger_than_the_worker_does_not_block(queue: JobQueue) -> None:
+async def test_a_job_larger_than_the_worker_does_not_block(queue: JobQueue) -> None:
     jobs = [job(16, cfg_scale=2.0), job(1)]
-    submit(queue, *jobs)
-    assert claim_all(queue, 1) == jobs[:1]
-    assert claim_all(queue, 1) == jobs[1:]
+    await submit(queue, *jobs)
+    assert jobs_of(claim(queue, 1)) == jobs[:1]
+    assert jobs_of(claim(queue, 1)) == jobs[1:]
+
+
+async def test_a_worker_gets_the_jobs_of_its_model(queue: JobQueue) -> None:
+    jobs = [job(model="a"), job(model="b"), job(model="a")]
+    await submit(queue, *jobs)
+    assert [(await queue.status(one.id)).position for one in jobs] == [0, 0, 1]
+    assert jobs_of(claim(queue, model="b")) == [jobs[1]]
+    assert claim(queue, model="b") == []
+    assert jobs_of(claim(queue, model="a")) == [jobs[0], jobs[2]]
 
 
 @pytest.mark.parametrize("max_rows", [0, -1])
-def test_without_a_free_row_nothing_is_claimed_at_once(queue: JobQueue, max_rows: int) -> None:
-    submit(queue, job())
+async def test_without_a_free_row_nothing_is_claimed_at_once(
+    queue: JobQueue, max_rows: int
+) -> None:
+    await submit(queue, job())
     started = time.monotonic()
-    assert list(queue.claim(max_rows, timeout=5.0)) == []
+    assert list(queue.claim("tiny", max_rows, timeout=5.0)) == []
     assert time.monotonic() - started < 1.0
-    assert len(claim_all(queue, 1)) == 1
+    assert len(claim(queue, 1)) == 1
 
 
-def test_an_empty_claim_waits_as_long_as_it_was_told(queue: JobQueue) -> None:
+async def test_an_empty_claim_waits_as_long_as_it_was_told(queue: JobQueue) -> None:
     started = time.monotonic()
-    assert list(queue.claim(1, timeout=0.1)) == []
+    assert list(queue.claim("tiny", 1, timeout=0.1)) == []
     assert 0.09 <= time.monotonic() - started < 2.0
 
 
-def test_concurrent_claims_share_the_jobs(queue: JobQueue) -> None:
+async def test_a_claim_that_waits_gets_what_comes(queue: JobQueue) -> None:
+    sent = job()
+    claiming = asyncio.create_task(asyncio.to_thread(queue.claim, "tiny", 8, 30.0))
+    await asyncio.sleep(0.05)
+    started = time.monotonic()
+    await submit(queue, sent)
+    (lease,) = await claiming
+    assert lease.job == sent
+    assert time.monotonic() - started < 5.0
+
+
+async def test_a_claim_that_waits_gets_what_is_given_back(queue: JobQueue) -> None:
+    sent = job()
+    await submit(queue, sent)
+    leases = claim(queue)
+    claiming = asyncio.create_task(asyncio.to_thread(queue.claim, "tiny", 8, 30.0))
+    await asyncio.sleep(0.05)
+    started = time.monotonic()
+    await asyncio.to_thread(queue.hand_back, leases)
+    assert jobs_of(list(await claiming)) == [sent]
+    assert time.monotonic() - started < 5.0
+
+
+async def test_concurrent_claims_share_the_jobs(queue: JobQueue) -> None:
     jobs = [job() for _ in range(60)]
     claimed: list[str] = []
 
     def work() -> None:
-        while taken := queue.claim(3, timeout=0.2):
-            claimed.extend(one.id for one in taken)
+        while taken := queue.claim("tiny", 3, timeout=0.5):
+            claimed.extend(lease.job_id for lease in taken)
 
     workers = [threading.Thread(target=work) for _ in range(4)]
     for worker in workers:
         worker.start()
-    submit(queue, *jobs)
+    await submit(queue, *jobs)
     for worker in workers:
-        worker.join()
+        await asyncio.to_thread(worker.join)
     assert sorted(claimed) == sorted(one.id for one in jobs)
 
 
-def test_a_full_queue_says_when_to_come_back(make_queue: MakeQueue) -> None:
-    queue = make_queue(2)
-    jobs = [job(), job(), job()]
-    submit(queue, *jobs[:2])
-    with pytest.raises(QueueFullError) as refusal:
-        submit(queue, jobs[2])
-    assert refusal.value.retry_after >= 1.0
-    assert claim_all(queue, 1) == jobs[:1]
-    submit(queue, jobs[2])  # the claimed one does not count
-    assert claim_all(queue, 10) == jobs[1:]
+async def test_a_full_queue_says_when_to_come_back(
+    make_queue: Callable[[QueueLimits], JobQueue],
+) -> None:
+    async with make_queue(QueueLimits(max_jobs=2)) as queue:
+        jobs = [job(), job(), job()]
+        await submit(queue, *jobs[:2])
+        with pytest.raises(QueueFullError) as refusal:
+            await queue.submit(jobs[2])
+        assert refusal.value.retry_after >= 1.0
+        await submit(queue, job(model="other"))  # each model has a queue of its own
+        assert jobs_of(claim(queue, 1)) == jobs[:1]
+        await submit(queue, jobs[2])  # the claimed one does not count
+        assert jobs_of(claim(queue, 10)) == jobs[1:]
+        assert (await queue.stats()).totals.accepted == 4
 
 
-def test_a_cancelled_job_that_waits_is_never_claimed(queue: JobQueue) -> None:
+async def test_an_owner_gets_its_share_of_the_queue(
+    make_queue: Callable[[QueueLimits], JobQueue],
+) -> None:
+    async with make_queue(QueueLimits(max_jobs=8)) as queue:
+        for _ in range(2):
+            await queue.submit(job(owner="alice"), share=0.25)
+        with pytest.raises(ShareExceededError) as refusal:
+            await queue.submit(job(owner="alice"), share=0.25)
+        assert refusal.value.retry_after >= 1.0
+        await queue.submit(job(owner="bob"), share=0.01)  # one is always allowed
+        with pytest.raises(ShareExceededError):
+            await queue.submit(job(owner="bob"), share=0.01)
+        claim(queue, 1)
+        await queue.submit(job(owner="alice"), share=0.25)
+
+
+async def test_the_same_key_and_request_are_one_job(queue: JobQueue) -> None:
+    first = job(keep=True, owner="alice", idempotency=Idempotency("k", "print"))
+    again = job(keep=True, owner="alice", idempotency=Idempotency("k", "print"))
+    await submit(queue, first)
+    receipt = await queue.submit(again)
+    assert (receipt.job_id, receipt.is_new) == (first.id, False)
+    (lease,) = claim(queue)
+    assert lease.job == first
+    queue.finish(lease, result())
+    receipt = await queue.submit(again)  # also afterwards
+    assert (receipt.job_id, receipt.is_new) == (first.id, False)
+    assert await queue.outcome(receipt.job_id) == result()
+    assert (await queue.stats()).totals.accepted == 1
+
+
+async def test_a_key_is_known_to_a_full_queue(
+    make_queue: Callable[[QueueLimits], JobQueue],
+) -> None:
+    async with make_queue(QueueLimits(max_jobs=1)) as queue:
+        first = job(keep=True, idempotency=Idempotency("k", "print"))
+        await submit(queue, first)
+        again = job(keep=True, idempotency=Idempotency("k", "print"))
+        assert (await queue.submit(again)).job_id == first.id
+
+
+async def test_the_same_key_for_something_else_is_a_conflict(queue: JobQueue) -> None:
+    await submit(queue, job(keep=True, owner="alice", idempotency=Idempotency("k", "one")))
+    with pytest.raises(IdempotencyConflictError):
+        await queue.submit(job(keep=True, owner="alice", idempotency=Idempotency("k", "two")))
+    await submit(queue, job(keep=True, owner="bob", idempotency=Idempotency("k", "two")))
+
+
+@pytest.mark.parametrize("state", ["cancelled", "expired"])
+async def test_a_key_of_a_job_that_was_given_up_can_be_used_again(
+    queue: JobQueue, state: str
+) -> None:
+    first = job(keep=True, idempotency=Idempotency("k", "print"))
+    await submit(queue, first)
+    await queue.cancel(first.id, state)  # type: ignore[arg-type]
+    await submit(queue, job(keep=True, idempotency=Idempotency("k", "print")))
+
+
+async def test_a_key_of_a_job_that_failed_stands_for_its_failure(queue: JobQueue) -> None:
+    first = job(keep=True, idempotency=Idempotency("k", "print"))
+    await submit(queue, first)
+    (lease,) = claim(queue)
+    queue.finish(lease, JobFailure("EngineError", "no"))
+    again = await queue.submit(job(keep=True, idempotency=Idempotency("k", "print")))
+    assert (again.job_id, again.is_new) == (first.id, False)
+
+
+async def test_a_key_is_forgotten_with_its_job(queue: JobQueue) -> None:
+    first = job(idempotency=Idempotency("k", "print"))
+    await submit(queue, first)
+    (lease,) = claim(queue)
+    queue.finish(lease, result())
+    await queue.forget(first.id)
+    await submit(queue, job(idempotency=Idempotency("k", "another")))
+
+
+async def test_keys_belong_to_their_owners(queue: JobQueue) -> None:
+    await submit(queue, job(owner="a", idempotency=Idempotency("b:c", "print")))
+    await submit(queue, job(owner="a:b", idempotency=Idempotency("c", "print")))
+    await submit(queue, job(owner="", idempotency=Idempotency("a:b:c", "print")))
+
+
+async def test_fifty_submissions_at_once_with_one_key_are_one_job(queue: JobQueue) -> None:
+    jobs = [job(keep=True, idempotency=Idempotency("k", "print")) for _ in range(50)]
+    receipts = await asyncio.gather(*map(queue.submit, jobs))
+    assert len({receipt.job_id for receipt in receipts}) == 1
+    assert sum(receipt.is_new for receipt in receipts) == 1
+
+
+async def test_a_cancelled_job_that_waits_is_never_claimed(queue: JobQueue) -> None:
     jobs = [job(), job()]
-    submit(queue, *jobs)
-    asyncio.run(queue.cancel(jobs[0].id))
-    assert claim_all(queue, 10) == jobs[1:]
+    await submit(queue, *jobs)
+    await queue.cancel(jobs[0].id)
+    assert jobs_of(claim(queue)) == jobs[1:]
+    assert (await queue.status(jobs[0].id)).state == "cancelled"
 
 
-def test_the_outcome_of_a_cancelled_job_that_runs_is_discarded(queue: JobQueue) -> None:
-    async def run() -> None:
-        sent = job()
-        await queue.submit(sent)
-        queue.claim(1, 0.0)
-        await queue.cancel(sent.id)
-        queue.finish(sent.id, result())
-        with pytest.raises(KeyError):
-            await queue.outcome(sent.id)
+@pytest.mark.parametrize(("state", "outcome"), [("cancelled", CANCELLED), ("expired", EXPIRED)])
+async def test_cancelling_wakes_who_waits_and_stops_who_runs(
+    queue: JobQueue, state: str, outcome: Outcome
+) -> None:
+    sent = job()
+    await submit(queue, sent)
+    (lease,) = claim(queue)
+    waiting = asyncio.create_task(queue.outcome(sent.id))
+    await asyncio.sleep(0)
+    await queue.cancel(sent.id, state)  # type: ignore[arg-type]
+    assert await asyncio.wait_for(waiting, 5.0) == outcome
+    await until(lambda: queue.abandoned([lease]) == {sent.id})
+    assert not queue.finish(lease, result())
+    assert await queue.outcome(sent.id) == outcome
+    assert (await queue.stats()).totals.ended == {state: 1}
 
-    asyncio.run(run())
 
-
-def test_a_worker_is_told_which_of_its_jobs_nobody_waits_for(queue: JobQueue) -> None:
+async def test_a_worker_is_told_which_of_its_jobs_are_in_vain(queue: JobQueue) -> None:
     jobs = [job() for _ in range(3)]
-    ids = [one.id for one in jobs]
-    submit(queue, *jobs)
-    assert claim_all(queue, 10) == jobs
-    assert queue.abandoned(ids) == set()
-    asyncio.run(queue.cancel(ids[1]))
-    assert queue.abandoned(iter(ids)) == {ids[1]}
-    assert queue.abandoned(ids[2:]) == set()
-    queue.finish(ids[0], result())
-    assert asyncio.run(queue.outcome(ids[0])) == result()
-    assert queue.abandoned(ids) == set(ids[:2])
+    await submit(queue, *jobs)
+    leases = claim(queue)
+    assert queue.abandoned(leases) == set()
+    await queue.cancel(jobs[1].id)
+    await until(lambda: queue.abandoned(iter(leases)) == {jobs[1].id})
+    assert queue.abandoned(leases[2:]) == set()
+    queue.renew(leases)
+    assert queue.abandoned(leases) == {jobs[1].id}
     assert queue.abandoned([]) == set()
 
 
-def test_cancelling_wakes_who_waits(queue: JobQueue) -> None:
-    async def run() -> None:
-        sent = job()
-        await queue.submit(sent)
-        waiting = asyncio.ensure_future(queue.outcome(sent.id))
-        await asyncio.sleep(0.01)
-        await queue.cancel(sent.id)
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-
-    asyncio.run(run())
+async def test_cancelling_what_is_over_or_unknown_does_nothing(queue: JobQueue) -> None:
+    sent = job()
+    await submit(queue, sent)
+    (lease,) = claim(queue)
+    queue.finish(lease, result())
+    await queue.cancel(sent.id)
+    assert await queue.outcome(sent.id) == result()
+    await queue.cancel("nobody")
+    assert (await queue.stats()).totals.ended == {"ok": 1}
 
 
-def test_cancelling_what_is_over_or_unknown_does_nothing(queue: JobQueue) -> None:
-    async def run() -> None:
-        sent = job()
-        await queue.submit(sent)
-        queue.claim(1, 0.0)
-        queue.finish(sent.id, result())
-        assert await queue.outcome(sent.id) == result()
-        await queue.cancel(sent.id)
-        await queue.cancel("nobody")
-
-    asyncio.run(run())
+async def test_a_job_whose_time_is_up_is_not_claimed(queue: JobQueue) -> None:
+    late, sent = job(timeout=0.05), job()
+    await submit(queue, late, sent)
+    await asyncio.sleep(0.1)
+    assert jobs_of(claim(queue)) == [sent]
+    assert await queue.outcome(late.id) == EXPIRED
+    assert (await queue.stats()).totals.ended == {"expired": 1}
 
 
-def test_the_state_of_the_queue(queue: JobQueue) -> None:
-    empty = asyncio.run(queue.stats())
-    assert (empty.depth, empty.oldest_age, empty.drain_rate) == (0, 0.0, 0.0)
-    old = Job(job().request, submitted_at=time.time() - 60)
-    submit(queue, old, job())
-    waiting = asyncio.run(queue.stats())
-    assert waiting.depth == 2
+async def test_a_job_whose_time_is_up_ends_without_any_worker(queue: JobQueue) -> None:
+    late = job(timeout=0.05)
+    await submit(queue, late)
+    async with asyncio.timeout(5.0):
+        while (await queue.status(late.id)).state != "expired":  # noqa: ASYNC110 - what is tested
+            await asyncio.sleep(0.01)
+    assert (await queue.stats()).depth == 0
+
+
+async def test_a_worker_gives_back_what_it_has_not_done(queue: JobQueue) -> None:
+    jobs = [job() for _ in range(4)]
+    await submit(queue, *jobs)
+    leases = claim(queue, 3)
+    queue.hand_back(leases[1:])
+    assert (await queue.status(jobs[1].id)).state == "waiting"
+    assert not queue.finish(leases[1], result("from a lease that was given back"))
+    again = claim(queue)
+    assert jobs_of(again) == jobs[1:]
+    assert [lease.token for lease in again] == [2, 2, 1]
+    assert (await queue.status(jobs[1].id)).deliveries == 1
+    for lease in [leases[0], *again]:
+        assert queue.finish(lease, result())
+    totals = (await queue.stats()).totals
+    assert totals == Totals(4, {"ok": 4}, {"handed_back": 2}, dead_lettered=0, fenced=1)
+
+
+async def test_what_is_lost_cannot_be_given_back(queue: JobQueue) -> None:
+    jobs = [job(), job()]
+    await submit(queue, *jobs)
+    leases = claim(queue)
+    await queue.cancel(jobs[0].id)
+    queue.hand_back(leases)
+    queue.hand_back(leases)
+    assert (await queue.status(jobs[0].id)).state == "cancelled"
+    assert jobs_of(claim(queue)) == jobs[1:]
+    totals = (await queue.stats()).totals
+    assert totals == Totals(2, {"cancelled": 1}, {"handed_back": 1})
+
+
+async def test_a_job_that_runs_for_too_long_is_expired(queue: JobQueue) -> None:
+    sent = job(timeout=0.1, keep=True)
+    await submit(queue, sent)
+    (lease,) = claim(queue)
+    assert 0 < lease.seconds_left <= 0.1
+    assert await asyncio.wait_for(queue.outcome(sent.id), 5.0) == EXPIRED
+    await until(lambda: queue.abandoned([lease]) == {sent.id})
+    assert not queue.finish(lease, result())
+    assert (await queue.stats()).totals == Totals(1, {"expired": 1}, fenced=1)
+
+
+EVENTS: list[Event] = [
+    Started("v1"),
+    Progress(0, 2, 8),
+    Preview(0, 2, 8, "webp", b"\x00\xffpicture"),
+    Progress(1, 4, 8),
+]
+
+
+async def test_events_come_in_order_and_end_with_the_job(queue: JobQueue) -> None:
+    sent = job(keep=True)
+    await submit(queue, sent)
+    early = asyncio.create_task(collect(queue, sent.id))
+    await asyncio.sleep(0.01)
+    (lease,) = claim(queue)
+    for event in EVENTS[:2]:
+        queue.emit(lease, event)
+    late = asyncio.create_task(collect(queue, sent.id, after=1))
+    await asyncio.sleep(0.01)
+    for event in EVENTS[2:]:
+        queue.emit(lease, event)
+    queue.finish(lease, result())
+    expected = [NumberedEvent(i, event) for i, event in enumerate(EVENTS, start=1)]
+    assert await asyncio.wait_for(early, 5.0) == expected
+    assert await asyncio.wait_for(late, 5.0) == expected[1:]
+    assert await collect(queue, sent.id, after=3) == expected[3:]  # also afterwards
+    assert await collect(queue, sent.id, after=4) == []
+
+
+async def test_events_arrive_while_the_job_runs(queue: JobQueue) -> None:
+    sent = job()
+    await submit(queue, sent)
+    (lease,) = claim(queue)
+    events = aiter(queue.events(sent.id))
+    for number, event in enumerate(EVENTS, start=1):
+        queue.emit(lease, event)
+        assert await asyncio.wait_for(anext(events), 5.0) == NumberedEvent(number, event)
+    await queue.cancel(sent.id)
+    with pytest.raises(StopAsyncIteration):
+        await asyncio.wait_for(anext(events), 5.0)
+
+
+async def test_what_a_lost_lease_tells_is_ignored(queue: JobQueue) -> None:
+    sent = job(keep=True)
+    await submit(queue, sent)
+    (lost,) = claim(queue)
+    queue.hand_back([lost])
+    (lease,) = claim(queue)
+    queue.emit(lost, EVENTS[0])
+    queue.emit(lease, EVENTS[1])
+    queue.finish(lease, result())
+    assert await collect(queue, sent.id) == [NumberedEvent(1, EVENTS[1])]
+
+
+async def test_what_comes_after_the_end_is_ignored(queue: JobQueue) -> None:
+    jobs = [job(keep=True) for _ in range(2)]
+    await submit(queue, *jobs)
+    leases = claim(queue)
+    queue.emit(leases[0], EVENTS[0])
+    queue.finish(leases[0], result())
+    await queue.cancel(jobs[1].id)
+    for lease in leases:
+        queue.emit(lease, EVENTS[1])
+    assert await collect(queue, jobs[0].id) == [NumberedEvent(1, EVENTS[0])]
+    assert await collect(queue, jobs[1].id) == []
+
+
+async def test_many_events_at_once_come_in_order(queue: JobQueue) -> None:
+    sent = job(keep=True)
+    await submit(queue, sent)
+    (lease,) = claim(queue)
+    for i in range(100):
+        queue.emit(lease, Progress(0, i, 100))
+    queue.finish(lease, result())
+    expected = [NumberedEvent(i + 1, Progress(0, i, 100)) for i in range(100)]
+    assert await collect(queue, sent.id) == expected
+    assert await collect(queue, sent.id, after=36) == expected[36:]
+
+
+async def test_the_state_of_a_job(queue: JobQueue) -> None:
+    jobs = [job(keep=True) for _ in range(3)]
+    await submit(queue, *jobs)
+    statuses = [await queue.status(one.id) for one in jobs]
+    assert [(s.state, s.position, s.deliveries) for s in statuses] == [
+        ("waiting", i, 0) for i in range(3)
+    ]
+    assert [status.job for status in statuses] == jobs
+    (lease,) = claim(queue, 1)
+    statuses = [await queue.status(one.id) for one in jobs]
+    assert [(s.state, s.position) for s in statuses] == [
+        ("running", None),
+        ("waiting", 0),
+        ("waiting", 1),
+    ]
+    queue.finish(lease, JobFailure("EngineError", "no"))
+    ended = await queue.status(jobs[0].id)
+    assert (ended.state, ended.position, ended.deliveries) == ("error", None, 1)
+
+
+async def test_the_state_of_the_queue(queue: JobQueue) -> None:
+    empty = await queue.stats()
+    assert (empty.depth, empty.running, empty.oldest_age, empty.drain_rate) == (0, 0, 0.0, 0.0)
+    assert empty.totals == Totals()
+    old = job(submitted_at=time.time() - 60)
+    await submit(queue, old, job())
+    waiting = await queue.stats()
+    assert (waiting.depth, waiting.running) == (2, 0)
     assert 60 <= waiting.oldest_age < 65
-    queue.claim(1, 0.0)
-    queue.finish(old.id, result())
-    later = asyncio.run(queue.stats())
-    assert later.depth == 1
+    (lease,) = claim(queue, 1)
+    assert (await queue.stats()).running == 1
+    queue.finish(lease, result())
+    later = await queue.stats()
+    assert (later.depth, later.running) == (1, 0)
     assert later.oldest_age < 5
     assert later.drain_rate > 0
+    assert later.totals == Totals(accepted=2, ended={"ok": 1})
 
 
-def test_workers_come_change_and_go(queue: JobQueue) -> None:
+async def test_the_oldest_job_may_be_of_any_model(queue: JobQueue) -> None:
+    now = time.time()
+    await submit(queue, job(model="z", submitted_at=now - 300))
+    await submit(queue, job(model="a", submitted_at=now - 200))
+    await submit(queue, job(model="z", submitted_at=now - 100))
+    assert 300 <= (await queue.stats()).oldest_age < 305
+    claim(queue, 1, model="z")
+    assert 200 <= (await queue.stats()).oldest_age < 205
+    claim(queue, 1, model="a")
+    assert 100 <= (await queue.stats()).oldest_age < 105
+
+
+async def test_an_idle_spell_says_nothing_of_how_fast_the_queue_drains(queue: JobQueue) -> None:
+    for _ in range(2):
+        await submit(queue, job())
+        assert (await queue.stats()).drain_rate == 0.0
+        leases = claim(queue)
+        await submit(queue, job())
+        for lease in [*leases, *claim(queue)]:
+            queue.finish(lease, result())
+            assert (await queue.stats()).drain_rate > 0.0
+
+
+async def test_workers_come_change_and_go(queue: JobQueue) -> None:
     warming = WorkerStatus("a", ready=False, detail="warming up")
-    ready = WorkerStatus("a", ready=True, model="tiny", version="v1")
+    ready = WorkerStatus("a", ready=True, model="tiny", version="v1", refused="v2")
     other = WorkerStatus("b", ready=True, model="tiny", version="v2")
-    assert list(asyncio.run(queue.workers())) == []
+
+    async def known(*expected: WorkerStatus) -> None:
+        async with asyncio.timeout(5.0):
+            while sorted(await queue.workers(), key=str) != list(expected):  # noqa: ASYNC110 - same
+                await asyncio.sleep(0.001)
+
+    await known()
     queue.announce(warming)
-    assert list(asyncio.run(queue.workers())) == [warming]
+    await known(warming)
     queue.announce(ready)
     queue.announce(other)
-    assert sorted(asyncio.run(queue.workers()), key=lambda w: w.worker_id) == [ready, other]
+    await known(ready, other)
     queue.leave("a")
     queue.leave("nobody")
-    assert list(asyncio.run(queue.workers())) == [other]
+    await known(other)

@@ -1,0 +1,117 @@
+"""How a job ends: with its images, or with the reason why there are none.
+
+This module knows neither HTTP nor torch, nor how images are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from masc_core.errors import (
+    ArtifactError,
+    DeadlineError,
+    EngineError,
+    JobCancelledError,
+    MascError,
+    RequestError,
+)
+from worker.jobs.state import EndState
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOutput:
+    """One finished image.
+
+    Attributes
+    ----------
+    data : the encoded file
+    seed : the seed that alone reproduces this image
+    entropies : bits, one per position, of the guided distribution
+    entropy_bits : their mean
+    entropy_ratio : ``entropy_bits`` over ``log2(K)``
+    """
+
+    data: bytes
+    seed: int
+    entropies: tuple[float, ...]
+    entropy_bits: float
+    entropy_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds spent in each stage; ``total`` runs from submission to the encoded images."""
+
+    queue: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    vq_decode: float = 0.0
+    encode: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """The images of a job, and the model version that made them."""
+
+    images: tuple[ImageOutput, ...]
+    model: str
+    version: str
+    weights_sha256: str
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailure:
+    """Why a job ended without images.
+
+    ``error`` is the class name of a ``MascError``, ``message`` its text: an exception that can
+    cross a process boundary. ``field`` names the request's field at fault, where there is one.
+    """
+
+    error: str
+    message: str
+    field: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> JobFailure:
+        """Describe an error; one that nobody foresaw becomes an `EngineError` without its text."""
+        match error:
+            case RequestError():
+                return cls(type(error).__name__, str(error), error.field)
+            case ArtifactError():
+                return cls(type(error).__name__, error.reason, error.path)
+            case MascError():
+                return cls(type(error).__name__, str(error))
+            case _:
+                return cls(EngineError.__name__, "the generation failed unexpectedly")
+
+    def to_error(self) -> MascError:
+        """Build the error that this describes; an unknown name is taken for an `EngineError`."""
+        kind = next((known for known in _error_classes() if known.__name__ == self.error), None)
+        if kind is None:
+            return EngineError(self.message)
+        if issubclass(kind, RequestError | ArtifactError):
+            return kind(self.field, self.message)
+        return kind(self.message)
+
+
+Outcome = JobResult | JobFailure
+
+CANCELLED = JobFailure(JobCancelledError.__name__, "the job was cancelled")
+EXPIRED = JobFailure(DeadlineError.__name__, "the job's time was up before its images were there")
+
+
+def end_state(outcome: Outcome) -> EndState:
+    """Return the state in which an outcome leaves its job."""
+    if isinstance(outcome, JobResult):
+        return "ok"
+    states: dict[str, EndState] = {CANCELLED.error: "cancelled", EXPIRED.error: "expired"}
+    return states.get(outcome.error, "error")
+
+
+def _error_classes(base: type[MascError] = MascError) -> Iterator[type[MascError]]:
+    yield base
+    for child in base.__subclasses__():
+        yield from _error_classes(child)

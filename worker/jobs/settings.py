@@ -1,0 +1,42 @@
+"""Settings of the queue, which front ends and workers share; see `masc_core.settings`.
+
+All processes of one service are to have the same.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from masc_core.settings import ProcessSettings, Seconds
+from worker.jobs.limits import QueueLimits
+
+
+class QueueSettings(ProcessSettings):
+    """What both sides of a queue are told.
+
+    Attributes
+    ----------
+    queue_url : ``memory://``, ``redis://...``, ``rediss://...`` or ``unix://...``
+    max_queue : jobs of one model that may wait
+    lease_seconds : after which a worker that was not heard of has lost its jobs
+    max_deliveries : after so many workers were lost with it, a job is given up
+    result_seconds : how long the images of a job can be fetched
+    """
+
+    queue_url: str = "memory://"
+    max_queue: Annotated[int, Field(ge=1)] = 256
+    lease_seconds: Seconds = 10.0
+    max_deliveries: Annotated[int, Field(ge=1)] = 3
+    result_seconds: Seconds = 600.0
+
+    @property
+    def limits(self) -> QueueLimits:
+        """For `worker.jobs.connect.connect`."""
+        return QueueLimits(
+            max_jobs=self.max_queue,
+            lease_seconds=self.lease_seconds,
+            max_deliveries=self.max_deliveries,
+            result_seconds=self.result_seconds,
+        )
