@@ -1,0 +1,205 @@
+"""Workers that are lost, and what becomes of their jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+import redis
+
+from masc_core.errors import PoisonJobError
+from tests.worker.jobs.redis.conftest import MakeWorker
+from tests.worker.jobs.samples import claim, job, jobs_of, result, submit, until
+from worker.jobs.event import Progress
+from worker.jobs.job import Lease
+from worker.jobs.limits import QueueLimits
+from worker.jobs.redis.queue import RedisQueue
+from worker.jobs.state import Totals
+
+pytestmark = pytest.mark.anyio
+
+SHORT = QueueLimits(lease_seconds=0.2)
+LONG = QueueLimits(lease_seconds=60.0)
+
+
+@pytest.fixture
+def lose(inside: redis.Redis) -> Callable[[Lease], None]:
+    """Let a lease run out now."""
+
+    def lose(lease: Lease) -> None:
+        assert inside.zadd("{masc}:leases", {lease.job_id: 1}, xx=True, ch=True) == 1
+
+    return lose
+
+
+async def test_the_jobs_of_a_lost_worker_are_the_first_to_be_claimed(
+    redis_url: str, make_worker: MakeWorker, lose: Callable[[Lease], None]
+) -> None:
+    lost, other = make_worker(LONG), make_worker(LONG)
+    async with RedisQueue(redis_url, LONG) as front:
+        jobs = [job() for _ in range(5)]
+        await submit(front, *jobs)
+        leases = claim(lost, 3)
+        for lease in (leases[2], leases[0]):
+            lose(lease)
+        statuses = [await front.status(one.id) for one in jobs]
+        assert [status.position for status in statuses] == [0, None, 1, 2, 3]
+        again = claim(other, 3)
+        assert jobs_of(again) == [jobs[0], jobs[2], jobs[3]]
+        assert [lease.token for lease in again] == [2, 2, 1]
+        assert (await front.status(jobs[0].id)).deliveries == 2
+        await until(lambda: lost.abandoned(leases) == {jobs[0].id, jobs[2].id})
+        assert (await front.stats()).totals.redelivered == {"lease_expired": 2}
+
+
+async def test_jobs_on_their_last_try_are_had_one_at_a_time(
+    redis_url: str, make_worker: MakeWorker, lose: Callable[[Lease], None]
+) -> None:
+    lost, worker, other = make_worker(LONG), make_worker(LONG), make_worker(LONG)
+    async with RedisQueue(redis_url, LONG) as front:
+        suspects = [job() for _ in range(3)]
+        await submit(front, *suspects)
+        for _ in range(LONG.max_deliveries - 1):
+            leases = claim(lost)
+            assert jobs_of(leases) == suspects  # all at once, until it is the last try
+            for lease in leases:
+                lose(lease)
+        fresh = [job(), job()]
+        await submit(front, *fresh)
+        first = claim(worker)
+        assert jobs_of(first) == [suspects[0], *fresh]
+        assert claim(worker) == []
+        assert jobs_of(claim(other)) == [suspects[1]]
+        assert worker.finish(first[0], result())
+        assert jobs_of(claim(worker)) == [suspects[2]]
+
+
+async def test_a_claim_that_waits_gets_the_jobs_of_a_lost_worker(
+    redis_url: str, make_worker: MakeWorker
+) -> None:
+    async with RedisQueue(redis_url, SHORT) as front:
+        sent = job()
+        await submit(front, sent)
+        claim(make_worker(SHORT))
+        started = time.monotonic()
+        (lease,) = await asyncio.to_thread(make_worker(SHORT).claim, "tiny", 1, 30.0)
+        assert lease.job == sent
+        assert 0.1 < time.monotonic() - started < 2.0
+
+
+async def test_what_a_lost_worker_reports_is_fenced(
+    redis_url: str, make_worker: MakeWorker, lose: Callable[[Lease], None]
+) -> None:
+    lost, other = make_worker(LONG), make_worker(LONG)
+    async with RedisQueue(redis_url, LONG) as front:
+        sent = job(keep=True)
+        await submit(front, sent)
+        (stale,) = claim(lost)
+        lose(stale)
+        (lease,) = claim(other)
+        lost.emit(stale, Progress(0, 1, 8))
+        lost.renew([stale])
+        lost.hand_back([stale])
+        assert not lost.finish(stale, result("late"))
+        assert lost.abandoned([stale]) == {sent.id}
+        assert other.abandoned([lease]) == set()
+        assert other.finish(lease, result("in time"))
+        assert not lost.finish(stale, result("later"))
+        assert await front.outcome(sent.id) == result("in time")
+        assert [event async for event in front.events(sent.id)] == []
+        assert (await front.stats()).totals == Totals(
+            1, {"ok": 1}, {"lease_expired": 1}, dead_lettered=0, fenced=2
+        )
+
+
+async def test_a_job_with_which_three_workers_were_lost_ends(
+    redis_url: str,
+    make_worker: MakeWorker,
+    lose: Callable[[Lease], None],
+    inside: redis.Redis,
+) -> None:
+    worker = make_worker(LONG)
+    async with RedisQueue(redis_url, LONG) as front:
+        poison, mate = job(), job()
+        await submit(front, poison, mate)
+        for delivery in (1, 2, 3):
+            (lease,) = claim(worker, 1)
+            assert (lease.job, lease.token) == (poison, delivery)
+            lose(lease)
+        assert jobs_of(claim(worker)) == [mate]
+        with pytest.raises(PoisonJobError):
+            raise (await front.outcome(poison.id)).to_error()  # type: ignore[union-attr]
+        totals = (await front.stats()).totals
+        assert totals == Totals(2, {"error": 1}, {"lease_expired": 2}, dead_lettered=1)
+    letters = inside.xrange("{masc}:dead")
+    assert letters is not None
+    assert letters[0][1] == {"id": poison.id, "model": "tiny", "owner": "", "deliveries": "3"}
+
+
+async def test_a_job_that_was_handed_back_is_no_poison(
+    redis_url: str, make_worker: MakeWorker
+) -> None:
+    worker = make_worker(LONG)
+    async with RedisQueue(redis_url, LONG) as front:
+        await submit(front, job())
+        for _ in range(5):
+            worker.hand_back(claim(worker))
+        (lease,) = claim(worker)
+        assert worker.finish(lease, result())
+
+
+async def test_a_renewed_lease_holds_longer_than_three_leases(
+    redis_url: str, make_worker: MakeWorker
+) -> None:
+    limits = QueueLimits(lease_seconds=0.6)
+    worker, other = make_worker(limits), make_worker(limits)
+    async with RedisQueue(redis_url, limits) as front:
+        await submit(front, job())
+        leases = claim(worker)
+        until_time = time.monotonic() + 4 * limits.lease_seconds
+        while time.monotonic() < until_time:
+            await asyncio.to_thread(worker.renew, iter(leases))
+            assert claim(other) == []
+            await asyncio.sleep(0.02)
+        assert worker.abandoned(leases) == set()
+        assert worker.finish(leases[0], result())
+        assert (await front.stats()).totals == Totals(1, {"ok": 1})
+
+
+async def test_a_worker_without_news_learns_of_its_losses_when_it_renews(
+    redis_url: str, make_worker: MakeWorker
+) -> None:
+    worker = make_worker(LONG)
+    async with RedisQueue(redis_url, LONG) as front:
+        jobs = [job(), job()]
+        await submit(front, *jobs)
+        leases = claim(worker)
+        worker._news.close()
+        await front.cancel(jobs[0].id)
+        assert worker.abandoned(leases) == set()
+        worker.renew(leases)
+        assert worker.abandoned(leases) == {jobs[0].id}
+
+
+async def test_consumers_come_and_go(
+    redis_url: str, make_worker: MakeWorker, inside: redis.Redis
+) -> None:
+    def consumers() -> int:
+        return len(inside.xinfo_consumers("{masc}:stream:tiny", "workers"))
+
+    limits = QueueLimits(memory_seconds=0.05)
+    async with RedisQueue(redis_url, limits) as front:
+        await submit(front, job(), job())
+        killed = make_worker(limits)
+        killed.finish(claim(killed, 1)[0], result())
+        left = make_worker(limits)
+        (lease,) = claim(left, 1)
+        assert consumers() == 2
+        left.close()
+        assert consumers() == 1
+        await asyncio.sleep(0.1)
+        claim(make_worker(limits))
+        assert consumers() == 0
+        assert killed.finish(lease, result())  # who holds it is a matter of the token alone

@@ -1,0 +1,298 @@
+"""Whatever front ends and workers do, in any order: the queue against a few lines of Python.
+
+Time does not pass in here. What only time brings about, the end of a lease or of a job's time, is
+brought about by setting its date back inside Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+import redis
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from masc_core.errors import QueueFullError, ShareExceededError, UnknownJobError
+from tests.redis_server import RedisServer
+from tests.worker.jobs.samples import job, result
+from worker.jobs.event import Event, NumberedEvent, Progress
+from worker.jobs.job import Idempotency, Job, Lease
+from worker.jobs.limits import QueueLimits
+from worker.jobs.outcome import CANCELLED, EXPIRED, Outcome
+from worker.jobs.redis.producer import POISONED
+from worker.jobs.redis.queue import RedisQueue
+from worker.jobs.state import EndState, JobState, Redelivery, Totals
+
+LIMITS = QueueLimits(max_jobs=6, lease_seconds=3600.0, max_deliveries=2)
+SHARE = 0.5  # three jobs
+PLACES_OF_ALL_JOBS = {"totals", "seq", "models", "drained", "dead", "ended"}
+
+
+@dataclass
+class Expected:
+    """What is known of a job."""
+
+    job: Job
+    number: int
+    state: JobState = "waiting"
+    token: int = 0
+    deliveries: int = 0
+    outcome: Outcome | None = None
+    events: tuple[Event, ...] = ()
+    is_forgotten: bool = False
+
+    @property
+    def is_live(self) -> bool:
+        return self.state in {"waiting", "running"}
+
+
+class Walk(RuleBasedStateMachine):
+    """Two front ends, two workers, two models, two owners."""
+
+    def __init__(self, url: str, inside: redis.Redis) -> None:
+        super().__init__()
+        inside.flushall()
+        self.inside = inside
+        self.runner = asyncio.Runner()
+        self.queues = [RedisQueue(url, LIMITS) for _ in range(2)]
+        for queue in self.queues:
+            self.runner.run(queue.__aenter__())
+        self.expected: list[Expected] = []
+        self.leases: list[tuple[RedisQueue, Lease]] = []
+        self.totals: Counter[str] = Counter()
+        self.ended: Counter[EndState] = Counter()
+        self.redelivered: Counter[Redelivery] = Counter()
+
+    def teardown(self) -> None:
+        front = self.queues[0]
+        for one in self.expected:
+            self.runner.run(front.cancel(one.job.id))
+        totals = self.runner.run(front.stats()).totals
+        assert totals.accepted == sum(totals.ended.values())
+        for one in self.expected:
+            self.runner.run(front.forget(one.job.id))
+        self.check_what_is_left()
+        for queue in self.queues:
+            self.runner.run(queue.__aexit__())
+        self.runner.close()
+
+    def check_what_is_left(self) -> None:
+        kept = [one for one in self.expected if one.job.keep]
+        places = {"job", "outcome", "events", "key", "stream"} | PLACES_OF_ALL_JOBS
+        names = [str(key).removeprefix("{masc}:").split(":") for key in self.inside.scan_iter()]
+        assert {place for place, *_ in names} <= places
+        assert {name[-1] for name in names if name[0] in {"job", "outcome"}} == {
+            one.job.id for one in kept
+        }
+        for name in names:
+            key = "{masc}:" + ":".join(name)
+            if name[0] == "stream":
+                assert self.inside.xlen(key) == 0
+                assert all(g["pending"] == 0 for g in self.inside.xinfo_groups(key))
+            elif name[0] == "key":
+                assert self.inside.hget(key, "job") in {one.job.id for one in kept}
+            if name[0] not in PLACES_OF_ALL_JOBS | {"stream"}:
+                assert self.inside.pttl(key) > 0
+
+    def line(self, model: str) -> list[Expected]:
+        waiting = [one for one in self.expected if one.state == "waiting"]
+        return [one for one in waiting if one.job.request.model == model]
+
+    def of(self, lease: Lease) -> Expected:
+        return next(one for one in self.expected if one.job.id == lease.job_id)
+
+    def holds(self, lease: Lease) -> bool:
+        one = self.of(lease)
+        return one.state == "running" and one.token == lease.token
+
+    def end(self, one: Expected, state: EndState, outcome: Outcome) -> None:
+        one.state, one.outcome = state, outcome
+        self.ended[state] += 1
+
+    @initialize()
+    def begin(self) -> None:
+        stats = self.runner.run(self.queues[0].stats())
+        assert stats.totals == Totals()
+
+    @rule(
+        front=st.integers(0, 1),
+        model=st.sampled_from("ab"),
+        owner=st.sampled_from("xy"),
+        images=st.integers(1, 3),
+        keep=st.booleans(),
+        key=st.sampled_from(["", "", "k"]),
+    )
+    def submit(self, front: int, model: str, owner: str, images: int, keep: bool, key: str) -> None:
+        idempotency = Idempotency(key, "print") if key else None
+        new = job(images, model=model, owner=owner, keep=keep, idempotency=idempotency)
+        earlier = [one for one in self.expected if key and self.stands_for(one, owner)]
+        line = self.line(model)
+        try:
+            receipt = self.runner.run(self.queues[front].submit(new, SHARE))
+        except QueueFullError:
+            assert not earlier
+            assert len(line) == LIMITS.max_jobs
+        except ShareExceededError:
+            assert not earlier
+            assert sum(one.job.owner == owner for one in line) == SHARE * LIMITS.max_jobs
+        else:
+            assert receipt.is_new == (not earlier)
+            assert receipt.job_id == (earlier[0] if earlier else Expected(new, 0)).job.id
+            if receipt.is_new:
+                self.expected.append(Expected(new, len(self.expected)))
+                self.totals["accepted"] += 1
+
+    def stands_for(self, one: Expected, owner: str) -> bool:
+        has_key = one.job.idempotency is not None and one.job.owner == owner
+        return has_key and not one.is_forgotten and one.state not in {"cancelled", "expired"}
+
+    @rule(worker=st.integers(0, 1), model=st.sampled_from("ab"), rows=st.integers(0, 6))
+    def claim(self, worker: int, model: str, rows: int) -> None:
+        expected: list[Expected] = []
+        left = rows
+        for one in self.line(model):
+            if left <= 0 or (expected and one.job.request.num_rows > left):
+                break
+            expected.append(one)
+            left -= one.job.request.num_rows
+        leases = self.queues[worker].claim(model, rows, 0.0)
+        for one in expected:
+            one.state, one.token, one.deliveries = "running", one.token + 1, one.deliveries + 1
+        assert [(lease.job, lease.token) for lease in leases] == [
+            (one.job, one.token) for one in expected
+        ]
+        self.leases += [(self.queues[worker], lease) for lease in leases]
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        worker, lease = data.draw(st.sampled_from(self.leases))
+        outcome = result(f"{lease.job_id} {lease.token}")
+        holds = self.holds(lease)
+        assert worker.finish(lease, outcome) == holds
+        if holds:
+            self.end(self.of(lease), "ok", outcome)
+        else:
+            self.totals["fenced"] += 1
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def emit(self, data: st.DataObject) -> None:
+        worker, lease = data.draw(st.sampled_from(self.leases))
+        one = self.of(lease)
+        event = Progress(len(one.events), lease.token, 9)
+        worker.emit(lease, event)
+        if self.holds(lease):
+            one.events += (event,)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def renew(self, data: st.DataObject) -> None:
+        worker, _ = data.draw(st.sampled_from(self.leases))
+        own = [lease for queue, lease in self.leases if queue is worker]
+        worker.renew(own)
+        # Of a job that was lost and came back to this worker, the older lease is given up too.
+        lost = {lease.job_id for lease in own if not self.holds(lease)}
+        assert worker.abandoned(own) == lost
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def hand_back(self, data: st.DataObject) -> None:
+        worker, _ = data.draw(st.sampled_from(self.leases))
+        own = [lease for queue, lease in self.leases if queue is worker]
+        some = data.draw(st.lists(st.sampled_from(own), max_size=3))
+        worker.hand_back(some)
+        for lease in some:
+            if self.holds(lease):
+                one = self.of(lease)
+                one.state, one.deliveries = "waiting", one.deliveries - 1
+                self.redelivered["handed_back"] += 1
+
+    @precondition(lambda self: any(one.state == "running" for one in self.expected))
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        one = data.draw(st.sampled_from([o for o in self.expected if o.state == "running"]))
+        assert self.inside.zadd("{masc}:leases", {one.job.id: 1}, xx=True, ch=True) == 1
+        if one.deliveries < LIMITS.max_deliveries:
+            one.state = "waiting"
+            self.redelivered["lease_expired"] += 1
+        else:
+            self.end(one, "error", POISONED)
+            self.totals["dead_lettered"] += 1
+
+    @precondition(lambda self: any(one.is_live for one in self.expected))
+    @rule(data=st.data())
+    def expire(self, data: st.DataObject) -> None:
+        one = data.draw(st.sampled_from([o for o in self.expected if o.is_live]))
+        assert self.inside.zadd("{masc}:deadlines", {one.job.id: 1}, xx=True, ch=True) == 1
+        self.end(one, "expired", EXPIRED)
+
+    @precondition(lambda self: self.expected)
+    @rule(front=st.integers(0, 1), data=st.data())
+    def cancel(self, front: int, data: st.DataObject) -> None:
+        one = data.draw(st.sampled_from(self.expected))
+        self.runner.run(self.queues[front].cancel(one.job.id))
+        if one.is_live:
+            self.end(one, "cancelled", CANCELLED)
+
+    @precondition(lambda self: self.expected)
+    @rule(front=st.integers(0, 1), data=st.data())
+    def forget(self, front: int, data: st.DataObject) -> None:
+        one = data.draw(st.sampled_from(self.expected))
+        self.runner.run(self.queues[front].forget(one.job.id))
+        one.is_forgotten |= not one.is_live and not one.job.keep
+
+    @precondition(lambda self: self.expected)
+    @rule(front=st.integers(0, 1), data=st.data())
+    def look(self, front: int, data: st.DataObject) -> None:
+        one = data.draw(st.sampled_from(self.expected))
+        self.runner.run(self.check(self.queues[front], one))
+
+    async def check(self, front: RedisQueue, one: Expected) -> None:
+        if one.is_forgotten:
+            with pytest.raises(UnknownJobError):
+                await front.status(one.job.id)
+            return
+        status = await front.status(one.job.id)
+        position = None
+        if one.state == "waiting":
+            position = self.line(one.job.request.model).index(one)
+        assert (status.job, status.state) == (one.job, one.state)
+        assert (status.position, status.deliveries) == (position, one.deliveries)
+        if one.is_live:
+            return
+        assert await front.outcome(one.job.id) == one.outcome
+        numbered = [NumberedEvent(i, event) for i, event in enumerate(one.events, start=1)]
+        assert [event async for event in front.events(one.job.id)] == numbered
+
+    @invariant()
+    def counts_agree(self) -> None:
+        stats = self.runner.run(self.queues[0].stats())
+        states = Counter(one.state for one in self.expected)
+        assert (stats.depth, stats.running) == (states["waiting"], states["running"])
+        assert stats.totals == Totals(
+            self.totals["accepted"],
+            dict(self.ended),
+            dict(self.redelivered),
+            self.totals["dead_lettered"],
+            self.totals["fenced"],
+        )
+
+
+def test_any_order_of_calls_does_what_is_expected(shared_redis: RedisServer) -> None:
+    with shared_redis.client() as inside:
+        run_state_machine_as_test(  # takes anything that makes one
+            lambda: Walk(shared_redis.url, inside),  # type: ignore[arg-type]
+            settings=settings(max_examples=40, stateful_step_count=40, deadline=None),
+        )

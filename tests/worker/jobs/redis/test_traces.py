@@ -1,0 +1,139 @@
+"""What jobs leave behind in Redis: nothing once they are forgotten, little once they have ended."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+import redis
+
+from masc_core.errors import ResultGoneError
+from tests.worker.jobs.redis.conftest import MakeWorker
+from tests.worker.jobs.samples import claim, collect, job, result, submit
+from worker.jobs.event import Started
+from worker.jobs.job import Idempotency
+from worker.jobs.limits import QueueLimits
+from worker.jobs.redis.queue import RedisQueue
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = QueueLimits(max_jobs=1000)
+ALWAYS_THERE = {"drained", "models", "seq", "stream:tiny", "totals"}
+
+
+def names(inside: redis.Redis) -> set[str]:
+    return {str(key).removeprefix("{masc}:") for key in inside.scan_iter()}
+
+
+async def test_nothing_is_left_of_five_thousand_jobs(
+    redis_url: str, make_worker: MakeWorker, inside: redis.Redis
+) -> None:
+    worker = make_worker(LIMITS)
+    stopping = threading.Event()
+
+    def work() -> None:
+        while not stopping.is_set():
+            for lease in worker.claim("tiny", 64, timeout=0.05):
+                worker.emit(lease, Started("v1"))
+                worker.finish(lease, result())
+
+    async def generate(front: RedisQueue, number: int) -> None:
+        sent = job(idempotency=Idempotency(str(number), "print") if number % 3 else None)
+        await submit(front, sent)
+        if number % 7:
+            assert await front.outcome(sent.id) == result()
+        else:
+            await front.cancel(sent.id)
+        await front.forget(sent.id)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        async with RedisQueue(redis_url, LIMITS) as front, asyncio.timeout(60.0):
+            used = []
+            for start in range(0, 6000, 100):
+                await asyncio.gather(*(generate(front, start + i) for i in range(100)))
+                used.append(int(inside.info("memory")["used_memory"]))
+            totals = (await front.stats()).totals
+    finally:
+        stopping.set()
+        thread.join()
+    assert totals.accepted == sum(totals.ended.values()) == 6000
+    assert names(inside) == ALWAYS_THERE
+    assert max(used[-10:]) < max(used[:10]) + 100_000
+
+
+async def test_what_is_kept_goes_in_two_steps(
+    redis_url: str, make_worker: MakeWorker, inside: redis.Redis
+) -> None:
+    limits = QueueLimits(result_seconds=50.0, memory_seconds=500.0)
+    worker = make_worker(limits)
+    async with RedisQueue(redis_url, limits) as front:
+        sent = job(keep=True, idempotency=Idempotency("k", "print"))
+        await submit(front, sent)
+        (lease,) = claim(worker)
+        worker.emit(lease, Started("v1"))
+        waiting = asyncio.create_task(front.outcome(sent.id))
+        async with asyncio.timeout(5.0):
+            while not inside.exists("{masc}:watch:" + sent.id):  # noqa: ASYNC110 - polled
+                await asyncio.sleep(0.001)
+        worker.finish(lease, result())
+        assert await waiting == result()
+        assert not inside.exists("{masc}:watch:" + sent.id)
+        kept = {"outcome": 50, "events": 50, "job": 500}
+        for kind, seconds in kept.items():
+            assert seconds - 10 < inside.ttl("{masc}:" + f"{kind}:{sent.id}") <= seconds
+        assert 490 < inside.ttl("{masc}:key:0::k") <= 500
+        inside.delete("{masc}:outcome:" + sent.id, "{masc}:events:" + sent.id)  # as time would
+        with pytest.raises(ResultGoneError):
+            await front.outcome(sent.id)
+        with pytest.raises(ResultGoneError):
+            await collect(front, sent.id)
+        assert not (await front.submit(sent)).is_new
+
+
+async def test_an_outcome_that_nobody_fetches_goes_soon(
+    redis_url: str, make_worker: MakeWorker, inside: redis.Redis
+) -> None:
+    worker = make_worker(LIMITS)
+    async with RedisQueue(redis_url, LIMITS) as front:
+        sent = job()
+        await submit(front, sent)
+        worker.finish(claim(worker)[0], result())
+        assert 50 < inside.ttl("{masc}:outcome:" + sent.id) <= 60
+
+
+async def test_the_memory_of_what_was_has_a_bound(
+    redis_url: str, make_worker: MakeWorker, inside: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.jobs.redis.scripts.MAX_ENDED", 5)
+    worker = make_worker(LIMITS)
+    async with RedisQueue(redis_url, LIMITS) as front:
+        jobs = [job(keep=True, idempotency=Idempotency(str(i), "print")) for i in range(9)]
+        for one in jobs:
+            await submit(front, one)
+            worker.finish(claim(worker)[0], result())
+            await asyncio.sleep(0.002)  # the order is that of the milliseconds
+    kept = {one.id for one in jobs[4:]}
+    expected = {f"{kind}:{job_id}" for kind in ("job", "outcome") for job_id in kept}
+    expected |= {f"key:0::{i}" for i in range(4, 9)}
+    assert names(inside) == ALWAYS_THERE | {"ended"} | expected
+
+
+async def test_a_job_whose_keys_were_removed_blocks_nobody(
+    redis_url: str, make_worker: MakeWorker, inside: redis.Redis
+) -> None:
+    worker = make_worker(LIMITS)
+    async with RedisQueue(redis_url, LIMITS) as front:
+        jobs = [job() for _ in range(4)]
+        await submit(front, *jobs)
+        (running,) = claim(worker, 1)
+        inside.delete("{masc}:job:" + jobs[0].id, "{masc}:job:" + jobs[1].id)
+        for place in ("leases", "deadlines"):
+            inside.zadd("{masc}:" + place, {jobs[0].id: 1})
+        inside.zadd("{masc}:deadlines", {jobs[1].id: 1})
+        assert [lease.job for lease in claim(worker)] == jobs[2:]
+        assert not worker.finish(running, result())
+        stats = await front.stats()
+        assert (stats.depth, stats.running) == (0, 2)

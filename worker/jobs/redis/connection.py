@@ -1,0 +1,122 @@
+"""Connections to Redis: how they are made, what is asked of the server, and what a failure means.
+
+Nothing is tried again in here: a call either is answered in time or raises `QueueDownError`. No
+message holds the URL, which may hold a password.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, TypeAlias
+
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    ConnectionError,  # noqa: A004 - theirs, from which the others descend
+    InvalidResponse,
+    MasterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,  # noqa: A004 - theirs
+)
+from redis.retry import Retry
+
+from masc_core.errors import ConfigError, QueueDownError
+
+logger = logging.getLogger(__name__)
+
+AsyncRedis: TypeAlias = redis.asyncio.Redis
+BlockingRedis: TypeAlias = redis.Redis
+
+MIN_VERSION = (6, 2)
+CONNECT_SECONDS = 0.5
+ANSWER_SECONDS = 3.0  # also for a result of many megabytes
+RETRY_AFTER = 2.0
+# Redis' own reasons not to serve anybody at the moment: errors, or the first word of one.
+PASSING: Final = (ConnectionError, TimeoutError, MasterDownError, OutOfMemoryError, ReadOnlyError)
+PASSING_WORDS: Final = ("BUSY", "MISCONF", "NOREPLICAS")
+
+
+def _options() -> dict[str, Any]:
+    return {
+        "protocol": 2,
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "socket_timeout": ANSWER_SECONDS,
+        "retry": Retry(NoBackoff(), 0),
+        "client_name": "masc",
+    }
+
+
+def connect_async(url: str) -> AsyncRedis:
+    """Make a client for coroutines; it connects when it is used."""
+    return redis.asyncio.Redis.from_url(url, **_options())
+
+
+def connect_blocking(url: str) -> BlockingRedis:
+    """Make a client for threads; it connects when it is used."""
+    return redis.Redis.from_url(url, **_options())
+
+
+def database_of(client: AsyncRedis | BlockingRedis) -> int:
+    """Return the number of the database that the URL names."""
+    return int(client.connection_pool.connection_kwargs.get("db") or 0)
+
+
+@contextmanager
+def reachable_queue() -> Iterator[None]:
+    """Turn whatever goes wrong with Redis into `QueueDownError`."""
+    try:
+        yield
+    except RedisError as error:
+        if not isinstance(error, PASSING) and not str(error).startswith(PASSING_WORDS):
+            logger.exception("the queue's Redis refuses a command")
+        raise QueueDownError("the queue cannot be reached", RETRY_AFTER) from error
+
+
+def check_server(client: BlockingRedis) -> None:
+    """Look at the server once, before anything depends on it; one that is away may still come.
+
+    Raises
+    ------
+    ConfigError : it is no Redis, too old, or does not let us in
+    """
+    try:
+        info = client.info()
+    except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
+        raise ConfigError("Redis refuses the user, the password or the command INFO") from error
+    except BusyLoadingError:
+        logger.warning("the queue's Redis is still loading its data")
+    except InvalidResponse as error:
+        raise ConfigError("what answers there is no Redis") from error
+    except (ConnectionError, TimeoutError) as error:
+        logger.warning("the queue cannot be reached yet: %s", error)
+    except ResponseError as error:
+        raise ConfigError(f"Redis answers {error}") from error
+    else:
+        _check_version(str(info["redis_version"]))
+        _warn_of_losses(info)
+
+
+def _check_version(version: str) -> None:
+    major, minor, *_ = (int(part) for part in version.split(".") if part.isdigit())
+    if (major, minor) < MIN_VERSION:
+        needed = ".".join(map(str, MIN_VERSION))
+        raise ConfigError(f"Redis {needed} or newer is needed, this one is {version}")
+
+
+def _warn_of_losses(info: Mapping[str, Any]) -> None:
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        logger.warning(
+            "the queue's Redis may evict jobs: its maxmemory-policy is %s, set noeviction", policy
+        )
+    if not info.get("aof_enabled", 1):
+        logger.warning("the queue's Redis keeps no append-only file: a restart loses all jobs")

@@ -1,0 +1,153 @@
+"""The worker's side of the queue in Redis.
+
+Every call is a script, and waits for nothing but its answer. What others do to this worker's jobs
+it hears from its own channel; what it did not hear it learns when it renews its leases.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from masc_core.errors import QueueDownError
+from worker.jobs.event import Event
+from worker.jobs.job import Lease
+from worker.jobs.limits import QueueLimits
+from worker.jobs.outcome import JobFailure, Outcome, end_state
+from worker.jobs.redis.caller import Caller
+from worker.jobs.redis.codec import (
+    CodecError,
+    decode_job,
+    encode_event,
+    encode_outcome,
+    encode_worker,
+)
+from worker.jobs.redis.connection import BlockingRedis, database_of
+from worker.jobs.redis.scripts import channels_of, settings_of
+from worker.jobs.redis.worker_news import WorkerNews
+from worker.jobs.state import WorkerStatus
+
+MAX_EVENTS = 1000  # of a job that are kept
+LOOK_AGAIN_SECONDS = 0.5  # while a claim waits: leases of others may run out meanwhile
+UNREADABLE = JobFailure("EngineError", "the job comes from a version that this worker cannot read")
+
+
+class RedisConsumer:
+    """See `worker.jobs.queue.JobConsumer`.
+
+    Parameters
+    ----------
+    client : what is called
+    limits : of the queue
+    """
+
+    def __init__(self, client: BlockingRedis, limits: QueueLimits) -> None:
+        db = database_of(client)
+        self._client, self._limits = client, limits
+        self._scripts = Caller(client, settings_of(limits, db))
+        self._name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._news = WorkerNews(client, self._scripts, channels_of(db), self._name)
+        self._models: set[str] = set()  # that were claimed from
+        self._last_try: Lease | None = None  # of the latest job that was on its last try
+
+    def close(self) -> None:
+        """Disconnect; what is claimed stays so until its leases run out."""
+        self._news.close()
+        was_used, self._models = bool(self._models), set()
+        if was_used:
+            with suppress(QueueDownError):
+                self._scripts.run("part", self._name)
+        self._client.close()
+
+    @property
+    def lease_seconds(self) -> float:
+        """How long a lease holds without being renewed."""
+        return self._limits.lease_seconds
+
+    def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
+        """Take the oldest jobs that fit; see `worker.jobs.queue.JobConsumer.claim`."""
+        if max_rows <= 0:
+            return ()
+        until = time.monotonic() + timeout
+        while True:
+            before = self._news.num_arrivals
+            leases = self._claim_now(model, max_rows)
+            left = until - time.monotonic()
+            if leases or left <= 0:
+                return leases
+            self._news.wait_for_arrival(before, min(left, LOOK_AGAIN_SECONDS))
+
+    def renew(self, leases: Iterable[Lease]) -> None:
+        """Hold leases for longer; those lost stay lost."""
+        pairs = _pairs(leases)
+        if pairs:
+            for job_id, token in self._scripts.run("renew", *pairs):
+                self._news.held.drop(job_id.decode(), token)
+
+    def abandoned(self, leases: Iterable[Lease]) -> set[str]:
+        """Ids of the jobs among these that are over, or somebody else's, as far as is known."""
+        return self._news.held.lost(leases)
+
+    def emit(self, lease: Lease, event: Event) -> None:
+        """Tell whoever watches the job; ignored when the lease is lost."""
+        self._scripts.run("emit", lease.job_id, lease.token, encode_event(event), MAX_EVENTS)
+
+    def finish(self, lease: Lease, outcome: Outcome) -> bool:
+        """Report the end of a job; false when the lease was lost before."""
+        state, data = end_state(outcome), encode_outcome(outcome)
+        is_accepted = self._scripts.run("finish", lease.job_id, lease.token, state, data)
+        self._news.held.drop(lease.job_id, lease.token)
+        return bool(is_accepted)
+
+    def hand_back(self, leases: Iterable[Lease]) -> None:
+        """Give jobs back unfinished, to be claimed at once by whoever has room."""
+        leases = tuple(leases)
+        if leases:
+            self._scripts.run("hand_back", *_pairs(leases))
+            for lease in leases:
+                self._news.held.drop(lease.job_id, lease.token)
+
+    def announce(self, status: WorkerStatus) -> None:
+        """Tell the front ends how this worker is; it is believed for as long as a lease holds."""
+        self._scripts.run("announce", status.worker_id, encode_worker(status))
+
+    def leave(self, worker_id: str) -> None:
+        """Take the worker off the list."""
+        self._scripts.run("leave", worker_id)
+
+    def _claim_now(self, model: str, max_rows: int) -> list[Lease]:
+        is_first = model not in self._models
+        self._models.add(model)
+        self._news.start()
+        with self._news.held.claiming():
+            flags = int(is_first), int(not self._has_last_try)
+            claimed = self._scripts.run("claim", model, max_rows, self._name, *flags)
+            leases = [lease for fields in claimed if (lease := self._read(*fields)) is not None]
+            self._news.held.add(leases)
+        return leases
+
+    def _read(
+        self, job_id: bytes, token: int, milliseconds_left: int, data: bytes, is_last_try: int
+    ) -> Lease | None:
+        try:
+            lease = Lease(decode_job(data), token, milliseconds_left / 1000)
+        except CodecError:
+            failure = encode_outcome(UNREADABLE)
+            self._scripts.run("finish", job_id, token, end_state(UNREADABLE), failure)
+            return None
+        if is_last_try:
+            self._last_try = lease
+        return lease
+
+    @property
+    def _has_last_try(self) -> bool:
+        """Whether a job on its last try is here."""
+        return self._last_try is not None and not self._news.held.lost([self._last_try])
+
+
+def _pairs(leases: Iterable[Lease]) -> list[str | int]:
+    return [part for lease in leases for part in (lease.job_id, lease.token)]

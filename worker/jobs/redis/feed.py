@@ -1,0 +1,97 @@
+"""What a front end hears: one subscription, however many wait.
+
+The connection is made again for as long as the feed runs. Messages that were missed meanwhile are
+lost, so whoever depends on them looks again when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+from worker.jobs.redis.connection import ANSWER_SECONDS, AsyncRedis
+from worker.jobs.redis.tasks import end_task
+
+logger = logging.getLogger(__name__)
+
+SILENCE_SECONDS = 1.0  # after which the server is asked whether it is there
+RETRY_SECONDS = 0.25
+
+
+class Feed:
+    """Listens to channels.
+
+    Parameters
+    ----------
+    client : what is listened to
+    channels : their names
+    heard : called with a message's channel and text
+    connected : called when the feed begins, or begins again
+    """
+
+    def __init__(
+        self,
+        client: AsyncRedis,
+        channels: Sequence[str],
+        heard: Callable[[str, bytes], None],
+        connected: Callable[[], None],
+    ) -> None:
+        self._client, self._channels = client, channels
+        self._heard, self._connected = heard, connected
+        self._up, self._tried = asyncio.Event(), asyncio.Event()
+        self._listening: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to listen; returns when that has succeeded or failed for the first time."""
+        self._listening = asyncio.create_task(self._listen())
+        await self._tried.wait()
+
+    async def close(self) -> None:
+        """Listen no more."""
+        await end_task(self._listening)
+
+    async def up(self) -> None:
+        """Return while nothing can be missed."""
+        await self._up.wait()
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with self._client.pubsub() as pubsub:
+                    await self._subscribe(pubsub)
+                    await self._hear(pubsub)
+            except (RedisError, OSError) as error:
+                if self._up.is_set() or not self._tried.is_set():
+                    logger.warning("the queue is away: %s", error)
+            except Exception:
+                logger.exception("the queue's news cannot be followed")
+            self._up.clear()
+            self._tried.set()
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _subscribe(self, pubsub: PubSub) -> None:
+        await pubsub.subscribe(*self._channels)
+        for _ in self._channels:
+            if await pubsub.get_message(timeout=ANSWER_SECONDS) is None:
+                raise TimeoutError("the subscription is not confirmed")
+        if self._tried.is_set():
+            logger.info("the queue is back")
+        self._up.set()
+        self._tried.set()
+        self._connected()
+
+    async def _hear(self, pubsub: PubSub) -> None:
+        is_asked = False
+        while True:
+            message = await pubsub.get_message(timeout=SILENCE_SECONDS)
+            if message is None:
+                if is_asked:
+                    raise TimeoutError("the server does not answer")
+                await pubsub.ping()
+            elif message["type"] == "message":
+                self._heard(message["channel"].decode(), message["data"])
+            is_asked = message is None

@@ -1,0 +1,60 @@
+"""The leases that a worker believes to hold, as far as it has heard."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from worker.jobs.job import Lease
+
+
+class Held:
+    """Jobs and the tokens of their leases; from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tokens: dict[str, int] = {}
+        self._num_claims = 0
+        self._lost_early: set[tuple[str, int]] = set()
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Those that are held: their tokens by their jobs."""
+        with self._lock:
+            return dict(self._tokens)
+
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """Mind what is lost before the claim that brings it has returned."""
+        with self._lock:
+            self._num_claims += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_claims -= 1
+                if not self._num_claims:
+                    self._lost_early.clear()
+
+    def add(self, leases: Iterable[Lease]) -> None:
+        """They are claimed; within `claiming`."""
+        with self._lock:
+            for lease in leases:
+                if (lease.job_id, lease.token) not in self._lost_early:
+                    self._tokens[lease.job_id] = lease.token
+
+    def drop(self, job_id: str, token: int) -> None:
+        """A lease is over."""
+        with self._lock:
+            if self._tokens.get(job_id) == token:
+                del self._tokens[job_id]
+            elif self._num_claims:
+                self._lost_early.add((job_id, token))
+
+    def lost(self, leases: Iterable[Lease]) -> set[str]:
+        """Return the jobs among these whose lease is not held."""
+        with self._lock:
+            return {
+                lease.job_id for lease in leases if self._tokens.get(lease.job_id) != lease.token
+            }

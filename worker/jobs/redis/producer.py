@@ -1,0 +1,255 @@
+"""The front end's side of the queue in Redis.
+
+However many wait, there are three connections: one to call, one to look at what has become of jobs,
+and one to hear of news. To look at a job registers the front end for its news in the same step, so
+none is missed; a job that has ended needs no registration. While Redis is away, whoever waits goes
+on waiting, and everybody looks again when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Literal, Self
+
+from masc_core.errors import (
+    IdempotencyConflictError,
+    PoisonJobError,
+    QueueDownError,
+    QueueFullError,
+    ResultGoneError,
+    ShareExceededError,
+    UnknownJobError,
+)
+from worker.jobs.drain_rate import retry_after
+from worker.jobs.event import NumberedEvent
+from worker.jobs.job import Job
+from worker.jobs.limits import QueueLimits
+from worker.jobs.outcome import CANCELLED, EXPIRED, JobFailure, Outcome
+from worker.jobs.redis.async_caller import AsyncCaller
+from worker.jobs.redis.codec import (
+    decode_event,
+    decode_job,
+    decode_outcome,
+    decode_worker,
+    encode_job,
+)
+from worker.jobs.redis.connection import connect_async, database_of
+from worker.jobs.redis.feed import Feed
+from worker.jobs.redis.scripts import channels_of, milliseconds, settings_of
+from worker.jobs.state import (
+    END_STATES,
+    REDELIVERIES,
+    JobStatus,
+    QueueStats,
+    Receipt,
+    Totals,
+    WorkerStatus,
+)
+from worker.jobs.watchers import Watchers
+
+CALL_SECONDS = 0.75  # so that a client hears within a second that the queue is away
+LOOK_SECONDS = 10.0  # an outcome may be large, and whoever waits for one is patient
+RETRY_SECONDS = 0.25
+WORKERS_SECONDS = 1.0  # for which the list of workers is believed without news of them
+MAX_EVENTS_TOGETHER = 32
+POISONED = JobFailure(
+    PoisonJobError.__name__, "workers were lost while they ran the job, again and again"
+)
+UNSAID: dict[str, Outcome] = {"cancelled": CANCELLED, "expired": EXPIRED, "error": POISONED}
+
+
+class RedisProducer:
+    """See `worker.jobs.queue.JobProducer`.
+
+    Parameters
+    ----------
+    url : of Redis
+    limits : of the queue
+    """
+
+    def __init__(self, url: str, limits: QueueLimits) -> None:
+        self._url, self._limits = url, limits
+        self._front = uuid.uuid4().hex[:12]
+        self._watchers = Watchers()
+        self._doubtful: set[str] = set()  # ids of jobs whose submission was not answered
+
+    async def __aenter__(self) -> Self:
+        """Connect; if Redis is away, when it comes."""
+        self._connections = connect_async(self._url)
+        db = database_of(self._connections)
+        settings = settings_of(self._limits, db)
+        self._calls = AsyncCaller(self._connections, settings, CALL_SECONDS)
+        self._looks = AsyncCaller(self._connections, settings, LOOK_SECONDS)
+        self._roster = _Roster(self._calls)
+        self._front_channel = f"{channels_of(db)}front:{self._front}"
+        channels = (self._front_channel, f"{channels_of(db)}workers")
+        self._feed = Feed(self._connections, channels, self._heard, self._connected)
+        await self._feed.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Disconnect; the jobs stay."""
+        await self._feed.close()
+        await self._calls.close()
+        await self._looks.close()
+        await self._connections.aclose()
+
+    async def submit(self, job: Job, share: float = 1.0) -> Receipt:
+        """Accept a job; see `worker.jobs.queue.JobProducer.submit`."""
+        name, fingerprint = "", ""
+        if job.idempotency is not None:
+            name = f"{len(job.owner)}:{job.owner}:{job.idempotency.key}"
+            fingerprint = job.idempotency.fingerprint
+        places = self._limits.max_jobs
+        try:
+            answer, *details = await self._calls.run(
+                "submit",
+                *(job.id, encode_job(job), job.request.model, job.request.num_rows, job.owner),
+                *(milliseconds(job.timeout), milliseconds(job.submitted_at), int(job.keep)),
+                *(name, fingerprint, max(1, int(share * places)) if share < 1 else places + 1),
+            )
+        except QueueDownError:
+            if job.idempotency is None:  # of others somebody may still wait for it
+                self._doubtful.add(job.id)
+            self._roster.has_changed()
+            raise
+        match answer:
+            case b"new" | b"known":
+                return Receipt(details[0].decode(), is_new=answer == b"new")
+            case b"conflict":
+                raise IdempotencyConflictError(
+                    "Idempotency-Key", "the idempotency key was used for another request"
+                )
+        wait = retry_after(details[0], float(details[1]))
+        if answer == b"full":
+            raise QueueFullError(f"{details[0]} jobs wait already, no more are taken", wait)
+        raise ShareExceededError(f"{details[2]} jobs of this client wait already", wait)
+
+    async def outcome(self, job_id: str) -> Outcome:
+        """Wait for the end of a job; see `worker.jobs.queue.JobProducer.outcome`."""
+        with self._watchers.watch(job_id) as news:
+            while True:
+                state, rest, _ = await self._look(job_id)
+                if state in END_STATES:
+                    return decode_outcome(rest) if rest else UNSAID[state]
+                await news.wait(rest / 1000)
+
+    async def events(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
+        """What the job's worker tells; see `worker.jobs.queue.JobProducer.events`."""
+        with self._watchers.watch(job_id) as news:
+            while True:
+                state, rest, events = await self._look(job_id, after, MAX_EVENTS_TOGETHER)
+                for number, data in events:
+                    after = number
+                    yield NumberedEvent(number, decode_event(data))
+                if len(events) == MAX_EVENTS_TOGETHER:
+                    continue
+                if state in END_STATES:
+                    return
+                await news.wait(rest / 1000)
+
+    async def status(self, job_id: str) -> JobStatus:
+        """Where a job is."""
+        found = await self._calls.run("status", job_id)
+        if found is None:
+            raise _unknown(job_id)
+        data, state, deliveries, position = found
+        return JobStatus(decode_job(data), state.decode(), position, deliveries)
+
+    async def cancel(
+        self, job_id: str, state: Literal["cancelled", "expired"] = "cancelled"
+    ) -> None:
+        """End a job without images."""
+        await self._calls.run("cancel", job_id, state)
+
+    async def forget(self, job_id: str) -> None:
+        """Keep the outcome of a job no longer, unless it is to be kept."""
+        await self._calls.run("forget", job_id)
+
+    async def stats(self) -> QueueStats:
+        """State of the queue."""
+        depth, running, age_milliseconds, rate, totals = await self._calls.run("stats")
+        counts = {name.decode(): int(n) for name, n in zip(*[iter(totals)] * 2, strict=True)}
+        return QueueStats(depth, running, age_milliseconds / 1000, float(rate), _totals(counts))
+
+    async def workers(self) -> Sequence[WorkerStatus]:
+        """The latest status of every worker that is heard of and has not left."""
+        workers = await self._roster.read()
+        if self._doubtful:
+            await self._end_doubtful()
+        return workers
+
+    async def _end_doubtful(self) -> None:
+        """End jobs of which nobody knows whether they were accepted, as nobody waits for them.
+
+        Redis may have got them when it was too late for the answer, and do what it got in the end.
+        """
+        for job_id in tuple(self._doubtful):
+            await self.cancel(job_id)
+            self._doubtful.discard(job_id)
+
+    async def _look(self, job_id: str, after: int = 0, count: int = 0) -> tuple[str, Any, Any]:
+        """State of a job, its outcome or else the milliseconds left to it, and its events."""
+        while True:
+            await self._feed.up()
+            try:
+                found = await self._looks.run("look", job_id, self._front, after + 1, count)
+            except QueueDownError:
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if found[0] == b"unknown":
+                raise _unknown(job_id)
+            if found[0] == b"gone":
+                raise ResultGoneError("id", f"the images of job {job_id!r} are kept no longer")
+            return found[0].decode(), found[1], found[2]
+
+    def _heard(self, channel: str, message: bytes) -> None:
+        if channel == self._front_channel:
+            self._watchers.tell(message.decode())
+        else:
+            self._roster.has_changed()
+
+    def _connected(self) -> None:
+        self._watchers.tell_all()
+        self._roster.has_changed()
+
+
+class _Roster:
+    """The list of workers, as it was a moment ago if nobody has told of a change."""
+
+    def __init__(self, calls: AsyncCaller) -> None:
+        self._calls = calls
+        self._lock = asyncio.Lock()
+        self._workers: Sequence[WorkerStatus] = ()
+        self._num_changes, self._num_seen = 0, -1
+        self._read_at = 0.0
+
+    def has_changed(self) -> None:
+        self._num_changes += 1
+
+    async def read(self) -> Sequence[WorkerStatus]:
+        async with self._lock:
+            is_old = time.monotonic() - self._read_at > WORKERS_SECONDS
+            if is_old or self._num_seen != self._num_changes:
+                seen, now = self._num_changes, time.monotonic()
+                found = await self._calls.run("workers")
+                self._workers = tuple(decode_worker(data) for data in found)
+                self._num_seen, self._read_at = seen, now
+            return self._workers
+
+
+def _unknown(job_id: str) -> UnknownJobError:
+    return UnknownJobError("id", f"there is no job {job_id!r}")
+
+
+def _totals(counts: dict[str, int]) -> Totals:
+    return Totals(
+        counts.get("accepted", 0),
+        {state: n for state in END_STATES if (n := counts.get(f"ended:{state}", 0))},
+        {why: n for why in REDELIVERIES if (n := counts.get(f"redelivered:{why}", 0))},
+        counts.get("dead_lettered", 0),
+        counts.get("fenced", 0),
+    )

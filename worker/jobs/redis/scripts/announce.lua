@@ -1,0 +1,10 @@
+-- What a worker tells of itself, for as long as a lease.
+
+local worker, status = ARGV[2], ARGV[3]
+
+local before = redis.call('HGET', key('workers'), worker)
+redis.call('HSET', key('workers'), worker, status)
+redis.call('ZADD', key('heard'), now + settings.lease_ms, worker)
+if before ~= status then
+  tell('workers', worker)
+end

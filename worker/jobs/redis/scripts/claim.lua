@@ -1,0 +1,74 @@
+-- Lease the jobs at the head of a model's line that fit into the free rows.
+
+local model, rows, consumer, is_first = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5] == '1'
+local takes_last_try = ARGV[6] == '1'
+local line, stream = key('waiting', model), key('stream', model)
+
+-- The group's list of pending entries says who has which job. One that was pending before is taken
+-- over, any other is the next that the group has not read: both lines have the same order.
+local function take_entry(seq, token)
+  local command = {'XREADGROUP', 'GROUP', 'workers', consumer, 'COUNT', 1, 'STREAMS', stream, '>'}
+  if token > 1 then
+    command = {'XCLAIM', stream, 'workers', consumer, 0, seq .. '-1', 'FORCE', 'JUSTID'}
+  end
+  local reply = redis.pcall(unpack(command))
+  if reply and reply.err then -- no group yet: the first claim makes it, as if it had read up to here
+    redis.call('XGROUP', 'CREATE', stream, 'workers', seq .. (token > 1 and '-1' or '-0'))
+    redis.call(unpack(command))
+  end
+end
+
+-- Workers were lost with it, and one more would be the end of it.
+local function is_last_try(job)
+  local lost = tonumber(job.deliveries)
+  return lost > 0 and lost + 1 >= settings.max_deliveries
+end
+
+local function lease(id, job)
+  local name = key('job', id)
+  leave_line(id, job)
+  local token = redis.call('HINCRBY', name, 'token', 1)
+  redis.call('HINCRBY', name, 'deliveries', 1)
+  redis.call('HSET', name, 'state', 'running', 'holder', consumer)
+  redis.call('ZADD', key('leases'), now + settings.lease_ms, id)
+  take_entry(job.seq, token)
+  return {id, token, tonumber(job.deadline) - now, job.job, is_last_try(job) and 1 or 0}
+end
+
+-- Workers that were killed leave their names behind.
+local function forget_consumers()
+  local consumers = redis.pcall('XINFO', 'CONSUMERS', stream, 'workers')
+  for _, fields in ipairs(consumers.err and {} or consumers) do
+    local one = {}
+    for i = 1, #fields, 2 do
+      one[fields[i]] = fields[i + 1]
+    end
+    if one.pending == 0 and one.idle > settings.memory_ms then
+      redis.call('XGROUP', 'DELCONSUMER', stream, 'workers', one.name)
+    end
+  end
+end
+
+if is_first then
+  forget_consumers()
+end
+local leases, passed_over = {}, 0
+while rows > 0 do
+  local id = redis.call('ZRANGE', line, passed_over, passed_over)[1]
+  if not id then
+    break
+  end
+  local job = read(id, 'model', 'rows', 'seq', 'owner', 'deadline', 'job', 'deliveries')
+  if not job.job then -- somebody else has removed its keys
+    redis.call('ZREM', line, id)
+  elseif is_last_try(job) and not takes_last_try then
+    passed_over = passed_over + 1
+  elseif #leases > 0 and tonumber(job.rows) > rows then
+    break
+  else
+    takes_last_try = takes_last_try and not is_last_try(job)
+    leases[#leases + 1] = lease(id, job)
+    rows = rows - tonumber(job.rows)
+  end
+end
+return leases

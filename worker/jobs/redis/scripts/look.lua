@@ -1,0 +1,25 @@
+-- How a job has ended; while it has not, its front end will be told of any news.
+--
+-- What it has emitted from number ARGV[4] on comes along, at most ARGV[5] of it.
+
+local id, front, first, count = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+
+local job = read(id, 'state', 'deadline')
+if not job.state then
+  return {'unknown'}
+end
+local events = {}
+if count > 0 then
+  for _, entry in ipairs(redis.call('XRANGE', key('events', id), first, '+', 'COUNT', count)) do
+    events[#events + 1] = {tonumber(string.match(entry[1], '%d+')), entry[2][2]}
+  end
+end
+if is_live(job.state) then
+  redis.call('SADD', key('watch', id), front)
+  return {job.state, tonumber(job.deadline) - now, events}
+end
+local outcome = redis.call('GET', key('outcome', id))
+if not outcome then
+  return {'gone'}
+end
+return {job.state, count > 0 and '' or outcome, events}

@@ -1,0 +1,15 @@
+-- Hold leases, given as pairs of job and token, for longer; returns those that are lost.
+
+local lost = {}
+for i = 2, #ARGV, 2 do
+  local id, token = ARGV[i], ARGV[i + 1]
+  if holds(id, token) then
+    local job = read(id, 'model', 'seq', 'holder')
+    redis.call('ZADD', key('leases'), now + settings.lease_ms, id)
+    redis.pcall('XCLAIM', key('stream', job.model), 'workers', job.holder, 0, job.seq .. '-1',
+      'FORCE', 'JUSTID')
+  else
+    lost[#lost + 1] = {id, tonumber(token)}
+  end
+end
+return lost
