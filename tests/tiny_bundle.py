@@ -11,13 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from masc_core.bundle import BundleParts, save_bundle
+from masc_core.files import sha256_file
 from masc_core.manifest import (
     MANIFEST_FILE,
+    TRANSFORMER_FILE,
     Defaults,
     Manifest,
     ModelCard,
+    read_manifest,
     write_manifest,
 )
 from masc_core.models.gpt import GPT
@@ -84,6 +88,17 @@ def edit_manifest(folder: Path, old: str, new: str) -> None:
     text = (folder / MANIFEST_FILE).read_text()
     assert old in text
     write_manifest(folder, Manifest.model_validate_json(text.replace(old, new)))
+
+
+def spoil(folder: Path) -> None:
+    """Put a NaN into a bundle's weights and seal it again: whole, but without images."""
+    path = folder / TRANSFORMER_FILE
+    tensors = load_file(path)
+    tensors["norm.weight"].fill_(torch.nan)
+    save_file(tensors, path)
+    manifest = read_manifest(folder)
+    files = {**manifest.files, TRANSFORMER_FILE: sha256_file(path)}
+    write_manifest(folder, manifest.model_copy(update={"files": files}))
 
 
 def save_tiny_bundle(

@@ -12,7 +12,8 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from masc_core.bundle import Bundle
-from worker.jobs.job import GenerationRequest, ImageOutput, JobResult
+from worker.jobs.job import GenerationRequest
+from worker.jobs.outcome import ImageOutput, JobResult
 from worker.jobs.stages import Stage, stage_histogram
 
 STEP_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)

@@ -65,7 +65,8 @@ class Renderer:
         self._orders: SimpleQueue[_Order | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         if on_gpu if threaded is None else threaded:
-            self._thread = threading.Thread(target=self._serve, name="render")
+            # A daemon: a process that ends on an error must not wait for who did not close it.
+            self._thread = threading.Thread(target=self._serve, name="render", daemon=True)
             self._thread.start()
 
     def __enter__(self) -> Self:

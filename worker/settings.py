@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from masc_core.log import LogFormat
-from masc_core.settings import ProcessSettings, read_settings
+from masc_core.settings import Seconds, read_settings
+from worker.jobs.settings import QueueSettings
 
 
-class WorkerSettings(ProcessSettings):
-    """What a worker can be told.
+class WorkerSettings(QueueSettings):
+    """What a worker can be told, besides the queue.
 
     Attributes
     ----------
-    queue_url : ``memory://``
     models_dir : folder of the model bundles
     default_model : the model to serve; needed when there are several
     device : ``cuda`` (with a number for one of several), ``cpu``, or ``auto``: CUDA if there is any
@@ -26,10 +26,14 @@ class WorkerSettings(ProcessSettings):
     deterministic : on CUDA, let every step have one shape, so that an image has the same bits
         whatever else is in the batch; small batches then take as long as full ones
     threads : of the CPU that the transformer and the decoder use; by default what torch finds
+    stall_seconds : without the end of a step, after which the worker is not ready, and its jobs
+        go to others
+    drain_seconds : for the images that have begun when it is told to stop
+    metrics_host, metrics_port : where a process without a front end serves its metrics; port 0
+        takes a free one
     log_format : ``text`` or ``json``
     """
 
-    queue_url: str = "memory://"
     models_dir: Path = Path("models")
     default_model: str = ""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
@@ -38,6 +42,10 @@ class WorkerSettings(ProcessSettings):
     cuda_graphs: bool = True
     deterministic: bool = False
     threads: Annotated[int, Field(ge=1)] | None = None
+    stall_seconds: Seconds = 30.0
+    drain_seconds: Seconds = 25.0
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     log_format: LogFormat = "text"
 
 

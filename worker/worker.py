@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from functools import partial
+from pathlib import Path
 
 import torch
 from prometheus_client import CollectorRegistry
@@ -22,8 +23,10 @@ from worker.engine.engine import Engine
 from worker.engine.graphs import GraphRunner
 from worker.engine.runner import Runner, RunnerFactory
 from worker.jobs.queue import JobConsumer
+from worker.lane import Lane
 from worker.metrics import WorkerMetrics
 from worker.settings import WorkerSettings
+from worker.successor import Successor
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +55,24 @@ def build_worker(
     make_runner = choose_runner(settings, device)
     models = Registry(settings.models_dir)
     name = models.default(settings.default_model)
-    bundle = load_bundle(models.path(name), device, choose_dtype(settings.dtype, device))
-    logger.info("loaded %s %s onto %s", name, bundle.manifest.version, device)
     metrics = WorkerMetrics(metrics_registry)
-    engine = Engine(bundle.model, bundle.decoder, settings.max_batch, metrics.step, make_runner)
-    worker_id = f"{socket.gethostname()}-{os.getpid()}"
-    return Consumer(queue, engine, bundle, metrics, worker_id)
+
+    def load(folder: Path) -> Lane:
+        bundle = load_bundle(folder, device, choose_dtype(settings.dtype, device))
+        logger.info("loaded %s %s onto %s", name, bundle.manifest.version, device)
+        rows = settings.max_batch
+        return Lane(bundle, Engine(bundle.model, bundle.decoder, rows, metrics.step, make_runner))
+
+    lane = load(models.path(name))
+    return Consumer(
+        queue,
+        lane,
+        metrics,
+        f"{socket.gethostname()}-{os.getpid()}",
+        successor=Successor(models, name, lane.manifest.version, load),
+        stall_seconds=settings.stall_seconds,
+        drain_seconds=settings.drain_seconds,
+    )
 
 
 def choose_runner(settings: WorkerSettings, device: torch.device) -> RunnerFactory:

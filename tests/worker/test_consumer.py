@@ -1,13 +1,10 @@
-"""The consumer with a real queue, a real engine and a tiny real bundle.
+"""What a worker makes of requests."""
 
-The oracle of an image is the plain loop on it alone, the bundle's decoder and the encoder.
-"""
+from __future__ import annotations
 
 import asyncio
 import math
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,31 +12,31 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from prometheus_client import CollectorRegistry
 
 from masc_core.bundle import Bundle, load_bundle
-from masc_core.errors import ConfigError, NonFiniteError
+from masc_core.errors import ConfigError, NonFiniteError, QueueDownError
 from masc_core.generate import generate
-from masc_core.images import ImageFormat, encode_image
+from masc_core.images import ImageFormat
 from tests.tiny_bundle import CLASS_NAMES, GRID, NUM_CLUSTERS, save_tiny_bundle
-from worker.consumer import Consumer
+from tests.worker.tiny_worker import (
+    REQUEST,
+    RecordingEngine,
+    engine_of,
+    expected,
+    failure,
+    images,
+    make_consumer,
+    outcomes,
+    running,
+    submit,
+)
 from worker.engine.engine import Engine
 from worker.engine.request import ImageTask
 from worker.engine.request import Outcome as EngineOutcome
-from worker.jobs.job import (
-    MAX_SEED,
-    GenerationRequest,
-    ImageOutput,
-    Job,
-    JobFailure,
-    JobResult,
-    Outcome,
-)
+from worker.jobs.job import MAX_SEED, GenerationRequest, Lease
 from worker.jobs.memory import MemoryQueue
-from worker.metrics import WorkerMetrics
+from worker.jobs.outcome import JobFailure, JobResult, Outcome
 from worker.running_job import image_spec
-
-REQUEST = GenerationRequest(model="tiny", class_id=2, cfg_scale=3.0, seed=7)
 
 # One of each kind, so that the batch around a request is as mixed as it gets.
 OTHERS = [
@@ -70,54 +67,6 @@ def bundle(models: Path) -> Bundle:
     return load_bundle(models / "tiny" / "1")
 
 
-class RecordingEngine(Engine):
-    """An engine that remembers the tasks of each step."""
-
-    batches: list[list[ImageTask]]
-
-    def step(self) -> Sequence[EngineOutcome]:
-        if not hasattr(self, "batches"):
-            self.batches = []
-        self.batches.append(self.tasks)
-        return super().step()
-
-
-def make_consumer(
-    bundle: Bundle,
-    queue: MemoryQueue,
-    capacity: int = 64,
-    engine: type[Engine] = Engine,
-) -> Consumer:
-    metrics = WorkerMetrics(CollectorRegistry())
-    return Consumer(
-        queue, engine(bundle.model, bundle.decoder, capacity, metrics.step), bundle, metrics, "w1"
-    )
-
-
-@contextmanager
-def running(consumer: Consumer) -> Iterator[None]:
-    """The consumer in a thread; it is stopped at the end, and must come to one."""
-    thread = threading.Thread(target=consumer.run)
-    thread.start()
-    try:
-        yield
-    finally:
-        consumer.stop()
-        thread.join(60)
-        assert not thread.is_alive()
-
-
-async def submit(queue: MemoryQueue, requests: Sequence[GenerationRequest]) -> list[str]:
-    jobs = [Job(request) for request in requests]
-    for job in jobs:
-        await queue.submit(job)
-    return [job.id for job in jobs]
-
-
-async def outcomes(queue: MemoryQueue, job_ids: Sequence[str]) -> list[Outcome]:
-    return list(await asyncio.gather(*(queue.outcome(job_id) for job_id in job_ids)))
-
-
 def serve(
     bundle: Bundle,
     requests: Sequence[GenerationRequest],
@@ -127,30 +76,12 @@ def serve(
     """Outcomes of requests that all waited when the worker came."""
 
     async def main() -> list[Outcome]:
-        queue = MemoryQueue(max_jobs=100)
+        queue = MemoryQueue()
         job_ids = await submit(queue, requests)
         with running(make_consumer(bundle, queue, capacity, engine)):
             return await outcomes(queue, job_ids)
 
     return asyncio.run(main())
-
-
-def images(outcome: Outcome) -> tuple[ImageOutput, ...]:
-    assert isinstance(outcome, JobResult), outcome
-    return outcome.images
-
-
-def failure(outcome: Outcome) -> JobFailure:
-    assert isinstance(outcome, JobFailure), outcome
-    return outcome
-
-
-def expected(bundle: Bundle, request: GenerationRequest) -> list[bytes]:
-    files = []
-    for index in range(request.num_images):
-        made = generate(bundle.model, bundle.decoder, [image_spec(request, index)])
-        files.append(encode_image(bundle.render(made.codes)[0], request.format))
-    return files
 
 
 def test_a_request_gives_the_same_bytes_alone_and_among_sixteen_others(bundle: Bundle) -> None:
@@ -199,12 +130,12 @@ def test_a_job_larger_than_the_worker_is_run_in_parts(bundle: Bundle) -> None:
     large = replace(REQUEST, num_images=5)
 
     async def main() -> tuple[list[Outcome], list[list[ImageTask]]]:
-        queue = MemoryQueue(max_jobs=10)
+        queue = MemoryQueue()
         job_ids = await submit(queue, [large, REQUEST])
         consumer = make_consumer(bundle, queue, 4, RecordingEngine)
         with running(consumer):
             found = await outcomes(queue, job_ids)
-        return found, cast("RecordingEngine", consumer._engine).batches
+        return found, engine_of(consumer).batches
 
     (of_large, of_small), batches = asyncio.run(main())
     assert [image.data for image in images(of_large)] == expected(bundle, large)
@@ -216,20 +147,20 @@ def test_a_job_larger_than_the_worker_is_run_in_parts(bundle: Bundle) -> None:
 
 
 def test_a_job_that_is_given_up_after_its_first_part_takes_no_more_steps(bundle: Bundle) -> None:
-    queue = MemoryQueue(max_jobs=10)
+    queue = MemoryQueue()
     consumer = make_consumer(bundle, queue, 4, RecordingEngine)
-    engine = cast("RecordingEngine", consumer._engine)
+    engine = engine_of(consumer)
     (given_up,) = asyncio.run(submit(queue, [replace(REQUEST, num_images=16)]))
     for _ in range(GRID**2 + 1):
         consumer.turn()
     assert len(engine.batches) == GRID**2 + 1
-    assert len(consumer._backlog) == 12
+    assert len(consumer._lanes.newest._backlog) == 12
     asyncio.run(queue.cancel(given_up))
     consumer.turn()
     assert len(engine.batches) == GRID**2 + 1
     assert engine.free_rows == 4
     assert consumer.is_idle
-    assert not consumer._backlog
+    assert not consumer._lanes.newest._backlog
     assert asyncio.run(queue.stats()).drain_rate == 0.0  # no job was done
 
     asyncio.run(submit(queue, [REQUEST]))
@@ -240,9 +171,9 @@ def test_a_job_that_is_given_up_after_its_first_part_takes_no_more_steps(bundle:
 
 
 def test_a_job_that_is_given_up_leaves_the_engine_to_the_others(bundle: Bundle) -> None:
-    queue = MemoryQueue(max_jobs=10)
+    queue = MemoryQueue()
     consumer = make_consumer(bundle, queue, 8, RecordingEngine)
-    engine = cast("RecordingEngine", consumer._engine)
+    engine = engine_of(consumer)
     ids = asyncio.run(submit(queue, [replace(REQUEST, num_images=2), REQUEST]))
     consumer.turn()
     assert engine.free_rows == 2
@@ -259,7 +190,6 @@ def test_a_job_that_is_given_up_leaves_the_engine_to_the_others(bundle: Bundle) 
 
 def test_requests_that_cannot_be_done_fail_alone(bundle: Bundle) -> None:
     wrong: list[tuple[dict[str, Any], str, str]] = [
-        ({"model": "other"}, "UnknownModelError", "model"),
         ({"version": "2"}, "NoWorkerError", ""),
         ({"class_id": 5}, "UnknownClassError", "class_id"),
         ({"class_id": -1}, "UnknownClassError", "class_id"),
@@ -340,7 +270,7 @@ def test_a_stopped_worker_finishes_what_it_claimed_and_claims_nothing_new(bundle
         first = await queue.outcome(job_ids[0])
         return first, (await queue.stats()).depth, len(await queue.workers())
 
-    queue = MemoryQueue(max_jobs=10)
+    queue = MemoryQueue()
     consumer = make_consumer(bundle, queue, 2, StoppingEngine)
     first, depth, num_workers = asyncio.run(main())
     assert len(images(first)) == 3
@@ -349,14 +279,14 @@ def test_a_stopped_worker_finishes_what_it_claimed_and_claims_nothing_new(bundle
 
 
 def test_a_worker_is_ready_only_after_a_real_image(bundle: Bundle) -> None:
-    queue = MemoryQueue(max_jobs=10)
+    queue = MemoryQueue()
     consumer = make_consumer(bundle, queue, engine=RecordingEngine)
     assert asyncio.run(queue.workers()) == ()
     consumer.warm_up()
     (status,) = asyncio.run(queue.workers())
     assert (status.worker_id, status.ready) == ("w1", True)
     assert (status.model, status.version) == ("tiny", "1")
-    batches = cast("RecordingEngine", consumer._engine).batches
+    batches = engine_of(consumer).batches
     assert len(batches) == GRID**2
     ((task,),) = batches[:1]
     assert task.spec.cfg_scale == bundle.manifest.defaults.cfg_scale
@@ -364,7 +294,7 @@ def test_a_worker_is_ready_only_after_a_real_image(bundle: Bundle) -> None:
 
 def test_a_worker_whose_first_image_fails_says_so_and_is_not_ready(bundle: Bundle) -> None:
     torch.nn.init.constant_(bundle.model.norm.weight, math.nan)
-    queue = MemoryQueue(max_jobs=10)
+    queue = MemoryQueue()
     with pytest.raises(NonFiniteError):
         make_consumer(bundle, queue).run()
     (status,) = asyncio.run(queue.workers())
@@ -378,22 +308,22 @@ class FlakyQueue(MemoryQueue):
     claims = 0
     reports = 0
 
-    def claim(self, max_rows: int, timeout: float) -> Sequence[Job]:
+    def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
         self.claims += 1
         if self.claims == 1:
-            raise ConnectionError("claim")
-        return super().claim(max_rows, timeout)
+            raise QueueDownError("claim")
+        return super().claim(model, max_rows, timeout)
 
-    def finish(self, job_id: str, outcome: Outcome) -> None:
+    def finish(self, lease: Lease, outcome: Outcome) -> bool:
         self.reports += 1
         if self.reports == 1:
-            raise ConnectionError("finish")
-        super().finish(job_id, outcome)
+            raise QueueDownError("finish")
+        return super().finish(lease, outcome)
 
 
 def test_a_queue_that_is_away_for_a_moment_costs_no_job(bundle: Bundle) -> None:
     async def main() -> list[Outcome]:
-        queue = FlakyQueue(max_jobs=10)
+        queue = FlakyQueue()
         job_ids = await submit(queue, [REQUEST])
         with running(make_consumer(bundle, queue)):
             return await outcomes(queue, job_ids)
@@ -404,7 +334,7 @@ def test_a_queue_that_is_away_for_a_moment_costs_no_job(bundle: Bundle) -> None:
 
 def test_an_engine_without_room_for_a_guided_image_is_refused(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="two rows"):
-        make_consumer(bundle, MemoryQueue(max_jobs=1), capacity=1)
+        make_consumer(bundle, MemoryQueue(), capacity=1)
 
 
 def test_files_show_what_the_decoder_made(bundle: Bundle) -> None:

@@ -13,9 +13,11 @@ from masc_core.bundle import Bundle, load_bundle
 from tests.tiny_bundle import GRID, save_tiny_bundle
 from worker.consumer import Consumer
 from worker.engine.engine import Engine
-from worker.jobs.job import GenerationRequest, ImageOutput, Job, JobResult
+from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.memory import MemoryQueue
+from worker.jobs.outcome import ImageOutput, JobResult
 from worker.jobs.stages import stage_histogram
+from worker.lane import Lane
 from worker.metrics import WorkerMetrics
 
 L = GRID**2
@@ -34,13 +36,13 @@ def serve(bundle: Bundle, registry: CollectorRegistry) -> list[JobResult]:
     """Results of the two requests, which run in one batch of five rows."""
 
     async def main() -> list[JobResult]:
-        queue = MemoryQueue(max_jobs=10)
+        queue = MemoryQueue()
         jobs = [Job(GUIDED), Job(PLAIN)]
         for job in jobs:
             await queue.submit(job)
         metrics = WorkerMetrics(registry)
-        engine = Engine(bundle.model, bundle.decoder, 8, metrics.step)
-        consumer = Consumer(queue, engine, bundle, metrics, "w")
+        lane = Lane(bundle, Engine(bundle.model, bundle.decoder, 8, metrics.step))
+        consumer = Consumer(queue, lane, metrics, "w")
         thread = threading.Thread(target=consumer.run)
         thread.start()
         outcomes = [await queue.outcome(job.id) for job in jobs]

@@ -70,6 +70,12 @@ def test_what_waits_is_decoded_together(bundle: Bundle, monkeypatch: pytest.Monk
     assert all(future.done() for future in rest)
 
 
+def test_one_that_nobody_closed_does_not_hold_up_the_end_of_the_process(bundle: Bundle) -> None:
+    with Renderer(bundle, threaded=True) as renderer:
+        assert renderer._thread is not None
+        assert renderer._thread.daemon
+
+
 @pytest.fixture
 def gpu_bundle(tmp_path: Path) -> Iterator[Bundle]:
     save_tiny_bundle(tmp_path)

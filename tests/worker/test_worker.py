@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,19 +11,23 @@ from prometheus_client import CollectorRegistry
 
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.manifest import TRANSFORMER_FILE
+from masc_core.registry import Registry
 from tests.tiny_bundle import save_tiny_bundle
 from worker.consumer import Consumer
 from worker.engine.graphs import GraphRunner
 from worker.engine.runner import Runner
-from worker.jobs.job import GenerationRequest, Job, JobResult
+from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.memory import MemoryQueue
+from worker.jobs.outcome import JobResult
 from worker.settings import load_settings
 from worker.worker import build_worker, choose_runner
+
+REQUEST = GenerationRequest(model="tiny", class_id=0, cfg_scale=2.0, seed=0)
 
 
 def build(models: Path, queue: MemoryQueue | None = None, **options: str) -> Consumer:
     settings = load_settings(models_dir=models, **{"device": "cpu", **options})
-    return build_worker(settings, queue or MemoryQueue(max_jobs=1), CollectorRegistry())
+    return build_worker(settings, queue or MemoryQueue(), CollectorRegistry())
 
 
 def test_a_worker_serves_the_active_version(tmp_path: Path) -> None:
@@ -30,7 +35,7 @@ def test_a_worker_serves_the_active_version(tmp_path: Path) -> None:
     manifest = save_tiny_bundle(tmp_path, version="2", seed=1)
 
     async def main() -> object:
-        queue = MemoryQueue(max_jobs=1)
+        queue = MemoryQueue()
         worker = build(tmp_path, queue)
         thread = threading.Thread(target=worker.run)
         thread.start()
@@ -45,6 +50,34 @@ def test_a_worker_serves_the_active_version(tmp_path: Path) -> None:
     assert isinstance(outcome, JobResult)
     assert (outcome.model, outcome.version) == ("tiny", "2")
     assert outcome.weights_sha256 == manifest.weights_sha256
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_worker_follows_the_active_version_while_it_works(tmp_path: Path, device: str) -> None:
+    for seed, version in enumerate("21"):
+        save_tiny_bundle(tmp_path, version=version, seed=seed)
+    models = Registry(tmp_path)
+
+    async def main() -> None:
+        queue = MemoryQueue()
+        worker = build(tmp_path, queue, device=device)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        for version in "1212":
+            models.activate("tiny", version)
+            served = ""
+            while served != version:  # nothing fails while the next one is made ready
+                jobs = [Job(replace(REQUEST, seed=seed)) for seed in range(8)]
+                for job in jobs:
+                    await queue.submit(job)
+                for job in jobs:
+                    outcome = await queue.outcome(job.id)
+                    assert isinstance(outcome, JobResult), outcome
+                    served = outcome.version
+        worker.stop()
+        thread.join()
+
+    asyncio.run(main())
 
 
 def test_one_of_several_models_is_named(tmp_path: Path) -> None:
@@ -80,7 +113,7 @@ def test_a_worker_on_a_gpu_reports_its_memory(tmp_path: Path) -> None:
     save_tiny_bundle(tmp_path)
     registry = CollectorRegistry()
     settings = load_settings(models_dir=tmp_path, device="cuda")
-    worker = build_worker(settings, MemoryQueue(max_jobs=1), registry)
+    worker = build_worker(settings, MemoryQueue(), registry)
     worker.warm_up()
     for kind in ("allocated", "reserved"):
         value = registry.get_sample_value("masc_gpu_memory_bytes", {"kind": kind})

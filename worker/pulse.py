@@ -1,0 +1,131 @@
+"""The sign of life that a worker gives: its leases are renewed and its status is told anew.
+
+A thread does so beside the loop, as long as the loop turns. When a step hangs it says that the
+worker is not ready and renews nothing, so that other workers get the jobs; when the loop turns
+again, all is as before.
+This module does not know what the loop does.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Self
+
+from masc_core.errors import QueueDownError
+from worker.jobs.job import Lease
+from worker.jobs.queue import JobConsumer
+from worker.jobs.state import WorkerStatus
+
+logger = logging.getLogger(__name__)
+
+MAX_PAUSE_SECONDS = 1.0
+
+
+class Pulse:
+    """The thread, while the context lasts; at its end the worker leaves, unless it failed.
+
+    Parameters
+    ----------
+    queue : what is told
+    worker_id : of whom
+    leases : those that are held
+    stall_seconds : after which a loop that has not turned hangs
+    clock : seconds from any origin, never going back
+    """
+
+    def __init__(
+        self,
+        queue: JobConsumer,
+        worker_id: str,
+        leases: Callable[[], Sequence[Lease]],
+        stall_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._queue, self._leases, self._clock = queue, leases, clock
+        self._stall_seconds = stall_seconds
+        self._pause = min(MAX_PAUSE_SECONDS, queue.lease_seconds / 3, stall_seconds / 3)
+        self._lock = threading.Lock()
+        self._status = WorkerStatus(worker_id, ready=False)
+        self._last_beat: float | None = None
+        self._stall = ""  # what there is to say of it
+        self._is_draining, self._has_ended = False, False
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        self._ending.set()
+        self._thread.join()
+        with self._lock:
+            if failure is None:
+                self._tell(lambda: self._queue.leave(self._status.worker_id))
+            elif self._status.ready:
+                self._status = replace(self._status, ready=False, detail="failed, see the log")
+                self._announce()
+            self._has_ended = True
+
+    @property
+    def status(self) -> WorkerStatus:
+        """How the worker is: what the loop said last, unless it hangs or is to end."""
+        status = self._status
+        if self._stall:
+            return replace(status, ready=False, detail=self._stall)
+        if self._is_draining and status.ready:
+            return replace(status, ready=False, detail="draining")
+        return status
+
+    def say(self, status: WorkerStatus) -> None:
+        """Tell the front ends, now and from now on."""
+        with self._lock:
+            self._status = status
+            self._announce()
+
+    def drain(self) -> None:
+        """The worker is not ready from now on, whatever the loop says. From any thread."""
+        with self._lock:
+            self._is_draining = True
+            self._announce()
+
+    def beat(self) -> None:
+        """The loop turns; before the first time it cannot hang."""
+        self._last_beat = self._clock()
+
+    def check(self) -> None:
+        """Renew and tell anew, or find that the loop hangs."""
+        now = self._clock()
+        silence = now - (now if self._last_beat is None else self._last_beat)
+        if silence > self._stall_seconds:
+            if not self._stall:
+                logger.error("no step has ended for %.1f s: the worker is not ready", silence)
+            self._stall = f"no step has ended for {silence:.0f} s"
+        else:
+            if self._stall:
+                logger.warning("the loop turns again")
+            self._stall = ""
+            self._tell(lambda: self._queue.renew(self._leases()))
+        with self._lock:
+            self._announce()
+
+    def _run(self) -> None:
+        while not self._ending.wait(self._pause):
+            try:
+                self.check()
+            except Exception:
+                logger.exception("the sign of life has failed")  # the next one may not
+
+    def _announce(self) -> None:
+        if not self._has_ended:
+            self._tell(lambda: self._queue.announce(self.status))
+
+    def _tell(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except QueueDownError as error:
+            logger.debug("not told: %s", error)
