@@ -1,0 +1,107 @@
+"""What one run of ``masc bench`` is asked to do, checked as a whole; part of its JSON report.
+
+The load is either open (`rate`) or closed (`clients`), never both. The key of the service is not an
+option of a run: it must not be written anywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from masc_core.errors import ConfigError
+from masc_core.images import ImageFormat
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_DURATION = 10.0
+
+Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=100_000_000)]
+
+
+class BenchOptions(BaseModel):
+    """Options of one run.
+
+    Attributes
+    ----------
+    url : address of the service, without a slash at its end
+    rate : mean arrivals a second of an open loop
+    clients : clients of a closed loop
+    duration : seconds in which measured requests are sent
+    requests : measured requests, at most; the run ends with whichever comes first
+    warm_up : seconds of the same load before anything is measured
+    class_name : name or id; every request's class is drawn if None
+    cfg_scale, model : of every request; the service's defaults if None
+    num_images, format : of every request
+    seed : of the arrivals, the classes and the images' seeds
+    timeout : seconds after which a request is given up
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str = DEFAULT_URL
+    rate: Positive | None = None
+    clients: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    duration: Positive | None = None
+    requests: Count | None = None
+    warm_up: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
+    class_name: str | None = None
+    cfg_scale: Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)] | None = None
+    num_images: Annotated[int, Field(ge=1, le=16)] = 1
+    format: ImageFormat = "png"
+    model: str | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    timeout: Positive = 60.0
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not _is_host(parts.hostname or ""):
+            raise ValueError("must be an address such as http://127.0.0.1:8000")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("must not hold a password; a key belongs in MASC_API_KEY")
+        if parts.query or parts.fragment:
+            raise ValueError("must end before any ? or #")
+        if parts.port == 0:
+            raise ValueError("must not name port 0")
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _check_loop(self) -> Self:
+        if (self.rate is None) == (self.clients is None):
+            raise ValueError("give exactly one of --rate (open loop) and --clients (closed loop)")
+        return self
+
+
+def read_options(**given: Any) -> BenchOptions:  # noqa: ANN401 - checked by the model
+    """Check options; one that is None was not given. Without an end a run lasts 10 seconds.
+
+    Raises
+    ------
+    ConfigError : an option that cannot be used; one line that names it, never its value
+    """
+    options = {name: value for name, value in given.items() if value is not None}
+    if not {"duration", "requests"} & set(options):
+        options["duration"] = DEFAULT_DURATION
+    try:
+        return BenchOptions(**options)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(": ".join([*map(_flag, first["loc"][:1]), message])) from error
+
+
+def _is_host(name: str) -> bool:
+    try:
+        return bool(name.encode("idna"))  # as resolving the name will
+    except UnicodeError:
+        return False
+
+
+def _flag(name: int | str) -> str:
+    if name == "url":
+        return "URL"
+    return f"--{name}".removesuffix("_name").replace("_", "-")

@@ -1,0 +1,56 @@
+"""Runs of a load against the stand-in."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from server.bench.client import open_session
+from server.bench.load import Load
+from server.bench.plan import Plan, Shape
+from server.bench.record import Record
+from server.bench.sample import Sample, Target
+from tests.server.bench.stand_in import Answer, StandIn, answer_at_once, serving
+
+
+def target(session: Any, stand_in: StandIn, num_images: int = 1) -> Target:
+    accept = "image/png" if num_images == 1 else "application/json"
+    return Target(session, f"{stand_in.url}/generate", accept, num_images)
+
+
+def run_load(
+    plan: Plan,
+    answer: Answer = answer_at_once,
+    *,
+    rate: float | None = None,
+    clients: int = 1,
+    timeout: float = 30.0,
+) -> tuple[Record, StandIn]:
+    """Send a plan's requests to a stand-in, in a loop of their own."""
+    stand_in, record = StandIn(answer), Record()
+
+    async def run() -> None:
+        async with serving(stand_in), open_session(timeout) as session:
+            where = target(session, stand_in, plan.shape.num_images)
+            await Load(plan, where, record, rate, clients).run()
+
+    asyncio.run(run())
+    return record, stand_in
+
+
+def measure(
+    answer: Answer = answer_at_once, *, num_images: int = 1, timeout: float = 10.0, due: float = 0.0
+) -> tuple[Sample, StandIn]:
+    """Send one request."""
+    stand_in = StandIn(answer)
+    body = next(Plan(Shape((1,), num_images=num_images)).bodies("measured"))
+
+    async def run() -> Sample:
+        async with serving(stand_in), open_session(timeout) as session:
+            clock = asyncio.get_running_loop().time
+            started = clock()
+            return await target(session, stand_in, num_images).measure(
+                body, due, lambda: clock() - started
+            )
+
+    return asyncio.run(run()), stand_in
