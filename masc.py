@@ -7,16 +7,9 @@ torch are imported only by the commands that need them.
 from __future__ import annotations
 
 import importlib
-import ipaddress
-import logging
-import signal
-import socket
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -27,8 +20,7 @@ from masc_core.errors import ArtifactError, ConfigError, MascError, RequestError
 from masc_core.log import configure_logging
 from masc_core.registry import Registry
 from masc_core.settings import models_dir
-
-logger = logging.getLogger("masc")
+from server.keys_command import keys_app
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -41,7 +33,10 @@ TRAINING_GROUPS = {
     "transformer": "The autoregressive model over clusters.",
     "classifier": "The judge of class agreement.",
 }
-DRAIN_SECONDS = 20
+# Modules that the extras bring, which not every installation has.
+OPTIONAL = {
+    "aiohttp", "matplotlib", "numba", "safetensors", "scipy", "sklearn", "torch",
+}  # fmt: skip
 
 Models = Annotated[
     Path | None, typer.Option(help="Folder of the model bundles [env MASC_MODELS_DIR].")
@@ -56,9 +51,10 @@ def main() -> None:
         errors.print(f"masc: {error}", markup=False)
         sys.exit(2 if isinstance(error, ConfigError | ArtifactError | RequestError) else 1)
     except ModuleNotFoundError as error:
-        if error.name not in {"torch", "safetensors", "scipy", "numba", "sklearn", "matplotlib"}:
+        if error.name not in OPTIONAL:
             raise
-        errors.print(f"masc: this command needs {error.name}: pip install 'masc\\[training]'")
+        extra = "bench" if _asked(sys.argv[1:])[:1] == ["bench"] else "training"
+        errors.print(f"masc: this command needs {error.name}: pip install 'masc\\[{extra}]'")
         sys.exit(2)
     except OSError as error:
         errors.print(f"masc: {error}", markup=False)
@@ -70,7 +66,7 @@ def main() -> None:
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:
     """The commands; of the training half only what ``arguments`` ask for is imported."""
-    asked = [argument for argument in arguments if argument != "--"]
+    asked = _asked(arguments)
     app = typer.Typer(
         help="Train and serve autoregressive image generation over clusters of codes.",
         no_args_is_help=True,
@@ -78,6 +74,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.command("serve")(serve)
+    app.command("worker")(worker)
     app.command("generate")(generate)
     for name, text in TRAINING_GROUPS.items():
         group = _training(name) if asked[:1] == [name] else typer.Typer()
@@ -86,8 +83,16 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.command("evaluate", help="Measure a published model: speed, entropy, class agreement.")(
         evaluate
     )
+    app.command("bench", help="Load a running service, and measure what it answers and how fast.")(
+        _bench() if asked[:1] == ["bench"] else _placeholder
+    )
     app.add_typer(_models_app(asked), name="models", help="The registry of model versions.")
+    app.add_typer(keys_app(), name="keys", help="API keys of the service.")
     return app
+
+
+def _asked(arguments: Sequence[str]) -> list[str]:
+    return [argument for argument in arguments if argument != "--"]
 
 
 def serve(
@@ -105,18 +110,63 @@ def serve(
         str | None, typer.Option(help="auto, cpu, cuda or cuda:N [env MASC_DEVICE].")
     ] = None,
 ) -> None:
-    """Run the whole service: front end, in-process queue and one worker."""
+    """Run the whole service: front end, in-process queue and one worker.
+
+    With a queue outside the process it is the front end alone, and `masc worker` makes the images.
+    """
     from server import settings as server_settings
+
+    front = server_settings.load_settings(
+        host=host, port=port, models_dir=models, queue_url=queue, default_model=model
+    )
+    configure_logging(front.log_format)
+    if not front.queue_url.startswith("memory:"):
+        _serve_front_end(front)
+        return
     from worker import settings as worker_settings
 
     back = worker_settings.load_settings(
         models_dir=models, queue_url=queue, device=device, default_model=model
     )
-    front = server_settings.load_settings(
-        host=host, port=port, models_dir=models, queue_url=queue, default_model=model
-    )
-    configure_logging(front.log_format)
     _serve_embedded(front, back)
+
+
+def worker(
+    queue: Annotated[str | None, typer.Option(help="Queue [env MASC_QUEUE_URL].")] = None,
+    models: Models = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model to serve, where there are several [env MASC_DEFAULT_MODEL]."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or cuda:N [env MASC_DEVICE].")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of the metrics; 0 takes one [env MASC_METRICS_PORT].")
+    ] = None,
+) -> None:
+    """Run one worker for the front ends of a queue; start as many as you like."""
+    from prometheus_client import CollectorRegistry
+
+    from worker import settings as worker_settings
+    from worker.jobs.connect import connect
+    from worker.process import exposed, run_until_signal
+    from worker.worker import build_worker
+
+    back = worker_settings.load_settings(
+        models_dir=models,
+        queue_url=queue,
+        device=device,
+        default_model=model,
+        metrics_port=metrics_port,
+    )
+    configure_logging(back.log_format)
+    if back.queue_url.startswith("memory:"):
+        raise ConfigError("MASC_QUEUE_URL: a worker by itself needs a queue outside the process")
+    registry = CollectorRegistry()
+    consumer = build_worker(back, connect(back.queue_url, back.limits), registry)
+    with exposed(consumer, registry, back.metrics_host, back.metrics_port):
+        run_until_signal(consumer)
 
 
 def generate(  # noqa: PLR0913 - options
@@ -197,68 +247,40 @@ def activate(name: str, version: str, models: Models = None) -> None:
 
 
 def _serve_embedded(front: Any, back: Any) -> None:  # noqa: ANN401 - settings of lazy modules
-    import uvicorn
+    """Run front end and worker in one process; the worker ends when the front end has drained."""
     from prometheus_client import CollectorRegistry
 
     from server.app import create_app
+    from server.process import listen, serve
     from worker.jobs.connect import connect
+    from worker.process import LoopThread
     from worker.worker import build_worker
 
     metrics = CollectorRegistry()
-    queue = connect(front.queue_url, front.max_queue)
+    queue = connect(front.queue_url, front.limits)
     app = create_app(front, queue, Registry(front.models_dir), metrics)
-    with _listen(front.host, front.port) as listener:
+    with listen(front.host, front.port, keys=front.api_keys_file is not None) as listener:
         consumer = build_worker(back, queue, metrics)
-        thread = threading.Thread(target=_run_worker, args=(consumer.run,), name="worker")
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                ws="none",
-                server_header=False,
-                access_log=False,
-                log_config=None,
-                timeout_graceful_shutdown=DRAIN_SECONDS,
-            )
-        )
-
-        def leave(_number: int, _frame: FrameType | None) -> None:
-            """Take the signal before uvicorn listens for it, and when it raises it again."""
-            server.should_exit = True
-
-        signal.signal(signal.SIGTERM, leave)
+        thread = LoopThread(consumer)
         thread.start()
         try:
-            with suppress(KeyboardInterrupt):
-                server.run(sockets=[listener])
+            serve(app, listener)
         finally:
-            consumer.stop()
-            thread.join(DRAIN_SECONDS)
+            consumer.stop(0.0)  # who waited has been answered, nobody else can ask for the rest
+            thread.join(back.drain_seconds)
 
 
-def _run_worker(run: Any) -> None:  # noqa: ANN401 - a bound method of a lazy class
-    try:
-        run()
-    except Exception:
-        logger.exception("the worker has stopped; /readyz says why")
+def _serve_front_end(front: Any) -> None:  # noqa: ANN401 - settings of a lazy module
+    from prometheus_client import CollectorRegistry
 
+    from server.app import create_app
+    from server.process import listen, serve
+    from worker.jobs.connect import connect
 
-@contextmanager
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
-    """Bind before anything slow is done, so that a port in use is known at once."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=2048)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    with listener:
-        bound = listener.getsockname()
-        if not ipaddress.ip_address(bound[0]).is_loopback:
-            logger.warning(
-                "listening on %s: everyone who can reach this machine can use the service", bound[0]
-            )
-        where = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-        logger.info("MASC on http://%s:%d", where, bound[1])
-        yield listener
+    queue = connect(front.queue_url, front.limits)
+    app = create_app(front, queue, Registry(front.models_dir), CollectorRegistry())
+    with listen(front.host, front.port, keys=front.api_keys_file is not None) as listener:
+        serve(app, listener)
 
 
 def _is_active(registry: Registry, name: str, version: str) -> bool:
@@ -280,6 +302,12 @@ def _sizes(registry: Registry, name: str, version: str) -> Iterator[str]:
 
 def _training(attribute: str) -> Any:  # noqa: ANN401 - a Typer group or a command
     return getattr(importlib.import_module("training.cli"), attribute)
+
+
+def _bench() -> Callable[..., None]:
+    from server.bench.cli import bench
+
+    return bench
 
 
 def _placeholder() -> None:

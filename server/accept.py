@@ -1,7 +1,7 @@
-"""What a client wants to get: the JSON answer, or the bytes of an image, and of which type.
+"""What a client wants to get: the JSON answer, the bytes of an image and of which type, or events.
 
 Follows RFC 9110, section 12.5.1: the most specific range that matches a type gives its quality.
-An image has to be asked for: ``*/*`` alone, which most programs send unasked, means JSON.
+An image or events have to be asked for: ``*/*``, which most programs send unasked, means JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ MEDIA_TYPES: Final[dict[ImageFormat, str]] = {
     "webp": "image/webp",
 }
 JSON: Final = "application/json"
+EVENTS: Final = "text/event-stream"
 _QUALITY = re.compile(r"q=(0(\.\d{0,3})?|1(\.0{0,3})?)", re.IGNORECASE)
 
 
@@ -33,6 +34,14 @@ def image_format(accept: str) -> ImageFormat | None:
     best = max(qualities, key=lambda name: qualities[name])
     rival = ranges.get(JSON, ranges.get("application/*", 0.0))
     return best if qualities[best] > rival else None
+
+
+def wants_events(accept: str) -> bool:
+    """Whether an Accept header asks for a stream of events rather than for anything else."""
+    ranges = _parse(accept)
+    wanted = ranges.pop(EVENTS, 0.0)
+    rivals = (quality for name, quality in ranges.items() if name != "*/*")
+    return wanted > max(rivals, default=0.0)
 
 
 def _quality(ranges: dict[str, float], media_type: str) -> float:

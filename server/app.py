@@ -6,6 +6,9 @@ the folder of models and the metrics registry, and runs the workers.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.responses import JSONResponse
@@ -13,10 +16,15 @@ from starlette.responses import JSONResponse
 from masc_core.errors import ConfigError
 from masc_core.registry import Registry
 from server import openapi, problems
+from server.access import Access
+from server.activation import Activator
 from server.body_limit import BodyLimit
+from server.drain import Drain
 from server.front import Front
+from server.idempotency import MarkReplays
 from server.metrics import MeasureRequests, ServerMetrics
-from server.routes import generate, health, models, page
+from server.rate_limit import RateLimits
+from server.routes import admin, generate, health, jobs, models, openai, page
 from server.security import SecurityHeaders
 from server.settings import ServerSettings
 from worker.jobs.queue import JobProducer
@@ -37,16 +45,17 @@ def create_app(
     Parameters
     ----------
     settings : limits and the default model
-    queue : where jobs go
+    queue : where jobs go; opened and closed with the application
     registry : the folder of model bundles; manifests are read, weights never
     metrics_registry : what ``/metrics`` exposes; an embedded worker shares it
 
     Raises
     ------
-    ConfigError, ArtifactError : as from `choose_default`
+    ConfigError, ArtifactError : as from `choose_default`, and from `Access`
     """
     default_model = choose_default(registry, settings.default_model)
     metrics = ServerMetrics(metrics_registry)
+    access, rate_limits = Access(settings), RateLimits(settings.queue_url)
     app = FastAPI(
         title="MASC",
         summary="Image generation server",
@@ -56,16 +65,22 @@ def create_app(
         docs_url=None,  # both fetch their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        lifespan=_lifespan,
     )
-    app.state.front = Front(settings, queue, registry, default_model, metrics)
+    drain = Drain(settings.drain_seconds)
+    activator = Activator(registry, queue)
+    app.state.front = Front(
+        settings, queue, registry, default_model, metrics, drain, access, rate_limits, activator
+    )
     manifest = registry.manifest(default_model)
     app.state.front.known[manifest.name, manifest.version] = manifest
     problems.install(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(MarkReplays)
     app.add_middleware(MeasureRequests, metrics=metrics)
-    for routes in (generate, models, health, page):
+    for routes in (generate, jobs, openai, models, health, admin, page):
         app.include_router(routes.router)
     _describe(app)
     return app
@@ -85,6 +100,16 @@ def choose_default(registry: Registry, preferred: str | None) -> str:
         raise ConfigError(f"MASC_DEFAULT_MODEL: {error}") from error
     registry.manifest(name)
     return name
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    front: Front = app.state.front
+    async with front.queue:
+        try:
+            yield
+        finally:
+            await front.rate_limits.close()
 
 
 def _describe(app: FastAPI) -> None:

@@ -15,10 +15,14 @@ from fastapi import Depends, Request
 from masc_core.errors import ArtifactError, NoWorkerError, UnknownModelError
 from masc_core.manifest import Manifest
 from masc_core.registry import Registry
+from server.access import Access
+from server.activation import Activator
+from server.drain import Drain
 from server.metrics import ServerMetrics
+from server.rate_limit import RateLimits
 from server.settings import ServerSettings
-from worker.jobs.job import WorkerStatus
 from worker.jobs.queue import JobProducer
+from worker.jobs.state import WorkerStatus
 
 WORKER_RETRY_AFTER = 2.0
 
@@ -32,6 +36,10 @@ class Front:
     registry: Registry
     default_model: str
     metrics: ServerMetrics
+    drain: Drain
+    access: Access
+    rate_limits: RateLimits
+    activator: Activator
     known: dict[tuple[str, str], Manifest] = field(default_factory=dict)
 
     async def manifest(self, name: str | None = None) -> Manifest:

@@ -16,7 +16,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from server.problems import FieldError, InvalidBodyError
+from server.problems import FieldError, InvalidBodyError, predicate
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -98,7 +98,7 @@ def validate(model: type[Model], document: dict[str, Any]) -> Model:
             [
                 FieldError(
                     ".".join(str(part) for part in detail["loc"]) or "body",
-                    MESSAGES.get(detail["type"], detail["msg"].replace("Input should", "must", 1)),
+                    MESSAGES.get(detail["type"], predicate(detail["msg"])),
                 )
                 for detail in details
             ]

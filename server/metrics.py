@@ -1,7 +1,8 @@
 """What the front end counts, and the middleware that counts it.
 
 Labels come from fixed sets: an endpoint is a route's template, never a path, so nothing grows with
-traffic. The gauges are read from the queue when they are scraped.
+traffic. What the queue says of itself is read from it when it is scraped, and is the same at every
+front end.
 This module does not know what the worker counts; the two share only the histogram of stages.
 """
 
@@ -9,16 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Literal
+from collections.abc import Iterator
+from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.problems import CLIENT_CLOSED_REQUEST
 from worker.jobs.stages import SECONDS_BUCKETS, stage_histogram
+from worker.jobs.state import END_STATES, REDELIVERIES, QueueStats, Totals
 
 RequestOutcome = Literal["ok", "invalid", "not_found", "rejected", "error", "cancelled", "timeout"]
 OTHER_ENDPOINT = "other"
+_SETTLED: Final = "masc.status"
 
 
 class ServerMetrics:
@@ -51,15 +57,45 @@ class ServerMetrics:
             buckets=SECONDS_BUCKETS,
         )
         self.stage_seconds = stage_histogram(registry)
-        self.queue_depth = Gauge(
-            "masc_queue_depth", "Jobs that wait for a worker.", registry=registry
+        self.first_preview_seconds = Histogram(
+            "masc_time_to_first_preview_seconds",
+            "Time from the admission of a request that streams to its first preview.",
+            registry=registry,
+            buckets=SECONDS_BUCKETS,
         )
-        self.queue_oldest_age = Gauge(
-            "masc_queue_oldest_age_seconds", "Age of the oldest job that waits.", registry=registry
-        )
+        self.queue = QueueCollector()
+        registry.register(self.queue)
         self.ready = Gauge(
-            "masc_ready", "Whether a worker for the default model is ready.", registry=registry
+            "masc_ready",
+            "Whether work is taken, and a worker for the default model is ready.",
+            registry=registry,
         )
+        self.draining = Gauge(
+            "masc_draining", "Whether no more work is taken, before the end.", registry=registry
+        )
+
+
+class QueueCollector(Collector):
+    """The queue as a whole: gauges and counters as they were read last.
+
+    Attributes
+    ----------
+    stats : what the queue said at this scrape; None when it could not be reached
+    """
+
+    def __init__(self) -> None:
+        self.stats: QueueStats | None = None
+
+    def describe(self) -> Iterator[Metric]:
+        """Names, for the registry to see that nobody else has them."""
+        yield _up(is_up=False)
+        yield from _families(_NOTHING)
+
+    def collect(self) -> Iterator[Metric]:
+        """Values; while the queue is down only that it is."""
+        yield _up(is_up=self.stats is not None)
+        if self.stats is not None:
+            yield from _families(self.stats)
 
 
 class MeasureRequests:
@@ -98,9 +134,16 @@ class MeasureRequests:
             outcome = "error"
             raise
         finally:
+            if _SETTLED in scope:
+                outcome = outcome_of(scope[_SETTLED])
             endpoint = endpoint_of(scope)
             self._metrics.requests.labels(endpoint, outcome).inc()
             self._metrics.request_seconds.labels(endpoint).observe(time.perf_counter() - started)
+
+
+def settle(scope: Scope, status: int) -> None:
+    """Count a request as if its answer, which has begun, had this status."""
+    scope[_SETTLED] = status
 
 
 def endpoint_of(scope: Scope) -> str:
@@ -121,3 +164,38 @@ def outcome_of(status: int) -> RequestOutcome:
         504: "timeout",
     }
     return special.get(status, "invalid" if status < 500 else "error")
+
+
+_NOTHING: Final = QueueStats(0, 0, 0.0, 0.0, Totals())
+
+
+def _up(*, is_up: bool) -> Metric:
+    return GaugeMetricFamily("masc_queue_up", "Whether the queue can be reached.", int(is_up))
+
+
+def _families(stats: QueueStats) -> Iterator[Metric]:
+    totals = stats.totals
+    yield GaugeMetricFamily("masc_queue_depth", "Jobs that wait for a worker.", stats.depth)
+    yield GaugeMetricFamily(
+        "masc_queue_oldest_age_seconds", "Age of the oldest job that waits.", stats.oldest_age
+    )
+    yield GaugeMetricFamily("masc_jobs_running", "Jobs that a worker has claimed.", stats.running)
+    yield CounterMetricFamily("masc_jobs_accepted", "Jobs accepted.", totals.accepted)
+    ended = CounterMetricFamily("masc_jobs_ended", "Jobs ended.", labels=["outcome"])
+    for state in END_STATES:
+        ended.add_metric([state], totals.ended.get(state, 0))
+    yield ended
+    again = CounterMetricFamily("masc_jobs_redelivered", "Jobs delivered anew.", labels=["reason"])
+    for reason in REDELIVERIES:
+        again.add_metric([reason], totals.redelivered.get(reason, 0))
+    yield again
+    yield CounterMetricFamily(
+        "masc_jobs_dead_lettered",
+        "Jobs given up because workers were lost with them.",
+        totals.dead_lettered,
+    )
+    yield CounterMetricFamily(
+        "masc_fenced_results",
+        "Results refused because their worker had lost its lease.",
+        totals.fenced,
+    )

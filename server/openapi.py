@@ -13,20 +13,41 @@ from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from masc_core.errors import (
+    DeadlineError,
+    DrainingError,
+    ForbiddenError,
+    IdempotencyConflictError,
+    JobCancelledError,
     NonFiniteError,
     NoWorkerError,
+    QueueDownError,
     QueueFullError,
+    RateLimitError,
+    ResultGoneError,
+    ShareExceededError,
+    UnauthorizedError,
     UnknownClassError,
+    UnknownJobError,
     UnknownModelError,
+    VersionRefusedError,
 )
 from server.problems import INVALID, KINDS, MEDIA_TYPE, FieldError, Kind, problem
-from server.schemas import GenerateBody, Problem
+from server.schemas.activation import ActivateBody
+from server.schemas.event import EVENT_MODELS
+from server.schemas.generate import GenerateBody
+from server.schemas.job import JobBody
+from server.schemas.openai import CompletedEvent, OpenAIBody, PartialImageEvent
 
+CLIENT_SCHEMES = {"bearer", "key"}
 REF = "#/components/schemas/{model}"
 Responses = dict[int | str, dict[str, Any]]
+
+# Models that no route takes or gives by itself.
+READ: tuple[type[BaseModel], ...] = (GenerateBody, JobBody, OpenAIBody, ActivateBody)
+TOLD: tuple[type[BaseModel], ...] = (*EVENT_MODELS.values(), PartialImageEvent, CompletedEvent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +83,50 @@ SAMPLES: Mapping[str, Sample] = {
         KINDS[UnknownClassError], "class_id", "tiny has classes 0 to 49"
     ),
     "unknown-model": _request_sample(KINDS[UnknownModelError], "model", "there is no model 'huge'"),
+    "no-key": Sample(KINDS[UnauthorizedError], "this service wants an API key"),
+    "forbidden": Sample(KINDS[ForbiddenError], "this key is not an admin's"),
+    "unknown-job": _request_sample(KINDS[UnknownJobError], "id", "there is no job '0c3c8a4c'"),
+    "result-gone": _request_sample(
+        KINDS[ResultGoneError], "id", "the images of job '0c3c8a4c' are kept no longer"
+    ),
+    "conflict": _request_sample(
+        KINDS[IdempotencyConflictError],
+        "Idempotency-Key",
+        "the idempotency key was used for another request",
+    ),
+    "cancelled": Sample(KINDS[JobCancelledError], "the job was cancelled"),
     "too-slow": Sample(408, "the body has to be there within 20 seconds"),
     "too-large": Sample(413, "the body may have at most 65536 bytes"),
     "not-json": Sample(415, "send the body with Content-Type: application/json"),
     "non-finite": Sample(KINDS[NonFiniteError], "position 12 has a NaN among its logits"),
+    "rate-limit": Sample(
+        KINDS[RateLimitError], "this key may start 60 requests a minute", retry=True
+    ),
+    "version-refused": _request_sample(
+        KINDS[VersionRefusedError], "version", "weights.safetensors is not as published"
+    ),
+    "queue-down": Sample(KINDS[QueueDownError], "the queue cannot be reached", retry=True),
     "queue-full": Sample(
         KINDS[QueueFullError], "256 jobs wait already, no more are taken", retry=True
     ),
+    "share-exceeded": Sample(
+        KINDS[ShareExceededError], "128 jobs of this client wait already", retry=True
+    ),
     "no-worker": Sample(KINDS[NoWorkerError], "no worker has announced itself", retry=True),
-    "timed-out": Sample(504, "no image within 300 seconds"),
+    "draining": Sample(KINDS[DrainingError], "this server is about to stop", retry=True),
+    "timed-out": Sample(KINDS[DeadlineError], "no image within 300 seconds"),
 }
 
 RETRY_AFTER = {
     "Retry-After": {
         "description": "Seconds after which a new try is worth while.",
         "schema": {"type": "integer", "minimum": 1},
+    }
+}
+CHALLENGE = {
+    "WWW-Authenticate": {
+        "description": "How to send a key.",
+        "schema": {"type": "string", "const": "Bearer"},
     }
 }
 
@@ -96,6 +146,8 @@ def problems(*names: str) -> Responses:
         response.setdefault("description", document["title"])
         if sample.retry:
             response["headers"] = RETRY_AFTER
+        elif sample.status == 401:
+            response["headers"] = CHALLENGE
     return responses
 
 
@@ -108,19 +160,50 @@ def json_request(model: type[BaseModel], examples: Mapping[str, Any]) -> dict[st
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
+def event_stream(events: Mapping[str, type[BaseModel]], example: str) -> dict[str, Any]:
+    """Describe a stream of events, whose data OpenAPI 3.1 knows only by an extension."""
+    return {
+        "schema": {"type": "string", "description": "Server-sent events; their data are JSON."},
+        "x-events": {
+            name: {"$ref": REF.format(model=data.__name__)} for name, data in events.items()
+        },
+        "example": example,
+    }
+
+
+def headers(described: Mapping[str, str]) -> dict[str, Any]:
+    """Describe the headers of an answer, all of them text."""
+    return {
+        name: {"description": text, "schema": {"type": "string"}}
+        for name, text in described.items()
+    }
+
+
 def document(app: FastAPI) -> dict[str, Any]:
     """OpenAPI document of an application."""
     description = app.openapi()
     schemas = description.setdefault("components", {}).setdefault("schemas", {})
-    _, ours = models_json_schema(
-        [(GenerateBody, "validation"), (Problem, "serialization")], ref_template=REF
-    )
+    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(body, "validation") for body in READ]
+    models += [(data, "serialization") for data in TOLD]
+    _, ours = models_json_schema(models, ref_template=REF)
     schemas.update(ours["$defs"])
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     for path in description["paths"].values():
         for operation in path.values():
+            for parameter in operation.get("parameters", ()):
+                _drop_null(parameter["schema"])
             invalid = operation["responses"].get("422", {})
             if MEDIA_TYPE not in invalid.get("content", {}):
                 operation["responses"].pop("422", None)
+            if CLIENT_SCHEMES & {name for way in operation.get("security", ()) for name in way}:
+                operation["security"].append({})  # a service without keys wants none
     return description
+
+
+def _drop_null(schema: dict[str, Any]) -> None:
+    """A parameter that may be absent is never null: what is sent is text."""
+    kinds = schema.pop("anyOf", [])
+    for kind in kinds:
+        if kind != {"type": "null"}:
+            schema.update(kind)

@@ -22,19 +22,34 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from masc_core.errors import (
+    AccessError,
     ArtifactError,
     CapacityError,
     ConfigError,
+    DeadlineError,
     DivergedError,
+    DrainingError,
     EngineError,
+    ForbiddenError,
+    IdempotencyConflictError,
     InvalidFieldError,
+    JobCancelledError,
+    JobEndedError,
     MascError,
     NonFiniteError,
     NoWorkerError,
+    PoisonJobError,
+    QueueDownError,
     QueueFullError,
+    RateLimitError,
     RequestError,
+    ResultGoneError,
+    ShareExceededError,
+    UnauthorizedError,
     UnknownClassError,
+    UnknownJobError,
     UnknownModelError,
+    VersionRefusedError,
 )
 from server.security import HEADERS
 
@@ -47,6 +62,7 @@ ROUTER_DETAILS = {
     404: "there is nothing at this path",
     405: "this path does not take this method",
 }
+CHALLENGE = {"WWW-Authenticate": "Bearer"}
 MAX_FIELD_ERRORS = 20
 MAX_FIELD_LENGTH = 100
 
@@ -69,7 +85,9 @@ MISCONFIGURED = Kind(500, "misconfigured", "The service is misconfigured")
 DAMAGED = Kind(500, "damaged-file", "A file of the service is damaged")
 FAILED = Kind(500, "generation-failed", "The generation failed")
 INVALID = Kind(422, "invalid-request", "The request is not valid")
+FORBIDDEN = Kind(403, "forbidden", "This is not open to you")
 BUSY = Kind(503, "unavailable", "The service cannot take the request now")
+ENDED = Kind(410, "job-ended", "The job has ended without images")
 
 KINDS: Mapping[type[MascError], Kind] = {
     MascError: FAILED,
@@ -80,11 +98,28 @@ KINDS: Mapping[type[MascError], Kind] = {
     InvalidFieldError: INVALID,
     UnknownClassError: Kind(404, "unknown-class", "The model has no such class"),
     UnknownModelError: Kind(404, "unknown-model", "There is no such model"),
+    VersionRefusedError: Kind(409, "version-refused", "The version cannot be served"),
+    UnknownJobError: Kind(404, "unknown-job", "There is no such job"),
+    ResultGoneError: Kind(410, "result-gone", "The result is kept no longer"),
+    IdempotencyConflictError: Kind(
+        409, "idempotency-conflict", "The idempotency key was used for another request"
+    ),
+    JobEndedError: ENDED,
+    JobCancelledError: Kind(410, "cancelled", "The job was cancelled"),
+    DeadlineError: Kind(504, "deadline-passed", "The time for the request is up"),
+    AccessError: FORBIDDEN,
+    UnauthorizedError: Kind(401, "no-key", "An API key is needed"),
+    ForbiddenError: FORBIDDEN,
     CapacityError: BUSY,
     QueueFullError: Kind(503, "queue-full", "The queue is full"),
+    ShareExceededError: Kind(429, "share-exceeded", "The client's share of the queue is taken"),
+    QueueDownError: Kind(503, "queue-down", "The queue cannot be reached"),
+    DrainingError: Kind(503, "draining", "The server is about to stop"),
     NoWorkerError: Kind(503, "no-worker", "No worker is ready"),
+    RateLimitError: Kind(429, "rate-limit", "Too many requests"),
     EngineError: FAILED,
     NonFiniteError: Kind(500, "non-finite", "The model produced a number that is not finite"),
+    PoisonJobError: Kind(500, "gave-up", "Workers were lost with the job, again and again"),
 }
 
 
@@ -114,6 +149,11 @@ def kind_of(error: MascError) -> Kind:
     return next(KINDS[base] for base in type(error).__mro__ if base in KINDS)
 
 
+def predicate(message: str) -> str:
+    """What pydantic says of a value, as the rest of a sentence about its field."""
+    return message.replace("Input should", "must", 1)
+
+
 def describe(errors: Sequence[FieldError]) -> str:
     """Say in one sentence what is wrong."""
     return "; ".join(f"{e.field[:MAX_FIELD_LENGTH]}: {e.message}" for e in errors[:3])
@@ -141,23 +181,37 @@ def problem(
     return Response(content.encode("utf-8", "replace"), status, headers, MEDIA_TYPE)
 
 
+# What routes and what they depend on may raise.
+FORESEEN = (MascError, InvalidBodyError, RequestValidationError, HTTPException, ClientDisconnect)
+
+
 def install(app: FastAPI) -> None:
     """Make every error of the application a problem document."""
-    for known in (MascError, InvalidBodyError, RequestValidationError, HTTPException):
-        app.add_exception_handler(known, _answer)
-    for unforeseen in (ClientDisconnect, Exception):
-        app.add_exception_handler(unforeseen, _answer)
+    for error in (*FORESEEN, Exception):
+        app.add_exception_handler(error, _answer)
 
 
 def response_to(error: Exception) -> Response:
-    """Turn any exception into its problem document."""
+    """Answer with any exception's problem document; what concerns the operator is logged."""
+    if isinstance(error, MascError) and kind_of(error).status == 500:
+        logger.error("%s: %s", type(error).__name__, error)
+    return _response(error)
+
+
+def document_of(error: Exception) -> dict[str, Any]:
+    """The problem document of any exception, to be told as part of another answer."""
+    document: dict[str, Any] = json.loads(bytes(_response(error).body))
+    return document
+
+
+def _response(error: Exception) -> Response:
     match error:
         case MascError():
             return _masc_error(error)
         case InvalidBodyError():
             return problem(INVALID, str(error), error.errors)
         case RequestValidationError():
-            errors = [FieldError(str(e["loc"][-1]), str(e["msg"])) for e in error.errors()]
+            errors = [FieldError(str(e["loc"][-1]), predicate(e["msg"])) for e in error.errors()]
             return problem(INVALID, describe(errors), errors)
         case HTTPException():
             return _http_error(error)
@@ -177,10 +231,15 @@ def _masc_error(error: MascError) -> Response:
     match error:
         case RequestError():
             return problem(kind, str(error), [FieldError(error.field, str(error))])
+        case UnauthorizedError():
+            return problem(kind, str(error), headers=CHALLENGE)
+        case AccessError():
+            return problem(kind, str(error))
         case CapacityError():
             seconds = str(math.ceil(error.retry_after))
             return problem(kind, str(error), headers={"Retry-After": seconds})
-    logger.error("%s: %s", type(error).__name__, error)
+        case JobEndedError():
+            return problem(kind, str(error))
     return problem(kind, str(error) if isinstance(error, EngineError) else SEE_LOG)
 
 

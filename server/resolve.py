@@ -11,7 +11,7 @@ from typing import TypeVar
 from masc_core.errors import InvalidFieldError, UnknownClassError
 from masc_core.images import ImageFormat
 from masc_core.manifest import Manifest
-from server.schemas import GenerateBody
+from server.schemas.generate import ImagesBody
 from worker.jobs.job import GenerationRequest
 
 Number = TypeVar("Number", int, float)
@@ -20,9 +20,7 @@ Number = TypeVar("Number", int, float)
 DRAWN_SEED_BITS = 53
 
 
-def resolve(
-    body: GenerateBody, manifest: Manifest, default_format: ImageFormat
-) -> GenerationRequest:
+def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -> GenerationRequest:
     """Fill in every default and turn names into ids.
 
     Raises
@@ -35,9 +33,10 @@ def resolve(
     if decoding not in manifest.decodings:
         offered = ", ".join(manifest.decodings)
         raise InvalidFieldError("decoding", f"{manifest.name} offers {offered}, not {decoding}")
+    class_id = resolve_class(body, manifest)
     return GenerationRequest(
         model=manifest.name,
-        class_id=resolve_class(body, manifest),
+        class_id=class_id,
         cfg_scale=_first(body.cfg_scale, defaults.cfg_scale),
         seed=secrets.randbits(DRAWN_SEED_BITS) if body.seed is None else body.seed,
         num_images=body.num_images,
@@ -47,10 +46,11 @@ def resolve(
         decoding=decoding,
         format=body.format or default_format,
         version=manifest.version,
+        class_name=manifest.class_names[class_id],
     )
 
 
-def resolve_class(body: GenerateBody, manifest: Manifest) -> int:
+def resolve_class(body: ImagesBody, manifest: Manifest) -> int:
     """Id of the class that a request gives by id or by name.
 
     Raises

@@ -22,7 +22,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "worker.jobs": {"masc_core"},
     "worker": {"masc_core", "worker.jobs"},
     "server": {"masc_core", "worker.jobs"},
-    "masc": {"masc_core", "training", "worker", "worker.jobs", "server"},
+    "server.bench": {"masc_core"},
+    "masc": {"masc_core", "training", "worker", "worker.jobs", "server", "server.bench"},
     "tests": set(),  # nothing imports these two
     "benchmarks": set(),
 }
@@ -134,6 +135,7 @@ def read_sources() -> dict[Path, str]:
 
 GRAPH = read_graph(read_sources())
 FRONT_END = sorted(name for name in GRAPH if part_of(name) in {"server", "worker.jobs"})
+LOAD_GENERATOR = sorted(name for name in GRAPH if part_of(name) == "server.bench")
 # Lazy imports count as needing; these modules are light even when their functions run.
 LIGHT_CORE = sorted(
     name for name in GRAPH if part_of(name) == "masc_core" and not needs_heavy(name, GRAPH)
@@ -158,6 +160,16 @@ def test_no_import_cycle() -> None:
 @pytest.mark.parametrize("module", FRONT_END)
 def test_front_end_reaches_no_torch(module: str) -> None:
     assert not {name for name in reached_from(module, GRAPH) if name in HEAVY}
+
+
+def test_load_generator_reaches_matplotlib_for_its_picture_alone() -> None:
+    reaching = {name: reached_from(name, GRAPH) & set(HEAVY) for name in LOAD_GENERATOR}
+    assert reaching.pop("server.bench.plot") == {"matplotlib"}
+    assert {name for name, heavy in reaching.items() if heavy} <= {
+        "server.bench.run",  # only where a picture is wanted
+        "server.bench.cli",
+    }
+    assert set().union(*reaching.values()) <= {"matplotlib"}
 
 
 def run_python(program: str) -> str:
@@ -237,6 +249,9 @@ def test_relative_imports_of_packages() -> None:
         ("worker", "server"),
         ("worker.jobs", "worker.consumer"),
         ("server", "worker.consumer"),
+        ("server", "server.bench.load"),
+        ("server.bench", "server.schemas"),
+        ("server.bench", "worker.jobs.job"),
         ("server", "training.codes"),
         ("server", "tests.server"),
     ],

@@ -23,7 +23,9 @@ import pytest
 from PIL import Image
 
 import masc as command_line
+from masc_core.files import atomic_write
 from masc_core.weights import save_tokenizer
+from server.process import listen
 from tests.tiny_bundle import save_tiny_bundle, tiny_parts
 from tests.training.stages import photographs
 
@@ -124,7 +126,8 @@ def test_overview_names_every_command_without_torch() -> None:
         check=True,
     )
     assert done.stdout.strip().endswith("False")
-    for command in ("serve", "generate", "tokenizer", "codes", "prior", "transformer", "models"):
+    commands = "serve worker generate bench keys tokenizer codes prior transformer models"
+    for command in commands.split():
         assert command in done.stdout
 
 
@@ -179,8 +182,16 @@ def test_generate_writes_sheets_and_folders(masc: Masc, models: Path, tmp_path: 
         (["serve", "--port", "70000"], "MASC_PORT"),
         (["serve", "--queue", "kafka://x"], "kafka"),
         (["serve", "--device", "tpu"], "MASC_DEVICE"),
+        (["keys", "list"], "MASC_API_KEYS_FILE"),
+        (["keys", "list", "--file", "nowhere.toml"], "nowhere.toml: cannot be read"),
         (["serve", "--model", "other"], "no model 'other'"),
         (["serve", "--host", "256.0.0.1"], "cannot listen on 256.0.0.1"),
+        (["bench"], "give exactly one of --rate (open loop) and --clients (closed loop)"),
+        (["bench", "--rate", "1", "--clients", "1"], "give exactly one of --rate"),
+        (["bench", "--rate", "-1"], "--rate: "),
+        (["bench", "localhost", "--rate", "1"], "URL: must be an address"),
+        (["bench", "http://127.0.0.1:1", "--rate", "1"], "cannot reach http://127.0.0.1:1"),
+        (["bench", "--rate", "1", "--api-key", "two words"], "MASC_API_KEY: must be printable"),
     ],
 )
 def test_mistakes_are_one_clear_line_and_status_2(
@@ -242,20 +253,36 @@ def test_a_damaged_bundle_is_refused_and_the_file_named(
     assert "transformer.safetensors" in done.stderr
 
 
-def test_bound_to_the_world_there_is_a_warning(models: Path) -> None:
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    with listen("127.0.0.1", 0, keys=True) as listener:
+        with socket.create_connection(listener.getsockname()):
+            accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize("keys", [False, True])
+def test_bound_to_the_world_without_keys_there_is_a_warning(
+    models: Path, tmp_path: Path, keys: bool
+) -> None:
     command = [sys.executable, "-m", "masc", "serve", "--host", "0.0.0.0", "--port", "0"]  # noqa: S104
+    variables = {}
+    if keys:
+        atomic_write(tmp_path / "keys.toml", b"", mode=0o600)
+        variables["MASC_API_KEYS_FILE"] = str(tmp_path / "keys.toml")
     process = subprocess.Popen(
         [*command, "--models", str(models)],
         cwd=ROOT,
-        env=environment(),
+        env=environment() | variables,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
         assert process.stderr is not None
         first = process.stderr.readline()
-        assert "WARNING" in first
-        assert "everyone who can reach this machine" in first
+        assert ("WARNING" in first) is not keys
+        assert ("everyone who can reach this machine" in first) is not keys
+        assert ("MASC_API_KEYS_FILE=keys.toml" in first) is not keys
     finally:
         process.kill()
         process.communicate()
@@ -401,4 +428,85 @@ def test_sigterm_does_not_wait_for_a_client_that_says_nothing(
             idle.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
             time.sleep(0.2)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(command_line.DRAIN_SECONDS + 15) == 0
+            assert process.wait(15) == 0
+            assert process.wait(15) == 0
+
+
+def test_bench_measures_a_running_service(masc: Masc, models: Path, tmp_path: Path) -> None:
+    with service(models) as (_, client):
+        done = masc(
+            "bench", client.base_url, "--clients", "2", "--requests", "8", "--class", "bee",
+            "--out", tmp_path / "out", MASC_API_KEY="not-to-be-seen",
+        )  # fmt: skip
+        assert done.status == 0, done.stderr
+        assert "MASC" in done.stdout
+        assert "closed loop, 2 clients" in done.stdout
+        assert "8 │ 100.0%" in done.stdout
+        document = (tmp_path / "out" / "bench.json").read_text()
+        report = json.loads(document)
+        assert (report["ok"], report["options"]["class_name"]) == (8, "bee")
+        stages = {"queue", "prefill", "decode", "vq_decode", "encode", "total"}
+        assert set(report["stages"]) == stages
+        assert "not-to-be-seen" not in done.stdout + done.stderr + document
+        with Image.open(tmp_path / "out" / "bench.png") as picture:
+            assert picture.format == "PNG"
+        wrong = masc("bench", client.base_url, "--rate", "1", "--class", "unicorn")
+    assert wrong.status == 2
+    assert "no class 'unicorn'; there are: ant, bee" in wrong.stderr
+    assert len(wrong.stderr.splitlines()) == 1
+
+
+def test_bench_that_is_broken_off_shows_what_it_measured(models: Path, tmp_path: Path) -> None:
+    # A shell may have told its children to ignore the signal.
+    program = "import signal, masc; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    with service(models) as (_, client):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program + "masc.main()", "bench", str(client.base_url),
+             "--clients", "1", "--duration", "100", "--out", str(tmp_path)],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        try:
+            while 'endpoint="/generate",outcome="ok"' not in client.get("/metrics").text:
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            stdout, stderr = process.communicate(timeout=30)
+        finally:
+            process.kill()
+            process.communicate()
+    assert process.returncode == 130
+    assert "broken off" in stdout
+    assert "latency" in stdout
+    assert "Traceback" not in stderr
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["interrupted"]
+    assert report["ok"] >= 1
+    assert report["sent"] == report["ok"] + report["unanswered"]
+
+
+@pytest.mark.parametrize("missing", ["aiohttp", "matplotlib"])
+def test_bench_names_the_extra_it_needs(tmp_path: Path, missing: str) -> None:
+    program = f"""
+import sys, masc
+class Absent:
+    def find_spec(self, name, *_):
+        if name == {missing!r}:
+            raise ModuleNotFoundError("no " + name, name=name)
+sys.meta_path.insert(0, Absent())
+masc.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, "bench", "--rate", "1", "--out", str(tmp_path / "out")],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"masc: this command needs {missing}: pip install 'masc[bench]'\n"
+    assert not (tmp_path / "out").exists()

@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-import base64
-import dataclasses
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from masc_core.images import ImageFormat
-from server.accept import MEDIA_TYPES, image_format
+from server.accept import EVENTS, MEDIA_TYPES, image_format, wants_events
+from server.answers import BINARY, IMAGE_HEADERS, image_response, json_response
+from server.auth import LimitedClientDependency
+from server.deadline import TimeoutHeader, time_limit
 from server.dispatch import admit, wait
 from server.front import FrontDependency
+from server.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
+from server.job_events import JobEvents
 from server.json_body import json_body
-from server.openapi import Responses, json_request, problems
+from server.openapi import Responses, event_stream, headers, json_request, problems
 from server.resolve import resolve
-from server.schemas import (
+from server.schemas.event import EVENT_MODELS, EXAMPLE_EVENTS
+from server.schemas.generate import (
     EXAMPLE_ANSWER,
     EXAMPLE_REQUEST,
     GenerateAnswer,
     GenerateBody,
-    Image,
-    ModelVersion,
-    Stages,
 )
-from worker.jobs.job import ImageOutput, Job, JobResult, Timings
+from server.streaming import stream_generation
+from worker.jobs.job import Job
 
 router = APIRouter(tags=["images"])
 
-BINARY = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
-IMAGE_HEADERS = {
-    "X-Masc-Seed": "Seed of the image.",
-    "X-Masc-Model": "Name and version of the model, with a slash between.",
-    "X-Masc-Entropy-Bits": "Mean entropy of the predictions, bits per position.",
-    "Server-Timing": "Milliseconds in each stage.",
-}
+ENDPOINT = "/generate"
 ANSWER: Responses = {
     200: {
         "model": GenerateAnswer,
@@ -43,33 +38,40 @@ ANSWER: Responses = {
         "content": {
             "application/json": {"examples": {"one image": {"value": EXAMPLE_ANSWER}}},
             **dict.fromkeys(MEDIA_TYPES.values(), BINARY),
+            EVENTS: event_stream(EVENT_MODELS, EXAMPLE_EVENTS),
         },
-        "headers": {
-            name: {"description": text, "schema": {"type": "string"}}
-            for name, text in IMAGE_HEADERS.items()
-        },
+        "headers": headers({**IMAGE_HEADERS, **REPLAY_HEADER}),
     }
 }
 PROBLEMS = problems(
+    "no-key",
     "unknown-class",
     "unknown-model",
     "too-slow",
+    "conflict",
+    "cancelled",
+    "result-gone",
     "too-large",
     "not-json",
     "invalid",
+    "share-exceeded",
     "non-finite",
+    "rate-limit",
     "queue-full",
     "no-worker",
+    "draining",
+    "queue-down",
     "timed-out",
 )
 EXAMPLES = {
     "by name": EXAMPLE_REQUEST,
     "by id": {"class_id": 1, "num_images": 4, "temperature": 0.9, "top_p": 0.95, "format": "webp"},
+    "as it is drawn": {"class_id": 1, "stream": True},
 }
 
 
 @router.post(
-    "/generate",
+    ENDPOINT,
     summary="Generate images of a class",
     responses=ANSWER | PROBLEMS,
     openapi_extra=json_request(GenerateBody, EXAMPLES),
@@ -77,67 +79,39 @@ EXAMPLES = {
 async def generate(
     request: Request,
     front: FrontDependency,
+    client: LimitedClientDependency,
     body: Annotated[GenerateBody, Depends(json_body(GenerateBody))],
+    given_seconds: TimeoutHeader = None,
+    key: IdempotencyKey = None,
 ) -> Response:
     """Make images and wait for them.
 
-    The same request with the same seed gives the same bytes, whatever else the service does.
+    The same request with the same seed gives the same bytes, whatever else the service does. Who
+    goes away ends its job, unless it has given the job a key.
     """
     stage = front.metrics.stage_seconds.labels
-    wanted = image_format(",".join(request.headers.getlist("accept")))
+    accept = ",".join(request.headers.getlist("accept"))
+    streams = body.stream or wants_events(accept)
+    file_wanted = image_format(accept)
     with stage("admit").time():
-        job = Job(resolve(body, await front.manifest(body.model), wanted or "png"))
-        await admit(front, job)
-    result = await wait(front.queue, job.id, request.receive, front.settings.request_timeout)
+        seconds = time_limit(given_seconds, front.settings.request_timeout)
+        resolved = resolve(body, await front.manifest(body.model), file_wanted or "png")
+        wanted = EVENTS if streams else file_wanted or ""
+        asked = Job(
+            resolved,
+            timeout=seconds,
+            owner=client.name,
+            keep=key is not None,
+            previews=streams,
+            idempotency=idempotency(key, ENDPOINT, body, wanted),
+        )
+        job = await admit(front, asked, client.queue_share, request.scope)
+    if streams:
+        shown = JobEvents(job, entropies=body.entropies)
+        return stream_generation(front, request.scope, job, shown, seconds)
+    result = await wait(front, job, request.receive, seconds)
     with stage("deliver").time():
         file_format = job.request.format
-        if wanted and len(result.images) == 1:
-            return image_response(result, file_format)
+        if file_wanted and len(result.images) == 1:
+            return image_response(result, 0, file_format, {"Vary": "Accept"})
         return json_response(job.id, result, file_format, entropies=body.entropies)
-
-
-def image_response(result: JobResult, file_format: ImageFormat) -> Response:
-    """Answer with the bytes of the only image, and the rest in headers."""
-    (image,) = result.images
-    headers = {
-        "X-Masc-Seed": str(image.seed),
-        "X-Masc-Model": f"{result.model}/{result.version}",
-        "X-Masc-Entropy-Bits": f"{image.entropy_bits:.6f}",
-        "Server-Timing": server_timing(result.timings),
-        "Vary": "Accept",
-    }
-    return Response(image.data, headers=headers, media_type=MEDIA_TYPES[file_format])
-
-
-def json_response(
-    job_id: str, result: JobResult, file_format: ImageFormat, *, entropies: bool
-) -> Response:
-    """Answer with all images in one JSON document."""
-    answer = GenerateAnswer(
-        id=job_id,
-        model=ModelVersion(
-            name=result.model, version=result.version, weights_sha256=result.weights_sha256
-        ),
-        images=[_image(image, file_format, entropies=entropies) for image in result.images],
-        timings=Stages(**dataclasses.asdict(result.timings)),
-    )
-    headers = {"Server-Timing": server_timing(result.timings), "Vary": "Accept"}
-    content = answer.model_dump_json(exclude_none=True)
-    return Response(content, headers=headers, media_type="application/json")
-
-
-def server_timing(timings: Timings) -> str:
-    """Write the stages as a Server-Timing header, in milliseconds."""
-    stages = dataclasses.asdict(timings)
-    return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in stages.items())
-
-
-def _image(image: ImageOutput, file_format: ImageFormat, *, entropies: bool) -> Image:
-    return Image(
-        b64=base64.b64encode(image.data).decode(),
-        seed=image.seed,
-        format=file_format,
-        entropy_bits=image.entropy_bits,
-        entropy_ratio=image.entropy_ratio,
-        entropies=list(image.entropies) if entropies else None,
-    )

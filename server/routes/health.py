@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib import metadata
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
-from masc_core.errors import NoWorkerError
+from masc_core.errors import CapacityError, QueueDownError
 from server.front import Front, FrontDependency
 from server.openapi import Responses, problems
-from server.schemas import Health, Readiness, Version, Worker
+from server.schemas.health import Health, Readiness, Version, Worker
+from worker.jobs.state import QueueStats
 
 router = APIRouter(tags=["operation"])
 
@@ -29,9 +31,14 @@ async def healthz() -> Health:
 
 
 @router.head("/readyz", include_in_schema=False)
-@router.get("/readyz", summary="Whether images can be made", responses=problems("no-worker"))
+@router.get(
+    "/readyz",
+    summary="Whether images can be made",
+    responses=problems("no-worker", "queue-down", "draining"),
+)
 async def readyz(front: FrontDependency) -> Readiness:
     """Answer 200 once a worker has made a warm-up image with the default model."""
+    front.drain.check()
     workers = await front.ready_workers(front.default_model)
     return Readiness(
         status="ready",
@@ -47,8 +54,13 @@ async def readyz(front: FrontDependency) -> Readiness:
     responses=METRICS_ANSWER,
 )
 async def metrics(front: FrontDependency) -> Response:
-    """Everything that this process counts; the gauges are read now."""
-    await _read_gauges(front)
+    """Everything that this process counts, and what the queue says of itself now.
+
+    While the queue is down, `masc_queue_up` is 0 and its own figures are absent.
+    """
+    ready, stats = await asyncio.gather(_is_ready(front), _stats(front))
+    front.metrics.ready.set(ready)
+    front.metrics.queue.stats = stats
     content = generate_latest(front.metrics.registry)
     return Response(content, media_type=CONTENT_TYPE_LATEST)
 
@@ -67,13 +79,18 @@ def software_version() -> str:
         return "unknown"
 
 
-async def _read_gauges(front: Front) -> None:
-    stats = await front.queue.stats()
-    front.metrics.queue_depth.set(stats.depth)
-    front.metrics.queue_oldest_age.set(stats.oldest_age)
+async def _is_ready(front: Front) -> bool:
     try:
+        front.drain.check()
         await front.ready_workers(front.default_model)
-    except NoWorkerError:
-        front.metrics.ready.set(0)
-    else:
-        front.metrics.ready.set(1)
+    except CapacityError:
+        return False
+    return True
+
+
+async def _stats(front: Front) -> QueueStats | None:
+    """State of the queue, None while it cannot be reached."""
+    try:
+        return await front.queue.stats()
+    except QueueDownError:
+        return None

@@ -11,7 +11,7 @@ from masc_core.errors import ArtifactError
 from masc_core.manifest import Manifest
 from server.front import Front, FrontDependency
 from server.openapi import problems
-from server.schemas import ClassEntry, ClassList, Defaults, ModelList, ModelSummary
+from server.schemas.model import ClassEntry, ClassList, Defaults, ModelList, ModelSummary
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["models"])

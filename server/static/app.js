@@ -26,6 +26,7 @@ const page = {
   decoding: element("decoding"),
   seed: element("seed"),
   random: element("random"),
+  key: element("key"),
   generate: element("generate"),
   cancel: element("cancel"),
   status: element("status"),
@@ -48,6 +49,7 @@ async function ask(path, options = {}) {
     throw new Error("The service cannot be reached. Is it still running?");
   }
   const answer = await response.json().catch(() => null);
+  if (response.status === 401) element("key-field").hidden = false;
   if (!response.ok) throw new Error(explain(response, answer));
   return answer;
 }
@@ -57,6 +59,11 @@ function explain(response, problem) {
   const wait = response.headers.get("Retry-After");
   const advice = wait ? ` Try again in ${wait} s.` : "";
   return `${problem.title}: ${problem.detail}.${advice}`;
+}
+
+function credentials() {
+  const key = page.key.value.trim();
+  return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
 // Filling the form
@@ -283,7 +290,11 @@ async function generate(event) {
   try {
     const answer = await ask("/generate", {
       method: "POST",
-      headers: { "Content-Type": "application/json", Accept: "application/json" },
+      headers: {
+        "Content-Type": "application/json",
+        Accept: "application/json",
+        ...credentials(),
+      },
       body: JSON.stringify(body),
       signal: controller.signal,
     });

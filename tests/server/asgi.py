@@ -18,7 +18,9 @@ class Exchange:
     Attributes
     ----------
     pieces : the body
+    method : and ``path``, what it asks
     gone : set it to make the client go away
+    takes : unset while the client takes nothing more of the answer
     complete : whether the last piece says that it is the last
     read : how many pieces were asked for
     sent : what the application answered
@@ -27,10 +29,15 @@ class Exchange:
     pieces: Sequence[bytes]
     headers: Sequence[tuple[bytes, bytes]] = ((b"content-type", b"application/json"),)
     path: str = "/generate"
+    method: str = "POST"
     complete: bool = True
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    takes: asyncio.Event = field(default_factory=asyncio.Event)
     read: int = 0
     sent: list[Message] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.takes.set()
 
     async def run(self, app: ASGIApp) -> None:
         """Let the application answer."""
@@ -38,7 +45,7 @@ class Exchange:
             "type": "http",
             "asgi": {"version": "3.0"},
             "http_version": "1.1",
-            "method": "POST",
+            "method": self.method,
             "path": self.path,
             "raw_path": self.path.encode(),
             "query_string": b"",
@@ -60,6 +67,7 @@ class Exchange:
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Message) -> None:
+        await self.takes.wait()
         self.sent.append(message)
 
     @property
@@ -68,9 +76,14 @@ class Exchange:
         return int(self.sent[0]["status"])
 
     @property
+    def body(self) -> bytes:
+        """The answer, as far as it has come."""
+        return b"".join(message.get("body", b"") for message in self.sent[1:])
+
+    @property
     def document(self) -> dict[str, Any]:
         """The answer, parsed."""
-        parsed = json.loads(b"".join(message.get("body", b"") for message in self.sent[1:]))
+        parsed = json.loads(self.body)
         assert isinstance(parsed, dict)
         return parsed
 

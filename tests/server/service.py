@@ -12,7 +12,8 @@ import datetime as dt
 import io
 import math
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,17 +34,13 @@ from masc_core.manifest import (
 from masc_core.registry import CURRENT_FILE, Registry
 from server.app import create_app
 from server.settings import ServerSettings
-from worker.jobs.job import (
-    GenerationRequest,
-    ImageOutput,
-    Job,
-    JobFailure,
-    JobResult,
-    Outcome,
-    Timings,
-    WorkerStatus,
-)
+from worker.jobs.event import Preview, Progress, Started
+from worker.jobs.job import GenerationRequest, Job, Lease
+from worker.jobs.limits import QueueLimits
 from worker.jobs.memory import MemoryQueue
+from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome, Timings
+from worker.jobs.queue import JobConsumer
+from worker.jobs.state import WorkerStatus
 
 CLASS_NAMES = ("goldfish", "Golden Retriever", "crane", "teapot", "crane", "ship")
 GRID = 4
@@ -116,25 +113,52 @@ def paint(job: Job, version: str = "v1") -> JobResult:
     return JobResult(images, request.model, version, WEIGHTS, timings)
 
 
-class Painter(threading.Thread):
-    """The worker. Holds its jobs back while ``gate`` is closed, fails them while told to."""
+def top_of(data: bytes, rows: int) -> bytes:
+    """The upper rows of the grid, cut out of a whole image."""
+    file = io.BytesIO()
+    Image.open(io.BytesIO(data)).crop((0, 0, 16, 4 * rows)).save(file, "png")
+    return file.getvalue()
 
-    def __init__(self, queue: MemoryQueue) -> None:
+
+class Painter(threading.Thread):
+    """The worker. Holds its jobs back while ``gate`` is closed, fails them while told to.
+
+    A job takes ``seconds``; one with previews is told of row by row, one image after the other.
+    """
+
+    def __init__(self, queue: JobConsumer, models: Sequence[str]) -> None:
         super().__init__(daemon=True)
         self.gate = threading.Event()
         self.gate.set()
+        self.seconds = 0.0
         self.failure: JobFailure | None = None
         self.requests: list[GenerationRequest] = []
-        self._queue = queue
+        self._queue, self._models = queue, models
         self._stopping = threading.Event()
 
     def run(self) -> None:
         while not self._stopping.is_set():
-            for job in self._queue.claim(1, timeout=0.01):
-                self.requests.append(job.request)
+            for lease in self._claimed():
+                if lease.job.previews:
+                    self._queue.emit(lease, Started("v1"))
+                self.requests.append(lease.job.request)
                 self.gate.wait()
-                outcome: Outcome = self.failure or paint(job)
-                self._queue.finish(job.id, outcome)
+                self._stopping.wait(self.seconds)
+                outcome: Outcome = self.failure or paint(lease.job)
+                if lease.job.previews and isinstance(outcome, JobResult):
+                    self._tell(lease, outcome)
+                self._queue.finish(lease, outcome)
+
+    def _tell(self, lease: Lease, result: JobResult) -> None:
+        for index, image in enumerate(result.images):
+            for rows in range(1, GRID + 1):
+                self._queue.emit(lease, Progress(index, rows, GRID))
+                preview = Preview(index, rows, GRID, "png", top_of(image.data, rows))
+                self._queue.emit(lease, preview)
+
+    def _claimed(self) -> Iterator[Lease]:
+        for model in self._models:
+            yield from self._queue.claim(model, 1, timeout=0.01 / len(self._models))
 
     def stop(self) -> None:
         self._stopping.set()
@@ -157,10 +181,12 @@ class Service:
         if not self.root.exists():
             write_model(self.root)
         self.settings = ServerSettings(models_dir=self.root, **settings)
-        self.queue = MemoryQueue(self.settings.max_queue)
+        self.queue = MemoryQueue(
+            QueueLimits(self.settings.max_queue, result_seconds=self.settings.result_seconds)
+        )
         self.registry = CollectorRegistry()
         self.app = create_app(self.settings, self.queue, Registry(self.root), self.registry)
-        self.painter = Painter(self.queue)
+        self.painter = Painter(self.queue, Registry(self.root).names())
         self._working = working
 
     def __enter__(self) -> Self:
@@ -196,13 +222,25 @@ class Service:
     def get(self, path: str, **headers: str) -> httpx.Response:
         return self.call("GET", path, headers=headers)
 
+    def submit(self, headers: Mapping[str, str] | None = None, **fields: Any) -> httpx.Response:
+        """Put a job for the first class into the queue, unless told otherwise."""
+        return self.call("POST", "/jobs", json=_of_a_class(fields), headers=headers)
+
+    def ended(self, location: str) -> dict[str, Any]:
+        """What is told of a job once it has ended."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            answer: dict[str, Any] = self.get(location).json()
+            if answer["state"] not in {"waiting", "running"}:
+                return answer
+            time.sleep(0.002)
+        raise AssertionError(answer)
+
     def generate(
         self, body: Mapping[str, Any] | None = None, accept: str = "*/*", **fields: Any
     ) -> httpx.Response:
         """Ask for images, of the first class unless told otherwise."""
-        given = dict(body or {}) | fields
-        if not {"class_id", "class_name"} & set(given):
-            given["class_id"] = 0
+        given = _of_a_class(dict(body or {}) | fields)
         return self.call("POST", "/generate", json=given, headers={"Accept": accept})
 
     def post(
@@ -219,6 +257,10 @@ class Service:
     def exposition(self) -> str:
         """All metrics as text, without the gauges being read anew."""
         return generate_latest(self.registry).decode()
+
+
+def _of_a_class(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    return fields if {"class_id", "class_name"} & set(fields) else {"class_id": 0, **fields}
 
 
 def assert_problem(response: httpx.Response, status: int, *fields: str) -> dict[str, Any]:

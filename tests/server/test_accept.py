@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from masc_core.images import ImageFormat
-from server.accept import image_format
+from server.accept import image_format, wants_events
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,23 @@ from server.accept import image_format
 )
 def test_image_format(accept: str, expected: ImageFormat | None) -> None:
     assert image_format(accept) == expected
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("text/*", False),
+        ("text/event-stream", True),
+        ("Text/Event-Stream, */*", True),
+        ("text/event-stream;q=0", False),
+        ("text/event-stream;q=0.5, */*", True),
+        ("text/event-stream, application/json", False),
+        ("application/json;q=0.9, text/event-stream", True),
+        ("image/png, text/event-stream;q=0.9", False),
+        ("text/event-streams", False),
+    ],
+)
+def test_events_have_to_be_asked_for(accept: str, expected: bool) -> None:
+    assert wants_events(accept) is expected

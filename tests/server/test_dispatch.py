@@ -22,7 +22,7 @@ def assert_nothing_left(service: Service) -> None:
     service.painter.gate.set()
     assert service.generate().status_code == 200
     assert not service.queue._waiting
-    assert not service.queue._pending
+    assert not service.queue._running
 
 
 def test_without_a_worker_the_answer_is_no_at_once(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_without_a_worker_the_answer_is_no_at_once(tmp_path: Path) -> None:
         assert time.monotonic() - started < 2.0
         assert_problem(response, 503)
         assert int(response.headers["retry-after"]) >= 1
-        assert not service.queue._pending
+        assert not service.queue._running
 
 
 def test_a_worker_for_another_model_does_not_count(own_service: Service) -> None:
@@ -84,7 +84,7 @@ def test_a_client_that_goes_away_cancels_a_job_that_runs(own_service: Service) -
         return exchange
 
     assert asyncio.run(run()).status == 499
-    assert not own_service.queue._pending
+    assert not own_service.queue._running
     assert_nothing_left(own_service)
 
 

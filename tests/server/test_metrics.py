@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
 from starlette.types import Message, Receive, Scope, Send
 
-from server.metrics import MeasureRequests, ServerMetrics, outcome_of
+from server.metrics import MeasureRequests, ServerMetrics, outcome_of, settle
 from tests.server.service import Service
-from worker.jobs.job import JobFailure
+from worker.jobs.outcome import JobFailure
 from worker.jobs.stages import stage_histogram
+from worker.jobs.state import QueueStats, Totals
 
 REQUESTS = "masc_requests_total"
 
@@ -90,6 +91,60 @@ def test_rejections_are_counted_by_reason(tmp_path: Path) -> None:
         assert service.sample("masc_rejections_total", reason="queue_full") == 2
         assert service.sample(REQUESTS, endpoint="/generate", outcome="rejected") == 3
         assert service.sample(REQUESTS, endpoint="/generate", outcome="timeout") == 1
+
+
+def test_the_queue_is_told_as_it_is_at_the_scrape() -> None:
+    registry = CollectorRegistry()
+    metrics = ServerMetrics(registry)
+    assert registry.get_sample_value("masc_queue_up") == 0
+    assert registry.get_sample_value("masc_queue_depth") is None
+    totals = Totals(9, {"ok": 3, "error": 2, "expired": 1}, {"lease_expired": 4}, 5, 6)
+    metrics.queue.stats = QueueStats(7, 8, 1.5, 2.0, totals)
+    values = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in metrics.queue.collect()
+        for sample in family.samples
+    }
+    assert values == {
+        ("masc_queue_up",): 1,
+        ("masc_queue_depth",): 7,
+        ("masc_queue_oldest_age_seconds",): 1.5,
+        ("masc_jobs_running",): 8,
+        ("masc_jobs_accepted_total",): 9,
+        ("masc_jobs_ended_total", "ok"): 3,
+        ("masc_jobs_ended_total", "error"): 2,
+        ("masc_jobs_ended_total", "cancelled"): 0,
+        ("masc_jobs_ended_total", "expired"): 1,
+        ("masc_jobs_redelivered_total", "lease_expired"): 4,
+        ("masc_jobs_redelivered_total", "handed_back"): 0,
+        ("masc_jobs_dead_lettered_total",): 5,
+        ("masc_fenced_results_total",): 6,
+    }
+    metrics.queue.stats = None
+    assert registry.get_sample_value("masc_queue_depth") is None
+
+
+@pytest.mark.parametrize("name", ["masc_queue_depth", "masc_jobs_accepted"])
+def test_nobody_else_may_use_the_queue_s_names(name: str) -> None:
+    registry = CollectorRegistry()
+    ServerMetrics(registry)
+    with pytest.raises(ValueError, match="Duplicated"):
+        Counter(name, "Another.", registry=registry)
+
+
+def test_a_request_may_end_otherwise_than_its_answer_began() -> None:
+    metrics = ServerMetrics(CollectorRegistry())
+
+    async def application(scope: Scope, _: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        settle(scope, 504)
+
+    async def ignore(_: object = None) -> Message:
+        return {}
+
+    asyncio.run(MeasureRequests(application, metrics)({"type": "http"}, ignore, ignore))  # type: ignore[arg-type]
+    labels = {"endpoint": "other", "outcome": "timeout"}
+    assert metrics.registry.get_sample_value(REQUESTS, labels) == 1
 
 
 def measured(*sent: Message | BaseException) -> ServerMetrics:

@@ -10,10 +10,14 @@ import pytest
 
 from masc_core.registry import Registry
 from server.openapi import SAMPLES, problems
-from server.schemas import GenerateAnswer, Problem
+from server.schemas.generate import GenerateAnswer
+from server.schemas.openai import OpenAIAnswer, OpenAIErrorAnswer
+from server.schemas.problem import Problem
 from tests.server.service import Service
+from tests.server.sse import read_events
 
 PROBLEM = "application/problem+json"
+OPENAI = "post /v1/images/generations"
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +37,15 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
 def test_every_route_of_the_contract_is_described(document: dict[str, Any]) -> None:
     assert {name for name, _ in operations(document)} == {
         "post /generate",
+        "post /jobs",
+        "post /v1/images/generations",
+        "get /jobs/{id}",
+        "delete /jobs/{id}",
+        "get /jobs/{id}/events",
+        "get /jobs/{id}/images/{index}",
         "get /models",
         "get /models/{name}/classes",
+        "post /admin/models/{name}/activate",
         "get /healthz",
         "get /readyz",
         "get /metrics",
@@ -56,10 +67,10 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 
 def test_every_error_is_a_problem_with_an_example(document: dict[str, Any]) -> None:
     seen = set()
-    for _, operation in operations(document):
+    for name, operation in operations(document):
         for status, response in operation["responses"].items():
             assert response["description"]
-            if status == "200":
+            if int(status) < 400 or name == OPENAI:
                 continue
             seen.add(status)
             content = response["content"][PROBLEM]
@@ -67,8 +78,61 @@ def test_every_error_is_a_problem_with_an_example(document: dict[str, Any]) -> N
             assert content["examples"]
             for example in content["examples"].values():
                 assert Problem.model_validate(example["value"]).status == int(status)
-            assert ("Retry-After" in response.get("headers", {})) == (status == "503")
-    assert seen == {"404", "408", "413", "415", "422", "500", "503", "504"}
+            headers = response.get("headers", {})
+            assert ("Retry-After" in headers) == (status in {"429", "503"})
+            assert ("WWW-Authenticate" in headers) == (status == "401")
+    ours = {401, 403, 404, 408, 409, 410, 413, 415, 422, 429, 500, 503, 504}
+    assert seen == {str(status) for status in ours}
+
+
+def test_a_key_is_optional_where_it_may_be_wanted_and_unknown_elsewhere(
+    document: dict[str, Any],
+) -> None:
+    schemes = document["components"]["securitySchemes"]
+    assert (schemes["bearer"]["type"], schemes["bearer"]["scheme"]) == ("http", "bearer")
+    assert (schemes["key"]["in"], schemes["key"]["name"]) == ("header", "X-API-Key")
+    for name, operation in operations(document):
+        if name.split()[1].startswith(("/generate", "/jobs", "/v1/")):
+            assert operation["security"] == [{"bearer": []}, {"key": []}, {}]
+        elif " /admin/" in name:
+            assert operation["security"] == [{"admin-bearer": []}, {"admin-key": []}]
+        else:
+            assert "security" not in operation
+
+
+def test_errors_of_the_openai_api_have_its_form(document: dict[str, Any]) -> None:
+    responses = dict(operations(document))[OPENAI]["responses"]
+    assert {status for status in responses if int(status) >= 400} == {
+        *("400", "401", "404", "408", "409", "410", "413", "415", "429"),
+        *("500", "503", "504"),
+    }
+    for status, response in responses.items():
+        content = response["content"]["application/json"]
+        if int(status) < 400:
+            for example in content["examples"].values():
+                OpenAIAnswer.model_validate(example["value"])
+            continue
+        assert content["schema"] == {"$ref": "#/components/schemas/OpenAIErrorAnswer"}
+        assert content["examples"]
+        for example in content["examples"].values():
+            OpenAIErrorAnswer.model_validate(example["value"])
+        assert ("Retry-After" in response.get("headers", {})) == (status in {"429", "503"})
+
+
+@pytest.mark.parametrize("path", ["/generate", "/jobs/{id}/events", "/v1/images/generations"])
+def test_every_event_has_its_schema(document: dict[str, Any], path: str) -> None:
+    (operation,) = document["paths"][path].values()
+    stream = operation["responses"]["200"]["content"]["text/event-stream"]
+    assert set(stream["x-events"]) >= {"error"}
+    assert read_events(stream["example"])
+
+
+def test_no_parameter_is_null(document: dict[str, Any]) -> None:
+    parameters = [
+        parameter for _, one in operations(document) for parameter in one.get("parameters", ())
+    ]
+    assert {"X-Masc-Timeout", "Idempotency-Key", "Last-Event-ID"} <= {p["name"] for p in parameters}
+    assert all("type" in parameter["schema"] for parameter in parameters)
 
 
 def test_the_examples_of_requests_are_valid(service: Service, document: dict[str, Any]) -> None:
@@ -88,7 +152,8 @@ def test_the_examples_of_requests_are_valid(service: Service, document: dict[str
 
 def test_the_example_of_an_answer_is_valid(document: dict[str, Any]) -> None:
     content = document["paths"]["/generate"]["post"]["responses"]["200"]["content"]
-    assert set(content) == {"application/json", "image/png", "image/jpeg", "image/webp"}
+    files = {"image/png", "image/jpeg", "image/webp"}
+    assert set(content) == {"application/json", "text/event-stream", *files}
     (example,) = content["application/json"]["examples"].values()
     answer = GenerateAnswer.model_validate(example["value"])
     assert base64.b64decode(answer.images[0].b64).startswith(b"\x89PNG")

@@ -11,9 +11,12 @@ from masc_core.errors import (
     ArtifactError,
     ConfigError,
     EngineError,
+    ForbiddenError,
     MascError,
     NoWorkerError,
     QueueFullError,
+    RateLimitError,
+    UnauthorizedError,
     UnknownClassError,
 )
 from server.problems import (
@@ -49,19 +52,34 @@ def test_only_capacity_and_faults_of_ours_are_5xx() -> None:
         "InvalidFieldError": 422,
         "UnknownClassError": 404,
         "UnknownModelError": 404,
+        "VersionRefusedError": 409,
+        "UnknownJobError": 404,
+        "ResultGoneError": 410,
+        "IdempotencyConflictError": 409,
+        "JobEndedError": 410,
+        "JobCancelledError": 410,
+        "DeadlineError": 504,
+        "AccessError": 403,
+        "UnauthorizedError": 401,
+        "ForbiddenError": 403,
         "CapacityError": 503,
         "QueueFullError": 503,
+        "ShareExceededError": 429,
+        "QueueDownError": 503,
+        "DrainingError": 503,
         "NoWorkerError": 503,
+        "RateLimitError": 429,
         "EngineError": 500,
         "NonFiniteError": 500,
+        "PoisonJobError": 500,
     }
 
 
 def test_a_class_that_is_new_is_shown_as_its_base() -> None:
-    class RateLimitError(QueueFullError):
+    class LaneFullError(QueueFullError):
         pass
 
-    assert kind_of(RateLimitError("later")) is KINDS[QueueFullError]
+    assert kind_of(LaneFullError("later")) is KINDS[QueueFullError]
 
 
 def document(response_body: bytes | memoryview) -> dict[str, object]:
@@ -85,8 +103,18 @@ def test_a_request_error_names_its_field() -> None:
 
 @pytest.mark.parametrize(("seconds", "header"), [(1.0, "1"), (2.01, "3"), (120.0, "120")])
 def test_retry_after_is_in_whole_seconds_and_never_early(seconds: float, header: str) -> None:
-    for error in (QueueFullError("full", seconds), NoWorkerError("none", seconds)):
+    for kind in (QueueFullError, NoWorkerError, RateLimitError):
+        error = kind("later", seconds)
         assert response_to(error).headers["retry-after"] == header
+
+
+def test_who_has_no_key_is_told_how_to_send_one() -> None:
+    response = response_to(UnauthorizedError("this service wants an API key"))
+    assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
+    refusal = response_to(ForbiddenError("this key is not an admin's"))
+    assert refusal.status_code == 403
+    assert "www-authenticate" not in refusal.headers
+    assert document(refusal.body)["detail"] == "this key is not an admin's"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from masc_core.errors import InvalidFieldError, UnknownClassError
 from masc_core.manifest import Manifest
 from server.resolve import DRAWN_SEED_BITS, resolve
-from server.schemas import GenerateBody
+from server.schemas.generate import GenerateBody
 from tests.server.service import write_model
 
 

@@ -21,6 +21,9 @@ def test_the_defaults_listen_on_loopback() -> None:
     assert settings.queue_url == "memory://"
     assert settings.models_dir == Path("models")
     assert settings.default_model is None
+    assert settings.api_keys_file is None
+    assert settings.admin_keys_file is None
+    assert (settings.rate_limit, settings.queue_share) == (0, 0.5)
 
 
 def test_every_setting_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +37,15 @@ def test_every_setting_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None
         "max_body_bytes": 2048,
         "body_timeout": 1.5,
         "request_timeout": 2.5,
+        "job_timeout": 3.0,
+        "drain_seconds": 3.5,
+        "lease_seconds": 4.5,
+        "max_deliveries": 2,
+        "result_seconds": 5.5,
+        "api_keys_file": Path("/etc/masc/keys.toml"),
+        "admin_keys_file": Path("/etc/masc/admins.toml"),
+        "rate_limit": 30,
+        "queue_share": 0.25,
         "log_format": "json",
     }
     for name, value in values.items():
@@ -67,6 +79,12 @@ def test_empty_variables_and_those_of_others_are_left_alone(
         ("MASC_REQUEST_TIMEOUT", "0"),
         ("MASC_REQUEST_TIMEOUT", "nan"),
         ("MASC_REQUEST_TIMEOUT", "inf"),
+        ("MASC_RATE_LIMIT", "-1"),
+        ("MASC_QUEUE_SHARE", "0"),
+        ("MASC_QUEUE_SHARE", "1.5"),
+        ("MASC_QUEUE_SHARE", "nan"),
+        ("MASC_JOB_TIMEOUT", "0"),
+        ("MASC_RESULT_SECONDS", "-1"),
         ("MASC_LOG_FORMAT", "xml"),
     ],
 )

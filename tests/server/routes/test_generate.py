@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from masc_core.manifest import Defaults
-from server.schemas import GenerateBody
+from server.schemas.generate import GenerateBody
 from tests.server.service import (
     CLASS_NAMES,
     GRID,
@@ -26,7 +26,8 @@ from tests.server.service import (
     draw,
     write_model,
 )
-from worker.jobs.job import MAX_SEED, GenerationRequest, JobFailure
+from worker.jobs.job import MAX_SEED, GenerationRequest
+from worker.jobs.outcome import JobFailure
 
 
 @pytest.fixture
@@ -102,13 +103,19 @@ def test_the_answer_s_type(
 
 def test_defaults_are_the_model_s(service: Service, last: list[GenerationRequest]) -> None:
     seed = service.generate().json()["images"][0]["seed"]
-    assert last == [GenerationRequest("tiny", 0, 3.0, seed, 1, 1.0, 0, 1.0, "uniform", "png", "v1")]
+    assert last == [
+        GenerationRequest("tiny", 0, 3.0, seed, 1, 1.0, 0, 1.0, "uniform", "png", "v1", "goldfish")
+    ]
 
 
 def test_null_means_the_default(service: Service, last: list[GenerationRequest]) -> None:
     optional = ("cfg_scale", "seed", "temperature", "top_k", "top_p", "decoding", "format", "model")
     answer = service.generate(dict.fromkeys(optional)).json()
-    assert last == [GenerationRequest("tiny", 0, 3.0, answer["images"][0]["seed"], version="v1")]
+    assert last == [
+        GenerationRequest(
+            "tiny", 0, 3.0, answer["images"][0]["seed"], version="v1", class_name="goldfish"
+        )
+    ]
 
 
 def test_every_default_of_a_manifest_is_used(tmp_path: Path) -> None:
@@ -120,8 +127,10 @@ def test_every_default_of_a_manifest_is_used(tmp_path: Path) -> None:
             seed=1, cfg_scale=2.0, temperature=1, top_k=0, top_p=1.0, decoding="uniform"
         )
         assert service.painter.requests == [
-            GenerationRequest("tiny", 0, 1.0, 1, 1, 0.5, 4, 0.25, "frequency", version="v1"),
-            GenerationRequest("tiny", 0, 2.0, 1, version="v1"),
+            GenerationRequest(
+                "tiny", 0, 1.0, 1, 1, 0.5, 4, 0.25, "frequency", "png", "v1", "goldfish"
+            ),
+            GenerationRequest("tiny", 0, 2.0, 1, version="v1", class_name="goldfish"),
         ]
 
 
@@ -230,7 +239,6 @@ NAN, INFINITY = float("nan"), float("inf")
         ({"class_id": 0, "model": "../tiny"}, 404, ["model"]),
         ({"class_id": 0, "model": ""}, 404, ["model"]),
         ({"class_id": 0, "model": 1}, 422, ["model"]),
-        ({"class_id": 0, "stream": True}, 422, ["stream"]),
         ({"class_id": 0, "stream": 0}, 422, ["stream"]),
         ({"class_id": 0, "steps": 20}, 422, ["steps"]),
         ({"class_id": 0, "\ud800": 20}, 422, ["body"]),
@@ -242,12 +250,6 @@ def test_bad_fields_are_named(
 ) -> None:
     content = json.dumps(body) if body.get("class_id", 0) != -(10**5000) else minus_huge()
     assert_problem(service.post(content.encode()), status, *fields)
-
-
-def test_who_wants_a_stream_is_told_that_there_is_none_yet(service: Service) -> None:
-    assert service.generate(stream=False).status_code == 200
-    problem = assert_problem(service.generate(stream=True), 422, "stream")
-    assert "streaming is not offered yet" in problem["detail"]
 
 
 def test_an_activation_does_not_change_the_class_that_a_running_worker_makes(

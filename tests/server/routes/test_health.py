@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.service import Service, assert_problem
 from worker.jobs.job import GenerationRequest, Job
+from worker.jobs.outcome import JobFailure
 
 
 @pytest.fixture
@@ -78,9 +79,24 @@ def test_the_gauges_are_those_of_the_queue_now(idle: Service) -> None:
     asyncio.run(idle.queue.submit(Job(request)))
     assert value(idle, "masc_queue_depth") == 2
     assert 100 <= value(idle, "masc_queue_oldest_age_seconds") < 105
-    idle.queue.claim(10, 0.0)
+    idle.queue.claim("tiny", 10, 0.0)
     assert value(idle, "masc_queue_depth") == 0
     assert value(idle, "masc_queue_oldest_age_seconds") == 0
+
+
+def test_accepted_jobs_are_all_accounted_for(own_service: Service) -> None:
+    own_service.generate()
+    own_service.painter.failure = JobFailure("NonFiniteError", "a NaN")
+    own_service.generate()
+    own_service.painter.gate.clear()
+    hasty = {"X-Masc-Timeout": "0.05"}
+    own_service.call("POST", "/generate", json={"class_id": 0}, headers=hasty)
+    location = own_service.submit().headers["location"]
+    own_service.call("DELETE", location)
+    text = own_service.get("/metrics").text
+    assert "masc_jobs_accepted_total 4.0" in text
+    for outcome in ("ok", "error", "cancelled", "expired"):
+        assert f'masc_jobs_ended_total{{outcome="{outcome}"}} 1.0' in text
 
 
 def test_the_exposition_says_what_it_is(service: Service) -> None:

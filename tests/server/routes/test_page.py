@@ -117,3 +117,10 @@ def test_the_script_finds_every_element_that_it_asks_for(service: Service) -> No
 def test_the_page_is_light(service: Service) -> None:
     assert sum(path.stat().st_size for path in STATIC.iterdir()) < 50_000
     assert service.get("/").status_code == 200
+
+
+def test_a_key_is_typed_unseen_and_never_part_of_an_address(service: Service) -> None:
+    ((_, key),) = [found for found in elements(service) if found[1].get("id") == "key"]
+    assert (key["type"], key["autocomplete"]) == ("password", "off")
+    assert "name" not in key
+    assert "Authorization: `Bearer ${key}`" in service.get("/static/app.js").text

@@ -1,0 +1,103 @@
+"""Another version of a model, while the service goes on.
+
+The registry's choice is changed once the version's files are as published; workers see it, make the
+version ready beside the old one, and change over. One that refuses it undoes the choice: a version
+that cannot be served is not the active one for longer than it takes to find out.
+This module does not know how a worker changes over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from masc_core.errors import ArtifactError, VersionRefusedError
+from masc_core.registry import Registry
+from worker.jobs.queue import JobProducer
+from worker.jobs.state import WorkerStatus
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What has come of it.
+
+    Attributes
+    ----------
+    state : ``serving`` once all ready workers serve the version, ``pending`` while some do not yet
+    previous : the version that was active before, None if there was none
+    num_workers : how many serve it
+    """
+
+    state: Literal["serving", "pending"]
+    previous: str | None
+    num_workers: int
+
+
+class Activator:
+    """Changes versions, one at a time.
+
+    Parameters
+    ----------
+    registry : the folder that the workers look at too
+    queue : where workers tell what they serve
+    """
+
+    def __init__(self, registry: Registry, queue: JobProducer) -> None:
+        self._registry, self._queue = registry, queue
+        self._turn = asyncio.Lock()
+
+    async def activate(self, name: str, version: str, seconds: float) -> Activation:
+        """Make a version the active one, and wait until the workers serve it.
+
+        Parameters
+        ----------
+        name, version : of the model
+        seconds : to wait; the workers go on afterwards
+
+        Raises
+        ------
+        UnknownModelError : no such model or version
+        VersionRefusedError : its files are damaged, or a worker cannot serve it; the version that
+            was active before is active again
+        """
+        async with self._turn:
+            previous = self._current(name)
+            try:
+                await asyncio.to_thread(self._registry.activate, name, version)
+            except ArtifactError as error:
+                raise VersionRefusedError("version", error.reason) from error
+            deadline = time.monotonic() + seconds
+            while True:
+                workers = [one for one in await self._queue.workers() if one.model == name]
+                await self._undo_if_refused(workers, name, version, previous)
+                ready = [one for one in workers if one.ready]
+                serving = sum(one.version == version for one in ready)
+                if serving == len(ready):
+                    return Activation("serving", previous, serving)
+                if time.monotonic() >= deadline:
+                    return Activation("pending", previous, serving)
+                await asyncio.sleep(LOOK_SECONDS)
+
+    async def _undo_if_refused(
+        self, workers: list[WorkerStatus], name: str, version: str, previous: str | None
+    ) -> None:
+        refusing = next((one for one in workers if one.refused == version), None)
+        if refusing is None:
+            return
+        if previous not in {None, version} and self._current(name) == version:
+            await asyncio.to_thread(self._registry.activate, name, str(previous))
+        logger.error("%s refuses %s %s: %s", refusing.worker_id, name, version, refusing.detail)
+        raise VersionRefusedError("version", f"a worker cannot serve it: {refusing.detail}")
+
+    def _current(self, name: str) -> str | None:
+        try:
+            return self._registry.current(name)
+        except ArtifactError:
+            return None

@@ -1,0 +1,96 @@
+"""The process of a front end: a socket, the application, and the signals that end it.
+
+SIGTERM or an interrupt lets it drain (`server.drain`); a second one ends it at once.
+This module does not know whether a worker runs beside it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from masc_core.errors import ConfigError
+from server.drain import Drain
+from server.front import Front
+
+logger = logging.getLogger(__name__)
+
+OPEN_TO_ALL = (
+    "listening on %s without API keys: everyone who can reach this machine can use the service. "
+    "To close it: masc keys create NAME --file keys.toml, and set MASC_API_KEYS_FILE=keys.toml"
+)
+CLOSE_SECONDS = 3  # for what still runs when the work is done: streams that others can go on with
+
+
+class DrainingServer(uvicorn.Server):
+    """Uvicorn, but for what it does on a signal."""
+
+    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's
+        """Begin to drain, or end at once where it does already."""
+        if self._drain.is_draining:
+            self.should_exit = True
+        self._drain.begin()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: end when there is nothing more to do."""
+        if self._drain.is_over:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def serve(app: FastAPI, listener: socket.socket) -> None:
+    """Serve until a signal, in the main thread, and return when what was accepted is answered."""
+    front: Front = app.state.front
+    config = uvicorn.Config(
+        app,
+        ws="none",
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
+    )
+    server = DrainingServer(config, front.drain)
+    signal.signal(signal.SIGTERM, server.handle_exit)  # also before uvicorn listens for it
+    server.run(sockets=[listener])
+
+
+@contextmanager
+def listen(host: str, port: int, *, keys: bool) -> Iterator[socket.socket]:
+    """Bind before anything slow is done, so that a port in use is known at once.
+
+    Parameters
+    ----------
+    host, port : where; port 0 takes a free one
+    keys : whether clients need keys; if not, an address that others can reach is warned of
+
+    Raises
+    ------
+    ConfigError : the address cannot be had
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    # Accepted sockets inherit this. An answer is written in two parts, head and body, and on a kept
+    # connection the second would wait for the client to acknowledge the first: 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with listener:
+        bound = listener.getsockname()
+        if not keys and not ipaddress.ip_address(bound[0]).is_loopback:
+            logger.warning(OPEN_TO_ALL, bound[0])
+        where = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        logger.info("MASC on http://%s:%d", where, bound[1])
+        yield listener

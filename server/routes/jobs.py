@@ -1,0 +1,203 @@
+"""``/jobs``: images that nobody waits for, and what becomes of them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from server.accept import EVENTS, MEDIA_TYPES
+from server.answers import BINARY, IMAGE_HEADERS, etag_of, image_response
+from server.auth import ClientDependency, LimitedClientDependency
+from server.deadline import TimeoutHeader, time_limit
+from server.dispatch import admit
+from server.event_stream import EventStream
+from server.following import follow
+from server.front import FrontDependency
+from server.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
+from server.job_answer import job_answer, outcome_of, own_job
+from server.job_events import EVENT_ID, Cursor, JobEvents
+from server.json_body import json_body
+from server.openapi import Responses, event_stream, headers, json_request, problems
+from server.resolve import resolve
+from server.routes.generate import EXAMPLES as GENERATE_EXAMPLES
+from server.schemas.event import EVENT_MODELS, EXAMPLE_EVENTS
+from server.schemas.job import EXAMPLE_JOB, JobAnswer, JobBody
+from server.streaming import shown
+from worker.jobs.job import Job
+from worker.jobs.outcome import JobResult
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+JobId = Annotated[str, Path(alias="id", max_length=100, description="Id of the job.")]
+Entropies = Annotated[bool, Query(description="Add the entropy of every position.")]
+LastEventId = Annotated[
+    str | None,
+    Header(
+        alias="Last-Event-ID",
+        pattern=EVENT_ID,
+        description="Id of the last event that has arrived; a browser sends it by itself.",
+    ),
+]
+LastEventQuery = Annotated[
+    str | None,
+    Query(pattern=EVENT_ID, description="The same, for who cannot send the header."),
+]
+
+JOB = {"application/json": {"examples": {"it waits": {"value": EXAMPLE_JOB}}}}
+ACCEPTED: Responses = {
+    202: {
+        "model": JobAnswer,
+        "description": "The job is in the queue.",
+        "content": JOB,
+        "headers": headers({"Location": "Path of the job.", **REPLAY_HEADER}),
+    }
+}
+FOUND: Responses = {200: {"model": JobAnswer, "content": JOB}}
+IMAGE: Responses = {
+    200: {
+        "description": "The file.",
+        "content": dict.fromkeys(MEDIA_TYPES.values(), BINARY),
+        "headers": headers({"ETag": "Changes never.", **IMAGE_HEADERS}),
+    },
+    304: {"description": "The file with this `ETag` is the right one."},
+}
+TOLD: Responses = {
+    200: {
+        "description": "The events, up to the last one.",
+        "content": {EVENTS: event_stream(EVENT_MODELS, EXAMPLE_EVENTS)},
+    },
+    204: {"description": "There is nothing behind the last event; do not come back."},
+}
+REFUSALS = problems(
+    "no-key",
+    "unknown-class",
+    "unknown-model",
+    "too-slow",
+    "conflict",
+    "result-gone",
+    "too-large",
+    "not-json",
+    "invalid",
+    "share-exceeded",
+    "rate-limit",
+    "queue-full",
+    "no-worker",
+    "draining",
+    "queue-down",
+)
+LOST = problems("no-key", "unknown-job", "result-gone", "invalid", "queue-down")
+
+
+@router.post(
+    "",
+    status_code=202,
+    summary="Generate images later",
+    responses=ACCEPTED | REFUSALS,
+    openapi_extra=json_request(
+        JobBody, {name: GENERATE_EXAMPLES[name] for name in ("by name", "by id")}
+    ),
+)
+async def submit(
+    request: Request,
+    front: FrontDependency,
+    client: LimitedClientDependency,
+    body: Annotated[JobBody, Depends(json_body(JobBody))],
+    given_seconds: TimeoutHeader = None,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Put a job into the queue, and leave it there."""
+    with front.metrics.stage_seconds.labels("admit").time():
+        asked = Job(
+            resolve(body, await front.manifest(body.model), "png"),
+            timeout=time_limit(given_seconds, front.settings.job_timeout),
+            owner=client.name,
+            keep=True,
+            previews=body.previews,
+            idempotency=idempotency(key, router.prefix, body, ""),
+        )
+        job = await admit(front, asked, client.queue_share, request.scope)
+    answer = await job_answer(front.queue, await front.queue.status(job.id), entropies=False)
+    return _document(answer, 202, {"Location": f"{router.prefix}/{job.id}"})
+
+
+@router.get("/{id}", summary="Where a job is, and what has come of it", responses=FOUND | LOST)
+async def look(
+    job_id: JobId, front: FrontDependency, client: ClientDependency, *, entropies: Entropies = False
+) -> Response:
+    """Tell how many jobs are ahead of it, or how it ended; its images are fetched one by one."""
+    status = await own_job(front.queue, client, job_id)
+    return _document(await job_answer(front.queue, status, entropies=entropies))
+
+
+@router.delete(
+    "/{id}",
+    status_code=204,
+    summary="Cancel a job",
+    responses=problems("unknown-job", "invalid", "queue-down"),
+)
+async def cancel(job_id: JobId, front: FrontDependency, client: ClientDependency) -> None:
+    """End a job that waits or runs; one that has ended stays as it is."""
+    await own_job(front.queue, client, job_id)
+    await front.queue.cancel(job_id)
+
+
+@router.get(
+    "/{id}/images/{index}",
+    summary="An image of a job",
+    response_class=Response,
+    responses=IMAGE | LOST,
+)
+async def image(
+    request: Request,
+    job_id: JobId,
+    index: Annotated[int, Path(ge=0, description="Which one, from 0.")],
+    front: FrontDependency,
+    client: ClientDependency,
+) -> Response:
+    """Fetch the file; there is none before the job has ended well."""
+    status = await own_job(front.queue, client, job_id)
+    result = await outcome_of(front.queue, status)
+    if not isinstance(result, JobResult):
+        raise HTTPException(404, f"the job has no images: its state is {status.state!r}")
+    if index >= len(result.images):
+        raise HTTPException(404, f"the job has images 0 to {len(result.images) - 1}")
+    cached = {"ETag": etag_of(result.images[index].data), "Cache-Control": "private, no-cache"}
+    if cached["ETag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=cached)
+    return image_response(result, index, status.job.request.format, cached)
+
+
+@router.get(
+    "/{id}/events", summary="A job as it goes", response_class=Response, responses=TOLD | LOST
+)
+async def events(
+    request: Request,
+    job_id: JobId,
+    front: FrontDependency,
+    client: ClientDependency,
+    last_id: LastEventId = None,
+    last_event_id: LastEventQuery = None,
+    *,
+    entropies: Entropies = False,
+) -> Response:
+    """Stream what has been told of a job so far, and what will be, up to its end.
+
+    Who comes back behind an event gets exactly the rest. Going away does not end the job.
+    """
+    await request.body()  # so that what comes next is the client's going away
+    status = await own_job(front.queue, client, job_id)
+    await outcome_of(front.queue, status)  # what is kept no longer is no stream
+    cursor = Cursor.behind(last_id or last_event_id or "")
+    if cursor.is_at_end:
+        return Response(status_code=204)
+    presenter = JobEvents(status.job, entropies=entropies, first_image=cursor.images)
+    return EventStream(shown(follow(front.queue, job_id, cursor.after), presenter))
+
+
+def _document(answer: JobAnswer, status: int = 200, more: dict[str, str] | None = None) -> Response:
+    content = answer.model_dump_json(exclude_unset=True)
+    headers_ = {"Cache-Control": "no-store", **(more or {})}
+    return Response(content, status, headers_, "application/json")

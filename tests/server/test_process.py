@@ -1,0 +1,176 @@
+"""The process of a front end: a real socket, real signals, and clients in threads beside it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+import server.drain
+import server.process
+from masc_core.errors import ConfigError
+from server.process import listen, serve
+from tests.server.service import Service, draw
+
+BODY = {"class_id": 1, "seed": 3}
+PNG = {"Accept": "image/png"}
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.drain, "LISTEN_SECONDS", 0.5)
+    monkeypatch.setattr(server.process, "CLOSE_SECONDS", 1)
+
+
+def serve_with(service: Service, client: Callable[[httpx.Client], None]) -> float:
+    """Serve in this thread until a signal, a client beside; seconds until the end."""
+    failures: list[BaseException] = []
+
+    def run(port: int) -> None:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as connection:
+                client(connection)
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failures.append(error)
+            os.kill(os.getpid(), signal.SIGTERM)
+            service.painter.gate.set()
+
+    with listen("127.0.0.1", 0, keys=True) as listener:
+        thread = threading.Thread(target=run, args=(listener.getsockname()[1],))
+        started = time.monotonic()
+        thread.start()
+        serve(service.app, listener)
+        seconds = time.monotonic() - started
+    service.painter.gate.set()
+    thread.join(20)
+    assert not thread.is_alive()
+    if failures:
+        raise failures[0]
+    return seconds
+
+
+class Asking(threading.Thread):
+    """A request for an image, which the worker has begun with when the constructor returns."""
+
+    def __init__(self, service: Service, client: httpx.Client) -> None:
+        super().__init__()
+        self._client = client
+        self.answer: httpx.Response | None = None
+        self.start()
+        while not service.painter.requests:
+            time.sleep(0.001)
+
+    def run(self) -> None:
+        try:
+            self.answer = self._client.post("/generate", json=BODY, headers=PNG)
+        except httpx.TransportError:
+            self.answer = None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_was_accepted_is_answered_and_new_work_is_refused_at_once(
+    own_service: Service, number: int
+) -> None:
+    painter = own_service.painter
+    painter.gate.clear()
+
+    def client(connection: httpx.Client) -> None:
+        assert connection.get("/readyz").status_code == 200
+        asking = Asking(own_service, connection)
+        os.kill(os.getpid(), number)
+        told = time.monotonic()
+        while connection.get("/readyz").status_code == 200:
+            assert time.monotonic() - told < 0.1
+        refused = connection.post("/generate", json=BODY)
+        assert refused.status_code == 503
+        assert refused.json()["type"].endswith("draining")
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert connection.get("/healthz").status_code == 200
+        painter.gate.set()
+        asking.join(10)
+        assert asking.answer is not None
+        assert asking.answer.content == draw(1, 3, "png")
+
+    assert serve_with(own_service, client) < 10
+    assert len(painter.requests) == 1
+
+
+def test_without_work_it_ends_soon(own_service: Service) -> None:
+    def client(connection: httpx.Client) -> None:
+        connection.get("/healthz").raise_for_status()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert serve_with(own_service, client) < 5
+
+
+def test_work_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    with Service(tmp_path, drain_seconds=0.6) as service:
+        service.painter.gate.clear()
+        answers: list[httpx.Response | None] = []
+
+        def client(connection: httpx.Client) -> None:
+            asking = Asking(service, connection)
+            os.kill(os.getpid(), signal.SIGTERM)
+            asking.join(10)
+            answers.append(asking.answer)
+
+        assert serve_with(service, client) < 10
+        (answer,) = answers
+        assert answer is None or answer.status_code >= 500
+        assert service.queue._ends == {"cancelled": 1}
+
+
+def test_a_second_signal_ends_it_at_once(own_service: Service) -> None:
+    own_service.painter.gate.clear()
+
+    def client(connection: httpx.Client) -> None:
+        asking = Asking(own_service, connection)
+        os.kill(os.getpid(), signal.SIGTERM)
+        while connection.get("/readyz").status_code == 200:
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        asking.join(10)
+        assert asking.answer is None or asking.answer.status_code >= 500
+
+    assert serve_with(own_service, client) < 10
+
+
+def test_an_address_that_cannot_be_had_is_known_at_once() -> None:
+    with listen("127.0.0.1", 0, keys=True) as listener:
+        port = listener.getsockname()[1]
+        with (
+            pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: Address already"),
+            listen("127.0.0.1", port, keys=True),
+        ):
+            pass
+    unknown = "nowhere.invalid"
+    with pytest.raises(ConfigError, match=unknown), listen(unknown, 1, keys=True):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "warned"),
+    [("127.0.0.1", False, False), ("0.0.0.0", False, True), ("0.0.0.0", True, False)],  # noqa: S104
+)
+def test_open_to_all_without_keys_is_warned_of(
+    caplog: pytest.LogCaptureFixture, host: str, keys: bool, warned: bool
+) -> None:
+    with listen(host, 0, keys=keys) as listener:
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    assert ("without API keys" in caplog.text) is warned
