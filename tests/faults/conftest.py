@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.bodies import Oracle
+from tests.faults.cluster import SHIPPED
+from tests.redis_server import RedisServer
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    """A Redis that keeps its data in an append-only file; of one test alone."""
+    with RedisServer(appendonly="yes", appendfsync="everysec") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Oracle:
+    """The model that ships, as the plain loop runs it."""
+    folder = SHIPPED / "cifar10"
+    return Oracle.of(folder / (folder / "current").read_text().strip())
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    return folder

@@ -1,0 +1,151 @@
+"""Front ends are lost and replaced while work is under way."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.faults.bodies import Body, Oracle, files_of, some_requests
+from tests.faults.client import Client
+from tests.faults.cluster import SHIPPED, Cluster, FrontEnd
+from tests.faults.jobs import files_of_job
+from tests.redis_server import RedisServer
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def test_results_are_fetched_from_another_front_end(
+    logs: Path, redis: RedisServer, shipped: Oracle
+) -> None:
+    bodies = some_requests(12, seed=7, num_classes=10)
+
+    async def run(cluster: Cluster) -> list[list[bytes]]:
+        lost, other = cluster.front_ends
+        async with httpx.AsyncClient(timeout=60) as http:
+            answers = [await http.post(f"{lost.url}/jobs", json=body) for body in bodies]
+            lost.kill()
+            places = [answer.headers["Location"] for answer in answers]
+            return [await files_of_job(http, f"{other.url}{place}") for place in places]
+
+    with Cluster(logs, SHIPPED, redis) as cluster:
+        cluster.start(front_ends=2)
+        assert asyncio.run(run(cluster)) == shipped.files(bodies)
+        cluster.assert_at_rest()
+
+
+async def keep_asking(client: Client, bodies: list[Body], files: list[list[bytes]]) -> None:
+    """Ask for the images of the bodies, again and again, until the client stops; check each."""
+
+    async def one(body: Body, expected: list[bytes]) -> None:
+        answer = await client.generate(body)
+        assert (answer is None and client.is_stopping) or files_of(answer) == expected
+
+    while not client.is_stopping:
+        await asyncio.gather(*(one(*pair) for pair in zip(bodies, files, strict=True)))
+
+
+async def seconds_until_not_ready(http: httpx.AsyncClient, url: str, started: float) -> float:
+    """Seconds after a moment at which a front end says that it is not ready, or says nothing."""
+    while True:
+        try:
+            if (await http.get(f"{url}/readyz")).status_code == 503:
+                return time.monotonic() - started
+        except httpx.TransportError:
+            return time.monotonic() - started
+
+
+@contextmanager
+def embedded(folder: Path) -> Iterator[FrontEnd]:
+    """The service in one process, as a newcomer has it."""
+    variables = {"MASC_MODELS_DIR": str(SHIPPED), "MASC_THREADS": "1"}
+    process = FrontEnd(["masc", "serve", "--port", "0"], folder / "embedded.log", variables)
+    try:
+        process.find(" serves cifar10 ")
+        yield process
+    finally:
+        process.kill()
+
+
+async def leave_under_load(
+    client: Client, leaving: FrontEnd, bodies: list[Body], files: list[list[bytes]]
+) -> float:
+    """Let a front end stop while there is work; seconds until it said that it is not ready."""
+    async with httpx.AsyncClient(timeout=30) as http:
+        asking = asyncio.create_task(keep_asking(client, bodies, files))
+        await asyncio.sleep(1.0)
+        assert not asking.done()
+        leaving.send(signal.SIGTERM)
+        seconds = await seconds_until_not_ready(http, leaving.url, time.monotonic())
+        assert await asyncio.to_thread(leaving.wait, 30) == 0
+        client.is_stopping = True
+        await asking
+    return seconds
+
+
+def test_a_front_end_stops_under_load(logs: Path, redis: RedisServer, shipped: Oracle) -> None:
+    bodies = some_requests(16, seed=8, num_classes=10)
+    files = shipped.files(bodies)
+
+    async def run(cluster: Cluster) -> None:
+        async with Client([one.url for one in cluster.front_ends]) as client:
+            assert await leave_under_load(client, cluster.front_ends[0], bodies, files) <= 0.1
+            assert client.tally.failed == []
+
+    with Cluster(logs, SHIPPED, redis) as cluster:
+        cluster.start(front_ends=2)
+        asyncio.run(run(cluster))
+        cluster.assert_at_rest()
+        ended = cluster.samples("masc_jobs_ended_total")
+        assert sum(ended.values()) == ended["ok"]
+
+
+def test_the_whole_service_in_one_process_stops_under_load(logs: Path, shipped: Oracle) -> None:
+    bodies = some_requests(16, seed=9, num_classes=10)
+    files = shipped.files(bodies)
+
+    async def run(process: FrontEnd) -> None:
+        async with Client([process.url]) as client:
+            assert await leave_under_load(client, process, bodies, files) <= 0.1
+            assert client.tally.failed == []
+
+    with embedded(logs) as process:
+        asyncio.run(run(process))
+        assert "running task(s)" not in process.log.read_text()  # uvicorn's, of those it cuts off
+
+
+def test_a_worker_stops_under_load(logs: Path, redis: RedisServer, shipped: Oracle) -> None:
+    bodies = some_requests(16, seed=10, num_classes=10)
+    files = shipped.files(bodies)
+
+    async def run(cluster: Cluster) -> None:
+        async with Client([cluster.front_ends[0].url]) as client:
+            asking = asyncio.create_task(keep_asking(client, bodies, files))
+            await asyncio.sleep(1.0)
+            leaving = cluster.workers[0]
+            leaving.send(signal.SIGTERM)
+            started = time.monotonic()
+            async with httpx.AsyncClient(timeout=10) as http:
+                url = f"{cluster.front_ends[0].url}/readyz"
+                while len((await http.get(url)).json()["workers"]) == 2:
+                    pass
+                seconds = time.monotonic() - started
+            assert await asyncio.to_thread(leaving.wait, 30) == 0
+            client.is_stopping = True
+            await asking
+            assert client.tally.failed == []
+            assert seconds <= 0.1
+
+    with Cluster(logs, SHIPPED, redis) as cluster:
+        cluster.start(workers=2)
+        asyncio.run(run(cluster))
+        cluster.assert_at_rest()
+        ended = cluster.samples("masc_jobs_ended_total")
+        assert sum(ended.values()) == ended["ok"]
+        assert not cluster.samples("masc_jobs_redelivered_total")["lease_expired"]
