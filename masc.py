@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,7 @@ TRAINING_GROUPS = {
 OPTIONAL = {
     "aiohttp", "matplotlib", "numba", "safetensors", "scipy", "sklearn", "torch",
 }  # fmt: skip
+END_SECONDS = 3.0  # for the worker's thread, when there is nothing left for it to do
 
 Models = Annotated[
     Path | None, typer.Option(help="Folder of the model bundles [env MASC_MODELS_DIR].")
@@ -164,9 +166,10 @@ def worker(
     if back.queue_url.startswith("memory:"):
         raise ConfigError("MASC_QUEUE_URL: a worker by itself needs a queue outside the process")
     registry = CollectorRegistry()
-    consumer = build_worker(back, connect(back.queue_url, back.limits), registry)
-    with exposed(consumer, registry, back.metrics_host, back.metrics_port):
-        run_until_signal(consumer)
+    with closing(connect(back.queue_url, back.limits)) as jobs:
+        consumer = build_worker(back, jobs, registry)
+        with exposed(consumer, registry, back.metrics_host, back.metrics_port):
+            run_until_signal(consumer)
 
 
 def generate(  # noqa: PLR0913 - options
@@ -264,10 +267,12 @@ def _serve_embedded(front: Any, back: Any) -> None:  # noqa: ANN401 - settings o
         thread = LoopThread(consumer)
         thread.start()
         try:
-            serve(app, listener)
+            serve(app, listener, is_broken=lambda: thread.failure is not None)
         finally:
             consumer.stop(0.0)  # who waited has been answered, nobody else can ask for the rest
-            thread.join(back.drain_seconds)
+            thread.join(END_SECONDS)
+    if thread.failure is not None:
+        raise thread.failure
 
 
 def _serve_front_end(front: Any) -> None:  # noqa: ANN401 - settings of a lazy module

@@ -79,7 +79,7 @@ class Activator:
                 await self._undo_if_refused(workers, name, version, previous)
                 ready = [one for one in workers if one.ready]
                 serving = sum(one.version == version for one in ready)
-                if serving == len(ready):
+                if serving == len(ready) and (serving or not workers):
                     return Activation("serving", previous, serving)
                 if time.monotonic() >= deadline:
                     return Activation("pending", previous, serving)

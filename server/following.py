@@ -96,9 +96,9 @@ async def _wait(
     DeadlineError : the time to give up has come
     """
     left = until - asyncio.get_running_loop().time()
-    seconds = min(seconds, max(left, 0.0))
-    await asyncio.wait({upcoming}, timeout=seconds if seconds < math.inf else None)
-    if seconds == left and not upcoming.done():
+    wait = min(seconds, max(left, 0.0))
+    await asyncio.wait({upcoming}, timeout=wait if wait < math.inf else None)
+    if left <= seconds and not upcoming.done():
         raise _late()
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime as dt
 from typing import Any
 
-from masc_core.errors import UnknownJobError
+from masc_core.errors import QueueDownError, UnknownJobError
 from server.access import Client
 from server.answers import image_facts, model_version, stages
 from server.place import place_of
@@ -17,6 +18,8 @@ from worker.jobs.job import Job
 from worker.jobs.outcome import JobFailure, Outcome
 from worker.jobs.queue import JobProducer
 from worker.jobs.state import END_STATES, JobStatus
+
+OUTCOME_SECONDS = 3.0  # for a large one to come; that of a job which has ended is there
 
 
 async def own_job(queue: JobProducer, client: Client, job_id: str) -> JobStatus:
@@ -38,8 +41,15 @@ async def outcome_of(queue: JobProducer, status: JobStatus) -> Outcome | None:
     Raises
     ------
     ResultGoneError : it has, and nobody knows how any more
+    QueueDownError : the queue went away meanwhile
     """
-    return await queue.outcome(status.job.id) if status.state in END_STATES else None
+    if status.state not in END_STATES:
+        return None
+    try:
+        async with asyncio.timeout(OUTCOME_SECONDS):
+            return await queue.outcome(status.job.id)
+    except TimeoutError:
+        raise QueueDownError("the queue cannot be reached", OUTCOME_SECONDS) from None
 
 
 async def job_answer(queue: JobProducer, status: JobStatus, *, entropies: bool) -> JobAnswer:

@@ -10,7 +10,7 @@ import ipaddress
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -33,9 +33,9 @@ CLOSE_SECONDS = 3  # for what still runs when the work is done: streams that oth
 class DrainingServer(uvicorn.Server):
     """Uvicorn, but for what it does on a signal."""
 
-    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Drain, is_broken: Callable[[], bool]) -> None:
         super().__init__(config)
-        self._drain = drain
+        self._drain, self._is_broken = drain, is_broken
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's
         """Begin to drain, or end at once where it does already."""
@@ -44,14 +44,25 @@ class DrainingServer(uvicorn.Server):
         self._drain.begin()
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: end when there is nothing more to do."""
+        """Ten times a second: end when there is nothing more to do, or nothing can be done."""
+        if self._is_broken():
+            self._drain.begin()
         if self._drain.is_over:
             self.should_exit = True
         return await super().on_tick(counter)
 
 
-def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Serve until a signal, in the main thread, and return when what was accepted is answered."""
+def serve(
+    app: FastAPI, listener: socket.socket, is_broken: Callable[[], bool] = lambda: False
+) -> None:
+    """Serve until a signal, in the main thread, and return when what was accepted is answered.
+
+    Parameters
+    ----------
+    app : as from `server.app.create_app`
+    listener : as from `listen`
+    is_broken : whether no image can be made any more, so that it is to drain without a signal
+    """
     front: Front = app.state.front
     config = uvicorn.Config(
         app,
@@ -61,7 +72,7 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
         log_config=None,
         timeout_graceful_shutdown=CLOSE_SECONDS,
     )
-    server = DrainingServer(config, front.drain)
+    server = DrainingServer(config, front.drain, is_broken)
     signal.signal(signal.SIGTERM, server.handle_exit)  # also before uvicorn listens for it
     server.run(sockets=[listener])
 

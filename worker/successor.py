@@ -90,6 +90,7 @@ class Successor:
         try:
             lane = self._load(self._registry.path(self._name, version))
             lane.warm_up()
+            is_wanted = self._registry.current(self._name) == version
         except Exception as error:  # whatever it is, the old version goes on
             reason = str(error) if isinstance(error, MascError) else "see the worker's log"
             logger.exception("%s %s is refused", self._name, version)
@@ -97,6 +98,9 @@ class Successor:
                 lane.close()
             self.refusal = Refusal(version, reason)
         else:
+            if not is_wanted:  # another one was made active meanwhile
+                lane.close()
+                return
             self._offer(lane)
             self._newest, self.refusal = version, Refusal()
 

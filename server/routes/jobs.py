@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from masc_core.errors import QueueDownError
 from server.accept import EVENTS, MEDIA_TYPES
 from server.answers import BINARY, IMAGE_HEADERS, etag_of, image_response
 from server.auth import ClientDependency, LimitedClientDependency
@@ -28,6 +29,7 @@ from server.schemas.job import EXAMPLE_JOB, JobAnswer, JobBody
 from server.streaming import shown
 from worker.jobs.job import Job
 from worker.jobs.outcome import JobResult
+from worker.jobs.state import JobStatus
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -119,7 +121,12 @@ async def submit(
             idempotency=idempotency(key, router.prefix, body, ""),
         )
         job = await admit(front, asked, client.queue_share, request.scope)
-    answer = await job_answer(front.queue, await front.queue.status(job.id), entropies=False)
+    try:
+        status = await front.queue.status(job.id)
+        answer = await job_answer(front.queue, status, entropies=False)
+    except QueueDownError:  # it has been accepted all the same, and can be asked for later
+        unknown = JobStatus(job, "waiting", None, 0)
+        answer = await job_answer(front.queue, unknown, entropies=False)
     return _document(answer, 202, {"Location": f"{router.prefix}/{job.id}"})
 
 
@@ -136,7 +143,7 @@ async def look(
     "/{id}",
     status_code=204,
     summary="Cancel a job",
-    responses=problems("unknown-job", "invalid", "queue-down"),
+    responses=problems("no-key", "unknown-job", "invalid", "queue-down"),
 )
 async def cancel(job_id: JobId, front: FrontDependency, client: ClientDependency) -> None:
     """End a job that waits or runs; one that has ended stays as it is."""

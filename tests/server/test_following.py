@@ -114,6 +114,15 @@ async def test_after_the_time_is_up_it_is_given_up(queue: MemoryQueue, running: 
     assert 0.04 < loop.time() - started < 2.0
     with pytest.raises(DeadlineError):
         await anext(follow(queue, JOB.id, None, until=started))
+    shown: list[Moment] = []
+    with pytest.raises(DeadlineError):
+        await asyncio.wait_for(_keep(follow(queue, JOB.id, until=started - 1.0), shown), 5.0)
+    assert len(shown) <= 1  # where it is, and no more
+
+
+async def _keep(moments: AsyncIterator[Moment], shown: list[Moment]) -> None:
+    async for moment in moments:
+        shown.append(moment)  # noqa: PERF401 - what came before the error counts
 
 
 async def test_whoever_stops_following_leaves_nothing_behind(queue: MemoryQueue) -> None:

@@ -65,6 +65,15 @@ def serve_with(service: Service, client: Callable[[httpx.Client], None]) -> floa
     return seconds
 
 
+def test_where_nothing_can_be_made_any_more_it_ends_without_a_signal(own_service: Service) -> None:
+    broken = threading.Event()
+    with listen("127.0.0.1", 0, keys=True) as listener:
+        threading.Timer(0.3, broken.set).start()
+        serve(own_service.app, listener, is_broken=broken.is_set)
+    assert broken.is_set()
+    assert own_service.get("/readyz").status_code == 503
+
+
 class Asking(threading.Thread):
     """A request for an image, which the worker has begun with when the constructor returns."""
 

@@ -69,6 +69,22 @@ def successor(models: Registry, loader: Loader) -> Successor:
     return Successor(models, "tiny", "1", loader)
 
 
+def test_a_version_that_is_not_the_active_one_any_more_is_not_offered(
+    models: Registry, loader: Loader, successor: Successor
+) -> None:
+    models.activate("tiny", "2")
+    loader.gate.clear()
+    looking = threading.Thread(target=successor.look)
+    looking.start()
+    assert loader.began.wait(10)
+    models.activate("tiny", "1")
+    loader.gate.set()
+    looking.join(10)
+    assert successor.take() is None
+    assert [lane.is_closed for lane in loader.made] == [True]
+    assert successor.refusal == Refusal()
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, loader: Loader) -> Iterator[None]:
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)

@@ -27,7 +27,7 @@ from worker.jobs.drain_rate import DrainRate, retry_after
 from worker.jobs.event import Event, NumberedEvent
 from worker.jobs.job import Job, Lease
 from worker.jobs.limits import QueueLimits
-from worker.jobs.outcome import CANCELLED, EXPIRED, Outcome, end_state
+from worker.jobs.outcome import CANCELLED, EXPIRED, Outcome, end_state, frees_key
 from worker.jobs.state import (
     EndState,
     JobState,
@@ -245,6 +245,9 @@ class MemoryQueue:
         with self._arrival:
             self._workers.pop(worker_id, None)
 
+    def close(self) -> None:
+        """Nothing is to be disconnected."""
+
     def _earlier(self, job: Job) -> _Record | None:
         """The job that an idempotency key stands for already."""
         if job.idempotency is None:
@@ -296,7 +299,7 @@ class MemoryQueue:
         record.ended = self._clock()
         self._ends[record.state] += 1
         self._kept[record.job.id] = record
-        if record.state in {"cancelled", "expired"}:  # a second try may do better
+        if frees_key(outcome):
             self._release_key(record)
         self._watchers.tell(record.job.id)
 

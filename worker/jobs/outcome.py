@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from masc_core.errors import (
     ArtifactError,
+    CapacityError,
     DeadlineError,
     EngineError,
     JobCancelledError,
+    JobEndedError,
     MascError,
     RequestError,
 )
@@ -109,6 +111,13 @@ def end_state(outcome: Outcome) -> EndState:
         return "ok"
     states: dict[str, EndState] = {CANCELLED.error: "cancelled", EXPIRED.error: "expired"}
     return states.get(outcome.error, "error")
+
+
+def frees_key(outcome: Outcome) -> bool:
+    """Whether a second try under the same idempotency key may do better, and is to be made."""
+    if isinstance(outcome, JobResult):
+        return False
+    return isinstance(outcome.to_error(), JobEndedError | CapacityError)
 
 
 def _error_classes(base: type[MascError] = MascError) -> Iterator[type[MascError]]:

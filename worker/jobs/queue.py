@@ -139,6 +139,9 @@ class JobConsumer(Protocol):
     def leave(self, worker_id: str) -> None:
         """Take the worker off the list."""
 
+    def close(self) -> None:
+        """Disconnect; what is claimed stays so until its leases run out."""
+
 
 class JobQueue(JobProducer, JobConsumer, Protocol):
     """Both faces."""

@@ -143,6 +143,14 @@ def test_whoever_does_not_want_to_wait_is_told_so(tmp_path: Path) -> None:
     here.consumer._lanes.close()
 
 
+def test_a_worker_that_is_not_ready_does_not_serve_it_yet(tmp_path: Path) -> None:
+    here = Serving(tmp_path)
+    here.queue.announce(WorkerStatus("w", ready=False, model="tiny", version="1"))
+    answer = asyncio.run(here.activate("2", wait_seconds=0))
+    assert (answer.status_code, answer.json()["state"]) == (202, "pending")
+    here.consumer._lanes.close()
+
+
 def test_without_workers_only_the_choice_changes(tmp_path: Path) -> None:
     here = Serving(tmp_path)
     answer = asyncio.run(here.activate("2"))

@@ -349,6 +349,13 @@ async def test_keys_belong_to_their_owners(queue: JobQueue) -> None:
     await submit(queue, job(owner="", idempotency=Idempotency("a:b:c", "print")))
 
 
+async def test_a_key_of_a_job_that_was_refused_later_can_be_used_again(queue: JobQueue) -> None:
+    await submit(queue, job(keep=True, idempotency=Idempotency("k", "print")))
+    (lease,) = claim(queue)
+    assert queue.finish(lease, JobFailure("NoWorkerError", "not that version any more"))
+    await submit(queue, job(keep=True, idempotency=Idempotency("k", "print")))
+
+
 async def test_fifty_submissions_at_once_with_one_key_are_one_job(queue: JobQueue) -> None:
     jobs = [job(keep=True, idempotency=Idempotency("k", "print")) for _ in range(50)]
     receipts = await asyncio.gather(*map(queue.submit, jobs))

@@ -17,7 +17,7 @@ from masc_core.errors import QueueDownError
 from worker.jobs.event import Event
 from worker.jobs.job import Lease
 from worker.jobs.limits import QueueLimits
-from worker.jobs.outcome import JobFailure, Outcome, end_state
+from worker.jobs.outcome import JobFailure, Outcome, end_state, frees_key
 from worker.jobs.redis.caller import Caller
 from worker.jobs.redis.codec import (
     CodecError,
@@ -52,7 +52,7 @@ class RedisConsumer:
         self._name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._news = WorkerNews(client, self._scripts, channels_of(db), self._name)
         self._models: set[str] = set()  # that were claimed from
-        self._last_try: Lease | None = None  # of the latest job that was on its last try
+        self._last_try = ("", 0)  # the latest job that was on its last try, and its token
 
     def close(self) -> None:
         """Disconnect; what is claimed stays so until its leases run out."""
@@ -98,8 +98,8 @@ class RedisConsumer:
 
     def finish(self, lease: Lease, outcome: Outcome) -> bool:
         """Report the end of a job; false when the lease was lost before."""
-        state, data = end_state(outcome), encode_outcome(outcome)
-        is_accepted = self._scripts.run("finish", lease.job_id, lease.token, state, data)
+        end = end_state(outcome), encode_outcome(outcome), int(frees_key(outcome))
+        is_accepted = self._scripts.run("finish", lease.job_id, lease.token, *end)
         self._news.held.drop(lease.job_id, lease.token)
         return bool(is_accepted)
 
@@ -124,8 +124,8 @@ class RedisConsumer:
         self._models.add(model)
         self._news.start()
         with self._news.held.claiming():
-            flags = int(is_first), int(not self._has_last_try)
-            claimed = self._scripts.run("claim", model, max_rows, self._name, *flags)
+            arguments = (model, max_rows, self._name, int(is_first), *self._last_try)
+            claimed = self._scripts.run("claim", *arguments)
             leases = [lease for fields in claimed if (lease := self._read(*fields)) is not None]
             self._news.held.add(leases)
         return leases
@@ -137,16 +137,11 @@ class RedisConsumer:
             lease = Lease(decode_job(data), token, milliseconds_left / 1000)
         except CodecError:
             failure = encode_outcome(UNREADABLE)
-            self._scripts.run("finish", job_id, token, end_state(UNREADABLE), failure)
+            self._scripts.run("finish", job_id, token, end_state(UNREADABLE), failure, 0)
             return None
         if is_last_try:
-            self._last_try = lease
+            self._last_try = (lease.job_id, token)
         return lease
-
-    @property
-    def _has_last_try(self) -> bool:
-        """Whether a job on its last try is here."""
-        return self._last_try is not None and not self._news.held.lost([self._last_try])
 
 
 def _pairs(leases: Iterable[Lease]) -> list[str | int]:

@@ -222,7 +222,7 @@ class _Roster:
 
     def __init__(self, calls: AsyncCaller) -> None:
         self._calls = calls
-        self._lock = asyncio.Lock()
+        self._reading: asyncio.Future[None] | None = None
         self._workers: Sequence[WorkerStatus] = ()
         self._num_changes, self._num_seen = 0, -1
         self._read_at = 0.0
@@ -231,14 +231,26 @@ class _Roster:
         self._num_changes += 1
 
     async def read(self) -> Sequence[WorkerStatus]:
-        async with self._lock:
-            is_old = time.monotonic() - self._read_at > WORKERS_SECONDS
-            if is_old or self._num_seen != self._num_changes:
-                seen, now = self._num_changes, time.monotonic()
-                found = await self._calls.run("workers")
-                self._workers = tuple(decode_worker(data) for data in found)
-                self._num_seen, self._read_at = seen, now
-            return self._workers
+        """Return the list; whoever asks while it is being read gets that answer, or that error."""
+        is_old = time.monotonic() - self._read_at > WORKERS_SECONDS
+        if is_old or self._num_seen != self._num_changes:
+            if self._reading is None or self._reading.done():
+                self._reading = asyncio.ensure_future(self._read())
+                self._reading.add_done_callback(_heed)
+            await asyncio.shield(self._reading)
+        return self._workers
+
+    async def _read(self) -> None:
+        seen, now = self._num_changes, time.monotonic()
+        found = await self._calls.run("workers")
+        self._workers = tuple(decode_worker(data) for data in found)
+        self._num_seen, self._read_at = seen, now
+
+
+def _heed(reading: asyncio.Future[None]) -> None:
+    """Take note of an error, also when nobody waits for it any more."""
+    if not reading.cancelled():
+        reading.exception()
 
 
 def _unknown(job_id: str) -> UnknownJobError:

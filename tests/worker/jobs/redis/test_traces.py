@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
 import redis
@@ -108,17 +109,34 @@ async def test_the_memory_of_what_was_has_a_bound(
     redis_url: str, make_worker: MakeWorker, inside: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.jobs.redis.scripts.MAX_ENDED", 5)
-    worker = make_worker(LIMITS)
-    async with RedisQueue(redis_url, LIMITS) as front:
+    brief = replace(LIMITS, result_seconds=0.02)
+    worker = make_worker(brief)
+    async with RedisQueue(redis_url, brief) as front:
         jobs = [job(keep=True, idempotency=Idempotency(str(i), "print")) for i in range(9)]
-        for one in jobs:
+        for one in jobs[:8]:
             await submit(front, one)
             worker.finish(claim(worker)[0], result())
             await asyncio.sleep(0.002)  # the order is that of the milliseconds
-    kept = {one.id for one in jobs[4:]}
-    expected = {f"{kind}:{job_id}" for kind in ("job", "outcome") for job_id in kept}
-    expected |= {f"key:0::{i}" for i in range(4, 9)}
-    assert names(inside) == ALWAYS_THERE | {"ended"} | expected
+        await asyncio.sleep(0.03)
+        await submit(front, jobs[8])
+        worker.finish(claim(worker)[0], result())
+    expected = {f"job:{one.id}" for one in jobs[4:]} | {f"key:0::{i}" for i in range(4, 9)}
+    outcomes = {f"outcome:{jobs[8].id}"}
+    assert names(inside) - outcomes == ALWAYS_THERE | {"ended"} | expected
+
+
+async def test_what_is_still_to_be_had_is_not_forgotten_for_the_bound(
+    redis_url: str, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.jobs.redis.scripts.MAX_ENDED", 2)
+    worker = make_worker(LIMITS)
+    async with RedisQueue(redis_url, LIMITS) as front:
+        jobs = [job(keep=True) for _ in range(5)]
+        for one in jobs:
+            await submit(front, one)
+            worker.finish(claim(worker)[0], result())
+        for one in jobs:
+            assert await front.outcome(one.id) == result()
 
 
 async def test_a_job_whose_keys_were_removed_blocks_nobody(

@@ -1,7 +1,7 @@
 -- Lease the jobs at the head of a model's line that fit into the free rows.
 
 local model, rows, consumer, is_first = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5] == '1'
-local takes_last_try = ARGV[6] == '1'
+local takes_last_try = not holds(ARGV[6], ARGV[7]) -- the one that it had last
 local line, stream = key('waiting', model), key('stream', model)
 
 -- The group's list of pending entries says who has which job. One that was pending before is taken

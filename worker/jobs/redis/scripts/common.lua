@@ -91,7 +91,7 @@ local function tell_holder(id)
 end
 
 -- What is left is an outcome for a while, and for longer what `status` tells.
-local function end_job(id, state, outcome)
+local function end_job(id, state, outcome, frees_key)
   local job = read(id, 'state', 'model', 'seq', 'owner', 'keep', 'key')
   local name = key('job', id)
   if job.state == 'waiting' then
@@ -109,7 +109,7 @@ local function end_job(id, state, outcome)
   local kept_ms = job.keep == '1' and settings.result_ms or settings.unkept_ms
   redis.call('SET', key('outcome', id), outcome, 'PX', kept_ms)
   redis.call('PEXPIRE', key('events', id), kept_ms)
-  if state == 'cancelled' or state == 'expired' then -- a second try may do better
+  if frees_key then -- a second try may do better
     release_key(id, job.key)
   elseif job.key ~= '' then
     redis.call('PEXPIRE', key('key', job.key), settings.memory_ms)
@@ -119,7 +119,11 @@ local function end_job(id, state, outcome)
   redis.call('DEL', key('watch', id))
   redis.call('ZADD', key('ended'), now, id)
   while redis.call('ZCARD', key('ended')) > settings.max_ended do
-    drop(redis.call('ZRANGE', key('ended'), 0, 0)[1])
+    local oldest = redis.call('ZRANGE', key('ended'), 0, 0, 'WITHSCORES')
+    if now - tonumber(oldest[2]) < settings.result_ms then -- its outcome is still to be had
+      break
+    end
+    drop(oldest[1])
   end
 end
 
@@ -164,7 +168,7 @@ end
 -- End a job that nobody needs to finish any more.
 local function give_up(id, state)
   tell_holder(id)
-  end_job(id, state, '')
+  end_job(id, state, '', true)
 end
 
 -- Whatever time alone changes. Every script begins with it, so that all see the same.

@@ -7,5 +7,5 @@ if not holds(id, token) then
   return 0
 end
 count_drained()
-end_job(id, state, outcome)
+end_job(id, state, outcome, ARGV[6] == '1')
 return 1
