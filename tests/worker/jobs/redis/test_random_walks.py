@@ -56,6 +56,10 @@ class Expected:
     def is_live(self) -> bool:
         return self.state in {"waiting", "running"}
 
+    @property
+    def is_last_try(self) -> bool:
+        return 0 < self.deliveries >= LIMITS.max_deliveries - 1
+
 
 class Walk(RuleBasedStateMachine):
     """Two front ends, two workers, two models, two owners."""
@@ -70,6 +74,7 @@ class Walk(RuleBasedStateMachine):
             self.runner.run(queue.__aenter__())
         self.expected: list[Expected] = []
         self.leases: list[tuple[RedisQueue, Lease]] = []
+        self.last_tries: dict[int, tuple[Expected, int]] = {}  # the latest of each worker
         self.totals: Counter[str] = Counter()
         self.ended: Counter[EndState] = Counter()
         self.redelivered: Counter[Redelivery] = Counter()
@@ -108,6 +113,12 @@ class Walk(RuleBasedStateMachine):
     def line(self, model: str) -> list[Expected]:
         waiting = [one for one in self.expected if one.state == "waiting"]
         return [one for one in waiting if one.job.request.model == model]
+
+    def has_last_try(self, worker: int) -> bool:
+        if worker not in self.last_tries:
+            return False
+        one, token = self.last_tries[worker]
+        return one.state == "running" and one.token == token
 
     def of(self, lease: Lease) -> Expected:
         return next(one for one in self.expected if one.job.id == lease.job_id)
@@ -160,12 +171,17 @@ class Walk(RuleBasedStateMachine):
     @rule(worker=st.integers(0, 1), model=st.sampled_from("ab"), rows=st.integers(0, 6))
     def claim(self, worker: int, model: str, rows: int) -> None:
         expected: list[Expected] = []
-        left = rows
+        left, takes_last_try = rows, not self.has_last_try(worker)
         for one in self.line(model):
+            if one.is_last_try and not takes_last_try:
+                continue
             if left <= 0 or (expected and one.job.request.num_rows > left):
                 break
             expected.append(one)
             left -= one.job.request.num_rows
+            if one.is_last_try:
+                takes_last_try = False
+                self.last_tries[worker] = (one, one.token + 1)
         leases = self.queues[worker].claim(model, rows, 0.0)
         for one in expected:
             one.state, one.token, one.deliveries = "running", one.token + 1, one.deliveries + 1
