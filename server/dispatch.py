@@ -98,14 +98,11 @@ async def _wait(queue: JobProducer, job: Job, receive: Receive, seconds: float) 
     finally:
         gone.cancel()
         outcome.cancel()
-        if outcome.done() and not outcome.cancelled() and not job.keep:
-            with suppress(QueueDownError):
-                await queue.forget(job.id)
-        else:
-            await leave(queue, job, expired=is_late and seconds >= job.timeout)
+        expired, has_ended = is_late and seconds >= job.timeout, outcome.done()
+        await leave(queue, job, expired=expired, has_ended=has_ended)
 
 
-async def leave(queue: JobProducer, job: Job, *, expired: bool) -> None:
+async def leave(queue: JobProducer, job: Job, *, expired: bool, has_ended: bool = False) -> None:
     """Wait for a job no longer.
 
     Parameters
@@ -113,12 +110,12 @@ async def leave(queue: JobProducer, job: Job, *, expired: bool) -> None:
     queue : where it is
     job : ends now and is forgotten, unless it is kept, for then others may wait for it
     expired : whether its own time is up, so that it ends in any case
+    has_ended : whether its outcome is known, so that there is nothing to end
     """
     with suppress(QueueDownError):  # the queue ends and forgets it by itself, only later
-        if expired:
-            await queue.cancel(job.id, "expired")
+        if not has_ended and (expired or not job.keep):
+            await queue.cancel(job.id, "expired" if expired else "cancelled")
         if not job.keep:
-            await queue.cancel(job.id)
             await queue.forget(job.id)
 
 
