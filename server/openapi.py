@@ -117,6 +117,26 @@ SAMPLES: Mapping[str, Sample] = {
     "timed-out": Sample(KINDS[DeadlineError], "no image within 300 seconds"),
 }
 
+# Samples of what any route answers that starts work, and of what one besides that waits for it.
+STARTING = (
+    "no-key",
+    "unknown-class",
+    "unknown-model",
+    "too-slow",
+    "conflict",
+    "result-gone",
+    "too-large",
+    "not-json",
+    "invalid",
+    "share-exceeded",
+    "rate-limit",
+    "queue-full",
+    "no-worker",
+    "draining",
+    "queue-down",
+)
+WAITING = ("cancelled", "non-finite", "timed-out")
+
 RETRY_AFTER = {
     "Retry-After": {
         "description": "Seconds after which a new try is worth while.",

@@ -16,7 +16,15 @@ from server.front import FrontDependency
 from server.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
 from server.job_events import JobEvents
 from server.json_body import json_body
-from server.openapi import Responses, event_stream, headers, json_request, problems
+from server.openapi import (
+    STARTING,
+    WAITING,
+    Responses,
+    event_stream,
+    headers,
+    json_request,
+    problems,
+)
 from server.resolve import resolve
 from server.schemas.event import EVENT_MODELS, EXAMPLE_EVENTS
 from server.schemas.generate import (
@@ -43,26 +51,7 @@ ANSWER: Responses = {
         "headers": headers({**IMAGE_HEADERS, **REPLAY_HEADER}),
     }
 }
-PROBLEMS = problems(
-    "no-key",
-    "unknown-class",
-    "unknown-model",
-    "too-slow",
-    "conflict",
-    "cancelled",
-    "result-gone",
-    "too-large",
-    "not-json",
-    "invalid",
-    "share-exceeded",
-    "non-finite",
-    "rate-limit",
-    "queue-full",
-    "no-worker",
-    "draining",
-    "queue-down",
-    "timed-out",
-)
+PROBLEMS = problems(*WAITING, *STARTING)
 EXAMPLES = {
     "by name": EXAMPLE_REQUEST,
     "by id": {"class_id": 1, "num_images": 4, "temperature": 0.9, "top_p": 0.95, "format": "webp"},

@@ -21,7 +21,7 @@ from server.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
 from server.job_answer import job_answer, outcome_of, own_job
 from server.job_events import EVENT_ID, Cursor, JobEvents
 from server.json_body import json_body
-from server.openapi import Responses, event_stream, headers, json_request, problems
+from server.openapi import STARTING, Responses, event_stream, headers, json_request, problems
 from server.resolve import resolve
 from server.routes.generate import EXAMPLES as GENERATE_EXAMPLES
 from server.schemas.event import EVENT_MODELS, EXAMPLE_EVENTS
@@ -73,23 +73,7 @@ TOLD: Responses = {
     },
     204: {"description": "There is nothing behind the last event; do not come back."},
 }
-REFUSALS = problems(
-    "no-key",
-    "unknown-class",
-    "unknown-model",
-    "too-slow",
-    "conflict",
-    "result-gone",
-    "too-large",
-    "not-json",
-    "invalid",
-    "share-exceeded",
-    "rate-limit",
-    "queue-full",
-    "no-worker",
-    "draining",
-    "queue-down",
-)
+REFUSALS = problems(*STARTING)
 LOST = problems("no-key", "unknown-job", "result-gone", "invalid", "queue-down")
 
 

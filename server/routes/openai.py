@@ -19,7 +19,7 @@ from server.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
 from server.json_body import json_body
 from server.openai_errors import OpenAIRoute, openai_problems
 from server.openai_events import OpenAIEvents, usage_of
-from server.openapi import Responses, event_stream, headers, json_request
+from server.openapi import STARTING, WAITING, Responses, event_stream, headers, json_request
 from server.resolve import resolve
 from server.schemas.generate import ImagesBody
 from server.schemas.openai import (
@@ -58,26 +58,7 @@ ANSWER: Responses = {
         },
     }
 }
-PROBLEMS = openai_problems(
-    "no-key",
-    "invalid",
-    "unknown-class",
-    "unknown-model",
-    "too-slow",
-    "conflict",
-    "cancelled",
-    "result-gone",
-    "too-large",
-    "not-json",
-    "share-exceeded",
-    "rate-limit",
-    "non-finite",
-    "queue-full",
-    "no-worker",
-    "draining",
-    "queue-down",
-    "timed-out",
-)
+PROBLEMS = openai_problems(*WAITING, *STARTING)
 
 
 @router.post(
