@@ -6,7 +6,6 @@ their names, so none leads out of the folder.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +14,8 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+
+from server.answers import etag_of
 
 STATIC = Path(__file__).parents[1] / "static"
 MEDIA_TYPES = {
@@ -39,8 +40,7 @@ class Asset:
     def read(cls, path: Path) -> Asset:
         """Read a file and derive its ETag from its content."""
         content = path.read_bytes()
-        etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-        return cls(content, MEDIA_TYPES[path.suffix], etag)
+        return cls(content, MEDIA_TYPES[path.suffix], etag_of(content))
 
 
 @cache
