@@ -39,6 +39,8 @@ BlockingRedis: TypeAlias = redis.Redis
 MIN_VERSION = (6, 2)
 CONNECT_SECONDS = 0.5
 ANSWER_SECONDS = 3.0  # also for a result of many megabytes
+SILENCE_SECONDS = 1.0  # on a subscription, after which the server is asked whether it is there
+RETRY_SECONDS = 0.25  # between two tries to reach it
 RETRY_AFTER = 2.0
 # Redis' own reasons not to serve anybody at the moment: errors, or the first word of one.
 PASSING: Final = (ConnectionError, TimeoutError, MasterDownError, OutOfMemoryError, ReadOnlyError)

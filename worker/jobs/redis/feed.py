@@ -13,13 +13,15 @@ from collections.abc import Callable, Sequence
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
-from worker.jobs.redis.connection import ANSWER_SECONDS, AsyncRedis
+from worker.jobs.redis.connection import (
+    ANSWER_SECONDS,
+    RETRY_SECONDS,
+    SILENCE_SECONDS,
+    AsyncRedis,
+)
 from worker.jobs.redis.tasks import end_task
 
 logger = logging.getLogger(__name__)
-
-SILENCE_SECONDS = 1.0  # after which the server is asked whether it is there
-RETRY_SECONDS = 0.25
 
 
 class Feed:

@@ -15,12 +15,14 @@ from redis.client import PubSub
 from redis.exceptions import RedisError
 
 from masc_core.errors import QueueDownError
-from worker.jobs.redis.connection import ANSWER_SECONDS, BlockingRedis
+from worker.jobs.redis.connection import (
+    ANSWER_SECONDS,
+    RETRY_SECONDS,
+    SILENCE_SECONDS,
+    BlockingRedis,
+)
 
 logger = logging.getLogger(__name__)
-
-SILENCE_SECONDS = 1.0  # after which the server is asked whether it is there
-RETRY_SECONDS = 0.25
 
 
 class Listener:

@@ -36,7 +36,7 @@ from worker.jobs.redis.codec import (
     decode_worker,
     encode_job,
 )
-from worker.jobs.redis.connection import connect_async, database_of
+from worker.jobs.redis.connection import RETRY_SECONDS, connect_async, database_of
 from worker.jobs.redis.feed import Feed
 from worker.jobs.redis.scripts import channels_of, milliseconds, settings_of
 from worker.jobs.state import (
@@ -52,7 +52,6 @@ from worker.jobs.watchers import Watchers
 
 CALL_SECONDS = 0.75  # so that a client hears within a second that the queue is away
 LOOK_SECONDS = 10.0  # an outcome may be large, and whoever waits for one is patient
-RETRY_SECONDS = 0.25
 WORKERS_SECONDS = 1.0  # for which the list of workers is believed without news of them
 MAX_EVENTS_TOGETHER = 32
 POISONED = JobFailure(
