@@ -12,6 +12,12 @@ from tests.redis_server import RedisServer
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """Tests that are coroutines run on asyncio, as the service does."""
+    return "asyncio"
+
+
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[RedisServer]:
     """A Redis that lives as long as the tests: not to be killed or stopped."""

@@ -13,11 +13,6 @@ from tests.server.test_dispatch import until
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Source:
     """Events that come when they may, and what became of them."""
 

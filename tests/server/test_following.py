@@ -26,11 +26,6 @@ JOB = Job(GenerationRequest("tiny", 1, 1.0, 0))
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def queue() -> MemoryQueue:
     return MemoryQueue()
 

@@ -28,11 +28,6 @@ FrontEnds = tuple[httpx.AsyncClient, httpx.AsyncClient]
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def painter(redis_url: str) -> Iterator[Painter]:
     with closing(RedisQueue(redis_url, LIMITS)) as queue:
         queue.announce(WorkerStatus("painter", True, "tiny", "v1"))

@@ -6,18 +6,17 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle import Bundle
 from masc_core.errors import ConfigError, NonFiniteError, QueueDownError
 from masc_core.generate import generate
 from masc_core.images import ImageFormat
-from tests.tiny_bundle import CLASS_NAMES, GRID, NUM_CLUSTERS, save_tiny_bundle
+from tests.tiny_bundle import CLASS_NAMES, GRID, NUM_CLUSTERS
 from tests.worker.tiny_worker import (
     REQUEST,
     RecordingEngine,
@@ -53,18 +52,6 @@ OTHERS = [
     )
     for i in range(16)
 ]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    save_tiny_bundle(root)
-    return root
-
-
-@pytest.fixture
-def bundle(models: Path) -> Bundle:
-    return load_bundle(models / "tiny" / "1")
 
 
 def serve(

@@ -6,15 +6,14 @@ import asyncio
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle import Bundle
 from masc_core.errors import EngineError, QueueDownError
 from masc_core.images import ImageFormat, Pixels, encode_image
 from tests.clock import Clock
-from tests.tiny_bundle import GRID, save_tiny_bundle
+from tests.tiny_bundle import GRID
 from tests.worker.tiny_worker import (
     REQUEST,
     RecordingEngine,
@@ -44,18 +43,6 @@ from worker.lane import WARM_UP
 from worker.previews import PreviewBudget
 
 L = GRID**2
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    save_tiny_bundle(root)
-    return root
-
-
-@pytest.fixture
-def bundle(models: Path) -> Bundle:
-    return load_bundle(models / "tiny" / "1")
 
 
 @pytest.fixture(autouse=True)

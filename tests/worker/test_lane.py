@@ -21,7 +21,7 @@ from masc_core.bundle import Bundle, load_bundle
 from masc_core.errors import NonFiniteError
 from masc_core.generate import generate
 from masc_core.images import ImageFormat, Pixels, encode_image
-from tests.tiny_bundle import GRID, IMAGE_SIZE, save_tiny_bundle
+from tests.tiny_bundle import GRID, IMAGE_SIZE
 from tests.worker.tiny_worker import REQUEST, RecordingEngine, expected, make_lane
 from worker.engine.engine import Engine
 from worker.engine.request import ImageTask
@@ -57,18 +57,6 @@ class Nothing(PreviewBudget):
 
     def pay(self) -> float | None:
         return None
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    save_tiny_bundle(root)
-    return root
-
-
-@pytest.fixture
-def bundle(models: Path) -> Bundle:
-    return load_bundle(models / "tiny" / "1")
 
 
 class Gate:

@@ -6,16 +6,8 @@ import pytest
 
 from masc_core.errors import ConfigError, InvalidFieldError, UnknownClassError
 from masc_core.manifest import Manifest
-from tests.tiny_bundle import save_tiny_bundle
 from worker.offline import OfflineRequest, find_class, generate_files, image_specs
 from worker.settings import WorkerSettings, load_settings
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    save_tiny_bundle(root)
-    return root
 
 
 @pytest.fixture

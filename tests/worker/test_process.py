@@ -9,7 +9,6 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,27 +16,14 @@ from prometheus_client import CollectorRegistry
 
 import worker.consumer
 import worker.process
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle import Bundle
 from masc_core.errors import ConfigError, EngineError, NonFiniteError
-from tests.tiny_bundle import save_tiny_bundle
 from tests.worker.tiny_worker import REQUEST, make_consumer, submit
 from worker.engine.engine import Engine
 from worker.engine.request import Outcome as EngineOutcome
 from worker.jobs.memory import MemoryQueue
 from worker.lane import WARM_UP
 from worker.process import exposed, run_until_signal
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    save_tiny_bundle(root)
-    return root
-
-
-@pytest.fixture
-def bundle(models: Path) -> Bundle:
-    return load_bundle(models / "tiny" / "1")
 
 
 @pytest.fixture(autouse=True)

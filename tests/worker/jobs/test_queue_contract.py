@@ -37,11 +37,6 @@ ADAPTERS = ("memory", "redis")
 LIMITS = QueueLimits(max_jobs=100)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(params=ADAPTERS)
 def make_queue(request: pytest.FixtureRequest) -> Callable[[QueueLimits], JobQueue]:
     if request.param == "memory":

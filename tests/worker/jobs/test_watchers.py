@@ -10,11 +10,6 @@ from worker.jobs.watchers import Watchers
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def test_whoever_watches_is_woken_from_any_thread() -> None:
     watchers = Watchers()
     with watchers.watch("a") as first, watchers.watch("a") as second, watchers.watch("b") as other:

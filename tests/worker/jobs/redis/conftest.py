@@ -14,11 +14,6 @@ MakeWorker = Callable[[QueueLimits], RedisQueue]
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def make_worker(redis_url: str) -> Iterator[MakeWorker]:
     """A worker's side of the queue, of which only that side is used; any number of them."""
     with ExitStack() as stack:
