@@ -1,4 +1,4 @@
-"""Time the queue in Redis: single calls, and jobs on their way there and back.
+"""Time the queue in Redis: single calls, jobs on their way there and back, and what they take.
 
 ::
 
@@ -7,7 +7,8 @@
 
 A Redis of its own, this process as the front end, and a worker that answers at once share the
 processors of this machine. Processor time is that of each process for one job: submitted, awaited,
-claimed, finished and forgotten.
+claimed, finished and forgotten. Memory is that of Redis for one job that waits, that runs, and that
+is remembered after its outcome has gone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +32,7 @@ from tests.redis_server import RedisServer  # noqa: E402 - not installed
 from worker.jobs.event import Progress  # noqa: E402
 from worker.jobs.job import GenerationRequest, Job  # noqa: E402
 from worker.jobs.limits import QueueLimits  # noqa: E402
-from worker.jobs.outcome import ImageOutput, JobResult, Timings  # noqa: E402
+from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Timings  # noqa: E402
 from worker.jobs.redis.queue import RedisQueue  # noqa: E402
 
 LIMITS = QueueLimits(max_jobs=10_000)
@@ -57,6 +59,8 @@ def main() -> None:
     for clients in (1, 10, 50, 200):
         with RedisServer(appendonly=options.appendonly, appendfsync="everysec") as server:
             print(time_jobs(server, clients, options.kib), flush=True)
+    with RedisServer() as server:
+        print(asyncio.run(weigh_jobs(server)))
 
 
 def result(kib: int) -> JobResult:
@@ -143,6 +147,36 @@ async def ask_together(server: RedisServer, clients: int, worker: int) -> str:
     return (
         "| " + " | ".join([*cells, f"{1e3 * p99:.2f}", *(f"{1e6 * s:.0f}" for s in spent)]) + " |"
     )
+
+
+async def weigh_jobs(server: RedisServer) -> str:
+    """A table of what a job takes in Redis."""
+    brief = QueueLimits(max_jobs=NUM_JOBS, result_seconds=0.001)
+    weighed: list[float] = []
+    with server.client() as client:
+
+        def weigh() -> float:
+            return float(client.info("memory")["used_memory"])
+
+        async with RedisQueue(server.url, brief) as queue:
+            await queue.stats()
+            empty = weigh()
+            jobs = [replace(job(), keep=True) for _ in range(NUM_JOBS)]
+            for one in jobs:
+                await queue.submit(one)
+            weighed.append(weigh() - empty)
+            leases = queue.claim(MODEL, NUM_JOBS, 0.0)
+            weighed.append(weigh() - empty)
+            for lease in leases:
+                queue.finish(lease, JobFailure("EngineError", ""))
+            await asyncio.sleep(
+                0.1
+            )  # then their outcomes have gone, and go when they are looked for
+            assert not list(client.scan_iter("{masc}:outcome:*", NUM_JOBS))  # noqa: S101
+            weighed.append(weigh() - empty)
+    cells = [f"{bytes_ / NUM_JOBS / 1000:.2f}" for bytes_ in weighed]
+    head = "\n| KB a job that waits | that runs | that is remembered |\n|---|---|---|\n| "
+    return head + " | ".join(cells) + " |"
 
 
 def processor_seconds(server: RedisServer, worker: int) -> tuple[float, float, float]:
