@@ -1,0 +1,1 @@
+"""Priors built, measured against each other, and drawn."""
