@@ -36,7 +36,10 @@ class LoopConfig(StageConfig):
     """What every optimisation loop has."""
 
     epochs: int = Field(10, ge=1)
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, description="items a step, over all ranks")
+    micro_batch: int = Field(
+        0, ge=0, description="items that go through a rank's model together; 0 is all of its share"
+    )
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     min_lr_ratio: float = Field(
         0.1, gt=0, le=1, description="the cosine ends at this share of lr; 1 keeps it constant"
@@ -46,6 +49,10 @@ class LoopConfig(StageConfig):
     precision: Precision = Field("float32", description="autocast precision")
     log_every: int = Field(50, ge=1, description="steps between log lines")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="validate and keep averaged weights; 0 is off, 0.9999 usual"
+    )
+    tensorboard: bool = Field(default=False, description="write TensorBoard's files, too")
 
 
 def set_threads(threads: int) -> None:

@@ -1,20 +1,23 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from masc_core.errors import ConfigError
-from training.classifier import ClassifierConfig
-from training.codes import CodesConfig
-from training.compare_inputs import CompareConfig
+from masc_core.models.gpt_config import GPTConfig
 from training.config import StageConfig, load_config, set_threads
-from training.prior import PriorConfig
+from training.data.codes import CodesConfig
+from training.evaluation.classifier import ClassifierConfig
+from training.priors.build import PriorConfig
+from training.priors.compare_inputs import CompareConfig
+from training.priors.show_inputs import ShowConfig
 from training.publish import PublishConfig
-from training.show_inputs import ShowConfig
-from training.tokenizer import TokenizerConfig
-from training.transformer import TransformerConfig
+from training.refiner.train import RefinerTraining
+from training.tokenizer.train import TokenizerConfig
+from training.transformer.train import TransformerConfig
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 STAGES: dict[str, type[StageConfig]] = {
@@ -23,19 +26,54 @@ STAGES: dict[str, type[StageConfig]] = {
     "codes-val": CodesConfig,
     "prior": PriorConfig,
     "transformer": TransformerConfig,
+    "refiner": RefinerTraining,
     "classifier": ClassifierConfig,
     "compare": CompareConfig,
     "show": ShowConfig,
 }
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.toml")), ids=lambda p: str(p.stem))
+def stage_of(path: Path) -> type[StageConfig]:
+    """By the file's name, of which ``llamagen-b-masc`` and ``prior-kmeans`` have a variant."""
+    first, last = path.stem.split("-")[0], path.stem.split("-")[-1]
+    if first == "llamagen":
+        return RefinerTraining if last == "refiner" else TransformerConfig
+    return STAGES.get(path.stem) or STAGES[first]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.glob("*/*.toml")), ids=lambda p: f"{p.parent.name}-{p.stem}"
+)
 def test_shipped_configurations_are_valid(path: Path) -> None:
     if path.stem == "publish":
         assert load_config(PublishConfig, path, {}).name == path.parent.name
         return
-    config = load_config(STAGES[path.stem], path, {})
+    config = load_config(stage_of(path), path, {})
     assert str(config.out).startswith(f"runs/{path.parent.name}/")
+
+
+@pytest.mark.parametrize("size", ["b", "l", "xl"])
+@pytest.mark.parametrize("vocabulary", ["flat", "kmeans", "masc"])
+def test_the_runs_of_the_paper(size: str, vocabulary: str) -> None:
+    folder = CONFIGS / "imagenet256"
+    path = folder / f"llamagen-{size}-{vocabulary}.toml"
+    config = load_config(TransformerConfig, path, {})
+    assert config.out == Path("runs/imagenet256") / path.stem
+    named = GPTConfig.named(f"GPT-{size.upper()}")
+    assert (config.dim, config.n_layer, config.n_head) == (named.dim, named.n_layer, named.n_head)
+    assert config.lr == config.batch_size / 256 * 1e-4
+    assert config.lr * config.min_lr_ratio == pytest.approx(2e-5 if size == "xl" else 1e-5)
+    assert config.val_codes == load_config(CodesConfig, folder / "codes-val.toml", {}).out
+    if vocabulary == "flat":
+        assert config.prior is None
+    else:
+        prior = load_config(PriorConfig, folder / f"prior-{vocabulary}.toml", {})
+        assert config.prior == prior.out / "prior.npz"
+        assert prior.num_clusters == 8192
+        named = replace(named, vocab_size=8192)
+    steps = 1_281_167 // config.batch_size * config.epochs
+    title = f"{round(named.num_parameters / 1e6)} million parameters, {steps:,} steps."
+    assert path.read_text("utf-8").splitlines()[0].endswith(title)
 
 
 def test_flags_override_the_file(tmp_path: Path) -> None:

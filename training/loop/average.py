@@ -1,0 +1,55 @@
+"""Exponential moving average of a model's parameters.
+
+``a <- d a + (1 - d) p`` after every step, starting from the parameters themselves; buffers are not
+averaged. This module does not know when steps are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """The average, beside the model.
+
+    Parameters
+    ----------
+    model : whose parameters are averaged
+    decay : d, in (0, 1)
+
+    Attributes
+    ----------
+    values : by the parameter's name
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._parameters = dict(model.named_parameters())
+        self.values = {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take a step's parameters in."""
+        for name, value in self.values.items():
+            value.lerp_(self._parameters[name], 1 - self._decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Put the averages into the model for a while."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, value in self.values.items():
+            parameter = self._parameters[name]
+            kept: Tensor = parameter.clone()
+            parameter.copy_(value)
+            value.copy_(kept)

@@ -1,0 +1,104 @@
+"""The order of the data, its random words, and batches that are made ahead of time.
+
+Both are functions of (seed, step) and the place in the batch, so that a resumed run sees the same
+data, and so does one on another number of ranks: a rank takes its share of the one global batch.
+This module does not know what an item is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.loop.stage import Indices, Words
+
+AHEAD = 2  # steps
+
+Batch = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """The batches of a run, as one rank sees them.
+
+    Attributes
+    ----------
+    make : as `training.loop.stage.Stage.batch`
+    num_items, seed : of the run
+    batch_size : items of the global batch
+    micro_batch : items of this rank that go through the model together
+    rank, num_ranks : whose share it is
+    pinned : whether a GPU copies from them
+    """
+
+    make: Callable[[Indices, Words], Batch]
+    num_items: int
+    seed: int
+    batch_size: int
+    micro_batch: int
+    rank: int = 0
+    num_ranks: int = 1
+    pinned: bool = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches; what is left over waits for another epoch."""
+        return self.num_items // self.batch_size
+
+    def of_step(self, step: int) -> list[Batch]:
+        """Micro-batches of step ``step``, counted from 0."""
+        share = slice(self.rank, None, self.num_ranks)
+        indices = self._indices(step)[share]
+        words = item_words(self.seed, step, self.batch_size)[share]
+        cuts = [slice(i, i + self.micro_batch) for i in range(0, len(indices), self.micro_batch)]
+        return [self._make(indices[cut], words[cut]) for cut in cuts]
+
+    def ahead(self, first: int, end: int) -> Generator[list[Batch], None, None]:
+        """The steps from ``first`` to before ``end``, made in a thread, until it is closed."""
+        with ThreadPoolExecutor(1, "batches") as thread:
+            waiting: deque[Future[list[Batch]]] = deque()
+            try:
+                for step in range(first, end):
+                    waiting.append(thread.submit(self.of_step, step))
+                    if len(waiting) > AHEAD:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for batch in waiting:
+                    batch.cancel()
+
+    def _indices(self, step: int) -> Indices:
+        epoch, number = divmod(step, self.steps_per_epoch)
+        start = number * self.batch_size
+        return _order(self.num_items, self.seed, epoch)[start : start + self.batch_size]
+
+    def _make(self, indices: Indices, words: Words) -> Batch:
+        batch = self.make(indices, words)
+        return tuple(tensor.pin_memory() for tensor in batch) if self.pinned else batch
+
+
+def item_words(seed: int, step: int, batch_size: int) -> Words:
+    """Four random 64-bit words for each item of a global batch, uint64 (batch_size, 4)."""
+    # The generator counts up in the counter's first word: steps do not overlap.
+    generator = np.random.Philox(key=seed, counter=[0, step, 0, 0])
+    words: Words = generator.random_raw(4 * batch_size).reshape(batch_size, 4)
+    return words
+
+
+def epoch_order(num_items: int, seed: int, epoch: int) -> Indices:
+    """Permutation int64 (num_items,) of an epoch; a function of its arguments alone."""
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    order: Indices = torch.randperm(num_items, generator=generator).numpy()
+    return order
+
+
+# Of two epochs: batches of the next one are made before this one has ended.
+_order = lru_cache(maxsize=2)(epoch_order)

@@ -1,0 +1,111 @@
+"""How the ranks share the work on a network: copies of it (DDP), or parts of it (FSDP).
+
+This module does not know what the network is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from training.loop.ranks import Ranks
+from training.loop.stage import Player
+
+
+def shard(model: nn.Module, parts: Sequence[nn.Module], ranks: Ranks, *, low: bool) -> None:
+    """Split a model's parameters over the ranks (FSDP2), to be gathered part by part.
+
+    Parameters
+    ----------
+    model : changed in place, before it has an optimiser
+    parts : modules of it that are gathered by themselves, such as the blocks
+    ranks : all of them have to ask
+    low : gather and compute in bfloat16; gradients are summed in float32
+    """
+    dtype = torch.bfloat16 if low else None
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    mesh = init_device_mesh(ranks.device.type, (ranks.count,))
+    for part in parts:
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` was called on it."""
+    return isinstance(model, FSDPModule)
+
+
+def joined(player: Player, ranks: Ranks) -> nn.Module:
+    """The player's objective, whose gradients are means over the ranks."""
+    if ranks.count == 1 or is_sharded(player.model):
+        return player.objective
+    devices = [ranks.device] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(
+        player.objective, device_ids=devices, gradient_as_bucket_view=True
+    )
+
+
+def synchronised(objective: nn.Module, number: int, count: int) -> AbstractContextManager[Any]:
+    """Leave the exchange of gradients to the last of ``count`` micro-batches, counted from 0."""
+    last = number == count - 1
+    if count == 1:
+        return nullcontext()
+    if isinstance(objective, DistributedDataParallel):
+        return nullcontext() if last else objective.no_sync()
+    for module in objective.modules():
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(last)
+    return nullcontext()
+
+
+def let_go(model: nn.Module) -> None:
+    """Gather a model's parts anew when they are next used: their values have changed.
+
+    After a forward pass without a backward one, FSDP keeps what it gathered last.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def compile_each(parts: Sequence[nn.Module]) -> None:
+    """Compile parts of a model by themselves, so that FSDP can do its work between them.
+
+    To be called before `recompute` and `shard`, whose work is not to be compiled.
+    """
+    for part in parts:
+        part.forward = torch.compile(part.forward)
+
+
+def recompute(parts: Sequence[nn.Module]) -> None:
+    """Let parts of a model keep their inputs alone, and compute the rest again when it is needed.
+
+    To be called before `shard`.
+    """
+    for part in parts:
+        part.forward = partial(checkpoint, part.forward, use_reentrant=False)
+
+
+def whole_state(model: nn.Module, device: torch.device, ranks: Ranks) -> dict[str, Tensor] | None:
+    """Weights of a model that may be in parts, for the main rank; all ranks have to ask."""
+    state: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        gathered = whole(value)
+        if ranks.is_main:
+            state[name] = gathered.detach().to(device)
+    return state if ranks.is_main else None
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that may be in parts, put together; all ranks have to ask."""
+    return value.full_tensor() if isinstance(value, DTensor) else value

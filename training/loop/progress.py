@@ -1,0 +1,51 @@
+"""Progress of a stage on the terminal, with Rich; one line now and then where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from training.loop.ranks import is_main_process
+from training.loop.stage import Report
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Report]:
+    """Lend a report function for the length of a stage."""
+    console = Console(stderr=True, quiet=not is_main_process())
+    if not console.is_terminal:
+        yield _lines(console, title)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None, text="")
+
+        def report(step: int, total: int, text: str) -> None:
+            bar.update(task, completed=step, total=total, text=text)
+
+        yield report
+
+
+def _lines(console: Console, title: str) -> Report:
+    last = 0.0
+
+    def report(step: int, total: int, text: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES or step >= total:
+            last = now
+            console.print(f"{title} {step}/{total}  {text}", highlight=False)
+
+    return report

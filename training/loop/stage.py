@@ -1,0 +1,69 @@
+"""What a stage brings to the loop.
+
+This module does not know how a loop runs, nor what is being trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Report = Callable[[int, int, str], None]
+Indices = NDArray[np.int64]
+Words = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Player:
+    """One network that the loop optimises: a GAN has two, everything else has one.
+
+    Attributes
+    ----------
+    model : its weights are saved and clipped; the first player's may be averaged, too
+    objective : holds the model; ``objective(*batch)`` gives named scalar tensors, of which the one
+        called ``loss`` is minimised, and logged for the first player. Ranks are joined around it
+    optimizer : of the model's parameters
+    """
+
+    model: nn.Module
+    objective: nn.Module
+    optimizer: Optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What is trained, on what, and what becomes of it.
+
+    Attributes
+    ----------
+    players : each one's loss is computed and differentiated in this order, on the same batch; then
+        all of them step
+    num_items : items an epoch draws from
+    batch : indices int64 (B,) below ``num_items`` and four random words an item, uint64 (B, 4), to
+        tensors on the CPU. All random choices about the data come from the words. Called ahead of
+        time, in a thread of its own
+    validate : after every epoch, named values; the one called ``objective`` is to be small
+    keep : write the weights that users take; called with the values when ``objective`` improved,
+        on every rank: a model may lie in parts, but the main rank alone is to write
+    after_step : called with the number of finished steps
+    after_epoch : called with the number of finished epochs, after the validation
+    speed : items a second to further numbers for the log
+    """
+
+    players: tuple[Player, ...]
+    num_items: int
+    batch: Callable[[Indices, Words], tuple[Tensor, ...]]
+    validate: Callable[[], dict[str, float]]
+    keep: Callable[[dict[str, float]], None]
+    after_step: Callable[[int], None] = lambda _: None
+    after_epoch: Callable[[int], None] = lambda _: None
+    speed: Callable[[float], dict[str, float]] = lambda _: {}
+
+
+def no_report(step: int, total: int, text: str) -> None:
+    """Report progress to nobody."""
