@@ -1,0 +1,1 @@
+"""Images and codes: where they lie, how they are read."""

@@ -1,0 +1,141 @@
+"""Training images as pixels: from memory where they fit, decoded as they are needed otherwise.
+
+``take(indices, words)`` is a function of its arguments and the files alone, so an item looks the
+same wherever the images are held and whichever process asks. An image that cannot be read is
+replaced by the next one that can, label and all, and named once.
+
+Centre crops are held in memory up to a budget. Random crops need the whole image and are always
+decoded anew; the operating system keeps the files, which are smaller than their pixels.
+This module does not know what the images are for.
+
+Legend: N images, B items of a batch, S pixels a side.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from masc_core.errors import ArtifactError
+from masc_core.images import Pixels, center_crop
+from training.data.crops import random_crop
+from training.data.source import ImageSource, IntArray
+
+logger = logging.getLogger(__name__)
+
+Crop = Literal["center", "random"]
+Words = NDArray[np.uint64]
+
+MEMORY_BUDGET = 4 << 30
+MOST_THREADS = 16
+
+
+class TrainingPixels:
+    """Crops of the images of a set.
+
+    Parameters
+    ----------
+    source : the images
+    image_size : S
+    crop : ``center``, or ADM's ``random`` one
+    flip : whether to mirror half of the items
+    budget : bytes of pixels to hold in memory at most
+
+    Attributes
+    ----------
+    held : centre crops uint8 (N, S, S, 3), or None where images are decoded as they are needed
+
+    Raises
+    ------
+    ArtifactError
+        Not one image can be read.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        image_size: int,
+        *,
+        crop: Crop = "center",
+        flip: bool = False,
+        budget: int = MEMORY_BUDGET,
+    ) -> None:
+        self.source, self.image_size, self.crop, self.flip = source, image_size, crop, flip
+        self._unreadable: set[int] = set()
+        self._threads = ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0))))
+        self.held: Pixels | None = None
+        if crop == "center" and len(source) * image_size**2 * 3 <= budget:
+            everything = np.arange(len(source))
+            self.held, self._stand_ins = self._decode(everything, None)
+        else:
+            self._first_readable(0)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Names of the images that were found to be unreadable, so far."""
+        return tuple(self.source.name(i) for i in sorted(self._unreadable))
+
+    def take(self, indices: IntArray, words: Words) -> Pixels:
+        """Crops of images.
+
+        Parameters
+        ----------
+        indices : int64 (B,)
+        words : uint64 (B, 4), random: of the mirror, of the crop's length, top and left
+
+        Returns
+        -------
+        uint8 (B, S, S, 3)
+        """
+        return self.take_labelled(indices, words)[0]
+
+    def take_labelled(self, indices: IntArray, words: Words) -> tuple[Pixels, IntArray]:
+        """Crops of images, as `take`, and the labels int64 (B,) of what they show."""
+        if self.held is None:
+            pixels, shown = self._decode(indices, words)
+        else:
+            pixels, shown = self.held[indices], self._stand_ins[indices]
+        if self.flip:
+            mirrored = words[:, 0] >> np.uint64(63) == 1
+            pixels[mirrored] = pixels[mirrored, :, ::-1]
+        return pixels, self.source.labels[shown]
+
+    def _decode(self, indices: IntArray, words: Words | None) -> tuple[Pixels, IntArray]:
+        """Crops uint8 (B, S, S, 3), and int64 (B,) which images they show."""
+        pixels = np.empty((len(indices), self.image_size, self.image_size, 3), np.uint8)
+        shown = np.empty(len(indices), np.int64)
+
+        def fill(row: int) -> None:
+            shown[row], image = self._first_readable(int(indices[row]))
+            if self.crop == "center" or words is None:
+                square = center_crop(image, self.image_size)
+            else:
+                _, length, top, left = words[row].tolist()
+                square = random_crop(image, self.image_size, (length, top, left))
+            pixels[row] = np.asarray(square)
+
+        for _ in self._threads.map(fill, range(len(indices))):
+            pass
+        return pixels, shown
+
+    def _first_readable(self, index: int) -> tuple[int, Image.Image]:
+        """Decode an image, or the first behind it that can be decoded."""
+        for step in range(len(self.source)):
+            at = (index + step) % len(self.source)
+            if at in self._unreadable:
+                continue
+            image = self.source.decode(at)
+            if image is not None:
+                return at, image
+            self._unreadable.add(at)
+            logger.warning("%s cannot be read; the next image replaces it", self.source.name(at))
+        raise ArtifactError(self.source.root, "none of its images can be read")

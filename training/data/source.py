@@ -1,0 +1,147 @@
+"""A set of labelled images, wherever it lies: random access, and whole parts of it as arrays.
+
+An image is handed out as the bytes of its file, so that a set needs no more than where those are.
+What cannot be decoded is skipped and named, never an error of its own.
+This module does not know how images are stored, nor what they are for.
+
+Legend: N images, S pixels a side.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+import zlib
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from masc_core.errors import ArtifactError, ConfigError
+from masc_core.images import Pixels, center_crop
+
+logger = logging.getLogger(__name__)
+
+IntArray = NDArray[np.int64]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # others run programs, or hold no photographs
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+MOST_CLASSES = 1_000_000  # beyond, a label is something else
+
+# What Pillow raises for files that are not whole images of these formats.
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, SyntaxError, OverflowError, MemoryError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImages:
+    """Images in memory.
+
+    Attributes
+    ----------
+    pixels : uint8 (N, S, S, 3)
+    labels : int64 (N,), index into ``class_names``
+    class_names : one display name a class
+    skipped : names of the images that could not be read
+    """
+
+    pixels: Pixels
+    labels: IntArray
+    class_names: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+class ImageSource(ABC):
+    """A set of images; every method may be called from any thread.
+
+    Attributes
+    ----------
+    root : what the user named
+    labels : int64 (N,), index into ``class_names``
+    class_names : one display name a class
+    """
+
+    root: Path
+    labels: IntArray
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Where an image is, for people."""
+
+    @abstractmethod
+    def encoded(self, index: int) -> bytes:
+        """Content of an image's file; an `OSError` where it cannot be had."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 over what images there are and in which order, not over their pixels."""
+
+    def decode(self, index: int) -> Image.Image | None:
+        """Decode an image into RGB, or return None where that is not possible."""
+        content = self.encoded(index)
+        try:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                return image.convert("RGB")
+        except UNREADABLE:
+            return None
+
+    def spread(self, limit: int) -> IntArray:
+        """At most ``limit`` indices, evenly over the set, so over classes that stand in order."""
+        count = len(self)
+        if limit >= count:
+            return np.arange(count, dtype=np.int64)
+        return np.linspace(0, count - 1, limit).astype(np.int64)
+
+    def read(self, image_size: int, indices: IntArray | None = None) -> LabelledImages:
+        """Decode, centre-crop to ``image_size`` and hold in memory; skip what cannot be read.
+
+        Parameters
+        ----------
+        image_size : S
+        indices : which images, int64 (N,); all by default
+
+        Raises
+        ------
+        ArtifactError
+            Not one of all the images can be read; a part of them may come back empty.
+        """
+        chosen = np.arange(len(self)) if indices is None else indices
+        pixels = np.empty((len(chosen), image_size, image_size, 3), np.uint8)
+
+        def fill(row: int) -> bool:
+            image = self.decode(int(chosen[row]))
+            if image is not None:
+                pixels[row] = np.asarray(center_crop(image, image_size))
+            return image is not None
+
+        with ThreadPoolExecutor() as pool:
+            ok = np.fromiter(pool.map(fill, range(len(chosen))), bool, len(chosen))
+        skipped = tuple(self.name(int(i)) for i in chosen[~ok])
+        if not ok.any() and indices is None:
+            raise ArtifactError(self.root, "none of its images can be read")
+        if skipped:
+            logger.warning("skipped %d unreadable images, first %s", len(skipped), skipped[0])
+        labels = self.labels[chosen]
+        if not ok.all():
+            pixels, labels = pixels[ok], labels[ok]
+        return LabelledImages(pixels, labels, self.class_names, skipped)
+
+
+def require_classes(source: ImageSource, key: str) -> None:
+    """Raise a `ConfigError` where there are no two classes to tell apart; names the key."""
+    if len(source.class_names) < 2:
+        raise ConfigError(
+            f"{key}: {source.root} has one class only, {source.class_names[0]!r}; "
+            "two are the least that can be told apart"
+        )
