@@ -1,0 +1,1 @@
+"""The VQ tokenizer: training, and what survives it."""
