@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.tiny_images import make_images
-from training.codes import CodesConfig, extract_codes
-from training.prior import PriorConfig, build_prior
-from training.tokenizer import TokenizerConfig, train_tokenizer
-from training.transformer import TransformerConfig
+from training.data.codes import CodesConfig, extract_codes
+from training.priors.build import PriorConfig, build_prior
+from training.refiner.train import RefinerTraining
+from training.tokenizer.train import TokenizerConfig, train_tokenizer
+from training.transformer.train import TransformerConfig
 
 
 def tokenizer_config(root: Path, **changes: object) -> TokenizerConfig:
@@ -37,7 +38,7 @@ def codes_config(root: Path, split: str, **changes: object) -> CodesConfig:
         "tokenizer": root / "tokenizer" / "tokenizer.safetensors",
         "data": root / split,
         "image_size": 16,
-        "flip": split == "train",
+        "variants": "flip" if split == "train" else "none",
         "shard_images": 10,
     }
     return CodesConfig.model_validate(values | changes)
@@ -68,6 +69,24 @@ def transformer_config(root: Path, **changes: object) -> TransformerConfig:
         "checkpoint_every": 2,
     }
     return TransformerConfig.model_validate(values | changes)
+
+
+def refiner_config(root: Path, transformer: Path, **changes: object) -> RefinerTraining:
+    values: dict[str, object] = {
+        "out": root / "refiner",
+        "codes": root / "codes-train",
+        "val_codes": root / "codes-val",
+        "prior": root / "prior" / "prior.npz",
+        "transformer": transformer,
+        "width": 16,
+        "n_head": 2,
+        "ffn_dim": 32,
+        "epochs": 30,
+        "batch_size": 12,
+        "lr": 1e-2,
+        "checkpoint_every": 1000,
+    }
+    return RefinerTraining.model_validate(values | changes)
 
 
 def photographs(root: Path) -> Path:

@@ -1,0 +1,69 @@
+"""Code caches that no tokenizer made, and runs over them: small, with something to be learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from masc_core.models.vq import VQConfig, VQModel
+from masc_core.weights import save_tokenizer
+from training.data.code_cache import CodeIndex, write_index, write_shard
+from training.transformer.train import TransformerConfig
+
+NUM_CODES = 12
+POSITIONS = 16
+
+
+def write_codes(folder: Path, images: int, seed: int) -> Path:
+    """Walks over the codes, each step as the label says but for some noise."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(seed)
+    labels = np.arange(images, dtype=np.int64) % 3
+    steps = np.where(generator.random((images, 2, POSITIONS)) < 0.9, 1, 5)
+    codes = (steps * (1 + labels[:, None, None])).cumsum(axis=2) % NUM_CODES
+    index = CodeIndex(
+        tokenizer_sha256="0" * 64,
+        files_sha256=f"{seed:064d}",
+        image_size=16,
+        num_codes=NUM_CODES,
+        num_positions=POSITIONS,
+        variants="flip",
+        crop_range=1.0,
+        num_files=images,
+        shard_files=images,
+        class_names=("one", "two", "three"),
+    )
+    shard = write_shard(folder, 0, codes.astype(index.dtype), labels)
+    write_index(folder, index.model_copy(update={"shards": (shard,)}))
+    return folder
+
+
+def write_inputs(folder: Path) -> Path:
+    """Caches of training and validation images, and an untrained tokenizer of their codes."""
+    write_codes(folder / "train", 35, seed=0)
+    write_codes(folder / "val", 11, seed=1)
+    torch.manual_seed(0)
+    tokenizer = VQModel(VQConfig(num_codes=NUM_CODES, ch=32, ch_mult=(1, 1, 1), z_channels=32))
+    save_tokenizer(folder / "tokenizer.safetensors", tokenizer)
+    return folder
+
+
+def walk_config(codes: Path, out: Path, **changes: object) -> TransformerConfig:
+    """A run of 12 steps, four an epoch, checkpoints after every second one."""
+    values: dict[str, object] = {
+        "codes": codes / "train",
+        "val_codes": codes / "val",
+        "out": out,
+        "device": "cpu",
+        "dim": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "epochs": 3,
+        "batch_size": 8,
+        "lr": 1e-2,
+        "log_every": 1,
+        "checkpoint_every": 2,
+    }
+    return TransformerConfig.model_validate(values | changes)

@@ -1,0 +1,61 @@
+"""Sheets of what a transformer makes, while it is trained.
+
+This module does not know how it is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from masc_core.errors import ConfigError
+from masc_core.files import atomic_path
+from masc_core.generate import generate
+from masc_core.image_spec import ImageSpec
+from masc_core.images import contact_sheet
+from masc_core.in_cluster import InClusterDecoder
+from masc_core.models.gpt import GPT
+from masc_core.models.vq import to_uint8
+from masc_core.prior import ClusterMap
+from masc_core.weights import load_tokenizer
+
+CLASSES = 20
+COLUMNS = 10
+CFG_SCALE = 2.0
+
+
+class Sheets:
+    """One image a class, of at most 20 classes spread over all; always the same seeds.
+
+    Parameters
+    ----------
+    tokenizer : tokenizer.safetensors, whose codes the prior groups
+    prior : cluster to code, uniformly
+    class_names : captions
+    """
+
+    def __init__(self, tokenizer: Path, prior: ClusterMap, class_names: tuple[str, ...]) -> None:
+        self._tokenizer = load_tokenizer(tokenizer)
+        if self._tokenizer.config.num_codes != prior.num_codes:
+            raise ConfigError(f"sheet_tokenizer: {tokenizer} has another codebook than the codes")
+        self._prior, self._names = prior, class_names
+        count = min(CLASSES, len(class_names))
+        self._classes = torch.linspace(0, len(class_names) - 1, count).long().tolist()
+
+    @torch.inference_mode()
+    def draw(self, model: GPT, path: Path) -> None:
+        """Write a sheet of the model, which is in evaluation mode."""
+        device = model.output.weight.device
+        scale = CFG_SCALE if model.config.class_dropout else 1.0
+        specs = [ImageSpec(class_id=i, cfg_scale=scale, seed=i) for i in self._classes]
+        made = generate(model, InClusterDecoder(self._prior, device=device), specs)
+        grid = math.isqrt(model.config.block_size)
+        decoder = self._tokenizer.to(device)
+        pixels = torch.cat([to_uint8(decoder.decode_codes(row[None], grid)) for row in made.codes])
+        names = [self._names[i] for i in self._classes]
+        sheet = contact_sheet(list(pixels.cpu().numpy()), COLUMNS, captions=names)
+        path.parent.mkdir(exist_ok=True)
+        with atomic_path(path) as temporary:
+            sheet.save(temporary)
