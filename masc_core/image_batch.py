@@ -27,6 +27,7 @@ from masc_core.models.gpt import GPT
 from masc_core.models.kv_cache import KVCache
 from masc_core.models.rows import Group, Rows, grouped
 from masc_core.noise import Noise
+from masc_core.refinement import Refinement
 from masc_core.sampling import draw, filter_logits, guide
 
 # On the CPU a matrix product of a row has the same bits for every number of rows that is a multiple
@@ -68,6 +69,17 @@ class _Arrangement:
     groups: list[Group]  # without padding, with steps of joining instead of positions
     top_k: Tensor | None
     top_p: Tensor | None
+    refined: _Refined | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Refined:
+    """Images whose codes the refiner draws."""
+
+    images: Tensor  # int64 (n,), which of the batch
+    rows: Tensor  # int64 (m,), they, then padding
+    slots: Tensor  # int64 (m,)
+    groups: list[Group]  # without padding, with steps of joining instead of positions
 
 
 class ImageBatch:
@@ -88,6 +100,7 @@ class ImageBatch:
         self._num_slots = num_slots
         self._cache = KVCache(model.config, num_slots, weight.dtype, weight.device)
         self._noise = Noise(model.config.vocab_size)
+        self._refinement: Refinement | None = None  # once it is needed
         self._images = columns_of((), self._device)
         self._members: list[Member] = []
         self._arrangement: _Arrangement | None = None  # of these members, once it is needed
@@ -139,13 +152,17 @@ class ImageBatch:
             self._arrangement = self._arrange()
             self._noise.forget()
         images, lying = self._images, self._arrangement
-        logits = self._guide(self._model.step(self._rows(lying), self._cache), lying)
+        prediction = self._model.step(self._rows(lying), self._cache)
+        logits = self._guide(prediction.logits, lying)
         hot, entropies, finite = heated(logits, images.temperatures)
         filtered = filter_logits(hot, lying.top_k, lying.top_p)
         noise, bits = self._noise.of(images.seeds, images.positions)
         clusters = draw(filtered, noise)
         predicted = time.perf_counter()
         codes = self._decoder.pick(clusters, bits, images.decodings)
+        if lying.refined is not None:
+            drawn = self._refine(lying.refined, prediction.hidden, clusters, bits)
+            codes[lying.refined.images] = drawn
         seconds = time.perf_counter() - predicted
         self._images = images._replace(tokens=clusters, positions=images.positions + 1)
         self._noise.advance()
@@ -168,6 +185,21 @@ class ImageBatch:
             groups=grouped(slots, joined),
             top_k=images.top_k if any(member.spec.top_k for member in members) else None,
             top_p=images.top_p if any(member.spec.top_p < 1 for member in members) else None,
+            refined=self._arrange_refined(),
+        )
+
+    def _arrange_refined(self) -> _Refined | None:
+        wanting = [i for i, m in enumerate(self._members) if m.spec.decoding == "refine"]
+        if not wanting:
+            return None
+        members = [self._members[i] for i in wanting]
+        slots = [member.slot for member in members]
+        padding = [0] * (-len(wanting) % self._row_multiple)
+        return _Refined(
+            images=self._tensor(wanting),
+            rows=self._tensor(wanting + padding),
+            slots=self._tensor(slots + padding),
+            groups=grouped(slots, [member.joined for member in members]),
         )
 
     def _rows(self, lying: _Arrangement) -> Rows:
@@ -175,13 +207,15 @@ class ImageBatch:
         first = images.positions == 0
         ids = torch.where(first, images.classes, images.tokens)
         null_ids = torch.where(first, self._model.config.num_classes, images.tokens)[guided]
-        groups = [group._replace(position=self._age - group.position) for group in lying.groups]
         return Rows(
             torch.cat([ids, null_ids, lying.padding]),
             torch.cat([images.positions, images.positions[guided], lying.padding]),
             lying.slots,
-            groups,
+            self._at_positions(lying.groups),
         )
+
+    def _at_positions(self, groups: Sequence[Group]) -> list[Group]:
+        return [group._replace(position=self._age - group.position) for group in groups]
 
     def _guide(self, rows: Tensor, lying: _Arrangement) -> Tensor:
         """Guided logits (B, K) of the rows' (R, K)."""
@@ -191,6 +225,23 @@ class ImageBatch:
             null = rows[num_images : num_images + num_guided]
             logits[lying.guided] = guide(logits[lying.guided], null, lying.scales)
         return logits
+
+    def _refine(self, refined: _Refined, hidden: Tensor, clusters: Tensor, bits: Tensor) -> Tensor:
+        """Codes int64 (n,) of the refined images; their conditional rows come first in (R, C)."""
+        if self._refinement is None:
+            self._refinement = Refinement(
+                self._decoder.refiner, self._decoder.prior, self._num_slots, recordable=False
+            )
+        positions, temperatures = self._images.positions, self._images.temperatures
+        groups = self._at_positions(refined.groups)
+        rows = Rows(refined.slots, positions[refined.rows], refined.slots, groups)
+        return self._refinement.draw(
+            hidden[refined.rows],
+            clusters[refined.rows],
+            rows,
+            bits[refined.images],
+            temperatures[refined.images],
+        )
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)

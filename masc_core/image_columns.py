@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import MODES
+from masc_core.in_cluster import ALL_MODES
 from masc_core.sampling import entropy_bits, heat
 
 
@@ -76,7 +76,7 @@ def columns_of(specs: Sequence[ImageSpec], device: torch.device) -> ImageColumns
         temperatures=column([spec.temperature for spec in specs], torch.float32),
         top_k=column([spec.top_k for spec in specs], torch.int64),
         top_p=column([spec.top_p for spec in specs], torch.float64),
-        decodings=column([MODES[spec.decoding] for spec in specs], torch.int64),
+        decodings=column([ALL_MODES[spec.decoding] for spec in specs], torch.int64),
         positions=column(zeros, torch.int64),
         tokens=column(zeros, torch.int64),
     )

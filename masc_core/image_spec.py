@@ -22,10 +22,11 @@ class ImageSpec:
     class_id : class of the model
     cfg_scale : strength of classifier-free guidance, at least 1; 1 is off and costs half as much
     seed : in [0, 2^63)
-    temperature : at least 0; at 0 the most probable token is taken
+    temperature : at least 0; at 0 the most probable token is taken. This and the filters concern
+        clusters; see `masc_core.refinement` for codes
     top_k : keep the k most probable tokens; 0 is off
     top_p : keep the most probable tokens that hold this much probability, in (0, 1]; 1 is off
-    decoding : how a code is drawn from a cluster, ``uniform`` or ``frequency``
+    decoding : how a code is drawn from a cluster, ``uniform``, ``frequency`` or ``refine``
 
     Raises
     ------

@@ -1,7 +1,8 @@
-"""From a predicted cluster to one of its codes, without a model.
+"""From a predicted cluster to one of its codes, and which ways to it a model offers.
 
 ``uniform`` draws every code of the cluster alike; ``frequency`` draws code c with probability
 ``count(c) / sum of the counts in its cluster``, and uniformly where no code was ever counted.
+``refine`` asks a second model and is done by `masc_core.refinement`; here it draws as ``uniform``.
 Everything is integer arithmetic on random words that belong to (seed, position), so all devices
 and all batches agree bit for bit.
 This module does not know where clusters come from, nor how random words are made.
@@ -20,12 +21,16 @@ import torch
 from torch import Tensor
 
 from masc_core.errors import InvalidFieldError
+from masc_core.manifest import Decoding
+from masc_core.models.refiner import Refiner
 from masc_core.philox import code_bits
 from masc_core.prior import ClusterMap, IntArray
 
 UNIFORM = 0
 FREQUENCY = 1
-MODES = {"uniform": UNIFORM, "frequency": FREQUENCY}
+REFINE = 2
+MODES = {"uniform": UNIFORM, "frequency": FREQUENCY}  # that need no other model
+ALL_MODES = {**MODES, "refine": REFINE}
 
 # 32 random bits times a cluster's total must fit in int64: totals are kept below 2**31.
 TOTAL_BITS = 30
@@ -40,6 +45,11 @@ class InClusterDecoder:
     counts : int (V,), how often each code occurs in the training data; without them ``frequency``
         is not offered
     device : where the tables live, and where `decode` works
+    refiner : on that device, in evaluation mode; without one ``refine`` is not offered
+
+    Attributes
+    ----------
+    decodings : what is offered
 
     Raises
     ------
@@ -51,9 +61,10 @@ class InClusterDecoder:
         prior: ClusterMap,
         counts: npt.ArrayLike | None = None,
         device: torch.device | str = "cpu",
+        refiner: Refiner | None = None,
     ) -> None:
-        self.prior = prior
-        self.decodings = ("uniform",) if counts is None else ("uniform", "frequency")
+        self.prior, self._refiner = prior, refiner
+        self.decodings = offered(counts=counts is not None, refiner=refiner is not None)
         weights = _weigh_members(prior, np.zeros_like(prior.labels) if counts is None else counts)
         ends = np.cumsum(weights)
         bases = np.concatenate([[0], ends])[prior.offsets]  # (K+1,)
@@ -74,14 +85,22 @@ class InClusterDecoder:
         for name in decodings:
             self.check(name)
         return torch.tensor(
-            [MODES[name] for name in decodings], dtype=torch.int64, device=self._members.device
+            [ALL_MODES[name] for name in decodings],
+            dtype=torch.int64,
+            device=self._members.device,
         )
 
     def check(self, decoding: str) -> None:
         """Refuse a decoding that is not offered, with an `InvalidFieldError`."""
         if decoding not in self.decodings:
-            offer = " or ".join(repr(offered) for offered in self.decodings)
-            raise InvalidFieldError("decoding", f"decoding must be {offer}, got {decoding!r}")
+            raise self._refusal(decoding)
+
+    @property
+    def refiner(self) -> Refiner:
+        """What draws the codes of ``refine``; an `InvalidFieldError` where that is not offered."""
+        if self._refiner is None:
+            raise self._refusal("refine")
+        return self._refiner
 
     def decode(
         self, clusters: Tensor, seeds: Tensor, position: int | Tensor, decodings: Tensor
@@ -93,7 +112,7 @@ class InClusterDecoder:
         clusters : int64 (B,), in 0..K-1
         seeds : int64 (B,), the images' seeds
         position : place in the image, one for all rows or int64 (B,)
-        decodings : int64 (B,), ``UNIFORM`` or ``FREQUENCY``; see `modes`
+        decodings : int64 (B,); see `modes`
 
         Returns
         -------
@@ -110,6 +129,16 @@ class InClusterDecoder:
         counted = torch.searchsorted(self._ends, targets, right=True)
         by_count = (decodings == FREQUENCY) & (totals > 0)
         return self._members[torch.where(by_count, counted, uniform)]
+
+    def _refusal(self, decoding: str) -> InvalidFieldError:
+        offer = " or ".join(map(repr, self.decodings))
+        return InvalidFieldError("decoding", f"decoding must be {offer}, got {decoding!r}")
+
+
+def offered(*, counts: bool, refiner: bool) -> tuple[Decoding, ...]:
+    """Decodings of a model with or without counts and a refiner."""
+    has: dict[Decoding, bool] = {"uniform": True, "frequency": counts, "refine": refiner}
+    return tuple(name for name in has if has[name])
 
 
 def _weigh_members(prior: ClusterMap, counts: npt.ArrayLike) -> IntArray:

@@ -20,11 +20,12 @@ from torch import Tensor
 from masc_core.device import new_stream
 from masc_core.image_columns import Heated, ImageColumns, columns_of, heated
 from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import InClusterDecoder
-from masc_core.models.gpt import GPT, Block
+from masc_core.in_cluster import REFINE, InClusterDecoder
+from masc_core.models.gpt import GPT, Block, Prediction
 from masc_core.models.rows import Rows
 from masc_core.models.slot_cache import SlotCache
 from masc_core.philox import code_bits, gumbel
+from masc_core.refinement import Refinement
 from masc_core.sampling import draw, filter_logits, guide
 
 Work = TypeVar("Work", bound=Callable[..., object])
@@ -123,12 +124,26 @@ class StaticStep:
         self._noise = _compiled(noise_of, when=compiled)
         self._heat = _compiled(guide_and_heat, when=compiled)
         self._finish = _compiled(draw_and_write, when=compiled)
+        self._refine = _compiled(refine_and_write, when=compiled)
+        self._refinement = (
+            Refinement(decoder.refiner, decoder.prior, num_slots + 1, recordable=True)
+            if "refine" in decoder.decodings
+            else None
+        )
 
-    def __call__(self, indices: Indices, *, filters: bool) -> None:
-        """Do the step; ``filters``: whether any of the images asks for top-k or top-p."""
+    def __call__(self, indices: Indices, *, filters: bool, refine: bool = False) -> None:
+        """Do the step.
+
+        Parameters
+        ----------
+        indices : who is in it
+        filters : whether any of the images asks for top-k or top-p
+        refine : whether the refiner draws codes of any
+        """
         tables = self.tables
         noise = self._noise_beside(indices)
-        heat = self._heat(tables, indices, self.logits(indices))
+        hidden, logits = self.predict(indices)
+        heat = self._heat(tables, indices, logits)
         if filters:
             columns = tables.columns
             top_k, top_p = columns.top_k[indices.images], columns.top_p[indices.images]
@@ -136,9 +151,11 @@ class StaticStep:
         if self._side is not None:
             torch.cuda.current_stream().wait_stream(self._side)
         self._finish(tables, indices, self._decoder, heat, noise)
+        if refine and self._refinement is not None:
+            self._refine(tables, indices, self._refinement, hidden, noise.bits)
 
-    def logits(self, indices: Indices) -> Tensor:
-        """Logits float32 (R, K) of the rows, whose keys and values are then in the cache."""
+    def predict(self, indices: Indices) -> Prediction:
+        """What the model makes of the rows, whose keys and values are then in the cache."""
         ids, positions = self._enter(self.tables, indices, self._model.config.num_classes)
         rows = Rows(ids, positions, indices.slots)
         x, turns = self._embed(rows)
@@ -201,6 +218,23 @@ def draw_and_write(
     # What fills up stays at the first position, where attention is shortest.
     nobody = len(tables.finite) - 1
     columns.positions[images] = torch.where(images < nobody, positions + 1, 0)
+
+
+def refine_and_write(
+    tables: Tables, indices: Indices, refinement: Refinement, hidden: Tensor, bits: Tensor
+) -> None:
+    """Let the refiner draw codes of all images, and note those that are asked for.
+
+    Comes after `draw_and_write`, which has noted the clusters and gone on to the next positions.
+    """
+    images, columns = indices.images, tables.columns
+    positions = (columns.positions[images] - 1).clamp(min=0)
+    rows = Rows(images, positions, images)
+    clusters, temperatures = columns.tokens[images], columns.temperatures[images]
+    refined = refinement.draw(hidden[: len(images)], clusters, rows, bits, temperatures)
+    is_asked = columns.decodings[images] == REFINE
+    drawn = tables.codes[images, positions]
+    tables.codes[images, positions] = torch.where(is_asked, refined, drawn)
 
 
 def _compiled(work: Work, *, when: bool) -> Work:

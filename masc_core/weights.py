@@ -17,10 +17,11 @@ import torch
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.tensors import fill_module, read_header, write_tensors
 
-Model = TypeVar("Model", GPT, VQModel)
+Model = TypeVar("Model", GPT, VQModel, Refiner)
 
 
 def save_tokenizer(path: Path, model: VQModel) -> None:
@@ -45,8 +46,7 @@ def save_transformer(path: Path, model: GPT, inputs: dict[str, str]) -> None:
 
 def transformer_inputs(path: Path) -> dict[str, str]:
     """Hashes of what a transformer was trained from, as `save_transformer` got them."""
-    inputs: dict[str, str] = json.loads(read_header(path).get("inputs", "{}"))
-    return inputs
+    return _inputs(path)
 
 
 def load_transformer(path: Path) -> GPT:
@@ -59,7 +59,34 @@ def load_transformer(path: Path) -> GPT:
     return _load(path, "transformer", lambda sizes: GPT(GPTConfig(**sizes)))
 
 
-def _save(path: Path, kind: str, model: GPT | VQModel, more: dict[str, str] | None = None) -> None:
+def save_refiner(path: Path, model: Refiner, inputs: dict[str, str]) -> None:
+    """Write a refiner, with the hashes of what it was trained from, by name."""
+    _save(path, "refiner", model, {"inputs": json.dumps(inputs)})
+
+
+def refiner_inputs(path: Path) -> dict[str, str]:
+    """Hashes of what a refiner was trained from, as `save_refiner` got them."""
+    return _inputs(path)
+
+
+def load_refiner(path: Path) -> Refiner:
+    """Read a refiner, in evaluation mode on the CPU.
+
+    Raises
+    ------
+    ArtifactError : the file is missing, damaged, or holds something else
+    """
+    return _load(path, "refiner", lambda sizes: Refiner(RefinerConfig(**sizes)))
+
+
+def _inputs(path: Path) -> dict[str, str]:
+    inputs: dict[str, str] = json.loads(read_header(path).get("inputs", "{}"))
+    return inputs
+
+
+def _save(
+    path: Path, kind: str, model: GPT | VQModel | Refiner, more: dict[str, str] | None = None
+) -> None:
     config = json.dumps(dataclasses.asdict(model.config))
     header = {"kind": kind, "config": config, **(more or {})}
     write_tensors(path, model.state_dict(), torch.float32, header)

@@ -91,8 +91,11 @@ class Activator:
         refusing = next((one for one in workers if one.refused == version), None)
         if refusing is None:
             return
-        if previous not in {None, version} and self._current(name) == version:
-            await asyncio.to_thread(self._registry.activate, name, str(previous))
+        if previous not in {None, version}:
+            try:
+                await asyncio.to_thread(self._registry.rollback, name, leaving=version)
+            except ArtifactError as error:  # somebody has activated another one, or removed files
+                logger.warning("%s %s stays chosen: %s", name, version, error)
         logger.error("%s refuses %s %s: %s", refusing.worker_id, name, version, refusing.detail)
         raise VersionRefusedError("version", f"a worker cannot serve it: {refusing.detail}")
 

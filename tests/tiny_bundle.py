@@ -26,6 +26,7 @@ from masc_core.manifest import (
 )
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.registry import Registry
 from masc_core.tree import build_tree
@@ -46,7 +47,7 @@ def tiny_card(name: str = "tiny", version: str = "1") -> ModelCard:
     )
 
 
-def tiny_parts(seed: int = 0, *, counts: bool = True) -> BundleParts:
+def tiny_parts(seed: int = 0, *, counts: bool = True, refiner: bool = False) -> BundleParts:
     """Models that belong together; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -80,7 +81,28 @@ def tiny_parts(seed: int = 0, *, counts: bool = True) -> BundleParts:
         prior=build_tree(codebook).cut(NUM_CLUSTERS),
         counts=np.random.default_rng(seed).integers(0, 100, NUM_CODES) if counts else None,
         samples=b"a picture",
+        refiner=tiny_refiner(seed) if refiner else None,
     )
+
+
+def tiny_refiner(seed: int = 0) -> Refiner:
+    """A refiner of the tiny models, none of whose draws is sure."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        refiner = Refiner(
+            RefinerConfig(
+                num_codes=NUM_CODES,
+                num_clusters=NUM_CLUSTERS,
+                hidden_dim=32,
+                block_size=GRID**2,
+                width=16,
+                n_head=2,
+                ffn_dim=32,
+            )
+        )
+        for parameter in refiner.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    return refiner.eval()
 
 
 def edit_manifest(folder: Path, old: str, new: str) -> None:
@@ -102,10 +124,17 @@ def spoil(folder: Path) -> None:
 
 
 def save_tiny_bundle(
-    root: Path, name: str = "tiny", version: str = "1", *, seed: int = 0, counts: bool = True
+    root: Path,
+    name: str = "tiny",
+    version: str = "1",
+    *,
+    seed: int = 0,
+    counts: bool = True,
+    refiner: bool = False,
 ) -> Manifest:
     """Publish a tiny bundle under ``root/name/version`` and make it the active version."""
     folder = root / name / version
-    manifest = save_bundle(folder, tiny_card(name, version), tiny_parts(seed, counts=counts))
+    parts = tiny_parts(seed, counts=counts, refiner=refiner)
+    manifest = save_bundle(folder, tiny_card(name, version), parts)
     Registry(root).activate(name, version)
     return manifest

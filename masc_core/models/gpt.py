@@ -11,7 +11,7 @@ Legend: B rows, T positions, L tokens of an image, C width, H heads, D head dim,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,19 @@ class StepCache(Protocol):
     @property
     def layers(self) -> Sequence[LayerCache]:
         """In the order of the blocks."""
+
+
+class Prediction(NamedTuple):
+    """What the transformer makes of rows at one position.
+
+    Attributes
+    ----------
+    hidden : (R, C), after the final norm
+    logits : float32 (R, K)
+    """
+
+    hidden: Tensor
+    logits: Tensor
 
 
 class GPT(nn.Module):
@@ -92,17 +105,13 @@ class GPT(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def step(self, rows: Rows, cache: StepCache) -> Tensor:
-        """Logits of one position of every row, with the earlier ones in the cache.
+    def step(self, rows: Rows, cache: StepCache) -> Prediction:
+        """One position of every row, with the earlier ones in the cache.
 
         Parameters
         ----------
         rows : R of them; their positions are added to the cache
         cache : holds the positions before
-
-        Returns
-        -------
-        float32 (R, K)
         """
         x, turns = self.embed(rows)
         more = torch.zeros_like(x)
@@ -128,10 +137,10 @@ class GPT(nn.Module):
         tokens: Tensor = self.tok_embeddings(rows.ids.where(~first, 0))
         return torch.where(first[:, None], classes, tokens), self.rope.table[rows.positions]
 
-    def head(self, x: Tensor, more: Tensor) -> Tensor:
-        """Logits float32 (R, K) of what the last block returned."""
-        logits: Tensor = self.output.step(self.norm(x + more))
-        return logits.float()
+    def head(self, x: Tensor, more: Tensor) -> Prediction:
+        """What follows from what the last block returned, twice (R, C)."""
+        hidden = self.norm(x + more)
+        return Prediction(hidden, self.output.step(hidden).float())
 
 
 class ClassEmbedding(nn.Module):

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 
 class Projection(nn.Linear):
-    """A linear layer without a bias."""
+    """A linear layer, without a bias unless one is asked for."""
 
-    def __init__(self, dim_in: int, dim_out: int) -> None:
-        super().__init__(dim_in, dim_out, bias=False)
+    def __init__(self, dim_in: int, dim_out: int, *, bias: bool = False) -> None:
+        super().__init__(dim_in, dim_out, bias=bias)
         self._packed: Tensor | None = None
 
     def pack(self) -> None:
@@ -37,7 +37,7 @@ class Projection(nn.Linear):
     def step(self, x: Tensor) -> Tensor:
         """(R, in) to (R, out), without a gradient."""
         packed = self._packed
-        out: Tensor = self(x) if packed is None else _multiply(x, packed)
+        out: Tensor = self(x) if packed is None else _multiply(x, packed, self.bias)
         return out
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
@@ -63,6 +63,6 @@ def _in_blocks(weight: Tensor) -> Tensor:
     return blocks
 
 
-def _multiply(x: Tensor, blocks: Tensor) -> Tensor:
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocks, None, "none", [], "")
+def _multiply(x: Tensor, blocks: Tensor, bias: Tensor | None) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocks, bias, "none", [], "")
     return out

@@ -34,7 +34,7 @@ Temperature = Annotated[
         gt=0,
         le=MAX_TEMPERATURE,
         allow_inf_nan=False,
-        description="Divides the logits. Default: the model's.",
+        description="Divides the logits of clusters, not a refiner's. Default: the model's.",
     ),
 ]
 TopK = Annotated[int | None, Field(ge=0, description="Draw among the `top_k` likeliest; 0 is all.")]
@@ -49,7 +49,10 @@ TopP = Annotated[
 ]
 InClusterDecoding = Annotated[
     Decoding | None,
-    Field(description="How a cluster becomes one of its codes. Default: the model's."),
+    Field(
+        description="How a cluster becomes one of its codes: all alike, as often as in training "
+        "data, or by the model's refiner. Default: the model's."
+    ),
 ]
 ModelName = Annotated[
     str | None, Field(max_length=200, description="Default: the server's default model.")

@@ -14,7 +14,7 @@ from masc_core.errors import InvalidFieldError, NonFiniteError, UnknownClassErro
 from masc_core.generate import Generated, generate
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
-from masc_core.models.gpt import GPT, StepCache
+from masc_core.models.gpt import GPT, Prediction, StepCache
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KVCache
 from masc_core.models.rows import Rows
@@ -95,7 +95,7 @@ def upstream_run(name: str, labels: Tensor, forced: Tensor | None) -> tuple[Tens
     all_logits, all_tokens = [], []
     for position in range(GOLDEN_CONFIG.block_size):
         with torch.inference_mode():
-            logits, uncond = model.step(Rows.abreast(ids, position), cache).chunk(2)
+            logits, uncond = model.step(Rows.abreast(ids, position), cache).logits.chunk(2)
         if position - 1 <= last_guided:
             logits = guide(logits, uncond, torch.full((len(labels),), scale))
         tokens = logits.argmax(-1) if forced is None else forced[:, position]
@@ -252,7 +252,7 @@ class CountingGPT(GPT):
         super().__init__(config)
         self.rows: set[int] = set()
 
-    def step(self, rows: Rows, cache: StepCache) -> Tensor:
+    def step(self, rows: Rows, cache: StepCache) -> Prediction:
         self.rows.add(len(rows.ids))
         return super().step(rows, cache)
 

@@ -16,13 +16,17 @@ from tests.tiny_bundle import GRID, tiny_parts
 
 Models = tuple[GPT, InClusterDecoder]
 
-SPECS = [ImageSpec(0, 2.0, seed=1), ImageSpec(1, 1.0, seed=2, top_k=3), ImageSpec(2, 3.0, seed=3)]
+SPECS = [
+    ImageSpec(0, 2.0, seed=1, decoding="refine"),
+    ImageSpec(1, 1.0, seed=2, top_k=3),
+    ImageSpec(2, 3.0, seed=3),
+]
 
 
 @pytest.fixture
 def models() -> Models:
-    parts = tiny_parts()
-    return parts.model.eval(), InClusterDecoder(parts.prior, parts.counts)
+    parts = tiny_parts(refiner=True)
+    return parts.model, InClusterDecoder(parts.prior, parts.counts, refiner=parts.refiner)
 
 
 def finish(models: Models, batch: ImageBatch, specs: list[ImageSpec], done: int) -> None:
@@ -52,7 +56,7 @@ def test_a_join_that_fails_changes_nothing(models: Models, monkeypatch: pytest.M
     with pytest.raises(UnknownClassError):
         batch.join([SPECS[0], ImageSpec(99, 1.0, seed=0)])
     with pytest.raises(InvalidFieldError, match="decoding"):
-        batch.join([SPECS[1], ImageSpec(0, 1.0, seed=0, decoding="refine")])
+        batch.join([SPECS[1], ImageSpec(0, 1.0, seed=0, decoding="best")])
     with pytest.raises(ValueError, match="4 rows do not fit, 3 are free"):
         batch.join([SPECS[0], SPECS[2]])
 

@@ -21,17 +21,20 @@ import httpx
 from PIL import Image, ImageDraw
 from prometheus_client import CollectorRegistry, generate_latest
 
+from masc_core.active_version import CURRENT_FILE
 from masc_core.manifest import (
     COUNTS_FILE,
+    REFINER_FILE,
     REQUIRED_FILES,
     Decoding,
     Defaults,
     GPTSection,
     Manifest,
+    RefinerSection,
     VQSection,
     write_manifest,
 )
-from masc_core.registry import CURRENT_FILE, Registry
+from masc_core.registry import Registry
 from server.app import create_app
 from server.settings import ServerSettings
 from worker.jobs.event import Preview, Progress, Started
@@ -59,6 +62,9 @@ def write_model(
     """Put a bundle without its weights under a registry's root, as the active version."""
     folder = root / name / version
     folder.mkdir(parents=True)
+    files = [*REQUIRED_FILES, COUNTS_FILE]
+    if "refine" in decodings:
+        files.append(REFINER_FILE)
     manifest = Manifest(
         name=name,
         version=version,
@@ -75,7 +81,8 @@ def write_model(
         grid=GRID,
         image_size=GRID * 4,
         decodings=tuple(decodings),
-        files=dict.fromkeys([*REQUIRED_FILES, COUNTS_FILE], "0" * 64),
+        refiner=RefinerSection(width=8, n_head=2, ffn_dim=16) if "refine" in decodings else None,
+        files=dict.fromkeys(files, "0" * 64),
     )
     write_manifest(folder, manifest)
     (root / name / CURRENT_FILE).write_text(f"{version}\n")

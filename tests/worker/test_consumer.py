@@ -6,17 +6,18 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from masc_core.bundle import Bundle
+from masc_core.bundle import Bundle, load_bundle
 from masc_core.errors import ConfigError, NonFiniteError, QueueDownError
 from masc_core.generate import generate
 from masc_core.images import ImageFormat
-from tests.tiny_bundle import CLASS_NAMES, GRID, NUM_CLUSTERS
+from tests.tiny_bundle import CLASS_NAMES, GRID, NUM_CLUSTERS, save_tiny_bundle
 from tests.worker.tiny_worker import (
     REQUEST,
     RecordingEngine,
@@ -193,6 +194,17 @@ def test_requests_that_cannot_be_done_fail_alone(bundle: Bundle) -> None:
     for (_, error, field), outcome in zip(wrong, bad, strict=True):
         assert (failure(outcome).error, failure(outcome).field) == (error, field)
     assert [image.data for image in images(good)] == expected(bundle, REQUEST)
+
+
+def test_refined_images_are_the_same_among_others(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path, refiner=True)
+    bundle = load_bundle(tmp_path / "tiny" / "1")
+    refined = replace(REQUEST, decoding="refine", num_images=3)
+    (alone,) = serve(bundle, [refined])
+    assert [image.data for image in images(alone)] == expected(bundle, refined)
+    among = serve(bundle, [*OTHERS[:4], refined, *OTHERS[4:8]])
+    assert images(among[4]) == images(alone)
+    assert expected(bundle, refined) != expected(bundle, replace(refined, decoding="uniform"))
 
 
 def test_an_image_that_is_not_finite_fails_its_job_alone(bundle: Bundle) -> None:

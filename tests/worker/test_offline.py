@@ -4,8 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from masc_core.bundle import load_bundle
 from masc_core.errors import ConfigError, InvalidFieldError, UnknownClassError
+from masc_core.generate import generate
+from masc_core.image_spec import ImageSpec
+from masc_core.images import encode_image
 from masc_core.manifest import Manifest
+from tests.tiny_bundle import save_tiny_bundle
 from worker.offline import OfflineRequest, find_class, generate_files, image_specs
 from worker.settings import WorkerSettings, load_settings
 
@@ -63,6 +68,17 @@ def test_images_do_not_depend_on_how_many_are_made(models: Path, tmp_path: Path)
         columns=1,
     )
     assert one.read_bytes() == (tmp_path / "many" / "003-dog-7.png").read_bytes()
+
+
+def test_a_refined_image_is_the_plain_loops(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path / "models", refiner=True)
+    request = OfflineRequest(classes=("dog",), seed=7, cfg_scale=2.0, decoding="refine")
+    out = tmp_path / "dog.png"
+    generate_files(settings(tmp_path / "models"), request, out, scale=1, columns=1)
+    bundle = load_bundle(tmp_path / "models" / "tiny" / "1")
+    spec = ImageSpec(class_id=3, cfg_scale=2.0, seed=7, decoding="refine")
+    codes = generate(bundle.model, bundle.decoder, [spec]).codes
+    assert out.read_bytes() == encode_image(bundle.render(codes)[0], "png")
 
 
 def test_places_that_cannot_be_written(models: Path, tmp_path: Path) -> None:

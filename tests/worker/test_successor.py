@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from masc_core.active_version import CURRENT_FILE
 from masc_core.bundle import load_bundle
 from masc_core.errors import ArtifactError
 from masc_core.files import atomic_write
 from masc_core.manifest import TRANSFORMER_FILE
-from masc_core.registry import CURRENT_FILE, Registry
+from masc_core.registry import Registry
 from tests.tiny_bundle import save_tiny_bundle
 from worker import successor as module
 from worker.engine.engine import Engine

@@ -24,11 +24,13 @@ class Bucket(NamedTuple):
     rows : R, of the transformer's batch
     images : B, half of them if nearly all are guided, or as many
     filters : whether any image may ask for top-k or top-p
+    refine : whether any image may ask for the refiner
     """
 
     rows: int
     images: int
     filters: bool
+    refine: bool = False
 
 
 class Layout(NamedTuple):
@@ -41,22 +43,27 @@ class Layout(NamedTuple):
     partners: list[int]
 
 
-def buckets(capacity: int, *, only_largest: bool = False) -> list[Bucket]:
+def buckets(
+    capacity: int, *, only_largest: bool = False, with_refiner: bool = False
+) -> list[Bucket]:
     """All shapes for a capacity in rows, smaller ones first.
 
     Parameters
     ----------
     capacity : rows that images may take
     only_largest : let every step have the shape of a full batch of images that are not guided
+    with_refiner : whether images can ask for the refiner
     """
     largest = max(2, capacity + capacity % 2)
-    if only_largest:
-        return [Bucket(largest, largest, filters) for filters in (False, True)]
+    shapes = [(largest, largest)]
+    if not only_largest:
+        heights = [*(rows for rows in ROWS if rows < largest), largest]
+        shapes = [(rows, images) for rows in heights for images in (rows // 2, rows)]
     return [
-        Bucket(rows, images, filters)
-        for rows in [*(rows for rows in ROWS if rows < largest), largest]
-        for images in (rows // 2, rows)
+        Bucket(rows, images, filters, refine)
+        for rows, images in shapes
         for filters in (False, True)
+        for refine in ((False, True) if with_refiner else (False,))
     ]
 
 
@@ -64,10 +71,12 @@ def choose(fitting: Sequence[Bucket], members: Sequence[Member]) -> Bucket:
     """Return the first shape, of those in ascending order, that holds the images."""
     rows = num_rows(members)
     filters = any(member.spec.top_k or member.spec.top_p < 1 for member in members)
+    refine = any(member.spec.decoding == "refine" for member in members)
     return next(
         bucket
         for bucket in fitting
-        if bucket.rows >= rows and bucket.images >= len(members) and bucket.filters == filters
+        if bucket.rows >= rows and bucket.images >= len(members)
+        if (bucket.filters, bucket.refine) == (filters, refine)
     )
 
 

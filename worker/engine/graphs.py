@@ -70,7 +70,9 @@ class GraphRunner:
         self._static_step = StaticStep(
             model, decoder, num_slots, compiled=self._on_gpu and has_triton()
         )
-        self._buckets = buckets(num_slots, only_largest=deterministic)
+        self._buckets = buckets(
+            num_slots, only_largest=deterministic, with_refiner="refine" in decoder.decodings
+        )
         self._indices = torch.zeros(5, self._buckets[-1].rows, dtype=torch.int64).to(self._device)
         self._graphs: dict[Bucket, torch.cuda.CUDAGraph] = {}
         self._members: list[Member] = []
@@ -158,7 +160,7 @@ class GraphRunner:
     def _run(self, bucket: Bucket) -> None:
         numbers = (bucket.rows, bucket.rows, bucket.rows, bucket.images, bucket.images)
         parts = [row[:num] for row, num in zip(self._indices, numbers, strict=True)]
-        self._static_step(Indices(*parts), filters=bucket.filters)
+        self._static_step(Indices(*parts), filters=bucket.filters, refine=bucket.refine)
 
     def _record(self, bucket: Bucket) -> None:
         """Record a step, once. Before and after it the indices say that nobody is here."""

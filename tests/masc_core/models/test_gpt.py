@@ -34,7 +34,7 @@ def steps(model: GPT, labels: Tensor, tokens: Tensor, cache: KVCache) -> Tensor:
     """Logits (B, 1 + T, K), one position at a time."""
     ids = torch.cat([labels[:, None], tokens], dim=1)
     with torch.inference_mode():
-        logits = [model.step(Rows.abreast(ids[:, p], p), cache) for p in range(ids.shape[1])]
+        logits = [model.step(Rows.abreast(ids[:, p], p), cache).logits for p in range(ids.shape[1])]
     return torch.stack(logits, dim=1)
 
 
@@ -279,11 +279,12 @@ def test_fused_weights_are_the_same_weights_under_the_same_names() -> None:
     plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rows, x = Rows.abreast(torch.tensor([0, 1]), 0), torch.randn(2, GOLDEN_CONFIG.dim)
     with torch.inference_mode():
-        expected = model.step(rows, KVCache(GOLDEN_CONFIG, 2))
+        expected = model.step(rows, KVCache(GOLDEN_CONFIG, 2)).logits
         for block in model.blocks:
             block.feed_forward.fuse()
             block.feed_forward.fuse()
-        torch.testing.assert_close(model.step(rows, KVCache(GOLDEN_CONFIG, 2)), expected)
+        actual = model.step(rows, KVCache(GOLDEN_CONFIG, 2)).logits
+        torch.testing.assert_close(actual, expected)
         feed_forward = model.blocks[0].feed_forward
         torch.testing.assert_close(feed_forward.step(x), feed_forward.eval()(x))
     assert list(model.state_dict()) == list(plain)

@@ -75,6 +75,22 @@ def test_what_becomes_of_it_reads_its_own_weights() -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("threads")
+def test_a_bias_is_added_and_keeps_the_bits_of_a_row(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = Projection(48, 20, bias=True).to(dtype)
+    x = torch.randn(64, 48).to(dtype)
+    layer.pack()
+    together = layer.step(x)
+    expected = x.double() @ layer.weight.double().T + layer.bias.double()
+    torch.testing.assert_close(together, expected.to(dtype))
+    for num_threads, num_rows in itertools.product((1, 3), (4, 8, 32)):
+        torch.set_num_threads(num_threads)
+        assert torch.equal(layer.step(x[:num_rows]), together[:num_rows])
+
+
+@torch.inference_mode()
 def test_packs_only_what_onednn_computes() -> None:
     layer = projection(8, 8, torch.float64)
     layer.pack()

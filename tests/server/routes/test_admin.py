@@ -95,6 +95,20 @@ def test_another_version_is_served_and_the_first_one_again(tmp_path: Path) -> No
         asyncio.run(run())
 
 
+def test_a_rollback_of_the_registry_is_served_without_a_restart(tmp_path: Path) -> None:
+    async def run() -> None:
+        await until_ready(here)
+        assert (await here.activate("2")).json()["state"] == "serving"
+        assert (await here.generate())[0] == "2"
+        assert Registry(here.models).rollback("tiny") == "1"
+        async with asyncio.timeout(30):
+            while (await here.generate())[0] != "1":  # noqa: ASYNC110 - a thread's
+                await asyncio.sleep(0.01)
+
+    with serving(tmp_path) as here:
+        asyncio.run(run())
+
+
 def test_a_damaged_version_is_refused_and_the_old_one_goes_on(tmp_path: Path) -> None:
     async def run() -> None:
         await until_ready(here)
@@ -118,6 +132,7 @@ def test_a_version_whose_first_image_fails_is_refused(tmp_path: Path) -> None:
         here.registry.activate("tiny", "1")
         spoil(here.models / "tiny" / "3")
         problem = assert_problem(await here.activate("3"), 409, "version")
+        assert here.registry.previous("tiny") == "2"  # never the one that was refused
         assert "NaN" in problem["detail"]
         assert here.registry.current("tiny") == "1"
         assert (await here.generate())[0] == "1"

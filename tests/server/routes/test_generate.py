@@ -303,6 +303,17 @@ def test_a_decoding_that_the_model_lacks(tmp_path: Path) -> None:
         assert "uniform" in assert_problem(response, 422, "decoding")["detail"]
 
 
+def test_a_model_with_a_refiner_offers_it(tmp_path: Path) -> None:
+    write_model(tmp_path / "models", decodings=["uniform", "refine"])
+    with Service(tmp_path) as service:
+        (model,) = service.get("/models").json()["models"]
+        assert model["decodings"] == ["uniform", "refine"]
+        assert service.generate(decoding="refine").status_code == 200
+        assert [request.decoding for request in service.painter.requests] == ["refine"]
+        detail = assert_problem(service.generate(decoding="frequency"), 422, "decoding")["detail"]
+        assert "offers uniform, refine, not frequency" in detail
+
+
 NASTY_BODIES = {
     "empty": b"",
     "blank": b" \n",

@@ -18,6 +18,9 @@ def test_shapes_of_a_capacity() -> None:
     assert buckets(1)[-1] == Bucket(2, 2, filters=True)
     assert buckets(33)[-1] == Bucket(34, 34, filters=True)
     assert buckets(12, only_largest=True) == [Bucket(12, 12, False), Bucket(12, 12, True)]
+    with_refiner = buckets(12, with_refiner=True)
+    assert [bucket for bucket in with_refiner if not bucket.refine] == buckets(12)
+    assert len(with_refiner) == 2 * len(buckets(12))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +39,15 @@ def test_shapes_of_a_capacity() -> None:
 def test_a_batch_takes_the_smallest_shape(
     specs: list[ImageSpec], expected: tuple[int, int, bool]
 ) -> None:
-    assert choose(buckets(12), seat(specs, [], 12, 0)) == expected
+    assert choose(buckets(12), seat(specs, [], 12, 0)) == Bucket(*expected)
+
+
+def test_only_who_asks_for_the_refiner_gets_a_shape_with_it() -> None:
+    shapes = buckets(12, with_refiner=True)
+    refined = ImageSpec(0, 1.0, seed=0, decoding="refine")
+    assert choose(shapes, seat([PLAIN], [], 12, 0)) == Bucket(2, 1, filters=False, refine=False)
+    chosen = choose(shapes, seat([GUIDED, refined], [], 12, 0))
+    assert chosen == Bucket(4, 2, filters=False, refine=True)
 
 
 def test_every_row_is_somebodys_and_filling_is_nobodys() -> None:

@@ -38,15 +38,15 @@ SPECS = [
     ImageSpec(class_id=1, cfg_scale=1.0, seed=2),
     ImageSpec(class_id=2, cfg_scale=7.5, seed=2**63 - 1, temperature=0.7, top_k=3),
     ImageSpec(class_id=3, cfg_scale=1.0, seed=0, top_p=0.5, decoding="frequency"),
-    ImageSpec(class_id=4, cfg_scale=1.5, seed=1),
+    ImageSpec(class_id=4, cfg_scale=1.5, seed=1, decoding="refine"),
 ]
 TASKS = [ImageTask("job", i, spec) for i, spec in enumerate(SPECS)]
 
 
 @pytest.fixture
 def models() -> Models:
-    parts = tiny_parts()
-    return parts.model.eval(), InClusterDecoder(parts.prior, parts.counts)
+    parts = tiny_parts(refiner=True)
+    return parts.model, InClusterDecoder(parts.prior, parts.counts, refiner=parts.refiner)
 
 
 class Alone:
@@ -97,7 +97,7 @@ def some_specs(rng: random.Random) -> list[ImageSpec]:
             temperature=rng.choice([1.0, 0.8, 1.3]),
             top_k=rng.choice([0, 0, 3]),
             top_p=rng.choice([1.0, 1.0, 0.7]),
-            decoding=rng.choice(["uniform", "frequency"]),
+            decoding=rng.choice(["uniform", "frequency", "refine"]),
         )
         for _ in range(24)
     ]
@@ -169,7 +169,7 @@ def test_a_task_that_the_model_cannot_do_is_refused_at_once(models: Models) -> N
     with pytest.raises(UnknownClassError):
         engine.add(replace(TASKS[0], spec=replace(SPECS[0], class_id=99)))
     with pytest.raises(InvalidFieldError, match="decoding"):
-        engine.add(replace(TASKS[0], spec=replace(SPECS[0], decoding="refine")))
+        engine.add(replace(TASKS[0], spec=replace(SPECS[0], decoding="best")))
     for row in (0, GRID):
         with pytest.raises(ValueError, match="preview"):
             engine.add(replace(TASKS[0], preview_rows=(row,)))

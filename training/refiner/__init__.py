@@ -1,0 +1,1 @@
+"""Training of the refiner, which draws codes within clusters."""
