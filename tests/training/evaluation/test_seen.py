@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from training.evaluation.classifier import Classifier
+from training.evaluation.fidelity import torch_fidelity
+from training.evaluation.judge import NAME, classifier_extractor
+from training.evaluation.reference import Reference
+from training.evaluation.samples import Samples
+from training.evaluation.seen import Seen, compare
+from training.tokenizer.reconstruction import to_float
+
+GENERATED, REAL = (
+    np.random.default_rng(i).integers(40 * i, 256, (30 + 10 * i, 16, 16, 3), dtype=np.uint8)
+    for i in range(2)
+)
+
+
+class Pixels(Dataset[Tensor]):
+    """Images as torch-fidelity takes them."""
+
+    def __init__(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        self.pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.pixels[index]
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(5, 16, 8).eval()
+
+
+def test_figures_are_those_of_torch_fidelity_from_the_same_images(classifier: Classifier) -> None:
+    extractor = classifier_extractor(classifier, torch.device("cpu"), "0")
+    seen = Seen(1)
+    for start in range(0, len(GENERATED), 7):
+        pixels = GENERATED[start : start + 7]
+        zeros = np.zeros(len(pixels), np.int64)
+        seen.take(Samples(pixels, zeros, np.zeros((len(pixels), 1), np.float32)), [extractor], None)
+    features, logits = seen.features[extractor.label]
+    found = compare("inception", features, logits, Reference.of(extractor(REAL)[0]))
+    expected = torch_fidelity().calculate_metrics(
+        input1=Pixels(GENERATED), input2=Pixels(REAL),
+        feature_extractor=NAME, classifier=classifier,
+        isc=True, fid=True, kid=True, prc=True, kid_subset_size=30,
+        cuda=False, cache=False, verbose=False, batch_size=8, save_cpu_ram=True,
+    )  # fmt: skip
+    names = {"precision": "precision_inception", "recall": "recall_inception"}
+    del expected["f_score"]
+    assert found == pytest.approx(
+        {names.get(name, name): value for name, value in expected.items()}, rel=1e-4, abs=1e-6
+    )
+
+
+def test_the_extractor_gives_what_the_classifier_sees(classifier: Classifier) -> None:
+    features, logits = classifier_extractor(classifier, torch.device("cpu"), "0")(GENERATED)
+    with torch.inference_mode():
+        floats = to_float(GENERATED)
+        assert torch.allclose(features, classifier.features(floats))
+        assert logits is not None
+        assert torch.allclose(logits, classifier(floats), atol=1e-6)
+
+
+def test_agreement_counts_the_images_that_the_judge_knows(classifier: Classifier) -> None:
+    extractor = classifier_extractor(classifier, torch.device("cpu"), "0")
+    logits = extractor(GENERATED)[1]
+    assert logits is not None
+    labels = logits.argmax(1).numpy().copy()
+    labels[:4] = (labels[:4] + 1) % 5
+    seen = Seen(2)
+    entropies = np.arange(2 * len(labels), dtype=np.float32).reshape(-1, 2)
+    seen.take(Samples(GENERATED, labels, entropies), [extractor], classifier)
+    assert (seen.count, seen.agreed) == (30, 26)
+    assert np.array_equal(seen.entropies, entropies.sum(0))
+
+
+def test_features_decide_what_is_measured(classifier: Classifier) -> None:
+    extractor = classifier_extractor(classifier, torch.device("cpu"), "0")
+    features, logits = extractor(GENERATED)
+    real = Reference.of(extractor(REAL)[0])
+    shares = {"precision_vgg", "recall_vgg"}
+    assert compare("vgg", features, None, real).keys() == shares
+    statistics = Reference(real.statistics)
+    assert compare("vgg", features, None, statistics) == {}
+    assert compare("classifier", features, logits, statistics).keys() == {
+        "frechet_classifier_distance"
+    }
+    assert compare("inception", features, logits, None).keys() == {
+        "inception_score_mean",
+        "inception_score_std",
+    }

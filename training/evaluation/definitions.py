@@ -1,0 +1,60 @@
+"""What the figures of an evaluation mean, in a sentence each; it is written beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+FEATURES = {
+    "inception": "the 2048 features of the 2015 Inception network",
+    "vgg": "VGG16's second fully connected layer",
+    "classifier": "the features before the head of the classifier of the real images",
+}
+PRECISION = "Share of generated images nearer to a real one than its third nearest real neighbour"
+RECALL = "Share of real images nearer to a generated one than its third nearest generated neighbour"
+DEFINITIONS = {
+    "seconds_per_image": "Median of one image at a time with the model's defaults, rendering "
+    "included.",
+    "seconds_per_image_threads": "CPU threads meanwhile.",
+    "images": "Generated images, the same number of every class, interleaved.",
+    "entropy_bits": "Free-running entropy: of the guided distribution of the next cluster, before "
+    "temperature and filters, given what the model has drawn; mean over positions and generated "
+    "images.",
+    "entropy_ratio": "entropy_bits / log2(clusters).",
+    "teacher_forced_entropy_bits": "Entropy of the distribution of the next cluster, guided by "
+    "codes_cfg_scale, at temperature 1 without filters, given the true clusters before; mean over "
+    "positions and real images.",
+    "teacher_forced_entropy_ratio": "teacher_forced_entropy_bits / log2(clusters).",
+    "teacher_forced_cross_entropy_bits": "-log2 of the probability of the true cluster under the "
+    "same distribution; mean over positions and real images.",
+    "member_bits": "log2 of the size of the true cluster: what telling its codes apart costs when "
+    "they are drawn uniformly; mean over positions and real images.",
+    "fine_entropy_bits": "teacher_forced_entropy_bits + member_bits: comparable between "
+    "vocabularies.",
+    "fine_cross_entropy_bits": "teacher_forced_cross_entropy_bits + member_bits: bits a code.",
+    "teacher_forced_images": "Real images, the first variant of each.",
+    "class_agreement": "Share of the generated images that the classifier gives the class asked "
+    "for.",
+    "classifier_accuracy": "Share of the real validation images that the classifier gives their "
+    "class: the most that class_agreement can show.",
+    "inception_score_mean": "exp of the mean divergence of an image's class probabilities from "
+    "their mean; mean over 10 parts of the shuffled images, logits without bias.",
+    "inception_score_std": "Deviation over these parts.",
+    "kernel_inception_distance_mean": "Squared distance of means under a cubic kernel; mean over "
+    "100 subsets of at most 1000 images.",
+    "kernel_inception_distance_std": "Deviation over these subsets.",
+    "frechet_inception_distance": "FID: Fréchet distance of Gaussians in the 2048 features of the "
+    "2015 Inception network.",
+    "frechet_classifier_distance": "Fréchet distance of Gaussians in the features before the head "
+    "of the classifier of the real images; it is no FID.",
+} | {
+    f"{name}_{label}": f"{text}, of Euclidean distances in {features}; at most 10,000 real images."
+    for label, features in FEATURES.items()
+    for name, text in (
+        ("precision", PRECISION), ("recall", RECALL),
+    )
+}  # fmt: skip
+
+
+def definitions(figures: Iterable[str]) -> dict[str, str]:
+    """Of those of the figures that have one."""
+    return {name: DEFINITIONS[name] for name in figures if name in DEFINITIONS}
