@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +20,10 @@ from rich.table import Table
 
 from masc_core.errors import ArtifactError, ConfigError, MascError, RequestError
 from masc_core.log import configure_logging
+from masc_core.manifest import Manifest
 from masc_core.registry import Registry
 from masc_core.settings import models_dir
+from masc_core.version_row import version_rows
 from server.keys_command import keys_app
 
 console = Console(highlight=False)
@@ -32,11 +35,17 @@ TRAINING_GROUPS = {
     "codes": "Images to codes, packed for training.",
     "prior": "Codes to clusters: build the tree, cut it, judge the cut.",
     "transformer": "The autoregressive model over clusters.",
+    "refiner": "From predicted clusters to codes: hierarchical decoding.",
     "classifier": "The judge of class agreement.",
+}
+# Commands of the group ``models`` that `training.cli` has: help text, name there.
+TRAINING_MODELS_COMMANDS = {
+    "publish": ("Measure a trained model and publish it as a version.", "publish_command"),
+    "import": ("Take in a checkpoint of LlamaGen as a version.", "import_command"),
 }
 # Modules that the extras bring, which not every installation has.
 OPTIONAL = {
-    "aiohttp", "matplotlib", "numba", "safetensors", "scipy", "sklearn", "torch",
+    "aiohttp", "matplotlib", "numba", "safetensors", "scipy", "sklearn", "tensorboard", "torch",
 }  # fmt: skip
 END_SECONDS = 3.0  # for the worker's thread, when there is nothing left for it to do
 
@@ -81,8 +90,8 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     for name, text in TRAINING_GROUPS.items():
         group = _training(name) if asked[:1] == [name] else typer.Typer()
         app.add_typer(group, name=name, help=text)
-    evaluate = _training("evaluate") if asked[:1] == ["evaluate"] else _placeholder
-    app.command("evaluate", help="Measure a published model: speed, entropy, class agreement.")(
+    evaluate = _training("evaluate_command") if asked[:1] == ["evaluate"] else _placeholder
+    app.command("evaluate", help="Measure a published model: fidelity, agreement, entropy, speed.")(
         evaluate
     )
     app.command("bench", help="Load a running service, and measure what it answers and how fast.")(
@@ -186,7 +195,7 @@ def generate(  # noqa: PLR0913 - options
     temperature: Annotated[float | None, typer.Option(min=0.0)] = None,
     top_k: Annotated[int | None, typer.Option(min=0)] = None,
     top_p: Annotated[float | None, typer.Option(max=1.0)] = None,
-    decoding: Annotated[str | None, typer.Option(help="uniform or frequency")] = None,
+    decoding: Annotated[str | None, typer.Option(help="uniform, frequency or refine")] = None,
     scale: Annotated[int, typer.Option(min=1, help="Enlarge the images this many times.")] = 1,
     columns: Annotated[int, typer.Option(min=1, help="Images a row of a sheet.")] = 10,
     models: Models = None,
@@ -215,38 +224,60 @@ def generate(  # noqa: PLR0913 - options
 def _models_app(arguments: Sequence[str]) -> typer.Typer:
     app = typer.Typer(no_args_is_help=True)
     app.command("list")(list_models)
-    app.command("verify")(verify)
+    for name, (text, attribute) in TRAINING_MODELS_COMMANDS.items():
+        wanted = list(arguments[:2]) == ["models", name]
+        app.command(name, help=text)(_training(attribute) if wanted else _placeholder)
     app.command("activate")(activate)
-    wanted = list(arguments[:2]) == ["models", "publish"]
-    app.command("publish", help="Measure a trained model and publish it as a version.")(
-        _training("publish_command") if wanted else _placeholder
-    )
+    app.command("rollback")(rollback)
+    app.command("verify")(verify)
     return app
 
 
 def list_models(models: Models = None) -> None:
-    """List models and versions; the active ones are marked."""
-    registry = Registry(models_dir(models))
-    table = Table("model", "version", "active", "classes", "positions", "clusters", "codes")
-    for name in registry.names():
-        for version in registry.versions(name):
-            active = "*" if _is_active(registry, name, version) else ""
-            table.add_row(name, version, active, *_sizes(registry, name, version))
+    """List models and versions; ``*`` is served, ``previous`` is what a rollback leads to."""
+    table = Table("model", "version", "active", "created", "MB", "grid, clusters/codes", "figures")
+    for row in version_rows(Registry(models_dir(models))):
+        table.add_row(*astuple(row))
     console.print(table)
-
-
-def verify(
-    name: str, version: Annotated[str | None, typer.Argument()] = None, models: Models = None
-) -> None:
-    """Check every file of a version, by default the active one, against its checksum."""
-    manifest = Registry(models_dir(models)).verify(name, version)
-    console.print(f"{name} {manifest.version}: {len(manifest.files)} files are as published")
 
 
 def activate(name: str, version: str, models: Models = None) -> None:
     """Make a version the one that is served; it is verified first."""
     Registry(models_dir(models)).activate(name, version)
     console.print(f"{name} {version} is active")
+
+
+def rollback(name: str, models: Models = None) -> None:
+    """Go back to the version that was active before; again, one further back."""
+    version = Registry(models_dir(models)).rollback(name)
+    console.print(f"{name} {version} is active again")
+
+
+def verify(
+    name: Annotated[str | None, typer.Argument(help="Model; all of them by default.")] = None,
+    version: Annotated[str | None, typer.Argument(help="Version; default the active one.")] = None,
+    models: Models = None,
+) -> None:
+    """Check every file against its checksum: of a version, or of all versions of all models."""
+    registry = Registry(models_dir(models))
+    if name is not None:
+        _say_verified(registry.verify(name, version))
+        return
+    damaged = 0
+    for model in registry.names():
+        for one in registry.versions(model):
+            try:
+                _say_verified(registry.verify(model, one))
+            except ArtifactError as error:
+                damaged += 1
+                errors.print(f"masc: {error}", markup=False)
+    if damaged:
+        raise typer.Exit(2)
+
+
+def _say_verified(manifest: Manifest) -> None:
+    count = len(manifest.files)
+    console.print(f"{manifest.name} {manifest.version}: {count} files are as published")
 
 
 def _serve_embedded(front: Any, back: Any) -> None:  # noqa: ANN401 - settings of lazy modules
@@ -286,23 +317,6 @@ def _serve_front_end(front: Any) -> None:  # noqa: ANN401 - settings of a lazy m
     app = create_app(front, queue, Registry(front.models_dir), CollectorRegistry())
     with listen(front.host, front.port, keys=front.api_keys_file is not None) as listener:
         serve(app, listener)
-
-
-def _is_active(registry: Registry, name: str, version: str) -> bool:
-    try:
-        return registry.current(name) == version
-    except ArtifactError:
-        return False
-
-
-def _sizes(registry: Registry, name: str, version: str) -> Iterator[str]:
-    try:
-        manifest = registry.manifest(name, version)
-    except ArtifactError as error:
-        yield f"damaged: {error.reason}"
-        return
-    yield str(len(manifest.class_names))
-    yield from map(str, (manifest.num_positions, manifest.num_clusters, manifest.num_codes))
 
 
 def _training(attribute: str) -> Any:  # noqa: ANN401 - a Typer group or a command

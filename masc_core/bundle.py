@@ -1,4 +1,4 @@
-"""Model bundles: a transformer, a tokenizer, a prior and token counts, to one folder and back.
+"""Model bundles: transformer, tokenizer, prior, and what else there is, to one folder and back.
 
 Weights are safetensors, nothing is unpickled, and nothing is loaded before every file has matched
 its SHA-256. A folder appears whole or not at all, and is never changed afterwards.
@@ -10,8 +10,8 @@ Legend: B images, L positions, V codes, H and W pixels.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,23 +19,26 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from masc_core.errors import ArtifactError, ConfigError, NonFiniteError
-from masc_core.files import atomic_write, sha256_file, temporary_sibling
+from masc_core.files import atomic_folder, atomic_write, sha256_file
 from masc_core.images import Pixels
-from masc_core.in_cluster import InClusterDecoder
+from masc_core.in_cluster import InClusterDecoder, offered
 from masc_core.manifest import (
     COUNTS_FILE,
     MANIFEST_FILE,
     PRIOR_FILE,
+    REFINER_FILE,
     SAMPLES_FILE,
     TOKENIZER_FILE,
     TRANSFORMER_FILE,
     GPTSection,
     Manifest,
     ModelCard,
+    RefinerSection,
     VQSection,
     read_manifest,
     verify_files,
@@ -43,6 +46,7 @@ from masc_core.manifest import (
 )
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
 from masc_core.prior import ClusterMap
 from masc_core.tensors import fill_module, read_names, read_tensors, write_tensors
@@ -69,6 +73,7 @@ class BundleParts:
     prior : code to cluster
     counts : int (V,), how often each code occurs in the training data; offers ``frequency``
     samples : a PNG that shows what the model makes
+    refiner : draws codes of this prior from the transformer's hidden states; offers ``refine``
     """
 
     model: GPT
@@ -76,6 +81,7 @@ class BundleParts:
     prior: ClusterMap
     counts: npt.NDArray[np.integer] | None = None
     samples: bytes | None = None
+    refiner: Refiner | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,7 @@ class Bundle:
     ----------
     manifest : what it is
     model : the transformer, in the requested precision
-    decoder : cluster to code
+    decoder : cluster to code, with the refiner, in the same precision, if there is one
     tokenizer : float32; lacks ``encoder`` and ``quant_conv`` where the bundle leaves them out
     """
 
@@ -106,7 +112,7 @@ class Bundle:
         return self.model.output.weight.dtype
 
     @torch.inference_mode()
-    def render(self, codes: Tensor) -> Pixels:
+    def render(self, codes: Tensor, image_size: int | None = None) -> Pixels:
         """Decode grids of codes to images.
 
         On the CPU the images are decoded one by one: convolutions choose their algorithm by the
@@ -116,6 +122,8 @@ class Bundle:
         ----------
         codes : int64 (B, L) in [0, V), raster order; or whole rows of the grid, as many of each
             image, for a preview: the upper part, nearly as it will be in the whole image
+        image_size : resize whole images to so many pixels a side, as LlamaGen does before it
+            rounds: bicubic, without a filter against aliasing
 
         Returns
         -------
@@ -127,11 +135,13 @@ class Bundle:
         """
         codes = codes.to(self.device)
         at_once = 1 if self.device.type == "cpu" else GPU_IMAGES_AT_ONCE
-        pixels = [self._render(part) for part in torch.split(codes, at_once)]
+        pixels = [self._render(part, image_size) for part in torch.split(codes, at_once)]
         return torch.cat(pixels).cpu().numpy()
 
-    def _render(self, codes: Tensor) -> Tensor:
+    def _render(self, codes: Tensor, image_size: int | None) -> Tensor:
         images = self.tokenizer.decode_codes(codes, self.manifest.grid)
+        if image_size is not None and image_size != self.manifest.image_size:
+            images = F.interpolate(images, size=(image_size, image_size), mode="bicubic")
         if not images.isfinite().all():
             raise NonFiniteError("the VQ decoder produced a NaN or an infinity")
         return to_uint8(images)
@@ -164,24 +174,43 @@ def save_bundle(
     ConfigError : the parts do not belong together
     ArtifactError : the folder exists or cannot be written, or a weight does not fit the precision
     """
+    with new_bundle(folder) as draft:
+        return write_bundle(
+            draft, card, parts, weights_dtype=weights_dtype, with_encoder=with_encoder
+        )
+
+
+@contextmanager
+def new_bundle(folder: str | PathLike[str]) -> Iterator[Path]:
+    """Lend a folder for `write_bundle` that becomes ``folder`` when the block ends well.
+
+    Raises
+    ------
+    ArtifactError : the folder exists, or it cannot be written
+    """
     folder = Path(folder)
-    _check_parts(parts)
     if folder.exists():
         raise ArtifactError(folder, "exists already; a published version is never changed")
-    temporary = temporary_sibling(folder)
     try:
-        temporary.mkdir(parents=True)
-        _write_weights(temporary, parts, weights_dtype, with_encoder=with_encoder)
-        files = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
-        manifest = _manifest(card, parts, files)
-        manifest = write_manifest(temporary, manifest)
-        temporary.rename(folder)  # fails if someone else published the same version meanwhile
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise ArtifactError(folder, f"cannot be written: {error.strerror}") from error
-        raise
-    return manifest
+        with atomic_folder(folder) as draft:
+            yield draft
+    except OSError as error:
+        raise ArtifactError(folder, f"cannot be written: {error.strerror}") from error
+
+
+def write_bundle(
+    folder: Path,
+    card: ModelCard,
+    parts: BundleParts,
+    *,
+    weights_dtype: torch.dtype = torch.float16,
+    with_encoder: bool = False,
+) -> Manifest:
+    """Write a bundle into an empty folder; the rest as for `save_bundle`."""
+    _check_parts(parts)
+    _write_weights(folder, parts, weights_dtype, with_encoder=with_encoder)
+    files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+    return write_manifest(folder, _manifest(card, parts, files))
 
 
 def load_bundle(
@@ -195,8 +224,8 @@ def load_bundle(
     ----------
     folder : holds ``manifest.json``
     device : where everything goes
-    dtype : precision of the transformer; the tokenizer's decoder stays in float32, in which no
-        colour bands appear
+    dtype : precision of transformer and refiner; the tokenizer's decoder stays in float32, in
+        which no colour bands appear
 
     Raises
     ------
@@ -212,10 +241,13 @@ def load_bundle(
     with torch.device("meta"):
         empty = GPT(gpt_config)
     model = fill_module(folder / TRANSFORMER_FILE, empty)
+    refiner = _load_refiner(folder, manifest)
+    if refiner is not None:
+        refiner = refiner.to(device, dtype)
     return Bundle(
         manifest=manifest,
         model=model.to(device, dtype).eval().requires_grad_(requires_grad=False),
-        decoder=InClusterDecoder(prior, counts, device),
+        decoder=InClusterDecoder(prior, counts, device, refiner),
         tokenizer=_place(_load_tokenizer(folder / TOKENIZER_FILE, vq_config), torch.device(device)),
     )
 
@@ -233,19 +265,40 @@ def _check_parts(parts: BundleParts) -> None:
         )
     if gpt.num_class_rows == gpt.num_classes:
         raise ConfigError("a transformer trained with class_dropout 0 cannot be guided, nor served")
+    if parts.refiner is not None:
+        _check_refiner(parts.refiner.config, parts)
+
+
+def _check_refiner(config: RefinerConfig, parts: BundleParts) -> None:
+    gpt, prior = parts.model.config, parts.prior
+    fitting = {
+        "num_codes": prior.num_codes,
+        "num_clusters": prior.num_clusters,
+        "hidden_dim": gpt.dim,
+        "block_size": gpt.block_size,
+    }
+    for name, value in fitting.items():
+        if getattr(config, name) != value:
+            raise ConfigError(
+                f"the refiner has {name} {getattr(config, name)}, the other models have {value}"
+            )
 
 
 def _manifest(card: ModelCard, parts: BundleParts, files: Mapping[str, str]) -> Manifest:
-    gpt, vq = parts.model.config, parts.tokenizer.config
+    gpt, vq, refiner = parts.model.config, parts.tokenizer.config, parts.refiner
+    refiner_section = refiner and RefinerSection(
+        **{name: getattr(refiner.config, name) for name in RefinerSection.model_fields}
+    )
     return Manifest(
         **dict(card),
         gpt=GPTSection(**{name: getattr(gpt, name) for name in GPTSection.model_fields}),
         vq=VQSection(**{name: getattr(vq, name) for name in VQSection.model_fields}),
+        refiner=refiner_section,
         num_codes=vq.num_codes,
         num_clusters=gpt.vocab_size,
         grid=gpt.grid_size,
         image_size=gpt.grid_size * vq.factor,
-        decodings=("uniform",) if parts.counts is None else ("uniform", "frequency"),
+        decodings=offered(counts=parts.counts is not None, refiner=refiner is not None),
         files=dict(files),
     )
 
@@ -265,6 +318,8 @@ def _write_weights(
         InClusterDecoder(parts.prior, parts.counts)  # refuses counts that do not fit
         counts = torch.from_numpy(np.asarray(parts.counts).astype(np.int64))
         write_tensors(folder / COUNTS_FILE, {COUNTS_KEY: counts}, dtype)
+    if parts.refiner is not None:
+        write_tensors(folder / REFINER_FILE, parts.refiner.state_dict(), dtype)
     if parts.samples is not None:
         atomic_write(folder / SAMPLES_FILE, parts.samples)
 
@@ -299,6 +354,25 @@ def _load_counts(path: Path, manifest: Manifest) -> npt.NDArray[np.int64] | None
     if (counts < 0).any():
         raise ArtifactError(path, "holds a negative count")
     return counts.numpy()
+
+
+def _load_refiner(folder: Path, manifest: Manifest) -> Refiner | None:
+    if manifest.refiner is None:
+        return None
+    try:
+        config = RefinerConfig(
+            num_codes=manifest.num_codes,
+            num_clusters=manifest.num_clusters,
+            hidden_dim=manifest.gpt.dim,
+            block_size=manifest.gpt.block_size,
+            **dict(manifest.refiner),
+        )
+    except ConfigError as error:
+        raise ArtifactError(folder / MANIFEST_FILE, f"refiner: {error}") from error
+    with torch.device("meta"):
+        empty = Refiner(config)
+    refiner = fill_module(folder / REFINER_FILE, empty)
+    return refiner.eval().requires_grad_(requires_grad=False)
 
 
 def _load_tokenizer(path: Path, config: VQConfig) -> VQModel:

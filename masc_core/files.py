@@ -2,21 +2,26 @@
 
 A reader sees the old content or the new one, never a part: the content goes to a temporary file in
 the same folder, is flushed to the disk, and takes the name in one ``os.replace``. A process killed
-on the way leaves at most a hidden ``.tmp-*`` file.
+on the way leaves at most a hidden ``.tmp-*`` file, or folder, which the next one to make a folder
+in that place removes.
 This module does not know what the files hold. Errors of the operating system pass through.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY_PREFIX = ".tmp-"
+LEFTOVER_SECONDS = 60.0  # a folder has its lock long before
 
 
 @contextmanager
@@ -57,6 +62,34 @@ def atomic_write(path: str | os.PathLike[str], content: bytes, mode: int | None 
         temporary.write_bytes(content)
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Lend a new folder, which takes the name ``path`` when the block ends well.
+
+    Nothing may be at ``path``; the folders above it are made. When the block raises, all that it
+    wrote is removed.
+
+    Raises
+    ------
+    OSError : the folder cannot be made, or something is at ``path`` by the end of the block
+    """
+    is_parent_new = not path.parent.exists()
+    _remove_leftovers(path.parent)
+    temporary = temporary_sibling(path)
+    try:
+        with _locked_folder(temporary):
+            yield temporary
+            _flush(temporary)
+            temporary.rename(path)  # fails if someone else has made it meanwhile
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if is_parent_new:
+            with suppress(OSError):  # someone else has put something there
+                path.parent.rmdir()
+        raise
+    _flush(path.parent)
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content, as 64 lower-case hexadecimal digits."""
     with Path(path).open("rb") as file:
@@ -83,3 +116,30 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _locked_folder(path: Path) -> Iterator[None]:
+    """Make a folder and hold its lock, by which others know that somebody is at work there."""
+    path.mkdir(parents=True)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # there are file systems without locks for folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove folders of `atomic_folder` whose process was killed."""
+    for path in parent.glob(f"{TEMPORARY_PREFIX}*"):
+        with suppress(OSError):  # it is gone, or in use
+            if not path.is_dir() or path.stat().st_mtime > time.time() - LEFTOVER_SECONDS:
+                continue
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path)
+            finally:
+                os.close(descriptor)

@@ -45,8 +45,7 @@ CAPTION_HEIGHT = 14
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """Scale the short side to ``size`` and cut the middle square, as ADM and LlamaGen do.
 
-    Halve with a box filter while the short side is at least twice too long, then one bicubic
-    resize, then a crop whose offset is rounded down.
+    The crop's offset is rounded down.
 
     Parameters
     ----------
@@ -57,16 +56,34 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     ------
     ValueError : a size below 1
     """
-    if size < 1:
-        raise ValueError(f"the size must be at least 1, got {size}")
-    image = image.convert("RGB")
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    rounded = (round(image.width * scale), round(image.height * scale))
-    image = image.resize(rounded, Image.Resampling.BICUBIC)
+    image = scale_short_side(image, size)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def scale_short_side(image: Image.Image, length: int) -> Image.Image:
+    """Scale an image so that its short side has ``length`` pixels, as ADM does.
+
+    Halve with a box filter while the short side is at least twice too long, then one bicubic
+    resize.
+
+    Parameters
+    ----------
+    image : of any mode; the result is RGB
+    length : in pixels, >= 1
+
+    Raises
+    ------
+    ValueError : a length below 1
+    """
+    if length < 1:
+        raise ValueError(f"the size must be at least 1, got {length}")
+    image = image.convert("RGB")
+    while min(image.size) >= 2 * length:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = length / min(image.size)
+    rounded = (round(image.width * scale), round(image.height * scale))
+    return image.resize(rounded, Image.Resampling.BICUBIC)
 
 
 def encode_image(pixels: Pixels, format: ImageFormat) -> bytes:  # noqa: A002 - the request's field

@@ -36,12 +36,13 @@ TRANSFORMER_FILE = "transformer.safetensors"
 TOKENIZER_FILE = "tokenizer.safetensors"
 PRIOR_FILE = "prior.npz"
 COUNTS_FILE = "token_counts.safetensors"
+REFINER_FILE = "refiner.safetensors"
 SAMPLES_FILE = "samples.png"
 
 REQUIRED_FILES = (TRANSFORMER_FILE, TOKENIZER_FILE, PRIOR_FILE)
 WEIGHT_SUFFIXES = {".safetensors", ".npz"}
 
-Decoding = Literal["uniform", "frequency"]
+Decoding = Literal["uniform", "frequency", "refine"]
 
 # One path component that is neither hidden nor a step upwards.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -89,6 +90,15 @@ class VQSection(_Part):
     l2_norm: bool = True
 
 
+class RefinerSection(_Part):
+    """Sizes of the refiner beyond those of the other models."""
+
+    width: int = Field(ge=1, le=1 << 16)
+    n_head: int = Field(ge=1, le=1 << 10)
+    ffn_dim: int = Field(ge=1, le=1 << 18)
+    autoregressive: bool = True
+
+
 class Defaults(_Part):
     """What a request gets that does not say."""
 
@@ -134,6 +144,7 @@ class Manifest(ModelCard):
     num_codes, num_clusters : V and K
     grid : positions a side of an image
     image_size : pixels a side of an image
+    refiner : None where there is none
     decodings : in-cluster decodings that the bundle offers
     files : SHA-256 of every file but the manifest itself
     seal : SHA-256 of everything else in the manifest, which `write_manifest` fills in
@@ -142,6 +153,7 @@ class Manifest(ModelCard):
     schema_version: Literal[1] = 1
     gpt: GPTSection
     vq: VQSection
+    refiner: RefinerSection | None = None
     num_codes: int = Field(ge=2, le=1 << 24)
     num_clusters: int = Field(ge=1, le=1 << 24)
     grid: int = Field(ge=1)
@@ -171,6 +183,10 @@ class Manifest(ModelCard):
             "defaults.decoding is not offered": self.defaults.decoding not in self.decodings,
             f"frequency decoding needs {COUNTS_FILE}": "frequency" in self.decodings
             and COUNTS_FILE not in self.files,
+            f"refine decoding needs {REFINER_FILE}": "refine" in self.decodings
+            and REFINER_FILE not in self.files,
+            f"refiner and {REFINER_FILE} need each other": (self.refiner is None)
+            == (REFINER_FILE in self.files),
         }
         for reason, wrong in checks.items():
             if wrong:
@@ -225,9 +241,11 @@ def read_manifest(folder: str | PathLike[str]) -> Manifest:
 
 def write_manifest(folder: str | PathLike[str], manifest: Manifest) -> Manifest:
     """Write ``manifest.json`` into a bundle's folder, sealed, in one step; return it as written."""
-    seal = seal_of(manifest.model_dump(mode="json"))
+    # Without a refiner nothing is said of one: what older versions wrote, and can read.
+    absent = {"refiner"} if manifest.refiner is None else set()
+    seal = seal_of(manifest.model_dump(mode="json", exclude=absent))
     sealed = manifest.model_copy(update={"seal": seal})
-    text = sealed.model_dump_json(indent=2)
+    text = sealed.model_dump_json(indent=2, exclude=absent)
     atomic_write(Path(folder) / MANIFEST_FILE, text.encode() + b"\n")
     return sealed
 

@@ -4,6 +4,7 @@
 
     <root>/<name>/<version>/manifest.json, ...   a bundle; never changed once it is there
     <root>/<name>/current                        the active version's name, replaced atomically
+    <root>/<name>/history                        what was active before, for `Registry.rollback`
 
 Names come from URLs and JSON, so only plain names ever become part of a path, and everything else
 is an unknown model. Each call looks at the disk: another process may publish or activate meanwhile.
@@ -14,10 +15,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from masc_core.active_version import CURRENT_FILE, HISTORY_FILE, ActiveVersion
 from masc_core.errors import ArtifactError, ConfigError, UnknownModelError
-from masc_core.files import atomic_write
 from masc_core.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -25,8 +28,6 @@ from masc_core.manifest import (
     read_manifest,
     verify_files,
 )
-
-CURRENT_FILE = "current"
 
 
 class Registry:
@@ -113,7 +114,7 @@ class Registry:
             self._refuse_missing_manifest(path)
         versions = self.versions(name)
         try:
-            version = path.read_text(encoding="utf-8").strip()
+            version = ActiveVersion(self.root / name).read()
         except FileNotFoundError as error:
             raise ArtifactError(path, f"is missing: no version of {name!r} is active") from error
         except (OSError, UnicodeDecodeError) as error:
@@ -183,11 +184,63 @@ class Registry:
         UnknownModelError, ArtifactError : as from `verify`, or the choice cannot be written
         """
         self.verify(name, version)
-        path = self.root / name / CURRENT_FILE
+        with self._choosing(name) as choice:
+            choice.choose(version)
+
+    def previous(self, name: str) -> str | None:
+        """Name of the version that `rollback` would make active; None where there is none.
+
+        Raises
+        ------
+        UnknownModelError, ArtifactError : as from `current`
+        """
+        self.current(name)
+        path = self.root / name
+        versions = self._versions(name)  # one may have been removed since it was active
         try:
-            atomic_write(path, f"{version}\n".encode())
+            earlier = ActiveVersion(path).earlier()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtifactError(path / HISTORY_FILE, f"cannot be read: {error}") from error
+        return next((version for version in reversed(earlier) if version in versions), None)
+
+    def rollback(self, name: str, leaving: str | None = None) -> str:
+        """Make the version active that was so before, after verifying it; return its name.
+
+        A second rollback goes one further back. To go forward again, activate a version.
+
+        Parameters
+        ----------
+        name : of the model
+        leaving : the version that must still be the active one; by default whichever is
+
+        Raises
+        ------
+        UnknownModelError : no model of that name
+        ArtifactError : none was active before, it is damaged, another version than ``leaving`` is
+            active, or the choice cannot be written; nothing has changed
+        """
+        self.current(name)
+        with self._choosing(name) as choice:
+            active, version = self.current(name), self.previous(name)
+            if leaving not in {None, active}:
+                raise ArtifactError(choice.path, f"names {active!r} by now, not {leaving!r}")
+            if version is None:
+                raise ArtifactError(choice.path, f"no version was active before {active!r}")
+            self.verify(name, version)
+            choice.go_back(version)
+        return version
+
+    @contextmanager
+    def _choosing(self, name: str) -> Iterator[ActiveVersion]:
+        """Lend the choice of a model's active version to one at a time."""
+        choice = ActiveVersion(self.root / name)
+        try:
+            with choice.locked():
+                yield choice
+        except UnicodeDecodeError as error:
+            raise ArtifactError(choice.path, f"cannot be read: {error}") from error
         except OSError as error:
-            raise ArtifactError(path, f"cannot be written: {error.strerror}") from error
+            raise ArtifactError(choice.path, f"cannot be written: {error.strerror}") from error
 
     def _refuse_missing_manifest(self, current: Path) -> None:
         """Tell a damaged bundle, which `current` names, from a folder that is none."""

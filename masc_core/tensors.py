@@ -32,12 +32,16 @@ def write_tensors(
 
     Raises
     ------
-    ArtifactError : a tensor has a NaN or an infinity, or gets one in that precision
+    ArtifactError : a tensor has a NaN or an infinity, or gets one in that precision; or the file
+        cannot be written
     """
     stored = {name: _converted(tensor, dtype) for name, tensor in tensors.items()}
     _refuse_first(path, stored, lambda k: _not_finite(stored[k]), f"is not finite in {dtype}")
-    with atomic_path(path) as temporary:
-        save_file(stored, temporary, metadata=header)
+    try:
+        with atomic_path(path) as temporary:
+            save_file(stored, temporary, metadata=header)
+    except SafetensorError as error:
+        raise ArtifactError(path, f"cannot be written: {error}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

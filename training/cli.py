@@ -4,41 +4,48 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from masc_core.bundle import load_bundle
-from masc_core.device import choose_dtype, resolve_device
 from masc_core.errors import ConfigError
-from masc_core.registry import Registry
-from masc_core.settings import ModelSettings, models_dir, read_settings
+from masc_core.manifest import Manifest
+from masc_core.settings import models_dir
 from masc_core.weights import load_tokenizer
-from training.classifier import ClassifierConfig, load_classifier, train_classifier
-from training.codes import CodesConfig, extract_codes
 from training.commands import stage_command
-from training.compare import compare_priors
-from training.compare_inputs import CompareConfig
-from training.evaluation import class_agreement, seconds_per_image
-from training.images import ImageFolder
-from training.prior import PriorConfig, build_prior
-from training.progress import progress
+from training.config import load_config
+from training.data.code_cache import INDEX
+from training.data.codes import CodesConfig, extract_codes
+from training.data.images import open_images
+from training.evaluation.classifier import ClassifierConfig, train_classifier
+from training.evaluation.commands import compare_runs, evaluate
+from training.llamagen.import_model import ImportConfig, import_model
+from training.llamagen.import_tokenizer import ImportTokenizerConfig, import_tokenizer
+from training.loop.progress import progress
+from training.loop.ranks import is_main_process
+from training.priors.build import PriorConfig, build_prior
+from training.priors.compare import compare_priors
+from training.priors.compare_inputs import CompareConfig
+from training.priors.show import show_prior
+from training.priors.show_inputs import ShowConfig
 from training.publish import PublishConfig, publish
-from training.reconstruction import reconstruction_sheet
-from training.show import show_prior
-from training.show_inputs import ShowConfig
-from training.tokenizer import TokenizerConfig, train_tokenizer
-from training.transformer import TransformerConfig, train_transformer
+from training.refiner.train import RefinerTraining, train_refiner
+from training.tokenizer.reconstruction import reconstruction_sheet
+from training.tokenizer.train import TokenizerConfig, train_tokenizer
+from training.transformer.train import TransformerConfig, train_transformer
 
-console = Console(highlight=False, soft_wrap=True)
+MOST_SKIPPED = 20  # names to print
+
+console = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
 
 
 def _train_tokenizer(config: TokenizerConfig) -> None:
     with progress("tokenizer") as report:
         metrics = train_tokenizer(config, report)
     _say(
-        f"PSNR {metrics['psnr']:.2f} dB, {metrics['codebook_usage']:.1%} of the codes in use",
+        f"PSNR {metrics['psnr']:.2f} dB, SSIM {metrics['ssim']:.3f}, "
+        f"{metrics['codebook_usage']:.1%} of the codes in use",
         config.out,
     )
 
@@ -46,7 +53,11 @@ def _train_tokenizer(config: TokenizerConfig) -> None:
 def _extract_codes(config: CodesConfig) -> None:
     with progress("codes") as report:
         index = extract_codes(config, report)
-    _say(f"{sum(index.shards)} images, {len(index.skipped)} skipped", config.out)
+    _say(f"{index.num_images} images, {len(index.skipped)} skipped", config.out)
+    for name in index.skipped[:MOST_SKIPPED]:
+        console.print(f"skipped: {name}")
+    if len(index.skipped) > MOST_SKIPPED:
+        console.print(f"... all of them are listed in {config.out / INDEX}")
 
 
 def _build_prior(config: PriorConfig) -> None:
@@ -84,6 +95,16 @@ def _train_transformer(config: TransformerConfig) -> None:
     )
 
 
+def _train_refiner(config: RefinerTraining) -> None:
+    with progress("refiner") as report:
+        metrics = train_refiner(config, report)
+    _say(
+        f"{metrics['in_cluster_bits']:.3f} bits a code within its cluster on validation images; "
+        f"by frequency {metrics['frequency_bits']:.3f}, uniformly {metrics['uniform_bits']:.3f}",
+        config.out,
+    )
+
+
 def _train_classifier(config: ClassifierConfig) -> None:
     with progress("classifier") as report:
         metrics = train_classifier(config, report)
@@ -93,10 +114,20 @@ def _train_classifier(config: ClassifierConfig) -> None:
 def _publish(config: PublishConfig) -> None:
     with progress("publish") as report:
         manifest = publish(config, report)
-    folder = models_dir(config.models) / manifest.name / manifest.version
-    megabytes = sum(p.stat().st_size for p in folder.iterdir()) / 1e6
-    _say(f"{manifest.name} {manifest.version}, {megabytes:.1f} MB", folder)
+    _say_version(models_dir(config.models), manifest)
     console.print_json(json.dumps(manifest.metrics))
+
+
+def _import_model(config: ImportConfig) -> None:
+    with progress("import") as report:
+        manifest = import_model(config, report)
+    _say_version(models_dir(config.models), manifest)
+
+
+def _say_version(models: Path, manifest: Manifest) -> None:
+    folder = models / manifest.name / manifest.version
+    megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    _say(f"{manifest.name} {manifest.version}, {megabytes:.1f} MB", folder)
 
 
 tokenizer = typer.Typer(no_args_is_help=True)
@@ -108,7 +139,7 @@ tokenizer.command("train")(
 @tokenizer.command("reconstruct")
 def reconstruct(
     run: Annotated[Path, typer.Argument(help="folder of a tokenizer run")],
-    images: Annotated[Path, typer.Argument(help="folder-per-class images")],
+    images: Annotated[Path, typer.Argument(help="class folders, tar shards or parquet files")],
     out: Annotated[Path, typer.Option(help="sheet of originals above reconstructions")] = Path(
         "reconstructions.png"
     ),
@@ -120,10 +151,30 @@ def reconstruct(
         raise ConfigError(f"out: {out} is no place for a .png file")
     model = load_tokenizer(run / "tokenizer.safetensors")
     model.config.grid_size(image_size)
-    folder = ImageFolder.scan(images)
+    folder = open_images(images)
     pixels = folder.read(image_size, folder.spread(count)).pixels
     reconstruction_sheet(model, pixels, count).save(out)
     _say(f"{len(pixels)} images", out)
+
+
+@tokenizer.command("import")
+def tokenizer_import(
+    source: Annotated[Path, typer.Argument(help="tokenizer of LlamaGen, .pt or .safetensors")],
+    out: Annotated[Path, typer.Option(help="folder of the tokenizer run that this becomes")],
+    weights: Annotated[str, typer.Option(help="model, or ema, their moving average")] = "model",
+    val_data: Annotated[
+        Path | None, typer.Option(help="folder-per-class images to measure it on")
+    ] = None,
+    val_images: Annotated[int, typer.Option(min=1, help="images, spread over the folder")] = 2000,
+    image_size: Annotated[int, typer.Option(min=8, help="of the images")] = 256,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the choice")] = 0,
+) -> None:
+    """Take in a tokenizer of LlamaGen, to extract codes and build priors with."""
+    options = {"source": source, "out": out, "weights": weights, "val_data": val_data}
+    options |= {"val_images": val_images, "image_size": image_size, "threads": threads}
+    metrics = import_tokenizer(load_config(ImportTokenizerConfig, None, options))
+    measured = ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
+    _say(measured or "not measured, for want of --val-data", out)
 
 
 codes = typer.Typer(no_args_is_help=True)
@@ -167,6 +218,7 @@ prior.command("show")(
     )
 )
 
+
 transformer = typer.Typer(no_args_is_help=True)
 
 
@@ -177,6 +229,19 @@ def _transformer() -> None:
 
 transformer.command("train")(
     stage_command(TransformerConfig, _train_transformer, "Train the transformer on clusters.")
+)
+transformer.command("acceleration")(compare_runs)
+
+refiner = typer.Typer(no_args_is_help=True)
+
+
+@refiner.callback()
+def _refiner() -> None:
+    """From clusters to codes."""
+
+
+refiner.command("train")(
+    stage_command(RefinerTraining, _train_refiner, "Train the refiner on a transformer's states.")
 )
 
 classifier = typer.Typer(no_args_is_help=True)
@@ -199,28 +264,15 @@ publish_command = stage_command(
 )
 
 
-def evaluate(
-    model: Annotated[str | None, typer.Argument(help="name of the model")] = None,
-    version: Annotated[str | None, typer.Option(help="default: the active one")] = None,
-    models: Annotated[Path | None, typer.Option(help="folder of the model bundles")] = None,
-    classifier: Annotated[
-        Path | None, typer.Option(help="folder of a classifier run, for class agreement")
-    ] = None,
-    images_per_class: Annotated[int, typer.Option(min=1)] = 100,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-) -> None:
-    """Measure a published model: speed, entropy, class agreement."""
-    chosen = read_settings(ModelSettings, {"models_dir": models, "default_model": model})
-    registry, on = Registry(chosen.models_dir), resolve_device(device)
-    name = registry.default(chosen.default_model)
-    bundle = load_bundle(registry.path(name, version), on, choose_dtype("auto", on))
-    figures: dict[str, Any] = {"model": name, "version": bundle.manifest.version}
-    figures |= seconds_per_image(bundle)
-    if classifier is not None:
-        judge = load_classifier(classifier, bundle.manifest.class_names).to(bundle.device)
-        with progress("evaluate") as report:
-            figures |= class_agreement(bundle, judge, images_per_class, report=report)
-    console.print_json(json.dumps(figures))
+import_command = stage_command(
+    ImportConfig,
+    _import_model,
+    "Take in a checkpoint of LlamaGen as a version.",
+    resumes=False,
+)
+
+
+evaluate_command = evaluate
 
 
 def _say(result: str, where: Path) -> None:

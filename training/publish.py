@@ -5,34 +5,39 @@
     masc models publish training/configs/cifar10/publish.toml
 
 The figures in the manifest are measured on the bundle as it will be served, with its weights in the
-precision of the file. A version is never changed: publish another one.
+precision of the file. It is listed once all of that is done, and whole. A version is never changed:
+publish another one.
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from masc_core.bundle import Bundle, BundleParts, load_bundle, save_bundle
-from masc_core.device import choose_dtype, resolve_device
-from masc_core.errors import ArtifactError, ConfigError
-from masc_core.files import sha256_file
-from masc_core.manifest import Decoding, Defaults, Manifest, ModelCard, PlainName
-from masc_core.prior import ClusterMap
+from masc_core.bundle import Bundle
+from masc_core.errors import ConfigError
+from masc_core.manifest import (
+    Decoding,
+    Defaults,
+    Manifest,
+    ModelCard,
+    PlainName,
+)
 from masc_core.registry import Registry
 from masc_core.settings import models_dir
-from masc_core.weights import load_tokenizer, load_transformer, transformer_inputs
-from training.classifier import load_classifier
-from training.code_cache import CodeCache
 from training.config import set_threads
-from training.evaluation import class_agreement, first_images, seconds_per_image
-from training.loop import Report, no_report
+from training.evaluation.classifier import load_classifier
+from training.evaluation.figures import class_agreement, first_images, seconds_per_image
+from training.loop.stage import Report, no_report
+from training.provenance import made_with
+from training.trained_runs import TrainedRuns, read_figures
+from training.version_draft import draft_version
+
+# What an evaluation says beside figures of the images that the model makes.
+LEFT_OUT = {"curves", "definitions"}
 
 
 class PublishConfig(BaseModel):
@@ -41,16 +46,28 @@ class PublishConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: PlainName = Field(description="name of the model")
-    version: PlainName = Field(description="name of the version")
+    version: PlainName | None = Field(
+        None, description="name of the version; the next number without it"
+    )
     models: Path | None = Field(
         None, description="folder of the bundles; MASC_MODELS_DIR, or models"
     )
-    tokenizer: Path = Field(description="folder of the tokenizer run")
+    tokenizer: Path = Field(
+        description="folder of the tokenizer run, or of the bundle whose tokenizer made the codes"
+    )
     prior: Path | None = Field(None, description="folder of the prior; flat vocabulary without it")
     codes: Path = Field(description="code cache of the training images")
     transformer: Path = Field(description="folder of the transformer run")
+    refiner: Path | None = Field(
+        None, description="folder of the refiner run; offers refine decoding"
+    )
     classifier: Path | None = Field(
         None, description="folder of a classifier run, for class agreement"
+    )
+    evaluation: Path | None = Field(
+        None,
+        description="evaluation.json of masc evaluate on the same weights, published before as a "
+        "candidate; its figures are taken over",
     )
     images_per_class: int = Field(100, ge=1, description="images that the classifier judges")
     cfg_scale: float = Field(1.0, ge=1, le=20, description="default CFG scale")
@@ -74,87 +91,59 @@ def publish(config: PublishConfig, report: Report = no_report) -> Manifest:
     """
     set_threads(config.threads)
     models = models_dir(config.models)
-    folder = models / config.name / config.version
-    if folder.exists():
-        raise ArtifactError(folder, "exists already; a published version is never changed")
-    parts, class_names = _parts(config)
-    card = ModelCard(
-        name=config.name,
-        version=config.version,
-        created=datetime.now(UTC).replace(microsecond=0),
-        class_names=class_names,
-        defaults=Defaults(cfg_scale=config.cfg_scale, decoding=config.decoding),
-        provenance=_provenance(config),
-        metrics=_run_metrics(config),
+    if config.decoding == "refine" and config.refiner is None:
+        raise ConfigError("decoding: refine needs a refiner")
+    runs = TrainedRuns(
+        config.tokenizer, config.prior, config.codes, config.transformer, config.refiner
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        draft = Path(scratch) / config.version
-        save_bundle(draft, card, parts)
-        device = resolve_device(config.device)
-        bundle = load_bundle(draft, device, choose_dtype("auto", device))
-        card = card.model_copy(update={"metrics": card.metrics | _measure(config, bundle, report)})
-        samples = first_images(bundle)
-    final = BundleParts(parts.model, parts.tokenizer, parts.prior, parts.counts, samples)
-    manifest = save_bundle(folder, card, final, with_encoder=config.with_encoder)
+    parts, class_names = runs.load()
+    with draft_version(models, config.name, config.version) as draft:
+        card = ModelCard(
+            name=config.name,
+            version=draft.version,
+            created=datetime.now(UTC).replace(microsecond=0),
+            class_names=class_names,
+            defaults=Defaults(cfg_scale=config.cfg_scale, decoding=config.decoding),
+            provenance={"note": config.note, **runs.provenance(), "made_with": made_with()},
+            metrics=runs.metrics(),
+        )
+        written = draft.write(card, parts, with_encoder=config.with_encoder)
+        evaluation = _evaluation(config, written)
+        bundle = draft.load(config.device)
+        figures = _measure(config, bundle, report, judged="class_agreement" in evaluation)
+        figures |= evaluation
+        manifest = draft.finish(figures, first_images(bundle))
     if config.activate:
-        Registry(models).activate(config.name, config.version)
+        Registry(models).activate(manifest.name, manifest.version)
     return manifest
 
 
-def _parts(config: PublishConfig) -> tuple[BundleParts, tuple[str, ...]]:
-    tokenizer = load_tokenizer(config.tokenizer / "tokenizer.safetensors")
-    cache = CodeCache.open(config.codes)
-    prior = (
-        ClusterMap.load(config.prior / "prior.npz")
-        if config.prior
-        else ClusterMap.identity(tokenizer.config.num_codes)
-    )
-    model = load_transformer(config.transformer / "transformer.safetensors")
-    _check_origin(config, cache.index.tokenizer_sha256)
-    return BundleParts(model, tokenizer, prior, cache.counts()), cache.index.class_names
-
-
-def _check_origin(config: PublishConfig, codes_of: str) -> None:
-    """Raise unless codes and transformer come from this tokenizer, and it from this prior."""
-    tokenizer = sha256_file(config.tokenizer / "tokenizer.safetensors")
-    if codes_of != tokenizer:
-        raise ConfigError("codes: were made by another tokenizer")
-    prior = sha256_file(config.prior / "prior.npz") if config.prior else "identity"
-    trained = transformer_inputs(config.transformer / "transformer.safetensors")
-    if (trained.get("tokenizer"), trained.get("prior")) != (tokenizer, prior):
-        raise ConfigError("transformer: was trained with another tokenizer or another prior")
-
-
-def _measure(config: PublishConfig, bundle: Bundle, report: Report) -> dict[str, JsonValue]:
+def _measure(
+    config: PublishConfig, bundle: Bundle, report: Report, *, judged: bool
+) -> dict[str, JsonValue]:
+    """Speed and, unless an evaluation has judged the images, class agreement."""
     figures: dict[str, Any] = {"device": str(bundle.device), **seconds_per_image(bundle)}
-    if config.classifier is not None:
+    if config.classifier is not None and not judged:
         classes = bundle.manifest.class_names
         classifier = load_classifier(config.classifier, classes).to(bundle.device)
-        figures["classifier_accuracy"] = _read(config.classifier / "metrics.json")["accuracy"]
+        figures["classifier_accuracy"] = read_figures(config.classifier / "metrics.json")[
+            "accuracy"
+        ]
         figures |= class_agreement(bundle, classifier, config.images_per_class, report=report)
     return figures
 
 
-def _run_metrics(config: PublishConfig) -> dict[str, JsonValue]:
-    """What tokenizer and transformer runs measured on validation images."""
-    tokenizer = _read(config.tokenizer / "metrics.json")
-    transformer = _read(config.transformer / "metrics.json")
-    return {key: value for key, value in {**tokenizer, **transformer}.items() if key != "objective"}
-
-
-def _provenance(config: PublishConfig) -> dict[str, JsonValue]:
-    return {
-        "note": config.note,
-        "torch": torch.__version__,
-        "tokenizer": _read(config.tokenizer / "config.json"),
-        "transformer": _read(config.transformer / "config.json")
-        | {"inputs": dict(transformer_inputs(config.transformer / "transformer.safetensors"))},
-    }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); is the run finished?") from error
-    return value
+def _evaluation(config: PublishConfig, written: Manifest) -> dict[str, JsonValue]:
+    """Figures of the images of an evaluation; its settings under one key."""
+    if config.evaluation is None:
+        return {}
+    figures = read_figures(config.evaluation)
+    settings = figures.pop("settings", None)
+    if not isinstance(settings, dict) or "weights_sha256" not in settings:
+        raise ConfigError(f"evaluation: {config.evaluation} does not tell which weights it is of")
+    if settings["weights_sha256"] != written.weights_sha256:
+        raise ConfigError(f"evaluation: {config.evaluation} is of other weights than these")
+    taken = {k: v for k, v in figures.items() if k not in LEFT_OUT and "seconds" not in k}
+    if "class_agreement" in taken:
+        taken["class_agreement_images"] = taken["images"]
+    return {**taken, "evaluation": settings}

@@ -18,16 +18,19 @@ from masc_core.errors import ArtifactError, ConfigError, NonFiniteError
 from masc_core.files import sha256_file
 from masc_core.generate import generate
 from masc_core.image_spec import ImageSpec
+from masc_core.in_cluster import InClusterDecoder
 from masc_core.manifest import (
     COUNTS_FILE,
     MANIFEST_FILE,
     PRIOR_FILE,
+    REFINER_FILE,
     SAMPLES_FILE,
     TOKENIZER_FILE,
     TRANSFORMER_FILE,
     read_manifest,
 )
 from masc_core.models.gpt import GPT
+from masc_core.models.refiner import Refiner
 from masc_core.models.vq import to_uint8
 from masc_core.prior import ClusterMap
 from masc_core.tensors import write_tensors
@@ -339,6 +342,49 @@ def test_counts_of_another_model_are_refused(folder: Path, counts: dict[str, tor
     write_tensors(folder / COUNTS_FILE, counts, torch.float32)
     relist(folder, COUNTS_FILE)
     with pytest.raises(ArtifactError, match=COUNTS_FILE):
+        load_bundle(folder)
+
+
+def test_a_refiner_is_part_of_a_bundle(tmp_path: Path) -> None:
+    parts = tiny_parts(refiner=True)
+    manifest = save_bundle(tmp_path / "1", tiny_card(), parts, weights_dtype=torch.float32)
+    assert manifest.decodings == ("uniform", "frequency", "refine")
+    assert read_manifest(tmp_path / "1") == manifest
+    bundle = load_bundle(tmp_path / "1")
+    assert bundle.decoder.decodings == manifest.decodings
+    specs = [ImageSpec(i, 2.0, seed=i, decoding="refine") for i in range(3)]
+    decoder = InClusterDecoder(parts.prior, parts.counts, refiner=parts.refiner)
+    expected = generate(parts.model, decoder, specs).codes
+    assert torch.equal(generate(bundle.model, bundle.decoder, specs).codes, expected)
+    low = load_bundle(tmp_path / "1", dtype=torch.bfloat16).decoder.refiner
+    assert low.code_scores.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("damage", ["missing", "altered"])
+def test_a_damaged_refiner_is_refused_by_name(tmp_path: Path, damage: str) -> None:
+    save_tiny_bundle(tmp_path, refiner=True)
+    path = tmp_path / "tiny" / "1" / REFINER_FILE
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "altered":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match=REFINER_FILE):
+        load_bundle(path.parent)
+
+
+def test_a_refiner_of_other_sizes_is_refused(tmp_path: Path) -> None:
+    parts = tiny_parts(refiner=True)
+    assert parts.refiner is not None
+    other = Refiner(replace(parts.refiner.config, num_clusters=NUM_CLUSTERS + 1))
+    with pytest.raises(ConfigError, match="num_clusters 17, the other models have 16"):
+        save_bundle(tmp_path / "1", tiny_card(), replace(parts, refiner=other))
+    save_tiny_bundle(tmp_path, refiner=True)
+    folder = tmp_path / "tiny" / "1"
+    edit_manifest(folder, '"width": 16', '"width": 15')
+    with pytest.raises(ArtifactError, match=r"manifest\.json: refiner: n_head"):
+        load_bundle(folder)
+    edit_manifest(folder, '"width": 15', '"width": 32')
+    with pytest.raises(ArtifactError, match=REFINER_FILE):
         load_bundle(folder)
 
 

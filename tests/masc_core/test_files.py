@@ -1,14 +1,22 @@
 """Atomic replacement and hashing."""
 
 import hashlib
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from masc_core.files import atomic_path, atomic_write, sha256_file
+from masc_core.files import (
+    LEFTOVER_SECONDS,
+    atomic_folder,
+    atomic_path,
+    atomic_write,
+    sha256_file,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,3 +110,48 @@ def test_permissions_can_be_told(tmp_path: Path, mode: int) -> None:
         atomic_write(tmp_path / "file", content, mode)
         assert (tmp_path / "file").stat().st_mode & 0o777 == mode
     assert (tmp_path / "file").read_bytes() == b"replaced"
+
+
+def interrupted_folder(path: Path) -> None:
+    with atomic_folder(path) as draft:
+        (draft / "half").write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "new" / "1") as draft:
+        (draft / "file").write_bytes(b"all")
+        assert not (tmp_path / "new" / "1").exists()
+    assert names(tmp_path / "new" / "1") == ["file"]
+    assert names(tmp_path / "new") == ["1"]
+    for path in (tmp_path / "new" / "2", tmp_path / "other" / "1"):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_folder(path)
+    assert names(tmp_path) == ["new"]
+    assert names(tmp_path / "new") == ["1"]
+
+
+def overtaken_folder(path: Path) -> None:
+    with atomic_folder(path):
+        path.mkdir()
+        (path / "theirs").write_bytes(b"")
+
+
+def test_a_folder_that_came_meanwhile_stays(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="not empty"):
+        overtaken_folder(tmp_path / "1")
+    assert names(tmp_path) == ["1"]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_that_is_in_use(tmp_path: Path) -> None:
+    old = time.time() - 2 * LEFTOVER_SECONDS
+    (tmp_path / ".tmp-left").mkdir()
+    (tmp_path / ".tmp-new").mkdir()
+    (tmp_path / ".tmp-file").write_bytes(b"")
+    for name in (".tmp-left", ".tmp-file"):
+        os.utime(tmp_path / name, (old, old))
+    with atomic_folder(tmp_path / "1") as busy:
+        os.utime(busy, (old, old))
+        with atomic_folder(tmp_path / "2"):
+            pass
+    assert names(tmp_path) == [".tmp-file", ".tmp-new", "1", "2"]

@@ -27,6 +27,7 @@ from masc_core.manifest import (
 )
 
 DIGEST = "0123456789abcdef" * 4
+REFINER = {"width": 16, "n_head": 2, "ffn_dim": 32}
 
 
 def fields(**changes: Any) -> dict[str, Any]:
@@ -70,6 +71,14 @@ def test_a_manifest_survives_writing_and_reading(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST_FILE]
 
 
+def test_without_a_refiner_nothing_is_said_of_one(tmp_path: Path) -> None:
+    write_manifest(tmp_path, manifest())
+    assert "refiner" not in json.loads((tmp_path / MANIFEST_FILE).read_text())
+    shipped = Path(__file__).parents[2] / "models" / "cifar10" / "1"
+    read = read_manifest(shipped)
+    assert write_manifest(tmp_path, read) == read  # with the same seal
+
+
 def test_a_manifest_is_frozen() -> None:
     with pytest.raises(ValidationError):
         setattr(manifest(), "name", "other")  # noqa: B010 - mypy knows, this asks pydantic
@@ -110,6 +119,13 @@ def test_plain_names_are_accepted(name: str) -> None:
         ({"defaults": {"cfg_scale": 0.5}}, "defaults.cfg_scale"),
         ({"decodings": ["uniform", "frequency"]}, "needs token_counts.safetensors"),
         ({"decodings": ["magic"]}, "decodings.0"),
+        ({"decodings": ["uniform", "refine"]}, "needs refiner.safetensors"),
+        ({"refiner": REFINER}, "refiner and refiner.safetensors need each other"),
+        (
+            {"files": fields()["files"] | {"refiner.safetensors": DIGEST}},
+            "refiner and refiner.safetensors need each other",
+        ),
+        ({"refiner": REFINER | {"depth": 2}}, "refiner.depth"),
         ({"files": {TRANSFORMER_FILE: DIGEST, TOKENIZER_FILE: DIGEST}}, "prior.npz is not listed"),
         ({"files": fields()["files"] | {MANIFEST_FILE: DIGEST}}, "cannot list itself"),
         ({"files": fields()["files"] | {"x": DIGEST.upper()}}, "files.x"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from masc_core.active_version import ActiveVersion
 from masc_core.errors import ArtifactError, ConfigError, MascError, UnknownModelError
 from masc_core.files import sha256_file
 from masc_core.manifest import (
@@ -209,3 +210,110 @@ def test_a_version_in_use_without_its_manifest_is_named(root: Path, *, others: b
     if not others:
         with pytest.raises(ArtifactError, match=r"manifest\.json: is missing"):
             registry.default()
+
+
+def test_a_rollback_goes_back_one_activation_at_a_time(root: Path) -> None:
+    registry = Registry(root)
+    assert registry.previous("a") is None
+    with pytest.raises(ArtifactError, match="no version was active before 'v2'"):
+        registry.rollback("a")
+    registry.activate("a", "v10")
+    registry.activate("a", "v1")
+    assert registry.previous("a") == "v10"
+    assert registry.rollback("a") == registry.current("a") == "v10"
+    assert registry.rollback("a") == Registry(root).current("a") == "v2"
+    with pytest.raises(ArtifactError, match="no version was active before 'v2'"):
+        registry.rollback("a")
+    assert registry.current("a") == "v2"
+
+
+def test_what_was_rolled_back_from_is_not_returned_to(root: Path) -> None:
+    registry = Registry(root)
+    registry.activate("a", "v10")
+    registry.rollback("a")
+    registry.activate("a", "v1")
+    assert registry.rollback("a") == "v2"
+    registry.activate("a", "v10")  # forward again
+    assert registry.rollback("a") == "v2"
+
+
+def test_activating_twice_or_in_turn_keeps_each_version_once(root: Path) -> None:
+    registry = Registry(root)
+    for version in ("v10", "v10", "v2", "v10", "v10"):
+        registry.activate("a", version)
+    assert registry.previous("a") == "v2"
+    assert (root / "a" / "history").read_text().split() == ["v2", "v10"]
+
+
+def test_a_choice_written_by_hand_or_before_there_was_a_history_counts(root: Path) -> None:
+    registry = Registry(root)
+    (root / "a" / "history").unlink()
+    registry.activate("a", "v10")
+    assert registry.previous("a") == "v2"
+    (root / "a" / "current").write_text("v1")
+    assert registry.previous("a") == "v10"
+    assert registry.rollback("a") == "v10"
+
+
+def test_a_kill_between_history_and_choice_leaves_both_usable(root: Path) -> None:
+    registry = Registry(root)
+    registry.activate("a", "v10")
+    (root / "a" / "history").write_text("v2\nv10\nv1\n")  # v1 was to become the current one
+    assert registry.current("a") == "v10"
+    assert registry.rollback("a") == "v2"
+
+
+def test_a_rollback_passes_over_what_was_removed_and_refuses_what_is_damaged(root: Path) -> None:
+    registry = Registry(root)
+    registry.activate("a", "v10")
+    registry.activate("a", "v1")
+    (root / "a" / "v2" / REQUIRED_FILES[0]).write_bytes(b"weight")
+    shutil.rmtree(root / "a" / "v10")
+    with pytest.raises(ArtifactError, match=r"v2/.*: is truncated or altered"):
+        registry.rollback("a")
+    assert registry.current("a") == "v1"
+    (root / "a" / "history").write_bytes(b"\xff")
+    with pytest.raises(ArtifactError, match="history: cannot be read"):
+        registry.rollback("a")
+    with pytest.raises(UnknownModelError):
+        registry.rollback("../a")
+
+
+def test_a_rollback_leaves_only_the_version_that_it_is_to_leave(root: Path) -> None:
+    registry = Registry(root)
+    registry.activate("a", "v10")
+    with pytest.raises(ArtifactError, match="names 'v10' by now, not 'v1'"):
+        registry.rollback("a", leaving="v1")
+    assert registry.rollback("a", leaving="v10") == "v2"
+
+
+def test_activations_at_the_same_time_lose_none(root: Path) -> None:
+    def work(version: str) -> None:
+        for _ in range(20):
+            Registry(root).activate("a", version)
+
+    threads = [threading.Thread(target=work, args=(v,)) for v in ("v1", "v2", "v10")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    registry = Registry(root)
+    kept = (root / "a" / "history").read_text().split()
+    assert sorted(kept) == ["v1", "v10", "v2"]
+    assert [registry.current("a"), registry.rollback("a"), registry.rollback("a")] == kept[::-1]
+
+
+def test_while_one_chooses_others_wait(root: Path) -> None:
+    done = threading.Event()
+
+    def work() -> None:
+        Registry(root).activate("a", "v10")
+        done.set()
+
+    thread = threading.Thread(target=work)
+    with ActiveVersion(root / "a").locked():
+        thread.start()
+        assert not done.wait(0.1)
+        assert Registry(root).current("a") == "v2"
+    thread.join()
+    assert Registry(root).current("a") == "v10"

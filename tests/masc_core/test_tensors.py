@@ -1,6 +1,7 @@
 """Tensors to disk and back."""
 
 import math
+import resource
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,15 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no tensors, but a text that is longer than a header")
     with pytest.raises(ArtifactError, match="cannot be read as safetensors"):
         read_tensors(tmp_path / "text")
+
+
+def test_a_disk_that_is_full_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(ArtifactError, match=r"x\.safetensors: cannot be written: .*too large"):
+            write_tensors(path, {"a": torch.zeros(1000)}, torch.float32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list(tmp_path.iterdir()) == []

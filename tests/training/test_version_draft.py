@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from masc_core.bundle import load_bundle
+from masc_core.registry import Registry
+from tests.tiny_bundle import tiny_card, tiny_parts
+from training.version_draft import VersionDraft, draft_version, next_version
+
+
+def test_a_draft_is_measured_before_it_is_listed(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    with draft_version(tmp_path, "tiny", None) as draft:
+        draft.write(tiny_card(version=draft.version), tiny_parts())
+        assert draft.load("cpu").manifest.version == "1"
+        assert registry.names() == ()
+        written = draft.finish({"fid": 3.5}, b"another picture")
+    assert registry.verify("tiny", "1") == written
+    assert load_bundle(tmp_path / "tiny" / "1").manifest.metrics == {"psnr_db": 0.0, "fid": 3.5}
+    assert (tmp_path / "tiny" / "1" / "samples.png").read_bytes() == b"another picture"
+
+
+def test_a_draft_that_was_not_written_cannot_be_finished(tmp_path: Path) -> None:
+    draft = VersionDraft(tmp_path, "1")
+    with pytest.raises(RuntimeError, match="must be written"):
+        draft.finish()
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [((), "1"), (("1", "2"), "3"), (("9", "10", "v11", "²"), "11"), (("first",), "1")],
+)
+def test_the_next_number(tmp_path: Path, names: tuple[str, ...], expected: str) -> None:
+    for name in names:
+        (tmp_path / "m" / name).mkdir(parents=True)
+    assert next_version(tmp_path / "m") == expected

@@ -1,0 +1,1 @@
+"""Checkpoints of LlamaGen: read, served, and taken as a start."""

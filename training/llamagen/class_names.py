@@ -1,0 +1,47 @@
+"""Names of the classes of a checkpoint, which does not hold them.
+
+This module does not know what a class looks like.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from masc_core.errors import ArtifactError, ConfigError
+
+IMAGENET = Path(__file__).with_name("imagenet1k.txt")
+NUM_IMAGENET = 1000
+
+
+def read_class_names(num_classes: int, path: Path | None = None) -> tuple[str, ...]:
+    """Names in the order of the class ids; ImageNet's where there are 1,000 and no file is given.
+
+    Parameters
+    ----------
+    num_classes : how many there must be
+    path : a text file, a name a line
+
+    Raises
+    ------
+    ConfigError : the names are not known
+    ArtifactError : the file cannot be read, or does not hold that many names
+    """
+    if path is None:
+        if num_classes != NUM_IMAGENET:
+            raise ConfigError(
+                f"classes: must be given, a file with {num_classes} names, one a line; only those "
+                f"of ImageNet's {NUM_IMAGENET} classes are known"
+            )
+        path = IMAGENET
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ArtifactError(path, "is not UTF-8 text") from error
+    names = tuple(line.strip() for line in lines)
+    if len(names) != num_classes:
+        raise ArtifactError(path, f"has {len(names)} lines, but there are {num_classes} classes")
+    if "" in names:
+        raise ArtifactError(path, f"line {names.index('') + 1} is empty")
+    return names

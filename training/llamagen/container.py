@@ -1,0 +1,175 @@
+"""The files that LlamaGen's weights come in.
+
+================ ====================================================================
+trained by       holds
+================ ====================================================================
+DDP              ``{model, optimizer, steps, args[, ema]}``, ``args`` an
+                 ``argparse.Namespace``; a tokenizer also its discriminator
+DeepSpeed        ``{module, ...}``
+others           ``{state_dict, ...}``
+FSDP             ``consolidated.pth``: the tensors themselves
+safetensors      the tensors themselves
+================ ====================================================================
+
+Files are unpickled by torch's restricted reader alone, which builds tensors and plain values; of
+other classes it is told `argparse.Namespace`. Tensors stay on the disk until they are used.
+This module does not know which tensors a model has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from masc_core.errors import ArtifactError
+from masc_core.tensors import read_tensors
+
+Weights = Literal["model", "ema"]
+
+# Where the weights are, in the order in which upstream looks.
+PLACES = ("model", "module", "state_dict")
+# What wrappers put into names: torch.compile, FSDP, DDP.
+WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|^module\.")
+# Tables and caches of a live module that older files carry.
+STRAY = re.compile(r"(^|\.)(freqs_cis|kv_cache\.[kv]_cache)$")
+ROTATIONS = "freqs_cis"
+
+# All that torch's restricted reader raises on what is damaged or hostile.
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """What a file holds of one model.
+
+    Attributes
+    ----------
+    path : of the file
+    tensors : by the names that upstream's modules give them
+    rotations : shape of the rotation table (1 + L, D / 2, 2), where the file has one; weights alone
+        do not tell L and D
+    arguments : of the training script, where the file has them, as far as JSON can hold them
+    steps : of the training, where the file says
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    rotations: tuple[int, ...] | None = None
+    arguments: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    steps: int | None = None
+
+    @classmethod
+    def open(cls, path: Path, weights: Weights = "model") -> Container:
+        """Read a file.
+
+        Parameters
+        ----------
+        path : a ``.safetensors`` file, or one of ``torch.save``
+        weights : the trained weights, or their moving average where the file has one
+
+        Raises
+        ------
+        ArtifactError : the file is missing, damaged or none of these, asks for code to be run, or
+            lacks those weights
+        """
+        content = read_tensors(path) if path.suffix == ".safetensors" else _read(path)
+        if not isinstance(content, Mapping):
+            raise ArtifactError(path, f"holds a {type(content).__name__}, not named tensors")
+        tensors = _named_tensors(path, _choose(path, content, weights))
+        table = tensors.get(ROTATIONS)
+        steps = content.get("steps")
+        return cls(
+            path=path,
+            tensors={name: one for name, one in tensors.items() if not STRAY.search(name)},
+            rotations=None if table is None else tuple(table.shape),
+            arguments=dict(_plain(content.get("args"))),
+            steps=steps if isinstance(steps, int) else None,
+        )
+
+
+def _read(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
+    try:
+        # Only the archives that torch.save writes since 2020 can stay on the disk.
+        on_disk = zipfile.is_zipfile(path)
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles newer than torch's own: read or refused
+            return torch.load(path, map_location="cpu", mmap=on_disk, weights_only=True)
+    except OSError as error:
+        raise ArtifactError(path, f"cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise ArtifactError(path, _refusal(str(error))) from error
+    except DAMAGE as error:
+        raise ArtifactError(path, "is not a file of torch.save, or is damaged") from error
+
+
+def _refusal(message: str) -> str:
+    """What an object that is not built would have been, out of torch's long explanation."""
+    named = re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", message)
+    if named is None:
+        return "is not a file of torch.save, or is damaged"
+    return (
+        f"asks for {named[1] or named[2]}, which is neither a tensor nor a plain value: nothing of "
+        "it is loaded, for that could run any program"
+    )
+
+
+def _choose(path: Path, content: Mapping[Any, Any], weights: Weights) -> Mapping[Any, Any]:
+    if weights == "ema":
+        if not isinstance(content.get("ema"), Mapping):
+            raise ArtifactError(path, "has no moving average (ema) of its weights")
+        chosen: Mapping[Any, Any] = content["ema"]
+        return chosen
+    for place in PLACES:
+        if isinstance(content.get(place), Mapping):
+            held: Mapping[Any, Any] = content[place]
+            return held
+    return content
+
+
+def _named_tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ArtifactError(
+                path,
+                f"holds {str(name)[:80]!r}, which is no tensor; of weights there is no sign under "
+                f"{', '.join(PLACES)}, nor at the top",
+            )
+        plain = WRAPPERS.sub("", name)
+        if plain in found:
+            raise ArtifactError(path, f"holds the tensor {plain} twice")
+        found[plain] = tensor
+    if not found:
+        raise ArtifactError(path, "holds no tensors")
+    return found
+
+
+def _plain(arguments: object) -> Iterator[tuple[str, bool | int | float | str]]:
+    values = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    if not isinstance(values, Mapping):
+        return
+    for name, value in values.items():
+        if isinstance(name, str) and isinstance(value, bool | int | str):
+            yield name, value
+        elif isinstance(name, str) and isinstance(value, float):
+            yield name, value if abs(value) < float("inf") else str(value)
