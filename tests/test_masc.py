@@ -3,74 +3,27 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-import masc as command_line
 from masc_core.files import atomic_write
+from masc_core.registry import Registry
 from masc_core.weights import save_tokenizer
 from server.process import listen
+from tests.command_line import ROOT, Masc, environment, service
 from tests.tiny_bundle import save_tiny_bundle, tiny_parts
 from tests.training.stages import photographs
-
-ROOT = Path(__file__).parents[1]
-
-
-def environment() -> dict[str, str]:
-    """This process's, with one thread: the tests share their cores."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MASC_")}
-    return {**inherited, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-
-
-@dataclass(frozen=True)
-class Done:
-    status: int
-    stdout: str
-    stderr: str
-
-
-Masc = Callable[..., Done]
-
-
-@pytest.fixture
-def masc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Masc]:
-    """The command line in this process: it starts in milliseconds."""
-    root = logging.getLogger()
-    handlers, level, on_sigterm = root.handlers[:], root.level, signal.getsignal(signal.SIGTERM)
-    for name in [name for name in os.environ if name.startswith("MASC_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str | Path, **variables: str | Path) -> Done:
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", ["masc", *map(str, arguments)])
-            for name, value in variables.items():
-                patch.setenv(name, str(value))
-            with pytest.raises(SystemExit) as ended:
-                command_line.main()
-        captured = capsys.readouterr()
-        return Done(int(ended.value.code or 0), captured.out, captured.err)
-
-    yield run
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @pytest.fixture(scope="module")
@@ -78,40 +31,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     save_tiny_bundle(root)
     return root
-
-
-@contextmanager
-def service(models: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    """`masc serve` on a free port, ready; ended by its own id."""
-    command = [sys.executable, "-m", "masc", "serve", "--port", "0", "--models", str(models)]
-    process = subprocess.Popen(
-        [*command, *options],
-        cwd=ROOT,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stderr is not None
-        line = next(line for line in process.stderr if "http://" in line)
-        with httpx.Client(base_url=line[line.index("http://") :].strip(), timeout=30) as client:
-            wait_until_ready(client)
-            yield process, client
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def wait_until_ready(client: httpx.Client) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            if client.get("/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.05)
-    raise AssertionError("the service did not become ready")
 
 
 def test_overview_names_every_command_without_torch() -> None:
@@ -126,7 +45,7 @@ def test_overview_names_every_command_without_torch() -> None:
         check=True,
     )
     assert done.stdout.strip().endswith("False")
-    commands = "serve worker generate bench keys tokenizer codes prior transformer models"
+    commands = "serve worker generate bench keys tokenizer codes prior transformer refiner models"
     for command in commands.split():
         assert command in done.stdout
 
@@ -295,6 +214,38 @@ def test_models_list_marks_the_active_version(masc: Masc, models: Path) -> None:
     assert "*" in done.stdout
 
 
+def test_versions_are_activated_rolled_back_and_listed(masc: Masc, tmp_path: Path) -> None:
+    for version in ("1", "2"):
+        save_tiny_bundle(tmp_path, version=version)
+    done = masc("models", "list", "--models", tmp_path)
+    states = [line.split("│")[3].strip() for line in done.stdout.splitlines() if "tiny" in line]
+    assert states == ["previous", "*"]
+    assert "2025-01-02" in done.stdout
+    done = masc("models", "rollback", "tiny", "--models", tmp_path)
+    assert done.stdout == "tiny 1 is active again\n"
+    done = masc("models", "rollback", "tiny", "--models", tmp_path)
+    assert done.status == 2
+    assert "current: no version was active before '1'" in done.stderr
+    assert masc("models", "activate", "tiny", "2", "--models", tmp_path).status == 0
+    assert Registry(tmp_path).current("tiny") == "2"
+
+
+def test_verify_without_a_name_checks_all_and_names_every_damage(
+    masc: Masc, tmp_path: Path
+) -> None:
+    for name in ("one", "two", "three"):
+        save_tiny_bundle(tmp_path, name)
+    done = masc("models", "verify", "--models", tmp_path)
+    assert done.status == 0
+    assert len(done.stdout.splitlines()) == 3
+    for name in ("one", "two"):
+        (tmp_path / name / "1" / "prior.npz").write_bytes(b"")
+    done = masc("models", "verify", "--models", tmp_path)
+    assert done.status == 2
+    assert done.stdout.startswith("three 1: ")
+    assert [line.split("/")[-3] for line in done.stderr.splitlines()] == ["one", "two"]
+
+
 def test_flags_and_files_reject_unknown_keys(masc: Masc, tmp_path: Path) -> None:
     done = masc("prior", "build", "--num-cluster", "5")
     assert done.status == 2
@@ -322,12 +273,16 @@ def test_from_photographs_to_a_served_image(
     narrow = ["--num-res-blocks", "1", "--z-channels", "32"]
     out = run("tokenizer", "train", "--data", "train", "--val-data", "val", "--out", "tok",
               *sizes, *narrow, *small)  # fmt: skip
-    assert "PSNR" in out
+    assert re.search(r"PSNR [\d.]+ dB, SSIM [\d.]+, [\d.]+% of the codes in use", out)
     run("tokenizer", "reconstruct", "tok", "val", "--image-size", "16", "--out", "r.png")
     assert (tmp_path / "r.png").exists()
     weights = ["--tokenizer", "tok/tokenizer.safetensors", "--image-size", "16"]
-    run("codes", "extract", *weights, "--data", "train", "--out", "codes")
-    run("codes", "extract", *weights, "--data", "val", "--out", "codes-val", "--no-flip")
+    (tmp_path / "train" / "disc" / "broken.png").write_bytes(b"?")
+    out = run("codes", "extract", *weights, "--data", "train", "--out", "codes")
+    assert "36 images, 1 skipped: codes" in out
+    assert "skipped: train/disc/broken.png" in out
+    run("codes", "extract", *weights, "--data", "val", "--out", "codes-val",
+        "--variants", "none")  # fmt: skip
     run("prior", "build", *weights[:2], "--num-clusters", "16", "--out", "prior")
     run("transformer", "train", "--codes", "codes", "--val-codes", "codes-val", "--prior",
         "prior/prior.npz", "--out", "gpt", "--dim", "32", "--n-layer", "2", "--n-head", "2",
@@ -364,7 +319,9 @@ def test_one_variable_names_the_default_model_everywhere(
     assert "name one: one, two" in masc("evaluate").stderr
     monkeypatch.setenv("MASC_DEFAULT_MODEL", "two")
     assert masc("generate", "bee", *out).status == 0
-    assert json.loads(masc("evaluate").stdout)["model"] == "two"
+    assert (
+        json.loads(masc("evaluate", "--images-per-class", "1").stdout)["settings"]["model"] == "two"
+    )
 
 
 def test_a_damaged_version_does_not_hide_the_others(
