@@ -12,4 +12,6 @@ python=${PYTHON:-python}
 "$python" benchmarks/engine.py --device cuda --sizes B,L,XL --batches 1,8,32,64,128,256 \
     --arrivals 0.7 --out "$out"
 "$python" benchmarks/generate.py --device cuda
+"$python" benchmarks/training_loop.py --device cuda --sizes B,L --out "$out"
 "$python" benchmarks/encoding.py
+"$python" benchmarks/study.py --configs training/configs/tinyimagenet50 --device cuda

@@ -1,0 +1,272 @@
+"""Time the training loop on synthetic codes: images/s, MFU, and what the loop adds to a bare one.
+
+::
+
+    python benchmarks/training_loop.py [--device cuda] [--sizes B,L] [--batch 256] [--out FOLDER]
+
+On a GPU the transformers have LlamaGen's sizes: 256 positions, 8,192 clusters out of 16,384 codes,
+bfloat16, compiled. On the CPU there is the shipped model's size. One row a size: the bare loop is
+plain PyTorch over the same model, optimiser and clipping, with one batch that lies ready; `fit` is
+the project's, which reads and maps codes, logs, and checks every loss it logs. Both are timed in
+turns, and medians are compared. FLOPs are counted as in `training.transformer.flops`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from masc_core.models.gpt import GPT
+from masc_core.models.gpt_config import GPTConfig
+from masc_core.prior import ClusterMap
+from training.config import LoopConfig
+from training.data.code_cache import CodeIndex, write_index, write_shard
+from training.loop.loop import fit
+from training.loop.ranks import Ranks, join_ranks
+from training.loop.run import Run
+from training.loop.stage import Player, Stage
+from training.transformer.cluster_data import ClusterData
+from training.transformer.flops import flops_per_image, peak_flops
+from training.transformer.objective import NextCluster
+from training.transformer.train import adamw
+
+LLAMAGEN = {"B": "GPT-B", "L": "GPT-L", "XL": "GPT-XL"}
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A transformer and how it is trained."""
+
+    name: str
+    gpt: GPTConfig
+    num_codes: int
+    batch: int
+    micro_batch: int
+    low: bool
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a case: medians of seconds a step, and the ratio of `fit` to bare."""
+
+    name: str
+    parameters: int
+    batch: int
+    bare_seconds: float
+    fit_seconds: float
+    images_per_second: float
+    mfu: float | None
+
+    @property
+    def ratio(self) -> float:
+        """Time of `fit` over that of the bare loop."""
+        return self.fit_seconds / self.bare_seconds
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="time the training loop")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--sizes", default="", help="of B, L, XL; the shipped model's on the CPU")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--micro-batch", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=10, help="a turn")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="folder for training-<device>.json")
+    options = parser.parse_args()
+    with join_ranks(options.device) as ranks:
+        print(f"{describe(ranks.device)}, torch {torch.__version__}, {options.turns} turns\n")
+        print("| model | parameters | batch | bare, ms a step | fit, ms a step | fit/bare |"
+              " images/s | MFU |\n|---|---|---|---|---|---|---|---|")  # fmt: skip
+        rows = []
+        for case in cases(options, ranks.device):
+            rows.append(measure(case, ranks, options.steps, options.turns))
+            print(line(rows[-1]), flush=True)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        found: dict[str, object] = {"device": describe(ranks.device), "torch": torch.__version__}
+        found["rows"] = [vars(row) | {"ratio": row.ratio} for row in rows]
+        path = options.out / f"training-{ranks.device.type}.json"
+        path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def describe(device: torch.device) -> str:
+    """Name of the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def cases(options: argparse.Namespace, device: torch.device) -> Iterator[Case]:
+    """What is to be measured."""
+    gpu = device.type == "cuda"
+    sizes = options.sizes or ("B,L" if gpu else "")
+    if not sizes:
+        shipped = GPTConfig(1024, 256, 6, 4, num_classes=10, block_size=64)
+        yield Case("shipped", shipped, 2048, 64, options.micro_batch, low=False, compiled=False)
+    for size in filter(None, sizes.split(",")):
+        gpt = GPTConfig.named(LLAMAGEN[size], vocab_size=8192)
+        yield Case(size, gpt, 16384, options.batch, options.micro_batch, low=gpu, compiled=gpu)
+
+
+def measure(case: Case, ranks: Ranks, steps: int, turns: int) -> Row:
+    """Time both loops in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = synthetic(Path(folder), case)
+        bare, whole = Bare(case, data, ranks), Whole(Path(folder) / "run", case, data, ranks)
+        for loop in (bare, whole):
+            loop.take(WARM_UP)
+        times = [(bare.take(steps) / steps, whole.take(steps) / steps) for _ in range(turns)]
+    bare_seconds, fit_seconds = map(statistics.median, zip(*times, strict=True))
+    pace = case.batch / fit_seconds
+    peak = peak_flops(ranks.device, 0.0)
+    return Row(
+        case.name,
+        sum(p.numel() for p in bare.model.parameters()),
+        case.batch,
+        bare_seconds,
+        fit_seconds,
+        pace,
+        flops_per_image(case.gpt) * pace / peak if peak else None,
+    )
+
+
+def line(row: Row) -> str:
+    """A row of the table."""
+    mfu = "" if row.mfu is None else f"{row.mfu:.1%}"
+    return (
+        f"| {row.name} | {row.parameters / 1e6:.1f} M | {row.batch} | {row.bare_seconds * 1e3:.1f} "
+        f"| {row.fit_seconds * 1e3:.1f} | {row.ratio:.3f} | {row.images_per_second:.0f} | {mfu} |"
+    )
+
+
+def player(case: Case, device: torch.device) -> Player:
+    """A model and its optimiser."""
+    torch.manual_seed(0)
+    model = GPT(case.gpt).to(device)
+    objective = NextCluster(model)
+    if case.compiled:
+        objective.compile()
+    return Player(model, objective, adamw(model, 1e-4, 0.05))
+
+
+class Bare:
+    """Plain PyTorch over one batch that lies ready."""
+
+    def __init__(self, case: Case, data: ClusterData, ranks: Ranks) -> None:
+        self._case, self._device = case, ranks.device
+        self._player = player(case, ranks.device)
+        self.model = self._player.model
+        words = np.zeros((case.batch, 4), np.uint64)
+        batch = data.batch(np.arange(case.batch), words)
+        micro = case.micro_batch or case.batch
+        parts = [torch.split(tensor.to(ranks.device), micro) for tensor in batch]
+        self._parts = list(zip(*parts, strict=True))
+
+    def take(self, steps: int) -> float:
+        """Seconds for some steps."""
+        model, optimizer = self.model, self._player.optimizer
+        model.train()
+        started = time.perf_counter()
+        for _ in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            for part in self._parts:
+                kind = self._device.type
+                with torch.autocast(kind, dtype=torch.bfloat16, enabled=self._case.low):
+                    loss = self._player.objective(*part)["loss"] / len(self._parts)
+                loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        synchronise(self._device)
+        return time.perf_counter() - started
+
+
+class Whole:
+    """The project's loop, which ends after the steps of a turn and goes on at the next."""
+
+    def __init__(self, folder: Path, case: Case, data: ClusterData, ranks: Ranks) -> None:
+        self._folder, self._case, self._data, self._ranks = folder, case, data, ranks
+        self._player = player(case, ranks.device)
+
+    def take(self, steps: int) -> float:
+        """Seconds of some steps, without the time until the first and after the last."""
+        marks: list[float] = []
+
+        def after_step(step: int) -> None:
+            if step in {1, steps + 1}:
+                synchronise(self._ranks.device)
+                marks.append(time.perf_counter())
+
+        config = LoopConfig.model_validate(
+            {
+                "out": self._folder,
+                "epochs": 1,
+                "batch_size": self._case.batch,
+                "micro_batch": self._case.micro_batch,
+                "precision": "bfloat16" if self._case.low else "float32",
+                "log_every": 5,
+                "checkpoint_every": 10**9,
+            }
+        )
+        stage = Stage(
+            (self._player,),
+            self._case.batch * (steps + 1),
+            lambda indices, words: self._data.batch(indices % len(self._data.train), words),
+            validate=lambda: {"objective": 0.0},
+            keep=lambda _: None,
+            after_step=after_step,
+        )
+        with (
+            tempfile.TemporaryDirectory() as out,
+            Run(Path(out), config, ranks=self._ranks) as run,
+        ):
+            fit(run, config, stage)
+        return marks[1] - marks[0]
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def synthetic(folder: Path, case: Case, images: int = 4096) -> ClusterData:
+    """A cache of random codes, and a prior that groups them at random."""
+    generator = np.random.default_rng(0)
+    index = CodeIndex(
+        tokenizer_sha256="0" * 64,
+        files_sha256="0" * 64,
+        image_size=256,
+        num_codes=case.num_codes,
+        num_positions=case.gpt.block_size,
+        variants="ten_crop",
+        crop_range=1.1,
+        num_files=images,
+        shard_files=images,
+        class_names=tuple(map(str, range(case.gpt.num_classes))),
+    )
+    shape = (images, index.num_variants, case.gpt.block_size)
+    codes = generator.integers(case.num_codes, size=shape, dtype=index.dtype)
+    labels = generator.integers(case.gpt.num_classes, size=images)
+    shard = write_shard(folder, 0, codes, labels)
+    write_index(folder, index.model_copy(update={"shards": (shard,)}))
+    ClusterMap.from_labels(np.arange(case.num_codes) % case.gpt.vocab_size).save(
+        folder / "prior.npz"
+    )
+    return ClusterData(folder, folder, folder / "prior.npz")
+
+
+if __name__ == "__main__":
+    main()
