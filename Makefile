@@ -34,7 +34,7 @@ help: ## List the targets
 serve: $(VENV)/.stamp-worker ## Run the service with the shipped model on http://127.0.0.1:8000
 	@$(BIN)/masc serve $(ARGS)
 
-install: $(VENV)/.stamp-training ## Install everything for training and serving into .venv
+install: $(VENV)/.stamp-evaluation ## Install everything for training and serving into .venv
 
 test: $(VENV)/.stamp-test ## Run the tests
 	@$(BIN)/python -m pytest $(ARGS)
@@ -49,7 +49,7 @@ format: $(VENV)/.stamp-test ## Rewrite the sources in the project's format
 	@$(BIN)/ruff format .
 
 bench: $(VENV)/.stamp-test ## Run every benchmark; each prints its table
-	@for program in $(wildcard benchmarks/*.py); do \
+	@for program in $(filter-out benchmarks/study.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$program"; $(BIN)/python "$$program" $(ARGS) || exit; \
 	done
 
@@ -70,7 +70,7 @@ $(VENV)/.stamp-torch: $(VENV)/.stamp-python constraints.txt
 	@echo "Installing $(TORCH) into $(VENV) (once; the CPU build is about 200 MB)"
 	@rm -f $@ $(VENV)/.torch-choice
 	@$(if $(filter-out $(TORCH),$(INSTALLED_TORCH)),$(PIP) uninstall --quiet --yes torch)
-	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	@{ grep -vE '^torch(vision)?==' constraints.txt; echo '$(TORCH)'; } > $(VENV)/constraints.txt
 	@$(PIP) install --retries 1 -c $(VENV)/constraints.txt setuptools '$(TORCH)' \
 		$(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)')
 	@$(if $(filter $(TORCH),$(DEFAULT_TORCH)),,echo '$(TORCH)' > $(VENV)/.torch-choice)
