@@ -202,15 +202,13 @@ def describe(device: str) -> str:
 
 
 def training_curves(study: Study) -> bytes:
-    """PNG of the bits with context over those without, by epoch."""
+    """PNG of the bits that a code costs, by epoch; vocabularies of all sizes share that measure."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for name in METHODS:
-        curve = read_curve(study.runs / name / "transformer", "bits_per_position")
-        unigram = read_curve(study.runs / name / "transformer", "unigram_bits")
-        shares = [bits / most for (_, bits), (_, most) in zip(curve, unigram, strict=True)]
-        axes.plot([epoch for epoch, _ in curve], shares, label=name, marker=".")
-    axes.set(xlabel="epoch", ylabel="validation bits / bits without context")
+        curve = read_curve(study.runs / name / "transformer", "fine_bits_per_position")
+        axes.plot(*zip(*curve, strict=True), label=name, marker=".")
+    axes.set(xlabel="epoch", ylabel="validation bits a code, uniform within clusters")
     axes.grid(alpha=0.3)
     axes.legend()
     return png_bytes(figure)

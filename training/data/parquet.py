@@ -100,7 +100,9 @@ class ParquetImages(ImageSource):
         group, row = self._place(index)
         path = self.files[self.group_files[group]]
         content = self.groups.get(path, int(self.group_numbers[group]))[row].as_py()
-        return b"" if content is None else bytes(content)  # no image, as a damaged one
+        if content is None:
+            raise OSError("the row has no bytes")
+        return bytes(content)
 
     def fingerprint(self) -> str:
         """SHA-256 over the files' names, sizes and labels, in order."""
@@ -148,6 +150,8 @@ class _RowGroups:
             with pq.ParquetFile(path, metadata=self._footers.get(path)) as file:
                 self._footers[path] = file.metadata
                 column = file.read_row_group(number, [f"{self._column}.bytes"]).column(0)
+        except (FileNotFoundError, PermissionError) as error:
+            raise ArtifactError(path, f"cannot be read any more ({error})") from error
         except pa.ArrowException as error:
             raise OSError(str(error)) from error
         return pc.struct_field(column, "bytes").combine_chunks()

@@ -89,9 +89,8 @@ class ImageSource(ABC):
 
     def decode(self, index: int) -> Image.Image | None:
         """Decode an image into RGB, or return None where that is not possible."""
-        content = self.encoded(index)
         try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(self.encoded(index)), formats=FORMATS) as image:
                 return image.convert("RGB")
         except UNREADABLE:
             return None

@@ -23,6 +23,7 @@ from masc_core.weights import load_tokenizer
 
 CLASSES = 20
 COLUMNS = 10
+LEAST_SIDE = 96  # pixels; smaller images are enlarged by a whole number
 CFG_SCALE = 2.0
 
 
@@ -48,14 +49,16 @@ class Sheets:
     def draw(self, model: GPT, path: Path) -> None:
         """Write a sheet of the model, which is in evaluation mode."""
         device = model.output.weight.device
-        scale = CFG_SCALE if model.config.class_dropout else 1.0
-        specs = [ImageSpec(class_id=i, cfg_scale=scale, seed=i) for i in self._classes]
+        guidance = CFG_SCALE if model.config.class_dropout else 1.0
+        specs = [ImageSpec(class_id=i, cfg_scale=guidance, seed=i) for i in self._classes]
         made = generate(model, InClusterDecoder(self._prior, device=device), specs)
         grid = math.isqrt(model.config.block_size)
         decoder = self._tokenizer.to(device)
         pixels = torch.cat([to_uint8(decoder.decode_codes(row[None], grid)) for row in made.codes])
         names = [self._names[i] for i in self._classes]
-        sheet = contact_sheet(list(pixels.cpu().numpy()), COLUMNS, captions=names)
+        scale = max(1, LEAST_SIDE // pixels.shape[1])
+        enlarged = pixels.repeat_interleave(scale, 1).repeat_interleave(scale, 2).cpu().numpy()
+        sheet = contact_sheet(list(enlarged), COLUMNS, captions=names)
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path) as temporary:
             sheet.save(temporary)

@@ -64,6 +64,9 @@ def test_rows_without_bytes_and_damaged_pages_are_unreadable(tmp_path: Path) -> 
     path.write_bytes(content)
     assert images.decode(0) is None
     assert images.decode(6) is not None
+    path.unlink()
+    with pytest.raises(ArtifactError, match="cannot be read any more"):
+        ParquetImages.read(images, 16)
 
 
 @pytest.mark.parametrize(

@@ -105,11 +105,12 @@ def test_a_damaged_shard_is_refused_and_named(tmp_path: Path) -> None:
         TarShards.scan(tmp_path, [tmp_path / "gone.tar"])
 
 
-def test_a_shard_that_goes_away_makes_unreadable_images(tmp_path: Path) -> None:
+def test_a_shard_that_goes_away_is_an_error(tmp_path: Path) -> None:
     shards = scan(tmp_path, [("0.png", png(0)), ("0.cls", b"0")])
     assert shards.decode(0) is not None
     shards.shards[0].unlink()
-    assert shards.decode(0) is None
+    with pytest.raises(ArtifactError, match="cannot be read any more"):
+        shards.decode(0)
 
 
 def test_huge_labels_are_something_else(tmp_path: Path) -> None:

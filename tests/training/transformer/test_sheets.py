@@ -23,7 +23,7 @@ def test_sheets_of_the_epochs_that_were_asked_for(walks: Path, tmp_path: Path) -
     sheets = sorted((tmp_path / "sheets").iterdir())
     assert [path.name for path in sheets] == ["epoch-0001.png", "epoch-0003.png"]
     with Image.open(sheets[0]) as first, Image.open(sheets[1]) as last:
-        assert first.size == last.size == (3 * 16 + 2 * 2, 16 + 14)
+        assert first.size == last.size == (3 * 96 + 2 * 2, 96 + 14)
         assert first.tobytes() != last.tobytes()
 
 
