@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -68,6 +69,7 @@ class TrainingPixels:
     ) -> None:
         self.source, self.image_size, self.crop, self.flip = source, image_size, crop, flip
         self._unreadable: set[int] = set()
+        self._noting = Lock()
         self._threads = ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0))))
         self.held: Pixels | None = None
         if crop == "center" and len(source) * image_size**2 * 3 <= budget:
@@ -136,6 +138,12 @@ class TrainingPixels:
             image = self.source.decode(at)
             if image is not None:
                 return at, image
-            self._unreadable.add(at)
-            logger.warning("%s cannot be read; the next image replaces it", self.source.name(at))
+            self._pass_over(at)
         raise ArtifactError(self.source.root, "none of its images can be read")
+
+    def _pass_over(self, index: int) -> None:
+        with self._noting:  # several threads may have tried it at once
+            if index in self._unreadable:
+                return
+            self._unreadable.add(index)
+        logger.warning("%s cannot be read; the next image replaces it", self.source.name(index))
