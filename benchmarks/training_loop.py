@@ -42,6 +42,11 @@ from training.transformer.train import adamw
 
 LLAMAGEN = {"B": "GPT-B", "L": "GPT-L", "XL": "GPT-XL"}
 WARM_UP = 3
+HEAD = (
+    "| model | parameters | batch | bare, ms a step | fit, ms a step | fit/bare "
+    "| images/s | MFU |\n"
+    "|---|---|---|---|---|---|---|---|"
+)
 
 
 @dataclass(frozen=True)
@@ -84,12 +89,11 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=0)
     parser.add_argument("--steps", type=int, default=10, help="a turn")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="folder for training-<device>.json")
+    parser.add_argument("--out", type=Path, help="folder for training-<device>.json and .md")
     options = parser.parse_args()
     with join_ranks(options.device) as ranks:
-        print(f"{describe(ranks.device)}, torch {torch.__version__}, {options.turns} turns\n")
-        print("| model | parameters | batch | bare, ms a step | fit, ms a step | fit/bare |"
-              " images/s | MFU |\n|---|---|---|---|---|---|---|---|")  # fmt: skip
+        title = f"{describe(ranks.device)}, torch {torch.__version__}, {options.turns} turns"
+        print(f"{title}\n\n{HEAD}")
         rows = []
         for case in cases(options, ranks.device):
             rows.append(measure(case, ranks, options.steps, options.turns))
@@ -100,6 +104,8 @@ def main() -> None:
         found["rows"] = [vars(row) | {"ratio": row.ratio} for row in rows]
         path = options.out / f"training-{ranks.device.type}.json"
         path.write_text(json.dumps(found, indent=1) + "\n")
+        table = "\n".join([title, "", HEAD, *map(line, rows), ""])
+        path.with_suffix(".md").write_text(table)
 
 
 def describe(device: torch.device) -> str:
