@@ -21,10 +21,11 @@ from server.activation import Activator
 from server.body_limit import BodyLimit
 from server.drain import Drain
 from server.front import Front
+from server.gallery import Gallery
 from server.idempotency import MarkReplays
 from server.metrics import MeasureRequests, ServerMetrics
 from server.rate_limit import RateLimits
-from server.routes import admin, generate, health, jobs, models, openai, page
+from server.routes import admin, codebook, generate, health, jobs, models, openai, page
 from server.security import SecurityHeaders
 from server.settings import ServerSettings
 from worker.jobs.queue import JobProducer
@@ -68,9 +69,17 @@ def create_app(
         lifespan=_lifespan,
     )
     drain = Drain(settings.drain_seconds)
-    activator = Activator(registry, queue)
     app.state.front = Front(
-        settings, queue, registry, default_model, metrics, drain, access, rate_limits, activator
+        settings=settings,
+        queue=queue,
+        registry=registry,
+        default_model=default_model,
+        metrics=metrics,
+        drain=drain,
+        access=access,
+        rate_limits=rate_limits,
+        activator=Activator(registry, queue),
+        gallery=Gallery(registry.root),
     )
     manifest = registry.manifest(default_model)
     app.state.front.known[manifest.name, manifest.version] = manifest
@@ -80,7 +89,7 @@ def create_app(
     app.add_middleware(SecurityHeaders)
     app.add_middleware(MarkReplays)
     app.add_middleware(MeasureRequests, metrics=metrics)
-    for routes in (generate, jobs, openai, models, health, admin, page):
+    for routes in (generate, jobs, openai, models, codebook, health, admin, page):
         app.include_router(routes.router)
     _describe(app)
     return app

@@ -18,6 +18,7 @@ from masc_core.registry import Registry
 from server.access import Access
 from server.activation import Activator
 from server.drain import Drain
+from server.gallery import Gallery
 from server.metrics import ServerMetrics
 from server.rate_limit import RateLimits
 from server.settings import ServerSettings
@@ -40,6 +41,7 @@ class Front:
     access: Access
     rate_limits: RateLimits
     activator: Activator
+    gallery: Gallery
     known: dict[tuple[str, str], Manifest] = field(default_factory=dict)
 
     async def manifest(self, name: str | None = None) -> Manifest:

@@ -83,6 +83,7 @@ SAMPLES: Mapping[str, Sample] = {
         KINDS[UnknownClassError], "class_id", "tiny has classes 0 to 49"
     ),
     "unknown-model": _request_sample(KINDS[UnknownModelError], "model", "there is no model 'huge'"),
+    "no-codebook": Sample(404, "cifar10 1 was published without pictures of its codebook"),
     "no-key": Sample(KINDS[UnauthorizedError], "this service wants an API key"),
     "forbidden": Sample(KINDS[ForbiddenError], "this key is not an admin's"),
     "unknown-job": _request_sample(KINDS[UnknownJobError], "id", "there is no job '0c3c8a4c'"),

@@ -32,6 +32,7 @@ from training.config import set_threads
 from training.evaluation.classifier import load_classifier
 from training.evaluation.figures import class_agreement, first_images, seconds_per_image
 from training.loop.stage import Report, no_report
+from training.priors.pictures import codebook_files
 from training.provenance import made_with
 from training.trained_runs import TrainedRuns, read_figures
 from training.version_draft import draft_version
@@ -112,7 +113,8 @@ def publish(config: PublishConfig, report: Report = no_report) -> Manifest:
         bundle = draft.load(config.device)
         figures = _measure(config, bundle, report, judged="class_agreement" in evaluation)
         figures |= evaluation
-        manifest = draft.finish(figures, first_images(bundle))
+        pictures = codebook_files(parts.tokenizer, bundle.tokenizer, report)
+        manifest = draft.finish(figures, first_images(bundle), pictures)
     if config.activate:
         Registry(models).activate(manifest.name, manifest.version)
     return manifest

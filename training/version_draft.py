@@ -15,6 +15,7 @@ import torch
 from pydantic import JsonValue
 
 from masc_core.bundle import Bundle, BundleParts, load_bundle, new_bundle, write_bundle
+from masc_core.codebook_files import CodebookFiles
 from masc_core.device import choose_dtype, resolve_device
 from masc_core.files import atomic_write, sha256_file
 from masc_core.manifest import SAMPLES_FILE, Manifest, ModelCard, write_manifest
@@ -53,15 +54,25 @@ class VersionDraft:
         return load_bundle(self._folder, on, choose_dtype("auto", on))
 
     def finish(
-        self, metrics: Mapping[str, JsonValue] | None = None, samples: bytes | None = None
+        self,
+        metrics: Mapping[str, JsonValue] | None = None,
+        samples: bytes | None = None,
+        codebook: CodebookFiles | None = None,
     ) -> Manifest:
-        """Add measured figures and a sheet of images; return the manifest as it stays."""
+        """Add measured figures, a sheet of images and what people see of the codebook.
+
+        Returns
+        -------
+        the manifest as it stays
+        """
         if self._manifest is None:
             raise RuntimeError("a draft must be written before it is finished")
+        pictures = {} if samples is None else {SAMPLES_FILE: samples}
+        pictures |= {} if codebook is None else codebook.encode()
         files = dict(self._manifest.files)
-        if samples is not None:
-            atomic_write(self._folder / SAMPLES_FILE, samples)
-            files[SAMPLES_FILE] = sha256_file(self._folder / SAMPLES_FILE)
+        for name, content in pictures.items():
+            atomic_write(self._folder / name, content)
+            files[name] = sha256_file(self._folder / name)
         figures = {**self._manifest.metrics, **(metrics or {})}
         self._manifest = self._manifest.model_copy(update={"metrics": figures, "files": files})
         return write_manifest(self._folder, self._manifest)

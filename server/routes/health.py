@@ -13,6 +13,7 @@ from masc_core.errors import CapacityError, QueueDownError
 from server.front import Front, FrontDependency
 from server.openapi import Responses, problems
 from server.schemas.health import Health, Readiness, Version, Worker
+from server.schemas.status import QueueState, Status, WorkerState
 from worker.jobs.state import QueueStats
 
 router = APIRouter(tags=["operation"])
@@ -71,12 +72,45 @@ async def version() -> Version:
     return Version(name=PACKAGE, version=software_version())
 
 
+@router.get("/status", summary="How the service is at this moment")
+async def status(front: FrontDependency) -> Status:
+    """Tell what waits and runs, and how every worker is; for people and the page."""
+    stats = await _stats(front)
+    try:
+        workers = await front.queue.workers()
+    except QueueDownError:
+        workers = []
+    return Status(
+        version=software_version(),
+        draining=front.drain.is_draining,
+        default_model=front.default_model,
+        queue=None if stats is None else _queue_state(stats),
+        workers=[
+            WorkerState(
+                id=w.worker_id, ready=w.ready, model=w.model, version=w.version, detail=w.detail
+            )
+            for w in sorted(workers, key=lambda worker: worker.worker_id)
+        ],
+    )
+
+
 def software_version() -> str:
     """Version of the installed distribution, ``unknown`` when run from a bare source tree."""
     try:
         return metadata.version(PACKAGE)
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _queue_state(stats: QueueStats) -> QueueState:
+    return QueueState(
+        depth=stats.depth,
+        running=stats.running,
+        oldest_seconds=stats.oldest_age,
+        jobs_per_second=stats.drain_rate,
+        accepted=stats.totals.accepted,
+        ended=dict(stats.totals.ended),
+    )
 
 
 async def _is_ready(front: Front) -> bool:

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from fastapi import APIRouter
 
 from masc_core.errors import ArtifactError
-from masc_core.manifest import Manifest
+from masc_core.manifest import SAMPLES_FILE, Manifest
 from server.front import Front, FrontDependency
+from server.gallery import has_codebook
 from server.openapi import problems
 from server.schemas.model import ClassEntry, ClassList, Defaults, ModelList, ModelSummary
 
@@ -62,6 +63,8 @@ def summary(manifest: Manifest, *, default_model: str, ready: bool) -> ModelSumm
         image_size=manifest.image_size,
         decodings=list(manifest.decodings),
         defaults=Defaults(**manifest.defaults.model_dump()),
+        has_samples=SAMPLES_FILE in manifest.files,
+        has_codebook=has_codebook(manifest),
         metrics=manifest.metrics,
     )
 

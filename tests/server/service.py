@@ -130,7 +130,8 @@ def top_of(data: bytes, rows: int) -> bytes:
 class Painter(threading.Thread):
     """The worker. Holds its jobs back while ``gate`` is closed, fails them while told to.
 
-    A job takes ``seconds``; one with previews is told of row by row, one image after the other.
+    A job takes ``seconds``; one with previews is told of row by row, one image after the other, and
+    a row takes ``row_seconds``.
     """
 
     def __init__(self, queue: JobConsumer, models: Sequence[str]) -> None:
@@ -138,6 +139,7 @@ class Painter(threading.Thread):
         self.gate = threading.Event()
         self.gate.set()
         self.seconds = 0.0
+        self.row_seconds = 0.0
         self.failure: JobFailure | None = None
         self.requests: list[GenerationRequest] = []
         self._queue, self._models = queue, models
@@ -162,6 +164,7 @@ class Painter(threading.Thread):
                 self._queue.emit(lease, Progress(index, rows, GRID))
                 preview = Preview(index, rows, GRID, "png", top_of(image.data, rows))
                 self._queue.emit(lease, preview)
+                self._stopping.wait(self.row_seconds)
 
     def _claimed(self) -> Iterator[Lease]:
         for model in self._models:

@@ -9,36 +9,19 @@ import io
 import json
 import random
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
+from tests.server.listening import listening
 from tests.server.service import Service, draw
 from tests.server.sse import read_event, read_events
 
 JSON = {"Content-Type": "application/json"}
-
-
-@contextmanager
-def listening(service: Service) -> Iterator[int]:
-    """Serve the application, and give the port."""
-    config = uvicorn.Config(service.app, log_config=None, access_log=False, ws="none")
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            service.painter.gate.set()
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture

@@ -45,10 +45,17 @@ def test_every_route_of_the_contract_is_described(document: dict[str, Any]) -> N
         "get /jobs/{id}/images/{index}",
         "get /models",
         "get /models/{name}/classes",
+        "get /models/{name}/classes/{class_id}/thumbnail",
+        "get /models/{name}/codebook",
+        "get /models/{name}/codebook/clusters",
+        "get /models/{name}/codebook/clusters/{cluster}",
+        "get /models/{name}/codebook/nodes/{node}",
+        "get /models/{name}/codebook/patches",
         "post /admin/models/{name}/activate",
         "get /healthz",
         "get /readyz",
         "get /metrics",
+        "get /status",
         "get /version",
     }
     assert all(operation["summary"] for _, operation in operations(document))

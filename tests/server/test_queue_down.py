@@ -95,3 +95,9 @@ def test_metrics_are_told_all_the_same(away: Service) -> None:
     for name in ("masc_queue_depth", "masc_jobs_accepted_total", "masc_jobs_running"):
         assert name not in text
     assert away.get("/healthz").status_code == 200
+
+
+def test_the_status_says_that_the_queue_is_away(away: Service) -> None:
+    response = away.get("/status")
+    assert response.status_code == 200
+    assert response.json()["queue"] is None

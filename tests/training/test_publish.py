@@ -67,7 +67,7 @@ def test_a_version_holds_parts_figures_and_provenance(
     metrics = json.loads((trained / "metrics.json").read_text())
     assert manifest.metrics["bits_per_position"] == metrics["bits_per_position"]
     assert "seconds_per_image" in manifest.metrics
-    assert "samples.png" in manifest.files
+    assert {"samples.png", "tree.npy", "patches.webp"} <= set(manifest.files)
     bundle = load_bundle(registry.path("shapes"))
     prior = ClusterMap.load(prepared / "prior" / "prior.npz")
     assert (bundle.decoder.prior.labels == prior.labels).all()

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from masc_core.leaf_order import LeafOrder
 from masc_core.prior import ClusterMap, IntArray
-from training.priors.leaf_order import LeafOrder
 
 
 @dataclass(frozen=True, slots=True, eq=False)

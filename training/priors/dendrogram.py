@@ -18,10 +18,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from masc_core.images import Pixels
+from masc_core.leaf_order import LeafOrder
 from masc_core.prior import IntArray
 from masc_core.tree import FloatArray
 from training.figure import png_bytes
-from training.priors.leaf_order import LeafOrder
 
 PATCHES_PER_BRANCH = 24
 INCHES_PER_BRANCH = 0.3

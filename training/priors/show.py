@@ -24,6 +24,7 @@ import numpy as np
 from masc_core.errors import ArtifactError
 from masc_core.files import atomic_write
 from masc_core.images import Pixels
+from masc_core.leaf_order import LeafOrder
 from training.config import set_threads
 from training.loop.lock import lock_folder
 from training.loop.stage import Report, no_report
@@ -31,7 +32,6 @@ from training.priors.atlas import atlas_clusters, split_clusters
 from training.priors.atlas_page import Overview, atlas_pages, page_stem
 from training.priors.atlas_sheet import draw_sheet
 from training.priors.dendrogram import dendrogram
-from training.priors.leaf_order import LeafOrder
 from training.priors.patches import code_patches, enlarge
 from training.priors.show_inputs import ShowConfig, ShowInputs
 from training.priors.size_histogram import size_histogram

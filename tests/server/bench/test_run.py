@@ -17,8 +17,8 @@ from server.bench.record import Record
 from server.bench.report import Report
 from server.bench.run import JSON_FILE, PLOT_FILE, check_folder, run_bench, write_results
 from tests.server.bench.reports import mixed_record, report_of
+from tests.server.listening import listening
 from tests.server.service import CLASS_NAMES, Service
-from tests.server.test_live import listening
 
 
 def watch(_: Record) -> AbstractContextManager[object]:

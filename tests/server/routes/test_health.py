@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.server.service import Service, assert_problem
 from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.outcome import JobFailure
+from worker.jobs.state import WorkerStatus
 
 
 @pytest.fixture
@@ -109,3 +110,34 @@ def test_version(service: Service) -> None:
     answer = service.get("/version").json()
     assert answer["name"] == "masc"
     assert re.fullmatch(r"\d+\.\d+.*|unknown", answer["version"])
+
+
+def test_the_status_says_how_queue_and_workers_are(own_service: Service) -> None:
+    own_service.generate()
+    own_service.queue.announce(WorkerStatus("second", ready=False, detail="loads tiny v1"))
+    status = own_service.get("/status").json()
+    assert status["default_model"] == "tiny"
+    assert status["draining"] is False
+    assert status["version"] == own_service.get("/version").json()["version"]
+    assert [worker["id"] for worker in status["workers"]] == ["painter", "second"]
+    assert status["workers"][1] == {
+        "id": "second",
+        "ready": False,
+        "model": "",
+        "version": "",
+        "detail": "loads tiny v1",
+    }
+    queue = status["queue"]
+    assert (queue["depth"], queue["running"], queue["accepted"]) == (0, 0, 1)
+    assert queue["ended"] == {"ok": 1}
+
+
+def test_jobs_that_wait_are_counted(own_service: Service) -> None:
+    own_service.painter.gate.clear()
+    for _ in range(3):
+        own_service.submit()
+    deadline = time.monotonic() + 10
+    while (queue := own_service.get("/status").json()["queue"])["running"] != 1:
+        assert time.monotonic() < deadline, queue
+    assert queue["depth"] == 2
+    assert queue["oldest_seconds"] > 0

@@ -22,9 +22,9 @@ from openai import (
 )
 from PIL import Image
 
+from tests.server.listening import listening
 from tests.server.service import GRID, Service, draw, write_model
 from tests.server.test_dispatch import until
-from tests.server.test_live import listening
 from worker.jobs.outcome import JobFailure
 
 PATH = "/v1/images/generations"

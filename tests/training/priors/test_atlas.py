@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from masc_core.prior import ClusterMap
-from tests.training.priors.prior_trees import random_order
+from tests.prior_trees import random_order
 from training.priors.atlas import AtlasCluster, atlas_clusters, split_clusters
 
 

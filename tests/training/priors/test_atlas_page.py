@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from masc_core.prior import ClusterMap
+from tests.prior_trees import random_order, random_patches
 from tests.training.priors.atlas_reader import AtlasReader
-from tests.training.priors.prior_trees import random_order, random_patches
 from training.priors.atlas import atlas_clusters, split_clusters
 from training.priors.atlas_page import Overview, atlas_pages, page_stem
 from training.priors.atlas_sheet import Sheet, draw_sheet

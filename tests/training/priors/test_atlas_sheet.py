@@ -8,7 +8,7 @@ from PIL import Image
 
 from masc_core.images import Pixels
 from masc_core.prior import ClusterMap
-from tests.training.priors.prior_trees import random_order, random_patches
+from tests.prior_trees import random_order, random_patches
 from training.priors.atlas import atlas_clusters
 from training.priors.atlas_sheet import COLUMNS, Sheet, draw_sheet
 

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 from scipy.cluster import hierarchy
 
+from masc_core.leaf_order import LeafOrder
 from masc_core.prior import IntArray
 from masc_core.tree import build_tree
-from tests.training.priors.prior_trees import random_order, random_patches
+from tests.prior_trees import random_order, random_patches
 from training.priors.dendrogram import PATCHES_PER_BRANCH, TreeTop, branch_strip, dendrogram
-from training.priors.leaf_order import LeafOrder
 
 
 @pytest.mark.parametrize("num_branches", [2, 7, 25])

@@ -9,9 +9,9 @@ from masc_core.errors import ArtifactError, ConfigError
 from masc_core.files import TEMPORARY_PREFIX
 from masc_core.prior import ClusterMap
 from masc_core.tree import FloatArray
+from tests.prior_trees import random_tree
 from tests.tiny_bundle import NUM_CLUSTERS, NUM_CODES, save_tiny_bundle
 from tests.training.priors.atlas_reader import AtlasReader
-from tests.training.priors.prior_trees import random_tree
 from training.config import load_config
 from training.priors import show
 from training.priors.show import show_prior

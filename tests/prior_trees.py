@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from masc_core.images import Pixels
+from masc_core.leaf_order import LeafOrder
 from masc_core.tree import SemanticTree, build_tree
-from training.priors.leaf_order import LeafOrder
 
 
 def random_tree(num_codes: int, seed: int = 0) -> SemanticTree:

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.cluster import hierarchy
 
+from masc_core.leaf_order import LeafOrder
 from masc_core.prior import ClusterMap
 from masc_core.tree import SemanticTree
-from tests.training.priors.prior_trees import random_order, random_tree
-from training.priors.leaf_order import LeafOrder
+from tests.prior_trees import random_order, random_tree
 
 trees = st.builds(random_tree, st.integers(2, 40), st.integers(0, 1000))
 

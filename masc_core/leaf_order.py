@@ -5,7 +5,7 @@ Under a merge stand the leaves of its first child, then those of its second, as 
 and how many they are.
 This module does not know what is drawn in that order.
 
-Legend: V codes, K clusters. Nodes are numbered as in SciPy, see `masc_core.tree`.
+Legend: V codes, K clusters. Nodes are numbered as in SciPy, see `masc_core.semantic_tree`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from masc_core.codebook import FloatArray
 from masc_core.prior import ClusterMap, IntArray
-from masc_core.tree import FloatArray, SemanticTree
+from masc_core.semantic_tree import SemanticTree
 
 
 @dataclass(frozen=True, slots=True, eq=False)

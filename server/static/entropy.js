@@ -1,0 +1,48 @@
+// The entropy map: bits a position as colours, from the surest to the least sure of a result.
+
+const STOPS = [
+  [24, 18, 66],
+  [104, 31, 110],
+  [196, 60, 78],
+  [246, 139, 31],
+  [252, 243, 160],
+];
+const ALPHA = 175;
+
+/** Range of bits over images, outward to halves. */
+export function rangeOf(images) {
+  const bits = images.flatMap((image) => image.entropies ?? []);
+  if (!bits.length) return [0, 1];
+  const low = Math.floor(Math.min(...bits) * 2) / 2;
+  return [low, Math.max(Math.ceil(Math.max(...bits) * 2) / 2, low + 0.5)];
+}
+
+/** Draw the map of one image, one pixel a position. */
+export function drawMap(canvas, entropies, [low, high]) {
+  const side = Math.round(Math.sqrt(entropies.length));
+  canvas.width = side;
+  canvas.height = side;
+  const context = canvas.getContext("2d");
+  const pixels = context.createImageData(side, side);
+  entropies.forEach((bits, index) => {
+    const [red, green, blue] = colour((bits - low) / (high - low));
+    pixels.data.set([red, green, blue, ALPHA], 4 * index);
+  });
+  context.putImageData(pixels, 0, 0);
+}
+
+/** Where a position is, and how unsure the model was there. */
+export function describe(entropies, position) {
+  const side = Math.round(Math.sqrt(entropies.length));
+  const row = Math.floor(position / side) + 1;
+  const column = (position % side) + 1;
+  return `row ${row}, column ${column}: ${entropies[position].toFixed(2)} bits`;
+}
+
+function colour(share) {
+  const place = Math.min(1, Math.max(0, share)) * (STOPS.length - 1);
+  const index = Math.min(STOPS.length - 2, Math.floor(place));
+  return STOPS[index].map((from, part) =>
+    Math.round(from + (STOPS[index + 1][part] - from) * (place - index)),
+  );
+}

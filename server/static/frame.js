@@ -1,0 +1,133 @@
+// One image: its place while it waits, its rows as they come, itself, and its entropy map.
+
+import { button, element, make } from "./dom.js";
+import { describe, drawMap } from "./entropy.js";
+import { useSeed } from "./form.js";
+
+const SMOOTH_FROM = 128; // pixels a side; smaller images show their pixels
+
+/** @param {{label: string, name: string, size: number}} about */
+export class Frame {
+  constructor(about) {
+    this.about = about;
+    this.picture = make("div", { className: "picture" });
+    this.line = make("div", { className: "line" });
+    this.box = make("div", { className: "frame waiting" }, this.picture, this.line);
+    this.caption = make("figcaption");
+    this.node = make("figure", {}, this.box, this.caption);
+    if (about.label) this.node.prepend(make("p", { className: "label" }, about.label));
+    this.box.classList.toggle("pixels", about.size < SMOOTH_FROM);
+    this.entropies = null;
+    this.bits = make("p", { className: "readout" });
+  }
+
+  /** So many rows are predicted. */
+  advance(rows, numRows) {
+    this.line.style.top = `${(100 * rows) / numRows}%`;
+    this.box.classList.add("drawing");
+  }
+
+  /** The upper rows, as they will nearly be. */
+  preview({ rows, num_rows: numRows, format, b64 }) {
+    const image = this.picture.querySelector("img") ?? make("img", { alt: "" });
+    image.src = `data:image/${format};base64,${b64}`;
+    image.style.height = `${(100 * rows) / numRows}%`;
+    if (!image.isConnected) this.picture.append(image);
+    this.advance(rows, numRows);
+  }
+
+  /** The image itself. */
+  finish(image, seconds) {
+    const { name, label } = this.about;
+    const source = `data:image/${image.format};base64,${image.b64}`;
+    const what = [name, label, `seed ${image.seed}`].filter(Boolean).join(", ");
+    this.image = make("img", { src: source, alt: `Generated: ${what}` });
+    this.picture.replaceChildren(this.image);
+    this.box.classList.remove("waiting", "drawing");
+    this.line.remove();
+    this.entropies = image.entropies;
+    const file = `${name}-${label}-${image.seed}.${image.format}`.replaceAll(/[^\w.]+/g, "-");
+    const again = button("Use seed", () => {
+      useSeed(image.seed);
+      element("seed").focus();
+    }, `Use seed ${image.seed}`);
+    const save = make("a", { href: source, download: file, textContent: "Save" });
+    save.ariaLabel = `Save the image of ${what}`;
+    const share = `${Math.round(image.entropy_ratio * 100)}\u00a0%`;
+    this.caption.replaceChildren(
+      ...(label ? [] : [make("p", {}, `Seed ${image.seed}`)]),
+      make("p", { title: "Mean entropy of the predictions, and its share of the most possible" },
+        `${image.entropy_bits.toFixed(2)} bits${label ? "" : " a position"}, ${share}`),
+      ...(seconds ? [make("p", {}, seconds)] : []),
+      make("p", { className: "links" }, again, save),
+    );
+  }
+
+  /** Lay the map over the image, or take it away. */
+  showMap(isOn, range) {
+    this.box.querySelector("canvas")?.remove();
+    this.marker?.remove();
+    this.probe?.remove();
+    this.bits.remove();
+    if (!isOn || !this.entropies) return;
+    const canvas = make("canvas");
+    canvas.setAttribute("aria-hidden", "true");
+    drawMap(canvas, this.entropies, range);
+    this.marker = make("div", { className: "marker", hidden: true });
+    this.box.append(canvas, this.marker);
+    this.probe = this.#probe();
+    this.bits.textContent = "\u00a0";
+    this.box.after(this.probe, this.bits);
+  }
+
+  #probe() {
+    const probe = make("input", {
+      type: "range",
+      className: "probe",
+      min: "0",
+      max: String(this.entropies.length - 1),
+      value: "0",
+      ariaLabel: "Position in the entropy map",
+    });
+    const show = () => this.#point(Number(probe.value));
+    probe.addEventListener("input", show);
+    probe.addEventListener("focus", show);
+    probe.addEventListener("keydown", (event) => this.#step(event));
+    this.box.onpointermove = this.box.onpointerdown = (event) => this.#follow(event);
+    probe.setAttribute("aria-valuetext", describe(this.entropies, 0));
+    return probe;
+  }
+
+  /** Up and down go by rows. */
+  #step(event) {
+    const side = Math.round(Math.sqrt(this.entropies.length));
+    const by = { ArrowUp: -side, ArrowDown: side }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    const position = Number(this.probe.value) + by;
+    if (position >= 0 && position < this.entropies.length) this.#point(position);
+  }
+
+  #follow(event) {
+    if (!this.probe?.isConnected) return;
+    const side = Math.round(Math.sqrt(this.entropies.length));
+    const bounds = this.box.getBoundingClientRect();
+    const place = (at, from, length) =>
+      Math.min(side - 1, Math.max(0, Math.floor(((at - from) / length) * side)));
+    const row = place(event.clientY, bounds.top, bounds.height);
+    this.#point(row * side + place(event.clientX, bounds.left, bounds.width));
+  }
+
+  #point(position) {
+    const side = Math.round(Math.sqrt(this.entropies.length));
+    const text = describe(this.entropies, position);
+    this.probe.value = String(position);
+    this.probe.setAttribute("aria-valuetext", text);
+    this.bits.textContent = text;
+    const { style } = this.marker;
+    style.left = `${(100 * (position % side)) / side}%`;
+    style.top = `${(100 * Math.floor(position / side)) / side}%`;
+    style.width = style.height = `${100 / side}%`;
+    this.marker.hidden = false;
+  }
+}

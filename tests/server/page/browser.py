@@ -1,0 +1,117 @@
+"""A real Chromium, and pages in it that may not complain."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+READY_MS = 8_000
+# Chromium breaks off all loads when the machine gets or loses a network interface, as containers
+# that start and stop make it do.
+NETWORK_CHANGED = "ERR_NETWORK_CHANGED"
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Start the Chromium of this machine with a fresh profile; skip where there is none."""
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.skip("needs Chromium; on Debian: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Visitor:
+    """Opens pages of one server, and notes whatever goes wrong in them.
+
+    Parameters
+    ----------
+    browser : where
+    url : of the server, without a slash at its end
+    """
+
+    def __init__(self, browser: Browser, url: str) -> None:
+        self.url = url
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self._browser = browser
+        self._contexts: list[BrowserContext] = []
+
+    def open(self, path: str = "/", *, ready: bool = True, **options: Any) -> Page:
+        """A page in a context of its own; ``ready`` waits until it can generate."""
+        size = {"width": 1280, "height": 900}
+        context = self._browser.new_context(
+            **{"viewport": size, "locale": "en", "base_url": self.url, **options}
+        )
+        self._contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(READY_MS)
+        page.on("console", lambda said: self._note(said.type, said.text))
+        page.on("pageerror", lambda error: self._note("error", str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.goto(self.url + path)
+        for _ in range(3):
+            page.wait_for_load_state("load")
+            if not any(NETWORK_CHANGED in text for text in self.complaints):
+                break
+            self.complaints.clear()
+            page.reload()
+        if ready:
+            expect(page.locator("#state")).to_have_text("Ready", timeout=READY_MS)
+            expect(page.locator("#generate")).to_be_enabled(timeout=READY_MS)
+        return page
+
+    def expect_complaint(self, pattern: str) -> None:
+        """Take away complaints that the test has provoked; there is at least one."""
+        kept = [text for text in self.complaints if not re.search(pattern, text)]
+        assert kept != self.complaints, self.complaints
+        self.complaints = kept
+
+    def close(self) -> None:
+        """Close all pages; nothing may have been complained of or fetched from elsewhere."""
+        for context in self._contexts:
+            context.close()
+        assert not self.complaints, self.complaints
+        ours = urlsplit(self.url).netloc
+        foreign = [url for url in self.requests if not _is_ours(url, ours)]
+        assert not foreign, foreign
+
+    def _note(self, kind: str, text: str) -> None:
+        if kind in {"error", "warning"}:
+            self.complaints.append(text)
+
+
+def generate(page: Page) -> None:
+    """Press the button."""
+    page.get_by_role("button", name="Generate").click()
+
+
+def finished(page: Page, results: int = 1) -> None:
+    """Wait until so many results are complete."""
+    expect(page.locator(".result[aria-busy=false]")).to_have_count(results, timeout=READY_MS)
+
+
+def _is_ours(url: str, netloc: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in {"data", "blob"} or parts.netloc == netloc

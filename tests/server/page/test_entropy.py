@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import math
+import re
+
+from playwright.sync_api import Page, expect
+
+from tests.server.page.browser import Visitor, finished, generate
+from tests.server.service import GRID
+
+
+def bits(position: int) -> str:
+    """What the painter tells of a position."""
+    row, column = divmod(position, GRID)
+    return f"row {row + 1}, column {column + 1}: {math.log2(2 + position):.2f} bits"
+
+
+def show_map(page: Page) -> None:
+    generate(page)
+    finished(page)
+    expect(page.locator(".frame canvas")).to_have_count(0)
+    page.get_by_role("switch", name="Entropy map").check()
+
+
+def test_the_map_lies_over_every_image(page: Page) -> None:
+    show_map(page)
+    expect(page.locator(".frame canvas")).to_have_count(4)
+    expect(page.locator("#legend")).to_have_text(re.compile(r"1 bits\s*4.5 bits"))
+    pixels = page.evaluate(
+        """() => {
+          const canvas = document.querySelector(".frame canvas");
+          const { data } = canvas.getContext("2d").getImageData(0, 0, 4, 4);
+          return [canvas.width, ...data.slice(0, 3), ...data.slice(60, 63)];
+        }"""
+    )
+    low, high = pixels[1:4], pixels[4:7]
+    assert pixels[0] == GRID
+    assert sum(low) < 150
+    assert sum(high) > 450
+    page.get_by_role("switch", name="Entropy map").uncheck()
+    expect(page.locator(".frame canvas")).to_have_count(0)
+    expect(page.locator("#legend")).to_be_hidden()
+
+
+def test_pointing_reads_a_position(page: Page) -> None:
+    show_map(page)
+    frame = page.locator(".frame").first
+    box = frame.bounding_box()
+    assert box is not None
+    for position in (0, 6, 15):
+        row, column = divmod(position, GRID)
+        side = box["width"] / GRID
+        frame.hover(position={"x": (column + 0.5) * side, "y": (row + 0.5) * side})
+        expect(page.locator(".readout").first).to_have_text(bits(position))
+
+
+def test_arrow_keys_read_positions(page: Page) -> None:
+    show_map(page)
+    probe = page.get_by_role("slider", name="Position in the entropy map").first
+    probe.focus()
+    expect(probe).to_have_attribute("aria-valuetext", bits(0))
+    for key, position in (("ArrowRight", 1), ("ArrowDown", 5), ("ArrowDown", 9), ("ArrowUp", 5)):
+        probe.press(key)
+        expect(probe).to_have_attribute("aria-valuetext", bits(position))
+        expect(page.locator(".readout").first).to_have_text(bits(position))
+    probe.press("End")
+    expect(page.locator(".readout").first).to_have_text(bits(15))
+    probe.press("ArrowDown")
+    expect(page.locator(".readout").first).to_have_text(bits(15))
+
+
+def test_a_tap_reads_a_position(visitor: Visitor) -> None:
+    page = visitor.open(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    generate(page)
+    finished(page)
+    page.get_by_role("switch", name="Entropy map").tap()
+    frame = page.locator(".frame").first
+    box = frame.bounding_box()
+    assert box is not None
+    side = box["width"] / GRID
+    frame.tap(position={"x": 2.5 * side, "y": 1.5 * side})
+    expect(page.locator(".readout").first).to_have_text(bits(6))

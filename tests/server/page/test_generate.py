@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.server.page.browser import Visitor, finished, generate
+from tests.server.service import CLASS_NAMES, Service, draw
+
+
+def test_images_of_the_chosen_class(pictured: Service, page: Page) -> None:
+    page.get_by_role("radio", name="teapot").check()
+    page.get_by_role("slider", name="Images").fill("3")
+    page.get_by_role("checkbox", name="New for every run").uncheck()
+    page.get_by_label("Seed", exact=True).fill("41")
+    generate(page)
+    finished(page)
+    images = page.get_by_role("img", name="Generated: teapot")
+    expect(images).to_have_count(3)
+    (request,) = pictured.painter.requests
+    assert (request.class_id, request.seed, request.num_images) == (3, 41, 3)
+    assert (request.cfg_scale, request.decoding, request.format) == (3.0, "uniform", "png")
+    shown = images.nth(2).get_attribute("src")
+    assert shown is not None
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Save the image of teapot, seed 43").click()
+    assert download.value.path().read_bytes() == draw(3, 43, "png")
+    expect(page.locator("figcaption").nth(0)).to_contain_text("Seed 41")
+    expect(page.locator("figcaption").nth(0)).to_contain_text("bits a position")
+    expect(page.locator(".timings")).to_contain_text("in all15 ms")
+    expect(page.locator("#progress")).to_contain_text("3 images in")
+
+
+def test_every_setting_arrives(pictured: Service, page: Page) -> None:
+    page.get_by_label("Guidance").fill("7.5")
+    page.get_by_role("radio", name="frequency").check()
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("Temperature").fill("0.8")
+    page.get_by_label("Top-k").fill("12")
+    page.get_by_label("Top-p").fill("0.9")
+    page.get_by_label("File format").select_option("webp")
+    generate(page)
+    finished(page)
+    (request,) = pictured.painter.requests
+    assert (request.cfg_scale, request.decoding, request.format) == (7.5, "frequency", "webp")
+    assert (request.temperature, request.top_k, request.top_p) == (0.8, 12, 0.9)
+    assert str(request.seed) == page.get_by_label("Seed", exact=True).input_value()
+
+
+def test_a_random_seed_is_new_and_a_fixed_one_stays(pictured: Service, page: Page) -> None:
+    for runs in (1, 2):
+        generate(page)
+        finished(page, runs)
+    page.get_by_role("button", name="Use seed").first.click()
+    expect(page.get_by_role("checkbox", name="New for every run")).not_to_be_checked()
+    for runs in (3, 4):
+        generate(page)
+        finished(page, runs)
+    first, second, third, fourth = [request.seed for request in pictured.painter.requests]
+    assert first != second == third == fourth
+
+
+def test_images_appear_row_by_row(pictured: Service, page: Page) -> None:
+    pictured.painter.row_seconds = 0.15
+    generate(page)
+    heights = set()
+    preview = page.locator(".frame.drawing .picture img").first
+    deadline = time.monotonic() + 10
+    while page.locator(".result[aria-busy=true]").count() and time.monotonic() < deadline:
+        if preview.count():
+            heights.add(page.evaluate("document.querySelector('.picture img').style.height"))
+    assert {"25%", "50%", "75%"} <= heights
+    finished(page)
+
+
+def test_cancelling_ends_the_job(pictured: Service, page: Page) -> None:
+    pictured.painter.gate.clear()
+    generate(page)
+    expect(page.locator("#progress")).to_have_text("Drawing 4 images of goldfish…")
+    expect(page.get_by_role("button", name="Generate")).to_be_hidden()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#progress")).to_have_text("Cancelled.")
+    expect(page.locator(".result")).to_have_count(0)
+    expect(page.get_by_role("button", name="Generate")).to_be_focused()
+    assert ended(page) == {"cancelled": 1}
+
+
+def ended(page: Page) -> dict[str, int]:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found: dict[str, int] = page.request.get("/status").json()["queue"]["ended"]
+        if found:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(found)
+
+
+def test_escape_cancels_too(pictured: Service, page: Page) -> None:
+    pictured.painter.gate.clear()
+    generate(page)
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#progress")).to_have_text("Cancelled.")
+    assert ended(page) == {"cancelled": 1}
+
+
+def test_who_waits_is_told_its_place(pictured: Service, page: Page) -> None:
+    pictured.painter.gate.clear()
+    body = json.dumps({"class_id": 1}).encode()
+    for _ in range(3):
+        page.request.post("/jobs", data=body, headers={"Content-Type": "application/json"})
+    generate(page)
+    expect(page.locator("#progress")).to_contain_text("2 jobs ahead")
+    pictured.painter.gate.set()
+    finished(page)
+
+
+def test_search_finds_classes_by_name_and_id(page: Page) -> None:
+    search = page.get_by_label("Search the classes")
+    expect(search).to_have_attribute("placeholder", f"Search {len(CLASS_NAMES)} classes")
+    search.fill("GOLD")
+    expect(page.locator("#classes label:visible")).to_have_text(["goldfish", "Golden Retriever"])
+    expect(page.locator("#class-count")).to_have_text("2 of 6 classes")
+    search.fill("3")
+    expect(page.locator("#classes label:visible")).to_have_text(["teapot"])
+    search.press("Enter")
+    expect(page.get_by_role("radio", name="teapot")).to_be_checked()
+    search.fill("unicorn")
+    expect(page.locator("#class-count")).to_have_text("No class is called so.")
+
+
+def test_classes_have_pictures(page: Page) -> None:
+    pictures = page.locator("#classes img")
+    expect(pictures).to_have_count(len(CLASS_NAMES))
+    for index in range(len(CLASS_NAMES)):
+        expect(pictures.nth(index)).to_have_js_property("complete", value=True)
+        expect(pictures.nth(index)).to_have_js_property("naturalWidth", 64)
+
+
+def test_a_row_of_cfg_scales_shares_a_seed(pictured: Service, page: Page) -> None:
+    page.get_by_role("radio", name="CFG row").check()
+    page.get_by_label("CFG scales to compare").fill("1, 2.5 9")
+    generate(page)
+    finished(page)
+    assert sorted(request.cfg_scale for request in pictured.painter.requests) == [1.0, 2.5, 9.0]
+    assert len({request.seed for request in pictured.painter.requests}) == 1
+    expect(page.locator(".comparison .label")).to_have_text(["CFG 1", "CFG 2.5", "CFG 9"])
+    expect(page.locator(".comparison img")).to_have_count(3)
+
+
+def test_a_row_of_decodings_shares_a_seed(pictured: Service, page: Page) -> None:
+    page.get_by_role("radio", name="Decoding row").check()
+    expect(page.locator("#decoding-field")).to_be_hidden()
+    generate(page)
+    finished(page)
+    assert {request.decoding for request in pictured.painter.requests} == {"uniform", "frequency"}
+    assert len({request.seed for request in pictured.painter.requests}) == 1
+    expect(page.locator(".comparison .label")).to_have_text(["uniform", "frequency"])
+
+
+def test_sixteen_images_at_once(pictured: Service, page: Page) -> None:
+    page.locator("#count").fill("16")
+    generate(page)
+    finished(page)
+    expect(page.locator(".picture img")).to_have_count(16)
+    assert len({page.locator("figure").nth(i).inner_text() for i in range(16)}) == 16
+
+
+@pytest.mark.parametrize("kind", ["curl", "Python"])
+def test_copied_commands_make_the_same_image(
+    visitor: Visitor, pictured: Service, kind: str
+) -> None:
+    page = visitor.open(permissions=["clipboard-read", "clipboard-write"])
+    page.locator("#count").fill("1")
+    generate(page)
+    finished(page)
+    page.get_by_role("button", name=f"Copy as {kind}").click()
+    expect(page.locator("#progress")).to_have_text(f"Copied as {kind}.")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert f"{visitor.url}/generate" in copied
+    run_copied(kind, copied)
+    first, again = pictured.painter.requests
+    assert first == again
+
+
+def run_copied(kind: str, text: str) -> None:
+    program = ["bash", "-c", text] if kind == "curl" else [sys.executable, "-c", text]
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(program, cwd=folder, check=True, capture_output=True, timeout=60)
+        assert len(list(Path(folder).iterdir())) == 1

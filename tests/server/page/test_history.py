@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from playwright.sync_api import Page, expect
+
+from tests.server.page.browser import Visitor, finished, generate
+from tests.server.service import Service
+
+
+def test_a_run_is_remembered_and_made_again(pictured: Service, page: Page) -> None:
+    page.get_by_role("radio", name="ship").check()
+    generate(page)
+    finished(page)
+    page.get_by_role("radio", name="goldfish").check()
+    generate(page)
+    finished(page, 2)
+    page.reload()
+    expect(page.locator("#state")).to_have_text("Ready")
+    cards = page.locator("#history-list button")
+    expect(cards).to_have_count(2)
+    expect(cards.nth(0)).to_contain_text("goldfish · CFG 3 · uniform")
+    expect(cards.nth(1).locator("img")).to_have_js_property("naturalWidth", 16)
+    cards.nth(1).click()
+    finished(page)
+    ship, _, again = pictured.painter.requests
+    assert again == ship
+    expect(page.get_by_role("radio", name="ship")).to_be_checked()
+    expect(cards).to_have_count(2)
+    expect(cards.nth(0)).to_contain_text("ship")
+
+
+def test_a_comparison_is_made_again_as_one(pictured: Service, page: Page) -> None:
+    page.get_by_role("radio", name="CFG row").check()
+    generate(page)
+    finished(page)
+    page.get_by_role("radio", name="Images").check()
+    page.locator("#history-list button").click()
+    finished(page, 2)
+    first, again = (pictured.painter.requests[:5], pictured.painter.requests[5:])
+    assert sorted(map(repr, first)) == sorted(map(repr, again))
+
+
+def test_it_can_be_cleared(page: Page) -> None:
+    generate(page)
+    finished(page)
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#history")).to_be_hidden()
+    assert page.evaluate("localStorage.getItem('masc.history')") is None
+
+
+def test_it_is_bounded_and_survives_nonsense(visitor: Visitor) -> None:
+    page = visitor.open()
+    page.evaluate(
+        """() => {
+          const entry = (seed) => ({ settings: { class_id: 0, seed }, title: `run ${seed}`,
+                                     picture: "data:image/png;base64,AA" });
+          const many = Array.from({ length: 500 }, (_, seed) => entry(seed));
+          localStorage.setItem("masc.history", JSON.stringify([null, 7, { title: 1 }, ...many]));
+        }"""
+    )
+    page.reload()
+    expect(page.locator("#history-list li")).to_have_count(36)
+    page.evaluate("localStorage.setItem('masc.history', '{')")
+    page.reload()
+    expect(page.locator("#state")).to_have_text("Ready")
+    expect(page.locator("#history")).to_be_hidden()
