@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import astuple
 from pathlib import Path
+from socket import socket
 from typing import Annotated, Any
 
 import typer
@@ -285,7 +286,7 @@ def _serve_embedded(front: Any, back: Any) -> None:  # noqa: ANN401 - settings o
     from prometheus_client import CollectorRegistry
 
     from server.app import create_app
-    from server.process import listen, serve
+    from server.process import serve
     from worker.jobs.connect import connect
     from worker.process import LoopThread
     from worker.worker import build_worker
@@ -293,7 +294,7 @@ def _serve_embedded(front: Any, back: Any) -> None:  # noqa: ANN401 - settings o
     metrics = CollectorRegistry()
     queue = connect(front.queue_url, front.limits)
     app = create_app(front, queue, Registry(front.models_dir), metrics)
-    with listen(front.host, front.port, keys=front.api_keys_file is not None) as listener:
+    with _listen(front) as listener:
         consumer = build_worker(back, queue, metrics)
         thread = LoopThread(consumer)
         thread.start()
@@ -306,16 +307,27 @@ def _serve_embedded(front: Any, back: Any) -> None:  # noqa: ANN401 - settings o
         raise thread.failure
 
 
+def _listen(front: Any) -> AbstractContextManager[socket]:  # noqa: ANN401 - settings of a lazy module
+    from server.process import listen
+
+    return listen(
+        front.host,
+        front.port,
+        keys=front.api_keys_file is not None,
+        published_host=front.published_host,
+    )
+
+
 def _serve_front_end(front: Any) -> None:  # noqa: ANN401 - settings of a lazy module
     from prometheus_client import CollectorRegistry
 
     from server.app import create_app
-    from server.process import listen, serve
+    from server.process import serve
     from worker.jobs.connect import connect
 
     queue = connect(front.queue_url, front.limits)
     app = create_app(front, queue, Registry(front.models_dir), CollectorRegistry())
-    with listen(front.host, front.port, keys=front.api_keys_file is not None) as listener:
+    with _listen(front) as listener:
         serve(app, listener)
 
 

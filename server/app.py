@@ -28,7 +28,9 @@ from server.rate_limit import RateLimits
 from server.routes import admin, codebook, generate, health, jobs, models, openai, page
 from server.security import SecurityHeaders
 from server.settings import ServerSettings
+from server.tracing import TraceRequests
 from worker.jobs.queue import JobProducer
+from worker.jobs.tracing import open_tracer
 
 DESCRIPTION = """Images of a class, from an autoregressive model over clusters of codes.
 
@@ -89,6 +91,9 @@ def create_app(
     app.add_middleware(SecurityHeaders)
     app.add_middleware(MarkReplays)
     app.add_middleware(MeasureRequests, metrics=metrics)
+    tracer = open_tracer("masc-server", settings.traces_endpoint)
+    if tracer is not None:
+        app.add_middleware(TraceRequests, tracer=tracer)
     for routes in (generate, jobs, openai, models, codebook, health, admin, page):
         app.include_router(routes.router)
     _describe(app)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from dataclasses import replace
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
@@ -18,6 +19,7 @@ from masc_core.errors import CapacityError, DeadlineError, QueueDownError
 from server.front import Front
 from server.idempotency import mark_replay
 from server.problems import kind_of
+from server.tracing import traceparent_of
 from worker.jobs.job import Job
 from worker.jobs.outcome import EXPIRED, JobResult
 from worker.jobs.queue import JobProducer
@@ -44,6 +46,7 @@ async def admit(front: Front, job: Job, share: float, scope: Scope) -> Job:
     CapacityError : no worker is ready for its model, the queue is full, or this front end drains
     IdempotencyConflictError : its key was used for another request
     """
+    job = replace(job, trace=traceparent_of(scope))
     try:
         front.drain.check()
         await front.ready_workers(job.request.model)

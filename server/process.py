@@ -24,7 +24,7 @@ from server.front import Front
 logger = logging.getLogger(__name__)
 
 OPEN_TO_ALL = (
-    "listening on %s without API keys: everyone who can reach this machine can use the service. "
+    "reached at %s without API keys: everyone who can reach this machine can use the service. "
     "To close it: masc keys create NAME --file keys.toml, and set MASC_API_KEYS_FILE=keys.toml"
 )
 CLOSE_SECONDS = 3  # for what still runs when the work is done: streams that others can go on with
@@ -78,13 +78,16 @@ def serve(
 
 
 @contextmanager
-def listen(host: str, port: int, *, keys: bool) -> Iterator[socket.socket]:
+def listen(
+    host: str, port: int, *, keys: bool, published_host: str = ""
+) -> Iterator[socket.socket]:
     """Bind before anything slow is done, so that a port in use is known at once.
 
     Parameters
     ----------
     host, port : where; port 0 takes a free one
     keys : whether clients need keys; if not, an address that others can reach is warned of
+    published_host : the address to judge, where it is not the one that is bound
 
     Raises
     ------
@@ -100,8 +103,17 @@ def listen(host: str, port: int, *, keys: bool) -> Iterator[socket.socket]:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with listener:
         bound = listener.getsockname()
-        if not keys and not ipaddress.ip_address(bound[0]).is_loopback:
-            logger.warning(OPEN_TO_ALL, bound[0])
+        reached = published_host or bound[0]
+        if not keys and not _is_loopback(reached):
+            logger.warning(OPEN_TO_ALL, reached)
         where = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         logger.info("MASC on http://%s:%d", where, bound[1])
         yield listener
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address; a name but ``localhost`` may be anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

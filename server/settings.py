@@ -18,6 +18,8 @@ class ServerSettings(QueueSettings):
     Attributes
     ----------
     host, port : where it listens; port 0 takes a free one
+    published_host : the address at which others reach it, where a container or a proxy stands
+        between; whether keys are wanting is judged by it
     models_dir : folder of the model bundles
     default_model : the model of a request that names none; needed when there are several
     max_body_bytes : largest body of a request
@@ -35,6 +37,7 @@ class ServerSettings(QueueSettings):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    published_host: str = ""
     models_dir: Path = Path("models")
     default_model: str | None = None
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024

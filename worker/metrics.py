@@ -7,6 +7,7 @@ know where the numbers come from, nor who exposes the registry.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -85,8 +86,12 @@ class WorkerMetrics:
             ["model", "version", "weights_sha256", "clusters", "tokens", "dtype"],
             registry=registry,
         )
-        self._registry = registry
-        self._memory: Gauge | None = None
+        self.gpu_memory = Gauge(
+            "masc_gpu_memory_bytes",
+            "Memory of the GPU: allocated by tensors, reserved for them, used by anybody, total.",
+            ["kind"],
+            registry=registry,
+        )
 
     def serve(self, bundle: Bundle) -> None:
         """Say which model is served, and from now on how much memory of its GPU is taken."""
@@ -100,8 +105,9 @@ class WorkerMetrics:
             tokens=manifest.gpt.block_size,
             dtype=str(bundle.dtype).removeprefix("torch."),
         ).set(1)
-        if bundle.device.type == "cuda" and self._memory is None:
-            self._memory = self._watch_memory(bundle.device)
+        if bundle.device.type == "cuda":
+            for kind, look in memory_of(bundle.device).items():
+                self.gpu_memory.labels(kind=kind).set_function(look)
 
     def step(self, rows: int, seconds: float) -> None:
         """Record one step of the transformer."""
@@ -126,13 +132,17 @@ class WorkerMetrics:
         for stage in STAGES:
             self.stage_seconds.labels(stage=stage).observe(getattr(result.timings, stage))
 
-    def _watch_memory(self, device: torch.device) -> Gauge:
-        memory = Gauge(
-            "masc_gpu_memory_bytes",
-            "Memory of the GPU: allocated by tensors, and reserved for them.",
-            ["kind"],
-            registry=self._registry,
-        )
-        memory.labels(kind="allocated").set_function(lambda: torch.cuda.memory_allocated(device))
-        memory.labels(kind="reserved").set_function(lambda: torch.cuda.memory_reserved(device))
-        return memory
+
+def memory_of(device: torch.device) -> Mapping[str, Callable[[], int]]:
+    """How to look at the memory of a GPU, by kind; the last two count all processes, in bytes."""
+
+    def used() -> int:
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free
+
+    return {
+        "allocated": lambda: torch.cuda.memory_allocated(device),
+        "reserved": lambda: torch.cuda.memory_reserved(device),
+        "used": used,
+        "total": lambda: torch.cuda.mem_get_info(device)[1],
+    }

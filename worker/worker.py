@@ -23,6 +23,8 @@ from worker.engine.engine import Engine
 from worker.engine.graphs import GraphRunner
 from worker.engine.runner import Runner, RunnerFactory
 from worker.jobs.queue import JobConsumer
+from worker.jobs.traced import TracedQueue
+from worker.jobs.tracing import open_tracer
 from worker.lane import Lane
 from worker.metrics import WorkerMetrics
 from worker.settings import WorkerSettings
@@ -64,6 +66,9 @@ def build_worker(
         return Lane(bundle, Engine(bundle.model, bundle.decoder, rows, metrics.step, make_runner))
 
     lane = load(models.path(name))
+    tracer = open_tracer("masc-worker", settings.traces_endpoint)
+    if tracer is not None:
+        queue = TracedQueue(queue, tracer)
     return Consumer(
         queue,
         lane,

@@ -34,6 +34,7 @@ from server.schemas.generate import (
     GenerateBody,
 )
 from server.streaming import stream_generation
+from server.tracing import stage
 from worker.jobs.job import Job
 
 router = APIRouter(tags=["images"])
@@ -78,11 +79,10 @@ async def generate(
     The same request with the same seed gives the same bytes, whatever else the service does. Who
     goes away ends its job, unless it has given the job a key.
     """
-    stage = front.metrics.stage_seconds.labels
     accept = ",".join(request.headers.getlist("accept"))
     streams = body.stream or wants_events(accept)
     file_wanted = image_format(accept)
-    with stage("admit").time():
+    with stage(front.metrics, request.scope, "admit"):
         seconds = time_limit(given_seconds, front.settings.request_timeout)
         resolved = resolve(body, await front.manifest(body.model), file_wanted or "png")
         wanted = EVENTS if streams else file_wanted or ""
@@ -99,7 +99,7 @@ async def generate(
         shown = JobEvents(job, entropies=body.entropies)
         return stream_generation(front, request.scope, job, shown, seconds)
     result = await wait(front, job, request.receive, seconds)
-    with stage("deliver").time():
+    with stage(front.metrics, request.scope, "deliver"):
         file_format = job.request.format
         if file_wanted and len(result.images) == 1:
             return image_response(result, 0, file_format, {"Vary": "Accept"})

@@ -27,6 +27,7 @@ from server.routes.generate import EXAMPLES as GENERATE_EXAMPLES
 from server.schemas.event import EVENT_MODELS, EXAMPLE_EVENTS
 from server.schemas.job import EXAMPLE_JOB, JobAnswer, JobBody
 from server.streaming import shown
+from server.tracing import stage
 from worker.jobs.job import Job
 from worker.jobs.outcome import JobResult
 from worker.jobs.state import JobStatus
@@ -95,7 +96,7 @@ async def submit(
     key: IdempotencyKey = None,
 ) -> Response:
     """Put a job into the queue, and leave it there."""
-    with front.metrics.stage_seconds.labels("admit").time():
+    with stage(front.metrics, request.scope, "admit"):
         asked = Job(
             resolve(body, await front.manifest(body.model), "png"),
             timeout=time_limit(given_seconds, front.settings.job_timeout),

@@ -33,6 +33,7 @@ from server.schemas.openai import (
     PartialImageEvent,
 )
 from server.streaming import stream_generation
+from server.tracing import stage
 from worker.jobs.job import Job
 from worker.jobs.outcome import JobResult
 
@@ -79,9 +80,8 @@ async def generations(
 
     With `stream`, up to `partial_images` previews of each come first. Errors have OpenAI's form.
     """
-    stage = front.metrics.stage_seconds.labels
     partial_images = body.partial_images or 0
-    with stage("admit").time():
+    with stage(front.metrics, request.scope, "admit"):
         seconds = time_limit(given_seconds, front.settings.request_timeout)
         manifest = await _manifest(front, body.model)
         size = _size(body.size, manifest)
@@ -98,7 +98,7 @@ async def generations(
         presenter = OpenAIEvents(job, size, partial_images)
         return stream_generation(front, request.scope, job, presenter, seconds)
     result = await wait(front, job, request.receive, seconds)
-    with stage("deliver").time():
+    with stage(front.metrics, request.scope, "deliver"):
         content = _answer(job, result, size).model_dump_json()
         return Response(content, media_type="application/json")
 

@@ -174,12 +174,20 @@ def test_an_address_that_cannot_be_had_is_known_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "keys", "warned"),
-    [("127.0.0.1", False, False), ("0.0.0.0", False, True), ("0.0.0.0", True, False)],  # noqa: S104
+    ("host", "published", "keys", "warned"),
+    [
+        ("127.0.0.1", "", False, False),
+        ("0.0.0.0", "", False, True),  # noqa: S104
+        ("0.0.0.0", "", True, False),  # noqa: S104
+        ("0.0.0.0", "127.0.0.1", False, False),  # noqa: S104
+        ("0.0.0.0", "localhost", False, False),  # noqa: S104
+        ("0.0.0.0", "192.0.2.1", False, True),  # noqa: S104
+        ("127.0.0.1", "masc.example", False, True),
+    ],
 )
 def test_open_to_all_without_keys_is_warned_of(
-    caplog: pytest.LogCaptureFixture, host: str, keys: bool, warned: bool
+    caplog: pytest.LogCaptureFixture, host: str, published: str, keys: bool, warned: bool
 ) -> None:
-    with listen(host, 0, keys=keys) as listener:
+    with listen(host, 0, keys=keys, published_host=published) as listener:
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     assert ("without API keys" in caplog.text) is warned

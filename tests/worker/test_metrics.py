@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from prometheus_client import CollectorRegistry, generate_latest
 
 from masc_core.bundle import Bundle, load_bundle
@@ -121,11 +122,13 @@ def test_there_is_no_label_that_grows_with_traffic_and_no_gpu_without_one() -> N
         "masc_batch_rows_capacity",
         "masc_last_step_timestamp_seconds",
         "masc_model_info",
+        "masc_gpu_memory_bytes",
     }
     text = generate_latest(registry).decode()
     assert "masc_engine_steps_total 0.0" in text
     assert 'masc_decode_step_duration_seconds_bucket{le="0.0002"}' in text
     assert 'masc_decode_step_duration_seconds_bucket{le="0.1"}' in text
+    assert "masc_gpu_memory_bytes{" not in text
 
 
 def test_the_stage_histogram_is_the_front_ends() -> None:
@@ -142,3 +145,15 @@ def test_a_new_version_replaces_the_old_one(tmp_path: Path, bundle: Bundle) -> N
     metrics.serve(load_bundle(tmp_path / "tiny" / "2"))
     (info,) = [metric for metric in registry.collect() if metric.name == "masc_model_info"]
     assert [sample.labels["version"] for sample in info.samples] == ["2"]
+
+
+@pytest.mark.gpu
+def test_memory_is_told_of_a_gpu(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    save_tiny_bundle(tmp_path)
+    WorkerMetrics(registry).serve(load_bundle(tmp_path / "tiny" / "1", torch.device("cuda")))
+    kinds = ("allocated", "reserved", "used", "total")
+    allocated, reserved, used, total = (
+        registry.get_sample_value("masc_gpu_memory_bytes", {"kind": kind}) or 0.0 for kind in kinds
+    )
+    assert 0 < allocated <= reserved <= used <= total

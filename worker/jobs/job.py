@@ -76,6 +76,7 @@ class Job:
     keep : whether the outcome stays for a while, or only until it is forgotten
     previews : whether somebody looks at what is drawn so far
     idempotency : None where every submission is a job of its own
+    trace : ``traceparent`` of what it is a part of, empty where nothing is traced
     """
 
     request: GenerationRequest
@@ -86,6 +87,7 @@ class Job:
     keep: bool = False
     previews: bool = False
     idempotency: Idempotency | None = None
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

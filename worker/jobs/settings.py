@@ -23,6 +23,7 @@ class QueueSettings(ProcessSettings):
     lease_seconds : after which a worker that was not heard of has lost its jobs
     max_deliveries : after so many workers were lost with it, a job is given up
     result_seconds : how long the images of a job can be fetched
+    traces_endpoint : URL of the collector that gets traces of jobs; empty is none
     """
 
     queue_url: str = "memory://"
@@ -30,6 +31,7 @@ class QueueSettings(ProcessSettings):
     lease_seconds: Seconds = 10.0
     max_deliveries: Annotated[int, Field(ge=1)] = 3
     result_seconds: Seconds = 600.0
+    traces_endpoint: str = ""
 
     @property
     def limits(self) -> QueueLimits:

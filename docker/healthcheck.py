@@ -1,0 +1,24 @@
+"""Ask a process of this container how it is: ``healthcheck.py URL [LINE]``.
+
+Well is what answers 200 and, where a line is given, has that line in its answer.
+"""
+
+import sys
+import urllib.error
+import urllib.request
+
+TIMEOUT = 4.0
+
+
+def main(url: str, line: str = "") -> str | None:
+    """What is wrong, None if nothing is."""
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:  # noqa: S310 - our own image's
+            lines = answer.read().decode().splitlines()
+    except OSError as error:
+        return f"{url}: {error}"
+    return None if not line or line in lines else f"{url} does not say {line!r}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

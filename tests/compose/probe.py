@@ -1,0 +1,243 @@
+"""Exercise the service that `docker compose up` has started, and measure it.
+
+`python -m tests.compose.probe` in the folder of docker-compose.yml, with a Docker engine at hand
+and every service up. It brings the service down and up again, and kills a worker; volumes stay.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from tests.compose.expressions import Expression, expressions
+
+SERVICE, PROMETHEUS = "http://127.0.0.1:8000", "http://127.0.0.1:9090"
+IMAGES = ("masc-server", "masc-worker")
+NUM_WORKERS = 3
+SECONDS = 120.0  # for anything that is waited for
+MEBIBYTE = 2**20
+
+http = httpx.Client(timeout=60)
+
+
+def main() -> None:
+    """Run every check; the first that fails ends the program."""
+    for check in (
+        images_are_what_they_should_be,
+        first_image_comes_soon,
+        containers_have_few_rights,
+        images_are_generated,
+        a_killed_worker_costs_no_job,
+        every_target_is_scraped,
+        every_query_has_an_answer,
+    ):
+        started = time.monotonic()
+        told = f"{check()} ({time.monotonic() - started:.1f} s)"
+        print(f"[probe] {check.__name__}: {told}", flush=True)  # noqa: T201 - a program
+
+
+def images_are_what_they_should_be() -> str:
+    """The front end is without torch; sizes are told."""
+    in_server = docker("compose", "exec", "-T", "server", "python", "-c", "import torch", ok=False)
+    assert "ModuleNotFoundError" in in_server, in_server
+    sizes = (int(docker("image", "inspect", "-f", "{{.Size}}", image)) for image in IMAGES)
+    return ", ".join(
+        f"{image} {size / MEBIBYTE:.0f} MiB" for image, size in zip(IMAGES, sizes, strict=True)
+    )
+
+
+def first_image_comes_soon() -> str:
+    """From nothing but volumes to an image."""
+    docker("compose", "down", "-t", "30")
+    started = time.monotonic()
+    docker("compose", "up", "-d", "--no-build", "--pull", "never")
+    up = time.monotonic() - started
+    until("an image", first_image)
+    return f"compose up took {up:.1f} s, the first image {time.monotonic() - started:.1f} s"
+
+
+def first_image() -> bool:
+    """Whether there is one already."""
+    try:
+        return generate(class_id=0).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def containers_have_few_rights() -> str:
+    """Nobody is root, nothing but volumes can be written, only loopback is listened on."""
+    containers = json.loads(docker("inspect", *docker("compose", "ps", "-q").split()))
+    for container in containers:
+        name, host = container["Name"], container["HostConfig"]
+        assert host["ReadonlyRootfs"], name
+        assert host["CapDrop"] == ["ALL"], name
+        assert host["CapAdd"] is None, name
+        assert "no-new-privileges:true" in host["SecurityOpt"], name
+        assert host["Memory"] > 0, name
+        assert container["State"]["Health"], name
+        for bindings in (host["PortBindings"] or {}).values():
+            assert {binding["HostIp"] for binding in bindings} == {"127.0.0.1"}, name
+    for service in ("server", "worker", "redis", "prometheus", "grafana"):
+        script = "id -u; touch /x 2>&1"
+        uid, refused = docker("compose", "exec", "-T", service, "sh", "-c", script, ok=False).split(
+            "\n", 1
+        )
+        assert int(uid) != 0, service
+        assert "Read-only file system" in refused, (service, refused)
+    return f"{len(containers)} containers"
+
+
+def images_are_generated() -> str:
+    """As a file, as JSON, as a stream, and the same each time."""
+    headers = {"Accept": "image/png"}
+    first, again = (generate(headers, class_name="ship", seed=3) for _ in range(2))
+    assert first.content.startswith(b"\x89PNG"), first.text
+    assert first.content == again.content
+    answer = generate(class_id=1, num_images=2, cfg_scale=3.0).json()
+    assert len(answer["images"]) == 2, answer
+    assert "event: preview" in generate(class_id=2, stream=True).text
+    return f"{answer['model']['name']} {answer['model']['version']}"
+
+
+def a_killed_worker_costs_no_job() -> str:
+    """Jobs end well although their worker was killed with them; three others take over."""
+    before = redeliveries()
+    jobs = [post_job(class_id=i, num_images=16, seed=i) for i in range(6)]
+    until("a job that runs", lambda: any(state(job) == "running" for job in jobs), pause=0.02)
+    (worker,) = docker("compose", "ps", "-q", "worker").split()
+    docker("kill", worker)
+    killed = time.monotonic()
+    assert any(state(job) in {"waiting", "running"} for job in jobs)
+    docker(
+        *("compose", "up", "-d", "--no-build", "--pull", "never", "--no-recreate", "--wait"),
+        *("--scale", f"worker={NUM_WORKERS}"),
+    )
+    until(f"{NUM_WORKERS} workers", lambda: num_workers() == NUM_WORKERS)
+    until("the end of all jobs", lambda: all(state(job) in {"ok", "error"} for job in jobs))
+    ended = time.monotonic() - killed
+    assert [state(job) for job in jobs] == ["ok"] * len(jobs)
+    again = redeliveries() - before
+    assert again >= 1, "no job was lost with the worker: it was killed too late"
+    assert http.get(f"{SERVICE}{jobs[0]}/images/15").content.startswith(b"\x89PNG")
+    return f"{again:.0f} jobs delivered anew, all {len(jobs)} done {ended:.1f} s after the kill"
+
+
+def every_target_is_scraped() -> str:
+    """Prometheus has found every process there is."""
+    wanted = {"masc-server": 1, "masc-worker": NUM_WORKERS, "prometheus": 1}
+
+    def scraped() -> bool:
+        # What went while Prometheus was down is no target any more, but has a value for 5 minutes.
+        values = {labels["instance"]: value for labels, value in query("up")}
+        up: dict[str, int] = {}
+        for target in prometheus("targets", state="active")["activeTargets"]:
+            job, instance = target["labels"]["job"], target["labels"]["instance"]
+            is_up = target["health"] == "up" and values.get(instance) == 1.0
+            up[job] = up.get(job, 0) + is_up
+        return up == wanted
+
+    until(f"targets {wanted}", scraped, told=lambda: query("up"))
+    return f"{sum(wanted.values())} targets"
+
+
+def every_query_has_an_answer() -> str:
+    """After some traffic every panel and every recording rule has data, every alert its metrics."""
+    asked = [expression for expression in expressions() if not expression.needs_gpu]
+    names = {name for expression in asked for name in expression.metrics}
+    missing: list[str] = []
+
+    def answered() -> bool:
+        generate(class_id=3, num_images=2, stream=True)
+        known = set(prometheus("label/__name__/values"))
+        missing[:] = [f"{e.kind} {e.name}: {e.text}" for e in asked if not has_data(e)]
+        missing[:0] = sorted(names - known - {"ALERTS", "masc_rejections_total"})
+        return not missing
+
+    until("data", answered, pause=2.0, told=lambda: "\n".join(missing))
+    for group in prometheus("rules")["groups"]:
+        for rule in group["rules"]:
+            assert rule["health"] == "ok", rule
+    return f"{len(asked)} expressions over {len(names)} metrics"
+
+
+def has_data(expression: Expression) -> bool:
+    """Whether it gives a number. An alert gives none while all is well: its metrics are asked."""
+    if expression.kind == "alert":
+        return True
+    return any(not math.isnan(value) for _, value in query(expression.text))
+
+
+def generate(headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
+    """POST /generate."""
+    return http.post(f"{SERVICE}/generate", json=body, headers=headers or {})
+
+
+def post_job(**body: Any) -> str:
+    """Path of a new job."""
+    answer = http.post(f"{SERVICE}/jobs", json=body)
+    assert answer.status_code == 202, answer.text
+    return answer.headers["Location"]
+
+
+def state(job: str) -> str:
+    """Where a job is."""
+    return str(http.get(f"{SERVICE}{job}").json()["state"])
+
+
+def num_workers() -> int:
+    """Workers that are ready."""
+    answer = http.get(f"{SERVICE}/readyz")
+    return len(answer.json()["workers"]) if answer.status_code == 200 else 0
+
+
+def redeliveries() -> float:
+    """Jobs delivered anew because their worker was lost."""
+    start = 'masc_jobs_redelivered_total{reason="lease_expired"} '
+    lines = http.get(f"{SERVICE}/metrics").text.splitlines()
+    return next(float(line.removeprefix(start)) for line in lines if line.startswith(start))
+
+
+def prometheus(path: str, **parameters: str) -> Any:
+    """Ask Prometheus' API."""
+    answer = http.get(f"{PROMETHEUS}/api/v1/{path}", params=parameters)
+    assert answer.status_code == 200, (parameters, answer.text)
+    return answer.json()["data"]
+
+
+def query(text: str) -> list[tuple[dict[str, str], float]]:
+    """Labels and values of a query, now."""
+    result = prometheus("query", query=text)["result"]
+    return [(series["metric"], float(series["value"][1])) for series in result]
+
+
+def docker(*arguments: str, ok: bool = True) -> str:
+    """Output of a command; one that is not ``ok`` may fail."""
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+    if ok and done.returncode:
+        sys.exit(f"docker {' '.join(arguments)}: {done.stderr}")
+    return (done.stdout if ok else done.stdout + done.stderr).strip()
+
+
+def until(
+    what: str,
+    condition: Callable[[], bool],
+    pause: float = 0.2,
+    told: Callable[[], object] = lambda: "",
+) -> None:
+    """Wait for something."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            sys.exit(f"not within {SECONDS:.0f} s: {what} {told()}")
+        time.sleep(pause)
+
+
+if __name__ == "__main__":
+    main()

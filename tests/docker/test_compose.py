@@ -1,0 +1,171 @@
+"""The compose files and the Dockerfile, as far as they can be judged without an engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+COMPOSE, GPU = ROOT / "docker-compose.yml", ROOT / "docker-compose.gpu.yml"
+DOCKERFILE = ROOT / "docker" / "Dockerfile"
+VARIABLE = re.compile(r"\$\{([A-Z_]+)")
+PLUGINS = ("/usr/libexec/docker/cli-plugins", "/usr/lib/docker/cli-plugins")
+
+
+def compose_command() -> list[str] | None:
+    """Compose of version 2, as a plugin of docker or by itself; None where there is neither."""
+    path = os.pathsep.join([os.environ["PATH"], *PLUGINS])
+    alone = shutil.which("docker-compose", path=path)
+    for command in (["docker", "compose"], [alone] if alone else []):
+        if command and shutil.which(command[0]):
+            asked = [*command, "version", "--short"]
+            version = subprocess.run(asked, capture_output=True, text=True, check=False)
+            if version.returncode == 0 and not version.stdout.startswith("1."):
+                return command
+    return None
+
+
+def configuration(*files: Path, **variables: str) -> dict[str, Any]:
+    """The file as Compose understands it, with nothing but these variables."""
+    command = compose_command()
+    if command is None:
+        pytest.skip("Compose 2 is not installed; Debian's docker-compose has it from trixie on")
+    given = [part for file in files for part in ("-f", str(file))]
+    arguments = ["--env-file", os.devnull, "config", "--format", "json"]
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run(
+        [*command, *given, *arguments],
+        cwd=ROOT,
+        env=kept | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warn" not in done.stderr.lower(), done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    """As they are written, with the shared parts merged in."""
+    found: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())["services"]
+    return found
+
+
+def test_compose_understands_the_file() -> None:
+    config = configuration(COMPOSE)
+    assert set(config["services"]) == {"server", "worker", "redis", "prometheus", "grafana"}
+    published = {
+        (port["host_ip"], port["published"])
+        for service in config["services"].values()
+        for port in service.get("ports", ())
+    }
+    assert published == {("127.0.0.1", port) for port in ("8000", "9090", "3000")}
+    assert config["networks"]["inside"]["internal"] is True
+
+
+def test_compose_understands_settings() -> None:
+    config = configuration(
+        COMPOSE, MASC_MODELS="./models", MASC_PUBLISH="192.0.2.1", MASC_API_KEYS_FILE="/keys/a"
+    )
+    server = config["services"]["server"]
+    assert server["ports"][0]["host_ip"] == "192.0.2.1"
+    assert server["environment"]["MASC_PUBLISHED_HOST"] == "192.0.2.1"
+    assert server["environment"]["MASC_API_KEYS_FILE"] == "/keys/a"
+    models = {volume["target"]: volume for volume in server["volumes"]}["/models"]
+    assert (models["type"], models["source"]) == ("bind", str(ROOT / "models"))
+
+
+def test_compose_understands_the_file_for_gpus() -> None:
+    worker = configuration(COMPOSE, GPU)["services"]["worker"]
+    (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+    assert worker["build"]["args"] == {"TORCH_BUILD": "cu130"}
+    assert worker["build"]["target"] == "worker"
+    assert [target.split(":")[0] for target in worker["tmpfs"]] == ["/tmp", "/kernels"]  # noqa: S108
+    assert worker["read_only"] is True
+
+
+def test_containers_have_few_rights(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert "cap_add" not in service, name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["restart"] == "unless-stopped", name
+        assert "mem_limit" in service, name
+        assert service["logging"]["options"]["max-size"], name
+
+
+def test_workers_can_be_many(services: dict[str, Any]) -> None:
+    assert "container_name" not in services["worker"]
+    assert "ports" not in services["worker"]
+
+
+def test_processes_have_time_to_drain(services: dict[str, Any]) -> None:
+    for name in ("server", "worker"):
+        assert int(services[name]["stop_grace_period"].removesuffix("s")) >= 25 + 15
+
+
+def test_base_images_are_pinned(services: dict[str, Any]) -> None:
+    images = [service["image"] for service in services.values() if "build" not in service]
+    stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", DOCKERFILE.read_text(), re.MULTILINE)
+    names = {name for _, name in stages}
+    images += [image for image, _ in stages if image not in names]
+    assert len(images) == 4
+    for image in images:
+        assert re.search(r":v?\d+\.\d+", image), image
+
+
+def test_the_example_holds_every_setting_and_its_default(services: dict[str, Any]) -> None:
+    text = COMPOSE.read_text() + GPU.read_text()
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    example = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    assert set(example) == set(VARIABLE.findall(text))
+    for name, default in re.findall(r"\$\{([A-Z_]+):-([^}]+)\}", COMPOSE.read_text()):
+        assert example[name] == default, name
+
+
+def test_no_secret_is_in_a_variable(services: dict[str, Any]) -> None:
+    for service in services.values():
+        for name in service.get("environment", {}):
+            assert not re.search(r"PASSWORD|KEY|SECRET|TOKEN", name) or name.endswith("_FILE")
+
+
+def test_hadolint_is_content() -> None:
+    program = str(Path(sys.executable).with_name("hadolint"))
+    done = subprocess.run([program, str(DOCKERFILE)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_image_needs_no_front_end_of_the_builder() -> None:
+    assert "syntax=" not in DOCKERFILE.read_text()
+
+
+@pytest.mark.parametrize("extras", [[], ["worker"]])
+def test_what_an_image_installs_is_what_the_project_says(extras: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docker" / "requirements.py"), *extras],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"]]
+    for extra in extras:
+        wanted += project["optional-dependencies"][extra]
+    assert done.stdout.splitlines() == wanted
+    assert any(line.startswith("torch") for line in wanted) is bool(extras)

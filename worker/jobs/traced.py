@@ -1,0 +1,102 @@
+"""A queue whose jobs are traced: when one ends, its stages go into the trace of its request.
+
+The stages lie one behind the other, as long as the job's timings say. With several images they
+overlap in truth, and encoding counts each.
+This module does not know how images are made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from worker.jobs.event import Event
+from worker.jobs.job import Job, Lease
+from worker.jobs.outcome import JobFailure, Outcome
+from worker.jobs.queue import JobConsumer
+from worker.jobs.stages import Stage
+from worker.jobs.state import WorkerStatus
+from worker.jobs.tracing import Tracer
+
+STAGES: Final[tuple[Stage, ...]] = ("queue", "prefill", "decode", "vq_decode", "encode")
+
+
+class TracedQueue(JobConsumer):
+    """The worker's side of a queue, unchanged but for the traces.
+
+    Parameters
+    ----------
+    queue : where jobs come from and outcomes go
+    tracer : makes the spans
+    """
+
+    def __init__(self, queue: JobConsumer, tracer: Tracer) -> None:
+        self._queue, self._tracer = queue, tracer
+
+    @property
+    def lease_seconds(self) -> float:
+        """How long a lease holds without being renewed."""
+        return self._queue.lease_seconds
+
+    def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
+        """Take jobs."""
+        return self._queue.claim(model, max_rows, timeout)
+
+    def renew(self, leases: Iterable[Lease]) -> None:
+        """Hold leases."""
+        self._queue.renew(leases)
+
+    def abandoned(self, leases: Iterable[Lease]) -> set[str]:
+        """Ids of the jobs that are no longer this worker's."""
+        return self._queue.abandoned(leases)
+
+    def emit(self, lease: Lease, event: Event) -> None:
+        """Tell whoever watches."""
+        self._queue.emit(lease, event)
+
+    def finish(self, lease: Lease, outcome: Outcome) -> bool:
+        """Report the end of a job, and trace it if the queue takes it."""
+        ended = time.time()  # before others learn of it, so that no job outlasts its request
+        is_accepted = self._queue.finish(lease, outcome)
+        if is_accepted:
+            trace_job(self._tracer, lease.job, outcome, ended)
+        return is_accepted
+
+    def hand_back(self, leases: Iterable[Lease]) -> None:
+        """Give jobs back."""
+        self._queue.hand_back(leases)
+
+    def announce(self, status: WorkerStatus) -> None:
+        """Tell the front ends how this worker is."""
+        self._queue.announce(status)
+
+    def leave(self, worker_id: str) -> None:
+        """Take the worker off the list."""
+        self._queue.leave(worker_id)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._queue.close()
+
+
+def trace_job(tracer: Tracer, job: Job, outcome: Outcome, ended: float) -> None:
+    """Record a job from its submission to its end, seconds since the epoch."""
+    span = tracer.start(
+        "job",
+        job.trace,
+        "consumer",
+        job.submitted_at,
+        masc__job__id=job.id,
+        masc__model__name=job.request.model,
+        masc__images=job.request.num_images,
+    )
+    if isinstance(outcome, JobFailure):
+        span.end(outcome.error, ended)
+        return
+    at = job.submitted_at
+    for stage in STAGES:
+        end = at + getattr(outcome.timings, stage)
+        span.add(stage, at, end)
+        at = end
+    span.end(at=ended, masc__model__version=outcome.version)

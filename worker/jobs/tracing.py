@@ -1,0 +1,171 @@
+"""Traces: spans of requests and jobs, sent to a collector of OpenTelemetry.
+
+The context of a trace travels as a W3C ``traceparent``: as a header into the front end, in the job
+to the worker. OpenTelemetry is imported only where traces are on.
+This module does not know what the spans are of.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from masc_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import SpanProcessor
+    from opentelemetry.trace import Span as SdkSpan
+    from opentelemetry.trace import Tracer as SdkTracer
+
+VARIABLE = "MASC_TRACES_ENDPOINT"
+STANDARD_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+TRACES_PATH = "/v1/traces"
+NANOSECONDS = 1_000_000_000
+
+Kind = Literal["server", "consumer", "internal"]
+Attribute = str | int | float | bool
+
+
+class Span:
+    """Something that takes a while, as a part of something longer.
+
+    Parameters
+    ----------
+    tracer : makes its parts
+    span : the SDK's
+    """
+
+    def __init__(self, tracer: SdkTracer, span: SdkSpan) -> None:
+        self._tracer, self._span = tracer, span
+
+    @property
+    def traceparent(self) -> str:
+        """What makes other spans its parts, in whatever process."""
+        context = self._span.get_span_context()
+        return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+    def add(self, name: str, start: float, end: float) -> None:
+        """Add a part that is over; times are seconds since the epoch."""
+        from opentelemetry.trace import set_span_in_context  # noqa: PLC0415 - traces are on
+
+        context = set_span_in_context(self._span)
+        part = self._tracer.start_span(name, context, start_time=_nanoseconds(start))
+        part.end(_nanoseconds(end))
+
+    def end(self, error: str = "", at: float | None = None, **attributes: Attribute) -> None:
+        """End it, well or with an error; names of attributes have dots for double underscores.
+
+        Parameters
+        ----------
+        error : what went wrong, empty if nothing did
+        at : when, seconds since the epoch; None is now
+        attributes : what else is known of it
+        """
+        from opentelemetry.trace import Status, StatusCode  # noqa: PLC0415 - traces are on
+
+        self._span.set_attributes(_dotted(attributes))
+        if error:
+            self._span.set_status(Status(StatusCode.ERROR, error))
+        self._span.end(None if at is None else _nanoseconds(at))
+
+
+class Tracer:
+    """Makes the spans of one process. What has not been sent goes out when the process ends.
+
+    Parameters
+    ----------
+    service : name of the process, unless ``OTEL_SERVICE_NAME`` gives another
+    processor : what is done with spans that are over
+    """
+
+    def __init__(self, service: str, processor: SpanProcessor) -> None:
+        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - traces are on
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - traces are on
+
+        name = os.environ.get("OTEL_SERVICE_NAME") or service
+        self._provider = TracerProvider(resource=Resource.create({"service.name": name}))
+        self._provider.add_span_processor(processor)
+        self._tracer = self._provider.get_tracer("masc")
+
+    def start(
+        self,
+        name: str,
+        traceparent: str = "",
+        kind: Kind = "internal",
+        at: float | None = None,
+        **attributes: Attribute,
+    ) -> Span:
+        """Begin a span; see `Span.end` for the names of attributes.
+
+        Parameters
+        ----------
+        name : of a kind of spans, few in all
+        traceparent : what it is a part of; empty, or nothing that can be understood, begins a trace
+        kind : which part it plays between processes
+        at : when, seconds since the epoch; None is now
+        attributes : what is known of it
+        """
+        from opentelemetry.context import Context  # noqa: PLC0415 - traces are on
+        from opentelemetry.trace import SpanKind  # noqa: PLC0415 - traces are on
+        from opentelemetry.trace.propagation.tracecontext import (  # noqa: PLC0415 - traces are on
+            TraceContextTextMapPropagator,
+        )
+
+        carrier = {"traceparent": traceparent}
+        context = TraceContextTextMapPropagator().extract(carrier, Context())
+        span = self._tracer.start_span(
+            name,
+            context,
+            SpanKind[kind.upper()],
+            _dotted(attributes),
+            start_time=None if at is None else _nanoseconds(at),
+        )
+        return Span(self._tracer, span)
+
+    def flush(self) -> None:
+        """Send what is over."""
+        self._provider.force_flush()
+
+
+def open_tracer(service: str, endpoint: str) -> Tracer | None:
+    """The tracer of a process; None where traces are off.
+
+    Parameters
+    ----------
+    service : name of the process
+    endpoint : URL of a collector that takes OTLP over HTTP, the path may be left out; if empty,
+        OpenTelemetry's own variables decide
+
+    Raises
+    ------
+    ConfigError : no such URL, or OpenTelemetry is not installed
+    """
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    if not endpoint and not any(os.environ.get(name) for name in STANDARD_VARIABLES):
+        return None
+    url = _traces_url(endpoint) if endpoint else None
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415 - traces are on
+            OTLPSpanExporter,
+        )
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - traces are on
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{VARIABLE}: traces need pip install 'masc[tracing]'") from error
+    return Tracer(service, BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
+
+
+def _traces_url(endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigError(f"{VARIABLE}: not the URL of a collector, such as http://127.0.0.1:4318")
+    return urlunsplit(parts if parts.path.strip("/") else parts._replace(path=TRACES_PATH))
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * NANOSECONDS)
+
+
+def _dotted(attributes: dict[str, Attribute]) -> dict[str, Attribute]:
+    return {name.replace("__", "."): value for name, value in attributes.items()}
