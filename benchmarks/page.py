@@ -5,6 +5,7 @@
     python benchmarks/page.py                              # the shipped model, a server of its own
     python benchmarks/page.py --pictures docs/pictures     # also take the pictures of the README
     python benchmarks/page.py --codes 16384                # a made-up codebook of that size as well
+    python benchmarks/page.py --out benchmarks/results     # keep the tables
 
 Medians of several visits, each with an empty cache, over loopback. "Bytes" are all that a visit
 transfers until it can generate, pictures of the classes included; "first paint" is the browser's
@@ -14,6 +15,8 @@ first-contentful-paint.
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import re
 import shutil
 import socket
@@ -36,7 +39,7 @@ from prometheus_client import CollectorRegistry
 
 from masc_core.active_version import CURRENT_FILE
 from masc_core.codebook_files import CodebookFiles
-from masc_core.files import sha256_file
+from masc_core.files import atomic_write, sha256_file
 from masc_core.manifest import PRIOR_FILE, SAMPLES_FILE, read_manifest, write_manifest
 from masc_core.registry import Registry
 from masc_core.tree import build_tree
@@ -65,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--visits", type=int, default=9)
     parser.add_argument("--codes", type=int, default=0, help="size of a made-up codebook")
     parser.add_argument("--pictures", type=Path, help="folder of the pictures")
+    parser.add_argument("--out", type=Path, help="folder for page.md")
     options = parser.parse_args(arguments)
     with chromium() as browser, serving(MODELS) as url:
-        print(first_visit(browser, url, options.visits))
-        print("\n| view | codes | ms |\n|---|---|---|")
-        print(codebook_view(browser, url, 2048))
+        tables = [first_visit(browser, url, options.visits)]
+        views = codebook_view(browser, url, 2048)
         if options.pictures:
             options.pictures.mkdir(parents=True, exist_ok=True)
             take_pictures(browser, url, options.pictures)
@@ -77,7 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             made_up(Path(folder), options.codes)
             with chromium() as browser, serving_alone(Path(folder)) as url:
-                print(codebook_view(browser, url, options.codes))
+                views += codebook_view(browser, url, options.codes)
+    tables.append("\n".join(["| view | codes | ms |", "|---|---|---|", *views]))
+    text = "\n\n".join([machine(options.visits), *tables])
+    print(text)
+    if options.out:
+        atomic_write(options.out / "page.md", f"{text}\n".encode())
+
+
+def machine(visits: int) -> str:
+    """What the figures belong to."""
+    return f"{os.cpu_count()} cores, {platform.machine()}, loopback, medians of {visits} visits"
 
 
 @contextmanager
@@ -125,7 +138,7 @@ def first_visit(browser: Browser, url: str, visits: int) -> str:
     return f"{head}\n| {size:,.0f} | {requests:.0f} | {paint:.0f} |"
 
 
-def codebook_view(browser: Browser, url: str, codes: int) -> str:
+def codebook_view(browser: Browser, url: str, codes: int) -> list[str]:
     """Time from a click to the clusters and the whole tree, a page further, and a step down."""
     page = browser.new_context().new_page()
     page.goto(url)
@@ -146,8 +159,7 @@ def codebook_view(browser: Browser, url: str, codes: int) -> str:
         "next page": turned - opened,
         "branch": stepped - turned,
     }
-    rows = [f"| {what} | {codes:,} | {1000 * taken:.0f} |" for what, taken in times.items()]
-    return "\n".join(rows)
+    return [f"| {what} | {codes:,} | {1000 * taken:.0f} |" for what, taken in times.items()]
 
 
 @contextmanager

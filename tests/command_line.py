@@ -33,13 +33,15 @@ Masc = Callable[..., Done]
 
 
 @contextmanager
-def service(models: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+def service(
+    models: Path, *options: str, **variables: str
+) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     """`masc serve` on a free port, ready; ended by its own id."""
     command = [sys.executable, "-m", "masc", "serve", "--port", "0", "--models", str(models)]
     process = subprocess.Popen(
         [*command, *options],
         cwd=ROOT,
-        env=environment(),
+        env=environment() | variables,
         stderr=subprocess.PIPE,
         text=True,
     )

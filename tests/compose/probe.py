@@ -1,22 +1,29 @@
 """Exercise the service that `docker compose up` has started, and measure it.
 
-`python -m tests.compose.probe` in the folder of docker-compose.yml, with a Docker engine at hand
-and every service up. It brings the service down and up again, and kills a worker; volumes stay.
+`python -m tests.compose.probe [FILE.md]` in the folder of docker-compose.yml, with a Docker engine
+at hand and every service up. It brings the service down and up again, and kills a worker; volumes
+stay. What it found goes to standard output, and as a table to the file.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from masc_core.files import atomic_write
+from tests.command_line import ROOT
 from tests.compose.expressions import Expression, expressions
+from tests.docs.markdown import Document
 
 SERVICE, PROMETHEUS = "http://127.0.0.1:8000", "http://127.0.0.1:9090"
 IMAGES = ("masc-server", "masc-worker")
@@ -29,6 +36,7 @@ http = httpx.Client(timeout=60)
 
 def main() -> None:
     """Run every check; the first that fails ends the program."""
+    rows = ["| check | found | s |", "|---|---|---|"]
     for check in (
         images_are_what_they_should_be,
         first_image_comes_soon,
@@ -37,10 +45,14 @@ def main() -> None:
         a_killed_worker_costs_no_job,
         every_target_is_scraped,
         every_query_has_an_answer,
+        the_manual_can_be_followed,
     ):
         started = time.monotonic()
-        told = f"{check()} ({time.monotonic() - started:.1f} s)"
-        print(f"[probe] {check.__name__}: {told}", flush=True)  # noqa: T201 - a program
+        found, what = check(), check.__name__.replace("_", " ")
+        rows.append(f"| {what} | {found} | {time.monotonic() - started:.1f} |")
+        print(f"[probe] {what}: {found}", flush=True)  # noqa: T201 - a program
+    if sys.argv[1:]:
+        atomic_write(Path(sys.argv[1]), "\n".join([*rows, ""]).encode())
 
 
 def images_are_what_they_should_be() -> str:
@@ -165,6 +177,44 @@ def every_query_has_an_answer() -> str:
         for rule in group["rules"]:
             assert rule["health"] == "ok", rule
     return f"{len(asked)} expressions over {len(names)} metrics"
+
+
+def the_manual_can_be_followed() -> str:
+    """Every command of docs/operating.md works as written, in another folder than the project's."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "models").symlink_to(ROOT / "models")
+        script = "\n".join(["set -euo pipefail", *manual_blocks()])
+        files = {"COMPOSE_FILE": str(ROOT / "docker-compose.yml")}
+        done = subprocess.run(
+            ["bash", "-xc", script],
+            cwd=folder,
+            env=os.environ | files,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            sys.exit(f"docs/operating.md: {done.stdout[-2000:]}{done.stderr[-4000:]}")
+        members = subprocess.run(
+            ["tar", "-tf", "models.tar"], cwd=folder, capture_output=True, text=True, check=True
+        )
+        assert "./cifar10/1/manifest.json" in members.stdout.split(), members.stdout
+        assert any(Path(folder, "redis-backup").rglob("*.aof")), "nothing of Redis was kept"
+    until("an image", first_image)
+    return f"{len(manual_blocks())} blocks of commands"
+
+
+def manual_blocks() -> list[str]:
+    """Blocks of commands, but for GPUs, and those that have not ended before somebody ends them."""
+    blocks = Document(ROOT / "docs" / "operating.md").blocks("sh")
+    return [
+        block.replace("cifar10/2", "cifar10/1")  # the one version that there is
+        .replace("cifar10 2", "cifar10 1")
+        .replace("logs -f", "logs")
+        for block in blocks
+        if "gpu.yml" not in block and block != "docker compose up\n"
+    ]
 
 
 def has_data(expression: Expression) -> bool:

@@ -1,0 +1,76 @@
+"""Tables of the documents against what they list."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from masc_core import manifest as bundle
+from masc_core.codebook_files import PATCHES_FILE, TREE_FILE
+from masc_core.settings import PREFIX
+from server import openapi
+from server.problems import KINDS
+from server.schemas.event import EVENT_MODELS
+from server.schemas.generate import GenerateBody
+from server.settings import ServerSettings
+from tests.command_line import ROOT
+from tests.docs.markdown import INLINE, Document
+from tests.server.service import Service
+from worker.settings import WorkerSettings
+
+HTTP = Document(ROOT / "docs" / "http.md")
+SETTINGS = Document(ROOT / "docs" / "settings.md")
+ARCHITECTURE = Document(ROOT / "docs" / "architecture.md")
+
+
+def test_every_setting_is_told_with_its_default() -> None:
+    written: dict[str, str] = {}
+    for names, default, *_ in SETTINGS.rows("variable", "default"):
+        values = INLINE.findall(default)
+        written |= dict(zip(INLINE.findall(names), values or [""], strict=True))
+    fields = ServerSettings.model_fields | WorkerSettings.model_fields
+    assert written == {PREFIX + name.upper(): shown(f.default) for name, f in fields.items()}
+
+
+def shown(default: object) -> str:
+    """As people write it into the environment."""
+    if default is None or isinstance(default, bool):
+        return "" if default is None else str(default).lower()
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def test_every_field_of_a_request_is_told() -> None:
+    written = {name for cells in HTTP.rows("field") for name in INLINE.findall(cells[0])}
+    assert written == set(GenerateBody.model_fields)
+
+
+def test_every_event_is_told() -> None:
+    written = [INLINE.findall(cells[0])[0] for cells in HTTP.rows("event")]
+    assert written == list(EVENT_MODELS)
+
+
+def test_every_problem_is_told_with_its_status() -> None:
+    written = {
+        (slug, int(cells[1]))
+        for cells in HTTP.rows("type", "status")
+        for slug in INLINE.findall(cells[0])
+    }
+    assert written == {(kind.slug, kind.status) for kind in KINDS.values()}
+
+
+def test_every_route_is_told(own_service: Service) -> None:
+    described = openapi.document(own_service.app)["paths"]
+    offered = {f"{method.upper()} {path}" for path, ways in described.items() for method in ways}
+    written = {code for cells in HTTP.rows("route") for code in INLINE.findall(cells[0])}
+    assert without_names(written) == without_names(offered | {"GET /"})
+
+
+def without_names(routes: set[str]) -> set[str]:
+    """Placeholders are called as readers understand them."""
+    return {re.sub(r"{\w+}", "{}", route) for route in routes}
+
+
+def test_every_file_of_a_bundle_is_told() -> None:
+    written = {name for cells in ARCHITECTURE.rows("file") for name in INLINE.findall(cells[0])}
+    known: dict[str, Any] = {k: v for k, v in vars(bundle).items() if k.endswith("_FILE")}
+    assert written | {bundle.MANIFEST_FILE} == {*known.values(), TREE_FILE, PATCHES_FILE}
