@@ -47,12 +47,12 @@ def atomic_path(path: str | os.PathLike[str], mode: int | None = None) -> Iterat
     try:
         yield temporary
         temporary.chmod(permissions)  # some writers make files that nobody else can read
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def atomic_write(path: str | os.PathLike[str], content: bytes, mode: int | None = None) -> None:
@@ -79,7 +79,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         with _locked_folder(temporary):
             yield temporary
-            _flush(temporary)
+            flush(temporary)
             temporary.rename(path)  # fails if someone else has made it meanwhile
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -87,7 +87,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             with suppress(OSError):  # someone else has put something there
                 path.parent.rmdir()
         raise
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -101,21 +101,21 @@ def temporary_sibling(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
 
 
-def _usual_mode(unused: Path) -> int:
-    """Permissions of a new file here, found by making one: the umask cannot be read safely."""
-    unused.touch()
-    mode = stat.S_IMODE(unused.stat().st_mode)
-    unused.unlink()
-    return mode
-
-
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Force a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _usual_mode(unused: Path) -> int:
+    """Permissions of a new file here, found by making one: the umask cannot be read safely."""
+    unused.touch()
+    mode = stat.S_IMODE(unused.stat().st_mode)
+    unused.unlink()
+    return mode
 
 
 @contextmanager

@@ -15,7 +15,6 @@ This module does not know what is trained.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -38,7 +37,7 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.optim import Optimizer
 
 from masc_core.errors import ArtifactError
-from masc_core.files import TEMPORARY_PREFIX, atomic_write
+from masc_core.files import TEMPORARY_PREFIX, atomic_write, flush
 from training.loop.average import Average
 from training.loop.ranks import Ranks
 from training.loop.stage import Player
@@ -187,10 +186,10 @@ def _complete(partial: Path, final: Path, state: dict[str, Any]) -> None:
     """Give a written checkpoint its name, and let the earlier ones go."""
     atomic_write(partial / STATE, json.dumps(state).encode())
     for path in partial.iterdir():
-        _flush(path)
+        flush(path)
     shutil.rmtree(final, ignore_errors=True)  # of the same step: its content is the same
     partial.rename(final)
-    _flush(final.parent)
+    flush(final.parent)
     for other in final.parent.iterdir():
         if other != final:
             shutil.rmtree(other, ignore_errors=True)
@@ -228,11 +227,3 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, CheckpointException):
         error = next((failure[0] for failure in error.failures.values()), error)
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
