@@ -44,11 +44,6 @@ def save_transformer(path: Path, model: GPT, inputs: dict[str, str]) -> None:
     _save(path, "transformer", model, {"inputs": json.dumps(inputs)})
 
 
-def transformer_inputs(path: Path) -> dict[str, str]:
-    """Hashes of what a transformer was trained from, as `save_transformer` got them."""
-    return _inputs(path)
-
-
 def load_transformer(path: Path) -> GPT:
     """Read a transformer, in evaluation mode on the CPU.
 
@@ -64,11 +59,6 @@ def save_refiner(path: Path, model: Refiner, inputs: dict[str, str]) -> None:
     _save(path, "refiner", model, {"inputs": json.dumps(inputs)})
 
 
-def refiner_inputs(path: Path) -> dict[str, str]:
-    """Hashes of what a refiner was trained from, as `save_refiner` got them."""
-    return _inputs(path)
-
-
 def load_refiner(path: Path) -> Refiner:
     """Read a refiner, in evaluation mode on the CPU.
 
@@ -79,7 +69,13 @@ def load_refiner(path: Path) -> Refiner:
     return _load(path, "refiner", lambda sizes: Refiner(RefinerConfig(**sizes)))
 
 
-def _inputs(path: Path) -> dict[str, str]:
+def read_inputs(path: Path) -> dict[str, str]:
+    """Hashes of what a transformer or a refiner was trained from, by name, as it was saved.
+
+    Raises
+    ------
+    ArtifactError : the file is missing, damaged or of another kind
+    """
     inputs: dict[str, str] = json.loads(read_header(path).get("inputs", "{}"))
     return inputs
 

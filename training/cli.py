@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from masc_core.errors import ConfigError
-from masc_core.manifest import Manifest
+from masc_core.manifest import TOKENIZER_FILE, Manifest
 from masc_core.settings import models_dir
 from masc_core.weights import load_tokenizer
 from training.commands import stage_command
@@ -149,7 +149,7 @@ def reconstruct(
     """Encode and decode images, and show both."""
     if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
         raise ConfigError(f"out: {out} is no place for a .png file")
-    model = load_tokenizer(run / "tokenizer.safetensors")
+    model = load_tokenizer(run / TOKENIZER_FILE)
     model.config.grid_size(image_size)
     folder = open_images(images)
     pixels = folder.read(image_size, folder.spread(count)).pixels

@@ -26,7 +26,7 @@ from masc_core.manifest import (
     read_manifest,
 )
 from masc_core.prior import ClusterMap
-from masc_core.weights import load_refiner, load_transformer, refiner_inputs, transformer_inputs
+from masc_core.weights import load_refiner, load_transformer, read_inputs
 from training.data.code_cache import CodeCache, CodeIndex
 from training.priors.codebook_source import TrainedTokenizer
 
@@ -93,12 +93,12 @@ class TrainedRuns:
         found: dict[str, Any] = {
             "tokenizer": self._tokenizer_origin(),
             "transformer": read_figures(self.transformer / "config.json")
-            | {"inputs": transformer_inputs(transformer)},
+            | {"inputs": read_inputs(transformer)},
         }
         if self.refiner is not None:
             weights["refiner"] = sha256_file(self.refiner / REFINER_FILE)
             found["refiner"] = read_figures(self.refiner / "config.json") | {
-                "inputs": refiner_inputs(self.refiner / REFINER_FILE)
+                "inputs": read_inputs(self.refiner / REFINER_FILE)
             }
         return found | {"trained_weights": weights}
 
@@ -113,14 +113,14 @@ class TrainedRuns:
         prior = "identity" if self.prior is None else sha256_file(self.prior / PRIOR_FILE)
         made_from = {"tokenizer": tokenizer, "prior": prior}
         transformer = self.transformer / TRANSFORMER_FILE
-        if not made_from.items() <= transformer_inputs(transformer).items():
+        if not made_from.items() <= read_inputs(transformer).items():
             raise ConfigError("transformer: was trained with another tokenizer or another prior")
-        if transformer_inputs(transformer).get("codes") != codes.files_sha256:
+        if read_inputs(transformer).get("codes") != codes.files_sha256:
             raise ConfigError("codes: are of other images than the transformer was trained on")
         if self.refiner is None:
             return
         made_from["transformer"] = sha256_file(transformer)
-        if not made_from.items() <= refiner_inputs(self.refiner / REFINER_FILE).items():
+        if not made_from.items() <= read_inputs(self.refiner / REFINER_FILE).items():
             raise ConfigError(
                 "refiner: was trained with another transformer, another tokenizer or another prior"
             )

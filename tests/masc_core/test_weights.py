@@ -11,11 +11,10 @@ from masc_core.weights import (
     load_refiner,
     load_tokenizer,
     load_transformer,
-    refiner_inputs,
+    read_inputs,
     save_refiner,
     save_tokenizer,
     save_transformer,
-    transformer_inputs,
 )
 from tests.tiny_bundle import tiny_parts, tiny_refiner
 
@@ -27,12 +26,12 @@ def test_models_come_back_with_their_sizes(tmp_path: Path) -> None:
     save_refiner(tmp_path / "r", refiner, {"transformer": "def"})
     read = load_refiner(tmp_path / "r")
     assert read.config == refiner.config
-    assert refiner_inputs(tmp_path / "r") == {"transformer": "def"}
+    assert read_inputs(tmp_path / "r") == {"transformer": "def"}
     assert not read.training
     tokenizer, model = load_tokenizer(tmp_path / "t"), load_transformer(tmp_path / "g")
     assert tokenizer.config == parts.tokenizer.config
     assert model.config == parts.model.config
-    assert transformer_inputs(tmp_path / "g") == {"prior": "abc"}
+    assert read_inputs(tmp_path / "g") == {"prior": "abc"}
     assert not model.training
     assert isinstance(model, GPT)
     for expected, actual in [(parts.tokenizer, tokenizer), (parts.model, model), (refiner, read)]:

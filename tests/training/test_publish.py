@@ -20,7 +20,7 @@ from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.prior import ClusterMap
 from masc_core.registry import Registry
 from masc_core.tensors import read_tensors
-from masc_core.weights import load_transformer, save_refiner, transformer_inputs
+from masc_core.weights import load_transformer, read_inputs, save_refiner
 from tests.command_line import ROOT, environment
 from tests.training.stages import codes_config, prior_config, transformer_config
 from training.data.code_cache import CodeCache
@@ -157,7 +157,7 @@ def save_refiner_run(folder: Path, trained: Path, **changes: str) -> Path:
     refiner = Refiner(
         RefinerConfig(32, sizes.vocab_size, sizes.dim, sizes.block_size, 16, n_head=2, ffn_dim=32)
     )
-    inputs = transformer_inputs(path) | {"transformer": sha256_file(path)}
+    inputs = read_inputs(path) | {"transformer": sha256_file(path)}
     folder.mkdir()
     save_refiner(folder / "refiner.safetensors", refiner, inputs | changes)
     (folder / "config.json").write_text('{"width": 16}')

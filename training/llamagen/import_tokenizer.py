@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from masc_core.errors import ArtifactError
 from masc_core.files import atomic_write
+from masc_core.manifest import TOKENIZER_FILE
 from masc_core.models.vq import VQModel
 from masc_core.weights import save_tokenizer
 from training.config import set_threads
@@ -30,8 +31,6 @@ from training.llamagen.sizes import read_vq_config
 from training.loop.lock import lock_folder
 from training.provenance import made_with
 from training.tokenizer.reconstruction import reconstruction_metrics, reconstruction_sheet
-
-TOKENIZER_FILE = "tokenizer.safetensors"
 
 
 class ImportTokenizerConfig(BaseModel):

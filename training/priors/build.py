@@ -22,6 +22,7 @@ from pydantic import Field, field_validator
 from masc_core.clustering.methods import METHODS, cluster_codes
 from masc_core.device import resolve_device
 from masc_core.errors import ConfigError
+from masc_core.manifest import PRIOR_FILE
 from masc_core.prior import ClusterMap
 from masc_core.tree import Linkage, SemanticTree, build_tree
 from training.config import StageConfig, set_threads
@@ -30,7 +31,6 @@ from training.loop.stage import Report, no_report
 from training.priors.codebook_source import read_rows
 
 TREE_FILE = "tree.npz"
-PRIOR_FILE = "prior.npz"
 
 
 class PriorConfig(StageConfig):

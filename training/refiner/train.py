@@ -20,9 +20,10 @@ from pydantic import Field
 
 from masc_core.errors import ConfigError
 from masc_core.files import sha256_file
+from masc_core.manifest import REFINER_FILE
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
-from masc_core.weights import load_transformer, save_refiner, transformer_inputs
+from masc_core.weights import load_transformer, read_inputs, save_refiner
 from training.config import LoopConfig, set_threads
 from training.loop.loop import fit
 from training.loop.ranks import join_ranks
@@ -33,8 +34,6 @@ from training.refiner.objective import InClusterLoss
 from training.transformer.cluster_data import ClusterData
 from training.transformer.objective import NATS
 from training.transformer.train import adamw
-
-WEIGHTS = "refiner.safetensors"
 
 
 class RefinerTraining(LoopConfig):
@@ -156,12 +155,12 @@ class _Trainer:
     def keep(self, metrics: dict[str, float]) -> None:
         """Write the weights and their metrics."""
         if self.run.ranks.is_main:
-            save_refiner(self.run.folder / WEIGHTS, self.objective.refiner, self.inputs)
+            save_refiner(self.run.folder / REFINER_FILE, self.objective.refiner, self.inputs)
             self.run.write_json("metrics.json", metrics)
 
 
 def _check(config: RefinerTraining, data: ClusterData) -> None:
-    trained = transformer_inputs(config.transformer)
+    trained = read_inputs(config.transformer)
     for name in ("tokenizer", "prior"):
         if trained.get(name) != data.inputs[name]:
             raise ConfigError(f"transformer: was trained with another {name} than this {name}")

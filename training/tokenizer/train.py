@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from masc_core.errors import ArtifactError
 from masc_core.files import atomic_path, sha256_file
+from masc_core.manifest import TOKENIZER_FILE
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.weights import save_tokenizer
 from training.config import LoopConfig, set_threads
@@ -220,7 +221,7 @@ class _Trainer:
         """Write the weights, their metrics and a sheet of reconstructions."""
         if not self.ranks.is_main:
             return
-        save_tokenizer(self.run.folder / "tokenizer.safetensors", self.model)
+        save_tokenizer(self.run.folder / TOKENIZER_FILE, self.model)
         self.run.write_json("metrics.json", metrics)
         sheet = reconstruction_sheet(self.model, self.val_pixels)
         with atomic_path(self.run.folder / "reconstructions.png") as temporary:

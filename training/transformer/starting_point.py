@@ -31,7 +31,7 @@ from masc_core.manifest import MANIFEST_FILE, TRANSFORMER_FILE
 from masc_core.models.gpt import GPT
 from masc_core.prior import ClusterMap
 from masc_core.tensors import read_header
-from masc_core.weights import load_transformer, transformer_inputs
+from masc_core.weights import load_transformer, read_inputs
 from training.llamagen.container import Container
 from training.llamagen.models import gpt_of
 from training.llamagen.sizes import CLASSES, CODES, read_gpt_config
@@ -199,7 +199,7 @@ def _from_file(
     path: Path, model: GPT, prior: ClusterMap, inputs: Mapping[str, str]
 ) -> StartingPoint:
     if path.suffix == ".safetensors" and read_header(path).get("kind") is not None:
-        trained = transformer_inputs(path)
+        trained = read_inputs(path)
         if trained.get("tokenizer") != inputs.get("tokenizer"):
             raise ConfigError(f"init: {path} was trained with another tokenizer")
         start = load_transformer(path)
@@ -214,7 +214,7 @@ def _from_file(
 def _trained_prior(
     path: Path, start: GPT, prior: ClusterMap, inputs: Mapping[str, str]
 ) -> ClusterMap:
-    trained = transformer_inputs(path).get("prior")
+    trained = read_inputs(path).get("prior")
     if trained == "identity":
         return ClusterMap.identity(start.config.vocab_size)
     if trained == inputs.get("prior"):

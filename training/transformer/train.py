@@ -26,6 +26,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from masc_core.errors import ConfigError
+from masc_core.manifest import TRANSFORMER_FILE
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.weights import save_transformer
@@ -40,8 +41,6 @@ from training.transformer.flops import flops_per_image, peak_flops
 from training.transformer.objective import NextCluster, surprise
 from training.transformer.sheets import Sheets
 from training.transformer.starting_point import start_from, start_sha256
-
-WEIGHTS = "transformer.safetensors"
 
 
 class TransformerConfig(LoopConfig):
@@ -188,7 +187,7 @@ class _Trainer:
         """Write the weights and their metrics."""
         model = self.gathered(torch.device("cpu"))
         if model is not None:
-            save_transformer(self.run.folder / WEIGHTS, model, self.data.inputs)
+            save_transformer(self.run.folder / TRANSFORMER_FILE, model, self.data.inputs)
             self.run.write_json("metrics.json", metrics)
 
     def after_epoch(self, epoch: int) -> None:

@@ -13,9 +13,8 @@ from masc_core.prior import ClusterMap
 from masc_core.weights import (
     load_refiner,
     load_transformer,
-    refiner_inputs,
+    read_inputs,
     save_transformer,
-    transformer_inputs,
 )
 from tests.training.rank_processes import all_well
 from tests.training.stages import refiner_config, transformer_config
@@ -45,7 +44,7 @@ def test_needs_fewer_bits_than_decoding_without_a_model(
     )
     path = stage.out / "refiner.safetensors"
     assert load_refiner(path).config.hidden_dim == 32
-    assert {"transformer", "prior", "tokenizer", "codes"} <= refiner_inputs(path).keys()
+    assert {"transformer", "prior", "tokenizer", "codes"} <= read_inputs(path).keys()
     rows = [json.loads(line) for line in (stage.out / "log.jsonl").read_text().splitlines()]
     first = next(row for row in rows if row["kind"] == "validation")
     assert metrics["in_cluster_bits"] < first["in_cluster_bits"]
@@ -89,7 +88,7 @@ def test_a_transformer_of_other_images_is_refused(
 ) -> None:
     sizes = replace(load_transformer(transformer).config, **changes)
     other = tmp_path / "other.safetensors"
-    save_transformer(other, GPT(sizes), transformer_inputs(transformer))
+    save_transformer(other, GPT(sizes), read_inputs(transformer))
     with pytest.raises(ConfigError, match=complaint):
         train_refiner(config(prepared, other, tmp_path / "r"))
 
