@@ -1,8 +1,8 @@
 """torch-fidelity, without its downloads and without its pickles.
 
 Its feature extractors and its arithmetic on features are used; reading images, keeping features and
-caching are not, since its caches are pickled. Weights are read by ``torch.load(weights_only=True)``
-before torch-fidelity, which unpickles whatever it is given, sees a copy that was written here.
+caching are not, since its caches are pickled. Weights are read by `training.torch_file` before
+torch-fidelity, which unpickles whatever it is given, sees a copy that was written here.
 
 Precision and recall depend on the features: this project takes Inception's by default, as the ADM
 evaluator does, while torch-fidelity's own default is VGG16. Figures carry the name of the features.
@@ -13,23 +13,23 @@ Legend: N images, S pixels a side, F features, C classes of the extractor.
 from __future__ import annotations
 
 import importlib
-import pickle
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.files import sha256_file
+from masc_core.tensors import read_tensors
+from training.torch_file import read_torch_file
 
 Kind = Literal["inception", "vgg"]
 
@@ -198,9 +198,9 @@ def _read_state(kind: Kind, path: Path) -> dict[str, Tensor]:
         raise ArtifactError(path, f"is missing; it has to be {FILES[kind]}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            return read_tensors(path)
+        state = read_torch_file(path)
+    except ArtifactError as error:
         raise ArtifactError(path, "is not a file of plain weights") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ArtifactError(path, "is not a file of plain weights")

@@ -11,28 +11,24 @@ FSDP             ``consolidated.pth``: the tensors themselves
 safetensors      the tensors themselves
 ================ ====================================================================
 
-Files are unpickled by torch's restricted reader alone, which builds tensors and plain values; of
-other classes it is told `argparse.Namespace`. Tensors stay on the disk until they are used.
+Tensors stay on the disk until they are used.
 This module does not know which tensors a model has.
 """
 
 from __future__ import annotations
 
 import argparse
-import pickle
 import re
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from masc_core.errors import ArtifactError
 from masc_core.tensors import read_tensors
+from training.torch_file import read_torch_file
 
 Weights = Literal["model", "ema"]
 
@@ -43,19 +39,6 @@ WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|^module\.")
 # Tables and caches of a live module that older files carry.
 STRAY = re.compile(r"(^|\.)(freqs_cis|kv_cache\.[kv]_cache)$")
 ROTATIONS = "freqs_cis"
-
-# All that torch's restricted reader raises on what is damaged or hostile.
-DAMAGE = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +75,7 @@ class Container:
         ArtifactError : the file is missing, damaged or none of these, asks for code to be run, or
             lacks those weights
         """
-        content = read_tensors(path) if path.suffix == ".safetensors" else _read(path)
+        content = read_tensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
         if not isinstance(content, Mapping):
             raise ArtifactError(path, f"holds a {type(content).__name__}, not named tensors")
         tensors = _named_tensors(path, _choose(path, content, weights))
@@ -105,32 +88,6 @@ class Container:
             arguments=dict(_plain(content.get("args"))),
             steps=steps if isinstance(steps, int) else None,
         )
-
-
-def _read(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
-    try:
-        # Only the archives that torch.save writes since 2020 can stay on the disk.
-        on_disk = zipfile.is_zipfile(path)
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles newer than torch's own: read or refused
-            return torch.load(path, map_location="cpu", mmap=on_disk, weights_only=True)
-    except OSError as error:
-        raise ArtifactError(path, f"cannot be read: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        raise ArtifactError(path, _refusal(str(error))) from error
-    except DAMAGE as error:
-        raise ArtifactError(path, "is not a file of torch.save, or is damaged") from error
-
-
-def _refusal(message: str) -> str:
-    """What an object that is not built would have been, out of torch's long explanation."""
-    named = re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", message)
-    if named is None:
-        return "is not a file of torch.save, or is damaged"
-    return (
-        f"asks for {named[1] or named[2]}, which is neither a tensor nor a plain value: nothing of "
-        "it is loaded, for that could run any program"
-    )
 
 
 def _choose(path: Path, content: Mapping[Any, Any], weights: Weights) -> Mapping[Any, Any]:

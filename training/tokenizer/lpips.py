@@ -17,8 +17,6 @@ Shapes: B images, H and W pixels, C channels.
 
 from __future__ import annotations
 
-import pickle
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 
 from masc_core.errors import ArtifactError
 from masc_core.tensors import read_tensors
+from training.torch_file import read_torch_file
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 WIDTHS = tuple(block[-1] for block in VGG16)
@@ -36,12 +35,6 @@ LEAST_SIZE = 1 << (len(VGG16) - 1)  # pixels a side, or the last pooling leaves 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 EPSILON = 1e-10
-
-# What torch.load raises for files that are not there, cut short or altered.
-DAMAGE = (
-    *(OSError, EOFError, pickle.UnpicklingError, struct.error),
-    *(RuntimeError, ValueError, LookupError, TypeError, AssertionError),
-)
 
 
 class Lpips(nn.Module):
@@ -130,10 +123,9 @@ def _read(path: Path) -> Mapping[str, object]:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArtifactError(path, f"cannot be read as weights: {reason}") from error
+        state = read_torch_file(path)
+    except ArtifactError as error:
+        raise ArtifactError(path, f"cannot be read as weights: it {error.reason}") from error
     if not isinstance(state, dict):
         raise ArtifactError(path, "holds no named tensors")
     return state

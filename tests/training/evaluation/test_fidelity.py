@@ -129,6 +129,9 @@ def test_files_that_are_no_weights_are_refused(kind: Kind, tmp_path: Path, weigh
     with pytest.raises(ArtifactError, match="not a file of plain weights"):
         load_extractor(kind, evil, CPU)
     assert not (tmp_path / "made").exists()
+    (tmp_path / "short.safetensors").write_bytes(b"\x08")
+    with pytest.raises(ArtifactError, match="not a file of plain weights"):
+        load_extractor(kind, tmp_path / "short.safetensors", CPU)
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(ArtifactError, match="holds other weights than"):
         load_extractor(kind, tmp_path / "other.pth", CPU)

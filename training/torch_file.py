@@ -1,0 +1,68 @@
+"""Files of ``torch.save``, of which nothing is run.
+
+They are unpickled by torch's restricted reader alone, which builds tensors and plain values; of
+other classes it is told `argparse.Namespace`. Tensors stay on the disk until they are used.
+This module does not know what a file is to hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from masc_core.errors import ArtifactError
+
+# All that torch's restricted reader raises on what is damaged or hostile.
+DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+
+
+def read_torch_file(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
+    """Read a file of any version of torch.
+
+    Raises
+    ------
+    ArtifactError : the file is missing, damaged or no such file, or asks for code to be run
+    """
+    try:
+        # Only the archives that torch.save writes since 2020 can stay on the disk.
+        on_disk = zipfile.is_zipfile(path)
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles newer than torch's own: read or refused
+            return torch.load(path, map_location="cpu", mmap=on_disk, weights_only=True)
+    except OSError as error:
+        raise ArtifactError(path, f"cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise ArtifactError(path, _refusal(str(error))) from error
+    except DAMAGE as error:
+        raise ArtifactError(path, "is not a file of torch.save, or is damaged") from error
+
+
+def _refusal(message: str) -> str:
+    """What an object that is not built would have been, out of torch's long explanation."""
+    named = re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", message)
+    if named is None:
+        return "is not a file of torch.save, or is damaged"
+    return (
+        f"asks for {named[1] or named[2]}, which is neither a tensor nor a plain value: nothing of "
+        "it is loaded, for that could run any program"
+    )
