@@ -162,7 +162,7 @@ class _Evaluation:
         for extractor in self.extractors:
             reference = self._reference(extractor)
             if seen.count:
-                features, logits = seen.features[extractor.label]
+                features, logits = seen.by(extractor.label)
                 figures |= compare(extractor.label, features, logits, reference)
         figures = {"settings": self._settings(), "definitions": definitions(figures), **figures}
         figures["curves"] = {name: curve.tolist() for name, curve in curves.items()}

@@ -85,7 +85,7 @@ class Extractor:
     Parameters
     ----------
     label : name that figures carry
-    module : one of torch-fidelity's, or registered with it; gives features, then logits if any
+    module : of images uint8 (N, 3, S, S); gives features, then logits if any
     device : where it computes
     weights_sha256 : hash of the file that its weights are from
     has_logits : whether the second are there
@@ -139,16 +139,16 @@ def load_extractor(kind: Kind, weights: Path, device: torch.device) -> Extractor
     state = _read_state(kind, weights)
     with _own_copy(state) as path:
         try:
-            module = create(name, layers, feature_extractor_weights_path=str(path))
+            module = create(name, layers, path)
         except (RuntimeError, AttributeError) as error:
             raise ArtifactError(weights, f"holds other weights than {FILES[kind]}") from error
     return Extractor(kind, module, device, sha256_file(weights), has_logits=logits is not None)
 
 
-def create(name: str, layers: list[str], **options: object) -> nn.Module:
-    """A registered extractor, on the CPU."""
+def create(name: str, layers: list[str], weights: Path) -> nn.Module:
+    """One of torch-fidelity's extractors, on the CPU."""
     module: nn.Module = torch_fidelity("utils").create_feature_extractor(
-        name, layers, cuda=False, verbose=False, **options
+        name, layers, cuda=False, verbose=False, feature_extractor_weights_path=str(weights)
     )
     return module
 

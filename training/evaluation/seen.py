@@ -42,16 +42,10 @@ class Seen:
                 if judge is not None and extractor.label == LABEL:
                     self.agreed += int((logits.argmax(1).numpy() == batch.labels).sum())
 
-    @property
-    def features(self) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Features and logits of all images, by extractor."""
-        return {
-            label: (
-                torch.cat(parts),
-                torch.cat(self._logits[label]) if label in self._logits else None,
-            )
-            for label, parts in self._features.items()
-        }
+    def by(self, label: str) -> tuple[Tensor, Tensor | None]:
+        """Features and, if it gives any, logits of all images, by one extractor."""
+        logits = torch.cat(self._logits[label]) if label in self._logits else None
+        return torch.cat(self._features[label]), logits
 
 
 def compare(

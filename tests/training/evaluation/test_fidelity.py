@@ -71,7 +71,7 @@ def inception_state() -> dict[str, torch.Tensor]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module_class, "load_state_dict", lambda *_: None)
         patch.setattr(torch, "load", lambda *_, **__: None)
-        module = create("inception-v3-compat", layers, feature_extractor_weights_path="none")
+        module = create("inception-v3-compat", layers, Path("none"))
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 

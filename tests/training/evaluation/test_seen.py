@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from training.evaluation.classifier import Classifier
 from training.evaluation.fidelity import torch_fidelity
-from training.evaluation.judge import NAME, classifier_extractor
+from training.evaluation.judge import ClassifierFeatures, classifier_extractor
 from training.evaluation.reference import Reference
 from training.evaluation.samples import Samples
 from training.evaluation.seen import Seen, compare
@@ -35,6 +35,42 @@ class Pixels(Dataset[Tensor]):
         return self.pixels[index]
 
 
+def registered_extractor() -> str:
+    """Name under which torch-fidelity finds the classifier's features."""
+    base: Any = torch_fidelity("feature_extractor_base").FeatureExtractorBase
+
+    class Registered(base):  # type: ignore[misc]
+        def __init__(
+            self, name: str, features_list: list[str], *, classifier: Classifier, **_: object
+        ) -> None:
+            super().__init__(name, features_list)
+            self.features = ClassifierFeatures(classifier)
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            found = dict(zip(("features", "logits"), self.features(images), strict=True))
+            return tuple(found[name] for name in self.features_list)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return "features", "logits"
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "logits" if metric == "isc" else "features"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+        @staticmethod
+        def get_dummy_input_for_compile() -> Tensor:
+            return torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+
+    name = "masc-classifier"
+    torch_fidelity().register_feature_extractor(name, Registered)
+    return name
+
+
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
     torch.manual_seed(0)
@@ -48,11 +84,11 @@ def test_figures_are_those_of_torch_fidelity_from_the_same_images(classifier: Cl
         pixels = GENERATED[start : start + 7]
         zeros = np.zeros(len(pixels), np.int64)
         seen.take(Samples(pixels, zeros, np.zeros((len(pixels), 1), np.float32)), [extractor], None)
-    features, logits = seen.features[extractor.label]
+    features, logits = seen.by(extractor.label)
     found = compare("inception", features, logits, Reference.of(extractor(REAL)[0]))
     expected = torch_fidelity().calculate_metrics(
         input1=Pixels(GENERATED), input2=Pixels(REAL),
-        feature_extractor=NAME, classifier=classifier,
+        feature_extractor=registered_extractor(), classifier=classifier,
         isc=True, fid=True, kid=True, prc=True, kid_subset_size=30,
         cuda=False, cache=False, verbose=False, batch_size=8, save_cpu_ram=True,
     )  # fmt: skip
