@@ -35,12 +35,7 @@ from masc_core.images import encode_image
 from masc_core.registry import Registry
 from training.data.code_cache import CodeCache
 from training.evaluation.archive import image_archive
-from training.evaluation.classifier import (
-    WEIGHTS,
-    Classifier,
-    classifier_accuracy,
-    load_classifier,
-)
+from training.evaluation.classifier import WEIGHTS, classifier_accuracy, load_classifier
 from training.evaluation.curves import draw_curves
 from training.evaluation.definitions import definitions
 from training.evaluation.fidelity import MIN_IMAGES, Extractor, load_extractor
@@ -119,7 +114,6 @@ class _Evaluation:
         if config.out is not None:
             config.out.mkdir(parents=True, exist_ok=True)
         self.spec, self.image_size = _spec(config, bundle), _image_size(config, bundle)
-        self.judge: Classifier | None = None
         self.cache = CodeCache.open(config.codes) if config.codes else None
         if self.cache is not None:
             check_codes(bundle, self.cache)
@@ -142,7 +136,7 @@ class _Evaluation:
                     archive.append(batch.pixels)
                 if self.config.save_images:
                     _save_images(out / "images", seen.count, batch)
-                seen.take(batch, self.extractors, self.judge)
+                seen.take(batch, self.extractors)
                 self.report(seen.count, self.total, "images")
         return seen
 
@@ -192,9 +186,9 @@ class _Evaluation:
             found.append(load_extractor("vgg", config.vgg_weights, device))
         if config.classifier is not None:
             names = self.bundle.manifest.class_names
-            self.judge = load_classifier(config.classifier, names).to(device)
+            judge = load_classifier(config.classifier, names).to(device)
             weights = sha256_file(config.classifier / WEIGHTS)
-            found.append(classifier_extractor(self.judge, device, weights))
+            found.append(classifier_extractor(judge, device, weights))
         return found
 
     def _reference(self, extractor: Extractor) -> Reference | None:

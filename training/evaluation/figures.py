@@ -10,19 +10,17 @@ from __future__ import annotations
 import io
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from masc_core.bundle import Bundle
-from masc_core.generate import generate
 from masc_core.image_spec import ImageSpec
 from masc_core.images import contact_sheet
 from training.evaluation.classifier import predict
+from training.evaluation.samples import make_images, sample
 from training.loop.stage import Report, no_report
 
 SHEET_IMAGES = 100
@@ -48,35 +46,20 @@ def class_agreement(
     -------
     ``class_agreement``, and mean ``entropy_bits`` and ``entropy_ratio`` a position
     """
-    num_classes = len(bundle.manifest.class_names)
-    spec = default_spec(bundle)
-    specs = [
-        replace(spec, class_id=label, seed=seed)
-        for label in range(num_classes)
-        for seed in range(images_per_class)
-    ]
-    agreed, bits = 0, 0.0
-    for start in range(0, len(specs), batch_size):
-        batch = specs[start : start + batch_size]
-        pixels, entropies = make_images(bundle, batch)
-        agreed += int((predict(classifier, pixels) == [s.class_id for s in batch]).sum())
-        bits += float(entropies.sum())
-        report(start + len(batch), len(specs), f"{agreed / (start + len(batch)):.1%} agree")
-    mean_bits = bits / len(specs) / bundle.manifest.num_positions
+    num_images = images_per_class * len(bundle.manifest.class_names)
+    judged, agreed, bits = 0, 0, 0.0
+    for batch in sample(bundle, default_spec(bundle), images_per_class, batch_size=batch_size):
+        judged += len(batch.labels)
+        agreed += int((predict(classifier, batch.pixels) == batch.labels).sum())
+        bits += float(batch.entropies.sum())
+        report(judged, num_images, f"{agreed / judged:.1%} agree")
+    mean_bits = bits / num_images / bundle.manifest.num_positions
     return {
-        "class_agreement": agreed / len(specs),
-        "class_agreement_images": len(specs),
+        "class_agreement": agreed / num_images,
+        "class_agreement_images": num_images,
         "entropy_bits": mean_bits,
         "entropy_ratio": mean_bits / float(np.log2(max(2, bundle.manifest.num_clusters))),
     }
-
-
-def make_images(
-    bundle: Bundle, specs: Sequence[ImageSpec], image_size: int | None = None
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Pixels uint8 (B, H, W, 3), resized if asked, and entropies float32 (B, L), bits."""
-    generated = generate(bundle.model, bundle.decoder, specs)
-    return bundle.render(generated.codes, image_size), generated.entropies.cpu().numpy()
 
 
 def seconds_per_image(bundle: Bundle, repeats: int = 7) -> dict[str, float]:

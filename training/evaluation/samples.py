@@ -11,7 +11,7 @@ Legend: B images, L positions, S pixels a side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from masc_core.bundle import Bundle
+from masc_core.generate import generate
 from masc_core.image_spec import ImageSpec
-from training.evaluation.figures import make_images
 from training.loop.ranks import Ranks
 
 
@@ -83,3 +83,11 @@ def sample(
             labels = np.array([s.class_id for s in whole], np.int64)
             count = len(whole)
             yield Samples(all_pixels.numpy()[:count], labels, all_entropies.numpy()[:count])
+
+
+def make_images(
+    bundle: Bundle, specs: Sequence[ImageSpec], image_size: int | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Pixels uint8 (B, H, W, 3), resized if asked, and entropies float32 (B, L), bits."""
+    generated = generate(bundle.model, bundle.decoder, specs)
+    return bundle.render(generated.codes, image_size), generated.entropies.cpu().numpy()

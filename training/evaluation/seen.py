@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.evaluation.classifier import Classifier
 from training.evaluation.fidelity import (
     Extractor,
     inception_score,
@@ -30,7 +29,7 @@ class Seen:
         self._features: dict[str, list[Tensor]] = {}
         self._logits: dict[str, list[Tensor]] = {}
 
-    def take(self, batch: Samples, extractors: list[Extractor], judge: Classifier | None) -> None:
+    def take(self, batch: Samples, extractors: list[Extractor]) -> None:
         """Look at a batch."""
         self.count += len(batch.labels)
         self.entropies += batch.entropies.sum(axis=0, dtype=np.float64)
@@ -39,7 +38,7 @@ class Seen:
             self._features.setdefault(extractor.label, []).append(features)
             if logits is not None:
                 self._logits.setdefault(extractor.label, []).append(logits)
-                if judge is not None and extractor.label == LABEL:
+                if extractor.label == LABEL:
                     self.agreed += int((logits.argmax(1).numpy() == batch.labels).sum())
 
     def by(self, label: str) -> tuple[Tensor, Tensor | None]:

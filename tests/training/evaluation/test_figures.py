@@ -16,9 +16,9 @@ from training.evaluation.figures import (
     class_agreement,
     default_spec,
     first_images,
-    make_images,
     seconds_per_image,
 )
+from training.evaluation.samples import make_images
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import torch
 from masc_core.bundle import Bundle, load_bundle
 from masc_core.generate import generate
 from tests.tiny_bundle import save_tiny_bundle
-from training.evaluation.figures import default_spec, make_images
-from training.evaluation.samples import sample
+from training.evaluation.figures import default_spec
+from training.evaluation.samples import make_images, sample
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def test_figures_are_those_of_torch_fidelity_from_the_same_images(classifier: Cl
     for start in range(0, len(GENERATED), 7):
         pixels = GENERATED[start : start + 7]
         zeros = np.zeros(len(pixels), np.int64)
-        seen.take(Samples(pixels, zeros, np.zeros((len(pixels), 1), np.float32)), [extractor], None)
+        seen.take(Samples(pixels, zeros, np.zeros((len(pixels), 1), np.float32)), [extractor])
     features, logits = seen.by(extractor.label)
     found = compare("inception", features, logits, Reference.of(extractor(REAL)[0]))
     expected = torch_fidelity().calculate_metrics(
@@ -116,7 +116,7 @@ def test_agreement_counts_the_images_that_the_judge_knows(classifier: Classifier
     labels[:4] = (labels[:4] + 1) % 5
     seen = Seen(2)
     entropies = np.arange(2 * len(labels), dtype=np.float32).reshape(-1, 2)
-    seen.take(Samples(GENERATED, labels, entropies), [extractor], classifier)
+    seen.take(Samples(GENERATED, labels, entropies), [extractor])
     assert (seen.count, seen.agreed) == (30, 26)
     assert np.array_equal(seen.entropies, entropies.sum(0))
 
