@@ -58,8 +58,16 @@ def save_npz(path: str | PathLike[str], **arrays: npt.ArrayLike) -> None:
         raise ArtifactError(path, f"cannot be written: {error.strerror or error}") from error
 
 
-def load_npz(path: str | PathLike[str], names: Iterable[str]) -> dict[str, Array]:
+def load_npz(
+    path: str | PathLike[str], names: Iterable[str], optional: Iterable[str] = ()
+) -> dict[str, Array]:
     """Read the named arrays; others in the file are ignored.
+
+    Parameters
+    ----------
+    path : the file
+    names : of the arrays that it must hold
+    optional : of those that it may lack
 
     Raises
     ------
@@ -71,7 +79,8 @@ def load_npz(path: str | PathLike[str], names: Iterable[str]) -> dict[str, Array
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ArtifactError(path, "is not an .npz file")
             with archive:
-                return {name: _read(path, archive, name) for name in names}
+                found = [*names, *(name for name in optional if name in archive)]
+                return {name: _read(path, archive, name) for name in found}
     except OSError as error:
         raise ArtifactError(path, f"cannot be read: {error.strerror or error}") from error
     except DAMAGE as error:

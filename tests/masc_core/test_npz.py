@@ -77,6 +77,11 @@ def test_missing_array_is_named(path: Path) -> None:
         load_npz(path, ["mapping"])
 
 
+def test_optional_arrays_may_be_absent(path: Path) -> None:
+    found = load_npz(path, ["numbers"], optional=["scale", "units"])
+    assert found.keys() == {"numbers", "scale"}
+
+
 def test_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="cannot be read"):
         load_npz(tmp_path, ["numbers"])

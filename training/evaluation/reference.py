@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.npz import DAMAGE, save_npz
+from masc_core.npz import load_npz, save_npz
 from training.evaluation.fidelity import torch_fidelity
 
 
@@ -108,12 +108,11 @@ def read_statistics(path: Path) -> StatisticsFile:
         The file is missing, damaged, or holds no statistics.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            mu, sigma = archive["mu"], archive["sigma"]
-            images = archive.get("arr_0")
-            name = str(archive["features"]) if "features" in archive else "inception"
-    except (OSError, *DAMAGE) as error:
-        raise ArtifactError(path, f"holds no statistics of features ({error})") from error
+        arrays = load_npz(path, ("mu", "sigma"), optional=("arr_0", "features"))
+    except ArtifactError as error:
+        reason = f"holds no statistics of features ({error.reason})"
+        raise ArtifactError(path, reason) from error
+    mu, sigma, images = arrays["mu"], arrays["sigma"], arrays.get("arr_0")
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise ArtifactError(path, f"holds mu {mu.shape} and sigma {sigma.shape}")
     if any(a.dtype.kind != "f" or not np.isfinite(a).all() for a in (mu, sigma)):
@@ -121,4 +120,4 @@ def read_statistics(path: Path) -> StatisticsFile:
     if images is not None and (images.dtype != np.uint8 or images.ndim != 4):
         raise ArtifactError(path, f"holds images {images.dtype} {images.shape}")
     statistics = Statistics(mu.astype(np.float32), sigma.astype(np.float64))
-    return StatisticsFile(statistics, name, images)
+    return StatisticsFile(statistics, str(arrays.get("features", "inception")), images)

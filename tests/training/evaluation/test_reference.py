@@ -71,6 +71,13 @@ def test_other_files_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray]) 
         read_statistics(tmp_path / "x.npz")
 
 
+def test_an_array_under_the_name_of_an_archive_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "x.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ArtifactError, match="holds no statistics"):
+        read_statistics(tmp_path / "x.npz")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"none\.npz"):
         read_statistics(tmp_path / "none.npz")
