@@ -46,9 +46,11 @@ def _version(package: str) -> str:
 
 def _commit(folder: Path) -> dict[str, JsonValue]:
     """``commit``, and whether the sources differ from it; nothing where there is no checkout."""
+    if not (folder / ".git").exists():
+        return {}
     commit = _git(folder, "rev-parse", "HEAD")
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    if not (folder / ".git").exists() or commit is None or changed is None:
+    if commit is None or changed is None:
         return {}
     return {"commit": commit, "commit_changed": bool(changed)}
 

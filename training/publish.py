@@ -29,7 +29,7 @@ from masc_core.manifest import (
 from masc_core.registry import Registry
 from masc_core.settings import models_dir
 from training.config import set_threads
-from training.evaluation.classifier import load_classifier
+from training.evaluation.classifier import classifier_accuracy, load_classifier
 from training.evaluation.figures import class_agreement, first_images, seconds_per_image
 from training.loop.stage import Report, no_report
 from training.priors.pictures import codebook_files
@@ -128,9 +128,7 @@ def _measure(
     if config.classifier is not None and not judged:
         classes = bundle.manifest.class_names
         classifier = load_classifier(config.classifier, classes).to(bundle.device)
-        figures["classifier_accuracy"] = read_figures(config.classifier / "metrics.json")[
-            "accuracy"
-        ]
+        figures["classifier_accuracy"] = classifier_accuracy(config.classifier)
         figures |= class_agreement(bundle, classifier, config.images_per_class, report=report)
     return figures
 
