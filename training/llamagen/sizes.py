@@ -55,22 +55,27 @@ def read_gpt_config(
         )
     n_layer = _count(container.tensors, r"layers\.(\d+)\.")
     told = _told_by_rotations(container, dim, block_size)
+    known = {size[:2]: size[2] for size in GPT_SIZES.values()}.get((dim, n_layer))
+    heads = n_head or told or known
+    if heads is None:
+        raise ConfigError(
+            f"n_head: must be given: {container.path} has {n_layer} layers of {dim} channels, "
+            "which is none of LlamaGen's sizes, and weights do not tell their heads"
+        )
     config = GPTConfig(
         vocab_size=vocab_size,
         dim=dim,
         n_layer=n_layer,
-        n_head=n_head or told or _known_heads(container, dim, n_layer),
+        n_head=heads,
         num_classes=num_rows - 1,
         block_size=block_size,
     )
-    known = {size[:2]: size[2] for size in GPT_SIZES.values()}.get((dim, n_layer), config.n_head)
-    if known != config.n_head:
+    if known not in {None, heads}:
         raise ConfigError(
-            f"n_head: {container.path} has the sizes of a model with {known} heads, "
-            f"not {config.n_head}"
+            f"n_head: {container.path} has the sizes of a model with {known} heads, not {heads}"
         )
-    if told not in {None, config.n_head}:
-        raise ConfigError(f"n_head: {container.path} has {told} heads, not {config.n_head}")
+    if told not in {None, heads}:
+        raise ConfigError(f"n_head: {container.path} has {told} heads, not {heads}")
     return config
 
 
@@ -140,16 +145,6 @@ def size_name(config: GPTConfig) -> str | None:
     """LlamaGen's name of the size; None for any other one."""
     sizes = (config.dim, config.n_layer, config.n_head)
     return next((name for name, known in GPT_SIZES.items() if known == sizes), None)
-
-
-def _known_heads(container: Container, dim: int, n_layer: int) -> int:
-    for known_dim, known_layers, heads in GPT_SIZES.values():
-        if (known_dim, known_layers) == (dim, n_layer):
-            return heads
-    raise ConfigError(
-        f"n_head: must be given: {container.path} has {n_layer} layers of {dim} channels, which "
-        "is none of LlamaGen's sizes, and weights do not tell their heads"
-    )
 
 
 def _told_by_rotations(container: Container, dim: int, block_size: int) -> int | None:
