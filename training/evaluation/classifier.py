@@ -16,13 +16,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.files import atomic_path
-from masc_core.tensors import read_header
+from masc_core.tensors import fill_module, read_header, write_tensors
 from training.config import LoopConfig, set_threads
 from training.data.images import open_images
 from training.data.pixels import TrainingPixels
@@ -117,12 +114,10 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> di
             return {"objective": -accuracy, "accuracy": accuracy}
 
         def keep(metrics: dict[str, float]) -> None:
-            if not ranks.is_main:
-                return
-            with atomic_path(run.folder / WEIGHTS) as temporary:
-                state = {k: v.contiguous() for k, v in model.state_dict().items()}
-                save_file(state, temporary, metadata={"classes": json.dumps(data.class_names)})
-            run.write_json("metrics.json", metrics)
+            if ranks.is_main:
+                header = {"classes": json.dumps(data.class_names)}
+                write_tensors(run.folder / WEIGHTS, model.state_dict(), torch.float32, header)
+                run.write_json("metrics.json", metrics)
 
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -161,12 +156,11 @@ def load_classifier(folder: Path, class_names: tuple[str, ...]) -> Classifier:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         names = json.loads(read_header(path)["classes"])
         model = Classifier(len(names), config["image_size"], config["width"])
-        model.load_state_dict(load_file(path))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(path, f"holds no classifier ({error})") from error
     if tuple(names) != class_names:
         raise ConfigError(f"classifier: {folder} judges other classes than the model has")
-    return model.eval()
+    return fill_module(path, model).eval()
 
 
 def classifier_accuracy(folder: Path) -> float:
