@@ -158,11 +158,11 @@ class CodeCache:
             out[i] = self.codes[shard][row, variant]
         return out
 
-    def counts(self) -> IntArray:
-        """How often each code occurs, over all variants, int64 (V,)."""
+    def counts(self, variants: slice = slice(None)) -> IntArray:
+        """How often each code occurs, over all variants or these, int64 (V,)."""
         total = np.zeros(self.index.num_codes, np.int64)
         for shard in self.codes:
-            total += np.bincount(shard.ravel(), minlength=len(total))
+            total += np.bincount(shard[:, variants].ravel(), minlength=len(total))
         return total
 
 

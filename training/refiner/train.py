@@ -14,7 +14,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field
 
@@ -29,7 +28,7 @@ from training.loop.loop import fit
 from training.loop.ranks import join_ranks
 from training.loop.run import Run
 from training.loop.stage import Player, Report, Stage, no_report
-from training.priors.cluster_bits import frequency_bits, uniform_bits
+from training.priors.cluster_bits import frequency_bits
 from training.refiner.objective import InClusterLoss
 from training.transformer.cluster_data import ClusterData
 from training.transformer.objective import NATS
@@ -112,13 +111,9 @@ class _Trainer:
     ) -> None:
         self.run, self.config, self.data, self.objective = run, config, data, objective
         self.inputs = inputs
-        everyone = np.arange(len(data.val))
-        counts = np.bincount(
-            data.val.take(everyone, everyone * 0).ravel(), minlength=data.prior.num_codes
-        )
         self.baselines = {
-            "uniform_bits": uniform_bits(data.prior, counts),
-            "frequency_bits": frequency_bits(data.prior, data.train.counts(), counts),
+            "uniform_bits": data.member_bits(),
+            "frequency_bits": frequency_bits(data.prior, data.train_counts, data.val_counts),
         }
 
     def stage(self) -> Stage:

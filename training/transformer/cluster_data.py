@@ -3,11 +3,12 @@
 Codes become clusters when a batch is made, so one cache serves every prior.
 This module does not know about models.
 
-Legend: B images, L positions.
+Legend: B images, L positions, V codes.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from torch import Tensor
 from masc_core.errors import ConfigError
 from masc_core.files import sha256_file
 from masc_core.prior import ClusterMap
-from training.data.code_cache import CodeCache
+from training.data.code_cache import CodeCache, IntArray
 from training.loop.stage import Indices, Words
+from training.priors.cluster_bits import uniform_bits
 
 
 class ClusterData:
@@ -89,19 +91,27 @@ class ClusterData:
         codes = self.val.take(images, np.zeros_like(images))
         return torch.from_numpy(self.val.labels[images]), torch.from_numpy(codes)
 
+    @cached_property
+    def train_counts(self) -> IntArray:
+        """How often each code occurs in the training images, over all variants, int64 (V,)."""
+        return self.train.counts()
+
+    @cached_property
+    def val_counts(self) -> IntArray:
+        """How often each code occurs in the validation images' first variants, int64 (V,)."""
+        return self.val.counts(slice(1))
+
     def member_bits(self) -> float:
         """Bits to tell a validation code from the others of its cluster, all of them alike.
 
         What a code costs in all is these bits and the cluster's: vocabularies compare by that.
         """
-        everyone = np.arange(len(self.val))
-        codes = self.val.take(everyone, np.zeros_like(everyone))
-        return float(np.log2(self.prior.sizes[self.prior.labels[codes]]).mean())
+        return uniform_bits(self.prior, self.val_counts)
 
     def unigram_bits(self) -> float:
         """Entropy of the clusters' frequencies in the training codes, in bits a position."""
         counts = np.bincount(
-            self.prior.labels, weights=self.train.counts(), minlength=self.prior.num_clusters
+            self.prior.labels, weights=self.train_counts, minlength=self.prior.num_clusters
         )
         shares = counts[counts > 0] / counts.sum()
         return float(-(shares * np.log2(shares)).sum())

@@ -110,7 +110,7 @@ def build_model(config: TransformerConfig, data: ClusterData, ranks: Ranks) -> G
     torch.manual_seed(config.seed)
     model = GPT(config.gpt(data))
     if config.init is not None:
-        start_from(config.init, model, data.prior, data.inputs, data.train.counts())
+        start_from(config.init, model, data.prior, data.inputs, data.train_counts)
     model = model.to(ranks.device)
     in_parts = config.parallel == "fsdp" and ranks.count > 1
     if config.compile and in_parts:
