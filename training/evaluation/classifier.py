@@ -124,7 +124,6 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> di
         )
         player = Player(model, Recognition(model), optimizer)
         fit(run, config, Stage((player,), len(train), batch, validate, keep), report)
-        ranks.wait()
         return run.read_json("metrics.json")
 
 

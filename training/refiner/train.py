@@ -94,7 +94,6 @@ def train_refiner(config: RefinerTraining, report: Report = no_report) -> dict[s
             singletons=config.singletons,
         )
         fit(run, config, _Trainer(run, config, data, objective, inputs).stage(), report)
-        ranks.wait()
         return run.read_json("metrics.json")
 
 

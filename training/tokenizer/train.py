@@ -142,7 +142,6 @@ def train_tokenizer(config: TokenizerConfig, report: Report = no_report) -> dict
     with join_ranks(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
         trainer = _Trainer(run, config, lpips, data, val_data)
         fit(run, config, trainer.stage(), report)
-        ranks.wait()
         return run.read_json("metrics.json")
 
 

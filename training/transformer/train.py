@@ -99,7 +99,6 @@ def train_transformer(config: TransformerConfig, report: Report = no_report) -> 
     with join_ranks(config.device) as ranks, Run(config.out, config, data.inputs, ranks) as run:
         model = build_model(config, data, ranks)
         fit(run, config, _Trainer(run, config, data, model).stage(), report)
-        ranks.wait()
         return run.read_json("metrics.json")
 
 
