@@ -26,7 +26,7 @@ import numpy as np
 from masc_core.prior import ClusterMap
 from training.data.code_cache import CodeCache, CodeIndex, IntArray, write_index, write_shard
 
-NUM_CODES, NUM_CLUSTERS, POSITIONS = 16384, 8192, 256
+NUM_CODES, NUM_CLUSTERS, POSITIONS, CLASSES = 16384, 8192, 256, 1000
 THREADS = (1, 2)
 
 
@@ -59,8 +59,16 @@ def main() -> None:
             print(f"| {name} |" + "".join(f" {p:,.0f} |" for p in paces), flush=True)
 
 
-def build(folder: Path, num_images: int, shard_images: int) -> None:
-    """Write a cache of random codes."""
+def build(
+    folder: Path,
+    num_images: int,
+    shard_images: int,
+    *,
+    num_codes: int = NUM_CODES,
+    num_positions: int = POSITIONS,
+    num_classes: int = CLASSES,
+) -> None:
+    """Write a cache of random codes, ten variants of each image."""
     generator = np.random.default_rng(0)
     index = CodeIndex(
         tokenizer_sha256="0" * 64,
@@ -68,18 +76,18 @@ def build(folder: Path, num_images: int, shard_images: int) -> None:
         image_size=256,
         variants="ten_crop",
         crop_range=1.1,
-        num_codes=NUM_CODES,
-        num_positions=POSITIONS,
+        num_codes=num_codes,
+        num_positions=num_positions,
         num_files=num_images,
         shard_files=shard_images,
-        class_names=tuple(map(str, range(1000))),
+        class_names=tuple(map(str, range(num_classes))),
     )
     shards = []
     for number in range(index.num_shards):
         count = min(shard_images, num_images - number * shard_images)
-        shape = (count, index.num_variants, POSITIONS)
-        codes = generator.integers(NUM_CODES, size=shape, dtype=index.dtype)
-        labels = generator.integers(1000, size=count)
+        shape = (count, index.num_variants, num_positions)
+        codes = generator.integers(num_codes, size=shape, dtype=index.dtype)
+        labels = generator.integers(num_classes, size=count)
         shards.append(write_shard(folder, number, codes, labels))
     write_index(folder, index.model_copy(update={"shards": tuple(shards)}))
 

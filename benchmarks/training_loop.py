@@ -25,12 +25,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from codes import build  # benchmarks/codes.py
 
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
 from training.config import LoopConfig
-from training.data.code_cache import CodeIndex, write_index, write_shard
 from training.loop.loop import fit
 from training.loop.ranks import Ranks, join_ranks
 from training.loop.run import Run
@@ -250,24 +250,14 @@ def synchronise(device: torch.device) -> None:
 
 def synthetic(folder: Path, case: Case, images: int = 4096) -> ClusterData:
     """A cache of random codes, and a prior that groups them at random."""
-    generator = np.random.default_rng(0)
-    index = CodeIndex(
-        tokenizer_sha256="0" * 64,
-        files_sha256="0" * 64,
-        image_size=256,
+    build(
+        folder,
+        images,
+        images,
         num_codes=case.num_codes,
         num_positions=case.gpt.block_size,
-        variants="ten_crop",
-        crop_range=1.1,
-        num_files=images,
-        shard_files=images,
-        class_names=tuple(map(str, range(case.gpt.num_classes))),
+        num_classes=case.gpt.num_classes,
     )
-    shape = (images, index.num_variants, case.gpt.block_size)
-    codes = generator.integers(case.num_codes, size=shape, dtype=index.dtype)
-    labels = generator.integers(case.gpt.num_classes, size=images)
-    shard = write_shard(folder, 0, codes, labels)
-    write_index(folder, index.model_copy(update={"shards": (shard,)}))
     ClusterMap.from_labels(np.arange(case.num_codes) % case.gpt.vocab_size).save(
         folder / "prior.npz"
     )

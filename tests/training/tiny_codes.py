@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.weights import save_tokenizer
@@ -18,23 +19,29 @@ POSITIONS = 16
 
 def write_codes(folder: Path, images: int, seed: int) -> Path:
     """Walks over the codes, each step as the label says but for some noise."""
-    folder.mkdir(parents=True)
     generator = np.random.default_rng(seed)
     labels = np.arange(images, dtype=np.int64) % 3
     steps = np.where(generator.random((images, 2, POSITIONS)) < 0.9, 1, 5)
     codes = (steps * (1 + labels[:, None, None])).cumsum(axis=2) % NUM_CODES
-    index = CodeIndex(
-        tokenizer_sha256="0" * 64,
-        files_sha256=f"{seed:064d}",
-        image_size=16,
-        num_codes=NUM_CODES,
-        num_positions=POSITIONS,
-        variants="flip",
-        crop_range=1.0,
-        num_files=images,
-        shard_files=images,
-        class_names=("one", "two", "three"),
-    )
+    names = {"class_names": ("one", "two", "three"), "files_sha256": f"{seed:064d}"}
+    return write_cache(folder, codes, labels, num_codes=NUM_CODES, image_size=16, **names)
+
+
+def write_cache(
+    folder: Path, codes: NDArray[np.int64], labels: NDArray[np.int64], **header: object
+) -> Path:
+    """A cache of one shard: codes (N, 2, L), labels (N,), and what the header says of them."""
+    values: dict[str, object] = {
+        "tokenizer_sha256": "0" * 64,
+        "files_sha256": "0" * 64,
+        "variants": "flip",
+        "crop_range": 1.0,
+        "num_positions": codes.shape[2],
+        "num_files": len(codes),
+        "shard_files": len(codes),
+    }
+    index = CodeIndex.model_validate(values | header)
+    folder.mkdir(parents=True, exist_ok=True)
     shard = write_shard(folder, 0, codes.astype(index.dtype), labels)
     write_index(folder, index.model_copy(update={"shards": (shard,)}))
     return folder

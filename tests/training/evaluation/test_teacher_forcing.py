@@ -10,7 +10,8 @@ import torch
 from masc_core.bundle import Bundle, load_bundle
 from masc_core.errors import ConfigError
 from tests.tiny_bundle import save_tiny_bundle
-from training.data.code_cache import CodeCache, CodeIndex, write_index, write_shard
+from tests.training.tiny_codes import write_cache
+from training.data.code_cache import CodeCache
 from training.evaluation import teacher_forcing
 from training.evaluation.teacher_forcing import check_codes, teacher_forced
 
@@ -26,27 +27,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def cache_for(bundle: Bundle, folder: Path, **changes: object) -> CodeCache:
     manifest = bundle.manifest
-    values = {
-        "tokenizer_sha256": "0" * 64,
-        "files_sha256": "0" * 64,
+    header: dict[str, object] = {
         "image_size": manifest.image_size,
         "num_codes": manifest.num_codes,
-        "num_positions": manifest.num_positions,
-        "variants": "flip",
-        "crop_range": 1.0,
-        "num_files": IMAGES,
-        "shard_files": IMAGES,
         "class_names": manifest.class_names,
     }
-    index = CodeIndex.model_validate(values | changes)
     generator = np.random.default_rng(0)
-    shape = (IMAGES, 2, index.num_positions)
-    codes = generator.integers(0, manifest.num_codes, shape).astype(index.dtype)
+    codes = generator.integers(0, manifest.num_codes, (IMAGES, 2, manifest.num_positions))
     labels = generator.integers(0, len(manifest.class_names), IMAGES)
-    folder.mkdir(exist_ok=True)
-    shard = write_shard(folder, 0, codes, labels)
-    write_index(folder, index.model_copy(update={"shards": (shard,)}))
-    return CodeCache.open(folder)
+    return CodeCache.open(write_cache(folder, codes, labels, **header | changes))
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])
