@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from tests.tiny_images import make_images
 from training.data.codes import CodesConfig, extract_codes
+from training.loop.stage import Report
 from training.priors.build import PriorConfig, build_prior
 from training.refiner.train import RefinerTraining
 from training.tokenizer.train import TokenizerConfig, train_tokenizer
@@ -87,6 +92,18 @@ def refiner_config(root: Path, transformer: Path, **changes: object) -> RefinerT
         "checkpoint_every": 1000,
     }
     return RefinerTraining.model_validate(values | changes)
+
+
+@contextmanager
+def power_cut(at: int) -> Iterator[Report]:
+    """Lend a report for a stage, which is cut off when it reports ``at``."""
+
+    def report(done: int, total: int, text: str) -> None:
+        if done == at:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        yield report
 
 
 def photographs(root: Path) -> Path:

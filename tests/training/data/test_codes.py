@@ -16,7 +16,7 @@ from tests.tiny_bundle import tiny_card, tiny_parts
 from tests.tiny_images import make_images
 from tests.training.data.image_sets import as_parquet, as_tars
 from tests.training.rank_processes import all_well
-from tests.training.stages import codes_config, photographs
+from tests.training.stages import codes_config, photographs, power_cut
 from training.data.code_cache import CodeCache, shard_path
 from training.data.codes import extract_codes
 from training.data.crops import ten_crops
@@ -42,13 +42,8 @@ def test_holds_the_codes_of_images_and_of_their_mirror_images(prepared: Path) ->
 
 def test_goes_on_where_it_stopped(prepared: Path, tmp_path: Path) -> None:
     config = codes_config(prepared, "train", out=tmp_path / "codes")
-
-    def die(done: int, total: int, text: str) -> None:
-        if done == 20:
-            raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError, match="power cut"):
-        extract_codes(config, die)
+    with power_cut(20) as report:
+        extract_codes(config, report)
     first = shard_path(config.out, "codes", 0)
     written = first.stat().st_mtime_ns
     seen: list[int] = []
