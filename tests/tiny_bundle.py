@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from masc_core.bundle import BundleParts, save_bundle
+from masc_core.bundle_parts import BundleParts, save_bundle
 from masc_core.files import sha256_file
 from masc_core.manifest import (
     MANIFEST_FILE,

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from masc_core.bundle import BundleParts
+from masc_core.bundle_parts import BundleParts
 from masc_core.errors import ConfigError
 from masc_core.files import sha256_file
 from masc_core.manifest import (

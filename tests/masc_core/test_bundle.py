@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from masc_core.bundle import Bundle, BundleParts, load_bundle, save_bundle
+from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle_parts import BundleParts, save_bundle
 from masc_core.errors import ArtifactError, ConfigError, NonFiniteError
 from masc_core.files import sha256_file
 from masc_core.generate import generate

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from masc_core.bundle import save_bundle
+from masc_core.bundle_parts import save_bundle
 from masc_core.registry import Registry
 from masc_core.version_row import version_rows
 from tests.tiny_bundle import save_tiny_bundle, tiny_card, tiny_parts

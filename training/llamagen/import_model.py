@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from masc_core.bundle import BundleParts
+from masc_core.bundle_parts import BundleParts
 from masc_core.errors import ConfigError
 from masc_core.files import sha256_file
 from masc_core.manifest import Defaults, Manifest, ModelCard, PlainName

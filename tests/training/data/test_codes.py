@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from masc_core.bundle import save_bundle
+from masc_core.bundle_parts import save_bundle
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.files import sha256_file
 from masc_core.weights import load_tokenizer, save_tokenizer

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from masc_core.bundle import load_bundle, save_bundle
+from masc_core.bundle import load_bundle
+from masc_core.bundle_parts import save_bundle
 from masc_core.errors import ArtifactError, ConfigError, MascError
 from masc_core.files import sha256_file
 from masc_core.prior import ClusterMap

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from masc_core.bundle import BundleParts, save_bundle
+from masc_core.bundle_parts import BundleParts, save_bundle
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.models.gpt import GPT
 from masc_core.prior import ClusterMap
