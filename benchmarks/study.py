@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -28,6 +29,7 @@ from training.config import load_config
 from training.data.codes import CodesConfig, extract_codes
 from training.evaluation.acceleration import read_curve
 from training.evaluation.classifier import ClassifierConfig, train_classifier
+from training.evaluation.curves import draw_curves
 from training.evaluation.evaluate import EvaluateConfig, evaluate
 from training.figure import png_bytes
 from training.loop.progress import progress
@@ -216,16 +218,12 @@ def training_curves(study: Study) -> bytes:
 
 def entropy_curves(rows: list[dict[str, Any]]) -> bytes:
     """PNG of the teacher-forced entropy by position of each variant."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for row in rows:
-        if row["decoding"] == "uniform":
-            curve = row["curves"]["teacher-forced entropy"]
-            axes.plot(range(1, len(curve) + 1), curve, label=row["variant"], linewidth=1.2)
-    axes.set(xlabel="position", ylabel="bits", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return png_bytes(figure)
+    curves = {
+        row["variant"]: np.array(row["curves"]["teacher-forced entropy"])
+        for row in rows
+        if row["decoding"] == "uniform"
+    }
+    return draw_curves("", curves)
 
 
 if __name__ == "__main__":
