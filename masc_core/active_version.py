@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from masc_core.errors import ArtifactError
 from masc_core.files import atomic_write
 
 CURRENT_FILE = "current"
@@ -24,11 +25,14 @@ LOCK_FILE = ".lock"
 class ActiveVersion:
     """The choice among the versions in a model's folder.
 
-    Errors of the operating system pass through, as does `UnicodeDecodeError` from what is no text.
-
     Parameters
     ----------
     folder : of the model
+
+    Raises
+    ------
+    ArtifactError : from every method: one of the files cannot be read; names it
+    OSError : from those that write: that cannot be done
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,19 +42,19 @@ class ActiveVersion:
 
     def read(self) -> str:
         """Name of the active version, as the file has it; `FileNotFoundError` where none is."""
-        return self.path.read_text(encoding="utf-8").strip()
+        return _read(self.path).strip()
 
-    def earlier(self) -> tuple[str, ...]:
-        """Versions that were active before the active one, the latest last."""
+    def earlier(self, active: str) -> tuple[str, ...]:
+        """Versions that were active before ``active``, which is so now, the latest last."""
         activated = self._activated()
-        active = self.read()
         return activated[: activated.index(active)] if active in activated else activated
 
     def choose(self, version: str) -> None:
         """Make a version the active one; the one that was is its predecessor. Needs `locked`."""
         past: list[str] = []
         if self.path.is_file():
-            past = [*self.earlier(), self.read()]
+            active = self.read()
+            past = [*self.earlier(active), active]
         kept = [one for one in past if one != version]
         atomic_write(self._history, "".join(f"{one}\n" for one in [*kept, version]).encode())
         self.go_back(version)
@@ -68,6 +72,16 @@ class ActiveVersion:
 
     def _activated(self) -> tuple[str, ...]:
         try:
-            return tuple(self._history.read_text(encoding="utf-8").split())
+            return tuple(_read(self._history).split())
         except FileNotFoundError:
             return ()
+
+
+def _read(path: Path) -> str:
+    """Content of a file; `FileNotFoundError` where there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(path, f"cannot be read: {error}") from error

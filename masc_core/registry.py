@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from masc_core.active_version import CURRENT_FILE, HISTORY_FILE, ActiveVersion
+from masc_core.active_version import CURRENT_FILE, ActiveVersion
 from masc_core.errors import ArtifactError, ConfigError, UnknownModelError
 from masc_core.manifest import (
     MANIFEST_FILE,
@@ -117,8 +117,6 @@ class Registry:
             version = ActiveVersion(self.root / name).read()
         except FileNotFoundError as error:
             raise ArtifactError(path, f"is missing: no version of {name!r} is active") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArtifactError(path, f"cannot be read: {error}") from error
         if version not in versions:
             raise ArtifactError(path, f"names {version!r}, which is not a version of {name!r}")
         return version
@@ -194,13 +192,8 @@ class Registry:
         ------
         UnknownModelError, ArtifactError : as from `current`
         """
-        self.current(name)
-        path = self.root / name
+        earlier = ActiveVersion(self.root / name).earlier(self.current(name))
         versions = self._versions(name)  # one may have been removed since it was active
-        try:
-            earlier = ActiveVersion(path).earlier()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArtifactError(path / HISTORY_FILE, f"cannot be read: {error}") from error
         return next((version for version in reversed(earlier) if version in versions), None)
 
     def rollback(self, name: str, leaving: str | None = None) -> str:
@@ -237,8 +230,6 @@ class Registry:
         try:
             with choice.locked():
                 yield choice
-        except UnicodeDecodeError as error:
-            raise ArtifactError(choice.path, f"cannot be read: {error}") from error
         except OSError as error:
             raise ArtifactError(choice.path, f"cannot be written: {error.strerror}") from error
 

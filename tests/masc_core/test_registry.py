@@ -275,6 +275,8 @@ def test_a_rollback_passes_over_what_was_removed_and_refuses_what_is_damaged(roo
     (root / "a" / "history").write_bytes(b"\xff")
     with pytest.raises(ArtifactError, match="history: cannot be read"):
         registry.rollback("a")
+    with pytest.raises(ArtifactError, match="history: cannot be read"):
+        registry.activate("a", "v1")
     with pytest.raises(UnknownModelError):
         registry.rollback("../a")
 
