@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from masc_core.bundle import Bundle, load_bundle
-from tests.tiny_bundle import CLASS_NAMES, save_tiny_bundle
+from masc_core.bundle import Bundle
+from tests.tiny_bundle import CLASS_NAMES
 from training.evaluation.figures import (
     class_agreement,
     default_spec,
@@ -19,13 +19,6 @@ from training.evaluation.figures import (
     seconds_per_image,
 )
 from training.evaluation.samples import make_images
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    root = tmp_path_factory.mktemp("models")
-    save_tiny_bundle(root)
-    return load_bundle(root / "tiny" / "1")
 
 
 class Constant(nn.Module):

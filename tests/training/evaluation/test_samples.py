@@ -3,21 +3,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle import Bundle
 from masc_core.generate import generate
-from tests.tiny_bundle import save_tiny_bundle
 from training.evaluation.figures import default_spec
 from training.evaluation.samples import make_images, sample
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    root = tmp_path_factory.mktemp("models")
-    save_tiny_bundle(root)
-    return load_bundle(root / "tiny" / "1")
 
 
 def test_classes_are_interleaved_and_balanced(bundle: Bundle) -> None:

@@ -7,22 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle import Bundle
 from masc_core.errors import ConfigError
-from tests.tiny_bundle import save_tiny_bundle
 from tests.training.tiny_codes import write_cache
 from training.data.code_cache import CodeCache
 from training.evaluation import teacher_forcing
 from training.evaluation.teacher_forcing import check_codes, teacher_forced
 
 IMAGES = 7
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    root = tmp_path_factory.mktemp("models")
-    save_tiny_bundle(root)
-    return load_bundle(root / "tiny" / "1")
 
 
 def cache_for(bundle: Bundle, folder: Path, **changes: object) -> CodeCache:
