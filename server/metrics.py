@@ -134,8 +134,9 @@ class MeasureRequests:
             outcome = "error"
             raise
         finally:
-            if _SETTLED in scope:
-                outcome = outcome_of(scope[_SETTLED])
+            settled = settled_status(scope)
+            if settled is not None:
+                outcome = outcome_of(settled)
             endpoint = endpoint_of(scope)
             self._metrics.requests.labels(endpoint, outcome).inc()
             self._metrics.request_seconds.labels(endpoint).observe(time.perf_counter() - started)
@@ -144,6 +145,12 @@ class MeasureRequests:
 def settle(scope: Scope, status: int) -> None:
     """Count a request as if its answer, which has begun, had this status."""
     scope[_SETTLED] = status
+
+
+def settled_status(scope: Scope) -> int | None:
+    """The status that `settle` gave a request; None where its answer's own counts."""
+    status: int | None = scope.get(_SETTLED)
+    return status
 
 
 def endpoint_of(scope: Scope) -> str:
@@ -157,7 +164,6 @@ def outcome_of(status: int) -> RequestOutcome:
         return "ok"
     special: dict[int, RequestOutcome] = {
         404: "not_found",
-        408: "timeout",
         429: "rejected",
         CLIENT_CLOSED_REQUEST: "cancelled",
         503: "rejected",

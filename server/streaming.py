@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import ExitStack, aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, aclosing, nullcontext
+from functools import partial
 from typing import Protocol
 
 from prometheus_client import Histogram
@@ -21,8 +22,10 @@ from server.following import Moment, follow
 from server.front import Front
 from server.metrics import settle
 from server.problems import kind_of
+from server.tracing import stage
 from worker.jobs.event import NumberedEvent, Preview
 from worker.jobs.job import Job
+from worker.jobs.outcome import JobResult
 
 
 class Presenter(Protocol):
@@ -36,7 +39,10 @@ class Presenter(Protocol):
 
 
 async def shown(
-    moments: AsyncGenerator[Moment, None], presenter: Presenter, scope: Scope | None = None
+    moments: AsyncGenerator[Moment, None],
+    presenter: Presenter,
+    scope: Scope | None = None,
+    delivery: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> AsyncGenerator[bytes, None]:
     """Show every moment, and an error as the last one.
 
@@ -45,12 +51,14 @@ async def shown(
     moments : as from `follow`
     presenter : shows them
     scope : the request that fails when the job does; None if it only looks on
+    delivery : around the images' way to the client
     """
     try:
         async with aclosing(moments):
             async for moment in moments:
-                for event in presenter.show(moment):
-                    yield event
+                with delivery() if isinstance(moment, JobResult) else nullcontext():
+                    for event in presenter.show(moment):
+                        yield event
     except MascError as error:
         if scope is not None:
             settle(scope, kind_of(error).status)
@@ -82,7 +90,8 @@ def stream_generation(
             await leave(front.queue, job, expired=is_late and seconds >= job.timeout)
 
     headers = {"Content-Location": f"/jobs/{job.id}/events", "Vary": "Accept"}
-    return EventStream(shown(moments, presenter, scope), headers=headers, leave=end)
+    delivery = partial(stage, front.metrics, scope, "deliver")
+    return EventStream(shown(moments, presenter, scope, delivery), headers=headers, leave=end)
 
 
 async def _timed(

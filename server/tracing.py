@@ -14,7 +14,7 @@ from typing import Final, Literal
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.metrics import ServerMetrics
+from server.metrics import ServerMetrics, settled_status
 from worker.jobs.tracing import Span, Tracer
 
 PATHS: Final = frozenset({"/generate", "/jobs", "/v1/images/generations"})
@@ -45,7 +45,7 @@ class TraceRequests:
             http__request__method="POST",
             http__route=scope["path"],
         )
-        status = 0
+        status = 0  # of the answer, or what a stream that had begun came to
 
         async def watch(message: Message) -> None:
             nonlocal status
@@ -56,6 +56,7 @@ class TraceRequests:
         try:
             await self._app(scope, receive, watch)
         finally:
+            status = settled_status(scope) or status
             error = "" if 0 < status < 500 else "no answer" if not status else f"status {status}"
             span.end(error, http__response__status_code=status)
 

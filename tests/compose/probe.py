@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,25 @@ import httpx
 
 from masc_core.files import atomic_write
 from tests.command_line import ROOT
-from tests.compose.expressions import Expression, expressions
+from tests.compose.containers import (
+    SERVICE,
+    docker,
+    generate,
+    http,
+    num_workers,
+    post_job,
+    prometheus,
+    query,
+    redeliveries,
+    state,
+    until,
+)
+from tests.compose.expressions import Expression, expressions, panels
 from tests.docs.markdown import Document
 
-SERVICE, PROMETHEUS = "http://127.0.0.1:8000", "http://127.0.0.1:9090"
-IMAGES = ("masc-server", "masc-worker")
+IMAGES, BASE = ("masc-server", "masc-worker"), "python:3.12-slim-bookworm"
 NUM_WORKERS = 3
-SECONDS = 120.0  # for anything that is waited for
 MEBIBYTE = 2**20
-
-http = httpx.Client(timeout=60)
 
 
 def main() -> None:
@@ -44,6 +52,7 @@ def main() -> None:
         images_are_generated,
         a_killed_worker_costs_no_job,
         every_target_is_scraped,
+        a_service_without_workers_says_so,
         every_query_has_an_answer,
         the_manual_can_be_followed,
     ):
@@ -59,10 +68,14 @@ def images_are_what_they_should_be() -> str:
     """The front end is without torch; sizes are told."""
     in_server = docker("compose", "exec", "-T", "server", "python", "-c", "import torch", ok=False)
     assert "ModuleNotFoundError" in in_server, in_server
-    sizes = (int(docker("image", "inspect", "-f", "{{.Size}}", image)) for image in IMAGES)
-    return ", ".join(
-        f"{image} {size / MEBIBYTE:.0f} MiB" for image, size in zip(IMAGES, sizes, strict=True)
-    )
+    sizes = {image: size_of(image) for image in IMAGES}
+    added = ", ".join(f"{image} {size - size_of(BASE):.0f} MiB" for image, size in sizes.items())
+    return f"{added} above {BASE}"
+
+
+def size_of(image: str) -> float:
+    """MiB of all its layers."""
+    return int(docker("image", "inspect", "-f", "{{.Size}}", image)) / MEBIBYTE
 
 
 def first_image_comes_soon() -> str:
@@ -159,6 +172,30 @@ def every_target_is_scraped() -> str:
     return f"{sum(wanted.values())} targets"
 
 
+def a_service_without_workers_says_so() -> str:
+    """Requests are refused, and the dashboard's tiles tell how it is now, not how it was."""
+    tiles = {panel["title"]: panel["targets"][0]["expr"] for panel in panels() if is_tile(panel)}
+    docker("compose", "stop", "worker")
+    until("a refusal", lambda: generate(class_id=0).status_code == 503)
+    until("no service", lambda: value_of(tiles["Service"]) == 0)
+    until("no worker", lambda: value_of(tiles["Workers ready"]) == 0)
+    docker("compose", "start", "worker")
+    until(f"{NUM_WORKERS} workers", lambda: num_workers() == NUM_WORKERS)
+    until("all of them", lambda: value_of(tiles["Workers ready"]) == NUM_WORKERS)
+    return f"{len(tiles)} tiles"
+
+
+def is_tile(panel: dict[str, Any]) -> bool:
+    """Whether a panel shows one number of this moment."""
+    return bool(panel["type"] == "stat" and all(target["instant"] for target in panel["targets"]))
+
+
+def value_of(text: str) -> float:
+    """The one value of a query."""
+    ((_, value),) = query(text)
+    return value
+
+
 def every_query_has_an_answer() -> str:
     """After some traffic every panel and every recording rule has data, every alert its metrics."""
     asked = [expression for expression in expressions() if not expression.needs_gpu]
@@ -169,7 +206,7 @@ def every_query_has_an_answer() -> str:
         generate(class_id=3, num_images=2, stream=True)
         known = set(prometheus("label/__name__/values"))
         missing[:] = [f"{e.kind} {e.name}: {e.text}" for e in asked if not has_data(e)]
-        missing[:0] = sorted(names - known - {"ALERTS", "masc_rejections_total"})
+        missing[:0] = sorted(names - known - {"ALERTS"})
         return not missing
 
     until("data", answered, pause=2.0, told=lambda: "\n".join(missing))
@@ -218,75 +255,10 @@ def manual_blocks() -> list[str]:
 
 
 def has_data(expression: Expression) -> bool:
-    """Whether it gives a number. An alert gives none while all is well: its metrics are asked."""
-    if expression.kind == "alert":
+    """Whether it gives a number. Alerts give none while all is well: their metrics are asked."""
+    if expression.kind == "alert" or expression.metrics == {"ALERTS"}:
         return True
     return any(not math.isnan(value) for _, value in query(expression.text))
-
-
-def generate(headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
-    """POST /generate."""
-    return http.post(f"{SERVICE}/generate", json=body, headers=headers or {})
-
-
-def post_job(**body: Any) -> str:
-    """Path of a new job."""
-    answer = http.post(f"{SERVICE}/jobs", json=body)
-    assert answer.status_code == 202, answer.text
-    return answer.headers["Location"]
-
-
-def state(job: str) -> str:
-    """Where a job is."""
-    return str(http.get(f"{SERVICE}{job}").json()["state"])
-
-
-def num_workers() -> int:
-    """Workers that are ready."""
-    answer = http.get(f"{SERVICE}/readyz")
-    return len(answer.json()["workers"]) if answer.status_code == 200 else 0
-
-
-def redeliveries() -> float:
-    """Jobs delivered anew because their worker was lost."""
-    start = 'masc_jobs_redelivered_total{reason="lease_expired"} '
-    lines = http.get(f"{SERVICE}/metrics").text.splitlines()
-    return next(float(line.removeprefix(start)) for line in lines if line.startswith(start))
-
-
-def prometheus(path: str, **parameters: str) -> Any:
-    """Ask Prometheus' API."""
-    answer = http.get(f"{PROMETHEUS}/api/v1/{path}", params=parameters)
-    assert answer.status_code == 200, (parameters, answer.text)
-    return answer.json()["data"]
-
-
-def query(text: str) -> list[tuple[dict[str, str], float]]:
-    """Labels and values of a query, now."""
-    result = prometheus("query", query=text)["result"]
-    return [(series["metric"], float(series["value"][1])) for series in result]
-
-
-def docker(*arguments: str, ok: bool = True) -> str:
-    """Output of a command; one that is not ``ok`` may fail."""
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
-    if ok and done.returncode:
-        sys.exit(f"docker {' '.join(arguments)}: {done.stderr}")
-    return (done.stdout if ok else done.stdout + done.stderr).strip()
-
-
-def until(
-    what: str,
-    condition: Callable[[], bool],
-    pause: float = 0.2,
-    told: Callable[[], object] = lambda: "",
-) -> None:
-    """Wait for something."""
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            sys.exit(f"not within {SECONDS:.0f} s: {what} {told()}")
-        time.sleep(pause)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,15 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.default_settings import default_settings
+
 ROOT = Path(__file__).parents[2]
 COMPOSE, GPU = ROOT / "docker-compose.yml", ROOT / "docker-compose.gpu.yml"
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
 VARIABLE = re.compile(r"\$\{([A-Z_]+)")
+SETTING = re.compile(r"(?:# )?[A-Z_]+=")
+DEFAULT = re.compile(r"\$\{([A-Z_]+):-([^}]+)\}")
+EXAMPLE = ROOT / ".env.example"
 PLUGINS = ("/usr/libexec/docker/cli-plugins", "/usr/lib/docker/cli-plugins")
 
 
@@ -114,6 +119,27 @@ def test_workers_can_be_many(services: dict[str, Any]) -> None:
     assert "ports" not in services["worker"]
 
 
+def test_a_set_number_of_workers_stays() -> None:
+    config = configuration(COMPOSE, MASC_WORKERS="3")
+    assert config["services"]["worker"]["scale"] == 3
+
+
+def test_grafana_does_not_start_with_a_password_that_it_cannot_read(
+    services: dict[str, Any],
+) -> None:
+    given = services["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"]
+    assert given == "$$__file{/run/secrets/grafana_admin_password}"
+
+
+def test_images_take_the_model_that_ships_and_no_other() -> None:
+    kept = [
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"
+    ]
+    shipped = {f"models/{name}" for name in ("cifar10/current", "cifar10/1")}
+    assert {name for name in kept if name.startswith("models")} == shipped
+    assert all((ROOT / name).exists() for name in kept)
+
+
 def test_processes_have_time_to_drain(services: dict[str, Any]) -> None:
     for name in ("server", "worker"):
         assert int(services[name]["stop_grace_period"].removesuffix("s")) >= 25 + 15
@@ -131,17 +157,33 @@ def test_base_images_are_pinned(services: dict[str, Any]) -> None:
 
 def test_the_example_holds_every_setting_and_its_default(services: dict[str, Any]) -> None:
     text = COMPOSE.read_text() + GPU.read_text()
-    lines = (ROOT / ".env.example").read_text().splitlines()
-    example = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    lines = EXAMPLE.read_text().splitlines()
+    example = dict(line.removeprefix("# ").split("=", 1) for line in lines if SETTING.match(line))
     assert set(example) == set(VARIABLE.findall(text))
-    for name, default in re.findall(r"\$\{([A-Z_]+):-([^}]+)\}", COMPOSE.read_text()):
+    for name, default in DEFAULT.findall(COMPOSE.read_text()):
         assert example[name] == default, name
+
+
+def test_the_example_changes_nothing() -> None:
+    lines = [line for line in EXAMPLE.read_text().splitlines() if not line.startswith("#")]
+    given = dict(line.split("=", 1) for line in lines if line)
+    for files in ([COMPOSE], [COMPOSE, GPU]):
+        plain, copied = configuration(*files), configuration(*files, **given)
+        for name, service in plain["services"].items():
+            left_open = {
+                key for key, value in (service.get("environment") or {}).items() if not value
+            }
+            for key in left_open & given.keys():
+                assert given[key] == default_settings()[key], key
+                copied["services"][name]["environment"][key] = ""
+        assert copied["services"] == plain["services"]
 
 
 def test_no_secret_is_in_a_variable(services: dict[str, Any]) -> None:
     for service in services.values():
-        for name in service.get("environment", {}):
-            assert not re.search(r"PASSWORD|KEY|SECRET|TOKEN", name) or name.endswith("_FILE")
+        for name, value in service.get("environment", {}).items():
+            is_secret = re.search(r"PASSWORD|KEY|SECRET|TOKEN", name)
+            assert not is_secret or name.endswith("_FILE") or value.startswith("$$__file{"), name
 
 
 def test_hadolint_is_content() -> None:

@@ -108,6 +108,14 @@ def test_the_dashboard_answers_the_questions_in_order() -> None:
     assert [panel["id"] for panel in in_order] == [panel["id"] for panel in panels()]
 
 
+def test_tiles_tell_of_this_moment() -> None:
+    tiles = [panel for panel in panels() if panel["type"] == "stat"]
+    assert len(tiles) == 6
+    assert all(target["instant"] is True for panel in tiles for target in panel["targets"])
+    for panel in tiles[:3]:  # what does not answer is not up
+        assert panel["targets"][0]["expr"].endswith(" or vector(0)"), panel["title"]
+
+
 def test_panels_are_told_apart_and_explained() -> None:
     everything = list(panels())
     assert len({panel["id"] for panel in everything}) == len(everything)

@@ -7,16 +7,14 @@ from typing import Any
 
 from masc_core import manifest as bundle
 from masc_core.codebook_files import PATCHES_FILE, TREE_FILE
-from masc_core.settings import PREFIX
 from server import openapi
 from server.problems import KINDS
 from server.schemas.event import EVENT_MODELS
 from server.schemas.generate import GenerateBody
-from server.settings import ServerSettings
 from tests.command_line import ROOT
+from tests.default_settings import default_settings
 from tests.docs.markdown import INLINE, Document
 from tests.server.service import Service
-from worker.settings import WorkerSettings
 
 HTTP = Document(ROOT / "docs" / "http.md")
 SETTINGS = Document(ROOT / "docs" / "settings.md")
@@ -28,15 +26,7 @@ def test_every_setting_is_told_with_its_default() -> None:
     for names, default, *_ in SETTINGS.rows("variable", "default"):
         values = INLINE.findall(default)
         written |= dict(zip(INLINE.findall(names), values or [""], strict=True))
-    fields = ServerSettings.model_fields | WorkerSettings.model_fields
-    assert written == {PREFIX + name.upper(): shown(f.default) for name, f in fields.items()}
-
-
-def shown(default: object) -> str:
-    """As people write it into the environment."""
-    if default is None or isinstance(default, bool):
-        return "" if default is None else str(default).lower()
-    return f"{default:g}" if isinstance(default, float) else str(default)
+    assert written == default_settings()
 
 
 def test_every_field_of_a_request_is_told() -> None:

@@ -7,6 +7,7 @@ This module does not know what the spans are of.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Span as SdkSpan
     from opentelemetry.trace import Tracer as SdkTracer
+
+logger = logging.getLogger(__name__)
 
 VARIABLE = "MASC_TRACES_ENDPOINT"
 STANDARD_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -123,10 +126,6 @@ class Tracer:
         )
         return Span(self._tracer, span)
 
-    def flush(self) -> None:
-        """Send what is over."""
-        self._provider.force_flush()
-
 
 def open_tracer(service: str, endpoint: str) -> Tracer | None:
     """The tracer of a process; None where traces are off.
@@ -139,9 +138,10 @@ def open_tracer(service: str, endpoint: str) -> Tracer | None:
 
     Raises
     ------
-    ConfigError : no such URL, or OpenTelemetry is not installed
+    ConfigError : no such URL; or OpenTelemetry, which it asks for, is not installed
     """
-    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    is_disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    if is_disabled or os.environ.get("OTEL_TRACES_EXPORTER", "").lower() == "none":
         return None
     if not endpoint and not any(os.environ.get(name) for name in STANDARD_VARIABLES):
         return None
@@ -152,7 +152,11 @@ def open_tracer(service: str, endpoint: str) -> Tracer | None:
         )
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - traces are on
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{VARIABLE}: traces need pip install 'masc[tracing]'") from error
+        advice = "traces need pip install 'masc[tracing]'"
+        if endpoint:
+            raise ConfigError(f"{VARIABLE}: {advice}") from error
+        logger.warning("%s: %s", " or ".join(STANDARD_VARIABLES), advice)
+        return None  # they are set for everybody on some machines
     return Tracer(service, BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
 
 

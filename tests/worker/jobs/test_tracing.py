@@ -14,6 +14,7 @@ from worker.jobs.traced import trace_job
 from worker.jobs.tracing import STANDARD_VARIABLES, Tracer, open_tracer
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+SWITCHES = {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "none"}
 JOB = Job(GenerationRequest("tiny", class_id=0, cfg_scale=1.0, seed=0), trace=PARENT)
 
 
@@ -29,7 +30,7 @@ def tracer(spans: InMemorySpanExporter) -> Tracer:
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*STANDARD_VARIABLES, "OTEL_SDK_DISABLED", "OTEL_SERVICE_NAME"):
+    for name in (*STANDARD_VARIABLES, *SWITCHES, "OTEL_SERVICE_NAME"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -37,7 +38,11 @@ def test_traces_are_off_unless_an_endpoint_is_named(monkeypatch: pytest.MonkeyPa
     assert open_tracer("test", "") is None
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     assert open_tracer("test", "") is not None
-    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_traces_can_be_switched_off(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(switch, SWITCHES[switch])
     assert open_tracer("test", "http://127.0.0.1:1") is None
 
 
@@ -51,6 +56,15 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(ConfigError, match=r"masc\[tracing\]"):
         open_tracer("test", "http://127.0.0.1:1")
+
+
+def test_variables_for_everybody_stop_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    assert open_tracer("test", "") is None
+    assert "masc[tracing]" in caplog.text
 
 
 def test_nothing_needs_the_extra_when_traces_are_off() -> None:
