@@ -93,7 +93,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, pieces: lis
     assert made.header(b"content-type") == b"application/problem+json"
     assert made.header(b"connection") == b"close"
     assert "0.05 seconds" in made.document["detail"]
-    labels = {"endpoint": "/generate", "outcome": "timeout"}
+    labels = {"endpoint": "/generate", "outcome": "invalid"}
     assert service.sample("masc_requests_total", **labels) == 1
 
 
