@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,14 +75,31 @@ def load_npz(
     """
     try:
         with Path(path).open("rb") as file:  # given a path, NumPy leaves a damaged file open
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ArtifactError(path, "is not an .npz file")
-            with archive:
-                found = [*names, *(name for name in optional if name in archive)]
-                return {name: _read(path, archive, name) for name in found}
+            return read_npz(file, path, names, optional)
     except OSError as error:
         raise ArtifactError(path, f"cannot be read: {error.strerror or error}") from error
+
+
+def read_npz(
+    file: IO[bytes],
+    path: str | PathLike[str],
+    names: Iterable[str],
+    optional: Iterable[str] = (),
+) -> dict[str, Array]:
+    """Read the named arrays, as `load_npz` does, of a file that is open or in memory.
+
+    Parameters
+    ----------
+    file : can be sought in
+    path : what errors call it
+    """
+    try:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ArtifactError(path, "is not an .npz file")
+        with archive:
+            found = [*names, *(name for name in optional if name in archive)]
+            return {name: _read(path, archive, name) for name in found}
     except DAMAGE as error:
         raise ArtifactError(path, "is not an .npz file, or is damaged") from error
 

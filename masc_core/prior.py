@@ -9,6 +9,8 @@ Legend: V codes, K clusters.
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, TypeGuard, overload
@@ -17,12 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from masc_core.errors import ArtifactError
-from masc_core.npz import Array, load_npz, save_npz
+from masc_core.npz import Array, load_npz, read_npz, save_npz
 
 if TYPE_CHECKING:  # a front end reads priors without torch
     from torch import Tensor
 
 IntArray = npt.NDArray[np.int64]
+
+_ARRAYS = ("mapping", "k", "n")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,7 +141,15 @@ class ClusterMap:
             otherwise: a model's weights hold to the numbering that they were trained with, so
             renumbering here would silently pair them with the wrong clusters
         """
-        arrays = load_npz(path, ["mapping", "k", "n"])
+        return cls._checked(load_npz(path, _ARRAYS), path)
+
+    @classmethod
+    def parse(cls, content: bytes, path: str | PathLike[str]) -> ClusterMap:
+        """Read the content of a file as `load` does; ``path`` is what errors call it."""
+        return cls._checked(read_npz(io.BytesIO(content), path, _ARRAYS), path)
+
+    @classmethod
+    def _checked(cls, arrays: Mapping[str, Array], path: str | PathLike[str]) -> ClusterMap:
         try:
             prior = cls(arrays["mapping"])
             _check_count("n", arrays["n"], prior.num_codes, "codes")

@@ -1,13 +1,13 @@
 """What the page shows of each model: thumbnails of its classes, and its codebook.
 
 Everything is made once a version, in a thread, and kept for the versions shown last: a version is
-never changed.
+never changed. One at a time is made, so that the memory which that takes is bounded.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,10 @@ from masc_core.manifest import PRIOR_FILE, SAMPLES_FILE, Manifest
 from masc_core.prior import ClusterMap
 from server.bundle_files import read_file
 from server.codebook import Codebook
-from server.thumbnails import cut_thumbnails
+from server.thumbnails import cut_thumbnails, is_sheet
 
 T = TypeVar("T")
+Key = tuple[str, str, str | None]  # name, version and seal
 MOST_KEPT = 4  # versions
 
 
@@ -58,24 +59,20 @@ class Kept(Generic[T]):
 
     def __init__(self, make: Callable[[Manifest], T]) -> None:
         self._make = make
-        self._lock = threading.Lock()
-        self._made: dict[tuple[str, str, str | None], T] = {}
+        self._lock = asyncio.Lock()
+        self._made: OrderedDict[Key, T] = OrderedDict()
 
     async def of(self, manifest: Manifest) -> T:
-        """What belongs to a version."""
-        key = (manifest.name, manifest.version, manifest.seal)
-        if (made := self._made.get(key)) is not None:
-            return made
-        return await asyncio.to_thread(self._once, key, manifest)
-
-    def _once(self, key: tuple[str, str, str | None], manifest: Manifest) -> T:
-        with self._lock:
-            if key not in self._made:
-                made = self._make(manifest)
-                if len(self._made) >= MOST_KEPT:
-                    del self._made[next(iter(self._made))]
-                self._made[key] = made
-            return self._made[key]
+        """What belongs to a version. Who waits for another to be made holds no thread."""
+        key = _key(manifest)
+        if key not in self._made:
+            async with self._lock:
+                if key not in self._made:
+                    self._made[key] = await asyncio.to_thread(self._make, manifest)
+                    if len(self._made) > MOST_KEPT:
+                        self._made.popitem(last=False)
+        self._made.move_to_end(key)
+        return self._made[key]
 
 
 class Gallery:
@@ -89,6 +86,17 @@ class Gallery:
     def __init__(self, models: Path) -> None:
         self._models = models
         self._thumbnails, self._codebooks = Kept(self._cut), Kept(self._open)
+        self._sheets: dict[Key, bool] = {}
+
+    def has_thumbnails(self, manifest: Manifest) -> bool:
+        """Whether a version was published with a sheet of all its classes that can be cut."""
+        if SAMPLES_FILE not in manifest.files:
+            return False
+        key = _key(manifest)
+        if key not in self._sheets:
+            path = self._models / manifest.name / manifest.version / SAMPLES_FILE
+            self._sheets[key] = is_sheet(path, len(manifest.class_names))
+        return self._sheets[key]
 
     async def thumbnails(self, manifest: Manifest) -> tuple[bytes, ...]:
         """WebP files, one a class; none if the bundle brings no samples that can be cut.
@@ -132,5 +140,9 @@ class Gallery:
             side = patch_side(content[name], manifest.num_codes)
         except ValueError as error:
             raise ArtifactError(folder / name, str(error)) from error
-        prior = ClusterMap.load(folder / PRIOR_FILE)
+        prior = ClusterMap.parse(content[PRIOR_FILE], folder / PRIOR_FILE)
         return Pictured(Codebook(tree, prior), content[PATCHES_FILE], side)
+
+
+def _key(manifest: Manifest) -> Key:
+    return manifest.name, manifest.version, manifest.seal

@@ -1,22 +1,28 @@
 """One small image of each class, cut from the sheet of samples that a bundle brings.
 
-The sheet is a `masc_core.images.contact_sheet` of square images, one a class, in as many columns as
-make its tiles square.
+The sheet is a `masc_core.images.contact_sheet` of square images with captions, one of each class,
+ten a row, as `masc publish` draws it. What has another layout is refused, even if it could be cut
+in some way: a sheet of some of the classes would give one the image of another.
 This module does not know where sheets come from.
-
-Legend: n classes.
 """
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from masc_core.images import CAPTION_HEIGHT
 
 SIDE = 64  # pixels at most
+WHITE = ((255, 255),) * 3  # lowest and highest value of each channel where a sheet is empty
 GAP = 2  # between the images of a sheet
+COLUMNS = 10
+MOST_PIXELS = 32_000_000  # 128 MB while they are decoded; a hundred images of 512 pixels a side
+
+
+_UNREADABLE = (UnidentifiedImageError, OSError, Image.DecompressionBombError)
 
 
 def cut_thumbnails(sheet: bytes, num_classes: int) -> tuple[bytes, ...]:
@@ -28,27 +34,50 @@ def cut_thumbnails(sheet: bytes, num_classes: int) -> tuple[bytes, ...]:
     """
     try:
         with Image.open(io.BytesIO(sheet)) as opened:
-            image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+            side = side_of_tiles(opened.size, num_classes)
+            image = opened if opened.mode == "RGB" else opened.convert("RGB")
+            tiles = [image.crop(_box(index, side, CAPTION_HEIGHT)) for index in range(num_classes)]
+    except _UNREADABLE as error:
         raise ValueError("is not an image that can be read") from error
-    columns, side = _layout(image.width, image.height, num_classes)
-    thumbnails = []
-    for index in range(num_classes):
-        left = index % columns * (side + GAP)
-        top = index // columns * (side + CAPTION_HEIGHT + GAP)
-        tile = image.crop((left, top, left + side, top + side))
-        thumbnails.append(_encode(tile))
-    return tuple(thumbnails)
+    if tiles[-1].getextrema() == WHITE:
+        raise ValueError(f"has fewer than {num_classes} images")
+    return tuple(_encode(tile.crop((0, 0, side, side))) for tile in tiles)
 
 
-def _layout(width: int, height: int, num_classes: int) -> tuple[int, int]:
-    """Columns of a sheet, and pixels a side of its images."""
-    for columns in range(1, num_classes + 1):
-        side, rest = divmod(width + GAP, columns)
-        rows = -(-num_classes // columns)
-        if not rest and side > GAP and rows * (side + CAPTION_HEIGHT) - GAP == height:
-            return columns, side - GAP
-    raise ValueError(f"has {width}x{height} pixels, which {num_classes} images do not fill")
+def is_sheet(path: Path, num_classes: int) -> bool:
+    """Whether a file has the size of a sheet of so many classes; none of its pixels are read."""
+    try:
+        with Image.open(path) as opened:
+            side_of_tiles(opened.size, num_classes)
+    except (ValueError, *_UNREADABLE):
+        return False
+    return True
+
+
+def side_of_tiles(size: tuple[int, int], num_classes: int) -> int:
+    """Pixels a side of the images on a sheet (width, height) of so many classes.
+
+    Raises
+    ------
+    ValueError : there is no such sheet, or it is too large to be cut
+    """
+    width, height = size
+    columns = min(COLUMNS, num_classes)
+    rows = -(-num_classes // columns)
+    side = (width + GAP) // columns - GAP
+    sheet = (columns * (side + GAP) - GAP, rows * (side + CAPTION_HEIGHT + GAP) - GAP)
+    if side < 1 or sheet != size:
+        raise ValueError(f"has {width}x{height} pixels, which {num_classes} images do not fill")
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"has {width}x{height} pixels, more than {MOST_PIXELS:,}")
+    return side
+
+
+def _box(index: int, side: int, below: int) -> tuple[int, int, int, int]:
+    """Where an image lies, with so many rows below it."""
+    columns_before, rows_before = index % COLUMNS, index // COLUMNS
+    left, top = columns_before * (side + GAP), rows_before * (side + CAPTION_HEIGHT + GAP)
+    return left, top, left + side, top + side + below
 
 
 def _encode(tile: Image.Image) -> bytes:

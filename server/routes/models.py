@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fastapi import APIRouter
 
 from masc_core.errors import ArtifactError
-from masc_core.manifest import SAMPLES_FILE, Manifest
+from masc_core.manifest import Manifest
 from server.front import Front, FrontDependency
 from server.gallery import has_codebook
 from server.openapi import problems
@@ -27,7 +27,7 @@ async def models(front: FrontDependency) -> ModelList:
     served = await front.served()
     return ModelList(
         models=[
-            summary(manifest, default_model=front.default_model, ready=manifest.name in served)
+            summary(front, manifest, ready=manifest.name in served)
             for manifest in _manifests(front, served)
         ]
     )
@@ -48,12 +48,12 @@ async def classes(name: str, front: FrontDependency) -> ClassList:
     )
 
 
-def summary(manifest: Manifest, *, default_model: str, ready: bool) -> ModelSummary:
+def summary(front: Front, manifest: Manifest, *, ready: bool) -> ModelSummary:
     """Shorten a manifest to what a client needs."""
     return ModelSummary(
         name=manifest.name,
         version=manifest.version,
-        default=manifest.name == default_model,
+        default=manifest.name == front.default_model,
         ready=ready,
         weights_sha256=manifest.weights_sha256,
         num_classes=len(manifest.class_names),
@@ -63,7 +63,7 @@ def summary(manifest: Manifest, *, default_model: str, ready: bool) -> ModelSumm
         image_size=manifest.image_size,
         decodings=list(manifest.decodings),
         defaults=Defaults(**manifest.defaults.model_dump()),
-        has_samples=SAMPLES_FILE in manifest.files,
+        has_thumbnails=front.gallery.has_thumbnails(manifest),
         has_codebook=has_codebook(manifest),
         metrics=manifest.metrics,
     )

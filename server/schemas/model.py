@@ -34,7 +34,7 @@ class ModelSummary(BaseModel):
     image_size: Annotated[int, Field(description="Pixels on each side.")]
     decodings: list[Decoding]
     defaults: Defaults
-    has_samples: Annotated[bool, Field(description="Whether its classes have thumbnails.")]
+    has_thumbnails: Annotated[bool, Field(description="Whether its classes have thumbnails.")]
     has_codebook: Annotated[bool, Field(description="Whether its codebook can be browsed.")]
     metrics: Annotated[dict[str, Any], Field(description="What was measured when it was trained.")]
 

@@ -32,7 +32,7 @@ def test_the_list_says_what_each_model_offers(service: Service) -> None:
             "top_p": 1.0,
             "decoding": "uniform",
         },
-        "has_samples": False,
+        "has_thumbnails": False,
         "has_codebook": False,
         "metrics": {"psnr_db": 23.5},
     }
