@@ -84,6 +84,7 @@ SAMPLES: Mapping[str, Sample] = {
     ),
     "unknown-model": _request_sample(KINDS[UnknownModelError], "model", "there is no model 'huge'"),
     "no-codebook": Sample(404, "cifar10 1 was published without pictures of its codebook"),
+    "other-version": Sample(409, "cifar10 is served in version 2 now"),
     "no-key": Sample(KINDS[UnauthorizedError], "this service wants an API key"),
     "forbidden": Sample(KINDS[ForbiddenError], "this key is not an admin's"),
     "unknown-job": _request_sample(KINDS[UnknownJobError], "id", "there is no job '0c3c8a4c'"),

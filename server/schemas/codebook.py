@@ -91,4 +91,5 @@ class BranchDetail(BranchSummary):
     """A node with its neighbours in the tree."""
 
     children: list[BranchSummary]
-    above: Annotated[list[Merge], Field(description="The nodes over it, the nearest first.")]
+    above: Annotated[list[Merge], Field(description="Nodes over it, the nearest few.")]
+    num_above: Annotated[int, Field(description="Nodes over it, up to the whole tree.")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +24,20 @@ PRIOR: ClusterMap = TREE.cut(NUM_CLUSTERS)
 PATCHES: Pixels = random_patches(NUM_CODES, 4)
 
 
-def write_pictured(root: Path, prior: ClusterMap = PRIOR, name: str = "tiny") -> Manifest:
+def write_pictured(
+    root: Path,
+    prior: ClusterMap = PRIOR,
+    name: str = "tiny",
+    version: str = "v1",
+    patches: Pixels = PATCHES,
+    class_names: Sequence[str] = CLASS_NAMES,
+) -> Manifest:
     """Put it under a registry's root, as the active version."""
-    manifest = write_model(root, name)
+    manifest = write_model(root, name, version, class_names=class_names)
     folder = root / name / manifest.version
     prior.save(folder / PRIOR_FILE)
     return add_files(
-        folder, manifest, {SAMPLES_FILE: samples(), **CodebookFiles(TREE, PATCHES).encode()}
+        folder, manifest, {SAMPLES_FILE: samples(), **CodebookFiles(TREE, patches).encode()}
     )
 
 
@@ -51,5 +58,5 @@ def samples() -> bytes:
         for label in range(len(CLASS_NAMES))
     ]
     file = io.BytesIO()
-    contact_sheet(images, 4, captions=CLASS_NAMES).save(file, "PNG")
+    contact_sheet(images, 10, captions=CLASS_NAMES).save(file, "PNG")
     return file.getvalue()

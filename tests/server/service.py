@@ -73,7 +73,7 @@ def write_model(
         defaults=defaults or Defaults(cfg_scale=3.0),
         metrics={"psnr_db": 23.5},
         gpt=GPTSection(
-            dim=8, n_layer=1, n_head=1, num_classes=len(CLASS_NAMES), block_size=GRID**2
+            dim=8, n_layer=1, n_head=1, num_classes=len(class_names), block_size=GRID**2
         ),
         vq=VQSection(code_dim=4, ch=8, ch_mult=(1, 1, 1), num_res_blocks=1, z_channels=8),
         num_codes=32,
@@ -140,6 +140,7 @@ class Painter(threading.Thread):
         self.gate.set()
         self.seconds = 0.0
         self.row_seconds = 0.0
+        self.version = "v1"
         self.failure: JobFailure | None = None
         self.requests: list[GenerationRequest] = []
         self._queue, self._models = queue, models
@@ -149,11 +150,11 @@ class Painter(threading.Thread):
         while not self._stopping.is_set():
             for lease in self._claimed():
                 if lease.job.previews:
-                    self._queue.emit(lease, Started("v1"))
+                    self._queue.emit(lease, Started(self.version))
                 self.requests.append(lease.job.request)
                 self.gate.wait()
                 self._stopping.wait(self.seconds)
-                outcome: Outcome = self.failure or paint(lease.job)
+                outcome: Outcome = self.failure or paint(lease.job, self.version)
                 if lease.job.previews and isinstance(outcome, JobResult):
                     self._tell(lease, outcome)
                 self._queue.finish(lease, outcome)

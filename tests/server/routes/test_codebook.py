@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masc_core.codebook_files import PATCHES_FILE, TREE_FILE
+from masc_core.codebook_files import PATCHES_FILE, TREE_FILE, CodebookFiles
 from masc_core.manifest import SAMPLES_FILE
 from masc_core.prior import ClusterMap
-from server.routes.codebook import MOST_CODES
+from masc_core.semantic_tree import SemanticTree
+from server.routes.codebook import MOST_ABOVE, MOST_CODES
 from tests.server.pictured_model import (
     NUM_CODES,
     PATCHES,
@@ -67,6 +68,41 @@ def test_patches_come_as_they_were_published(pictured: Service) -> None:
     assert (again.status_code, again.content) == (304, b"")
 
 
+PICTURES = ("/models/tiny/codebook/patches", "/models/tiny/classes/0/thumbnail")
+
+
+@pytest.mark.parametrize("path", PICTURES)
+def test_a_picture_is_kept_only_under_its_version(pictured: Service, path: str) -> None:
+    assert pictured.get(path).headers["cache-control"] == "no-cache"
+    named = pictured.get(f"{path}?v=v1")
+    assert named.headers["cache-control"] == "max-age=3600"
+    assert named.content == pictured.get(path).content
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *PICTURES,
+        "/models/tiny/codebook",
+        "/models/tiny/codebook/clusters",
+        "/models/tiny/codebook/clusters/0",
+        "/models/tiny/codebook/nodes/40",
+    ],
+)
+def test_another_version_than_the_one_meant_is_refused(tmp_path: Path, path: str) -> None:
+    write_pictured(tmp_path / "models")
+    with Service(tmp_path) as service:
+        assert service.get(f"{path}?v=v1").status_code == 200
+        write_pictured(service.root, patches=255 - PATCHES, version="v2")
+        service.announce(version="v2")
+        refused = service.get(f"{path}?v=v1")
+        document = assert_problem(refused, 409)
+        assert document["detail"] == "tiny is served in version v2 now"
+        assert "cache-control" not in refused.headers
+        assert service.get(f"{path}?v=v2").status_code == 200
+        assert service.get(path).status_code == 200
+
+
 def test_clusters_come_page_by_page(pictured: Service) -> None:
     pages = [get(pictured, f"/clusters?offset={offset}&limit=5") for offset in range(0, 20, 5)]
     assert [page["total"] for page in pages] == [NUM_CLUSTERS] * 4
@@ -99,7 +135,7 @@ def test_the_tree_can_be_walked_from_the_root_to_a_code(pictured: Service) -> No
         node, depth = branch["children"][0]["node"], depth + 1
     assert branch["codes"] == [node]
     assert branch["cluster"] == PRIOR.labels[node]
-    assert len(branch["above"]) == depth
+    assert len(branch["above"]) == branch["num_above"] == depth
 
 
 def test_clusters_that_are_no_branches_have_no_height(tmp_path: Path) -> None:
@@ -148,7 +184,34 @@ def test_thumbnails_are_those_of_the_samples(pictured: Service) -> None:
 def test_the_list_of_models_says_what_can_be_seen(pictured: Service, service: Service) -> None:
     for each, expected in ((pictured, True), (service, False)):
         (model,) = each.get("/models").json()["models"]
-        assert (model["has_samples"], model["has_codebook"]) == (expected, expected)
+        assert (model["has_thumbnails"], model["has_codebook"]) == (expected, expected)
+
+
+def test_samples_of_some_classes_are_no_thumbnails(tmp_path: Path) -> None:
+    write_pictured(tmp_path / "models", class_names=[f"class {i}" for i in range(100)])
+    with Service(tmp_path) as service:
+        (model,) = service.get("/models").json()["models"]
+        assert (model["has_thumbnails"], model["has_codebook"]) == (False, True)
+        assert_problem(service.get("/models/tiny/classes/0/thumbnail"), 404)
+
+
+def test_few_of_the_nodes_over_a_code_are_told(tmp_path: Path) -> None:
+    steps = np.arange(NUM_CODES - 1)
+    before = np.where(steps == 0, 1, NUM_CODES + steps - 1)
+    after = np.where(steps == 0, 0, steps + 1)
+    chain = SemanticTree(
+        np.stack(
+            [np.minimum(before, after), np.maximum(before, after), 1.0 + steps, steps + 2.0], 1
+        )
+    )
+    manifest = write_pictured(tmp_path / "models", chain.cut(NUM_CLUSTERS))
+    folder = tmp_path / "models" / "tiny" / "v1"
+    add_files(folder, manifest, CodebookFiles(chain, PATCHES).encode())
+    with Service(tmp_path) as service:
+        branch = get(service, "/nodes/0")
+        assert len(branch["above"]) == MOST_ABOVE
+        assert branch["num_above"] == NUM_CODES - 1
+        assert [upper["size"] for upper in branch["above"]] == list(range(2, MOST_ABOVE + 2))
 
 
 def test_a_model_without_pictures_says_so(service: Service) -> None:
