@@ -121,10 +121,9 @@ function wrong(field, message) {
 
 function integer(id, name, high) {
   const text = element(id).value.trim();
-  if (!/^\d+$/.test(text) || Number(text) > high) {
-    const range = high < MAX_SEED ? `from 0 to ${high}` : "from 0";
-    throw wrong(id.replace("-", "_"), `${name} must be a whole number ${range}.`);
-  }
+  const field = id.replace("-", "_");
+  if (!/^\d+$/.test(text)) throw wrong(field, `${name} must be a whole number from 0.`);
+  if (Number(text) > high) throw wrong(field, `${name} must be at most ${high}.`);
   return Number(text);
 }
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from server.api_keys import hash_key, new_key
@@ -23,6 +24,24 @@ def test_the_field_at_fault_is_marked(page: Page) -> None:
     finished(page)
     expect(page.locator("#error")).to_be_hidden()
     expect(page.locator("#form [aria-invalid]")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("label", "text", "message"),
+    [
+        ("Seed", "9007199254740990", "Seed must be at most 9007199254740975."),
+        ("Seed", "-1", "Seed must be a whole number from 0."),
+        ("Top-k, 0 is all", "9007199254740993", "Top-k must be at most 9007199254740991."),
+    ],
+)
+def test_a_number_that_is_too_large_is_told_the_largest(
+    page: Page, label: str, text: str, message: str
+) -> None:
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label(label, exact=True).fill(text)
+    generate(page)
+    expect(page.locator("#error")).to_have_text(message)
+    expect(page.get_by_label(label, exact=True)).to_be_focused()
 
 
 def test_what_the_service_refuses_is_marked_too(visitor: Visitor, page: Page) -> None:
