@@ -13,7 +13,7 @@ export function dendrogram(cluster, patches) {
   const { codes, merges } = cluster;
   const leaf = Math.max(LEAST_LEAF, Math.min(LEAF, Math.floor(WIDTH / codes.length) - GAP));
   const [canvas, context] = sheet(codes.length * (leaf + GAP) - GAP, DEPTH + leaf + 8);
-  const top = merges[0].height;
+  const top = merges[0].height || 1; // codes that are all the same merge at 0
   const place = new Map(); // node -> [x, y]
   codes.forEach((code, index) => {
     const left = index * (leaf + GAP);

@@ -109,3 +109,17 @@ def test_a_model_without_pictures_says_so(pictured: Service, visitor: Visitor) -
     expect(page.locator("#codebook-body")).to_be_hidden()
     page.get_by_role("link", name="Generate").click()
     expect(page.locator("#classes b").first).to_have_text("G")
+
+
+def test_codes_that_are_all_the_same_are_joined_by_lines(page: Page) -> None:
+    drawn = page.evaluate(
+        """async () => {
+          const { dendrogram } = await import("/static/chart.js");
+          const merges = [{ node: 5, height: 0, children: [2, 4] },
+                          { node: 4, height: 0, children: [0, 1] }];
+          const canvas = dendrogram({ codes: [0, 1, 2], merges }, { draw: () => {} });
+          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          return data.some((value) => value > 0);
+        }"""
+    )
+    assert drawn
