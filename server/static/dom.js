@@ -22,9 +22,14 @@ export function button(text, act, label = text) {
   return node;
 }
 
+/** Set a text where it differs: what is written anew, though the same, is read out anew. */
+export function write(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
 /** Show a text, or hide the element when there is none. */
 export function tell(node, text) {
-  node.textContent = text;
+  write(node, text);
   node.hidden = !text;
 }
 

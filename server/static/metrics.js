@@ -32,6 +32,15 @@ export function since(earlier, samples, name, wanted = {}) {
   return { count: grown("count"), seconds: grown("sum"), buckets };
 }
 
+/** Whether anything that only grows has shrunk: the process that counts began anew. */
+export function beganAnew(earlier, samples) {
+  const idOf = ({ name, labels }) => JSON.stringify([name, labels]);
+  const values = new Map(samples.map((sample) => [idOf(sample), sample.value]));
+  return earlier.some(
+    (sample) => /_(total|count)$/.test(sample.name) && !(values.get(idOf(sample)) >= sample.value),
+  );
+}
+
 /** A quantile of a histogram, interpolated within its bucket; null of nothing. */
 export function quantile(histogram, share) {
   const wanted = share * histogram.count;

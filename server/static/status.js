@@ -2,7 +2,7 @@
 
 import { spark } from "./chart.js";
 import { count, duration, element, make, tell } from "./dom.js";
-import { parse, quantile, since, sum } from "./metrics.js";
+import { beganAnew, parse, quantile, since, sum } from "./metrics.js";
 import { ask, askText } from "./service.js";
 
 const SECONDS = 2; // between two looks
@@ -34,23 +34,42 @@ export function closeStatus() {
 
 async function look() {
   try {
-    const [status, text, { models }] = await Promise.all([
+    const [status, text, models] = await Promise.all([
       ask("/status"),
-      askText("/metrics"),
-      ask("/models"),
+      askText("/metrics").catch(reasonOf),
+      ask("/models").catch(reasonOf),
     ]);
     tell(element("status-error"), "");
-    looks.push({ at: Date.now() / 1000, status, samples: parse(text) });
-    looks = looks.slice(-WINDOW);
-    show(status, models);
+    const samples = text instanceof Error ? null : parse(text);
+    keep({ at: Date.now() / 1000, status, samples });
+    showTiles(status);
+    if (samples) showStages(samples);
+    else showNoStages(text);
+    showWorkers(status);
+    showModels(models, status.default_model);
   } catch (error) {
     tell(element("status-error"), error.message);
   }
 }
 
-function show(status, models) {
-  const now = looks.at(-1);
-  const requests = since(base(), now.samples, REQUESTS, GENERATE);
+const reasonOf = (error) => error; // the part of the view that it concerns says it
+
+/** Keep a look; those before go where it cannot be compared with them. */
+function keep(now) {
+  const last = looks.at(-1);
+  if (last && !isAfter(now, last)) looks = [];
+  looks = [...looks, now].slice(-WINDOW);
+}
+
+/** Whether the same was counted at both looks, and has only grown. */
+function isAfter(now, last) {
+  const isSameKind =
+    Boolean(now.status.queue) === Boolean(last.status.queue) &&
+    Boolean(now.samples) === Boolean(last.samples);
+  return isSameKind && jobs(now) >= jobs(last) && !beganAnew(last.samples ?? [], now.samples ?? []);
+}
+
+function showTiles(status) {
   const { queue } = status;
   const ready = status.workers.filter((worker) => worker.ready).length;
   const state = status.draining ? "about to stop" : ready ? "ready" : "no worker is ready";
@@ -62,14 +81,16 @@ function show(status, models) {
       : tile("Queue", "away", "it cannot be reached"),
     tile("Running jobs", queue ? String(queue.running) : "–", "claimed by workers"),
     tile("Jobs ended", rate(), `${ended(queue)} since the queue began`, speeds()),
-    tile("Latency, median", seconds(quantile(requests, 0.5)), `p95 ${seconds(quantile(requests, 0.95))}`),
+    latency(),
   );
-  element("latency-hint").textContent = requests.count
-    ? `Means of ${count(requests.count, "request")} to /generate ${period()}.`
-    : "No request to /generate yet.";
-  showStages(now.samples);
-  showWorkers(status.workers);
-  showModels(models, status.default_model);
+}
+
+function latency() {
+  const { samples } = looks.at(-1);
+  if (!samples) return tile("Latency, median", "–", "the metrics cannot be read");
+  const requests = since(base(), samples, REQUESTS, GENERATE);
+  const [half, most] = [0.5, 0.95].map((share) => seconds(quantile(requests, share)));
+  return tile("Latency, median", half, `p95 ${most}`);
 }
 
 /** The look from which figures are counted: a minute ago, or the beginning if nothing came since. */
@@ -92,7 +113,7 @@ const ended = (queue) =>
 const jobs = ({ status }) => Object.values(status.queue?.ended ?? {}).reduce((all, n) => all + n, 0);
 
 function rate() {
-  if (looks.length < 2) return "–";
+  if (looks.length < 2 || !looks.at(-1).status.queue) return "–";
   const [one, other] = [looks[0], looks.at(-1)];
   return `${((jobs(other) - jobs(one)) / (other.at - one.at)).toFixed(1)} / s`;
 }
@@ -113,6 +134,15 @@ function tile(label, value, more, drawing = null) {
 }
 
 function showStages(samples) {
+  const requests = since(base(), samples, REQUESTS, GENERATE);
+  const images = sum(samples, "masc_images_total");
+  const bits = since([], samples, "masc_prediction_entropy_bits");
+  const means = requests.count
+    ? `Means of ${count(requests.count, "request")} to /generate ${period()}.`
+    : "No request to /generate yet.";
+  // Workers of other processes count for themselves.
+  const made = `${count(images, "image")} in all, ${(bits.seconds / bits.count).toFixed(2)} bits a position.`;
+  element("latency-hint").textContent = images ? `${means} ${made}` : means;
   const rows = Object.entries(STAGES).map(([stage, label]) => {
     const name = "masc_stage_duration_seconds";
     const { count: times, seconds: all } = since(base(), samples, name, { stage });
@@ -126,28 +156,30 @@ function showStages(samples) {
       return row([label, seconds(mean), bar]);
     }),
   );
-  const images = sum(samples, "masc_images_total");
-  const bits = since([], samples, "masc_prediction_entropy_bits");
-  if (!images) return; // workers of other processes count for themselves
-  element("latency-hint").append(
-    ` ${count(images, "image")} in all, ${(bits.seconds / bits.count).toFixed(2)} bits a position.`,
-  );
 }
 
-function showWorkers(workers) {
+function showNoStages(error) {
+  element("latency-hint").textContent = `The metrics cannot be read: ${error.message}`;
+  element("stages").replaceChildren();
+}
+
+function showWorkers({ workers, queue }) {
+  const none = queue ? "No worker has announced itself." : "Workers are known by the queue.";
   const rows = workers.map(({ id, ready, model, version, detail }) =>
     row([id, ready ? "ready" : "not ready", detail || `${model} ${version}`.trim()]),
   );
   element("workers").replaceChildren(
     head("worker", "state", "serves"),
-    ...(rows.length ? rows : [row(["No worker has announced itself.", "", ""])]),
+    ...(rows.length ? rows : [row([none, "", ""])]),
   );
 }
 
-function showModels(models, byDefault) {
+function showModels(answer, byDefault) {
+  const isThere = !(answer instanceof Error);
   element("served").replaceChildren(
     head("model", "version", "weights"),
-    ...models.map(({ name, version, weights_sha256: weights }) =>
+    ...(isThere ? [] : [row([`The models are not known: ${answer.message}`, "", ""])]),
+    ...(isThere ? answer.models : []).map(({ name, version, weights_sha256: weights }) =>
       row([name + (name === byDefault ? " (default)" : ""), version, weights.slice(0, 12)]),
     ),
   );
