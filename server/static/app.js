@@ -1,8 +1,8 @@
 // The page: asks the service what there is, sends what was chosen, shows what comes back.
 
-import { className, showClasses } from "./classes.js";
+import { className, hasClass, showClasses } from "./classes.js";
 import { openCodebook, recolourCodebook } from "./codebook.js";
-import { count, duration, element } from "./dom.js";
+import { count, duration, element, write } from "./dom.js";
 import { complain, fill, offer, read } from "./form.js";
 import { openHistory, remember } from "./history.js";
 import { Result } from "./result.js";
@@ -13,9 +13,12 @@ import { closeStatus, openStatus } from "./status.js";
 const VIEWS = ["generate", "codebook", "status"];
 
 let models = [];
-let model = null; // the chosen one
+let model = null; // the one that the form is for
+let wanted = null; // the one that was asked for; another than the model until its classes are there
 let running = null; // AbortController of the run under way
-let isReady = false;
+let isServed = false; // images can be made
+let notServed = "It is not known yet whether the service is ready."; // or why it is not
+let served = ""; // by whom, when the models were last asked for
 
 // Models
 
@@ -25,18 +28,35 @@ async function offerModels() {
   const ready = found.filter((one) => one.ready);
   models = ready.length ? ready : found;
   const chosen =
-    models.find(({ name }) => name === model?.name) ?? models.find((one) => one.default) ?? models[0];
+    models.find(({ name }) => name === wanted?.name) ?? models.find((one) => one.default) ?? models[0];
   if (!chosen) throw new Error("There is no model that can be served.");
   element("model").replaceChildren(...models.map(({ name }) => new Option(name, name)));
   element("model").value = chosen.name;
   element("model-field").hidden = models.length < 2;
   // What a person has chosen meanwhile stays, unless it is for another model.
-  const isSame = chosen.name === model?.name && chosen.version === model.version;
+  const isSame = chosen.name === wanted?.name && chosen.version === wanted.version;
   if (!isSame) await showModel(chosen);
 }
 
+/** Set the page to a model; what was asked for last counts, and after an error what was there. */
 async function showModel(chosen) {
-  const { classes } = await ask(`/models/${encodeURIComponent(chosen.name)}/classes`);
+  wanted = chosen;
+  element("model").value = chosen.name;
+  allow();
+  try {
+    const { classes } = await ask(`/models/${encodeURIComponent(chosen.name)}/classes`);
+    if (wanted === chosen) await use(chosen, classes);
+  } catch (error) {
+    if (wanted !== chosen) return;
+    wanted = model;
+    element("model").value = model?.name ?? "";
+    throw error;
+  } finally {
+    allow();
+  }
+}
+
+async function use(chosen, classes) {
   model = chosen;
   offer(model);
   showClasses(model, classes);
@@ -52,7 +72,7 @@ async function showModel(chosen) {
 
 async function submit(event) {
   event.preventDefault();
-  if (running || !isReady) return;
+  if (running || !canGenerate()) return;
   complain(null);
   let settings;
   try {
@@ -69,25 +89,34 @@ async function submit(event) {
   say(`Drawing ${count(run.cells.length, "image")} of ${name}…`);
   const started = performance.now();
   try {
-    const done = await execute(run.requests, controller, (request, what, data) => {
+    const { done, error } = await execute(run.requests, controller.signal, (request, what, data) => {
       if (what === "queued") say(waits(data));
       else if (what === "started") say(`Drawing ${count(run.cells.length, "image")} of ${name}…`);
       result.hear(request, what, data);
     });
-    result.finish(done);
-    say(`${count(run.cells.length, "image")} in ${duration((performance.now() - started) / 1000)}.`);
-    await remember(settings, run.title, result.frames[0].image);
+    const made = done.some(Boolean);
+    if (made) result.finish(done);
+    else result.drop();
+    const images = made ? count(result.frames.length, "image") : "";
+    if (error) failed(error, images);
+    else say(`${images} in ${duration((performance.now() - started) / 1000)}.`);
+    if (made) await remember(settings, run.title, result.frames[0].image);
+    if (done.some((one) => one && isOther(one.model))) await offerModels();
   } catch (error) {
-    result.drop();
-    failed(error);
+    complain(error); // whatever it is, the images stay
   } finally {
     setRunning(null);
   }
 }
 
-function failed(error) {
+/** Whether that is the form's model in a version that it does not know. */
+const isOther = ({ name, version }) => name === model.name && version !== model.version;
+
+/** Say why a run ended early, and which images there are all the same. */
+function failed(error, images) {
   const isCancelled = error.name === "AbortError";
-  say(isCancelled ? "Cancelled." : "");
+  const kept = images && `${images} had been made.`;
+  say(isCancelled ? `Cancelled. ${kept}`.trim() : kept);
   if (isCancelled) return;
   complain(error);
   if (error.status === 401 || error.status === 403) {
@@ -102,22 +131,27 @@ function waits({ position, estimated_start_seconds: seconds }) {
 }
 
 function makeAgain(settings) {
-  if (running) return;
   location.hash = "generate";
-  if (!models.some(({ name }) => name === settings.model)) {
-    complain(new Error(`The model ${settings.model} is not served any more.`));
-    return;
-  }
   const again = async () => {
-    const wanted = models.find(({ name }) => name === settings.model);
-    if (wanted.name !== model.name) {
-      element("model").value = wanted.name;
-      await showModel(wanted);
-    }
+    if (running) throw new Error("A run is under way. Wait for it, or cancel it.");
+    if (!canGenerate()) throw new Error(isServed ? "The model is not there yet." : notServed);
+    const found = models.find(({ name }) => name === settings.model);
+    if (!found) throw new Error(`The model ${settings.model} is not served any more.`);
+    if (found.name !== model.name) await showModel(found);
+    if (found.name !== model.name) return; // another was chosen meanwhile
+    const missing = missingOf(settings);
+    if (missing) throw new Error(`${model.name} ${model.version} has no ${missing} any more.`);
     fill(settings);
     element("form").requestSubmit();
   };
   again().catch(complain);
+}
+
+/** What of the settings the model does not offer in its present version; empty if nothing. */
+function missingOf({ class_id: id, decoding, compare }) {
+  if (!hasClass(id)) return `class ${id}`;
+  if (compare === "decodings") return model.decodings.length > 1 ? "" : "decodings to compare";
+  return model.decodings.includes(decoding) ? "" : `decoding ${decoding}`;
 }
 
 function setRunning(controller) {
@@ -130,33 +164,41 @@ function setRunning(controller) {
   }
 }
 
-function say(text) {
-  element("progress").textContent = text;
+const say = (text) => write(element("progress"), text);
+
+const canGenerate = () => isServed && model !== null && model === wanted;
+
+function allow() {
+  element("generate").disabled = !canGenerate();
 }
 
 // The state of the service
 
-function showState(state, text) {
+/** The state, in words, and of which workers in which versions a ready service is told. */
+function showState(state, text, by = "") {
   const label = element("state");
   label.dataset.state = state;
-  label.textContent = state === "ready" ? "Ready" : state === "offline" ? "Unreachable" : "Not ready";
+  write(label, state === "ready" ? "Ready" : state === "offline" ? "Unreachable" : "Not ready");
   label.title = text;
-  isReady = state === "ready" && model !== null;
-  element("generate").disabled = !isReady;
-  if (state !== "ready" && !running) say(text);
-  if (state === "ready" && !running && (!wasReady || !model)) {
+  const isNew = state === "ready" && (!isServed || !model || by !== served);
+  isServed = state === "ready";
+  allow();
+  if (!isServed) notServed = text;
+  if (!isServed && !running) say(text);
+  if (isNew && !running) {
     offerModels()
       .then(() => {
-        isReady = true;
-        element("generate").disabled = false;
-        say("Ready.");
+        served = by;
+        if (!running) say("Ready.");
       })
       .catch((error) => say(error.message));
   }
-  wasReady = state === "ready";
 }
 
-let wasReady = false;
+/** An answer was of another version than the page's. */
+function renew() {
+  offerModels().catch((error) => say(error.message));
+}
 
 // Views
 
@@ -185,8 +227,12 @@ function listen() {
     const chosen = models.find(({ name }) => name === element("model").value);
     showModel(chosen).catch(complain);
   });
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the part of the address after # names the view
+    element("main").focus();
+  });
   addEventListener("keydown", (event) => {
-    if (event.key === "Escape") running?.abort();
+    if (event.key === "Escape" && !takesEscape(event.target)) running?.abort();
     const isAsked = event.key === "Enter" && (event.ctrlKey || event.metaKey);
     if (isAsked && view() === "generate") element("form").requestSubmit();
   });
@@ -194,8 +240,14 @@ function listen() {
   document.documentElement.addEventListener("theme", recolourCodebook);
 }
 
+/** Whether Escape means something of its own there: to empty a search, or to close what is open. */
+function takesEscape(node) {
+  const isSearched = node.matches("input[type=search]") && node.value !== "";
+  return isSearched || node.matches("select") || document.querySelector("dialog[open]") !== null;
+}
+
 async function start() {
-  configure({ key: () => element("key").value.trim(), report: showState });
+  configure({ key: () => element("key").value.trim(), report: showState, renew });
   listen();
   openHistory(makeAgain);
   const shown = showView();

@@ -99,7 +99,7 @@ function above(book, branch) {
     const text = node === book.root ? "the whole tree" : count(size, "code");
     return make("li", {}, button(`${text} at ${height.toFixed(3)}`, () => book.go(node)));
   });
-  const left = branch.above.length - shown.length;
+  const left = branch.num_above - shown.length;
   const top = left
     ? [make("li", {}, button(`${left} merges up: the whole tree`, () => book.go(book.root)))]
     : [];

@@ -21,6 +21,8 @@ export function showClasses(model, found, chosen = 0) {
 
 export const className = (id) => classes[id]?.name ?? `class ${id}`;
 
+export const hasClass = (id) => id in classes;
+
 export function chosenClass() {
   const radio = list.querySelector("input:checked");
   return radio ? Number(radio.value) : null;
@@ -37,7 +39,7 @@ export function choose(id) {
 
 function tile(model, id, name) {
   const radio = make("input", { type: "radio", name: "class", value: String(id) });
-  const image = model.has_samples ? thumbnail(model, id, name) : stand(name);
+  const image = model.has_thumbnails ? thumbnail(model, id, name) : stand(name);
   return make("label", { title: `${name} (${id})` }, radio, image, make("span", {}, name));
 }
 
@@ -71,16 +73,17 @@ function countOf(found) {
   return found ? `${found} of ${classes.length} classes` : "No class is called so.";
 }
 
-/** Take the first class that is shown, from the search. */
-function takeFirst() {
+/** Go from the search to the first class that it found; without a search, to the chosen one. */
+function leave() {
   const first = tiles.find((node) => !node.hidden)?.querySelector("input");
-  first?.focus();
-  if (first) first.checked = true;
+  const target = search.value.trim() ? first : list.querySelector("input:checked");
+  target?.focus();
+  if (target) target.checked = true;
 }
 
 search.addEventListener("input", filter);
 search.addEventListener("keydown", (event) => {
   if (event.key !== "ArrowDown" && event.key !== "Enter") return;
   event.preventDefault();
-  takeFirst();
+  if (search.value.trim() || event.key === "ArrowDown") leave();
 });

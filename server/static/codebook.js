@@ -1,7 +1,7 @@
 // The codebook view: pages of clusters, and the branch that was chosen among them.
 
 import { showBranch } from "./branch.js";
-import { count, element, make, tell } from "./dom.js";
+import { count, element, make, tell, write } from "./dom.js";
 import { Patches } from "./patches.js";
 import { ask } from "./service.js";
 
@@ -11,6 +11,7 @@ const SHOWN = 12; // codes of one
 const find = element("find");
 
 let book = null; // of the model that is shown
+let wanted = null; // the model whose book was asked for last
 let offset = 0;
 let total = 0;
 
@@ -18,9 +19,9 @@ let total = 0;
 export async function openCodebook(model, node) {
   try {
     if (book?.model !== model.name || book?.version !== model.version) await load(model);
-    if (book) await go(node ?? book.root, { quietly: true });
+    if (wanted === model) await go(node ?? book.root, { quietly: true });
   } catch (error) {
-    failed(error);
+    if (wanted === model) failed(error);
   }
 }
 
@@ -41,6 +42,7 @@ function mark() {
 
 async function load(model) {
   book = null;
+  wanted = model;
   const base = `/models/${encodeURIComponent(model.name)}/codebook`;
   element("codebook-body").hidden = true;
   if (!model.has_codebook) {
@@ -51,10 +53,12 @@ async function load(model) {
   }
   tell(element("codebook-facts"), "Loading…");
   tell(element("codebook-error"), "");
-  const summary = await ask(base);
-  const version = encodeURIComponent(summary.version);
-  const patches = await Patches.load(`${base}/patches?v=${version}`, summary.patches);
-  book = { ...summary, base, patches, go };
+  tell(element("find-error"), "");
+  const version = `v=${encodeURIComponent(model.version)}`; // all are of one version, or refused
+  const summary = await ask(`${base}?${version}`);
+  const patches = await Patches.load(`${base}/patches?${version}`, summary.patches);
+  if (wanted !== model) return;
+  book = { ...summary, patches, go, ask: (path) => ask(`${base}/${path}${version}`) };
   tell(element("codebook-facts"), facts(summary));
   element("codebook-body").hidden = false;
   await turn(0);
@@ -83,14 +87,16 @@ async function turn(to) {
     offset: String(to),
     limit: String(PAGE),
   });
-  const page = await ask(`${book.base}/clusters?${query}`);
+  const asked = book;
+  const page = await asked.ask(`clusters?${query}&`);
+  if (book !== asked) return;
   ({ offset, total } = page);
   element("clusters").replaceChildren(...page.clusters.map((cluster) => make("li", {}, card(cluster))));
   mark();
   const last = Math.min(offset + PAGE, total);
-  element("page-line").textContent = total
-    ? `${(offset + 1).toLocaleString("en")} to ${last.toLocaleString("en")} of ${count(total, "cluster")}`
-    : "No cluster is that large.";
+  const line = `${(offset + 1).toLocaleString("en")} to ${last.toLocaleString("en")}`;
+  const shown = total ? `${line} of ${count(total, "cluster")}` : "No cluster is that large.";
+  write(element("page-line"), shown);
   element("earlier").disabled = offset === 0;
   element("later").disabled = last >= total;
 }
@@ -111,23 +117,28 @@ function card(cluster) {
 
 /** Show a node of the tree, and the cluster that it is or belongs to. */
 async function go(node, { quietly = false } = {}) {
-  try {
-    const branch = await ask(`${book.base}/nodes/${node}`);
-    const cluster =
-      branch.cluster === null ? null : await ask(`${book.base}/clusters/${branch.cluster}`);
-    show(branch, cluster, quietly);
-  } catch (error) {
-    tell(element("find-error"), error.message);
-  }
+  await choose(async (nodeOf, clusterOf) => {
+    const branch = await nodeOf(node);
+    return [branch, await clusterOf(branch.cluster)];
+  }, quietly);
 }
 
 async function chooseCluster(id) {
+  await choose(async (nodeOf, clusterOf) => {
+    const cluster = await clusterOf(id);
+    return [await nodeOf(cluster.node), cluster];
+  }, false);
+}
+
+/** Show what is found, unless another book is there by then. */
+async function choose(find, quietly) {
+  const asked = book;
+  const question = (kind) => (number) => (number === null ? null : asked.ask(`${kind}/${number}?`));
   try {
-    const cluster = await ask(`${book.base}/clusters/${id}`);
-    const branch = cluster.node === null ? null : await ask(`${book.base}/nodes/${cluster.node}`);
-    show(branch, cluster, false);
+    const [branch, cluster] = await find(question("nodes"), question("clusters"));
+    if (book === asked) show(branch, cluster, quietly);
   } catch (error) {
-    tell(element("find-error"), error.message);
+    if (book === asked) tell(element("find-error"), error.message);
   }
 }
 

@@ -9,12 +9,18 @@ const STOPS = [
 ];
 const ALPHA = 175;
 
-/** Range of bits over images, outward to halves. */
+/** Range of bits over images, outward to halves; there may be more than a call has arguments. */
 export function rangeOf(images) {
-  const bits = images.flatMap((image) => image.entropies ?? []);
-  if (!bits.length) return [0, 1];
-  const low = Math.floor(Math.min(...bits) * 2) / 2;
-  return [low, Math.max(Math.ceil(Math.max(...bits) * 2) / 2, low + 0.5)];
+  let [least, most] = [Infinity, -Infinity];
+  for (const { entropies } of images) {
+    for (const bits of entropies ?? []) {
+      least = Math.min(least, bits);
+      most = Math.max(most, bits);
+    }
+  }
+  if (least > most) return [0, 1];
+  const low = Math.floor(least * 2) / 2;
+  return [low, Math.max(Math.ceil(most * 2) / 2, low + 0.5)];
 }
 
 /** Draw the map of one image, one pixel a position. */

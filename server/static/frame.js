@@ -63,13 +63,18 @@ export class Frame {
     );
   }
 
-  /** Lay the map over the image, or take it away. */
-  showMap(isOn, range) {
+  /** Take the map away. */
+  hideMap() {
     this.box.querySelector("canvas")?.remove();
     this.marker?.remove();
     this.probe?.remove();
     this.bits.remove();
-    if (!isOn || !this.entropies) return;
+  }
+
+  /** Lay the map over the image. */
+  showMap(range) {
+    this.hideMap();
+    if (!this.entropies) return;
     const canvas = make("canvas");
     canvas.setAttribute("aria-hidden", "true");
     drawMap(canvas, this.entropies, range);

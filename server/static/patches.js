@@ -7,7 +7,9 @@ export class Patches {
   static async load(path, layout) {
     const image = new Image();
     image.src = path;
-    await image.decode();
+    await image.decode().catch(() => {
+      throw new Error("The pictures of the codes could not be loaded.");
+    });
     return new Patches(image, layout);
   }
 

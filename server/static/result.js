@@ -55,12 +55,15 @@ export class Result {
     else if (name === "image") this.images.push([frame, data]);
   }
 
-  /** All images are there. */
+  /** Show the images of those requests that are done; the places of the others go. */
   finish(done) {
     const compared = this.run.requests.length > 1;
-    this.images.forEach(([frame, image]) => {
-      const request = this.run.cells[this.frames.indexOf(frame)].request;
-      frame.finish(image, compared ? duration(done[request].timings.total) : "");
+    this.frames = this.frames.filter((frame, index) => {
+      const seconds = done[this.run.cells[index].request]?.timings;
+      const image = this.images.find(([place]) => place === frame)?.[1];
+      if (seconds && image) frame.finish(image, compared ? duration(seconds.total) : "");
+      else frame.node.remove();
+      return seconds && image;
     });
     this.isFinished = true;
     this.node.setAttribute("aria-busy", "false");
@@ -112,9 +115,14 @@ function timings(seconds) {
 /** Maps as the switch says, all in one range, so that colours can be compared. */
 function showMaps() {
   const finished = [...all.values()].filter((result) => result.isFinished);
-  const range = rangeOf(finished.flatMap(({ images }) => images.map(([, image]) => image)));
-  for (const { frames } of finished) frames.forEach((frame) => frame.showMap(toggle.checked, range));
-  element("legend").hidden = element("legend-text").hidden = !toggle.checked || !finished.length;
+  const frames = finished.flatMap((result) => result.frames);
+  element("legend").hidden = element("legend-text").hidden = !toggle.checked || !frames.length;
+  if (!toggle.checked) {
+    frames.forEach((frame) => frame.hideMap());
+    return;
+  }
+  const range = rangeOf(frames);
+  frames.forEach((frame) => frame.showMap(range));
   element("legend-low").textContent = `${range[0]} bits`;
   element("legend-high").textContent = `${range[1]} bits`;
 }

@@ -2,6 +2,8 @@
 
 import { generate } from "./service.js";
 
+const MOST_AT_ONCE = 3; // browsers have six connections a host, and the page needs some besides
+
 /**
  * Requests and cells of the settings. A cell shows one image of one request.
  * @returns {{title: string, requests: object[], cells: {label: string, request: number, image: number}[]}}
@@ -32,18 +34,25 @@ function row(title, body, labelled) {
 }
 
 /**
- * Send all requests at once; `onEvent(request, name, data)` hears everything.
- * The first error ends the others. Resolves with the `done` event of each request.
+ * Send the requests, a few at a time; `onEvent(request, name, data)` hears everything.
+ * After an error no more are sent, and those under way go on.
+ * @returns {Promise<{done: (object | null)[], error: Error | null}>} `done` event of each request,
+ *   null of one that came to nothing, and the first error
  */
-export async function execute(requests, controller, onEvent) {
-  try {
-    return await Promise.all(
-      requests.map((body, index) =>
-        generate(body, controller.signal, (name, data) => onEvent(index, name, data)),
-      ),
-    );
-  } catch (error) {
-    controller.abort();
-    throw error;
-  }
+export async function execute(requests, signal, onEvent) {
+  const done = requests.map(() => null);
+  let error = null;
+  let next = 0;
+  const sendInTurn = async () => {
+    while (next < requests.length && !error) {
+      const index = next++;
+      try {
+        done[index] = await generate(requests[index], signal, (name, data) => onEvent(index, name, data));
+      } catch (reason) {
+        error ??= reason;
+      }
+    }
+  };
+  await Promise.all(Array.from({ length: MOST_AT_ONCE }, sendInTurn));
+  return { done, error };
 }

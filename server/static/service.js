@@ -2,9 +2,11 @@
 
 const WATCH_SECONDS = 15;
 const RETRY_SECONDS = 2;
+const OTHER_VERSION = 409;
 
 let key = () => "";
 let report = () => {};
+let renew = () => {};
 
 /** An error in words; `fields` says which of the request's fields are at fault, and why. */
 export class Problem extends Error {
@@ -16,15 +18,20 @@ export class Problem extends Error {
   }
 }
 
-/** Say where the key comes from, and who wants to know the state: ready, waiting, offline. */
+/**
+ * Say where the key comes from, who wants to know the state (ready, waiting, offline), and who that
+ * a question was about another version than the one that is served.
+ */
 export function configure(options) {
   key = options.key;
   report = options.report;
+  renew = options.renew;
 }
 
 /** Ask for JSON. */
 export async function ask(path, options = {}) {
   const response = await send(path, options);
+  if (response.status === OTHER_VERSION) renew();
   if (!response.ok) throw problemOf(await response.json().catch(() => null), response);
   return response.json();
 }
@@ -60,8 +67,9 @@ export async function watch() {
   for (;;) {
     let seconds = WATCH_SECONDS;
     try {
-      await ask("/readyz");
-      report("ready", "Ready");
+      const { workers } = await ask("/readyz");
+      const versions = new Set(workers.map(({ version }) => version));
+      report("ready", "Ready", [...versions].sort().join());
     } catch (error) {
       seconds = RETRY_SECONDS;
       if (error.status) report("waiting", error.message);

@@ -1,6 +1,6 @@
 // Requests as commands for other places: curl and Python.
 
-import { element } from "./dom.js";
+import { element, write } from "./dom.js";
 
 const KEY_NAME = "MASC_API_KEY";
 
@@ -9,7 +9,7 @@ export function curl(requests) {
   return requests
     .map((body) => {
       const lines = [
-        `curl ${location.origin}/generate`,
+        `curl --fail ${location.origin}/generate`, // or the words of an error become the image
         ...(needsKey() ? [`-H "Authorization: Bearer $${KEY_NAME}"`] : []),
         "-H 'Content-Type: application/json'",
         ...(body.num_images === 1 ? [`-H 'Accept: image/${body.format}'`] : []),
@@ -52,7 +52,7 @@ for body in requests:
 export async function copy(kind, text) {
   try {
     await navigator.clipboard.writeText(text);
-    element("progress").textContent = `Copied as ${kind}.`;
+    write(element("progress"), `Copied as ${kind}.`);
   } catch {
     const box = element("code-text");
     box.value = text;

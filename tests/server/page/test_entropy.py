@@ -80,3 +80,29 @@ def test_a_tap_reads_a_position(visitor: Visitor) -> None:
     side = box["width"] / GRID
     frame.tap(position={"x": 2.5 * side, "y": 1.5 * side})
     expect(page.locator(".readout").first).to_have_text(bits(6))
+
+
+def test_the_range_is_that_of_more_positions_than_a_call_has_arguments(page: Page) -> None:
+    found = page.evaluate(
+        """async () => {
+          const { rangeOf } = await import("/static/entropy.js");
+          const images = Array.from({ length: 320 }, (_, image) => ({
+            entropies: Array.from({ length: 1024 }, (_, position) => 2 + image + position / 1024),
+          }));
+          return [rangeOf(images), rangeOf([]), rangeOf([{}]), rangeOf([{ entropies: [3, 3] }])];
+        }"""
+    )
+    assert found == [[2, 322], [0, 1], [0, 1], [3, 3.5]]
+
+
+def test_images_stay_when_what_comes_after_them_fails(visitor: Visitor) -> None:
+    page = visitor.open()
+    page.evaluate(
+        """() => {
+          HTMLCanvasElement.prototype.toDataURL = () => { throw new Error("no pictures here"); };
+        }"""
+    )
+    generate(page)
+    finished(page)
+    expect(page.locator("#error")).to_have_text("no pictures here")
+    expect(page.get_by_role("img", name="Generated: goldfish")).to_have_count(4)

@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
+from tests.server.listening import listening
 from tests.server.page.browser import Visitor, finished, generate
 from tests.server.service import CLASS_NAMES, Service, draw
+from worker.jobs.outcome import JobFailure
 
 
 def test_images_of_the_chosen_class(pictured: Service, page: Page) -> None:
@@ -110,6 +112,35 @@ def test_escape_cancels_too(pictured: Service, page: Page) -> None:
     assert ended(page) == {"cancelled": 1}
 
 
+@pytest.mark.parametrize("pressed_in", ["#search", "#format"])
+def test_escape_in_a_control_of_its_own_ends_nothing(
+    pictured: Service, page: Page, pressed_in: str
+) -> None:
+    pictured.painter.gate.clear()
+    page.get_by_label("Search the classes").fill("gold")
+    page.get_by_text("More", exact=True).click()
+    generate(page)
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    page.locator(pressed_in).press("Escape")
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    page.get_by_label("Search the classes").fill("")
+    page.get_by_label("Search the classes").press("Escape")
+    expect(page.locator("#progress")).to_have_text("Cancelled.")
+
+
+def test_escape_closes_a_dialog_and_not_the_run(pictured: Service, page: Page) -> None:
+    generate(page)
+    finished(page)
+    pictured.painter.gate.clear()
+    generate(page)
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page.get_by_role("button", name="Copy as curl").last.click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+
+
 def test_who_waits_is_told_its_place(pictured: Service, page: Page) -> None:
     pictured.painter.gate.clear()
     body = json.dumps({"class_id": 1}).encode()
@@ -135,6 +166,18 @@ def test_search_finds_classes_by_name_and_id(page: Page) -> None:
     expect(page.locator("#class-count")).to_have_text("No class is called so.")
 
 
+def test_an_empty_search_changes_no_choice(page: Page) -> None:
+    search = page.get_by_label("Search the classes")
+    page.get_by_role("radio", name="teapot").check()
+    search.press("Enter")
+    expect(search).to_be_focused()
+    expect(page.get_by_role("radio", name="teapot")).to_be_checked()
+    expect(page.locator(".result")).to_have_count(0)
+    search.press("ArrowDown")
+    expect(page.get_by_role("radio", name="teapot")).to_be_focused()
+    expect(page.get_by_role("radio", name="teapot")).to_be_checked()
+
+
 def test_classes_have_pictures(page: Page) -> None:
     pictures = page.locator("#classes img")
     expect(pictures).to_have_count(len(CLASS_NAMES))
@@ -152,6 +195,59 @@ def test_a_row_of_cfg_scales_shares_a_seed(pictured: Service, page: Page) -> Non
     assert len({request.seed for request in pictured.painter.requests}) == 1
     expect(page.locator(".comparison .label")).to_have_text(["CFG 1", "CFG 2.5", "CFG 9"])
     expect(page.locator(".comparison img")).to_have_count(3)
+
+
+def test_a_row_leaves_connections_for_the_page(
+    pictured: Service, visitor: Visitor, page: Page
+) -> None:
+    pictured.painter.gate.clear()
+    page.get_by_role("radio", name="CFG row").check()
+    page.get_by_label("CFG scales to compare").fill("1 2 3 4 5 6 7 8")
+    generate(page)
+    expect(page.locator("#progress")).to_contain_text("ahead")
+    assert len([url for url in visitor.requests if url.endswith("/generate")]) == 3
+    page.get_by_role("link", name="Status").click()
+    expect(page.get_by_role("region", name="Running jobs")).to_contain_text("1")
+    pictured.painter.gate.set()
+    page.get_by_role("link", name="Generate").click()
+    finished(page)
+    expect(page.locator(".comparison img")).to_have_count(8)
+    assert len(pictured.painter.requests) == 8
+
+
+def test_what_a_row_has_made_stays_when_the_rest_is_refused(
+    tmp_path: Path, browser: Browser
+) -> None:
+    with Service(tmp_path, rate_limit=3) as service, listening(service) as port:
+        visitor = Visitor(browser, f"http://127.0.0.1:{port}")
+        page = visitor.open()
+        page.get_by_role("radio", name="CFG row").check()
+        generate(page)
+        finished(page)
+        expect(page.locator(".comparison .label")).to_have_text(["CFG 1", "CFG 2", "CFG 3"])
+        expect(page.locator(".comparison img")).to_have_count(3)
+        expect(page.locator("#error")).to_contain_text("Too many requests")
+        expect(page.locator("#progress")).to_have_text("3 images had been made.")
+        page.get_by_role("switch", name="Entropy map").check()
+        expect(page.locator(".frame canvas")).to_have_count(3)
+        visitor.expect_complaint("429")
+        visitor.close()
+
+
+def test_what_a_row_has_made_stays_when_it_is_cancelled(pictured: Service, page: Page) -> None:
+    page.get_by_role("radio", name="CFG row").check()
+    pictured.painter.row_seconds = 0.1
+    generate(page)
+    for _ in range(2):
+        expect(page.locator("#progress")).to_contain_text("Drawing")
+    deadline = time.monotonic() + 10
+    while len(pictured.painter.requests) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    page.wait_for_timeout(200)
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#progress")).to_contain_text("Cancelled.")
+    finished(page)
+    assert 1 <= page.locator(".comparison img").count() < 5
 
 
 def test_a_row_of_decodings_shares_a_seed(pictured: Service, page: Page) -> None:
@@ -187,6 +283,26 @@ def test_copied_commands_make_the_same_image(
     run_copied(kind, copied)
     first, again = pictured.painter.requests
     assert first == again
+
+
+def test_a_copied_command_writes_no_error_into_the_image(
+    visitor: Visitor, pictured: Service
+) -> None:
+    page = visitor.open(permissions=["clipboard-read", "clipboard-write"])
+    page.locator("#count").fill("1")
+    generate(page)
+    finished(page)
+    page.get_by_role("button", name="Copy as curl").click()
+    expect(page.locator("#progress")).to_have_text("Copied as curl.")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    pictured.painter.failure = JobFailure("NonFiniteError", "a NaN")
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            ["bash", "-c", copied], cwd=folder, check=False, capture_output=True, timeout=60
+        )
+        assert done.returncode != 0
+        assert b"500" in done.stderr
+        assert list(Path(folder).iterdir()) == []
 
 
 def run_copied(kind: str, text: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.server.page.browser import Visitor, finished, generate
@@ -63,3 +64,55 @@ def test_it_is_bounded_and_survives_nonsense(visitor: Visitor) -> None:
     page.reload()
     expect(page.locator("#state")).to_have_text("Ready")
     expect(page.locator("#history")).to_be_hidden()
+
+
+def again_with(page: Page, change: str) -> None:
+    """Make again what was made, as it were with other settings."""
+    page.evaluate(
+        """(change) => {
+          const entries = JSON.parse(localStorage.getItem("masc.history"));
+          Object.assign(entries[0].settings, JSON.parse(change));
+          localStorage.setItem("masc.history", JSON.stringify(entries));
+        }""",
+        change,
+    )
+    page.reload()
+    expect(page.locator("#state")).to_have_text("Ready")
+    page.locator("#history-list button").click()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ('{"class_id": 6}', "tiny v1 has no class 6 any more."),
+        ('{"decoding": "refine"}', "tiny v1 has no decoding refine any more."),
+        ('{"model": "gone"}', "The model gone is not served any more."),
+    ],
+)
+def test_what_is_offered_no_more_is_told_and_not_replaced(
+    pictured: Service, page: Page, change: str, message: str
+) -> None:
+    generate(page)
+    finished(page)
+    again_with(page, change)
+    expect(page.locator("#error")).to_have_text(message)
+    assert len(pictured.painter.requests) == 1
+
+
+def test_what_cannot_be_made_again_now_is_told(
+    pictured: Service, visitor: Visitor, page: Page
+) -> None:
+    generate(page)
+    finished(page)
+    pictured.painter.gate.clear()
+    generate(page)
+    page.get_by_role("button", name="Make these again").last.click()
+    expect(page.locator("#error")).to_have_text("A run is under way. Wait for it, or cancel it.")
+    pictured.painter.gate.set()
+    finished(page, 2)
+    pictured.announce(ready=False, detail="loads tiny v2")
+    page.reload()
+    expect(page.locator("#state")).to_have_text("Not ready")
+    page.locator("#history-list button").first.click()
+    expect(page.locator("#error")).to_contain_text("loads tiny v2")
+    visitor.expect_complaint("503")

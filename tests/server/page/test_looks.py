@@ -6,6 +6,7 @@ from playwright.sync_api import Page, expect
 
 from server.routes.page import STATIC
 from tests.server.page.browser import Visitor, finished, generate
+from tests.server.service import Service
 
 MAX_BYTES = 300_000
 MAX_PAINT_MS = 1000
@@ -129,7 +130,7 @@ def test_a_thousand_classes_are_searched_at_once(visitor: Visitor) -> None:
         """async () => {
           const { showClasses } = await import("/static/classes.js");
           const classes = Array.from({ length: 1000 }, (_, id) => ({ id, name: `class ${id}` }));
-          showClasses({ name: "tiny", version: "x", has_samples: true }, classes);
+          showClasses({ name: "tiny", version: "x", has_thumbnails: true }, classes);
         }"""
     )
     seconds = page.evaluate(
@@ -147,4 +148,36 @@ def test_a_thousand_classes_are_searched_at_once(visitor: Visitor) -> None:
     page.wait_for_timeout(200)
     asked = [url for url in visitor.requests if "thumbnail?v=x" in url]
     assert len(asked) < 200
-    visitor.complaints = [text for text in visitor.complaints if "404" not in text]
+    visitor.complaints = [text for text in visitor.complaints if "409" not in text]
+
+
+def test_the_content_is_skipped_to_in_every_view(visitor: Visitor) -> None:
+    for view in ("generate", "codebook/40", "status"):
+        page = visitor.open(f"/#{view}")
+        page.get_by_role("link", name="Skip to the content").press("Enter")
+        expect(page.locator("#main")).to_be_focused()
+        expect(page.locator(f"#view-{view.split('/')[0]}")).to_be_visible()
+        assert page.url.endswith(f"#{view}")
+
+
+def test_what_stays_the_same_is_read_out_once(pictured: Service, visitor: Visitor) -> None:
+    pictured.announce(ready=False, detail="loads tiny v1")
+    page = visitor.open("/#status", ready=False)
+    page.route("**/status", lambda route: route.fulfill(status=500, json={}))
+    expect(page.locator("#status-error")).to_have_text("The service answered 500.")
+    expect(page.locator("#progress")).to_contain_text("loads tiny v1")
+    page.evaluate(
+        """() => {
+          window.written = [];
+          const note = (changes) => written.push(...changes.map(({ target }) => target.id));
+          for (const node of document.querySelectorAll("[role=status], [role=alert]")) {
+            new MutationObserver(note).observe(node, { childList: true, characterData: true });
+          }
+        }"""
+    )
+    before = len(visitor.requests)
+    page.wait_for_timeout(4500)
+    asked = [url.rsplit("/", 1)[1] for url in visitor.requests[before:]]
+    assert {"status", "readyz"} <= set(asked)
+    assert page.evaluate("written") == []
+    visitor.expect_complaint("50[03]")
