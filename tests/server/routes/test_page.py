@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.server.service import Service, assert_problem
 FORM_CONTROLS = {"input", "select", "textarea"}
 CHOICES = {"checkbox", "radio"}  # their labels are around them
 SCRIPTS = sorted(STATIC.glob("*.js"))
+MOST_LINES = 350  # of a file
 IMPORT = re.compile(r'from "\./([\w.]+)"')
 
 
@@ -47,6 +49,11 @@ def test_the_page_and_all_it_refers_to_is_there(service: Service) -> None:
     assert paths == files | {"/openapi.json", "/metrics"}
     for path in paths:
         assert service.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", sorted(STATIC.iterdir()), ids=lambda path: path.name)
+def test_a_file_is_of_one_thing(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < MOST_LINES
 
 
 def test_modules_are_fetched_at_once_and_not_one_after_the_other(service: Service) -> None:
