@@ -124,9 +124,9 @@ def test_the_page_is_light_and_quick(visitor: Visitor) -> None:
     assert sorted(loaded) == modules
 
 
-def test_a_thousand_classes_are_searched_at_once(pictured: Service, visitor: Visitor) -> None:
+def test_a_thousand_classes_are_searched_at_once(visitor: Visitor) -> None:
     page = visitor.open()
-    picture = pictured.get("/models/tiny/classes/0/thumbnail").content
+    picture = page.request.get("/models/tiny/classes/0/thumbnail").body()
     page.route("**/thumbnail?v=x", lambda route: route.fulfill(body=picture))
     page.evaluate(
         """async () => {
