@@ -199,12 +199,13 @@ def made_up(models: Path, codes: int) -> None:
 
 def take_pictures(browser: Browser, url: str, folder: Path) -> None:
     """The pictures of the README: a desktop in light, a phone in dark, the codebook."""
-    desk = browser.new_page(viewport={"width": 1180, "height": 820}, color_scheme="light")
+    desk = browser.new_page(viewport={"width": 1180, "height": 990}, color_scheme="light")
     make(desk, url, "horse", "CFG row")
     again(desk, "Images")
     desk.evaluate("document.activeElement.blur()")
     desk.evaluate("document.getElementById('form').scrollTop = 0")
     desk.screenshot(path=folder / "playground.png")
+    desk.set_viewport_size({"width": 1180, "height": 820})
     desk.goto(f"{url}/#codebook")
     desk.get_by_label("Order").select_option("size")
     expect(desk.locator("#clusters button").first).to_contain_text("13 codes")
@@ -213,7 +214,7 @@ def take_pictures(browser: Browser, url: str, folder: Path) -> None:
     desk.evaluate("document.activeElement.blur()")
     desk.screenshot(path=folder / "playground-codebook.png")
     phone = browser.new_page(
-        viewport={"width": 390, "height": 780},
+        viewport={"width": 390, "height": 860},
         color_scheme="dark",
         device_scale_factor=1.5,
         is_mobile=True,
@@ -222,7 +223,9 @@ def take_pictures(browser: Browser, url: str, folder: Path) -> None:
     make(phone, url, "ship", "Images")
     phone.get_by_role("switch", name="Entropy map").tap()
     phone.locator(".frame").nth(1).tap()
-    phone.evaluate("document.getElementById('toolbar').scrollIntoView()")
+    phone.evaluate(
+        "scrollBy(0, document.getElementById('toolbar').getBoundingClientRect().top - 8)"
+    )
     phone.screenshot(path=folder / "playground-phone.png")
     for path in folder.glob("playground*.png"):
         Image.open(path).convert("RGB").save(path, optimize=True)
