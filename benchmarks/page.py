@@ -129,7 +129,7 @@ def first_visit(browser: Browser, url: str, visits: int) -> str:
     for _ in range(visits):
         page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
         page.goto(url)
-        expect(page.locator("#generate")).to_be_enabled(timeout=20_000)
+        expect(page.locator("#draw")).to_be_enabled(timeout=20_000)
         page.wait_for_load_state("networkidle")
         rows.append(page.evaluate(RESOURCES))
         page.context.close()
@@ -234,7 +234,7 @@ def take_pictures(browser: Browser, url: str, folder: Path) -> None:
 def make(page: Page, url: str, name: str, kind: str) -> None:
     """Make images of a class from a fixed seed."""
     page.goto(url)
-    expect(page.locator("#generate")).to_be_enabled(timeout=20_000)
+    expect(page.locator("#draw")).to_be_enabled(timeout=20_000)
     page.get_by_role("radio", name=name).check()
     page.get_by_role("checkbox", name="New for every run").uncheck()
     page.get_by_label("Seed", exact=True).fill(str(SEED))

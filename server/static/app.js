@@ -157,10 +157,10 @@ function missingOf({ class_id: id, decoding, compare }) {
 function setRunning(controller) {
   running = controller;
   const had = element("form").contains(document.activeElement);
-  element("generate").hidden = Boolean(controller);
+  element("draw").hidden = Boolean(controller);
   element("cancel").hidden = !controller;
   if (had && document.activeElement === document.body) {
-    element(controller ? "cancel" : "generate").focus({ preventScroll: true });
+    element(controller ? "cancel" : "draw").focus({ preventScroll: true });
   }
 }
 
@@ -169,7 +169,7 @@ const say = (text) => write(element("progress"), text);
 const canGenerate = () => isServed && model !== null && model === wanted;
 
 function allow() {
-  element("generate").disabled = !canGenerate();
+  element("draw").disabled = !canGenerate();
 }
 
 // The state of the service

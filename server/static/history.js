@@ -61,7 +61,7 @@ function clear() {
     // nothing was kept then
   }
   show();
-  element("generate").focus();
+  element("draw").focus();
 }
 
 function show() {

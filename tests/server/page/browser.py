@@ -79,7 +79,7 @@ class Visitor:
             page.reload()
         if ready:
             expect(page.locator("#state")).to_have_text("Ready", timeout=READY_MS)
-            expect(page.locator("#generate")).to_be_enabled(timeout=READY_MS)
+            expect(page.locator("#draw")).to_be_enabled(timeout=READY_MS)
         return page
 
     def expect_complaint(self, pattern: str) -> None:
