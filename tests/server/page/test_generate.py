@@ -204,10 +204,10 @@ def test_a_row_leaves_connections_for_the_page(
     page.get_by_role("radio", name="CFG row").check()
     page.get_by_label("CFG scales to compare").fill("1 2 3 4 5 6 7 8")
     generate(page)
-    expect(page.locator("#progress")).to_contain_text("ahead")
-    assert len([url for url in visitor.requests if url.endswith("/generate")]) == 3
     page.get_by_role("link", name="Status").click()
     expect(page.get_by_role("region", name="Running jobs")).to_contain_text("1")
+    expect(page.get_by_role("region", name="Waiting jobs")).to_contain_text("2")
+    assert len([url for url in visitor.requests if url.endswith("/generate")]) == 3
     pictured.painter.gate.set()
     page.get_by_role("link", name="Generate").click()
     finished(page)
