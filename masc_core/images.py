@@ -40,6 +40,8 @@ ENCODERS: Mapping[ImageFormat, Mapping[str, Any]] = {
 }
 
 CAPTION_HEIGHT = 14
+SHEET_GAP = 2  # pixels between the images of a contact sheet
+SAMPLE_COLUMNS = 10  # images a row of the sheet that a bundle brings
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
@@ -98,7 +100,7 @@ def contact_sheet(
     columns: int,
     *,
     captions: Sequence[str] | None = None,
-    gap: int = 2,
+    gap: int = SHEET_GAP,
 ) -> Image.Image:
     """Lay images of one size out in rows, on white.
 

@@ -13,14 +13,11 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from masc_core.images import CAPTION_HEIGHT
+from masc_core.images import CAPTION_HEIGHT, SAMPLE_COLUMNS, SHEET_GAP
 
 SIDE = 64  # pixels at most
 WHITE = ((255, 255),) * 3  # lowest and highest value of each channel where a sheet is empty
-GAP = 2  # between the images of a sheet
-COLUMNS = 10
 MOST_PIXELS = 32_000_000  # 128 MB while they are decoded; a hundred images of 512 pixels a side
-
 
 _UNREADABLE = (UnidentifiedImageError, OSError, Image.DecompressionBombError)
 
@@ -62,11 +59,11 @@ def side_of_tiles(size: tuple[int, int], num_classes: int) -> int:
     ValueError : there is no such sheet, or it is too large to be cut
     """
     width, height = size
-    columns = min(COLUMNS, num_classes)
+    columns = min(SAMPLE_COLUMNS, num_classes)
     rows = -(-num_classes // columns)
-    side = (width + GAP) // columns - GAP
-    sheet = (columns * (side + GAP) - GAP, rows * (side + CAPTION_HEIGHT + GAP) - GAP)
-    if side < 1 or sheet != size:
+    side = (width + SHEET_GAP) // columns - SHEET_GAP
+    across, down = _steps(side)
+    if side < 1 or size != (columns * across - SHEET_GAP, rows * down - SHEET_GAP):
         raise ValueError(f"has {width}x{height} pixels, which {num_classes} images do not fill")
     if width * height > MOST_PIXELS:
         raise ValueError(f"has {width}x{height} pixels, more than {MOST_PIXELS:,}")
@@ -75,9 +72,14 @@ def side_of_tiles(size: tuple[int, int], num_classes: int) -> int:
 
 def _box(index: int, side: int, below: int) -> tuple[int, int, int, int]:
     """Where an image lies, with so many rows below it."""
-    columns_before, rows_before = index % COLUMNS, index // COLUMNS
-    left, top = columns_before * (side + GAP), rows_before * (side + CAPTION_HEIGHT + GAP)
+    across, down = _steps(side)
+    left, top = index % SAMPLE_COLUMNS * across, index // SAMPLE_COLUMNS * down
     return left, top, left + side, top + side + below
+
+
+def _steps(side: int) -> tuple[int, int]:
+    """Pixels from one image to the next, across and down."""
+    return side + SHEET_GAP, side + CAPTION_HEIGHT + SHEET_GAP
 
 
 def _encode(tile: Image.Image) -> bytes:

@@ -18,7 +18,7 @@ from torch import nn
 
 from masc_core.bundle import Bundle
 from masc_core.image_spec import ImageSpec
-from masc_core.images import contact_sheet
+from masc_core.images import SAMPLE_COLUMNS, contact_sheet
 from training.evaluation.classifier import predict
 from training.evaluation.samples import make_images, sample
 from training.loop.stage import Report, no_report
@@ -78,7 +78,10 @@ def seconds_per_image(bundle: Bundle, repeats: int = 7) -> dict[str, float]:
 
 
 def first_images(
-    bundle: Bundle, columns: int = 10, scale: int | None = None, num_images: int = SHEET_IMAGES
+    bundle: Bundle,
+    columns: int = SAMPLE_COLUMNS,
+    scale: int | None = None,
+    num_images: int = SHEET_IMAGES,
 ) -> bytes:
     """PNG sheet, unselected: classes with seed 0, as many as there are or evenly spread.
 
