@@ -276,9 +276,19 @@ def verify_files(folder: str | PathLike[str], manifest: Manifest) -> None:
             raise ArtifactError(path, "is listed in the manifest but missing") from error
         except OSError as error:
             raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
-        if actual != expected:
-            raise ArtifactError(
-                path,
-                "is truncated or altered: its SHA-256 is "
-                f"{actual[:12]}…, the manifest says {expected[:12]}…",
-            )
+        check_hash(path, actual, expected)
+
+
+def check_hash(path: Path, actual: str, expected: str) -> None:
+    """Compare the SHA-256 of a file with what the manifest says.
+
+    Raises
+    ------
+    ArtifactError : they differ
+    """
+    if actual != expected:
+        raise ArtifactError(
+            path,
+            "is truncated or altered: its SHA-256 is "
+            f"{actual[:12]}…, the manifest says {expected[:12]}…",
+        )

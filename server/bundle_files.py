@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 
 from masc_core.errors import ArtifactError
-from masc_core.manifest import Manifest
+from masc_core.manifest import Manifest, check_hash
 
 
 def read_file(models: Path, manifest: Manifest, name: str) -> bytes:
@@ -30,6 +30,5 @@ def read_file(models: Path, manifest: Manifest, name: str) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != manifest.files[name]:
-        raise ArtifactError(path, "is truncated or altered: its SHA-256 is not the manifest's")
+    check_hash(path, hashlib.sha256(content).hexdigest(), manifest.files[name])
     return content
