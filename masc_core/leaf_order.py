@@ -58,14 +58,18 @@ class LeafOrder:
         ordered: IntArray = array[np.argsort(self.starts[array])]
         return ordered
 
+    def firsts(self, prior: ClusterMap) -> IntArray:
+        """Place of the first code of each cluster, int64 (K,)."""
+        firsts: IntArray = np.minimum.reduceat(self.starts[prior.members], prior.offsets[:-1])
+        return firsts
+
     def branches(self, prior: ClusterMap) -> IntArray:
         """Node under which exactly the codes of each cluster stand, int64 (K,); -1 without one.
 
         Where the prior is a cut of this tree, every cluster has one.
         """
-        places = self.starts[prior.members]
-        firsts = np.minimum.reduceat(places, prior.offsets[:-1])
-        lasts = np.maximum.reduceat(places, prior.offsets[:-1])
+        firsts = self.firsts(prior)
+        lasts = np.maximum.reduceat(self.starts[prior.members], prior.offsets[:-1])
         base = len(self.codes) + 1
         keys, wanted = self.starts * base + self.sizes, firsts * base + prior.sizes
         by_key = np.argsort(keys)

@@ -114,8 +114,7 @@ class Codebook:
 
         They come in the order of the leaves, or the largest or the highest first.
         """
-        firsts = np.minimum.reduceat(self.order.starts[self.prior.members], self.prior.offsets[:-1])
-        keys = [firsts]
+        keys = [self.order.firsts(self.prior)]
         if sort == "size":
             keys.append(-self.prior.sizes)
         elif sort == "height":
