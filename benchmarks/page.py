@@ -17,24 +17,17 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import re
-import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
 import numpy as np
-import uvicorn
+from fastapi import FastAPI
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from prometheus_client import CollectorRegistry
 
 from masc_core.active_version import CURRENT_FILE
@@ -49,9 +42,13 @@ from worker.jobs.limits import QueueLimits
 from worker.jobs.memory import MemoryQueue
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # before packages that install tests, too
+
+from tests.command_line import service  # noqa: E402 - not installed
+from tests.server.listening import serving  # noqa: E402
+from tests.server.page.browser import ABSENT, chromium, chromium_path  # noqa: E402
+
 MODELS = ROOT / "models"
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 SEED = 11  # of the pictures
 PATCH = 8  # pixels a side, of the made-up codebook
 RESOURCES = """() => {
@@ -70,7 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=Path, help="folder of the pictures")
     parser.add_argument("--out", type=Path, help="folder for page.md")
     options = parser.parse_args(arguments)
-    with chromium() as browser, serving(MODELS) as url:
+    if chromium_path() is None:
+        sys.exit(ABSENT)
+    threads = {"OMP_NUM_THREADS": str(os.cpu_count())}
+    with chromium() as browser, service(MODELS, **threads) as (_, client):
+        url = str(client.base_url).rstrip("/")
         tables = [first_visit(browser, url, options.visits)]
         views = codebook_view(browser, url, 2048)
         if options.pictures:
@@ -79,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.codes:
         with tempfile.TemporaryDirectory() as folder:
             made_up(Path(folder), options.codes)
-            with chromium() as browser, serving_alone(Path(folder)) as url:
-                views += codebook_view(browser, url, options.codes)
+            with chromium() as browser, serving(front_end(Path(folder))) as port:
+                views += codebook_view(browser, f"http://127.0.0.1:{port}", options.codes)
     tables.append("\n".join(["| view | codes | ms |", "|---|---|---|", *views]))
     text = "\n\n".join([machine(options.visits), *tables])
     print(text)
@@ -91,36 +92,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def machine(visits: int) -> str:
     """What the figures belong to."""
     return f"{os.cpu_count()} cores, {platform.machine()}, loopback, medians of {visits} visits"
-
-
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    """Start the Chromium of this machine."""
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        sys.exit("there is no Chromium; on Debian: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def serving(models: Path) -> Iterator[str]:
-    """`masc serve` on a free port, ready; ended by its own id."""
-    command = [sys.executable, "-m", "masc", "serve", "--port", "0", "--models", str(models)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)  # noqa: S603
-    try:
-        if process.stderr is None:
-            raise AssertionError
-        found = (re.search(r"http://\S+", line) for line in process.stderr)
-        url = next(match.group().rstrip("/") for match in found if match)
-        while httpx.get(f"{url}/readyz", timeout=60).status_code != 200:
-            time.sleep(0.05)
-        yield url
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def first_visit(browser: Browser, url: str, visits: int) -> str:
@@ -162,21 +133,11 @@ def codebook_view(browser: Browser, url: str, codes: int) -> list[str]:
     return [f"| {what} | {codes:,} | {1000 * taken:.0f} |" for what, taken in times.items()]
 
 
-@contextmanager
-def serving_alone(models: Path) -> Iterator[str]:
-    """A front end without a worker, in a thread."""
+def front_end(models: Path) -> FastAPI:
+    """A front end without a worker."""
     settings = ServerSettings(models_dir=models)
     queue = MemoryQueue(QueueLimits(settings.max_queue))
-    app = create_app(settings, queue, Registry(models), CollectorRegistry())
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+    return create_app(settings, queue, Registry(models), CollectorRegistry())
 
 
 def made_up(models: Path, codes: int) -> None:

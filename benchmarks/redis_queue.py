@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT))
+sys.path.insert(0, str(ROOT))  # before packages that install tests, too
 
 from tests.redis_server import RedisServer  # noqa: E402 - not installed
 from worker.jobs.event import Progress  # noqa: E402

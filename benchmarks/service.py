@@ -48,6 +48,10 @@ from worker.jobs.queue import JobConsumer
 from worker.jobs.state import WorkerStatus
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # before packages that install tests, too
+
+from tests.redis_server import RedisServer  # noqa: E402 - not installed
+
 MODEL = "cifar10"
 AT_ONCE = 64  # rows that the worker takes at a time
 HEAD = """| queue | load | requests/s | p50 ms | p90 ms | p99 ms | max ms | failed |
@@ -153,9 +157,6 @@ def service(queue: str) -> Iterator[str]:
         if queue == "memory://":
             front = stack.enter_context(process([*me, "--embedded"]))
         else:
-            sys.path.append(str(ROOT))
-            from tests.redis_server import RedisServer  # noqa: PLC0415 - not installed
-
             redis = stack.enter_context(RedisServer(appendonly="yes", appendfsync="everysec"))
             stack.enter_context(process([*me, "--work", redis.url]))
             command = [sys.executable, "-m", "masc", "serve", "--port", "0"]

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from fastapi import FastAPI
 
 from tests.server.service import Service
 
 
 @contextmanager
-def listening(service: Service) -> Iterator[int]:
-    """Serve the application, and give the port."""
-    config = uvicorn.Config(service.app, log_config=None, access_log=False, ws="none")
+def serving(app: FastAPI) -> Iterator[int]:
+    """Serve an application, and give the port."""
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -23,6 +24,15 @@ def listening(service: Service) -> Iterator[int]:
         try:
             yield listener.getsockname()[1]
         finally:
-            service.painter.gate.set()
             server.should_exit = True
             thread.join()
+
+
+@contextmanager
+def listening(service: Service) -> Iterator[int]:
+    """Serve the application of a service, and give the port."""
+    with serving(service.app) as port:
+        try:
+            yield port
+        finally:
+            service.painter.gate.set()

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -23,19 +22,22 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 READY_MS = 8_000
+ABSENT = "needs Chromium; on Debian: apt-get install chromium"
 # Chromium breaks off all loads when the machine gets or loses a network interface, as containers
 # that start and stop make it do.
 NETWORK_CHANGED = "ERR_NETWORK_CHANGED"
 
 
+def chromium_path() -> str | None:
+    """The Chromium of this machine; None where there is none."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Start the Chromium of this machine with a fresh profile; skip where there is none."""
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        pytest.skip("needs Chromium; on Debian: apt-get install chromium")
+    """Start it with a fresh profile."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=chromium_path(), args=ARGUMENTS)
         try:
             yield browser
         finally:

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.server.listening import listening
-from tests.server.page.browser import Visitor, chromium
+from tests.server.page.browser import ABSENT, Visitor, chromium, chromium_path
 from tests.server.pictured_model import write_pictured
 from tests.server.service import Service
 
@@ -15,6 +15,8 @@ from tests.server.service import Service
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     # No longer than this package: while it runs, no other event loop can in this thread.
+    if chromium_path() is None:
+        pytest.skip(ABSENT)
     with chromium() as running:
         yield running
 
