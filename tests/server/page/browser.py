@@ -110,8 +110,9 @@ def generate(page: Page) -> None:
 
 
 def finished(page: Page, results: int = 1) -> None:
-    """Wait until so many results are complete."""
+    """Wait until so many results are complete, and the run is over: remembered in the browser."""
     expect(page.locator(".result[aria-busy=false]")).to_have_count(results, timeout=READY_MS)
+    expect(page.locator("#cancel")).to_be_hidden(timeout=READY_MS)
 
 
 def _is_ours(url: str, netloc: str) -> bool:
