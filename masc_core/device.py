@@ -40,9 +40,19 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     GPUs do. Of processors those do that have AVX512-BF16 or AMX: there a step reads half as much.
     """
     if name == "auto":
-        fast = device.type == "cuda" or _processor_has_bfloat16()
+        fast = device.type == "cuda" or processor_has("avx512_bf16", "amx_bf16")
         name = "bfloat16" if fast else "float32"
     return DTYPES[name]
+
+
+def processor_has(*names: str) -> bool:
+    """Whether the processor has one of these abilities, by torch's names.
+
+    Versions of torch that cannot tell know of none.
+    """
+    ask = getattr(torch.cpu, "get_capabilities", dict)
+    capabilities: dict[str, bool] = ask()
+    return any(capabilities.get(name, False) for name in names)
 
 
 def set_threads(num: int | None) -> None:
@@ -64,9 +74,3 @@ def make_repeatable() -> None:
 def new_stream(device: torch.device) -> torch.cuda.Stream:
     """Return a stream of work beside the current one of a CUDA device."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
-def _processor_has_bfloat16() -> bool:
-    ask = getattr(torch.cpu, "get_capabilities", dict)  # older versions of torch cannot tell
-    capabilities: dict[str, bool] = ask()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

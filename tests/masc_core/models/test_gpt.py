@@ -131,6 +131,7 @@ def test_bits_of_a_row_do_not_depend_on_the_other_rows(
     torch.nn.init.normal_(model.output.weight)
     labels, tokens = torch.randint(9, (48,)), torch.randint(64, (48, 15))
     torch.set_num_threads(num_threads)
+    model.pack()
     together = steps(model, labels, tokens, KVCache(config, 48))
     for num_rows in sizes:
         rows = torch.randperm(48)[:num_rows]

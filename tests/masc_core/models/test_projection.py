@@ -52,6 +52,20 @@ def test_a_row_has_the_same_bits_among_any_rows(dims: tuple[int, int], dtype: to
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("num_rows", [0, 1, 15, 16, 17, 31, 32, 33, 48, 49, 100])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_portions_of_tiles_make_up_the_product(
+    num_rows: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = Projection(48, 20, bias=bias).bfloat16()
+    x = torch.randn(num_rows, 48).bfloat16()
+    expected = copy.deepcopy(layer).double()(x.double()).bfloat16()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    layer.pack()
+    torch.testing.assert_close(layer.step(x), expected)
+
+
+@torch.inference_mode()
 def test_packs_weights_as_they_are_then() -> None:
     layer, x = projection(8, 8), torch.randn(4, 8)
     layer.pack()

@@ -123,7 +123,7 @@ def loading(page: Page) -> tuple[list[int], float]:
 def test_the_page_is_light_and_quick(visitor: Visitor) -> None:
     sizes, first = loading(visitor.open())
     assert sum(sizes) < MAX_BYTES
-    # What else runs on the machine can only delay a paint: the quickest of a few visits is the page's.
+    # What else runs on the machine can only delay a paint: the quickest visit is the page's own.
     assert min(first, *(loading(visitor.open())[1] for _ in range(2))) < MAX_PAINT_MS
     modules = sorted(path.name for path in STATIC.glob("*.js"))
     loaded = {url.rsplit("/", 1)[1] for url in visitor.requests if url.endswith(".js")}
