@@ -34,8 +34,9 @@ def shared_redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def redis_url(shared_redis: RedisServer) -> str:
-    """Address of that Redis, emptied."""
+def redis_url(shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of that Redis, emptied. It may take its time to answer, as on a busy machine."""
+    monkeypatch.setattr("worker.jobs.redis.producer.CALL_SECONDS", 10.0)
     with shared_redis.client() as client:
         client.flushall()
     return shared_redis.url

@@ -24,7 +24,6 @@ from hypothesis.stateful import (
 )
 
 from masc_core.errors import QueueFullError, ShareExceededError, UnknownJobError
-from tests.redis_server import RedisServer
 from tests.worker.jobs.samples import job, result
 from worker.jobs.event import Event, NumberedEvent, Progress
 from worker.jobs.job import Idempotency, Job, Lease
@@ -306,9 +305,8 @@ class Walk(RuleBasedStateMachine):
         )
 
 
-def test_any_order_of_calls_does_what_is_expected(shared_redis: RedisServer) -> None:
-    with shared_redis.client() as inside:
-        run_state_machine_as_test(  # takes anything that makes one
-            lambda: Walk(shared_redis.url, inside),  # type: ignore[arg-type]
-            settings=settings(max_examples=40, stateful_step_count=40, deadline=None),
-        )
+def test_any_order_of_calls_does_what_is_expected(redis_url: str, inside: redis.Redis) -> None:
+    run_state_machine_as_test(  # takes anything that makes one
+        lambda: Walk(redis_url, inside),  # type: ignore[arg-type]
+        settings=settings(max_examples=40, stateful_step_count=40, deadline=None),
+    )

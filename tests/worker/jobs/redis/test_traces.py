@@ -28,12 +28,8 @@ def names(inside: redis.Redis) -> set[str]:
 
 
 async def test_nothing_is_left_of_five_thousand_jobs(
-    redis_url: str,
-    make_worker: MakeWorker,
-    inside: redis.Redis,
-    monkeypatch: pytest.MonkeyPatch,
+    redis_url: str, make_worker: MakeWorker, inside: redis.Redis
 ) -> None:
-    monkeypatch.setattr("worker.jobs.redis.producer.CALL_SECONDS", 10.0)  # haste is for clients
     worker = make_worker(LIMITS)
     stopping = threading.Event()
 
