@@ -46,17 +46,11 @@ sys.path.insert(0, str(ROOT))  # before packages that install tests, too
 
 from tests.command_line import service  # noqa: E402 - not installed
 from tests.server.listening import serving  # noqa: E402
-from tests.server.page.browser import ABSENT, chromium, chromium_path  # noqa: E402
+from tests.server.page.browser import ABSENT, chromium, chromium_path, loading  # noqa: E402
 
 MODELS = ROOT / "models"
 SEED = 11  # of the pictures
 PATCH = 8  # pixels a side, of the made-up codebook
-RESOURCES = """() => {
-  const entries = [...performance.getEntriesByType("resource"),
-                   ...performance.getEntriesByType("navigation")];
-  return [entries.reduce((all, entry) => all + entry.transferSize, 0), entries.length,
-          performance.getEntriesByName("first-contentful-paint")[0].startTime];
-}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -102,7 +96,7 @@ def first_visit(browser: Browser, url: str, visits: int) -> str:
         page.goto(url)
         expect(page.locator("#draw")).to_be_enabled(timeout=20_000)
         page.wait_for_load_state("networkidle")
-        rows.append(page.evaluate(RESOURCES))
+        rows.append(loading(page))
         page.context.close()
     size, requests, paint = (statistics.median(column) for column in zip(*rows, strict=True))
     head = "| bytes | requests | first paint ms |\n|---|---|---|"

@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
@@ -113,6 +113,28 @@ def finished(page: Page, results: int = 1) -> None:
     """Wait until so many results are complete, and the run is over: remembered in the browser."""
     expect(page.locator(".result[aria-busy=false]")).to_have_count(results, timeout=READY_MS)
     expect(page.locator("#cancel")).to_be_hidden(timeout=READY_MS)
+
+
+class Loading(NamedTuple):
+    """How a page came: itself with all its files in bytes and requests, and its first paint."""
+
+    size: int
+    requests: int
+    paint_ms: float
+
+
+def loading(page: Page) -> Loading:
+    """What the browser has timed of a page that is there."""
+    return Loading(
+        *page.evaluate(
+            """() => {
+              const files = [...performance.getEntriesByType("navigation"),
+                             ...performance.getEntriesByType("resource")];
+              return [files.reduce((all, file) => all + file.transferSize, 0), files.length,
+                      performance.getEntriesByName("first-contentful-paint")[0].startTime];
+            }"""
+        )
+    )
 
 
 def _is_ours(url: str, netloc: str) -> bool:
