@@ -80,7 +80,7 @@ def test_an_embedded_worker_shares_the_registry(own_service: Service) -> None:
 
 
 def test_rejections_are_counted_by_reason(tmp_path: Path) -> None:
-    with Service(tmp_path, working=False, max_queue=1, request_timeout=0.2) as service:
+    with Service(tmp_path, working=False, max_queue=1, request_timeout=1.0) as service:
         service.generate()
         assert service.sample("masc_rejections_total", reason="no_worker") == 1
         service.announce()

@@ -109,7 +109,7 @@ async def test_an_unknown_job_is_an_error(queue: JobQueue) -> None:
 async def test_a_kept_outcome_goes_after_its_time(
     make_queue: Callable[[QueueLimits], JobQueue],
 ) -> None:
-    limits = QueueLimits(result_seconds=0.2, memory_seconds=0.8)
+    limits = QueueLimits(result_seconds=0.5, memory_seconds=2.0)
     async with make_queue(limits) as queue:
         sent = job(keep=True)
         await submit(queue, sent)
@@ -456,10 +456,10 @@ async def test_what_is_lost_cannot_be_given_back(queue: JobQueue) -> None:
 
 
 async def test_a_job_that_runs_for_too_long_is_expired(queue: JobQueue) -> None:
-    sent = job(timeout=0.1, keep=True)
+    sent = job(timeout=0.5, keep=True)
     await submit(queue, sent)
     (lease,) = claim(queue)
-    assert 0 < lease.seconds_left <= 0.1
+    assert 0 < lease.seconds_left <= 0.5
     assert await asyncio.wait_for(queue.outcome(sent.id), 5.0) == EXPIRED
     await until(lambda: queue.abandoned([lease]) == {sent.id})
     assert not queue.finish(lease, result())

@@ -225,7 +225,7 @@ async def test_the_list_of_workers_is_a_local_matter(
 async def test_a_silent_worker_is_believed_for_as_long_as_a_lease(
     redis_url: str, make_worker: MakeWorker
 ) -> None:
-    limits = QueueLimits(lease_seconds=0.8)
+    limits = QueueLimits(lease_seconds=1.2)
     worker = make_worker(limits)
     async with RedisQueue(redis_url, limits) as front:
         for _ in range(3):

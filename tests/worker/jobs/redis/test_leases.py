@@ -20,7 +20,7 @@ from worker.jobs.state import Totals
 
 pytestmark = pytest.mark.anyio
 
-SHORT = QueueLimits(lease_seconds=0.2)
+SHORT = QueueLimits(lease_seconds=0.5)
 LONG = QueueLimits(lease_seconds=60.0)
 
 
@@ -189,7 +189,7 @@ async def test_consumers_come_and_go(
     def consumers() -> int:
         return len(inside.xinfo_consumers("{masc}:stream:tiny", "workers"))
 
-    limits = QueueLimits(memory_seconds=0.05)
+    limits = QueueLimits(memory_seconds=0.5)
     async with RedisQueue(redis_url, limits) as front:
         await submit(front, job(), job())
         killed = make_worker(limits)
@@ -199,7 +199,7 @@ async def test_consumers_come_and_go(
         assert consumers() == 2
         left.close()
         assert consumers() == 1
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.6)
         claim(make_worker(limits))
         assert consumers() == 0
         assert killed.finish(lease, result())  # who holds it is a matter of the token alone
