@@ -23,7 +23,7 @@ from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "models"
-START_SECONDS = 90.0
+START_SECONDS, STOP_SECONDS = 90.0, 10.0
 NICENESS = 10  # of workers: elsewhere they do not share their processors with front ends
 
 
@@ -58,6 +58,23 @@ class Process:
         """Memory that it has of the machine's."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a signal has stopped it, with all its threads."""
+        threads = Path(f"/proc/{self.pid}/task").glob("*/stat")
+        return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in threads)
+
+    def hang(self) -> None:
+        """Stop it, until `go_on`."""
+        self.send(signal.SIGSTOP)
+        until = time.monotonic() + STOP_SECONDS
+        while not self.is_stopped:
+            assert time.monotonic() < until, f"{self.pid} does not stop"
+            time.sleep(0.001)
+
+    def go_on(self) -> None:
+        self.send(signal.SIGCONT)
 
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import platform
 import signal
 import time
@@ -40,12 +39,6 @@ def active_rows(worker: Process) -> float:
     )
 
 
-def is_stopped(process: Process) -> bool:
-    """Whether a signal has stopped it, with all its threads."""
-    threads = Path(f"/proc/{process.pid}/task").glob("*/stat")
-    return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in threads)
-
-
 async def until(condition: Callable[[], bool], seconds: float) -> None:
     """Wait for something that other processes do."""
     async with asyncio.timeout(seconds):
@@ -53,29 +46,28 @@ async def until(condition: Callable[[], bool], seconds: float) -> None:
             await asyncio.sleep(0.02)
 
 
-def jobs_held(redis: RedisServer, worker: Process) -> set[str]:
-    """Jobs that the queue takes to be with a worker."""
+def has_jobs(redis: RedisServer, worker: Process) -> bool:
+    """Whether the queue takes jobs to be with a worker."""
     holder = f"{platform.node()}-{worker.pid}-"  # then a random part
     with redis.client() as client:
-        # By the answer to the first, all that the worker had sent before has been carried out.
-        client.ping()
-        running = client.zrange(f"{PREFIX}leases", 0, -1)
-        holders = {job: client.hget(f"{PREFIX}job:{job}", "holder") for job in running}
-    return {job for job, name in holders.items() if name and name.startswith(holder)}
+        client.ping()  # when it answers, all that the worker had sent before has been carried out
+        jobs = client.zrange(f"{PREFIX}leases", 0, -1)
+        holders = [client.hget(f"{PREFIX}job:{job}", "holder") for job in jobs]
+    return any(name is not None and name.startswith(holder) for name in holders)
 
 
-async def stop_in_mid_image(cluster: Cluster) -> Process:
-    """Stop a worker, and return it if it has jobs, which it cannot end any more."""
+async def hang_in_mid_image(cluster: Cluster) -> Process:
+    """Let a worker hang that has jobs, which it cannot end any more."""
     async with asyncio.timeout(60):
         while True:
             await asyncio.sleep(0.02)
             for worker in cluster.workers:
-                if active_rows(worker) > 0:
-                    worker.send(signal.SIGSTOP)
-                    await until(functools.partial(is_stopped, worker), 10)
-                    if jobs_held(cluster.redis, worker):
-                        return worker
-                    worker.send(signal.SIGCONT)  # it was done before
+                if not active_rows(worker):
+                    continue
+                worker.hang()
+                if has_jobs(cluster.redis, worker):
+                    return worker
+                worker.go_on()  # it was done before
 
 
 async def kill_one(cluster: Cluster) -> float:
@@ -83,9 +75,9 @@ async def kill_one(cluster: Cluster) -> float:
 
     def is_relieved() -> bool:
         cluster.samples("masc_jobs_running")  # a look at the queue is enough for leases to run out
-        return not jobs_held(cluster.redis, worker)
+        return not has_jobs(cluster.redis, worker)
 
-    worker = await stop_in_mid_image(cluster)
+    worker = await hang_in_mid_image(cluster)
     killed = time.monotonic()
     worker.kill()
     cluster.workers.remove(worker)
@@ -155,10 +147,10 @@ def test_the_late_result_of_a_worker_that_was_stopped_is_refused(
     async def run(cluster: Cluster) -> list[list[bytes]]:
         async with Client([cluster.front_ends[0].url]) as client:
             made = asyncio.create_task(client.files([body]))
-            await until(lambda: is_stopped(stopped), 60)
+            await until(lambda: stopped.is_stopped, 60)
             cluster.start_worker()
             files = await made
-            stopped.send(signal.SIGCONT)
+            stopped.go_on()
             await until(lambda: cluster.samples("masc_fenced_results_total").get("", 0) == 1, 60)
             return files
 
