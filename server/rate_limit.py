@@ -22,6 +22,7 @@ from limits.errors import StorageError
 from redis.asyncio import ConnectionPool
 
 from masc_core.errors import RateLimitError
+from masc_core.patience import patience
 from server.access import Client
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class RateLimits:
     async def _ask(self, client: Client) -> float | None:
         """Seconds until the next window, if this one is used up; None while Redis is away too."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with patience(PATIENCE):
                 wait = await self._hit(client)
         except (StorageError, TimeoutError) as error:
             self._miss(error)

@@ -15,6 +15,7 @@ from typing import Any
 from redis.exceptions import NoScriptError
 
 from masc_core.errors import QueueDownError
+from masc_core.patience import patience
 from worker.jobs.redis.connection import RETRY_AFTER, AsyncRedis, reachable_queue
 from worker.jobs.redis.scripts import PREFIX, Script, load_script
 from worker.jobs.redis.tasks import end_task
@@ -51,7 +52,7 @@ class AsyncCaller:
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send())
         try:
-            async with asyncio.timeout(self._patience):
+            async with patience(self._patience):
                 with reachable_queue():
                     return await call.answer
         except TimeoutError:

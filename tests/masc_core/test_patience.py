@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from masc_core.patience import patience
+
+pytestmark = pytest.mark.anyio
+
+SECONDS = 0.2
+HOPS = 20  # turns of the loop, from a first answer to what is made of it
+
+
+async def hold_up(seconds: float) -> None:
+    """Keep the loop from everything else, as a process without a processor does."""
+    await asyncio.sleep(0)
+    time.sleep(seconds)  # noqa: ASYNC251 - that is what it is for
+
+
+async def answer_at(seconds: float) -> None:
+    """Return some turns after a thread says so, which goes on while the loop is held up."""
+    loop = asyncio.get_running_loop()
+    arrived = asyncio.Event()
+    timer = threading.Timer(seconds, loop.call_soon_threadsafe, [arrived.set])
+    timer.start()
+    try:
+        await arrived.wait()
+        for _ in range(HOPS):
+            await asyncio.sleep(0)
+    finally:
+        timer.cancel()
+
+
+@pytest.mark.parametrize("held", [0.15, 0.25, 1.0])
+async def test_an_answer_that_came_during_a_hold_up_is_one(held: float) -> None:
+    obstacle = asyncio.create_task(hold_up(held))
+    async with patience(SECONDS):
+        await answer_at(0.01)
+    await obstacle
+
+
+async def test_no_answer_ends_it_on_time() -> None:
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        async with patience(SECONDS):
+            await asyncio.Event().wait()
+    assert time.monotonic() - started >= SECONDS - 0.001  # a clock's tick
+
+
+async def test_no_answer_ends_it_after_a_hold_up_too() -> None:
+    obstacle = asyncio.create_task(hold_up(0.5))
+    with pytest.raises(TimeoutError):
+        async with patience(SECONDS):
+            await asyncio.Event().wait()
+    await obstacle
+
+
+async def test_what_ends_in_time_is_left_alone_afterwards() -> None:
+    async with patience(0.02):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.1)
+
+
+async def test_a_cancellation_from_outside_is_one() -> None:
+    async def wait() -> None:
+        async with patience(60.0):
+            await asyncio.Event().wait()
+
+    waiting = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
