@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -17,6 +16,7 @@ from tests.faults.client import Client
 from tests.faults.cluster import SHIPPED, Cluster, FrontEnd
 from tests.faults.jobs import files_of_job
 from tests.redis_server import RedisServer
+from tests.stopwatch import Stopwatch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -51,14 +51,11 @@ async def keep_asking(client: Client, bodies: list[Body], files: list[list[bytes
         await asyncio.gather(*(one(*pair) for pair in zip(bodies, files, strict=True)))
 
 
-async def seconds_until_not_ready(http: httpx.AsyncClient, url: str, started: float) -> float:
-    """Seconds after a moment at which a front end says that it is not ready, or says nothing."""
-    while True:
-        try:
-            if (await http.get(f"{url}/readyz")).status_code == 503:
-                return time.monotonic() - started
-        except httpx.TransportError:
-            return time.monotonic() - started
+async def until_not_ready(http: httpx.AsyncClient, url: str) -> None:
+    """Wait until a front end says that it is not ready, or says nothing."""
+    with suppress(httpx.TransportError):
+        while (await http.get(f"{url}/readyz")).status_code != 503:
+            pass
 
 
 @contextmanager
@@ -81,8 +78,10 @@ async def leave_under_load(
         asking = asyncio.create_task(keep_asking(client, bodies, files))
         await asyncio.sleep(1.0)
         assert not asking.done()
-        leaving.send(signal.SIGTERM)
-        seconds = await seconds_until_not_ready(http, leaving.url, time.monotonic())
+        with Stopwatch() as watch:
+            leaving.send(signal.SIGTERM)
+            await until_not_ready(http, leaving.url)
+            seconds = watch.seconds
         assert await asyncio.to_thread(leaving.wait, 30) == 0
         client.is_stopping = True
         await asking
@@ -129,13 +128,13 @@ def test_a_worker_stops_under_load(logs: Path, redis: RedisServer, shipped: Orac
             asking = asyncio.create_task(keep_asking(client, bodies, files))
             await asyncio.sleep(1.0)
             leaving = cluster.workers[0]
-            leaving.send(signal.SIGTERM)
-            started = time.monotonic()
             async with httpx.AsyncClient(timeout=10) as http:
                 url = f"{cluster.front_ends[0].url}/readyz"
-                while len((await http.get(url)).json()["workers"]) == 2:
-                    pass
-                seconds = time.monotonic() - started
+                with Stopwatch() as watch:
+                    leaving.send(signal.SIGTERM)
+                    while len((await http.get(url)).json()["workers"]) == 2:
+                        pass
+                    seconds = watch.seconds
             assert await asyncio.to_thread(leaving.wait, 30) == 0
             client.is_stopping = True
             await asking

@@ -15,6 +15,7 @@ from tests.faults.client import Client
 from tests.faults.cluster import SHIPPED, Cluster
 from tests.faults.jobs import files_of_job
 from tests.redis_server import RedisServer
+from tests.stopwatch import Stopwatch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -26,9 +27,9 @@ async def probe(url: str, until: float) -> list[tuple[int, float, str]]:
     answers = []
     async with httpx.AsyncClient(timeout=20) as http:
         while time.monotonic() < until:
-            started = time.monotonic()
-            answer = await http.post(f"{url}/generate", json={"class_id": 1})
-            seconds = time.monotonic() - started
+            with Stopwatch() as watch:
+                answer = await http.post(f"{url}/generate", json={"class_id": 1})
+                seconds = watch.seconds
             answers.append((answer.status_code, seconds, answer.headers.get("Retry-After", "")))
             assert (await http.get(f"{url}/healthz")).status_code == 200
             assert (await http.get(f"{url}/readyz")).status_code == 503

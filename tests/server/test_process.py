@@ -18,6 +18,7 @@ import server.process
 from masc_core.errors import ConfigError
 from server.process import listen, serve
 from tests.server.service import Service, draw
+from tests.stopwatch import Stopwatch
 
 BODY = {"class_id": 1, "seed": 3}
 PNG = {"Accept": "image/png"}
@@ -102,10 +103,10 @@ def test_what_was_accepted_is_answered_and_new_work_is_refused_at_once(
     def client(connection: httpx.Client) -> None:
         assert connection.get("/readyz").status_code == 200
         asking = Asking(own_service, connection)
-        os.kill(os.getpid(), number)
-        told = time.monotonic()
-        while connection.get("/readyz").status_code == 200:
-            assert time.monotonic() - told < 0.1
+        with Stopwatch() as watch:
+            os.kill(os.getpid(), number)
+            while connection.get("/readyz").status_code == 200:
+                assert watch.seconds < 0.1
         refused = connection.post("/generate", json=BODY)
         assert refused.status_code == 503
         assert refused.json()["type"].endswith("draining")

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+from tests.stopwatch import Stopwatch
+
+# Says how long it waited for a line, by the stopwatch and by the clock.
+WAITING = """
+import time
+from tests.stopwatch import Stopwatch
+with Stopwatch() as watch:
+    started = time.monotonic()
+    print("waiting", flush=True)
+    input()
+    print(watch.seconds, time.monotonic() - started)
+"""
+
+
+def test_waiting_counts() -> None:
+    started = time.monotonic()
+    with Stopwatch() as watch:
+        while watch.seconds < 0.2:
+            time.sleep(0.05)
+            assert time.monotonic() - started < 10.0
+        assert watch.seconds <= time.monotonic() - started
+
+
+def test_being_held_up_does_not() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGCONT)
+        print(file=process.stdin, flush=True)
+        seconds, clock = map(float, process.stdout.readline().split())
+    assert clock - seconds > 0.9
