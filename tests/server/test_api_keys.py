@@ -14,6 +14,7 @@ from masc_core.errors import ConfigError
 from masc_core.files import atomic_write
 from server import api_keys
 from server.api_keys import ApiKey, KeyFile, hash_key, new_key, parse_keys, read_keys
+from tests.clock import Clock
 
 HASH = "ab" * 32
 OTHER = "cd" * 32
@@ -23,22 +24,12 @@ def entry(name: str, sha256: str = HASH, more: str = "") -> str:
     return f'[[keys]]\nname = "{name}"\nsha256 = "{sha256}"\n{more}\n'
 
 
-class Clock:
-    """A clock that a test turns."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Keys:
     """A file of keys under test, and who reads it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.clock = Clock()
+        self.clock = Clock(100.0)
         self.key, self.other = new_key(), new_key()
         self.write(entry("alice", hash_key(self.key)))
         self.file = KeyFile(path, self.clock)

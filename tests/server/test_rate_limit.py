@@ -12,10 +12,10 @@ import pytest
 from masc_core.errors import RateLimitError
 from server.access import Client
 from server.rate_limit import AWAY_SECONDS, CONNECTIONS, PATIENCE, RateLimits
+from tests.clock import Clock
 from tests.redis_server import RedisServer
 from tests.server.service import Service, assert_problem
 from tests.server.test_access import ALICE, BOB, write_keys
-from tests.server.test_api_keys import Clock
 from tests.stopwatch import Stopwatch
 
 UNHURRIED = 10.0  # seconds
@@ -71,7 +71,7 @@ def test_a_new_limit_counts_anew() -> None:
 
 
 def test_the_next_window_opens_when_it_was_promised(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
+    clock = Clock(100.0)
     monkeypatch.setattr(time, "time", clock)
     limits = RateLimits("memory://")
 
@@ -134,7 +134,7 @@ def test_without_redis_everyone_passes_and_it_is_told_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level("INFO", "server.rate_limit")
-    clock = Clock()
+    clock = Clock(100.0)
     limits = RateLimits(server.url, clock)
 
     async def outage() -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masc_core.errors import ConfigError, DivergedError
+from tests.clock import Clock
 from training.config import LoopConfig
 from training.loop.batches import epoch_order
 from training.loop.checkpoint import latest_checkpoint
@@ -300,18 +301,29 @@ def test_what_is_done_with_the_weights_may_fail_and_leaves_no_thread(tmp_path: P
     assert checkpoint.name == "0000004"
 
 
-def test_the_pace_is_a_mean_over_the_interval_without_validation(tmp_path: Path) -> None:
+def test_the_pace_is_a_mean_over_the_interval_without_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+
+    def after_step(step: int) -> None:
+        clock.now += 0.01 * step
+
     def validate() -> dict[str, float]:
-        time.sleep(0.5)
+        clock.now += 50.0
         return {"objective": 0.0}
 
-    stage = regression([], lambda _: time.sleep(0.01))
-    slow = replace(stage, validate=validate, speed=lambda pace: {"half": pace / 2})
+    slow = replace(
+        regression([], after_step), validate=validate, speed=lambda pace: {"half": pace / 2}
+    )
     spaced = config(tmp_path, log_every=3, checkpoint_every=1000)
     with Run(tmp_path, spaced) as run:
         fit(run, spaced, slow)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     paces = {row["step"]: row["items_per_second"] for row in rows if row["kind"] == "train"}
     assert list(paces) == [3, 6, 9, 12, 15]
-    assert all(100 < pace < 4 / 0.01 for pace in paces.values())
+    timed = [range(1, 4), range(6, 7), range(7, 10), range(11, 13), range(13, 16)]
+    expected = [4 * len(steps) / (0.01 * sum(steps)) for steps in timed]  # since step 5, since 10
+    assert list(paces.values()) == pytest.approx(expected)
     assert all(row["half"] == paces[row["step"]] / 2 for row in rows if row["kind"] == "train")
