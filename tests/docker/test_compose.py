@@ -20,6 +20,7 @@ from tests.default_settings import default_settings
 ROOT = Path(__file__).parents[2]
 COMPOSE, GPU = ROOT / "docker-compose.yml", ROOT / "docker-compose.gpu.yml"
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
+PROMETHEUS = ROOT / "docker" / "prometheus" / "prometheus.yml"
 VARIABLE = re.compile(r"\$\{([A-Z_]+)")
 SETTING = re.compile(r"(?:# )?[A-Z_]+=")
 DEFAULT = re.compile(r"\$\{([A-Z_]+):-([^}]+)\}")
@@ -112,6 +113,14 @@ def test_containers_have_few_rights(services: dict[str, Any]) -> None:
         assert service["restart"] == "unless-stopped", name
         assert "mem_limit" in service, name
         assert service["logging"]["options"]["max-size"], name
+
+
+def test_what_prometheus_did_not_see_go_is_soon_forgotten(services: dict[str, Any]) -> None:
+    options = dict(option[2:].split("=") for option in services["prometheus"]["command"])
+    scraped = yaml.safe_load(PROMETHEUS.read_text())["global"]
+    lookback, interval = options["query.lookback-delta"], scraped["scrape_interval"]
+    assert lookback[-1] == interval[-1] == "s"
+    assert 4 <= int(lookback[:-1]) / int(interval[:-1]) <= 8  # tries to reach what is there
 
 
 def test_workers_can_be_many(services: dict[str, Any]) -> None:
