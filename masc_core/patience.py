@@ -10,24 +10,33 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-LAST_PART = 0.2  # of the time; it begins when the loop has seen the rest go by
+PARTS = 10  # of the time, each of which begins when the loop has seen the one before go by
 
 
 @asynccontextmanager
 async def patience(seconds: float) -> AsyncIterator[None]:
-    """Let the body take so many seconds, and what it already has an answer to a little longer.
+    """Let the body take so many seconds in which the loop runs.
 
-    A loop that is not held up ends the body on time. After a hold-up the last part is still to
-    come, in which the answers that arrived are read.
+    A hold-up, however long, counts as the part of the time in which it happened. After one in the
+    last part none is left, as with `asyncio.timeout`.
 
     Raises
     ------
     TimeoutError : the body has not ended by then
     """
     loop = asyncio.get_running_loop()
-    last = seconds * LAST_PART
+    part = seconds / PARTS
+    timer: asyncio.TimerHandle
+
+    def go_by(num_left: int) -> None:
+        nonlocal timer
+        if num_left > 1:
+            timer = loop.call_later(part, go_by, num_left - 1)
+        else:
+            limit.reschedule(loop.time() + part)
+
     async with asyncio.timeout(None) as limit:
-        timer = loop.call_later(seconds - last, lambda: limit.reschedule(loop.time() + last))
+        timer = loop.call_later(part, go_by, PARTS - 1)
         try:
             yield
         finally:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 KEY_PREFIX = "masc:limits"
 CONNECTIONS = 8
-PATIENCE = 0.2  # seconds for Redis to answer; with the queue's own it is less than one
+PATIENCE = 0.2  # seconds for Redis to answer; with the queue's own they are less than one
 AWAY_SECONDS = 1.0  # without asking it, once it did not
 ROUNDING = 0.5  # Redis tells the rest of a window in whole seconds, the nearest
 

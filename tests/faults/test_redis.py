@@ -29,8 +29,8 @@ async def probe(url: str, until: float) -> list[tuple[int, float, str]]:
         while time.monotonic() < until:
             with Stopwatch() as watch:
                 answer = await http.post(f"{url}/generate", json={"class_id": 1})
-                seconds = watch.seconds
-            answers.append((answer.status_code, seconds, answer.headers.get("Retry-After", "")))
+            again = answer.headers.get("Retry-After", "")
+            answers.append((answer.status_code, watch.seconds, again))
             assert (await http.get(f"{url}/healthz")).status_code == 200
             assert (await http.get(f"{url}/readyz")).status_code == 503
             await asyncio.sleep(0.5)
@@ -79,7 +79,9 @@ def test_redis_is_away_for_half_a_minute(
             assert made == shipped.files(bodies)
             assert client.tally.rejected == 0
 
-    with Cluster(logs, SHIPPED, redis, lease_seconds=2.0, max_batch=4) as cluster:
+    # With a limit, which is asked for first, so that both have to be given up within the second.
+    options = {"lease_seconds": 2.0, "max_batch": 4, "rate_limit": 100_000}
+    with Cluster(logs, SHIPPED, redis, **options) as cluster:
         cluster.start(workers=2)
         asyncio.run(run(cluster))
         cluster.assert_at_rest()

@@ -42,12 +42,32 @@ async def test_an_answer_that_came_during_a_hold_up_is_one(held: float) -> None:
     await obstacle
 
 
+@pytest.mark.parametrize(("start", "times"), [(0.0, 4), (0.1, 2), (0.165, 1)])
+async def test_answers_are_read_although_the_loop_is_held_up_again_and_again(
+    start: float, times: int
+) -> None:
+    async def hold_up_often() -> None:
+        await asyncio.sleep(start)
+        for _ in range(times):
+            await hold_up(0.095)
+
+    obstacle = asyncio.create_task(hold_up_often())
+    async with patience(SECONDS):
+        await asyncio.sleep(start)
+        for _ in range(times):
+            await answer_at(0.005)
+    await obstacle
+
+
 async def test_no_answer_ends_it_on_time() -> None:
-    started = time.monotonic()
-    with pytest.raises(TimeoutError):
-        async with patience(SECONDS):
-            await asyncio.Event().wait()
-    assert time.monotonic() - started >= SECONDS - 0.001  # a clock's tick
+    times = []
+    for _ in range(5):
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            async with patience(SECONDS):
+                await asyncio.Event().wait()
+        times.append(time.monotonic() - started)
+    assert SECONDS - 0.001 <= min(times) < 1.1 * SECONDS  # the machine was busy in the others
 
 
 async def test_no_answer_ends_it_after_a_hold_up_too() -> None:

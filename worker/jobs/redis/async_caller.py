@@ -37,11 +37,11 @@ class AsyncCaller:
     ----------
     client : what is called
     settings : for all scripts
-    patience : seconds for which an answer is waited
+    seconds : for which an answer is waited
     """
 
-    def __init__(self, client: AsyncRedis, settings: bytes, patience: float) -> None:
-        self._client, self._settings, self._patience = client, settings, patience
+    def __init__(self, client: AsyncRedis, settings: bytes, seconds: float) -> None:
+        self._client, self._settings, self._seconds = client, settings, seconds
         self._waiting: list[_Call] = []
         self._sending: asyncio.Task[None] | None = None
 
@@ -52,7 +52,7 @@ class AsyncCaller:
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send())
         try:
-            async with patience(self._patience):
+            async with patience(self._seconds):
                 with reachable_queue():
                     return await call.answer
         except TimeoutError:

@@ -23,7 +23,7 @@ SETTINGS = settings_of(QueueLimits(), 0)
 @pytest.fixture
 async def caller(redis_url: str) -> AsyncIterator[AsyncCaller]:
     client = connect_async(redis_url)
-    caller = AsyncCaller(client, SETTINGS, patience=5.0)
+    caller = AsyncCaller(client, SETTINGS, seconds=5.0)
     yield caller
     await caller.close()
     await client.aclose()
@@ -76,7 +76,7 @@ async def test_what_was_given_up_before_it_was_sent_is_not_done(caller: AsyncCal
 async def test_patience_has_an_end() -> None:
     with RedisServer() as server:
         client = connect_async(server.url)
-        caller = AsyncCaller(client, SETTINGS, patience=0.2)
+        caller = AsyncCaller(client, SETTINGS, seconds=0.2)
         await caller.run("stats")
         server.hang()
         started = time.monotonic()
@@ -93,7 +93,7 @@ async def test_patience_has_an_end() -> None:
 async def test_closing_leaves_nobody_waiting() -> None:
     with RedisServer() as server:
         client = connect_async(server.url)
-        caller = AsyncCaller(client, SETTINGS, patience=60.0)
+        caller = AsyncCaller(client, SETTINGS, seconds=60.0)
         await caller.run("stats")
         server.hang()
         calls = [asyncio.create_task(caller.run("stats"))]
