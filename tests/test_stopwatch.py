@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+from tests.command_line import ROOT
 from tests.stopwatch import Stopwatch
 
 # Says how long it waited for a line, by the stopwatch and by the clock.
@@ -22,15 +23,25 @@ with Stopwatch() as watch:
 def test_waiting_counts() -> None:
     started = time.monotonic()
     with Stopwatch() as watch:
-        while watch.seconds < 0.2:
-            time.sleep(0.05)
-            assert time.monotonic() - started < 10.0
-        assert watch.seconds <= time.monotonic() - started
+        time.sleep(0.5)  # at least half of which a busy machine should leave
+    seconds = watch.seconds
+    assert 0.25 < seconds <= time.monotonic() - started
+    time.sleep(0.05)
+    assert watch.seconds == seconds
+
+
+def test_work_counts_that_lets_no_other_thread_run() -> None:
+    with Stopwatch() as watch:
+        started = time.process_time()
+        sum(range(20_000_000))
+        worked = time.process_time() - started
+    assert watch.seconds > 0.9 * worked > 0.05
 
 
 def test_being_held_up_does_not() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WAITING],
+        cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
