@@ -10,15 +10,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-PARTS = 10  # of the time, each of which begins when the loop has seen the one before go by
+PARTS = 10  # of the time; one begins when the loop has seen those before go by
 
 
 @asynccontextmanager
 async def patience(seconds: float) -> AsyncIterator[None]:
     """Let the body take so many seconds in which the loop runs.
 
-    A hold-up, however long, counts as the part of the time in which it happened. After one in the
-    last part none is left, as with `asyncio.timeout`.
+    A hold-up, however long, counts as the part of the time in which it happened, or two. After one
+    in the last part none is left, as with `asyncio.timeout`.
 
     Raises
     ------
@@ -28,15 +28,19 @@ async def patience(seconds: float) -> AsyncIterator[None]:
     part = seconds / PARTS
     timer: asyncio.TimerHandle
 
-    def go_by(num_left: int) -> None:
+    def go_by(due: float, num_left: int) -> None:
         nonlocal timer
+        due += part
+        if due <= loop.time():  # held up for all of the next part, too
+            due = loop.time() + part
         if num_left > 1:
-            timer = loop.call_later(part, go_by, num_left - 1)
+            timer = loop.call_at(due, go_by, due, num_left - 1)
         else:
-            limit.reschedule(loop.time() + part)
+            limit.reschedule(due)
 
     async with asyncio.timeout(None) as limit:
-        timer = loop.call_later(part, go_by, PARTS - 1)
+        first = loop.time() + part
+        timer = loop.call_at(first, go_by, first, PARTS - 1)
         try:
             yield
         finally:

@@ -50,7 +50,7 @@ from worker.jobs.state import (
 )
 from worker.jobs.watchers import Watchers
 
-CALL_SECONDS = 0.7  # so that a client hears within a second that the queue is away
+CALL_SECONDS = 0.65  # so that a client hears within a second that the queue is away
 LOOK_SECONDS = 10.0  # an outcome may be large, and whoever waits for one is patient
 WORKERS_SECONDS = 1.0  # for which the list of workers is believed without news of them
 MAX_EVENTS_TOGETHER = 32
