@@ -39,8 +39,7 @@ async def patience(seconds: float) -> AsyncIterator[None]:
             limit.reschedule(due)
 
     async with asyncio.timeout(None) as limit:
-        first = loop.time() + part
-        timer = loop.call_at(first, go_by, first, PARTS - 1)
+        go_by(loop.time(), PARTS)
         try:
             yield
         finally:
