@@ -43,8 +43,8 @@ from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from masc_core.device import choose_dtype, resolve_device
-from masc_core.generate import generate
-from masc_core.image_batch import ImageBatch
+from masc_core.generation.batch import ImageBatch
+from masc_core.generation.generate import generate
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT

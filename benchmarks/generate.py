@@ -21,7 +21,7 @@ import torch
 
 from masc_core.bundle import Bundle, load_bundle
 from masc_core.device import choose_dtype, resolve_device
-from masc_core.generate import generate
+from masc_core.generation.generate import generate
 from masc_core.image_spec import ImageSpec
 from masc_core.registry import Registry
 

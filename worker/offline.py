@@ -14,7 +14,7 @@ from masc_core.bundle import Bundle, load_bundle
 from masc_core.device import choose_dtype, resolve_device
 from masc_core.errors import ConfigError, InvalidFieldError, UnknownClassError
 from masc_core.files import atomic_write
-from masc_core.generate import generate
+from masc_core.generation.generate import generate
 from masc_core.image_spec import ImageSpec
 from masc_core.images import ImageFormat, Pixels, contact_sheet, encode_image
 from masc_core.manifest import Manifest

@@ -13,7 +13,7 @@ import torch
 
 from masc_core.bundle import Bundle, load_bundle
 from masc_core.device import choose_dtype
-from masc_core.generate import generate
+from masc_core.generation.generate import generate
 from masc_core.image_spec import ImageSpec
 from masc_core.images import encode_image
 

@@ -17,7 +17,7 @@ from masc_core.bundle import Bundle, load_bundle
 from masc_core.bundle_parts import BundleParts, save_bundle
 from masc_core.errors import ArtifactError, ConfigError, NonFiniteError
 from masc_core.files import sha256_file
-from masc_core.generate import generate
+from masc_core.generation.generate import generate
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.manifest import (

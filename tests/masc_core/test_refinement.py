@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from masc_core.generate import generate
+from masc_core.generation.generate import generate
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT

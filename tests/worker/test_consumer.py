@@ -15,7 +15,7 @@ import torch
 
 from masc_core.bundle import Bundle, load_bundle
 from masc_core.errors import ConfigError, NonFiniteError, QueueDownError
-from masc_core.generate import generate
+from masc_core.generation.generate import generate
 from masc_core.images import ImageFormat
 from tests.tiny_bundle import CLASS_NAMES, GRID, NUM_CLUSTERS, save_tiny_bundle
 from tests.worker.tiny_worker import (

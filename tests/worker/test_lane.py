@@ -19,7 +19,7 @@ from torch import Tensor
 import worker.lane
 from masc_core.bundle import Bundle, load_bundle
 from masc_core.errors import NonFiniteError
-from masc_core.generate import generate
+from masc_core.generation.generate import generate
 from masc_core.images import ImageFormat, Pixels, encode_image
 from tests.tiny_bundle import GRID, IMAGE_SIZE
 from tests.worker.tiny_worker import REQUEST, RecordingEngine, expected, make_lane

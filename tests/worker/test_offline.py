@@ -6,7 +6,7 @@ import pytest
 
 from masc_core.bundle import load_bundle
 from masc_core.errors import ConfigError, InvalidFieldError, UnknownClassError
-from masc_core.generate import generate
+from masc_core.generation.generate import generate
 from masc_core.image_spec import ImageSpec
 from masc_core.images import encode_image
 from masc_core.manifest import Manifest

@@ -14,7 +14,7 @@ from typing import Any, cast
 from prometheus_client import CollectorRegistry
 
 from masc_core.bundle import Bundle
-from masc_core.generate import generate
+from masc_core.generation.generate import generate
 from masc_core.images import encode_image
 from worker.consumer import Consumer
 from worker.engine.engine import Engine

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from masc_core.bundle import Bundle
-from masc_core.generate import generate
+from masc_core.generation.generate import generate
 from masc_core.image_spec import ImageSpec
 from training.loop.ranks import Ranks
 

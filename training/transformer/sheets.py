@@ -12,7 +12,7 @@ import torch
 
 from masc_core.errors import ConfigError
 from masc_core.files import atomic_path
-from masc_core.generate import generate
+from masc_core.generation.generate import generate
 from masc_core.image_spec import ImageSpec
 from masc_core.images import contact_sheet
 from masc_core.in_cluster import InClusterDecoder

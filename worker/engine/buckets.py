@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from masc_core.members import Member, num_rows
+from masc_core.generation.slots import Member, num_rows
 
 # One row costs what two cost, and would take other kernels than they do.
 ROWS = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072)
@@ -34,7 +34,7 @@ class Bucket(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Indices of a step, as `masc_core.static_step.Indices` describes them."""
+    """Indices of a step, as `masc_core.generation.step.Indices` describes them."""
 
     slots: list[int]
     owners: list[int]

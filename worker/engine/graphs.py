@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from masc_core.device import new_stream
-from masc_core.image_columns import columns_of
+from masc_core.generation.slots import Member, num_rows, seat
+from masc_core.generation.step import Indices, StaticStep
+from masc_core.generation.tables import columns_of
 from masc_core.image_spec import ImageSpec, check_specs
 from masc_core.in_cluster import InClusterDecoder
-from masc_core.members import Member, num_rows, seat
 from masc_core.models.gpt import GPT
 from masc_core.models.slot_cache import has_triton
-from masc_core.static_step import Indices, StaticStep
 from worker.engine.buckets import Bucket, buckets, choose, lay_out
 from worker.engine.runner import Progress, StepReport
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from masc_core.bundle import Bundle
-from masc_core.generate import generate
+from masc_core.generation.generate import generate
 from training.evaluation.figures import default_spec
 from training.evaluation.samples import make_images, sample
 

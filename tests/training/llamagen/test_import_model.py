@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from masc_core.bundle import load_bundle
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.files import sha256_file
-from masc_core.generate import generate
+from masc_core.generation.generate import generate
 from masc_core.image_spec import ImageSpec
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.registry import Registry

@@ -12,9 +12,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-import masc_core.image_batch
+import masc_core.generation.batch
 from masc_core.errors import InvalidFieldError, NonFiniteError, UnknownClassError
-from masc_core.generate import Generated, generate
+from masc_core.generation.generate import Generated, generate
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
@@ -351,7 +351,7 @@ def test_after_a_join_that_failed_all_are_where_they_were(
     engine.add(TASKS[1])
     engine.add(TASKS[2])
     with monkeypatch.context() as patch:
-        patch.setattr(masc_core.image_batch, where, fail)
+        patch.setattr(masc_core.generation.batch, where, fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             engine.step()
     assert engine.tasks == TASKS[:3]

@@ -16,7 +16,7 @@ import torch
 
 import worker.engine.graphs
 from masc_core.errors import NonFiniteError
-from masc_core.generate import Generated, generate
+from masc_core.generation.generate import Generated, generate
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from masc_core.generate import generate
+from masc_core.generation.generate import generate
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT

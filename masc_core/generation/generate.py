@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from masc_core.errors import NonFiniteError
-from masc_core.image_batch import Drawn, ImageBatch
+from masc_core.generation.batch import Drawn, ImageBatch
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT

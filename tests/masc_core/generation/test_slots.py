@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from masc_core.generation.slots import NO_SLOT, Member, num_rows, seat
 from masc_core.image_spec import ImageSpec
-from masc_core.members import NO_SLOT, Member, num_rows, seat
 from masc_core.models.rows import grouped
 
 PLAIN, GUIDED = ImageSpec(0, 1.0, seed=0), ImageSpec(0, 2.0, seed=0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from masc_core.errors import InvalidFieldError, NonFiniteError, UnknownClassError
-from masc_core.generate import Generated, generate
+from masc_core.generation.generate import Generated, generate
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT, Prediction, StepCache

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from masc_core.image_columns import columns_of, heated
+from masc_core.generation.slots import Member, num_rows, seat
+from masc_core.generation.tables import columns_of, heated
 from masc_core.image_spec import ImageSpec, check_specs
 from masc_core.in_cluster import InClusterDecoder
-from masc_core.members import Member, num_rows, seat
 from masc_core.models.gpt import GPT
 from masc_core.models.kv_cache import KVCache
 from masc_core.models.rows import Group, Rows, grouped

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-import masc_core.image_batch
+import masc_core.generation.batch
 from masc_core.errors import InvalidFieldError, UnknownClassError
-from masc_core.generate import generate
-from masc_core.image_batch import ImageBatch
+from masc_core.generation.batch import ImageBatch
+from masc_core.generation.generate import generate
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
@@ -64,7 +64,7 @@ def test_a_join_that_fails_changes_nothing(models: Models, monkeypatch: pytest.M
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(masc_core.image_batch, "columns_of", fail)
+        patch.setattr(masc_core.generation.batch, "columns_of", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             batch.join([SPECS[2]])
     assert (len(batch), batch.num_rows) == (2, 3)

@@ -3,7 +3,7 @@
 So a GPU can record it once for some numbers of rows and images, and replay it for any images. What
 is known of images lies in tables with a row a slot; indices say which images are in this step. Rows
 and images that only fill up belong to the last slot of the tables, whose content means nothing.
-`masc_core.image_batch` does the same for images that are looked at on the host.
+`masc_core.generation.batch` does the same for images that are looked at on the host.
 This module does not know about graphs, nor who is in the batch.
 
 Legend: B images and R rows of a step, both with filling; S slots; K clusters; L positions.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from masc_core.device import new_stream
-from masc_core.image_columns import Heated, ImageColumns, columns_of, heated
+from masc_core.generation.tables import Heated, ImageColumns, columns_of, heated
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import REFINE, InClusterDecoder
 from masc_core.models.gpt import GPT, Block, Prediction
