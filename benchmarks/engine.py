@@ -11,8 +11,8 @@
 Weights are random, K = 8,192, 256 positions, CFG 2: an image is two rows. Milliseconds a step are
 medians over all steps of an image. The roofline of a step is the longer of two times: to read the
 weights and the keys and values once at the measured bandwidth, and to compute at the measured rate.
-``overhead`` is the share of a step that the engine spends outside `ImageBatch` (on CUDA outside
-`GraphRunner.step`), ``rendered`` the images a second with VQ decoding, ``preview`` what decoding
+``overhead`` is the share of a step that the engine spends outside `Batch` (on CUDA outside
+`GraphBatch.step`), ``rendered`` the images a second with VQ decoding, ``preview`` what decoding
 the upper half of every image would cost on top. Arrivals are Poisson, at the given share of the
 best throughput.
 On CUDA steps are recorded graphs. ``deterministic`` are the milliseconds a step where all steps
@@ -43,7 +43,7 @@ from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from masc_core.device import choose_dtype, resolve_device
-from masc_core.generation.batch import ImageBatch
+from masc_core.generation.batch import Batch
 from masc_core.generation.generate import generate
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
@@ -52,10 +52,9 @@ from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KVCache
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
 from masc_core.prior import ClusterMap
-from worker.engine.engine import Engine
-from worker.engine.graphs import GraphRunner
+from worker.engine.cuda_graphs import GraphBatch
+from worker.engine.engine import BatchFactory, Engine
 from worker.engine.request import FinishedImage, ImageTask
-from worker.engine.runner import Runner, RunnerFactory
 
 NUM_CLUSTERS = 8192
 NUM_ALONE = 32  # images that are also made alone
@@ -190,7 +189,7 @@ class Bench:
         self.decoder = InClusterDecoder(ClusterMap.from_labels(labels.numpy()), device=device)
         if device.type == "cuda":
             convert_conv2d_weight_memory_format(self.tokenizer, torch.channels_last)
-        self.make_runner: RunnerFactory = GraphRunner if device.type == "cuda" else Runner
+        self.make_batch: BatchFactory = GraphBatch if device.type == "cuda" else Batch
         self.upstream = None if llamagen is None else Upstream(llamagen, size, device)
 
     def measure(self, batch: int, machine: Machine) -> Row:
@@ -199,7 +198,7 @@ class Bench:
         engine = self._engine(batch, steps)
         self._run(engine, batch, 8)
         steps.clear()
-        owner: type = GraphRunner if self.device.type == "cuda" else ImageBatch
+        owner: type = GraphBatch if self.device.type == "cuda" else Batch
         with stopwatch(owner, "step", self.device) as inside:
             started = time.perf_counter()
             self._run(engine, batch, self.num_steps)
@@ -272,7 +271,7 @@ class Bench:
 
     def _engine(self, batch: int, steps: list[float], *, deterministic: bool = False) -> Engine:
         """Room for a batch; notes the seconds of its steps."""
-        make = partial(GraphRunner, deterministic=True) if deterministic else self.make_runner
+        make = partial(GraphBatch, deterministic=True) if deterministic else self.make_batch
         return Engine(self.model, self.decoder, 2 * batch, lambda _, s: steps.append(s), make)
 
     def _run(self, engine: Engine, batch: int, num_steps: int, *, first: int = 0) -> Tensor:

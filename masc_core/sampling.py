@@ -1,9 +1,8 @@
-"""From logits to a token: guidance, entropy, temperature, filters, draw.
+"""From logits to a token: guidance, entropy, temperature, filters, draw; `sample` is their order.
 
-The order is LlamaGen's: guide, divide by the temperature, keep the top k, then the top p of what is
-left, draw. The draw is ``argmax(logits + gumbel)``, which samples from the softmax (Gumbel-max).
-Rows may all have parameters of their own; nothing loops over rows.
-This module does not know about models or images.
+It is LlamaGen's: classifier-free guidance, division by the temperature, the top k, the top p of
+what is left, draw. The draw is ``argmax(logits + gumbel)``, which samples from the softmax
+(Gumbel-max). Rows may all have parameters of their own; nothing loops over rows.
 
 Legend: B rows, K vocabulary.
 """
@@ -11,6 +10,7 @@ Legend: B rows, K vocabulary.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +20,60 @@ from torch import Tensor
 MIN_TEMPERATURE = 1e-5
 
 
-def guide(cond: Tensor, uncond: Tensor, scale: Tensor) -> Tensor:
-    """Classifier-free guidance, ``uncond + scale (cond - uncond)``.
+class Sampled(NamedTuple):
+    """What was drawn, and what is told of the distribution.
+
+    Attributes
+    ----------
+    tokens : int64 (B,)
+    entropies : float32 (B,), bits; of the guided distribution before temperature and filters
+    finite : bool (B,), whether the guided logits are; where not, the rest means nothing
+    """
+
+    tokens: Tensor
+    entropies: Tensor
+    finite: Tensor
+
+
+def sample(
+    cond: Tensor,
+    uncond: Tensor,
+    cfg_scale: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    noise: Tensor,
+) -> Sampled:
+    """Draw a token per row.
+
+    Parameters
+    ----------
+    cond, uncond : float32 (B, K), logits given the class and given none; the same for a row that
+        is not guided, whose scale is 1
+    cfg_scale, temperature : float32 (B,)
+    top_k, top_p : see `filter_logits`
+    noise : float32 (B, K), of `masc_core.philox.gumbel` for the images' seeds and positions
+    """
+    logits = apply_cfg(cond, uncond, cfg_scale)
+    entropies, finite = entropy_bits(logits), logits.isfinite().all(1)
+    logits = apply_temperature(logits, temperature)
+    logits = filter_logits(logits, top_k, top_p)
+    return Sampled(draw(logits, noise), entropies, finite)
+
+
+def apply_cfg(cond: Tensor, uncond: Tensor, cfg_scale: Tensor) -> Tensor:
+    """Classifier-free guidance, ``uncond + cfg_scale (cond - uncond)``.
 
     Parameters
     ----------
     cond, uncond : float32 (B, K), logits given the class and given none
-    scale : float32 (B,)
+    cfg_scale : float32 (B,)
 
     Returns
     -------
     float32 (B, K)
     """
-    return uncond + scale[:, None] * (cond - uncond)
+    return uncond + cfg_scale[:, None] * (cond - uncond)
 
 
 def entropy_bits(logits: Tensor) -> Tensor:
@@ -53,7 +94,7 @@ def entropy_bits(logits: Tensor) -> Tensor:
     return (terms.sum(-1) / -math.log(2)).clamp(min=0).float()
 
 
-def heat(logits: Tensor, temperature: Tensor) -> Tensor:
+def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
     """Divide each row by its temperature.
 
     Parameters
@@ -102,7 +143,7 @@ def draw(logits: Tensor, noise: Tensor) -> Tensor:
 
     Parameters
     ----------
-    logits : float32 (B, K), heated and filtered
+    logits : float32 (B, K), tempered and filtered
     noise : float32 (B, K), of `masc_core.philox.gumbel` for the images' seeds and positions
 
     Returns

@@ -17,11 +17,11 @@ from prometheus_client import CollectorRegistry
 from masc_core.bundle import load_bundle
 from masc_core.device import choose_dtype, make_repeatable, resolve_device, set_threads
 from masc_core.errors import ConfigError
+from masc_core.generation.batch import Batch
 from masc_core.registry import Registry
 from worker.consumer import Consumer
-from worker.engine.engine import Engine
-from worker.engine.graphs import GraphRunner
-from worker.engine.runner import Runner, RunnerFactory
+from worker.engine.cuda_graphs import GraphBatch
+from worker.engine.engine import BatchFactory, Engine
 from worker.jobs.queue import JobConsumer
 from worker.jobs.traced import TracedQueue
 from worker.jobs.tracing import open_tracer
@@ -54,7 +54,7 @@ def build_worker(
     """
     set_threads(settings.threads)
     device = resolve_device(settings.device)
-    make_runner = choose_runner(settings, device)
+    make_batch = choose_batch(settings, device)
     models = Registry(settings.models_dir)
     name = models.default(settings.default_model)
     metrics = WorkerMetrics(metrics_registry)
@@ -63,7 +63,7 @@ def build_worker(
         bundle = load_bundle(folder, device, choose_dtype(settings.dtype, device))
         logger.info("loaded %s %s onto %s", name, bundle.manifest.version, device)
         rows = settings.max_batch
-        return Lane(bundle, Engine(bundle.model, bundle.decoder, rows, metrics.step, make_runner))
+        return Lane(bundle, Engine(bundle.model, bundle.decoder, rows, metrics.step, make_batch))
 
     lane = load(models.path(name))
     tracer = open_tracer("masc-worker", settings.traces_endpoint)
@@ -80,7 +80,7 @@ def build_worker(
     )
 
 
-def choose_runner(settings: WorkerSettings, device: torch.device) -> RunnerFactory:
+def choose_batch(settings: WorkerSettings, device: torch.device) -> BatchFactory:
     """What steps the batch; on the CPU images have the same bits in any company anyway.
 
     Raises
@@ -88,13 +88,11 @@ def choose_runner(settings: WorkerSettings, device: torch.device) -> RunnerFacto
     ConfigError : deterministic on a GPU without recorded steps
     """
     if device.type == "cpu":
-        return Runner
+        return Batch
     if settings.deterministic:
         if not settings.cuda_graphs:
             raise ConfigError("MASC_DETERMINISTIC: needs MASC_CUDA_GRAPHS on a GPU")
         make_repeatable()
     return (
-        partial(GraphRunner, deterministic=settings.deterministic)
-        if settings.cuda_graphs
-        else Runner
+        partial(GraphBatch, deterministic=settings.deterministic) if settings.cuda_graphs else Batch
     )

@@ -2,7 +2,6 @@
 
 It is the oracle of every engine that batches more cleverly: on the CPU codes and entropies agree
 bit for bit.
-This module does not know how codes become pixels, nor where requests come from.
 
 Legend: B images, L positions of an image.
 """
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from masc_core.errors import NonFiniteError
-from masc_core.generation.batch import Drawn, ImageBatch
+from masc_core.generation.batch import Batch
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
@@ -71,35 +70,36 @@ def generate(
     """
     if model.training:
         raise ValueError("the model is in training mode")
-    batch = ImageBatch(model, decoder, sum(spec.num_rows for spec in specs))
-    batch.join(specs)
-    num_steps = model.config.block_size
-    device = model.output.weight.device
+    batch = Batch(model, decoder, sum(spec.num_rows for spec in specs))
+    slots = batch.join(specs)
+    num_steps, device = model.config.block_size, model.output.weight.device
+    images, tables = torch.tensor(slots, device=device), batch.tables
     clusters = torch.empty(len(specs), num_steps, dtype=torch.int64, device=device)
-    codes = torch.empty_like(clusters)
-    entropies = torch.empty(clusters.shape, dtype=torch.float32, device=device)
     started = prefilled = time.perf_counter()
     code_seconds = 0.0
     for position in range(num_steps):
-        drawn = batch.step()
-        _require_finite(drawn, position)
-        clusters[:, position] = drawn.clusters
-        codes[:, position] = drawn.codes
-        entropies[:, position] = drawn.entropies
-        code_seconds += drawn.code_seconds
+        report = batch.step()
+        _require_finite(report.failed, slots, position)
+        clusters[:, position] = tables.token[images]
+        code_seconds += report.code_seconds
         if position == 0:
             prefilled = _now(device)
         if on_step is not None:
-            on_step(position, codes[:, : position + 1])
+            on_step(position, tables.codes[images, : position + 1])
     finished = _now(device)
     return Generated(
-        codes, clusters, entropies, prefilled - started, finished - prefilled, code_seconds
+        codes=tables.codes[images],
+        clusters=clusters,
+        entropies=tables.entropies[images],
+        prefill_seconds=prefilled - started,
+        decode_seconds=finished - prefilled,
+        code_seconds=code_seconds,
     )
 
 
-def _require_finite(drawn: Drawn, position: int) -> None:
-    at_fault = (~drawn.finite).nonzero().flatten().tolist()  # waits for the device
-    if at_fault:
+def _require_finite(failed: Sequence[int], slots: Sequence[int], position: int) -> None:
+    if failed:
+        at_fault = sorted(slots.index(slot) for slot in failed)
         images = ", ".join(map(str, at_fault))
         raise NonFiniteError(
             f"NaN or infinity in the logits of image {images} at position {position}", at_fault

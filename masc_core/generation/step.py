@@ -1,16 +1,20 @@
-"""A step of a batch as tensors alone: nothing is read on the host, and no shape depends on a value.
+"""One step of a batch: every image draws its next position. The same code on every device.
 
-So a GPU can record it once for some numbers of rows and images, and replay it for any images. What
-is known of images lies in tables with a row a slot; indices say which images are in this step. Rows
-and images that only fill up belong to the last slot of the tables, whose content means nothing.
-`masc_core.generation.batch` does the same for images that are looked at on the host.
-This module does not know about graphs, nor who is in the batch.
+It is tensors alone: nothing is read on the host, and no shape depends on a value. What is known of
+images lies in tables with a row per slot; indices say which images are in this step. So a GPU can
+record a step once for some numbers of rows and images, and replay it for any images; a CPU runs it
+as it is. Only the attention kernel differs between devices (`masc_core.models.kv_cache`).
 
-Legend: B images and R rows of a step, both with filling; S slots; K clusters; L positions.
+What an image becomes depends on its `ImageSpec` alone: rows do not meet in any operation, and
+random words belong to (seed, position). On a CPU a row has the same bits in any company, in
+products of the packed weights for every number of rows that is a multiple of ``CPU_ROW_MULTIPLE``.
+
+Legend: B images, R rows and n refined images of a step, all with filling; S slots; K clusters.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar, cast
 
@@ -18,52 +22,18 @@ import torch
 from torch import Tensor
 
 from masc_core.device import new_stream
-from masc_core.generation.tables import Heated, ImageColumns, columns_of, heated
-from masc_core.image_spec import ImageSpec
+from masc_core.generation.tables import Tables
 from masc_core.in_cluster import REFINE, InClusterDecoder
 from masc_core.models.gpt import GPT, Block, Prediction
-from masc_core.models.rows import Rows
-from masc_core.models.slot_cache import SlotCache
+from masc_core.models.kv_cache import KVCache, KVLayer, Rows
 from masc_core.philox import code_bits, gumbel
 from masc_core.refinement import Refinement
-from masc_core.sampling import draw, filter_logits, guide
+from masc_core.sampling import Sampled, sample
 
 Work = TypeVar("Work", bound=Callable[..., object])
 
-
-class Tables(NamedTuple):
-    """What is known of the images, S + 1 rows.
-
-    Attributes
-    ----------
-    columns : parameters, position and token of each, (S + 1,)
-    finite : bool (S + 1,), whether all logits so far were
-    codes : int64 (S + 1, L)
-    entropies : float32 (S + 1, L), bits
-    """
-
-    columns: ImageColumns
-    finite: Tensor
-    codes: Tensor
-    entropies: Tensor
-
-    @classmethod
-    def empty(cls, num_slots: int, length: int, device: torch.device) -> Tables:
-        """Tables for S slots; all rows are of images that could be drawn."""
-        shape = (num_slots + 1, length)
-        nobody = ImageSpec(class_id=0, cfg_scale=1.0, seed=0)
-        return cls(
-            columns_of([nobody] * shape[0], device),
-            torch.ones(shape[0], dtype=torch.bool, device=device),
-            torch.zeros(shape, dtype=torch.int64, device=device),
-            torch.zeros(shape, dtype=torch.float32, device=device),
-        )
-
-    def put(self, slots: Tensor, columns: ImageColumns) -> None:
-        """Let images start in the slots, int64 (n,)."""
-        for table, column in zip(self.columns, columns, strict=True):
-            table[slots] = column
-        self.finite[slots] = True
+# oneDNN is slower with two rows, and does not keep a row's bits for every other number of them.
+CPU_ROW_MULTIPLE = 4
 
 
 class Indices(NamedTuple):
@@ -76,6 +46,7 @@ class Indices(NamedTuple):
     is_null : (R,), 1 where the row is of the null class, else 0
     images : (B,), slots of the images, whose rows are the first B
     partners : (B,), each one's row of the null class; its own row where it is not guided
+    refined : (n,), which of the B images the refiner looks at
     """
 
     slots: Tensor
@@ -83,6 +54,7 @@ class Indices(NamedTuple):
     is_null: Tensor
     images: Tensor
     partners: Tensor
+    refined: Tensor
 
 
 class StepNoise(NamedTuple):
@@ -92,12 +64,12 @@ class StepNoise(NamedTuple):
     bits: Tensor
 
 
-class StaticStep:
+class Step:
     """Draws one position of the images of a step, and writes it into the tables.
 
     Parameters
     ----------
-    model : in evaluation mode
+    model : in evaluation mode; its weights are laid out for steps (`GPT.pack`)
     decoder : on the model's device
     num_slots : S
     compiled : whether `torch.compile` makes kernels of the parts. All layers share one part, which
@@ -109,60 +81,60 @@ class StaticStep:
     """
 
     def __init__(
-        self, model: GPT, decoder: InClusterDecoder, num_slots: int, *, compiled: bool
+        self, model: GPT, decoder: InClusterDecoder, num_slots: int, *, compiled: bool = False
     ) -> None:
+        model.pack()
         weight, config = model.output.weight, model.config
         self.tables = Tables.empty(num_slots, config.block_size, weight.device)
         self._model, self._decoder = model, decoder
-        self._cache = SlotCache(config, num_slots + 1, weight.dtype, weight.device)
+        self._cache = KVCache(config, num_slots + 1, weight.dtype, weight.device)
         self._blocks = list(zip(model.blocks, self._cache.layers, strict=True))
+        self._num_slots = num_slots
+        self._refinement: Refinement | None = None  # once it is needed
         self._side = new_stream(weight.device) if weight.is_cuda else None
         self._enter = _compiled(enter, when=compiled)
         self._embed = _compiled(model.embed, when=compiled)
-        self._run_block = _compiled(Block.step, when=compiled)
+        self._run_block = _compiled(run_block, when=compiled)
         self._head = _compiled(model.head, when=compiled)
         self._noise = _compiled(noise_of, when=compiled)
-        self._heat = _compiled(guide_and_heat, when=compiled)
-        self._finish = _compiled(draw_and_write, when=compiled)
-        self._refine = _compiled(refine_and_write, when=compiled)
-        self._refinement = (
-            Refinement(decoder.refiner, decoder.prior, num_slots + 1, recordable=True)
-            if "refine" in decoder.decodings
-            else None
-        )
+        self._sample = _compiled(sample_clusters, when=compiled)
+        self._refine = _compiled(refine_codes, when=compiled)
+        self._write = _compiled(pick_and_write, when=compiled)
 
-    def __call__(self, indices: Indices, *, filters: bool, refine: bool = False) -> None:
+    def __call__(self, indices: Indices, *, filters: bool) -> float:
         """Do the step.
 
         Parameters
         ----------
         indices : who is in it
         filters : whether any of the images asks for top-k or top-p
-        refine : whether the refiner draws codes of any
+
+        Returns
+        -------
+        seconds in which clusters became codes; on a GPU those to enqueue that
         """
         tables = self.tables
         noise = self._noise_beside(indices)
         hidden, logits = self.predict(indices)
-        heat = self._heat(tables, indices, logits)
-        if filters:
-            columns = tables.columns
-            top_k, top_p = columns.top_k[indices.images], columns.top_p[indices.images]
-            heat = heat._replace(logits=filter_logits(heat.logits, top_k, top_p))
         if self._side is not None:
             torch.cuda.current_stream().wait_stream(self._side)
-        self._finish(tables, indices, self._decoder, heat, noise)
-        if refine and self._refinement is not None:
-            self._refine(tables, indices, self._refinement, hidden, noise.bits)
+        sampled = self._sample(tables, indices, logits, noise.gumbel, filters)
+        started = time.perf_counter()
+        refined = None
+        if len(indices.refined):
+            what = self._refiner_at_work(), hidden, sampled.tokens, noise.bits
+            refined = self._refine(tables, indices, *what)
+        self._write(tables, indices, self._decoder, sampled, noise.bits, refined)
+        return time.perf_counter() - started
 
     def predict(self, indices: Indices) -> Prediction:
         """What the model makes of the rows, whose keys and values are then in the cache."""
-        ids, positions = self._enter(self.tables, indices, self._model.config.num_classes)
-        rows = Rows(ids, positions, indices.slots)
-        x, turns = self._embed(rows)
-        more = torch.zeros_like(x)
+        rows = Rows(*self._enter(self.tables, indices, self._model.config.num_classes))
+        x, cos_sin = self._embed(rows)
+        residual = torch.zeros_like(x)
         for block, layer in self._blocks:
-            x, more = self._run_block(block, x, more, turns, rows, layer)
-        return self._head(x, more)
+            x, residual = self._run_block(block, x, residual, cos_sin, rows, layer)
+        return self._head(x, residual)
 
     def _noise_beside(self, indices: Indices) -> StepNoise:
         """Random numbers; on a GPU they are made while the model runs."""
@@ -173,68 +145,99 @@ class StaticStep:
         with torch.cuda.stream(self._side):
             return self._noise(self.tables, indices, num_clusters)
 
+    def _refiner_at_work(self) -> Refinement:
+        if self._refinement is None:
+            decoder = self._decoder
+            self._refinement = Refinement(decoder.refiner, decoder.prior, self._num_slots + 1)
+        return self._refinement
 
-def enter(tables: Tables, indices: Indices, null_class: int) -> tuple[Tensor, Tensor]:
-    """What each row takes in, and its position; both int64 (R,)."""
-    columns = tables.columns
-    positions = columns.positions[indices.owners]
-    classes = torch.where(indices.is_null == 1, null_class, columns.classes[indices.owners])
-    return torch.where(positions == 0, classes, columns.tokens[indices.owners]), positions
+
+def enter(tables: Tables, indices: Indices, null_class: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What each row takes in, its position and its slot, all int64 (R,)."""
+    owners = indices.owners
+    positions = tables.position[owners]
+    classes = torch.where(indices.is_null == 1, null_class, tables.params.class_id[owners])
+    ids = torch.where(positions == 0, classes, tables.token[owners])
+    return ids, positions, indices.slots
+
+
+def run_block(
+    block: Block, x: Tensor, residual: Tensor, cos_sin: Tensor, rows: Rows, layer: KVLayer
+) -> tuple[Tensor, Tensor]:
+    """One block of the model; see `Block.step`."""
+    return block.step(x, residual, cos_sin, rows, layer)
 
 
 def noise_of(tables: Tables, indices: Indices, num_clusters: int) -> StepNoise:
     """Random numbers for the images; see `masc_core.philox`."""
-    seeds = tables.columns.seeds[indices.images]
-    positions = tables.columns.positions[indices.images]
+    seeds, positions = tables.params.seed[indices.images], tables.position[indices.images]
     return StepNoise(gumbel(seeds, positions, num_clusters), code_bits(seeds, positions))
 
 
-def guide_and_heat(tables: Tables, indices: Indices, logits: Tensor) -> Heated:
-    """Guide the rows' logits (R, K) and divide them by the temperatures.
+def sample_clusters(
+    tables: Tables,
+    indices: Indices,
+    logits: Tensor,
+    noise: Tensor,
+    filters: bool,  # noqa: FBT001 - compiled for either
+) -> Sampled:
+    """Draw the images' clusters from the rows' logits (R, K)."""
+    params = tables.params.of(indices.images)
+    return sample(
+        logits[: len(indices.images)],
+        logits[indices.partners],
+        params.cfg_scale,
+        params.temperature,
+        params.top_k if filters else None,
+        params.top_p if filters else None,
+        noise,
+    )
 
-    An image that is not guided is its own partner: its logits stay what they are.
-    """
-    scales = tables.columns.scales[indices.images]
-    temperatures = tables.columns.temperatures[indices.images]
-    guided = guide(logits[: len(scales)], logits[indices.partners], scales)
-    return heated(guided, temperatures)
+
+def refine_codes(
+    tables: Tables,
+    indices: Indices,
+    refinement: Refinement,
+    hidden: Tensor,
+    clusters: Tensor,
+    bits: Tensor,
+) -> Tensor:
+    """Codes int64 (n,) that the refiner draws, from hidden states (R, C) and clusters (B,)."""
+    refined = indices.refined
+    slots = indices.images[refined]
+    positions = tables.position[slots]
+    before = tables.codes[slots, (positions - 1).clamp(min=0)]
+    return refinement.draw(
+        hidden[refined],
+        clusters[refined],
+        Rows(before, positions, slots),
+        bits[refined],
+        tables.params.temperature[slots],
+    )
 
 
-def draw_and_write(
+def pick_and_write(
     tables: Tables,
     indices: Indices,
     decoder: InClusterDecoder,
-    heat: Heated,
-    noise: StepNoise,
+    sampled: Sampled,
+    bits: Tensor,
+    refined: Tensor | None,
 ) -> None:
-    """Draw clusters and codes, note them, and let the images go to their next positions."""
-    images, columns = indices.images, tables.columns
-    positions = columns.positions[images]
-    clusters = draw(heat.logits, noise.gumbel)
-    tables.codes[images, positions] = decoder.pick(clusters, noise.bits, columns.decodings[images])
-    tables.entropies[images, positions] = heat.entropies
-    tables.finite[images] = tables.finite[images] & heat.finite
-    columns.tokens[images] = clusters
+    """Turn clusters into codes, note everything, and let the images go to their next positions."""
+    images = indices.images
+    positions, decodings = tables.position[images], tables.params.decoding[images]
+    codes = decoder.pick(sampled.tokens, bits, decodings)
+    if refined is not None:
+        which = indices.refined
+        codes[which] = torch.where(decodings[which] == REFINE, refined, codes[which])
+    tables.codes[images, positions] = codes
+    tables.entropies[images, positions] = sampled.entropies
+    tables.finite[images] &= sampled.finite
+    tables.token[images] = sampled.tokens
     # What fills up stays at the first position, where attention is shortest.
     nobody = len(tables.finite) - 1
-    columns.positions[images] = torch.where(images < nobody, positions + 1, 0)
-
-
-def refine_and_write(
-    tables: Tables, indices: Indices, refinement: Refinement, hidden: Tensor, bits: Tensor
-) -> None:
-    """Let the refiner draw codes of all images, and note those that are asked for.
-
-    Comes after `draw_and_write`, which has noted the clusters and gone on to the next positions.
-    """
-    images, columns = indices.images, tables.columns
-    positions = (columns.positions[images] - 1).clamp(min=0)
-    rows = Rows(images, positions, images)
-    clusters, temperatures = columns.tokens[images], columns.temperatures[images]
-    refined = refinement.draw(hidden[: len(images)], clusters, rows, bits, temperatures)
-    is_asked = columns.decodings[images] == REFINE
-    drawn = tables.codes[images, positions]
-    tables.codes[images, positions] = torch.where(is_asked, refined, drawn)
+    tables.position[images] = torch.where(images < nobody, positions + 1, 0)
 
 
 def _compiled(work: Work, *, when: bool) -> Work:

@@ -1,10 +1,8 @@
-"""The parameters of images as columns, and the draw of their next clusters.
+"""What is known of the images of a batch: tables with a row per slot, on the model's device.
 
-Whoever batches images keeps these columns, one entry an image or one a slot. Every image may have
-parameters of its own; nothing loops over images.
-This module does not know about models, rows or slots.
+The last row belongs to whatever fills a step up; its content means nothing.
 
-Legend: B images, K clusters.
+Legend: n images, S slots, L positions of an image.
 """
 
 from __future__ import annotations
@@ -17,71 +15,92 @@ from torch import Tensor
 
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import ALL_MODES
-from masc_core.sampling import entropy_bits, heat
+
+_NOBODY = ImageSpec(class_id=0, cfg_scale=1.0, seed=0)
 
 
-class ImageColumns(NamedTuple):
-    """A column a parameter, each (B,)."""
+class BatchParams(NamedTuple):
+    """Sampling parameters of images, a column each, (n,) or (S + 1,)."""
 
-    seeds: Tensor  # int64
-    classes: Tensor  # int64
-    scales: Tensor  # float32
-    temperatures: Tensor  # float32
+    seed: Tensor  # int64
+    class_id: Tensor  # int64
     top_k: Tensor  # int64
+    decoding: Tensor  # int64, see `masc_core.in_cluster.ALL_MODES`
+    cfg_scale: Tensor  # float32
+    temperature: Tensor  # float32
     top_p: Tensor  # float64
-    decodings: Tensor  # int64
-    positions: Tensor  # int64, to be drawn next
-    tokens: Tensor  # int64, drawn last
 
-    def of(self, images: Tensor) -> ImageColumns:
-        """Columns of some images, int64 (n,), in that order."""
-        return ImageColumns(*(column[images] for column in self))
-
-    def followed_by(self, others: ImageColumns) -> ImageColumns:
-        """Columns of these images and of others behind them."""
-        return ImageColumns(*map(torch.cat, zip(self, others, strict=True)))
+    def of(self, images: Tensor) -> BatchParams:
+        """Those of some images, int64 (n,), in that order."""
+        return BatchParams(*(column[images] for column in self))
 
 
-class Heated(NamedTuple):
-    """Logits that are ready to be filtered and drawn from.
+class Tables(NamedTuple):
+    """Everything that a step reads and writes besides the model's cache.
 
     Attributes
     ----------
-    logits : float32 (B, K)
-    entropies : float32 (B,), bits; of the guided distribution before temperature and filters
-    finite : bool (B,), whether the guided logits are
+    params : (S + 1,) each
+    position : int64 (S + 1,), to be drawn next
+    token : int64 (S + 1,), drawn last
+    finite : bool (S + 1,), whether all logits so far were
+    codes : int64 (S + 1, L)
+    entropies : float32 (S + 1, L), bits
     """
 
-    logits: Tensor
-    entropies: Tensor
+    params: BatchParams
+    position: Tensor
+    token: Tensor
     finite: Tensor
+    codes: Tensor
+    entropies: Tensor
+
+    @classmethod
+    def empty(cls, num_slots: int, length: int, device: torch.device) -> Tables:
+        """Tables for S slots; all rows are of images that could be drawn."""
+        num = num_slots + 1
+        return cls(
+            unpack_params(pack_params([_NOBODY] * num).to(device)),
+            position=torch.zeros(num, dtype=torch.int64, device=device),
+            token=torch.zeros(num, dtype=torch.int64, device=device),
+            finite=torch.ones(num, dtype=torch.bool, device=device),
+            codes=torch.zeros(num, length, dtype=torch.int64, device=device),
+            entropies=torch.zeros(num, length, dtype=torch.float32, device=device),
+        )
+
+    def put(self, slots: Tensor, params: BatchParams) -> None:
+        """Let images start in the slots, int64 (n,)."""
+        for table, column in zip(self.params, params, strict=True):
+            table[slots] = column
+        self.position[slots] = 0
+        self.finite[slots] = True
 
 
-def columns_of(specs: Sequence[ImageSpec], device: torch.device) -> ImageColumns:
-    """Columns of images at their first position.
+def pack_params(specs: Sequence[ImageSpec]) -> Tensor:
+    """Parameters of n images as one int64 (7, n), which is one copy to a device.
 
-    Their decodings must be known; `masc_core.in_cluster.InClusterDecoder.modes` refuses others.
+    The decodings must be known; `masc_core.in_cluster.InClusterDecoder.check` refuses others.
     """
+    integers = [
+        [spec.seed for spec in specs],
+        [spec.class_id for spec in specs],
+        [spec.top_k for spec in specs],
+        [ALL_MODES[spec.decoding] for spec in specs],
+    ]
+    floats = [
+        [spec.cfg_scale for spec in specs],
+        [spec.temperature for spec in specs],
+        [spec.top_p for spec in specs],
+    ]
+    bits = torch.tensor(floats, dtype=torch.float64).view(torch.int64)
+    return torch.cat([torch.tensor(integers, dtype=torch.int64), bits])
 
-    def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
-        made = torch.tensor(values, dtype=dtype)
-        # From pinned memory: any other copy would wait for the work under way.
-        return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made
 
-    zeros = [0] * len(specs)
-    return ImageColumns(
-        seeds=column([spec.seed for spec in specs], torch.int64),
-        classes=column([spec.class_id for spec in specs], torch.int64),
-        scales=column([spec.cfg_scale for spec in specs], torch.float32),
-        temperatures=column([spec.temperature for spec in specs], torch.float32),
-        top_k=column([spec.top_k for spec in specs], torch.int64),
-        top_p=column([spec.top_p for spec in specs], torch.float64),
-        decodings=column([ALL_MODES[spec.decoding] for spec in specs], torch.int64),
-        positions=column(zeros, torch.int64),
-        tokens=column(zeros, torch.int64),
+def unpack_params(packed: Tensor) -> BatchParams:
+    """What `pack_params` packed, int64 (7, n)."""
+    seed, class_id, top_k, decoding = packed[:4].unbind()
+    cfg_scale, temperature, top_p = packed[4:].view(torch.float64).unbind()
+    return BatchParams(
+        *(seed.clone(), class_id.clone(), top_k.clone(), decoding.clone()),
+        *(cfg_scale.float(), temperature.float(), top_p.clone()),
     )
-
-
-def heated(logits: Tensor, temperatures: Tensor) -> Heated:
-    """Guided logits (B, K) divided by their temperatures, and what is told of them before."""
-    return Heated(heat(logits, temperatures), entropy_bits(logits), logits.isfinite().all(1))

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import numba
 import numpy as np
 
+from masc_core.kernel import inline, kernel
 from masc_core.linkage.clusters import Clusters
 from masc_core.linkage.found import Found, found, parts
 from masc_core.linkage.heap import Nearest, farthest, limit, offer, room_for
-from masc_core.linkage.kernel import inline, kernel
 from masc_core.linkage.tiles import tile_squares, tiles_of
 from masc_core.linkage.types import FloatArray, IntArray
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from masc_core.kernel import inline, kernel
 from masc_core.linkage.clusters import ROUNDING, Clusters
 from masc_core.linkage.found import Found
-from masc_core.linkage.kernel import inline, kernel
 from masc_core.linkage.lists import NOBODY, Lists, crop, insert, new_draft, store
 from masc_core.linkage.pairs import Members, distance, mean_distance
 from masc_core.linkage.rounds import merge_lists

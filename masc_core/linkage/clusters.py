@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from masc_core.linkage.kernel import serial
+from masc_core.kernel import serial
 from masc_core.linkage.pairs import Members
 from masc_core.linkage.products import Products
 from masc_core.linkage.types import BoolArray, FloatArray, IdArray, IntArray

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from masc_core.kernel import inline, kernel, serial
 from masc_core.linkage.clusters import Clusters
-from masc_core.linkage.kernel import inline, kernel, serial
 from masc_core.linkage.pairs import Members, distance
 from masc_core.linkage.products import CANCELLED, Products, Squares
 from masc_core.linkage.search import MANY_DIMENSIONS

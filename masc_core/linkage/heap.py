@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from masc_core.linkage.kernel import inline
+from masc_core.kernel import inline
 from masc_core.linkage.types import FloatArray, IdArray, IntArray, ProductArray
 
 

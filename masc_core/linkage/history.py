@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from masc_core.linkage.kernel import serial
+from masc_core.kernel import serial
 from masc_core.linkage.types import FloatArray, IntArray
 
 

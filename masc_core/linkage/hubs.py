@@ -15,8 +15,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from masc_core.kernel import kernel
 from masc_core.linkage.clusters import Clusters
-from masc_core.linkage.kernel import kernel
 from masc_core.linkage.pairs import Members, pair_sum
 from masc_core.linkage.types import BoolArray, FloatArray, IdArray, IntArray, Slot
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from masc_core.linkage.kernel import inline
+from masc_core.kernel import inline
 from masc_core.linkage.types import FloatArray, IdArray, IntArray, Slot
 
 NOBODY = np.int32(-1)

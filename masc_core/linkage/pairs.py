@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from masc_core.linkage.kernel import inline, reduction
+from masc_core.kernel import inline, reduction
 from masc_core.linkage.types import FloatArray, IntArray, Slot
 
 

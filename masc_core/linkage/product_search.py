@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import numba
 import numpy as np
 
+from masc_core.kernel import kernel
 from masc_core.linkage.clusters import Clusters
 from masc_core.linkage.found import Found, found, parts
 from masc_core.linkage.heap import Nearest, farthest, offer, room_for
-from masc_core.linkage.kernel import kernel
 from masc_core.linkage.products import Products, Squares
 from masc_core.linkage.types import IntArray
 

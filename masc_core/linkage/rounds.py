@@ -18,7 +18,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from masc_core.linkage.kernel import inline, kernel
+from masc_core.kernel import inline, kernel
 from masc_core.linkage.lists import NOBODY, Draft, Lists, insert, new_draft, store
 from masc_core.linkage.pairs import Members, mean_distance, pair_sum
 from masc_core.linkage.types import BoolArray, IdArray, Slot

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from masc_core.kernel import serial
 from masc_core.linkage.history import History
-from masc_core.linkage.kernel import serial
 from masc_core.linkage.pairs import distance
 from masc_core.linkage.types import FloatArray, IntArray, Report
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from masc_core.linkage.kernel import inline
+from masc_core.kernel import inline
 from masc_core.linkage.types import FloatArray
 
 LANES = 8  # dimensions whose squares are added in one pass

@@ -10,45 +10,19 @@ Legend: B rows, T positions, L tokens of an image, C width, H heads, D head dim,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, Self
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masc_core.models.gpt_config import GPTConfig
-from masc_core.models.projection import Projection
-from masc_core.models.rope import rope_2d, rotation, split_turned
-from masc_core.models.rows import Rows
+from masc_core.models.kv_cache import KVCache, KVLayer, Rows
+from masc_core.models.projection import PackedWeight, Projection, can_pack
+from masc_core.models.rope import cos_sin_table, rope_2d, split_rotated
 
 SILU_AT_ONCE = 32768  # numbers that torch leaves to one thread
-
-
-class LayerCache(Protocol):
-    """Where a block keeps keys and values of the positions that rows have been through."""
-
-    def step(self, qkv: Tensor, turns: Tensor, rows: Rows) -> Tensor:
-        """Store the rows' keys and values; attend to them and to the earlier ones of each row.
-
-        Parameters
-        ----------
-        qkv : (R, 3 H, D), all queries, then all keys, then all values, none of them turned
-        turns : float32 (R, 2, D), see `masc_core.models.rope.rotation`
-        rows : R of them
-
-        Returns
-        -------
-        (R, H, D), of the type of the cache
-        """
-
-
-class StepCache(Protocol):
-    """What `GPT.step` needs of a cache: a part for each block."""
-
-    @property
-    def layers(self) -> Sequence[LayerCache]:
-        """In the order of the blocks."""
 
 
 class Prediction(NamedTuple):
@@ -99,13 +73,13 @@ class GPT(nn.Module):
         """Hidden states (B, 1 + T, C) after the final norm; arguments as for `forward`."""
         classes = self.cls_embedding(labels)[:, None]
         x = self.tok_dropout(torch.cat([classes, self.tok_embeddings(tokens)], dim=1))
-        turns = self.rope(x.shape[1])
+        cos_sin = self.rope(x.shape[1])
         for block in self.layers:
-            x = block(x, turns)
+            x = block(x, cos_sin)
         out: Tensor = self.norm(x)
         return out
 
-    def step(self, rows: Rows, cache: StepCache) -> Prediction:
+    def step(self, rows: Rows, cache: KVCache) -> Prediction:
         """One position of every row, with the earlier ones in the cache.
 
         Parameters
@@ -113,17 +87,23 @@ class GPT(nn.Module):
         rows : R of them; their positions are added to the cache
         cache : holds the positions before
         """
-        x, turns = self.embed(rows)
-        more = torch.zeros_like(x)
+        x, cos_sin = self.embed(rows)
+        residual = torch.zeros_like(x)
         for block, layer in zip(self.blocks, cache.layers, strict=True):
-            x, more = block.step(x, more, turns, rows, layer)
-        return self.head(x, more)
+            x, residual = block.step(x, residual, cos_sin, rows, layer)
+        return self.head(x, residual)
 
     def pack(self) -> None:
-        """Let steps read the weights in the processor's order; see `Projection.pack`."""
-        for module in self.modules():
-            if isinstance(module, Projection):
-                module.pack()
+        """Lay the weights out for steps, as they are now.
+
+        On a CPU steps read copies in the processor's order (`Projection.pack`); on a GPU the first
+        two products of a feed-forward block become one.
+        """
+        for block in self.blocks:
+            block.attention.wqkv.pack()
+            block.attention.wo.pack()
+            block.feed_forward.pack()
+        self.output.pack()
 
     @property
     def blocks(self) -> list[Block]:
@@ -131,15 +111,15 @@ class GPT(nn.Module):
         return [block for block in self.layers if isinstance(block, Block)]
 
     def embed(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Classes of the rows at position 0, tokens of all others, (R, C); and the rows' turns."""
+        """Classes of the rows at position 0, tokens of all others, (R, C); and their rotations."""
         first = rows.positions == 0
         classes: Tensor = self.cls_embedding(rows.ids.where(first, 0))
         tokens: Tensor = self.tok_embeddings(rows.ids.where(~first, 0))
         return torch.where(first[:, None], classes, tokens), self.rope.table[rows.positions]
 
-    def head(self, x: Tensor, more: Tensor) -> Prediction:
-        """What follows from what the last block returned, twice (R, C)."""
-        hidden = self.norm(x + more)
+    def head(self, x: Tensor, residual: Tensor) -> Prediction:
+        """Hidden states and logits of the rows, from the two (R, C) of the last block."""
+        hidden = self.norm(x + residual)
         return Prediction(hidden, self.output.step(hidden).float())
 
 
@@ -165,7 +145,7 @@ class RopeTable(nn.Module):
 
     Attributes
     ----------
-    table : float32 (1 + L, 2, D), see `masc_core.models.rope.rotation`
+    table : float32 (1 + L, 2, D), see `masc_core.models.rope.cos_sin_table`
     """
 
     table: Tensor
@@ -173,7 +153,7 @@ class RopeTable(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.sizes = (config.grid_size, config.head_dim, config.rope_base)
-        self.register_buffer("table", rotation(rope_2d(*self.sizes)), persistent=False)
+        self.register_buffer("table", cos_sin_table(rope_2d(*self.sizes)), persistent=False)
 
     def forward(self, length: int) -> Tensor:
         """Entries of the first positions, (length, 2, D)."""
@@ -182,7 +162,7 @@ class RopeTable(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
         # Built anew: a cast would round it, and a module from the meta device has no values yet.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.table = rotation(rope_2d(*self.sizes)).to(self.table.device)
+        self.table = cos_sin_table(rope_2d(*self.sizes)).to(self.table.device)
         return self
 
 
@@ -211,21 +191,21 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, turns: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: Tensor) -> Tensor:
         """(B, T, C) to the same shape."""
-        x = x + self.attention(self.attention_norm(x), turns)
+        x = x + self.attention(self.attention_norm(x), cos_sin)
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
         return out
 
     def step(
-        self, x: Tensor, more: Tensor, turns: Tensor, rows: Rows, cache: LayerCache
+        self, x: Tensor, residual: Tensor, cos_sin: Tensor, rows: Rows, cache: KVLayer
     ) -> tuple[Tensor, Tensor]:
-        """One position a row: the sum of two (R, C) to two others; ``turns`` is (R, 2, D).
+        """One position per row: the sum of two (R, C) to two others; ``cos_sin`` is (R, 2, D).
 
         The sum is left to the next block, where a compiler makes one kernel of it and the norm.
         """
-        x = x + more
-        x = x + self.attention.step(self.attention_norm(x), turns, rows, cache)
+        x = x + residual
+        x = x + self.attention.step(self.attention_norm(x), cos_sin, rows, cache)
         return x, self.feed_forward.step(self.ffn_norm(x))
 
 
@@ -239,23 +219,23 @@ class Attention(nn.Module):
         self.wo = Projection(config.dim, config.dim)
         self.resid_dropout = nn.Dropout(config.resid_dropout)
 
-    def forward(self, x: Tensor, turns: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: Tensor) -> Tensor:
         """(B, T, C) to the same shape."""
-        q, k, v = self.project(x, turns)  # (B, T, H, D)
+        q, k, v = self.project(x, cos_sin)  # (B, T, H, D)
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
         )
         out: Tensor = self.resid_dropout(self.wo(y.transpose(1, 2).flatten(2)))
         return out
 
-    def step(self, x: Tensor, turns: Tensor, rows: Rows, cache: LayerCache) -> Tensor:
-        """(R, C) to the same shape, one position a row; ``turns`` is (R, 2, D)."""
-        y = cache.step(self._heads(self.wqkv.step(x)), turns, rows)  # (R, H, D)
+    def step(self, x: Tensor, cos_sin: Tensor, rows: Rows, cache: KVLayer) -> Tensor:
+        """(R, C) to the same shape, one position a row; ``cos_sin`` is (R, 2, D)."""
+        y = cache.step(self._heads(self.wqkv.step(x)), cos_sin, rows)  # (R, H, D)
         return self.wo.step(y.flatten(1).to(x.dtype))
 
-    def project(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Turned queries, turned keys and values, each (..., T, H, D), of (..., T, C)."""
-        return split_turned(self._heads(self.wqkv(x)), turns)
+        return split_rotated(self._heads(self.wqkv(x)), cos_sin)
 
     def _heads(self, qkv: Tensor) -> Tensor:
         """(..., 3 C) to (..., 3 H, D)."""
@@ -271,20 +251,26 @@ class FeedForward(nn.Module):
         self.w3 = Projection(config.dim, config.ffn_dim)
         self.w2 = Projection(config.ffn_dim, config.dim)
         self.ffn_dropout = nn.Dropout(config.ffn_dropout)
-        self.w13: Tensor | None = None
+        self._packed: PackedWeight | None = None  # of w1 and w3, one below the other
+        self.w13: Tensor | None = None  # the same on a GPU
+
+    def pack(self) -> None:
+        """Let steps multiply by ``w1`` and ``w3`` at once, on a CPU as they are now."""
+        self.w2.pack()
+        if self.w1.weight.is_cuda:
+            self.fuse()
+        elif can_pack(self.w1.weight):
+            self._packed = PackedWeight(torch.cat([self.w1.weight, self.w3.weight]))
 
     def fuse(self) -> None:
-        """Let a step multiply by ``w1`` and ``w3`` at once.
+        """Make ``w1`` and ``w3`` the halves of one tensor; they keep their names.
 
-        They become the halves of one tensor, so nothing is held twice, and keep their names. To be
-        called where the model stays: on another device it would be two tensors again. A second
-        call does nothing: what was recorded reads the tensor where it is.
+        Nothing is held twice. A second call does nothing: what was recorded reads the tensor where
+        it is.
         """
-        if self.w13 is not None:
-            return
-        w13 = torch.cat([self.w1.weight.detach(), self.w3.weight.detach()])
-        self.w1.weight.data, self.w3.weight.data = w13.chunk(2)
-        self.w13 = w13
+        if self.w13 is None:
+            self.w13 = torch.cat([self.w1.weight.detach(), self.w3.weight.detach()])
+            self.w1.weight.data, self.w3.weight.data = self.w13.chunk(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to the same shape."""
@@ -293,12 +279,27 @@ class FeedForward(nn.Module):
 
     def step(self, x: Tensor) -> Tensor:
         """(R, C) to the same shape, for one position."""
-        gate, up = (
-            (self.w1.step(x), self.w3.step(x))
-            if self.w13 is None
-            else F.linear(x, self.w13).chunk(2, -1)
-        )
+        gate, up = self._gate_and_up(x)
         return self.w2.step(_silu_one(gate) * up)
+
+    def _gate_and_up(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``w1 x`` and ``w3 x``, both (R, ffn)."""
+        if self._packed is not None:
+            gate, up = self._packed.multiply(x).chunk(2, -1)
+        elif self.w13 is not None:
+            gate, up = F.linear(x, self.w13).chunk(2, -1)
+        else:
+            gate, up = self.w1(x), self.w3(x)
+        return gate, up
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._packed = self.w13 = None  # of another type or device
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Blocks cannot be copied, and halves of a copy would be tensors of their own.
+        return {**self.__dict__, "_packed": None, "w13": None}
 
 
 def _silu_one(x: Tensor) -> Tensor:

@@ -1,21 +1,49 @@
 """Keys and values of the positions that rows have been through, and attention to them.
 
 The cache lives outside the model, so that a model can be trained, evaluated and served at once and
-a state dict never holds it. A row that starts anew may take any slot: what is behind its position
-is never read. Rows are taken in groups; see `masc_core.models.slot_cache` for rows one by one.
+a state dict never holds it. Row r of a step attends to the first ``positions[r] + 1`` entries of
+slot ``slots[r]``: no row sees another, and nothing is read on the host, so that a GPU can record a
+step once and replay it for any rows. What differs between devices is how attention is computed:
+`attention_cpu` (numba), `decode_attention` (Triton), or `attend_plainly`, which defines both.
 
 Legend: S slots, R rows, T positions, H heads, D head dim.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from masc_core.models.gpt_config import GPTConfig
-from masc_core.models.rope import split_turned
-from masc_core.models.rows import Rows
+from masc_core.models.rope import split_rotated
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of one step; they need not be at the same position.
+
+    Attributes
+    ----------
+    ids : int64 (R,), the class at position 0, after that the token at the position before
+    positions : int64 (R,)
+    slots : int64 (R,), where the rows are in the cache
+    """
+
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor
+
+    @classmethod
+    def same_position(cls, ids: Tensor, position: int) -> Rows:
+        """All rows at one position, each in the slot of its own number."""
+        slots = torch.arange(len(ids), device=ids.device)
+        return cls(ids, torch.full_like(ids, position), slots)
 
 
 class KVCache:
@@ -25,8 +53,7 @@ class KVCache:
     ----------
     config : of the transformer
     num_slots : S
-    dtype : the transformer's; on the CPU the cache is float32 in any case, which it attends faster
-    device : the transformer's
+    dtype, device : the transformer's
 
     Attributes
     ----------
@@ -40,72 +67,82 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        if torch.device(device).type == "cpu":
-            dtype = torch.float32
         shape = (num_slots, config.n_head, config.block_size, config.head_dim)
-        self.num_slots = num_slots
-        self.layers = [KVLayer(shape, dtype, device) for _ in range(config.n_layer)]
+        self.layers = [KVLayer(shape, dtype, torch.device(device)) for _ in range(config.n_layer)]
 
 
 class KVLayer:
-    """One block's part.
+    """One block's part. It starts as zeros: what a row has not written may be multiplied by 0.
 
     Attributes
     ----------
     keys, values : (S, H, T, D)
     """
 
-    def __init__(
-        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
-    ) -> None:
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty_like(self.keys)
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        self._attend = choose_attention(dtype, device)
 
-    def step(self, qkv: Tensor, turns: Tensor, rows: Rows) -> Tensor:
-        """Store what is new, and attend; see `masc_core.models.gpt.LayerCache`."""
-        queries, keys, values = split_turned(qkv, turns)
-        self.write(rows, keys, values)
-        return self.attend(rows, queries)
-
-    def write(self, rows: Rows, keys: Tensor, values: Tensor) -> None:
-        """Store the rows' positions; ``keys`` and ``values`` are (R, H, D)."""
-        for group in rows.groups:
-            self.keys[group.slots, :, group.position] = keys[group.rows]
-            self.values[group.slots, :, group.position] = values[group.rows]
-
-    def attend(self, rows: Rows, queries: Tensor) -> Tensor:
-        """Attention of every row to its own positions up to now.
+    def step(self, qkv: Tensor, cos_sin: Tensor, rows: Rows) -> Tensor:
+        """Store the rows' keys and values; attend to them and to the earlier ones of each row.
 
         Parameters
         ----------
-        queries : (R, H, D)
+        qkv : (R, 3 H, D), all queries, then all keys, then all values, not rotated
+        cos_sin : float32 (R, 2, D), see `masc_core.models.rope.cos_sin_table`
+        rows : R of them
 
         Returns
         -------
-        (R, H, D), of the type of the cache
+        (R, H, D), of the type of ``qkv``
         """
-        queries = queries.to(self.keys.dtype)
-        parts = [
-            _attend(
-                queries[group.rows],
-                self.keys[group.slots, :, : group.position + 1],
-                self.values[group.slots, :, : group.position + 1],
-            )
-            for group in rows.groups
-        ]
-        padding = queries[rows.groups[-1].last :]
-        if len(padding):
-            parts.append(padding)  # any numbers will do
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._attend(qkv, cos_sin, rows.slots, rows.positions, self.keys, self.values)
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention (R, H, D) of one query (R, H, D) over keys and values (R, H, T, D)."""
-    query = query[:, :, None]
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, keys, values)[:, :, 0]
-    # A row must have the same bits whatever the other rows are. The fused kernel's rounding depends
-    # on which thread takes a row, a batched product's does not.
-    scores = query @ keys.transpose(2, 3) * query.shape[-1] ** -0.5  # (R, H, 1, T)
-    attended: Tensor = scores.softmax(-1) @ values
-    return attended[:, :, 0]
+def choose_attention(dtype: torch.dtype, device: torch.device) -> Attention:
+    """The fastest attention of single positions for a type and a device."""
+    if device.type == "cuda" and has_triton():
+        from masc_core.models import decode_attention  # noqa: PLC0415 - needs Triton
+
+        return decode_attention.attend
+    if device.type == "cpu":
+        from masc_core.models import attention_cpu  # noqa: PLC0415 - takes half a second
+
+        if dtype in attention_cpu.DTYPES:
+            return attention_cpu.attend
+    return attend_plainly
+
+
+def has_triton() -> bool:
+    """Whether kernels can be compiled for a GPU."""
+    return find_spec("triton") is not None
+
+
+def attend_plainly(
+    qkv: Tensor, cos_sin: Tensor, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    """Rotate and store what is new, and attend to it and to what is before.
+
+    Parameters
+    ----------
+    qkv : (R, 3 H, D), all queries, then all keys, then all values
+    cos_sin : float32 (R, 2, D), see `masc_core.models.rope.cos_sin_table`
+    slots, positions : int64 (R,); rows that share a slot leave it with anyone's entries
+    keys, values : (S, H, T, D), changed in place
+
+    Returns
+    -------
+    (R, H, D), of the type of ``qkv``
+    """
+    query, key, value = split_rotated(qkv, cos_sin)
+    keys[slots, :, positions] = key.to(keys.dtype)
+    values[slots, :, positions] = value.to(values.dtype)
+    past = torch.arange(keys.shape[2], device=keys.device) <= positions[:, None]  # (R, T)
+    scores = (query[:, :, None] * keys[slots]).sum(-1, dtype=torch.float32)  # (R, H, T)
+    scores = scores * query.shape[-1] ** -0.5
+    weights = scores.masked_fill(~past[:, None], -torch.inf).softmax(-1)
+    # Not a product with zeros: what another image left behind its end may be a NaN.
+    seen = values[slots].float().masked_fill(~past[:, None, :, None], 0.0)
+    attended: Tensor = (weights[..., None] * seen).sum(2)
+    return attended.to(qkv.dtype)

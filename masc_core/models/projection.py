@@ -28,31 +28,64 @@ TILE_ROWS = 16
 PORTION_ROWS = 2 * TILE_ROWS
 
 
+class PackedWeight:
+    """A copy of a layer's weight, and of its bias, in the order in which the processor reads it.
+
+    Parameters
+    ----------
+    weight : (out, in), of a type for which `can_pack` holds
+    bias : (out,)
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self._bias = None if bias is None else bias.detach()
+        self._in_portions = weight.dtype == torch.bfloat16 and processor_has("amx_bf16")
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """(R, in) to (R, out)."""
+        if not self._in_portions:
+            return self._multiply(x)
+        filled = F.pad(x, (0, 0, 0, -len(x) % TILE_ROWS))
+        parts = [self._multiply(part) for part in torch.split(filled, PORTION_ROWS)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(x)]
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._blocks, self._bias, "none", [], ""
+        )
+        return out
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether oneDNN computes in the weight's type, on its device."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
+
+
 class Projection(nn.Linear):
     """A linear layer, without a bias unless one is asked for."""
 
     def __init__(self, dim_in: int, dim_out: int, *, bias: bool = False) -> None:
         super().__init__(dim_in, dim_out, bias=bias)
-        self._packed: Tensor | None = None
-        self._in_portions = False
+        self._packed: PackedWeight | None = None
 
     def pack(self) -> None:
         """Let steps read a copy of the weights as they are now, in blocks.
 
         Where oneDNN does not compute in their type, or on a GPU, steps go on reading the weights.
         """
-        weight = self.weight.detach()
-        self._packed = _in_blocks(weight) if _can_pack(weight) else None
-        self._in_portions = weight.dtype == torch.bfloat16 and processor_has("amx_bf16")
+        self._packed = PackedWeight(self.weight, self.bias) if can_pack(self.weight) else None
 
     def step(self, x: Tensor) -> Tensor:
         """(R, in) to (R, out), without a gradient."""
-        packed = self._packed
-        if packed is None:
-            out: Tensor = self(x)
-            return out
-        multiply = _multiply_in_portions if self._in_portions else _multiply
-        return multiply(x, packed, self.bias)
+        if self._packed is not None:
+            return self._packed.multiply(x)
+        out: Tensor = self(x)
+        return out
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -62,27 +95,3 @@ class Projection(nn.Linear):
     def __getstate__(self) -> dict[str, Any]:
         # Blocks cannot be copied: a copy reads its weights until it is packed itself.
         return {**self.__dict__, "_packed": None}
-
-
-def _can_pack(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float32
-
-
-def _in_blocks(weight: Tensor) -> Tensor:
-    blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
-    return blocks
-
-
-def _multiply_in_portions(x: Tensor, blocks: Tensor, bias: Tensor | None) -> Tensor:
-    filled = F.pad(x, (0, 0, 0, -len(x) % TILE_ROWS))
-    parts = [_multiply(part, blocks, bias) for part in torch.split(filled, PORTION_ROWS)]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(x)]
-
-
-def _multiply(x: Tensor, blocks: Tensor, bias: Tensor | None) -> Tensor:
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, blocks, bias, "none", [], "")
-    return out

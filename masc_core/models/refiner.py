@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masc_core.errors import ConfigError
-from masc_core.models.gpt import LayerCache
+from masc_core.models.kv_cache import KVLayer, Rows
 from masc_core.models.projection import Projection
-from masc_core.models.rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +140,7 @@ class Refiner(nn.Module):
         out: Tensor = self.norm(x)
         return out
 
-    def step(self, hidden: Tensor, clusters: Tensor, rows: Rows, cache: LayerCache) -> Tensor:
+    def step(self, hidden: Tensor, clusters: Tensor, rows: Rows, cache: KVLayer) -> Tensor:
         """One position of every row, with the earlier ones in the cache.
 
         Parameters
@@ -149,7 +148,7 @@ class Refiner(nn.Module):
         hidden : (R, C)
         clusters : int64 (R,)
         rows : R of them; their ids are the codes before, anything at position 0
-        cache : of this model's heads; see `SlotCache` and `KVCache`
+        cache : of this model's heads
 
         Returns
         -------
@@ -160,7 +159,7 @@ class Refiner(nn.Module):
             before = self.code_embedding(rows.ids).masked_fill(rows.positions[:, None] == 0, 0)
             x = x + before + self.position_embedding(rows.positions)
         qkv = self._heads(self.qkv.step(self.attention_norm(x)))  # (R, 3 H, Dh)
-        y = cache.step(qkv, self._no_turns(len(x), x.device), rows)
+        y = cache.step(qkv, self._no_rotation(len(x), x.device), rows)
         x = x + self.attention_out.step(y.flatten(1).to(x.dtype))
         x = x + self.ffn_out.step(F.relu(self.ffn_in.step(self.ffn_norm(x))))
         out: Tensor = self.norm(x)
@@ -176,7 +175,7 @@ class Refiner(nn.Module):
         """(..., 3 D) to (..., 3 H, D / H)."""
         return qkv.view(*qkv.shape[:-1], 3 * self.config.n_head, self.config.head_dim)
 
-    def _no_turns(self, num_rows: int, device: torch.device) -> Tensor:
+    def _no_rotation(self, num_rows: int, device: torch.device) -> Tensor:
         """Cosines of 1 and sines of 0 (R, 2, D / H): caches turn queries and keys."""
         one = torch.ones(num_rows, 1, self.config.head_dim, device=device)
         return torch.cat([one, torch.zeros_like(one)], dim=1)

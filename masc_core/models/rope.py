@@ -37,7 +37,7 @@ def rope_2d(grid_size: int, head_dim: int, base: float = 10000.0) -> Tensor:
     return torch.cat([torch.zeros(1, half, 2), table])
 
 
-def rotation(table: Tensor) -> Tensor:
+def cos_sin_table(table: Tensor) -> Tensor:
     """Cosines and signed sines of every channel, in the form that `apply_rope` takes.
 
     Parameters
@@ -53,13 +53,13 @@ def rotation(table: Tensor) -> Tensor:
     return torch.stack([twice, torch.stack([-sin, sin], dim=-1).flatten(1)], dim=1)
 
 
-def apply_rope(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the pairs of queries or keys: ``(a, b) -> (a cos - b sin, b cos + a sin)``.
+def apply_rope(x: Tensor, cos_sin: Tensor) -> Tensor:
+    """Rotate the pairs of queries or keys: ``(a, b) -> (a cos - b sin, b cos + a sin)``.
 
     Parameters
     ----------
     x : (..., T, H, D), any float type
-    turns : float32 (T, 2, D), one entry a token; see `rotation`
+    cos_sin : float32 (T, 2, D), one entry a token; see `cos_sin_table`
 
     Returns
     -------
@@ -67,20 +67,20 @@ def apply_rope(x: Tensor, turns: Tensor) -> Tensor:
     """
     wide = x.float()
     swapped = wide.reshape(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
-    cos, sin = turns[:, 0, None], turns[:, 1, None]  # (T, 1, D)
-    turned: Tensor = wide * cos + swapped * sin
-    return turned.to(x.dtype)
+    cos, sin = cos_sin[:, 0, None], cos_sin[:, 1, None]  # (T, 1, D)
+    rotated: Tensor = wide * cos + swapped * sin
+    return rotated.to(x.dtype)
 
 
-def split_turned(qkv: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Turned queries, turned keys and values, each (..., T, H, D).
+def split_rotated(qkv: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries, rotated keys and values, each (..., T, H, D).
 
     Parameters
     ----------
     qkv : (..., T, 3 H, D), all queries, then all keys, then all values
-    turns : float32 (T, 2, D)
+    cos_sin : float32 (T, 2, D)
     """
     num_heads = qkv.shape[-2] // 3
     v = qkv[..., 2 * num_heads :, :]
-    q, k = apply_rope(qkv[..., : 2 * num_heads, :], turns).chunk(2, dim=-2)
+    q, k = apply_rope(qkv[..., : 2 * num_heads, :], cos_sin).chunk(2, dim=-2)
     return q, k, v

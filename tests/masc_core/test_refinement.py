@@ -21,7 +21,7 @@ from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.philox import code_bits
 from masc_core.prior import ClusterMap
-from masc_core.refinement import draw_place
+from masc_core.refinement import sample_index
 from tests.tiny_bundle import GRID, tiny_parts
 
 PARTS = tiny_parts(refiner=True)
@@ -59,7 +59,7 @@ def test_is_the_slow_definition() -> None:
             scores = scores.masked_fill(labels != clusters[position], -math.inf)
             bits = code_bits(torch.tensor([spec.seed]), position)
             temperature = torch.tensor([spec.temperature])
-            drawn[0, position] = draw_place(scores[None], bits, temperature)
+            drawn[0, position] = sample_index(scores[None], bits, temperature)
         assert torch.equal(codes, drawn[0])
 
 
@@ -133,7 +133,7 @@ def test_who_does_not_ask_does_not_pay() -> None:
 def test_draws_follow_the_softmax() -> None:
     scores = torch.tensor([0.5, -1.0, -math.inf, 2.0, 0.0])
     bits = code_bits(torch.arange(20_000), 0)
-    drawn = draw_place(scores.expand(20_000, -1), bits, torch.ones(20_000))
+    drawn = sample_index(scores.expand(20_000, -1), bits, torch.ones(20_000))
     counts = torch.bincount(drawn, minlength=5)
     assert counts[2] == 0
     kept = [0, 1, 3, 4]
@@ -143,17 +143,17 @@ def test_draws_follow_the_softmax() -> None:
 
 def test_the_ends_of_the_words_are_codes() -> None:
     scores = torch.tensor([[-math.inf, 0.0, 1.0, -math.inf]]).expand(2, -1)
-    drawn = draw_place(scores, torch.tensor([0, 2**32 - 1]), torch.ones(2))
+    drawn = sample_index(scores, torch.tensor([0, 2**32 - 1]), torch.ones(2))
     assert drawn.tolist() == [1, 2]
 
 
 def test_no_temperature_takes_the_most_probable_code() -> None:
     scores = torch.tensor([[0.0, 0.1, -5.0]]).expand(100, -1)
-    drawn = draw_place(scores, code_bits(torch.arange(100), 0), torch.zeros(100))
+    drawn = sample_index(scores, code_bits(torch.arange(100), 0), torch.zeros(100))
     assert (drawn == 1).all()
 
 
 def test_what_is_not_finite_still_draws_a_code() -> None:
     scores = torch.tensor([[math.nan, math.nan, -math.inf], [0.0, math.inf, -math.inf]])
-    drawn = draw_place(scores, torch.tensor([2**31, 2**31]), torch.ones(2))
+    drawn = sample_index(scores, torch.tensor([2**31, 2**31]), torch.ones(2))
     assert ((drawn >= 0) & (drawn < 2)).all()

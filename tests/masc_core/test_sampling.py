@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from masc_core.philox import gumbel
-from masc_core.sampling import draw, entropy_bits, filter_logits, guide, heat
+from masc_core.sampling import apply_cfg, apply_temperature, draw, entropy_bits, filter_logits
 from tests.golden_files import assert_close, load_golden
 
 # temperature, top k, top p; all of the golden file's cases, the last one on its tied logits
@@ -40,7 +40,7 @@ def test_filters_are_upstreams(case: int) -> None:
     logits = golden["logits_tied" if case == TIED else "logits"]
     temperature, top_k, top_p = SETTINGS[case]
     filtered = filter_logits(
-        heat(logits, torch.full((4,), temperature)),
+        apply_temperature(logits, torch.full((4,), temperature)),
         torch.full((4,), top_k),
         torch.full((4,), top_p),
     )
@@ -52,7 +52,7 @@ def test_rows_have_parameters_of_their_own() -> None:
     golden = load_golden("sampling/filter.safetensors")
     temperatures, top_ks, top_ps = (torch.tensor(column) for column in zip(*SETTINGS, strict=True))
     logits = golden["logits"][:1].expand(len(SETTINGS), -1)
-    mixed = filter_logits(heat(logits, temperatures), top_ks, top_ps)
+    mixed = filter_logits(apply_temperature(logits, temperatures), top_ks, top_ps)
     for case in range(TIED):
         expected = golden[f"case{case:02}.filtered"][0]
         assert_close(mixed[case], expected, atol=1e-5, rtol=1e-5)
@@ -64,11 +64,11 @@ def test_mixed_rows_have_the_bits_of_single_rows() -> None:
     top_k = torch.tensor([0, 0, 1, 7, 299, 300, 1000, 50]).repeat(5)
     top_p = torch.tensor([1.0, 0.9, 0.3, 1.0, 0.99], dtype=torch.float64).repeat(8)
     temperature = torch.rand(40, generator=generator) + 0.5
-    mixed = filter_logits(heat(logits, temperature), top_k, top_p)
+    mixed = filter_logits(apply_temperature(logits, temperature), top_k, top_p)
     entropies = entropy_bits(logits)
     for i in range(40):
         row = slice(i, i + 1)
-        heated = heat(logits[row], temperature[row])
+        heated = apply_temperature(logits[row], temperature[row])
         assert torch.equal(filter_logits(heated, top_k[row], top_p[row]), mixed[row])
         assert torch.equal(entropy_bits(logits[row]), entropies[row])
 
@@ -103,7 +103,7 @@ def test_top_p_keeps_the_token_that_reaches_it_and_one_more() -> None:
 
 def test_guidance() -> None:
     cond, uncond = random_logits(3, 7), random_logits(3, 7, seed=1)
-    guided = guide(cond, uncond, torch.tensor([0.0, 1.0, 2.5]))
+    guided = apply_cfg(cond, uncond, torch.tensor([0.0, 1.0, 2.5]))
     assert_close(guided[0], uncond[0], atol=0, rtol=0)
     assert_close(guided[1], cond[1], atol=1e-6, rtol=1e-6)
     assert_close(guided[2], 2.5 * cond[2] - 1.5 * uncond[2], atol=1e-5, rtol=1e-5)
@@ -152,6 +152,6 @@ def test_draw_belongs_to_seed_and_position() -> None:
 
 def test_no_temperature_takes_the_most_probable() -> None:
     logits = random_logits(50, 300)
-    cold = heat(logits, torch.zeros(50))
+    cold = apply_temperature(logits, torch.zeros(50))
     assert cold.isfinite().all()
     assert torch.equal(draw(cold, gumbel(torch.arange(50), 0, 300)), logits.argmax(-1))

@@ -10,17 +10,17 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from masc_core.errors import ArtifactError, ConfigError
+from masc_core.generation.batch import Batch
 from masc_core.manifest import TRANSFORMER_FILE
 from masc_core.registry import Registry
 from tests.tiny_bundle import save_tiny_bundle
 from worker.consumer import Consumer
-from worker.engine.graphs import GraphRunner
-from worker.engine.runner import Runner
+from worker.engine.cuda_graphs import GraphBatch
 from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobResult
 from worker.settings import load_settings
-from worker.worker import build_worker, choose_runner
+from worker.worker import build_worker, choose_batch
 
 REQUEST = GenerationRequest(model="tiny", class_id=0, cfg_scale=2.0, seed=0)
 
@@ -123,9 +123,9 @@ def test_a_worker_on_a_gpu_reports_its_memory(tmp_path: Path) -> None:
 
 def test_steps_are_recorded_on_a_gpu_unless_told_otherwise() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert choose_runner(load_settings(), cpu) is Runner
-    assert choose_runner(load_settings(deterministic=True), cpu) is Runner
-    assert getattr(choose_runner(load_settings(), gpu), "func", None) is GraphRunner
-    assert choose_runner(load_settings(cuda_graphs=False), gpu) is Runner
+    assert choose_batch(load_settings(), cpu) is Batch
+    assert choose_batch(load_settings(deterministic=True), cpu) is Batch
+    assert getattr(choose_batch(load_settings(), gpu), "func", None) is GraphBatch
+    assert choose_batch(load_settings(cuda_graphs=False), gpu) is Batch
     with pytest.raises(ConfigError, match="MASC_DETERMINISTIC: needs MASC_CUDA_GRAPHS"):
-        choose_runner(load_settings(cuda_graphs=False, deterministic=True), gpu)
+        choose_batch(load_settings(cuda_graphs=False, deterministic=True), gpu)

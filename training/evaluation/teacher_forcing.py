@@ -21,7 +21,7 @@ from torch import Tensor
 
 from masc_core.bundle import Bundle
 from masc_core.errors import ConfigError
-from masc_core.sampling import guide
+from masc_core.sampling import apply_cfg
 from training.data.code_cache import CodeCache
 from training.loop.stage import Report, no_report
 from training.transformer.objective import position_surprise
@@ -92,7 +92,7 @@ def _logits(bundle: Bundle, labels: Tensor, clusters: Tensor, cfg_scale: float) 
         return logits
     null: Tensor = bundle.model(torch.full_like(labels, bundle.model.config.num_classes), inputs)
     scales = torch.full((logits.shape[0] * logits.shape[1],), cfg_scale, device=bundle.device)
-    return guide(logits.flatten(0, 1), null.flatten(0, 1), scales).view_as(logits)
+    return apply_cfg(logits.flatten(0, 1), null.flatten(0, 1), scales).view_as(logits)
 
 
 def check_codes(bundle: Bundle, cache: CodeCache) -> None:

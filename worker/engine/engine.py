@@ -3,7 +3,9 @@
 Every image needs the same number of steps from a prompt of one token, so there are no pages, no
 shared prefixes, and nobody is ever put aside: whoever has slots keeps them to the end. What comes
 out for a task is the same whatever else is in the batch.
-This module does not know about queues, pixels or files.
+
+Where the device has a queue of its own (`Batch.reads_late`), what came to its end is read while the
+next step runs.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from dataclasses import dataclass
 import torch
 
 from masc_core.errors import NonFiniteError
+from masc_core.generation.batch import Batch, Drawn
+from masc_core.generation.host_copy import HostCopy
 from masc_core.image_spec import check_specs
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
@@ -27,10 +31,10 @@ from worker.engine.request import (
     PartialImage,
     TaskKey,
 )
-from worker.engine.runner import Progress, Runner, RunnerFactory
 
 # Called after each step of the transformer with its rows and its seconds.
 StepObserver = Callable[[int, float], None]
+BatchFactory = Callable[[GPT, InClusterDecoder, int], Batch]
 
 
 @dataclass(slots=True)
@@ -44,6 +48,14 @@ class _Running:
     prefilled: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What is being read of tasks, each after so many rows of its grid."""
+
+    due: Sequence[tuple[_Running, int]]
+    copy: HostCopy
+
+
 class Engine:
     """Runs image tasks. Used by one thread.
 
@@ -53,7 +65,7 @@ class Engine:
     decoder : cluster to code, on the model's device
     capacity_rows : rows of the transformer's batch; a guided image takes two, others one
     observe : called after each step
-    make_runner : what steps the batch; called as ``make_runner(model, decoder, capacity_rows)``
+    make_batch : called as ``make_batch(model, decoder, capacity_rows)``
 
     Raises
     ------
@@ -66,16 +78,18 @@ class Engine:
         decoder: InClusterDecoder,
         capacity_rows: int,
         observe: StepObserver | None = None,
-        make_runner: RunnerFactory = Runner,
+        make_batch: BatchFactory = Batch,
     ) -> None:
         if model.training:
             raise ValueError("the model is in training mode")
         self.capacity_rows = capacity_rows
         self._config, self._decoder, self._observe = model.config, decoder, observe
-        self._runner = make_runner(model, decoder, capacity_rows)
+        self._batch = make_batch(model, decoder, capacity_rows)
         self._joining: dict[TaskKey, ImageTask] = {}
-        self._running: dict[int, _Running] = {}  # by slot, in the order in which they came
-        self._due: defaultdict[int, list[tuple[_Running, int]]] = defaultdict(list)
+        self._running: dict[TaskKey, _Running] = {}  # without an outcome, in the order they came
+        self._by_slot: dict[int, _Running] = {}  # those of them that still have positions to draw
+        self._due: defaultdict[int, list[tuple[_Running, int]]] = defaultdict(list)  # by step
+        self._readings: list[_Reading] = []
         self._outcomes: list[Outcome] = []  # not handed out yet
         self._num_steps = 0
         self._code_seconds = 0.0
@@ -84,7 +98,7 @@ class Engine:
     def free_rows(self) -> int:
         """Rows that `add` can still take."""
         joining = sum(task.num_rows for task in self._joining.values())
-        return self.capacity_rows - self._runner.num_rows - joining
+        return self.capacity_rows - self._batch.num_rows - joining
 
     @property
     def tasks(self) -> list[ImageTask]:
@@ -93,7 +107,7 @@ class Engine:
 
     def prepare(self) -> None:
         """Do ahead what would make the first steps slow; on a GPU that takes up to a minute."""
-        self._runner.prepare()
+        self._batch.prepare()
 
     def add(self, task: ImageTask) -> None:
         """Take a task that fits in `free_rows`; it joins at the next step.
@@ -116,7 +130,9 @@ class Engine:
     def cancel(self, key: TaskKey) -> None:
         """Forget a task, whose rows are free at once; nothing happens when it is not here."""
         self._joining.pop(key, None)
-        self._let_go([who for who in self._running.values() if who.task.key == key])
+        running = self._running.get(key)
+        if running is not None:
+            self._let_go([running])
 
     @torch.inference_mode()
     def step(self) -> Sequence[Outcome]:
@@ -126,9 +142,14 @@ class Engine:
         or to cancel: no outcome is lost.
         """
         self._join()
-        if self._running and not self._due.get(self._num_steps):
+        if self._by_slot and not self._due.get(self._num_steps):
             self._draw()
-        self._hand_out()
+        if self._batch.reads_late:
+            self._take_read()
+            self._read_due()
+        else:
+            self._read_due()
+            self._take_read()
         outcomes, self._outcomes = self._outcomes, []
         return tuple(outcomes)
 
@@ -136,42 +157,54 @@ class Engine:
         if not self._joining:
             return
         tasks = list(self._joining.values())
-        slots = self._runner.join([task.spec for task in tasks])
+        slots = self._batch.join([task.spec for task in tasks])
         self._joining.clear()
         now, grid = time.perf_counter(), self._config.grid_size
         for task, slot in zip(tasks, slots, strict=True):
-            running = self._running[slot] = _Running(task, slot, now, self._code_seconds)
+            running = _Running(task, slot, now, self._code_seconds)
+            self._running[task.key] = self._by_slot[slot] = running
             for row in {*task.preview_rows, grid}:
                 self._due[self._num_steps + row * grid].append((running, row))
 
     def _draw(self) -> None:
-        started, rows = time.perf_counter(), self._runner.num_rows
-        report = self._runner.step()
+        started, rows = time.perf_counter(), self._batch.num_rows
+        report = self._batch.step()
         now = time.perf_counter()
         self._num_steps += 1
         self._code_seconds += report.code_seconds
-        for running in self._running.values():
+        for running in self._by_slot.values():
             running.prefilled = running.prefilled or now
-        self._fail([self._running[slot] for slot in report.failed])
+        self._fail([self._by_slot[slot] for slot in report.failed])
         if self._observe is not None:
             self._observe(rows, now - started)
 
-    def _hand_out(self) -> None:
-        """Hand out what is due after this step; until that has worked it stays due."""
+    def _read_due(self) -> None:
+        """Begin to read what is due after this step; until that has worked it stays due."""
         due = [(who, row) for who, row in self._due.get(self._num_steps, ()) if self._has(who)]
         if due:
-            read = self._runner.read([running.slot for running, _ in due])
-            now, finite = time.perf_counter(), read.finite.tolist()
-            sound = [i for i in range(len(due)) if finite[i]]
-            outcomes = [self._outcome(*due[i], read, i, now) for i in sound]
-            complete = [due[i][0] for i in sound if due[i][1] == self._config.grid_size]
-            self._let_go(complete)
-            self._outcomes += outcomes
-            self._fail([who for i, (who, _) in enumerate(due) if not finite[i]])
+            copy = self._batch.read([running.slot for running, _ in due])
+            self._readings.append(_Reading(due, copy))
+            self._leave_batch([who for who, row in due if row == self._config.grid_size])
         self._due.pop(self._num_steps, None)
 
+    def _take_read(self) -> None:
+        """Make outcomes of what was read; until that has worked it is kept."""
+        while self._readings:
+            reading = self._readings[0]
+            drawn, now = Drawn(*reading.copy.wait()), time.perf_counter()
+            for place, (running, row) in enumerate(reading.due):
+                if not self._has(running):  # cancelled, or failed
+                    continue
+                if not drawn.finite[place]:
+                    self._fail([running])
+                    continue
+                self._outcomes.append(self._outcome(running, row, drawn, place, now))
+                if row == self._config.grid_size:
+                    self._let_go([running])
+            self._readings.pop(0)
+
     def _outcome(
-        self, running: _Running, row: int, read: Progress, place: int, now: float
+        self, running: _Running, row: int, read: Drawn, place: int, now: float
     ) -> PartialImage | FinishedImage:
         if row < self._config.grid_size:
             drawn = read.codes[place, : row * self._config.grid_size]
@@ -186,7 +219,7 @@ class Engine:
         )
 
     def _has(self, running: _Running) -> bool:
-        return self._running.get(running.slot) is running
+        return self._running.get(running.task.key) is running
 
     def _fail(self, failed: Sequence[_Running]) -> None:
         self._let_go(failed)
@@ -194,7 +227,12 @@ class Engine:
         self._outcomes += [FailedImage(running.task, reason) for running in failed]
 
     def _let_go(self, leaving: Sequence[_Running]) -> None:
-        if leaving:
-            slots = {running.slot for running in leaving}
-            self._runner.leave(slots)
-            self._running = {s: who for s, who in self._running.items() if s not in slots}
+        self._leave_batch(leaving)
+        for running in leaving:
+            del self._running[running.task.key]
+
+    def _leave_batch(self, leaving: Sequence[_Running]) -> None:
+        slots = {who.slot for who in leaving if self._by_slot.get(who.slot) is who}
+        if slots:
+            self._batch.leave(slots)
+            self._by_slot = {s: who for s, who in self._by_slot.items() if s not in slots}

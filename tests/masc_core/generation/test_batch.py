@@ -1,4 +1,4 @@
-"""What `ImageBatch` promises beyond the plain loop, which `test_generate` runs on it."""
+"""What `Batch` promises beyond the plain loop, which `test_generate` runs on it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 import masc_core.generation.batch
 from masc_core.errors import InvalidFieldError, UnknownClassError
-from masc_core.generation.batch import ImageBatch
+from masc_core.generation.batch import Batch
 from masc_core.generation.generate import generate
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
@@ -29,28 +29,33 @@ def models() -> Models:
     return parts.model, InClusterDecoder(parts.prior, parts.counts, refiner=parts.refiner)
 
 
-def finish(models: Models, batch: ImageBatch, specs: list[ImageSpec], done: int) -> None:
+def finish(
+    models: Models, batch: Batch, slots: list[int], specs: list[ImageSpec], done: int
+) -> None:
     """Step to the end; the images, in order, must become what they become alone."""
     with torch.inference_mode():
-        codes = torch.stack([batch.step().codes for _ in range(GRID**2 - done)], dim=1)
+        for _ in range(GRID**2 - done):
+            assert not batch.step().failed
+    codes, _, finite = batch.read(slots).wait()
+    assert finite.all()
     for row, spec in zip(codes, specs, strict=True):
-        assert torch.equal(row, generate(*models, [spec]).codes[0, done:])
+        assert torch.equal(row, generate(*models, [spec]).codes[0])
 
 
 def test_images_are_known_by_the_slots_that_they_get(models: Models) -> None:
-    batch = ImageBatch(*models, 8)
-    assert batch.join(SPECS) == [0, 1, 2]
-    with torch.inference_mode():
-        assert batch.step().slots.tolist() == [0, 1, 2]
-        batch.leave([1])
-        assert batch.step().slots.tolist() == [0, 2]
-    assert batch.join(SPECS[1:2]) == [1]
+    batch = Batch(*models, 8)
+    assert batch.join(SPECS) == [0, 2, 3]  # a guided image has a second one, of its null class
+    batch.step()
+    batch.leave([2])
+    batch.step()
+    assert batch.tables.position[[0, 2, 3]].tolist() == [2, 1, 2]
+    assert batch.join(SPECS[1:2]) == [2]
     assert (len(batch), batch.num_rows) == (3, 5)
 
 
 def test_a_join_that_fails_changes_nothing(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = ImageBatch(*models, 6)
-    batch.join(SPECS[:2])
+    batch = Batch(*models, 6)
+    slots = batch.join(SPECS[:2])
     with torch.inference_mode():
         batch.step()
     with pytest.raises(UnknownClassError):
@@ -64,26 +69,26 @@ def test_a_join_that_fails_changes_nothing(models: Models, monkeypatch: pytest.M
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(masc_core.generation.batch, "columns_of", fail)
+        patch.setattr(masc_core.generation.batch, "pack_params", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             batch.join([SPECS[2]])
     assert (len(batch), batch.num_rows) == (2, 3)
-    finish(models, batch, SPECS[:2], done=1)
+    finish(models, batch, slots, SPECS[:2], done=1)
 
 
-def leave_and_step(batch: ImageBatch, slots: list[int]) -> None:
+def leave_and_step(batch: Batch, slots: list[int]) -> None:
     batch.leave(slots)
     batch.step()
 
 
-@pytest.mark.parametrize("what", ["_tensor", "_arrange"])
+@pytest.mark.parametrize("what", ["_upload", "_arrange"])
 def test_a_leave_that_fails_changes_nothing(
     models: Models, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    batch = ImageBatch(*models, 6)
+    batch = Batch(*models, 6)
     slots = batch.join(SPECS[:2])
     with torch.inference_mode():
         batch.step()
@@ -92,4 +97,4 @@ def test_a_leave_that_fails_changes_nothing(
             with pytest.raises(RuntimeError, match="out of memory"):
                 leave_and_step(batch, slots[:1])
         batch.leave(slots[:1])
-    finish(models, batch, SPECS[1:2], done=1)
+    finish(models, batch, slots[1:], SPECS[1:2], done=1)

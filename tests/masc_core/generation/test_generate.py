@@ -14,13 +14,12 @@ from masc_core.errors import InvalidFieldError, NonFiniteError, UnknownClassErro
 from masc_core.generation.generate import Generated, generate
 from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
-from masc_core.models.gpt import GPT, Prediction, StepCache
+from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
-from masc_core.models.kv_cache import KVCache
-from masc_core.models.rows import Rows
+from masc_core.models.kv_cache import KVCache, Rows
 from masc_core.philox import gumbel
 from masc_core.prior import ClusterMap
-from masc_core.sampling import draw, entropy_bits, filter_logits, guide, heat
+from masc_core.sampling import apply_cfg, apply_temperature, draw, entropy_bits, filter_logits
 from tests.golden_files import assert_close, load_golden
 from tests.golden_gpt import GOLDEN_CONFIG, golden_gpt
 
@@ -95,9 +94,9 @@ def upstream_run(name: str, labels: Tensor, forced: Tensor | None) -> tuple[Tens
     all_logits, all_tokens = [], []
     for position in range(GOLDEN_CONFIG.block_size):
         with torch.inference_mode():
-            logits, uncond = model.step(Rows.abreast(ids, position), cache).logits.chunk(2)
+            logits, uncond = model.step(Rows.same_position(ids, position), cache).logits.chunk(2)
         if position - 1 <= last_guided:
-            logits = guide(logits, uncond, torch.full((len(labels),), scale))
+            logits = apply_cfg(logits, uncond, torch.full((len(labels),), scale))
         tokens = logits.argmax(-1) if forced is None else forced[:, position]
         ids = torch.cat([tokens, tokens])
         all_logits.append(logits)
@@ -119,7 +118,7 @@ def test_sampling_probabilities_are_upstreams() -> None:
     golden = load_golden("gpt/generate.safetensors")
     labels = load_golden("gpt/io.safetensors")["labels"]
     logits, _ = upstream_run(SAMPLED, labels, golden[f"{SAMPLED}.indices"].long())
-    rows = heat(logits.flatten(0, 1), torch.full((64,), 0.9))
+    rows = apply_temperature(logits.flatten(0, 1), torch.full((64,), 0.9))
     filtered = filter_logits(rows, torch.full((64,), 20), torch.full((64,), 0.9))
     expected = golden[f"{SAMPLED}.step_probs"].flatten(0, 1)
     assert_close(filtered.softmax(-1), expected, atol=1e-5, rtol=1e-3)
@@ -163,9 +162,9 @@ def test_is_the_slow_definition() -> None:
             with torch.inference_mode():
                 cond = model(torch.tensor([spec.class_id]), clusters)[:, -1]
                 uncond = model(torch.tensor([NULL]), clusters)[:, -1]
-            logits = guide(cond, uncond, torch.tensor([spec.cfg_scale]))
+            logits = apply_cfg(cond, uncond, torch.tensor([spec.cfg_scale]))
             entropies.append(entropy_bits(logits))
-            heated = heat(logits, torch.tensor([spec.temperature]))
+            heated = apply_temperature(logits, torch.tensor([spec.temperature]))
             kept = filter_logits(heated, torch.tensor([spec.top_k]), torch.tensor([spec.top_p]))
             token = draw(kept, gumbel(seed, position, kept.shape[1]))
             codes.append(decoder.decode(token, seed, position, decoder.modes([spec.decoding])))
@@ -252,9 +251,9 @@ class CountingGPT(GPT):
         super().__init__(config)
         self.rows: set[int] = set()
 
-    def step(self, rows: Rows, cache: StepCache) -> Prediction:
+    def embed(self, rows: Rows) -> tuple[Tensor, Tensor]:
         self.rows.add(len(rows.ids))
-        return super().step(rows, cache)
+        return super().embed(rows)
 
 
 @pytest.mark.parametrize(

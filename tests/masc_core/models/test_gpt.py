@@ -13,9 +13,8 @@ from torch import Tensor
 from masc_core.errors import ConfigError
 from masc_core.models.gpt import GPT, RMSNorm
 from masc_core.models.gpt_config import GPT_SIZES, GPTConfig
-from masc_core.models.kv_cache import KVCache
-from masc_core.models.rope import rotation
-from masc_core.models.rows import Rows
+from masc_core.models.kv_cache import KVCache, Rows
+from masc_core.models.rope import cos_sin_table
 from tests.golden_files import assert_close, load_golden, load_golden_json
 from tests.golden_gpt import GOLDEN_CONFIG, golden_gpt
 
@@ -34,7 +33,9 @@ def steps(model: GPT, labels: Tensor, tokens: Tensor, cache: KVCache) -> Tensor:
     """Logits (B, 1 + T, K), one position at a time."""
     ids = torch.cat([labels[:, None], tokens], dim=1)
     with torch.inference_mode():
-        logits = [model.step(Rows.abreast(ids[:, p], p), cache).logits for p in range(ids.shape[1])]
+        logits = [
+            model.step(Rows.same_position(ids[:, p], p), cache).logits for p in range(ids.shape[1])
+        ]
     return torch.stack(logits, dim=1)
 
 
@@ -81,7 +82,7 @@ def test_gradients_are_upstreams() -> None:
 def test_rope_table_is_upstreams_in_every_precision() -> None:
     expected = load_golden("gpt/io.safetensors")["rope_table"]
     model = GPT(GOLDEN_CONFIG)
-    assert_close(model.rope.table, rotation(expected), atol=1e-6, rtol=1e-6)
+    assert_close(model.rope.table, cos_sin_table(expected), atol=1e-6, rtol=1e-6)
     exact = model.rope.table.clone()
     assert model.bfloat16().output.weight.dtype == torch.bfloat16
     assert torch.equal(model.rope.table, exact)
@@ -278,7 +279,7 @@ def test_traces_without_graph_breaks() -> None:
 def test_fused_weights_are_the_same_weights_under_the_same_names() -> None:
     model = golden_gpt()
     plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    rows, x = Rows.abreast(torch.tensor([0, 1]), 0), torch.randn(2, GOLDEN_CONFIG.dim)
+    rows, x = Rows.same_position(torch.tensor([0, 1]), 0), torch.randn(2, GOLDEN_CONFIG.dim)
     with torch.inference_mode():
         expected = model.step(rows, KVCache(GOLDEN_CONFIG, 2)).logits
         for block in model.blocks:

@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from masc_core.errors import ConfigError
-from masc_core.models.kv_cache import KVLayer
+from masc_core.models.kv_cache import KVLayer, Rows
 from masc_core.models.refiner import Refiner, RefinerConfig
-from masc_core.models.rows import Rows
-from masc_core.models.slot_cache import SlotLayer
 
 # N = 16384, K = 8192, width 512: the paper's, on LlamaGen's widths.
 PAPER = RefinerConfig(num_codes=16384, num_clusters=8192, hidden_dim=1024)
@@ -45,19 +43,18 @@ def test_has_as_many_parameters_as_the_paper_says(
     assert counted == config.num_parameters == expected
 
 
-@pytest.mark.parametrize("cache", [KVLayer, SlotLayer])
 @pytest.mark.parametrize("autoregressive", [True, False])
 @torch.inference_mode()
-def test_steps_are_the_forward_pass(cache: type[KVLayer | SlotLayer], autoregressive: bool) -> None:
+def test_steps_are_the_forward_pass(autoregressive: bool) -> None:
     refiner = random_refiner(replace(SMALL, autoregressive=autoregressive))
     hidden = torch.randn(3, 9, 12)
     clusters, codes = torch.randint(10, (3, 9)), torch.randint(24, (3, 9))
     expected = refiner(hidden, clusters, codes)
     refiner.pack()
-    layer = cache((3, 2, 9, 8), torch.float32, torch.device("cpu"))
+    layer = KVLayer((3, 2, 9, 8), torch.float32, torch.device("cpu"))
     for position in range(9):
         before = codes[:, position - 1]  # the last ones at position 0, where nothing is before
-        rows = Rows.abreast(before, position)
+        rows = Rows.same_position(before, position)
         vectors = refiner.step(hidden[:, position], clusters[:, position], rows, layer)
         torch.testing.assert_close(vectors, expected[:, position], rtol=1e-4, atol=1e-4)
 

@@ -14,7 +14,6 @@ from functools import partial
 import pytest
 import torch
 
-import worker.engine.graphs
 from masc_core.errors import NonFiniteError
 from masc_core.generation.generate import Generated, generate
 from masc_core.image_spec import ImageSpec
@@ -33,8 +32,8 @@ from tests.worker.engine.test_engine import (
     run,
     some_specs,
 )
+from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import Engine
-from worker.engine.graphs import GraphRunner
 from worker.engine.request import FailedImage, FinishedImage, ImageTask, Outcome, PartialImage
 
 __all__ = ["models"]  # a fixture
@@ -64,16 +63,16 @@ def test_random_schedules_give_every_image_what_it_gets_alone(
 ) -> None:
     rng = random.Random(deterministic)
     alone, specs = Alone(models), some_specs(rng)
-    make = partial(GraphRunner, deterministic=deterministic)
+    make = partial(GraphBatch, deterministic=deterministic)
     for _ in range(30):
         capacity = rng.choice([2, 3, 5, 8, 16, 33, 64])
-        engine = Engine(*models, capacity_rows=capacity, make_runner=make)
+        engine = Engine(*models, capacity_rows=capacity, make_batch=make)
         for outcome in follow(engine, specs, rng):
             alone.check(outcome)
 
 
 def test_recording_all_shapes_does_not_disturb_who_is_here(models: Models) -> None:
-    alone, engine = Alone(models), Engine(*models, 16, make_runner=GraphRunner)
+    alone, engine = Alone(models), Engine(*models, 16, make_batch=GraphBatch)
     for task in TASKS:
         engine.add(task)
     engine.step()
@@ -85,21 +84,47 @@ def test_recording_all_shapes_does_not_disturb_who_is_here(models: Models) -> No
 
 
 def test_previews_are_what_is_drawn_so_far(models: Models) -> None:
-    engine = Engine(*models, 16, make_runner=GraphRunner)
+    engine = Engine(*models, 16, make_batch=GraphBatch)
     engine.add(replace(TASKS[0], preview_rows=(1, GRID - 1)))
-    outcomes = [(step, outcome) for step in range(1, LENGTH + 1) for outcome in engine.step()]
+    outcomes = [(step, outcome) for step in range(1, LENGTH + 2) for outcome in engine.step()]
     *partial_images, finished = [outcome for _, outcome in outcomes]
     assert isinstance(finished, FinishedImage)
     for preview, rows in zip(partial_images, (1, GRID - 1), strict=True):
         assert isinstance(preview, PartialImage)
         assert torch.equal(preview.codes, finished.codes[: rows * GRID])
-    assert [step for step, _ in outcomes] == [GRID, LENGTH - GRID, LENGTH]
+    # A step late: it is read while the next step runs.
+    assert [step for step, _ in outcomes] == [GRID + 1, LENGTH - GRID + 1, LENGTH + 1]
+
+
+def test_rows_of_an_image_are_free_while_it_is_read(models: Models) -> None:
+    alone, engine = Alone(models), Engine(*models, 2, make_batch=GraphBatch)
+    engine.add(TASKS[0])
+    for _ in range(LENGTH):
+        assert engine.step() == ()
+    assert (engine.free_rows, engine.tasks) == (2, TASKS[:1])
+    with pytest.raises(ValueError, match="here already"):
+        engine.add(TASKS[0])
+    engine.add(TASKS[2])  # into the rows of the first
+    (first,) = engine.step()
+    (second,) = run(engine).values()
+    alone.check(first)
+    alone.check(second)
+
+
+def test_what_is_cancelled_while_it_is_read_has_no_outcome(models: Models) -> None:
+    engine = Engine(*models, 2, make_batch=GraphBatch)
+    engine.add(TASKS[0])
+    for _ in range(LENGTH):
+        engine.step()
+    engine.cancel(TASKS[0].key)
+    assert engine.tasks == []
+    assert engine.step() == ()
 
 
 def test_an_image_that_is_not_finite_fails_alone_a_step_later(models: Models) -> None:
     with torch.no_grad():
         models[0].cls_embedding.embedding_table.weight[3] = math.nan
-    alone, engine = Alone(models), Engine(*models, 16, make_runner=GraphRunner)
+    alone, engine = Alone(models), Engine(*models, 16, make_batch=GraphBatch)
     for task in TASKS:
         engine.add(task)
     assert engine.step() == ()
@@ -117,7 +142,7 @@ def test_an_image_that_is_not_finite_fails_alone_a_step_later(models: Models) ->
 def test_who_gets_the_slot_of_a_failed_image_does_not_fail(models: Models) -> None:
     with torch.no_grad():
         models[0].cls_embedding.embedding_table.weight[3] = math.nan
-    alone, engine = Alone(models), Engine(*models, 2, make_runner=GraphRunner)
+    alone, engine = Alone(models), Engine(*models, 2, make_batch=GraphBatch)
     engine.add(TASKS[3])
     engine.add(TASKS[1])
     assert engine.step() == ()
@@ -131,33 +156,35 @@ def test_who_gets_the_slot_of_a_failed_image_does_not_fail(models: Models) -> No
 
 
 def test_an_image_that_fails_at_its_last_position_is_not_finished(models: Models) -> None:
-    engine = Engine(*models, 4, make_runner=GraphRunner)
+    engine = Engine(*models, 4, make_batch=GraphBatch)
     engine.add(TASKS[0])
     engine.add(TASKS[1])
     for _ in range(LENGTH - 1):
         assert engine.step() == ()
     with torch.no_grad():
         models[0].norm.weight.fill_(math.inf)
-    bad = engine.step()
+    bad = [*engine.step(), *engine.step()]
     assert [outcome.task for outcome in bad] == TASKS[:2]
     assert all(isinstance(outcome, FailedImage) for outcome in bad)
     assert engine.free_rows == 4
     assert not engine.tasks
 
 
-@pytest.mark.parametrize("where", ["columns_of", "lay_out"])
+@pytest.mark.parametrize(
+    "where", ["masc_core.generation.batch.pack_params", "worker.engine.cuda_graphs.lay_out"]
+)
 def test_after_an_exception_the_images_go_on_where_they_were(
     models: Models, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("out of memory")
 
-    alone, engine = Alone(models), Engine(*models, 16, make_runner=GraphRunner)
+    alone, engine = Alone(models), Engine(*models, 16, make_batch=GraphBatch)
     engine.add(TASKS[0])
     engine.step()
     engine.add(TASKS[1])
     with monkeypatch.context() as patch:
-        patch.setattr(worker.engine.graphs, where, fail)
+        patch.setattr(where, fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             engine.step()
     assert engine.tasks == TASKS[:2]
@@ -178,8 +205,8 @@ def gpu_models(dtype: torch.dtype) -> Models:
 
 
 def made_alone(models: Models, deterministic: bool, capacity: int) -> dict[ImageSpec, Outcome]:
-    make = partial(GraphRunner, deterministic=deterministic)
-    engine = Engine(*models, capacity, make_runner=make)
+    make = partial(GraphBatch, deterministic=deterministic)
+    engine = Engine(*models, capacity, make_batch=make)
     made: dict[ImageSpec, Outcome] = {}
     for i, spec in enumerate(some_specs(random.Random(1))):
         (made[spec],) = run(engine, [ImageTask("alone", i, spec)]).values()
@@ -194,9 +221,9 @@ def test_deterministic_steps_give_an_image_the_same_bits_in_any_company(
 ) -> None:
     models, rng = gpu_models(dtype), random.Random(0)
     alone = made_alone(models, deterministic=True, capacity=32)
-    make = partial(GraphRunner, deterministic=True)
+    make = partial(GraphBatch, deterministic=True)
     for _ in range(4):
-        engine = Engine(*models, 32, make_runner=make)
+        engine = Engine(*models, 32, make_batch=make)
         for outcome in follow(engine, list(alone), rng):
             expected = alone[outcome.task.spec]
             assert isinstance(outcome, FinishedImage)
@@ -211,7 +238,7 @@ def test_recorded_steps_in_float32_agree_with_the_plain_loop() -> None:
     models = gpu_models(torch.float32)
     alone = made_alone(models, deterministic=False, capacity=32)
     rng, positions, different = random.Random(0), 0, 0
-    engine = Engine(*models, 32, make_runner=GraphRunner)
+    engine = Engine(*models, 32, make_batch=GraphBatch)
     engine.prepare()
     for outcome in follow(engine, list(alone), rng):
         assert isinstance(outcome, FinishedImage)

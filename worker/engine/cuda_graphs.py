@@ -1,0 +1,127 @@
+"""A batch on a GPU: a whole step is one recorded graph.
+
+A graph is recorded for each shape of a batch when it is first needed, or ahead; see
+`worker.engine.buckets`. Replaying one reads tables and indices on the device, so the host writes
+only when images join or leave. What images have drawn, and that logits were not finite, it hears
+one step late: the device always has the next step to do.
+On a CPU the same steps are done without being recorded, for tests.
+
+Legend: S slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from masc_core.device import new_stream
+from masc_core.generation.batch import Batch
+from masc_core.generation.host_copy import HostCopy
+from masc_core.generation.slots import Slot, StepShape, lay_out
+from masc_core.generation.step import Indices
+from masc_core.in_cluster import InClusterDecoder
+from masc_core.models.gpt import GPT
+from masc_core.models.kv_cache import has_triton
+from worker.engine.buckets import buckets, choose
+
+NUM_WARM_UPS = 2  # the first compiles
+
+
+class GraphBatch(Batch):
+    """Steps images as `Batch` does.
+
+    Parameters
+    ----------
+    model : in evaluation mode; on a GPU its feed-forward weights are laid out anew
+    decoder : on the model's device
+    num_slots : S
+    deterministic : let every step have one shape, that of a full batch, so that an image has the
+        same bits in any company; small batches then take as long as full ones
+    recorded : whether steps are recorded, or done one by one; on a CPU they are not
+    """
+
+    reads_late = True
+
+    def __init__(
+        self,
+        model: GPT,
+        decoder: InClusterDecoder,
+        num_slots: int,
+        *,
+        deterministic: bool = False,
+        recorded: bool = True,
+    ) -> None:
+        on_gpu = model.output.weight.is_cuda
+        super().__init__(model, decoder, num_slots, compiled=on_gpu and has_triton())
+        self._recorded = on_gpu and recorded
+        self._shapes = buckets(
+            num_slots, only_largest=deterministic, with_refiner="refine" in decoder.decodings
+        )
+        num_indices = len(Indices._fields), self._shapes[-1].rows
+        self._all_indices = torch.zeros(num_indices, dtype=torch.int64).to(self._device)
+        self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
+        self._flags: tuple[Sequence[Slot], HostCopy] | None = None  # of the step before
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Record all shapes; the images, if any, do not notice."""
+        self._shape = None
+        if self._recorded:
+            for shape in self._shapes:
+                self._record(shape)
+
+    def _arrange(self) -> StepShape:
+        shape = choose(self._shapes, self._slots)
+        if self._recorded:
+            self._record(shape)
+        self._write_indices(shape, self._slots)
+        return shape
+
+    def _write_indices(self, shape: StepShape, slots: Sequence[Slot]) -> None:
+        width = self._all_indices.shape[1]
+        layout = lay_out(shape, slots, spare=self._num_slots)
+        rows = [row + [0] * (width - len(row)) for row in layout]
+        self._all_indices.copy_(self._upload(torch.tensor(rows)))
+
+    def _run(self, shape: StepShape) -> float:
+        if not self._recorded:
+            return self._run_now(shape)
+        self._graphs[shape].replay()
+        return 0.0
+
+    def _run_now(self, shape: StepShape) -> float:
+        numbers = (shape.rows,) * 3 + (shape.images,) * 2 + (shape.refined,)
+        parts = [row[:num] for row, num in zip(self._all_indices, numbers, strict=True)]
+        return self._step(Indices(*parts), filters=shape.filters)
+
+    def _record(self, shape: StepShape) -> None:
+        """Record a step, once. Before and after it the indices say that nobody is here."""
+        if shape in self._graphs:
+            return
+        self._write_indices(shape, ())
+        stream = new_stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for _ in range(NUM_WARM_UPS):
+                self._run_now(shape)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        pool = next(iter(self._graphs.values())).pool() if self._graphs else None
+        # Other threads may use the device meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            self._run_now(shape)
+        self._graphs[shape] = graph
+
+    def _failed(self) -> list[int]:
+        """Slots of images that are still here, of the step before the one that was just begun."""
+        before, self._flags = self._flags, (self._slots, HostCopy(self.tables.finite.clone()))
+        if before is None:
+            return []
+        slots, copy = before
+        (finite,) = copy.wait()
+        if finite.all():
+            return []
+        values, here = finite.tolist(), {id(slot) for slot in self._slots}
+        # A slot may have been given to another image meanwhile.
+        return [s.index for s in slots if id(s) in here and not values[s.index]]
