@@ -31,7 +31,7 @@ TORCH_INDEX ?= $(if $(filter $(TORCH),$(DEFAULT_TORCH)),$(DEFAULT_INDEX))
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-serve: $(VENV)/.stamp-worker ## Run the service with the shipped model on http://127.0.0.1:8000
+serve: $(VENV)/.stamp-worker $(VENV)/.stamp-kernels ## Run the service with the shipped model on http://127.0.0.1:8000
 	@$(BIN)/masc serve $(ARGS)
 
 install: $(VENV)/.stamp-evaluation ## Install everything for training and serving into .venv
@@ -61,6 +61,12 @@ clean: ## Remove .venv, build products and caches
 $(VENV)/.stamp-%: $(VENV)/.stamp-torch pyproject.toml
 	@echo "Installing masc[$*] into $(VENV)"
 	@$(PIP) install --quiet --no-build-isolation -c $(VENV)/constraints.txt -e '.[$*]'
+	@touch $@
+
+# The loops of a step on a CPU, so that the first start does not wait for their compilation.
+$(VENV)/.stamp-kernels: $(wildcard masc_core/cpu_kernels/*.py) masc_core/kernel.py | $(VENV)/.stamp-worker
+	@echo "Compiling the CPU's kernels (once)"
+	@$(BIN)/python -m masc_core.cpu_kernels
 	@touch $@
 
 # torch comes first and by itself, or a dependency would pull gigabytes of CUDA. A build that is to

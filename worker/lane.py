@@ -8,6 +8,7 @@ This module does not know about the queue, nor about jobs beyond their ids.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -16,15 +17,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
+import torch
+
 from masc_core.bundle import Bundle
 from masc_core.errors import ConfigError
 from masc_core.image_spec import ImageSpec
 from masc_core.images import ImageFormat, encode_image
 from masc_core.manifest import Manifest
 from worker.engine.engine import Engine
-from worker.engine.request import FailedImage, FinishedImage, ImageTask, PartialImage, TaskKey
+from worker.engine.request import (
+    FailedImage,
+    FinishedImage,
+    ImageTask,
+    Outcome,
+    PartialImage,
+    TaskKey,
+)
 from worker.previews import PreviewBudget
 from worker.rendering import Rendered, Renderer
+from worker.threads import ThreadTrial
+
+logger = logging.getLogger(__name__)
 
 NUM_ENCODERS = 2
 MAX_ENCODING = 64  # images whose files are not there yet; beyond, the engine waits
@@ -124,6 +137,7 @@ class Lane:
     bundle : what is served
     engine : runs the bundle's transformer
     budget : of previews
+    cores : numbers of threads that `warm_up` tries, to take the fastest; none leaves torch's
 
     Attributes
     ----------
@@ -134,12 +148,21 @@ class Lane:
     ConfigError : the engine is too small for a guided image
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, budget: PreviewBudget | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        budget: PreviewBudget | None = None,
+        *,
+        cores: Sequence[int] = (),
+    ) -> None:
         if engine.capacity_rows < 2:
             raise ConfigError("a worker needs room for two rows, which a guided image takes")
         self.bundle, self.engine = bundle, engine
         self.concerned: set[str] = set()
         self._budget = budget or PreviewBudget()
+        self._cores = cores
+        self._num_threads: int | None = None  # once it was tried
         self._renderer = Renderer(bundle)
         self._pool = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix="encode")
         self._backlog: deque[ImageTask] = deque()
@@ -188,12 +211,17 @@ class Lane:
         defaults = self.manifest.defaults
         spec = ImageSpec(class_id=0, cfg_scale=defaults.cfg_scale, seed=0)
         self.engine.add(ImageTask(WARM_UP, 0, spec))
-        while True:
-            for outcome in self.engine.step():
-                if isinstance(outcome, FailedImage):
-                    raise outcome.error
-                _encode(self._renderer.submit(outcome.codes), "png")
-                return
+        trial = ThreadTrial(self._cores or (torch.get_num_threads(),))
+        outcomes: Sequence[Outcome] = ()
+        while not outcomes:
+            outcomes = trial.run(self.engine.step)
+        if isinstance(outcomes[0], FailedImage):
+            raise outcomes[0].error
+        if self._cores:
+            self._num_threads = trial.best()
+            torch.set_num_threads(self._num_threads)
+            logger.info("steps take %d of %d cores", self._num_threads, self._cores[-1])
+        _encode(self._renderer.submit(outcomes[0].codes), "png")
 
     def add(self, tasks: Iterable[ImageTask]) -> None:
         """Take images; they come into the engine in order."""
@@ -240,6 +268,8 @@ class Lane:
 
     def _step(self, formats: Mapping[str, ImageFormat]) -> None:
         self.concerned = {job_id for job_id, _ in self._in_engine}
+        if self._num_threads and self._num_threads != torch.get_num_threads():
+            torch.set_num_threads(self._num_threads)  # it was warmed up by another thread
         for outcome in self.engine.step():
             if isinstance(outcome, PartialImage):
                 self._reports.append(AdvancedImage(outcome.task, outcome.rows))

@@ -25,7 +25,8 @@ class WorkerSettings(QueueSettings):
     cuda_graphs : on CUDA, record whole steps and replay them; off, for looking for errors
     deterministic : on CUDA, let every step have one shape, so that an image has the same bits
         whatever else is in the batch; small batches then take as long as full ones
-    threads : of the CPU that the transformer and the decoder use; by default what torch finds
+    threads : of the CPU that the transformer and the decoder use; by default what proves
+        fastest at the start
     stall_seconds : without the end of a step, after which the worker is not ready, and its jobs
         go to others
     drain_seconds : for the images that have begun when it is told to stop

@@ -29,6 +29,7 @@ from worker.lane import Lane
 from worker.metrics import WorkerMetrics
 from worker.settings import WorkerSettings
 from worker.successor import Successor
+from worker.threads import available_cores, numbers_to_try
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def build_worker(
     set_threads(settings.threads)
     device = resolve_device(settings.device)
     make_batch = choose_batch(settings, device)
+    cores = choose_cores(settings, device)
     models = Registry(settings.models_dir)
     name = models.default(settings.default_model)
     metrics = WorkerMetrics(metrics_registry)
@@ -63,7 +65,8 @@ def build_worker(
         bundle = load_bundle(folder, device, choose_dtype(settings.dtype, device))
         logger.info("loaded %s %s onto %s", name, bundle.manifest.version, device)
         rows = settings.max_batch
-        return Lane(bundle, Engine(bundle.model, bundle.decoder, rows, metrics.step, make_batch))
+        engine = Engine(bundle.model, bundle.decoder, rows, metrics.step, make_batch)
+        return Lane(bundle, engine, cores=cores)
 
     lane = load(models.path(name))
     tracer = open_tracer("masc-worker", settings.traces_endpoint)
@@ -78,6 +81,13 @@ def build_worker(
         stall_seconds=settings.stall_seconds,
         drain_seconds=settings.drain_seconds,
     )
+
+
+def choose_cores(settings: WorkerSettings, device: torch.device) -> list[int]:
+    """Numbers of threads to try where none is given; on a GPU torch's own is as good as any."""
+    if settings.threads is not None or device.type != "cpu":
+        return []
+    return numbers_to_try(available_cores())
 
 
 def choose_batch(settings: WorkerSettings, device: torch.device) -> BatchFactory:

@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from masc_core.models.fused import add_rms_norm, rms_norm, swiglu
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KVCache, KVLayer, Rows
 from masc_core.models.projection import PackedWeight, Projection, can_pack
 from masc_core.models.rope import cos_sin_table, rope_2d, split_rotated
-
-SILU_AT_ONCE = 32768  # numbers that torch leaves to one thread
 
 
 class Prediction(NamedTuple):
@@ -119,7 +118,7 @@ class GPT(nn.Module):
 
     def head(self, x: Tensor, residual: Tensor) -> Prediction:
         """Hidden states and logits of the rows, from the two (R, C) of the last block."""
-        hidden = self.norm(x + residual)
+        _, hidden = self.norm.step(x, residual)
         return Prediction(hidden, self.output.step(hidden).float())
 
 
@@ -167,7 +166,7 @@ class RopeTable(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + eps)`` in float32, cast back, then scaled in the low precision."""
+    """Root mean square norm; see `masc_core.models.fused.rms_norm`."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -176,9 +175,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to the same shape."""
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, self.eps)
+
+    def step(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of two (R, C), and its norm."""
+        return add_rms_norm(x, residual, self.weight, self.eps)
 
 
 class Block(nn.Module):
@@ -204,9 +205,10 @@ class Block(nn.Module):
 
         The sum is left to the next block, where a compiler makes one kernel of it and the norm.
         """
-        x = x + residual
-        x = x + self.attention.step(self.attention_norm(x), cos_sin, rows, cache)
-        return x, self.feed_forward.step(self.ffn_norm(x))
+        x, normed = self.attention_norm.step(x, residual)
+        attended = self.attention.step(normed, cos_sin, rows, cache)
+        x, normed = self.ffn_norm.step(x, attended)
+        return x, self.feed_forward.step(normed)
 
 
 class Attention(nn.Module):
@@ -279,18 +281,15 @@ class FeedForward(nn.Module):
 
     def step(self, x: Tensor) -> Tensor:
         """(R, C) to the same shape, for one position."""
-        gate, up = self._gate_and_up(x)
-        return self.w2.step(_silu_one(gate) * up)
+        return self.w2.step(swiglu(self._gate_up(x)))
 
-    def _gate_and_up(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``w1 x`` and ``w3 x``, both (R, ffn)."""
+    def _gate_up(self, x: Tensor) -> Tensor:
+        """``w1 x`` and ``w3 x`` side by side, (R, 2 ffn)."""
         if self._packed is not None:
-            gate, up = self._packed.multiply(x).chunk(2, -1)
-        elif self.w13 is not None:
-            gate, up = F.linear(x, self.w13).chunk(2, -1)
-        else:
-            gate, up = self.w1(x), self.w3(x)
-        return gate, up
+            return self._packed.multiply(x)
+        if self.w13 is not None:
+            return F.linear(x, self.w13)
+        return torch.cat([self.w1(x), self.w3(x)], dim=-1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -300,16 +299,6 @@ class FeedForward(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # Blocks cannot be copied, and halves of a copy would be tensors of their own.
         return {**self.__dict__, "_packed": None, "w13": None}
-
-
-def _silu_one(x: Tensor) -> Tensor:
-    """SiLU of (R, ffn)."""
-    at_once = max(1, SILU_AT_ONCE // x.shape[1])
-    if x.device.type != "cpu" or len(x) <= at_once:
-        return F.silu(x)
-    # A row must have the same bits whatever the other rows are, but where threads share the work,
-    # the last numbers of a share take another exponential, an ulp away.
-    return torch.cat([F.silu(part) for part in torch.split(x, at_once)])
 
 
 def _init(module: nn.Module) -> None:

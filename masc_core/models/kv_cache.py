@@ -3,8 +3,9 @@
 The cache lives outside the model, so that a model can be trained, evaluated and served at once and
 a state dict never holds it. Row r of a step attends to the first ``positions[r] + 1`` entries of
 slot ``slots[r]``: no row sees another, and nothing is read on the host, so that a GPU can record a
-step once and replay it for any rows. What differs between devices is how attention is computed:
-`attention_cpu` (numba), `decode_attention` (Triton), or `attend_plainly`, which defines both.
+step once and replay it for any rows. What differs between devices is how attention is computed: by
+`masc_core.cpu_kernels` (numba), by `decode_attention` (Triton), or by `attend_plainly`, which
+defines both.
 
 Legend: S slots, R rows, T positions, H heads, D head dim.
 """
@@ -18,6 +19,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from masc_core.models.fused import KERNEL_DTYPES
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.rope import split_rotated
 
@@ -106,11 +108,10 @@ def choose_attention(dtype: torch.dtype, device: torch.device) -> Attention:
         from masc_core.models import decode_attention  # noqa: PLC0415 - needs Triton
 
         return decode_attention.attend
-    if device.type == "cpu":
-        from masc_core.models import attention_cpu  # noqa: PLC0415 - takes half a second
+    if device.type == "cpu" and dtype in KERNEL_DTYPES:
+        from masc_core.cpu_kernels import attention  # noqa: PLC0415 - takes half a second
 
-        if dtype in attention_cpu.DTYPES:
-            return attention_cpu.attend
+        return attention.attend
     return attend_plainly
 
 

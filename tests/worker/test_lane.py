@@ -39,6 +39,7 @@ from worker.lane import (
 from worker.previews import PreviewBudget
 from worker.rendering import Renderer
 from worker.running_job import image_spec
+from worker.threads import ThreadTrial
 
 SHIPPED = Path(__file__).parents[2] / "models" / "cifar10" / "1"
 ALL_ROWS = tuple(range(1, GRID))
@@ -371,3 +372,27 @@ def test_a_warm_up_image_that_cannot_be_decoded_fails(bundle: Bundle) -> None:
     torch.nn.init.constant_(bundle.tokenizer.quantize.embedding.weight, torch.nan)
     with pytest.raises(NonFiniteError):
         make_lane(bundle).warm_up()
+
+
+def test_steps_take_the_threads_that_the_warm_up_found(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, taken = torch.get_num_threads(), list[int]()
+    lane = make_lane(bundle, cores=[1, 2])
+    monkeypatch.setattr(ThreadTrial, "best", lambda _: 2)
+    step = lane.engine.step
+
+    def recorded_step() -> Sequence[EngineOutcome]:
+        taken.append(torch.get_num_threads())
+        return step()
+
+    monkeypatch.setattr(lane.engine, "step", recorded_step)
+    try:
+        lane.warm_up()
+        assert taken == [1, 2] * (GRID**2 // 2)
+        torch.set_num_threads(1)  # as another version may leave it
+        lane.add(tasks())
+        turn_to_the_end(lane)
+        assert set(taken[GRID**2 :]) == {2}
+    finally:
+        torch.set_num_threads(before)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from masc_core.models import attention_cpu
+from masc_core.cpu_kernels import attention
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import (
     Attention,
@@ -79,8 +79,8 @@ def test_room_is_for_every_position_of_every_slot() -> None:
 @pytest.mark.parametrize(
     ("dtype", "attention"),
     [
-        (torch.float32, attention_cpu.attend),
-        (torch.bfloat16, attention_cpu.attend),
+        (torch.float32, attention.attend),
+        (torch.bfloat16, attention.attend),
         (torch.float64, attend_plainly),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_cpu_has_a_kernel_for_what_models_are_served_in(
     assert choose_attention(dtype, torch.device("cpu")) is attention
 
 
-@pytest.mark.parametrize("attend", [attend_plainly, attention_cpu.attend])
+@pytest.mark.parametrize("attend", [attend_plainly, attention.attend])
 def test_what_others_left_in_a_slot_does_not_matter(attend: Callable[..., Tensor]) -> None:
     given = case(torch.float32)
     expected = attend(**given)
@@ -136,10 +136,10 @@ def test_the_kernel_of_a_cpu(
     dtype: torch.dtype, tolerance: dict[str, Any], num_threads: int
 ) -> None:
     torch.set_num_threads(1)
-    expected = attention_cpu.attend(**case(dtype))
+    expected = attention.attend(**case(dtype))
     torch.set_num_threads(num_threads)
-    check_kernel(attention_cpu.attend, dtype, "cpu", tolerance)
-    assert torch.equal(attention_cpu.attend(**case(dtype)), expected)
+    check_kernel(attention.attend, dtype, "cpu", tolerance)
+    assert torch.equal(attention.attend(**case(dtype)), expected)
 
 
 def test_weights_are_exponentials_wherever_scores_lie() -> None:
@@ -153,7 +153,7 @@ def test_weights_are_exponentials_wherever_scores_lie() -> None:
     qkv[0, 1], qkv[0, 2] = keys[0, 0, -1], values[0, 0, -1]
     rotation = torch.stack([torch.ones(num), torch.zeros(num)])[None]
     zero, last = torch.tensor([0]), torch.tensor([num - 1])
-    attended = attention_cpu.attend(qkv, rotation, zero, last, keys, values)[0, 0]
+    attended = attention.attend(qkv, rotation, zero, last, keys, values)[0, 0]
     expected = keys[0, 0, :, 0].double().softmax(0)
     torch.testing.assert_close(attended.double(), expected, rtol=2e-5, atol=1e-37)
 

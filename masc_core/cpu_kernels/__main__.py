@@ -1,0 +1,20 @@
+"""Compile all loops, so that no process has to: ``python -m masc_core.cpu_kernels``.
+
+They are kept beside the sources, or where ``NUMBA_CACHE_DIR`` says.
+"""
+
+import torch
+
+from masc_core.cpu_kernels import attention, feed_forward, philox
+from masc_core.cpu_kernels.numbers import DTYPES
+
+for num_threads in (1, 2):
+    torch.set_num_threads(num_threads)
+    for dtype in DTYPES:
+        row, slot = torch.zeros(1, 4, dtype=dtype), torch.zeros(1, dtype=torch.int64)
+        cache = torch.zeros(1, 1, 1, 4, dtype=dtype)
+        qkv = torch.zeros(1, 3, 4, dtype=dtype)
+        attention.attend(qkv, torch.zeros(1, 2, 4), slot, slot, cache, cache)
+        feed_forward.add_rms_norm(row, row, row[0], 1e-5)
+        feed_forward.swiglu(row)
+philox.random_bits(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 4, 0)
