@@ -66,6 +66,7 @@ $(VENV)/.stamp-%: $(VENV)/.stamp-torch pyproject.toml
 # The loops of a step on a CPU, so that the first start does not wait for their compilation.
 $(VENV)/.stamp-kernels: $(wildcard masc_core/cpu_kernels/*.py) masc_core/kernel.py | $(VENV)/.stamp-worker
 	@echo "Compiling the CPU's kernels (once)"
+	@rm -f masc_core/cpu_kernels/__pycache__/*.nb[ci] # kept by the date of one file, made of several
 	@$(BIN)/python -m masc_core.cpu_kernels
 	@touch $@
 
