@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Average:
@@ -27,15 +28,13 @@ class Average:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self._decay = decay
+        self._take_in = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self._parameters = dict(model.named_parameters())
         self.values = {name: p.detach().clone() for name, p in self._parameters.items()}
 
-    @torch.no_grad()
     def update(self) -> None:
-        """Take a step's parameters in."""
-        for name, value in self.values.items():
-            value.lerp_(self._parameters[name], 1 - self._decay)
+        """Take a step's parameters in, all of them in a few kernels."""
+        self._take_in(list(self.values.values()), list(self._parameters.values()), None)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

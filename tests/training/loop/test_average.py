@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.loop.average import Average
 
@@ -25,6 +29,31 @@ def test_starts_at_the_parameters_and_follows_the_formula() -> None:
     assert average.values.keys() == expected.keys()
     for name, value in average.values.items():
         torch.testing.assert_close(value, expected[name])
+
+
+class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Names of the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_update_is_one_call_however_many_parameters_there_are() -> None:
+    average = Average(nn.Sequential(*(nn.Linear(2, 2) for _ in range(9))), 0.75)
+    with Calls() as calls:
+        average.update()
+    assert calls.names == ["aten._foreach_lerp_.Scalar"]
 
 
 def test_the_model_has_the_averages_for_a_while() -> None:
