@@ -37,8 +37,7 @@ from training.loop.run import Run
 from training.loop.stage import Player, Stage
 from training.transformer.cluster_data import ClusterData
 from training.transformer.flops import flops_per_image, peak_flops
-from training.transformer.objective import NextCluster
-from training.transformer.train import adamw
+from training.transformer.train import adamw, objective_of
 
 LLAMAGEN = {"B": "GPT-B", "L": "GPT-L", "XL": "GPT-XL"}
 WARM_UP = 3
@@ -162,9 +161,7 @@ def player(case: Case, device: torch.device) -> Player:
     """A model and its optimiser."""
     torch.manual_seed(0)
     model = GPT(case.gpt).to(device)
-    objective = NextCluster(model)
-    if case.compiled:
-        objective.compile()
+    objective = objective_of(model, compiled=case.compiled)
     return Player(model, objective, adamw(model, 1e-4, 0.05))
 
 

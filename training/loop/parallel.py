@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -22,7 +27,14 @@ from training.loop.ranks import Ranks
 from training.loop.stage import Player
 
 
-def shard(model: nn.Module, parts: Sequence[nn.Module], ranks: Ranks, *, low: bool) -> None:
+def shard(
+    model: nn.Module,
+    parts: Sequence[nn.Module],
+    ranks: Ranks,
+    *,
+    low: bool,
+    methods: Sequence[str] = (),
+) -> None:
     """Split a model's parameters over the ranks (FSDP2), to be gathered part by part.
 
     Parameters
@@ -31,13 +43,17 @@ def shard(model: nn.Module, parts: Sequence[nn.Module], ranks: Ranks, *, low: bo
     parts : modules of it that are gathered by themselves, such as the blocks
     ranks : all of them have to ask
     low : gather and compute in bfloat16; gradients are summed in float32
+    methods : of the model, which are called besides ``forward``; afterwards its own parameters, but
+        not those of the parts, are there until the backward pass has ended
     """
     dtype = torch.bfloat16 if low else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     mesh = init_device_mesh(ranks.device.type, (ranks.count,))
     for part in parts:
         fully_shard(part, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for method in methods:
+        register_fsdp_forward_method(model, method)
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from masc_core.models.gpt import GPT
+from training.transformer.head_loss import head_cross_entropy
+
 NATS = math.log(2)  # of a bit
 
 
@@ -31,6 +34,28 @@ class NextCluster(nn.Module):
         """``loss`` in nats and ``bits``, of labels int64 (B,) and clusters int64 (B, L)."""
         logits = self.model(labels, clusters[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), clusters.flatten())
+        return {"loss": loss, "bits": loss.detach() / NATS}
+
+
+class NextClusterInChunks(nn.Module):
+    """The same for a `GPT`, without the logits of all positions at once.
+
+    For models that are not compiled together with their loss: a compiler fuses what follows the
+    logits, and needs no chunks.
+
+    Parameters
+    ----------
+    model : if it is sharded, FSDP must know of its ``hidden``
+    """
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, labels: Tensor, clusters: Tensor) -> dict[str, Tensor]:
+        """As `NextCluster.forward`."""
+        hidden = self.model.hidden(labels, clusters[:, :-1]).flatten(0, 1)
+        loss = head_cross_entropy(hidden, self.model.output.weight, clusters.flatten())
         return {"loss": loss, "bits": loss.detach() / NATS}
 
 

@@ -38,7 +38,7 @@ from training.loop.run import Run
 from training.loop.stage import Player, Report, Stage, no_report
 from training.transformer.cluster_data import ClusterData
 from training.transformer.flops import flops_per_image, peak_flops
-from training.transformer.objective import NextCluster, surprise
+from training.transformer.objective import NextCluster, NextClusterInChunks, surprise
 from training.transformer.sheets import Sheets
 from training.transformer.starting_point import start_from, start_sha256
 
@@ -117,8 +117,18 @@ def build_model(config: TransformerConfig, data: ClusterData, ranks: Ranks) -> G
     if config.checkpoint_activations:
         recompute(model.blocks)
     if in_parts:
-        shard(model, model.blocks, ranks, low=config.precision == "bfloat16")
+        low = config.precision == "bfloat16"
+        shard(model, model.blocks, ranks, low=low, methods=["hidden"])
     return model
+
+
+def objective_of(model: GPT, *, compiled: bool) -> nn.Module:
+    """What is minimised; compiled as a whole, loss and all, or in chunks of positions."""
+    if not compiled:
+        return NextClusterInChunks(model)
+    objective = NextCluster(model)
+    objective.compile()
+    return objective
 
 
 class _Trainer:
@@ -127,11 +137,9 @@ class _Trainer:
     def __init__(self, run: Run, config: TransformerConfig, data: ClusterData, model: GPT) -> None:
         self.run, self.config, self.data, self.model = run, config, data, model
         self.ranks = run.ranks
-        self.objective = NextCluster(model)
-        if config.compile and not is_sharded(model):
-            # The loss too, or its float32 logits are written and read. Validation calls the model,
-            # for its last batch has another shape, and its share of a run is small.
-            self.objective.compile()
+        # Validation calls the model, for its last batch has another shape, and its share of a run
+        # is small.
+        self.objective = objective_of(model, compiled=config.compile and not is_sharded(model))
         self.unigram_bits, self.member_bits = data.unigram_bits(), data.member_bits()
         self.peak = peak_flops(self.ranks.device, config.peak_tflops)
         self.sheets = _sheets(config, data)

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.training.operators import Operators
 from training.loop.average import Average
 
 
@@ -31,29 +28,11 @@ def test_starts_at_the_parameters_and_follows_the_formula() -> None:
         torch.testing.assert_close(value, expected[name])
 
 
-class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Names of the operators that are called."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.names: list[str] = []
-
-    def __torch_dispatch__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> object:
-        self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
-
-
 def test_an_update_is_one_call_however_many_parameters_there_are() -> None:
     average = Average(nn.Sequential(*(nn.Linear(2, 2) for _ in range(9))), 0.75)
-    with Calls() as calls:
+    with Operators() as called:
         average.update()
-    assert calls.names == ["aten._foreach_lerp_.Scalar"]
+    assert called.names == ["aten._foreach_lerp_.Scalar"]
 
 
 def test_the_model_has_the_averages_for_a_while() -> None:

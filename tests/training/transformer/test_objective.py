@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.transformer.objective import NextCluster, surprise
+from masc_core.models.gpt import GPT
+from masc_core.models.gpt_config import GPTConfig
+from training.transformer.objective import NextCluster, NextClusterInChunks, surprise
 
 
 class Fixed(nn.Module):
@@ -40,3 +42,17 @@ def test_the_loss_is_the_mean_surprise_in_nats() -> None:
     bits = float(surprise(logits, clusters).cross_entropy) / 12
     assert float(losses["bits"]) == pytest.approx(bits)
     assert float(losses["loss"]) == pytest.approx(bits * math.log(2))
+
+
+def test_in_chunks_the_model_is_told_the_same() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(7, 8, 2, 1, num_classes=3, block_size=4, class_dropout=0.0)).eval()
+    nn.init.normal_(model.output.weight)
+    labels, clusters = torch.tensor([0, 2, 1]), torch.randint(7, (3, 4))
+    found = []
+    for objective in (NextCluster(model), NextClusterInChunks(model)):
+        model.zero_grad()
+        losses = objective(labels, clusters)
+        losses["loss"].backward()
+        found.append([losses["loss"], losses["bits"], *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(found[1], found[0])
