@@ -38,7 +38,10 @@ class LoopConfig(StageConfig):
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(64, ge=1, description="items a step, over all ranks")
     micro_batch: int = Field(
-        0, ge=0, description="items that go through a rank's model together; 0 is all of its share"
+        0,
+        ge=0,
+        description="items that go through a rank's model together; 0, and more than its share, "
+        "is all of that",
     )
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     min_lr_ratio: float = Field(
@@ -53,6 +56,11 @@ class LoopConfig(StageConfig):
         0.0, ge=0, lt=1, description="validate and keep averaged weights; 0 is off, 0.9999 usual"
     )
     tensorboard: bool = Field(default=False, description="write TensorBoard's files, too")
+
+    def micro_batch_of(self, num_ranks: int) -> int:
+        """Items that go through the model together on each of so many ranks."""
+        share = self.batch_size // num_ranks
+        return min(self.micro_batch or share, share)
 
 
 def set_threads(threads: int) -> None:

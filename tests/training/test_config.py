@@ -17,6 +17,7 @@ from training.priors.show_inputs import ShowConfig
 from training.publish import PublishConfig
 from training.refiner.train import RefinerTraining
 from training.tokenizer.train import TokenizerConfig
+from training.transformer.memory import step_bytes
 from training.transformer.train import TransformerConfig
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
@@ -74,6 +75,18 @@ def test_the_runs_of_the_paper(size: str, vocabulary: str) -> None:
     steps = 1_281_167 // config.batch_size * config.epochs
     title = f"{round(named.num_parameters / 1e6)} million parameters, {steps:,} steps."
     assert path.read_text("utf-8").splitlines()[0].endswith(title)
+
+
+@pytest.mark.parametrize("size", ["b", "l", "xl"])
+@pytest.mark.parametrize("vocabulary", ["flat", "masc"])
+def test_the_runs_of_the_paper_fit_on_a_gpu_of_80_gb(size: str, vocabulary: str) -> None:
+    path = CONFIGS / "imagenet256" / f"llamagen-{size}-{vocabulary}.toml"
+    config, room = load_config(TransformerConfig, path, {}), 0.8 * 80e9
+    clusters = 16384 if vocabulary == "flat" else 8192
+    sizes = GPTConfig.named(f"GPT-{size.upper()}", vocab_size=clusters)
+    assert step_bytes(sizes, config.micro_batch) < room < step_bytes(sizes, 2 * config.micro_batch)
+    for num_ranks in (1, 2, 4, 8, 16):
+        assert config.batch_size // num_ranks % config.micro_batch_of(num_ranks) == 0
 
 
 def test_flags_override_the_file(tmp_path: Path) -> None:

@@ -42,14 +42,21 @@ def fit(run: Run, config: LoopConfig, stage: Stage, report: Report = no_report) 
     Raises
     ------
     ConfigError
-        There are fewer items than a batch holds, or the ranks cannot share a batch.
+        There are fewer items than a batch holds, the ranks cannot share a batch, or the memory of
+        the device is too small.
     DivergedError
         The loss became a NaN or an infinity.
     KeyboardInterrupt
         SIGINT or SIGTERM came; the state was saved first.
     """
-    with StopRequest() as stop:
-        return _Loop(run, config, stage, report, stop).fit()
+    try:
+        with StopRequest() as stop:
+            return _Loop(run, config, stage, report, stop).fit()
+    except torch.OutOfMemoryError as error:
+        items = config.micro_batch_of(run.ranks.count)
+        raise ConfigError(
+            f"micro_batch: {items} items at once are too many for the memory of the device"
+        ) from error
 
 
 class _Loop:
@@ -237,7 +244,7 @@ def _batches(config: LoopConfig, stage: Stage, ranks: Ranks) -> Batches:
             f"batch_size: {config.batch_size} cannot be shared by {ranks.count} ranks"
         )
     share = config.batch_size // ranks.count
-    micro = config.micro_batch or share
+    micro = config.micro_batch_of(ranks.count)
     if share % micro:
         raise ConfigError(
             f"micro_batch: {micro} does not divide a rank's share of the batch, {share}"

@@ -129,7 +129,7 @@ class _Trainer:
 
     def validate(self) -> dict[str, float]:
         """In-cluster bits on the validation codes, of all positions and of those with a choice."""
-        size = self.config.micro_batch or self.config.batch_size
+        size = self.config.micro_batch_of(1)
         device, low = self.run.ranks.device, self.config.precision == "bfloat16"
         total, count, num_open = 0.0, 0, 0
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):

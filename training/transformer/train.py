@@ -111,15 +111,19 @@ def build_model(config: TransformerConfig, data: ClusterData, ranks: Ranks) -> G
     if config.init is not None:
         start_from(config.init, model, data.prior, data.inputs, data.train_counts)
     model = model.to(ranks.device)
-    in_parts = config.parallel == "fsdp" and ranks.count > 1
-    if config.compile and in_parts:
+    is_shared = config.parallel == "fsdp" and ranks.count > 1
+    if config.compile and is_shared:
         compile_each(model.blocks)
     if config.checkpoint_activations:
         recompute(model.blocks)
-    if in_parts:
-        low = config.precision == "bfloat16"
-        shard(model, model.blocks, ranks, low=low, methods=["hidden"])
+    if is_shared:
+        in_parts(model, ranks, low=config.precision == "bfloat16")
     return model
+
+
+def in_parts(model: GPT, ranks: Ranks, *, low: bool) -> None:
+    """Split a model over the ranks, in place; ``low`` as for `shard`."""
+    shard(model, model.blocks, ranks, low=low, methods=["hidden"])  # which the objective calls
 
 
 def objective_of(model: GPT, *, compiled: bool) -> nn.Module:
@@ -159,7 +163,7 @@ class _Trainer:
 
     def validate(self) -> dict[str, float]:
         """Teacher-forced bits a position on the validation codes; the ranks share the batches."""
-        size = self.config.micro_batch or self.config.batch_size // self.ranks.count
+        size = self.config.micro_batch_of(self.ranks.count)
         count = len(self.data.val)
         sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
         low = self.config.precision == "bfloat16"

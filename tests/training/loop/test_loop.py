@@ -255,6 +255,32 @@ def test_micro_batches_that_do_not_divide_the_batch_are_refused(tmp_path: Path) 
         fit(run, uneven, regression([]))
 
 
+def test_a_micro_batch_beyond_the_batch_is_the_batch(tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+    model = Scale("only", 1.0, seen)
+    player = Player(model, model, torch.optim.SGD(model.parameters(), lr=1.0))
+    stage = Stage(
+        (player,),
+        8,
+        lambda i, _: (torch.from_numpy(i).double(),),
+        lambda: {"objective": 0.0},
+        lambda _: None,
+    )
+    large = config(tmp_path, epochs=1, micro_batch=64)
+    with Run(tmp_path, large) as run:
+        fit(run, large, stage)
+    assert seen == [("only", 4)] * 2
+
+
+def test_too_little_memory_names_the_key(tmp_path: Path) -> None:
+    def fill(step: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    plain = config(tmp_path, micro_batch=2)
+    with Run(tmp_path, plain) as run, pytest.raises(ConfigError, match="micro_batch: 2 items at"):
+        fit(run, plain, regression([], fill))
+
+
 def test_averaged_weights_are_validated_and_kept_but_not_trained_on(tmp_path: Path) -> None:
     plain = run_whole(tmp_path / "plain")
     stage = regression([])
