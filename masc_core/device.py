@@ -9,12 +9,13 @@ import torch
 from masc_core.errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BFLOAT16_CAPABILITY = (8, 0)  # Ampere; earlier GPUs only emulate it
 
 
 def resolve_device(name: str) -> torch.device:
     """Return the device called ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
-    ``auto`` is the first CUDA device, or the CPU where there is none.
+    ``cuda`` is the first CUDA device, and so is ``auto``, or the CPU where there is none.
 
     Raises
     ------
@@ -22,27 +23,58 @@ def resolve_device(name: str) -> torch.device:
         No such device, or none of that kind on this machine.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device: {name!r} is not a device") from error
     if device.type not in {"cpu", "cuda"}:
         raise ConfigError(f"device: {name!r} is neither cpu nor cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cpu":
+        return device
+    number = device.index or 0
+    if number >= torch.cuda.device_count():
         raise ConfigError(f"device: {name!r} is not on this machine")
-    return device
+    return torch.device("cuda", number)
+
+
+def use_device(device: torch.device) -> None:
+    """Let this thread work on the device. To be called by every thread that does.
+
+    Streams, recorded graphs and Triton's kernels go to the thread's current GPU, which is the first
+    one until it is told otherwise, wherever the tensors lie.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Precision of that name; ``auto`` is bfloat16 where the device computes in it, else float32.
 
-    GPUs do. Of processors those do that have AVX512-BF16 or AMX: there a step reads half as much.
+    GPUs do from compute capability 8.0 on. Of processors those do that have AVX512-BF16 or AMX:
+    there a step reads half as much; the others emulate it, where it is asked for by name.
+
+    Raises
+    ------
+    ConfigError
+        bfloat16 by name on a GPU without it.
     """
     if name == "auto":
-        fast = device.type == "cuda" or processor_has("avx512_bf16", "amx_bf16")
-        name = "bfloat16" if fast else "float32"
+        name = "bfloat16" if _has_bfloat16(device) else "float32"
+    if name == "bfloat16" and device.type == "cuda" and not _has_bfloat16(device):
+        raise ConfigError("dtype: this GPU does not compute in bfloat16; float32 is what it can do")
     return DTYPES[name]
+
+
+def gpu_has_bfloat16(capability: tuple[int, int]) -> bool:
+    """Whether GPUs of a compute capability, (major, minor), compute in bfloat16."""
+    return capability >= BFLOAT16_CAPABILITY
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return gpu_has_bfloat16(torch.cuda.get_device_capability(device))
+    return processor_has("avx512_bf16", "amx_bf16")
 
 
 def processor_has(*names: str) -> bool:

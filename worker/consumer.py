@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
+from masc_core.device import use_device
 from masc_core.errors import CapacityError, EngineError, MascError, RequestError
 from worker.jobs.event import Started
 from worker.jobs.job import Lease
@@ -119,6 +120,7 @@ class Consumer:
         ------
         MascError : the warm-up image failed, or the engine does again and again
         """
+        use_device(self._lanes.newest.bundle.device)
         with ExitStack() as stack:
             stack.callback(self._lanes.close)
             stack.enter_context(self._pulse)

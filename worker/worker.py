@@ -15,7 +15,13 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from masc_core.bundle import load_bundle
-from masc_core.device import choose_dtype, make_repeatable, resolve_device, set_threads
+from masc_core.device import (
+    choose_dtype,
+    make_repeatable,
+    resolve_device,
+    set_threads,
+    use_device,
+)
 from masc_core.errors import ConfigError
 from masc_core.generation.batch import Batch
 from masc_core.registry import Registry
@@ -62,6 +68,7 @@ def build_worker(
     metrics = WorkerMetrics(metrics_registry)
 
     def load(folder: Path) -> Lane:
+        use_device(device)  # here, and later in the successor's thread, which also warms up
         bundle = load_bundle(folder, device, choose_dtype(settings.dtype, device))
         logger.info("loaded %s %s onto %s", name, bundle.manifest.version, device)
         rows = settings.max_batch

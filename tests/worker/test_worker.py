@@ -9,16 +9,20 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
+import worker.consumer
+import worker.worker
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.generation.batch import Batch
 from masc_core.manifest import TRANSFORMER_FILE
 from masc_core.registry import Registry
 from tests.tiny_bundle import save_tiny_bundle
+from tests.worker.tiny_worker import WatchedQueue
 from worker.consumer import Consumer
 from worker.engine.cuda_graphs import GraphBatch
 from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobResult
+from worker.process import LoopThread
 from worker.settings import load_settings
 from worker.worker import build_worker, choose_batch
 
@@ -78,6 +82,31 @@ def test_a_worker_follows_the_active_version_while_it_works(tmp_path: Path, devi
         thread.join()
 
     asyncio.run(main())
+
+
+def test_every_thread_that_computes_takes_its_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[tuple[str, torch.device]] = set()
+
+    def use(device: torch.device) -> None:
+        used.add((threading.current_thread().name, device))
+
+    for module in (worker.consumer, worker.worker):
+        monkeypatch.setattr(module, "use_device", use)
+    for seed, version in enumerate("21"):
+        save_tiny_bundle(tmp_path, version=version, seed=seed)
+    queue = WatchedQueue()
+    consumer = build(tmp_path, queue)
+    thread = LoopThread(consumer)
+    thread.start()
+    queue.await_status(lambda status: status.ready)
+    Registry(tmp_path).activate("tiny", "2")
+    queue.await_status(lambda status: status.version == "2")
+    consumer.stop()
+    thread.join()
+    names = {threading.current_thread().name, "worker", "successor"}
+    assert used == {(name, torch.device("cpu")) for name in names}
 
 
 def test_one_of_several_models_is_named(tmp_path: Path) -> None:
