@@ -91,6 +91,7 @@ FURTHER = (
     _metric("masc_jobs_running", "gauge", FRONT),
     _metric("masc_jobs_accepted_total", "counter", FRONT),
     _metric("masc_jobs_ended_total", "counter", FRONT, "outcome"),
+    _metric("masc_engine_mode", "gauge", WORKER, "mode"),
 )
 # Nothing is told of a GPU where there is none.
 MAY_BE_EMPTY = {"masc_gpu_memory_bytes"}

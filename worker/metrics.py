@@ -13,6 +13,7 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from masc_core.bundle import Bundle
+from worker.fallback import EngineMode
 from worker.jobs.job import GenerationRequest
 from worker.jobs.outcome import ImageOutput, JobResult
 from worker.jobs.stages import Stage, stage_histogram
@@ -86,6 +87,12 @@ class WorkerMetrics:
             ["model", "version", "weights_sha256", "clusters", "tokens", "dtype"],
             registry=registry,
         )
+        self.engine_mode = Gauge(
+            "masc_engine_mode",
+            "How steps are made: graphs, recorded; compiled; eager; or cpu, without a GPU.",
+            ["mode"],
+            registry=registry,
+        )
         self.gpu_memory = Gauge(
             "masc_gpu_memory_bytes",
             "Memory of the GPU: allocated by tensors, reserved for them, used by anybody, total.",
@@ -108,6 +115,11 @@ class WorkerMetrics:
         if bundle.device.type == "cuda":
             for kind, look in memory_of(bundle.device).items():
                 self.gpu_memory.labels(kind=kind).set_function(look)
+
+    def engine(self, mode: EngineMode) -> None:
+        """Say how the steps of the version that was prepared last are made."""
+        self.engine_mode.clear()
+        self.engine_mode.labels(mode=mode).set(1)
 
     def step(self, rows: int, seconds: float) -> None:
         """Record one step of the transformer."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from masc_core.registry import Registry
 from worker.consumer import Consumer
 from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import BatchFactory, Engine
+from worker.fallback import FallbackBatch, Way
 from worker.jobs.queue import JobConsumer
 from worker.jobs.traced import TracedQueue
 from worker.jobs.tracing import open_tracer
@@ -61,11 +63,12 @@ def build_worker(
     """
     set_threads(settings.threads)
     device = resolve_device(settings.device)
-    make_batch = choose_batch(settings, device)
+    ways = engine_ways(settings, device)
     cores = choose_cores(settings, device)
     models = Registry(settings.models_dir)
     name = models.default(settings.default_model)
     metrics = WorkerMetrics(metrics_registry)
+    make_batch = partial(FallbackBatch, ways=ways, tell=metrics.engine)
 
     def load(folder: Path) -> Lane:
         use_device(device)  # here, and later in the successor's thread, which also warms up
@@ -95,6 +98,24 @@ def choose_cores(settings: WorkerSettings, device: torch.device) -> list[int]:
     if settings.threads is not None or device.type != "cpu":
         return []
     return numbers_to_try(available_cores())
+
+
+def engine_ways(settings: WorkerSettings, device: torch.device) -> Sequence[Way]:
+    """How the batch may be stepped, the best way first.
+
+    Images that must have the same bits in any company are not made in another way.
+
+    Raises
+    ------
+    ConfigError : see `choose_batch`
+    """
+    best = choose_batch(settings, device)
+    if device.type == "cpu":
+        return [Way("cpu", best)]
+    if best is Batch:
+        return [Way("eager", best)]
+    recorded = [Way("graphs", best)]
+    return recorded if settings.deterministic else [*recorded, Way("eager", Batch)]
 
 
 def choose_batch(settings: WorkerSettings, device: torch.device) -> BatchFactory:

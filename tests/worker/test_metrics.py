@@ -122,6 +122,7 @@ def test_there_is_no_label_that_grows_with_traffic_and_no_gpu_without_one() -> N
         "masc_batch_rows_capacity",
         "masc_last_step_timestamp_seconds",
         "masc_model_info",
+        "masc_engine_mode",
         "masc_gpu_memory_bytes",
     }
     text = generate_latest(registry).decode()
@@ -135,6 +136,15 @@ def test_the_stage_histogram_is_the_front_ends() -> None:
     registry = CollectorRegistry()
     shared = stage_histogram(registry)
     assert WorkerMetrics(registry).stage_seconds is shared
+
+
+def test_an_engine_has_one_mode() -> None:
+    registry = CollectorRegistry()
+    metrics = WorkerMetrics(registry)
+    for mode in ("graphs", "eager"):
+        metrics.engine(mode)
+    (gauge,) = [metric for metric in registry.collect() if metric.name == "masc_engine_mode"]
+    assert [(sample.labels, sample.value) for sample in gauge.samples] == [({"mode": "eager"}, 1)]
 
 
 def test_a_new_version_replaces_the_old_one(tmp_path: Path, bundle: Bundle) -> None:

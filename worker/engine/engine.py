@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from masc_core.errors import NonFiniteError
-from masc_core.generation.batch import Batch, Drawn
+from masc_core.generation.batch import Batch, Drawn, StepReport
 from masc_core.generation.host_copy import HostCopy
-from masc_core.image_spec import check_specs
+from masc_core.image_spec import ImageSpec, check_specs
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
 from worker.engine.request import (
@@ -34,7 +35,34 @@ from worker.engine.request import (
 
 # Called after each step of the transformer with its rows and its seconds.
 StepObserver = Callable[[int, float], None]
-BatchFactory = Callable[[GPT, InClusterDecoder, int], Batch]
+BatchFactory = Callable[[GPT, InClusterDecoder, int], "StepBatch"]
+
+
+class StepBatch(Protocol):
+    """What an engine steps; see `Batch`."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the transformer's batch that the images take."""
+
+    @property
+    def reads_late(self) -> bool:
+        """Whether what is read after a step is better waited for after the next one."""
+
+    def prepare(self) -> None:
+        """Do ahead what would make the first steps slow."""
+
+    def join(self, specs: Sequence[ImageSpec]) -> list[int]:
+        """Add images at their first position, all of them or none; return their slots."""
+
+    def leave(self, slots: Collection[int]) -> None:
+        """Let images go; their slots are free."""
+
+    def step(self) -> StepReport:
+        """Draw the next position of every image."""
+
+    def read(self, slots: Sequence[int]) -> HostCopy:
+        """Begin to read what some images have drawn by now: the columns of a `Drawn`."""
 
 
 @dataclass(slots=True)
