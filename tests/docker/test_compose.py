@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from masc_core.models.gpt_config import GPTConfig
 from tests.default_settings import default_settings
 
 ROOT = Path(__file__).parents[2]
@@ -94,14 +95,55 @@ def test_compose_understands_settings() -> None:
     assert (models["type"], models["source"]) == ("bind", str(ROOT / "models"))
 
 
+def gpu_workers(**variables: str) -> dict[str, Any]:
+    """Workers of the file for GPUs, by their name."""
+    found = configuration(COMPOSE, GPU, **variables)["services"]
+    return {name: service for name, service in found.items() if name.startswith("worker")}
+
+
 def test_compose_understands_the_file_for_gpus() -> None:
-    worker = configuration(COMPOSE, GPU)["services"]["worker"]
-    (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
-    assert device["capabilities"] == ["gpu"]
+    (worker,) = gpu_workers().values()
     assert worker["build"]["args"] == {"TORCH_BUILD": "cu130"}
     assert worker["build"]["target"] == "worker"
-    assert [target.split(":")[0] for target in worker["tmpfs"]] == ["/tmp", "/kernels"]  # noqa: S108
+    assert worker["tmpfs"] == ["/tmp"]  # noqa: S108
     assert worker["read_only"] is True
+
+
+def test_every_gpu_has_a_worker_that_is_like_the_first() -> None:
+    workers = gpu_workers(COMPOSE_PROFILES=",".join(f"gpu{number}" for number in range(1, 8)))
+    assert list(workers) == ["worker", *(f"worker-{number}" for number in range(1, 8))]
+    for number, worker in enumerate(workers.values()):
+        (device,) = worker["deploy"]["resources"]["reservations"].pop("devices")
+        assert device == {"driver": "nvidia", "capabilities": ["gpu"], "device_ids": [str(number)]}
+        # Prometheus asks for the addresses of `worker`.
+        names = (worker.pop("networks")["inside"] or {}).get("aliases", [])
+        assert names == (["worker"] if number else [])
+        assert worker.pop("profiles", []) == ([f"gpu{number}"] if number else [])
+        assert worker["environment"]["MASC_DEVICE"] == "cuda"
+    first, *others = workers.values()
+    assert all(worker == first for worker in others)
+
+
+def test_a_profile_is_a_gpu() -> None:
+    assert list(gpu_workers(COMPOSE_PROFILES="gpu2")) == ["worker", "worker-2"]
+
+
+def test_compiled_kernels_outlive_a_container() -> None:
+    (worker,) = gpu_workers().values()
+    volumes = {volume["target"]: volume for volume in worker["volumes"]}
+    assert (volumes["/kernels"]["type"], volumes["/kernels"]["source"]) == ("volume", "kernels")
+    assert not volumes["/kernels"].get("read_only")
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        assert worker["environment"][name].startswith("/kernels/")
+    # A new volume takes its owner from the image's folder; containers run as 10001, masc.
+    assert "install -d -o masc -g masc /kernels" in DOCKERFILE.read_text()
+
+
+def test_a_worker_on_a_gpu_has_memory_to_load_a_large_model() -> None:
+    (worker,) = gpu_workers().values()
+    # The file as it is mapped, and the module in float32; CUDA and compilers besides.
+    needed = 8 * GPTConfig.named("GPT-XL").num_parameters + 4 * 2**30
+    assert int(worker["mem_limit"]) > 1.25 * needed
 
 
 def test_containers_have_few_rights(services: dict[str, Any]) -> None:
