@@ -3,12 +3,15 @@
 ::
 
     python benchmarks/training_loop.py [--device cuda] [--sizes B,L] [--batch 256] [--out FOLDER]
+    python benchmarks/training_loop.py --quick      # a tiny model, for a try
 
 On a GPU the transformers have LlamaGen's sizes: 256 positions, 8,192 clusters out of 16,384 codes,
 bfloat16, compiled. On the CPU there is the shipped model's size. One row a size: the bare loop is
 plain PyTorch over the same model, optimiser and clipping, with one batch that lies ready; `fit` is
 the project's, which reads and maps codes, logs, and checks every loss it logs. Both are timed in
-turns, and medians are compared. FLOPs are counted as in `training.transformer.flops`.
+turns, and medians are compared. FLOPs are counted as in `training.transformer.flops`. GB are the
+most that tensors took on the GPU, where both loops have a model, and in brackets what
+`training.transformer.memory` estimates for that.
 """
 
 from __future__ import annotations
@@ -37,14 +40,15 @@ from training.loop.run import Run
 from training.loop.stage import Player, Stage
 from training.transformer.cluster_data import ClusterData
 from training.transformer.flops import flops_per_image, peak_flops
+from training.transformer.memory import step_bytes
 from training.transformer.train import adamw, objective_of
 
 LLAMAGEN = {"B": "GPT-B", "L": "GPT-L", "XL": "GPT-XL"}
 WARM_UP = 3
 HEAD = (
     "| model | parameters | batch | bare, ms a step | fit, ms a step | fit/bare "
-    "| images/s | MFU |\n"
-    "|---|---|---|---|---|---|---|---|"
+    "| images/s | MFU | GB |\n"
+    "|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -72,6 +76,8 @@ class Row:
     fit_seconds: float
     images_per_second: float
     mfu: float | None
+    peak_gb: float | None
+    estimated_gb: float
 
     @property
     def ratio(self) -> float:
@@ -88,8 +94,11 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=0)
     parser.add_argument("--steps", type=int, default=10, help="a turn")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="a tiny model, one short turn")
     parser.add_argument("--out", type=Path, help="folder for training-<device>.json and .md")
     options = parser.parse_args()
+    if options.quick:
+        options.steps, options.turns = 2, 1
     with join_ranks(options.device) as ranks:
         title = f"{describe(ranks.device)}, torch {torch.__version__}, {options.turns} turns"
         print(f"{title}\n\n{HEAD}")
@@ -117,6 +126,10 @@ def describe(device: torch.device) -> str:
 def cases(options: argparse.Namespace, device: torch.device) -> Iterator[Case]:
     """What is to be measured."""
     gpu = device.type == "cuda"
+    if options.quick:
+        tiny = GPTConfig(16, 32, 2, 2, num_classes=10, block_size=16)
+        yield Case("tiny", tiny, 64, 8, 4, low=gpu, compiled=gpu)
+        return
     sizes = options.sizes or ("B,L" if gpu else "")
     if not sizes:
         shipped = GPTConfig(1024, 256, 6, 4, num_classes=10, block_size=64)
@@ -128,6 +141,8 @@ def cases(options: argparse.Namespace, device: torch.device) -> Iterator[Case]:
 
 def measure(case: Case, ranks: Ranks, steps: int, turns: int) -> Row:
     """Time both loops in turns."""
+    if ranks.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(ranks.device)
     with tempfile.TemporaryDirectory() as folder:
         data = synthetic(Path(folder), case)
         bare, whole = Bare(case, data, ranks), Whole(Path(folder) / "run", case, data, ranks)
@@ -145,15 +160,24 @@ def measure(case: Case, ranks: Ranks, steps: int, turns: int) -> Row:
         fit_seconds,
         pace,
         flops_per_image(case.gpt) * pace / peak if peak else None,
+        peak_gb(ranks.device),
+        (step_bytes(case.gpt, case.micro_batch or case.batch) + step_bytes(case.gpt, 0)) / 1e9,
     )
+
+
+def peak_gb(device: torch.device) -> float | None:
+    """The most that tensors have taken on a GPU."""
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
 
 
 def line(row: Row) -> str:
     """A row of the table."""
     mfu = "" if row.mfu is None else f"{row.mfu:.1%}"
+    memory = "" if row.peak_gb is None else f"{row.peak_gb:.1f} ({row.estimated_gb:.1f})"
     return (
         f"| {row.name} | {row.parameters / 1e6:.1f} M | {row.batch} | {row.bare_seconds * 1e3:.1f} "
-        f"| {row.fit_seconds * 1e3:.1f} | {row.ratio:.3f} | {row.images_per_second:.0f} | {mfu} |"
+        f"| {row.fit_seconds * 1e3:.1f} | {row.ratio:.3f} | {row.images_per_second:.0f} | {mfu} "
+        f"| {memory} |"
     )
 
 

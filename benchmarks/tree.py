@@ -6,6 +6,8 @@
     python benchmarks/tree.py --full --out benchmarks/results     # every row of the table; 30 min
     python benchmarks/tree.py --full --dimensions 32,256 --out benchmarks/results  # these rows anew
     python benchmarks/tree.py --full --device cuda --out benchmarks/results
+    python benchmarks/tree.py --full --shapes mixture --repeats 1 --device cuda     # in two minutes
+    python benchmarks/tree.py --quick                             # 1,024 codes, for a try
 
 Every build is a process of its own, every figure the median of ``--repeats`` of them. Seconds are
 those of the call, with kernels compiled before; what compiling takes is a line of its own. Memory
@@ -26,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +98,8 @@ class Case:
         return self.count <= QUADRATIC_LIMIT
 
 
-QUICK = (Case("mixture", 16_384, 8),)
+TINY = (Case("mixture", 1_024, 8),)
+USUAL = (Case("mixture", 16_384, 8),)
 FULL = (
     *(Case("mixture", count, 8) for count in (16_384, 65_536, 262_144)),
     *(Case("mixture", 16_384, dimensions) for dimensions in (32, 256)),
@@ -190,9 +193,8 @@ def compile_seconds(device: str) -> tuple[float, float]:
     return runs[0]["first"], runs[1]["first"]
 
 
-def rows_of_table(cases: Sequence[Case], device: str, repeats: int) -> list[dict[str, Any]]:
+def rows_of_table(cases: Sequence[Case], device: str, repeats: int) -> Iterator[dict[str, Any]]:
     """Measure every case with every builder that can do it."""
-    results = []
     for case in cases:
         builders = ["masc", "fastcluster", "scipy"] if case.small and device == "cpu" else ["masc"]
         with tempfile.TemporaryDirectory() as folder:
@@ -207,17 +209,13 @@ def rows_of_table(cases: Sequence[Case], device: str, repeats: int) -> list[dict
             elif not case.small:
                 measure("masc", case, device, reference, NUMBA_NUM_THREADS="1")
             difference = largest_difference(paths["masc"], reference)
-        results.append(
-            {
-                "shape": case.shape,
-                "codes": case.count,
-                "dimensions": case.dimensions,
-                "difference": difference,
-                **figures,
-            }
-        )
-        print(line_of(results[-1]), flush=True)
-    return results
+        yield {
+            "shape": case.shape,
+            "codes": case.count,
+            "dimensions": case.dimensions,
+            "difference": difference,
+            **figures,
+        }
 
 
 HEADER = (
@@ -272,6 +270,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="time the tree's builder")
     parser.add_argument("--full", action="store_true", help="every size, dimension and shape")
     parser.add_argument("--dimensions", help="only these, of --full: 8, 32, 256")
+    parser.add_argument("--shapes", help="only these, of --full: mixture, sphere, ...")
+    parser.add_argument("--quick", action="store_true", help="1,024 codes, once")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu", help="of masc: cpu, cuda, cuda:1")
     parser.add_argument("--out", type=Path, help="folder for tree-<device>.md and .json")
@@ -282,29 +282,46 @@ def main() -> None:
         case = Case(shape, int(count), int(dimensions))
         print(json.dumps(measure_here(builder, case, device, Path(heights))))
         return
-    first, loaded = compile_seconds(options.device)
-    text = (
-        f"Average linkage on {machine(options.device)}; medians of {options.repeats}.\n\n"
-        f"The first tree of an installation takes {first:.0f} s more, to compile; the first of a "
-        f"process {loaded:.1f} s, to load what was compiled.\n\n{HEADER}"
-    )
+    cases = chosen_cases(options)
+    if options.quick:
+        options.repeats = 1
+    title = f"Average linkage on {machine(options.device)}; medians of {options.repeats}."
+    if not options.quick:
+        first, loaded = compile_seconds(options.device)
+        title += (
+            f"\n\nThe first tree of an installation takes {first:.0f} s more, to compile; "
+            f"the first of a process {loaded:.1f} s, to load what was compiled."
+        )
+    text = f"{title}\n\n{HEADER}"
     print(text, flush=True)
-    cases = FULL if options.full else QUICK
-    if options.dimensions:
-        chosen = {int(dimensions) for dimensions in options.dimensions.split(",")}
-        cases = tuple(case for case in cases if case.dimensions in chosen)
-    results = rows_of_table(cases, options.device, options.repeats)
-    if options.out:
-        write(options.out / f"tree-{options.device.partition(':')[0]}", text, results)
+    for row in rows_of_table(cases, options.device, options.repeats):
+        print(line_of(row), flush=True)
+        if options.out:
+            write(options.out / f"tree-{options.device.partition(':')[0]}", text, row)
 
 
-def write(name: Path, text: str, results: list[dict[str, Any]]) -> None:
-    """Write the table and its figures; rows of earlier runs stay, unless measured anew."""
+def chosen_cases(options: argparse.Namespace) -> Sequence[Case]:
+    """What is to be measured."""
+    if options.quick:
+        return TINY
+    cases = FULL if options.full else USUAL
+    dimensions = {int(number) for number in (options.dimensions or "").split(",") if number}
+    shapes = set((options.shapes or "").split(",")) - {""}
+    return [
+        case
+        for case in cases
+        if (not dimensions or case.dimensions in dimensions)
+        and (not shapes or case.shape in shapes)
+    ]
+
+
+def write(name: Path, text: str, result: dict[str, Any]) -> None:
+    """Add a row to the table and its figures; those of earlier runs stay, unless measured anew."""
     name.parent.mkdir(parents=True, exist_ok=True)
     figures = name.with_suffix(".json")
     earlier = json.loads(figures.read_text("utf-8")) if figures.exists() else []
-    by_case = {(r["shape"], r["codes"], r["dimensions"]): r for r in (*earlier, *results)}
-    order = [(case.shape, case.count, case.dimensions) for case in FULL]
+    by_case = {(r["shape"], r["codes"], r["dimensions"]): r for r in (*earlier, result)}
+    order = [(case.shape, case.count, case.dimensions) for case in (*TINY, *FULL)]
     rows = [by_case[case] for case in order if case in by_case]
     lines = "\n".join(line_of(row) for row in rows)
     name.with_suffix(".md").write_text(f"{text}\n{lines}\n", "utf-8")
