@@ -58,6 +58,7 @@ from worker.engine.request import FinishedImage, ImageTask
 
 NUM_CLUSTERS = 8192
 NUM_ALONE = 32  # images that are also made alone
+TOY = GPTConfig(NUM_CLUSTERS, dim=64, n_layer=2, n_head=4)
 CFG_SCALE = 2.0
 MIB = 1 << 20
 HEAD = """
@@ -125,16 +126,29 @@ def main() -> None:
             rows.append(bench.measure(batch, machine))
             table.append(line(rows[-1]))
             print(table[-1], flush=True)
+            write(options.out, device, table, machine, rows)  # what comes next may fail
         if options.arrivals:
             best = max((row for row in rows if row.size == size), key=lambda r: r.images_per_second)
             table += ["", bench.arrivals(best, options.arrivals)]
             print("\n".join(table[-2:]), flush=True)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        stem = options.out / f"engine-{device.type}"
-        stem.with_suffix(".md").write_text("\n".join(table) + "\n", "utf-8")
-        figures = {"machine": asdict(machine), "rows": [asdict(row) for row in rows]}
-        stem.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+            write(options.out, device, table, machine, rows)
+
+
+def write(
+    folder: Path | None,
+    device: torch.device,
+    table: Sequence[str],
+    machine: Machine,
+    rows: Sequence[Row],
+) -> None:
+    """Keep the table so far, and its figures."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f"engine-{device.type}"
+    stem.with_suffix(".md").write_text("\n".join(table) + "\n", "utf-8")
+    figures = {"machine": asdict(machine), "rows": [asdict(row) for row in rows]}
+    stem.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
 
 
 def parse() -> argparse.Namespace:
@@ -148,7 +162,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--llamagen", type=Path, help="a checkout of LlamaGen, to run beside")
     parser.add_argument("--steps", type=int, default=256, help="of every image, 1 to 256")
     parser.add_argument("--out", type=Path)
-    return parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="a toy, to try the program itself")
+    options = parser.parse_args()
+    if options.quick:
+        options.sizes, options.batches, options.steps = "toy", "1,2", 8
+    return options
 
 
 def line(row: Row) -> str:
@@ -180,11 +198,13 @@ class Bench:
         torch.manual_seed(0)
         self.num_steps = num_steps
         self.size, self.device, self.dtype = size, device, dtype
-        self.config = GPTConfig.named(f"GPT-{size}", vocab_size=NUM_CLUSTERS)
+        self.config = (
+            TOY if size == "toy" else GPTConfig.named(f"GPT-{size}", vocab_size=NUM_CLUSTERS)
+        )
         with device:
             self.model = GPT(self.config).to(dtype).eval()
             torch.nn.init.normal_(self.model.output.weight, std=0.02)
-            self.tokenizer = VQModel(VQConfig()).eval()
+            self.tokenizer = VQModel(VQConfig(ch=32) if size == "toy" else VQConfig()).eval()
         labels = torch.arange(16384) % NUM_CLUSTERS
         self.decoder = InClusterDecoder(ClusterMap.from_labels(labels.numpy()), device=device)
         if device.type == "cuda":

@@ -29,9 +29,12 @@ class Refinement:
     refiner : in evaluation mode
     prior : the partition
     num_slots : images are known by slots below that
+    kernels : see `masc_core.models.kv_cache.KVCache`
     """
 
-    def __init__(self, refiner: Refiner, prior: ClusterMap, num_slots: int) -> None:
+    def __init__(
+        self, refiner: Refiner, prior: ClusterMap, num_slots: int, *, kernels: bool = True
+    ) -> None:
         refiner.pack()
         config, table = refiner.config, refiner.code_scores.weight.detach()
         shape = (num_slots, config.n_head, config.block_size, config.head_dim)
@@ -39,7 +42,7 @@ class Refinement:
         # In float32 even where the refiner is not: scores of similar codes differ by little.
         self._packed_table = PackedWeight(table.float()) if can_pack(table.float()) else None
         self._softmax = ClusterSoftmax(prior, table.device)
-        self._cache = KVLayer(shape, table.dtype, table.device)
+        self._cache = KVLayer(shape, table.dtype, table.device, kernels=kernels)
 
     def draw(
         self, hidden: Tensor, clusters: Tensor, rows: Rows, bits: Tensor, temperatures: Tensor

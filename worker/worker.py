@@ -112,10 +112,12 @@ def engine_ways(settings: WorkerSettings, device: torch.device) -> Sequence[Way]
     best = choose_batch(settings, device)
     if device.type == "cpu":
         return [Way("cpu", best)]
-    if best is Batch:
-        return [Way("eager", best)]
-    recorded = [Way("graphs", best)]
-    return recorded if settings.deterministic else [*recorded, Way("eager", Batch)]
+    eager = Way("eager", partial(Batch, kernels=False))  # whatever Triton makes of this machine
+    if not settings.cuda_graphs:
+        return [Way("eager", best), eager]
+    if settings.deterministic:
+        return [Way("graphs", best)]
+    return [Way("graphs", best), Way("compiled", partial(GraphBatch, recorded=False)), eager]
 
 
 def choose_batch(settings: WorkerSettings, device: torch.device) -> BatchFactory:

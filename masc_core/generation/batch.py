@@ -70,7 +70,7 @@ class Batch:
     model : in evaluation mode
     decoder : on the model's device
     num_slots : S, rows that images may take at once: a guided image takes two
-    compiled : see `Step`
+    compiled, kernels : see `Step`
 
     Attributes
     ----------
@@ -80,11 +80,17 @@ class Batch:
     reads_late = False
 
     def __init__(
-        self, model: GPT, decoder: InClusterDecoder, num_slots: int, *, compiled: bool = False
+        self,
+        model: GPT,
+        decoder: InClusterDecoder,
+        num_slots: int,
+        *,
+        compiled: bool = False,
+        kernels: bool = True,
     ) -> None:
         self._config, self._decoder, self._num_slots = model.config, decoder, num_slots
         self._device = model.output.weight.device
-        self._step = Step(model, decoder, num_slots, compiled=compiled)
+        self._step = Step(model, decoder, num_slots, compiled=compiled, kernels=kernels)
         self._slots: list[Slot] = []
         self._shape: StepShape | None = None  # of these images, once it is needed
         self._indices: Indices | None = None

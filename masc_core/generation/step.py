@@ -74,6 +74,7 @@ class Step:
     num_slots : S
     compiled : whether `torch.compile` makes kernels of the parts. All layers share one part, which
         is compiled for the first number of rows and then once more for all others.
+    kernels : whether attention may take a compiled one; without either, only torch is needed
 
     Attributes
     ----------
@@ -81,13 +82,20 @@ class Step:
     """
 
     def __init__(
-        self, model: GPT, decoder: InClusterDecoder, num_slots: int, *, compiled: bool = False
+        self,
+        model: GPT,
+        decoder: InClusterDecoder,
+        num_slots: int,
+        *,
+        compiled: bool = False,
+        kernels: bool = True,
     ) -> None:
         model.pack()
         weight, config = model.output.weight, model.config
         self.tables = Tables.empty(num_slots, config.block_size, weight.device)
         self._model, self._decoder = model, decoder
-        self._cache = KVCache(config, num_slots + 1, weight.dtype, weight.device)
+        self._kernels = kernels
+        self._cache = KVCache(config, num_slots + 1, weight.dtype, weight.device, kernels=kernels)
         self._blocks = list(zip(model.blocks, self._cache.layers, strict=True))
         self._num_slots = num_slots
         self._refinement: Refinement | None = None  # once it is needed
@@ -148,7 +156,9 @@ class Step:
     def _refiner_at_work(self) -> Refinement:
         if self._refinement is None:
             decoder = self._decoder
-            self._refinement = Refinement(decoder.refiner, decoder.prior, self._num_slots + 1)
+            self._refinement = Refinement(
+                decoder.refiner, decoder.prior, self._num_slots + 1, kernels=self._kernels
+            )
         return self._refinement
 
 

@@ -56,6 +56,7 @@ class KVCache:
     config : of the transformer
     num_slots : S
     dtype, device : the transformer's
+    kernels : whether attention may take one that is compiled
 
     Attributes
     ----------
@@ -68,9 +69,14 @@ class KVCache:
         num_slots: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        *,
+        kernels: bool = True,
     ) -> None:
         shape = (num_slots, config.n_head, config.block_size, config.head_dim)
-        self.layers = [KVLayer(shape, dtype, torch.device(device)) for _ in range(config.n_layer)]
+        self.layers = [
+            KVLayer(shape, dtype, torch.device(device), kernels=kernels)
+            for _ in range(config.n_layer)
+        ]
 
 
 class KVLayer:
@@ -81,10 +87,17 @@ class KVLayer:
     keys, values : (S, H, T, D)
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        kernels: bool = True,
+    ) -> None:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
-        self._attend = choose_attention(dtype, device)
+        self._attend = choose_attention(dtype, device) if kernels else attend_plainly
 
     def step(self, qkv: Tensor, cos_sin: Tensor, rows: Rows) -> Tensor:
         """Store the rows' keys and values; attend to them and to the earlier ones of each row.

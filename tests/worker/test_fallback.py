@@ -114,8 +114,8 @@ def modes(device: str, **options: bool) -> list[EngineMode]:
 
 def test_the_ways_of_a_device() -> None:
     assert modes("cpu") == ["cpu"]
-    assert modes("cuda") == ["graphs", "eager"]
-    assert modes("cuda", cuda_graphs=False) == ["eager"]
+    assert modes("cuda") == ["graphs", "compiled", "eager"]
+    assert modes("cuda", cuda_graphs=False) == ["eager", "eager"]  # with Triton, and without
     assert modes("cuda", deterministic=True) == ["graphs"]  # any other has other bits
 
 

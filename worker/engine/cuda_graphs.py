@@ -53,8 +53,8 @@ class GraphBatch(Batch):
         recorded: bool = True,
     ) -> None:
         on_gpu = model.output.weight.is_cuda
-        super().__init__(model, decoder, num_slots, compiled=on_gpu and has_triton())
-        self._recorded = on_gpu and recorded
+        self._recorded, self._compiled = on_gpu and recorded, on_gpu and has_triton()
+        super().__init__(model, decoder, num_slots, compiled=self._compiled)
         self._shapes = buckets(
             num_slots, only_largest=deterministic, with_refiner="refine" in decoder.decodings
         )
@@ -65,11 +65,14 @@ class GraphBatch(Batch):
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Record all shapes; the images, if any, do not notice."""
+        """Record all shapes, or compile; the images, if any, do not notice."""
         self._shape = None
-        if self._recorded:
-            for shape in self._shapes:
+        for shape in self._shapes:
+            if self._recorded:
                 self._record(shape)
+            elif self._compiled:
+                self._write_indices(shape, ())
+                self._run_now(shape)
 
     def _arrange(self) -> StepShape:
         shape = choose(self._shapes, self._slots)
