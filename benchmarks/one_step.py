@@ -44,6 +44,7 @@ from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
+from server.bench.run import JSON_FILE
 from worker.engine.engine import Engine
 from worker.engine.request import FinishedImage, ImageTask
 
@@ -158,10 +159,9 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
 def bench(arguments: list[str]) -> float:
     """Images/s of `masc bench`."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "masc", "bench", *arguments, "--out", str(out)]
+        command = [sys.executable, "-m", "masc", "bench", *arguments, "--out", folder]
         subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - ours
-        report = json.loads(out.read_text("utf-8"))
+        report = json.loads((Path(folder) / JSON_FILE).read_text("utf-8"))
     return float(report["throughput"]["images_per_second"])
 
 
