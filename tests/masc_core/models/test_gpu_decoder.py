@@ -1,0 +1,94 @@
+"""The compiled decoder: traced here, computed by a GPU's kernels there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from masc_core.models.gpu_decoder import SIZES, GPUDecoder
+from masc_core.models.vq import VQModel
+from tests.masc_core.models.test_vq import golden_model
+
+
+def latents(model: VQModel, num: int, rows: int = 4) -> Tensor:
+    return model.latents(torch.arange(num * rows * 4).view(num, -1) % 64, width=4)
+
+
+@torch.inference_mode()
+def test_batches_are_filled_up_to_a_few_sizes() -> None:
+    torch.compiler.reset()
+    sizes: list[int] = []
+
+    def backend(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        sizes.extend(len(x) for x in inputs if x.shape[1:] == (32, 4, 4))
+        return graph
+
+    model = golden_model("vq8")
+    decode = GPUDecoder(model.decoder, backend=backend)
+    for num in (1, 3, 4, 2, 9, 16, 5):
+        z = latents(model, num)
+        images = decode(z)
+        assert images.shape == (num, 3, 32, 32)
+        assert (images - model.decoder(z)).abs().max() < 1e-4
+    assert sorted(sizes) == list(SIZES)
+
+
+@torch.inference_mode()
+def test_another_model_of_these_sizes_needs_no_other_kernels() -> None:
+    torch.compiler.reset()
+    graphs: list[GraphModule] = []
+
+    def backend(graph: GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph
+
+    for _ in range(10):
+        model = golden_model("vq8")
+        GPUDecoder(model.decoder, backend=backend)(latents(model, 1))
+    assert len(graphs) == 1
+
+
+@torch.inference_mode()
+def test_a_preview_is_not_compiled() -> None:
+    graphs: list[GraphModule] = []
+
+    def backend(graph: GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph
+
+    model = golden_model("vq8")
+    z = latents(model, 2, rows=2)
+    assert torch.equal(GPUDecoder(model.decoder, backend=backend)(z), model.decoder(z))
+    assert not graphs
+
+
+@torch.inference_mode()
+def test_without_a_compiler_it_decodes_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    torch.compiler.reset()
+
+    def backend(_graph: GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
+        raise RuntimeError("no such driver")
+
+    model = golden_model("vq8")
+    decode, z = GPUDecoder(model.decoder, backend=backend), latents(model, 1)
+    for _ in range(2):
+        assert (decode(z) - model.decoder(z)).abs().max() < 1e-4
+    (record,) = (record for record in caplog.records if record.levelno >= logging.ERROR)
+    assert "SLOWLY" in record.message
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_gpu_decodes_what_the_module_does(dtype: torch.dtype) -> None:
+    model = golden_model("vq8")
+    z = latents(model, 3)
+    expected = model.decoder(z)
+    images = GPUDecoder(model.decoder.cuda(), dtype)(z.cuda()).cpu()
+    error = (images - expected).clamp(-1, 1).square().mean()
+    assert 10 * torch.log10(4 / error) > 50
