@@ -10,6 +10,7 @@ Legend: B images, L positions, V codes, H and W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,7 +20,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from masc_core.errors import ArtifactError, ConfigError, NonFiniteError
 from masc_core.images import Pixels
@@ -35,8 +35,11 @@ from masc_core.manifest import (
     read_manifest,
     verify_files,
 )
+from masc_core.models.conv import Decoder
+from masc_core.models.cpu_decoder import CPUDecoder
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.gpu_decoder import SIZES, GPUDecoder
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
 from masc_core.prior import ClusterMap
@@ -49,9 +52,6 @@ TRAINING_KEYS = ("quantize.codebook_used",)
 
 COUNTS_KEY = "counts"
 
-# A GPU is busy with them, and what is between two layers takes no more than a GiB.
-GPU_IMAGES_AT_ONCE = 32
-
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
@@ -63,12 +63,14 @@ class Bundle:
     model : the transformer, in the requested precision
     decoder : cluster to code, with the refiner, in the same precision, if there is one
     tokenizer : float32; lacks ``encoder`` and ``quant_conv`` where the bundle leaves them out
+    vq_decoder : the tokenizer's decoder as the device computes it fastest
     """
 
     manifest: Manifest
     model: GPT
     decoder: InClusterDecoder
     tokenizer: VQModel
+    vq_decoder: Callable[[Tensor], Tensor]
 
     @property
     def device(self) -> torch.device:
@@ -84,8 +86,8 @@ class Bundle:
     def render(self, codes: Tensor, image_size: int | None = None) -> Pixels:
         """Decode grids of codes to images.
 
-        On the CPU the images are decoded one by one: convolutions choose their algorithm by the
-        size of the batch, so the last bits of an image would depend on its batch-mates.
+        On the CPU the images are decoded one by one, so that the last bits of an image do not
+        depend on its batch-mates.
 
         Parameters
         ----------
@@ -103,12 +105,12 @@ class Bundle:
         NonFiniteError : the decoder made a NaN or an infinity
         """
         codes = codes.to(self.device)
-        at_once = 1 if self.device.type == "cpu" else GPU_IMAGES_AT_ONCE
+        at_once = 1 if self.device.type == "cpu" else SIZES[-1]
         pixels = [self._render(part, image_size) for part in torch.split(codes, at_once)]
         return torch.cat(pixels).cpu().numpy()
 
     def _render(self, codes: Tensor, image_size: int | None) -> Tensor:
-        images = self.tokenizer.decode_codes(codes, self.manifest.grid)
+        images = self.vq_decoder(self.tokenizer.latents(codes, self.manifest.grid))
         if image_size is not None and image_size != self.manifest.image_size:
             images = F.interpolate(images, size=(image_size, image_size), mode="bicubic")
         if not images.isfinite().all():
@@ -147,11 +149,13 @@ def load_bundle(
     refiner = _load_refiner(folder, manifest)
     if refiner is not None:
         refiner = refiner.to(device, dtype)
+    tokenizer = _load_tokenizer(folder / TOKENIZER_FILE, vq_config).to(device)
     return Bundle(
         manifest=manifest,
         model=model.to(device, dtype).eval().requires_grad_(requires_grad=False),
         decoder=InClusterDecoder(prior, counts, device, refiner),
-        tokenizer=_place(_load_tokenizer(folder / TOKENIZER_FILE, vq_config), torch.device(device)),
+        tokenizer=tokenizer,
+        vq_decoder=_vq_decoder(tokenizer.decoder, torch.device(device)),
     )
 
 
@@ -216,9 +220,5 @@ def _load_tokenizer(path: Path, config: VQConfig) -> VQModel:
     return tokenizer.eval().requires_grad_(requires_grad=False)
 
 
-def _place(tokenizer: VQModel, device: torch.device) -> VQModel:
-    """On a GPU with channels last, which its convolutions take as they are."""
-    tokenizer = tokenizer.to(device)
-    if device.type == "cuda":
-        convert_conv2d_weight_memory_format(tokenizer, torch.channels_last)
-    return tokenizer
+def _vq_decoder(decoder: Decoder, device: torch.device) -> CPUDecoder | GPUDecoder:
+    return GPUDecoder(decoder) if device.type == "cuda" else CPUDecoder(decoder)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import defaultdict
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from queue import SimpleQueue
 from typing import NamedTuple, Self
 
@@ -24,7 +24,9 @@ from torch import Tensor
 
 from masc_core.bundle import Bundle
 from masc_core.device import new_stream
+from masc_core.errors import NonFiniteError
 from masc_core.images import Pixels
+from masc_core.models.gpu_decoder import SIZES
 
 
 class Rendered(NamedTuple):
@@ -101,6 +103,8 @@ class Renderer:
 
     def _serve(self) -> None:
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            if self._stream is not None:
+                self._compile()
             is_open = True
             while is_open:
                 waiting = [self._orders.get()]
@@ -112,6 +116,13 @@ class Renderer:
                     by_length[len(order.codes)].append(order)
                 for orders in by_length.values():
                     self._render(orders)
+
+    def _compile(self) -> None:
+        """Compile for every size of batch now: later images would wait for it."""
+        codes = torch.zeros(SIZES[-1], self._bundle.manifest.grid**2, dtype=torch.int64)
+        for size in SIZES:
+            with suppress(NonFiniteError):  # that is for those to hear who asked for an image
+                self._bundle.render(codes[:size])
 
     def _render(self, orders: list[_Order]) -> None:
         """Render images of one size; if that fails, one by one."""

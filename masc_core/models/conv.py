@@ -8,18 +8,18 @@ Shapes: B images, C channels, H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_GROUPS = 32
+NORM_GROUPS, NORM_EPSILON = 32, 1e-6
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalisation as everywhere in this tokenizer: 32 groups, eps 1e-6, affine."""
-    return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPSILON)
 
 
 class ResidualBlock(nn.Module):
@@ -104,11 +104,15 @@ class Level(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C_out, H, W)."""
-        for i, block in enumerate(self.res):
+        for block in self.blocks():
             x = block(x)
-            if len(self.attn):
-                x = self.attn[i](x)
         return x
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Yield the blocks in order, without the change of size at the end."""
+        for i, block in enumerate(self.res):
+            yield block
+            yield from self.attn[i : i + 1]
 
 
 class EncoderLevel(Level):

@@ -105,10 +105,17 @@ class VQModel(nn.Module):
         images: Tensor = self.decoder(self.post_quant_conv(quant))
         return images
 
+    def latents(self, codes: Tensor, width: int | None = None) -> Tensor:
+        """What the decoder takes, (B, z_channels, h, w), of grids of codes (B, h*w)."""
+        width = width or round(codes.shape[1] ** 0.5)
+        vectors = self.quantize.lookup(codes.view(len(codes), -1, width))
+        latents: Tensor = self.post_quant_conv(vectors)
+        return latents
+
     def decode_codes(self, codes: Tensor, width: int | None = None) -> Tensor:
         """Images of grids of codes (B, h*w) int64 in raster order; by default they are square."""
-        width = width or round(codes.shape[1] ** 0.5)
-        return self.decode(self.quantize.lookup(codes.view(len(codes), -1, width)))
+        images: Tensor = self.decoder(self.latents(codes, width))
+        return images
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstruction (B, 3, H, W) and what the quantizer made on the way."""

@@ -154,7 +154,7 @@ def test_render_is_the_decoder_and_the_conversion(folder: Path) -> None:
     bundle = load_bundle(folder)
     codes = random_codes(1)
     with torch.inference_mode():
-        expected = to_uint8(bundle.tokenizer.decode_codes(codes)).numpy()
+        expected = to_uint8(bundle.vq_decoder(bundle.tokenizer.latents(codes))).numpy()
     pixels = bundle.render(codes)
     assert pixels.shape == (1, IMAGE_SIZE, IMAGE_SIZE, 3)
     assert pixels.dtype == np.uint8
