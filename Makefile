@@ -64,9 +64,11 @@ $(VENV)/.stamp-%: $(VENV)/.stamp-torch pyproject.toml
 	@touch $@
 
 # The loops of a step on a CPU, so that the first start does not wait for their compilation.
-$(VENV)/.stamp-kernels: $(wildcard masc_core/cpu_kernels/*.py) masc_core/kernel.py | $(VENV)/.stamp-worker
+KERNELS := $(wildcard masc_core/cpu_kernels/*.py) masc_core/kernel.py \
+	$(patsubst %,masc_core/models/%.py,tile winograd cpu_decoder)
+$(VENV)/.stamp-kernels: $(KERNELS) | $(VENV)/.stamp-worker
 	@echo "Compiling the CPU's kernels (once)"
-	@rm -f masc_core/cpu_kernels/__pycache__/*.nb[ci] # kept by the date of one file, made of several
+	@rm -f masc_core/cpu_kernels/__pycache__/*.nb[ci] masc_core/models/__pycache__/*.nb[ci] # kept by the date of one file, made of several
 	@$(BIN)/python -m masc_core.cpu_kernels
 	@touch $@
 

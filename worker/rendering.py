@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from masc_core.bundle import Bundle
-from masc_core.device import new_stream
+from masc_core.device import new_stream, use_device
 from masc_core.errors import NonFiniteError
 from masc_core.images import Pixels
 from masc_core.models.gpu_decoder import SIZES
@@ -102,6 +102,7 @@ class Renderer:
             self._thread.join()
 
     def _serve(self) -> None:
+        use_device(self._bundle.device)
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             if self._stream is not None:
                 self._compile()

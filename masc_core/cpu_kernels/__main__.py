@@ -1,4 +1,4 @@
-"""Compile all loops, so that no process has to: ``python -m masc_core.cpu_kernels``.
+"""Compile all loops that serve, so that no process has to: ``python -m masc_core.cpu_kernels``.
 
 They are kept beside the sources, or where ``NUMBA_CACHE_DIR`` says.
 """
@@ -7,6 +7,8 @@ import torch
 
 from masc_core.cpu_kernels import attention, feed_forward, philox
 from masc_core.cpu_kernels.numbers import DTYPES
+from masc_core.models.cpu_decoder import CPUDecoder
+from masc_core.models.vq import VQConfig, VQModel
 
 for num_threads in (1, 2):
     torch.set_num_threads(num_threads)
@@ -18,3 +20,7 @@ for num_threads in (1, 2):
         feed_forward.add_rms_norm(row, row, row[0], 1e-5)
         feed_forward.swiglu(row)
 philox.random_bits(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 4, 0)
+
+with torch.inference_mode():
+    tokenizer = VQModel(VQConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1)).eval()
+    CPUDecoder(tokenizer.decoder)(tokenizer.latents(torch.zeros(1, 16, dtype=torch.int64)))
