@@ -225,15 +225,15 @@ def test_every_form_of_import_closes_a_cycle(source: str) -> None:
 
 
 def test_relative_imports_of_packages() -> None:
-    name, modules = "worker.jobs", {"worker.jobs", "worker.jobs.queue", "worker.consumer"}
+    name, modules = "worker.jobs", {"worker.jobs", "worker.jobs.queue", "worker.loop"}
     source = "from . import queue\nfrom .queue import x\nfrom .. import consumer"
     assert list(imports_of(name, source, modules, is_package=True)) == [
         "worker.jobs.queue",
-        "worker.consumer",
+        "worker.loop",
     ]
     source = "from ..consumer import y\nfrom . import queue"
     assert list(imports_of("worker.jobs.memory", source, modules)) == [
-        "worker.consumer",
+        "worker.loop",
         "worker.jobs.queue",
     ]
 
@@ -243,12 +243,12 @@ def test_relative_imports_of_packages() -> None:
     [
         ("masc_core", "worker.jobs.job"),
         ("masc_core", "masc"),
-        ("training", "worker.consumer"),
+        ("training", "worker.loop"),
         ("training", "server.app"),
         ("worker", "training.data.codes"),
         ("worker", "server"),
-        ("worker.jobs", "worker.consumer"),
-        ("server", "worker.consumer"),
+        ("worker.jobs", "worker.loop"),
+        ("server", "worker.loop"),
         ("server", "server.bench.load"),
         ("server.bench", "server.schemas"),
         ("server.bench", "worker.jobs.job"),

@@ -1,1 +1,1 @@
-"""The generation worker: engine, queue port and the consumer that joins the two."""
+"""The generation worker: engine, queue port and the loop that joins the two."""

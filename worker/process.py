@@ -19,7 +19,7 @@ from types import FrameType
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from masc_core.errors import ConfigError, EngineError
-from worker.consumer import Consumer
+from worker.loop import WorkerLoop
 
 logger = logging.getLogger(__name__)
 
@@ -28,27 +28,27 @@ LOOK_SECONDS = 1.0  # between two looks whether the loop should have ended
 
 
 class LoopThread(threading.Thread):
-    """Runs a worker's loop; ``failure`` is what ended it, if not `Consumer.stop`.
+    """Runs a worker's loop; ``failure`` is what ended it, if not `WorkerLoop.stop`.
 
     A daemon, because a step that hangs must not keep the process: who ends it waits for the loop,
     for as long as that may take.
     """
 
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, loop: WorkerLoop) -> None:
         super().__init__(name="worker", daemon=True)
-        self._consumer = consumer
+        self._loop = loop
         self.failure: Exception | None = None
 
     def run(self) -> None:
         """Run the loop to its end."""
         try:
-            self._consumer.run()
+            self._loop.run()
         except Exception as error:
             logger.exception("the worker has stopped")
             self.failure = error
 
 
-def run_until_signal(consumer: Consumer) -> None:
+def run_until_signal(loop: WorkerLoop) -> None:
     """Run the loop until a signal, in the main thread.
 
     Raises
@@ -56,27 +56,27 @@ def run_until_signal(consumer: Consumer) -> None:
     EngineError : a step hangs, so that the loop has not ended in time
     Exception : what ended the loop
     """
-    thread, heard = LoopThread(consumer), list[int]()
+    thread, heard = LoopThread(loop), list[int]()
 
     def leave(number: int, _frame: FrameType | None) -> None:
         heard.append(number)  # before anything that the next signal must not find half done
         if len(heard) > 1:
             os._exit(128 + number)
-        consumer.stop()
+        loop.stop()
 
     for number in SIGNALS:
         signal.signal(number, leave)
     thread.start()
     while thread.is_alive():
         thread.join(LOOK_SECONDS)
-        if consumer.is_overdue:
+        if loop.is_overdue:
             raise EngineError("a step hangs: the worker ends without it")
     if thread.failure is not None:
         raise thread.failure
 
 
 @contextmanager
-def exposed(consumer: Consumer, registry: CollectorRegistry, host: str, port: int) -> Iterator[int]:
+def exposed(loop: WorkerLoop, registry: CollectorRegistry, host: str, port: int) -> Iterator[int]:
     """Serve the metrics of a process that has no front end, and give the port; 0 takes a free one.
 
     Raises
@@ -84,9 +84,9 @@ def exposed(consumer: Consumer, registry: CollectorRegistry, host: str, port: in
     ConfigError : the address cannot be had
     """
     ready = Gauge("masc_ready", "Whether this worker is ready.", registry=registry)
-    ready.set_function(lambda: float(consumer.status.ready))
+    ready.set_function(lambda: float(loop.status.ready))
     draining = Gauge("masc_draining", "Whether this worker takes no more jobs.", registry=registry)
-    draining.set_function(lambda: float(consumer.is_stopping))
+    draining.set_function(lambda: float(loop.is_stopping))
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:

@@ -26,7 +26,6 @@ from masc_core.device import (
 from masc_core.errors import ConfigError
 from masc_core.generation.batch import Batch
 from masc_core.registry import Registry
-from worker.consumer import Consumer
 from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import BatchFactory, Engine
 from worker.fallback import FallbackBatch, Way
@@ -34,6 +33,7 @@ from worker.jobs.queue import JobConsumer
 from worker.jobs.traced import TracedQueue
 from worker.jobs.tracing import open_tracer
 from worker.lane import Lane
+from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
 from worker.settings import WorkerSettings
 from worker.successor import Successor
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 def build_worker(
     settings: WorkerSettings, queue: JobConsumer, metrics_registry: CollectorRegistry
-) -> Consumer:
+) -> WorkerLoop:
     """Load the active version of the model to serve, and return the loop that serves it.
 
     Run its ``run`` in a thread or in the main one; its ``stop`` ends it.
@@ -82,7 +82,7 @@ def build_worker(
     tracer = open_tracer("masc-worker", settings.traces_endpoint)
     if tracer is not None:
         queue = TracedQueue(queue, tracer)
-    return Consumer(
+    return WorkerLoop(
         queue,
         lane,
         metrics,

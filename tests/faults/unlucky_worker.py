@@ -21,6 +21,7 @@ import masc
 from worker.jobs import connect
 from worker.jobs.job import Lease
 from worker.jobs.outcome import Outcome
+from worker.jobs.queue import JobReport
 from worker.jobs.redis.queue import RedisQueue
 
 POISON = 666_000
@@ -41,13 +42,14 @@ class UnluckyQueue(RedisQueue):
             die()
         return leases
 
-    def finish(self, lease: Lease, outcome: Outcome) -> bool:
-        if self.point == "reporting":
+    def report(self, reports: Sequence[JobReport]) -> Sequence[bool]:
+        has_end = any(isinstance(report, Outcome) for _, report in reports)
+        if has_end and self.point == "reporting":
             die()
-        if self.point == "stopped":
+        if has_end and self.point == "stopped":
             os.kill(os.getpid(), signal.SIGSTOP)
-        accepted = super().finish(lease, outcome)
-        if self.point == "reported":
+        accepted = super().report(reports)
+        if has_end and self.point == "reported":
             die()
         return accepted
 

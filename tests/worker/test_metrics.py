@@ -12,13 +12,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from masc_core.bundle import Bundle, load_bundle
 from tests.tiny_bundle import GRID, save_tiny_bundle
-from worker.consumer import Consumer
 from worker.engine.engine import Engine
 from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import ImageOutput, JobResult
 from worker.jobs.stages import stage_histogram
 from worker.lane import Lane
+from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
 
 L = GRID**2
@@ -43,11 +43,11 @@ def serve(bundle: Bundle, registry: CollectorRegistry) -> list[JobResult]:
             await queue.submit(job)
         metrics = WorkerMetrics(registry)
         lane = Lane(bundle, Engine(bundle.model, bundle.decoder, 8, metrics.step))
-        consumer = Consumer(queue, lane, metrics, "w")
-        thread = threading.Thread(target=consumer.run)
+        loop = WorkerLoop(queue, lane, metrics, "w")
+        thread = threading.Thread(target=loop.run)
         thread.start()
         outcomes = [await queue.outcome(job.id) for job in jobs]
-        consumer.stop()
+        loop.stop()
         thread.join()
         return [outcome for outcome in outcomes if isinstance(outcome, JobResult)]
 

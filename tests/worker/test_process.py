@@ -14,11 +14,11 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-import worker.consumer
+import worker.loop
 import worker.process
 from masc_core.bundle import Bundle
 from masc_core.errors import ConfigError, EngineError, NonFiniteError
-from tests.worker.tiny_worker import REQUEST, make_consumer, submit
+from tests.worker.tiny_worker import REQUEST, make_loop, submit
 from worker.engine.engine import Engine
 from worker.engine.request import Outcome as EngineOutcome
 from worker.jobs.memory import MemoryQueue
@@ -54,17 +54,17 @@ def state(queue: MemoryQueue, job_id: str) -> str:
 @pytest.mark.parametrize("number", worker.process.SIGNALS)
 def test_a_signal_lets_the_loop_end_what_it_has_begun(bundle: Bundle, number: int) -> None:
     queue = MemoryQueue()
-    consumer = make_consumer(bundle, queue, 2, CallingEngine)
+    loop = make_loop(bundle, queue, 2, CallingEngine)
 
     def call() -> None:
         os.kill(os.getpid(), number)
-        assert consumer._stopping.wait(10)
+        assert loop._stopping.wait(10)
 
-    engine = consumer._lanes.newest.engine
+    engine = loop._lanes.newest.engine
     assert isinstance(engine, CallingEngine)
     engine.call = call
     begun, other = asyncio.run(submit(queue, [REQUEST] * 2))
-    run_until_signal(consumer)
+    run_until_signal(loop)
     assert (state(queue, begun), state(queue, other)) == ("ok", "waiting")
     assert asyncio.run(queue.workers()) == ()
 
@@ -73,7 +73,7 @@ def test_a_second_signal_ends_the_process_at_once(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue, statuses, ended = MemoryQueue(), list[int](), threading.Event()
-    consumer = make_consumer(bundle, queue, 2, CallingEngine)
+    loop = make_loop(bundle, queue, 2, CallingEngine)
 
     def end(status: int) -> None:
         statuses.append(status)
@@ -81,17 +81,17 @@ def test_a_second_signal_ends_the_process_at_once(
 
     def call() -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        assert consumer._stopping.wait(10)
+        assert loop._stopping.wait(10)
         assert not statuses
         os.kill(os.getpid(), signal.SIGTERM)
         assert ended.wait(10)
 
     monkeypatch.setattr(os, "_exit", end)
-    engine = consumer._lanes.newest.engine
+    engine = loop._lanes.newest.engine
     assert isinstance(engine, CallingEngine)
     engine.call = call
     asyncio.run(submit(queue, [REQUEST]))
-    run_until_signal(consumer)
+    run_until_signal(loop)
     assert statuses == [128 + signal.SIGTERM]
 
 
@@ -99,7 +99,7 @@ def test_a_step_that_hangs_does_not_keep_the_process(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker.process, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(worker.consumer, "END_SECONDS", 0.05)
+    monkeypatch.setattr(worker.loop, "END_SECONDS", 0.05)
     go_on = threading.Event()
 
     def call() -> None:
@@ -107,24 +107,24 @@ def test_a_step_that_hangs_does_not_keep_the_process(
         assert go_on.wait(30)
 
     queue = MemoryQueue()
-    consumer = make_consumer(bundle, queue, 2, CallingEngine, drain_seconds=0.05)
-    engine = consumer._lanes.newest.engine
+    loop = make_loop(bundle, queue, 2, CallingEngine, drain_seconds=0.05)
+    engine = loop._lanes.newest.engine
     assert isinstance(engine, CallingEngine)
     engine.call = call
     (job_id,) = asyncio.run(submit(queue, [REQUEST]))
     with pytest.raises(EngineError, match="a step hangs"):
-        run_until_signal(consumer)
-    (loop,) = [thread for thread in threading.enumerate() if thread.name == "worker"]
-    assert loop.daemon
+        run_until_signal(loop)
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "worker"]
+    assert thread.daemon
     go_on.set()
-    loop.join(10)
+    thread.join(10)
     assert state(queue, job_id) == "waiting"
 
 
 def test_what_ended_the_loop_is_raised(bundle: Bundle) -> None:
     torch.nn.init.constant_(bundle.model.norm.weight, torch.nan)
     with pytest.raises(NonFiniteError):
-        run_until_signal(make_consumer(bundle, MemoryQueue()))
+        run_until_signal(make_loop(bundle, MemoryQueue()))
 
 
 def scrape(port: int) -> str:
@@ -135,12 +135,12 @@ def scrape(port: int) -> str:
 
 def test_metrics_are_served_as_long_as_the_context_lasts(bundle: Bundle) -> None:
     before = set(threading.enumerate())
-    consumer = make_consumer(bundle, MemoryQueue())
-    with exposed(consumer, CollectorRegistry(), "127.0.0.1", 0) as port:
+    loop = make_loop(bundle, MemoryQueue())
+    with exposed(loop, CollectorRegistry(), "127.0.0.1", 0) as port:
         assert {"masc_ready 0.0", "masc_draining 0.0"} <= set(scrape(port).splitlines())
-        consumer.warm_up()
+        loop.warm_up()
         assert {"masc_ready 1.0", "masc_draining 0.0"} <= set(scrape(port).splitlines())
-        consumer.stop()
+        loop.stop()
         assert {"masc_ready 0.0", "masc_draining 1.0"} <= set(scrape(port).splitlines())
     assert set(threading.enumerate()) <= before
     with pytest.raises(ConnectionError):
@@ -148,11 +148,11 @@ def test_metrics_are_served_as_long_as_the_context_lasts(bundle: Bundle) -> None
 
 
 def test_an_address_that_cannot_be_had_names_its_variable(bundle: Bundle) -> None:
-    consumer = make_consumer(bundle, MemoryQueue())
+    loop = make_loop(bundle, MemoryQueue())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with (
             pytest.raises(ConfigError, match=f"MASC_METRICS_PORT: 127.0.0.1:{port} cannot be had"),
-            exposed(consumer, CollectorRegistry(), "127.0.0.1", port),
+            exposed(loop, CollectorRegistry(), "127.0.0.1", port),
         ):
             pass

@@ -9,7 +9,7 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-import worker.consumer
+import worker.loop
 import worker.worker
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.generation.batch import Batch
@@ -17,11 +17,11 @@ from masc_core.manifest import TRANSFORMER_FILE
 from masc_core.registry import Registry
 from tests.tiny_bundle import save_tiny_bundle
 from tests.worker.tiny_worker import WatchedQueue
-from worker.consumer import Consumer
 from worker.engine.cuda_graphs import GraphBatch
 from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobResult
+from worker.loop import WorkerLoop
 from worker.process import LoopThread
 from worker.settings import load_settings
 from worker.worker import build_worker, choose_batch
@@ -29,7 +29,7 @@ from worker.worker import build_worker, choose_batch
 REQUEST = GenerationRequest(model="tiny", class_id=0, cfg_scale=2.0, seed=0)
 
 
-def build(models: Path, queue: MemoryQueue | None = None, **options: str) -> Consumer:
+def build(models: Path, queue: MemoryQueue | None = None, **options: str) -> WorkerLoop:
     settings = load_settings(models_dir=models, **{"device": "cpu", **options})
     return build_worker(settings, queue or MemoryQueue(), CollectorRegistry())
 
@@ -92,7 +92,7 @@ def test_every_thread_that_computes_takes_its_device(
     def use(device: torch.device) -> None:
         used.add((threading.current_thread().name, device))
 
-    for module in (worker.consumer, worker.worker):
+    for module in (worker.loop, worker.worker):
         monkeypatch.setattr(module, "use_device", use)
     for seed, version in enumerate("21"):
         save_tiny_bundle(tmp_path, version=version, seed=seed)

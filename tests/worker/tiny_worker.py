@@ -16,7 +16,6 @@ from prometheus_client import CollectorRegistry
 from masc_core.bundle import Bundle
 from masc_core.generation.generate import generate
 from masc_core.images import encode_image
-from worker.consumer import Consumer
 from worker.engine.engine import Engine
 from worker.engine.request import ImageTask
 from worker.engine.request import Outcome as EngineOutcome
@@ -24,8 +23,10 @@ from worker.jobs.job import GenerationRequest, Job, Lease
 from worker.jobs.limits import QueueLimits
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome
+from worker.jobs.queue import JobConsumer
 from worker.jobs.state import WorkerStatus
 from worker.lane import Lane
+from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
 from worker.running_job import image_spec
 
@@ -76,30 +77,30 @@ def make_lane(
     return Lane(bundle, engine(bundle.model, bundle.decoder, capacity), **options)
 
 
-def make_consumer(
+def make_loop(
     bundle: Bundle,
-    queue: MemoryQueue,
+    queue: JobConsumer,
     capacity: int = 64,
     engine: type[Engine] = Engine,
     **options: Any,
-) -> Consumer:
+) -> WorkerLoop:
     metrics = WorkerMetrics(CollectorRegistry())
-    return Consumer(queue, make_lane(bundle, capacity, engine), metrics, "w1", **options)
+    return WorkerLoop(queue, make_lane(bundle, capacity, engine), metrics, "w1", **options)
 
 
-def engine_of(consumer: Consumer) -> RecordingEngine:
-    return cast("RecordingEngine", consumer._lanes.newest.engine)
+def engine_of(loop: WorkerLoop) -> RecordingEngine:
+    return cast("RecordingEngine", loop._lanes.newest.engine)
 
 
 @contextmanager
-def running(consumer: Consumer) -> Iterator[None]:
-    """The consumer in a thread; it is stopped at the end, and must come to one."""
-    thread = threading.Thread(target=consumer.run)
+def running(loop: WorkerLoop) -> Iterator[None]:
+    """The loop in a thread; it is stopped at the end, and must come to one."""
+    thread = threading.Thread(target=loop.run)
     thread.start()
     try:
         yield
     finally:
-        consumer.stop()
+        loop.stop()
         thread.join(60)
         assert not thread.is_alive()
 

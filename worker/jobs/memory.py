@@ -27,7 +27,16 @@ from worker.jobs.drain_rate import DrainRate, retry_after
 from worker.jobs.event import Event, NumberedEvent
 from worker.jobs.job import Job, Lease
 from worker.jobs.limits import QueueLimits
-from worker.jobs.outcome import CANCELLED, EXPIRED, Outcome, end_state, frees_key
+from worker.jobs.outcome import (
+    CANCELLED,
+    EXPIRED,
+    JobFailure,
+    JobResult,
+    Outcome,
+    end_state,
+    frees_key,
+)
+from worker.jobs.queue import HandBack, JobConsumer, JobReport
 from worker.jobs.state import (
     EndState,
     JobState,
@@ -48,6 +57,7 @@ class _Record:
     """What is known of a job."""
 
     job: Job
+    number: int  # in the order of acceptance
     deadline: float  # of the clock
     state: JobState = "waiting"
     token: int = 0
@@ -61,7 +71,7 @@ class _Record:
         return self.state not in {"waiting", "running"}
 
 
-class MemoryQueue:
+class MemoryQueue(JobConsumer):
     """Both faces of the queue port, for one process.
 
     Parameters
@@ -75,6 +85,7 @@ class MemoryQueue:
     ) -> None:
         self._limits, self._clock = limits or QueueLimits(), clock
         self._arrival = threading.Condition()
+        self._listeners: list[Callable[[str], None]] = []
         self._records: dict[str, _Record] = {}
         self._waiting: OrderedDict[str, _Record] = OrderedDict()
         self._running: dict[str, _Record] = {}
@@ -105,12 +116,12 @@ class MemoryQueue:
             self._refuse_excess(job, share)
             if not self._waiting and not self._running:
                 self._rate.restart()
-            record = _Record(job, self._clock() + job.timeout)
+            record = _Record(job, self._accepted, self._clock() + job.timeout)
             self._records[job.id] = self._waiting[job.id] = record
             if job.idempotency is not None:
                 self._by_key[job.owner, job.idempotency.key] = record
             self._accepted += 1
-            self._arrival.notify_all()
+            self._has_arrived(record)
             return Receipt(job.id, is_new=True)
 
     async def outcome(self, job_id: str) -> Outcome:
@@ -188,6 +199,16 @@ class MemoryQueue:
         """How long a lease would hold elsewhere."""
         return self._limits.lease_seconds
 
+    @property
+    def is_remote(self) -> bool:
+        """Nothing is waited for but a lock."""
+        return False
+
+    def on_arrival(self, arrived: Callable[[str], None]) -> None:
+        """Have it called when a job begins to wait; it must not call the queue."""
+        with self._arrival:
+            self._listeners.append(arrived)
+
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
         """Take the oldest jobs that fit; see `worker.jobs.queue.JobConsumer.claim`."""
         if max_rows <= 0:
@@ -206,34 +227,10 @@ class MemoryQueue:
             self._sweep()
             return {lease.job_id for lease in leases if not self._holds(lease)}
 
-    def emit(self, lease: Lease, event: Event) -> None:
-        """Tell whoever watches the job."""
+    def report(self, reports: Sequence[JobReport]) -> Sequence[bool]:
+        """Tell what has happened to jobs; see `worker.jobs.queue.JobConsumer.report`."""
         with self._arrival:
-            if self._holds(lease):
-                self._running[lease.job_id].events.append(event)
-                self._watchers.tell(lease.job_id)
-
-    def finish(self, lease: Lease, outcome: Outcome) -> bool:
-        """Report the end of a job; false when the lease was lost before."""
-        with self._arrival:
-            if not self._holds(lease):
-                self._fenced += 1
-                return False
-            self._rate.count()
-            self._end(self._running[lease.job_id], outcome)
-            return True
-
-    def hand_back(self, leases: Iterable[Lease]) -> None:
-        """Give jobs back unfinished; they are the first to be claimed."""
-        with self._arrival:
-            for lease in reversed([lease for lease in leases if self._holds(lease)]):
-                record = self._running.pop(lease.job_id)
-                record.state = "waiting"
-                record.deliveries -= 1
-                self._redelivered["handed_back"] += 1
-                self._waiting[lease.job_id] = record
-                self._waiting.move_to_end(lease.job_id, last=False)
-            self._arrival.notify_all()
+            return [self._take(lease, report) for lease, report in reports]
 
     def announce(self, status: WorkerStatus) -> None:
         """Tell the front end how this worker is."""
@@ -287,6 +284,38 @@ class MemoryQueue:
         record.token += 1
         record.deliveries += 1
         return Lease(record.job, record.token, record.deadline - self._clock())
+
+    def _has_arrived(self, record: _Record) -> None:
+        self._arrival.notify_all()
+        for arrived in self._listeners:
+            arrived(record.job.request.model)
+
+    def _take(self, lease: Lease, report: Event | Outcome | HandBack) -> bool:
+        """Do what a report says; false when the lease was lost before."""
+        if not self._holds(lease):
+            self._fenced += isinstance(report, Outcome)
+            return False
+        record = self._running[lease.job_id]
+        match report:
+            case HandBack():
+                self._give_back(record)
+            case JobResult() | JobFailure():
+                self._rate.count()
+                self._end(record, report)
+            case event:
+                record.events.append(event)
+                self._watchers.tell(lease.job_id)
+        return True
+
+    def _give_back(self, record: _Record) -> None:
+        """Back to its old place, ahead of all that no worker has had yet."""
+        del self._running[record.job.id]
+        record.state = "waiting"
+        record.deliveries -= 1
+        self._redelivered["handed_back"] += 1
+        waiting = sorted([*self._waiting.values(), record], key=lambda one: one.number)
+        self._waiting = OrderedDict((one.job.id, one) for one in waiting)
+        self._has_arrived(record)
 
     def _holds(self, lease: Lease) -> bool:
         record = self._running.get(lease.job_id)

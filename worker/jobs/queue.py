@@ -10,13 +10,23 @@ the first one still says of it is refused.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Literal, Protocol, Self
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol, Self, TypeAlias
 
 from worker.jobs.event import Event, NumberedEvent
 from worker.jobs.job import Job, Lease
 from worker.jobs.outcome import Outcome
 from worker.jobs.state import JobStatus, QueueStats, Receipt, WorkerStatus
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """A job goes back unfinished, to be claimed at once by whoever has room."""
+
+
+HAND_BACK: Final = HandBack()
+JobReport: TypeAlias = tuple[Lease, Event | Outcome | HandBack]
 
 
 class JobProducer(Protocol):
@@ -100,6 +110,17 @@ class JobConsumer(Protocol):
     def lease_seconds(self) -> float:
         """How long a lease holds without being renewed."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether a call waits for a network, so that no step of a model should wait for a call."""
+
+    def on_arrival(self, arrived: Callable[[str], None]) -> None:
+        """Have it called with a model's name when there may be jobs where there were none.
+
+        From any thread, so it must not wait; with an empty name if it may be any model. Redis can
+        lose such a message: claim now and then without one.
+        """
+
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
         """Take the oldest jobs of a model whose rows fit in ``max_rows``, in order of submission.
 
@@ -124,14 +145,29 @@ class JobConsumer(Protocol):
         anyone, so that it can be called at every step.
         """
 
+    def report(self, reports: Sequence[JobReport]) -> Sequence[bool]:
+        """Tell what has happened to jobs, in order and all at once.
+
+        An event goes to whoever watches the job, an outcome ends it.
+
+        Returns
+        -------
+        for each report, whether the lease held: nothing comes of those whose lease was lost
+        before, except that outcomes among them are counted
+        """
+
     def emit(self, lease: Lease, event: Event) -> None:
-        """Tell whoever watches the job; ignored when the lease is lost."""
+        """Report one event."""
+        self.report([(lease, event)])
 
     def finish(self, lease: Lease, outcome: Outcome) -> bool:
-        """Report the end of a job; false, and counted, when the lease was lost before."""
+        """Report the end of one job; false when the lease was lost before."""
+        (is_accepted,) = self.report([(lease, outcome)])
+        return is_accepted
 
     def hand_back(self, leases: Iterable[Lease]) -> None:
-        """Give jobs back unfinished, to be claimed at once by whoever has room; lost ones not."""
+        """Give jobs back; those that are not this worker's any more are left as they are."""
+        self.report([(lease, HAND_BACK) for lease in leases])
 
     def announce(self, status: WorkerStatus) -> None:
         """Tell the front ends how this worker is; it is believed for ``lease_seconds``."""

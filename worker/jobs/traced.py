@@ -8,13 +8,12 @@ This module does not know how images are made.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from worker.jobs.event import Event
 from worker.jobs.job import Job, Lease
 from worker.jobs.outcome import JobFailure, Outcome
-from worker.jobs.queue import JobConsumer
+from worker.jobs.queue import JobConsumer, JobReport
 from worker.jobs.stages import Stage
 from worker.jobs.state import WorkerStatus
 from worker.jobs.tracing import Tracer
@@ -39,6 +38,15 @@ class TracedQueue(JobConsumer):
         """How long a lease holds without being renewed."""
         return self._queue.lease_seconds
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether a call waits for a network."""
+        return self._queue.is_remote
+
+    def on_arrival(self, arrived: Callable[[str], None]) -> None:
+        """Have it called when there may be jobs."""
+        self._queue.on_arrival(arrived)
+
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
         """Take jobs."""
         return self._queue.claim(model, max_rows, timeout)
@@ -51,21 +59,14 @@ class TracedQueue(JobConsumer):
         """Ids of the jobs that are no longer this worker's."""
         return self._queue.abandoned(leases)
 
-    def emit(self, lease: Lease, event: Event) -> None:
-        """Tell whoever watches."""
-        self._queue.emit(lease, event)
-
-    def finish(self, lease: Lease, outcome: Outcome) -> bool:
-        """Report the end of a job, and trace it if the queue takes it."""
-        ended = time.time()  # before others learn of it, so that no job outlasts its request
-        is_accepted = self._queue.finish(lease, outcome)
-        if is_accepted:
-            trace_job(self._tracer, lease.job, outcome, ended)
-        return is_accepted
-
-    def hand_back(self, leases: Iterable[Lease]) -> None:
-        """Give jobs back."""
-        self._queue.hand_back(leases)
+    def report(self, reports: Sequence[JobReport]) -> Sequence[bool]:
+        """Tell what has happened to jobs, and trace those whose end the queue takes."""
+        now = time.time()  # before others learn of it, so that no job outlasts its request
+        answers = self._queue.report(reports)
+        for (lease, report), is_accepted in zip(reports, answers, strict=True):
+            if is_accepted and isinstance(report, Outcome):
+                trace_job(self._tracer, lease.job, report, now)
+        return answers
 
     def announce(self, status: WorkerStatus) -> None:
         """Tell the front ends how this worker is."""

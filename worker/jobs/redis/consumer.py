@@ -10,14 +10,15 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from masc_core.errors import QueueDownError
 from worker.jobs.event import Event
 from worker.jobs.job import Lease
 from worker.jobs.limits import QueueLimits
-from worker.jobs.outcome import JobFailure, Outcome, end_state, frees_key
+from worker.jobs.outcome import JobFailure, JobResult, Outcome, end_state, frees_key
+from worker.jobs.queue import HandBack, JobConsumer, JobReport
 from worker.jobs.redis.caller import Caller
 from worker.jobs.redis.codec import (
     CodecError,
@@ -36,7 +37,7 @@ LOOK_AGAIN_SECONDS = 0.5  # while a claim waits: leases of others may run out me
 UNREADABLE = JobFailure("EngineError", "the job comes from a version that this worker cannot read")
 
 
-class RedisConsumer:
+class RedisConsumer(JobConsumer):
     """See `worker.jobs.queue.JobConsumer`.
 
     Parameters
@@ -68,6 +69,15 @@ class RedisConsumer:
         """How long a lease holds without being renewed."""
         return self._limits.lease_seconds
 
+    @property
+    def is_remote(self) -> bool:
+        """Every call waits for Redis."""
+        return True
+
+    def on_arrival(self, arrived: Callable[[str], None]) -> None:
+        """Have it called when a line of jobs is no longer empty, as far as is heard."""
+        self._news.on_arrival(arrived)
+
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
         """Take the oldest jobs that fit; see `worker.jobs.queue.JobConsumer.claim`."""
         if max_rows <= 0:
@@ -92,24 +102,20 @@ class RedisConsumer:
         """Ids of the jobs among these that are over, or somebody else's, as far as is known."""
         return self._news.held.lost(leases)
 
-    def emit(self, lease: Lease, event: Event) -> None:
-        """Tell whoever watches the job; ignored when the lease is lost."""
-        self._scripts.run("emit", lease.job_id, lease.token, encode_event(event), MAX_EVENTS)
-
-    def finish(self, lease: Lease, outcome: Outcome) -> bool:
-        """Report the end of a job; false when the lease was lost before."""
-        end = end_state(outcome), encode_outcome(outcome), int(frees_key(outcome))
-        is_accepted = self._scripts.run("finish", lease.job_id, lease.token, *end)
-        self._news.held.drop(lease.job_id, lease.token)
-        return bool(is_accepted)
-
-    def hand_back(self, leases: Iterable[Lease]) -> None:
-        """Give jobs back unfinished, to be claimed at once by whoever has room."""
-        leases = tuple(leases)
-        if leases:
-            self._scripts.run("hand_back", *_pairs(leases))
-            for lease in leases:
+    def report(self, reports: Sequence[JobReport]) -> Sequence[bool]:
+        """Tell what has happened to jobs, in one script."""
+        if not reports:
+            return ()
+        arguments = [
+            part
+            for lease, report in reports
+            for part in (lease.job_id, lease.token, *_fields(report))
+        ]
+        answers = self._scripts.run("report", MAX_EVENTS, *arguments)
+        for lease, report in reports:
+            if not isinstance(report, Event):
                 self._news.held.drop(lease.job_id, lease.token)
+        return [bool(answer) for answer in answers]
 
     def announce(self, status: WorkerStatus) -> None:
         """Tell the front ends how this worker is; it is believed for as long as a lease holds."""
@@ -136,12 +142,22 @@ class RedisConsumer:
         try:
             lease = Lease(decode_job(data), token, milliseconds_left / 1000)
         except CodecError:
-            failure = encode_outcome(UNREADABLE)
-            self._scripts.run("finish", job_id, token, end_state(UNREADABLE), failure, 0)
+            self._scripts.run("report", MAX_EVENTS, job_id, token, *_fields(UNREADABLE))
             return None
         if is_last_try:
             self._last_try = (lease.job_id, token)
         return lease
+
+
+def _fields(report: Event | Outcome | HandBack) -> tuple[str, bytes, int]:
+    """What there is to say, in which words, and whether it frees the job's idempotency key."""
+    match report:
+        case HandBack():
+            return "back", b"", 0
+        case JobResult() | JobFailure():
+            return end_state(report), encode_outcome(report), int(frees_key(report))
+        case event:
+            return "event", encode_event(event), 0
 
 
 def _pairs(leases: Iterable[Lease]) -> list[str | int]:

@@ -8,6 +8,7 @@ asks for its leases once, and `wait_for_arrival` returns.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from worker.jobs.redis.caller import Caller
 from worker.jobs.redis.connection import BlockingRedis
@@ -36,6 +37,7 @@ class WorkerNews:
         self.num_arrivals = 0
         self._scripts = scripts
         self._arrival = threading.Condition()
+        self._listeners: list[Callable[[str], None]] = []
         self._own_channel = f"{channels}worker:{name}"
         self._listener = Listener(
             client, (self._own_channel, f"{channels}arrivals"), self._heard, self._connected
@@ -49,6 +51,10 @@ class WorkerNews:
         """Listen no more."""
         self._listener.close()
 
+    def on_arrival(self, arrived: Callable[[str], None]) -> None:
+        """Have it called with the model whose line is no longer empty; empty if any may be."""
+        self._listeners.append(arrived)
+
     def wait_for_arrival(self, before: int, timeout: float) -> None:
         """Return when ``num_arrivals`` is no longer ``before``, at the latest after ``timeout``."""
         with self._arrival:
@@ -56,7 +62,7 @@ class WorkerNews:
 
     def _heard(self, channel: str, message: bytes) -> None:
         if channel != self._own_channel:
-            self._arrived()
+            self._arrived(message.decode())
         elif message:
             token, job_id = message.split(b" ", 1)
             self.held.drop(job_id.decode(), int(token))
@@ -67,9 +73,11 @@ class WorkerNews:
             pairs = [part for pair in held.items() for part in pair]
             for job_id, token in self._scripts.run("lost", *pairs):
                 self.held.drop(job_id.decode(), token)
-        self._arrived()
+        self._arrived("")
 
-    def _arrived(self) -> None:
+    def _arrived(self, model: str) -> None:
         with self._arrival:
             self.num_arrivals += 1
             self._arrival.notify_all()
+        for arrived in self._listeners:
+            arrived(model)

@@ -25,7 +25,7 @@ from tests.worker.tiny_worker import (
     expected,
     failure,
     images,
-    make_consumer,
+    make_loop,
     outcomes,
     running,
     submit,
@@ -36,6 +36,7 @@ from worker.engine.request import Outcome as EngineOutcome
 from worker.jobs.job import MAX_SEED, GenerationRequest, Lease
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobFailure, JobResult, Outcome
+from worker.jobs.queue import JobReport
 from worker.running_job import image_spec
 
 # One of each kind, so that the batch around a request is as mixed as it gets.
@@ -66,7 +67,7 @@ def serve(
     async def main() -> list[Outcome]:
         queue = MemoryQueue()
         job_ids = await submit(queue, requests)
-        with running(make_consumer(bundle, queue, capacity, engine)):
+        with running(make_loop(bundle, queue, capacity, engine)):
             return await outcomes(queue, job_ids)
 
     return asyncio.run(main())
@@ -120,10 +121,10 @@ def test_a_job_larger_than_the_worker_is_run_in_parts(bundle: Bundle) -> None:
     async def main() -> tuple[list[Outcome], list[list[ImageTask]]]:
         queue = MemoryQueue()
         job_ids = await submit(queue, [large, REQUEST])
-        consumer = make_consumer(bundle, queue, 4, RecordingEngine)
-        with running(consumer):
+        loop = make_loop(bundle, queue, 4, RecordingEngine)
+        with running(loop):
             found = await outcomes(queue, job_ids)
-        return found, engine_of(consumer).batches
+        return found, engine_of(loop).batches
 
     (of_large, of_small), batches = asyncio.run(main())
     assert [image.data for image in images(of_large)] == expected(bundle, large)
@@ -136,43 +137,43 @@ def test_a_job_larger_than_the_worker_is_run_in_parts(bundle: Bundle) -> None:
 
 def test_a_job_that_is_given_up_after_its_first_part_takes_no_more_steps(bundle: Bundle) -> None:
     queue = MemoryQueue()
-    consumer = make_consumer(bundle, queue, 4, RecordingEngine)
-    engine = engine_of(consumer)
+    loop = make_loop(bundle, queue, 4, RecordingEngine)
+    engine = engine_of(loop)
     (given_up,) = asyncio.run(submit(queue, [replace(REQUEST, num_images=16)]))
     for _ in range(GRID**2 + 1):
-        consumer.turn()
+        loop.step()
     assert len(engine.batches) == GRID**2 + 1
-    assert len(consumer._lanes.newest._backlog) == 12
+    assert len(loop._lanes.newest._backlog) == 12
     asyncio.run(queue.cancel(given_up))
-    consumer.turn()
+    loop.step()
     assert len(engine.batches) == GRID**2 + 1
     assert engine.free_rows == 4
-    assert consumer.is_idle
-    assert not consumer._lanes.newest._backlog
+    assert loop.is_idle
+    assert not loop._lanes.newest._backlog
     assert asyncio.run(queue.stats()).drain_rate == 0.0  # no job was done
 
     asyncio.run(submit(queue, [REQUEST]))
     for _ in range(GRID**2):
-        consumer.turn()
+        loop.step()
     assert [len(batch) for batch in engine.batches[-(GRID**2) :]] == [1] * GRID**2
-    assert consumer.is_idle
+    assert loop.is_idle
 
 
 def test_a_job_that_is_given_up_leaves_the_engine_to_the_others(bundle: Bundle) -> None:
     queue = MemoryQueue()
-    consumer = make_consumer(bundle, queue, 8, RecordingEngine)
-    engine = engine_of(consumer)
+    loop = make_loop(bundle, queue, 8, RecordingEngine)
+    engine = engine_of(loop)
     ids = asyncio.run(submit(queue, [replace(REQUEST, num_images=2), REQUEST]))
-    consumer.turn()
+    loop.step()
     assert engine.free_rows == 2
     asyncio.run(queue.cancel(ids[0]))
     for _ in range(GRID**2 - 1):
-        consumer.turn()
+        loop.step()
     assert [len(batch) for batch in engine.batches] == [3] + [1] * (GRID**2 - 1)
     assert engine.batches[1][0].job_id == ids[1]
     (outcome,) = asyncio.run(outcomes(queue, ids[1:]))
     assert [image.data for image in images(outcome)] == expected(bundle, REQUEST)
-    counted = consumer._metrics.images.collect()
+    counted = loop._metrics.images.collect()
     assert [s.value for m in counted for s in m.samples if s.name.endswith("_total")] == [1]
 
 
@@ -256,21 +257,21 @@ def test_an_unforeseen_error_fails_the_batch_and_the_worker_goes_on(bundle: Bund
 
 def test_a_stopped_worker_finishes_what_it_claimed_and_claims_nothing_new(bundle: Bundle) -> None:
     class StoppingEngine(Engine):
-        """Stops its consumer in the middle of the first job."""
+        """Stops its loop in the middle of the first job."""
 
         def step(self) -> Sequence[EngineOutcome]:
             if all(task.job_id != "warm-up" for task in self.tasks):
-                consumer.stop()
+                loop.stop()
             return super().step()
 
     async def main() -> tuple[Outcome, int, int]:
         job_ids = await submit(queue, [replace(REQUEST, num_images=3), REQUEST, REQUEST])
-        await asyncio.to_thread(consumer.run)
+        await asyncio.to_thread(loop.run)
         first = await queue.outcome(job_ids[0])
         return first, (await queue.stats()).depth, len(await queue.workers())
 
     queue = MemoryQueue()
-    consumer = make_consumer(bundle, queue, 2, StoppingEngine)
+    loop = make_loop(bundle, queue, 2, StoppingEngine)
     first, depth, num_workers = asyncio.run(main())
     assert len(images(first)) == 3
     assert depth == 2
@@ -279,13 +280,13 @@ def test_a_stopped_worker_finishes_what_it_claimed_and_claims_nothing_new(bundle
 
 def test_a_worker_is_ready_only_after_a_real_image(bundle: Bundle) -> None:
     queue = MemoryQueue()
-    consumer = make_consumer(bundle, queue, engine=RecordingEngine)
+    loop = make_loop(bundle, queue, engine=RecordingEngine)
     assert asyncio.run(queue.workers()) == ()
-    consumer.warm_up()
+    loop.warm_up()
     (status,) = asyncio.run(queue.workers())
     assert (status.worker_id, status.ready) == ("w1", True)
     assert (status.model, status.version) == ("tiny", "1")
-    batches = engine_of(consumer).batches
+    batches = engine_of(loop).batches
     assert len(batches) == GRID**2
     ((task,),) = batches[:1]
     assert task.spec.cfg_scale == bundle.manifest.defaults.cfg_scale
@@ -295,7 +296,7 @@ def test_a_worker_whose_first_image_fails_says_so_and_is_not_ready(bundle: Bundl
     torch.nn.init.constant_(bundle.model.norm.weight, math.nan)
     queue = MemoryQueue()
     with pytest.raises(NonFiniteError):
-        make_consumer(bundle, queue).run()
+        make_loop(bundle, queue).run()
     (status,) = asyncio.run(queue.workers())
     assert not status.ready
     assert status.detail.startswith("the warm-up image failed: the model produced a NaN")
@@ -313,18 +314,18 @@ class FlakyQueue(MemoryQueue):
             raise QueueDownError("claim")
         return super().claim(model, max_rows, timeout)
 
-    def finish(self, lease: Lease, outcome: Outcome) -> bool:
+    def report(self, reports: Sequence[JobReport]) -> Sequence[bool]:
         self.reports += 1
         if self.reports == 1:
-            raise QueueDownError("finish")
-        return super().finish(lease, outcome)
+            raise QueueDownError("report")
+        return super().report(reports)
 
 
 def test_a_queue_that_is_away_for_a_moment_costs_no_job(bundle: Bundle) -> None:
     async def main() -> list[Outcome]:
         queue = FlakyQueue()
         job_ids = await submit(queue, [REQUEST])
-        with running(make_consumer(bundle, queue)):
+        with running(make_loop(bundle, queue)):
             return await outcomes(queue, job_ids)
 
     (outcome,) = asyncio.run(main())
@@ -333,7 +334,7 @@ def test_a_queue_that_is_away_for_a_moment_costs_no_job(bundle: Bundle) -> None:
 
 def test_an_engine_without_room_for_a_guided_image_is_refused(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="two rows"):
-        make_consumer(bundle, MemoryQueue(), capacity=1)
+        make_loop(bundle, MemoryQueue(), capacity=1)
 
 
 def test_files_show_what_the_decoder_made(bundle: Bundle) -> None:

@@ -29,7 +29,6 @@ from tests.worker.tiny_worker import (
     running,
     submit,
 )
-from worker.consumer import Consumer
 from worker.engine.engine import Engine
 from worker.engine.request import Outcome as EngineOutcome
 from worker.jobs.job import GenerationRequest
@@ -37,6 +36,7 @@ from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobResult
 from worker.jobs.state import WorkerStatus
 from worker.lane import Lane
+from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
 from worker.successor import Successor
 
@@ -56,14 +56,14 @@ class Service:
         self.made: list[Lane] = []
         self._capacity, self._engine = capacity, engine
         self.successor = Successor(self.models, "tiny", "1", self._load)
-        self.consumer = Consumer(
+        self.loop = WorkerLoop(
             self.queue,
             self._load(root / "tiny" / "1"),
             WorkerMetrics(self.metrics_registry),
             "w1",
             successor=self.successor,
         )
-        self.consumer.warm_up()
+        self.loop.warm_up()
 
     def activate(self, version: str) -> None:
         """Activate a version, whatever is wrong with it, and let the worker look."""
@@ -78,7 +78,7 @@ class Service:
 
     def turn(self, times: int = 1) -> None:
         for _ in range(times):
-            self.consumer.turn()
+            self.loop.step()
 
     def results(self, job_ids: Sequence[str]) -> list[JobResult]:
         """Turn until they are there."""
@@ -141,10 +141,10 @@ def test_an_old_version_goes_when_it_has_nothing_to_do_and_the_new_one_takes_its
     service.turn(GRID)
     service.activate("2")
     service.turn()
-    assert len(list(service.consumer._lanes)) == 2
+    assert len(list(service.loop._lanes)) == 2
     service.results(running_job)
     service.turn()
-    assert list(service.consumer._lanes) == [service.made[1]]
+    assert list(service.loop._lanes) == [service.made[1]]
     old = service.made.pop(0)
     assert old._pool._shutdown
     weights = weakref.ref(old.bundle.model)
@@ -230,7 +230,7 @@ def test_an_engine_that_fails_does_not_concern_the_other_versions(
     service.turn(2)
     poison = replace(FOR_1, version=failing, class_id=4, class_name=CLASS_NAMES[4])
     (bad,) = service.submit(poison)
-    service.consumer._turn_safely()
+    service.loop._step_safely()
     (result,) = service.results([good])
     assert result.version == sound
     (outcome,) = asyncio.run(outcomes(service.queue, [bad]))
@@ -244,13 +244,13 @@ def test_a_stopped_worker_hands_back_at_once_what_waits_for_a_version(service: S
     service.submit(*[replace(FOR_1, seed=seed) for seed in range(2, 4)])
     service.turn()
     assert service.depth == 0
-    service.consumer.stop()
+    service.loop.stop()
     service.turn()
     stats = asyncio.run(service.queue.stats())
     assert (stats.depth, stats.running) == (2, 2)
     assert stats.totals.redelivered == {"handed_back": 2}
     assert [result.version for result in service.results(begun)] == ["1", "1"]
-    assert service.consumer.is_idle
+    assert service.loop.is_idle
     assert service.depth == 2
 
 
@@ -284,7 +284,7 @@ def test_versions_change_under_load_and_every_answer_is_of_the_one_that_it_names
                     break
         return seen
 
-    with running(service.consumer):
+    with running(service.loop):
         assert asyncio.run(main()) == {"1", "2"}
     assert len(service.made) == 7
     assert all(lane._pool._shutdown for lane in service.made)

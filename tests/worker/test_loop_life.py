@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from types import UnionType
 
 import pytest
 
@@ -22,14 +23,13 @@ from tests.worker.tiny_worker import (
     expected,
     failure,
     images,
-    make_consumer,
+    make_loop,
     outcomes,
     running,
     submit,
 )
 from worker import lane as lane_module
-from worker import link as link_module
-from worker.consumer import Consumer
+from worker import queue_client as client_module
 from worker.engine.engine import Engine
 from worker.engine.request import Outcome as EngineOutcome
 from worker.engine.request import TaskKey
@@ -38,8 +38,10 @@ from worker.jobs.job import Job, Lease
 from worker.jobs.limits import QueueLimits
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import EXPIRED, Outcome
+from worker.jobs.queue import JobReport
 from worker.jobs.state import WorkerStatus
 from worker.lane import WARM_UP
+from worker.loop import WorkerLoop
 from worker.previews import PreviewBudget
 
 L = GRID**2
@@ -90,59 +92,59 @@ class StoppingEngine(Engine):
 def test_the_time_to_drain_is_a_bound_and_then_all_is_handed_back(bundle: Bundle) -> None:
     class Engine0(StoppingEngine):
         def in_second_step(self) -> None:
-            consumer.stop(0.0)
-            consumer.stop()  # no later than that
+            loop.stop(0.0)
+            loop.stop()  # no later than that
 
     queue = MemoryQueue()
-    consumer = make_consumer(bundle, queue, 4, Engine0)
+    loop = make_loop(bundle, queue, 4, Engine0)
     asyncio.run(submit(queue, [replace(REQUEST, num_images=16), REQUEST]))
-    consumer.run()
+    loop.run()
     stats = asyncio.run(queue.stats())
     assert (stats.depth, stats.running) == (2, 0)
     assert stats.totals.redelivered == {"handed_back": 1}
     assert asyncio.run(queue.workers()) == ()
-    assert consumer.is_idle
-    assert not consumer.is_overdue
+    assert loop.is_idle
+    assert not loop.is_overdue
 
 
 def test_a_worker_that_is_stopped_is_not_ready_at_once(bundle: Bundle) -> None:
     class Engine0(StoppingEngine):
         def in_second_step(self) -> None:
-            consumer.stop()
+            loop.stop()
             statuses.extend(asyncio.run(queue.workers()))
 
     statuses: list[WorkerStatus] = []
     queue = MemoryQueue()
-    consumer = make_consumer(bundle, queue, 4, Engine0)
+    loop = make_loop(bundle, queue, 4, Engine0)
     (job_id,) = asyncio.run(submit(queue, [REQUEST]))
-    consumer.run()
+    loop.run()
     assert [(status.ready, status.detail) for status in statuses] == [(False, "draining")]
     assert state(queue, job_id) == "ok"
 
 
 def test_a_worker_that_is_stopped_before_it_runs_serves_nobody(bundle: Bundle) -> None:
     queue = WatchedQueue()
-    consumer = make_consumer(bundle, queue)
+    loop = make_loop(bundle, queue)
     (job_id,) = asyncio.run(submit(queue, [REQUEST]))
-    consumer.stop()
-    consumer.run()
+    loop.stop()
+    loop.run()
     assert state(queue, job_id) == "waiting"
     assert not any(status.ready for status in queue._statuses)
 
 
 def test_a_job_whose_time_is_up_ends_and_frees_its_rows_within_two_steps(bundle: Bundle) -> None:
     queue = MemoryQueue(clock=Clock())  # for which no time passes: only the worker can know
-    consumer = make_consumer(bundle, queue, 4, RecordingEngine)
+    loop = make_loop(bundle, queue, 4, RecordingEngine)
     job = Job(replace(REQUEST, num_images=2), timeout=1e-6)
     asyncio.run(queue.submit(job))
-    consumer.turn()
-    engine = engine_of(consumer)
+    loop.step()
+    engine = engine_of(loop)
     assert (len(engine.batches), engine.free_rows) == (1, 0)
-    consumer.turn()
+    loop.step()
     assert (len(engine.batches), engine.free_rows) == (1, 4)
     assert outcome_of(queue, job.id) == EXPIRED
     assert state(queue, job.id) == "expired"
-    assert consumer.is_idle
+    assert loop.is_idle
 
 
 @pytest.mark.parametrize("knows", [True, False])
@@ -154,22 +156,22 @@ def test_a_job_that_comes_back_to_the_worker_that_lost_it_is_done_once(
             return super().abandoned(leases) if knows else set()
 
     queue = LateNewsQueue()
-    consumer = make_consumer(bundle, queue, 6, RecordingEngine)
+    loop = make_loop(bundle, queue, 6, RecordingEngine)
     two = replace(REQUEST, num_images=2)
     job = Job(two, previews=True)
     asyncio.run(queue.submit(job))
     for _ in range(GRID + 1):
-        consumer.turn()
-    queue.hand_back(consumer._leases)  # as if they had run out
+        loop.step()
+    queue.hand_back(loop._queue.leases)  # as if they had run out
     for _ in range(L):
-        consumer.turn()
+        loop.step()
     outcome = outcome_of(queue, job.id)
     assert [image.data for image in images(outcome)] == expected(bundle, two)
     totals = asyncio.run(queue.stats()).totals
     assert (totals.ended, totals.fenced) == ({"ok": 1}, 0)
     assert events_of(queue, job.id).count(Started("1")) == 2
-    assert [len(batch) for batch in engine_of(consumer).batches] == [2] * (GRID + 1 + L)
-    assert consumer.is_idle
+    assert [len(batch) for batch in engine_of(loop).batches] == [2] * (GRID + 1 + L)
+    assert loop.is_idle
 
 
 class BrokenEngine(Engine):
@@ -183,14 +185,14 @@ class BrokenEngine(Engine):
 
 def test_a_worker_whose_engine_fails_again_and_again_ends_and_says_so(bundle: Bundle) -> None:
     queue = MemoryQueue()
-    consumer = make_consumer(bundle, queue, 2, BrokenEngine)
+    loop = make_loop(bundle, queue, 2, BrokenEngine)
     ids = asyncio.run(submit(queue, [REQUEST] * 5))
     with pytest.raises(EngineError, match="the engine fails again and again"):
-        consumer.run()
+        loop.run()
     assert [state(queue, job_id) for job_id in ids] == ["error"] * 3 + ["waiting"] * 2
     (status,) = asyncio.run(queue.workers())
     assert (status.ready, status.detail) == (False, "the engine fails again and again")
-    consumer.stop()  # as the process does in any case
+    loop.stop()  # as the process does in any case
     assert asyncio.run(queue.workers()) == (status,)
 
 
@@ -203,7 +205,7 @@ def test_errors_with_images_between_them_do_not_end_the_worker(bundle: Bundle) -
 
     async def main() -> None:
         queue = MemoryQueue()
-        with running(make_consumer(bundle, queue, 2, PoisonedEngine)):
+        with running(make_loop(bundle, queue, 2, PoisonedEngine)):
             for _ in range(4):
                 bad, good = await submit(queue, [replace(REQUEST, class_id=4), REQUEST])
                 assert failure((await outcomes(queue, [bad]))[0]).error == "EngineError"
@@ -224,42 +226,36 @@ def test_a_worker_that_cannot_be_cleared_still_hands_its_jobs_back(bundle: Bundl
             raise RuntimeError("unspecified launch failure")
 
     queue = MemoryQueue()
-    consumer = make_consumer(bundle, queue, 6, LostEngine)
+    loop = make_loop(bundle, queue, 6, LostEngine)
     ids = asyncio.run(submit(queue, [REQUEST] * 3))
     with pytest.raises(RuntimeError, match="launch failure"):
-        consumer.run()
+        loop.run()
     assert sorted(state(queue, job_id) for job_id in ids) == ["waiting"] * 3
     (status,) = asyncio.run(queue.workers())
     assert not status.ready
 
 
 class UnspeakableQueue(MemoryQueue):
-    """Has an error that nobody foresaw for some calls."""
+    """Has an error that nobody foresaw for some reports."""
 
-    def __init__(self, broken: str) -> None:
+    def __init__(self, broken: UnionType) -> None:
         super().__init__()
         self._broken = broken
 
-    def _check(self, call: str, lease: Lease) -> None:
-        if call == self._broken and lease.job.request.class_id == 4:
-            raise KeyError("what is this?")
-
-    def emit(self, lease: Lease, event: Event) -> None:
-        self._check("emit", lease)
-        super().emit(lease, event)
-
-    def finish(self, lease: Lease, outcome: Outcome) -> bool:
-        self._check("finish", lease)
-        return super().finish(lease, outcome)
+    def report(self, reports: Sequence[JobReport]) -> Sequence[bool]:
+        for lease, report in reports:
+            if isinstance(report, self._broken) and lease.job.request.class_id == 4:
+                raise KeyError("what is this?")
+        return super().report(reports)
 
 
 def test_a_report_that_cannot_be_told_fails_its_job_alone(bundle: Bundle) -> None:
     async def main() -> list[Outcome]:
-        queue = UnspeakableQueue("emit")
+        queue = UnspeakableQueue(Event)
         jobs = [Job(replace(REQUEST, class_id=i), previews=True) for i in (3, 4, 2)]
         for job in jobs:
             await queue.submit(job)
-        with running(make_consumer(bundle, queue)):
+        with running(make_loop(bundle, queue)):
             return await outcomes(queue, [job.id for job in jobs])
 
     first, bad, last = asyncio.run(main())
@@ -271,11 +267,11 @@ def test_a_report_that_cannot_be_told_fails_its_job_alone(bundle: Bundle) -> Non
 def test_an_outcome_that_can_never_be_reported_ends_the_worker_and_the_rest_goes_back(
     bundle: Bundle,
 ) -> None:
-    queue = UnspeakableQueue("finish")
-    consumer = make_consumer(bundle, queue, 4)
+    queue = UnspeakableQueue(Outcome)
+    loop = make_loop(bundle, queue, 4)
     ids = asyncio.run(submit(queue, [replace(REQUEST, class_id=4), replace(REQUEST, num_images=9)]))
     with pytest.raises(EngineError, match="the worker fails again and again"):
-        consumer.run()
+        loop.run()
     assert state(queue, ids[1]) == "waiting"
     (status,) = asyncio.run(queue.workers())
     assert (status.ready, status.detail) == (False, "the worker fails again and again")
@@ -294,43 +290,35 @@ class AwayQueue(MemoryQueue):
         self._reach()
         return super().claim(model, max_rows, timeout)
 
-    def emit(self, lease: Lease, event: Event) -> None:
+    def report(self, reports: Sequence[JobReport]) -> Sequence[bool]:
         self._reach()
-        super().emit(lease, event)
-
-    def finish(self, lease: Lease, outcome: Outcome) -> bool:
-        self._reach()
-        return super().finish(lease, outcome)
-
-    def hand_back(self, leases: Iterable[Lease]) -> None:
-        self._reach()
-        super().hand_back(leases)
+        return super().report(reports)
 
 
 def test_a_queue_that_is_away_for_long_loses_no_outcome_and_stops_no_step(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_module, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(client_module, "PAUSE_SECONDS", 0.0)
     queue = AwayQueue()
-    consumer = make_consumer(bundle, queue, 6, RecordingEngine)
-    engine = engine_of(consumer)
+    loop = make_loop(bundle, queue, 6, RecordingEngine)
+    engine = engine_of(loop)
     jobs = [Job(replace(REQUEST, num_images=1 + i), previews=True) for i in range(2)]
     for job in jobs:
         asyncio.run(queue.submit(job))
-    consumer.turn()
+    loop.step()
     queue.is_away = True
     for turn in range(1, L):
-        consumer.turn()
+        loop.step()
         assert len(engine.batches) == turn + 1
     for _ in range(3):
-        consumer.turn()
-    assert not consumer._running
-    assert not consumer.is_idle  # outcomes are still to be reported
-    consumer.stop()
-    assert not consumer._is_done
+        loop.step()
+    assert not loop._running
+    assert not loop.is_idle  # outcomes are still to be reported
+    loop.stop()
+    assert not loop._is_done
     queue.is_away = False
-    consumer.turn()
-    assert consumer._is_done
+    loop.step()
+    assert loop._is_done
     for job in jobs:
         made = images(outcome_of(queue, job.id))
         assert [image.data for image in made] == expected(bundle, job.request)
@@ -344,12 +332,12 @@ def test_a_step_that_hangs_makes_the_worker_not_ready_until_it_ends(bundle: Bund
             assert go_on.wait(30)
 
     queue = WatchedQueue(QueueLimits(lease_seconds=0.1))
-    consumer = make_consumer(bundle, queue, 4, HangingEngine, stall_seconds=0.3)
-    with running(consumer):
+    loop = make_loop(bundle, queue, 4, HangingEngine, stall_seconds=0.3)
+    with running(loop):
         (job_id,) = asyncio.run(submit(queue, [REQUEST]))
         status = queue.await_status(lambda status: "no step has ended" in status.detail)
         assert not status.ready
-        assert not consumer.status.ready
+        assert not loop.status.ready
         renewals = queue.num_renewals
         assert renewals > 0
         for _ in range(3):
@@ -365,12 +353,12 @@ def test_a_job_that_is_watched_tells_how_it_comes_along(
 ) -> None:
     monkeypatch.setattr(PreviewBudget, "pay", lambda self: 0.0)
     queue = MemoryQueue()
-    consumer = make_consumer(bundle, queue, 4)
+    loop = make_loop(bundle, queue, 4)
     watched, other = Job(replace(REQUEST, num_images=2), previews=True), Job(REQUEST)
     for job in (watched, other):
         asyncio.run(queue.submit(job))
-    while not consumer.is_idle or state(queue, other.id) != "ok":
-        consumer.turn()
+    while not loop.is_idle or state(queue, other.id) != "ok":
+        loop.step()
     assert events_of(queue, other.id) == []
     events = events_of(queue, watched.id)
     assert events[0] == Started("1")
@@ -394,11 +382,11 @@ def test_a_preview_that_fails_harms_no_job(bundle: Bundle, monkeypatch: pytest.M
 
     monkeypatch.setattr(lane_module, "encode_image", no_jpeg)
     queue = MemoryQueue()
-    consumer = make_consumer(bundle, queue, 4)
+    loop = make_loop(bundle, queue, 4)
     job = Job(REQUEST, previews=True)
     asyncio.run(queue.submit(job))
     while state(queue, job.id) != "ok":
-        consumer.turn()
+        loop.step()
     made = images(outcome_of(queue, job.id))
     assert [image.data for image in made] == expected(bundle, REQUEST)
     assert not any(isinstance(event, Preview) for event in events_of(queue, job.id))
@@ -407,10 +395,10 @@ def test_a_preview_that_fails_harms_no_job(bundle: Bundle, monkeypatch: pytest.M
 def test_a_worker_leaves_no_thread_behind(bundle: Bundle) -> None:
     before = set(threading.enumerate())
 
-    async def main(consumer: Consumer, queue: MemoryQueue) -> None:
-        with running(consumer):
+    async def main(loop: WorkerLoop, queue: MemoryQueue) -> None:
+        with running(loop):
             await outcomes(queue, await submit(queue, [REQUEST] * 3))
 
     queue = MemoryQueue()
-    asyncio.run(main(make_consumer(bundle, queue), queue))
+    asyncio.run(main(make_loop(bundle, queue), queue))
     assert set(threading.enumerate()) <= before

@@ -1,11 +1,10 @@
 """The worker's loop: jobs from the queue, images through lanes, outcomes to the queue.
 
-One thread owns it. A turn claims as many jobs as the newest lane has rows for, lets every lane do a
-step, and reports the jobs whose images are all there. A job larger than the engine is fed in parts;
-one that is abandoned, or whose time is up, is dropped between two steps.
-An error of an engine concerns the jobs that were in it: they fail, the others go on; when errors
-come again and again, the worker ends.
-This module does not know how the queue is reached, nor how images are made.
+One thread owns it. A step claims jobs, runs the engine of every lane once and reports what came
+of it, and does not wait for the queue while there is work. A job larger than the engine is fed in
+parts; one that is abandoned, or whose time is up, is dropped between two steps.
+An error of an engine fails the jobs that were in it, and the others go on; when errors come again
+and again, the worker ends.
 """
 
 from __future__ import annotations
@@ -14,15 +13,16 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 from masc_core.device import use_device
 from masc_core.errors import CapacityError, EngineError, MascError, RequestError
+from masc_core.images import ImageFormat
 from worker.jobs.event import Started
 from worker.jobs.job import Lease
 from worker.jobs.outcome import EXPIRED, JobFailure, Outcome
-from worker.jobs.queue import JobConsumer
+from worker.jobs.queue import HAND_BACK, JobConsumer
 from worker.jobs.state import WorkerStatus
 from worker.lane import (
     AdvancedImage,
@@ -34,15 +34,15 @@ from worker.lane import (
     Report,
 )
 from worker.lanes import Lanes
-from worker.link import Link
 from worker.metrics import WorkerMetrics
 from worker.pulse import Pulse
+from worker.queue_client import QueueClient
 from worker.running_job import RunningJob, check_request
 from worker.successor import Refusal, Successor
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.2
+IDLE_SECONDS = 0.2  # that a step without work waits for a job
 PAUSE_AFTER_ERROR_SECONDS = 0.2
 MAX_FAILURES = 3  # one after another, before the worker ends
 STALL_SECONDS = 30.0
@@ -50,7 +50,7 @@ DRAIN_SECONDS = 25.0
 END_SECONDS = 4.0  # for the step under way, and to let everything go
 
 
-class Consumer:
+class WorkerLoop:
     """Serves one model from one queue.
 
     Parameters
@@ -60,7 +60,7 @@ class Consumer:
     metrics : what is counted
     worker_id : this worker's name in the queue
     successor : makes other versions ready; None where the version stays
-    stall_seconds : without a turn, after which the worker is not ready
+    stall_seconds : without a step, after which the worker is not ready
     drain_seconds : that `run` may take for what is claimed, once it was told to stop
     """
 
@@ -76,17 +76,16 @@ class Consumer:
         drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
         self.worker_id = worker_id
-        self._link, self._metrics, self._successor = Link(queue), metrics, successor
+        self._queue, self._metrics, self._successor = QueueClient(queue), metrics, successor
         self._lanes = Lanes(lane)
         self._running: dict[str, RunningJob] = {}
-        self._leases: Sequence[Lease] = ()  # of those; replaced, never changed
-        self._pulse = Pulse(queue, worker_id, lambda: self._leases, stall_seconds)
+        self._pulse = Pulse(queue, worker_id, lambda: self._queue.leases, stall_seconds)
         self._stopping = threading.Event()
         self._drain_seconds, self._drain_end = drain_seconds, float("inf")
-        self._reports: deque[Report] = deque()  # of lanes, not heeded yet
-        self._heeded: set[str] = set()  # job of the report that is being heeded
+        self._reports: deque[Report] = deque()  # of lanes, not handled yet
+        self._handled: set[str] = set()  # job of the report that is being handled
         self._num_failures = 0  # of engines, since the last image
-        self._num_bad_turns = 0  # one after another
+        self._num_bad_steps = 0  # one after another
         metrics.serve(lane.bundle)
         metrics.rows_capacity.set(lane.engine.capacity_rows)
 
@@ -108,7 +107,7 @@ class Consumer:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is claimed that has not been reported."""
-        return not self._running and self._link.is_clear
+        return not self._running and self._queue.is_clear
 
     def run(self) -> None:
         """Warm up, then serve until `stop`.
@@ -128,9 +127,10 @@ class Consumer:
             if self._successor is not None:
                 self._successor.start()
                 stack.callback(self._close_successor, self._successor)
-            stack.callback(self._give_back_all)
+            stack.enter_context(self._queue)  # which gives back what is left, at the end
+            stack.callback(self._running.clear)
             while not self._is_done:
-                self._turn_safely()
+                self._step_safely()
 
     def stop(self, drain_seconds: float | None = None) -> None:
         """Claim nothing more, and end `run` when what has begun is done. From any thread.
@@ -169,48 +169,44 @@ class Consumer:
             time.perf_counter() - started,
         )
 
-    def turn(self) -> None:
-        """One turn of the loop; waits for a job for a moment when there is nothing to do."""
+    def step(self) -> None:
+        """Claim, run, report; without work, wait a moment for a job."""
         self._pulse.beat()
-        self._link.flush()
         self._change_lanes()
         self._drop_lost()
-        if self._stopping.is_set():
-            self._give_back(job for job in self._running.values() if not job.is_started)
-        else:
-            self._claim()
+        self._claim()
         for lane in self._lanes:
-            formats = {j.job.id: j.request.format for j in self._running.values() if j.lane is lane}
-            self._reports += lane.turn(formats)
-        self._heed_all()
+            self._reports += lane.turn(self._formats(lane))
+        self._report()
         self._metrics.rows_active.set(sum(lane.rows_active for lane in self._lanes))
 
     @property
     def _is_done(self) -> bool:
         return self._stopping.is_set() and (self.is_idle or time.monotonic() > self._drain_end)
 
-    def _turn_safely(self) -> None:
+    def _step_safely(self) -> None:
         try:
-            self.turn()
+            self.step()
         except Exception as error:
-            self._blame(error)
-            self._num_bad_turns += 1
-            if max(self._num_failures, self._num_bad_turns) >= MAX_FAILURES:
+            self._fail_affected(error)
+            self._num_bad_steps += 1
+            if max(self._num_failures, self._num_bad_steps) >= MAX_FAILURES:
                 what = "engine" if self._num_failures >= MAX_FAILURES else "worker"
                 self._announce(ready=False, detail=f"the {what} fails again and again")
                 raise EngineError(f"the {what} fails again and again, see the log") from error
             time.sleep(PAUSE_AFTER_ERROR_SECONDS)
         else:
-            self._num_bad_turns = 0
+            self._num_bad_steps = 0
 
-    def _blame(self, error: Exception) -> None:
-        """Fail the jobs that an error concerns; not all do, the queue can have one too."""
-        jobs = sorted(self._heeded.union(*(lane.concerned for lane in self._lanes)))
+    def _fail_affected(self, error: Exception) -> None:
+        """Fail the jobs that an error affects; there may be none, the queue can have one too."""
+        in_engines = set[str]().union(*(lane.concerned for lane in self._lanes))
+        jobs = sorted(in_engines | self._handled | self._queue.affected)
         logger.error(
-            "worker %s: an error that concerns jobs %s", self.worker_id, jobs, exc_info=error
+            "worker %s: an error that affects jobs %s", self.worker_id, jobs, exc_info=error
         )
-        self._num_failures += any(lane.concerned for lane in self._lanes)
-        self._heeded = set()
+        self._num_failures += bool(in_engines)
+        self._handled, self._queue.affected = set(), set()
         for lane in self._lanes:
             lane.concerned = set()
         for job_id in jobs:
@@ -232,21 +228,25 @@ class Consumer:
     def _drop_lost(self) -> None:
         if not self._running:
             return
-        for job_id in self._link.abandoned(self._leases):
+        for job_id in self._queue.abandoned([job.lease for job in self._running.values()]):
             logger.info("job %s is dropped: it is not ours any more", job_id)
+            self._queue.drop(self._running[job_id].lease)
             self._drop(job_id)
         now = time.monotonic()
         for job in [job for job in self._running.values() if job.deadline <= now]:
             self._end(job, EXPIRED)
 
     def _claim(self) -> None:
-        room = self._lanes.free_rows
-        if room <= 0:
-            return
-        is_busy = bool(self._running) or not self._link.is_clear
-        timeout = 0.0 if is_busy else POLL_SECONDS
-        for lease in self._link.claim(self._lanes.newest.manifest.name, room, timeout):
+        """Take what has been claimed; once told to stop, give back what has not begun."""
+        is_stopping = self._stopping.is_set()
+        free_rows = 0 if is_stopping else self._lanes.free_rows
+        timeout = 0.0 if self._running else IDLE_SECONDS
+        for lease in self._queue.claim(self._lanes.newest.manifest.name, free_rows, timeout):
             self._admit(lease)
+        if is_stopping:
+            for job in [job for job in self._running.values() if not job.is_started]:
+                self._drop(job.job.id)
+                self._queue.report(job.lease, HAND_BACK)
 
     def _admit(self, lease: Lease) -> None:
         """Give a job to the version that it was made for, if that is still here, or the newest."""
@@ -254,32 +254,35 @@ class Consumer:
             self._drop(lease.job_id)
         lane = self._lanes.of(lease.job.request.version)
         job = self._running[lease.job_id] = RunningJob(lease, lane)
-        self._leases = [*self._leases, lease]
         try:
             check_request(job.request, lane.manifest)
             lane.add(job.tasks())
         except (RequestError, CapacityError) as error:
             self._fail(lease.job_id, error)
 
-    def _heed_all(self) -> None:
+    def _formats(self, lane: Lane) -> Mapping[str, ImageFormat]:
+        return {j.job.id: j.request.format for j in self._running.values() if j.lane is lane}
+
+    def _report(self) -> None:
+        """Handle what the lanes report, and let it go out."""
         while self._reports:
             report = self._reports.popleft()
-            self._heeded = {report.task.job_id}
-            self._heed(report)
-        self._heeded = set()
+            self._handled = {report.task.job_id}
+            self._handle(report)
+        self._handled = set()
+        self._queue.flush()
 
-    def _heed(self, report: Report) -> None:
-        """Take what a lane reports."""
+    def _handle(self, report: Report) -> None:
         job = self._running.get(report.task.job_id)
         if job is None:  # it has ended meanwhile
             return
         match report:
             case EnteredImage():
                 if job.job.previews and not job.is_started:
-                    self._link.emit(job.lease, Started(job.lane.manifest.version))
+                    self._queue.report(job.lease, Started(job.lane.manifest.version))
                 job.entered(report.at)
             case AdvancedImage() | PreviewedImage():
-                self._link.emit(job.lease, job.event(report))
+                self._queue.report(job.lease, job.event(report))
             case MadeImage():
                 self._take(job, report)
             case LostImage():
@@ -305,19 +308,7 @@ class Consumer:
 
     def _end(self, job: RunningJob, outcome: Outcome) -> None:
         self._drop(job.job.id)
-        self._link.finish(job.lease, outcome)
-
-    def _give_back(self, jobs: Iterable[RunningJob]) -> None:
-        leases = [job.lease for job in jobs]
-        for lease in leases:
-            self._drop(lease.job_id)
-        self._link.hand_back(leases)
-
-    def _give_back_all(self) -> None:
-        """Give back what there is, without asking engines that may be broken."""
-        leases, self._leases = self._leases, ()
-        self._running.clear()
-        self._link.hand_back(leases)
+        self._queue.report(job.lease, outcome)
 
     def _close_successor(self, successor: Successor) -> None:
         seconds_left = self._drain_end - time.monotonic()
@@ -327,7 +318,6 @@ class Consumer:
         """Forget a job, and what is left of its work."""
         self._running[job_id].lane.drop(job_id)  # if that fails the job is still here, to give back
         del self._running[job_id]
-        self._leases = [lease for lease in self._leases if lease.job_id != job_id]
         self._reports = deque(one for one in self._reports if one.task.job_id != job_id)
 
     def _announce(self, *, ready: bool, detail: str = "", refusal: Refusal | None = None) -> None:

@@ -1,0 +1,39 @@
+-- Take what a worker reports of its jobs, in order; for each report 1, or 0 when the lease is lost.
+--
+-- ARGV[2] is how many events of a job are kept. A report is five arguments: the job, the token of
+-- its lease, what there is to say, the event or the outcome, and whether the job's idempotency key
+-- is free from now on. What there is to say is 'event', 'back' or the state in which the job ends.
+
+local WIDTH = 5
+local max_events, news = ARGV[2], {}
+
+local function take(id, token, what, data, frees_key)
+  local is_end = what ~= 'event' and what ~= 'back'
+  if not holds(id, token) then
+    if is_end then
+      add_total('fenced')
+    end
+    return 0
+  end
+  if what == 'event' then
+    local number = redis.call('HINCRBY', key('job', id), 'events', 1)
+    redis.call('XADD', key('events', id), 'MAXLEN', max_events, number .. '-1', 'event', data)
+    news[id] = true
+  elseif what == 'back' then
+    redis.call('HINCRBY', key('job', id), 'deliveries', -1)
+    give_back(id, 'handed_back')
+  else
+    count_drained()
+    end_job(id, what, data, frees_key == '1')
+  end
+  return 1
+end
+
+local answers = {}
+for first = 3, #ARGV, WIDTH do
+  answers[#answers + 1] = take(unpack(ARGV, first, first + WIDTH - 1))
+end
+for id in pairs(news) do -- once, however many events
+  tell_watchers(id)
+end
+return answers

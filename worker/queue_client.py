@@ -1,0 +1,319 @@
+"""The queue as the worker's loop sees it: never waited for while there is work.
+
+What the loop has to say goes to an outbox, and its jobs come from an inbox. A thread talks to a
+remote queue: one call for all that is in the outbox, and one for jobs, if there is room for them
+and one may have arrived. A queue in this process is asked by the loop itself, between two steps.
+
+While the queue is away, outcomes wait in order, events are lost, and jobs that were to go back do
+so when their leases end. A slow queue costs previews first, then progress, never an outcome.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Self, TypeVar
+
+from masc_core.errors import QueueDownError
+from worker.jobs.event import Event, Preview, Progress
+from worker.jobs.job import Lease
+from worker.jobs.outcome import JobResult, Outcome
+from worker.jobs.queue import HAND_BACK, HandBack, JobConsumer, JobReport
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0  # between two claims without an arrival: of some we may not have heard
+PAUSE_SECONDS = 0.5  # between two tries to reach a queue that is away
+ORDER_SECONDS = 1.0  # after which a loop that has not turned gets no more jobs: it may hang
+MAX_TOGETHER = 256  # reports in a call
+MAX_BYTES = 1_000_000  # of images in a call; what exceeds it travels alone
+MAX_WAITING = 1024  # reports in the outbox, before events are dropped
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """Rows that the loop has for jobs of a model, those in the inbox included, as of some time."""
+
+    model: str
+    rows: int
+    at: float
+
+
+class QueueClient:
+    """One worker's dealings with its queue, while the context lasts.
+
+    At the end of the context every job that has not ended is given back. The methods are the
+    loop's; only `leases` is for any thread.
+
+    Parameters
+    ----------
+    queue : where jobs come from and reports go
+    clock : seconds from any origin, never going back
+
+    Attributes
+    ----------
+    affected : the job whose report has raised the latest error
+    """
+
+    def __init__(self, queue: JobConsumer, clock: Callable[[], float] = time.monotonic) -> None:
+        self._queue, self._clock = queue, clock
+        self._changed = threading.Condition()  # guards whatever follows
+        self._held: dict[str, Lease] = {}  # claimed, and not reported as ended
+        self._inbox: list[Lease] = []
+        self._outbox: deque[JobReport] = deque()
+        self._sending: Sequence[JobReport] = ()
+        self._max_together = MAX_TOGETHER
+        self._order = _Order("", 0, clock())
+        self._is_claiming = False
+        self._may_find = True  # whether a claim may: the latest did, or there was an arrival
+        self._next_poll = self._next_try = clock()
+        self._is_down, self._is_closing = False, False
+        self._error: Exception | None = None  # of the thread, for the loop
+        self._thread: threading.Thread | None = None
+        self.affected: set[str] = set()
+        queue.on_arrival(self._arrived)
+
+    def __enter__(self) -> Self:
+        if self._queue.is_remote:
+            self._thread = threading.Thread(target=self._run, name="queue-client", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            with self._changed:
+                self._is_closing = True
+                self._changed.notify_all()
+            self._thread.join()
+            self._thread = None
+        self._outbox.extendleft((lease, HAND_BACK) for lease in reversed(self._held.values()))
+        self._held, self._inbox = {}, []
+        try:
+            self._send()
+        except Exception:
+            logger.exception("not everything could be reported")  # the worker ends all the same
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether nothing is to be said, and no job waits for the loop or is being claimed."""
+        with self._changed:
+            return not (self._outbox or self._sending or self._inbox or self._is_claiming)
+
+    @property
+    def leases(self) -> Sequence[Lease]:
+        """Of all jobs whose end the queue does not know yet. From any thread."""
+        with self._changed:
+            unsent = (*self._sending, *self._outbox)
+            ended = [lease for lease, report in unsent if isinstance(report, Outcome)]
+            return [*self._held.values(), *ended]
+
+    def claim(self, model: str, free_rows: int, timeout: float) -> Sequence[Lease]:
+        """Take the jobs that have been claimed, and let more be claimed if there is room.
+
+        Parameters
+        ----------
+        model : whose jobs
+        free_rows : that the loop has before it takes these
+        timeout : seconds to wait for a job
+
+        Raises
+        ------
+        Exception : what nobody foresaw in talking to the queue since the last call
+        """
+        with self._changed:
+            self._order = _Order(model, free_rows, self._clock())
+            self._wake()
+            self._changed.wait_for(self._is_awaited, timeout)
+        if self._thread is None:
+            self._talk()
+        with self._changed:
+            error, self._error = self._error, None
+            self._changed.notify_all()
+            if error is not None:
+                raise error
+            leases, self._inbox = self._inbox, []
+            self._order = replace(self._order, rows=free_rows - _num_rows(leases))
+        return leases
+
+    def abandoned(self, leases: Iterable[Lease]) -> set[str]:
+        """Ids of the jobs that are no longer this worker's."""
+        return self._queue.abandoned(leases)
+
+    def drop(self, lease: Lease) -> None:
+        """Hold a lease no longer: it is lost."""
+        with self._changed:
+            held = self._held.get(lease.job_id)
+            if held is not None and held.token == lease.token:  # else the job has come back
+                del self._held[lease.job_id]
+
+    def report(self, lease: Lease, report: Event | Outcome | HandBack) -> None:
+        """Say what has happened to a job; it goes out with `flush`, if not before."""
+        with self._changed:
+            if not isinstance(report, Event):
+                self.drop(lease)
+            elif not self._can_try:
+                return
+            self._outbox.append((lease, report))
+            for kind in (Preview, Progress):
+                if len(self._outbox) > MAX_WAITING:
+                    self._outbox = deque(x for x in self._outbox if not isinstance(x[1], kind))
+
+    def flush(self) -> None:
+        """Let go out what was reported: now, or beside the loop."""
+        if self._thread is None:
+            self._send()
+        else:
+            with self._changed:
+                self._wake()
+
+    @property
+    def _can_try(self) -> bool:
+        return not self._is_down or self._clock() >= self._next_try
+
+    @property
+    def _free_rows(self) -> int:
+        is_old = self._clock() - self._order.at > ORDER_SECONDS
+        return 0 if is_old else self._order.rows - _num_rows(self._inbox)
+
+    @property
+    def _has_work(self) -> bool:
+        """Whether there is something to say or to claim."""
+        return self._can_try and bool(self._outbox or (self._may_find and self._free_rows > 0))
+
+    def _is_awaited(self) -> bool:
+        """Whether a loop that has nothing to do need not wait any longer."""
+        if self._thread is None:
+            return self._has_work
+        return bool(self._inbox) or self._error is not None
+
+    def _wake(self) -> None:
+        if self._has_work:  # else the thread would take time from the step for nothing
+            self._changed.notify_all()
+
+    def _arrived(self, model: str) -> None:
+        with self._changed:
+            if model in ("", self._order.model):
+                self._may_find = True
+                self._changed.notify_all()
+
+    def _run(self) -> None:
+        """Talk to the queue until the end of the context; after an error when the loop has it."""
+        while True:
+            with self._changed:
+                pause = max(self._next_poll, self._next_try) - self._clock()
+                self._changed.wait_for(lambda: self._is_closing or self._has_work, max(0.0, pause))
+                if self._is_closing:
+                    return
+            try:
+                self._talk()
+            except Exception as error:  # noqa: BLE001 - it is raised where the loop calls
+                with self._changed:
+                    self._error = error
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._is_closing or self._error is None)
+
+    def _talk(self) -> None:
+        self._send()
+        self._claim()
+
+    def _send(self) -> None:
+        """Report what waits, in order.
+
+        After an error that nobody foresaw reports go one by one, so that it is known whose it is.
+        An event that causes one is lost, an outcome is not.
+        """
+        while self._can_try and (batch := self._next_batch()):
+            outcomes = [one for one in batch if isinstance(one[1], Outcome)]
+            try:
+                answers = self._try(partial(self._queue.report, batch))
+            except Exception:
+                is_alone, self._max_together = len(batch) == 1, 1
+                self._settle(outcomes if is_alone else batch)
+                if is_alone:
+                    self.affected = {batch[0][0].job_id}
+                    raise
+                continue
+            self._settle(outcomes if answers is None else ())
+            if answers is None:
+                return
+            _warn_of_refused(batch, answers)
+        self._max_together = MAX_TOGETHER
+
+    def _next_batch(self) -> Sequence[JobReport]:
+        batch: list[JobReport] = []
+        num_bytes = 0
+        with self._changed:
+            while self._outbox and len(batch) < self._max_together and num_bytes < MAX_BYTES:
+                batch.append(self._outbox.popleft())
+                num_bytes += _num_bytes(batch[-1][1])
+            self._sending = batch
+        return batch
+
+    def _settle(self, unsent: Sequence[JobReport]) -> None:
+        """A call has ended; what it did not tell is the first to be told."""
+        with self._changed:
+            self._sending = ()
+            self._outbox.extendleft(reversed(unsent))
+            self._changed.notify_all()
+
+    def _claim(self) -> None:
+        with self._changed:
+            now, order, rows = self._clock(), self._order, self._free_rows
+            self._may_find |= now >= self._next_poll
+            if self._may_find:
+                self._next_poll = now + POLL_SECONDS
+            if not (self._may_find and rows > 0 and self._can_try):
+                return
+            self._is_claiming, self._may_find = True, False
+        leases: Sequence[Lease] | None = None
+        try:
+            leases = self._try(lambda: self._queue.claim(order.model, rows, 0.0))
+        finally:
+            with self._changed:
+                self._is_claiming = False
+                self._may_find |= leases is None or len(leases) > 0
+                self._inbox += leases or ()
+                self._held.update((lease.job_id, lease) for lease in leases or ())
+                self._changed.notify_all()
+
+    def _try(self, call: Callable[[], Answer]) -> Answer | None:
+        """Call the queue; None while it is away."""
+        if not self._can_try:
+            return None
+        try:
+            answer = call()
+        except QueueDownError as error:
+            if not self._is_down:
+                logger.warning("the queue is away: %s", error)
+            self._is_down, self._next_try = True, self._clock() + PAUSE_SECONDS
+            return None
+        if self._is_down:
+            logger.info("the queue is there again")
+        self._is_down = False
+        return answer
+
+
+def _num_rows(leases: Iterable[Lease]) -> int:
+    return sum(lease.job.request.num_rows for lease in leases)
+
+
+def _num_bytes(report: Event | Outcome | HandBack) -> int:
+    match report:
+        case Preview():
+            return len(report.data)
+        case JobResult():
+            return sum(len(image.data) for image in report.images)
+    return 0
+
+
+def _warn_of_refused(batch: Sequence[JobReport], answers: Sequence[bool]) -> None:
+    for (lease, report), is_accepted in zip(batch, answers, strict=True):
+        if isinstance(report, Outcome) and not is_accepted:
+            logger.warning("job %s: the result came too late, it is refused", lease.job_id)
