@@ -98,8 +98,10 @@ async def time_calls(url: str, kib: int) -> None:
             (lease,) = queue.claim(MODEL, AT_ONCE, 0.0)
             seconds.setdefault("claim", []).append(time.perf_counter() - started)
             timed_here("renew", lambda: queue.renew([lease]))  # noqa: B023
-            timed_here("emit", lambda: queue.emit(lease, Progress(0, 1, 16)))  # noqa: B023
-            timed_here(f"finish, {kib} KiB", lambda: queue.finish(lease, outcome))  # noqa: B023
+            events = [(lease, Progress(0, 1, 16))] * 16
+            timed_here("report, 1 event", lambda: queue.report(events[:1]))  # noqa: B023
+            timed_here("report, 16 events", lambda: queue.report(events))  # noqa: B023
+            timed_here(f"report, {kib} KiB", lambda: queue.finish(lease, outcome))  # noqa: B023
             await timed(f"outcome, {kib} KiB", lambda: queue.outcome(sent.id))  # noqa: B023
             await timed("forget", lambda: queue.forget(sent.id))  # noqa: B023
             await timed("stats", queue.stats)

@@ -15,7 +15,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self, TypeVar
 
@@ -29,21 +28,12 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0  # between two claims without an arrival: of some we may not have heard
 PAUSE_SECONDS = 0.5  # between two tries to reach a queue that is away
-ORDER_SECONDS = 1.0  # after which a loop that has not turned gets no more jobs: it may hang
+STALE_SECONDS = 1.0  # after which a loop that has not turned gets no more jobs: it may hang
 MAX_TOGETHER = 256  # reports in a call
 MAX_BYTES = 1_000_000  # of images in a call; what exceeds it travels alone
 MAX_WAITING = 1024  # reports in the outbox, before events are dropped
 
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """Rows that the loop has for jobs of a model, those in the inbox included, as of some time."""
-
-    model: str
-    rows: int
-    at: float
 
 
 class QueueClient:
@@ -70,7 +60,8 @@ class QueueClient:
         self._outbox: deque[JobReport] = deque()
         self._sending: Sequence[JobReport] = ()
         self._max_together = MAX_TOGETHER
-        self._order = _Order("", 0, clock())
+        self._model, self._rows = "", 0  # that the loop has for its jobs, with those in the inbox
+        self._asked_at = clock()  # when it said so
         self._is_claiming = False
         self._may_find = True  # whether a claim may: the latest did, or there was an arrival
         self._next_poll = self._next_try = clock()
@@ -128,18 +119,20 @@ class QueueClient:
         Exception : what nobody foresaw in talking to the queue since the last call
         """
         with self._changed:
-            self._order = _Order(model, free_rows, self._clock())
-            self._wake()
-            self._changed.wait_for(self._is_awaited, timeout)
+            self._model, self._rows, self._asked_at = model, free_rows, self._clock()
+            if self._thread is not None:
+                self._wake()
+            if timeout:
+                self._changed.wait_for(self._is_awaited, timeout)
         if self._thread is None:
             self._talk()
         with self._changed:
-            error, self._error = self._error, None
-            self._changed.notify_all()
-            if error is not None:
+            if self._error is not None:
+                error, self._error = self._error, None
+                self._changed.notify_all()
                 raise error
             leases, self._inbox = self._inbox, []
-            self._order = replace(self._order, rows=free_rows - _num_rows(leases))
+            self._rows -= _num_rows(leases)
         return leases
 
     def abandoned(self, leases: Iterable[Lease]) -> set[str]:
@@ -179,13 +172,14 @@ class QueueClient:
 
     @property
     def _free_rows(self) -> int:
-        is_old = self._clock() - self._order.at > ORDER_SECONDS
-        return 0 if is_old else self._order.rows - _num_rows(self._inbox)
+        """Rows that may be claimed for."""
+        is_old = self._clock() - self._asked_at > STALE_SECONDS
+        return 0 if is_old else self._rows - _num_rows(self._inbox)
 
     @property
     def _has_work(self) -> bool:
         """Whether there is something to say or to claim."""
-        return self._can_try and bool(self._outbox or (self._may_find and self._free_rows > 0))
+        return bool(self._outbox or (self._may_find and self._free_rows > 0)) and self._can_try
 
     def _is_awaited(self) -> bool:
         """Whether a loop that has nothing to do need not wait any longer."""
@@ -199,7 +193,7 @@ class QueueClient:
 
     def _arrived(self, model: str) -> None:
         with self._changed:
-            if model in ("", self._order.model):
+            if model in ("", self._model):
                 self._may_find = True
                 self._changed.notify_all()
 
@@ -229,7 +223,8 @@ class QueueClient:
         After an error that nobody foresaw reports go one by one, so that it is known whose it is.
         An event that causes one is lost, an outcome is not.
         """
-        while self._can_try and (batch := self._next_batch()):
+        while self._outbox and self._can_try:
+            batch = self._next_batch()
             outcomes = [one for one in batch if isinstance(one[1], Outcome)]
             try:
                 answers = self._try(partial(self._queue.report, batch))
@@ -265,16 +260,19 @@ class QueueClient:
 
     def _claim(self) -> None:
         with self._changed:
-            now, order, rows = self._clock(), self._order, self._free_rows
-            self._may_find |= now >= self._next_poll
-            if self._may_find:
-                self._next_poll = now + POLL_SECONDS
-            if not (self._may_find and rows > 0 and self._can_try):
+            now = self._clock()
+            if now >= self._next_poll:
+                self._may_find = True
+            if not self._may_find:
+                return
+            self._next_poll = now + POLL_SECONDS
+            model, rows = self._model, self._free_rows
+            if rows <= 0 or not self._can_try:
                 return
             self._is_claiming, self._may_find = True, False
         leases: Sequence[Lease] | None = None
         try:
-            leases = self._try(lambda: self._queue.claim(order.model, rows, 0.0))
+            leases = self._try(partial(self._queue.claim, model, rows, 0.0))
         finally:
             with self._changed:
                 self._is_claiming = False

@@ -20,7 +20,7 @@ from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome, Timings
 from worker.jobs.queue import HAND_BACK, JobReport
 from worker.jobs.state import WorkerStatus
-from worker.queue_client import ORDER_SECONDS, PAUSE_SECONDS, POLL_SECONDS, QueueClient
+from worker.queue_client import PAUSE_SECONDS, POLL_SECONDS, STALE_SECONDS, QueueClient
 
 REQUEST = GenerationRequest(model="tiny", class_id=0, cfg_scale=1.0, seed=0)
 RESULT = JobResult((), "tiny", "1", "0" * 64, Timings())
@@ -361,7 +361,7 @@ def test_a_loop_that_has_not_turned_for_a_while_gets_no_jobs() -> None:
     with QueueClient(queue, clock) as client:
         client.claim("tiny", ROOM, 0.0)
         settled(client)
-        clock.now += ORDER_SECONDS + 0.1
+        clock.now += STALE_SECONDS + 0.1
         submit(queue, Job(REQUEST, id="j0"))
         client._arrived("")
         assert state(queue, "j0") == "waiting"

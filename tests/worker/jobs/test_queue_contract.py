@@ -27,7 +27,7 @@ from worker.jobs.job import GenerationRequest, Idempotency, Job
 from worker.jobs.limits import QueueLimits
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import CANCELLED, EXPIRED, JobFailure, Outcome
-from worker.jobs.queue import JobQueue
+from worker.jobs.queue import HAND_BACK, JobQueue
 from worker.jobs.redis.queue import RedisQueue
 from worker.jobs.state import Totals, WorkerStatus
 
@@ -492,6 +492,57 @@ async def test_events_come_in_order_and_end_with_the_job(queue: JobQueue) -> Non
     assert await asyncio.wait_for(late, 5.0) == expected[1:]
     assert await collect(queue, sent.id, after=3) == expected[3:]  # also afterwards
     assert await collect(queue, sent.id, after=4) == []
+
+
+async def test_reports_of_many_jobs_are_taken_in_order_and_answered_one_by_one(
+    queue: JobQueue,
+) -> None:
+    jobs = [job(keep=True) for _ in range(4)]
+    await submit(queue, *jobs)
+    ends, goes, lost, runs = claim(queue)
+    early = asyncio.create_task(collect(queue, runs.job_id))
+    await queue.cancel(lost.job_id)
+    answers = queue.report(
+        [
+            (ends, EVENTS[0]),
+            (runs, EVENTS[0]),
+            (lost, EVENTS[0]),
+            (ends, EVENTS[1]),
+            (ends, result()),
+            (ends, EVENTS[2]),
+            (lost, result()),
+            (goes, EVENTS[0]),
+            (goes, HAND_BACK),
+            (goes, result()),
+            (lost, HAND_BACK),
+            (runs, EVENTS[1]),
+        ]
+    )
+    assert answers == [True, True, False, True, True, False, False, True, True, False, False, True]
+    assert list(queue.report([])) == []
+    states = [(await queue.status(one.id)).state for one in jobs]
+    assert states == ["ok", "waiting", "cancelled", "running"]
+    numbered = [NumberedEvent(i, event) for i, event in enumerate(EVENTS[:2], start=1)]
+    assert await collect(queue, ends.job_id) == numbered
+    queue.finish(runs, result())
+    assert await asyncio.wait_for(early, 5.0) == numbered
+    totals = (await queue.stats()).totals
+    assert (totals.redelivered, totals.fenced) == ({"handed_back": 1}, 2)
+
+
+async def test_arrivals_are_heard_where_there_were_no_jobs(queue: JobQueue) -> None:
+    heard: list[str] = []
+    queue.on_arrival(heard.append)
+    assert claim(queue) == []
+    await until(lambda: "" in heard or not queue.is_remote)  # it listens
+    heard.clear()
+    await submit(queue, job(model="tiny"))
+    await until(lambda: heard == ["tiny"])
+    queue.hand_back(claim(queue))
+    await until(lambda: heard == ["tiny"] * 2)
+    claim(queue)
+    await submit(queue, job(model="other"))
+    await until(lambda: heard == ["tiny", "tiny", "other"])
 
 
 async def test_events_arrive_while_the_job_runs(queue: JobQueue) -> None:
