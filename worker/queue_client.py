@@ -30,7 +30,7 @@ POLL_SECONDS = 1.0  # between two claims without an arrival: of some we may not 
 PAUSE_SECONDS = 0.5  # between two tries to reach a queue that is away
 STALE_SECONDS = 1.0  # after which a loop that has not turned gets no more jobs: it may hang
 MAX_TOGETHER = 256  # reports in a call
-MAX_BYTES = 1_000_000  # of images in a call; what exceeds it travels alone
+MAX_BYTES = 1_000_000  # of images in a call, after which it takes no further report
 MAX_WAITING = 1024  # reports in the outbox, before events are dropped
 
 Answer = TypeVar("Answer")
