@@ -8,8 +8,10 @@
 # A TORCH given by hand stays until another is given or `make clean` removes .venv.
 
 PYTHON ?= python3
+GPU_PYTHON ?= python3.12
 ARGS ?=
 VENV := .venv
+GPU_VENV := .venv-gpu
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
@@ -26,10 +28,10 @@ TORCH_INDEX ?= $(if $(filter $(TORCH),$(DEFAULT_TORCH)),$(DEFAULT_INDEX))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve install test lint format bench clean
+.PHONY: help serve install test lint format bench gpu-compile clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 serve: $(VENV)/.stamp-worker $(VENV)/.stamp-kernels ## Run the service with the shipped model on http://127.0.0.1:8000
 	@$(BIN)/masc serve $(ARGS)
@@ -53,8 +55,11 @@ bench: $(VENV)/.stamp-test ## Run every benchmark; each prints its table
 		echo "== $$program"; $(BIN)/python "$$program" $(ARGS) || exit; \
 	done
 
-clean: ## Remove .venv, build products and caches
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+gpu-compile: $(GPU_VENV)/.stamp ## Compile what a GPU runs, on a machine without one
+	@$(GPU_VENV)/bin/python -m tests.gpu_compile $(ARGS)
+
+clean: ## Remove the environments, build products and caches
+	rm -rf $(VENV) $(GPU_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Set-up. The stamp of an extra is newer than all that decides what it installs.
@@ -95,4 +100,14 @@ $(VENV)/.stamp-python:
 		echo "$(PYTHON) lacks the venv module; on Debian or Ubuntu: sudo apt-get install python3-venv" >&2; exit 2; }
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The CUDA build of torch brings the compilers. Beside it only what is imported on the way.
+$(GPU_VENV)/.stamp: constraints.txt
+	@$(GPU_PYTHON) -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))' || { \
+		echo "gpu-compile needs Python 3.12 or newer; try: make gpu-compile GPU_PYTHON=..." >&2; exit 2; }
+	@echo "Installing the CUDA build of $(PINNED_TORCH) into $(GPU_VENV) (once; about 5 GB)"
+	@$(GPU_PYTHON) -m venv --clear $(GPU_VENV)
+	@$(GPU_VENV)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --retries 1 \
+		-c constraints.txt torch numba numpy pydantic pytest setuptools
 	@touch $@

@@ -67,7 +67,9 @@ def random_bits(seeds: Tensor, position: int | Tensor, num: int, stream: int) ->
 
         places = torch.as_tensor(position, dtype=torch.int64).expand(len(seeds)).contiguous()
         return philox.random_bits(seeds.contiguous(), places, num, stream)
-    blocks = torch.arange(-(-num // 4), device=seeds.device)  # (ceil(N / 4),)
+    # The mask changes nothing but what a compiler makes of the first product: it multiplies bare
+    # indices by the constant in 32 bits, where that does not fit.
+    blocks = torch.arange(-(-num // 4), device=seeds.device) & _MASK  # (ceil(N / 4),)
     places = torch.as_tensor(position, dtype=torch.int64, device=seeds.device)
     # Filled on the device: a copy of a number from the host could not be part of a recorded graph.
     constants = seeds.new_full((), stream), seeds.new_zeros(())

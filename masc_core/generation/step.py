@@ -15,13 +15,14 @@ Legend: B images, R rows and n refined images of a step, all with filling; S slo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar, cast
+from collections.abc import Hashable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from masc_core.device import new_stream
+from masc_core.compiled import Work, begin_sizes, compile_part
+from masc_core.device import keep_float32, new_stream
 from masc_core.generation.tables import Tables
 from masc_core.in_cluster import REFINE, InClusterDecoder
 from masc_core.models.gpt import GPT, Block, Prediction
@@ -29,8 +30,6 @@ from masc_core.models.kv_cache import KVCache, KVLayer, Rows
 from masc_core.philox import code_bits, gumbel
 from masc_core.refinement import Refinement
 from masc_core.sampling import Sampled, sample
-
-Work = TypeVar("Work", bound=Callable[..., object])
 
 # oneDNN is slower with two rows, and does not keep a row's bits for every other number of them.
 CPU_ROW_MULTIPLE = 4
@@ -100,14 +99,18 @@ class Step:
         self._num_slots = num_slots
         self._refinement: Refinement | None = None  # once it is needed
         self._side = new_stream(weight.device) if weight.is_cuda else None
+        if compiled:
+            keep_float32()
+            begin_sizes(_sizes(model, decoder, num_slots))
         self._enter = _compiled(enter, when=compiled)
         self._embed = _compiled(model.embed, when=compiled)
         self._run_block = _compiled(run_block, when=compiled)
         self._head = _compiled(model.head, when=compiled)
         self._noise = _compiled(noise_of, when=compiled)
         self._sample = _compiled(sample_clusters, when=compiled)
-        self._refine = _compiled(refine_codes, when=compiled)
-        self._write = _compiled(pick_and_write, when=compiled)
+        self._sample_filtered = _compiled(sample_filtered, when=compiled)
+        self._pick = _compiled(pick_and_write, when=compiled)
+        self._refine = _compiled(refine_and_write, when=compiled)
 
     def __call__(self, indices: Indices, *, filters: bool) -> float:
         """Do the step.
@@ -126,20 +129,20 @@ class Step:
         hidden, logits = self.predict(indices)
         if self._side is not None:
             torch.cuda.current_stream().wait_stream(self._side)
-        sampled = self._sample(tables, indices, logits, noise.gumbel, filters)
+        draw = self._sample_filtered if filters else self._sample
+        sampled = draw(tables, indices, logits, noise.gumbel)
         started = time.perf_counter()
-        refined = None
+        to_write = tables, indices, self._decoder, sampled, noise.bits
         if len(indices.refined):
-            what = self._refiner_at_work(), hidden, sampled.tokens, noise.bits
-            refined = self._refine(tables, indices, *what)
-        self._write(tables, indices, self._decoder, sampled, noise.bits, refined)
+            self._refine(*to_write, self._refiner_at_work(), hidden)
+        else:
+            self._pick(*to_write)
         return time.perf_counter() - started
 
     def predict(self, indices: Indices) -> Prediction:
         """What the model makes of the rows, whose keys and values are then in the cache."""
         rows = Rows(*self._enter(self.tables, indices, self._model.config.num_classes))
-        x, cos_sin = self._embed(rows)
-        residual = torch.zeros_like(x)
+        x, residual, cos_sin = self._embed(rows)
         for block, layer in self._blocks:
             x, residual = self._run_block(block, x, residual, cos_sin, rows, layer)
         return self._head(x, residual)
@@ -184,63 +187,59 @@ def noise_of(tables: Tables, indices: Indices, num_clusters: int) -> StepNoise:
     return StepNoise(gumbel(seeds, positions, num_clusters), code_bits(seeds, positions))
 
 
-def sample_clusters(
-    tables: Tables,
-    indices: Indices,
-    logits: Tensor,
-    noise: Tensor,
-    filters: bool,  # noqa: FBT001 - compiled for either
-) -> Sampled:
-    """Draw the images' clusters from the rows' logits (R, K)."""
+def sample_clusters(tables: Tables, indices: Indices, logits: Tensor, noise: Tensor) -> Sampled:
+    """Draw the images' clusters from the rows' logits (R, K), where none has filters."""
+    cond, uncond = logits[: len(indices.images)], logits[indices.partners]
     params = tables.params.of(indices.images)
-    return sample(
-        logits[: len(indices.images)],
-        logits[indices.partners],
-        params.cfg_scale,
-        params.temperature,
-        params.top_k if filters else None,
-        params.top_p if filters else None,
-        noise,
-    )
+    return sample(cond, uncond, params.cfg_scale, params.temperature, None, None, noise)
 
 
-def refine_codes(
-    tables: Tables,
-    indices: Indices,
-    refinement: Refinement,
-    hidden: Tensor,
-    clusters: Tensor,
-    bits: Tensor,
-) -> Tensor:
-    """Codes int64 (n,) that the refiner draws, from hidden states (R, C) and clusters (B,)."""
-    refined = indices.refined
-    slots = indices.images[refined]
-    positions = tables.position[slots]
-    before = tables.codes[slots, (positions - 1).clamp(min=0)]
-    return refinement.draw(
-        hidden[refined],
-        clusters[refined],
-        Rows(before, positions, slots),
-        bits[refined],
-        tables.params.temperature[slots],
-    )
+def sample_filtered(tables: Tables, indices: Indices, logits: Tensor, noise: Tensor) -> Sampled:
+    """The same where some images have filters."""
+    cond, uncond = logits[: len(indices.images)], logits[indices.partners]
+    params = tables.params.of(indices.images)
+    filters = params.top_k, params.top_p
+    return sample(cond, uncond, params.cfg_scale, params.temperature, *filters, noise)
 
 
 def pick_and_write(
+    tables: Tables, indices: Indices, decoder: InClusterDecoder, sampled: Sampled, bits: Tensor
+) -> None:
+    """Turn clusters into codes, and note them."""
+    decodings = tables.params.decoding[indices.images]
+    write(tables, indices, sampled, decoder.pick(sampled.tokens, bits, decodings))
+
+
+def refine_and_write(
     tables: Tables,
     indices: Indices,
     decoder: InClusterDecoder,
     sampled: Sampled,
     bits: Tensor,
-    refined: Tensor | None,
+    refinement: Refinement,
+    hidden: Tensor,
 ) -> None:
-    """Turn clusters into codes, note everything, and let the images go to their next positions."""
-    images = indices.images
-    positions, decodings = tables.position[images], tables.params.decoding[images]
+    """The same where the refiner draws codes of some images, from hidden states (R, C)."""
+    decodings, refined = tables.params.decoding[indices.images], indices.refined
     codes = decoder.pick(sampled.tokens, bits, decodings)
-    if refined is not None:
-        which = indices.refined
-        codes[which] = torch.where(decodings[which] == REFINE, refined, codes[which])
+    slots = indices.images[refined]
+    positions = tables.position[slots]
+    before = tables.codes[slots, (positions - 1).clamp(min=0)]
+    drawn = refinement.draw(
+        hidden[refined],
+        sampled.tokens[refined],
+        Rows(before, positions, slots),
+        bits[refined],
+        tables.params.temperature[slots],
+    )
+    codes[refined] = torch.where(decodings[refined] == REFINE, drawn, codes[refined])
+    write(tables, indices, sampled, codes)
+
+
+def write(tables: Tables, indices: Indices, sampled: Sampled, codes: Tensor) -> None:
+    """Note what was drawn, and let the images go to their next positions."""
+    images = indices.images
+    positions = tables.position[images]
     tables.codes[images, positions] = codes
     tables.entropies[images, positions] = sampled.entropies
     tables.finite[images] &= sampled.finite
@@ -251,4 +250,12 @@ def pick_and_write(
 
 
 def _compiled(work: Work, *, when: bool) -> Work:
-    return cast("Work", torch.compile(work, fullgraph=True)) if when else work
+    return compile_part(work) if when else work
+
+
+def _sizes(model: GPT, decoder: InClusterDecoder, num_slots: int) -> Hashable:
+    """All that the shapes of a step follow from, but for its rows and images."""
+    weight, prior = model.output.weight, decoder.prior
+    refiner = decoder.refiner.config if "refine" in decoder.decodings else None
+    sizes = (model.config, refiner, prior.num_codes, int(prior.sizes.max()), num_slots)
+    return sizes, weight.dtype, weight.device

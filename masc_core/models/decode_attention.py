@@ -1,7 +1,7 @@
 """Attention of one new position a row, as one Triton kernel: rotate, store, attend.
 
-A program has one row and one head. It turns the row's query and key, stores key and value, and goes
-through the row's own positions in blocks, with the running maximum m and the running sum l of
+A program has one row and one head. It rotates the row's query and key, stores key and value, and
+goes through the row's own positions in blocks, with the running maximum m and the running sum l of
 Milakov and Gimelshein: Online normalizer calculation for softmax, 2018. All sums are float32 and in
 an order that depends on the row's position alone, so a row has the same bits in any company.
 Same function as `masc_core.models.kv_cache.attend_plainly`; importing this module needs Triton.
@@ -20,19 +20,30 @@ import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from torch import Tensor
 
-BLOCK = 64  # positions at once
+NUM_WARPS = 4
+BLOCK_BYTES = 16384  # of keys that a program loads at once, and of values; 128 bytes a thread each
+
+
+def block_size(dim: int, dtype: torch.dtype) -> int:
+    """Positions that a program takes at once, a power of two.
+
+    A constant of the model, not tuned by the clock: in other blocks sums have other bits. At twice
+    ``BLOCK_BYTES`` registers do not suffice; half would wait for memory twice as often.
+    """
+    width: int = triton.next_power_of_2(dim)
+    return min(BLOCK_BYTES // (width * dtype.itemsize), max(16, 2 * width))
 
 
 @torch.library.custom_op("masc::attend", mutates_args=("keys", "values"))
 def attend(
-    qkv: Tensor, turns: Tensor, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor
+    qkv: Tensor, cos_sin: Tensor, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor
 ) -> Tensor:
-    """Turn and store what is new, and attend; see `masc_core.models.kv_cache.attend_plainly`."""
+    """Rotate and store what is new, and attend; see `masc_core.models.kv_cache.attend_plainly`."""
     num_heads, length, dim = keys.shape[1:]
     out = torch.empty(len(qkv), num_heads, dim, dtype=qkv.dtype, device=qkv.device)
     _kernel[len(qkv), num_heads](
         qkv.contiguous(),
-        turns.contiguous(),
+        cos_sin.contiguous(),
         slots,
         positions,
         keys,
@@ -43,32 +54,32 @@ def attend(
         T=length,
         D=dim,
         WIDTH=triton.next_power_of_2(dim),
-        BLOCK=BLOCK,
-        num_warps=4,
+        BLOCK=block_size(dim, keys.dtype),
+        num_warps=NUM_WARPS,
     )
     return out
 
 
 @attend.register_fake
 def _(
-    qkv: Tensor, turns: Tensor, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor
+    qkv: Tensor, cos_sin: Tensor, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor
 ) -> Tensor:
     return qkv.new_empty(qkv.shape[0], keys.shape[1], keys.shape[3])
 
 
 @triton.jit
-def _turned(vector, place, cos, sin, real):
-    """Turn the pairs of the D numbers at ``vector``, and round as they are stored."""
+def _rotated(vector, place, cos, sin, real):
+    """Rotate the pairs of the D numbers at ``vector``, and round as they are stored."""
     there = tl.load(vector + place, mask=real, other=0.0)
     beside = tl.load(vector + (place ^ 1), mask=real, other=0.0)  # the other one of the pair
-    turned = there.to(tl.float32) * cos + beside.to(tl.float32) * sin
-    return turned.to(there.dtype)
+    rotated = there.to(tl.float32) * cos + beside.to(tl.float32) * sin
+    return rotated.to(there.dtype)
 
 
 @triton.jit
 def _kernel(
     qkv,
-    turns,
+    cos_sin,
     slots,
     positions,
     keys,
@@ -84,11 +95,11 @@ def _kernel(
     row, head = tl.program_id(0), tl.program_id(1)
     place = tl.arange(0, WIDTH)
     real = place < D
-    cos = tl.load(turns + row * 2 * D + place, mask=real, other=0.0)
-    sin = tl.load(turns + row * 2 * D + D + place, mask=real, other=0.0)
+    cos = tl.load(cos_sin + row * 2 * D + place, mask=real, other=0.0)
+    sin = tl.load(cos_sin + row * 2 * D + D + place, mask=real, other=0.0)
     new = qkv + (row * 3 * H + head) * D
-    query = _turned(new, place, cos, sin, real).to(tl.float32) * scale
-    key = _turned(new + H * D, place, cos, sin, real)
+    query = _rotated(new, place, cos, sin, real).to(tl.float32) * scale
+    key = _rotated(new + H * D, place, cos, sin, real)
     value = tl.load(new + 2 * H * D + place, mask=real, other=0.0)
     position = tl.load(positions + row)
     past = (tl.load(slots + row) * H + head) * T * D
@@ -103,12 +114,15 @@ def _kernel(
         time = start + tl.arange(0, BLOCK)
         before = (time < position)[:, None] & real[None, :]
         places = past + time[:, None] * D + place[None, :]
-        block = tl.load(keys + places, mask=before, other=0.0).to(tl.float32)
-        scores = tl.where(time < position, tl.sum(block * query[None, :], 1), float("-inf"))
+        key_block = tl.load(keys + places, mask=before, other=0.0)
+        # Before the scores, whose sums are a barrier: both are on their way at the same time.
+        value_block = tl.load(values + places, mask=before, other=0.0)
+        products = tl.sum(key_block.to(tl.float32) * query[None, :], 1)
+        scores = tl.where(time < position, products, float("-inf"))
         highest = tl.maximum(m, tl.max(scores))
         weights = tl.exp(scores - highest)
-        block = tl.load(values + places, mask=before, other=0.0).to(tl.float32)
-        attended = attended * tl.exp(m - highest) + tl.sum(weights[:, None] * block, 0)
+        seen = tl.sum(weights[:, None] * value_block.to(tl.float32), 0)
+        attended = attended * tl.exp(m - highest) + seen
         l = l * tl.exp(m - highest) + tl.sum(weights)  # noqa: E741
         m = highest
     result = (attended / l).to(value.dtype)

@@ -86,8 +86,7 @@ class GPT(nn.Module):
         rows : R of them; their positions are added to the cache
         cache : holds the positions before
         """
-        x, cos_sin = self.embed(rows)
-        residual = torch.zeros_like(x)
+        x, residual, cos_sin = self.embed(rows)
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             x, residual = block.step(x, residual, cos_sin, rows, layer)
         return self.head(x, residual)
@@ -109,12 +108,16 @@ class GPT(nn.Module):
         """The layers, by their type."""
         return [block for block in self.layers if isinstance(block, Block)]
 
-    def embed(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Classes of the rows at position 0, tokens of all others, (R, C); and their rotations."""
+    def embed(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """What the first block takes: two (R, C), whose sum it is, and the rows' rotations.
+
+        The first is the class of a row at position 0, the token of any other; the second is 0.
+        """
         first = rows.positions == 0
         classes: Tensor = self.cls_embedding(rows.ids.where(first, 0))
         tokens: Tensor = self.tok_embeddings(rows.ids.where(~first, 0))
-        return torch.where(first[:, None], classes, tokens), self.rope.table[rows.positions]
+        x = torch.where(first[:, None], classes, tokens)
+        return x, torch.zeros_like(x), self.rope.table[rows.positions]
 
     def head(self, x: Tensor, residual: Tensor) -> Prediction:
         """Hidden states and logits of the rows, from the two (R, C) of the last block."""

@@ -251,7 +251,7 @@ class CountingGPT(GPT):
         super().__init__(config)
         self.rows: set[int] = set()
 
-    def embed(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def embed(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         self.rows.add(len(rows.ids))
         return super().embed(rows)
 

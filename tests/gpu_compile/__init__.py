@@ -1,0 +1,1 @@
+"""Compiles all that a GPU runs, without one; see `__main__`."""
