@@ -210,7 +210,7 @@ def stagger_shipped() -> Figures:
     """The shipped model, 16 images, one thread."""
     torch.set_num_threads(1)
     bundle = shipped()
-    return {"stagger_shipped": staggered((bundle.model, bundle.decoder), 16)}
+    return {"stagger_shipped": staggered((bundle.model, bundle.decoder), 16, 9)}
 
 
 def stagger_gpt_b() -> Figures:
@@ -219,24 +219,24 @@ def stagger_gpt_b() -> Figures:
     model = GPT(GPTConfig.named("GPT-B", vocab_size=NUM_CLUSTERS)).eval()
     torch.nn.init.normal_(model.output.weight, std=0.02)
     decoder = InClusterDecoder(ClusterMap.identity(NUM_CLUSTERS))
-    return {"stagger_gpt_b": staggered((model, decoder), 8)}
+    return {"stagger_gpt_b": staggered((model, decoder), 8, 1)}
 
 
-def staggered(parts: Parts, num_images: int) -> float:
+def staggered(parts: Parts, num_images: int, num_rounds: int) -> float:
     """Seconds of a step in lockstep over those at positions that are spread evenly."""
     length = parts[0].config.block_size
-    seconds = []
-    for num_at_once in (num_images, 1):
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for is_spread in [True, False] * num_rounds:
         running = Engine(*parts, 2 * num_images)
-        if num_at_once == 1:
+        if is_spread:
             spread(running, length, num_images, count())
         else:
             for number in range(num_images):
                 running.add(task(number))
-            for _ in range(length // 2 - 8):
+            for _ in range(length // 2 - 2):
                 running.step()
-        seconds.append(statistics.median(times_of(running.step, length // num_images - 1)))
-    return seconds[0] / seconds[1]
+        seconds[is_spread] += times_of(running.step, length // num_images - 1)
+    return statistics.median(seconds[False]) / statistics.median(seconds[True])
 
 
 def spread(running: Engine, length: int, num_images: int, numbers: Iterator[int]) -> None:
