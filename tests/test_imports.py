@@ -226,12 +226,12 @@ def test_every_form_of_import_closes_a_cycle(source: str) -> None:
 
 def test_relative_imports_of_packages() -> None:
     name, modules = "worker.jobs", {"worker.jobs", "worker.jobs.queue", "worker.loop"}
-    source = "from . import queue\nfrom .queue import x\nfrom .. import consumer"
+    source = "from . import queue\nfrom .queue import x\nfrom .. import loop"
     assert list(imports_of(name, source, modules, is_package=True)) == [
         "worker.jobs.queue",
         "worker.loop",
     ]
-    source = "from ..consumer import y\nfrom . import queue"
+    source = "from ..loop import y\nfrom . import queue"
     assert list(imports_of("worker.jobs.memory", source, modules)) == [
         "worker.loop",
         "worker.jobs.queue",
