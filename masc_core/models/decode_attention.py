@@ -27,8 +27,9 @@ BLOCK_BYTES = 16384  # of keys that a program loads at once, and of values; 128 
 def block_size(dim: int, dtype: torch.dtype) -> int:
     """Positions that a program takes at once, a power of two.
 
-    A constant of the model, not tuned by the clock: in other blocks sums have other bits. At twice
-    ``BLOCK_BYTES`` registers do not suffice; half would wait for memory twice as often.
+    A constant of the model, not tuned by the clock: in other blocks sums have other bits. Half of
+    ``BLOCK_BYTES`` would wait for memory twice as often; with twice as much a multiprocessor has
+    registers for fewer programs, and with four times a program has too few.
     """
     width: int = triton.next_power_of_2(dim)
     return min(BLOCK_BYTES // (width * dtype.itemsize), max(16, 2 * width))

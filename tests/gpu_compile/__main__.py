@@ -7,7 +7,7 @@
 
 torch, Inductor and Triton generate the code that they would on an H200, and Triton's assembler
 makes machine code of it. A line for each part says what it is made of. The exit status is 1 if
-anything fails to compile, breaks into several graphs, reads a number on the host, spills registers,
+anything does not compile, breaks into several graphs, waits for the device, spills registers,
 copies the cache, or is compiled more often than shapes and models account for.
 """
 
@@ -97,7 +97,8 @@ def check_steps(report: Report, device: Device, options: argparse.Namespace) -> 
                     assert code is not None
                     title = f"{part.rpartition('.')[2]} {number + 1}"
                     report.check(title, code, TARGET, largest=recorded.cache_size)
-            older_gpus(report, compiler)
+            if sizes is next(iter(models.values())):
+                older_gpus(report, compiler)
             say_steps(report, sizes, works)
 
 
@@ -149,7 +150,7 @@ def check_swaps(report: Report, device: Device, __: argparse.Namespace) -> None:
         for number in range(SWAPS + 1):
             width = 32 + 16 * (number % 4)
             sizes = product.Sizes.of_width(width, refines=number % 2 == 0, largest=3 + number)
-            for again in (False, True):
+            for again in (False, True) if number < 2 else (False,):
                 before = compiler.num_graphs()
                 for _ in product.Recorded(sizes, 2).prepare():
                     pass
@@ -157,7 +158,7 @@ def check_swaps(report: Report, device: Device, __: argparse.Namespace) -> None:
                 bound_graphs(report, made, f"model {number}")
                 if again and made:
                     report.fail(f"model {number}: one of the same sizes is compiled anew: {made}")
-        report.say(f"   {compiler.num_graphs().total()} graphs of {2 * SWAPS + 2} models")
+        report.say(f"   {compiler.num_graphs().total()} graphs of {SWAPS + 1} sizes of models")
 
 
 def check_images(report: Report, device: Device, _: argparse.Namespace) -> None:

@@ -131,15 +131,18 @@ class Device:
         """Do an operator's work on shapes, and note it."""
         out = self._dispatch(func, types, args, kwargs or {})
         if self._is_recording:
-            self._note(func, (args, kwargs, out))
+            self._note(func, (args, kwargs), out)
         return out
 
-    def _note(self, func: torch._ops.OpOverload, values: object) -> None:
-        tensors = list(_tensors(values))
-        if any(t.device.type == "cpu" and t.dim() for t in tensors):
-            self.work.refused.append(f"{func} has a tensor of the host")
+    def _note(self, func: torch._ops.OpOverload, given: object, out: object) -> None:
+        taken, made = list(_tensors(given)), list(_tensors(out))
+        # A number of the host is an argument of a kernel, but none comes from the device.
+        if any(t.device.type == "cpu" and t.dim() for t in taken):
+            self.work.refused.append(f"{func} takes a tensor of the host")
+        if any(t.device.type == "cpu" for t in made):
+            self.work.refused.append(f"{func} makes a tensor of the host")
         is_work = not getattr(func, "is_view", False) and func.namespace != "prim"
-        if is_work and any(t.device.type == "cuda" for t in tensors):
+        if is_work and any(t.device.type == "cuda" for t in taken + made):
             self.work.operators.append(str(func))
 
 

@@ -185,6 +185,8 @@ def on_device(graph: GraphModule, inputs: Sequence[Any]) -> tuple[GraphModule, l
     Gradients have to be traced on the host: their engine would ask the device's driver.
     """
     moved = copy.deepcopy(graph)
+    if all(value.device == DEVICE for value in inputs if isinstance(value, Tensor)):
+        return moved, list(inputs)
     for node in moved.graph.nodes:
         node.meta = {key: tree_map(_on_device, value) for key, value in node.meta.items()}
         node.args = tree_map(_on_device, node.args)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import traceback
@@ -56,10 +55,9 @@ class Report:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - the next sections are to be told of too
-            logging.getLogger(__name__).debug("%s", traceback.format_exc())
-            reason = str(error).strip().splitlines() or [""]
-            self.fail(f"{title}: {type(error).__name__}: {reason[0]} {reason[-1]}"[:600])
-            traceback.print_exc(limit=-25)
+            reason = [line.strip() for line in str(error).splitlines() if line.strip()][:2]
+            self.fail(f"{title}: {type(error).__name__}: {' '.join(reason)}")
+            traceback.print_exc()
         self.say(f"   {cpu_seconds() - started:.0f} s of a core")
 
     def check(self, part: str, code: Code, target: GPUTarget, *, largest: int = 0) -> None:
