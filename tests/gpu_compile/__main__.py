@@ -146,10 +146,10 @@ def say_steps(report: Report, sizes: product.Sizes, works: dict[Asked, Work]) ->
 
 
 def check_swaps(report: Report, device: Device, __: argparse.Namespace) -> None:
-    """Ten models one after the other, as a worker serves them: of other sizes, and of the same."""
+    """Ten changes of a worker's model, each to new sizes, some to the same again."""
     with report.section(f"{SWAPS} swaps"), device, Compiler(device, generates=False) as compiler:
         for number in range(SWAPS + 1):
-            width = 32 + 16 * (number % 4)
+            width = 32 + 16 * number
             sizes = product.Sizes.of_width(width, refines=number % 4 == 0, largest=3 + number)
             for again in (False, True) if number < 2 else (False,):
                 before = compiler.num_graphs()
