@@ -32,7 +32,7 @@ MODELS = Path(__file__).parent.parent / "models"
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table, and write it where asked."""
     parser = argparse.ArgumentParser(description="time the VQ decoder")
     parser.add_argument("--models", type=Path, default=MODELS)
     parser.add_argument("--sizes", default="VQ-16", help="named tokenizers, besides the shipped")
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--batch", type=int, default=16, help="on a GPU")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="folder for the table")
     options = parser.parse_args()
     device = resolve_device(options.device)
     torch.manual_seed(0)
@@ -50,15 +51,23 @@ def main() -> None:
     for size in filter(None, options.sizes.split(",")):
         config = VQConfig.named(size)
         tokenizers[size] = VQModel(config).eval(), config.grid_size(IMAGE_SIZE)
-    print(f"{device} ({platform.machine()}), torch {torch.__version__}\n")
-    print("| decoder | pixels | threads | ms before | ms after | times | prepared in s | PSNR |")
-    print("|---|---|---|---|---|---|---|---|")
+    table = [
+        f"{device} ({platform.machine()}), torch {torch.__version__}\n",
+        "| decoder | pixels | threads | ms before | ms after | times | prepared in s | PSNR |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    print("\n".join(table))
     threads = [int(num) for num in options.threads.split(",")] if device.type == "cpu" else [1]
     for name, (tokenizer, grid) in tokenizers.items():
         batch = 1 if device.type == "cpu" else options.batch
         for num in threads:
             torch.set_num_threads(num)
-            print(row(name, tokenizer.to(device), grid, num, batch, options.repeats), flush=True)
+            table.append(row(name, tokenizer.to(device), grid, num, batch, options.repeats))
+            print(table[-1], flush=True)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        path = options.out / f"rendering-{device.type}.md"
+        path.write_text("\n".join(table) + "\n", "utf-8")
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 from numba import njit
 
 FUSE = {"contract"}
+UNSIGNED = {"contract", "nsz"}
 SPLIT = {"contract", "nsz", "reassoc"}
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -26,6 +27,12 @@ def kernel(function: F) -> F:
 def serial(function: F) -> F:
     """Compile a loop that is sequential, or that runs inside a `kernel`."""
     return cast("F", njit(cache=True, nogil=True, fastmath=FUSE)(function))
+
+
+def unchecked(function: F) -> F:
+    """Compile a sequential loop that never divides by zero, and to which zeros have no sign."""
+    compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath=UNSIGNED)
+    return cast("F", compiled(function))
 
 
 def inline(function: F) -> F:

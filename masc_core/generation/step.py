@@ -3,7 +3,7 @@
 It is tensors alone: nothing is read on the host, and no shape depends on a value. What is known of
 images lies in tables with a row per slot; indices say which images are in this step. So a GPU can
 record a step once for some numbers of rows and images, and replay it for any images; a CPU runs it
-as it is. Only the attention kernel differs between devices (`masc_core.models.kv_cache`).
+as it is. Between devices only the kernels differ (`masc_core.models.kv_cache`, `fused`).
 
 What an image becomes depends on its `ImageSpec` alone: rows do not meet in any operation, and
 random words belong to (seed, position). On a CPU a row has the same bits in any company, in
@@ -189,17 +189,22 @@ def noise_of(tables: Tables, indices: Indices, num_clusters: int) -> StepNoise:
 
 def sample_clusters(tables: Tables, indices: Indices, logits: Tensor, noise: Tensor) -> Sampled:
     """Draw the images' clusters from the rows' logits (R, K), where none has filters."""
-    cond, uncond = logits[: len(indices.images)], logits[indices.partners]
-    params = tables.params.of(indices.images)
-    return sample(cond, uncond, params.cfg_scale, params.temperature, None, None, noise)
+    return sample(*_to_sample(tables, indices, logits), None, None, noise)
 
 
 def sample_filtered(tables: Tables, indices: Indices, logits: Tensor, noise: Tensor) -> Sampled:
     """The same where some images have filters."""
-    cond, uncond = logits[: len(indices.images)], logits[indices.partners]
-    params = tables.params.of(indices.images)
-    filters = params.top_k, params.top_p
-    return sample(cond, uncond, params.cfg_scale, params.temperature, *filters, noise)
+    top_k, top_p = tables.params.top_k[indices.images], tables.params.top_p[indices.images]
+    return sample(*_to_sample(tables, indices, logits), top_k, top_p, noise)
+
+
+def _to_sample(
+    tables: Tables, indices: Indices, logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits with and without the class, scales and temperatures of the images."""
+    images, params = indices.images, tables.params
+    cond, uncond = logits[: images.shape[0]], logits[indices.partners]
+    return cond, uncond, params.cfg_scale[images], params.temperature[images]
 
 
 def pick_and_write(

@@ -30,10 +30,6 @@ class BatchParams(NamedTuple):
     temperature: Tensor  # float32
     top_p: Tensor  # float64
 
-    def of(self, images: Tensor) -> BatchParams:
-        """Those of some images, int64 (n,), in that order."""
-        return BatchParams(*(column[images] for column in self))
-
 
 class Tables(NamedTuple):
     """Everything that a step reads and writes besides the model's cache.
@@ -100,7 +96,5 @@ def unpack_params(packed: Tensor) -> BatchParams:
     """What `pack_params` packed, int64 (7, n)."""
     seed, class_id, top_k, decoding = packed[:4].unbind()
     cfg_scale, temperature, top_p = packed[4:].view(torch.float64).unbind()
-    return BatchParams(
-        *(seed.clone(), class_id.clone(), top_k.clone(), decoding.clone()),
-        *(cfg_scale.float(), temperature.float(), top_p.clone()),
-    )
+    floats = cfg_scale.float(), temperature.float(), top_p
+    return BatchParams(seed, class_id, top_k, decoding, *floats)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from masc_core.kernel import unchecked
 from masc_core.models.conv import (
     NORM_EPSILON,
     NORM_GROUPS,
@@ -29,7 +30,7 @@ from masc_core.models.conv import (
     ResidualBlock,
     Upsample,
 )
-from masc_core.models.tile import COLUMNS, ROWS, FloatArray, kernel, pack, tile_product
+from masc_core.models.tile import COLUMNS, ROWS, FloatArray, pack, tile_product
 from masc_core.models.winograd import Convolution, convolve
 
 # Multiplications below which handing work to another thread, some 50 microseconds, does not pay.
@@ -220,7 +221,7 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="vq-decoder")
 
 
-@kernel
+@unchecked
 def _multiply(x: FloatArray, panels: FloatArray, out: FloatArray, part: int, parts: int) -> None:
     depth, n = x.shape[1], out.shape[1]
     for start in range(part * MULTIPLIED, len(x), parts * MULTIPLIED):
@@ -237,7 +238,7 @@ def _multiply(x: FloatArray, panels: FloatArray, out: FloatArray, part: int, par
                 one_row(rows, panel, to, depth)
 
 
-@kernel
+@unchecked
 def _add_up(x: FloatArray, sums: npt.NDArray[np.float64], part: int, parts: int) -> None:
     """Sums and sums of squares of every channel, of so many rows of pixels each."""
     for block in range(part, len(sums), parts):
@@ -253,7 +254,7 @@ def _add_up(x: FloatArray, sums: npt.NDArray[np.float64], part: int, parts: int)
                     squares[c] += value * value
 
 
-@kernel
+@unchecked
 def _affine(
     sums: npt.NDArray[np.float64], pixels: int, weight: FloatArray, bias: FloatArray
 ) -> FloatArray:

@@ -9,16 +9,15 @@ nothing but its row and its column.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 FloatArray = npt.NDArray[np.float32]
-Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 COLUMNS = 16
 ROWS = 6  # 12 of AVX2's 16 registers are sums then, the others hold what comes in
@@ -26,12 +25,6 @@ ROWS = 6  # 12 of AVX2's 16 registers are sums then, the others hold what comes 
 INDEX = ir.IntType(64)
 VECTOR = ir.VectorType(ir.FloatType(), COLUMNS)
 ALL_FIRST = ir.Constant(ir.VectorType(ir.IntType(32), COLUMNS), [0] * COLUMNS)
-
-
-def kernel(function: Kernel) -> Kernel:
-    """Compile a loop, once a machine; it releases the GIL. Sums keep their order."""
-    compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
-    return cast("Kernel", compiled(function))
 
 
 def pack(matrix: FloatArray) -> FloatArray:

@@ -21,7 +21,8 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from masc_core.models.tile import COLUMNS, ROWS, FloatArray, kernel, tile_product
+from masc_core.kernel import unchecked
+from masc_core.models.tile import COLUMNS, ROWS, FloatArray, tile_product
 
 # The points of each m: small, and in pairs of opposite sign. Errors are 1e-5 of the output at most.
 # With m = 6, a fifth of the multiplications, what is between leaves the cache: no faster.
@@ -96,7 +97,7 @@ class Convolution(NamedTuple):
         return _scratch_ends(self, self.tile_rows(height, width), width)[-1]
 
 
-@kernel
+@unchecked
 def _scratch_ends(
     conv: Convolution, tile_rows: int, width: int
 ) -> tuple[int, int, int, int, int, int]:
@@ -114,7 +115,7 @@ def _scratch_ends(
     return strip, patch, patches, products, end, end + m * n
 
 
-@kernel
+@unchecked
 def convolve(  # noqa: PLR0913, PLR0917 - of a kernel that is called once a layer
     x: FloatArray,
     affine: FloatArray,
@@ -162,7 +163,7 @@ def convolve(  # noqa: PLR0913, PLR0917 - of a kernel that is called once a laye
         _write(tiles, conv, add, top, count, row, out)
 
 
-@kernel
+@unchecked
 def _read(x: FloatArray, affine: FloatArray, factor: int, top: int, strip: FloatArray) -> None:
     """Fill a strip that begins a pixel above `top` and a pixel left of the image."""
     height, width = len(x) * factor, x.shape[1] * factor
@@ -181,7 +182,7 @@ def _read(x: FloatArray, affine: FloatArray, factor: int, top: int, strip: Float
                     strip[i, j, c] = 0
 
 
-@kernel
+@unchecked
 def _swish(x: FloatArray, affine: FloatArray, out: FloatArray) -> None:
     """``z / (1 + exp(-z))`` without a function that keeps the loop from being vectorised.
 
@@ -201,7 +202,7 @@ def _swish(x: FloatArray, affine: FloatArray, out: FloatArray) -> None:
         out[c] = z * p / (p + q)
 
 
-@kernel
+@unchecked
 def _transform_patches(
     strip: FloatArray, into: FloatArray, count: int, patch: FloatArray, patches: FloatArray
 ) -> None:
@@ -220,7 +221,7 @@ def _transform_patches(
             _apply(into, patch, i * a * c, c, patches, to, a * from_element, c)
 
 
-@kernel
+@unchecked
 def _multiply(patches: FloatArray, weights: FloatArray, count: int, products: FloatArray) -> None:
     """The products of a column's elements (a, tiles, C) with their weights (a, N / 16, C, 16)."""
     a, panels, c, _ = weights.shape
@@ -236,7 +237,7 @@ def _multiply(patches: FloatArray, weights: FloatArray, count: int, products: Fl
                 )
 
 
-@kernel
+@unchecked
 def _sum_rows(
     products: FloatArray, out_of: FloatArray, j: int, count: int, tiles: FloatArray
 ) -> None:
@@ -249,7 +250,7 @@ def _sum_rows(
             _apply(out_of, products, at, panels * most * COLUMNS, tiles, to, a * n, COLUMNS)
 
 
-@kernel
+@unchecked
 def _write(
     tiles: FloatArray,
     conv: Convolution,
@@ -277,7 +278,7 @@ def _write(
                         pixel[c] = row[j, c] + conv.bias[c]
 
 
-@kernel
+@unchecked
 def _apply(
     matrix: FloatArray,
     x: FloatArray,

@@ -3,12 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from masc_core.models.tile import COLUMNS, FloatArray, kernel, pack, tile_product
+from masc_core.kernel import unchecked
+from masc_core.models.tile import COLUMNS, FloatArray, pack, tile_product
 
 six_rows, one_row = tile_product(6), tile_product(1)
 
 
-@kernel
+@unchecked
 def multiply_six(a: FloatArray, panels: FloatArray, c: FloatArray) -> None:
     depth = a.shape[1]
     for p in range(len(panels)):
@@ -16,7 +17,7 @@ def multiply_six(a: FloatArray, panels: FloatArray, c: FloatArray) -> None:
         six_rows((a, 0, depth), b, (c, p * 16, c.shape[1]), depth)
 
 
-@kernel
+@unchecked
 def multiply_one(a: FloatArray, panels: FloatArray, c: FloatArray, row: int) -> None:
     depth = a.shape[1]
     for p in range(len(panels)):
