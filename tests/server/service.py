@@ -131,7 +131,7 @@ class Painter(threading.Thread):
     """The worker. Holds its jobs back while ``gate`` is closed, fails them while told to.
 
     A job takes ``seconds``; one with previews is told of row by row, one image after the other, and
-    a row takes ``row_seconds``.
+    each row waits for a permit of ``rows``, where that is given.
     """
 
     def __init__(self, queue: JobConsumer, models: Sequence[str]) -> None:
@@ -139,7 +139,7 @@ class Painter(threading.Thread):
         self.gate = threading.Event()
         self.gate.set()
         self.seconds = 0.0
-        self.row_seconds = 0.0
+        self.rows: threading.Semaphore | None = None
         self.version = "v1"
         self.failure: JobFailure | None = None
         self.requests: list[GenerationRequest] = []
@@ -162,10 +162,12 @@ class Painter(threading.Thread):
     def _tell(self, lease: Lease, result: JobResult) -> None:
         for index, image in enumerate(result.images):
             for rows in range(1, GRID + 1):
+                while self.rows and not self.rows.acquire(timeout=0.05):
+                    if self._stopping.is_set():
+                        return
                 self._queue.emit(lease, Progress(index, rows, GRID))
                 preview = Preview(index, rows, GRID, "png", top_of(image.data, rows))
                 self._queue.emit(lease, preview)
-                self._stopping.wait(self.row_seconds)
 
     def _claimed(self) -> Iterator[Lease]:
         for model in self._models:

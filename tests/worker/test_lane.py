@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -42,6 +44,18 @@ from worker.running_job import image_spec
 from worker.threads import ThreadTrial
 
 SHIPPED = Path(__file__).parents[2] / "models" / "cifar10" / "1"
+WARM_UP = """
+import sys
+from masc_core.bundle import load_bundle
+from worker.engine.engine import Engine
+from worker.lane import Lane
+
+bundle = load_bundle(sys.argv[1])
+lane = Lane(bundle, Engine(bundle.model, bundle.decoder, 2))
+lane.warm_up()
+lane.close()
+assert "torch._dynamo" not in sys.modules
+"""
 ALL_ROWS = tuple(range(1, GRID))
 FORMATS: dict[str, ImageFormat] = {"a": "png", "b": "webp"}
 
@@ -396,3 +410,7 @@ def test_steps_take_the_threads_that_the_warm_up_found(
         assert set(taken[GRID**2 :]) == {2}
     finally:
         torch.set_num_threads(before)
+
+
+def test_no_start_on_a_cpu_waits_for_the_import_of_torchs_compiler() -> None:
+    subprocess.run([sys.executable, "-c", WARM_UP, SHIPPED], check=True, timeout=60)

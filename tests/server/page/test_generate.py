@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.server.listening import listening
 from tests.server.page.browser import Visitor, finished, generate
-from tests.server.service import CLASS_NAMES, Service, draw
+from tests.server.service import CLASS_NAMES, GRID, Service, draw
 from worker.jobs.outcome import JobFailure
 
 
@@ -69,15 +71,13 @@ def test_a_random_seed_is_new_and_a_fixed_one_stays(pictured: Service, page: Pag
 
 
 def test_images_appear_row_by_row(pictured: Service, page: Page) -> None:
-    pictured.painter.row_seconds = 0.15
+    rows = pictured.painter.rows = threading.Semaphore(0)
     generate(page)
-    heights = set()
     preview = page.locator(".frame.drawing .picture img").first
-    deadline = time.monotonic() + 10
-    while page.locator(".result[aria-busy=true]").count() and time.monotonic() < deadline:
-        if preview.count():
-            heights.add(page.evaluate("document.querySelector('.picture img').style.height"))
-    assert {"25%", "50%", "75%"} <= heights
+    for height in ["25%", "50%", "75%"]:
+        rows.release()
+        expect(preview).to_have_attribute("style", re.compile(f"height: {height}"))
+    rows.release(4 * GRID - 3)
     finished(page)
 
 
@@ -236,18 +236,14 @@ def test_what_a_row_has_made_stays_when_the_rest_is_refused(
 
 def test_what_a_row_has_made_stays_when_it_is_cancelled(pictured: Service, page: Page) -> None:
     page.get_by_role("radio", name="CFG row").check()
-    pictured.painter.row_seconds = 0.1
+    rows = pictured.painter.rows = threading.Semaphore(GRID + 1)
     generate(page)
-    for _ in range(2):
-        expect(page.locator("#progress")).to_contain_text("Drawing")
-    deadline = time.monotonic() + 10
-    while len(pictured.painter.requests) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    page.wait_for_timeout(200)
+    expect(page.locator(".comparison .frame").nth(1)).to_have_class(re.compile("drawing"))
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#progress")).to_contain_text("Cancelled.")
+    rows.release(4 * GRID)
     finished(page)
-    assert 1 <= page.locator(".comparison img").count() < 5
+    expect(page.get_by_role("img", name="Generated")).to_have_count(1)
 
 
 def test_a_row_of_decodings_shares_a_seed(pictured: Service, page: Page) -> None:

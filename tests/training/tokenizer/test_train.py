@@ -42,8 +42,10 @@ def log_of(run: Path, kind: str) -> list[dict[str, float]]:
 def test_learns_and_leaves_weights_metrics_and_a_sheet(tmp_path: Path) -> None:
     config = tokenizer_config(
         photographs(tmp_path),
+        ch=64,
         ch_mult=(1, 1),
-        epochs=40,
+        lr=4e-3,
+        epochs=20,
         restart_codes_every=20,
         checkpoint_every=1000,
     )
