@@ -43,7 +43,7 @@ from masc_core.models.gpu_decoder import SIZES, GPUDecoder
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
 from masc_core.prior import ClusterMap
-from masc_core.tensors import fill_module, read_names, read_tensors
+from masc_core.tensors import fill_module, read_names, read_tensors, without_memory
 
 # What only encoding images needs; a bundle may leave it out.
 ENCODER_PREFIXES = ("encoder.", "quant_conv.")
@@ -143,7 +143,7 @@ def load_bundle(
     gpt_config, vq_config = _configs(folder, manifest)
     prior = _load_prior(folder / PRIOR_FILE, manifest)
     counts = _load_counts(folder / COUNTS_FILE, manifest)
-    with torch.device("meta"):
+    with without_memory():
         empty = GPT(gpt_config)
     model = fill_module(folder / TRANSFORMER_FILE, empty)
     refiner = _load_refiner(folder, manifest)
@@ -204,14 +204,14 @@ def _load_refiner(folder: Path, manifest: Manifest) -> Refiner | None:
         )
     except ConfigError as error:
         raise ArtifactError(folder / MANIFEST_FILE, f"refiner: {error}") from error
-    with torch.device("meta"):
+    with without_memory():
         empty = Refiner(config)
     refiner = fill_module(folder / REFINER_FILE, empty)
     return refiner.eval().requires_grad_(requires_grad=False)
 
 
 def _load_tokenizer(path: Path, config: VQConfig) -> VQModel:
-    with torch.device("meta"):
+    with without_memory():
         tokenizer = VQModel(config)
     if not any(name.startswith(ENCODER_PREFIXES) for name in read_names(path)):
         # Random weights must not pass for an encoder: whoever encodes gets an AttributeError.

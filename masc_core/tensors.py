@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from masc_core.errors import ArtifactError
 from masc_core.files import atomic_path
@@ -110,6 +111,32 @@ def fill_module(path: Path, module: Module, optional: tuple[str, ...] = ()) -> M
             module.state_dict()[name].zero_()
     module.load_state_dict(tensors, strict=False)
     return module
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Build modules on the meta device, for `fill_module`; their values are not even drawn.
+
+    Drawing there imports torch's compiler, which takes seconds.
+    """
+    with torch.device("meta"), _WithoutValues():
+        yield
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Lets what `torch.nn.init` fills be."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - of any function
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 @contextmanager

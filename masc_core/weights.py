@@ -19,7 +19,7 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQConfig, VQModel
-from masc_core.tensors import fill_module, read_header, write_tensors
+from masc_core.tensors import fill_module, read_header, without_memory, write_tensors
 
 Model = TypeVar("Model", GPT, VQModel, Refiner)
 
@@ -93,7 +93,7 @@ def _load(path: Path, kind: str, build: Callable[[dict[str, Any]], Model]) -> Mo
     if header.get("kind") != kind:
         raise ArtifactError(path, f"is not a {kind} of this program")
     try:
-        with torch.device("meta"):
+        with without_memory():
             model = build(json.loads(header["config"]))
     except (TypeError, KeyError, ValueError, ConfigError) as error:
         raise ArtifactError(path, f"has a header of another program ({error})") from error

@@ -155,7 +155,8 @@ class RopeTable(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.sizes = (config.grid_size, config.head_dim, config.rope_base)
-        self.register_buffer("table", cos_sin_table(rope_2d(*self.sizes)), persistent=False)
+        table = cos_sin_table(rope_2d(*self.sizes)).to(torch.get_default_device())
+        self.register_buffer("table", table, persistent=False)
 
     def forward(self, length: int) -> Tensor:
         """Entries of the first positions, (length, 2, D)."""

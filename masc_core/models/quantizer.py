@@ -62,7 +62,7 @@ class VectorQuantizer(nn.Module):
         self.beta, self.entropy_ratio, self.l2_norm = beta, entropy_ratio, l2_norm
         self.embedding = nn.Embedding(num_codes, dim)
         nn.init.uniform_(self.embedding.weight, -1.0 / num_codes, 1.0 / num_codes)
-        if l2_norm:
+        if l2_norm and not self.embedding.weight.is_meta:
             with torch.no_grad():
                 self.embedding.weight.copy_(F.normalize(self.embedding.weight))
         self.register_buffer("codebook_used", torch.zeros(USAGE_WINDOW))

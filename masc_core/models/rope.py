@@ -25,16 +25,18 @@ def rope_2d(grid_size: int, head_dim: int, base: float = 10000.0) -> Tensor:
 
     Returns
     -------
-    float32 (1 + grid_size**2, D/2, 2): row 0 is the class token's, row 1 + p that of grid cell p
+    float32 (1 + grid_size**2, D/2, 2), on the CPU: row 0 is the class token's, row 1 + p that of
+    grid cell p
     """
     half = head_dim // 2
-    frequencies = base ** (-2 * torch.arange(half // 2).float() / half)
-    angles = torch.outer(torch.arange(grid_size).float(), frequencies)  # (grid, D/4)
+    # On the CPU, the same numbers everywhere; on the meta device they would import the compiler.
+    frequencies = base ** (-2 * torch.arange(half // 2, device="cpu").float() / half)
+    angles = torch.outer(torch.arange(grid_size, device="cpu").float(), frequencies)  # (grid, D/4)
     by_row = angles[:, None].expand(grid_size, grid_size, -1)
     by_column = angles[None].expand(grid_size, grid_size, -1)
     cells = torch.cat([by_row, by_column], dim=-1).flatten(0, 1)  # (grid^2, D/2)
     table = torch.stack([cells.cos(), cells.sin()], dim=-1)
-    return torch.cat([torch.zeros(1, half, 2), table])
+    return torch.cat([torch.zeros(1, half, 2, device="cpu"), table])
 
 
 def cos_sin_table(table: Tensor) -> Tensor:

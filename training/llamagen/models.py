@@ -16,6 +16,7 @@ from masc_core.errors import ArtifactError
 from masc_core.models.gpt import GPT, RopeTable
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import VQConfig, VQModel
+from masc_core.tensors import without_memory
 from training.llamagen.container import Container
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -30,7 +31,7 @@ def gpt_of(container: Container, config: GPTConfig) -> GPT:
     ------
     ArtifactError : the file lacks a tensor, has a surplus one, or one of another shape; names it
     """
-    with torch.device("meta"):
+    with without_memory():
         empty = GPT(config)
     model = _filled(container, empty)
     model.rope = RopeTable(config)  # no weight, so not in the file
@@ -39,7 +40,7 @@ def gpt_of(container: Container, config: GPTConfig) -> GPT:
 
 def tokenizer_of(container: Container, config: VQConfig) -> VQModel:
     """A tokenizer, in evaluation mode; errors as for `gpt_of`."""
-    with torch.device("meta"):
+    with without_memory():
         empty = VQModel(config)
     if USAGE not in container.tensors:
         used = empty.quantize.get_buffer("codebook_used")

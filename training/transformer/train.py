@@ -29,6 +29,7 @@ from masc_core.errors import ConfigError
 from masc_core.manifest import TRANSFORMER_FILE
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
+from masc_core.tensors import without_memory
 from masc_core.weights import save_transformer
 from training.config import LoopConfig, set_threads
 from training.loop.loop import fit
@@ -214,7 +215,7 @@ class _Trainer:
         state = whole_state(self.model, device, self.ranks)
         if state is None:
             return None
-        with torch.device("meta"):
+        with without_memory():
             copy = GPT(self.model.config)
         copy.to_empty(device=device)
         copy.load_state_dict(state)
