@@ -40,8 +40,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from masc_core.bundle import serving_decoder
 from masc_core.device import choose_dtype, resolve_device
 from masc_core.generation.batch import Batch
 from masc_core.generation.generate import generate
@@ -49,6 +49,7 @@ from masc_core.image_spec import ImageSpec
 from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.gpu_decoder import SIZES
 from masc_core.models.kv_cache import KVCache
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
 from masc_core.prior import ClusterMap
@@ -207,8 +208,7 @@ class Bench:
             self.tokenizer = VQModel(VQConfig(ch=32) if size == "toy" else VQConfig()).eval()
         labels = torch.arange(16384) % NUM_CLUSTERS
         self.decoder = InClusterDecoder(ClusterMap.from_labels(labels.numpy()), device=device)
-        if device.type == "cuda":
-            convert_conv2d_weight_memory_format(self.tokenizer, torch.channels_last)
+        self.vq_decoder = serving_decoder(self.tokenizer.decoder, device)
         self.make_batch: BatchFactory = GraphBatch if device.type == "cuda" else Batch
         self.upstream = None if llamagen is None else Upstream(llamagen, size, device)
 
@@ -351,9 +351,10 @@ class Bench:
 
     @torch.inference_mode()
     def _render(self, codes: Tensor) -> None:
-        at_once = 1 if self.device.type == "cpu" else 32
+        at_once = 1 if self.device.type == "cpu" else SIZES[-1]
         for part in torch.split(codes.to(self.device), at_once):
-            to_uint8(self.tokenizer.decode_codes(part, self.config.grid_size)).cpu()
+            latents = self.tokenizer.latents(part, self.config.grid_size)
+            to_uint8(self.vq_decoder(latents)).cpu()
 
 
 class Upstream:
