@@ -3,7 +3,8 @@
 ::
 
     python benchmarks/worker_redis.py
-    git worktree add ../before v1.0 && python benchmarks/worker_redis.py --before ../before
+    git worktree add ../before v1.0
+    python benchmarks/worker_redis.py --before ../before --out benchmarks/results
 
 Workers of the shipped model, each with a database of its own in one Redis, share the processors
 of this machine with this program, which submits jobs and relays what the workers send. The relay
@@ -202,13 +203,17 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="another checkout, for a column of its own")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=64, help="of one image, in a round")
+    parser.add_argument("--out", type=Path, help="folder for worker-redis-cpu.md")
     options = parser.parse_args()
     checkouts = [options.before.resolve(), ROOT] if options.before else [ROOT]
     columns = asyncio.run(measure(checkouts, options.rounds, options.jobs))
-    print("| | " + " | ".join(["before", "now"][-len(columns) :]) + " |")
-    print("|---" * (len(columns) + 1) + "|")
-    for cells in zip(LABELS, *columns, strict=True):
-        print("| " + " | ".join(cells) + " |")
+    table = ["| | " + " | ".join(["before", "now"][-len(columns) :]) + " |"]
+    table.append("|---" * (len(columns) + 1) + "|")
+    table += ["| " + " | ".join(cells) + " |" for cells in zip(LABELS, *columns, strict=True)]
+    print("\n".join(table))
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "worker-redis-cpu.md").write_text("\n".join(table) + "\n", "utf-8")
 
 
 async def measure(checkouts: Sequence[Path], rounds: int, num_jobs: int) -> list[Figures]:
