@@ -19,13 +19,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from masc_core.bundle.manifest import Manifest
+from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, ConfigError, MascError, RequestError
 from masc_core.log import configure_logging
-from masc_core.manifest import Manifest
-from masc_core.registry import Registry
 from masc_core.settings import models_dir
 from masc_core.version_row import version_rows
-from server.keys_command import keys_app
+from server.auth.command import keys_app
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -161,9 +161,9 @@ def worker(
     from prometheus_client import CollectorRegistry
 
     from worker import settings as worker_settings
+    from worker.build import build_worker
     from worker.jobs.connect import connect
-    from worker.process import exposed, run_until_signal
-    from worker.worker import build_worker
+    from worker.main import exposed, run_until_signal
 
     back = worker_settings.load_settings(
         models_dir=models,
@@ -287,9 +287,9 @@ def _serve_embedded(front: Any, back: Any) -> None:  # noqa: ANN401 - settings o
 
     from server.app import create_app
     from server.process import serve
+    from worker.build import build_worker
     from worker.jobs.connect import connect
-    from worker.process import LoopThread
-    from worker.worker import build_worker
+    from worker.main import LoopThread
 
     metrics = CollectorRegistry()
     queue = connect(front.queue_url, front.limits)

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle.read import Bundle, load_bundle
+from masc_core.bundle.registry import Registry
 from masc_core.device import choose_dtype, resolve_device
 from masc_core.generation.generate import generate
-from masc_core.image_spec import ImageSpec
-from masc_core.registry import Registry
+from masc_core.sampling.params import ImageSpec
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from masc_core.errors import ArtifactError
-from masc_core.npz import Array, load_npz, read_npz, save_npz
+from masc_core.io.npz import Array, load_npz, read_npz, save_npz
 
 if TYPE_CHECKING:  # a front end reads priors without torch
     from torch import Tensor

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from masc_core.codebook import FloatArray
 from masc_core.errors import ArtifactError
-from masc_core.npz import Array, load_npz, save_npz
+from masc_core.io.npz import Array, load_npz, save_npz
 from masc_core.prior import ClusterMap
 
 

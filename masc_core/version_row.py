@@ -11,8 +11,8 @@ from datetime import UTC
 
 from pydantic import JsonValue
 
+from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError
-from masc_core.registry import Registry
 
 # Figures by which people choose between versions: key among the metrics, name, format.
 FIGURES = (

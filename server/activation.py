@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, VersionRefusedError
-from masc_core.registry import Registry
 from worker.jobs.queue import JobProducer
 from worker.jobs.state import WorkerStatus
 

@@ -13,22 +13,24 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.responses import JSONResponse
 
+from masc_core.bundle.registry import Registry
 from masc_core.errors import ConfigError
-from masc_core.registry import Registry
-from server import openapi, problems
-from server.access import Access
+from server import errors, openapi
 from server.activation import Activator
-from server.body_limit import BodyLimit
+from server.auth.access import Access
+from server.auth.rate_limit import RateLimits
+from server.codebook_view import route as codebook
+from server.codebook_view.cache import Gallery
 from server.drain import Drain
-from server.front import Front
-from server.gallery import Gallery
-from server.idempotency import MarkReplays
+from server.intake.idempotency import MarkReplays
 from server.metrics import MeasureRequests, ServerMetrics
-from server.rate_limit import RateLimits
-from server.routes import admin, codebook, generate, health, jobs, models, openai, page
-from server.security import SecurityHeaders
+from server.middleware.body_limit import BodyLimit
+from server.middleware.security import SecurityHeaders
+from server.middleware.tracing import TraceRequests
+from server.openai import route as openai
+from server.routes import admin, generate, health, jobs, models, page
 from server.settings import ServerSettings
-from server.tracing import TraceRequests
+from server.state import Front
 from worker.jobs.queue import JobProducer
 from worker.jobs.tracing import open_tracer
 
@@ -85,7 +87,7 @@ def create_app(
     )
     manifest = registry.manifest(default_model)
     app.state.front.known[manifest.name, manifest.version] = manifest
-    problems.install(app)
+    errors.install(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
     app.add_middleware(SecurityHeaders)

@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.problems import CLIENT_CLOSED_REQUEST
+from server.errors import CLIENT_CLOSED_REQUEST
 from worker.jobs.stages import SECONDS_BUCKETS, stage_histogram
 from worker.jobs.state import END_STATES, REDELIVERIES, QueueStats, Totals
 

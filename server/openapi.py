@@ -34,12 +34,12 @@ from masc_core.errors import (
     UnknownModelError,
     VersionRefusedError,
 )
-from server.problems import INVALID, KINDS, MEDIA_TYPE, FieldError, Kind, problem
+from server.errors import INVALID, KINDS, MEDIA_TYPE, FieldError, Kind, problem
+from server.openai.schemas import CompletedEvent, OpenAIBody, PartialImageEvent
 from server.schemas.activation import ActivateBody
 from server.schemas.event import EVENT_MODELS
 from server.schemas.generate import GenerateBody
 from server.schemas.job import JobBody
-from server.schemas.openai import CompletedEvent, OpenAIBody, PartialImageEvent
 
 CLIENT_SCHEMES = {"bearer", "key"}
 REF = "#/components/schemas/{model}"
@@ -174,7 +174,7 @@ def problems(*names: str) -> Responses:
 
 
 def json_request(model: type[BaseModel], examples: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe a body that `server.json_body` reads."""
+    """Describe a body that `server.intake.json_body` reads."""
     content = {
         "schema": {"$ref": REF.format(model=model.__name__)},
         "examples": {name: {"value": value} for name, value in examples.items()},

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from masc_core.errors import ConfigError
 from server.drain import Drain
-from server.front import Front
+from server.state import Front
 
 logger = logging.getLogger(__name__)
 

@@ -144,7 +144,7 @@ LIGHT_CORE = sorted(
 
 def test_the_walk_finds_the_packages() -> None:
     assert {part_of(module) for module in GRAPH} >= {*PACKAGES, "worker.jobs"}
-    assert needs_heavy("masc_core.in_cluster", GRAPH)
+    assert needs_heavy("masc_core.sampling.in_cluster", GRAPH)
     assert {"masc_core.errors", "masc_core.prior"} <= set(LIGHT_CORE)
     assert "server.app" in FRONT_END
 
@@ -245,14 +245,14 @@ def test_relative_imports_of_packages() -> None:
         ("masc_core", "masc"),
         ("training", "worker.loop"),
         ("training", "server.app"),
-        ("worker", "training.data.codes"),
+        ("worker", "training.stages.codes"),
         ("worker", "server"),
         ("worker.jobs", "worker.loop"),
         ("server", "worker.loop"),
         ("server", "server.bench.load"),
         ("server.bench", "server.schemas"),
         ("server.bench", "worker.jobs.job"),
-        ("server", "training.data.codes"),
+        ("server", "training.stages.codes"),
         ("server", "tests.server"),
     ],
 )

@@ -14,10 +14,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from masc_core.bundle_parts import BundleParts
-from masc_core.errors import ConfigError
-from masc_core.files import sha256_file
-from masc_core.manifest import (
+from masc_core.bundle.manifest import (
     MANIFEST_FILE,
     PRIOR_FILE,
     REFINER_FILE,
@@ -25,10 +22,13 @@ from masc_core.manifest import (
     TRANSFORMER_FILE,
     read_manifest,
 )
+from masc_core.bundle.write import BundleParts
+from masc_core.errors import ConfigError
+from masc_core.io.files import sha256_file
+from masc_core.models.weights import load_refiner, load_transformer, read_inputs
 from masc_core.prior import ClusterMap
-from masc_core.weights import load_refiner, load_transformer, read_inputs
 from training.data.code_cache import CodeCache, CodeIndex
-from training.priors.codebook_source import TrainedTokenizer
+from training.studies.codebook_source import TrainedTokenizer
 
 TOKENIZER_METRICS = {"psnr", "ssim", "lpips", "codebook_usage"}  # that a bundle's tokenizer keeps
 

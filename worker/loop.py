@@ -19,12 +19,15 @@ from contextlib import ExitStack
 from masc_core.device import use_device
 from masc_core.errors import CapacityError, EngineError, MascError, RequestError
 from masc_core.images import ImageFormat
+from worker.heartbeat import Pulse
+from worker.job_run import RunningJob, check_request
 from worker.jobs.event import Started
 from worker.jobs.job import Lease
 from worker.jobs.outcome import EXPIRED, JobFailure, Outcome
 from worker.jobs.queue import HAND_BACK, JobConsumer
 from worker.jobs.state import WorkerStatus
-from worker.lane import (
+from worker.metrics import WorkerMetrics
+from worker.model.loaded_model import (
     AdvancedImage,
     EnteredImage,
     Lane,
@@ -33,12 +36,9 @@ from worker.lane import (
     PreviewedImage,
     Report,
 )
-from worker.lanes import Lanes
-from worker.metrics import WorkerMetrics
-from worker.pulse import Pulse
+from worker.model.reloader import Refusal, Successor
+from worker.model.versions import Lanes
 from worker.queue_client import QueueClient
-from worker.running_job import RunningJob, check_request
-from worker.successor import Refusal, Successor
 
 logger = logging.getLogger(__name__)
 

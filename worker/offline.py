@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle.manifest import Manifest
+from masc_core.bundle.read import Bundle, load_bundle
+from masc_core.bundle.registry import Registry
 from masc_core.device import choose_dtype, resolve_device
 from masc_core.errors import ConfigError, InvalidFieldError, UnknownClassError
-from masc_core.files import atomic_write
 from masc_core.generation.generate import generate
-from masc_core.image_spec import ImageSpec
 from masc_core.images import ImageFormat, Pixels, contact_sheet, encode_image
-from masc_core.manifest import Manifest
-from masc_core.registry import Registry
+from masc_core.io.files import atomic_write
+from masc_core.sampling.params import ImageSpec
 from worker.settings import WorkerSettings
 
 FORMATS: dict[str, ImageFormat] = {

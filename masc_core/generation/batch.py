@@ -28,9 +28,9 @@ from masc_core.generation.slots import (
 )
 from masc_core.generation.step import CPU_ROW_MULTIPLE, Indices, Step
 from masc_core.generation.tables import Tables, pack_params, unpack_params
-from masc_core.image_spec import ImageSpec, check_specs
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import ImageSpec, check_specs
 
 
 @dataclass(frozen=True, slots=True)

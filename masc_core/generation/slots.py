@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from masc_core.image_spec import ImageSpec
+from masc_core.sampling.params import ImageSpec
 
 NO_SLOT = -1
 

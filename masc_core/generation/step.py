@@ -21,15 +21,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from masc_core.compiled import Work, begin_sizes, compile_part
 from masc_core.device import keep_float32, new_stream
+from masc_core.generation.compiled import Work, begin_sizes, compile_part
 from masc_core.generation.tables import Tables
-from masc_core.in_cluster import REFINE, InClusterDecoder
 from masc_core.models.gpt import GPT, Block, Prediction
 from masc_core.models.kv_cache import KVCache, KVLayer, Rows
-from masc_core.philox import code_bits, gumbel
-from masc_core.refinement import Refinement
-from masc_core.sampling import Sampled, sample
+from masc_core.sampling.in_cluster import REFINE, InClusterDecoder
+from masc_core.sampling.refinement import Refinement
+from masc_core.sampling.rng import code_bits, gumbel
+from masc_core.sampling.sampler import Sampled, sample
 
 # oneDNN is slower with two rows, and does not keep a row's bits for every other number of them.
 CPU_ROW_MULTIPLE = 4
@@ -182,7 +182,7 @@ def run_block(
 
 
 def noise_of(tables: Tables, indices: Indices, num_clusters: int) -> StepNoise:
-    """Random numbers for the images; see `masc_core.philox`."""
+    """Random numbers for the images; see `masc_core.sampling.rng`."""
     seeds, positions = tables.params.seed[indices.images], tables.position[indices.images]
     return StepNoise(gumbel(seeds, positions, num_clusters), code_bits(seeds, positions))
 

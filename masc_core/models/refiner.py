@@ -7,7 +7,7 @@ the first position there is no code: ``pos_0``, which occurs nowhere else, stand
 A refiner that is not autoregressive has neither E_f nor pos. The transformer never sees codes, so
 whatever the refiner draws changes no cluster.
 The paper gives width, heads and an approximate size; this is the design that has that size.
-This module does not know which codes are in a cluster (`masc_core.cluster_softmax`).
+This module does not know which codes are in a cluster (`masc_core.sampling.cluster_softmax`).
 
 Legend: B images, R rows, T positions, V codes, K clusters, D width, H heads, C the transformer's
 width.

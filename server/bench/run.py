@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from masc_core.errors import ConfigError
-from masc_core.files import atomic_write
+from masc_core.io.files import atomic_write
 from server.bench.client import open_session
 from server.bench.load import Load
 from server.bench.options import BenchOptions

@@ -8,11 +8,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.responses import JSONResponse
 
-from server.auth import AdminDependency
-from server.front import FrontDependency
-from server.json_body import json_body
+from server.auth.keys import AdminDependency
+from server.intake.json_body import json_body
 from server.openapi import Responses, json_request, problems
 from server.schemas.activation import ActivateAnswer, ActivateBody
+from server.state import FrontDependency
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/admin", tags=["admin"])

@@ -7,15 +7,17 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from server.accept import EVENTS, MEDIA_TYPES, image_format, wants_events
-from server.answers import BINARY, IMAGE_HEADERS, image_response, json_response
-from server.auth import LimitedClientDependency
-from server.deadline import TimeoutHeader, time_limit
-from server.dispatch import admit, wait
-from server.front import FrontDependency
-from server.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
-from server.job_events import JobEvents
-from server.json_body import json_body
+from server.answers.images import BINARY, IMAGE_HEADERS, image_response, json_response
+from server.answers.job_events import JobEvents
+from server.answers.streaming import stream_generation
+from server.auth.keys import LimitedClientDependency
+from server.intake.accept import EVENTS, MEDIA_TYPES, image_format, wants_events
+from server.intake.deadline import TimeoutHeader, time_limit
+from server.intake.dispatch import admit, wait
+from server.intake.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
+from server.intake.json_body import json_body
+from server.intake.resolve import resolve
+from server.middleware.tracing import stage
 from server.openapi import (
     STARTING,
     WAITING,
@@ -25,7 +27,6 @@ from server.openapi import (
     json_request,
     problems,
 )
-from server.resolve import resolve
 from server.schemas.event import EVENT_MODELS, EXAMPLE_EVENTS
 from server.schemas.generate import (
     EXAMPLE_ANSWER,
@@ -33,8 +34,7 @@ from server.schemas.generate import (
     GenerateAnswer,
     GenerateBody,
 )
-from server.streaming import stream_generation
-from server.tracing import stage
+from server.state import FrontDependency
 from worker.jobs.job import Job
 
 router = APIRouter(tags=["images"])

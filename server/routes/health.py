@@ -10,10 +10,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 from masc_core.errors import CapacityError, QueueDownError
-from server.front import Front, FrontDependency
 from server.openapi import Responses, problems
 from server.schemas.health import Health, Readiness, Version, Worker
 from server.schemas.status import QueueState, Status, WorkerState
+from server.state import Front, FrontDependency
 from worker.jobs.state import QueueStats
 
 router = APIRouter(tags=["operation"])

@@ -9,25 +9,25 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from masc_core.errors import QueueDownError
-from server.accept import EVENTS, MEDIA_TYPES
-from server.answers import BINARY, IMAGE_HEADERS, etag_of, image_response
-from server.auth import ClientDependency, LimitedClientDependency
-from server.deadline import TimeoutHeader, time_limit
-from server.dispatch import admit
-from server.event_stream import EventStream
-from server.following import follow
-from server.front import FrontDependency
-from server.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
-from server.job_answer import job_answer, outcome_of, own_job
-from server.job_events import EVENT_ID, Cursor, JobEvents
-from server.json_body import json_body
+from server.answers.event_stream import EventStream
+from server.answers.images import BINARY, IMAGE_HEADERS, etag_of, image_response
+from server.answers.job import job_answer, outcome_of, own_job
+from server.answers.job_events import EVENT_ID, Cursor, JobEvents
+from server.answers.job_updates import follow
+from server.answers.streaming import shown
+from server.auth.keys import ClientDependency, LimitedClientDependency
+from server.intake.accept import EVENTS, MEDIA_TYPES
+from server.intake.deadline import TimeoutHeader, time_limit
+from server.intake.dispatch import admit
+from server.intake.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
+from server.intake.json_body import json_body
+from server.intake.resolve import resolve
+from server.middleware.tracing import stage
 from server.openapi import STARTING, Responses, event_stream, headers, json_request, problems
-from server.resolve import resolve
 from server.routes.generate import EXAMPLES as GENERATE_EXAMPLES
 from server.schemas.event import EVENT_MODELS, EXAMPLE_EVENTS
 from server.schemas.job import EXAMPLE_JOB, JobAnswer, JobBody
-from server.streaming import shown
-from server.tracing import stage
+from server.state import FrontDependency
 from worker.jobs.job import Job
 from worker.jobs.outcome import JobResult
 from worker.jobs.state import JobStatus

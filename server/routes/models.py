@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fastapi import APIRouter
 
+from masc_core.bundle.manifest import Manifest
 from masc_core.errors import ArtifactError
-from masc_core.manifest import Manifest
-from server.front import Front, FrontDependency
-from server.gallery import has_codebook
+from server.codebook_view.cache import has_codebook
 from server.openapi import problems
 from server.schemas.model import ClassEntry, ClassList, Defaults, ModelList, ModelSummary
+from server.state import Front, FrontDependency
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["models"])

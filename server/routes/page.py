@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from server.answers import etag_of
+from server.answers.images import etag_of
 
 STATIC = Path(__file__).parents[1] / "static"
 MEDIA_TYPES = {

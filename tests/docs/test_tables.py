@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from masc_core import manifest as bundle
-from masc_core.codebook_files import PATCHES_FILE, TREE_FILE
+from masc_core.bundle import manifest as bundle
+from masc_core.bundle.codebook_view import PATCHES_FILE, TREE_FILE
 from server import openapi
-from server.problems import KINDS
+from server.errors import KINDS
 from server.schemas.event import EVENT_MODELS
 from server.schemas.generate import GenerateBody
 from tests.command_line import ROOT

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.device import choose_dtype
 from masc_core.generation.generate import generate
-from masc_core.image_spec import ImageSpec
 from masc_core.images import encode_image
+from masc_core.sampling.params import ImageSpec
 
 AT_ONCE = 16
 

@@ -13,12 +13,12 @@ import torch
 
 from masc_core.device import keep_float32
 from masc_core.generation.slots import StepShape
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.prior import ClusterMap
+from masc_core.sampling.in_cluster import InClusterDecoder
 from tests.gpu_compile.gpu import DEVICE
 from worker.engine.cuda_graphs import GraphBatch
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from masc_core.bundle_parts import save_bundle
-from masc_core.registry import Registry
+from masc_core.bundle.registry import Registry
+from masc_core.bundle.write import save_bundle
 from masc_core.version_row import version_rows
 from tests.tiny_bundle import save_tiny_bundle, tiny_card, tiny_parts
 

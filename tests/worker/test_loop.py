@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.errors import ConfigError, NonFiniteError, QueueDownError
 from masc_core.generation.generate import generate
 from masc_core.images import ImageFormat
@@ -33,11 +33,11 @@ from tests.worker.tiny_worker import (
 from worker.engine.engine import Engine
 from worker.engine.request import ImageTask
 from worker.engine.request import Outcome as EngineOutcome
+from worker.job_run import image_spec
 from worker.jobs.job import MAX_SEED, GenerationRequest, Lease
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobFailure, JobResult, Outcome
 from worker.jobs.queue import JobReport
-from worker.running_job import image_spec
 
 # One of each kind, so that the batch around a request is as mixed as it gets.
 OTHERS = [

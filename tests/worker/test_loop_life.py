@@ -10,7 +10,7 @@ from types import UnionType
 
 import pytest
 
-from masc_core.bundle import Bundle
+from masc_core.bundle.read import Bundle
 from masc_core.errors import EngineError, QueueDownError
 from masc_core.images import ImageFormat, Pixels, encode_image
 from tests.clock import Clock
@@ -28,7 +28,6 @@ from tests.worker.tiny_worker import (
     running,
     submit,
 )
-from worker import lane as lane_module
 from worker import queue_client as client_module
 from worker.engine.engine import Engine
 from worker.engine.request import Outcome as EngineOutcome
@@ -40,9 +39,10 @@ from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import EXPIRED, Outcome
 from worker.jobs.queue import JobReport
 from worker.jobs.state import WorkerStatus
-from worker.lane import WARM_UP
 from worker.loop import WorkerLoop
-from worker.previews import PreviewBudget
+from worker.model import loaded_model as lane_module
+from worker.model.loaded_model import WARM_UP
+from worker.model.previews import PreviewBudget
 
 L = GRID**2
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 
-from masc_core.bundle import Bundle
+from masc_core.bundle.read import Bundle
 from tests.redis_server import RedisServer
 from tests.tiny_bundle import GRID
 from tests.worker.tiny_worker import REQUEST, engine_of, expected, images, make_loop, running
@@ -24,7 +24,7 @@ from worker.jobs.outcome import Outcome
 from worker.jobs.queue import JobReport
 from worker.jobs.redis.connection import ANSWER_SECONDS
 from worker.jobs.redis.queue import RedisQueue
-from worker.lane import WARM_UP
+from worker.model.loaded_model import WARM_UP
 
 LIMITS = QueueLimits()
 L = GRID**2

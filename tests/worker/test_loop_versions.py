@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-import worker.lanes
-import worker.successor
-from masc_core.bundle import Bundle, load_bundle
-from masc_core.manifest import TRANSFORMER_FILE
-from masc_core.registry import Registry
+import worker.model.reloader
+import worker.model.versions
+from masc_core.bundle.manifest import TRANSFORMER_FILE
+from masc_core.bundle.read import Bundle, load_bundle
+from masc_core.bundle.registry import Registry
 from tests.tiny_bundle import CLASS_NAMES, GRID, save_tiny_bundle, spoil
 from tests.worker.tiny_worker import (
     REQUEST,
@@ -35,10 +35,10 @@ from worker.jobs.job import GenerationRequest
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobResult
 from worker.jobs.state import WorkerStatus
-from worker.lane import Lane
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
-from worker.successor import Successor
+from worker.model.loaded_model import Lane
+from worker.model.reloader import Successor
 
 FOR_1 = replace(REQUEST, version="1", class_name=CLASS_NAMES[REQUEST.class_id])
 FOR_2 = replace(FOR_1, version="2")
@@ -136,7 +136,7 @@ def test_what_runs_finishes_on_the_old_version_and_new_jobs_go_to_the_new_one(
 def test_an_old_version_goes_when_it_has_nothing_to_do_and_the_new_one_takes_its_jobs(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.lanes, "RETIRE_SECONDS", 0.0)
+    monkeypatch.setattr(worker.model.versions, "RETIRE_SECONDS", 0.0)
     running_job = service.submit(FOR_1)
     service.turn(GRID)
     service.activate("2")
@@ -257,8 +257,8 @@ def test_a_stopped_worker_hands_back_at_once_what_waits_for_a_version(service: S
 def test_versions_change_under_load_and_every_answer_is_of_the_one_that_it_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.successor, "LOOK_SECONDS", 0.001)
-    monkeypatch.setattr(worker.lanes, "RETIRE_SECONDS", 0.0)
+    monkeypatch.setattr(worker.model.reloader, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(worker.model.versions, "RETIRE_SECONDS", 0.0)
     service = Service(tmp_path, capacity=8)
     requests = [replace(REQUEST, seed=seed) for seed in range(12)]
     files = {

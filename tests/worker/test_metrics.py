@@ -10,16 +10,16 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry, generate_latest
 
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle.read import Bundle, load_bundle
 from tests.tiny_bundle import GRID, save_tiny_bundle
 from worker.engine.engine import Engine
 from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import ImageOutput, JobResult
 from worker.jobs.stages import stage_histogram
-from worker.lane import Lane
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
+from worker.model.loaded_model import Lane
 
 L = GRID**2
 GUIDED = GenerationRequest(model="tiny", class_id=1, cfg_scale=2.0, seed=0, num_images=2)

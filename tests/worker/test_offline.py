@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from masc_core.bundle import load_bundle
+from masc_core.bundle.manifest import Manifest
+from masc_core.bundle.read import load_bundle
 from masc_core.errors import ConfigError, InvalidFieldError, UnknownClassError
 from masc_core.generation.generate import generate
-from masc_core.image_spec import ImageSpec
 from masc_core.images import encode_image
-from masc_core.manifest import Manifest
+from masc_core.sampling.params import ImageSpec
 from tests.tiny_bundle import save_tiny_bundle
 from worker.offline import OfflineRequest, find_class, generate_files, image_specs
 from worker.settings import WorkerSettings, load_settings

@@ -13,22 +13,22 @@ from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
 
-from masc_core.bundle import Bundle
+from masc_core.bundle.read import Bundle
 from masc_core.generation.generate import generate
 from masc_core.images import encode_image
 from worker.engine.engine import Engine
 from worker.engine.request import ImageTask
 from worker.engine.request import Outcome as EngineOutcome
+from worker.job_run import image_spec
 from worker.jobs.job import GenerationRequest, Job, Lease
 from worker.jobs.limits import QueueLimits
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome
 from worker.jobs.queue import JobConsumer
 from worker.jobs.state import WorkerStatus
-from worker.lane import Lane
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
-from worker.running_job import image_spec
+from worker.model.loaded_model import Lane
 
 REQUEST = GenerationRequest(model="tiny", class_id=2, cfg_scale=3.0, seed=7)
 

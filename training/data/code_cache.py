@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from masc_core.errors import ArtifactError
-from masc_core.files import atomic_path, atomic_write, sha256_file
+from masc_core.io.files import atomic_path, atomic_write, sha256_file
 
 INDEX = "index.json"
 AGAIN = "run `masc codes extract` again"

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from masc_core.errors import ArtifactError
-from masc_core.tensors import read_tensors
+from masc_core.io.tensors import read_tensors
 from training.torch_file import read_torch_file
 
 Weights = Literal["model", "ema"]

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from masc_core.errors import ArtifactError
+from masc_core.io.tensors import without_memory
 from masc_core.models.gpt import GPT, RopeTable
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import VQConfig, VQModel
-from masc_core.tensors import without_memory
 from training.llamagen.container import Container
 
 Module = TypeVar("Module", bound=nn.Module)

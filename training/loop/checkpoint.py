@@ -8,7 +8,7 @@
 A folder gets its name when everything in it is on the disk, and only then the earlier one goes: a
 full disk or a killed process leaves what there was. Any number of ranks, sharded or not, reads what
 any other has written. Nothing is pickled. There are no random states: randomness is a function of
-(seed, step, rank), see `training.loop.loop`.
+(seed, step, rank), see `training.loop.trainer`.
 This module does not know what is trained.
 """
 
@@ -37,9 +37,9 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.optim import Optimizer
 
 from masc_core.errors import ArtifactError
-from masc_core.files import TEMPORARY_PREFIX, atomic_write, flush
-from training.loop.average import Average
-from training.loop.ranks import Ranks
+from masc_core.io.files import TEMPORARY_PREFIX, atomic_write, flush
+from training.loop.distributed import Ranks
+from training.loop.ema import Average
 from training.loop.stage import Player
 
 FOLDER = "checkpoints"

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from training.loop.ranks import Ranks
+from training.loop.distributed import Ranks
 from training.loop.stage import Player
 
 

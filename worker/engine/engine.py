@@ -21,9 +21,9 @@ import torch
 from masc_core.errors import NonFiniteError
 from masc_core.generation.batch import Batch, Drawn, StepReport
 from masc_core.generation.host_copy import HostCopy
-from masc_core.image_spec import ImageSpec, check_specs
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import ImageSpec, check_specs
 from worker.engine.request import (
     FailedImage,
     FinishedImage,

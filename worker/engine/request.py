@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from masc_core.errors import EngineError
-from masc_core.image_spec import ImageSpec
+from masc_core.sampling.params import ImageSpec
 
 TaskKey = tuple[str, int]
 

@@ -9,9 +9,9 @@ import masc_core.generation.batch
 from masc_core.errors import InvalidFieldError, UnknownClassError
 from masc_core.generation.batch import Batch
 from masc_core.generation.generate import generate
-from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import ImageSpec
 from tests.tiny_bundle import GRID, tiny_parts
 
 Models = tuple[GPT, InClusterDecoder]

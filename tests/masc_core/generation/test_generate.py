@@ -12,14 +12,20 @@ from torch import Tensor
 
 from masc_core.errors import InvalidFieldError, NonFiniteError, UnknownClassError
 from masc_core.generation.generate import Generated, generate
-from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KVCache, Rows
-from masc_core.philox import gumbel
 from masc_core.prior import ClusterMap
-from masc_core.sampling import apply_cfg, apply_temperature, draw, entropy_bits, filter_logits
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import ImageSpec
+from masc_core.sampling.rng import gumbel
+from masc_core.sampling.sampler import (
+    apply_cfg,
+    apply_temperature,
+    draw,
+    entropy_bits,
+    filter_logits,
+)
 from tests.golden_files import assert_close, load_golden
 from tests.golden_gpt import GOLDEN_CONFIG, golden_gpt
 

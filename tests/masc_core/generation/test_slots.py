@@ -5,7 +5,7 @@ import random
 import pytest
 
 from masc_core.generation.slots import NO_SLOT, Slot, StepShape, allocate, lay_out, num_rows
-from masc_core.image_spec import ImageSpec
+from masc_core.sampling.params import ImageSpec
 
 PLAIN, GUIDED = ImageSpec(0, 1.0, seed=0), ImageSpec(0, 2.0, seed=0)
 REFINED = ImageSpec(0, 1.0, seed=0, decoding="refine")

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from masc_core.bundle import load_bundle
+from masc_core.bundle.read import load_bundle
 from masc_core.generation.batch import Batch
 from masc_core.generation.generate import generate
-from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import ImageSpec
 from tests.tiny_bundle import GRID, tiny_parts
 
 SHIPPED = Path(__file__).parents[3] / "models" / "cifar10" / "1"

@@ -12,18 +12,18 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from masc_core.manifest import TRANSFORMER_FILE
-from masc_core.registry import Registry
+from masc_core.bundle.manifest import TRANSFORMER_FILE
+from masc_core.bundle.registry import Registry
 from server.app import create_app
 from server.settings import ServerSettings
+from tests.server.auth.test_access import ROOT, write_keys
 from tests.server.service import Service, assert_problem
-from tests.server.test_access import ROOT, write_keys
 from tests.tiny_bundle import save_tiny_bundle, spoil
+from worker.build import build_worker
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.state import WorkerStatus
-from worker.process import LoopThread
+from worker.main import LoopThread
 from worker.settings import load_settings
-from worker.worker import build_worker
 
 ADMIN = {"X-API-Key": ROOT}
 

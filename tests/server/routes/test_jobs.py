@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from masc_core.registry import Registry
+from masc_core.bundle.registry import Registry
 from server.app import create_app
 from tests.server.asgi import Exchange
+from tests.server.intake.test_dispatch import until
 from tests.server.service import GRID, WEIGHTS, Service, assert_problem, draw
 from tests.server.sse import Event, read_events
-from tests.server.test_dispatch import until
 from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.outcome import JobFailure
 

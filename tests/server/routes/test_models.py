@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from masc_core.manifest import MANIFEST_FILE
+from masc_core.bundle.manifest import MANIFEST_FILE
 from tests.server.service import CLASS_NAMES, GRID, Service, assert_problem, write_model
 from worker.jobs.state import WorkerStatus
 

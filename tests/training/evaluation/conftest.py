@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle.read import Bundle, load_bundle
 from tests.tiny_bundle import save_tiny_bundle
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from masc_core.errors import ArtifactError
-from training.loop.average import Average
 from training.loop.checkpoint import (
     Progress,
     checkpoint_config,
@@ -19,7 +18,8 @@ from training.loop.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from training.loop.ranks import Ranks
+from training.loop.distributed import Ranks
+from training.loop.ema import Average
 from training.loop.stage import Player
 
 STANDING = Progress(7, 1.5, 60.0)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.rank_processes import all_well
-from training.loop.average import Average
+from training.loop.distributed import join_ranks
+from training.loop.ema import Average
 from training.loop.parallel import compile_each, let_go, recompute, shard, whole_state
-from training.loop.ranks import join_ranks
 
 
 def network() -> nn.Sequential:

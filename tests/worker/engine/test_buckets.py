@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from masc_core.generation.slots import StepShape, allocate
-from masc_core.image_spec import ImageSpec
+from masc_core.sampling.params import ImageSpec
 from worker.engine.buckets import buckets, choose
 
 PLAIN, GUIDED = ImageSpec(0, 1.0, seed=0), ImageSpec(0, 2.0, seed=0)

@@ -16,11 +16,11 @@ import torch
 
 from masc_core.errors import NonFiniteError
 from masc_core.generation.generate import Generated, generate
-from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import ImageSpec
 from tests.tiny_bundle import GRID
 from tests.worker.engine.test_engine import (
     LENGTH,

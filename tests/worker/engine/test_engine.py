@@ -16,9 +16,9 @@ import masc_core.generation.batch
 from masc_core.errors import InvalidFieldError, NonFiniteError, UnknownClassError
 from masc_core.generation.batch import Batch
 from masc_core.generation.generate import Generated, generate
-from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import ImageSpec
 from tests.tiny_bundle import GRID, tiny_parts
 from worker.engine.engine import Engine
 from worker.engine.request import (

@@ -15,8 +15,8 @@ from typing import Any
 from redis.exceptions import NoScriptError
 
 from masc_core.errors import QueueDownError
-from masc_core.patience import patience
 from worker.jobs.redis.connection import RETRY_AFTER, AsyncRedis, reachable_queue
+from worker.jobs.redis.loop_timeout import patience
 from worker.jobs.redis.scripts import PREFIX, Script, load_script
 from worker.jobs.redis.tasks import end_task
 

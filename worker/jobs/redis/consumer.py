@@ -28,8 +28,8 @@ from worker.jobs.redis.codec import (
     encode_worker,
 )
 from worker.jobs.redis.connection import BlockingRedis, database_of
+from worker.jobs.redis.lease_updates import WorkerNews
 from worker.jobs.redis.scripts import channels_of, settings_of
-from worker.jobs.redis.worker_news import WorkerNews
 from worker.jobs.state import WorkerStatus
 
 MAX_EVENTS = 1000  # of a job that are kept

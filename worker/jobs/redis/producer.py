@@ -37,7 +37,7 @@ from worker.jobs.redis.codec import (
     encode_job,
 )
 from worker.jobs.redis.connection import RETRY_SECONDS, connect_async, database_of
-from worker.jobs.redis.feed import Feed
+from worker.jobs.redis.pubsub_task import Feed
 from worker.jobs.redis.scripts import channels_of, milliseconds, settings_of
 from worker.jobs.state import (
     END_STATES,

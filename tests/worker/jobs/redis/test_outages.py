@@ -235,8 +235,8 @@ async def test_a_connection_that_is_dead_but_open_is_made_anew(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module, name in (
-        ("feed", "SILENCE_SECONDS"),
-        ("listener", "SILENCE_SECONDS"),
+        ("pubsub_task", "SILENCE_SECONDS"),
+        ("pubsub_thread", "SILENCE_SECONDS"),
         ("connection", "ANSWER_SECONDS"),
     ):
         monkeypatch.setattr(f"worker.jobs.redis.{module}.{name}", 0.2)

@@ -1,0 +1,96 @@
+"""Finished images as answers: files with headers, or JSON."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.responses import Response
+
+from masc_core.images import ImageFormat
+from server.intake.accept import MEDIA_TYPES
+from server.schemas.generate import GenerateAnswer
+from server.schemas.image import Image, ModelVersion, Stages
+from worker.jobs.outcome import ImageOutput, JobResult, Timings
+
+BINARY: Final = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+IMAGE_HEADERS: Final = {
+    "X-Masc-Seed": "Seed of the image.",
+    "X-Masc-Model": "Name and version of the model, with a slash between.",
+    "X-Masc-Entropy-Bits": "Mean entropy of the predictions, bits per position.",
+    "Server-Timing": "Milliseconds in each stage.",
+}
+
+
+def image_response(
+    result: JobResult, index: int, file_format: ImageFormat, headers: Mapping[str, str]
+) -> Response:
+    """Answer with the bytes of one image, and the rest in headers."""
+    image = result.images[index]
+    about = {
+        "X-Masc-Seed": str(image.seed),
+        "X-Masc-Model": f"{result.model}/{result.version}",
+        "X-Masc-Entropy-Bits": f"{image.entropy_bits:.6f}",
+        "Server-Timing": server_timing(result.timings),
+    }
+    return Response(image.data, headers={**about, **headers}, media_type=MEDIA_TYPES[file_format])
+
+
+def json_response(
+    job_id: str, result: JobResult, file_format: ImageFormat, *, entropies: bool
+) -> Response:
+    """Answer with all images in one JSON document."""
+    answer = GenerateAnswer(
+        id=job_id,
+        model=model_version(result),
+        images=[
+            Image(**image_facts(image, file_format, entropies=entropies), b64=base64_of(image.data))
+            for image in result.images
+        ],
+        timings=stages(result.timings),
+    )
+    headers = {"Server-Timing": server_timing(result.timings), "Vary": "Accept"}
+    content = answer.model_dump_json(exclude_unset=True)
+    return Response(content, headers=headers, media_type="application/json")
+
+
+def image_facts(image: ImageOutput, file_format: ImageFormat, *, entropies: bool) -> dict[str, Any]:
+    """The fields of `server.schemas.image.ImageFacts`; those not asked for stay unset."""
+    facts = {
+        "seed": image.seed,
+        "format": file_format,
+        "entropy_bits": image.entropy_bits,
+        "entropy_ratio": image.entropy_ratio,
+    }
+    return facts | ({"entropies": list(image.entropies)} if entropies else {})
+
+
+def model_version(result: JobResult) -> ModelVersion:
+    """The weights that made the images."""
+    return ModelVersion(
+        name=result.model, version=result.version, weights_sha256=result.weights_sha256
+    )
+
+
+def stages(timings: Timings) -> Stages:
+    """Seconds of each stage."""
+    return Stages(**dataclasses.asdict(timings))
+
+
+def server_timing(timings: Timings) -> str:
+    """Write the stages as a Server-Timing header, in milliseconds."""
+    seconds_of = dataclasses.asdict(timings)
+    return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in seconds_of.items())
+
+
+def base64_of(data: bytes) -> str:
+    """Bytes as they are written in JSON."""
+    return base64.b64encode(data).decode()
+
+
+def etag_of(data: bytes) -> str:
+    """Entity tag of a file's bytes."""
+    return f'"{hashlib.sha256(data).hexdigest()[:32]}"'

@@ -1,0 +1,107 @@
+"""A generation whose answer is a stream: whoever goes away ends its job, unless it is kept.
+
+What is shown, and how, is a presenter's: our own events, or those of the OpenAI API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, aclosing, nullcontext
+from functools import partial
+from typing import Protocol
+
+from prometheus_client import Histogram
+from starlette.types import Scope
+
+from masc_core.errors import MascError
+from server.answers.event_stream import EventStream
+from server.answers.job_updates import Moment, follow
+from server.errors import kind_of
+from server.intake.dispatch import leave
+from server.metrics import settle
+from server.middleware.tracing import stage
+from server.state import Front
+from worker.jobs.event import NumberedEvent, Preview
+from worker.jobs.job import Job
+from worker.jobs.outcome import JobResult
+
+
+class Presenter(Protocol):
+    """Turns the moments of a job into events as they go over the wire."""
+
+    def show(self, moment: Moment) -> Iterator[bytes]:
+        """Events of one moment; there may be none."""
+
+    def fail(self, error: MascError) -> bytes:
+        """The last event when there are no images."""
+
+
+async def shown(
+    moments: AsyncGenerator[Moment, None],
+    presenter: Presenter,
+    scope: Scope | None = None,
+    delivery: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> AsyncGenerator[bytes, None]:
+    """Show every moment, and an error as the last one.
+
+    Parameters
+    ----------
+    moments : as from `follow`
+    presenter : shows them
+    scope : the request that fails when the job does; None if it only looks on
+    delivery : around the images' way to the client
+    """
+    try:
+        async with aclosing(moments):
+            async for moment in moments:
+                with delivery() if isinstance(moment, JobResult) else nullcontext():
+                    for event in presenter.show(moment):
+                        yield event
+    except MascError as error:
+        if scope is not None:
+            settle(scope, kind_of(error).status)
+        yield presenter.fail(error)
+
+
+def stream_generation(
+    front: Front, scope: Scope, job: Job, presenter: Presenter, seconds: float
+) -> EventStream:
+    """Answer a request with the events of its job.
+
+    Parameters
+    ----------
+    front : the front end
+    scope : the request
+    job : has been admitted
+    presenter : shows it
+    seconds : after which the request is given up
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    working = ExitStack()
+    working.enter_context(front.drain.working())
+    moments = _timed(follow(front.queue, job.id, until=until), front.metrics.first_preview_seconds)
+
+    async def end() -> None:
+        is_late = loop.time() >= until
+        with working:
+            await leave(front.queue, job, expired=is_late and seconds >= job.timeout)
+
+    headers = {"Content-Location": f"/jobs/{job.id}/events", "Vary": "Accept"}
+    delivery = partial(stage, front.metrics, scope, "deliver")
+    return EventStream(shown(moments, presenter, scope, delivery), headers=headers, leave=end)
+
+
+async def _timed(
+    moments: AsyncGenerator[Moment, None], first_preview_seconds: Histogram
+) -> AsyncGenerator[Moment, None]:
+    """Measure how long the first preview takes."""
+    started, seen = time.perf_counter(), False
+    async with aclosing(moments):
+        async for moment in moments:
+            if not seen and isinstance(moment, NumberedEvent) and isinstance(moment.event, Preview):
+                first_preview_seconds.observe(time.perf_counter() - started)
+                seen = True
+            yield moment

@@ -1,0 +1,93 @@
+"""Who asks, as dependencies of routes and routers.
+
+A key comes as ``Authorization: Bearer KEY`` or as ``X-API-Key: KEY``; the latter wins, since the
+former may be for a proxy on the way. Keys are looked at before a body is read.
+This module does not know the keys.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from masc_core.errors import RateLimitError
+from server.auth.access import Client
+from server.state import FrontDependency
+
+HEADER = "X-API-Key"
+CLIENT_KEY = "An API key, where the service wants one."
+ADMIN_KEY = "The key of an admin."
+
+ClientBearer = Annotated[
+    HTTPAuthorizationCredentials | None,
+    Security(HTTPBearer(scheme_name="bearer", description=CLIENT_KEY, auto_error=False)),
+]
+ClientHeader = Annotated[
+    str | None,
+    Security(
+        APIKeyHeader(name=HEADER, scheme_name="key", description=CLIENT_KEY, auto_error=False)
+    ),
+]
+AdminBearer = Annotated[
+    HTTPAuthorizationCredentials | None,
+    Security(HTTPBearer(scheme_name="admin-bearer", description=ADMIN_KEY, auto_error=False)),
+]
+AdminHeader = Annotated[
+    str | None,
+    Security(
+        APIKeyHeader(name=HEADER, scheme_name="admin-key", description=ADMIN_KEY, auto_error=False)
+    ),
+]
+
+
+async def known_client(
+    front: FrontDependency, bearer: ClientBearer, header: ClientHeader
+) -> Client:
+    """Whoever has the request's key.
+
+    Raises
+    ------
+    UnauthorizedError : keys are required, and this is none of them
+    """
+    return front.access.client(_key(bearer, header))
+
+
+ClientDependency = Annotated[Client, Depends(known_client)]
+
+
+async def limited_client(front: FrontDependency, client: ClientDependency) -> Client:
+    """Count a request that starts work, and give its client.
+
+    Raises
+    ------
+    UnauthorizedError : as from `known_client`
+    RateLimitError : one too many in this minute
+    """
+    try:
+        await front.rate_limits.count(client)
+    except RateLimitError:
+        front.metrics.rejections.labels("rate_limit").inc()
+        raise
+    return client
+
+
+LimitedClientDependency = Annotated[Client, Depends(limited_client)]
+
+
+async def known_admin(front: FrontDependency, bearer: AdminBearer, header: AdminHeader) -> str:
+    """Name of the admin who has the request's key.
+
+    Raises
+    ------
+    UnauthorizedError, ForbiddenError : it is no admin's
+    """
+    return front.access.admin(_key(bearer, header))
+
+
+AdminDependency = Annotated[str, Depends(known_admin)]
+
+
+def _key(bearer: HTTPAuthorizationCredentials | None, header: str | None) -> str | None:
+    return header or (bearer.credentials if bearer else None)

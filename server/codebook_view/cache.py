@@ -1,0 +1,148 @@
+"""What the page shows of each model: thumbnails of its classes, and its codebook.
+
+Everything is made once a version, in a thread, and kept for the versions shown last: a version is
+never changed. One at a time is made, so that the memory which that takes is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from starlette.exceptions import HTTPException
+
+from masc_core.bundle.codebook_view import PATCHES_FILE, TREE_FILE, decode_tree, patch_side
+from masc_core.bundle.manifest import PRIOR_FILE, SAMPLES_FILE, Manifest
+from masc_core.errors import ArtifactError
+from masc_core.prior import ClusterMap
+from server.codebook_view.bundle_files import read_file
+from server.codebook_view.codebook import Codebook
+from server.codebook_view.thumbnails import cut_thumbnails, is_sheet
+
+T = TypeVar("T")
+Key = tuple[str, str, str | None]  # name, version and seal
+MOST_KEPT = 4  # versions
+
+
+@dataclass(frozen=True, slots=True)
+class Pictured:
+    """A codebook and the sheet of its patches.
+
+    Attributes
+    ----------
+    codebook : clusters and tree
+    patches : a WebP file, see `masc_core.bundle.codebook_view`
+    side : pixels a side of a patch
+    """
+
+    codebook: Codebook
+    patches: bytes
+    side: int
+
+
+def has_codebook(manifest: Manifest) -> bool:
+    """Whether a version was published with pictures of its codebook."""
+    return {TREE_FILE, PATCHES_FILE} <= manifest.files.keys()
+
+
+class Kept(Generic[T]):
+    """What was made of the versions shown last.
+
+    Parameters
+    ----------
+    make : takes a while, and may raise
+    """
+
+    def __init__(self, make: Callable[[Manifest], T]) -> None:
+        self._make = make
+        self._lock = asyncio.Lock()
+        self._made: OrderedDict[Key, T] = OrderedDict()
+
+    async def of(self, manifest: Manifest) -> T:
+        """What belongs to a version. Who waits for another to be made holds no thread."""
+        key = _key(manifest)
+        if key not in self._made:
+            async with self._lock:
+                if key not in self._made:
+                    self._made[key] = await asyncio.to_thread(self._make, manifest)
+                    if len(self._made) > MOST_KEPT:
+                        self._made.popitem(last=False)
+        self._made.move_to_end(key)
+        return self._made[key]
+
+
+class Gallery:
+    """Pictures of the models under a folder.
+
+    Parameters
+    ----------
+    models : folder of the bundles
+    """
+
+    def __init__(self, models: Path) -> None:
+        self._models = models
+        self._thumbnails, self._codebooks = Kept(self._cut), Kept(self._open)
+        self._sheets: dict[Key, bool] = {}
+
+    def has_thumbnails(self, manifest: Manifest) -> bool:
+        """Whether a version was published with a sheet of all its classes that can be cut."""
+        if SAMPLES_FILE not in manifest.files:
+            return False
+        key = _key(manifest)
+        if key not in self._sheets:
+            path = self._models / manifest.name / manifest.version / SAMPLES_FILE
+            self._sheets[key] = is_sheet(path, len(manifest.class_names))
+        return self._sheets[key]
+
+    async def thumbnails(self, manifest: Manifest) -> tuple[bytes, ...]:
+        """WebP files, one a class; none if the bundle brings no samples that can be cut.
+
+        Raises
+        ------
+        ArtifactError : the file is missing or altered
+        """
+        return await self._thumbnails.of(manifest)
+
+    async def codebook(self, manifest: Manifest) -> Pictured:
+        """The codebook.
+
+        Raises
+        ------
+        HTTPException : 404, the bundle was published without
+        ArtifactError : a file is missing, altered or no codebook
+        """
+        if not has_codebook(manifest):
+            name = f"{manifest.name} {manifest.version}"
+            raise HTTPException(404, f"{name} was published without pictures of its codebook")
+        return await self._codebooks.of(manifest)
+
+    def _cut(self, manifest: Manifest) -> tuple[bytes, ...]:
+        if SAMPLES_FILE not in manifest.files:
+            return ()
+        sheet = read_file(self._models, manifest, SAMPLES_FILE)
+        try:
+            return cut_thumbnails(sheet, len(manifest.class_names))
+        except ValueError:  # any picture may be published as samples
+            return ()
+
+    def _open(self, manifest: Manifest) -> Pictured:
+        folder = self._models / manifest.name / manifest.version
+        names = (TREE_FILE, PATCHES_FILE, PRIOR_FILE)
+        content = {name: read_file(self._models, manifest, name) for name in names}
+        name = TREE_FILE
+        try:
+            tree = decode_tree(content[name], manifest.num_codes)
+            name = PATCHES_FILE
+            side = patch_side(content[name], manifest.num_codes)
+        except ValueError as error:
+            raise ArtifactError(folder / name, str(error)) from error
+        prior = ClusterMap.parse(content[PRIOR_FILE], folder / PRIOR_FILE)
+        return Pictured(Codebook(tree, prior), content[PATCHES_FILE], side)
+
+
+def _key(manifest: Manifest) -> Key:
+    return manifest.name, manifest.version, manifest.seal

@@ -1,0 +1,128 @@
+"""Through the queue and back: admission, and the wait for the outcome.
+
+Whatever ends the wait before its time (the client goes away, the time is up, the server shuts
+down), the job is cancelled, so none is left behind; unless it is kept, for others to wait for.
+This module does not know what is done with the images.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import replace
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
+
+from masc_core.errors import CapacityError, DeadlineError, QueueDownError
+from server.errors import kind_of
+from server.intake.idempotency import mark_replay
+from server.middleware.tracing import traceparent_of
+from server.state import Front
+from worker.jobs.job import Job
+from worker.jobs.outcome import EXPIRED, JobResult
+from worker.jobs.queue import JobProducer
+
+logger = logging.getLogger(__name__)
+
+
+async def admit(front: Front, job: Job, share: float, scope: Scope) -> Job:
+    """Put a job into the queue.
+
+    Parameters
+    ----------
+    front : the front end
+    job : what is asked for
+    share : of the queue's places, that its owner may take at most
+    scope : the request, which is marked if it was sent before
+
+    Returns
+    -------
+    Job : this one, or the earlier one that its idempotency key stands for
+
+    Raises
+    ------
+    CapacityError : no worker is ready for its model, the queue is full, or this front end drains
+    IdempotencyConflictError : its key was used for another request
+    """
+    job = replace(job, trace=traceparent_of(scope))
+    try:
+        front.drain.check()
+        await front.ready_workers(job.request.model)
+        receipt = await front.queue.submit(job, share)
+    except CapacityError as error:
+        reason = kind_of(error).slug.replace("-", "_")
+        front.metrics.rejections.labels(reason).inc()
+        raise
+    logger.info("job %s of %s", receipt.job_id, job.owner)
+    if receipt.is_new:
+        return job
+    mark_replay(scope)
+    return (await front.queue.status(receipt.job_id)).job
+
+
+async def wait(front: Front, job: Job, receive: Receive, seconds: float) -> JobResult:
+    """Wait for the images of a job; a front end that drains goes on until they are there.
+
+    Parameters
+    ----------
+    front : the front end
+    job : has been admitted
+    receive : the request's channel, whose body has been read; tells when the client goes away
+    seconds : after which the wait is given up
+
+    Raises
+    ------
+    MascError : why the job failed
+    ClientDisconnect : the client went away
+    DeadlineError : the time is up
+    """
+    with front.drain.working():
+        return await _wait(front.queue, job, receive, seconds)
+
+
+async def _wait(queue: JobProducer, job: Job, receive: Receive, seconds: float) -> JobResult:
+    outcome = asyncio.ensure_future(queue.outcome(job.id))
+    gone = asyncio.ensure_future(disconnected(receive))
+    is_late = False
+    try:
+        await asyncio.wait({outcome, gone}, timeout=seconds, return_when="FIRST_COMPLETED")
+        if outcome.done():
+            result = outcome.result()
+            if isinstance(result, JobResult):
+                return result
+            if result != EXPIRED:
+                raise result.to_error()
+        elif gone.done():
+            raise ClientDisconnect
+        is_late = True
+        raise DeadlineError(f"no image within {seconds:g} seconds")
+    finally:
+        gone.cancel()
+        outcome.cancel()
+        expired, has_ended = is_late and seconds >= job.timeout, outcome.done()
+        await leave(queue, job, expired=expired, has_ended=has_ended)
+
+
+async def leave(queue: JobProducer, job: Job, *, expired: bool, has_ended: bool = False) -> None:
+    """Wait for a job no longer.
+
+    Parameters
+    ----------
+    queue : where it is
+    job : ends now and is forgotten, unless it is kept, for then others may wait for it
+    expired : whether its own time is up, so that it ends in any case
+    has_ended : whether its outcome is known, so that there is nothing to end
+    """
+    with suppress(QueueDownError):  # the queue ends and forgets it by itself, only later
+        if not has_ended and (expired or not job.keep):
+            await queue.cancel(job.id, "expired" if expired else "cancelled")
+        if not job.keep:
+            await queue.forget(job.id)
+
+
+async def disconnected(receive: Receive) -> None:
+    """Return when the client of a request, whose body has been read, goes away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

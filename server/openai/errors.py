@@ -1,0 +1,106 @@
+"""Errors as clients of the OpenAI API read them.
+
+They are recast from our problem documents, so there is no second table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from fastapi import Request
+from fastapi.routing import APIRoute
+from starlette.responses import JSONResponse, Response
+
+from masc_core.errors import RequestError
+from server.errors import FORESEEN, document_of, response_to
+from server.openai.schemas import OpenAIError, OpenAIErrorAnswer
+from server.openapi import CHALLENGE, RETRY_AFTER, SAMPLES, Responses
+
+INVALID_STATUS = 400
+TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+PARAMS = {  # what our requests call otherwise
+    "class_id": "prompt",
+    "class_name": "prompt",
+    "num_images": "n",
+    "format": "output_format",
+}
+OWN_HEADERS = frozenset({"content-length", "content-type"})
+
+
+class OpenAIRoute(APIRoute):
+    """A route whose errors have OpenAI's form, whoever raises them."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wrap the handler, with all that it depends on."""
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except FORESEEN as error:
+                return openai_response(error)
+
+        return answer
+
+
+def openai_response(error: Exception) -> Response:
+    """Answer with an error."""
+    shown = response_to(error)
+    headers = {name: text for name, text in shown.headers.items() if name not in OWN_HEADERS}
+    return JSONResponse(openai_error(error).model_dump(), status_of(shown.status_code), headers)
+
+
+def openai_error(error: Exception) -> OpenAIErrorAnswer:
+    """Say what is wrong, naming the field as the client knows it."""
+    answer = _recast(document_of(error))
+    if isinstance(error, RequestError):
+        answer.error.param = PARAMS.get(error.field, error.field)
+    return answer
+
+
+def status_of(status: int) -> int:
+    """Status that clients of OpenAI's expect in place of one of ours."""
+    return INVALID_STATUS if status == 422 else status
+
+
+def openai_problems(*names: str) -> Responses:
+    """Describe the errors of a route by the names of their samples."""
+    responses: Responses = {}
+    for name in names:
+        sample = SAMPLES[name]
+        document = sample.document()
+        response = responses.setdefault(
+            status_of(sample.status),
+            {
+                "model": OpenAIErrorAnswer,
+                "description": document["title"],
+                "content": {"application/json": {"examples": {}}},
+            },
+        )
+        example = {"summary": document["title"], "value": _recast(document).model_dump()}
+        response["content"]["application/json"]["examples"][name] = example
+        if sample.retry:
+            response["headers"] = RETRY_AFTER
+        elif sample.status == 401:
+            response["headers"] = CHALLENGE
+    return responses
+
+
+def _recast(document: Mapping[str, Any]) -> OpenAIErrorAnswer:
+    fields = [error["field"] for error in document.get("errors", ())]
+    _, _, slug = document["type"].rpartition("urn:masc:problem:")
+    code = None if document["type"] == "about:blank" else slug.replace("-", "_")
+    status = document["status"]
+    return OpenAIErrorAnswer(
+        error=OpenAIError(
+            message=document["detail"],
+            type=TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error"),
+            param=fields[0] if fields else None,
+            code=code,
+        )
+    )

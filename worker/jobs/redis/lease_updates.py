@@ -1,0 +1,83 @@
+"""What a worker knows of its jobs and of new ones without asking.
+
+From its own channel it hears which of its leases are over, from another one that a line of jobs
+is no longer empty. Whenever it begins to listen, or begins again, it may have missed either: it
+asks for its leases once, and `wait_for_arrival` returns.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from worker.jobs.redis.caller import Caller
+from worker.jobs.redis.connection import BlockingRedis
+from worker.jobs.redis.held_leases import Held
+from worker.jobs.redis.pubsub_thread import Listener
+
+
+class WorkerNews:
+    """Keeps up with the channels of a worker.
+
+    Parameters
+    ----------
+    client : what is listened to
+    scripts : of the same
+    channels : what the names of all channels begin with
+    name : of the worker, as it claims
+
+    Attributes
+    ----------
+    held : the leases of this worker
+    num_arrivals : how often there have been jobs where there were none; never goes back
+    """
+
+    def __init__(self, client: BlockingRedis, scripts: Caller, channels: str, name: str) -> None:
+        self.held = Held()
+        self.num_arrivals = 0
+        self._scripts = scripts
+        self._arrival = threading.Condition()
+        self._listeners: list[Callable[[str], None]] = []
+        self._own_channel = f"{channels}worker:{name}"
+        self._listener = Listener(
+            client, (self._own_channel, f"{channels}arrivals"), self._heard, self._connected
+        )
+
+    def start(self) -> None:
+        """Begin to listen; ignored when that has been done."""
+        self._listener.start()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._listener.close()
+
+    def on_arrival(self, arrived: Callable[[str], None]) -> None:
+        """Have it called with the model whose line is no longer empty; empty if any may be."""
+        self._listeners.append(arrived)
+
+    def wait_for_arrival(self, before: int, timeout: float) -> None:
+        """Return when ``num_arrivals`` is no longer ``before``, at the latest after ``timeout``."""
+        with self._arrival:
+            self._arrival.wait_for(lambda: self.num_arrivals != before, timeout)
+
+    def _heard(self, channel: str, message: bytes) -> None:
+        if channel != self._own_channel:
+            self._arrived(message.decode())
+        elif message:
+            token, job_id = message.split(b" ", 1)
+            self.held.drop(job_id.decode(), int(token))
+
+    def _connected(self) -> None:
+        held = self.held.tokens
+        if held:
+            pairs = [part for pair in held.items() for part in pair]
+            for job_id, token in self._scripts.run("lost", *pairs):
+                self.held.drop(job_id.decode(), token)
+        self._arrived("")
+
+    def _arrived(self, model: str) -> None:
+        with self._arrival:
+            self.num_arrivals += 1
+            self._arrival.notify_all()
+        for arrived in self._listeners:
+            arrived(model)

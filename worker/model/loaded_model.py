@@ -1,0 +1,313 @@
+"""One loaded version of a model at work: image tasks in, files out.
+
+What is given to a lane waits until the engine has rows for it. What the engine has finished goes
+through the renderer and a small pool of threads that encode; the engine does not wait for them,
+unless they have a lot to do. Previews take what `worker.model.previews.PreviewBudget` allows.
+This module does not know about the queue, nor about jobs beyond their ids.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from masc_core.bundle.manifest import Manifest
+from masc_core.bundle.read import Bundle
+from masc_core.errors import ConfigError
+from masc_core.images import ImageFormat, encode_image
+from masc_core.sampling.params import ImageSpec
+from worker.engine.engine import Engine
+from worker.engine.request import (
+    FailedImage,
+    FinishedImage,
+    ImageTask,
+    Outcome,
+    PartialImage,
+    TaskKey,
+)
+from worker.model.previews import PreviewBudget
+from worker.model.render import Rendered, Renderer
+from worker.model.threads import ThreadTrial
+
+logger = logging.getLogger(__name__)
+
+NUM_ENCODERS = 2
+MAX_ENCODING = 64  # images whose files are not there yet; beyond, the engine waits
+PREVIEW_FORMAT: Final[ImageFormat] = "jpeg"
+WARM_UP = "warm-up"
+
+
+@dataclass(frozen=True, slots=True)
+class EnteredImage:
+    """A task has come into the engine; ``at`` is seconds since the epoch."""
+
+    task: ImageTask
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class AdvancedImage:
+    """So many rows of its grid are drawn."""
+
+    task: ImageTask
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewedImage:
+    """The upper rows of an image as a file."""
+
+    task: ImageTask
+    rows: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MadeImage:
+    """An image as a file.
+
+    Attributes
+    ----------
+    image : what the engine drew
+    data : the file
+    vq_decode_seconds, encode_seconds : what that took after the engine
+    """
+
+    image: FinishedImage
+    data: bytes
+    vq_decode_seconds: float
+    encode_seconds: float
+
+    @property
+    def task(self) -> ImageTask:
+        """Which image it is."""
+        return self.image.task
+
+
+@dataclass(frozen=True, slots=True)
+class LostImage:
+    """A task that has no image; others are not concerned."""
+
+    task: ImageTask
+    error: BaseException
+
+
+Report = EnteredImage | AdvancedImage | PreviewedImage | MadeImage | LostImage
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    data: bytes
+    vq_decode_seconds: float
+    encode_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoding:
+    """An image, or the upper rows of one, on its way through renderer and pool."""
+
+    image: FinishedImage | PartialImage
+    file: Future[_File]
+    paid: float  # of the budget of previews
+
+    def report(self) -> Report | None:
+        """What has become of it; None for a preview that failed, which nobody misses."""
+        image, error = self.image, self.file.exception()
+        if error is not None:
+            return LostImage(image.task, error) if isinstance(image, FinishedImage) else None
+        file = self.file.result()
+        if isinstance(image, FinishedImage):
+            return MadeImage(image, file.data, file.vq_decode_seconds, file.encode_seconds)
+        return PreviewedImage(image.task, image.rows, file.data)
+
+
+class Lane:
+    """Serves one bundle. Used by one thread at a time.
+
+    Parameters
+    ----------
+    bundle : what is served
+    engine : runs the bundle's transformer
+    budget : of previews
+    cores : numbers of threads that `warm_up` tries, to take the fastest; none leaves torch's
+
+    Attributes
+    ----------
+    concerned : after `turn` failed, the jobs whose work was under way; otherwise none
+
+    Raises
+    ------
+    ConfigError : the engine is too small for a guided image
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        budget: PreviewBudget | None = None,
+        *,
+        cores: Sequence[int] = (),
+    ) -> None:
+        if engine.capacity_rows < 2:
+            raise ConfigError("a worker needs room for two rows, which a guided image takes")
+        self.bundle, self.engine = bundle, engine
+        self.concerned: set[str] = set()
+        self._budget = budget or PreviewBudget()
+        self._cores = cores
+        self._num_threads: int | None = None  # once it was tried
+        self._renderer = Renderer(bundle)
+        self._pool = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix="encode")
+        self._backlog: deque[ImageTask] = deque()
+        self._in_engine: dict[TaskKey, ImageTask] = {}
+        self._encoding: deque[_Encoding] = deque()
+        self._reports: list[Report] = []  # not handed out yet
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is served."""
+        return self.bundle.manifest
+
+    @property
+    def max_bits(self) -> float:
+        """Largest entropy of a prediction, the logarithm of K."""
+        return math.log2(self.manifest.num_clusters)
+
+    @property
+    def free_rows(self) -> int:
+        """Rows of the engine that nothing here needs."""
+        return self.engine.free_rows - self.rows_waiting
+
+    @property
+    def rows_waiting(self) -> int:
+        """Rows that what waits for the engine needs."""
+        return sum(task.num_rows for task in self._backlog)
+
+    @property
+    def rows_active(self) -> int:
+        """Rows of the engine in use."""
+        return self.engine.capacity_rows - self.engine.free_rows
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is to be done."""
+        return not (self._backlog or self._in_engine or self._encoding)
+
+    def warm_up(self) -> None:
+        """Make one real image, after all that would make the first steps slow.
+
+        Raises
+        ------
+        MascError : the image failed
+        """
+        self.engine.prepare()
+        defaults = self.manifest.defaults
+        spec = ImageSpec(class_id=0, cfg_scale=defaults.cfg_scale, seed=0)
+        self.engine.add(ImageTask(WARM_UP, 0, spec))
+        trial = ThreadTrial(self._cores or (torch.get_num_threads(),))
+        outcomes: Sequence[Outcome] = ()
+        while not outcomes:
+            outcomes = trial.run(self.engine.step)
+        if isinstance(outcomes[0], FailedImage):
+            raise outcomes[0].error
+        if self._cores:
+            self._num_threads = trial.best()
+            torch.set_num_threads(self._num_threads)
+            logger.info("steps take %d of %d cores", self._num_threads, self._cores[-1])
+        _encode(self._renderer.submit(outcomes[0].codes), "png")
+
+    def add(self, tasks: Iterable[ImageTask]) -> None:
+        """Take images; they come into the engine in order."""
+        self._backlog.extend(tasks)
+
+    def drop(self, job_id: str) -> None:
+        """Forget a job's images; their rows are free at once."""
+        self._backlog = deque(task for task in self._backlog if task.job_id != job_id)
+        for key in [key for key in self._in_engine if key[0] == job_id]:
+            self.engine.cancel(key)
+            del self._in_engine[key]
+        self._encoding = deque(one for one in self._encoding if one.image.task.job_id != job_id)
+        self._reports = [report for report in self._reports if report.task.job_id != job_id]
+
+    def turn(self, formats: Mapping[str, ImageFormat]) -> Sequence[Report]:
+        """One step of the engine and all around it.
+
+        After an exception, which only the engine raises, no report is lost: they come next time.
+
+        Parameters
+        ----------
+        formats : of the files of each job that is here
+        """
+        self._feed()
+        if self._in_engine:
+            self._step(formats)
+        self.concerned = set()
+        self._collect()
+        reports, self._reports = self._reports, []
+        return reports
+
+    def close(self) -> None:
+        """End the threads; nothing is asked for any more."""
+        self._pool.shutdown()
+        self._renderer.close()
+
+    def _feed(self) -> None:
+        while self._backlog and self._backlog[0].num_rows <= self.engine.free_rows:
+            task = self._backlog.popleft()
+            self.concerned = {task.job_id}
+            self.engine.add(task)
+            self._in_engine[task.key] = task
+            self._reports.append(EnteredImage(task, time.time()))
+
+    def _step(self, formats: Mapping[str, ImageFormat]) -> None:
+        self.concerned = {job_id for job_id, _ in self._in_engine}
+        if self._num_threads and self._num_threads != torch.get_num_threads():
+            torch.set_num_threads(self._num_threads)  # it was warmed up by another thread
+        for outcome in self.engine.step():
+            if isinstance(outcome, PartialImage):
+                self._reports.append(AdvancedImage(outcome.task, outcome.rows))
+                paid = self._budget.pay()
+                if paid is not None:
+                    self._send(outcome, PREVIEW_FORMAT, paid)
+                continue
+            del self._in_engine[outcome.task.key]
+            if isinstance(outcome, FailedImage):
+                self._reports.append(LostImage(outcome.task, outcome.error))
+            else:
+                self._send(outcome, formats[outcome.task.job_id])
+
+    def _send(
+        self, image: FinishedImage | PartialImage, file_format: ImageFormat, paid: float = 0.0
+    ) -> None:
+        file = self._pool.submit(_encode, self._renderer.submit(image.codes), file_format)
+        self._encoding.append(_Encoding(image, file, paid))
+
+    def _collect(self) -> None:
+        """Take what the pool has done; wait if the engine has nothing to do, or the pool a lot."""
+        for _ in range(len(self._encoding)):
+            patient = not self._in_engine or len(self._encoding) > MAX_ENCODING
+            encoding = self._encoding.popleft()
+            if not patient and not encoding.file.done():
+                self._encoding.append(encoding)
+                continue
+            report = encoding.report()
+            if report is not None:
+                self._reports.append(report)
+            if isinstance(report, PreviewedImage):
+                file = encoding.file.result()
+                seconds = file.vq_decode_seconds + file.encode_seconds
+                self._budget.settle(encoding.paid, seconds)
+
+
+def _encode(rendered: Future[Rendered], file_format: ImageFormat) -> _File:
+    pixels, vq_decode_seconds = rendered.result()
+    started = time.perf_counter()
+    data = encode_image(pixels, file_format)
+    return _File(data, vq_decode_seconds, time.perf_counter() - started)
