@@ -3,7 +3,6 @@
 Under a merge stand the leaves of its first child, then those of its second, as in SciPy's
 ``leaves_list``; so the leaves under a node are neighbours, and a node is known by where they begin
 and how many they are.
-This module does not know what is drawn in that order.
 
 Legend: V codes, K clusters. Nodes are numbered as in SciPy, see `masc_core.semantic_tree`.
 """

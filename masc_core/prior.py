@@ -2,7 +2,6 @@
 
 Clusters are numbered in ascending order of the lowest code that they hold, so a partition has
 exactly one ``labels`` array, and priors written here and by other programs are the same file.
-This module does not know how the partition was found, nor how a code is drawn from a cluster.
 
 Legend: V codes, K clusters.
 """

@@ -1,7 +1,6 @@
 """The full history of merges of a codebook's codes, and its cuts.
 
 Cutting the tree at K undoes the last K-1 merges.
-This module does not know how a tree is built (`masc_core.tree`), and needs NumPy alone.
 
 Legend: V codes, K clusters. Nodes are numbered as in SciPy: 0..V-1 are the codes, V+i is the
 cluster that merge i makes.

@@ -1,7 +1,4 @@
-"""What an overview of versions says of one of them.
-
-This module does not know how the overview is shown, and needs no torch.
-"""
+"""What an overview of versions says of one of them."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 The registry's choice is changed once the version's files are as published; workers see it, make the
 version ready beside the old one, and change over. One that refuses it undoes the choice: a version
 that cannot be served is not the active one for longer than it takes to find out.
-This module does not know how a worker changes over.
 """
 
 from __future__ import annotations

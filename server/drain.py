@@ -2,7 +2,6 @@
 
 When it is told to stop, it is not ready at once and refuses new work, and what it has accepted is
 finished first. It listens a little longer, so that whoever comes is told where it stands.
-This module does not know what the work is, nor how the process ends.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Labels come from fixed sets: an endpoint is a route's template, never a path, so nothing grows with
 traffic. What the queue says of itself is read from it when it is scraped, and is the same at every
 front end.
-This module does not know what the worker counts; the two share only the histogram of stages.
 """
 
 from __future__ import annotations

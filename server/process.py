@@ -1,7 +1,6 @@
 """The process of a front end: a socket, the application, and the signals that end it.
 
 SIGTERM or an interrupt lets it drain (`server.drain`); a second one ends it at once.
-This module does not know whether a worker runs beside it.
 """
 
 from __future__ import annotations

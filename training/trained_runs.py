@@ -2,7 +2,6 @@
 
 Every run names by hash what it was trained from, so parts that do not belong together are refused
 however much their sizes agree.
-This module does not know what becomes of the parts.
 """
 
 from __future__ import annotations

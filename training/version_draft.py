@@ -2,7 +2,6 @@
 
 The draft stands beside its place under a hidden name, on the same disk, and is written once. It is
 listed whole or not at all, whenever its process ends.
-This module does not know where weights come from, nor what is measured.
 """
 
 from __future__ import annotations

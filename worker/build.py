@@ -1,7 +1,4 @@
-"""A worker from its settings: bundle, engine, metrics and queue joined.
-
-This module does not know who runs the loop: a thread beside the front end, or a process.
-"""
+"""A worker from its settings: bundle, engine, metrics and queue joined."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 A thread does so beside the loop, as long as the loop turns. When a step hangs it says that the
 worker is not ready and renews nothing, so that other workers get the jobs; when the loop turns
 again, all is as before.
-This module does not know what the loop does.
 """
 
 from __future__ import annotations

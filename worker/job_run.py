@@ -1,7 +1,4 @@
-"""A job that a worker has claimed: its images as they come, and at the end its result.
-
-This module does not know how images are made.
-"""
+"""A job that a worker has claimed: its images as they come, and at the end its result."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 The loop has a thread of its own, so that a signal is heard while a step runs. SIGTERM or an
 interrupt lets it end what it has begun and give back the rest; a second one ends the process at
 once, and the jobs go to others when their leases run out.
-This module does not know what the loop does.
 """
 
 from __future__ import annotations

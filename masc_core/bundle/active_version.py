@@ -4,7 +4,6 @@
 version once and the latest last. Whatever stands behind the active version there was rolled back
 from and counts no more, so ``current`` alone decides: a process that is killed between the two
 files leaves a choice and its past that fit. A folder without ``history`` has no past yet.
-This module does not know whether a version exists or is whole.
 """
 
 from __future__ import annotations

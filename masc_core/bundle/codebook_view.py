@@ -3,7 +3,6 @@
 Two optional files that no image depends on, so neither counts among the weights: ``tree.npy``, the
 linkage, float64 (V-1, 4), and ``patches.webp``, the patches of all codes in rows of ceil(sqrt(V)),
 without loss. Both are read without torch.
-This module does not know how trees and patches are made.
 
 Legend: V codes, f pixels a side of a patch.
 """

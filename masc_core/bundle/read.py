@@ -2,8 +2,6 @@
 
 Weights are safetensors, nothing is unpickled, and nothing is loaded before every file has matched
 its SHA-256.
-This module does not know how the folder was made (`masc_core.bundle.write`), where it lives
-(`masc_core.bundle.registry`), nor how images are generated (`masc_core.generation.generate`).
 
 Legend: B images, L positions, V codes, H and W pixels.
 """

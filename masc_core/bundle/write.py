@@ -1,8 +1,6 @@
 """What a model bundle is made of, whether it belongs together, and its way into one folder.
 
 Weights are safetensors. A folder appears whole or not at all, and is never changed afterwards.
-This module does not know where the folder lives (`masc_core.bundle.registry`), nor how it is loaded
-(`masc_core.bundle.read`).
 
 Legend: V codes, K clusters.
 """

@@ -3,8 +3,7 @@
 A reader sees the old content or the new one, never a part: the content goes to a temporary file in
 the same folder, is flushed to the disk, and takes the name in one ``os.replace``. A process killed
 on the way leaves at most a hidden ``.tmp-*`` file, or folder, which the next one to make a folder
-in that place removes.
-This module does not know what the files hold. Errors of the operating system pass through.
+in that place removes. Errors of the operating system pass through.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Named arrays in one NumPy ``.npz`` file: written whole or not at all, read without pickle.
 
 Equal arrays give equal bytes, so the hash of such a file identifies its content.
-This module does not know what the arrays mean.
 """
 
 from __future__ import annotations

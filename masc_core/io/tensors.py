@@ -1,7 +1,6 @@
 """Named tensors in one safetensors file: written whole or not at all, checked before they are used.
 
-Weights may be stored in a lower precision than they are used in. This module does not know what
-the tensors mean.
+Weights may be stored in a lower precision than they are used in.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 ``log p(f | z) = s_f - log sum_{j in z} exp s_j``: what a softmax over all V codes gives whose other
 scores are minus infinity. Clusters are ragged and some are a hundred times the mean, so members of
 all rows stand one behind the other: time and memory go with the sum of the rows' cluster sizes.
-This module does not know where vectors and clusters come from.
 
 Legend: n rows, P members of all their clusters together, V codes, D width.
 """

@@ -5,7 +5,6 @@
 ``refine`` asks a second model, in `masc_core.sampling.refinement`; here it draws as ``uniform``.
 Everything is integer arithmetic on random words that belong to (seed, position), so all devices
 and all batches agree bit for bit.
-This module does not know where clusters come from, nor how random words are made.
 
 Legend: B rows, V codes, K clusters. Clusters are ragged (sizes are very skewed), so a row costs two
 look-ups (uniform) or a binary search over V (frequency), and no table is padded.

@@ -1,7 +1,4 @@
-"""What one image depends on besides the model.
-
-This module does not know how images are made.
-"""
+"""What one image depends on besides the model."""
 
 from __future__ import annotations
 

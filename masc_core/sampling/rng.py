@@ -5,7 +5,6 @@ are the same whatever else is in the batch, on every device: they are integer ar
 Key: the seed's low and high 32 bits. Counter: (index // 4, position, stream, 0), four words each.
 
 Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as 1, 2, 3. SC 2011.
-This module does not know what the numbers decide.
 
 Legend: B images, N numbers.
 """

@@ -2,8 +2,6 @@
 
 ``D(A, B)`` is the mean Euclidean distance over all pairs of a row in A and a row in B; the two
 clusters with the smallest D merge, V-1 times.
-This module does not know what the rows mean, and does not normalise them; how the merges are found
-is the business of `masc_core.tree.upgma`, what they make of `masc_core.semantic_tree`.
 
 Legend: V codes, E code dimensions.
 """

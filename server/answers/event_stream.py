@@ -2,7 +2,6 @@
 
 Events are made when the client has taken the one before, so a slow reader costs what one event
 costs. Silence is broken by comments, lest something on the way takes the connection for dead.
-This module does not know what the events say.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What becomes of a job, moment by moment: where it waits, what its worker tells, how it ends.
 
 Nothing is read ahead but the next moment, so whoever reads slowly holds up nobody and nothing.
-This module does not know how moments are shown.
 """
 
 from __future__ import annotations

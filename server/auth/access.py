@@ -1,8 +1,8 @@
 """Who a key belongs to, and what that client may have.
 
 Without a file of keys everyone is one anonymous client that may have the whole queue. Without a
-file of admin keys nobody is an admin: what only admins may do is closed, not open.
-This module does not know HTTP. No message and no object of it shows a key.
+file of admin keys nobody is an admin: what only admins may do is closed, not open. No message and
+no object of it shows a key.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@
 The file holds no key. A plain hash is enough: salt and slowness guard passwords, which people
 choose and others can guess, but a key is 256 random bits. Whichever key is asked about is compared
 with every entry, in constant time, so that how long it takes tells nothing.
-This module does not know HTTP, nor what the limits mean.
 """
 
 from __future__ import annotations

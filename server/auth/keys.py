@@ -2,7 +2,6 @@
 
 A key comes as ``Authorization: Bearer KEY`` or as ``X-API-Key: KEY``; the latter wins, since the
 former may be for a proxy on the way. Keys are looked at before a body is read.
-This module does not know the keys.
 """
 
 from __future__ import annotations

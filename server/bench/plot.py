@@ -1,7 +1,6 @@
 """Picture of a run: how long requests took by stage, and how it went over time.
 
 Every line has a pattern besides its colour. Equal runs give equal bytes.
-This module does not know how the load was made.
 """
 
 from __future__ import annotations

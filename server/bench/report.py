@@ -1,8 +1,8 @@
 """What a run measured, as a document that JSON holds and a table shows.
 
 Latencies are of measured requests alone and count from the moment each was due. Throughput is what
-came back between time 0 and the end of the measured time, whenever it was sent.
-This module does not know how the load was made. All times are seconds.
+came back between time 0 and the end of the measured time, whenever it was sent. All times are
+seconds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Files of a bundle that the front end itself shows, read only as they were published.
-
-This module does not know what they hold.
-"""
+"""Files of a bundle that the front end itself shows, read only as they were published."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 Codes stand in the order of the tree's leaves, so that neighbours look alike. A cluster is a branch
 where the prior is a cut of the tree; where it is not, it is none, and has no height.
-This module does not know about files or HTTP.
 
 Legend: V codes, K clusters; nodes are numbered as in SciPy, see `masc_core.semantic_tree`.
 """

@@ -3,7 +3,6 @@
 The sheet is a `masc_core.images.contact_sheet` of square images with captions, one of each class,
 ten a row, as `masc publish` draws it. What has another layout is refused, even if it could be cut
 in some way: a sheet of some of the classes would give one the image of another.
-This module does not know where sheets come from.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Whatever ends the wait before its time (the client goes away, the time is up, the server shuts
 down), the job is cancelled, so none is left behind; unless it is kept, for others to wait for.
-This module does not know what is done with the images.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 JSON is taken literally: UTF-8, one object, each name once. Python's extensions ``NaN`` and
 ``Infinity`` are parsed, so that the model can refuse them by field.
-This module does not know what the fields mean.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Traces of the requests that start work: a span of each, and of the stages of the front end.
 
 A request that brings a ``traceparent`` becomes a part of its client's trace.
-This module does not know the worker, whose spans are parts of the request's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Codes seen through a prior: what the transformer learns from.
 
 Codes become clusters when a batch is made, so one cache serves every prior.
-This module does not know about models.
 
 Legend: B images, L positions, V codes.
 """

@@ -4,7 +4,6 @@
 ``codes-<i>.npy`` (n, A, L), all A variants of an image together, ``labels-<i>.npy`` (n,), and
 ``shard-<i>.json``, its entry of the index, written when the others are there. The index lists them
 once all shards are. Codes are the tokenizer's, not clusters: one cache serves every prior.
-This module does not know how codes are made.
 
 Legend: N images, A variants of an image (its mirror image, its crops), L positions, V codes.
 """

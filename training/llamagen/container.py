@@ -12,7 +12,6 @@ safetensors      the tensors themselves
 ================ ====================================================================
 
 Tensors stay on the disk until they are used.
-This module does not know which tensors a model has.
 """
 
 from __future__ import annotations

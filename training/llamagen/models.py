@@ -2,7 +2,6 @@
 
 The tensors are taken as they are, in the precision of the file and where they are on the disk:
 nothing is copied until it is used. Every name and shape is checked first.
-This module does not know about files.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ A folder gets its name when everything in it is on the disk, and only then the e
 full disk or a killed process leaves what there was. Any number of ranks, sharded or not, reads what
 any other has written. Nothing is pickled. There are no random states: randomness is a function of
 (seed, step, rank), see `training.loop.trainer`.
-This module does not know what is trained.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 torchrun tells each process its place by environment variables. Ranks talk over nccl where they have
 GPUs and over gloo where not; what they agree on beside the training goes over gloo always, so that
 no GPU has to be waited for.
-This module does not know what is trained.
 """
 
 from __future__ import annotations

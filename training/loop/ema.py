@@ -1,7 +1,7 @@
 """Exponential moving average of a model's parameters.
 
 ``a <- d a + (1 - d) p`` after every step, starting from the parameters themselves; buffers are not
-averaged. This module does not know when steps are taken.
+averaged.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""How the ranks share the work on a network: copies of it (DDP), or parts of it (FSDP).
-
-This module does not know what the network is.
-"""
+"""How the ranks share the work on a network: copies of it (DDP), or parts of it (FSDP)."""
 
 from __future__ import annotations
 

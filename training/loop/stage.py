@@ -1,7 +1,4 @@
-"""What a stage brings to the loop.
-
-This module does not know how a loop runs, nor what is being trained.
-"""
+"""What a stage brings to the loop."""
 
 from __future__ import annotations
 

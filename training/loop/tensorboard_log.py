@@ -1,7 +1,4 @@
-"""The numbers of a run's log for TensorBoard.
-
-This module does not know what they mean.
-"""
+"""The numbers of a run's log for TensorBoard."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ The order of the data and its random choices are functions of (seed, step), drop
 step, rank), and every moment is in the checkpoint: a run that was killed and resumed takes the same
 steps as one that was not. On another number of ranks it sees the same data in the same order; only
 dropout draws otherwise, and sums round otherwise.
-This module does not know what is being trained.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ non-saturating  (mean softplus(-D(x)) + mean softplus(D(y))) / 2    mean softplu
 ==============  ==================================================  ===================
 
 x is real, y made. LlamaGen's own "non-saturating" swaps the arguments of the cross entropy, so that
-constants become logits; here it is Goodfellow's. This module does not know what makes the logits.
+constants become logits; here it is Goodfellow's.
 
 Goodfellow et al.: Generative Adversarial Nets. NeurIPS 2014. Lim, Ye: Geometric GAN. 2017.
 """

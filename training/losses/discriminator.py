@@ -3,7 +3,6 @@
 Strided 4x4 convolutions with batch normalisation and leaky ReLU, then one logit a patch: high for
 real images. Batches are normalised by their own statistics in training, so real and reconstructed
 images go through it separately.
-This module does not know how it is trained.
 
 Isola, Zhu, Zhou, Efros: Image-to-Image Translation with Conditional Adversarial Networks.
 CVPR 2017.

@@ -5,9 +5,8 @@
 with features f_l of unit length at every place, and weights w_l, one a channel. Nothing in here
 learns or differs between training and evaluation.
 
-The weights are files from elsewhere: VGG16's as torchvision stores them (``vgg16-397923af.pth``),
-w as LPIPS does (``vgg.pth``), or the same tensors as safetensors. Nothing is unpickled but tensors.
-This module does not know what the images are.
+The weights are files from elsewhere: VGG16's as torchvision stores them (``vgg16-397923af.pth``), w
+as LPIPS does (``vgg.pth``), or the same tensors as safetensors. Nothing is unpickled but tensors.
 
 Zhang, Isola, Efros, Shechtman, Wang: The Unreasonable Effectiveness of Deep Features as a
 Perceptual Metric. CVPR 2018.

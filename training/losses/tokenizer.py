@@ -5,10 +5,9 @@
 
 `training.losses.adversarial` has the adversarial losses. Both sides join in at the same step;
 before it the discriminator's gradient is zero, and its weights stay as they are. The discriminator
-judges what the tokenizer made of the same batch a moment before, in the same state of both.
-The discriminator normalises each micro-batch of each process by its own statistics. The running
-ones play no part in training; under DDP they are the main process's.
-This module does not know where images come from, nor who steps.
+judges what the tokenizer made of the same batch a moment before, in the same state of both. The
+discriminator normalises each micro-batch of each process by its own statistics. The running ones
+play no part in training; under DDP they are the main process's.
 
 Shapes: B images, S pixels a side, E code dimensions, h and w grid.
 """

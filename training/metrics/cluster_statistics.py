@@ -1,7 +1,5 @@
 """What a partition looks like before any image is decoded: sizes, and distances inside clusters.
 
-This module does not know how the partition was found, nor what a code looks like.
-
 Legend: V codes, K clusters, E code dimensions, C(z) the cluster of code z.
 """
 

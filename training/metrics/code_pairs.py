@@ -3,7 +3,6 @@
 ``pairs[b, c]`` counts c right after b; row V counts what stands first in an image, so every
 position is in one pair and the columns sum to the codes' own counts. Pairs of clusters are sums of
 pairs of codes: the stream is read once, whatever the number of priors.
-This module does not know what is estimated from the counts.
 
 Legend: N images, A variants, L positions, V codes, K clusters.
 """

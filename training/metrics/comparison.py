@@ -1,7 +1,5 @@
 """What a comparison of priors found, in plain numbers.
 
-This module does not know how the numbers were measured or how they are shown.
-
 Legend: V codes, K clusters, L positions.
 """
 

@@ -9,7 +9,6 @@ with means m, variances s^2 and covariance s_xy under a Gaussian window of 11x11
 
 Wang, Bovik, Sheikh, Simoncelli: Image Quality Assessment: From Error Visibility to Structural
 Similarity. IEEE Transactions on Image Processing 13(4), 2004.
-This module does not know where images come from.
 
 Legend: N images, H and W pixels.
 """

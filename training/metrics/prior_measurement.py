@@ -1,7 +1,5 @@
 """Everything that is measured of a prior, on one set of images, against one fitted stream of codes.
 
-This module does not know where priors and images come from.
-
 Legend: V codes, K clusters, E code dimensions.
 """
 

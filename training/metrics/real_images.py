@@ -2,7 +2,6 @@
 
 Images serve every extractor. A file of statistics serves the one whose features they are of; the
 images in it, where there are any, serve the others.
-This module does not know about generated images.
 
 Legend: N images, S pixels a side.
 """

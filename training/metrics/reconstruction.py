@@ -1,7 +1,5 @@
 """Images through a tokenizer and back, and how much of them survives.
 
-This module does not know how a tokenizer is trained.
-
 Legend: N images, S pixels a side, V codes.
 """
 

@@ -2,13 +2,12 @@
 
 The statistics of an extractor are the mean and the covariance of its features; they are enough for
 the Fréchet distance, ``|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2))``. Kernel distance, precision and
-recall need the features. Files are ``.npz`` with ``mu`` (F,) and ``sigma`` (F, F), our own and
-the ADM evaluator's, which has images (``arr_0``) as well.
+recall need the features. Files are ``.npz`` with ``mu`` (F,) and ``sigma`` (F, F), our own and the
+ADM evaluator's, which has images (``arr_0``) as well.
 
 Heusel et al.: GANs Trained by a Two Time-Scale Update Rule. NeurIPS 2017.
 
 A file of ours names the features it is of; one without a name is taken for Inception's.
-This module does not know where images are from.
 
 Legend: N images, F features.
 """

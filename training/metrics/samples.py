@@ -4,7 +4,6 @@ Classes are interleaved, every one with seed ``s`` before any with seed ``s + 1`
 means over parts of the set, such as the Inception score, are too low when parts lack classes.
 Batches are full but for the last one, and all their images end at the same position, so that no row
 of a batch is ever idle; no more than a batch is held. Several processes share each batch.
-This module does not know what becomes of the images.
 
 Legend: B images, L positions, S pixels a side.
 """

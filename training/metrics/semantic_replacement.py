@@ -2,7 +2,6 @@
 
 Codes are drawn by the product's own decoder. The random words of an (image, position, draw) are the
 same for every prior, so differences between priors are paired image by image.
-This module does not know how a prior was made.
 
 Legend: N images, S pixels a side, L positions, D draws.
 """

@@ -2,7 +2,6 @@
 
 Class agreement is the share of generated images that a classifier of real images assigns to the
 class that was asked for; chance is one over the number of classes.
-This module does not know how a bundle was made or is served.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ Every position is predicted with the true clusters before it, in evaluation mode
 without filters. At ``cfg_scale`` 1 that is the model itself; above, the guided distribution that
 sampling draws from. The mean entropy over positions and images is one reading of the paper's Eq. 6;
 the other one, over images that the model draws, is measured while they are drawn.
-This module does not know what is reported.
 
 Legend: B images, L positions, K clusters.
 """

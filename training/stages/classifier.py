@@ -2,7 +2,6 @@
 
 It never sees a generated image in training. Its accuracy on real validation images is the ceiling
 of what class agreement can show, and is reported beside it.
-This module does not know where generated images come from.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Sheets of what a transformer makes, while it is trained.
-
-This module does not know how it is trained.
-"""
+"""Sheets of what a transformer makes, while it is trained."""
 
 from __future__ import annotations
 

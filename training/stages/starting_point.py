@@ -8,7 +8,6 @@ For the head the exact logit of a cluster would be ``log sum_c exp(w_c h)`` over
 Jensen it is at least ``sum_c p_c w_c h - sum_c p_c log p_c``: the mean row gives the first term.
 The second, the entropy of the members' shares, is the same at every position and would take a bias,
 which LlamaGen's head does not have; the first steps of training make up for it.
-This module does not know how a model is trained.
 
 Legend: V codes, K clusters, S rows of the vocabulary to start from, C width.
 """

@@ -2,7 +2,6 @@
 
 Clusters of several codes come first, then single codes, both in the order of the tree's leaves, so
 that neighbours look alike; so do the codes of a cluster. Every code stands on exactly one sheet.
-This module does not know what a cluster looks like.
 
 Legend: V codes, K clusters.
 """

@@ -3,7 +3,6 @@
 A page is one file that needs no script and, beside the sheet's image, nothing from anywhere: an
 ``<img>`` of each code is a window on the sheet. Codes and clusters have anchors, ``#code-17`` and
 ``#cluster-5``.
-This module does not know how sheets are drawn, nor where the pages go.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Clusters follow one another like words: one that does not fit begins a new row, and one that is
 longer than a row goes on in the next. The sheet also says where it drew each code, so that a page
 can show parts of it.
-This module does not know how clusters were ordered, nor how patches were made.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 A tree is built once and cut at every K. What a method cannot make (equal sizes where K does not
 divide V) is a reason, not an error. Everything runs on the CPU, so that a machine with a GPU finds
 the same clusters.
-This module does not know how priors are measured.
 
 Legend: V codes, K clusters, E code dimensions.
 """

@@ -1,7 +1,5 @@
 """Where a codebook comes from: a tokenizer's file, a published bundle, or an array.
 
-This module does not know what is made of the rows.
-
 Legend: V codes, E code dimensions.
 """
 

@@ -2,7 +2,6 @@
 
 A method has a colour and a marker of its own, so that it can be told without the colour; sizes
 differ in lightness. Equal results give equal bytes.
-This module does not know how the numbers were measured.
 
 Legend: K clusters.
 """

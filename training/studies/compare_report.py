@@ -1,7 +1,6 @@
 """A comparison of priors as JSON, which has everything, and as Markdown tables, for reading.
 
 Neither holds the time or the machine, so equal results give equal bytes.
-This module does not know how the numbers were measured.
 """
 
 from __future__ import annotations

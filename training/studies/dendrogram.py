@@ -2,7 +2,6 @@
 
 The root is at the left, a merge is a vertical line at its height, and each branch ends at its own
 height, with the number of its codes and some of them, evenly spaced in the order of its leaves.
-This module does not know how patches are made.
 
 Legend: V codes, n branches, S pixels a side of a patch.
 """

@@ -3,7 +3,6 @@
 The tree is that of average linkage over the rows as the decoder takes them, whatever the prior is;
 where the prior is a cut of it, every cluster is one of its branches. So the rows are those that the
 prior was made of, and not as a bundle rounds them.
-This module does not know how they are written (`masc_core.bundle.codebook_view`).
 """
 
 from __future__ import annotations

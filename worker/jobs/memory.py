@@ -4,7 +4,6 @@ One lock guards everything. A job is remembered until it is forgotten; one whose
 stays for `QueueLimits.result_seconds`, and what is left then, its id and its state, for
 `QueueLimits.memory_seconds` or until too many others have come. The worker cannot be lost without
 the queue, so leases hold as long as they are wanted.
-This module does not know what a job asks for, except how many rows it needs.
 """
 
 from __future__ import annotations

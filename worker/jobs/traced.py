@@ -2,7 +2,6 @@
 
 The stages lie one behind the other, as long as the job's timings say. With several images they
 overlap in truth, and encoding counts each.
-This module does not know how images are made.
 """
 
 from __future__ import annotations

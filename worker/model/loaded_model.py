@@ -3,7 +3,6 @@
 What is given to a lane waits until the engine has rows for it. What the engine has finished goes
 through the renderer and a small pool of threads that encode; the engine does not wait for them,
 unless they have a lot to do. Previews take what `worker.model.previews.PreviewBudget` allows.
-This module does not know about the queue, nor about jobs beyond their ids.
 """
 
 from __future__ import annotations

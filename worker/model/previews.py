@@ -4,7 +4,6 @@ Credit grows with time, a twentieth of it by default, and up to a bound. A previ
 there is credit. It is paid for in advance with what the last one took, so that many which are due
 at once do not all find the same credit, and the difference is settled when it is there. In the long
 run previews take no more than their share, and one image alone still gets some.
-This module does not know how previews are made.
 """
 
 from __future__ import annotations

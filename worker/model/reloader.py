@@ -3,7 +3,6 @@
 A thread looks which version of the model the registry names. When it is another one than is served,
 it is verified, loaded and made to draw an image, while the old one goes on; then it can be taken.
 One that fails is refused, with the reason, until the registry names another.
-This module does not know how a lane is served.
 """
 
 from __future__ import annotations

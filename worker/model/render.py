@@ -4,7 +4,6 @@ On a GPU one thread with a stream of its own takes together what waits, so that 
 gaps that the transformer's steps leave. On the CPU an image is decoded at once by whoever asks: a
 second thread would only fight for the same cores.
 An image that cannot be decoded fails alone.
-This module does not know what is done with pixels.
 
 Legend: n codes of an image or of its upper rows.
 """

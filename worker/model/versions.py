@@ -2,7 +2,6 @@
 
 New jobs go to the newest. A version that was superseded ends with what it has, and stays a little
 longer for jobs that were submitted for it.
-This module does not know where a new version comes from, nor what the lanes do.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Clusters live in slots. Merging keeps the lower slot and leaves the other one dead; `compact` closes
 the gaps and brings the members of each cluster next to each other again.
-This module does not know distances.
 
 Legend: N points, E dimensions (padded), n slots.
 """

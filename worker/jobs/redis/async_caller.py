@@ -2,7 +2,6 @@
 
 Calls that meet travel together, so that a hundred of them cost little more than one, and whoever
 stops waiting for an answer leaves the connection to the others as it is.
-This module does not know what the scripts do.
 """
 
 from __future__ import annotations
