@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.metrics.extractor import LABEL
+from training.metrics.classifier import LABEL
 from training.metrics.fidelity import (
     Extractor,
     inception_score,

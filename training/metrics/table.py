@@ -19,8 +19,8 @@ from masc_core.bundle.read import Bundle
 from masc_core.images import SAMPLE_COLUMNS, contact_sheet
 from masc_core.sampling.params import ImageSpec
 from training.loop.stage import Report, no_report
+from training.metrics.classifier import predict
 from training.metrics.samples import make_images, sample
-from training.stages.classifier import predict
 
 SHEET_IMAGES = 100
 

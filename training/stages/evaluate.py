@@ -37,9 +37,14 @@ from training.data.code_cache import CodeCache
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.stage import Report, no_report
 from training.metrics.archive import image_archive
+from training.metrics.classifier import (
+    WEIGHTS,
+    classifier_accuracy,
+    classifier_extractor,
+    load_classifier,
+)
 from training.metrics.curves import draw_curves
 from training.metrics.definitions import definitions
-from training.metrics.extractor import classifier_extractor
 from training.metrics.feature_stats import Seen, compare
 from training.metrics.fidelity import MIN_IMAGES, Extractor, load_extractor
 from training.metrics.real_images import RealImages, RealStatistics, open_real
@@ -48,7 +53,6 @@ from training.metrics.samples import Samples, sample
 from training.metrics.table import default_spec, seconds_per_image
 from training.metrics.teacher_forcing import Curve, check_codes, teacher_forced
 from training.provenance import made_with
-from training.stages.classifier import WEIGHTS, classifier_accuracy, load_classifier
 
 
 class EvaluateConfig(BaseModel):

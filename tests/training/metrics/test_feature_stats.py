@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from training.metrics.extractor import ClassifierFeatures, classifier_extractor
+from training.metrics.classifier import Classifier, ClassifierFeatures, classifier_extractor
 from training.metrics.feature_stats import Seen, compare
 from training.metrics.fidelity import torch_fidelity
 from training.metrics.reconstruction import to_float
 from training.metrics.reference import Reference
 from training.metrics.samples import Samples
-from training.stages.classifier import Classifier
 
 GENERATED, REAL = (
     np.random.default_rng(i).integers(40 * i, 256, (30 + 10 * i, 16, 16, 3), dtype=np.uint8)

@@ -10,14 +10,8 @@ from masc_core.errors import ConfigError
 from tests.tiny_images import CLASSES, make_images
 from training.data.images import open_images
 from training.loop.batches import item_words
-from training.stages.classifier import (
-    Classifier,
-    ClassifierConfig,
-    augment,
-    load_classifier,
-    predict,
-    train_classifier,
-)
+from training.metrics.classifier import Classifier, load_classifier, predict
+from training.stages.classifier import ClassifierConfig, augment, train_classifier
 
 
 def test_tells_bars_from_discs(tmp_path: Path) -> None:
