@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch.fx import GraphModule
 
-from masc_core.generation.compiled import begin_sizes
 from masc_core.generation.slots import StepShape, lay_out
 from masc_core.generation.step import Indices, Step
 from masc_core.models.gpt import GPT
@@ -49,14 +48,14 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return count
 
-    def compile_(work: Callable[..., Any], *, fullgraph: bool, options: object) -> Any:
+    def compile_(work: Callable[..., Any], *, fullgraph: bool, **_: object) -> Any:
         name = work.__qualname__
         return really(work, fullgraph=fullgraph, backend=backends.setdefault(name, backend(name)))
 
     for module in ("gpt", "projection"):  # as on a GPU: oneDNN's blocks cannot be traced
         monkeypatch.setattr(f"masc_core.models.{module}.can_pack", lambda _: False)
     monkeypatch.setattr("masc_core.sampling.refinement.can_pack", lambda _: False)
-    begin_sizes(None)
+    torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", compile_)
     return made
 
@@ -104,6 +103,15 @@ def test_a_model_of_other_sizes_is_compiled_as_if_it_were_the_first(graphs: Coun
         run(step_of(width, largest=largest), StepShape(4, 4, filters=False))
         assert not graphs.pop(VARIABLE)
         assert set(graphs.values()) == {1}
+
+
+def test_the_kernels_that_serve_outlive_those_of_another_model(graphs: Counter[str]) -> None:
+    first, shape = step_of(16), StepShape(2, 2, filters=False)
+    run(first, shape)
+    run(step_of(24), shape)
+    graphs.clear()
+    run(first, shape)
+    assert not graphs
 
 
 def test_compiled_parts_keep_float32_and_say_nothing(graphs: Counter[str]) -> None:
