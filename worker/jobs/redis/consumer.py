@@ -61,7 +61,7 @@ class RedisConsumer(JobConsumer):
         was_used, self._models = bool(self._models), set()
         if was_used:
             with suppress(QueueDownError):
-                self._scripts.run("part", self._name)
+                self._scripts.run("delete_consumer", self._name)
         self._client.close()
 
     @property
@@ -123,7 +123,7 @@ class RedisConsumer(JobConsumer):
 
     def leave(self, worker_id: str) -> None:
         """Take the worker off the list."""
-        self._scripts.run("leave", worker_id)
+        self._scripts.run("remove_worker", worker_id)
 
     def _claim_now(self, model: str, max_rows: int) -> list[Lease]:
         is_first = model not in self._models

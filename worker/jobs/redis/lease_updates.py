@@ -71,7 +71,7 @@ class WorkerNews:
         held = self.held.tokens
         if held:
             pairs = [part for pair in held.items() for part in pair]
-            for job_id, token in self._scripts.run("lost", *pairs):
+            for job_id, token in self._scripts.run("check_leases", *pairs):
                 self.held.drop(job_id.decode(), token)
         self._arrived("")
 

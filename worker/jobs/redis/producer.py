@@ -195,7 +195,7 @@ class RedisProducer:
         while True:
             await self._feed.up()
             try:
-                found = await self._looks.run("look", job_id, self._front, after + 1, count)
+                found = await self._looks.run("get_result", job_id, self._front, after + 1, count)
             except QueueDownError:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
