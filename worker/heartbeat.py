@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 MAX_PAUSE_SECONDS = 1.0
 
 
-class Pulse:
+class Heartbeat:
     """The thread, while the context lasts; at its end the worker leaves, unless it failed.
 
     Parameters
@@ -53,7 +53,7 @@ class Pulse:
         self._stall = ""  # what there is to say of it
         self._is_draining, self._has_ended = False, False
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -64,10 +64,10 @@ class Pulse:
         self._thread.join()
         with self._lock:
             if failure is None:
-                self._tell(lambda: self._queue.leave(self._status.worker_id))
+                self._try(lambda: self._queue.remove_worker(self._status.worker_id))
             elif self._status.ready:
                 self._status = replace(self._status, ready=False, detail="failed, see the log")
-                self._announce()
+                self._send_status()
             self._has_ended = True
 
     @property
@@ -80,17 +80,17 @@ class Pulse:
             return replace(status, ready=False, detail="draining")
         return status
 
-    def say(self, status: WorkerStatus) -> None:
+    def announce(self, status: WorkerStatus) -> None:
         """Tell the front ends, now and from now on."""
         with self._lock:
             self._status = status
-            self._announce()
+            self._send_status()
 
     def drain(self) -> None:
         """The worker is not ready from now on, whatever the loop says. From any thread."""
         with self._lock:
             self._is_draining = True
-            self._announce()
+            self._send_status()
 
     def beat(self) -> None:
         """The loop turns; before the first time it cannot hang."""
@@ -108,9 +108,9 @@ class Pulse:
             if self._stall:
                 logger.warning("the loop turns again")
             self._stall = ""
-            self._tell(lambda: self._queue.renew(self._leases()))
+            self._try(lambda: self._queue.renew(self._leases()))
         with self._lock:
-            self._announce()
+            self._send_status()
 
     def _run(self) -> None:
         while not self._ending.wait(self._pause):
@@ -119,12 +119,12 @@ class Pulse:
             except Exception:
                 logger.exception("the sign of life has failed")  # the next one may not
 
-    def _announce(self) -> None:
+    def _send_status(self) -> None:
         if not self._has_ended:
-            self._tell(lambda: self._queue.announce(self.status))
+            self._try(lambda: self._queue.announce(self.status))
 
-    def _tell(self, call: Callable[[], None]) -> None:
+    def _try(self, call: Callable[[], None]) -> None:
         try:
             call()
         except QueueDownError as error:
-            logger.debug("not told: %s", error)
+            logger.debug("not sent: %s", error)

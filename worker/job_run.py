@@ -17,7 +17,13 @@ from worker.engine.request import ImageTask
 from worker.jobs.event import Event, Preview, Progress
 from worker.jobs.job import GenerationRequest, Job, Lease
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
-from worker.model.loaded_model import PREVIEW_FORMAT, AdvancedImage, Lane, MadeImage, PreviewedImage
+from worker.model.loaded_model import (
+    PREVIEW_FORMAT,
+    AdvancedImage,
+    LoadedModel,
+    MadeImage,
+    PreviewedImage,
+)
 
 
 class RunningJob:
@@ -29,11 +35,11 @@ class RunningJob:
     Parameters
     ----------
     lease : the job as it was claimed
-    lane : the version of the model that makes its images
+    loaded : the version of the model that makes its images
     """
 
-    def __init__(self, lease: Lease, lane: Lane) -> None:
-        self.lease, self.lane = lease, lane
+    def __init__(self, lease: Lease, loaded: LoadedModel) -> None:
+        self.lease, self.loaded = lease, loaded
         self.deadline = time.monotonic() + lease.seconds_left
         self.is_started = False
         self.queue_seconds = 0.0
@@ -66,7 +72,7 @@ class RunningJob:
         ------
         InvalidFieldError : a parameter is out of its range
         """
-        rows = tuple(range(1, self.lane.manifest.grid)) if self.job.previews else ()
+        rows = tuple(range(1, self.loaded.manifest.grid)) if self.job.previews else ()
         return [
             ImageTask(self.job.id, index, image_spec(self.request, index), rows)
             for index in range(self.request.num_images)
@@ -79,7 +85,7 @@ class RunningJob:
 
     def event(self, report: AdvancedImage | PreviewedImage) -> Event:
         """What whoever watches is told."""
-        index, rows, grid = report.task.index, report.rows, self.lane.manifest.grid
+        index, rows, grid = report.task.index, report.rows, self.loaded.manifest.grid
         if isinstance(report, AdvancedImage):
             return Progress(index, rows, grid)
         return Preview(index, rows, grid, PREVIEW_FORMAT, report.data)
@@ -92,7 +98,7 @@ class RunningJob:
         self.vq_decode_seconds += made.vq_decode_seconds
         self.encode_seconds += made.encode_seconds
         index, entropies = made.task.index, made.image.entropies.tolist()
-        bits, max_bits = math.fsum(entropies) / len(entropies), self.lane.max_bits
+        bits, max_bits = math.fsum(entropies) / len(entropies), self.loaded.max_bits
         image = ImageOutput(
             data=made.data,
             seed=self.request.image_seed(index),
@@ -105,7 +111,7 @@ class RunningJob:
 
     def result(self) -> JobResult:
         """Return the images in order, with the model that made them."""
-        manifest = self.lane.manifest
+        manifest = self.loaded.manifest
         return JobResult(
             images=tuple(self._images[index] for index in range(self.request.num_images)),
             model=manifest.name,

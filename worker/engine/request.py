@@ -89,4 +89,4 @@ class FailedImage:
     error: EngineError
 
 
-Outcome = PartialImage | FinishedImage | FailedImage
+EngineOutput = PartialImage | FinishedImage | FailedImage

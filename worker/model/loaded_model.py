@@ -1,6 +1,6 @@
 """One loaded version of a model at work: image tasks in, files out.
 
-What is given to a lane waits until the engine has rows for it. What the engine has finished goes
+Tasks wait until the engine has rows for it. What the engine has finished goes
 through the renderer and a small pool of threads that encode; the engine does not wait for them,
 unless they have a lot to do. Previews take what `worker.model.previews.PreviewBudget` allows.
 """
@@ -25,10 +25,10 @@ from masc_core.images import ImageFormat, encode_image
 from masc_core.sampling.params import ImageSpec
 from worker.engine.engine import Engine
 from worker.engine.request import (
+    EngineOutput,
     FailedImage,
     FinishedImage,
     ImageTask,
-    Outcome,
     PartialImage,
     TaskKey,
 )
@@ -128,7 +128,7 @@ class _Encoding:
         return PreviewedImage(image.task, image.rows, file.data)
 
 
-class Lane:
+class LoadedModel:
     """Serves one bundle. Used by one thread at a time.
 
     Parameters
@@ -140,7 +140,7 @@ class Lane:
 
     Attributes
     ----------
-    concerned : after `turn` failed, the jobs whose work was under way; otherwise none
+    affected : after `step` failed, the jobs whose work was under way; otherwise none
 
     Raises
     ------
@@ -158,7 +158,7 @@ class Lane:
         if engine.capacity_rows < 2:
             raise ConfigError("a worker needs room for two rows, which a guided image takes")
         self.bundle, self.engine = bundle, engine
-        self.concerned: set[str] = set()
+        self.affected: set[str] = set()
         self._budget = budget or PreviewBudget()
         self._cores = cores
         self._num_threads: int | None = None  # once it was tried
@@ -211,7 +211,7 @@ class Lane:
         spec = ImageSpec(class_id=0, cfg_scale=defaults.cfg_scale, seed=0)
         self.engine.add(ImageTask(WARM_UP, 0, spec))
         trial = ThreadTrial(self._cores or (torch.get_num_threads(),))
-        outcomes: Sequence[Outcome] = ()
+        outcomes: Sequence[EngineOutput] = ()
         while not outcomes:
             outcomes = trial.run(self.engine.step)
         if isinstance(outcomes[0], FailedImage):
@@ -235,7 +235,7 @@ class Lane:
         self._encoding = deque(one for one in self._encoding if one.image.task.job_id != job_id)
         self._reports = [report for report in self._reports if report.task.job_id != job_id]
 
-    def turn(self, formats: Mapping[str, ImageFormat]) -> Sequence[Report]:
+    def step(self, formats: Mapping[str, ImageFormat]) -> Sequence[Report]:
         """One step of the engine and all around it.
 
         After an exception, which only the engine raises, no report is lost: they come next time.
@@ -244,10 +244,10 @@ class Lane:
         ----------
         formats : of the files of each job that is here
         """
-        self._feed()
+        self._fill_engine()
         if self._in_engine:
-            self._step(formats)
-        self.concerned = set()
+            self._step_engine(formats)
+        self.affected = set()
         self._collect()
         reports, self._reports = self._reports, []
         return reports
@@ -257,16 +257,16 @@ class Lane:
         self._pool.shutdown()
         self._renderer.close()
 
-    def _feed(self) -> None:
+    def _fill_engine(self) -> None:
         while self._backlog and self._backlog[0].num_rows <= self.engine.free_rows:
             task = self._backlog.popleft()
-            self.concerned = {task.job_id}
+            self.affected = {task.job_id}
             self.engine.add(task)
             self._in_engine[task.key] = task
             self._reports.append(EnteredImage(task, time.time()))
 
-    def _step(self, formats: Mapping[str, ImageFormat]) -> None:
-        self.concerned = {job_id for job_id, _ in self._in_engine}
+    def _step_engine(self, formats: Mapping[str, ImageFormat]) -> None:
+        self.affected = {job_id for job_id, _ in self._in_engine}
         if self._num_threads and self._num_threads != torch.get_num_threads():
             torch.set_num_threads(self._num_threads)  # it was warmed up by another thread
         for outcome in self.engine.step():

@@ -155,7 +155,7 @@ def test_whoever_does_not_want_to_wait_is_told_so(tmp_path: Path) -> None:
         assert here.registry.current("tiny") == "2"
 
     asyncio.run(run())
-    here.consumer._lanes.close()
+    here.consumer._versions.close()
 
 
 def test_a_worker_that_is_not_ready_does_not_serve_it_yet(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_worker_that_is_not_ready_does_not_serve_it_yet(tmp_path: Path) -> Non
     here.queue.announce(WorkerStatus("w", ready=False, model="tiny", version="1"))
     answer = asyncio.run(here.activate("2", wait_seconds=0))
     assert (answer.status_code, answer.json()["state"]) == (202, "pending")
-    here.consumer._lanes.close()
+    here.consumer._versions.close()
 
 
 def test_without_workers_only_the_choice_changes(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_without_workers_only_the_choice_changes(tmp_path: Path) -> None:
     answer = asyncio.run(here.activate("2"))
     assert (answer.status_code, answer.json()["num_workers"]) == (200, 0)
     assert here.registry.current("tiny") == "2"
-    here.consumer._lanes.close()
+    here.consumer._versions.close()
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"version": 2}', b'{"version": "2", "force": true}'])

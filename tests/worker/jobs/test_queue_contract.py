@@ -109,7 +109,7 @@ async def test_an_unknown_job_is_an_error(queue: JobQueue) -> None:
 async def test_a_kept_outcome_goes_after_its_time(
     make_queue: Callable[[QueueLimits], JobQueue],
 ) -> None:
-    limits = QueueLimits(result_seconds=0.5, memory_seconds=2.0)
+    limits = QueueLimits(result_seconds=0.5, tombstone_seconds=2.0)
     async with make_queue(limits) as queue:
         sent = job(keep=True)
         await submit(queue, sent)
@@ -673,6 +673,6 @@ async def test_workers_come_change_and_go(queue: JobQueue) -> None:
     queue.announce(ready)
     queue.announce(other)
     await known(ready, other)
-    queue.leave("a")
-    queue.leave("nobody")
+    queue.remove_worker("a")
+    queue.remove_worker("nobody")
     await known(other)

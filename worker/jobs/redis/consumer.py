@@ -28,7 +28,7 @@ from worker.jobs.redis.codec import (
     encode_worker,
 )
 from worker.jobs.redis.connection import BlockingRedis, database_of
-from worker.jobs.redis.lease_updates import WorkerNews
+from worker.jobs.redis.lease_updates import LeaseUpdates
 from worker.jobs.redis.scripts import channels_of, settings_of
 from worker.jobs.state import WorkerStatus
 
@@ -51,7 +51,7 @@ class RedisConsumer(JobConsumer):
         self._client, self._limits = client, limits
         self._scripts = Caller(client, settings_of(limits, db))
         self._name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._news = WorkerNews(client, self._scripts, channels_of(db), self._name)
+        self._news = LeaseUpdates(client, self._scripts, channels_of(db), self._name)
         self._models: set[str] = set()  # that were claimed from
         self._last_try = ("", 0)  # the latest job that was on its last try, and its token
 
@@ -121,7 +121,7 @@ class RedisConsumer(JobConsumer):
         """Tell the front ends how this worker is; it is believed for as long as a lease holds."""
         self._scripts.run("announce", status.worker_id, encode_worker(status))
 
-    def leave(self, worker_id: str) -> None:
+    def remove_worker(self, worker_id: str) -> None:
         """Take the worker off the list."""
         self._scripts.run("remove_worker", worker_id)
 

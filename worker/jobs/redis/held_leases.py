@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from worker.jobs.job import Lease
 
 
-class Held:
+class HeldLeases:
     """Jobs and the tokens of their leases; from any thread."""
 
     def __init__(self) -> None:

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 from worker.jobs.redis.caller import Caller
 from worker.jobs.redis.connection import BlockingRedis
-from worker.jobs.redis.held_leases import Held
-from worker.jobs.redis.pubsub_thread import Listener
+from worker.jobs.redis.held_leases import HeldLeases
+from worker.jobs.redis.pubsub_thread import PubSubThread
 
 
-class WorkerNews:
+class LeaseUpdates:
     """Keeps up with the channels of a worker.
 
     Parameters
@@ -33,23 +33,23 @@ class WorkerNews:
     """
 
     def __init__(self, client: BlockingRedis, scripts: Caller, channels: str, name: str) -> None:
-        self.held = Held()
+        self.held = HeldLeases()
         self.num_arrivals = 0
         self._scripts = scripts
         self._arrival = threading.Condition()
         self._listeners: list[Callable[[str], None]] = []
         self._own_channel = f"{channels}worker:{name}"
-        self._listener = Listener(
-            client, (self._own_channel, f"{channels}arrivals"), self._heard, self._connected
+        self._pubsub = PubSubThread(
+            client, (self._own_channel, f"{channels}arrivals"), self._on_message, self._on_connected
         )
 
     def start(self) -> None:
         """Begin to listen; ignored when that has been done."""
-        self._listener.start()
+        self._pubsub.start()
 
     def close(self) -> None:
         """Listen no more."""
-        self._listener.close()
+        self._pubsub.close()
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
         """Have it called with the model whose line is no longer empty; empty if any may be."""
@@ -60,14 +60,14 @@ class WorkerNews:
         with self._arrival:
             self._arrival.wait_for(lambda: self.num_arrivals != before, timeout)
 
-    def _heard(self, channel: str, message: bytes) -> None:
+    def _on_message(self, channel: str, message: bytes) -> None:
         if channel != self._own_channel:
             self._arrived(message.decode())
         elif message:
             token, job_id = message.split(b" ", 1)
             self.held.drop(job_id.decode(), int(token))
 
-    def _connected(self) -> None:
+    def _on_connected(self) -> None:
         held = self.held.tokens
         if held:
             pairs = [part for pair in held.items() for part in pair]

@@ -14,7 +14,7 @@ PARTS = 10  # of the time; one begins when the loop has seen those before go by
 
 
 @asynccontextmanager
-async def patience(seconds: float) -> AsyncIterator[None]:
+async def loop_timeout(seconds: float) -> AsyncIterator[None]:
     """Let the body take so many seconds in which the loop runs.
 
     A hold-up, however long, counts as the part of the time in which it happened, or two. After one

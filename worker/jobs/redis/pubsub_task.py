@@ -24,26 +24,26 @@ from worker.jobs.redis.tasks import end_task
 logger = logging.getLogger(__name__)
 
 
-class Feed:
+class PubSubTask:
     """Listens to channels.
 
     Parameters
     ----------
     client : what is listened to
     channels : their names
-    heard : called with a message's channel and text
-    connected : called when the feed begins, or begins again
+    on_message : called with a message's channel and text
+    on_connected : called when the feed begins, or begins again
     """
 
     def __init__(
         self,
         client: AsyncRedis,
         channels: Sequence[str],
-        heard: Callable[[str, bytes], None],
-        connected: Callable[[], None],
+        on_message: Callable[[str, bytes], None],
+        on_connected: Callable[[], None],
     ) -> None:
         self._client, self._channels = client, channels
-        self._heard, self._connected = heard, connected
+        self._on_message, self._on_connected = on_message, on_connected
         self._up, self._tried = asyncio.Event(), asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
 
@@ -84,7 +84,7 @@ class Feed:
             logger.info("the queue is back")
         self._up.set()
         self._tried.set()
-        self._connected()
+        self._on_connected()
 
     async def _hear(self, pubsub: PubSub) -> None:
         is_asked = False
@@ -95,5 +95,5 @@ class Feed:
                     raise TimeoutError("the server does not answer")
                 await pubsub.ping()
             elif message["type"] == "message":
-                self._heard(message["channel"].decode(), message["data"])
+                self._on_message(message["channel"].decode(), message["data"])
             is_asked = message is None

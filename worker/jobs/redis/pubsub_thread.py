@@ -25,26 +25,26 @@ from worker.jobs.redis.connection import (
 logger = logging.getLogger(__name__)
 
 
-class Listener:
+class PubSubThread:
     """Listens to channels.
 
     Parameters
     ----------
     client : what is listened to
     channels : their names; the first is this listener's own
-    heard : called with a message's channel and text, in the thread
-    connected : called when the listener begins, or begins again, in the thread
+    on_message : called with a message's channel and text, in the thread
+    on_connected : called when the listener begins, or begins again, in the thread
     """
 
     def __init__(
         self,
         client: BlockingRedis,
         channels: Sequence[str],
-        heard: Callable[[str, bytes], None],
-        connected: Callable[[], None],
+        on_message: Callable[[str, bytes], None],
+        on_connected: Callable[[], None],
     ) -> None:
         self._client, self._channels = client, channels
-        self._heard, self._connected = heard, connected
+        self._on_message, self._on_connected = on_message, on_connected
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -88,7 +88,7 @@ class Listener:
         for _ in self._channels:
             if pubsub.get_message(timeout=ANSWER_SECONDS) is None:
                 raise TimeoutError("the subscription is not confirmed")
-        self._connected()
+        self._on_connected()
 
     def _hear(self, pubsub: PubSub) -> None:
         is_asked = False
@@ -99,5 +99,5 @@ class Listener:
                     raise TimeoutError("the server does not answer")
                 pubsub.ping()
             elif message["type"] == "message":
-                self._heard(message["channel"].decode(), message["data"])
+                self._on_message(message["channel"].decode(), message["data"])
             is_asked = message is None

@@ -30,7 +30,7 @@ def answering(answer: Callable[[bytes], bytes]) -> Iterator[str]:
         def serve() -> None:
             with suppress(OSError):
                 while True:
-                    peer, _ = server.intake.accept()
+                    peer, _ = server.accept()
                     with peer:
                         while asked := peer.recv(4096):
                             peer.sendall(answer(asked))

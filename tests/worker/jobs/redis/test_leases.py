@@ -192,7 +192,7 @@ async def test_consumers_come_and_go(
     def consumers() -> int:
         return len(inside.xinfo_consumers("{masc}:stream:tiny", "workers"))
 
-    limits = QueueLimits(memory_seconds=0.5)
+    limits = QueueLimits(tombstone_seconds=0.5)
     async with RedisQueue(redis_url, limits) as front:
         await submit(front, job(), job())
         killed = make_worker(limits)

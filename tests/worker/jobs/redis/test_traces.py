@@ -68,7 +68,7 @@ async def test_nothing_is_left_of_five_thousand_jobs(
 async def test_what_is_kept_goes_in_two_steps(
     redis_url: str, make_worker: MakeWorker, inside: redis.Redis
 ) -> None:
-    limits = QueueLimits(result_seconds=50.0, memory_seconds=500.0)
+    limits = QueueLimits(result_seconds=50.0, tombstone_seconds=500.0)
     worker = make_worker(limits)
     async with RedisQueue(redis_url, limits) as front:
         sent = job(keep=True, idempotency=Idempotency("k", "print"))

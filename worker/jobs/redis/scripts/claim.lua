@@ -1,8 +1,8 @@
--- Lease the jobs at the head of a model's line that fit into the free rows.
+-- Lease the jobs at the head of a model's queue that fit into the free rows.
 
 local model, rows, consumer, is_first = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5] == '1'
 local takes_last_try = not holds(ARGV[6], ARGV[7]) -- the one that it had last
-local line, stream = key('waiting', model), key('stream', model)
+local queue, stream = key('waiting', model), key('stream', model)
 
 -- The group's list of pending entries says who has which job. One that was pending before is taken
 -- over, any other is the next that the group has not read: both lines have the same order.
@@ -26,7 +26,7 @@ end
 
 local function lease(id, job)
   local name = key('job', id)
-  leave_line(id, job)
+  dequeue(id, job)
   local token = redis.call('HINCRBY', name, 'token', 1)
   redis.call('HINCRBY', name, 'deliveries', 1)
   redis.call('HSET', name, 'state', 'running', 'holder', consumer)
@@ -43,7 +43,7 @@ local function forget_consumers()
     for i = 1, #fields, 2 do
       one[fields[i]] = fields[i + 1]
     end
-    if one.pending == 0 and one.idle > settings.memory_ms then
+    if one.pending == 0 and one.idle > settings.tombstone_ms then
       redis.call('XGROUP', 'DELCONSUMER', stream, 'workers', one.name)
     end
   end
@@ -54,13 +54,13 @@ if is_first then
 end
 local leases, passed_over = {}, 0
 while rows > 0 do
-  local id = redis.call('ZRANGE', line, passed_over, passed_over)[1]
+  local id = redis.call('ZRANGE', queue, passed_over, passed_over)[1]
   if not id then
     break
   end
   local job = read(id, 'model', 'rows', 'seq', 'owner', 'deadline', 'job', 'deliveries')
   if not job.job then -- somebody else has removed its keys
-    redis.call('ZREM', line, id)
+    redis.call('ZREM', queue, id)
   elseif is_last_try(job) and not takes_last_try then
     passed_over = passed_over + 1
   elseif #leases > 0 and tonumber(job.rows) > rows then

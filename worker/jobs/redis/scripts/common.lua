@@ -17,7 +17,7 @@ local function key(kind, name)
   return KEYS[1] .. kind .. (name and ':' .. name or '')
 end
 
-local function tell(channel, message)
+local function publish(channel, message)
   redis.call('PUBLISH', settings.channels .. channel, message)
 end
 
@@ -44,18 +44,18 @@ local function holds(id, token)
   return job.state == 'running' and job.token == token
 end
 
--- Into its model's line, at the place that it was given when it was accepted. Workers that have
--- nothing to do saw an empty line, so only the first to come needs to wake them.
-local function join_line(id, job)
-  local line = key('waiting', job.model)
-  if redis.call('ZCARD', line) == 0 then
-    tell('arrivals', job.model)
+-- Into its model's queue, at the place that it was given when it was accepted. Workers that have
+-- nothing to do saw an empty queue, so only the first to come needs to wake them.
+local function enqueue(id, job)
+  local queue = key('waiting', job.model)
+  if redis.call('ZCARD', queue) == 0 then
+    publish('arrivals', job.model)
   end
-  redis.call('ZADD', line, job.seq, id)
+  redis.call('ZADD', queue, job.seq, id)
   redis.call('HINCRBY', key('owners', job.model), job.owner, 1)
 end
 
-local function leave_line(id, job)
+local function dequeue(id, job)
   redis.call('ZREM', key('waiting', job.model), id)
   local owners = key('owners', job.model)
   if redis.call('HINCRBY', owners, job.owner, -1) <= 0 then
@@ -76,17 +76,17 @@ local function drop(id)
   redis.call('ZREM', key('ended'), id)
 end
 
-local function tell_watchers(id)
+local function notify_watchers(id)
   for _, front in ipairs(redis.call('SMEMBERS', key('watch', id))) do
-    tell('front:' .. front, id)
+    publish('front:' .. front, id)
   end
 end
 
 -- Let whoever runs the job know that it does so in vain.
-local function tell_holder(id)
+local function notify_holder(id)
   local job = read(id, 'state', 'holder', 'token')
   if job.state == 'running' then
-    tell('worker:' .. job.holder, job.token .. ' ' .. id)
+    publish('worker:' .. job.holder, job.token .. ' ' .. id)
   end
 end
 
@@ -95,7 +95,7 @@ local function end_job(id, state, outcome, frees_key)
   local job = read(id, 'state', 'model', 'seq', 'owner', 'keep', 'key')
   local name = key('job', id)
   if job.state == 'waiting' then
-    leave_line(id, job)
+    dequeue(id, job)
   end
   redis.call('ZREM', key('leases'), id)
   local stream, entry = key('stream', job.model), job.seq .. '-1'
@@ -105,17 +105,17 @@ local function end_job(id, state, outcome, frees_key)
   redis.call('HSET', name, 'state', state)
   redis.call('HDEL', name, 'model', 'rows', 'owner', 'seq', 'token', 'holder', 'submitted',
     'deadline', 'events')
-  redis.call('PEXPIRE', name, settings.memory_ms)
+  redis.call('PEXPIRE', name, settings.tombstone_ms)
   local kept_ms = job.keep == '1' and settings.result_ms or settings.unkept_ms
   redis.call('SET', key('outcome', id), outcome, 'PX', kept_ms)
   redis.call('PEXPIRE', key('events', id), kept_ms)
   if frees_key then -- a second try may do better
     release_key(id, job.key)
   elseif job.key ~= '' then
-    redis.call('PEXPIRE', key('key', job.key), settings.memory_ms)
+    redis.call('PEXPIRE', key('key', job.key), settings.tombstone_ms)
   end
   add_total('ended:' .. state)
-  tell_watchers(id)
+  notify_watchers(id)
   redis.call('DEL', key('watch', id))
   redis.call('ZADD', key('ended'), now, id)
   while redis.call('ZCARD', key('ended')) > settings.max_ended do
@@ -127,19 +127,19 @@ local function end_job(id, state, outcome, frees_key)
   end
 end
 
--- Back into the line, at its old place: ahead of all that no worker has had yet.
+-- Back into the queue, at its old place: ahead of all that no worker has had yet.
 local function give_back(id, reason)
   local job = read(id, 'model', 'seq', 'owner')
   redis.call('ZREM', key('leases'), id)
   redis.call('HSET', key('job', id), 'state', 'waiting')
-  join_line(id, job)
+  enqueue(id, job)
   add_total('redelivered:' .. reason)
 end
 
 -- Its worker was lost: another one's turn, unless too many were lost with it.
-local function lapse(id)
+local function expire_lease(id)
   local job = read(id, 'deliveries', 'model', 'owner')
-  tell_holder(id)
+  notify_holder(id)
   if tonumber(job.deliveries) < settings.max_deliveries then
     give_back(id, 'lease_expired')
     return
@@ -166,16 +166,16 @@ local function each_due(name, change)
 end
 
 -- End a job that nobody needs to finish any more.
-local function give_up(id, state)
-  tell_holder(id)
+local function end_without_outcome(id, state)
+  notify_holder(id)
   end_job(id, state, '', true)
 end
 
 -- Whatever time alone changes. Every script begins with it, so that all see the same.
 local function sweep()
-  each_due('deadlines', function(id) give_up(id, 'expired') end)
-  each_due('leases', lapse)
-  for _, id in ipairs(due('ended', now - settings.memory_ms)) do
+  each_due('deadlines', function(id) end_without_outcome(id, 'expired') end)
+  each_due('leases', expire_lease)
+  for _, id in ipairs(due('ended', now - settings.tombstone_ms)) do
     drop(id)
   end
 end
@@ -195,12 +195,12 @@ local function drain_rate()
   return string.format('%.6f', finished / math.max(span, 0.1))
 end
 
-local function restart_drain()
+local function restart_throughput()
   redis.call('DEL', key('drained'))
   redis.call('HSET', key('drained'), 'since', now)
 end
 
-local function count_drained()
+local function count_throughput()
   local drained = key('drained')
   if redis.call('HINCRBY', drained, second, 1) > 1 then
     return

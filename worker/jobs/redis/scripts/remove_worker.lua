@@ -2,5 +2,5 @@
 
 if redis.call('HDEL', key('workers'), ARGV[2]) == 1 then
   redis.call('ZREM', key('heard'), ARGV[2])
-  tell('workers', ARGV[2])
+  publish('workers', ARGV[2])
 end
