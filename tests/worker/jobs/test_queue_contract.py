@@ -455,6 +455,25 @@ async def test_what_is_lost_cannot_be_given_back(queue: JobQueue) -> None:
     assert totals == Totals(2, {"cancelled": 1}, {"handed_back": 1})
 
 
+async def test_a_renewed_lease_holds_for_its_length_and_no_longer(
+    make_queue: Callable[[QueueLimits], JobQueue],
+) -> None:
+    limits = QueueLimits(lease_seconds=0.3)
+    async with make_queue(limits) as queue:
+        await submit(queue, job())
+        (lease,) = claim(queue)
+        queue.renew([lease])
+        renewed = time.monotonic()
+        again = await asyncio.to_thread(queue.claim, "tiny", 1, 4 * limits.lease_seconds)
+        if not queue.is_remote:  # its worker cannot be lost without it
+            assert not again
+            assert queue.finish(lease, result())
+            return
+        assert time.monotonic() - renewed > limits.lease_seconds - 0.01  # clocks are rounded
+        assert [one.job_id for one in again] == [lease.job_id]
+        assert not queue.finish(lease, result())
+
+
 async def test_a_job_that_runs_for_too_long_is_expired(queue: JobQueue) -> None:
     sent = job(timeout=0.5, keep=True)
     await submit(queue, sent)
