@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,6 +142,26 @@ def test_a_version_whose_first_image_fails_is_refused(tmp_path: Path) -> None:
         assert (await here.generate())[0] == "2"
 
     with serving(tmp_path) as here:
+        asyncio.run(run())
+
+
+def test_a_refused_version_that_was_mended_can_be_activated_at_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        await until_ready(here)
+        assert_problem(await here.activate("3"), 409, "version")
+        shutil.rmtree(folder)
+        intact.rename(folder)
+        answer = await here.activate("3")
+        assert answer.status_code == 200, answer.text
+        assert here.registry.current("tiny") == "3"
+        assert (await here.generate())[0] == "3"
+
+    with serving(tmp_path) as here:
+        folder, intact = here.models / "tiny" / "3", tmp_path / "intact"
+        save_tiny_bundle(here.models, version="3")
+        here.registry.activate("tiny", "1")
+        shutil.copytree(folder, intact)
+        spoil(folder)
         asyncio.run(run())
 
 
