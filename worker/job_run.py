@@ -14,16 +14,9 @@ from masc_core.errors import (
 )
 from masc_core.sampling.params import ImageSpec
 from worker.engine.request import ImageTask
-from worker.jobs.event import Event, Preview, Progress
 from worker.jobs.job import GenerationRequest, Job, Lease
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
-from worker.model.loaded_model import (
-    PREVIEW_FORMAT,
-    AdvancedImage,
-    LoadedModel,
-    MadeImage,
-    PreviewedImage,
-)
+from worker.model.loaded_model import LoadedModel, MadeImage
 
 
 class RunningJob:
@@ -83,24 +76,17 @@ class RunningJob:
         self.is_started = True
         self.queue_seconds = max(0.0, at - self.job.submitted_at)
 
-    def event(self, report: AdvancedImage | PreviewedImage) -> Event:
-        """What whoever watches is told."""
-        index, rows, grid = report.task.index, report.rows, self.loaded.manifest.grid
-        if isinstance(report, AdvancedImage):
-            return Progress(index, rows, grid)
-        return Preview(index, rows, grid, PREVIEW_FORMAT, report.data)
-
     def made(self, made: MadeImage) -> ImageOutput:
         """Take an image and its times."""
         self.prefill_seconds = max(self.prefill_seconds, made.image.prefill_seconds)
         self.decode_seconds = max(self.decode_seconds, made.image.decode_seconds)
         self.code_seconds = max(self.code_seconds, made.image.code_seconds)
-        self.vq_decode_seconds += made.vq_decode_seconds
-        self.encode_seconds += made.encode_seconds
+        self.vq_decode_seconds += made.file.vq_decode_seconds
+        self.encode_seconds += made.file.encode_seconds
         index, entropies = made.task.index, made.image.entropies.tolist()
         bits, max_bits = math.fsum(entropies) / len(entropies), self.loaded.max_bits
         image = ImageOutput(
-            data=made.data,
+            data=made.file.data,
             seed=self.request.image_seed(index),
             entropies=tuple(entropies),
             entropy_bits=bits,

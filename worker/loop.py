@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from masc_core.device import use_device
@@ -28,12 +28,11 @@ from worker.jobs.queue import HAND_BACK, JobConsumer
 from worker.jobs.state import WorkerStatus
 from worker.metrics import WorkerMetrics
 from worker.model.loaded_model import (
-    AdvancedImage,
     EnteredImage,
+    ImageEvent,
     LoadedModel,
     LostImage,
     MadeImage,
-    PreviewedImage,
     Report,
 )
 from worker.model.reloader import ModelReloader, Refusal
@@ -174,10 +173,18 @@ class WorkerLoop:
         self._heartbeat.beat()
         self._change_versions()
         self._drop_lost()
-        self._claim()
+        for lease in self._claim():
+            self._admit(lease)
+        if self.is_stopping:
+            self._hand_back_waiting()
         for loaded in self._versions:
             self._reports += loaded.step(self._formats(loaded))
-        self._report()
+        while self._reports:
+            report = self._reports.popleft()
+            self._handled = {report.task.job_id}
+            self._handle(report)
+        self._handled = set()
+        self._queue.flush()
         self._metrics.rows_active.set(sum(loaded.rows_active for loaded in self._versions))
 
     @property
@@ -188,7 +195,7 @@ class WorkerLoop:
         try:
             self.step()
         except Exception as error:
-            self._fail_affected(error)
+            self._fail_jobs(error)
             self._num_bad_steps += 1
             if max(self._num_failures, self._num_bad_steps) >= MAX_FAILURES:
                 what = "engine" if self._num_failures >= MAX_FAILURES else "worker"
@@ -198,7 +205,7 @@ class WorkerLoop:
         else:
             self._num_bad_steps = 0
 
-    def _fail_affected(self, error: Exception) -> None:
+    def _fail_jobs(self, error: Exception) -> None:
         """Fail the jobs that an error affects; there may be none, the queue can have one too."""
         in_engines = set[str]().union(*(loaded.affected for loaded in self._versions))
         jobs = sorted(in_engines | self._handled | self._queue.affected)
@@ -236,17 +243,16 @@ class WorkerLoop:
         for job in [job for job in self._running.values() if job.deadline <= now]:
             self._end(job, EXPIRED)
 
-    def _claim(self) -> None:
-        """Take what has been claimed; once told to stop, give back what has not begun."""
-        is_stopping = self._stopping.is_set()
-        free_rows = 0 if is_stopping else self._versions.free_rows
+    def _claim(self) -> Sequence[Lease]:
+        free_rows = 0 if self.is_stopping else self._versions.free_rows
         timeout = 0.0 if self._running else IDLE_SECONDS
-        for lease in self._queue.claim(self._versions.newest.manifest.name, free_rows, timeout):
-            self._admit(lease)
-        if is_stopping:
-            for job in [job for job in self._running.values() if not job.is_started]:
-                self._drop(job.job.id)
-                self._queue.report(job.lease, HAND_BACK)
+        return self._queue.claim(self._versions.newest.manifest.name, free_rows, timeout)
+
+    def _hand_back_waiting(self) -> None:
+        """Give back the jobs that have not begun, for another worker."""
+        for job in [job for job in self._running.values() if not job.is_started]:
+            self._drop(job.job.id)
+            self._queue.report(job.lease, HAND_BACK)
 
     def _admit(self, lease: Lease) -> None:
         """Give a job to the version that it was made for, if that is still here, or the newest."""
@@ -263,15 +269,6 @@ class WorkerLoop:
     def _formats(self, loaded: LoadedModel) -> Mapping[str, ImageFormat]:
         return {j.job.id: j.request.format for j in self._running.values() if j.loaded is loaded}
 
-    def _report(self) -> None:
-        """Handle what the versions report, and let it go out."""
-        while self._reports:
-            report = self._reports.popleft()
-            self._handled = {report.task.job_id}
-            self._handle(report)
-        self._handled = set()
-        self._queue.flush()
-
     def _handle(self, report: Report) -> None:
         job = self._running.get(report.task.job_id)
         if job is None:  # it has ended meanwhile
@@ -281,22 +278,19 @@ class WorkerLoop:
                 if job.job.previews and not job.is_started:
                     self._queue.report(job.lease, Started(job.loaded.manifest.version))
                 job.entered(report.at)
-            case AdvancedImage() | PreviewedImage():
-                self._queue.report(job.lease, job.event(report))
+            case ImageEvent():
+                self._queue.report(job.lease, report.event)
             case MadeImage():
-                self._take(job, report)
+                self._num_failures = 0
+                self._metrics.image(job.request, job.made(report))
+                if job.is_complete:
+                    result = job.result()
+                    self._metrics.job(result, job.code_seconds)
+                    self._end(job, result)
             case LostImage():
                 if not isinstance(report.error, MascError):
                     logger.error("an image of job %s", job.job.id, exc_info=report.error)
                 self._fail(job.job.id, report.error)
-
-    def _take(self, job: RunningJob, made: MadeImage) -> None:
-        self._num_failures = 0
-        self._metrics.image(job.request, job.made(made))
-        if job.is_complete:
-            result = job.result()
-            self._metrics.job(result, job.code_seconds)
-            self._end(job, result)
 
     def _fail(self, job_id: str, error: BaseException) -> None:
         """End a job without images."""

@@ -17,9 +17,8 @@ from tests.tiny_bundle import GRID, NUM_CLUSTERS, save_tiny_bundle
 from worker.engine.engine import Engine
 from worker.engine.request import FinishedImage, ImageTask
 from worker.job_run import RunningJob, check_request
-from worker.jobs.event import Preview, Progress
 from worker.jobs.job import MAX_SEED, GenerationRequest, Job, Lease
-from worker.model.loaded_model import AdvancedImage, LoadedModel, MadeImage, PreviewedImage
+from worker.model.loaded_model import EncodedFile, LoadedModel, MadeImage
 
 REQUEST = GenerationRequest(
     model="tiny", class_id=1, cfg_scale=2.0, seed=MAX_SEED - 1, num_images=3, top_k=5
@@ -50,7 +49,7 @@ def running_job(
 def made(task: ImageTask, index: int, entropies: list[float]) -> MadeImage:
     codes = torch.zeros(4, dtype=torch.int64)
     image = FinishedImage(task, codes, torch.tensor(entropies), 0.5 * index, 3.0 - index)
-    return MadeImage(image, bytes([index]), 0.25, 0.125)
+    return MadeImage(image, EncodedFile(bytes([index]), 0.25, 0.125))
 
 
 def test_a_job_has_one_task_an_image(loaded: LoadedModel) -> None:
@@ -68,8 +67,6 @@ def test_a_job_that_is_watched_tells_of_every_row(loaded: LoadedModel) -> None:
     job = running_job(loaded, previews=True)
     (task, *_) = job.tasks()
     assert task.preview_rows == tuple(range(1, GRID))
-    assert job.event(AdvancedImage(task, 2)) == Progress(0, 2, GRID)
-    assert job.event(PreviewedImage(task, 2, b"x")) == Preview(0, 2, GRID, "jpeg", b"x")
 
 
 def test_images_may_come_in_any_order_and_times_are_the_slowest_or_summed(

@@ -1,8 +1,8 @@
 """One loaded version of a model at work: image tasks in, files out.
 
-Tasks wait until the engine has rows for it. What the engine has finished goes
-through the renderer and a small pool of threads that encode; the engine does not wait for them,
-unless they have a lot to do. Previews take what `worker.model.previews.PreviewBudget` allows.
+Tasks wait until the engine has rows for them. Finished images go through the renderer and a small
+pool of threads that encode. The engine waits for those only when more than `MAX_ENCODING` images
+are there. Previews take what `worker.model.previews.PreviewBudget` allows.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from worker.engine.request import (
     PartialImage,
     TaskKey,
 )
+from worker.jobs.event import Preview, Progress
 from worker.model.previews import PreviewBudget
 from worker.model.render import Rendered, Renderer
 from worker.model.threads import ThreadTrial
@@ -53,37 +54,28 @@ class EnteredImage:
 
 
 @dataclass(frozen=True, slots=True)
-class AdvancedImage:
-    """So many rows of its grid are drawn."""
+class ImageEvent:
+    """An event of an image on its way, for whoever watches the job."""
 
     task: ImageTask
-    rows: int
+    event: Progress | Preview
 
 
 @dataclass(frozen=True, slots=True)
-class PreviewedImage:
-    """The upper rows of an image as a file."""
+class EncodedFile:
+    """An image's file, and what it took after the engine."""
 
-    task: ImageTask
-    rows: int
     data: bytes
+    vq_decode_seconds: float
+    encode_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class MadeImage:
-    """An image as a file.
-
-    Attributes
-    ----------
-    image : what the engine drew
-    data : the file
-    vq_decode_seconds, encode_seconds : what that took after the engine
-    """
+    """What the engine drew, as a file."""
 
     image: FinishedImage
-    data: bytes
-    vq_decode_seconds: float
-    encode_seconds: float
+    file: EncodedFile
 
     @property
     def task(self) -> ImageTask:
@@ -93,20 +85,13 @@ class MadeImage:
 
 @dataclass(frozen=True, slots=True)
 class LostImage:
-    """A task that has no image; others are not concerned."""
+    """A task that has no image; others go on."""
 
     task: ImageTask
     error: BaseException
 
 
-Report = EnteredImage | AdvancedImage | PreviewedImage | MadeImage | LostImage
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    data: bytes
-    vq_decode_seconds: float
-    encode_seconds: float
+Report = EnteredImage | ImageEvent | MadeImage | LostImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +99,8 @@ class _Encoding:
     """An image, or the upper rows of one, on its way through renderer and pool."""
 
     image: FinishedImage | PartialImage
-    file: Future[_File]
-    paid: float  # of the budget of previews
-
-    def report(self) -> Report | None:
-        """What has become of it; None for a preview that failed, which nobody misses."""
-        image, error = self.image, self.file.exception()
-        if error is not None:
-            return LostImage(image.task, error) if isinstance(image, FinishedImage) else None
-        file = self.file.result()
-        if isinstance(image, FinishedImage):
-            return MadeImage(image, file.data, file.vq_decode_seconds, file.encode_seconds)
-        return PreviewedImage(image.task, image.rows, file.data)
+    file: Future[EncodedFile]
+    paid: float = 0.0  # from the budget of previews
 
 
 class LoadedModel:
@@ -271,18 +246,19 @@ class LoadedModel:
             torch.set_num_threads(self._num_threads)  # it was warmed up by another thread
         for outcome in self.engine.step():
             if isinstance(outcome, PartialImage):
-                self._reports.append(AdvancedImage(outcome.task, outcome.rows))
+                progress = Progress(outcome.task.index, outcome.rows, self.manifest.grid)
+                self._reports.append(ImageEvent(outcome.task, progress))
                 paid = self._budget.pay()
                 if paid is not None:
-                    self._send(outcome, PREVIEW_FORMAT, paid)
+                    self._start_encoding(outcome, PREVIEW_FORMAT, paid)
                 continue
             del self._in_engine[outcome.task.key]
             if isinstance(outcome, FailedImage):
                 self._reports.append(LostImage(outcome.task, outcome.error))
             else:
-                self._send(outcome, formats[outcome.task.job_id])
+                self._start_encoding(outcome, formats[outcome.task.job_id])
 
-    def _send(
+    def _start_encoding(
         self, image: FinishedImage | PartialImage, file_format: ImageFormat, paid: float = 0.0
     ) -> None:
         file = self._pool.submit(_encode, self._renderer.submit(image.codes), file_format)
@@ -291,22 +267,31 @@ class LoadedModel:
     def _collect(self) -> None:
         """Take what the pool has done; wait if the engine has nothing to do, or the pool a lot."""
         for _ in range(len(self._encoding)):
-            patient = not self._in_engine or len(self._encoding) > MAX_ENCODING
+            must_wait = not self._in_engine or len(self._encoding) > MAX_ENCODING
             encoding = self._encoding.popleft()
-            if not patient and not encoding.file.done():
+            if not must_wait and not encoding.file.done():
                 self._encoding.append(encoding)
                 continue
-            report = encoding.report()
-            if report is not None:
-                self._reports.append(report)
-            if isinstance(report, PreviewedImage):
-                file = encoding.file.result()
-                seconds = file.vq_decode_seconds + file.encode_seconds
-                self._budget.settle(encoding.paid, seconds)
+            self._reports += self._report(encoding)
+
+    def _report(self, encoding: _Encoding) -> Sequence[Report]:
+        """What has become of an image; nothing for a preview that failed, which nobody misses."""
+        image, error = encoding.image, encoding.file.exception()
+        if isinstance(image, FinishedImage):
+            if error is not None:
+                return [LostImage(image.task, error)]
+            return [MadeImage(image, encoding.file.result())]
+        if error is not None:
+            return ()
+        file = encoding.file.result()
+        self._budget.settle(encoding.paid, file.vq_decode_seconds + file.encode_seconds)
+        grid = self.manifest.grid
+        preview = Preview(image.task.index, image.rows, grid, PREVIEW_FORMAT, file.data)
+        return [ImageEvent(image.task, preview)]
 
 
-def _encode(rendered: Future[Rendered], file_format: ImageFormat) -> _File:
+def _encode(rendered: Future[Rendered], file_format: ImageFormat) -> EncodedFile:
     pixels, vq_decode_seconds = rendered.result()
     started = time.perf_counter()
     data = encode_image(pixels, file_format)
-    return _File(data, vq_decode_seconds, time.perf_counter() - started)
+    return EncodedFile(data, vq_decode_seconds, time.perf_counter() - started)

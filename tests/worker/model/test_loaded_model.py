@@ -1,4 +1,4 @@
-"""A loaded: tasks of several jobs in, files and previews out, whatever fails on the way."""
+"""A loaded model: tasks of several jobs in, files and previews out, whatever fails on the way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,14 +28,14 @@ from tests.worker.tiny_worker import REQUEST, RecordingEngine, expected, make_lo
 from worker.engine.engine import Engine
 from worker.engine.request import EngineOutput, ImageTask
 from worker.job_run import image_spec
+from worker.jobs.event import Preview, Progress
 from worker.jobs.job import GenerationRequest
 from worker.model.loaded_model import (
-    AdvancedImage,
     EnteredImage,
+    ImageEvent,
     LoadedModel,
     LostImage,
     MadeImage,
-    PreviewedImage,
     Report,
 )
 from worker.model.previews import PreviewBudget
@@ -56,6 +56,7 @@ loaded.close()
 assert "torch._dynamo" not in sys.modules
 """
 ALL_ROWS = tuple(range(1, GRID))
+AnyEvent = TypeVar("AnyEvent", Progress, Preview)
 FORMATS: dict[str, ImageFormat] = {"a": "png", "b": "webp"}
 
 
@@ -113,7 +114,12 @@ def step_to_the_end(loaded: LoadedModel) -> list[Report]:
 
 def files(reports: Sequence[Report], job_id: str = "a") -> list[bytes]:
     made = [one for one in reports if isinstance(one, MadeImage) and one.task.job_id == job_id]
-    return [one.data for one in sorted(made, key=lambda one: one.task.index)]
+    return [one.file.data for one in sorted(made, key=lambda one: one.task.index)]
+
+
+def events(reports: Sequence[Report], kind: type[AnyEvent]) -> list[AnyEvent]:
+    all_events = [report.event for report in reports if isinstance(report, ImageEvent)]
+    return [event for event in all_events if isinstance(event, kind)]
 
 
 def open_pixels(data: bytes) -> npt.NDArray[np.uint8]:
@@ -176,11 +182,13 @@ def test_previews_are_the_upper_rows_of_what_becomes_of_the_image(bundle: Bundle
     loaded = make_loaded(bundle, budget=Plenty())
     loaded.add(tasks(rows=ALL_ROWS))
     reports = step_to_the_end(loaded)
-    advanced = [report.rows for report in reports if isinstance(report, AdvancedImage)]
-    previewed = [report for report in reports if isinstance(report, PreviewedImage)]
-    assert advanced == [report.rows for report in previewed] == [1, 2, 3]
+    progress, previews = events(reports, Progress), events(reports, Preview)
+    assert progress == [Progress(0, rows, GRID) for rows in (1, 2, 3)]
+    assert [(one.image, one.rows, one.num_rows, one.format) for one in previews] == [
+        (0, rows, GRID, "jpeg") for rows in (1, 2, 3)
+    ]
     codes = generate(bundle.model, bundle.decoder, [image_spec(REQUEST, 0)]).codes
-    for report in previewed:
+    for report in previews:
         upper = bundle.render(codes[:, : report.rows * GRID])[0]
         assert report.data == encode_image(upper, "jpeg")
         height = report.rows * IMAGE_SIZE // GRID
@@ -195,7 +203,7 @@ def test_a_trained_decoder_shows_nearly_what_will_be() -> None:
     loaded.add(tasks(rows=tuple(range(1, grid)), request=replace(REQUEST, num_images=2)))
     reports = step_to_the_end(loaded)
     final, other = [open_pixels(data).astype(int) for data in files(reports)]
-    previews = [x for x in reports if isinstance(x, PreviewedImage) and x.task.index == 0]
+    previews = [preview for preview in events(reports, Preview) if preview.image == 0]
     for report in previews[grid // 2 - 1 :]:  # of fewer rows the decoder sees too little
         preview = open_pixels(report.data).astype(int)
         upper = final[: len(preview)]
@@ -208,9 +216,9 @@ def test_without_budget_there_is_progress_but_no_preview(bundle: Bundle) -> None
     loaded = make_loaded(bundle, budget=Nothing())
     loaded.add(tasks(rows=ALL_ROWS, request=replace(REQUEST, num_images=2)))
     reports = step_to_the_end(loaded)
-    advanced = [(x.task.index, x.rows) for x in reports if isinstance(x, AdvancedImage)]
-    assert advanced == [(index, rows) for rows in ALL_ROWS for index in range(2)]
-    assert not any(isinstance(report, PreviewedImage) for report in reports)
+    progress = [(one.image, one.rows) for one in events(reports, Progress)]
+    assert progress == [(index, rows) for rows in ALL_ROWS for index in range(2)]
+    assert not events(reports, Preview)
 
 
 def test_previews_cost_what_they_took(bundle: Bundle) -> None:
@@ -254,7 +262,8 @@ def test_a_preview_that_fails_harms_nobody(
     loaded = make_loaded(bundle, budget=Plenty())
     loaded.add(tasks(rows=ALL_ROWS))
     reports = step_to_the_end(loaded)
-    assert {type(report) for report in reports} == {EnteredImage, AdvancedImage, MadeImage}
+    assert {type(report) for report in reports} == {EnteredImage, ImageEvent, MadeImage}
+    assert not events(reports, Preview)
     assert files(reports) == wanted
 
 
@@ -321,7 +330,7 @@ def test_an_engine_that_fails_names_whom_it_concerns_and_loses_no_report(bundle:
             assert not loaded.affected
     assert num_failures == 3
     assert [type(report) for report in reports].count(EnteredImage) == 2
-    assert [x.rows for x in reports if isinstance(x, PreviewedImage)] == list(ALL_ROWS)
+    assert [preview.rows for preview in events(reports, Preview)] == list(ALL_ROWS)
     assert files(reports, "a") == expected(bundle, REQUEST)
     assert len(files(reports, "b")) == 1
 
