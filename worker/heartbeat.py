@@ -1,8 +1,7 @@
-"""The sign of life that a worker gives: its leases are renewed and its status is told anew.
+"""A worker's heartbeat: a thread that renews its leases and announces its status.
 
-A thread does so beside the loop, as long as the loop turns. When a step hangs it says that the
-worker is not ready and renews nothing, so that other workers get the jobs; when the loop turns
-again, all is as before.
+When the loop's step hangs, the thread announces that the worker is not ready and renews nothing, so
+that other workers get the jobs. When the loop goes on, so does the heartbeat.
 """
 
 from __future__ import annotations
@@ -25,14 +24,16 @@ MAX_PAUSE_SECONDS = 1.0
 
 
 class Heartbeat:
-    """The thread, while the context lasts; at its end the worker leaves, unless it failed.
+    """The thread, while the context lasts; its end removes the worker from the list.
+
+    After a failure the worker stays listed, as not ready.
 
     Parameters
     ----------
-    queue : what is told
-    worker_id : of whom
-    leases : those that are held
-    stall_seconds : after which a loop that has not turned hangs
+    queue : where leases are renewed and the status is announced
+    worker_id : name of the worker
+    leases : returns those that are held
+    stall_seconds : without a step, after which the loop counts as hanging
     clock : seconds from any origin, never going back
     """
 
@@ -50,7 +51,7 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._status = WorkerStatus(worker_id, ready=False)
         self._last_beat: float | None = None
-        self._stall = ""  # what there is to say of it
+        self._stall = ""  # why the worker is not ready, while it hangs
         self._is_draining, self._has_ended = False, False
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -72,7 +73,7 @@ class Heartbeat:
 
     @property
     def status(self) -> WorkerStatus:
-        """How the worker is: what the loop said last, unless it hangs or is to end."""
+        """What the loop announced last, unless it hangs or drains."""
         status = self._status
         if self._stall:
             return replace(status, ready=False, detail=self._stall)
@@ -81,23 +82,23 @@ class Heartbeat:
         return status
 
     def announce(self, status: WorkerStatus) -> None:
-        """Tell the front ends, now and from now on."""
+        """Announce a status, now and with every beat."""
         with self._lock:
             self._status = status
             self._send_status()
 
     def drain(self) -> None:
-        """The worker is not ready from now on, whatever the loop says. From any thread."""
+        """Announce the worker as not ready from now on, whatever the loop says. From any thread."""
         with self._lock:
             self._is_draining = True
             self._send_status()
 
     def beat(self) -> None:
-        """The loop turns; before the first time it cannot hang."""
+        """Note that the loop runs; before the first call it cannot count as hanging."""
         self._last_beat = self._clock()
 
     def check(self) -> None:
-        """Renew and tell anew, or find that the loop hangs."""
+        """Renew and announce, or find that the loop hangs."""
         now = self._clock()
         silence = now - (now if self._last_beat is None else self._last_beat)
         if silence > self._stall_seconds:

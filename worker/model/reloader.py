@@ -1,8 +1,8 @@
-"""The version that comes after the one that is served, made ready beside it.
+"""Loads the version that the registry names, beside the one that is served.
 
-A thread looks which version of the model the registry names. When it is another one than is served,
-it is verified, loaded and made to draw an image, while the old one goes on; then it can be taken.
-One that fails is refused, with the reason, until the registry names another.
+A thread polls the registry. Another version than is served is verified, loaded and warmed up while
+the old one goes on; then the loop takes it. One that fails is refused, with the reason, until the
+registry names another.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Refusal(NamedTuple):
 
 
 class ModelReloader:
-    """Looks after one model, from `start` to `close`.
+    """Follows the active version of one model, from `start` to `close`.
 
     Parameters
     ----------
@@ -52,11 +52,11 @@ class ModelReloader:
         self._thread = threading.Thread(target=self._run, name="reloader", daemon=True)
 
     def start(self) -> None:
-        """Look from now on."""
+        """Start polling."""
         self._thread.start()
 
     def close(self, seconds: float) -> None:
-        """End; a version that is being made ready is waited for so long, and left to itself."""
+        """Stop; wait for a version that is being loaded for at most `seconds`."""
         self._ending.set()
         self._thread.join(seconds)
         with self._lock:
@@ -72,7 +72,7 @@ class ModelReloader:
             return loaded
 
     def check(self) -> None:
-        """Look at the registry once, and do what is to be done."""
+        """Read the active version once, and load it if it is another one."""
         try:
             version = self._registry.current(self._name)
         except MascError as error:

@@ -23,7 +23,7 @@ class _Retired:
 
 
 class ModelVersions:
-    """Who is there, oldest first.
+    """The loaded versions, oldest first.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class ModelVersions:
         self.newest = loaded
 
     def sweep(self) -> None:
-        """Close those that have nothing to do, and are not waited with."""
+        """Close superseded versions that are idle and were kept long enough."""
         for retired in [one for one in self._retired if one.loaded.is_idle]:
             age = self._clock() - retired.since
             if age > RETIRE_SECONDS or len(self._retired) >= MAX_LOADED:
@@ -69,6 +69,6 @@ class ModelVersions:
                 retired.loaded.close()
 
     def close(self) -> None:
-        """End all of them."""
+        """Close all of them."""
         for loaded in self:
             loaded.close()

@@ -1,7 +1,7 @@
 """The worker's side of the queue in Redis.
 
-Every call is a script, and waits for nothing but its answer. What others do to this worker's jobs
-it hears from its own channel; what it did not hear it learns when it renews its leases.
+Every call is one script. What others do to this worker's jobs comes over its own channel; what that
+misses shows when the leases are renewed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class RedisConsumer(JobConsumer):
         return True
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
-        """Have it called when a line of jobs is no longer empty, as far as is heard."""
+        """Have it called when a queue is no longer empty, as far as messages arrive."""
         self._news.on_arrival(arrived)
 
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:

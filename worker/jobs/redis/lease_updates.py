@@ -1,8 +1,8 @@
-"""What a worker knows of its jobs and of new ones without asking.
+"""What a worker learns without asking: which of its leases are lost, and that jobs have arrived.
 
-From its own channel it hears which of its leases are over, from another one that a line of jobs
-is no longer empty. Whenever it begins to listen, or begins again, it may have missed either: it
-asks for its leases once, and `wait_for_arrival` returns.
+Its own channel names lost leases, a shared one the models whose queue is no longer empty. Messages
+are missed while it is not subscribed, so after every subscription it checks its leases once, and
+`wait_for_arrival` returns.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from worker.jobs.redis.pubsub_thread import PubSubThread
 
 
 class LeaseUpdates:
-    """Keeps up with the channels of a worker.
+    """Follows the channels of a worker.
 
     Parameters
     ----------
-    client : what is listened to
-    scripts : of the same
+    client, scripts : of the same Redis
     channels : what the names of all channels begin with
     name : of the worker, as it claims
 
@@ -44,15 +43,15 @@ class LeaseUpdates:
         )
 
     def start(self) -> None:
-        """Begin to listen; ignored when that has been done."""
+        """Subscribe; ignored when that has been done."""
         self._pubsub.start()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Unsubscribe."""
         self._pubsub.close()
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
-        """Have it called with the model whose line is no longer empty; empty if any may be."""
+        """Have it called with the model whose queue is no longer empty; empty if any may be."""
         self._listeners.append(arrived)
 
     def wait_for_arrival(self, before: int, timeout: float) -> None:

@@ -1,7 +1,7 @@
-"""How long another process may take to answer, when this one may stand still meanwhile.
+"""A time-out that a held-up event loop does not spend.
 
-An event loop that was held up finds an answer and the end of the time at once, and then
-`asyncio.timeout` lets the end win: whoever answered in time would pass for dead.
+After a hold-up a loop finds the answer and the time-out at once, and `asyncio.timeout` lets the
+time-out win: a server that answered in time would count as away.
 """
 
 from __future__ import annotations

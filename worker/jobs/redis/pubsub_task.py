@@ -1,7 +1,6 @@
-"""What a front end hears: one subscription, however many wait.
+"""A front end's subscription, as a task: one, however many requests wait.
 
-The connection is made again for as long as the feed runs. Messages that were missed meanwhile are
-lost, so whoever depends on them looks again when it is back.
+It reconnects until it is closed. Messages in between are lost, so `on_connected` must look again.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 class PubSubTask:
-    """Listens to channels.
+    """Subscribes to channels.
 
     Parameters
     ----------
-    client : what is listened to
+    client : connection to Redis
     channels : their names
     on_message : called with a message's channel and text
-    on_connected : called when the feed begins, or begins again
+    on_connected : called after every subscription
     """
 
     def __init__(
@@ -48,16 +47,16 @@ class PubSubTask:
         self._listening: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to listen; returns when that has succeeded or failed for the first time."""
+        """Subscribe; returns when that has succeeded or failed for the first time."""
         self._listening = asyncio.create_task(self._listen())
         await self._tried.wait()
 
     async def close(self) -> None:
-        """Listen no more."""
+        """Unsubscribe."""
         await end_task(self._listening)
 
     async def up(self) -> None:
-        """Return while nothing can be missed."""
+        """Wait until the subscription holds."""
         await self._up.wait()
 
     async def _listen(self) -> None:

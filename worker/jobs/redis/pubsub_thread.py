@@ -1,7 +1,6 @@
-"""What a worker hears: one subscription, in a thread of its own.
+"""A worker's subscription, in a thread.
 
-The connection is made again for as long as the listener runs. Messages that were missed meanwhile
-are lost, so whoever depends on them looks again when it is back.
+It reconnects until it is closed. Messages in between are lost, so `on_connected` must look again.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ logger = logging.getLogger(__name__)
 
 
 class PubSubThread:
-    """Listens to channels.
+    """Subscribes to channels.
 
     Parameters
     ----------
-    client : what is listened to
-    channels : their names; the first is this listener's own
+    client : connection to Redis
+    channels : their names; the first is this worker's own
     on_message : called with a message's channel and text, in the thread
-    on_connected : called when the listener begins, or begins again, in the thread
+    on_connected : called after every subscription, in the thread
     """
 
     def __init__(
@@ -50,14 +49,14 @@ class PubSubThread:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to listen, unless that has been done."""
+        """Subscribe, unless that has been done."""
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._listen, name="queue-news", daemon=True)
                 self._thread.start()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Unsubscribe."""
         with self._lock:
             if self._thread is None:
                 return

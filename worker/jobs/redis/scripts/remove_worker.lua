@@ -1,4 +1,4 @@
--- Take a worker off the list.
+-- Remove a worker from the list.
 
 if redis.call('HDEL', key('workers'), ARGV[2]) == 1 then
   redis.call('ZREM', key('heard'), ARGV[2])
