@@ -83,7 +83,7 @@ class FinishedImage:
 
 @dataclass(frozen=True, slots=True)
 class FailedImage:
-    """A task that has no image; others are not concerned."""
+    """A task that has no image; others go on."""
 
     task: ImageTask
     error: EngineError
