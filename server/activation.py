@@ -21,6 +21,7 @@ from worker.jobs.state import WorkerStatus
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.1
+FORGET_SECONDS = 5.0  # for workers to see that the version they refused is not the active one
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +69,15 @@ class Activator:
         """
         async with self._turn:
             previous = self._current(name)
+            if previous != version:
+                await self._wait_for_old_refusals(name, version)
             try:
                 await asyncio.to_thread(self._registry.activate, name, version)
             except ArtifactError as error:
                 raise VersionRefusedError("version", error.reason) from error
             deadline = time.monotonic() + seconds
             while True:
-                workers = [one for one in await self._queue.workers() if one.model == name]
+                workers = await self._workers(name)
                 await self._undo_if_refused(workers, name, version, previous)
                 ready = [one for one in workers if one.ready]
                 serving = sum(one.version == version for one in ready)
@@ -83,6 +86,21 @@ class Activator:
                 if time.monotonic() >= deadline:
                     return Activation("pending", previous, serving)
                 await asyncio.sleep(LOOK_SECONDS)
+
+    async def _workers(self, name: str) -> list[WorkerStatus]:
+        return [one for one in await self._queue.workers() if one.model == name]
+
+    async def _wait_for_old_refusals(self, name: str, version: str) -> None:
+        """Wait until no worker refuses the version any more, which is not the active one now.
+
+        A worker tries a version again only after it has seen another one active. Its status until
+        then is about the earlier try, and must not undo this one.
+        """
+        deadline = time.monotonic() + FORGET_SECONDS
+        while any(one.refused == version for one in await self._workers(name)):
+            if time.monotonic() >= deadline:
+                return
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _undo_if_refused(
         self, workers: list[WorkerStatus], name: str, version: str, previous: str | None

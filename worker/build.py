@@ -25,14 +25,14 @@ from masc_core.errors import ConfigError
 from masc_core.generation.batch import Batch
 from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import BatchFactory, Engine
-from worker.engine.fallback import FallbackBatch, Way
+from worker.engine.fallback import Backend, FallbackBatch
 from worker.jobs.queue import JobConsumer
 from worker.jobs.traced import TracedQueue
 from worker.jobs.tracing import open_tracer
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_model import Lane
-from worker.model.reloader import Successor
+from worker.model.loaded_model import LoadedModel
+from worker.model.reloader import ModelReloader
 from worker.model.threads import available_cores, numbers_to_try
 from worker.settings import WorkerSettings
 
@@ -60,31 +60,31 @@ def build_worker(
     """
     set_threads(settings.threads)
     device = resolve_device(settings.device)
-    ways = engine_ways(settings, device)
+    backends = engine_backends(settings, device)
     cores = choose_cores(settings, device)
     models = Registry(settings.models_dir)
     name = models.default(settings.default_model)
     metrics = WorkerMetrics(metrics_registry)
-    make_batch = partial(FallbackBatch, ways=ways, tell=metrics.engine)
+    make_batch = partial(FallbackBatch, backends=backends, on_prepared=metrics.engine)
 
-    def load(folder: Path) -> Lane:
-        use_device(device)  # here, and later in the successor's thread, which also warms up
+    def load(folder: Path) -> LoadedModel:
+        use_device(device)  # here, and later in the reloader's thread, which also warms up
         bundle = load_bundle(folder, device, choose_dtype(settings.dtype, device))
         logger.info("loaded %s %s onto %s", name, bundle.manifest.version, device)
         rows = settings.max_batch
         engine = Engine(bundle.model, bundle.decoder, rows, metrics.step, make_batch)
-        return Lane(bundle, engine, cores=cores)
+        return LoadedModel(bundle, engine, cores=cores)
 
-    lane = load(models.path(name))
+    loaded = load(models.path(name))
     tracer = open_tracer("masc-worker", settings.traces_endpoint)
     if tracer is not None:
         queue = TracedQueue(queue, tracer)
     return WorkerLoop(
         queue,
-        lane,
+        loaded,
         metrics,
         f"{socket.gethostname()}-{os.getpid()}",
-        successor=Successor(models, name, lane.manifest.version, load),
+        reloader=ModelReloader(models, name, loaded.manifest.version, load),
         stall_seconds=settings.stall_seconds,
         drain_seconds=settings.drain_seconds,
     )
@@ -97,10 +97,10 @@ def choose_cores(settings: WorkerSettings, device: torch.device) -> list[int]:
     return numbers_to_try(available_cores())
 
 
-def engine_ways(settings: WorkerSettings, device: torch.device) -> Sequence[Way]:
-    """How the batch may be stepped, the best way first.
+def engine_backends(settings: WorkerSettings, device: torch.device) -> Sequence[Backend]:
+    """How the batch may be stepped, the best backend first.
 
-    Images that must have the same bits in any company are not made in another way.
+    Images that must have the same bits in any company get no other backend.
 
     Raises
     ------
@@ -108,13 +108,17 @@ def engine_ways(settings: WorkerSettings, device: torch.device) -> Sequence[Way]
     """
     best = choose_batch(settings, device)
     if device.type == "cpu":
-        return [Way("cpu", best)]
-    eager = Way("eager", partial(Batch, kernels=False))  # whatever Triton makes of this machine
+        return [Backend("cpu", best)]
+    eager = Backend("eager", partial(Batch, kernels=False))  # whatever Triton makes of this machine
     if not settings.cuda_graphs:
-        return [Way("eager", best), eager]
+        return [Backend("eager", best), eager]
     if settings.deterministic:
-        return [Way("graphs", best)]
-    return [Way("graphs", best), Way("compiled", partial(GraphBatch, recorded=False)), eager]
+        return [Backend("graphs", best)]
+    return [
+        Backend("graphs", best),
+        Backend("compiled", partial(GraphBatch, recorded=False)),
+        eager,
+    ]
 
 
 def choose_batch(settings: WorkerSettings, device: torch.device) -> BatchFactory:

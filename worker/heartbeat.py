@@ -1,8 +1,7 @@
-"""The sign of life that a worker gives: its leases are renewed and its status is told anew.
+"""A worker's heartbeat: a thread that renews its leases and announces its status.
 
-A thread does so beside the loop, as long as the loop turns. When a step hangs it says that the
-worker is not ready and renews nothing, so that other workers get the jobs; when the loop turns
-again, all is as before.
+When the loop's step hangs, the thread announces that the worker is not ready and renews nothing, so
+that other workers get the jobs. When the loop goes on, so does the heartbeat.
 """
 
 from __future__ import annotations
@@ -24,15 +23,17 @@ logger = logging.getLogger(__name__)
 MAX_PAUSE_SECONDS = 1.0
 
 
-class Pulse:
-    """The thread, while the context lasts; at its end the worker leaves, unless it failed.
+class Heartbeat:
+    """The thread, while the context lasts; its end removes the worker from the list.
+
+    After a failure the worker stays listed, as not ready.
 
     Parameters
     ----------
-    queue : what is told
-    worker_id : of whom
-    leases : those that are held
-    stall_seconds : after which a loop that has not turned hangs
+    queue : where leases are renewed and the status is announced
+    worker_id : name of the worker
+    leases : returns those that are held
+    stall_seconds : without a step, after which the loop counts as hanging
     clock : seconds from any origin, never going back
     """
 
@@ -50,10 +51,10 @@ class Pulse:
         self._lock = threading.Lock()
         self._status = WorkerStatus(worker_id, ready=False)
         self._last_beat: float | None = None
-        self._stall = ""  # what there is to say of it
+        self._stall = ""  # why the worker is not ready, while it hangs
         self._is_draining, self._has_ended = False, False
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -64,15 +65,15 @@ class Pulse:
         self._thread.join()
         with self._lock:
             if failure is None:
-                self._tell(lambda: self._queue.leave(self._status.worker_id))
+                self._try(lambda: self._queue.remove_worker(self._status.worker_id))
             elif self._status.ready:
                 self._status = replace(self._status, ready=False, detail="failed, see the log")
-                self._announce()
+                self._send_status()
             self._has_ended = True
 
     @property
     def status(self) -> WorkerStatus:
-        """How the worker is: what the loop said last, unless it hangs or is to end."""
+        """What the loop announced last, unless it hangs or drains."""
         status = self._status
         if self._stall:
             return replace(status, ready=False, detail=self._stall)
@@ -80,24 +81,24 @@ class Pulse:
             return replace(status, ready=False, detail="draining")
         return status
 
-    def say(self, status: WorkerStatus) -> None:
-        """Tell the front ends, now and from now on."""
+    def announce(self, status: WorkerStatus) -> None:
+        """Announce a status, now and with every beat."""
         with self._lock:
             self._status = status
-            self._announce()
+            self._send_status()
 
     def drain(self) -> None:
-        """The worker is not ready from now on, whatever the loop says. From any thread."""
+        """Announce the worker as not ready from now on, whatever the loop says. From any thread."""
         with self._lock:
             self._is_draining = True
-            self._announce()
+            self._send_status()
 
     def beat(self) -> None:
-        """The loop turns; before the first time it cannot hang."""
+        """Note that the loop runs; before the first call it cannot count as hanging."""
         self._last_beat = self._clock()
 
     def check(self) -> None:
-        """Renew and tell anew, or find that the loop hangs."""
+        """Renew and announce, or find that the loop hangs."""
         now = self._clock()
         silence = now - (now if self._last_beat is None else self._last_beat)
         if silence > self._stall_seconds:
@@ -108,9 +109,9 @@ class Pulse:
             if self._stall:
                 logger.warning("the loop turns again")
             self._stall = ""
-            self._tell(lambda: self._queue.renew(self._leases()))
+            self._try(lambda: self._queue.renew(self._leases()))
         with self._lock:
-            self._announce()
+            self._send_status()
 
     def _run(self) -> None:
         while not self._ending.wait(self._pause):
@@ -119,12 +120,12 @@ class Pulse:
             except Exception:
                 logger.exception("the sign of life has failed")  # the next one may not
 
-    def _announce(self) -> None:
+    def _send_status(self) -> None:
         if not self._has_ended:
-            self._tell(lambda: self._queue.announce(self.status))
+            self._try(lambda: self._queue.announce(self.status))
 
-    def _tell(self, call: Callable[[], None]) -> None:
+    def _try(self, call: Callable[[], None]) -> None:
         try:
             call()
         except QueueDownError as error:
-            logger.debug("not told: %s", error)
+            logger.debug("not sent: %s", error)

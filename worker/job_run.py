@@ -14,10 +14,9 @@ from masc_core.errors import (
 )
 from masc_core.sampling.params import ImageSpec
 from worker.engine.request import ImageTask
-from worker.jobs.event import Event, Preview, Progress
 from worker.jobs.job import GenerationRequest, Job, Lease
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
-from worker.model.loaded_model import PREVIEW_FORMAT, AdvancedImage, Lane, MadeImage, PreviewedImage
+from worker.model.loaded_model import LoadedModel, MadeImage
 
 
 class RunningJob:
@@ -29,11 +28,11 @@ class RunningJob:
     Parameters
     ----------
     lease : the job as it was claimed
-    lane : the version of the model that makes its images
+    loaded : the version of the model that makes its images
     """
 
-    def __init__(self, lease: Lease, lane: Lane) -> None:
-        self.lease, self.lane = lease, lane
+    def __init__(self, lease: Lease, loaded: LoadedModel) -> None:
+        self.lease, self.loaded = lease, loaded
         self.deadline = time.monotonic() + lease.seconds_left
         self.is_started = False
         self.queue_seconds = 0.0
@@ -66,7 +65,7 @@ class RunningJob:
         ------
         InvalidFieldError : a parameter is out of its range
         """
-        rows = tuple(range(1, self.lane.manifest.grid)) if self.job.previews else ()
+        rows = tuple(range(1, self.loaded.manifest.grid)) if self.job.previews else ()
         return [
             ImageTask(self.job.id, index, image_spec(self.request, index), rows)
             for index in range(self.request.num_images)
@@ -77,24 +76,17 @@ class RunningJob:
         self.is_started = True
         self.queue_seconds = max(0.0, at - self.job.submitted_at)
 
-    def event(self, report: AdvancedImage | PreviewedImage) -> Event:
-        """What whoever watches is told."""
-        index, rows, grid = report.task.index, report.rows, self.lane.manifest.grid
-        if isinstance(report, AdvancedImage):
-            return Progress(index, rows, grid)
-        return Preview(index, rows, grid, PREVIEW_FORMAT, report.data)
-
     def made(self, made: MadeImage) -> ImageOutput:
         """Take an image and its times."""
         self.prefill_seconds = max(self.prefill_seconds, made.image.prefill_seconds)
         self.decode_seconds = max(self.decode_seconds, made.image.decode_seconds)
         self.code_seconds = max(self.code_seconds, made.image.code_seconds)
-        self.vq_decode_seconds += made.vq_decode_seconds
-        self.encode_seconds += made.encode_seconds
+        self.vq_decode_seconds += made.file.vq_decode_seconds
+        self.encode_seconds += made.file.encode_seconds
         index, entropies = made.task.index, made.image.entropies.tolist()
-        bits, max_bits = math.fsum(entropies) / len(entropies), self.lane.max_bits
+        bits, max_bits = math.fsum(entropies) / len(entropies), self.loaded.max_bits
         image = ImageOutput(
-            data=made.data,
+            data=made.file.data,
             seed=self.request.image_seed(index),
             entropies=tuple(entropies),
             entropy_bits=bits,
@@ -105,7 +97,7 @@ class RunningJob:
 
     def result(self) -> JobResult:
         """Return the images in order, with the model that made them."""
-        manifest = self.lane.manifest
+        manifest = self.loaded.manifest
         return JobResult(
             images=tuple(self._images[index] for index in range(self.request.num_images)),
             model=manifest.name,

@@ -1,6 +1,6 @@
 """The process of a worker: the loop, its metrics, and the signals that end it.
 
-The loop has a thread of its own, so that a signal is heard while a step runs. SIGTERM or an
+The loop has a thread of its own, so that a signal is received while a step runs. SIGTERM or an
 interrupt lets it end what it has begun and give back the rest; a second one ends the process at
 once, and the jobs go to others when their leases run out.
 """
@@ -23,7 +23,7 @@ from worker.loop import WorkerLoop
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-LOOK_SECONDS = 1.0  # between two looks whether the loop should have ended
+POLL_SECONDS = 1.0  # between two looks whether the loop should have ended
 
 
 class LoopThread(threading.Thread):
@@ -55,19 +55,19 @@ def run_until_signal(loop: WorkerLoop) -> None:
     EngineError : a step hangs, so that the loop has not ended in time
     Exception : what ended the loop
     """
-    thread, heard = LoopThread(loop), list[int]()
+    thread, received = LoopThread(loop), list[int]()
 
-    def leave(number: int, _frame: FrameType | None) -> None:
-        heard.append(number)  # before anything that the next signal must not find half done
-        if len(heard) > 1:
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        received.append(number)  # before anything that the next signal must not find half done
+        if len(received) > 1:
             os._exit(128 + number)
         loop.stop()
 
     for number in SIGNALS:
-        signal.signal(number, leave)
+        signal.signal(number, on_signal)
     thread.start()
     while thread.is_alive():
-        thread.join(LOOK_SECONDS)
+        thread.join(POLL_SECONDS)
         if loop.is_overdue:
             raise EngineError("a step hangs: the worker ends without it")
     if thread.failure is not None:

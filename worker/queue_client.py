@@ -1,11 +1,10 @@
-"""The queue as the worker's loop sees it: never waited for while there is work.
+"""The worker's loop never waits for the queue while there is work: an outbox and an inbox.
 
-What the loop has to say goes to an outbox, and its jobs come from an inbox. A thread talks to a
-remote queue: one call for all that is in the outbox, and one for jobs, if there is room for them
-and one may have arrived. A queue in this process is asked by the loop itself, between two steps.
+A thread calls a remote queue: once for all reports in the outbox, and once to claim jobs, if there
+is room and one may have arrived. The loop itself calls a queue in this process, between two steps.
 
-While the queue is away, outcomes wait in order, events are lost, and jobs that were to go back do
-so when their leases end. A slow queue costs previews first, then progress, never an outcome.
+While the queue is away, outcomes wait in order, events are lost, and jobs to hand back return when
+their leases end. A slow queue costs previews first, then progress, never an outcome.
 """
 
 from __future__ import annotations
@@ -252,7 +251,7 @@ class QueueClient:
         return batch
 
     def _settle(self, unsent: Sequence[JobReport]) -> None:
-        """A call has ended; what it did not tell is the first to be told."""
+        """End a call; what it did not report goes back to the front of the outbox."""
         with self._changed:
             self._sending = ()
             self._outbox.extendleft(reversed(unsent))

@@ -23,7 +23,7 @@ from redis.asyncio import ConnectionPool
 
 from masc_core.errors import RateLimitError
 from server.auth.access import Client
-from worker.jobs.redis.loop_timeout import patience
+from worker.jobs.redis.loop_timeout import loop_timeout
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class RateLimits:
     async def _ask(self, client: Client) -> float | None:
         """Seconds until the next window, if this one is used up; None while Redis is away too."""
         try:
-            async with patience(PATIENCE):
+            async with loop_timeout(PATIENCE):
                 wait = await self._hit(client)
         except (StorageError, TimeoutError) as error:
             self._miss(error)

@@ -105,7 +105,7 @@ def test_every_thread_that_computes_takes_its_device(
     queue.await_status(lambda status: status.version == "2")
     consumer.stop()
     thread.join()
-    names = {threading.current_thread().name, "worker", "successor"}
+    names = {threading.current_thread().name, "worker", "reloader"}
     assert used == {(name, torch.device("cpu")) for name in names}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from masc_core.errors import EngineError, QueueDownError
 from tests.clock import Clock
-from worker.heartbeat import Pulse
+from worker.heartbeat import Heartbeat
 from worker.jobs.job import GenerationRequest, Job, Lease
 from worker.jobs.limits import QueueLimits
 from worker.jobs.memory import MemoryQueue
@@ -49,8 +49,8 @@ class ToldQueue(MemoryQueue):
             self.told.release()
 
 
-def pulse_of(queue: ToldQueue, clock: Clock | None = None) -> Pulse:
-    return Pulse(queue, "w1", lambda: LEASES, STALL_SECONDS, clock or Clock())
+def pulse_of(queue: ToldQueue, clock: Clock | None = None) -> Heartbeat:
+    return Heartbeat(queue, "w1", lambda: LEASES, STALL_SECONDS, clock or Clock())
 
 
 def workers(queue: MemoryQueue) -> Sequence[WorkerStatus]:
@@ -59,14 +59,14 @@ def workers(queue: MemoryQueue) -> Sequence[WorkerStatus]:
 
 def test_leases_are_renewed_and_the_status_is_told_anew_as_long_as_the_loop_turns() -> None:
     queue, clock = ToldQueue(), Clock()
-    pulse = pulse_of(queue, clock)
-    pulse.say(READY)
+    heartbeat = pulse_of(queue, clock)
+    heartbeat.announce(READY)
     for turn in range(1, 4):
         clock.now += STALL_SECONDS
-        pulse.beat()
+        heartbeat.beat()
         clock.now += STALL_SECONDS  # not yet too long
-        queue.leave("w1")
-        pulse.check()
+        queue.remove_worker("w1")
+        heartbeat.check()
         assert queue.renewed == ["j"] * turn
         assert workers(queue) == (READY,)
 
@@ -75,20 +75,20 @@ def test_a_loop_that_hangs_is_not_ready_and_renews_nothing_until_it_turns_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     queue, clock = ToldQueue(), Clock()
-    pulse = pulse_of(queue, clock)
-    pulse.say(READY)
-    pulse.beat()
+    heartbeat = pulse_of(queue, clock)
+    heartbeat.announce(READY)
+    heartbeat.beat()
     clock.now += STALL_SECONDS + 1
     for _ in range(2):
-        pulse.check()
+        heartbeat.check()
         (status,) = workers(queue)
         assert status == replace(READY, ready=False, detail="no step has ended for 31 s")
-        assert pulse.status == status
+        assert heartbeat.status == status
     assert queue.renewed == []
-    pulse.say(replace(READY, version="2"))  # nor by what the loop says before it turns
+    heartbeat.announce(replace(READY, version="2"))  # nor by what the loop says before it turns
     assert [status.ready for status in workers(queue)] == [False]
-    pulse.beat()
-    pulse.check()
+    heartbeat.beat()
+    heartbeat.check()
     assert queue.renewed == ["j"]
     assert workers(queue) == (replace(READY, version="2"),)
     said = [record.message for record in caplog.records]
@@ -100,55 +100,55 @@ def test_a_loop_that_hangs_is_not_ready_and_renews_nothing_until_it_turns_again(
 
 def test_a_loop_that_has_not_turned_yet_cannot_hang() -> None:
     queue, clock = ToldQueue(), Clock()
-    pulse = pulse_of(queue, clock)
+    heartbeat = pulse_of(queue, clock)
     clock.now += 1000  # the warm-up
-    pulse.check()
+    heartbeat.check()
     assert queue.renewed == ["j"]
     assert [status.detail for status in workers(queue)] == [""]
 
 
 def test_whatever_the_loop_says_while_it_drains_the_worker_is_not_ready() -> None:
     queue = ToldQueue()
-    pulse = pulse_of(queue)
-    pulse.say(READY)
-    pulse.drain()
+    heartbeat = pulse_of(queue)
+    heartbeat.announce(READY)
+    heartbeat.drain()
     assert workers(queue) == (replace(READY, ready=False, detail="draining"),)
-    pulse.say(replace(READY, version="2"))  # it had not heard of it yet
+    heartbeat.announce(replace(READY, version="2"))  # it had not heard of it yet
     assert workers(queue) == (replace(READY, ready=False, version="2", detail="draining"),)
-    pulse.check()
+    heartbeat.check()
     assert [status.ready for status in workers(queue)] == [False]
     broken = replace(READY, ready=False, detail="the engine fails")
-    pulse.say(broken)  # a better reason
+    heartbeat.announce(broken)  # a better reason
     assert workers(queue) == (broken,)
 
 
 def test_at_the_end_the_worker_leaves_and_is_not_heard_of_again() -> None:
     queue = ToldQueue()
-    with pulse_of(queue) as pulse:
-        pulse.say(READY)
+    with pulse_of(queue) as heartbeat:
+        heartbeat.announce(READY)
         assert workers(queue) == (READY,)
     assert workers(queue) == ()
-    pulse.drain()
-    pulse.say(READY)
+    heartbeat.drain()
+    heartbeat.announce(READY)
     assert workers(queue) == ()
 
 
 def test_a_worker_that_failed_stays_with_its_reason() -> None:
     queue = ToldQueue()
     broken = replace(READY, ready=False, detail="the engine fails")
-    pulse = pulse_of(queue)
-    with suppress(EngineError), pulse:
-        pulse.say(broken)
+    heartbeat = pulse_of(queue)
+    with suppress(EngineError), heartbeat:
+        heartbeat.announce(broken)
         raise EngineError("broken")
-    pulse.drain()
+    heartbeat.drain()
     assert workers(queue) == (broken,)
 
 
 def test_a_worker_that_failed_without_a_word_is_not_ready() -> None:
     queue = ToldQueue()
-    pulse = pulse_of(queue)
-    with suppress(EngineError), pulse:
-        pulse.say(READY)
+    heartbeat = pulse_of(queue)
+    with suppress(EngineError), heartbeat:
+        heartbeat.announce(READY)
         raise EngineError("broken")
     assert workers(queue) == (replace(READY, ready=False, detail="failed, see the log"),)
 
@@ -164,8 +164,8 @@ def test_it_beats_by_itself_thrice_a_lease() -> None:
 def test_a_queue_that_is_away_does_not_stop_it() -> None:
     queue = ToldQueue(lease_seconds=0.03)
     queue.is_away = True
-    with pulse_of(queue) as pulse:
-        pulse.say(READY)
+    with pulse_of(queue) as heartbeat:
+        heartbeat.announce(READY)
         for _ in range(3):
             assert queue.told.acquire(timeout=10)
         assert workers(queue) == ()

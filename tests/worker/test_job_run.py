@@ -17,9 +17,8 @@ from tests.tiny_bundle import GRID, NUM_CLUSTERS, save_tiny_bundle
 from worker.engine.engine import Engine
 from worker.engine.request import FinishedImage, ImageTask
 from worker.job_run import RunningJob, check_request
-from worker.jobs.event import Preview, Progress
 from worker.jobs.job import MAX_SEED, GenerationRequest, Job, Lease
-from worker.model.loaded_model import AdvancedImage, Lane, MadeImage, PreviewedImage
+from worker.model.loaded_model import EncodedFile, LoadedModel, MadeImage
 
 REQUEST = GenerationRequest(
     model="tiny", class_id=1, cfg_scale=2.0, seed=MAX_SEED - 1, num_images=3, top_k=5
@@ -32,46 +31,48 @@ def manifest() -> Manifest:
 
 
 @pytest.fixture(scope="module")
-def lane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedModel]:
     root = tmp_path_factory.mktemp("models")
     save_tiny_bundle(root)
     bundle = load_bundle(root / "tiny" / "1")
-    lane = Lane(bundle, Engine(bundle.model, bundle.decoder, 8))
-    yield lane
-    lane.close()
+    loaded = LoadedModel(bundle, Engine(bundle.model, bundle.decoder, 8))
+    yield loaded
+    loaded.close()
 
 
-def running_job(lane: Lane, request: GenerationRequest = REQUEST, **fields: Any) -> RunningJob:
-    return RunningJob(Lease(replace(Job(request, id="j"), **fields), 1, 60.0), lane)
+def running_job(
+    loaded: LoadedModel, request: GenerationRequest = REQUEST, **fields: Any
+) -> RunningJob:
+    return RunningJob(Lease(replace(Job(request, id="j"), **fields), 1, 60.0), loaded)
 
 
 def made(task: ImageTask, index: int, entropies: list[float]) -> MadeImage:
     codes = torch.zeros(4, dtype=torch.int64)
     image = FinishedImage(task, codes, torch.tensor(entropies), 0.5 * index, 3.0 - index)
-    return MadeImage(image, bytes([index]), 0.25, 0.125)
+    return MadeImage(image, EncodedFile(bytes([index]), 0.25, 0.125))
 
 
-def test_a_job_has_one_task_an_image(lane: Lane) -> None:
-    tasks = running_job(lane).tasks()
+def test_a_job_has_one_task_an_image(loaded: LoadedModel) -> None:
+    tasks = running_job(loaded).tasks()
     assert [task.key for task in tasks] == [("j", 0), ("j", 1), ("j", 2)]
     assert [task.spec.seed for task in tasks] == [MAX_SEED - 1, MAX_SEED, 0]
     assert {task.num_rows for task in tasks} == {2}
     assert {task.preview_rows for task in tasks} == {()}
     assert tasks[0].spec.top_k == 5
-    (task, *_) = running_job(lane, replace(REQUEST, cfg_scale=1.0)).tasks()
+    (task, *_) = running_job(loaded, replace(REQUEST, cfg_scale=1.0)).tasks()
     assert task.num_rows == 1
 
 
-def test_a_job_that_is_watched_tells_of_every_row(lane: Lane) -> None:
-    job = running_job(lane, previews=True)
+def test_a_job_that_is_watched_tells_of_every_row(loaded: LoadedModel) -> None:
+    job = running_job(loaded, previews=True)
     (task, *_) = job.tasks()
     assert task.preview_rows == tuple(range(1, GRID))
-    assert job.event(AdvancedImage(task, 2)) == Progress(0, 2, GRID)
-    assert job.event(PreviewedImage(task, 2, b"x")) == Preview(0, 2, GRID, "jpeg", b"x")
 
 
-def test_images_may_come_in_any_order_and_times_are_the_slowest_or_summed(lane: Lane) -> None:
-    job = running_job(lane, submitted_at=time.time() - 100)
+def test_images_may_come_in_any_order_and_times_are_the_slowest_or_summed(
+    loaded: LoadedModel,
+) -> None:
+    job = running_job(loaded, submitted_at=time.time() - 100)
     assert not job.is_started
     job.entered(time.time())
     assert job.is_started
@@ -114,10 +115,10 @@ def test_a_request_for_another_version_is_done_where_the_class_is_the_same(
 
 
 def test_one_cluster_has_no_entropy_to_compare_with(
-    lane: Lane, monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Lane, "max_bits", 0.0)
-    job = running_job(lane)
+    monkeypatch.setattr(LoadedModel, "max_bits", 0.0)
+    job = running_job(loaded)
     assert job.made(made(job.tasks()[0], 0, [0.0])).entropy_ratio == 0.0
 
 

@@ -16,7 +16,7 @@ from tests.redis_server import RedisServer
 from tests.tiny_bundle import GRID
 from tests.worker.tiny_worker import REQUEST, engine_of, expected, images, make_loop, running
 from worker.engine.engine import Engine
-from worker.engine.request import Outcome as EngineOutcome
+from worker.engine.request import EngineOutput
 from worker.jobs.event import Event, Preview, Progress, Started
 from worker.jobs.job import Job, Lease
 from worker.jobs.limits import QueueLimits
@@ -55,7 +55,7 @@ class CountingQueue(RedisQueue):
 class ServingEngine(Engine):
     """Remembers when it made a step that was not of the warm-up, and calls back in each."""
 
-    def step(self) -> Sequence[EngineOutcome]:
+    def step(self) -> Sequence[EngineOutput]:
         if all(task.job_id != WARM_UP for task in self.tasks):
             self.times = [*getattr(self, "times", []), time.monotonic()]
             self.in_step(len(self.times))

@@ -20,7 +20,7 @@ from masc_core.bundle.read import Bundle
 from masc_core.errors import ConfigError, EngineError, NonFiniteError
 from tests.worker.tiny_worker import REQUEST, make_loop, submit
 from worker.engine.engine import Engine
-from worker.engine.request import Outcome as EngineOutcome
+from worker.engine.request import EngineOutput
 from worker.jobs.memory import MemoryQueue
 from worker.main import exposed, run_until_signal
 from worker.model.loaded_model import WARM_UP
@@ -39,7 +39,7 @@ class CallingEngine(Engine):
 
     call: Callable[[], None] | None = None
 
-    def step(self) -> Sequence[EngineOutcome]:
+    def step(self) -> Sequence[EngineOutput]:
         call = self.call
         if call is not None and any(task.job_id != WARM_UP for task in self.tasks):
             self.call = None
@@ -60,7 +60,7 @@ def test_a_signal_lets_the_loop_end_what_it_has_begun(bundle: Bundle, number: in
         os.kill(os.getpid(), number)
         assert loop._stopping.wait(10)
 
-    engine = loop._lanes.newest.engine
+    engine = loop._versions.newest.engine
     assert isinstance(engine, CallingEngine)
     engine.call = call
     begun, other = asyncio.run(submit(queue, [REQUEST] * 2))
@@ -87,7 +87,7 @@ def test_a_second_signal_ends_the_process_at_once(
         assert ended.wait(10)
 
     monkeypatch.setattr(os, "_exit", end)
-    engine = loop._lanes.newest.engine
+    engine = loop._versions.newest.engine
     assert isinstance(engine, CallingEngine)
     engine.call = call
     asyncio.run(submit(queue, [REQUEST]))
@@ -98,7 +98,7 @@ def test_a_second_signal_ends_the_process_at_once(
 def test_a_step_that_hangs_does_not_keep_the_process(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.main, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(worker.main, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(worker.loop, "END_SECONDS", 0.05)
     go_on = threading.Event()
 
@@ -108,7 +108,7 @@ def test_a_step_that_hangs_does_not_keep_the_process(
 
     queue = MemoryQueue()
     loop = make_loop(bundle, queue, 2, CallingEngine, drain_seconds=0.05)
-    engine = loop._lanes.newest.engine
+    engine = loop._versions.newest.engine
     assert isinstance(engine, CallingEngine)
     engine.call = call
     (job_id,) = asyncio.run(submit(queue, [REQUEST]))

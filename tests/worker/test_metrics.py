@@ -19,7 +19,7 @@ from worker.jobs.outcome import ImageOutput, JobResult
 from worker.jobs.stages import stage_histogram
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_model import Lane
+from worker.model.loaded_model import LoadedModel
 
 L = GRID**2
 GUIDED = GenerationRequest(model="tiny", class_id=1, cfg_scale=2.0, seed=0, num_images=2)
@@ -42,8 +42,8 @@ def serve(bundle: Bundle, registry: CollectorRegistry) -> list[JobResult]:
         for job in jobs:
             await queue.submit(job)
         metrics = WorkerMetrics(registry)
-        lane = Lane(bundle, Engine(bundle.model, bundle.decoder, 8, metrics.step))
-        loop = WorkerLoop(queue, lane, metrics, "w")
+        loaded = LoadedModel(bundle, Engine(bundle.model, bundle.decoder, 8, metrics.step))
+        loop = WorkerLoop(queue, loaded, metrics, "w")
         thread = threading.Thread(target=loop.run)
         thread.start()
         outcomes = [await queue.outcome(job.id) for job in jobs]

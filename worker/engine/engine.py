@@ -25,10 +25,10 @@ from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
 from masc_core.sampling.params import ImageSpec, check_specs
 from worker.engine.request import (
+    EngineOutput,
     FailedImage,
     FinishedImage,
     ImageTask,
-    Outcome,
     PartialImage,
     TaskKey,
 )
@@ -118,7 +118,7 @@ class Engine:
         self._by_slot: dict[int, _Running] = {}  # those of them that still have positions to draw
         self._due: defaultdict[int, list[tuple[_Running, int]]] = defaultdict(list)  # by step
         self._readings: list[_Reading] = []
-        self._outcomes: list[Outcome] = []  # not handed out yet
+        self._outcomes: list[EngineOutput] = []  # not handed out yet
         self._num_steps = 0
         self._code_seconds = 0.0
 
@@ -163,7 +163,7 @@ class Engine:
             self._let_go([running])
 
     @torch.inference_mode()
-    def step(self) -> Sequence[Outcome]:
+    def step(self) -> Sequence[EngineOutput]:
         """Draw the next position of every image; hand out those that came to their end.
 
         After an exception the tasks are still here, where they were, for the caller to step again

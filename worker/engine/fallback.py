@@ -1,7 +1,7 @@
-"""The fastest way to step a batch that works on this machine.
+"""The fastest backend to step a batch that works on this machine.
 
 Recording and compiling depend on the driver, on Triton and on the age of the GPU. Where they fail
-the worker goes on a slower way, and says so: images are made, and an alert tells why few of them.
+the worker goes on with a slower backend and says so in `masc_engine_mode`.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ logger = logging.getLogger(__name__)
 EngineMode = Literal["graphs", "compiled", "eager", "cpu"]
 
 
-class Way(NamedTuple):
-    """One way to step a batch, and its name in the metrics."""
+class Backend(NamedTuple):
+    """One backend to step a batch, and its name in the metrics."""
 
     mode: EngineMode
     make: BatchFactory
 
 
 class FallbackBatch:
-    """Steps a batch in the first of several ways that can be prepared.
+    """Steps a batch in the first of several backends that can be prepared.
 
     Parameters
     ----------
     model, decoder, num_slots : as a `BatchFactory` takes them
-    ways : the fastest first, at least one
-    tell : called with the mode once it is prepared
+    backends : the fastest first, at least one
+    on_prepared : called with the mode once it is prepared
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class FallbackBatch:
         decoder: InClusterDecoder,
         num_slots: int,
         *,
-        ways: Sequence[Way],
-        tell: Callable[[EngineMode], None],
+        backends: Sequence[Backend],
+        on_prepared: Callable[[EngineMode], None],
     ) -> None:
         self._parts = model, decoder, num_slots
-        self._way, *self._others = ways
-        self._tell = tell
+        self._backend, *self._others = backends
+        self._on_prepared = on_prepared
         self._batch: StepBatch | None = None
 
     @property
@@ -68,18 +68,18 @@ class FallbackBatch:
         return self._made().reads_late
 
     def prepare(self) -> None:
-        """Prepare the first way that works. Before images join: another way knows none of them.
+        """Prepare the first backend that works. Call it before images join: the next has none.
 
         Raises
         ------
-        MascError, torch.OutOfMemoryError : the model is at fault, or too large, in any way
-        Exception : what the last way failed with
+        MascError, torch.OutOfMemoryError : the model is at fault, or too large, in any backend
+        Exception : what the last backend failed with
         """
         while not self._try():
             self._batch = None  # its memory goes before the next one takes some
             gc.collect()
-            self._way = self._others.pop(0)
-        self._tell(self._way.mode)
+            self._backend = self._others.pop(0)
+        self._on_prepared(self._backend.mode)
 
     def join(self, specs: Sequence[ImageSpec]) -> list[int]:
         """Add images; see `StepBatch.join`."""
@@ -99,7 +99,7 @@ class FallbackBatch:
 
     def _made(self) -> StepBatch:
         if self._batch is None:
-            self._batch = self._way.make(*self._parts)
+            self._batch = self._backend.make(*self._parts)
         return self._batch
 
     def _try(self) -> bool:
@@ -112,7 +112,7 @@ class FallbackBatch:
                 raise
             logger.exception(
                 "%s does not work on this machine; the engine goes on as %s, SEVERAL TIMES SLOWER",
-                self._way.mode,
+                self._backend.mode,
                 self._others[0].mode,
             )
             return False

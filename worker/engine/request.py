@@ -83,10 +83,10 @@ class FinishedImage:
 
 @dataclass(frozen=True, slots=True)
 class FailedImage:
-    """A task that has no image; others are not concerned."""
+    """A task that has no image; others go on."""
 
     task: ImageTask
     error: EngineError
 
 
-Outcome = PartialImage | FinishedImage | FailedImage
+EngineOutput = PartialImage | FinishedImage | FailedImage

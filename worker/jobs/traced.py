@@ -71,9 +71,9 @@ class TracedQueue(JobConsumer):
         """Tell the front ends how this worker is."""
         self._queue.announce(status)
 
-    def leave(self, worker_id: str) -> None:
+    def remove_worker(self, worker_id: str) -> None:
         """Take the worker off the list."""
-        self._queue.leave(worker_id)
+        self._queue.remove_worker(worker_id)
 
     def close(self) -> None:
         """Disconnect."""

@@ -1,8 +1,8 @@
 """One loaded version of a model at work: image tasks in, files out.
 
-What is given to a lane waits until the engine has rows for it. What the engine has finished goes
-through the renderer and a small pool of threads that encode; the engine does not wait for them,
-unless they have a lot to do. Previews take what `worker.model.previews.PreviewBudget` allows.
+Tasks wait until the engine has rows for them. Finished images go through the renderer and a small
+pool of threads that encode. The engine waits for those only when more than `MAX_ENCODING` images
+are there. Previews take what `worker.model.previews.PreviewBudget` allows.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from masc_core.images import ImageFormat, encode_image
 from masc_core.sampling.params import ImageSpec
 from worker.engine.engine import Engine
 from worker.engine.request import (
+    EngineOutput,
     FailedImage,
     FinishedImage,
     ImageTask,
-    Outcome,
     PartialImage,
     TaskKey,
 )
+from worker.jobs.event import Preview, Progress
 from worker.model.previews import PreviewBudget
 from worker.model.render import Rendered, Renderer
 from worker.model.threads import ThreadTrial
@@ -53,37 +54,28 @@ class EnteredImage:
 
 
 @dataclass(frozen=True, slots=True)
-class AdvancedImage:
-    """So many rows of its grid are drawn."""
+class ImageEvent:
+    """An event of an image on its way, for whoever watches the job."""
 
     task: ImageTask
-    rows: int
+    event: Progress | Preview
 
 
 @dataclass(frozen=True, slots=True)
-class PreviewedImage:
-    """The upper rows of an image as a file."""
+class EncodedFile:
+    """An image's file, and what it took after the engine."""
 
-    task: ImageTask
-    rows: int
     data: bytes
+    vq_decode_seconds: float
+    encode_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class MadeImage:
-    """An image as a file.
-
-    Attributes
-    ----------
-    image : what the engine drew
-    data : the file
-    vq_decode_seconds, encode_seconds : what that took after the engine
-    """
+    """What the engine drew, as a file."""
 
     image: FinishedImage
-    data: bytes
-    vq_decode_seconds: float
-    encode_seconds: float
+    file: EncodedFile
 
     @property
     def task(self) -> ImageTask:
@@ -93,20 +85,13 @@ class MadeImage:
 
 @dataclass(frozen=True, slots=True)
 class LostImage:
-    """A task that has no image; others are not concerned."""
+    """A task that has no image; others go on."""
 
     task: ImageTask
     error: BaseException
 
 
-Report = EnteredImage | AdvancedImage | PreviewedImage | MadeImage | LostImage
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    data: bytes
-    vq_decode_seconds: float
-    encode_seconds: float
+Report = EnteredImage | ImageEvent | MadeImage | LostImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,21 +99,11 @@ class _Encoding:
     """An image, or the upper rows of one, on its way through renderer and pool."""
 
     image: FinishedImage | PartialImage
-    file: Future[_File]
-    paid: float  # of the budget of previews
-
-    def report(self) -> Report | None:
-        """What has become of it; None for a preview that failed, which nobody misses."""
-        image, error = self.image, self.file.exception()
-        if error is not None:
-            return LostImage(image.task, error) if isinstance(image, FinishedImage) else None
-        file = self.file.result()
-        if isinstance(image, FinishedImage):
-            return MadeImage(image, file.data, file.vq_decode_seconds, file.encode_seconds)
-        return PreviewedImage(image.task, image.rows, file.data)
+    file: Future[EncodedFile]
+    paid: float = 0.0  # from the budget of previews
 
 
-class Lane:
+class LoadedModel:
     """Serves one bundle. Used by one thread at a time.
 
     Parameters
@@ -140,7 +115,7 @@ class Lane:
 
     Attributes
     ----------
-    concerned : after `turn` failed, the jobs whose work was under way; otherwise none
+    affected : after `step` failed, the jobs whose work was under way; otherwise none
 
     Raises
     ------
@@ -158,7 +133,7 @@ class Lane:
         if engine.capacity_rows < 2:
             raise ConfigError("a worker needs room for two rows, which a guided image takes")
         self.bundle, self.engine = bundle, engine
-        self.concerned: set[str] = set()
+        self.affected: set[str] = set()
         self._budget = budget or PreviewBudget()
         self._cores = cores
         self._num_threads: int | None = None  # once it was tried
@@ -211,7 +186,7 @@ class Lane:
         spec = ImageSpec(class_id=0, cfg_scale=defaults.cfg_scale, seed=0)
         self.engine.add(ImageTask(WARM_UP, 0, spec))
         trial = ThreadTrial(self._cores or (torch.get_num_threads(),))
-        outcomes: Sequence[Outcome] = ()
+        outcomes: Sequence[EngineOutput] = ()
         while not outcomes:
             outcomes = trial.run(self.engine.step)
         if isinstance(outcomes[0], FailedImage):
@@ -235,7 +210,7 @@ class Lane:
         self._encoding = deque(one for one in self._encoding if one.image.task.job_id != job_id)
         self._reports = [report for report in self._reports if report.task.job_id != job_id]
 
-    def turn(self, formats: Mapping[str, ImageFormat]) -> Sequence[Report]:
+    def step(self, formats: Mapping[str, ImageFormat]) -> Sequence[Report]:
         """One step of the engine and all around it.
 
         After an exception, which only the engine raises, no report is lost: they come next time.
@@ -244,10 +219,10 @@ class Lane:
         ----------
         formats : of the files of each job that is here
         """
-        self._feed()
+        self._fill_engine()
         if self._in_engine:
-            self._step(formats)
-        self.concerned = set()
+            self._step_engine(formats)
+        self.affected = set()
         self._collect()
         reports, self._reports = self._reports, []
         return reports
@@ -257,32 +232,33 @@ class Lane:
         self._pool.shutdown()
         self._renderer.close()
 
-    def _feed(self) -> None:
+    def _fill_engine(self) -> None:
         while self._backlog and self._backlog[0].num_rows <= self.engine.free_rows:
             task = self._backlog.popleft()
-            self.concerned = {task.job_id}
+            self.affected = {task.job_id}
             self.engine.add(task)
             self._in_engine[task.key] = task
             self._reports.append(EnteredImage(task, time.time()))
 
-    def _step(self, formats: Mapping[str, ImageFormat]) -> None:
-        self.concerned = {job_id for job_id, _ in self._in_engine}
+    def _step_engine(self, formats: Mapping[str, ImageFormat]) -> None:
+        self.affected = {job_id for job_id, _ in self._in_engine}
         if self._num_threads and self._num_threads != torch.get_num_threads():
             torch.set_num_threads(self._num_threads)  # it was warmed up by another thread
         for outcome in self.engine.step():
             if isinstance(outcome, PartialImage):
-                self._reports.append(AdvancedImage(outcome.task, outcome.rows))
+                progress = Progress(outcome.task.index, outcome.rows, self.manifest.grid)
+                self._reports.append(ImageEvent(outcome.task, progress))
                 paid = self._budget.pay()
                 if paid is not None:
-                    self._send(outcome, PREVIEW_FORMAT, paid)
+                    self._start_encoding(outcome, PREVIEW_FORMAT, paid)
                 continue
             del self._in_engine[outcome.task.key]
             if isinstance(outcome, FailedImage):
                 self._reports.append(LostImage(outcome.task, outcome.error))
             else:
-                self._send(outcome, formats[outcome.task.job_id])
+                self._start_encoding(outcome, formats[outcome.task.job_id])
 
-    def _send(
+    def _start_encoding(
         self, image: FinishedImage | PartialImage, file_format: ImageFormat, paid: float = 0.0
     ) -> None:
         file = self._pool.submit(_encode, self._renderer.submit(image.codes), file_format)
@@ -291,22 +267,31 @@ class Lane:
     def _collect(self) -> None:
         """Take what the pool has done; wait if the engine has nothing to do, or the pool a lot."""
         for _ in range(len(self._encoding)):
-            patient = not self._in_engine or len(self._encoding) > MAX_ENCODING
+            must_wait = not self._in_engine or len(self._encoding) > MAX_ENCODING
             encoding = self._encoding.popleft()
-            if not patient and not encoding.file.done():
+            if not must_wait and not encoding.file.done():
                 self._encoding.append(encoding)
                 continue
-            report = encoding.report()
-            if report is not None:
-                self._reports.append(report)
-            if isinstance(report, PreviewedImage):
-                file = encoding.file.result()
-                seconds = file.vq_decode_seconds + file.encode_seconds
-                self._budget.settle(encoding.paid, seconds)
+            self._reports += self._report(encoding)
+
+    def _report(self, encoding: _Encoding) -> Sequence[Report]:
+        """What has become of an image; nothing for a preview that failed, which nobody misses."""
+        image, error = encoding.image, encoding.file.exception()
+        if isinstance(image, FinishedImage):
+            if error is not None:
+                return [LostImage(image.task, error)]
+            return [MadeImage(image, encoding.file.result())]
+        if error is not None:
+            return ()
+        file = encoding.file.result()
+        self._budget.settle(encoding.paid, file.vq_decode_seconds + file.encode_seconds)
+        grid = self.manifest.grid
+        preview = Preview(image.task.index, image.rows, grid, PREVIEW_FORMAT, file.data)
+        return [ImageEvent(image.task, preview)]
 
 
-def _encode(rendered: Future[Rendered], file_format: ImageFormat) -> _File:
+def _encode(rendered: Future[Rendered], file_format: ImageFormat) -> EncodedFile:
     pixels, vq_decode_seconds = rendered.result()
     started = time.perf_counter()
     data = encode_image(pixels, file_format)
-    return _File(data, vq_decode_seconds, time.perf_counter() - started)
+    return EncodedFile(data, vq_decode_seconds, time.perf_counter() - started)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from worker.model.loaded_model import Lane
+from worker.model.loaded_model import LoadedModel
 
 RETIRE_SECONDS = 10.0
 MAX_LOADED = 2  # beyond, a version goes as soon as it has nothing to do
@@ -18,12 +18,12 @@ MAX_LOADED = 2  # beyond, a version goes as soon as it has nothing to do
 
 @dataclass(frozen=True, slots=True)
 class _Retired:
-    lane: Lane
+    loaded: LoadedModel
     since: float
 
 
-class Lanes:
-    """Who is there, oldest first.
+class ModelVersions:
+    """The loaded versions, oldest first.
 
     Parameters
     ----------
@@ -31,14 +31,14 @@ class Lanes:
     clock : seconds from any origin, never going back
     """
 
-    def __init__(self, first: Lane, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, first: LoadedModel, clock: Callable[[], float] = time.monotonic) -> None:
         self.newest = first
         self._retired: list[_Retired] = []
         self._clock = clock
 
-    def __iter__(self) -> Iterator[Lane]:
+    def __iter__(self) -> Iterator[LoadedModel]:
         """All of them."""
-        return iter([*(retired.lane for retired in self._retired), self.newest])
+        return iter([*(retired.loaded for retired in self._retired), self.newest])
 
     @property
     def free_rows(self) -> int:
@@ -47,28 +47,28 @@ class Lanes:
         Otherwise jobs for an older one, which take none of the newest's rows, would be claimed
         without end.
         """
-        waiting = sum(retired.lane.rows_waiting for retired in self._retired)
+        waiting = sum(retired.loaded.rows_waiting for retired in self._retired)
         return self.newest.free_rows - waiting
 
-    def of(self, version: str) -> Lane:
-        """The lane of a version, or else the newest."""
-        found = (lane for lane in self if lane.manifest.version == version)
+    def of(self, version: str) -> LoadedModel:
+        """The version of that name, or else the newest."""
+        found = (loaded for loaded in self if loaded.manifest.version == version)
         return next(found, self.newest)
 
-    def add(self, lane: Lane) -> None:
-        """Let a lane be the newest."""
+    def add(self, loaded: LoadedModel) -> None:
+        """Make this version the newest."""
         self._retired.append(_Retired(self.newest, self._clock()))
-        self.newest = lane
+        self.newest = loaded
 
     def sweep(self) -> None:
-        """Close those that have nothing to do, and are not waited with."""
-        for retired in [one for one in self._retired if one.lane.is_idle]:
+        """Close superseded versions that are idle and were kept long enough."""
+        for retired in [one for one in self._retired if one.loaded.is_idle]:
             age = self._clock() - retired.since
             if age > RETIRE_SECONDS or len(self._retired) >= MAX_LOADED:
                 self._retired.remove(retired)
-                retired.lane.close()
+                retired.loaded.close()
 
     def close(self) -> None:
-        """End all of them."""
-        for lane in self:
-            lane.close()
+        """Close all of them."""
+        for loaded in self:
+            loaded.close()

@@ -194,7 +194,7 @@ def test_the_job_of_somebody_else_is_unknown(own_service: Service, method: str, 
 
 def test_results_are_kept_for_a_while(tmp_path: Path) -> None:
     with Service(tmp_path, result_seconds=0.5) as service:
-        service.queue._limits = dataclasses.replace(service.queue._limits, memory_seconds=2.0)
+        service.queue._limits = dataclasses.replace(service.queue._limits, tombstone_seconds=2.0)
         location = done(service)
         ended = time.monotonic()
         assert service.get(f"{location}/images/0").status_code == 200

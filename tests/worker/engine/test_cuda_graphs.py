@@ -34,7 +34,7 @@ from tests.worker.engine.test_engine import (
 )
 from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import Engine
-from worker.engine.request import FailedImage, FinishedImage, ImageTask, Outcome, PartialImage
+from worker.engine.request import EngineOutput, FailedImage, FinishedImage, ImageTask, PartialImage
 
 __all__ = ["models"]  # a fixture
 
@@ -46,7 +46,7 @@ class Alone:
         self.models = models
         self.made: dict[ImageSpec, Generated] = {}
 
-    def check(self, image: Outcome) -> None:
+    def check(self, image: EngineOutput) -> None:
         assert isinstance(image, FinishedImage), image
         spec = image.task.spec
         if spec not in self.made:
@@ -204,10 +204,10 @@ def gpu_models(dtype: torch.dtype) -> Models:
     return model, InClusterDecoder(ClusterMap.identity(512), torch.ones(512).long(), "cuda")
 
 
-def made_alone(models: Models, deterministic: bool, capacity: int) -> dict[ImageSpec, Outcome]:
+def made_alone(models: Models, deterministic: bool, capacity: int) -> dict[ImageSpec, EngineOutput]:
     make = partial(GraphBatch, deterministic=deterministic)
     engine = Engine(*models, capacity, make_batch=make)
-    made: dict[ImageSpec, Outcome] = {}
+    made: dict[ImageSpec, EngineOutput] = {}
     for i, spec in enumerate(some_specs(random.Random(1))):
         (made[spec],) = run(engine, [ImageTask("alone", i, spec)]).values()
     return made

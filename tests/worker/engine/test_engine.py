@@ -22,10 +22,10 @@ from masc_core.sampling.params import ImageSpec
 from tests.tiny_bundle import GRID, tiny_parts
 from worker.engine.engine import Engine
 from worker.engine.request import (
+    EngineOutput,
     FailedImage,
     FinishedImage,
     ImageTask,
-    Outcome,
     PartialImage,
     TaskKey,
 )
@@ -56,7 +56,7 @@ class Alone:
         self.models = models
         self.made: dict[ImageSpec, Generated] = {}
 
-    def check(self, image: Outcome) -> None:
+    def check(self, image: EngineOutput) -> None:
         assert isinstance(image, FinishedImage), image
         spec = image.task.spec
         if spec not in self.made:
@@ -65,11 +65,11 @@ class Alone:
         assert torch.equal(image.entropies, self.made[spec].entropies[0])
 
 
-def run(engine: Engine, tasks: Sequence[ImageTask] = ()) -> dict[TaskKey, Outcome]:
+def run(engine: Engine, tasks: Sequence[ImageTask] = ()) -> dict[TaskKey, EngineOutput]:
     """Outcomes of the tasks, and of what was in the engine before."""
     for task in tasks:
         engine.add(task)
-    outcomes: dict[TaskKey, Outcome] = {}
+    outcomes: dict[TaskKey, EngineOutput] = {}
     while engine.tasks:
         outcomes |= {outcome.task.key: outcome for outcome in engine.step()}
     return outcomes
@@ -109,12 +109,12 @@ def being_read(engine: Engine) -> list[ImageTask]:
     return [r.task for r in engine._running.values() if r.task.key not in drawing]
 
 
-def follow(engine: Engine, specs: Sequence[ImageSpec], rng: random.Random) -> list[Outcome]:
+def follow(engine: Engine, specs: Sequence[ImageSpec], rng: random.Random) -> list[EngineOutput]:
     """A random schedule: arrivals in bursts and one by one, cancellations, until all is done."""
     burst, patience = rng.choice([0.1, 0.5, 1.0]), rng.choice([0.0, 0.02])
     waiting = [ImageTask("job", i, rng.choice(specs)) for i in range(rng.randint(1, 40))]
     added: dict[TaskKey, ImageTask] = {}
-    outcomes: list[Outcome] = []
+    outcomes: list[EngineOutput] = []
     cancelled: set[TaskKey] = set()
     while waiting or engine.tasks:
         while waiting and waiting[0].num_rows <= engine.free_rows and rng.random() < burst:

@@ -16,13 +16,13 @@ from masc_core.images import Pixels, encode_image
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
 from tests.worker.tiny_worker import REQUEST, expected
-from worker.build import engine_ways
+from worker.build import engine_backends
 from worker.engine.engine import Engine
-from worker.engine.fallback import EngineMode, FallbackBatch, Way
+from worker.engine.fallback import Backend, EngineMode, FallbackBatch
 from worker.engine.request import FinishedImage, ImageTask
 from worker.job_run import image_spec
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_model import Lane
+from worker.model.loaded_model import LoadedModel
 from worker.settings import load_settings
 
 
@@ -41,11 +41,13 @@ def failing(error: Exception, *, at_once: bool = False) -> type[Batch]:
     return Failing
 
 
-def lane_of(bundle: Bundle, ways: list[Way], told: list[EngineMode]) -> Lane:
+def loaded_of(bundle: Bundle, backends: list[Backend], prepared: list[EngineMode]) -> LoadedModel:
     def make(model: GPT, decoder: InClusterDecoder, num_slots: int) -> FallbackBatch:
-        return FallbackBatch(model, decoder, num_slots, ways=ways, tell=told.append)
+        return FallbackBatch(
+            model, decoder, num_slots, backends=backends, on_prepared=prepared.append
+        )
 
-    return Lane(bundle, Engine(bundle.model, bundle.decoder, 8, make_batch=make))
+    return LoadedModel(bundle, Engine(bundle.model, bundle.decoder, 8, make_batch=make))
 
 
 PTXAS = RuntimeError("Internal Triton PTX codegen error: ptxas fatal")
@@ -55,25 +57,25 @@ PTXAS = RuntimeError("Internal Triton PTX codegen error: ptxas fatal")
 def test_what_cannot_be_compiled_is_served_eagerly(
     bundle: Bundle, caplog: pytest.LogCaptureFixture, *, at_once: bool
 ) -> None:
-    told: list[EngineMode] = []
+    prepared: list[EngineMode] = []
     broken = failing(PTXAS, at_once=at_once)
-    ways = [Way("graphs", broken), Way("compiled", broken), Way("eager", Batch)]
-    lane = lane_of(bundle, ways, told)
+    backends = [Backend("graphs", broken), Backend("compiled", broken), Backend("eager", Batch)]
+    loaded = loaded_of(bundle, backends, prepared)
     with caplog.at_level(logging.ERROR, "worker.engine.fallback"):
-        lane.warm_up()
-    assert told == ["eager"]
+        loaded.warm_up()
+    assert prepared == ["eager"]
     assert [record.args for record in caplog.records] == [
         ("graphs", "compiled"),
         ("compiled", "eager"),
     ]
     assert all("ptxas fatal" in str(record.exc_info) for record in caplog.records)
     request = replace(REQUEST, num_images=1)
-    lane.engine.add(ImageTask("job", 0, image_spec(request, 0)))
-    drawn = [o for _ in range(bundle.model.config.block_size) for o in lane.engine.step()]
+    loaded.engine.add(ImageTask("job", 0, image_spec(request, 0)))
+    drawn = [o for _ in range(bundle.model.config.block_size) for o in loaded.engine.step()]
     (image,) = (outcome for outcome in drawn if isinstance(outcome, FinishedImage))
     pixels = bundle.render(image.codes[None])
     assert lane_file(pixels[0]) == expected(bundle, request)[0]
-    lane.close()
+    loaded.close()
 
 
 def lane_file(pixels: Pixels) -> bytes:
@@ -81,35 +83,39 @@ def lane_file(pixels: Pixels) -> bytes:
 
 
 def test_what_works_is_not_left(bundle: Bundle) -> None:
-    told: list[EngineMode] = []
-    lane = lane_of(bundle, [Way("graphs", Batch), Way("eager", failing(PTXAS))], told)
-    lane.warm_up()
-    lane.warm_up()
-    assert told == ["graphs"] * 2
-    lane.close()
+    prepared: list[EngineMode] = []
+    loaded = loaded_of(
+        bundle, [Backend("graphs", Batch), Backend("eager", failing(PTXAS))], prepared
+    )
+    loaded.warm_up()
+    loaded.warm_up()
+    assert prepared == ["graphs"] * 2
+    loaded.close()
 
 
 @pytest.mark.parametrize(
     "error", [NonFiniteError("NaN"), torch.OutOfMemoryError("CUDA out of memory")]
 )
 def test_a_fault_of_the_model_is_not_the_compilers(bundle: Bundle, error: Exception) -> None:
-    lane = lane_of(bundle, [Way("graphs", failing(error)), Way("eager", Batch)], [])
+    loaded = loaded_of(bundle, [Backend("graphs", failing(error)), Backend("eager", Batch)], [])
     with pytest.raises(type(error)):
-        lane.warm_up()
-    lane.close()
+        loaded.warm_up()
+    loaded.close()
 
 
-def test_when_no_way_works_the_worker_says_why(bundle: Bundle) -> None:
+def test_when_no_backend_works_the_worker_says_why(bundle: Bundle) -> None:
     last = RuntimeError("CUDA error: unspecified launch failure")
-    lane = lane_of(bundle, [Way("graphs", failing(PTXAS)), Way("eager", failing(last))], [])
+    loaded = loaded_of(
+        bundle, [Backend("graphs", failing(PTXAS)), Backend("eager", failing(last))], []
+    )
     with pytest.raises(RuntimeError, match="unspecified launch failure"):
-        lane.warm_up()
-    lane.close()
+        loaded.warm_up()
+    loaded.close()
 
 
 def modes(device: str, **options: bool) -> list[EngineMode]:
     settings = load_settings(**options)
-    return [way.mode for way in engine_ways(settings, torch.device(device))]
+    return [backend.mode for backend in engine_backends(settings, torch.device(device))]
 
 
 def test_the_ways_of_a_device() -> None:
@@ -125,8 +131,8 @@ def test_the_metric_is_of_the_way_that_works(bundle: Bundle) -> None:
         bundle.model,
         bundle.decoder,
         4,
-        ways=[Way("graphs", failing(PTXAS)), Way("eager", Batch)],
-        tell=WorkerMetrics(registry).engine,
+        backends=[Backend("graphs", failing(PTXAS)), Backend("eager", Batch)],
+        on_prepared=WorkerMetrics(registry).engine,
     )
     batch.prepare()
     assert registry.get_sample_value("masc_engine_mode", {"mode": "eager"}) == 1

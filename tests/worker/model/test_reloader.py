@@ -19,32 +19,32 @@ from masc_core.io.files import atomic_write
 from tests.tiny_bundle import save_tiny_bundle
 from worker.engine.engine import Engine
 from worker.model import reloader as module
-from worker.model.loaded_model import Lane
-from worker.model.reloader import Refusal, Successor
+from worker.model.loaded_model import LoadedModel
+from worker.model.reloader import ModelReloader, Refusal
 
 
 class Loader:
-    """Makes lanes, and remembers them; waits at the gate first. The models of 3 overflow."""
+    """Makes versions, and remembers them; waits at the gate first. The models of 3 overflow."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-        self.made: list[ClosingLane] = []
+        self.made: list[ClosingModel] = []
         self.began = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
 
-    def __call__(self, folder: Path) -> Lane:
+    def __call__(self, folder: Path) -> LoadedModel:
         self.asked.append(folder.name)
         self.began.set()
         assert self.gate.wait(10)
         bundle = load_bundle(folder)
         if folder.name == "3":
             bundle.model.norm.weight.fill_(torch.inf)
-        self.made.append(ClosingLane(bundle, Engine(bundle.model, bundle.decoder, 4)))
+        self.made.append(ClosingModel(bundle, Engine(bundle.model, bundle.decoder, 4)))
         return self.made[-1]
 
 
-class ClosingLane(Lane):
+class ClosingModel(LoadedModel):
     is_closed = False
 
     def close(self) -> None:
@@ -66,144 +66,146 @@ def loader() -> Loader:
 
 
 @pytest.fixture
-def successor(models: Registry, loader: Loader) -> Successor:
-    return Successor(models, "tiny", "1", loader)
+def reloader(models: Registry, loader: Loader) -> ModelReloader:
+    return ModelReloader(models, "tiny", "1", loader)
 
 
 def test_a_version_that_is_not_the_active_one_any_more_is_not_offered(
-    models: Registry, loader: Loader, successor: Successor
+    models: Registry, loader: Loader, reloader: ModelReloader
 ) -> None:
     models.activate("tiny", "2")
     loader.gate.clear()
-    looking = threading.Thread(target=successor.look)
+    looking = threading.Thread(target=reloader.check)
     looking.start()
     assert loader.began.wait(10)
     models.activate("tiny", "1")
     loader.gate.set()
     looking.join(10)
-    assert successor.take() is None
-    assert [lane.is_closed for lane in loader.made] == [True]
-    assert successor.refusal == Refusal()
+    assert reloader.take() is None
+    assert [loaded.is_closed for loaded in loader.made] == [True]
+    assert reloader.refusal == Refusal()
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, loader: Loader) -> Iterator[None]:
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.001)
     yield
     loader.gate.set()
 
 
-def test_the_version_that_is_served_needs_no_successor(
-    successor: Successor, loader: Loader
+def test_the_version_that_is_served_is_not_loaded_again(
+    reloader: ModelReloader, loader: Loader
 ) -> None:
-    successor.look()
-    assert successor.take() is None
+    reloader.check()
+    assert reloader.take() is None
     assert loader.asked == []
 
 
 def test_another_version_is_made_ready_and_handed_out_once(
-    models: Registry, successor: Successor, loader: Loader
+    models: Registry, reloader: ModelReloader, loader: Loader
 ) -> None:
     models.activate("tiny", "2")
     for _ in range(2):
-        successor.look()
+        reloader.check()
     assert loader.asked == ["2"]
-    lane = successor.take()
-    assert lane is loader.made[0]
-    assert lane.manifest.version == "2"
-    assert lane.is_idle
-    assert successor.take() is None
-    assert successor.refusal == Refusal()
+    loaded = reloader.take()
+    assert loaded is loader.made[0]
+    assert loaded.manifest.version == "2"
+    assert loaded.is_idle
+    assert reloader.take() is None
+    assert reloader.refusal == Refusal()
 
 
-def test_the_way_back_is_the_same(models: Registry, successor: Successor, loader: Loader) -> None:
+def test_the_way_back_is_the_same(
+    models: Registry, reloader: ModelReloader, loader: Loader
+) -> None:
     for version in "21":
         models.activate("tiny", version)
-        successor.look()
-        assert successor.take() is loader.made[-1]
+        reloader.check()
+        assert reloader.take() is loader.made[-1]
     assert loader.asked == ["2", "1"]
 
 
 def test_a_version_that_nobody_took_makes_way_for_the_next(
-    models: Registry, successor: Successor, loader: Loader
+    models: Registry, reloader: ModelReloader, loader: Loader
 ) -> None:
     for version in "21":
         models.activate("tiny", version)
-        successor.look()
-    assert [lane.is_closed for lane in loader.made] == [True, False]
-    assert successor.take() is loader.made[1]
+        reloader.check()
+    assert [loaded.is_closed for loaded in loader.made] == [True, False]
+    assert reloader.take() is loader.made[1]
 
 
 def test_a_damaged_version_is_refused_with_the_file_and_not_tried_again(
-    models: Registry, successor: Successor, loader: Loader
+    models: Registry, reloader: ModelReloader, loader: Loader
 ) -> None:
     models.activate("tiny", "2")
     path = models.root / "tiny" / "2" / TRANSFORMER_FILE
     path.write_bytes(path.read_bytes()[:-1])
     for _ in range(3):
-        successor.look()
+        reloader.check()
     assert loader.asked == ["2"]
-    assert successor.take() is None
-    assert successor.refusal.version == "2"
-    assert TRANSFORMER_FILE in successor.refusal.reason
+    assert reloader.take() is None
+    assert reloader.refusal.version == "2"
+    assert TRANSFORMER_FILE in reloader.refusal.reason
 
 
 def test_a_version_whose_first_image_fails_is_refused_and_let_go(
-    models: Registry, successor: Successor, loader: Loader
+    models: Registry, reloader: ModelReloader, loader: Loader
 ) -> None:
     models.activate("tiny", "3")
-    successor.look()
-    assert successor.take() is None
-    assert successor.refusal.version == "3"
-    assert "the model produced a NaN" in successor.refusal.reason
-    assert [lane.is_closed for lane in loader.made] == [True]
+    reloader.check()
+    assert reloader.take() is None
+    assert reloader.refusal.version == "3"
+    assert "the model produced a NaN" in reloader.refusal.reason
+    assert [loaded.is_closed for loaded in loader.made] == [True]
 
 
 def test_a_refusal_ends_when_the_registry_names_another_version(
-    models: Registry, successor: Successor, loader: Loader
+    models: Registry, reloader: ModelReloader, loader: Loader
 ) -> None:
     for version in "31323":
         models.activate("tiny", version)
-        successor.look()
+        reloader.check()
         refused = "3" if version == "3" else ""
-        assert successor.refusal.version == refused
+        assert reloader.refusal.version == refused
     assert loader.asked == ["3", "3", "2", "3"]
 
 
 def test_what_nobody_foresaw_is_refused_without_its_text(models: Registry) -> None:
-    def load(folder: Path) -> Lane:
+    def load(folder: Path) -> LoadedModel:
         raise RuntimeError("CUDA out of memory")
 
     models.activate("tiny", "2")
-    successor = Successor(models, "tiny", "1", load)
-    successor.look()
-    assert successor.refusal == Refusal("2", "see the worker's log")
+    reloader = ModelReloader(models, "tiny", "1", load)
+    reloader.check()
+    assert reloader.refusal == Refusal("2", "see the worker's log")
 
 
 def test_a_registry_that_cannot_be_read_changes_nothing(
-    models: Registry, successor: Successor, loader: Loader
+    models: Registry, reloader: ModelReloader, loader: Loader
 ) -> None:
     models.activate("tiny", "3")
-    successor.look()
+    reloader.check()
     for content in (b"", b"9\n", b"\xff\xfe", b"../1\n"):
         atomic_write(models.root / "tiny" / CURRENT_FILE, content)
         with pytest.raises(ArtifactError):
             models.current("tiny")
-        successor.look()
-        assert successor.refusal.version == "3"
+        reloader.check()
+        assert reloader.refusal.version == "3"
     assert loader.asked == ["3"]
 
 
 @pytest.mark.usefixtures("quick")
 def test_it_looks_by_itself_and_closes_what_nobody_took(
-    models: Registry, successor: Successor, loader: Loader
+    models: Registry, reloader: ModelReloader, loader: Loader
 ) -> None:
-    successor.start()
+    reloader.start()
     models.activate("tiny", "2")
     assert loader.began.wait(10)
-    successor.close(10.0)
-    assert [lane.is_closed for lane in loader.made] == [True]
-    assert not successor._thread.is_alive()
+    reloader.close(10.0)
+    assert [loaded.is_closed for loaded in loader.made] == [True]
+    assert not reloader._thread.is_alive()
 
 
 @pytest.mark.usefixtures("quick")
@@ -221,11 +223,11 @@ def test_an_error_that_nobody_foresaw_does_not_end_it(
                 raise error
             return super().current(name)
 
-    successor = Successor(Unreadable(models.root), "tiny", "1", loader)
+    reloader = ModelReloader(Unreadable(models.root), "tiny", "1", loader)
     models.activate("tiny", "2")
-    successor.start()
+    reloader.start()
     assert loader.began.wait(10)
-    successor.close(10.0)
+    reloader.close(10.0)
     assert [r.message for r in caplog.records if r.levelno == logging.ERROR] == [
         "looking for another version has failed"
     ]
@@ -233,15 +235,15 @@ def test_an_error_that_nobody_foresaw_does_not_end_it(
 
 @pytest.mark.usefixtures("quick")
 def test_its_end_does_not_wait_longer_than_told_and_what_comes_then_is_closed(
-    models: Registry, successor: Successor, loader: Loader
+    models: Registry, reloader: ModelReloader, loader: Loader
 ) -> None:
     loader.gate.clear()
     models.activate("tiny", "2")
-    successor.start()
+    reloader.start()
     assert loader.began.wait(10)
-    successor.close(0.0)
-    assert successor._thread.is_alive()
+    reloader.close(0.0)
+    assert reloader._thread.is_alive()
     loader.gate.set()
-    successor._thread.join(10)
-    assert successor.take() is None
-    assert [lane.is_closed for lane in loader.made] == [True]
+    reloader._thread.join(10)
+    assert reloader.take() is None
+    assert [loaded.is_closed for loaded in loader.made] == [True]

@@ -14,11 +14,11 @@ from tests.clock import Clock
 from tests.tiny_bundle import GRID, save_tiny_bundle
 from worker.engine.engine import Engine
 from worker.engine.request import ImageTask
-from worker.model.loaded_model import Lane
-from worker.model.versions import RETIRE_SECONDS, Lanes
+from worker.model.loaded_model import LoadedModel
+from worker.model.versions import RETIRE_SECONDS, ModelVersions
 
 
-class ClosingLane(Lane):
+class ClosingModel(LoadedModel):
     """Knows whether it was closed."""
 
     is_closed = False
@@ -37,10 +37,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture
-def made(bundle: Bundle) -> Sequence[ClosingLane]:
+def made(bundle: Bundle) -> Sequence[ClosingModel]:
     """Versions 1 to 4, with room for two guided images each."""
     return [
-        ClosingLane(
+        ClosingModel(
             replace(bundle, manifest=bundle.manifest.model_copy(update={"version": str(number)})),
             Engine(bundle.model, bundle.decoder, 4),
         )
@@ -54,67 +54,67 @@ def tasks(num: int) -> list[ImageTask]:
 
 
 def test_jobs_go_to_the_version_that_they_were_made_for_or_else_to_the_newest(
-    made: Sequence[ClosingLane],
+    made: Sequence[ClosingModel],
 ) -> None:
-    lanes = Lanes(made[0], Clock())
-    assert [lanes.of(version) for version in ("1", "2", "")] == [made[0]] * 3
-    lanes.add(made[1])
-    assert lanes.newest is made[1]
-    assert list(lanes) == list(made[:2])
-    assert [lanes.of(version) for version in ("1", "2", "3", "")] == [made[0], *[made[1]] * 3]
+    versions = ModelVersions(made[0], Clock())
+    assert [versions.of(version) for version in ("1", "2", "")] == [made[0]] * 3
+    versions.add(made[1])
+    assert versions.newest is made[1]
+    assert list(versions) == list(made[:2])
+    assert [versions.of(version) for version in ("1", "2", "3", "")] == [made[0], *[made[1]] * 3]
 
 
 def test_a_version_that_was_superseded_stays_for_a_while_and_goes_when_it_is_idle(
-    made: Sequence[ClosingLane],
+    made: Sequence[ClosingModel],
 ) -> None:
     clock = Clock()
-    lanes = Lanes(made[0], clock)
+    versions = ModelVersions(made[0], clock)
     made[0].add(tasks(1))
-    lanes.add(made[1])
+    versions.add(made[1])
     clock.now = RETIRE_SECONDS + 1
-    lanes.sweep()
+    versions.sweep()
     assert not made[0].is_closed  # it has work
     for _ in range(GRID**2):
-        made[0].turn({"j": "png"})
-    lanes.sweep()
+        made[0].step({"j": "png"})
+    versions.sweep()
     assert made[0].is_closed
-    assert list(lanes) == [made[1]]
+    assert list(versions) == [made[1]]
 
-    lanes.add(made[2])
+    versions.add(made[2])
     clock.now += RETIRE_SECONDS
-    lanes.sweep()
+    versions.sweep()
     assert not made[1].is_closed  # jobs may still come
     clock.now += 1
-    lanes.sweep()
+    versions.sweep()
     assert made[1].is_closed
-    lanes.sweep()
-    assert list(lanes) == [made[2]]
-    lanes.close()
+    versions.sweep()
+    assert list(versions) == [made[2]]
+    versions.close()
     assert made[2].is_closed
 
 
-def test_of_many_versions_the_idle_ones_go_at_once(made: Sequence[ClosingLane]) -> None:
-    lanes = Lanes(made[0], Clock())
+def test_of_many_versions_the_idle_ones_go_at_once(made: Sequence[ClosingModel]) -> None:
+    versions = ModelVersions(made[0], Clock())
     made[0].add(tasks(1))
-    for lane in made[1:]:
-        lanes.add(lane)
-    lanes.sweep()
-    assert [lane.is_closed for lane in made] == [False, True, True, False]
+    for loaded in made[1:]:
+        versions.add(loaded)
+    versions.sweep()
+    assert [loaded.is_closed for loaded in made] == [False, True, True, False]
     made[0].drop("j")
-    lanes.sweep()
+    versions.sweep()
     assert not made[0].is_closed  # the only one now; jobs may still come
-    lanes.close()
-    assert [lane.is_closed for lane in made] == [True] * 4
+    versions.close()
+    assert [loaded.is_closed for loaded in made] == [True] * 4
 
 
 def test_rows_are_those_of_the_newest_less_what_waits_for_an_older_one(
-    made: Sequence[ClosingLane],
+    made: Sequence[ClosingModel],
 ) -> None:
-    lanes = Lanes(made[0], Clock())
-    lanes.add(made[1])
+    versions = ModelVersions(made[0], Clock())
+    versions.add(made[1])
     made[0].add(tasks(2))
-    assert lanes.free_rows == 0  # they wait
-    made[0].turn({"j": "png"})
-    assert lanes.free_rows == 4  # they run, and take none of the newest's
+    assert versions.free_rows == 0  # they wait
+    made[0].step({"j": "png"})
+    assert versions.free_rows == 4  # they run, and take none of the newest's
     made[1].add(tasks(1))
-    assert lanes.free_rows == 2
+    assert versions.free_rows == 2

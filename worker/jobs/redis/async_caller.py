@@ -15,7 +15,7 @@ from redis.exceptions import NoScriptError
 
 from masc_core.errors import QueueDownError
 from worker.jobs.redis.connection import RETRY_AFTER, AsyncRedis, reachable_queue
-from worker.jobs.redis.loop_timeout import patience
+from worker.jobs.redis.loop_timeout import loop_timeout
 from worker.jobs.redis.scripts import PREFIX, Script, load_script
 from worker.jobs.redis.tasks import end_task
 
@@ -51,7 +51,7 @@ class AsyncCaller:
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send())
         try:
-            async with patience(self._seconds):
+            async with loop_timeout(self._seconds):
                 with reachable_queue():
                     return await call.answer
         except TimeoutError:

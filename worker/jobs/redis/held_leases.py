@@ -1,4 +1,4 @@
-"""The leases that a worker believes to hold, as far as it has heard."""
+"""The leases that a worker holds, as far as it knows without asking Redis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from worker.jobs.job import Lease
 
 
-class Held:
+class HeldLeases:
     """Jobs and the tokens of their leases; from any thread."""
 
     def __init__(self) -> None:
@@ -20,13 +20,13 @@ class Held:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Those that are held: their tokens by their jobs."""
+        """Tokens of the held leases, by job id."""
         with self._lock:
             return dict(self._tokens)
 
     @contextmanager
     def claiming(self) -> Iterator[None]:
-        """Mind what is lost before the claim that brings it has returned."""
+        """Remember leases that are lost before the claim that brings them returns."""
         with self._lock:
             self._num_claims += 1
         try:
@@ -38,14 +38,14 @@ class Held:
                     self._lost_early.clear()
 
     def add(self, leases: Iterable[Lease]) -> None:
-        """They are claimed; within `claiming`."""
+        """Add claimed leases; within `claiming`."""
         with self._lock:
             for lease in leases:
                 if (lease.job_id, lease.token) not in self._lost_early:
                     self._tokens[lease.job_id] = lease.token
 
     def drop(self, job_id: str, token: int) -> None:
-        """A lease is over."""
+        """Forget a lease that is over."""
         with self._lock:
             if self._tokens.get(job_id) == token:
                 del self._tokens[job_id]

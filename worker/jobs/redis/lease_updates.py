@@ -1,8 +1,8 @@
-"""What a worker knows of its jobs and of new ones without asking.
+"""What a worker learns without asking: which of its leases are lost, and that jobs have arrived.
 
-From its own channel it hears which of its leases are over, from another one that a line of jobs
-is no longer empty. Whenever it begins to listen, or begins again, it may have missed either: it
-asks for its leases once, and `wait_for_arrival` returns.
+Its own channel names lost leases, a shared one the models whose queue is no longer empty. Messages
+are missed while it is not subscribed, so after every subscription it checks its leases once, and
+`wait_for_arrival` returns.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ from collections.abc import Callable
 
 from worker.jobs.redis.caller import Caller
 from worker.jobs.redis.connection import BlockingRedis
-from worker.jobs.redis.held_leases import Held
-from worker.jobs.redis.pubsub_thread import Listener
+from worker.jobs.redis.held_leases import HeldLeases
+from worker.jobs.redis.pubsub_thread import PubSubThread
 
 
-class WorkerNews:
-    """Keeps up with the channels of a worker.
+class LeaseUpdates:
+    """Follows the channels of a worker.
 
     Parameters
     ----------
-    client : what is listened to
-    scripts : of the same
+    client, scripts : of the same Redis
     channels : what the names of all channels begin with
     name : of the worker, as it claims
 
@@ -33,26 +32,26 @@ class WorkerNews:
     """
 
     def __init__(self, client: BlockingRedis, scripts: Caller, channels: str, name: str) -> None:
-        self.held = Held()
+        self.held = HeldLeases()
         self.num_arrivals = 0
         self._scripts = scripts
         self._arrival = threading.Condition()
         self._listeners: list[Callable[[str], None]] = []
         self._own_channel = f"{channels}worker:{name}"
-        self._listener = Listener(
-            client, (self._own_channel, f"{channels}arrivals"), self._heard, self._connected
+        self._pubsub = PubSubThread(
+            client, (self._own_channel, f"{channels}arrivals"), self._on_message, self._on_connected
         )
 
     def start(self) -> None:
-        """Begin to listen; ignored when that has been done."""
-        self._listener.start()
+        """Subscribe; ignored when that has been done."""
+        self._pubsub.start()
 
     def close(self) -> None:
-        """Listen no more."""
-        self._listener.close()
+        """Unsubscribe."""
+        self._pubsub.close()
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
-        """Have it called with the model whose line is no longer empty; empty if any may be."""
+        """Have it called with the model whose queue is no longer empty; empty if any may be."""
         self._listeners.append(arrived)
 
     def wait_for_arrival(self, before: int, timeout: float) -> None:
@@ -60,18 +59,18 @@ class WorkerNews:
         with self._arrival:
             self._arrival.wait_for(lambda: self.num_arrivals != before, timeout)
 
-    def _heard(self, channel: str, message: bytes) -> None:
+    def _on_message(self, channel: str, message: bytes) -> None:
         if channel != self._own_channel:
             self._arrived(message.decode())
         elif message:
             token, job_id = message.split(b" ", 1)
             self.held.drop(job_id.decode(), int(token))
 
-    def _connected(self) -> None:
+    def _on_connected(self) -> None:
         held = self.held.tokens
         if held:
             pairs = [part for pair in held.items() for part in pair]
-            for job_id, token in self._scripts.run("lost", *pairs):
+            for job_id, token in self._scripts.run("check_leases", *pairs):
                 self.held.drop(job_id.decode(), token)
         self._arrived("")
 

@@ -1,7 +1,7 @@
-"""How long another process may take to answer, when this one may stand still meanwhile.
+"""A time-out that a held-up event loop does not spend.
 
-An event loop that was held up finds an answer and the end of the time at once, and then
-`asyncio.timeout` lets the end win: whoever answered in time would pass for dead.
+After a hold-up a loop finds the answer and the time-out at once, and `asyncio.timeout` lets the
+time-out win: a server that answered in time would count as away.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ PARTS = 10  # of the time; one begins when the loop has seen those before go by
 
 
 @asynccontextmanager
-async def patience(seconds: float) -> AsyncIterator[None]:
+async def loop_timeout(seconds: float) -> AsyncIterator[None]:
     """Let the body take so many seconds in which the loop runs.
 
     A hold-up, however long, counts as the part of the time in which it happened, or two. After one

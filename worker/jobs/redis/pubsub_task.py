@@ -1,7 +1,6 @@
-"""What a front end hears: one subscription, however many wait.
+"""A front end's subscription, as a task: one, however many requests wait.
 
-The connection is made again for as long as the feed runs. Messages that were missed meanwhile are
-lost, so whoever depends on them looks again when it is back.
+It reconnects until it is closed. Messages in between are lost, so `on_connected` must look again.
 """
 
 from __future__ import annotations
@@ -24,40 +23,40 @@ from worker.jobs.redis.tasks import end_task
 logger = logging.getLogger(__name__)
 
 
-class Feed:
-    """Listens to channels.
+class PubSubTask:
+    """Subscribes to channels.
 
     Parameters
     ----------
-    client : what is listened to
+    client : connection to Redis
     channels : their names
-    heard : called with a message's channel and text
-    connected : called when the feed begins, or begins again
+    on_message : called with a message's channel and text
+    on_connected : called after every subscription
     """
 
     def __init__(
         self,
         client: AsyncRedis,
         channels: Sequence[str],
-        heard: Callable[[str, bytes], None],
-        connected: Callable[[], None],
+        on_message: Callable[[str, bytes], None],
+        on_connected: Callable[[], None],
     ) -> None:
         self._client, self._channels = client, channels
-        self._heard, self._connected = heard, connected
+        self._on_message, self._on_connected = on_message, on_connected
         self._up, self._tried = asyncio.Event(), asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to listen; returns when that has succeeded or failed for the first time."""
+        """Subscribe; returns when that has succeeded or failed for the first time."""
         self._listening = asyncio.create_task(self._listen())
         await self._tried.wait()
 
     async def close(self) -> None:
-        """Listen no more."""
+        """Unsubscribe."""
         await end_task(self._listening)
 
     async def up(self) -> None:
-        """Return while nothing can be missed."""
+        """Wait until the subscription holds."""
         await self._up.wait()
 
     async def _listen(self) -> None:
@@ -84,7 +83,7 @@ class Feed:
             logger.info("the queue is back")
         self._up.set()
         self._tried.set()
-        self._connected()
+        self._on_connected()
 
     async def _hear(self, pubsub: PubSub) -> None:
         is_asked = False
@@ -95,5 +94,5 @@ class Feed:
                     raise TimeoutError("the server does not answer")
                 await pubsub.ping()
             elif message["type"] == "message":
-                self._heard(message["channel"].decode(), message["data"])
+                self._on_message(message["channel"].decode(), message["data"])
             is_asked = message is None

@@ -1,7 +1,6 @@
-"""What a worker hears: one subscription, in a thread of its own.
+"""A worker's subscription, in a thread.
 
-The connection is made again for as long as the listener runs. Messages that were missed meanwhile
-are lost, so whoever depends on them looks again when it is back.
+It reconnects until it is closed. Messages in between are lost, so `on_connected` must look again.
 """
 
 from __future__ import annotations
@@ -25,39 +24,39 @@ from worker.jobs.redis.connection import (
 logger = logging.getLogger(__name__)
 
 
-class Listener:
-    """Listens to channels.
+class PubSubThread:
+    """Subscribes to channels.
 
     Parameters
     ----------
-    client : what is listened to
-    channels : their names; the first is this listener's own
-    heard : called with a message's channel and text, in the thread
-    connected : called when the listener begins, or begins again, in the thread
+    client : connection to Redis
+    channels : their names; the first is this worker's own
+    on_message : called with a message's channel and text, in the thread
+    on_connected : called after every subscription, in the thread
     """
 
     def __init__(
         self,
         client: BlockingRedis,
         channels: Sequence[str],
-        heard: Callable[[str, bytes], None],
-        connected: Callable[[], None],
+        on_message: Callable[[str, bytes], None],
+        on_connected: Callable[[], None],
     ) -> None:
         self._client, self._channels = client, channels
-        self._heard, self._connected = heard, connected
+        self._on_message, self._on_connected = on_message, on_connected
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to listen, unless that has been done."""
+        """Subscribe, unless that has been done."""
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._listen, name="queue-news", daemon=True)
                 self._thread.start()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Unsubscribe."""
         with self._lock:
             if self._thread is None:
                 return
@@ -88,7 +87,7 @@ class Listener:
         for _ in self._channels:
             if pubsub.get_message(timeout=ANSWER_SECONDS) is None:
                 raise TimeoutError("the subscription is not confirmed")
-        self._connected()
+        self._on_connected()
 
     def _hear(self, pubsub: PubSub) -> None:
         is_asked = False
@@ -99,5 +98,5 @@ class Listener:
                     raise TimeoutError("the server does not answer")
                 pubsub.ping()
             elif message["type"] == "message":
-                self._heard(message["channel"].decode(), message["data"])
+                self._on_message(message["channel"].decode(), message["data"])
             is_asked = message is None

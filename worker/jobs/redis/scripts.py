@@ -51,7 +51,7 @@ def settings_of(limits: QueueLimits, db: int) -> bytes:
             "lease_ms": milliseconds(limits.lease_seconds),
             "result_ms": milliseconds(limits.result_seconds),
             "unkept_ms": milliseconds(min(limits.result_seconds, UNKEPT_SECONDS)),
-            "memory_ms": milliseconds(limits.memory_seconds),
+            "tombstone_ms": milliseconds(limits.tombstone_seconds),
         }
     ).encode()
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from worker.jobs.redis.loop_timeout import patience
+from worker.jobs.redis.loop_timeout import loop_timeout
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +37,7 @@ async def answer_at(seconds: float) -> None:
 @pytest.mark.parametrize("held", [0.3, 0.5, 1.0])
 async def test_an_answer_that_came_during_a_hold_up_is_one(held: float) -> None:
     obstacle = asyncio.create_task(hold_up(held))
-    async with patience(SECONDS):
+    async with loop_timeout(SECONDS):
         await answer_at(0.01)
     await obstacle
 
@@ -52,7 +52,7 @@ async def test_answers_are_read_although_the_loop_is_held_up_again_and_again(
             await hold_up(0.19)
 
     obstacle = asyncio.create_task(hold_up_often())
-    async with patience(SECONDS):
+    async with loop_timeout(SECONDS):
         await asyncio.sleep(start)
         for _ in range(times):
             await answer_at(0.005)
@@ -64,7 +64,7 @@ async def test_no_answer_ends_it_on_time() -> None:
     for _ in range(5):
         started = time.monotonic()
         with pytest.raises(TimeoutError):
-            async with patience(SECONDS):
+            async with loop_timeout(SECONDS):
                 await asyncio.Event().wait()
         times.append(time.monotonic() - started)
     assert SECONDS - 0.001 <= min(times) < 1.1 * SECONDS  # the machine was busy in the others
@@ -73,20 +73,20 @@ async def test_no_answer_ends_it_on_time() -> None:
 async def test_no_answer_ends_it_after_a_hold_up_too() -> None:
     obstacle = asyncio.create_task(hold_up(1.0))
     with pytest.raises(TimeoutError):
-        async with patience(SECONDS):
+        async with loop_timeout(SECONDS):
             await asyncio.Event().wait()
     await obstacle
 
 
 async def test_what_ends_in_time_is_left_alone_afterwards() -> None:
-    async with patience(0.02):
+    async with loop_timeout(0.02):
         await asyncio.sleep(0)
     await asyncio.sleep(0.1)
 
 
 async def test_a_cancellation_from_outside_is_one() -> None:
     async def wait() -> None:
-        async with patience(60.0):
+        async with loop_timeout(60.0):
             await asyncio.Event().wait()
 
     waiting = asyncio.create_task(wait())

@@ -279,7 +279,7 @@ async def test_a_redis_that_has_forgotten_everything_begins_anew(server: RedisSe
             assert worker.finish(lease, result())
             assert await front.outcome(again.id) == result()
             assert (await front.stats()).totals == Totals(1, {"ok": 1}, fenced=1)
-            front._watchers.tell_all()
+            front._watchers.notify_all()
             with pytest.raises(UnknownJobError):
                 await asyncio.wait_for(outcome, 5.0)
 

@@ -1,4 +1,4 @@
--- A consumer goes: it is no longer among those of the models' groups.
+-- Delete a consumer from every model's group.
 
 for _, model in ipairs(redis.call('SMEMBERS', key('models'))) do
   redis.pcall('XGROUP', 'DELCONSUMER', key('stream', model), 'workers', ARGV[2])

@@ -1,6 +1,6 @@
--- How a job has ended; while it has not, its front end will be told of any news.
+-- How a job has ended, with at most ARGV[5] of its events from number ARGV[4] on.
 --
--- What it has emitted from number ARGV[4] on comes along, at most ARGV[5] of it.
+-- While it has not ended, the same step registers the front end for its news: none is missed.
 
 local id, front, first, count = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 
