@@ -20,7 +20,7 @@ from worker.jobs.state import WorkerStatus
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Activator:
 
     def __init__(self, registry: Registry, queue: JobProducer) -> None:
         self._registry, self._queue = registry, queue
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def activate(self, name: str, version: str, seconds: float) -> Activation:
         """Make a version the active one, and wait until the workers serve it.
@@ -66,7 +66,7 @@ class Activator:
         VersionRefusedError : its files are damaged, or a worker cannot serve it; the version that
             was active before is active again
         """
-        async with self._turn:
+        async with self._lock:
             previous = self._current(name)
             try:
                 await asyncio.to_thread(self._registry.activate, name, version)
@@ -82,7 +82,7 @@ class Activator:
                     return Activation("serving", previous, serving)
                 if time.monotonic() >= deadline:
                     return Activation("pending", previous, serving)
-                await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.sleep(POLL_SECONDS)
 
     async def _undo_if_refused(
         self, workers: list[WorkerStatus], name: str, version: str, previous: str | None

@@ -20,7 +20,7 @@ from server.activation import Activator
 from server.auth.access import Access
 from server.auth.rate_limit import RateLimits
 from server.codebook_view import route as codebook
-from server.codebook_view.cache import Gallery
+from server.codebook_view.cache import CodebookCache
 from server.drain import Drain
 from server.intake.idempotency import MarkReplays
 from server.metrics import MeasureRequests, ServerMetrics
@@ -30,7 +30,7 @@ from server.middleware.tracing import TraceRequests
 from server.openai import route as openai
 from server.routes import admin, generate, health, jobs, models, page
 from server.settings import ServerSettings
-from server.state import Front
+from server.state import AppState
 from worker.jobs.queue import JobProducer
 from worker.jobs.tracing import open_tracer
 
@@ -73,7 +73,7 @@ def create_app(
         lifespan=_lifespan,
     )
     drain = Drain(settings.drain_seconds)
-    app.state.front = Front(
+    app.state.masc = AppState(
         settings=settings,
         queue=queue,
         registry=registry,
@@ -83,10 +83,10 @@ def create_app(
         access=access,
         rate_limits=rate_limits,
         activator=Activator(registry, queue),
-        gallery=Gallery(registry.root),
+        codebook_cache=CodebookCache(registry.root),
     )
     manifest = registry.manifest(default_model)
-    app.state.front.known[manifest.name, manifest.version] = manifest
+    app.state.masc.known[manifest.name, manifest.version] = manifest
     errors.install(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
@@ -120,12 +120,12 @@ def choose_default(registry: Registry, preferred: str | None) -> str:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    front: Front = app.state.front
-    async with front.queue:
+    state: AppState = app.state.masc
+    async with state.queue:
         try:
             yield
         finally:
-            await front.rate_limits.close()
+            await state.rate_limits.close()
 
 
 def _describe(app: FastAPI) -> None:

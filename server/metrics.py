@@ -23,7 +23,7 @@ from worker.jobs.state import END_STATES, REDELIVERIES, QueueStats, Totals
 
 RequestOutcome = Literal["ok", "invalid", "not_found", "rejected", "error", "cancelled", "timeout"]
 OTHER_ENDPOINT = "other"
-_SETTLED: Final = "masc.status"
+_FINAL_STATUS: Final = "masc.status"
 
 
 class ServerMetrics:
@@ -121,7 +121,7 @@ class MeasureRequests:
         async def watch(message: Message) -> None:
             nonlocal outcome
             if message["type"] == "http.response.start":
-                outcome = outcome_of(message["status"])
+                outcome = request_outcome(message["status"])
             await send(message)
 
         try:
@@ -133,22 +133,22 @@ class MeasureRequests:
             outcome = "error"
             raise
         finally:
-            settled = settled_status(scope)
+            settled = final_status(scope)
             if settled is not None:
-                outcome = outcome_of(settled)
+                outcome = request_outcome(settled)
             endpoint = endpoint_of(scope)
             self._metrics.requests.labels(endpoint, outcome).inc()
             self._metrics.request_seconds.labels(endpoint).observe(time.perf_counter() - started)
 
 
-def settle(scope: Scope, status: int) -> None:
+def set_final_status(scope: Scope, status: int) -> None:
     """Count a request as if its answer, which has begun, had this status."""
-    scope[_SETTLED] = status
+    scope[_FINAL_STATUS] = status
 
 
-def settled_status(scope: Scope) -> int | None:
-    """The status that `settle` gave a request; None where its answer's own counts."""
-    status: int | None = scope.get(_SETTLED)
+def final_status(scope: Scope) -> int | None:
+    """The status that `set_final_status` gave a request; None where its answer's own counts."""
+    status: int | None = scope.get(_FINAL_STATUS)
     return status
 
 
@@ -157,7 +157,7 @@ def endpoint_of(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", OTHER_ENDPOINT)
 
 
-def outcome_of(status: int) -> RequestOutcome:
+def request_outcome(status: int) -> RequestOutcome:
     """Class of a response's status."""
     if status < 400:
         return "ok"

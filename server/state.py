@@ -18,7 +18,7 @@ from masc_core.errors import ArtifactError, NoWorkerError, UnknownModelError
 from server.activation import Activator
 from server.auth.access import Access
 from server.auth.rate_limit import RateLimits
-from server.codebook_view.cache import Gallery
+from server.codebook_view.cache import CodebookCache
 from server.drain import Drain
 from server.metrics import ServerMetrics
 from server.settings import ServerSettings
@@ -29,7 +29,7 @@ WORKER_RETRY_AFTER = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Front:
+class AppState:
     """The parts of one front end; ``default_model`` is that of a request which names none."""
 
     settings: ServerSettings
@@ -41,7 +41,7 @@ class Front:
     access: Access
     rate_limits: RateLimits
     activator: Activator
-    gallery: Gallery
+    codebook_cache: CodebookCache
     known: dict[tuple[str, str], Manifest] = field(default_factory=dict)
 
     async def manifest(self, name: str | None = None) -> Manifest:
@@ -124,9 +124,9 @@ def _state(worker: WorkerStatus) -> str:
     return f"serves {worker.model!r}" if worker.ready else "not ready"
 
 
-async def _front(request: Request) -> Front:
-    front: Front = request.app.state.front
-    return front
+async def _app_state(request: Request) -> AppState:
+    state: AppState = request.app.state.masc
+    return state
 
 
-FrontDependency = Annotated[Front, Depends(_front)]
+State = Annotated[AppState, Depends(_app_state)]

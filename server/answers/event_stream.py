@@ -14,8 +14,8 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.types import Receive, Scope, Send
 
 from server.errors import CLIENT_CLOSED_REQUEST
-from server.intake.dispatch import disconnected
-from server.metrics import settle
+from server.intake.dispatch import wait_for_disconnect
+from server.metrics import set_final_status
 
 KEEP_ALIVE_SECONDS = 15.0
 # When a browser comes back after the connection broke, in milliseconds. A line of the first event:
@@ -23,7 +23,7 @@ KEEP_ALIVE_SECONDS = 15.0
 RETRY: Final = format_sse_event(retry=2000).removesuffix(b"\n\n") + b"\n"
 HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
-Leave = Callable[[], Awaitable[None]]
+OnClose = Callable[[], Awaitable[None]]
 
 
 class EventStream(EventSourceResponse):
@@ -40,27 +40,27 @@ class EventStream(EventSourceResponse):
         self,
         events: AsyncGenerator[bytes, None],
         headers: Mapping[str, str] | None = None,
-        leave: Leave | None = None,
+        on_close: OnClose | None = None,
     ) -> None:
         super().__init__(events, headers={**HEADERS, **(headers or {})})
-        self._events, self._leave = events, leave
+        self._events, self._on_close = events, on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events, until they end or the client goes away."""
-        gone = asyncio.ensure_future(disconnected(receive))
+        disconnect = asyncio.ensure_future(wait_for_disconnect(receive))
         sending = asyncio.ensure_future(self._send(send))
         try:
-            await asyncio.wait({gone, sending}, return_when="FIRST_COMPLETED")
+            await asyncio.wait({disconnect, sending}, return_when="FIRST_COMPLETED")
             if sending.done():
                 sending.result()
             else:
-                settle(scope, CLIENT_CLOSED_REQUEST)
+                set_final_status(scope, CLIENT_CLOSED_REQUEST)
         finally:
-            await _end(gone)
+            await _end(disconnect)
             await _end(sending)
             await self._events.aclose()
-            if self._leave is not None:
-                await self._leave()
+            if self._on_close is not None:
+                await self._on_close()
 
     async def _send(self, send: Send) -> None:
         headers, status = self.raw_headers, self.status_code

@@ -9,9 +9,9 @@ from typing import Any
 
 from masc_core.errors import QueueDownError, UnknownJobError
 from server.answers.images import image_facts, model_version, stages
-from server.answers.queue_position import place_of
+from server.answers.queue_position import queue_position
 from server.auth.access import Client
-from server.errors import document_of
+from server.errors import problem_document
 from server.schemas.job import JobAnswer, JobImage, JobRequest
 from server.schemas.problem import Problem
 from worker.jobs.job import Job
@@ -22,7 +22,7 @@ from worker.jobs.state import END_STATES, JobStatus
 OUTCOME_SECONDS = 3.0  # for a large one to come; that of a job which has ended is there
 
 
-async def own_job(queue: JobProducer, client: Client, job_id: str) -> JobStatus:
+async def own_job_status(queue: JobProducer, client: Client, job_id: str) -> JobStatus:
     """Where a client's job is.
 
     Raises
@@ -35,7 +35,7 @@ async def own_job(queue: JobProducer, client: Client, job_id: str) -> JobStatus:
     return status
 
 
-async def outcome_of(queue: JobProducer, status: JobStatus) -> Outcome | None:
+async def job_outcome(queue: JobProducer, status: JobStatus) -> Outcome | None:
     """How a job has ended, None if it has not.
 
     Raises
@@ -57,15 +57,15 @@ async def job_answer(queue: JobProducer, status: JobStatus, *, entropies: bool) 
 
     Raises
     ------
-    ResultGoneError : as from `outcome_of`
+    ResultGoneError : as from `job_outcome`
     """
-    job, place = status.job, await place_of(queue, status)
-    outcome = await outcome_of(queue, status)
+    job, waiting = status.job, await queue_position(queue, status)
+    outcome = await job_outcome(queue, status)
     return JobAnswer(
         id=job.id,
         state=status.state,
-        position=place.position if place else None,
-        estimated_start_seconds=place.start_seconds if place else None,
+        position=waiting.position if waiting else None,
+        estimated_start_seconds=waiting.start_seconds if waiting else None,
         created=dt.datetime.fromtimestamp(job.submitted_at, dt.UTC),
         timeout=job.timeout,
         request=JobRequest(**dataclasses.asdict(job.request)),
@@ -78,7 +78,7 @@ def _end(job: Job, outcome: Outcome | None, *, entropies: bool) -> dict[str, Any
     if outcome is None:
         return {}
     if isinstance(outcome, JobFailure):
-        return {"error": Problem(**document_of(outcome.to_error()))}
+        return {"error": Problem(**problem_document(outcome.to_error()))}
     images = [
         JobImage(
             index=index,

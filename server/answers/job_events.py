@@ -15,9 +15,9 @@ from pydantic import BaseModel
 
 from masc_core.errors import MascError
 from server.answers.images import base64_of, image_facts, model_version, stages
-from server.answers.job_updates import Moment
-from server.answers.queue_position import Place
-from server.errors import document_of
+from server.answers.job_updates import JobUpdate
+from server.answers.queue_position import QueuePosition
+from server.errors import problem_document
 from server.schemas.event import (
     DoneEvent,
     ImageEvent,
@@ -79,22 +79,22 @@ class JobEvents:
     entropies: bool = False
     first_image: int = 0
 
-    def show(self, moment: Moment) -> Iterator[bytes]:
+    def show(self, update: JobUpdate) -> Iterator[bytes]:
         """One event or, at the end, several."""
-        match moment:
-            case Place(position, seconds):
+        match update:
+            case QueuePosition(position, seconds):
                 yield _event(
                     "queued", QueuedEvent(position=position, estimated_start_seconds=seconds)
                 )
             case NumberedEvent():
-                yield self._of_worker(moment)
+                yield self._of_worker(update)
             case JobResult():
-                yield from self._images(moment)
-                yield self._done(moment)
+                yield from self._images(update)
+                yield self._done(update)
 
     def fail(self, error: MascError) -> bytes:
         """The last event when there are no images."""
-        return _event("error", Problem(**document_of(error)), "error")
+        return _event("error", Problem(**problem_document(error)), "error")
 
     def _of_worker(self, numbered: NumberedEvent) -> bytes:
         event, number = numbered.event, str(numbered.number)

@@ -11,19 +11,19 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 
 from masc_core.errors import DeadlineError, QueueDownError
-from server.answers.queue_position import Place, place_of
+from server.answers.queue_position import QueuePosition, queue_position
 from worker.jobs.event import NumberedEvent
 from worker.jobs.outcome import JobFailure, JobResult
 from worker.jobs.queue import JobProducer
 
 POLL_SECONDS = 1.0  # between two looks at the place of a job that waits
 
-Moment = Place | NumberedEvent | JobResult
+JobUpdate = QueuePosition | NumberedEvent | JobResult
 
 
-async def follow(
+async def job_updates(
     queue: JobProducer, job_id: str, after: int | None = 0, until: float = math.inf
-) -> AsyncGenerator[Moment, None]:
+) -> AsyncGenerator[JobUpdate, None]:
     """Follow a job to its images.
 
     Parameters
@@ -42,22 +42,22 @@ async def follow(
     MascError : why there are no images
     """
     if after is not None:
-        async with aclosing(_on_the_way(queue, job_id, after, until)) as moments:
-            async for moment in moments:
-                yield moment
+        async with aclosing(_worker_updates(queue, job_id, after, until)) as updates:
+            async for update in updates:
+                yield update
     try:
         async with asyncio.timeout_at(until if until < math.inf else None):
             outcome = await queue.outcome(job_id)
     except TimeoutError:
-        raise _late() from None
+        raise _deadline_passed() from None
     if isinstance(outcome, JobFailure):
         raise outcome.to_error()
     yield outcome
 
 
-async def _on_the_way(
+async def _worker_updates(
     queue: JobProducer, job_id: str, after: int, until: float
-) -> AsyncGenerator[Place | NumberedEvent, None]:
+) -> AsyncGenerator[QueuePosition | NumberedEvent, None]:
     events = queue.events(job_id, after)
     upcoming = asyncio.ensure_future(anext(events, None))
     position: int | None = None
@@ -68,9 +68,11 @@ async def _on_the_way(
                 with suppress(QueueDownError):  # it will be back
                     status = await queue.status(job_id)
                     waits = status.position is not None
-                    if status.position != position and (place := await place_of(queue, status)):
-                        position = place.position
-                        yield place
+                    if status.position != position and (
+                        waiting := await queue_position(queue, status)
+                    ):
+                        position = waiting.position
+                        yield waiting
             await _wait(upcoming, POLL_SECONDS if waits else math.inf, until)
             if upcoming.done():
                 numbered = upcoming.result()
@@ -98,10 +100,10 @@ async def _wait(
     wait = min(seconds, max(left, 0.0))
     await asyncio.wait({upcoming}, timeout=wait if wait < math.inf else None)
     if left <= seconds and not upcoming.done():
-        raise _late()
+        raise _deadline_passed()
 
 
-def _late() -> DeadlineError:
+def _deadline_passed() -> DeadlineError:
     return DeadlineError("the time that the request was given is up")
 
 

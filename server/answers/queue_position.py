@@ -9,7 +9,7 @@ from worker.jobs.state import JobStatus
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class QueuePosition:
     """A place in the queue.
 
     Attributes
@@ -22,7 +22,7 @@ class Place:
     start_seconds: float | None
 
 
-async def place_of(queue: JobProducer, status: JobStatus) -> Place | None:
+async def queue_position(queue: JobProducer, status: JobStatus) -> QueuePosition | None:
     """Where a job waits, None when it does not.
 
     Raises
@@ -32,7 +32,7 @@ async def place_of(queue: JobProducer, status: JobStatus) -> Place | None:
     if status.position is None:
         return None
     stats = await queue.stats()
-    return Place(status.position, start_seconds(status.position, stats.drain_rate))
+    return QueuePosition(status.position, start_seconds(status.position, stats.drain_rate))
 
 
 def start_seconds(position: int, drain_rate: float) -> float | None:

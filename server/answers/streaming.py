@@ -17,12 +17,12 @@ from starlette.types import Scope
 
 from masc_core.errors import MascError
 from server.answers.event_stream import EventStream
-from server.answers.job_updates import Moment, follow
-from server.errors import kind_of
-from server.intake.dispatch import leave
-from server.metrics import settle
+from server.answers.job_updates import JobUpdate, job_updates
+from server.errors import problem_type_of
+from server.intake.dispatch import release
+from server.metrics import set_final_status
 from server.middleware.tracing import stage
-from server.state import Front
+from server.state import AppState
 from worker.jobs.event import NumberedEvent, Preview
 from worker.jobs.job import Job
 from worker.jobs.outcome import JobResult
@@ -31,15 +31,15 @@ from worker.jobs.outcome import JobResult
 class Presenter(Protocol):
     """Turns the moments of a job into events as they go over the wire."""
 
-    def show(self, moment: Moment) -> Iterator[bytes]:
+    def show(self, update: JobUpdate) -> Iterator[bytes]:
         """Events of one moment; there may be none."""
 
     def fail(self, error: MascError) -> bytes:
         """The last event when there are no images."""
 
 
-async def shown(
-    moments: AsyncGenerator[Moment, None],
+async def sse_events(
+    updates: AsyncGenerator[JobUpdate, None],
     presenter: Presenter,
     scope: Scope | None = None,
     delivery: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -48,25 +48,25 @@ async def shown(
 
     Parameters
     ----------
-    moments : as from `follow`
+    updates : as from `job_updates`
     presenter : shows them
     scope : the request that fails when the job does; None if it only looks on
     delivery : around the images' way to the client
     """
     try:
-        async with aclosing(moments):
-            async for moment in moments:
-                with delivery() if isinstance(moment, JobResult) else nullcontext():
-                    for event in presenter.show(moment):
+        async with aclosing(updates):
+            async for update in updates:
+                with delivery() if isinstance(update, JobResult) else nullcontext():
+                    for event in presenter.show(update):
                         yield event
     except MascError as error:
         if scope is not None:
-            settle(scope, kind_of(error).status)
+            set_final_status(scope, problem_type_of(error).status)
         yield presenter.fail(error)
 
 
 def stream_generation(
-    front: Front, scope: Scope, job: Job, presenter: Presenter, seconds: float
+    state: AppState, scope: Scope, job: Job, presenter: Presenter, seconds: float
 ) -> EventStream:
     """Answer a request with the events of its job.
 
@@ -81,27 +81,31 @@ def stream_generation(
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
     working = ExitStack()
-    working.enter_context(front.drain.working())
-    moments = _timed(follow(front.queue, job.id, until=until), front.metrics.first_preview_seconds)
+    working.enter_context(state.drain.working())
+    updates = _time_first_preview(
+        job_updates(state.queue, job.id, until=until), state.metrics.first_preview_seconds
+    )
 
-    async def end() -> None:
+    async def release_job() -> None:
         is_late = loop.time() >= until
         with working:
-            await leave(front.queue, job, expired=is_late and seconds >= job.timeout)
+            await release(state.queue, job, expired=is_late and seconds >= job.timeout)
 
     headers = {"Content-Location": f"/jobs/{job.id}/events", "Vary": "Accept"}
-    delivery = partial(stage, front.metrics, scope, "deliver")
-    return EventStream(shown(moments, presenter, scope, delivery), headers=headers, leave=end)
+    delivery = partial(stage, state.metrics, scope, "deliver")
+    return EventStream(
+        sse_events(updates, presenter, scope, delivery), headers=headers, on_close=release_job
+    )
 
 
-async def _timed(
-    moments: AsyncGenerator[Moment, None], first_preview_seconds: Histogram
-) -> AsyncGenerator[Moment, None]:
+async def _time_first_preview(
+    updates: AsyncGenerator[JobUpdate, None], first_preview_seconds: Histogram
+) -> AsyncGenerator[JobUpdate, None]:
     """Measure how long the first preview takes."""
     started, seen = time.perf_counter(), False
-    async with aclosing(moments):
-        async for moment in moments:
-            if not seen and isinstance(moment, NumberedEvent) and isinstance(moment.event, Preview):
+    async with aclosing(updates):
+        async for update in updates:
+            if not seen and isinstance(update, NumberedEvent) and isinstance(update.event, Preview):
                 first_preview_seconds.observe(time.perf_counter() - started)
                 seen = True
-            yield moment
+            yield update

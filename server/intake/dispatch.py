@@ -15,10 +15,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from masc_core.errors import CapacityError, DeadlineError, QueueDownError
-from server.errors import kind_of
+from server.errors import problem_type_of
 from server.intake.idempotency import mark_replay
 from server.middleware.tracing import traceparent_of
-from server.state import Front
+from server.state import AppState
 from worker.jobs.job import Job
 from worker.jobs.outcome import EXPIRED, JobResult
 from worker.jobs.queue import JobProducer
@@ -26,7 +26,7 @@ from worker.jobs.queue import JobProducer
 logger = logging.getLogger(__name__)
 
 
-async def admit(front: Front, job: Job, share: float, scope: Scope) -> Job:
+async def admit(state: AppState, job: Job, share: float, scope: Scope) -> Job:
     """Put a job into the queue.
 
     Parameters
@@ -47,21 +47,21 @@ async def admit(front: Front, job: Job, share: float, scope: Scope) -> Job:
     """
     job = replace(job, trace=traceparent_of(scope))
     try:
-        front.drain.check()
-        await front.ready_workers(job.request.model)
-        receipt = await front.queue.submit(job, share)
+        state.drain.check()
+        await state.ready_workers(job.request.model)
+        receipt = await state.queue.submit(job, share)
     except CapacityError as error:
-        reason = kind_of(error).slug.replace("-", "_")
-        front.metrics.rejections.labels(reason).inc()
+        reason = problem_type_of(error).slug.replace("-", "_")
+        state.metrics.rejections.labels(reason).inc()
         raise
     logger.info("job %s of %s", receipt.job_id, job.owner)
     if receipt.is_new:
         return job
     mark_replay(scope)
-    return (await front.queue.status(receipt.job_id)).job
+    return (await state.queue.status(receipt.job_id)).job
 
 
-async def wait(front: Front, job: Job, receive: Receive, seconds: float) -> JobResult:
+async def wait_for_result(state: AppState, job: Job, receive: Receive, seconds: float) -> JobResult:
     """Wait for the images of a job; a front end that drains goes on until they are there.
 
     Parameters
@@ -77,34 +77,36 @@ async def wait(front: Front, job: Job, receive: Receive, seconds: float) -> JobR
     ClientDisconnect : the client went away
     DeadlineError : the time is up
     """
-    with front.drain.working():
-        return await _wait(front.queue, job, receive, seconds)
+    with state.drain.working():
+        return await _wait_for_result(state.queue, job, receive, seconds)
 
 
-async def _wait(queue: JobProducer, job: Job, receive: Receive, seconds: float) -> JobResult:
+async def _wait_for_result(
+    queue: JobProducer, job: Job, receive: Receive, seconds: float
+) -> JobResult:
     outcome = asyncio.ensure_future(queue.outcome(job.id))
-    gone = asyncio.ensure_future(disconnected(receive))
+    disconnect = asyncio.ensure_future(wait_for_disconnect(receive))
     is_late = False
     try:
-        await asyncio.wait({outcome, gone}, timeout=seconds, return_when="FIRST_COMPLETED")
+        await asyncio.wait({outcome, disconnect}, timeout=seconds, return_when="FIRST_COMPLETED")
         if outcome.done():
             result = outcome.result()
             if isinstance(result, JobResult):
                 return result
             if result != EXPIRED:
                 raise result.to_error()
-        elif gone.done():
+        elif disconnect.done():
             raise ClientDisconnect
         is_late = True
         raise DeadlineError(f"no image within {seconds:g} seconds")
     finally:
-        gone.cancel()
+        disconnect.cancel()
         outcome.cancel()
         expired, has_ended = is_late and seconds >= job.timeout, outcome.done()
-        await leave(queue, job, expired=expired, has_ended=has_ended)
+        await release(queue, job, expired=expired, has_ended=has_ended)
 
 
-async def leave(queue: JobProducer, job: Job, *, expired: bool, has_ended: bool = False) -> None:
+async def release(queue: JobProducer, job: Job, *, expired: bool, has_ended: bool = False) -> None:
     """Wait for a job no longer.
 
     Parameters
@@ -121,7 +123,7 @@ async def leave(queue: JobProducer, job: Job, *, expired: bool, has_ended: bool 
             await queue.forget(job.id)
 
 
-async def disconnected(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
     """Return when the client of a request, whose body has been read, goes away."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse, Response
 
 from masc_core.errors import RequestError
-from server.errors import FORESEEN, document_of, response_to
+from server.errors import HANDLED_ERRORS, problem_document, response_to
 from server.openai.schemas import OpenAIError, OpenAIErrorAnswer
 from server.openapi import CHALLENGE, RETRY_AFTER, SAMPLES, Responses
 
@@ -42,7 +42,7 @@ class OpenAIRoute(APIRoute):
         async def answer(request: Request) -> Response:
             try:
                 return await handle(request)
-            except FORESEEN as error:
+            except HANDLED_ERRORS as error:
                 return openai_response(error)
 
         return answer
@@ -57,7 +57,7 @@ def openai_response(error: Exception) -> Response:
 
 def openai_error(error: Exception) -> OpenAIErrorAnswer:
     """Say what is wrong, naming the field as the client knows it."""
-    answer = _recast(document_of(error))
+    answer = _from_problem(problem_document(error))
     if isinstance(error, RequestError):
         answer.error.param = PARAMS.get(error.field, error.field)
     return answer
@@ -82,7 +82,7 @@ def openai_problems(*names: str) -> Responses:
                 "content": {"application/json": {"examples": {}}},
             },
         )
-        example = {"summary": document["title"], "value": _recast(document).model_dump()}
+        example = {"summary": document["title"], "value": _from_problem(document).model_dump()}
         response["content"]["application/json"]["examples"][name] = example
         if sample.retry:
             response["headers"] = RETRY_AFTER
@@ -91,7 +91,7 @@ def openai_problems(*names: str) -> Responses:
     return responses
 
 
-def _recast(document: Mapping[str, Any]) -> OpenAIErrorAnswer:
+def _from_problem(document: Mapping[str, Any]) -> OpenAIErrorAnswer:
     fields = [error["field"] for error in document.get("errors", ())]
     _, _, slug = document["type"].rpartition("urn:masc:problem:")
     code = None if document["type"] == "about:blank" else slug.replace("-", "_")

@@ -141,6 +141,6 @@ async def test_what_nobody_foresaw_breaks_the_answer_off(make: Callable[[], Exce
 
     source, exchange = Source(0), Exchange([])
     with pytest.raises((ValueError, KeyError)):
-        await exchange.run(EventStream(broken(), leave=source.leave))
+        await exchange.run(EventStream(broken(), on_close=source.leave))
     assert source.left == 1
     assert exchange.sent[-1]["more_body"]

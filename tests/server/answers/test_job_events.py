@@ -7,7 +7,7 @@ import pytest
 
 from masc_core.errors import JobCancelledError, NonFiniteError
 from server.answers.job_events import EVENT_ID, Cursor, JobEvents
-from server.answers.queue_position import Place
+from server.answers.queue_position import QueuePosition
 from tests.server.service import draw, paint
 from tests.server.sse import Event, read_events
 from worker.jobs.event import NumberedEvent, Preview, Progress, Started
@@ -16,9 +16,9 @@ from worker.jobs.job import GenerationRequest, Job
 JOB = Job(GenerationRequest("tiny", 1, 1.0, 5, num_images=3, format="webp"), id="an-id")
 
 
-def shown(*moments: object, **options: object) -> list[Event]:
+def shown(*updates: object, **options: object) -> list[Event]:
     presenter = JobEvents(JOB, **options)  # type: ignore[arg-type]
-    chunks = [chunk for moment in moments for chunk in presenter.show(moment)]  # type: ignore[arg-type]
+    chunks = [chunk for update in updates for chunk in presenter.show(update)]  # type: ignore[arg-type]
     return read_events(b"".join(chunks).decode())
 
 
@@ -49,8 +49,8 @@ def test_what_is_no_id(event_id: str) -> None:
 def test_what_is_told_on_the_way() -> None:
     preview = Preview(1, 2, 4, "png", b"data")
     assert shown(
-        Place(3, None),
-        Place(2, 1.5),
+        QueuePosition(3, None),
+        QueuePosition(2, 1.5),
         NumberedEvent(1, Started("v9")),
         NumberedEvent(2, Progress(1, 2, 4)),
         NumberedEvent(3, preview),

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from server.answers.queue_position import Place, place_of, start_seconds
+from server.answers.queue_position import QueuePosition, queue_position, start_seconds
 from tests.clock import Clock
 from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.memory import MemoryQueue
@@ -24,18 +24,22 @@ def test_a_place_is_for_those_who_wait() -> None:
     queue = MemoryQueue(clock=clock)
     jobs = [Job(GenerationRequest("tiny", 0, 1.0, i)) for i in range(4)]
 
-    async def places() -> list[Place | None]:
-        return [await place_of(queue, await queue.status(job.id)) for job in jobs]
+    async def places() -> list[QueuePosition | None]:
+        return [await queue_position(queue, await queue.status(job.id)) for job in jobs]
 
     async def run() -> None:
         for job in jobs:
             await queue.submit(job)
-        assert await places() == [Place(i, None) for i in range(4)]
+        assert await places() == [QueuePosition(i, None) for i in range(4)]
         first, second = queue.claim("tiny", 2, 0.0)
         clock.now = 5.0
         queue.finish(first, JobFailure("EngineError", "none"))
-        assert await places() == [None, None, Place(0, 5.0), Place(1, 10.0)]
+        assert await places() == [None, None, QueuePosition(0, 5.0), QueuePosition(1, 10.0)]
         queue.hand_back([second])
-        assert (await places())[1:] == [Place(0, 5.0), Place(1, 10.0), Place(2, 15.0)]
+        assert (await places())[1:] == [
+            QueuePosition(0, 5.0),
+            QueuePosition(1, 10.0),
+            QueuePosition(2, 15.0),
+        ]
 
     asyncio.run(run())

@@ -155,8 +155,8 @@ def test_the_log_has_the_name_and_nothing_has_the_key(
     answers = [generate(guarded, headers) for headers in (HEADER, BEARER, {"X-API-Key": ROOT})]
     answers += [guarded.get("/admin/probe", **HEADER), guarded.get("/openapi.json")]
     assert " of alice" in caplog.text
-    front = guarded.app.state.front
-    everything = [caplog.text, guarded.exposition(), repr(front)]
+    state = guarded.app.state.masc
+    everything = [caplog.text, guarded.exposition(), repr(state)]
     everything += [f"{answer.headers} {answer.text}" for answer in answers]
     for secret in (ALICE, ROOT):
         assert not any(secret in text for text in everything)
