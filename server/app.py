@@ -1,17 +1,18 @@
 """The front end as an ASGI application.
 
-It is built from what it needs and opens nothing itself: who calls `create_app` chooses the queue,
-the folder of models and the metrics registry, and runs the workers.
+The caller of `create_app` chooses the queue, the folder of models and the metrics registry, and
+runs the workers.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ConfigError
@@ -30,7 +31,7 @@ from server.middleware.tracing import TraceRequests
 from server.openai import route as openai
 from server.routes import admin, generate, health, jobs, models, page
 from server.settings import ServerSettings
-from server.state import AppState
+from server.state import AppState, app_state
 from worker.jobs.queue import JobProducer
 from worker.jobs.tracing import open_tracer
 
@@ -120,7 +121,7 @@ def choose_default(registry: Registry, preferred: str | None) -> str:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    state: AppState = app.state.masc
+    state = app_state(app)
     async with state.queue:
         try:
             yield
@@ -129,6 +130,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _describe(app: FastAPI) -> None:
+    @cache  # routes do not change any more, and building it takes 10 ms
+    def content() -> bytes:
+        return bytes(JSONResponse(openapi.document(app)).body)
+
     @app.get("/openapi.json", include_in_schema=False)
-    async def description() -> JSONResponse:
-        return JSONResponse(openapi.document(app))
+    async def description() -> Response:
+        return Response(content(), media_type="application/json")

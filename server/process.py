@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from masc_core.errors import ConfigError
 from server.drain import Drain
-from server.state import AppState
+from server.state import app_state
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,6 @@ def serve(
     listener : as from `listen`
     is_broken : whether no image can be made any more, so that it is to drain without a signal
     """
-    state: AppState = app.state.masc
     config = uvicorn.Config(
         app,
         ws="none",
@@ -71,7 +70,7 @@ def serve(
         log_config=None,
         timeout_graceful_shutdown=CLOSE_SECONDS,
     )
-    server = DrainingServer(config, state.drain, is_broken)
+    server = DrainingServer(config, app_state(app).drain, is_broken)
     signal.signal(signal.SIGTERM, server.handle_exit)  # also before uvicorn listens for it
     server.run(sockets=[listener])
 

@@ -1,8 +1,4 @@
-"""What every route of one application shares.
-
-Routes get it as a dependency, so that one process can hold several applications and tests need no
-global state.
-"""
+"""What the routes of one application share; they take it as the dependency `State`."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.applications import Starlette
 
 from masc_core.bundle.manifest import Manifest
 from masc_core.bundle.registry import Registry
@@ -30,7 +27,13 @@ WORKER_RETRY_AFTER = 2.0
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """The parts of one front end; ``default_model`` is that of a request which names none."""
+    """The parts of one front end.
+
+    Attributes
+    ----------
+    default_model : of a request that names none
+    known : manifests of served versions, by name and version
+    """
 
     settings: ServerSettings
     queue: JobProducer
@@ -124,9 +127,14 @@ def _state(worker: WorkerStatus) -> str:
     return f"serves {worker.model!r}" if worker.ready else "not ready"
 
 
-async def _app_state(request: Request) -> AppState:
-    state: AppState = request.app.state.masc
+def app_state(app: Starlette) -> AppState:
+    """The parts of an application; the one place that reads Starlette's untyped ``app.state``."""
+    state: AppState = app.state.masc
     return state
 
 
-State = Annotated[AppState, Depends(_app_state)]
+async def _state_of(request: Request) -> AppState:
+    return app_state(request.app)
+
+
+State = Annotated[AppState, Depends(_state_of)]
