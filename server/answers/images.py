@@ -8,10 +8,10 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, Final
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from masc_core.images import ImageFormat
-from server.intake.accept import MEDIA_TYPES
 from server.schemas.generate import GenerateAnswer
 from server.schemas.image import Image, ModelVersion, Stages
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
@@ -25,18 +25,15 @@ IMAGE_HEADERS: Final = {
 }
 
 
-def image_response(
-    result: JobResult, index: int, file_format: ImageFormat, headers: Mapping[str, str]
-) -> Response:
-    """Answer with the bytes of one image, and the rest in headers."""
+def image_headers(result: JobResult, index: int) -> dict[str, str]:
+    """What is known of one image, for an answer that is its file."""
     image = result.images[index]
-    about = {
+    return {
         "X-Masc-Seed": str(image.seed),
         "X-Masc-Model": f"{result.model}/{result.version}",
         "X-Masc-Entropy-Bits": f"{image.entropy_bits:.6f}",
         "Server-Timing": server_timing(result.timings),
     }
-    return Response(image.data, headers={**about, **headers}, media_type=MEDIA_TYPES[file_format])
 
 
 def json_response(
@@ -91,6 +88,16 @@ def base64_of(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def etag_of(data: bytes) -> str:
-    """Entity tag of a file's bytes."""
-    return f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+def cached_response(
+    request: Request,
+    content: bytes,
+    media_type: str,
+    cache_control: str,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Answer with a file, or 304 where the client names its ETag, a hash of ``content``."""
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    cached = {"ETag": etag, "Cache-Control": cache_control}
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=cached)
+    return Response(content, headers={**(headers or {}), **cached}, media_type=media_type)

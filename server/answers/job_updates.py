@@ -1,6 +1,6 @@
-"""What becomes of a job, moment by moment: where it waits, what its worker tells, how it ends.
+"""Follow a job: its position in the queue, the events of its worker, its result.
 
-Nothing is read ahead but the next moment, so whoever reads slowly holds up nobody and nothing.
+Only the next update is read ahead, so a slow reader holds up nobody.
 """
 
 from __future__ import annotations
@@ -9,12 +9,48 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 
 from masc_core.errors import DeadlineError, QueueDownError
-from server.answers.queue_position import QueuePosition, queue_position
 from worker.jobs.event import NumberedEvent
 from worker.jobs.outcome import JobFailure, JobResult
 from worker.jobs.queue import JobProducer
+from worker.jobs.state import JobStatus
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePosition:
+    """A place in the queue.
+
+    Attributes
+    ----------
+    position : jobs that are ahead
+    start_seconds : after which it may start, as the queue drains now; None while that is unknown
+    """
+
+    position: int
+    start_seconds: float | None
+
+
+async def queue_position(queue: JobProducer, status: JobStatus) -> QueuePosition | None:
+    """Where a job waits, None when it does not.
+
+    Raises
+    ------
+    QueueDownError : the queue cannot be reached
+    """
+    if status.position is None:
+        return None
+    stats = await queue.stats()
+    return QueuePosition(status.position, start_seconds(status.position, stats.drain_rate))
+
+
+def start_seconds(position: int, drain_rate: float) -> float | None:
+    """Seconds until one job more has ended than are ahead: this one takes that one's room."""
+    if drain_rate <= 0:
+        return None
+    return round((position + 1) / drain_rate, 3)
+
 
 POLL_SECONDS = 1.0  # between two looks at the place of a job that waits
 

@@ -7,6 +7,7 @@ never changed. One at a time is made, so that the memory which that takes is bou
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +17,9 @@ from typing import Generic, TypeVar
 from starlette.exceptions import HTTPException
 
 from masc_core.bundle.codebook_view import PATCHES_FILE, TREE_FILE, decode_tree, patch_side
-from masc_core.bundle.manifest import PRIOR_FILE, SAMPLES_FILE, Manifest
+from masc_core.bundle.manifest import PRIOR_FILE, SAMPLES_FILE, Manifest, check_hash
 from masc_core.errors import ArtifactError
 from masc_core.prior import ClusterMap
-from server.codebook_view.bundle_files import read_file
 from server.codebook_view.codebook import Codebook
 from server.codebook_view.thumbnails import cut_thumbnails, is_sheet
 
@@ -147,3 +147,25 @@ class CodebookCache:
 
 def _key(manifest: Manifest) -> Key:
     return manifest.name, manifest.version, manifest.seal
+
+
+def read_file(models: Path, manifest: Manifest, name: str) -> bytes:
+    """Content of a file that the manifest lists.
+
+    Parameters
+    ----------
+    models : folder of all bundles
+    manifest : of the bundle
+    name : one of ``manifest.files``
+
+    Raises
+    ------
+    ArtifactError : it is missing or altered
+    """
+    path = models / manifest.name / manifest.version / name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
+    check_hash(path, hashlib.sha256(content).hexdigest(), manifest.files[name])
+    return content

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from masc_core.bundle.codebook_view import patch_columns
 from masc_core.bundle.manifest import Manifest
 from masc_core.errors import UnknownClassError
-from server.answers.images import BINARY, etag_of
+from server.answers.images import BINARY, cached_response
 from server.codebook_view.cache import CodebookView
 from server.codebook_view.codebook import Codebook, Sort
 from server.codebook_view.schemas import (
@@ -203,8 +203,5 @@ def _merge(book: Codebook, node: int) -> Merge:
 
 def _picture(request: Request, content: bytes, version: str | None) -> Response:
     # Under an address that names the version there is never another picture.
-    kept = "no-cache" if version is None else "max-age=3600"
-    headers = {"ETag": etag_of(content), "Cache-Control": kept}
-    if headers["ETag"] in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
-    return Response(content, headers=headers, media_type="image/webp")
+    cache_control = "no-cache" if version is None else "max-age=3600"
+    return cached_response(request, content, "image/webp", cache_control)

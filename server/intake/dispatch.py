@@ -1,7 +1,7 @@
-"""Through the queue and back: admission, and the wait for the outcome.
+"""Through the queue and back: the time limit, admission, and the wait for the result.
 
-Whatever ends the wait before its time (the client goes away, the time is up, the server shuts
-down), the job is cancelled, so none is left behind; unless it is kept, for others to wait for.
+Whatever ends the wait early (the client disconnects, the time is up, the server shuts down) cancels
+the job, unless it is kept for others to wait for.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import replace
+from typing import Annotated, Final
 
+from fastapi import Header
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-from masc_core.errors import CapacityError, DeadlineError, QueueDownError
+from masc_core.errors import CapacityError, DeadlineError, InvalidFieldError, QueueDownError
 from server.errors import problem_type_of
 from server.intake.idempotency import mark_replay
 from server.middleware.tracing import traceparent_of
@@ -24,6 +26,33 @@ from worker.jobs.outcome import EXPIRED, JobResult
 from worker.jobs.queue import JobProducer
 
 logger = logging.getLogger(__name__)
+
+HEADER: Final = "X-Masc-Timeout"
+
+TimeoutHeader = Annotated[
+    float | None,
+    Header(
+        alias=HEADER,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds after which the images are no longer wanted; by default, and at most, "
+        "the service's own limit.",
+    ),
+]
+
+
+def time_limit(given: float | None, most: float) -> float:
+    """Seconds that a request has, at most ``most``, which is the default.
+
+    Raises
+    ------
+    InvalidFieldError : more was asked for
+    """
+    if given is None:
+        return most
+    if given > most:
+        raise InvalidFieldError(HEADER, f"must be at most {most:g} seconds here")
+    return given
 
 
 async def admit(state: AppState, job: Job, share: float, scope: Scope) -> Job:

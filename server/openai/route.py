@@ -9,12 +9,11 @@ from starlette.responses import Response
 
 from masc_core.bundle.manifest import Manifest
 from masc_core.errors import InvalidFieldError, UnknownModelError
+from server.answers.event_stream import stream_generation
 from server.answers.images import base64_of
-from server.answers.streaming import stream_generation
 from server.auth.keys import LimitedClientDependency
 from server.intake.accept import EVENTS
-from server.intake.deadline import TimeoutHeader, time_limit
-from server.intake.dispatch import admit, wait_for_result
+from server.intake.dispatch import TimeoutHeader, admit, time_limit, wait_for_result
 from server.intake.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
 from server.intake.json_body import json_body
 from server.intake.resolve import resolve

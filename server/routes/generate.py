@@ -7,13 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from server.answers.images import BINARY, IMAGE_HEADERS, image_response, json_response
-from server.answers.job_events import JobEvents
-from server.answers.streaming import stream_generation
+from server.answers.event_stream import stream_generation
+from server.answers.images import BINARY, IMAGE_HEADERS, image_headers, json_response
+from server.answers.job import JobEvents
 from server.auth.keys import LimitedClientDependency
 from server.intake.accept import EVENTS, MEDIA_TYPES, image_format, wants_events
-from server.intake.deadline import TimeoutHeader, time_limit
-from server.intake.dispatch import admit, wait_for_result
+from server.intake.dispatch import TimeoutHeader, admit, time_limit, wait_for_result
 from server.intake.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
 from server.intake.json_body import json_body
 from server.intake.resolve import resolve
@@ -102,5 +101,7 @@ async def generate(
     with stage(state.metrics, request.scope, "deliver"):
         file_format = job.request.format
         if file_wanted and len(result.images) == 1:
-            return image_response(result, 0, file_format, {"Vary": "Accept"})
+            headers_ = {**image_headers(result, 0), "Vary": "Accept"}
+            media_type = MEDIA_TYPES[file_format]
+            return Response(result.images[0].data, headers=headers_, media_type=media_type)
         return json_response(job.id, result, file_format, entropies=body.entropies)

@@ -11,8 +11,15 @@ from starlette.responses import Response
 
 from masc_core.errors import CapacityError, QueueDownError
 from server.openapi import Responses, problems
-from server.schemas.health import Health, Readiness, Version, Worker
-from server.schemas.status import QueueState, Status, WorkerState
+from server.schemas.health import (
+    Health,
+    QueueState,
+    Readiness,
+    Status,
+    Version,
+    Worker,
+    WorkerState,
+)
 from server.state import AppState, State
 from worker.jobs.state import QueueStats
 

@@ -9,16 +9,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from masc_core.errors import QueueDownError
-from server.answers.event_stream import EventStream
-from server.answers.images import BINARY, IMAGE_HEADERS, etag_of, image_response
-from server.answers.job import job_answer, job_outcome, own_job_status
-from server.answers.job_events import EVENT_ID, Cursor, JobEvents
+from server.answers.event_stream import EventStream, sse_events
+from server.answers.images import BINARY, IMAGE_HEADERS, cached_response, image_headers
+from server.answers.job import EVENT_ID, Cursor, JobEvents, job_answer, job_outcome, own_job_status
 from server.answers.job_updates import job_updates
-from server.answers.streaming import sse_events
 from server.auth.keys import ClientDependency, LimitedClientDependency
 from server.intake.accept import EVENTS, MEDIA_TYPES
-from server.intake.deadline import TimeoutHeader, time_limit
-from server.intake.dispatch import admit
+from server.intake.dispatch import TimeoutHeader, admit, time_limit
 from server.intake.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
 from server.intake.json_body import json_body
 from server.intake.resolve import resolve
@@ -158,10 +155,9 @@ async def image(
         raise HTTPException(404, f"the job has no images: its state is {status.state!r}")
     if index >= len(result.images):
         raise HTTPException(404, f"the job has images 0 to {len(result.images) - 1}")
-    cached = {"ETag": etag_of(result.images[index].data), "Cache-Control": "private, no-cache"}
-    if cached["ETag"] in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=cached)
-    return image_response(result, index, status.job.request.format, cached)
+    media_type = MEDIA_TYPES[status.job.request.format]
+    headers_, data = image_headers(result, index), result.images[index].data
+    return cached_response(request, data, media_type, "private, no-cache", headers_)
 
 
 @router.get(

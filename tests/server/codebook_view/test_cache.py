@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from masc_core.bundle.manifest import PRIOR_FILE, Manifest
+from masc_core.bundle.manifest import PRIOR_FILE, SAMPLES_FILE, Manifest
 from masc_core.errors import ArtifactError
-from server.codebook_view.cache import MAX_VERSIONS, CodebookCache, VersionCache
-from tests.server.pictured_model import PRIOR, write_pictured
+from server.codebook_view.cache import MAX_VERSIONS, CodebookCache, VersionCache, read_file
+from tests.server.pictured_model import PRIOR, samples, write_pictured
 
 
 class Maker:
@@ -98,3 +98,19 @@ def test_the_prior_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shown = asyncio.run(CodebookCache(tmp_path).codebook(manifest))
     assert (shown.codebook.prior.labels == PRIOR.labels).all()
     assert opened.count(PRIOR_FILE) == 1
+
+
+def test_a_file_as_it_was_published(tmp_path: Path) -> None:
+    manifest = write_pictured(tmp_path)
+    assert read_file(tmp_path, manifest, SAMPLES_FILE) == samples()
+
+
+def test_a_file_that_was_altered_or_is_gone_is_refused(tmp_path: Path) -> None:
+    manifest = write_pictured(tmp_path)
+    path = tmp_path / "tiny" / "v1" / SAMPLES_FILE
+    path.write_bytes(samples()[:-1])
+    with pytest.raises(ArtifactError, match=r"samples\.png: is truncated or altered"):
+        read_file(tmp_path, manifest, SAMPLES_FILE)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"samples\.png: cannot be read: No such file"):
+        read_file(tmp_path, manifest, SAMPLES_FILE)

@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from masc_core.errors import NonFiniteError
-from server.answers.queue_position import QueuePosition
+from server.answers.job_updates import QueuePosition
 from server.openai.events import OpenAIEvents, usage_of
 from tests.server.service import GRID, draw, paint
 from tests.server.sse import Event, read_events
