@@ -42,9 +42,10 @@ class EventStream(EventSourceResponse):
 
     Parameters
     ----------
-    events : as they go over the wire; closed when the client leaves
-    headers : besides those of every stream
-    leave : what to do when the stream is over, however it ends, even before it has begun
+    events : encoded; closed when the stream ends
+    headers : in addition to those of every stream
+    on_close : called when the stream is over, however it ends, even before its first byte
+    keep_alive_seconds : of silence, until a comment is sent
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class EventStream(EventSourceResponse):
         events: AsyncGenerator[bytes, None],
         headers: Mapping[str, str] | None = None,
         on_close: OnClose | None = None,
+        keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     ) -> None:
         super().__init__(events, headers={**HEADERS, **(headers or {})})
         self._events, self._on_close = events, on_close
+        self._keep_alive_seconds = keep_alive_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events, until they end or the client goes away."""
+        """Send the events until they end or the client disconnects."""
         disconnect = asyncio.ensure_future(wait_for_disconnect(receive))
         sending = asyncio.ensure_future(self._send(send))
         try:
@@ -76,7 +79,7 @@ class EventStream(EventSourceResponse):
     async def _send(self, send: Send) -> None:
         headers, status = self.raw_headers, self.status_code
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await _send_chunk(send, KEEPALIVE_COMMENT)  # says at once that there is an answer
+        await _send_chunk(send, KEEPALIVE_COMMENT)  # headers reach the client at once
         opening = RETRY
         while (chunk := await self._next(send)) is not None:
             await _send_chunk(send, opening + chunk)
@@ -88,7 +91,7 @@ class EventStream(EventSourceResponse):
         upcoming = asyncio.ensure_future(anext(self._events, None))
         try:
             while not upcoming.done():
-                await asyncio.wait({upcoming}, timeout=KEEP_ALIVE_SECONDS)
+                await asyncio.wait({upcoming}, timeout=self._keep_alive_seconds)
                 if not upcoming.done():
                     await _send_chunk(send, KEEPALIVE_COMMENT)
             return upcoming.result()
@@ -106,10 +109,10 @@ async def _end(task: asyncio.Future[None] | asyncio.Future[bytes | None]) -> Non
 
 
 class Presenter(Protocol):
-    """Turns the moments of a job into events as they go over the wire."""
+    """Encodes the updates of a job as server-sent events: ours, or those of the OpenAI API."""
 
     def show(self, update: JobUpdate) -> Iterator[bytes]:
-        """Events of one moment; there may be none."""
+        """Events of one update; may be none."""
 
     def fail(self, error: MascError) -> bytes:
         """The last event when there are no images."""
@@ -121,14 +124,14 @@ async def sse_events(
     scope: Scope | None = None,
     delivery: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> AsyncGenerator[bytes, None]:
-    """Show every moment, and an error as the last one.
+    """Encode every update; a failure is the last event.
 
     Parameters
     ----------
     updates : as from `job_updates`
-    presenter : shows them
-    scope : the request that fails when the job does; None if it only looks on
-    delivery : around the images' way to the client
+    presenter : encodes them
+    scope : the request that fails with the job; None if the client only watches
+    delivery : context in which the result is sent
     """
     try:
         async with aclosing(updates):
@@ -151,9 +154,9 @@ def stream_generation(
     ----------
     front : the front end
     scope : the request
-    job : has been admitted
-    presenter : shows it
-    seconds : after which the request is given up
+    job : as admitted
+    presenter : encodes its updates
+    seconds : until the request times out
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds

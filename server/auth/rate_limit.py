@@ -1,10 +1,9 @@
-"""How often a client may start work: a number of requests in each window of a minute.
+"""Rate limits: requests that a client may start in each window of a minute.
 
-A window opens with the client's first request, and all front ends of a Redis queue count together.
-Whoever has used a window up is told when it ends. Around the border of two windows twice the number
-can come within a minute; it is the queue's own limit that guards the service.
-While Redis is away nothing is counted and everyone passes: admission needs the same Redis, and says
-no by itself.
+A window opens with the client's first request; all front ends of a Redis queue count together.
+Across the border of two windows twice the number can come within a minute; the queue's own limit
+protects the service. While Redis is down nothing is counted and everyone passes: admission needs
+the same Redis, and refuses by itself.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ logger = logging.getLogger(__name__)
 KEY_PREFIX = "masc:limits"
 CONNECTIONS = 8
 TIMEOUT_SECONDS = 0.2  # seconds for Redis to answer; with the queue's own they are less than one
-AWAY_SECONDS = 1.0  # without asking it, once it did not
+AWAY_SECONDS = 1.0  # until Redis is asked again after a failure
 ROUNDING = 0.5  # Redis tells the rest of a window in whole seconds, the nearest
 
 
@@ -40,10 +39,21 @@ class RateLimits:
     Parameters
     ----------
     queue_url : the queue's; Redis counts for all front ends, anything else for this process alone
-    clock : seconds; when to ask a Redis again that was away
+    clock : monotonic seconds
+    timeout : seconds for Redis to answer
+
+    Attributes
+    ----------
+    timeout : as given; may be changed
     """
 
-    def __init__(self, queue_url: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        queue_url: str,
+        clock: Callable[[], float] = time.monotonic,
+        timeout: float = TIMEOUT_SECONDS,
+    ) -> None:
+        self.timeout = timeout
         self._pool = _pool(queue_url)
         self._limiter = FixedWindowRateLimiter(_storage(queue_url, self._pool))
         self._connections = asyncio.Semaphore(CONNECTIONS)
@@ -59,21 +69,21 @@ class RateLimits:
         """
         if not client.requests_per_minute:
             return
-        async with self._connections:  # a crowd's own length must not pass for a Redis that is slow
+        async with self._connections:  # or a queue for connections would look like a slow Redis
             wait = None if self._is_away() else await self._seconds_to_wait(client)
         if wait is not None:
             limit = client.requests_per_minute
             raise RateLimitError(f"{client.name} may start {limit} requests a minute", wait)
 
     async def close(self) -> None:
-        """Leave Redis."""
+        """Close the connections to Redis."""
         if self._pool is not None:
             await self._pool.aclose()
 
     async def _seconds_to_wait(self, client: Client) -> float | None:
         """Seconds until the next window, if this one is used up; None while Redis is away too."""
         try:
-            async with patience(TIMEOUT_SECONDS):
+            async with patience(self.timeout):
                 wait = await self._count_in_window(client)
         except (StorageError, TimeoutError) as error:
             self._mark_away(error)

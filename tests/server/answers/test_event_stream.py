@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Callable
 
 import pytest
 
-from server.answers import event_stream
 from server.answers.event_stream import EventStream
 from tests.server.asgi import Exchange
 from tests.server.intake.test_dispatch import assert_nothing_left, until
@@ -68,11 +67,10 @@ async def test_events_are_sent_to_the_end() -> None:
     assert (source.closed, source.left) == (1, 1)
 
 
-async def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_stream, "KEEP_ALIVE_SECONDS", 0.01)
+async def test_silence_is_broken_by_comments() -> None:
     source, exchange = Source(1), Exchange([])
     source.goes_on.clear()
-    task = await start(source.stream(), exchange)
+    task = await start(EventStream(source.events(), keep_alive_seconds=0.01), exchange)
     await until(lambda: exchange.body.count(b": ping\n\n") > 3)
     source.goes_on.set()
     await finish(task)
