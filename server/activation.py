@@ -1,8 +1,7 @@
-"""Another version of a model, while the service goes on.
+"""Activate another version of a model while the service runs.
 
-The registry's choice is changed once the version's files are as published; workers see it, make the
-version ready beside the old one, and change over. One that refuses it undoes the choice: a version
-that cannot be served is not the active one for longer than it takes to find out.
+The registry's active version changes once the files match their checksums. Workers see that, load
+the version beside the old one, and switch. If one refuses it, the activation is undone.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """What has come of it.
+    """The result of an activation.
 
     Attributes
     ----------
@@ -40,12 +39,12 @@ class Activation:
 
 
 class Activator:
-    """Changes versions, one at a time.
+    """Activates versions, one at a time.
 
     Parameters
     ----------
-    registry : the folder that the workers look at too
-    queue : where workers tell what they serve
+    registry : the folder that the workers watch
+    queue : where workers announce what they serve
     """
 
     def __init__(self, registry: Registry, queue: JobProducer) -> None:
@@ -93,7 +92,7 @@ class Activator:
         if previous not in {None, version}:
             try:
                 await asyncio.to_thread(self._registry.rollback, name, leaving=version)
-            except ArtifactError as error:  # somebody has activated another one, or removed files
+            except ArtifactError as error:  # another one was activated meanwhile, or files are gone
                 logger.warning("%s %s stays chosen: %s", name, version, error)
         logger.error("%s refuses %s %s: %s", refusing.worker_id, name, version, refusing.detail)
         raise VersionRefusedError("version", f"a worker cannot serve it: {refusing.detail}")

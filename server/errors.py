@@ -2,7 +2,7 @@
 
 Each class of the hierarchy has a status, a slug that makes up its ``type``, and a title; what HTTP
 itself has a word for (404 for a path, 405, 413, 415) is an ``about:blank`` problem.
-What a client cannot mend is not explained to it: those details go to the log.
+Details of errors on our side go to the log, not to the client.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ MAX_FIELD_LENGTH = 100
 
 @dataclass(frozen=True, slots=True)
 class ProblemType:
-    """How a class of errors is shown."""
+    """An RFC 9457 problem type."""
 
     status: int
     slug: str
@@ -149,12 +149,12 @@ class InvalidBodyError(Exception):
 
 
 def problem_type_of(error: MascError) -> ProblemType:
-    """Row of the table for an error: its own class, or else the nearest base."""
+    """Problem type of an error: that of its class or the nearest base."""
     return next(PROBLEM_TYPES[base] for base in type(error).__mro__ if base in PROBLEM_TYPES)
 
 
 def predicate(message: str) -> str:
-    """What pydantic says of a value, as the rest of a sentence about its field."""
+    """Turn pydantic's message into the predicate of a sentence about the field."""
     return message.replace("Input should", "must", 1)
 
 
@@ -202,14 +202,14 @@ def install(app: FastAPI) -> None:
 
 
 def response_to(error: Exception) -> Response:
-    """Answer with any exception's problem document; what concerns the operator is logged."""
+    """Answer with an exception's problem document; errors on our side are logged."""
     if isinstance(error, MascError) and problem_type_of(error).status == 500:
         logger.error("%s: %s", type(error).__name__, error)
     return _response(error)
 
 
 def problem_document(error: Exception) -> dict[str, Any]:
-    """The problem document of any exception, to be told as part of another answer."""
+    """The problem document of any exception, for use inside another answer."""
     document: dict[str, Any] = json.loads(bytes(_response(error).body))
     return document
 

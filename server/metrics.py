@@ -1,8 +1,7 @@
-"""What the front end counts, and the middleware that counts it.
+"""Metrics of the front end, and the middleware that counts requests.
 
-Labels come from fixed sets: an endpoint is a route's template, never a path, so nothing grows with
-traffic. What the queue says of itself is read from it when it is scraped, and is the same at every
-front end.
+Labels come from fixed sets: an endpoint is a route's template, never a path. The queue's figures
+are read when ``/metrics`` is scraped, and are the same at every front end.
 """
 
 from __future__ import annotations
@@ -75,23 +74,23 @@ class ServerMetrics:
 
 
 class QueueCollector(Collector):
-    """The queue as a whole: gauges and counters as they were read last.
+    """Gauges and counters of the whole queue.
 
     Attributes
     ----------
-    stats : what the queue said at this scrape; None when it could not be reached
+    stats : as of this scrape; None if the queue could not be reached
     """
 
     def __init__(self) -> None:
         self.stats: QueueStats | None = None
 
     def describe(self) -> Iterator[Metric]:
-        """Names, for the registry to see that nobody else has them."""
+        """Names, by which the registry refuses duplicates."""
         yield _up(is_up=False)
         yield from _families(_NOTHING)
 
     def collect(self) -> Iterator[Metric]:
-        """Values; while the queue is down only that it is."""
+        """Values; only ``masc_queue_up`` while the queue is down."""
         yield _up(is_up=self.stats is not None)
         if self.stats is not None:
             yield from _families(self.stats)
@@ -142,12 +141,12 @@ class MeasureRequests:
 
 
 def set_final_status(scope: Scope, status: int) -> None:
-    """Count a request as if its answer, which has begun, had this status."""
+    """Count a request under this status, although its answer has begun with another."""
     scope[_FINAL_STATUS] = status
 
 
 def final_status(scope: Scope) -> int | None:
-    """The status that `set_final_status` gave a request; None where its answer's own counts."""
+    """The status given by `set_final_status`; None if the answer's own counts."""
     status: int | None = scope.get(_FINAL_STATUS)
     return status
 

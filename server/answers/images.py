@@ -26,7 +26,7 @@ IMAGE_HEADERS: Final = {
 
 
 def image_headers(result: JobResult, index: int) -> dict[str, str]:
-    """What is known of one image, for an answer that is its file."""
+    """Headers of an answer that is the file of one image."""
     image = result.images[index]
     return {
         "X-Masc-Seed": str(image.seed),
@@ -55,7 +55,7 @@ def json_response(
 
 
 def image_facts(image: ImageOutput, file_format: ImageFormat, *, entropies: bool) -> dict[str, Any]:
-    """The fields of `server.schemas.image.ImageFacts`; those not asked for stay unset."""
+    """Fields of `server.schemas.image.ImageFacts`; entropies are left out unless asked for."""
     facts = {
         "seed": image.seed,
         "format": file_format,

@@ -37,15 +37,15 @@ from worker.jobs.outcome import JobFailure, JobResult, Outcome
 from worker.jobs.queue import JobProducer
 from worker.jobs.state import END_STATES, JobStatus
 
-OUTCOME_SECONDS = 3.0  # for a large one to come; that of a job which has ended is there
+OUTCOME_SECONDS = 3.0  # for transfer: the outcome of a job that has ended is there already
 
 
 async def own_job_status(queue: JobProducer, client: Client, job_id: str) -> JobStatus:
-    """Where a client's job is.
+    """Status of a client's own job.
 
     Raises
     ------
-    UnknownJobError : there is no such job, or it is somebody else's, which is told no otherwise
+    UnknownJobError : there is no such job, or it is another client's: the two look the same
     """
     status = await queue.status(job_id)
     if status.job.owner != client.name:
@@ -54,12 +54,12 @@ async def own_job_status(queue: JobProducer, client: Client, job_id: str) -> Job
 
 
 async def job_outcome(queue: JobProducer, status: JobStatus) -> Outcome | None:
-    """How a job has ended, None if it has not.
+    """Outcome of a job, None if it has not ended.
 
     Raises
     ------
-    ResultGoneError : it has, and nobody knows how any more
-    QueueDownError : the queue went away meanwhile
+    ResultGoneError : it has ended, and its outcome is kept no longer
+    QueueDownError : the queue cannot be reached
     """
     if status.state not in END_STATES:
         return None
@@ -71,7 +71,7 @@ async def job_outcome(queue: JobProducer, status: JobStatus) -> Outcome | None:
 
 
 async def job_answer(queue: JobProducer, status: JobStatus, *, entropies: bool) -> JobAnswer:
-    """Tell all that is known of a job; ``entropies`` adds those of every position.
+    """All that is known of a job; ``entropies`` adds those of every position.
 
     Raises
     ------
@@ -117,12 +117,12 @@ EVENT_ID: Final = r"^([0-9]{1,9}|image\.[0-9]{1,3}|done|error)?$"
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """How far a reader has come.
+    """How far a reader has read.
 
     Attributes
     ----------
-    after : number of the worker's last event that it has; None if it has all
-    images : how many images it has
+    after : number of the last worker event it has; None if it has all
+    images : number of images it has
     is_at_end : whether it has the last event
     """
 
@@ -132,7 +132,7 @@ class Cursor:
 
     @classmethod
     def behind(cls, event_id: str) -> Self:
-        """Place behind the event of that id, one of `EVENT_ID`; an empty one is the beginning."""
+        """Cursor after the event of an id that matches `EVENT_ID`; empty is the beginning."""
         name, _, index = event_id.partition(".")
         match name:
             case "":
@@ -147,13 +147,13 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class JobEvents:
-    """Shows the moments of a job.
+    """Encodes the updates of a job.
 
     Attributes
     ----------
     job : the job
     entropies : whether the images come with the entropy of every position
-    first_image : the first one that is still to be sent
+    first_image : index of the first image to send
     """
 
     job: Job

@@ -20,12 +20,12 @@ from worker.jobs.state import JobStatus
 
 @dataclass(frozen=True, slots=True)
 class QueuePosition:
-    """A place in the queue.
+    """The position of a waiting job.
 
     Attributes
     ----------
-    position : jobs that are ahead
-    start_seconds : after which it may start, as the queue drains now; None while that is unknown
+    position : number of jobs ahead
+    start_seconds : estimated time until it starts; None while unknown
     """
 
     position: int
@@ -33,7 +33,7 @@ class QueuePosition:
 
 
 async def queue_position(queue: JobProducer, status: JobStatus) -> QueuePosition | None:
-    """Where a job waits, None when it does not.
+    """Position of a job, None if it does not wait.
 
     Raises
     ------
@@ -46,13 +46,13 @@ async def queue_position(queue: JobProducer, status: JobStatus) -> QueuePosition
 
 
 def start_seconds(position: int, drain_rate: float) -> float | None:
-    """Seconds until one job more has ended than are ahead: this one takes that one's room."""
+    """Seconds until ``position + 1`` jobs have ended at ``drain_rate`` jobs a second."""
     if drain_rate <= 0:
         return None
     return round((position + 1) / drain_rate, 3)
 
 
-POLL_SECONDS = 1.0  # between two looks at the place of a job that waits
+POLL_SECONDS = 1.0  # between queries of a waiting job's position
 
 JobUpdate = QueuePosition | NumberedEvent | JobResult
 
@@ -66,12 +66,12 @@ async def job_updates(
     ----------
     queue : where the job is
     job_id : the job
-    after : number of the worker's last event that is known already; None if all are
-    until : the loop's time at which to give up
+    after : number of the last worker event already known; None if all are
+    until : deadline, in the event loop's time
 
     Yields
     ------
-    Moment : its place, at once if it waits and whenever it changes; its worker's events; its result
+    JobUpdate : its position, first and whenever it changes; its worker's events; its result
 
     Raises
     ------
@@ -101,7 +101,7 @@ async def _worker_updates(
     try:
         while True:
             if waits and not upcoming.done():
-                with suppress(QueueDownError):  # it will be back
+                with suppress(QueueDownError):  # try again at the next poll
                     status = await queue.status(job_id)
                     waits = status.position is not None
                     if status.position != position and (
@@ -126,11 +126,11 @@ async def _worker_updates(
 async def _wait(
     upcoming: asyncio.Future[NumberedEvent | None], seconds: float, until: float
 ) -> None:
-    """Wait for an event, for so long at most.
+    """Wait for an event, at most ``seconds``.
 
     Raises
     ------
-    DeadlineError : the time to give up has come
+    DeadlineError : ``until`` has passed
     """
     left = until - asyncio.get_running_loop().time()
     wait = min(seconds, max(left, 0.0))
@@ -144,6 +144,6 @@ def _deadline_passed() -> DeadlineError:
 
 
 async def _close(events: AsyncIterator[NumberedEvent]) -> None:
-    """Let go of what an adapter holds for the events now, not when they are collected."""
+    """Release the adapter's resources now, not at garbage collection."""
     if isinstance(events, AsyncGenerator):
         await events.aclose()

@@ -1,7 +1,7 @@
-"""Who asks, as dependencies of routes and routers.
+"""Authentication as dependencies of routes.
 
 A key comes as ``Authorization: Bearer KEY`` or as ``X-API-Key: KEY``; the latter wins, since the
-former may be for a proxy on the way. Keys are looked at before a body is read.
+former may be for a proxy. Keys are checked before a body is read.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ AdminHeader = Annotated[
 
 
 async def known_client(state: State, bearer: ClientBearer, header: ClientHeader) -> Client:
-    """Whoever has the request's key.
+    """The client whose key the request has.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""What the page shows of each model: thumbnails of its classes, and its codebook.
+"""Cache of what the page shows of each model: thumbnails of its classes, and its codebook.
 
-Everything is made once a version, in a thread, and kept for the versions shown last: a version is
-never changed. One at a time is made, so that the memory which that takes is bounded.
+A version never changes, so its entry is made once, in a thread, and kept for the versions shown
+last. One entry is made at a time, which bounds the memory.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def has_codebook(manifest: Manifest) -> bool:
 
 
 class VersionCache(Generic[T]):
-    """What was made of the versions shown last.
+    """An LRU cache with an entry per version.
 
     Parameters
     ----------
-    make : takes a while, and may raise
+    make : makes an entry, in a thread; may raise
     """
 
     def __init__(self, make: Callable[[Manifest], T]) -> None:
@@ -63,7 +63,7 @@ class VersionCache(Generic[T]):
         self._made: OrderedDict[Key, T] = OrderedDict()
 
     async def get(self, manifest: Manifest) -> T:
-        """What belongs to a version. Who waits for another to be made holds no thread."""
+        """The entry of a version. Waiting for another one to be made blocks no thread."""
         key = _key(manifest)
         if key not in self._made:
             async with self._lock:

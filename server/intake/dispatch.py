@@ -42,7 +42,7 @@ TimeoutHeader = Annotated[
 
 
 def time_limit(given: float | None, most: float) -> float:
-    """Seconds that a request has, at most ``most``, which is the default.
+    """Time limit of a request in seconds; ``most`` is the maximum and the default.
 
     Raises
     ------
@@ -61,18 +61,18 @@ async def admit(state: AppState, job: Job, share: float, scope: Scope) -> Job:
     Parameters
     ----------
     front : the front end
-    job : what is asked for
-    share : of the queue's places, that its owner may take at most
-    scope : the request, which is marked if it was sent before
+    job : to submit
+    share : largest share of the queue for its owner's waiting jobs
+    scope : the request, which is marked as a replay if it was sent before
 
     Returns
     -------
-    Job : this one, or the earlier one that its idempotency key stands for
+    Job : this one, or the earlier one with the same idempotency key
 
     Raises
     ------
     CapacityError : no worker is ready for its model, the queue is full, or this front end drains
-    IdempotencyConflictError : its key was used for another request
+    IdempotencyConflictError : the key belongs to another request
     """
     job = replace(job, trace=traceparent_of(scope))
     try:
@@ -91,19 +91,19 @@ async def admit(state: AppState, job: Job, share: float, scope: Scope) -> Job:
 
 
 async def wait_for_result(state: AppState, job: Job, receive: Receive, seconds: float) -> JobResult:
-    """Wait for the images of a job; a front end that drains goes on until they are there.
+    """Wait for the images of a job; the front end does not end before they are there.
 
     Parameters
     ----------
     front : the front end
-    job : has been admitted
-    receive : the request's channel, whose body has been read; tells when the client goes away
-    seconds : after which the wait is given up
+    job : as admitted
+    receive : the request's channel, whose body has been read
+    seconds : until the request times out
 
     Raises
     ------
     MascError : why the job failed
-    ClientDisconnect : the client went away
+    ClientDisconnect : the client disconnected
     DeadlineError : the time is up
     """
     with state.drain.working():
@@ -136,16 +136,16 @@ async def _wait_for_result(
 
 
 async def release(queue: JobProducer, job: Job, *, expired: bool, has_ended: bool = False) -> None:
-    """Wait for a job no longer.
+    """Cancel and forget a job that no request waits for any more.
 
     Parameters
     ----------
     queue : where it is
-    job : ends now and is forgotten, unless it is kept, for then others may wait for it
-    expired : whether its own time is up, so that it ends in any case
-    has_ended : whether its outcome is known, so that there is nothing to end
+    job : one that is kept goes on, for others may wait for it
+    expired : whether its own time is up: it ends even if it is kept
+    has_ended : whether its outcome is known, so there is nothing to cancel
     """
-    with suppress(QueueDownError):  # the queue ends and forgets it by itself, only later
+    with suppress(QueueDownError):  # its deadline ends it later
         if not has_ended and (expired or not job.keep):
             await queue.cancel(job.id, "expired" if expired else "cancelled")
         if not job.keep:
@@ -153,6 +153,6 @@ async def release(queue: JobProducer, job: Job, *, expired: bool, has_ended: boo
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
-    """Return when the client of a request, whose body has been read, goes away."""
+    """Return when the client of a request, whose body has been read, disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
