@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.responses import JSONResponse, Response
 
+from masc_core.bundle.manifest import Manifest
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ConfigError
 from server import errors, openapi
@@ -57,9 +58,10 @@ def create_app(
 
     Raises
     ------
-    ConfigError, ArtifactError : as from `choose_default`, and from `Access`
+    ConfigError : the default model is none, or several and none is chosen; as from `Access`
+    ArtifactError : there is no model, or the default model's manifest is damaged
     """
-    default_model = choose_default(registry, settings.default_model)
+    default = _default_manifest(registry, settings.default_model)
     metrics = ServerMetrics(metrics_registry)
     access, rate_limits = Access(settings), RateLimits(settings.queue_url)
     app = FastAPI(
@@ -78,16 +80,15 @@ def create_app(
         settings=settings,
         queue=queue,
         registry=registry,
-        default_model=default_model,
+        default_model=default.name,
         metrics=metrics,
         drain=drain,
         access=access,
         rate_limits=rate_limits,
         activator=Activator(registry, queue),
         codebook_cache=CodebookCache(registry.root),
+        manifests={(default.name, default.version): default},
     )
-    manifest = registry.manifest(default_model)
-    app.state.masc.known[manifest.name, manifest.version] = manifest
     errors.install(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
@@ -103,20 +104,12 @@ def create_app(
     return app
 
 
-def choose_default(registry: Registry, preferred: str | None) -> str:
-    """Name of the default model, whose manifest can be read.
-
-    Raises
-    ------
-    ConfigError : not a model, or several and none is preferred
-    ArtifactError : no model, or its manifest is damaged
-    """
+def _default_manifest(registry: Registry, preferred: str | None) -> Manifest:
     try:
         name = registry.default(preferred or "")
     except ConfigError as error:
         raise ConfigError(f"MASC_DEFAULT_MODEL: {error}") from error
-    registry.manifest(name)
-    return name
+    return registry.manifest(name)
 
 
 @asynccontextmanager

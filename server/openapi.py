@@ -1,7 +1,7 @@
-"""The description of the interface: what FastAPI cannot see by itself.
+"""The OpenAPI document: FastAPI's, with the bodies and errors that it cannot see.
 
-Bodies are read by our own strict parser and errors are built by our own table, so both are added
-here. The examples of errors are made by the code that makes the errors.
+Bodies are read by `server.intake.json_body` and errors built by `server.errors`. The examples of
+errors are made by the code that makes the errors.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CLIENT_SCHEMES = {"bearer", "key"}
 REF = "#/components/schemas/{model}"
 Responses = dict[int | str, dict[str, Any]]
 
-# Models that no route takes or gives by itself.
+# Models that no route has in its signature.
 BODY_MODELS: tuple[type[BaseModel], ...] = (GenerateBody, JobBody, OpenAIBody, ActivateBody)
 STREAMED_MODELS: tuple[type[BaseModel], ...] = (
     *EVENT_MODELS.values(),
@@ -127,7 +127,7 @@ SAMPLES: Mapping[str, Sample] = {
     "timed-out": Sample(PROBLEM_TYPES[DeadlineError], "no image within 300 seconds"),
 }
 
-# Samples of what any route answers that starts work, and of what one besides that waits for it.
+# Errors of every route that starts work, and those of one that also waits for the result.
 STARTING = (
     "no-key",
     "unknown-class",
@@ -191,7 +191,7 @@ def json_request(model: type[BaseModel], examples: Mapping[str, Any]) -> dict[st
 
 
 def event_stream(events: Mapping[str, type[BaseModel]], example: str) -> dict[str, Any]:
-    """Describe a stream of events, whose data OpenAPI 3.1 knows only by an extension."""
+    """Describe a stream of events; the schemas of its data are an extension, ``x-events``."""
     return {
         "schema": {"type": "string", "description": "Server-sent events; their data are JSON."},
         "x-events": {
@@ -234,7 +234,7 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def _drop_null(schema: dict[str, Any]) -> None:
-    """A parameter that may be absent is never null: what is sent is text."""
+    """A parameter may be absent, but is never null: it is sent as text."""
     kinds = schema.pop("anyOf", [])
     for kind in kinds:
         if kind != {"type": "null"}:

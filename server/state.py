@@ -32,7 +32,7 @@ class AppState:
     Attributes
     ----------
     default_model : of a request that names none
-    known : manifests of served versions, by name and version
+    manifests : of served versions, by name and version
     """
 
     settings: ServerSettings
@@ -45,14 +45,14 @@ class AppState:
     rate_limits: RateLimits
     activator: Activator
     codebook_cache: CodebookCache
-    known: dict[tuple[str, str], Manifest] = field(default_factory=dict)
+    manifests: dict[tuple[str, str], Manifest] = field(default_factory=dict)
 
     async def manifest(self, name: str | None = None) -> Manifest:
         """Manifest of a model, by default of the default model; see `version_of`.
 
         Raises
         ------
-        UnknownModelError : nobody serves a model of that name, and none is active
+        UnknownModelError : no worker serves a model of that name, and none is active
         ArtifactError : its files are damaged or gone
         """
         if name is None:
@@ -73,10 +73,9 @@ class AppState:
     def version_of(self, name: str, served: Mapping[str, Sequence[str]]) -> Manifest:
         """Manifest of the version that makes the images of a model.
 
-        That is one which workers serve, as long as there are any: they keep what they have loaded
-        when another version becomes the active one. Of several it is the active one, if that is
-        among them. A version is never changed, so what was read of a served one stays known,
-        whatever happens to its files; without workers the files are looked up anew each time.
+        That is a version which workers serve: they keep what they have loaded until they have
+        switched. Of several it is the active one, if that is among them. A version never changes,
+        so the manifest of a served one is read once; without workers it is read each time.
 
         Raises
         ------
@@ -87,20 +86,20 @@ class AppState:
         if not versions:
             return self.registry.manifest(name)
         version = versions[0] if len(set(versions)) == 1 else self._preferred(name, versions)
-        if (name, version) not in self.known:
+        if (name, version) not in self.manifests:
             try:
-                self.known[name, version] = self.registry.manifest(name, version)
+                self.manifests[name, version] = self.registry.manifest(name, version)
             except UnknownModelError as error:
                 folder = self.registry.root / name / version
                 raise ArtifactError(folder, "is gone, but a worker serves it") from error
-        return self.known[name, version]
+        return self.manifests[name, version]
 
     async def ready_workers(self, model: str) -> list[WorkerStatus]:
-        """Workers that can make images with ``model`` now, at least one.
+        """Workers that are ready for ``model``, at least one.
 
         Raises
         ------
-        NoWorkerError : there is none; says what the workers say of themselves
+        NoWorkerError : there is none; the message says why
         """
         workers = await self.queue.workers()
         ready = [worker for worker in workers if worker.ready and worker.model == model]

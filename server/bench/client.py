@@ -1,6 +1,6 @@
-"""The HTTP client of the load generator: one session, and what its failures are called.
+"""The HTTP client of the load generator: its session, its API key, and names for its failures.
 
-Connections are kept and not limited: a limit would hold requests back that ought to be under way.
+Connections are not limited: a limit would delay requests that are due.
 """
 
 from __future__ import annotations

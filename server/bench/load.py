@@ -1,6 +1,6 @@
-"""The two loops that make a load: open, which never waits for the server, and closed, which does.
+"""The two load loops: open, which never waits for the server, and closed, which does.
 
-Every sample lands in a `Record` the moment it is complete, so that a run can be broken off.
+Samples go into a `Record` as they complete, so that a run can be interrupted.
 """
 
 from __future__ import annotations

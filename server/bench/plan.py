@@ -1,4 +1,4 @@
-"""What is sent and when: a Poisson process of requests, fixed by the seed.
+"""The requests of a run and their times: a Poisson process, fixed by the seed.
 
 Gaps between arrivals are exponential, ``-ln(1 - u) / rate`` with ``u`` uniform in [0, 1), and
 request *i* of a phase is the same in an open and in a closed loop. Warm-up and measurement draw

@@ -1,8 +1,7 @@
-"""What a run measured, as a document that JSON holds and a table shows.
+"""The report of a run, as a JSON document.
 
-Latencies are of measured requests alone and count from the moment each was due. Throughput is what
-came back between time 0 and the end of the measured time, whenever it was sent. All times are
-seconds.
+Latencies are those of measured requests, from the moment each was due. Throughput counts answers
+between time 0 and the end of the measured time, whenever they were requested. Times are seconds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One run of ``masc bench``: ask the service what it is, load it, sum up, and write that down.
+"""One run of ``masc bench``: query the service, load it, make the report, and write it.
 
-A run that is broken off by Ctrl-C is summed up like any other, and says so.
+A run interrupted by Ctrl-C is reported like any other, and marked.
 """
 
 from __future__ import annotations

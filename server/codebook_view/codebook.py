@@ -1,7 +1,7 @@
 """The codebook of a model as people browse it: clusters, and the branches of the tree over it.
 
-Codes stand in the order of the tree's leaves, so that neighbours look alike. A cluster is a branch
-where the prior is a cut of the tree; where it is not, it is none, and has no height.
+Codes stand in the order of the tree's leaves, so that neighbours look alike. Where the prior is a
+cut of the tree a cluster is a branch; otherwise it has no node and no height.
 
 Legend: V codes, K clusters; nodes are numbered as in SciPy, see `masc_core.semantic_tree`.
 """
@@ -100,7 +100,7 @@ class Codebook:
         return len(self.parents) - 1
 
     def sizes(self) -> list[tuple[int, int]]:
-        """How many clusters hold 1, 2, ... codes; sizes that there are."""
+        """Pairs of a size and how many clusters hold that many codes."""
         sizes, counts = np.unique(self.prior.sizes, return_counts=True)
         return list(zip(sizes.tolist(), counts.tolist(), strict=True))
 

@@ -34,11 +34,11 @@ from server.state import AppState, State
 
 router = APIRouter(prefix="/models/{name}", tags=["models"])
 
-MOST_CLUSTERS = 200  # a page
-MOST_CODES = 24  # that stand for a cluster
-MOST_CODES_OF_BRANCH = 96
-MOST_MERGES = 255
-MOST_ABOVE = 16
+MAX_CLUSTERS = 200  # a page
+MAX_CODES = 24  # that stand for a cluster
+MAX_CODES_OF_BRANCH = 96
+MAX_MERGES = 255
+MAX_ANCESTORS = 16
 PICTURE: Responses = {200: {"content": {"image/webp": BINARY}}, 304: {"description": "As before."}}
 ABSENT = problems("unknown-model", "no-codebook", "other-version")
 Version = Annotated[
@@ -114,7 +114,7 @@ async def clusters(
     ] = "tree",
     least: Annotated[int, Query(ge=1, description="Codes that a cluster holds at least.")] = 1,
     offset: Annotated[int, Query(ge=0, description="How many to pass over.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=MOST_CLUSTERS, description="How many at most.")] = 60,
+    limit: Annotated[int, Query(ge=1, le=MAX_CLUSTERS, description="How many at most.")] = 60,
     v: Version = None,
 ) -> ClusterPage:
     """List clusters, each with codes that stand for it."""
@@ -124,7 +124,7 @@ async def clusters(
         total=len(numbers),
         offset=offset,
         clusters=[
-            ClusterSummary(**dataclasses.asdict(book.cluster(number, MOST_CODES)))
+            ClusterSummary(**dataclasses.asdict(book.cluster(number, MAX_CODES)))
             for number in numbers[offset : offset + limit].tolist()
         ],
     )
@@ -146,7 +146,7 @@ async def cluster(
     if cluster >= book.prior.num_clusters:
         raise HTTPException(404, f"{name} has clusters 0 to {book.prior.num_clusters - 1}")
     found = book.cluster(cluster)
-    inside = [] if found.node is None else book.merges_below(found.node, MOST_MERGES)
+    inside = [] if found.node is None else book.merges_below(found.node, MAX_MERGES)
     return ClusterDetail(
         **dataclasses.asdict(found), merges=[_merge(book, node) for node in inside]
     )
@@ -171,7 +171,7 @@ async def branch(
     return BranchDetail(
         **_branch(book, node).model_dump(),
         children=[_branch(book, child) for child in book.children(node)],
-        above=[_merge(book, upper) for upper in ancestors[:MOST_ABOVE]],
+        above=[_merge(book, upper) for upper in ancestors[:MAX_ANCESTORS]],
         num_above=len(ancestors),
     )
 
@@ -189,7 +189,7 @@ async def _codebook_view(state: AppState, name: str, version: str | None) -> Cod
 
 
 def _branch(book: Codebook, node: int) -> BranchSummary:
-    return BranchSummary(**dataclasses.asdict(book.branch(node, MOST_CODES_OF_BRANCH)))
+    return BranchSummary(**dataclasses.asdict(book.branch(node, MAX_CODES_OF_BRANCH)))
 
 
 def _merge(book: Codebook, node: int) -> Merge:

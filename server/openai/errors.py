@@ -1,7 +1,4 @@
-"""Errors as clients of the OpenAI API read them.
-
-They are recast from our problem documents, so there is no second table.
-"""
+"""Errors in OpenAI's form, made from our problem documents."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ TYPES: Mapping[int, str] = {
     403: "permission_error",
     429: "rate_limit_error",
 }
-PARAMS = {  # what our requests call otherwise
+PARAMS = {  # our fields -> OpenAI's
     "class_id": "prompt",
     "class_name": "prompt",
     "num_images": "n",
@@ -33,10 +30,10 @@ OWN_HEADERS = frozenset({"content-length", "content-type"})
 
 
 class OpenAIRoute(APIRoute):
-    """A route whose errors have OpenAI's form, whoever raises them."""
+    """A route whose errors have OpenAI's form."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Wrap the handler, with all that it depends on."""
+        """Wrap the handler and its dependencies."""
         handle = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
@@ -56,7 +53,7 @@ def openai_response(error: Exception) -> Response:
 
 
 def openai_error(error: Exception) -> OpenAIErrorAnswer:
-    """Say what is wrong, naming the field as the client knows it."""
+    """The error, with the field under its name in OpenAI's API."""
     answer = _from_problem(problem_document(error))
     if isinstance(error, RequestError):
         answer.error.param = PARAMS.get(error.field, error.field)

@@ -21,14 +21,14 @@ from worker.jobs.outcome import ImageOutput, JobResult
 
 @dataclass(slots=True)
 class OpenAIEvents:
-    """Shows the moments of a job, as far as OpenAI's API has words for them.
+    """Encodes the updates of a job that OpenAI's API has events for.
 
     Attributes
     ----------
     job : the job
     size : of its images, as the API writes it
-    partial_images : at most so many previews of each
-    sent : how many of each have been sent
+    partial_images : previews per image, at most
+    sent : previews sent, by image
     """
 
     job: Job
