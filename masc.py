@@ -1,4 +1,4 @@
-"""The one command line: it composes server, worker and training, and owns nothing else.
+"""The command line: it composes server, worker and training.
 
 Errors that a user can cause are one line on standard error and exit status 2. The training half and
 torch are imported only by the commands that need them.
@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import astuple
 from pathlib import Path
 from socket import socket
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,6 +26,10 @@ from masc_core.log import configure_logging
 from masc_core.settings import models_dir
 from masc_core.version_row import version_rows
 from server.auth.command import keys_app
+
+if TYPE_CHECKING:
+    from server.settings import ServerSettings
+    from worker.settings import WorkerSettings
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -126,21 +130,21 @@ def serve(
 
     With a queue outside the process it is the front end alone, and `masc worker` makes the images.
     """
-    from server import settings as server_settings
+    from server.settings import load_settings as load_server_settings
 
-    front = server_settings.load_settings(
+    settings = load_server_settings(
         host=host, port=port, models_dir=models, queue_url=queue, default_model=model
     )
-    configure_logging(front.log_format)
-    if not front.queue_url.startswith("memory:"):
-        _serve_front_end(front)
+    configure_logging(settings.log_format)
+    if not settings.queue_url.startswith("memory:"):
+        _serve_front_end(settings)
         return
-    from worker import settings as worker_settings
+    from worker.settings import load_settings as load_worker_settings
 
-    back = worker_settings.load_settings(
+    worker_settings = load_worker_settings(
         models_dir=models, queue_url=queue, device=device, default_model=model
     )
-    _serve_embedded(front, back)
+    _serve_embedded(settings, worker_settings)
 
 
 def worker(
@@ -160,25 +164,25 @@ def worker(
     """Run one worker for the front ends of a queue; start as many as you like."""
     from prometheus_client import CollectorRegistry
 
-    from worker import settings as worker_settings
     from worker.build import build_worker
     from worker.jobs.connect import connect
     from worker.main import exposed, run_until_signal
+    from worker.settings import load_settings
 
-    back = worker_settings.load_settings(
+    settings = load_settings(
         models_dir=models,
         queue_url=queue,
         device=device,
         default_model=model,
         metrics_port=metrics_port,
     )
-    configure_logging(back.log_format)
-    if back.queue_url.startswith("memory:"):
+    configure_logging(settings.log_format)
+    if settings.queue_url.startswith("memory:"):
         raise ConfigError("MASC_QUEUE_URL: a worker by itself needs a queue outside the process")
     registry = CollectorRegistry()
-    with closing(connect(back.queue_url, back.limits)) as jobs:
-        consumer = build_worker(back, jobs, registry)
-        with exposed(consumer, registry, back.metrics_host, back.metrics_port):
+    with closing(connect(settings.queue_url, settings.limits)) as jobs:
+        consumer = build_worker(settings, jobs, registry)
+        with exposed(consumer, registry, settings.metrics_host, settings.metrics_port):
             run_until_signal(consumer)
 
 
@@ -204,10 +208,10 @@ def generate(  # noqa: PLR0913 - options
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
 ) -> None:
     """Generate images to files or a contact sheet, without a server."""
-    from worker import settings as worker_settings
     from worker.offline import OfflineRequest, generate_files
+    from worker.settings import load_settings
 
-    back = worker_settings.load_settings(models_dir=models, device=device, default_model=model)
+    settings = load_settings(models_dir=models, device=device, default_model=model)
     request = OfflineRequest(
         classes=tuple(classes or ()),
         num_images=num_images,
@@ -218,7 +222,7 @@ def generate(  # noqa: PLR0913 - options
         top_p=top_p,
         decoding=decoding,
     )
-    written = generate_files(back, request, out, scale=scale, columns=columns)
+    written = generate_files(settings, request, out, scale=scale, columns=columns)
     console.print(f"{len(written)} file(s): {written[0]}" + (" ..." if written[1:] else ""))
 
 
@@ -281,7 +285,7 @@ def _say_verified(manifest: Manifest) -> None:
     console.print(f"{manifest.name} {manifest.version}: {count} files are as published")
 
 
-def _serve_embedded(front: Any, back: Any) -> None:  # noqa: ANN401 - settings of lazy modules
+def _serve_embedded(settings: ServerSettings, worker_settings: WorkerSettings) -> None:
     """Run front end and worker in one process; the worker ends when the front end has drained."""
     from prometheus_client import CollectorRegistry
 
@@ -292,42 +296,42 @@ def _serve_embedded(front: Any, back: Any) -> None:  # noqa: ANN401 - settings o
     from worker.main import LoopThread
 
     metrics = CollectorRegistry()
-    queue = connect(front.queue_url, front.limits)
-    app = create_app(front, queue, Registry(front.models_dir), metrics)
-    with _listen(front) as listener:
-        consumer = build_worker(back, queue, metrics)
+    queue = connect(settings.queue_url, settings.limits)
+    app = create_app(settings, queue, Registry(settings.models_dir), metrics)
+    with _listen(settings) as listener:
+        consumer = build_worker(worker_settings, queue, metrics)
         thread = LoopThread(consumer)
         thread.start()
         try:
             serve(app, listener, is_broken=lambda: thread.failure is not None)
         finally:
-            consumer.stop(0.0)  # who waited has been answered, nobody else can ask for the rest
+            consumer.stop(0.0)  # every client has its answer, and no other can ask for what is left
             thread.join(END_SECONDS)
     if thread.failure is not None:
         raise thread.failure
 
 
-def _listen(front: Any) -> AbstractContextManager[socket]:  # noqa: ANN401 - settings of a lazy module
+def _listen(settings: ServerSettings) -> AbstractContextManager[socket]:
     from server.process import listen
 
     return listen(
-        front.host,
-        front.port,
-        keys=front.api_keys_file is not None,
-        published_host=front.published_host,
+        settings.host,
+        settings.port,
+        keys=settings.api_keys_file is not None,
+        published_host=settings.published_host,
     )
 
 
-def _serve_front_end(front: Any) -> None:  # noqa: ANN401 - settings of a lazy module
+def _serve_front_end(settings: ServerSettings) -> None:
     from prometheus_client import CollectorRegistry
 
     from server.app import create_app
     from server.process import serve
     from worker.jobs.connect import connect
 
-    queue = connect(front.queue_url, front.limits)
-    app = create_app(front, queue, Registry(front.models_dir), CollectorRegistry())
-    with _listen(front) as listener:
+    queue = connect(settings.queue_url, settings.limits)
+    app = create_app(settings, queue, Registry(settings.models_dir), CollectorRegistry())
+    with _listen(settings) as listener:
         serve(app, listener)
 
 

@@ -2,7 +2,7 @@
 
 Each class of the hierarchy has a status, a slug that makes up its ``type``, and a title; what HTTP
 itself has a word for (404 for a path, 405, 413, 415) is an ``about:blank`` problem.
-What a client cannot mend is not explained to it: those details go to the log.
+Details of errors on our side go to the log, not to the client.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ MAX_FIELD_LENGTH = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """How a class of errors is shown."""
+class ProblemType:
+    """An RFC 9457 problem type."""
 
     status: int
     slug: str
@@ -81,45 +81,49 @@ class Kind:
         return f"urn:masc:problem:{self.slug}"
 
 
-MISCONFIGURED = Kind(500, "misconfigured", "The service is misconfigured")
-DAMAGED = Kind(500, "damaged-file", "A file of the service is damaged")
-FAILED = Kind(500, "generation-failed", "The generation failed")
-INVALID = Kind(422, "invalid-request", "The request is not valid")
-FORBIDDEN = Kind(403, "forbidden", "This is not open to you")
-BUSY = Kind(503, "unavailable", "The service cannot take the request now")
-ENDED = Kind(410, "job-ended", "The job has ended without images")
+MISCONFIGURED = ProblemType(500, "misconfigured", "The service is misconfigured")
+DAMAGED = ProblemType(500, "damaged-file", "A file of the service is damaged")
+FAILED = ProblemType(500, "generation-failed", "The generation failed")
+INVALID = ProblemType(422, "invalid-request", "The request is not valid")
+FORBIDDEN = ProblemType(403, "forbidden", "This is not open to you")
+BUSY = ProblemType(503, "unavailable", "The service cannot take the request now")
+ENDED = ProblemType(410, "job-ended", "The job has ended without images")
 
-KINDS: Mapping[type[MascError], Kind] = {
+PROBLEM_TYPES: Mapping[type[MascError], ProblemType] = {
     MascError: FAILED,
     ConfigError: MISCONFIGURED,
     DivergedError: MISCONFIGURED,
     ArtifactError: DAMAGED,
     RequestError: INVALID,
     InvalidFieldError: INVALID,
-    UnknownClassError: Kind(404, "unknown-class", "The model has no such class"),
-    UnknownModelError: Kind(404, "unknown-model", "There is no such model"),
-    VersionRefusedError: Kind(409, "version-refused", "The version cannot be served"),
-    UnknownJobError: Kind(404, "unknown-job", "There is no such job"),
-    ResultGoneError: Kind(410, "result-gone", "The result is kept no longer"),
-    IdempotencyConflictError: Kind(
+    UnknownClassError: ProblemType(404, "unknown-class", "The model has no such class"),
+    UnknownModelError: ProblemType(404, "unknown-model", "There is no such model"),
+    VersionRefusedError: ProblemType(409, "version-refused", "The version cannot be served"),
+    UnknownJobError: ProblemType(404, "unknown-job", "There is no such job"),
+    ResultGoneError: ProblemType(410, "result-gone", "The result is kept no longer"),
+    IdempotencyConflictError: ProblemType(
         409, "idempotency-conflict", "The idempotency key was used for another request"
     ),
     JobEndedError: ENDED,
-    JobCancelledError: Kind(410, "cancelled", "The job was cancelled"),
-    DeadlineError: Kind(504, "deadline-passed", "The time for the request is up"),
+    JobCancelledError: ProblemType(410, "cancelled", "The job was cancelled"),
+    DeadlineError: ProblemType(504, "deadline-passed", "The time for the request is up"),
     AccessError: FORBIDDEN,
-    UnauthorizedError: Kind(401, "no-key", "An API key is needed"),
+    UnauthorizedError: ProblemType(401, "no-key", "An API key is needed"),
     ForbiddenError: FORBIDDEN,
     CapacityError: BUSY,
-    QueueFullError: Kind(503, "queue-full", "The queue is full"),
-    ShareExceededError: Kind(429, "share-exceeded", "The client's share of the queue is taken"),
-    QueueDownError: Kind(503, "queue-down", "The queue cannot be reached"),
-    DrainingError: Kind(503, "draining", "The server is about to stop"),
-    NoWorkerError: Kind(503, "no-worker", "No worker is ready"),
-    RateLimitError: Kind(429, "rate-limit", "Too many requests"),
+    QueueFullError: ProblemType(503, "queue-full", "The queue is full"),
+    ShareExceededError: ProblemType(
+        429, "share-exceeded", "The client's share of the queue is taken"
+    ),
+    QueueDownError: ProblemType(503, "queue-down", "The queue cannot be reached"),
+    DrainingError: ProblemType(503, "draining", "The server is about to stop"),
+    NoWorkerError: ProblemType(503, "no-worker", "No worker is ready"),
+    RateLimitError: ProblemType(429, "rate-limit", "Too many requests"),
     EngineError: FAILED,
-    NonFiniteError: Kind(500, "non-finite", "The model produced a number that is not finite"),
-    PoisonJobError: Kind(500, "gave-up", "Workers were lost with the job, again and again"),
+    NonFiniteError: ProblemType(
+        500, "non-finite", "The model produced a number that is not finite"
+    ),
+    PoisonJobError: ProblemType(500, "gave-up", "Workers were lost with the job, again and again"),
 }
 
 
@@ -144,13 +148,13 @@ class InvalidBodyError(Exception):
         self.errors = errors
 
 
-def kind_of(error: MascError) -> Kind:
-    """Row of the table for an error: its own class, or else the nearest base."""
-    return next(KINDS[base] for base in type(error).__mro__ if base in KINDS)
+def problem_type_of(error: MascError) -> ProblemType:
+    """Problem type of an error: that of its class or the nearest base."""
+    return next(PROBLEM_TYPES[base] for base in type(error).__mro__ if base in PROBLEM_TYPES)
 
 
 def predicate(message: str) -> str:
-    """What pydantic says of a value, as the rest of a sentence about its field."""
+    """Turn pydantic's message into the predicate of a sentence about the field."""
     return message.replace("Input should", "must", 1)
 
 
@@ -160,7 +164,7 @@ def describe(errors: Sequence[FieldError]) -> str:
 
 
 def problem(
-    kind: Kind | int,
+    kind: ProblemType | int,
     detail: str,
     errors: Sequence[FieldError] = (),
     headers: Mapping[str, str] | None = None,
@@ -182,24 +186,30 @@ def problem(
 
 
 # What routes and what they depend on may raise.
-FORESEEN = (MascError, InvalidBodyError, RequestValidationError, HTTPException, ClientDisconnect)
+HANDLED_ERRORS = (
+    MascError,
+    InvalidBodyError,
+    RequestValidationError,
+    HTTPException,
+    ClientDisconnect,
+)
 
 
 def install(app: FastAPI) -> None:
     """Make every error of the application a problem document."""
-    for error in (*FORESEEN, Exception):
+    for error in (*HANDLED_ERRORS, Exception):
         app.add_exception_handler(error, _answer)
 
 
 def response_to(error: Exception) -> Response:
-    """Answer with any exception's problem document; what concerns the operator is logged."""
-    if isinstance(error, MascError) and kind_of(error).status == 500:
+    """Answer with an exception's problem document; errors on our side are logged."""
+    if isinstance(error, MascError) and problem_type_of(error).status == 500:
         logger.error("%s: %s", type(error).__name__, error)
     return _response(error)
 
 
-def document_of(error: Exception) -> dict[str, Any]:
-    """The problem document of any exception, to be told as part of another answer."""
+def problem_document(error: Exception) -> dict[str, Any]:
+    """The problem document of any exception, for use inside another answer."""
     document: dict[str, Any] = json.loads(bytes(_response(error).body))
     return document
 
@@ -227,7 +237,7 @@ async def _answer(_: Request, error: Exception) -> Response:
 
 
 def _masc_error(error: MascError) -> Response:
-    kind = kind_of(error)
+    kind = problem_type_of(error)
     match error:
         case RequestError():
             return problem(kind, str(error), [FieldError(error.field, str(error))])

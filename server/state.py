@@ -1,8 +1,4 @@
-"""What every route of one application shares.
-
-Routes get it as a dependency, so that one process can hold several applications and tests need no
-global state.
-"""
+"""What the routes of one application share; they take it as the dependency `State`."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.applications import Starlette
 
 from masc_core.bundle.manifest import Manifest
 from masc_core.bundle.registry import Registry
@@ -18,7 +15,7 @@ from masc_core.errors import ArtifactError, NoWorkerError, UnknownModelError
 from server.activation import Activator
 from server.auth.access import Access
 from server.auth.rate_limit import RateLimits
-from server.codebook_view.cache import Gallery
+from server.codebook_view.cache import CodebookCache
 from server.drain import Drain
 from server.metrics import ServerMetrics
 from server.settings import ServerSettings
@@ -29,8 +26,14 @@ WORKER_RETRY_AFTER = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Front:
-    """The parts of one front end; ``default_model`` is that of a request which names none."""
+class AppState:
+    """The parts of one front end.
+
+    Attributes
+    ----------
+    default_model : of a request that names none
+    manifests : of served versions, by name and version
+    """
 
     settings: ServerSettings
     queue: JobProducer
@@ -41,15 +44,15 @@ class Front:
     access: Access
     rate_limits: RateLimits
     activator: Activator
-    gallery: Gallery
-    known: dict[tuple[str, str], Manifest] = field(default_factory=dict)
+    codebook_cache: CodebookCache
+    manifests: dict[tuple[str, str], Manifest] = field(default_factory=dict)
 
     async def manifest(self, name: str | None = None) -> Manifest:
         """Manifest of a model, by default of the default model; see `version_of`.
 
         Raises
         ------
-        UnknownModelError : nobody serves a model of that name, and none is active
+        UnknownModelError : no worker serves a model of that name, and none is active
         ArtifactError : its files are damaged or gone
         """
         if name is None:
@@ -70,10 +73,9 @@ class Front:
     def version_of(self, name: str, served: Mapping[str, Sequence[str]]) -> Manifest:
         """Manifest of the version that makes the images of a model.
 
-        That is one which workers serve, as long as there are any: they keep what they have loaded
-        when another version becomes the active one. Of several it is the active one, if that is
-        among them. A version is never changed, so what was read of a served one stays known,
-        whatever happens to its files; without workers the files are looked up anew each time.
+        That is a version which workers serve: they keep what they have loaded until they have
+        switched. Of several it is the active one, if that is among them. A version never changes,
+        so the manifest of a served one is read once; without workers it is read each time.
 
         Raises
         ------
@@ -84,20 +86,20 @@ class Front:
         if not versions:
             return self.registry.manifest(name)
         version = versions[0] if len(set(versions)) == 1 else self._preferred(name, versions)
-        if (name, version) not in self.known:
+        if (name, version) not in self.manifests:
             try:
-                self.known[name, version] = self.registry.manifest(name, version)
+                self.manifests[name, version] = self.registry.manifest(name, version)
             except UnknownModelError as error:
                 folder = self.registry.root / name / version
                 raise ArtifactError(folder, "is gone, but a worker serves it") from error
-        return self.known[name, version]
+        return self.manifests[name, version]
 
     async def ready_workers(self, model: str) -> list[WorkerStatus]:
-        """Workers that can make images with ``model`` now, at least one.
+        """Workers that are ready for ``model``, at least one.
 
         Raises
         ------
-        NoWorkerError : there is none; says what the workers say of themselves
+        NoWorkerError : there is none; the message says why
         """
         workers = await self.queue.workers()
         ready = [worker for worker in workers if worker.ready and worker.model == model]
@@ -124,9 +126,14 @@ def _state(worker: WorkerStatus) -> str:
     return f"serves {worker.model!r}" if worker.ready else "not ready"
 
 
-async def _front(request: Request) -> Front:
-    front: Front = request.app.state.front
-    return front
+def app_state(app: Starlette) -> AppState:
+    """The parts of an application; the one place that reads Starlette's untyped ``app.state``."""
+    state: AppState = app.state.masc
+    return state
 
 
-FrontDependency = Annotated[Front, Depends(_front)]
+async def _state_of(request: Request) -> AppState:
+    return app_state(request.app)
+
+
+State = Annotated[AppState, Depends(_state_of)]

@@ -8,10 +8,10 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, Final
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from masc_core.images import ImageFormat
-from server.intake.accept import MEDIA_TYPES
 from server.schemas.generate import GenerateAnswer
 from server.schemas.image import Image, ModelVersion, Stages
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
@@ -25,18 +25,15 @@ IMAGE_HEADERS: Final = {
 }
 
 
-def image_response(
-    result: JobResult, index: int, file_format: ImageFormat, headers: Mapping[str, str]
-) -> Response:
-    """Answer with the bytes of one image, and the rest in headers."""
+def image_headers(result: JobResult, index: int) -> dict[str, str]:
+    """Headers of an answer that is the file of one image."""
     image = result.images[index]
-    about = {
+    return {
         "X-Masc-Seed": str(image.seed),
         "X-Masc-Model": f"{result.model}/{result.version}",
         "X-Masc-Entropy-Bits": f"{image.entropy_bits:.6f}",
         "Server-Timing": server_timing(result.timings),
     }
-    return Response(image.data, headers={**about, **headers}, media_type=MEDIA_TYPES[file_format])
 
 
 def json_response(
@@ -58,7 +55,7 @@ def json_response(
 
 
 def image_facts(image: ImageOutput, file_format: ImageFormat, *, entropies: bool) -> dict[str, Any]:
-    """The fields of `server.schemas.image.ImageFacts`; those not asked for stay unset."""
+    """Fields of `server.schemas.image.ImageFacts`; entropies are left out unless asked for."""
     facts = {
         "seed": image.seed,
         "format": file_format,
@@ -91,6 +88,16 @@ def base64_of(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def etag_of(data: bytes) -> str:
-    """Entity tag of a file's bytes."""
-    return f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+def cached_response(
+    request: Request,
+    content: bytes,
+    media_type: str,
+    cache_control: str,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Answer with a file, or 304 where the client names its ETag, a hash of ``content``."""
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    cached = {"ETag": etag, "Cache-Control": cache_control}
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=cached)
+    return Response(content, headers={**(headers or {}), **cached}, media_type=media_type)

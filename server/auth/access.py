@@ -1,8 +1,7 @@
-"""Who a key belongs to, and what that client may have.
+"""Clients and admins by their keys.
 
-Without a file of keys everyone is one anonymous client that may have the whole queue. Without a
-file of admin keys nobody is an admin: what only admins may do is closed, not open. No message and
-no object of it shows a key.
+Without a file of keys everyone is one anonymous client that may fill the whole queue. Without a
+file of admin keys, admin routes are closed. No message and no object shows a key.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from server.settings import ServerSettings
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who asks.
+    """A client of the service.
 
     Attributes
     ----------
@@ -53,7 +52,7 @@ class Access:
             raise ConfigError("MASC_ADMIN_KEYS_FILE: must be another file than MASC_API_KEYS_FILE")
 
     def client(self, key: str | None) -> Client:
-        """Who has this key.
+        """The client with this key.
 
         Raises
         ------

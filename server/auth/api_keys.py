@@ -109,7 +109,7 @@ class KeyFile:
         stamp = _stamp(self.path)
         if stamp == self._stamp:
             return
-        self._stamp = stamp  # of a damaged file too, so that it is told of once
+        self._stamp = stamp  # of a damaged file too, so that it is logged once
         try:
             self._keys = read_keys(self.path)
         except ConfigError as error:

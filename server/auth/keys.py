@@ -1,7 +1,7 @@
-"""Who asks, as dependencies of routes and routers.
+"""Authentication as dependencies of routes.
 
 A key comes as ``Authorization: Bearer KEY`` or as ``X-API-Key: KEY``; the latter wins, since the
-former may be for a proxy on the way. Keys are looked at before a body is read.
+former may be for a proxy. Keys are checked before a body is read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 
 from masc_core.errors import RateLimitError
 from server.auth.access import Client
-from server.state import FrontDependency
+from server.state import State
 
 HEADER = "X-API-Key"
 CLIENT_KEY = "An API key, where the service wants one."
@@ -41,22 +41,20 @@ AdminHeader = Annotated[
 ]
 
 
-async def known_client(
-    front: FrontDependency, bearer: ClientBearer, header: ClientHeader
-) -> Client:
-    """Whoever has the request's key.
+async def known_client(state: State, bearer: ClientBearer, header: ClientHeader) -> Client:
+    """The client whose key the request has.
 
     Raises
     ------
     UnauthorizedError : keys are required, and this is none of them
     """
-    return front.access.client(_key(bearer, header))
+    return state.access.client(_key(bearer, header))
 
 
 ClientDependency = Annotated[Client, Depends(known_client)]
 
 
-async def limited_client(front: FrontDependency, client: ClientDependency) -> Client:
+async def limited_client(state: State, client: ClientDependency) -> Client:
     """Count a request that starts work, and give its client.
 
     Raises
@@ -65,9 +63,9 @@ async def limited_client(front: FrontDependency, client: ClientDependency) -> Cl
     RateLimitError : one too many in this minute
     """
     try:
-        await front.rate_limits.count(client)
+        await state.rate_limits.count(client)
     except RateLimitError:
-        front.metrics.rejections.labels("rate_limit").inc()
+        state.metrics.rejections.labels("rate_limit").inc()
         raise
     return client
 
@@ -75,14 +73,14 @@ async def limited_client(front: FrontDependency, client: ClientDependency) -> Cl
 LimitedClientDependency = Annotated[Client, Depends(limited_client)]
 
 
-async def known_admin(front: FrontDependency, bearer: AdminBearer, header: AdminHeader) -> str:
+async def known_admin(state: State, bearer: AdminBearer, header: AdminHeader) -> str:
     """Name of the admin who has the request's key.
 
     Raises
     ------
     UnauthorizedError, ForbiddenError : it is no admin's
     """
-    return front.access.admin(_key(bearer, header))
+    return state.access.admin(_key(bearer, header))
 
 
 AdminDependency = Annotated[str, Depends(known_admin)]

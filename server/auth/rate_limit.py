@@ -1,10 +1,9 @@
-"""How often a client may start work: a number of requests in each window of a minute.
+"""Rate limits: requests that a client may start in each window of a minute.
 
-A window opens with the client's first request, and all front ends of a Redis queue count together.
-Whoever has used a window up is told when it ends. Around the border of two windows twice the number
-can come within a minute; it is the queue's own limit that guards the service.
-While Redis is away nothing is counted and everyone passes: admission needs the same Redis, and says
-no by itself.
+A window opens with the client's first request; all front ends of a Redis queue count together.
+Across the border of two windows twice the number can come within a minute; the queue's own limit
+protects the service. While Redis is down nothing is counted and everyone passes: admission needs
+the same Redis, and refuses by itself.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 KEY_PREFIX = "masc:limits"
 CONNECTIONS = 8
-PATIENCE = 0.2  # seconds for Redis to answer; with the queue's own they are less than one
-AWAY_SECONDS = 1.0  # without asking it, once it did not
+TIMEOUT_SECONDS = 0.2  # seconds for Redis to answer; with the queue's own they are less than one
+AWAY_SECONDS = 1.0  # until Redis is asked again after a failure
 ROUNDING = 0.5  # Redis tells the rest of a window in whole seconds, the nearest
 
 
@@ -40,13 +39,24 @@ class RateLimits:
     Parameters
     ----------
     queue_url : the queue's; Redis counts for all front ends, anything else for this process alone
-    clock : seconds; when to ask a Redis again that was away
+    clock : monotonic seconds
+    timeout : seconds for Redis to answer
+
+    Attributes
+    ----------
+    timeout : as given; may be changed
     """
 
-    def __init__(self, queue_url: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        queue_url: str,
+        clock: Callable[[], float] = time.monotonic,
+        timeout: float = TIMEOUT_SECONDS,
+    ) -> None:
+        self.timeout = timeout
         self._pool = _pool(queue_url)
         self._limiter = FixedWindowRateLimiter(_storage(queue_url, self._pool))
-        self._turn = asyncio.Semaphore(CONNECTIONS)
+        self._connections = asyncio.Semaphore(CONNECTIONS)
         self._clock = clock
         self._away_until: float | None = None
 
@@ -59,31 +69,31 @@ class RateLimits:
         """
         if not client.requests_per_minute:
             return
-        async with self._turn:  # a crowd's own length must not pass for a Redis that is slow
-            wait = None if self._is_away() else await self._ask(client)
+        async with self._connections:  # or a queue for connections would look like a slow Redis
+            wait = None if self._is_away() else await self._seconds_to_wait(client)
         if wait is not None:
             limit = client.requests_per_minute
             raise RateLimitError(f"{client.name} may start {limit} requests a minute", wait)
 
     async def close(self) -> None:
-        """Leave Redis."""
+        """Close the connections to Redis."""
         if self._pool is not None:
             await self._pool.aclose()
 
-    async def _ask(self, client: Client) -> float | None:
+    async def _seconds_to_wait(self, client: Client) -> float | None:
         """Seconds until the next window, if this one is used up; None while Redis is away too."""
         try:
-            async with loop_timeout(PATIENCE):
-                wait = await self._hit(client)
+            async with loop_timeout(self.timeout):
+                wait = await self._count_in_window(client)
         except (StorageError, TimeoutError) as error:
-            self._miss(error)
+            self._mark_away(error)
             return None
         if self._away_until is not None:
             self._away_until = None
             logger.info("rate limits are kept again")
         return wait
 
-    async def _hit(self, client: Client) -> float | None:
+    async def _count_in_window(self, client: Client) -> float | None:
         item = RateLimitItemPerMinute(client.requests_per_minute)
         if await self._limiter.hit(item, client.name):
             return None
@@ -93,7 +103,7 @@ class RateLimits:
     def _is_away(self) -> bool:
         return self._away_until is not None and self._clock() < self._away_until
 
-    def _miss(self, error: Exception) -> None:
+    def _mark_away(self, error: Exception) -> None:
         if self._away_until is None:
             reason = str(error) or "no answer in time"
             logger.warning("rate limits are not kept, Redis is away: %s", reason)

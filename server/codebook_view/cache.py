@@ -1,12 +1,13 @@
-"""What the page shows of each model: thumbnails of its classes, and its codebook.
+"""Cache of what the page shows of each model: thumbnails of its classes, and its codebook.
 
-Everything is made once a version, in a thread, and kept for the versions shown last: a version is
-never changed. One at a time is made, so that the memory which that takes is bounded.
+A version never changes, so its entry is made once, in a thread, and kept for the versions shown
+last. One entry is made at a time, which bounds the memory.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,20 +17,19 @@ from typing import Generic, TypeVar
 from starlette.exceptions import HTTPException
 
 from masc_core.bundle.codebook_view import PATCHES_FILE, TREE_FILE, decode_tree, patch_side
-from masc_core.bundle.manifest import PRIOR_FILE, SAMPLES_FILE, Manifest
+from masc_core.bundle.manifest import PRIOR_FILE, SAMPLES_FILE, Manifest, check_hash
 from masc_core.errors import ArtifactError
 from masc_core.prior import ClusterMap
-from server.codebook_view.bundle_files import read_file
 from server.codebook_view.codebook import Codebook
 from server.codebook_view.thumbnails import cut_thumbnails, is_sheet
 
 T = TypeVar("T")
 Key = tuple[str, str, str | None]  # name, version and seal
-MOST_KEPT = 4  # versions
+MAX_VERSIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Pictured:
+class CodebookView:
     """A codebook and the sheet of its patches.
 
     Attributes
@@ -49,12 +49,12 @@ def has_codebook(manifest: Manifest) -> bool:
     return {TREE_FILE, PATCHES_FILE} <= manifest.files.keys()
 
 
-class Kept(Generic[T]):
-    """What was made of the versions shown last.
+class VersionCache(Generic[T]):
+    """An LRU cache with an entry per version.
 
     Parameters
     ----------
-    make : takes a while, and may raise
+    make : makes an entry, in a thread; may raise
     """
 
     def __init__(self, make: Callable[[Manifest], T]) -> None:
@@ -62,20 +62,20 @@ class Kept(Generic[T]):
         self._lock = asyncio.Lock()
         self._made: OrderedDict[Key, T] = OrderedDict()
 
-    async def of(self, manifest: Manifest) -> T:
-        """What belongs to a version. Who waits for another to be made holds no thread."""
+    async def get(self, manifest: Manifest) -> T:
+        """The entry of a version. Waiting for another one to be made blocks no thread."""
         key = _key(manifest)
         if key not in self._made:
             async with self._lock:
                 if key not in self._made:
                     self._made[key] = await asyncio.to_thread(self._make, manifest)
-                    if len(self._made) > MOST_KEPT:
+                    if len(self._made) > MAX_VERSIONS:
                         self._made.popitem(last=False)
         self._made.move_to_end(key)
         return self._made[key]
 
 
-class Gallery:
+class CodebookCache:
     """Pictures of the models under a folder.
 
     Parameters
@@ -85,7 +85,8 @@ class Gallery:
 
     def __init__(self, models: Path) -> None:
         self._models = models
-        self._thumbnails, self._codebooks = Kept(self._cut), Kept(self._open)
+        self._thumbnails = VersionCache(self._cut_thumbnails)
+        self._codebooks = VersionCache(self._read_codebook)
         self._sheets: dict[Key, bool] = {}
 
     def has_thumbnails(self, manifest: Manifest) -> bool:
@@ -105,9 +106,9 @@ class Gallery:
         ------
         ArtifactError : the file is missing or altered
         """
-        return await self._thumbnails.of(manifest)
+        return await self._thumbnails.get(manifest)
 
-    async def codebook(self, manifest: Manifest) -> Pictured:
+    async def codebook(self, manifest: Manifest) -> CodebookView:
         """The codebook.
 
         Raises
@@ -118,9 +119,9 @@ class Gallery:
         if not has_codebook(manifest):
             name = f"{manifest.name} {manifest.version}"
             raise HTTPException(404, f"{name} was published without pictures of its codebook")
-        return await self._codebooks.of(manifest)
+        return await self._codebooks.get(manifest)
 
-    def _cut(self, manifest: Manifest) -> tuple[bytes, ...]:
+    def _cut_thumbnails(self, manifest: Manifest) -> tuple[bytes, ...]:
         if SAMPLES_FILE not in manifest.files:
             return ()
         sheet = read_file(self._models, manifest, SAMPLES_FILE)
@@ -129,7 +130,7 @@ class Gallery:
         except ValueError:  # any picture may be published as samples
             return ()
 
-    def _open(self, manifest: Manifest) -> Pictured:
+    def _read_codebook(self, manifest: Manifest) -> CodebookView:
         folder = self._models / manifest.name / manifest.version
         names = (TREE_FILE, PATCHES_FILE, PRIOR_FILE)
         content = {name: read_file(self._models, manifest, name) for name in names}
@@ -141,8 +142,30 @@ class Gallery:
         except ValueError as error:
             raise ArtifactError(folder / name, str(error)) from error
         prior = ClusterMap.parse(content[PRIOR_FILE], folder / PRIOR_FILE)
-        return Pictured(Codebook(tree, prior), content[PATCHES_FILE], side)
+        return CodebookView(Codebook(tree, prior), content[PATCHES_FILE], side)
 
 
 def _key(manifest: Manifest) -> Key:
     return manifest.name, manifest.version, manifest.seal
+
+
+def read_file(models: Path, manifest: Manifest, name: str) -> bytes:
+    """Content of a file that the manifest lists.
+
+    Parameters
+    ----------
+    models : folder of all bundles
+    manifest : of the bundle
+    name : one of ``manifest.files``
+
+    Raises
+    ------
+    ArtifactError : it is missing or altered
+    """
+    path = models / manifest.name / manifest.version / name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
+    check_hash(path, hashlib.sha256(content).hexdigest(), manifest.files[name])
+    return content

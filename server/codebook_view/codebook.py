@@ -1,7 +1,7 @@
 """The codebook of a model as people browse it: clusters, and the branches of the tree over it.
 
-Codes stand in the order of the tree's leaves, so that neighbours look alike. A cluster is a branch
-where the prior is a cut of the tree; where it is not, it is none, and has no height.
+Codes stand in the order of the tree's leaves, so that neighbours look alike. Where the prior is a
+cut of the tree a cluster is a branch; otherwise it has no node and no height.
 
 Legend: V codes, K clusters; nodes are numbered as in SciPy, see `masc_core.semantic_tree`.
 """
@@ -100,7 +100,7 @@ class Codebook:
         return len(self.parents) - 1
 
     def sizes(self) -> list[tuple[int, int]]:
-        """How many clusters hold 1, 2, ... codes; sizes that there are."""
+        """Pairs of a size and how many clusters hold that many codes."""
         sizes, counts = np.unique(self.prior.sizes, return_counts=True)
         return list(zip(sizes.tolist(), counts.tolist(), strict=True))
 
@@ -134,7 +134,7 @@ class Codebook:
             len(codes),
             None if node < 0 else node,
             None if node < 0 else float(self.order.heights[node]),
-            _spread(codes, most),
+            _evenly_spaced(codes, most),
         )
 
     def branch(self, node: int, most: int) -> Branch:
@@ -144,7 +144,7 @@ class Codebook:
         clusters = np.unique(self.prior.labels[codes])
         only = int(clusters[0]) if len(clusters) == 1 else None
         height = float(self.order.heights[node])
-        return Branch(node, size, height, len(clusters), only, _spread(codes, most))
+        return Branch(node, size, height, len(clusters), only, _evenly_spaced(codes, most))
 
     def children(self, node: int) -> tuple[int, ...]:
         """The two nodes that a node is made of; none of a code."""
@@ -153,18 +153,18 @@ class Codebook:
         first, second = self.tree.linkage[node - self.tree.num_codes, :2]
         return int(first), int(second)
 
-    def below(self, node: int, most: int) -> list[int]:
+    def merges_below(self, node: int, most: int) -> list[int]:
         """The merges under a node and itself, the highest first, at most so many."""
-        found: list[int] = []
+        merges: list[int] = []
         waiting = [-node] if node >= self.tree.num_codes else []
-        while waiting and len(found) < most:
-            found.append(-heapq.heappop(waiting))  # ids rise with heights
-            for child in self.children(found[-1]):
+        while waiting and len(merges) < most:
+            merges.append(-heapq.heappop(waiting))  # ids rise with heights
+            for child in self.children(merges[-1]):
                 if child >= self.tree.num_codes:
                     heapq.heappush(waiting, -child)
-        return found
+        return merges
 
-    def above(self, node: int) -> list[int]:
+    def ancestors(self, node: int) -> list[int]:
         """The nodes over a node, the nearest first, the root last."""
         path = []
         while (node := int(self.parents[node])) >= 0:
@@ -172,10 +172,10 @@ class Codebook:
         return path
 
 
-def _spread(codes: IntArray, most: int | None) -> list[int]:
+def _evenly_spaced(codes: IntArray, most: int | None) -> list[int]:
     if most is None or len(codes) <= most:
         chosen = codes
     else:
         chosen = codes[np.linspace(0, len(codes) - 1, most).round().astype(np.int64)]
-    found: list[int] = chosen.tolist()
-    return found
+    picked: list[int] = chosen.tolist()
+    return picked

@@ -1,8 +1,8 @@
 """One small image of each class, cut from the sheet of samples that a bundle brings.
 
 The sheet is a `masc_core.images.contact_sheet` of square images with captions, one of each class,
-ten a row, as `masc publish` draws it. What has another layout is refused, even if it could be cut
-in some way: a sheet of some of the classes would give one the image of another.
+ten per row, as `masc models publish` draws it. Any other layout is refused: a sheet of some of the
+classes would give a class the image of another.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from masc_core.images import CAPTION_HEIGHT, SAMPLE_COLUMNS, SHEET_GAP
 
 SIDE = 64  # pixels at most
 WHITE = ((255, 255),) * 3  # lowest and highest value of each channel where a sheet is empty
-MOST_PIXELS = 32_000_000  # 128 MB while they are decoded; a hundred images of 512 pixels a side
+MAX_PIXELS = 32_000_000  # 128 MB while they are decoded; a hundred images of 512 pixels a side
 
 _UNREADABLE = (UnidentifiedImageError, OSError, Image.DecompressionBombError)
 
@@ -64,8 +64,8 @@ def side_of_tiles(size: tuple[int, int], num_classes: int) -> int:
     across, down = _steps(side)
     if side < 1 or size != (columns * across - SHEET_GAP, rows * down - SHEET_GAP):
         raise ValueError(f"has {width}x{height} pixels, which {num_classes} images do not fill")
-    if width * height > MOST_PIXELS:
-        raise ValueError(f"has {width}x{height} pixels, more than {MOST_PIXELS:,}")
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"has {width}x{height} pixels, more than {MAX_PIXELS:,}")
     return side
 
 

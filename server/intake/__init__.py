@@ -1,1 +1,1 @@
-"""The way of a request into the queue."""
+"""From a request to a job in the queue: validation, defaults, admission."""

@@ -1,4 +1,4 @@
-"""What a client wants to get: the JSON answer, the bytes of an image and of which type, or events.
+"""Accept headers: whether a client wants JSON, the file of an image, or events.
 
 Follows RFC 9110, section 12.5.1: the most specific range that matches a type gives its quality.
 An image or events have to be asked for: ``*/*``, which most programs send unasked, means JSON.

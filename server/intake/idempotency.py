@@ -1,7 +1,7 @@
-"""A request that is sent again under the same key is not done again.
+"""Idempotency keys: a request sent again under the same key is not done again.
 
-The queue knows the keys; here a request becomes a fingerprint, by which the queue tells a second
-sending from another request, and whatever answers a second sending is marked as such.
+The queue stores the keys. Here a request becomes a fingerprint, which tells a repetition from
+another request, and the answer to a repetition is marked as such.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ IdempotencyKey = Annotated[
 
 
 def idempotency(key: str | None, endpoint: str, body: BaseModel, wanted: str) -> Idempotency | None:
-    """What makes another request the same as this one; None without a key.
+    """Key and fingerprint of a request; None without a key.
 
     Parameters
     ----------
-    key : the client's
-    endpoint : where the request came to
-    body : checked, so that neither spelling nor order counts
-    wanted : the kind of answer, as far as a header says it
+    key : as the client sent it
+    endpoint : path of the route
+    body : validated, so that spelling and order do not count
+    wanted : the kind of answer, where a header decides
     """
     if key is None:
         return None
@@ -53,7 +53,7 @@ def idempotency(key: str | None, endpoint: str, body: BaseModel, wanted: str) ->
 
 
 def mark_replay(scope: Scope) -> None:
-    """Let the answer to a request say that it is that of an earlier one."""
+    """Mark the answer to a request as that of an earlier one."""
     scope[_MARK] = True
 
 

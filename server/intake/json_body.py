@@ -1,7 +1,7 @@
-"""From the bytes of a request to a checked model, naming the field of whatever is wrong.
+"""Validation of request bodies: from bytes to a pydantic model; errors name the field.
 
-JSON is taken literally: UTF-8, one object, each name once. Python's extensions ``NaN`` and
-``Infinity`` are parsed, so that the model can refuse them by field.
+JSON is strict: UTF-8, one object, each name once. Python's extensions ``NaN`` and ``Infinity`` are
+parsed, so that the model can refuse them by field.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""From a request, in which much is optional, to a job's, in which nothing is.
+"""From a validated body to a `GenerationRequest`: every default filled in, class names as ids.
 
-Afterwards the images depend on the model's weights and on this request alone.
+The images depend on the model's weights and on that request alone.
 """
 
 from __future__ import annotations

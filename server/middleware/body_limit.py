@@ -1,10 +1,8 @@
-"""No body above a limit reaches the application, and none keeps it waiting for longer than allowed.
+"""Limits on the size of a body and on the time it takes to arrive.
 
-The application meets the limits where it reads: its ``receive`` raises, and the exception becomes a
-problem document. The length counts whether it was declared or not, and the time up to the last byte
-of the body, so that one which trickles in is no better than one which stops.
-A client that is still sending when its connection closes may never read the answer, so a moderate
-rest is read and thrown away first; an enormous one is not.
+``receive`` raises where a limit is passed, and the exception becomes a problem document. The time
+counts up to the last byte, so a body that trickles in is refused too. A client that still sends
+when its connection closes may never read the answer, so a moderate rest is discarded first.
 """
 
 from __future__ import annotations
@@ -64,7 +62,7 @@ class BodyLimit:
 
         async def timed() -> Message:
             nonlocal complete
-            if complete:  # what comes now is the client's going away, for which there is no hurry
+            if complete:  # the next message is the disconnect, which has no deadline
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -92,7 +90,7 @@ async def _discard(receive: Receive) -> None:
     while discarded <= DISCARD_BYTES:
         try:
             message = await receive()
-        except HTTPException:  # the time is up too, but what is wrong with the body is told already
+        except HTTPException:  # the time is up too, but the size is the error to report
             return
         discarded += len(message.get("body", b""))
         if message["type"] == "http.disconnect" or not message.get("more_body", False):

@@ -1,7 +1,4 @@
-"""Headers that keep a browser from doing more with an answer than it should.
-
-The page needs no inline script, no inline style and nothing from elsewhere, and says so.
-"""
+"""Security headers: the page has no inline scripts or styles, and nothing from other origins."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Final, Literal
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.metrics import ServerMetrics, settled_status
+from server.metrics import ServerMetrics, final_status
 from worker.jobs.tracing import Span, Tracer
 
 PATHS: Final = frozenset({"/generate", "/jobs", "/v1/images/generations"})
@@ -55,7 +55,7 @@ class TraceRequests:
         try:
             await self._app(scope, receive, watch)
         finally:
-            status = settled_status(scope) or status
+            status = final_status(scope) or status
             error = "" if 0 < status < 500 else "no answer" if not status else f"status {status}"
             span.end(error, http__response__status_code=status)
 

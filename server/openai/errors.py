@@ -1,7 +1,4 @@
-"""Errors as clients of the OpenAI API read them.
-
-They are recast from our problem documents, so there is no second table.
-"""
+"""Errors in OpenAI's form, made from our problem documents."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse, Response
 
 from masc_core.errors import RequestError
-from server.errors import FORESEEN, document_of, response_to
+from server.errors import HANDLED_ERRORS, problem_document, response_to
 from server.openai.schemas import OpenAIError, OpenAIErrorAnswer
 from server.openapi import CHALLENGE, RETRY_AFTER, SAMPLES, Responses
 
@@ -23,7 +20,7 @@ TYPES: Mapping[int, str] = {
     403: "permission_error",
     429: "rate_limit_error",
 }
-PARAMS = {  # what our requests call otherwise
+PARAMS = {  # our fields -> OpenAI's
     "class_id": "prompt",
     "class_name": "prompt",
     "num_images": "n",
@@ -33,16 +30,16 @@ OWN_HEADERS = frozenset({"content-length", "content-type"})
 
 
 class OpenAIRoute(APIRoute):
-    """A route whose errors have OpenAI's form, whoever raises them."""
+    """A route whose errors have OpenAI's form."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Wrap the handler, with all that it depends on."""
+        """Wrap the handler and its dependencies."""
         handle = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
             try:
                 return await handle(request)
-            except FORESEEN as error:
+            except HANDLED_ERRORS as error:
                 return openai_response(error)
 
         return answer
@@ -56,8 +53,8 @@ def openai_response(error: Exception) -> Response:
 
 
 def openai_error(error: Exception) -> OpenAIErrorAnswer:
-    """Say what is wrong, naming the field as the client knows it."""
-    answer = _recast(document_of(error))
+    """The error, with the field under its name in OpenAI's API."""
+    answer = _from_problem(problem_document(error))
     if isinstance(error, RequestError):
         answer.error.param = PARAMS.get(error.field, error.field)
     return answer
@@ -82,7 +79,7 @@ def openai_problems(*names: str) -> Responses:
                 "content": {"application/json": {"examples": {}}},
             },
         )
-        example = {"summary": document["title"], "value": _recast(document).model_dump()}
+        example = {"summary": document["title"], "value": _from_problem(document).model_dump()}
         response["content"]["application/json"]["examples"][name] = example
         if sample.retry:
             response["headers"] = RETRY_AFTER
@@ -91,7 +88,7 @@ def openai_problems(*names: str) -> Responses:
     return responses
 
 
-def _recast(document: Mapping[str, Any]) -> OpenAIErrorAnswer:
+def _from_problem(document: Mapping[str, Any]) -> OpenAIErrorAnswer:
     fields = [error["field"] for error in document.get("errors", ())]
     _, _, slug = document["type"].rpartition("urn:masc:problem:")
     code = None if document["type"] == "about:blank" else slug.replace("-", "_")

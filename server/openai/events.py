@@ -11,7 +11,7 @@ from fastapi.sse import format_sse_event
 
 from masc_core.errors import MascError
 from server.answers.images import base64_of
-from server.answers.job_updates import Moment
+from server.answers.job_updates import JobUpdate
 from server.openai.errors import openai_error
 from server.openai.schemas import CompletedEvent, PartialImageEvent, TokenDetails, Usage
 from worker.jobs.event import NumberedEvent, Preview
@@ -21,14 +21,14 @@ from worker.jobs.outcome import ImageOutput, JobResult
 
 @dataclass(slots=True)
 class OpenAIEvents:
-    """Shows the moments of a job, as far as OpenAI's API has words for them.
+    """Encodes the updates of a job that OpenAI's API has events for.
 
     Attributes
     ----------
     job : the job
     size : of its images, as the API writes it
-    partial_images : at most so many previews of each
-    sent : how many of each have been sent
+    partial_images : previews per image, at most
+    sent : previews sent, by image
     """
 
     job: Job
@@ -36,13 +36,13 @@ class OpenAIEvents:
     partial_images: int
     sent: Counter[int] = field(default_factory=Counter)
 
-    def show(self, moment: Moment) -> Iterator[bytes]:
+    def show(self, update: JobUpdate) -> Iterator[bytes]:
         """Previews at even distances, and the finished images."""
-        match moment:
+        match update:
             case NumberedEvent(_, Preview() as preview) if self._is_due(preview):
                 yield self._partial(preview)
             case JobResult():
-                for index, image in enumerate(moment.images):
+                for index, image in enumerate(update.images):
                     yield self._completed(index, image)
 
     def fail(self, error: MascError) -> bytes:

@@ -9,12 +9,11 @@ from starlette.responses import Response
 
 from masc_core.bundle.manifest import Manifest
 from masc_core.errors import InvalidFieldError, UnknownModelError
+from server.answers.event_stream import stream_generation
 from server.answers.images import base64_of
-from server.answers.streaming import stream_generation
 from server.auth.keys import LimitedClientDependency
 from server.intake.accept import EVENTS
-from server.intake.deadline import TimeoutHeader, time_limit
-from server.intake.dispatch import admit, wait
+from server.intake.dispatch import TimeoutHeader, admit, time_limit, wait_for_result
 from server.intake.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
 from server.intake.json_body import json_body
 from server.intake.resolve import resolve
@@ -33,7 +32,7 @@ from server.openai.schemas import (
 )
 from server.openapi import STARTING, WAITING, Responses, event_stream, headers, json_request
 from server.schemas.generate import ImagesBody
-from server.state import Front, FrontDependency
+from server.state import AppState, State
 from worker.jobs.job import Job
 from worker.jobs.outcome import JobResult
 
@@ -41,7 +40,7 @@ router = APIRouter(tags=["OpenAI"], route_class=OpenAIRoute)
 
 ENDPOINT = "/v1/images/generations"
 SHARED = ("cfg_scale", "seed", "temperature", "top_k", "top_p", "decoding", "model")
-ANSWER: Responses = {
+RESPONSE: Responses = {
     200: {
         "model": OpenAIAnswer,
         "description": "The images.",
@@ -65,12 +64,12 @@ PROBLEMS = openai_problems(*WAITING, *STARTING)
 @router.post(
     ENDPOINT,
     summary="Generate images as the OpenAI Images API does",
-    responses=ANSWER | PROBLEMS,
+    responses=RESPONSE | PROBLEMS,
     openapi_extra=json_request(OpenAIBody, {"two ships": EXAMPLE_BODY}),
 )
 async def generations(
     request: Request,
-    front: FrontDependency,
+    state: State,
     client: LimitedClientDependency,
     body: Annotated[OpenAIBody, Depends(json_body(OpenAIBody))],
     given_seconds: TimeoutHeader = None,
@@ -81,11 +80,11 @@ async def generations(
     With `stream`, up to `partial_images` previews of each come first. Errors have OpenAI's form.
     """
     partial_images = body.partial_images or 0
-    with stage(front.metrics, request.scope, "admit"):
-        seconds = time_limit(given_seconds, front.settings.request_timeout)
-        manifest = await _manifest(front, body.model)
+    with stage(state.metrics, request.scope, "admit"):
+        seconds = time_limit(given_seconds, state.settings.request_timeout)
+        manifest = await _manifest(state, body.model)
         size = _size(body.size, manifest)
-        asked = Job(
+        new_job = Job(
             resolve(images_body(body, manifest), manifest, "png"),
             timeout=seconds,
             owner=client.name,
@@ -93,12 +92,12 @@ async def generations(
             previews=bool(body.stream and partial_images),
             idempotency=idempotency(key, ENDPOINT, body, ""),
         )
-        job = await admit(front, asked, client.queue_share, request.scope)
+        job = await admit(state, new_job, client.queue_share, request.scope)
     if body.stream:
         presenter = OpenAIEvents(job, size, partial_images)
-        return stream_generation(front, request.scope, job, presenter, seconds)
-    result = await wait(front, job, request.receive, seconds)
-    with stage(front.metrics, request.scope, "deliver"):
+        return stream_generation(state, request.scope, job, presenter, seconds)
+    result = await wait_for_result(state, job, request.receive, seconds)
+    with stage(state.metrics, request.scope, "deliver"):
         content = _answer(job, result, size).model_dump_json()
         return Response(content, media_type="application/json")
 
@@ -113,9 +112,9 @@ def images_body(body: OpenAIBody, manifest: Manifest) -> ImagesBody:
     return ImagesBody.model_validate({**named, **images, **shared})
 
 
-async def _manifest(front: Front, name: str | None) -> Manifest:
+async def _manifest(state: AppState, name: str | None) -> Manifest:
     try:
-        return await front.manifest(name)
+        return await state.manifest(name)
     except UnknownModelError as error:
         hint = f"{error}; leave it out, or take one that /models lists"
         raise UnknownModelError("model", hint) from error

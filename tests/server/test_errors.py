@@ -20,11 +20,11 @@ from masc_core.errors import (
     UnknownClassError,
 )
 from server.errors import (
-    KINDS,
+    PROBLEM_TYPES,
     FieldError,
     InvalidBodyError,
-    kind_of,
     problem,
+    problem_type_of,
     response_to,
 )
 
@@ -38,11 +38,11 @@ def classes_below(base: type[MascError]) -> Iterator[type[MascError]]:
 
 @pytest.mark.parametrize("error", list(classes_below(MascError)))
 def test_every_error_has_its_place_in_the_table(error: type[MascError]) -> None:
-    assert error in KINDS
+    assert error in PROBLEM_TYPES
 
 
 def test_only_capacity_and_faults_of_ours_are_5xx() -> None:
-    statuses = {error.__name__: kind.status for error, kind in KINDS.items()}
+    statuses = {error.__name__: kind.status for error, kind in PROBLEM_TYPES.items()}
     assert statuses == {
         "MascError": 500,
         "ConfigError": 500,
@@ -79,7 +79,7 @@ def test_a_class_that_is_new_is_shown_as_its_base() -> None:
     class LaneFullError(QueueFullError):
         pass
 
-    assert kind_of(LaneFullError("later")) is KINDS[QueueFullError]
+    assert problem_type_of(LaneFullError("later")) is PROBLEM_TYPES[QueueFullError]
 
 
 def document(response_body: bytes | memoryview) -> dict[str, object]:

@@ -186,3 +186,9 @@ def test_samples_of_one_status_share_a_response() -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_samples_are_documents_of_their_status(name: str) -> None:
     assert SAMPLES[name].document()["status"] == SAMPLES[name].status
+
+
+def test_it_is_built_once(own_service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = own_service.get("/openapi.json")
+    monkeypatch.setattr(own_service.app, "openapi", lambda: pytest.fail("was built again"))
+    assert own_service.get("/openapi.json").text == first.text

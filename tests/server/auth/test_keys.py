@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends
 
 from server.auth.access import Client
 from server.auth.keys import AdminDependency, ClientDependency, known_client
+from server.state import app_state
 from tests.server.asgi import Exchange
 from tests.server.auth.test_access import ALICE, BOB, ROOT, write_keys
 from tests.server.service import Service, assert_problem
@@ -155,8 +156,8 @@ def test_the_log_has_the_name_and_nothing_has_the_key(
     answers = [generate(guarded, headers) for headers in (HEADER, BEARER, {"X-API-Key": ROOT})]
     answers += [guarded.get("/admin/probe", **HEADER), guarded.get("/openapi.json")]
     assert " of alice" in caplog.text
-    front = guarded.app.state.front
-    everything = [caplog.text, guarded.exposition(), repr(front)]
+    state = app_state(guarded.app)
+    everything = [caplog.text, guarded.exposition(), repr(state)]
     everything += [f"{answer.headers} {answer.text}" for answer in answers]
     for secret in (ALICE, ROOT):
         assert not any(secret in text for text in everything)

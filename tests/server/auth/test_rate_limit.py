@@ -11,14 +11,14 @@ import pytest
 
 from masc_core.errors import RateLimitError
 from server.auth.access import Client
-from server.auth.rate_limit import AWAY_SECONDS, CONNECTIONS, PATIENCE, RateLimits
+from server.auth.rate_limit import AWAY_SECONDS, CONNECTIONS, TIMEOUT_SECONDS, RateLimits
 from tests.clock import Clock
 from tests.redis_server import RedisServer
 from tests.server.auth.test_access import ALICE, BOB, write_keys
 from tests.server.service import Service, assert_problem
 from tests.stopwatch import Stopwatch
 
-UNHURRIED = 10.0  # seconds
+UNHURRIED = 10.0  # seconds for Redis to answer on a busy machine
 ANN, BEN, FREE = Client("ann", 3), Client("ben", 3), Client("free", 0)
 
 
@@ -27,12 +27,6 @@ def server() -> Iterator[RedisServer]:
     """One of the test's own, to be stopped and killed."""
     with RedisServer() as server:
         yield server
-
-
-@pytest.fixture
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis may take its time to answer, as on a busy machine."""
-    monkeypatch.setattr("server.auth.rate_limit.PATIENCE", UNHURRIED)
 
 
 async def passed(limits: RateLimits, client: Client, tries: int) -> int:
@@ -90,9 +84,8 @@ def test_the_next_window_opens_when_it_was_promised(monkeypatch: pytest.MonkeyPa
     assert run(limits, passed(limits, ANN, 5)) == [3]
 
 
-@pytest.mark.usefixtures("unhurried")
 def test_front_ends_of_one_redis_count_together(server: RedisServer) -> None:
-    first, second = RateLimits(server.url), RateLimits(server.url)
+    first, second = (RateLimits(server.url, timeout=UNHURRIED) for _ in range(2))
 
     async def together() -> list[int]:
         counts = [await passed(limits, ANN, 2) for limits in (first, second, first)]
@@ -104,9 +97,8 @@ def test_front_ends_of_one_redis_count_together(server: RedisServer) -> None:
     assert asyncio.run(together()) == [2, 1, 0, 3]
 
 
-@pytest.mark.usefixtures("unhurried")
 def test_redis_s_windows_open_when_it_was_promised(server: RedisServer) -> None:
-    limits = RateLimits(server.url)
+    limits = RateLimits(server.url, timeout=UNHURRIED)
 
     async def promised() -> tuple[float, float]:
         await passed(limits, ANN, 3)
@@ -131,16 +123,14 @@ def test_without_redis_everyone_passes_and_it_is_told_once(
     server: RedisServer,
     fault: str,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level("INFO", "server.auth.rate_limit")
     clock = Clock(100.0)
-    limits = RateLimits(server.url, clock)
+    limits = RateLimits(server.url, clock, UNHURRIED)
 
     async def outage() -> None:
-        monkeypatch.setattr("server.auth.rate_limit.PATIENCE", UNHURRIED)
         assert await passed(limits, ANN, 5) == 3
-        monkeypatch.setattr("server.auth.rate_limit.PATIENCE", PATIENCE)
+        limits.timeout = TIMEOUT_SECONDS
         if fault == "killed":
             server.kill()
         else:
@@ -148,14 +138,14 @@ def test_without_redis_everyone_passes_and_it_is_told_once(
         for _ in range(3):
             with Stopwatch() as watch:
                 assert await passed(limits, ANN, 50) == 50
-                assert watch.seconds < PATIENCE + 0.5  # it is asked only once
+                assert watch.seconds < TIMEOUT_SECONDS + 0.5  # it is asked only once
             clock.now += AWAY_SECONDS
         assert len(caplog.records) == 1
         if fault == "killed":
             server.start()
         else:
             server.go_on()
-        monkeypatch.setattr("server.auth.rate_limit.PATIENCE", UNHURRIED)
+        limits.timeout = UNHURRIED
         assert await passed(limits, BEN, 5) == 3
         await limits.close()
 
@@ -170,17 +160,16 @@ def test_many_at_once_wait_no_longer_than_one(server: RedisServer) -> None:
         server.hang()
         with Stopwatch() as watch:
             await asyncio.gather(*(limits.count(ANN) for _ in range(50)))
-            assert watch.seconds < PATIENCE + 0.5
+            assert watch.seconds < TIMEOUT_SECONDS + 0.5
         server.go_on()
         await limits.close()
 
     asyncio.run(crowd())
 
 
-@pytest.mark.usefixtures("unhurried")
 def test_exactly_the_limit_of_many_at_once_pass(server: RedisServer) -> None:
     client = Client("crowd", 200)
-    limits = RateLimits(server.url)
+    limits = RateLimits(server.url, timeout=UNHURRIED)
 
     async def crowd() -> int:
         return sum(await asyncio.gather(*(passed(limits, client, 1) for _ in range(600))))

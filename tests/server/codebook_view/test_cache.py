@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from masc_core.bundle.manifest import PRIOR_FILE, Manifest
+from masc_core.bundle.manifest import PRIOR_FILE, SAMPLES_FILE, Manifest
 from masc_core.errors import ArtifactError
-from server.codebook_view.cache import MOST_KEPT, Gallery, Kept
-from tests.server.pictured_model import PRIOR, write_pictured
+from server.codebook_view.cache import MAX_VERSIONS, CodebookCache, VersionCache, read_file
+from tests.server.pictured_model import PRIOR, samples, write_pictured
 
 
 class Maker:
@@ -42,12 +42,12 @@ def versions(manifest: Manifest, *names: str) -> list[Manifest]:
 
 def test_those_shown_last_are_kept(manifest: Manifest) -> None:
     maker = Maker()
-    kept = Kept(maker)
-    first, *others = versions(manifest, *(f"v{i}" for i in range(MOST_KEPT + 1)))
+    kept = VersionCache(maker)
+    first, *others = versions(manifest, *(f"v{i}" for i in range(MAX_VERSIONS + 1)))
 
     async def show() -> None:
         for each in [first, *others[:-1], first, others[-1], first]:
-            assert await kept.of(each) == each.version
+            assert await kept.get(each) == each.version
 
     asyncio.run(show())
     assert maker.made == [each.version for each in [first, *others]]
@@ -56,12 +56,12 @@ def test_those_shown_last_are_kept(manifest: Manifest) -> None:
 def test_who_waits_holds_no_thread(manifest: Manifest) -> None:
     maker = Maker()
     maker.gate.clear()
-    kept = Kept(maker)
+    kept = VersionCache(maker)
     wanted = versions(manifest, "v1", "v2") * 10
 
     async def show() -> list[str]:
         before = threading.active_count()
-        waiting = [asyncio.create_task(kept.of(each)) for each in wanted]
+        waiting = [asyncio.create_task(kept.get(each)) for each in wanted]
         await asyncio.sleep(0.05)
         assert threading.active_count() == before + 1
         maker.gate.set()
@@ -79,10 +79,10 @@ def test_what_failed_is_tried_again(manifest: Manifest) -> None:
         return "made"
 
     failures: list[str] = []
-    kept = Kept(make)
+    kept = VersionCache(make)
     with pytest.raises(ArtifactError):
-        asyncio.run(kept.of(manifest))
-    assert asyncio.run(kept.of(manifest)) == "made"
+        asyncio.run(kept.get(manifest))
+    assert asyncio.run(kept.get(manifest)) == "made"
 
 
 def test_the_prior_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +95,22 @@ def test_the_prior_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return real(path, *arguments, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(Path, "open", note)
-    shown = asyncio.run(Gallery(tmp_path).codebook(manifest))
+    shown = asyncio.run(CodebookCache(tmp_path).codebook(manifest))
     assert (shown.codebook.prior.labels == PRIOR.labels).all()
     assert opened.count(PRIOR_FILE) == 1
+
+
+def test_a_file_as_it_was_published(tmp_path: Path) -> None:
+    manifest = write_pictured(tmp_path)
+    assert read_file(tmp_path, manifest, SAMPLES_FILE) == samples()
+
+
+def test_a_file_that_was_altered_or_is_gone_is_refused(tmp_path: Path) -> None:
+    manifest = write_pictured(tmp_path)
+    path = tmp_path / "tiny" / "v1" / SAMPLES_FILE
+    path.write_bytes(samples()[:-1])
+    with pytest.raises(ArtifactError, match=r"samples\.png: is truncated or altered"):
+        read_file(tmp_path, manifest, SAMPLES_FILE)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"samples\.png: cannot be read: No such file"):
+        read_file(tmp_path, manifest, SAMPLES_FILE)

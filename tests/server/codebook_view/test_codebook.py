@@ -27,8 +27,8 @@ def test_branches_are_scipys(node: int) -> None:
     below = [child.id for child in (expected.left, expected.right) if child is not None]
     children = tuple(below)
     assert CUT.children(node) == children
-    assert all(CUT.above(child)[0] == node for child in children)
-    above = CUT.above(node)
+    assert all(CUT.ancestors(child)[0] == node for child in children)
+    above = CUT.ancestors(node)
     assert above[-1:] == ([CUT.root] if node != CUT.root else [])
     assert above == sorted(above)
 
@@ -84,10 +84,10 @@ def test_few_codes_stand_for_many() -> None:
 
 def test_merges_inside_a_branch_come_highest_first() -> None:
     for node in (CUT.root, NUM_CODES + 30, NUM_CODES, 3):
-        inside = CUT.below(node, NUM_CODES)
+        inside = CUT.merges_below(node, NUM_CODES)
         expected = [n.id for n in NODES[NUM_CODES:] if set(n.pre_order()) <= _codes(node)]
         assert inside == sorted(expected, reverse=True)
-        assert CUT.below(node, 2) == inside[:2]
+        assert CUT.merges_below(node, 2) == inside[:2]
 
 
 def _codes(node: int) -> set[int]:

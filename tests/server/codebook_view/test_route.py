@@ -13,7 +13,7 @@ from masc_core.bundle.codebook_view import PATCHES_FILE, TREE_FILE, CodebookFile
 from masc_core.bundle.manifest import SAMPLES_FILE
 from masc_core.prior import ClusterMap
 from masc_core.semantic_tree import SemanticTree
-from server.codebook_view.route import MOST_ABOVE, MOST_CODES
+from server.codebook_view.route import MAX_ANCESTORS, MAX_CODES
 from tests.server.pictured_model import (
     NUM_CODES,
     PATCHES,
@@ -209,9 +209,9 @@ def test_few_of_the_nodes_over_a_code_are_told(tmp_path: Path) -> None:
     add_files(folder, manifest, CodebookFiles(chain, PATCHES).encode())
     with Service(tmp_path) as service:
         branch = get(service, "/nodes/0")
-        assert len(branch["above"]) == MOST_ABOVE
+        assert len(branch["above"]) == MAX_ANCESTORS
         assert branch["num_above"] == NUM_CODES - 1
-        assert [upper["size"] for upper in branch["above"]] == list(range(2, MOST_ABOVE + 2))
+        assert [upper["size"] for upper in branch["above"]] == list(range(2, MAX_ANCESTORS + 2))
 
 
 def test_a_model_without_pictures_says_so(service: Service) -> None:
@@ -243,7 +243,7 @@ def test_a_damaged_file_is_the_operators_business(tmp_path: Path, name: str) -> 
 
 def test_few_codes_stand_for_a_cluster(pictured: Service) -> None:
     pages = get(pictured, "/clusters?limit=100")
-    assert all(len(cluster["codes"]) <= MOST_CODES for cluster in pages["clusters"])
+    assert all(len(cluster["codes"]) <= MAX_CODES for cluster in pages["clusters"])
 
 
 def test_another_version_shows_its_own_codebook(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_sheet_that_is_too_large_is_not_decoded(
     path = tmp_path / "samples.png"
     path.write_bytes(sheet(20, 10, 40))
     assert is_sheet(path, 20)
-    monkeypatch.setattr(thumbnails, "MOST_PIXELS", 418 * 110 - 1)
+    monkeypatch.setattr(thumbnails, "MAX_PIXELS", 418 * 110 - 1)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("was decoded"))
     with pytest.raises(ValueError, match="has 418x110 pixels, more than 45,979"):
         cut_thumbnails(path.read_bytes(), 20)

@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from masc_core.errors import NonFiniteError
-from server.answers.queue_position import Place
+from server.answers.job_updates import QueuePosition
 from server.openai.events import OpenAIEvents, usage_of
 from tests.server.service import GRID, draw, paint
 from tests.server.sse import Event, read_events
@@ -15,8 +15,8 @@ from worker.jobs.job import GenerationRequest, Job
 JOB = Job(GenerationRequest("tiny", 1, 1.0, 5, num_images=2, format="webp"))
 
 
-def shown(presenter: OpenAIEvents, *moments: object) -> list[Event]:
-    chunks = [chunk for moment in moments for chunk in presenter.show(moment)]  # type: ignore[arg-type]
+def shown(presenter: OpenAIEvents, *updates: object) -> list[Event]:
+    chunks = [chunk for update in updates for chunk in presenter.show(update)]  # type: ignore[arg-type]
     return read_events(b"".join(chunks).decode())
 
 
@@ -42,14 +42,18 @@ def test_partial_images_come_at_even_distances(partial_images: int, rows: list[i
 
 
 def test_images_are_counted_apart() -> None:
-    moments = [one for pair in zip(previews(0, 4), previews(1, 4), strict=True) for one in pair]
-    events = shown(OpenAIEvents(JOB, "16x16", 1), *moments)
+    updates = [one for pair in zip(previews(0, 4), previews(1, 4), strict=True) for one in pair]
+    events = shown(OpenAIEvents(JOB, "16x16", 1), *updates)
     assert [(e.data["index"], e.data["partial_image_index"]) for e in events] == [(0, 0), (1, 0)]
 
 
 def test_the_images_are_the_last_events() -> None:
     presenter = OpenAIEvents(JOB, "16x16", 3)
-    quiet = [Place(1, None), NumberedEvent(1, Started("v1")), NumberedEvent(2, Progress(0, 1, 4))]
+    quiet = [
+        QueuePosition(1, None),
+        NumberedEvent(1, Started("v1")),
+        NumberedEvent(2, Progress(0, 1, 4)),
+    ]
     events = shown(presenter, *quiet, paint(JOB))
     assert [event.name for event in events] == ["image_generation.completed"] * 2
     for index, event in enumerate(events):
