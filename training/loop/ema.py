@@ -36,6 +36,13 @@ class Average:
         """Take a step's parameters in, all of them in a few kernels."""
         self._take_in(list(self.values.values()), list(self._parameters.values()), None)
 
+    @torch.no_grad()
+    def restart(self, parameter: nn.Parameter, rows: Tensor) -> None:
+        """Average a parameter's rows, bool (rows,), from their present values on."""
+        for name, value in self.values.items():
+            if self._parameters[name] is parameter:
+                value[rows] = parameter[rows]
+
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Put the averages into the model for a while."""

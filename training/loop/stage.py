@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,8 @@ class Stage:
     keep : write the weights that users take; called with the values when ``objective`` improved,
         on every rank: a model may lie in parts, but the main rank alone is to write
     after_step : called with the number of finished steps
+    restart_rows : called after that; overwrites rows of parameters, and returns each of these with
+        a mask of its rows, bool (rows,): their average and moments start anew
     after_epoch : called with the number of finished epochs, after the validation
     speed : items a second to further numbers for the log
     """
@@ -58,6 +60,7 @@ class Stage:
     validate: Callable[[], dict[str, float]]
     keep: Callable[[dict[str, float]], None]
     after_step: Callable[[int], None] = lambda _: None
+    restart_rows: Callable[[int], Sequence[tuple[nn.Parameter, Tensor]]] = lambda _: ()
     after_epoch: Callable[[int], None] = lambda _: None
     speed: Callable[[float], dict[str, float]] = lambda _: {}
 

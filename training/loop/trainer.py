@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from masc_core.errors import ConfigError, DivergedError
@@ -112,6 +112,8 @@ class _Loop:
         torch.manual_seed(step_seed(config.seed, self.progress.step, self.ranks.rank))
         self.losses = self.descend(batch, rate)
         self.stage.after_step(step)
+        for parameter, rows in self.stage.restart_rows(step):
+            self.forget(parameter, rows)
         self.progress = replace(self.progress, step=step)
         if step % config.log_every == 0 or step % config.checkpoint_every == 0:
             self.say(rate)
@@ -142,6 +144,15 @@ class _Loop:
         if self.average is not None:
             self.average.update()
         return sums
+
+    def forget(self, parameter: nn.Parameter, rows: Tensor) -> None:
+        """Start the average and the optimiser's moments of overwritten rows anew."""
+        if self.average is not None:
+            self.average.restart(parameter, rows)
+        for player in self.stage.players:
+            for moment in player.optimizer.state.get(parameter, {}).values():
+                if moment.shape == parameter.shape:  # not the count of steps
+                    moment[rows] = 0
 
     def autocast(self) -> torch.autocast:
         """The precision of the forward pass."""

@@ -191,6 +191,7 @@ class _Trainer:
             validate=self.validate,
             keep=self.keep,
             after_step=self.after_step,
+            restart_rows=self.restart_rows,
         )
 
     def batch(self, indices: Indices, words: Words) -> tuple[Tensor]:
@@ -198,13 +199,18 @@ class _Trainer:
         return (torch.from_numpy(self.images.take(indices, words)),)
 
     def after_step(self, step: int) -> None:
-        """Count steps, and restart dead codes when it is time."""
-        config = self.config
+        """Count steps."""
         self.objective.finished_steps = step
+
+    def restart_rows(self, step: int) -> list[tuple[nn.Parameter, Tensor]]:
+        """Restart unused codes when it is time."""
+        config = self.config
         total = len(self.images) // config.batch_size * config.epochs
         every = config.restart_codes_every
-        if every and step % every == 0 and step <= config.restart_codes_until * total:
-            restart_codes(self.model, self.objective.features, self.ranks)
+        if not every or step % every or step > config.restart_codes_until * total:
+            return []
+        rows = restart_codes(self.model, self.objective.features, self.ranks)
+        return [(self.model.quantize.embedding.weight, rows)]
 
     def validate(self) -> dict[str, float]:
         """Quality of the reconstructions of the validation images, and what codes they use."""
@@ -249,7 +255,7 @@ def _adversary(config: TokenizerConfig, ranks: Ranks) -> Adversary | None:
 
 
 @torch.no_grad()
-def restart_codes(model: VQModel, features: Tensor, ranks: Ranks) -> int:
+def restart_codes(model: VQModel, features: Tensor, ranks: Ranks) -> Tensor:
     """Put every code that the usage window has not seen on a random feature of a batch.
 
     The main rank's window and batch decide: DDP hands its buffers on, so the window holds the codes
@@ -258,20 +264,21 @@ def restart_codes(model: VQModel, features: Tensor, ranks: Ranks) -> int:
     Parameters
     ----------
     features : (B, E, h, w)
-    ranks : all of them have to ask
+    ranks : collective, call on every rank
 
     Returns
     -------
-    number of codes that restarted
+    which codes restarted, bool (V,), the same on every rank
     """
     quantizer = model.quantize
     window = quantizer.get_buffer("codebook_used").long()
     unused = torch.ones(quantizer.num_codes, dtype=torch.bool, device=window.device)
     unused[window] = False
+    ranks.follow_main(unused)
     count = int(unused.sum())
     rows = features.float().permute(0, 2, 3, 1).flatten(0, 2)  # (B*h*w, E)
     rows = F.normalize(rows) if quantizer.l2_norm else rows
     picks = torch.randint(len(rows), (count,)).to(rows.device)
     quantizer.embedding.weight[unused] = rows[picks]
     ranks.follow_main(quantizer.embedding.weight)
-    return count
+    return unused

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from masc_core.errors import ConfigError, DivergedError
@@ -224,6 +225,49 @@ def test_players_play_in_turns_on_every_micro_batch_and_then_step(tmp_path: Path
     assert [model.weight.item() for model in models] == [-0.5 * 1.5, 0.5 * 1.5]
     row = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
     assert (row["loss"], row["first"], row["second"]) == (0.0, 1.5, 1.5)
+
+
+def test_gradients_are_clipped_for_each_player_after_all_micro_batches(tmp_path: Path) -> None:
+    models = [Scale("first", 1.0, []), Scale("second", -0.1, [])]
+    players = tuple(
+        Player(model, model, torch.optim.SGD(model.parameters(), lr=1.0)) for model in models
+    )
+
+    def batch(indices: Indices, words: Words) -> tuple[Tensor, ...]:
+        return (torch.from_numpy(indices).double(),)
+
+    stage = Stage(players, 4, batch, lambda: {"objective": 0.0}, lambda _: None)
+    once = config(tmp_path, epochs=1, micro_batch=2, lr=0.5, grad_clip=0.3)
+    with Run(tmp_path, once) as run:
+        fit(run, once, stage)
+    # The mean gradients are 1.5, which is clipped, and -0.15, which is not.
+    assert [m.weight.item() for m in models] == pytest.approx([-0.5 * 0.3, 0.5 * 0.15], rel=1e-5)
+
+
+def test_overwritten_rows_start_their_average_and_moments_anew(tmp_path: Path) -> None:
+    stage = regression([])
+    model, optimizer = stage.players[0].model, stage.players[0].optimizer
+    weight = next(iter(model.parameters()))
+    rows = torch.arange(len(weight)) < 3
+
+    def restart_rows(step: int) -> list[tuple[nn.Parameter, Tensor]]:
+        if step != 15:
+            return []
+        with torch.no_grad():
+            weight[rows] = 7.0
+        return [(weight, rows)]
+
+    averaged = config(tmp_path, ema_decay=0.9)
+    with Run(tmp_path, averaged) as run:
+        fit(run, averaged, replace(stage, restart_rows=restart_rows))
+    path = latest_checkpoint(tmp_path)
+    assert path is not None
+    (file,) = path.glob("*.safetensors")
+    average = load_file(file)["average.0.weight"]
+    assert (average == 7.0).all(dim=1).tolist() == rows.tolist()
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert (optimizer.state[weight][key] == 0).all(dim=1).tolist() == rows.tolist()
+    assert optimizer.state[weight]["step"] == 15
 
 
 def without_dropout(kept: list[float]) -> Stage:
