@@ -19,20 +19,11 @@ from pydantic import BaseModel
 
 from masc_core.errors import ConfigError
 from masc_core.io.files import atomic_write
+from training.config import may_change
 from training.loop.checkpoint import checkpoint_config, latest_checkpoint, latest_step
 from training.loop.distributed import Ranks
 from training.loop.lock import lock_folder
 from training.loop.tensorboard_log import Board
-
-# Keys that may differ between a run and its continuation: they change where and how fast, not what.
-FREE_KEYS = frozenset(
-    {
-        *("data", "val_data", "codes", "val_codes", "prior", "init", "transformer", "out"),
-        *("device", "threads", "log_every", "checkpoint_every", "tensorboard"),
-        *("micro_batch", "parallel", "compile", "checkpoint_activations", "peak_tflops"),
-        *("sheet_epochs", "sheet_tokenizer", "lpips_vgg", "lpips_linear"),
-    }
-)
 
 
 class Run:
@@ -66,6 +57,7 @@ class Run:
         self.folder, self.ranks = folder, ranks or Ranks(torch.device("cpu"))
         self.log_path = folder / "log.jsonl"
         self.config: dict[str, Any] = config.model_dump(mode="json") | {"inputs": inputs or {}}
+        self._may_change = may_change(config)
         self._lock: IO[str] | None = None
         self._board: Board | None = None
         with self.ranks.main_first(f"opening {folder}"):
@@ -147,7 +139,7 @@ class Run:
             changed = [
                 key
                 for key in sorted(begun.keys() | self.config.keys())
-                if key not in FREE_KEYS and begun.get(key) != self.config.get(key)
+                if key not in self._may_change and begun.get(key) != self.config.get(key)
             ]
             if changed:
                 raise ConfigError(

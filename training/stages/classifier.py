@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from masc_core.errors import ConfigError
 from masc_core.io.tensors import write_tensors
-from training.config import LoopConfig, set_threads
+from training.config import LoopConfig, MayChange, set_threads
 from training.data.images import open_images
 from training.data.pixels import TrainingPixels
 from training.data.source import require_classes
@@ -34,8 +34,10 @@ from training.metrics.reconstruction import pixels_to_float
 class ClassifierConfig(LoopConfig):
     """Keys of a classifier run."""
 
-    data: Path = Field(description="training images: class folders, tar shards or parquet files")
-    val_data: Path = Field(description="validation images, likewise")
+    data: MayChange[Path] = Field(
+        description="training images: class folders, tar shards or parquet files"
+    )
+    val_data: MayChange[Path] = Field(description="validation images, likewise")
     image_size: int = Field(32, ge=8)
     width: int = Field(32, ge=8, description="channels of the first stage")
     weight_decay: float = Field(0.05, ge=0)

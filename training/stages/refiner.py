@@ -23,7 +23,7 @@ from masc_core.io.files import sha256_file
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.weights import load_transformer, read_inputs, save_refiner
-from training.config import LoopConfig, set_threads
+from training.config import LoopConfig, MayChange, set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import join_ranks
 from training.loop.run_dir import Run
@@ -38,10 +38,10 @@ from training.stages.transformer import adamw
 class RefinerTraining(LoopConfig):
     """Keys of a refiner run."""
 
-    codes: Path = Field(description="code cache of the training images")
-    val_codes: Path = Field(description="code cache of the validation images")
-    prior: Path = Field(description="prior.npz")
-    transformer: Path = Field(description="transformer.safetensors")
+    codes: MayChange[Path] = Field(description="code cache of the training images")
+    val_codes: MayChange[Path] = Field(description="code cache of the validation images")
+    prior: MayChange[Path] = Field(description="prior.npz")
+    transformer: MayChange[Path] = Field(description="transformer.safetensors")
     width: int = Field(512, ge=2)
     n_head: int = Field(4, ge=1)
     ffn_dim: int = Field(2048, ge=1)

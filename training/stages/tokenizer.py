@@ -29,7 +29,7 @@ from masc_core.errors import ArtifactError
 from masc_core.io.files import atomic_path, sha256_file
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.models.weights import save_tokenizer
-from training.config import LoopConfig, set_threads
+from training.config import LoopConfig, MayChange, set_threads
 from training.data.images import open_images
 from training.data.pixels import Crop, TrainingPixels
 from training.data.source import ImageSource
@@ -52,8 +52,10 @@ Network = TypeVar("Network", bound=nn.Module)
 class TokenizerConfig(LoopConfig):
     """Keys of a tokenizer run."""
 
-    data: Path = Field(description="training images: class folders, tar shards or parquet files")
-    val_data: Path = Field(description="validation images, likewise")
+    data: MayChange[Path] = Field(
+        description="training images: class folders, tar shards or parquet files"
+    )
+    val_data: MayChange[Path] = Field(description="validation images, likewise")
     val_images: int = Field(2000, ge=1, description="validation images, spread over the folder")
     image_size: int = Field(64, ge=16, description="pixels a side, S")
     num_codes: int = Field(2048, ge=2, description="V")
@@ -65,10 +67,10 @@ class TokenizerConfig(LoopConfig):
     commitment: float = Field(0.25, ge=0)
     entropy_ratio: float = Field(0.0, ge=0, description="weight of the entropy loss; 0 is off")
     lpips_weight: float = Field(1.0, ge=0, description="weight of LPIPS; 0 is off")
-    lpips_vgg: Path | None = Field(
+    lpips_vgg: MayChange[Path | None] = Field(
         None, description="VGG16's weights, as torchvision has them, .pth or .safetensors"
     )
-    lpips_linear: Path | None = Field(None, description="LPIPS's own weights, vgg.pth")
+    lpips_linear: MayChange[Path | None] = Field(None, description="LPIPS's own weights, vgg.pth")
     disc_weight: float = Field(0.0, ge=0, description="weight of the GAN; 0 is off, 0.5 usual")
     disc_start: int = Field(20000, ge=1, description="step from which on the GAN takes part")
     disc_loss: AdversarialLoss = Field("hinge", description="hinge or non-saturating")

@@ -31,7 +31,7 @@ from masc_core.io.tensors import without_memory
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.weights import save_transformer
-from training.config import LoopConfig, set_threads
+from training.config import LoopConfig, MayChange, set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.parallel import compile_each, is_sharded, recompute, shard, whole_state
@@ -47,10 +47,12 @@ from training.stages.starting_point import start_from, start_sha256
 class TransformerConfig(LoopConfig):
     """Keys of a transformer run."""
 
-    codes: Path = Field(description="code cache of the training images")
-    val_codes: Path = Field(description="code cache of the validation images")
-    prior: Path | None = Field(None, description="prior.npz; the flat vocabulary without it")
-    init: Path | None = Field(
+    codes: MayChange[Path] = Field(description="code cache of the training images")
+    val_codes: MayChange[Path] = Field(description="code cache of the validation images")
+    prior: MayChange[Path | None] = Field(
+        None, description="prior.npz; the flat vocabulary without it"
+    )
+    init: MayChange[Path | None] = Field(
         None,
         description="transformer to start from: of LlamaGen, of a run, or the folder of a bundle",
     )
@@ -62,18 +64,24 @@ class TransformerConfig(LoopConfig):
     ffn_dropout: float = Field(0.1, ge=0, lt=1)
     class_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels dropped for CFG")
     weight_decay: float = Field(0.05, ge=0)
-    compile: bool = Field(default=False, description="compile the training step with torch.compile")
-    parallel: Literal["ddp", "fsdp"] = Field(
+    compile: MayChange[bool] = Field(
+        default=False, description="compile the training step with torch.compile"
+    )
+    parallel: MayChange[Literal["ddp", "fsdp"]] = Field(
         "ddp", description="under torchrun: a copy of the model a rank, or a part of it"
     )
-    checkpoint_activations: bool = Field(
+    checkpoint_activations: MayChange[bool] = Field(
         default=False, description="compute activations again instead of keeping them"
     )
-    peak_tflops: float = Field(
+    peak_tflops: MayChange[float] = Field(
         0.0, ge=0, description="of a device, for the MFU; 0 knows the usual GPUs"
     )
-    sheet_epochs: tuple[int, ...] = Field((), description="epochs after which a sheet is drawn")
-    sheet_tokenizer: Path | None = Field(None, description="tokenizer.safetensors for the sheets")
+    sheet_epochs: MayChange[tuple[int, ...]] = Field(
+        (), description="epochs after which a sheet is drawn"
+    )
+    sheet_tokenizer: MayChange[Path | None] = Field(
+        None, description="tokenizer.safetensors for the sheets"
+    )
 
     def gpt(self, data: ClusterData) -> GPTConfig:
         """Sizes of the model that fits the data."""
