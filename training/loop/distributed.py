@@ -70,6 +70,14 @@ class Ranks:
             values = values / self.count
         return values
 
+    def sums(self, *values: float) -> tuple[float, ...]:
+        """Sums of numbers over the ranks, float64; collective, call on every rank."""
+        if self.talk is None:
+            return values
+        shared = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(shared, group=self.talk)
+        return tuple(shared.tolist())
+
     def follow_main(self, values: Tensor) -> None:
         """Overwrite a tensor with the main rank's; all of them have to ask."""
         if self.count > 1:

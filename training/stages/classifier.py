@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from masc_core.errors import ConfigError
+from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.tensors import write_tensors
 from training.config import LoopConfig, MayChange, set_threads
 from training.data.images import open_images
 from training.data.pixels import TrainingPixels
-from training.data.source import require_classes
+from training.data.source import LabelledImages, require_classes
 from training.loop.distributed import join_ranks
 from training.loop.run_dir import Run
 from training.loop.stage import Indices, Player, Report, Stage, Words, no_report
@@ -51,9 +51,13 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> di
     require_classes(data, "data")
     if val_data.class_names != data.class_names:
         raise ConfigError("val_data: has other classes than data")
-    train, val = TrainingPixels(data, config.image_size), val_data.read(config.image_size)
+    train = TrainingPixels(data, config.image_size)
     inputs = {"data": data.fingerprint(), "val_data": val_data.fingerprint()}
     with join_ranks(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
+        share = np.arange(len(val_data))[ranks.rank :: ranks.count]
+        val = val_data.read(config.image_size, share)
+        if not ranks.any(len(val.labels) > 0):
+            raise ArtifactError(val_data.root, "none of its images can be read")
         model = Classifier(len(data.class_names), config.image_size, config.width)
         model = model.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -62,7 +66,10 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> di
             return torch.from_numpy(augment(pixels, words)), torch.from_numpy(labels)
 
         def validate() -> dict[str, float]:
-            accuracy = float((predict(model, val.pixels) == val.labels).mean())
+            for statistics in model.buffers():  # each rank's own since the last forward pass
+                ranks.follow_main(statistics)
+            right, seen = ranks.sums(num_right(model, val), len(val.labels))
+            accuracy = right / seen
             return {"objective": -accuracy, "accuracy": accuracy}
 
         def keep(metrics: dict[str, float]) -> None:
@@ -90,6 +97,13 @@ class Recognition(nn.Module):
         """Loss of images uint8 (B, S, S, 3) of classes int64 (B,)."""
         logits = self.model(pixels_to_float(pixels)).float()
         return {"loss": F.cross_entropy(logits, targets, label_smoothing=0.1)}
+
+
+def num_right(model: Classifier, images: LabelledImages) -> int:
+    """How many images, possibly none, are put into their class."""
+    if not len(images.labels):
+        return 0
+    return int((predict(model, images.pixels) == images.labels).sum())
 
 
 def augment(pixels: NDArray[np.uint8], words: Words) -> NDArray[np.uint8]:

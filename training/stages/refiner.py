@@ -78,23 +78,23 @@ def train_refiner(config: RefinerTraining, report: Report = no_report) -> dict[s
         Codes, prior and transformer do not belong together, or there is nothing to refine.
     """
     set_threads(config.threads)
-    data = ClusterData(config.codes, config.val_codes, config.prior)
-    _check(config, data)
-    inputs = data.inputs | {"transformer": sha256_file(config.transformer)}
-    transformer = load_transformer(config.transformer)
-    _check_sizes(transformer.config, data)
-    with join_ranks(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
-        transformer = transformer.to(ranks.device)
-        torch.manual_seed(config.seed)
-        sizes = config.refiner(data, transformer.config.dim)
-        objective = InClusterLoss(
-            Refiner(sizes).to(ranks.device),
-            transformer,
-            data.prior,
-            singletons=config.singletons,
-        )
-        fit(run, config, _Trainer(run, config, data, objective, inputs).stage(), report)
-        return run.read_json("metrics.json")
+    with join_ranks(config.device) as ranks:
+        data = ClusterData(config.codes, config.val_codes, config.prior, ranks)
+        _check(config, data)
+        inputs = data.inputs | {"transformer": sha256_file(config.transformer)}
+        transformer = load_transformer(config.transformer)
+        _check_sizes(transformer.config, data)
+        with Run(config.out, config, inputs, ranks) as run:
+            torch.manual_seed(config.seed)
+            sizes = config.refiner(data, transformer.config.dim)
+            objective = InClusterLoss(
+                Refiner(sizes).to(ranks.device),
+                transformer.to(ranks.device),
+                data.prior,
+                singletons=config.singletons,
+            )
+            fit(run, config, _Trainer(run, config, data, objective, inputs).stage(), report)
+            return run.read_json("metrics.json")
 
 
 class _Trainer:
@@ -128,21 +128,25 @@ class _Trainer:
         )
 
     def validate(self) -> dict[str, float]:
-        """In-cluster bits on the validation codes, of all positions and of those with a choice."""
-        size = self.config.micro_batch_of(1)
-        device, low = self.run.ranks.device, self.config.precision == "bfloat16"
+        """In-cluster bits on the validation codes, of all positions and of those with a choice.
+
+        The ranks share the batches.
+        """
+        ranks, size = self.run.ranks, self.config.micro_batch_of(self.run.ranks.count)
+        device, low = ranks.device, self.config.precision == "bfloat16"
         total, count, num_open = 0.0, 0, 0
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
-            for start in range(0, len(self.data.val), size):
+            for start in range(size * ranks.rank, len(self.data.val), size * ranks.count):
                 labels, codes = self.data.val_code_batch(start, start + size)
                 losses, is_open = self.objective.losses(labels.to(device), codes.to(device))
                 total += float(losses.double().sum()) / NATS
                 count, num_open = count + len(losses), num_open + int(is_open.sum())
+        bits, positions, open_positions = ranks.sums(total, count, num_open)
         return {
-            "objective": total / count,
-            "in_cluster_bits": total / count,
-            "in_cluster_bits_where_open": total / max(1, num_open),
-            "open_positions": num_open / count,
+            "objective": bits / positions,
+            "in_cluster_bits": bits / positions,
+            "in_cluster_bits_where_open": bits / max(1, open_positions),
+            "open_positions": open_positions / positions,
             **self.baselines,
         }
 

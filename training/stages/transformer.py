@@ -102,13 +102,14 @@ class TransformerConfig(LoopConfig):
 def train_transformer(config: TransformerConfig, report: Report = no_report) -> dict[str, Any]:
     """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
     set_threads(config.threads)
-    data = ClusterData(config.codes, config.val_codes, config.prior)
-    if config.init is not None:
-        data.inputs["init"] = start_sha256(config.init)
-    with join_ranks(config.device) as ranks, Run(config.out, config, data.inputs, ranks) as run:
-        model = build_model(config, data, ranks)
-        fit(run, config, _Trainer(run, config, data, model).stage(), report)
-        return run.read_json("metrics.json")
+    with join_ranks(config.device) as ranks:
+        data = ClusterData(config.codes, config.val_codes, config.prior, ranks)
+        if config.init is not None:
+            data.inputs["init"] = start_sha256(config.init)
+        with Run(config.out, config, data.inputs, ranks) as run:
+            model = build_model(config, data, ranks)
+            fit(run, config, _Trainer(run, config, data, model).stage(), report)
+            return run.read_json("metrics.json")
 
 
 def build_model(config: TransformerConfig, data: ClusterData, ranks: Ranks) -> GPT:
