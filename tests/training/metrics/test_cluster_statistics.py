@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from masc_core.prior import ClusterMap
+from training.metrics import cluster_statistics
 from training.metrics.cluster_statistics import cluster_distances, cluster_sizes, draw_chances
-from training.studies import cluster_statistics
 
 GENERATOR = np.random.default_rng(0)
 ROWS = GENERATOR.normal(size=(12, 3))
