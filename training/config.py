@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from masc_core.errors import ConfigError
 
 Precision = Literal["float32", "bfloat16"]
-Stage = TypeVar("Stage", bound=BaseModel)
+Config = TypeVar("Config", bound=BaseModel)
 Value = TypeVar("Value")
 
 
@@ -98,12 +98,12 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)  # after numba, which starts OpenMP with threads of its own
 
 
-def load_config(stage: type[Stage], path: Path | None, flags: dict[str, Any]) -> Stage:
+def load_config(config_class: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:
     """Read a TOML file, let flags override it, and validate.
 
     Parameters
     ----------
-    stage : configuration class of the stage
+    config_class : configuration of the stage
     path : TOML file, or None for flags alone
     flags : values by key; None means not given
     """
@@ -117,7 +117,7 @@ def load_config(stage: type[Stage], path: Path | None, flags: dict[str, Any]) ->
             raise ConfigError(f"{path}: is not TOML ({error})") from error
     values |= {key: value for key, value in flags.items() if value is not None}
     try:
-        return stage.model_validate(values)
+        return config_class.model_validate(values)
     except ValidationError as error:
         where = f"{path}: " if path is not None else ""
         problems = "; ".join(_describe(e["loc"], e["msg"]) for e in error.errors())

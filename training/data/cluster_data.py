@@ -48,7 +48,7 @@ class ClusterData:
         self, codes: Path, val_codes: Path, prior: Path | None, ranks: Ranks | None = None
     ) -> None:
         ranks = ranks or Ranks(torch.device("cpu"))
-        with ranks.main_first("reading the code caches"):
+        with ranks.raise_on_all_ranks("reading the code caches"):
             self.train = CodeCache.open(codes, verify=ranks.is_main)
             self.val = CodeCache.open(val_codes, verify=ranks.is_main)
         index = self.train.index

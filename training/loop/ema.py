@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-class Average:
+class EMA:
     """The average, beside the model.
 
     Parameters
@@ -37,7 +37,7 @@ class Average:
         self._take_in(list(self.values.values()), list(self._parameters.values()), None)
 
     @torch.no_grad()
-    def restart(self, parameter: nn.Parameter, rows: Tensor) -> None:
+    def restart(self, parameter: Tensor, rows: Tensor) -> None:
         """Average a parameter's rows, bool (rows,), from their present values on."""
         for name, value in self.values.items():
             if self._parameters[name] is parameter:

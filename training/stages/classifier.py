@@ -25,7 +25,7 @@ from training.data.pixels import TrainingPixels
 from training.data.source import LabelledImages, require_classes
 from training.loop.distributed import join_ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Indices, Player, Report, Stage, Words, no_report
+from training.loop.stage import Indices, Report, Stage, TrainedModule, Words, no_report
 from training.loop.trainer import fit
 from training.metrics.classifier import WEIGHTS, Classifier, predict
 from training.metrics.reconstruction import pixels_to_float
@@ -67,9 +67,9 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> di
 
         def validate() -> dict[str, float]:
             for statistics in model.buffers():  # each rank's own since the last forward pass
-                ranks.follow_main(statistics)
-            right, seen = ranks.sums(num_right(model, val), len(val.labels))
-            accuracy = right / seen
+                ranks.broadcast(statistics)
+            right, total = ranks.all_reduce_sum(num_right(model, val), len(val.labels))
+            accuracy = right / total
             return {"objective": -accuracy, "accuracy": accuracy}
 
         def keep(metrics: dict[str, float]) -> None:
@@ -81,8 +81,8 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> di
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        player = Player(model, Recognition(model), optimizer)
-        fit(run, config, Stage((player,), len(train), batch, validate, keep), report)
+        trained = TrainedModule(model, Recognition(model), optimizer)
+        fit(run, config, Stage((trained,), len(train), batch, validate, keep), report)
         return run.read_json("metrics.json")
 
 

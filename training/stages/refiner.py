@@ -27,10 +27,10 @@ from training.config import LoopConfig, MayChange, set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import join_ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Player, Report, Stage, no_report
+from training.loop.stage import Report, Stage, TrainedModule, no_report
 from training.loop.trainer import fit
 from training.losses.refiner import InClusterLoss
-from training.losses.transformer import NATS
+from training.losses.transformer import LN2
 from training.metrics.cluster_bits import frequency_bits
 from training.stages.transformer import adamw
 
@@ -120,7 +120,7 @@ class _Trainer:
         refiner = self.objective.refiner
         optimizer = adamw(refiner, self.config.lr, self.config.weight_decay)
         return Stage(
-            players=(Player(refiner, self.objective, optimizer),),
+            trained_modules=(TrainedModule(refiner, self.objective, optimizer),),
             num_items=len(self.data.train),
             batch=self.data.code_batch,
             validate=self.validate,
@@ -139,9 +139,9 @@ class _Trainer:
             for start in range(size * ranks.rank, len(self.data.val), size * ranks.count):
                 labels, codes = self.data.val_code_batch(start, start + size)
                 losses, is_open = self.objective.losses(labels.to(device), codes.to(device))
-                total += float(losses.double().sum()) / NATS
+                total += float(losses.double().sum()) / LN2
                 count, num_open = count + len(losses), num_open + int(is_open.sum())
-        bits, positions, open_positions = ranks.sums(total, count, num_open)
+        bits, positions, open_positions = ranks.all_reduce_sum(total, count, num_open)
         return {
             "objective": bits / positions,
             "in_cluster_bits": bits / positions,

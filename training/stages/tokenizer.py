@@ -36,7 +36,7 @@ from training.data.source import ImageSource
 from training.loop.checkpoint import latest_step
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Indices, Player, Report, Stage, Words, no_report
+from training.loop.stage import Indices, Report, Stage, TrainedModule, Words, no_report
 from training.loop.trainer import fit
 from training.losses.adversarial import AdversarialLoss
 from training.losses.discriminator import PatchDiscriminator, num_patches
@@ -148,7 +148,7 @@ def train_tokenizer(config: TokenizerConfig, report: Report = no_report) -> dict
 
 
 class _Trainer:
-    """Data, players and validation of one run."""
+    """Data, networks and validation of one run."""
 
     def __init__(
         self,
@@ -180,14 +180,18 @@ class _Trainer:
 
     def stage(self) -> Stage:
         """Return what the loop needs."""
-        players = [Player(self.model, self.objective, _adam(self.model, self.config.lr))]
+        trained_modules = [
+            TrainedModule(self.model, self.objective, _adam(self.model, self.config.lr))
+        ]
         adversary = self.objective.adversary
         if adversary is not None:
             discriminator = adversary.discriminator
             objective = Discrimination(adversary, self.objective)
-            players.append(Player(discriminator, objective, _adam(discriminator, self.config.lr)))
+            trained_modules.append(
+                TrainedModule(discriminator, objective, _adam(discriminator, self.config.lr))
+            )
         return Stage(
-            players=tuple(players),
+            trained_modules=tuple(trained_modules),
             num_items=len(self.images),
             batch=self.batch,
             validate=self.validate,
@@ -204,7 +208,7 @@ class _Trainer:
         """Count steps."""
         self.objective.finished_steps = step
 
-    def restart_rows(self, step: int) -> list[tuple[nn.Parameter, Tensor]]:
+    def restart_rows(self, step: int) -> list[tuple[Tensor, Tensor]]:
         """Restart unused codes when it is time."""
         config = self.config
         total = len(self.images) // config.batch_size * config.epochs
@@ -216,7 +220,9 @@ class _Trainer:
 
     def validate(self) -> dict[str, float]:
         """Quality of the reconstructions of the validation images, and what codes they use."""
-        values = reconstruction_metrics(self.model, self.val_pixels, self.lpips, self.ranks.mean)
+        values = reconstruction_metrics(
+            self.model, self.val_pixels, self.lpips, self.ranks.all_reduce_mean
+        )
         objectives = {
             "psnr": -values["psnr"],
             "lpips": values.get("lpips", 0.0),
@@ -276,11 +282,11 @@ def restart_codes(model: VQModel, features: Tensor, ranks: Ranks) -> Tensor:
     window = quantizer.get_buffer("codebook_used").long()
     unused = torch.ones(quantizer.num_codes, dtype=torch.bool, device=window.device)
     unused[window] = False
-    ranks.follow_main(unused)
+    ranks.broadcast(unused)
     count = int(unused.sum())
     rows = features.float().permute(0, 2, 3, 1).flatten(0, 2)  # (B*h*w, E)
     rows = F.normalize(rows) if quantizer.l2_norm else rows
     picks = torch.randint(len(rows), (count,)).to(rows.device)
     quantizer.embedding.weight[unused] = rows[picks]
-    ranks.follow_main(quantizer.embedding.weight)
+    ranks.broadcast(quantizer.embedding.weight)
     return unused

@@ -34,11 +34,11 @@ from masc_core.models.weights import save_transformer
 from training.config import LoopConfig, MayChange, set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import Ranks, join_ranks
-from training.loop.parallel import compile_each, is_sharded, recompute, shard, whole_state
+from training.loop.parallel import compile_each, full_state_dict, is_sharded, recompute, shard
 from training.loop.run_dir import Run
-from training.loop.stage import Player, Report, Stage, no_report
+from training.loop.stage import Report, Stage, TrainedModule, no_report
 from training.loop.trainer import fit
-from training.losses.transformer import NextCluster, NextClusterInChunks, surprise
+from training.losses.transformer import NextCluster, NextClusterInChunks, cross_entropy_and_entropy
 from training.metrics.flops import flops_per_image, peak_flops
 from training.stages.sample_sheets import Sheets
 from training.stages.starting_point import start_from, start_sha256
@@ -127,11 +127,11 @@ def build_model(config: TransformerConfig, data: ClusterData, ranks: Ranks) -> G
     if config.checkpoint_activations:
         recompute(model.blocks)
     if is_shared:
-        in_parts(model, ranks, low=config.precision == "bfloat16")
+        shard_blocks(model, ranks, low=config.precision == "bfloat16")
     return model
 
 
-def in_parts(model: GPT, ranks: Ranks, *, low: bool) -> None:
+def shard_blocks(model: GPT, ranks: Ranks, *, low: bool) -> None:
     """Split a model over the ranks, in place; ``low`` as for `shard`."""
     shard(model, model.blocks, ranks, low=low, methods=["hidden"])  # which the objective calls
 
@@ -162,7 +162,7 @@ class _Trainer:
         """Return what the loop needs."""
         optimizer = adamw(self.model, self.config.lr, self.config.weight_decay)
         return Stage(
-            players=(Player(self.model, self.objective, optimizer),),
+            trained_modules=(TrainedModule(self.model, self.objective, optimizer),),
             num_items=len(self.data.train),
             batch=self.data.batch,
             validate=self.validate,
@@ -183,9 +183,11 @@ class _Trainer:
                 start = base + size * self.ranks.rank
                 # All ranks gather a model's parts: one without images takes others' along.
                 labels, clusters = self.data.val_batch(start % count, start % count + size)
-                found = self.surprise(labels, clusters)
+                found = self.cross_entropy_and_entropy(labels, clusters)
                 sums += found * (start < count)
-        sums = self.ranks.mean(sums) * self.ranks.count / (count * self.data.num_positions)
+        sums = (
+            self.ranks.all_reduce_mean(sums) * self.ranks.count / (count * self.data.num_positions)
+        )
         bits, entropy = sums.tolist()
         largest = math.log2(max(2, self.data.prior.num_clusters))
         return {
@@ -197,11 +199,11 @@ class _Trainer:
             "unigram_bits": self.unigram_bits,
         }
 
-    def surprise(self, labels: Tensor, clusters: Tensor) -> Tensor:
+    def cross_entropy_and_entropy(self, labels: Tensor, clusters: Tensor) -> Tensor:
         """Sums over a batch's positions of cross-entropy and entropy, bits, float64 (2,)."""
         clusters = clusters.to(self.ranks.device)
         logits = self.model(labels.to(self.ranks.device), clusters[:, :-1])
-        found = surprise(logits, clusters)
+        found = cross_entropy_and_entropy(logits, clusters)
         return torch.stack([found.cross_entropy, found.entropy]).double()
 
     def keep(self, metrics: dict[str, float]) -> None:
@@ -220,8 +222,8 @@ class _Trainer:
             self.sheets.draw(model, self.run.folder / "sheets" / f"epoch-{epoch:04d}.png")
 
     def gathered(self, device: torch.device) -> GPT | None:
-        """A copy of the whole model, for the main rank, to evaluate; all ranks have to ask."""
-        state = whole_state(self.model, device, self.ranks)
+        """The whole model on the main rank, in evaluation mode; collective, call on every rank."""
+        state = full_state_dict(self.model, device, self.ranks)
         if state is None:
             return None
         with without_memory():

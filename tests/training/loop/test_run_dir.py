@@ -12,7 +12,7 @@ from training.config import LoopConfig, MayChange
 from training.loop.checkpoint import Progress, save_checkpoint
 from training.loop.distributed import Ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Player
+from training.loop.stage import TrainedModule
 
 
 def config(out: Path, **changes: object) -> LoopConfig:
@@ -26,8 +26,8 @@ def lines(run: Run) -> list[dict[str, object]]:
 def write_checkpoint(folder: Path, begun: dict[str, Any]) -> None:
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.AdamW(model.parameters())
-    player = Player(model, model, optimizer)
-    save_checkpoint(folder, Progress(), (player,), None, begun, Ranks(torch.device("cpu")))
+    trained = TrainedModule(model, model, optimizer)
+    save_checkpoint(folder, Progress(), (trained,), None, begun, Ranks(torch.device("cpu")))
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

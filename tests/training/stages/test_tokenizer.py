@@ -174,11 +174,11 @@ def test_the_words_of_an_item_decide_how_it_is_seen(contestants: Stage) -> None:
 
 def test_gradients_lie_in_memory_as_the_weights_do(contestants: Stage) -> None:
     (pixels,) = contestants.batch(np.arange(4), np.zeros((4, 4), np.uint64))
-    for player in contestants.players:
+    for trained in contestants.trained_modules:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = player.objective(pixels)["loss"]
+            loss = trained.objective(pixels)["loss"]
         loss.backward()
-        for name, parameter in player.model.named_parameters():
+        for name, parameter in trained.model.named_parameters():
             assert parameter.grad is not None
             assert parameter.grad.stride() == parameter.stride(), name
 
@@ -191,8 +191,8 @@ def train_and_tell(config: TokenizerConfig) -> None:
         fit(run, config, stage)
         ends = {
             f"{number}.{name}": tensor.contiguous()
-            for number, player in enumerate(stage.players)
-            for name, tensor in player.model.state_dict().items()
+            for number, trained in enumerate(stage.trained_modules)
+            for name, tensor in trained.model.state_dict().items()
         }
         save_file(ends, config.out / f"rank{ranks.rank}.safetensors")
 
