@@ -37,7 +37,7 @@ from training.config import LoopConfig
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Player, Stage
+from training.loop.stage import Stage, TrainedModule
 from training.loop.trainer import fit
 from training.metrics.flops import flops_per_image, peak_flops
 from training.metrics.memory import step_bytes
@@ -181,12 +181,12 @@ def line(row: Row) -> str:
     )
 
 
-def player(case: Case, device: torch.device) -> Player:
+def trained(case: Case, device: torch.device) -> TrainedModule:
     """A model and its optimiser."""
     torch.manual_seed(0)
     model = GPT(case.gpt).to(device)
     objective = objective_of(model, compiled=case.compiled)
-    return Player(model, objective, adamw(model, 1e-4, 0.05))
+    return TrainedModule(model, objective, adamw(model, 1e-4, 0.05))
 
 
 class Bare:
@@ -194,7 +194,7 @@ class Bare:
 
     def __init__(self, case: Case, data: ClusterData, ranks: Ranks) -> None:
         self._case, self._device = case, ranks.device
-        self._player = player(case, ranks.device)
+        self._player = trained(case, ranks.device)
         self.model = self._player.model
         words = np.zeros((case.batch, 4), np.uint64)
         batch = data.batch(np.arange(case.batch), words)
@@ -225,7 +225,7 @@ class Whole:
 
     def __init__(self, folder: Path, case: Case, data: ClusterData, ranks: Ranks) -> None:
         self._folder, self._case, self._data, self._ranks = folder, case, data, ranks
-        self._player = player(case, ranks.device)
+        self._player = trained(case, ranks.device)
 
     def take(self, steps: int) -> float:
         """Seconds of some steps, without the time until the first and after the last."""

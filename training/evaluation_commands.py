@@ -67,10 +67,10 @@ def evaluate(  # noqa: PLR0913 - options
     given |= {"models": chosen.models_dir, "name": name}
     config = load_config(EvaluateConfig, None, {k: v for k, v in given.items() if k != "model"})
     with progress("evaluate") as report:
-        figures = measure_model(config, report)
+        metrics = measure_model(config, report)
     if is_main_process():
         long = {"curves", "definitions"}
-        console.print_json(json.dumps({k: v for k, v in figures.items() if k not in long}))
+        console.print_json(json.dumps({k: v for k, v in metrics.items() if k not in long}))
 
 
 def compare_runs(

@@ -18,6 +18,7 @@ from masc_core.errors import ConfigError
 from masc_core.io.files import sha256_file
 from masc_core.prior import ClusterMap
 from training.data.code_cache import CodeCache, IntArray
+from training.loop.distributed import Ranks
 from training.loop.stage import Indices, Words
 from training.metrics.cluster_bits import uniform_bits
 
@@ -29,6 +30,7 @@ class ClusterData:
     ----------
     codes, val_codes : folders of the caches
     prior : file of the prior; the flat vocabulary without it
+    ranks : collective, call on every rank; the main one checks the caches' checksums for all
 
     Attributes
     ----------
@@ -38,10 +40,17 @@ class ClusterData:
     ------
     ConfigError
         The caches and the prior do not belong together.
+    ArtifactError
+        A cache is missing, unfinished or damaged.
     """
 
-    def __init__(self, codes: Path, val_codes: Path, prior: Path | None) -> None:
-        self.train, self.val = CodeCache.open(codes), CodeCache.open(val_codes)
+    def __init__(
+        self, codes: Path, val_codes: Path, prior: Path | None, ranks: Ranks | None = None
+    ) -> None:
+        ranks = ranks or Ranks(torch.device("cpu"))
+        with ranks.raise_on_all_ranks("reading the code caches"):
+            self.train = CodeCache.open(codes, verify=ranks.is_main)
+            self.val = CodeCache.open(val_codes, verify=ranks.is_main)
         index = self.train.index
         for key in ("tokenizer_sha256", "num_codes", "num_positions", "class_names"):
             if getattr(index, key) != getattr(self.val.index, key):

@@ -1,8 +1,8 @@
 """The processes of one run: alone, or as many as torchrun started.
 
-torchrun tells each process its place by environment variables. Ranks talk over nccl where they have
-GPUs and over gloo where not; what they agree on beside the training goes over gloo always, so that
-no GPU has to be waited for.
+torchrun tells each process its rank by environment variables. Gradients go over nccl where there
+are GPUs and over gloo where not; all else goes over gloo always, so that no GPU has to be waited
+for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from masc_core.device import resolve_device
 from masc_core.errors import ConfigError
 
-PATIENCE = timedelta(minutes=30)  # the longest that ranks wait: for rank 0, which validates
+TIMEOUT = timedelta(minutes=30)  # the longest that ranks wait: for rank 0, which validates
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,13 @@ class Ranks:
     ----------
     rank, count : its number, and how many there are
     device : where it computes
-    talk : what they agree over; None when there is one
+    gloo_group : for what is no gradient; None when there is one rank
     """
 
     device: torch.device
     rank: int = 0
     count: int = 1
-    talk: dist.ProcessGroup | None = None
+    gloo_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -45,51 +45,59 @@ class Ranks:
         return self.rank == 0
 
     def same(self, value: int) -> bool:
-        """Whether a number is the same on all ranks; all of them have to ask."""
+        """Whether a number is the same on all ranks; collective, call on every rank."""
         return self._largest(value) == -self._largest(-value)
 
     def any(self, flag: bool) -> bool:  # noqa: FBT001 - the value itself
-        """Whether the flag is set on any rank; all of them have to ask."""
+        """Whether the flag is set on any rank; collective, call on every rank."""
         return self._largest(int(flag)) > 0
 
     def _largest(self, value: int) -> int:
-        if self.talk is None:
+        if self.gloo_group is None:
             return value
         shared = torch.tensor(value)
-        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.talk)
+        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.gloo_group)
         return int(shared)
 
     def wait(self) -> None:
         """Wait for all others."""
         self._largest(0)
 
-    def mean(self, values: Tensor) -> Tensor:
-        """Mean of a tensor over the ranks; all of them have to ask."""
+    def all_reduce_mean(self, values: Tensor) -> Tensor:
+        """Mean of a tensor over the ranks; collective, call on every rank."""
         if self.count > 1:
             dist.all_reduce(values)
             values = values / self.count
         return values
 
-    def follow_main(self, values: Tensor) -> None:
-        """Overwrite a tensor with the main rank's; all of them have to ask."""
+    def all_reduce_sum(self, *values: float) -> tuple[float, ...]:
+        """Sums of numbers over the ranks, float64; collective, call on every rank."""
+        if self.gloo_group is None:
+            return values
+        shared = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(shared, group=self.gloo_group)
+        return tuple(shared.tolist())
+
+    def broadcast(self, values: Tensor) -> None:
+        """Overwrite a tensor with the main rank's; collective, call on every rank."""
         if self.count > 1:
             dist.broadcast(values, 0)
 
     def gather(self, values: Tensor) -> Tensor | None:
-        """Rows of all ranks in their order, on the main rank; None elsewhere.
+        """Rows of all ranks, on the main rank, None elsewhere; collective, call on every rank.
 
         Parameters
         ----------
-        values : on the CPU, of one shape and type on all ranks; all of them have to give some
+        values : on the CPU, of one shape and type on all ranks
         """
-        if self.talk is None:
+        if self.gloo_group is None:
             return values
         parts = [torch.empty_like(values) for _ in range(self.count)] if self.is_main else None
-        dist.gather(values.contiguous(), parts, dst=0, group=self.talk)
+        dist.gather(values.contiguous(), parts, dst=0, group=self.gloo_group)
         return torch.cat(parts) if parts is not None else None
 
     @contextmanager
-    def main_first(self, what: str) -> Iterator[None]:
+    def raise_on_all_ranks(self, what: str) -> Iterator[None]:
         """Around work of the main rank: if it fails there, every rank fails.
 
         Raises
@@ -133,10 +141,10 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     if chosen.type == "cuda":
         chosen = resolve_device(f"cuda:{local}")
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        talk = dist.new_group(backend="gloo", timeout=PATIENCE)
-        ranks = Ranks(chosen, dist.get_rank(), dist.get_world_size(), talk)
+        gloo_group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        ranks = Ranks(chosen, dist.get_rank(), dist.get_world_size(), gloo_group)
         yield ranks
         ranks.wait()  # one that leaves early takes the connections of others with it
     finally:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-class Average:
+class EMA:
     """The average, beside the model.
 
     Parameters
@@ -35,6 +35,13 @@ class Average:
     def update(self) -> None:
         """Take a step's parameters in, all of them in a few kernels."""
         self._take_in(list(self.values.values()), list(self._parameters.values()), None)
+
+    @torch.no_grad()
+    def restart(self, parameter: Tensor, rows: Tensor) -> None:
+        """Average a parameter's rows, bool (rows,), from their present values on."""
+        for name, value in self.values.items():
+            if self._parameters[name] is parameter:
+                value[rows] = parameter[rows]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

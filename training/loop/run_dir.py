@@ -19,20 +19,11 @@ from pydantic import BaseModel
 
 from masc_core.errors import ConfigError
 from masc_core.io.files import atomic_write
+from training.config import may_change
 from training.loop.checkpoint import checkpoint_config, latest_checkpoint, latest_step
 from training.loop.distributed import Ranks
 from training.loop.lock import lock_folder
-from training.loop.tensorboard_log import Board
-
-# Keys that may differ between a run and its continuation: they change where and how fast, not what.
-FREE_KEYS = frozenset(
-    {
-        *("data", "val_data", "codes", "val_codes", "prior", "init", "transformer", "out"),
-        *("device", "threads", "log_every", "checkpoint_every", "tensorboard"),
-        *("micro_batch", "parallel", "compile", "checkpoint_activations", "peak_tflops"),
-        *("sheet_epochs", "sheet_tokenizer", "lpips_vgg", "lpips_linear"),
-    }
-)
+from training.loop.tensorboard_log import TensorBoardLog
 
 
 class Run:
@@ -66,11 +57,12 @@ class Run:
         self.folder, self.ranks = folder, ranks or Ranks(torch.device("cpu"))
         self.log_path = folder / "log.jsonl"
         self.config: dict[str, Any] = config.model_dump(mode="json") | {"inputs": inputs or {}}
+        self._may_change = may_change(config)
         self._lock: IO[str] | None = None
-        self._board: Board | None = None
-        with self.ranks.main_first(f"opening {folder}"):
+        self._tensorboard: TensorBoardLog | None = None
+        with self.ranks.raise_on_all_ranks(f"opening {folder}"):
             if self.ranks.is_main:
-                self._open(with_board=getattr(config, "tensorboard", False))
+                self._open(with_tensorboard=getattr(config, "tensorboard", False))
         self.checkpoint = latest_checkpoint(folder)
         if not self.ranks.same(latest_step(self.checkpoint)):
             self.close()
@@ -89,8 +81,8 @@ class Run:
 
     def close(self) -> None:
         """Let the folder go."""
-        if self._board is not None:
-            self._board.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
         if self._lock is not None:
             self._lock.close()
 
@@ -100,8 +92,8 @@ class Run:
             return
         with self.log_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
-        if self._board is not None:
-            self._board.add(values)
+        if self._tensorboard is not None:
+            self._tensorboard.add(values)
 
     def rewind_log(self, step: int) -> None:
         """Drop the lines of steps after ``step``, which a resumed run is about to repeat."""
@@ -126,13 +118,15 @@ class Run:
         value: dict[str, Any] = json.loads((self.folder / name).read_text("utf-8"))
         return value
 
-    def _open(self, *, with_board: bool) -> None:
+    def _open(self, *, with_tensorboard: bool) -> None:
         self._lock = lock_folder(self.folder)
         try:
             checkpoint = latest_checkpoint(self.folder)
             self._settle_config(checkpoint)
-            if with_board:
-                self._board = Board(self.folder / "tensorboard", latest_step(checkpoint))
+            if with_tensorboard:
+                self._tensorboard = TensorBoardLog(
+                    self.folder / "tensorboard", latest_step(checkpoint)
+                )
         except BaseException:
             self._lock.close()
             raise
@@ -147,7 +141,7 @@ class Run:
             changed = [
                 key
                 for key in sorted(begun.keys() | self.config.keys())
-                if key not in FREE_KEYS and begun.get(key) != self.config.get(key)
+                if key not in self._may_change and begun.get(key) != self.config.get(key)
             ]
             if changed:
                 raise ConfigError(

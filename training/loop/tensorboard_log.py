@@ -8,7 +8,7 @@ from pathlib import Path
 from masc_core.errors import ConfigError
 
 
-class Board:
+class TensorBoardLog:
     """Event files in a folder.
 
     Parameters

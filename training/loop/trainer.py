@@ -25,8 +25,8 @@ from training.config import LoopConfig
 from training.loop.batches import Batch, Batches
 from training.loop.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.loop.distributed import Ranks
-from training.loop.ema import Average
-from training.loop.parallel import joined, let_go, synchronised, whole
+from training.loop.ema import EMA
+from training.loop.parallel import full_tensor, gradient_sync, reshard, wrap_ddp
 from training.loop.run_dir import Run
 from training.loop.schedule import learning_rate, set_learning_rate
 from training.loop.stage import Report, Stage, no_report
@@ -68,18 +68,20 @@ class _Loop:
         self.ranks = run.ranks
         self.batches = _batches(config, stage, self.ranks)
         self.total = self.batches.steps_per_epoch * config.epochs
-        self.objectives = [joined(player, self.ranks) for player in stage.players]
-        self.average = (
-            Average(stage.players[0].model, config.ema_decay) if config.ema_decay else None
+        self.objectives = [wrap_ddp(trained, self.ranks) for trained in stage.trained_modules]
+        self.ema = (
+            EMA(stage.trained_modules[0].model, config.ema_decay) if config.ema_decay else None
         )
         self.progress = Progress()
         if run.checkpoint is not None:
-            self.progress = load_checkpoint(run.checkpoint, stage.players, self.average, self.ranks)
+            self.progress = load_checkpoint(
+                run.checkpoint, stage.trained_modules, self.ema, self.ranks
+            )
         run.rewind_log(self.progress.step)
         self.clock = time.perf_counter() - self.progress.seconds
         self.paced = (self.progress.step, time.perf_counter())
         self.losses: Losses = {}
-        self.sound = torch.ones(
+        self.all_finite = torch.ones(
             (), dtype=torch.bool, device=self.ranks.device
         )  # all gradients so far
 
@@ -110,45 +112,56 @@ class _Loop:
             warmup_steps=config.warmup_steps,
         )
         torch.manual_seed(step_seed(config.seed, self.progress.step, self.ranks.rank))
-        self.losses = self.descend(batch, rate)
+        self.losses = self.training_step(batch, rate)
         self.stage.after_step(step)
+        for parameter, rows in self.stage.restart_rows(step):
+            self.forget(parameter, rows)
         self.progress = replace(self.progress, step=step)
         if step % config.log_every == 0 or step % config.checkpoint_every == 0:
-            self.say(rate)
+            self.log_step(rate)
 
-    def descend(self, batch: list[Batch], rate: float) -> Losses:
+    def training_step(self, batch: list[Batch], rate: float) -> Losses:
         """Forward, backward, clip, update; returns means over the rank's micro-batches."""
         device = self.ranks.device
-        for player in self.stage.players:
-            player.optimizer.zero_grad(set_to_none=True)
-            set_learning_rate(player.optimizer, rate)
+        for trained in self.stage.trained_modules:
+            trained.optimizer.zero_grad(set_to_none=True)
+            set_learning_rate(trained.optimizer, rate)
         sums: Losses = {}
         for number, part in enumerate(batch):
             tensors = tuple(tensor.to(device, non_blocking=True) for tensor in part)
             for place, objective in enumerate(self.objectives):
-                with synchronised(objective, number, len(batch)):
+                with gradient_sync(objective, number, len(batch)):
                     with self.autocast():
                         losses = objective(*tensors)
                     (losses["loss"] / len(batch)).backward()
                 for name, value in losses.items():
                     if place and name == "loss":
-                        continue  # the first player's is the one that is spoken of
+                        continue  # the log has the first module's
                     share = value.detach() / len(batch)
                     sums[name] = sums[name] + share if number else share
-        for player in self.stage.players:
-            norm = clip_grad_norm_(player.model.parameters(), self.config.grad_clip)
-            self.sound = self.sound & whole(norm).isfinite()
-            player.optimizer.step()
-        if self.average is not None:
-            self.average.update()
+        for trained in self.stage.trained_modules:
+            norm = clip_grad_norm_(trained.model.parameters(), self.config.grad_clip)
+            self.all_finite = self.all_finite & full_tensor(norm).isfinite()
+            trained.optimizer.step()
+        if self.ema is not None:
+            self.ema.update()
         return sums
+
+    def forget(self, parameter: Tensor, rows: Tensor) -> None:
+        """Start the average and the optimiser's moments of overwritten rows anew."""
+        if self.ema is not None:
+            self.ema.restart(parameter, rows)
+        for trained in self.stage.trained_modules:
+            for moment in trained.optimizer.state.get(parameter, {}).values():
+                if moment.shape == parameter.shape:  # not the count of steps
+                    moment[rows] = 0
 
     def autocast(self) -> torch.autocast:
         """The precision of the forward pass."""
         low = self.config.precision == "bfloat16"
         return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, enabled=low)
 
-    def say(self, rate: float) -> None:
+    def log_step(self, rate: float) -> None:
         """Log the losses, and the pace since the last time."""
         step, (before, then) = self.progress.step, self.paced
         values = self.finite_losses()
@@ -165,47 +178,47 @@ class _Loop:
         self.finite_losses()
         with self.evaluating():
             with torch.inference_mode():
-                values = self.agreed(self.stage.validate())
+                values = self.mean_over_ranks(self.stage.validate())
             if not math.isfinite(values["objective"]):
                 raise DivergedError(f"the validation after step {step} is {values['objective']}")
             self.run.log(kind="validation", step=step, epoch=epoch, **values)
-            with self.ranks.main_first("keeping the weights"):
+            with self.ranks.raise_on_all_ranks("keeping the weights"):
                 if values["objective"] < self.progress.best:
                     self.stage.keep(values)
                     self.progress = replace(self.progress, best=values["objective"])
-            with self.ranks.main_first("what follows an epoch"):
+            with self.ranks.raise_on_all_ranks("what follows an epoch"):
                 self.stage.after_epoch(epoch)
         self.save()
 
-    def agreed(self, values: dict[str, float]) -> dict[str, float]:
+    def mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
         """The same on every rank, whatever their last bits are."""
         numbers = torch.tensor(list(values.values()), dtype=torch.float64).to(self.ranks.device)
-        return dict(zip(values, self.ranks.mean(numbers).tolist(), strict=True))
+        return dict(zip(values, self.ranks.all_reduce_mean(numbers).tolist(), strict=True))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """The models in evaluation mode, with averaged weights if there are any."""
         self.train_mode(on=False)
-        with self.average.in_place() if self.average else nullcontext():
+        with self.ema.in_place() if self.ema else nullcontext():
             yield
-        for player in self.stage.players:
-            let_go(player.model)
+        for trained in self.stage.trained_modules:
+            reshard(trained.model)
         self.train_mode(on=True)
 
     def train_mode(self, *, on: bool) -> None:
         """Switch all models to training or to evaluation."""
-        for player in self.stage.players:
-            player.model.train(on)
+        for trained in self.stage.trained_modules:
+            trained.model.train(on)
 
     def save(self) -> None:
-        """Write the checkpoint, unless there is nothing sound to write."""
+        """Write the checkpoint, unless there is nothing finite to write."""
         self.finite_losses()
         self.progress = replace(self.progress, seconds=time.perf_counter() - self.clock)
         save_checkpoint(
             self.run.folder,
             self.progress,
-            self.stage.players,
-            self.average,
+            self.stage.trained_modules,
+            self.ema,
             self.run.config,
             self.ranks,
         )
@@ -213,11 +226,11 @@ class _Loop:
 
     def finite_losses(self) -> dict[str, float]:
         """The last step's losses, means over all ranks."""
-        stacked = self.ranks.mean(torch.stack([v.float() for v in self.losses.values()]))
+        stacked = self.ranks.all_reduce_mean(torch.stack([v.float() for v in self.losses.values()]))
         values = dict(zip(self.losses, stacked.tolist(), strict=True))
         if not math.isfinite(values["loss"]):
             self.refuse(f"the loss is {values['loss']}")
-        if self.ranks.any(not self.sound):
+        if self.ranks.any(not self.all_finite):
             self.refuse("the gradient is not finite")
         return values
 

@@ -46,7 +46,7 @@ def accuracy(real: Tensor, made: Tensor) -> Tensor:
     return 0.5 * ((real > 0).float().mean() + (made < 0).float().mean())
 
 
-def judge(discriminator: nn.Module, images: Tensor) -> Tensor:
+def discriminator_logits(discriminator: nn.Module, images: Tensor) -> Tensor:
     """Logits whose gradient reaches the images and no weight of the discriminator."""
     state = {name: tensor.detach() for name, tensor in _state(discriminator)}
     logits: Tensor = functional_call(discriminator, state, (images,))

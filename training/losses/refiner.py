@@ -12,7 +12,7 @@ from masc_core.models.gpt import GPT
 from masc_core.models.refiner import Refiner
 from masc_core.prior import ClusterMap
 from masc_core.sampling.cluster_softmax import ClusterSoftmax
-from training.losses.transformer import NATS
+from training.losses.transformer import LN2
 
 
 class InClusterLoss(nn.Module):
@@ -43,7 +43,7 @@ class InClusterLoss(nn.Module):
         """``loss`` in nats, ``bits`` a position, of labels int64 (B,) and codes int64 (B, L)."""
         losses, is_open = self.losses(labels, codes)
         count = len(losses) if self._singletons else is_open.sum().clamp(min=1)
-        return {"loss": losses.sum() / count, "bits": losses.detach().mean() / NATS}
+        return {"loss": losses.sum() / count, "bits": losses.detach().mean() / LN2}
 
     def losses(self, labels: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of each position, float32 (n,), nats; and whether its cluster has several codes."""

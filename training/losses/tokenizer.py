@@ -24,10 +24,10 @@ from masc_core.models.vq import VQModel
 from training.losses.adversarial import (
     AdversarialLoss,
     accuracy,
+    discriminator_logits,
     discriminator_loss,
     generator_loss,
     gradient_balance,
-    judge,
 )
 from training.losses.discriminator import PatchDiscriminator
 from training.losses.lpips import Lpips
@@ -110,7 +110,9 @@ class Reconstruction(nn.Module):
 
     def _adversarial(self, adversary: Adversary, images: Tensor, loss: Tensor) -> Tensor:
         """Its loss, weighted."""
-        adversarial = generator_loss(adversary.kind, judge(adversary.discriminator, images))
+        adversarial = generator_loss(
+            adversary.kind, discriminator_logits(adversary.discriminator, images)
+        )
         if not adversary.adaptive:
             return adversary.weight * adversarial
         last = self.model.decoder.conv_out.weight

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from masc_core.models.gpt import GPT
 from training.losses.head import head_cross_entropy
 
-NATS = math.log(2)  # of a bit
+LN2 = math.log(2)  # of a bit
 
 
 class NextCluster(nn.Module):
@@ -34,7 +34,7 @@ class NextCluster(nn.Module):
         """``loss`` in nats and ``bits``, of labels int64 (B,) and clusters int64 (B, L)."""
         logits = self.model(labels, clusters[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), clusters.flatten())
-        return {"loss": loss, "bits": loss.detach() / NATS}
+        return {"loss": loss, "bits": loss.detach() / LN2}
 
 
 class NextClusterInChunks(nn.Module):
@@ -56,16 +56,16 @@ class NextClusterInChunks(nn.Module):
         """As `NextCluster.forward`."""
         hidden = self.model.hidden(labels, clusters[:, :-1]).flatten(0, 1)
         loss = head_cross_entropy(hidden, self.model.output.weight, clusters.flatten())
-        return {"loss": loss, "bits": loss.detach() / NATS}
+        return {"loss": loss, "bits": loss.detach() / LN2}
 
 
 @dataclass(frozen=True, slots=True)
-class Surprise:
+class CrossEntropyAndEntropy:
     """In bits.
 
     Attributes
     ----------
-    cross_entropy : how surprising the true clusters are
+    cross_entropy : of the true clusters
     entropy : how unsure the predictions are
     """
 
@@ -73,14 +73,14 @@ class Surprise:
     entropy: Tensor
 
 
-def surprise(logits: Tensor, clusters: Tensor) -> Surprise:
+def cross_entropy_and_entropy(logits: Tensor, clusters: Tensor) -> CrossEntropyAndEntropy:
     """Sums over all positions, scalars, of predictions (B, L, K) of clusters int64 (B, L)."""
-    found = position_surprise(logits, clusters)
-    return Surprise(found.cross_entropy.sum(), found.entropy.sum())
+    found = position_cross_entropy_and_entropy(logits, clusters)
+    return CrossEntropyAndEntropy(found.cross_entropy.sum(), found.entropy.sum())
 
 
-def position_surprise(logits: Tensor, clusters: Tensor) -> Surprise:
+def position_cross_entropy_and_entropy(logits: Tensor, clusters: Tensor) -> CrossEntropyAndEntropy:
     """Each position's, float32 (B, L), at temperature 1."""
     log_p = logits.float().log_softmax(dim=-1)
     true = log_p.gather(-1, clusters[..., None]).squeeze(-1)
-    return Surprise(-true / NATS, torch.special.entr(log_p.exp()).sum(-1) / NATS)
+    return CrossEntropyAndEntropy(-true / LN2, torch.special.entr(log_p.exp()).sum(-1) / LN2)

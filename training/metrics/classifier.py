@@ -40,7 +40,7 @@ class Classifier(nn.Module):
         channels = width
         for i in range(max(1, (image_size // 4).bit_length() - 1)):
             out = width * min(8, 2 << i)
-            stages.append(_Stage(channels, out))
+            stages.append(_Block(channels, out))
             channels = out
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(channels, num_classes)
@@ -56,7 +56,7 @@ class Classifier(nn.Module):
         return means
 
 
-class _Stage(nn.Module):
+class _Block(nn.Module):
     """Halve the resolution, then one residual convolution."""
 
     def __init__(self, channels: int, out: int) -> None:

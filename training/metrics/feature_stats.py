@@ -20,7 +20,7 @@ from training.metrics.reference import Reference, Statistics
 from training.metrics.samples import Samples
 
 
-class Seen:
+class FeatureStats:
     """What is kept of generated images: features, sums, counts."""
 
     def __init__(self, num_positions: int) -> None:
@@ -58,17 +58,17 @@ def compare(
     features, logits : of generated images, float32 (N, F) and (N, C)
     reference : of real ones; without it there is the Inception score alone
     """
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     if label == "inception" and logits is not None and len(logits) >= 10:
-        figures |= inception_score(logits)
+        metrics |= inception_score(logits)
     if reference is None:
-        return figures
+        return metrics
     if label != "vgg":
         name = "frechet_inception_distance" if label == "inception" else f"frechet_{label}_distance"
-        figures[name] = Statistics.of(features).distance(reference.statistics)
+        metrics[name] = Statistics.of(features).distance(reference.statistics)
     if reference.features is not None:
         if label == "inception":
-            figures |= kernel_distance(features, reference.features)
+            metrics |= kernel_distance(features, reference.features)
         found = precision_recall(features, reference.features)
-        figures |= {f"{name}_{label}": value for name, value in found.items()}
-    return figures
+        metrics |= {f"{name}_{label}": value for name, value in found.items()}
+    return metrics

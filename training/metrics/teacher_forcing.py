@@ -23,7 +23,7 @@ from masc_core.errors import ConfigError
 from masc_core.sampling.sampler import apply_cfg
 from training.data.code_cache import CodeCache
 from training.loop.stage import Report, no_report
-from training.losses.transformer import position_surprise
+from training.losses.transformer import position_cross_entropy_and_entropy
 
 Curve = NDArray[np.float64]
 LOGITS_AT_ONCE = 2**26  # 256 MB of them, and about four times as much on the way to the entropies
@@ -46,7 +46,7 @@ class TeacherForced:
     member_bits: float
     num_images: int
 
-    def figures(self, num_clusters: int) -> dict[str, float]:
+    def metrics(self, num_clusters: int) -> dict[str, float]:
         """Means over positions; ``fine_bits`` bounds what a code costs under uniform decoding."""
         entropy, cross = float(self.entropy.mean()), float(self.cross_entropy.mean())
         return {
@@ -76,7 +76,9 @@ def teacher_forced(
         members += float(np.log2(prior.sizes[clusters]).sum())
         logits = _logits(bundle, torch.from_numpy(cache.labels[images]),
                          torch.from_numpy(clusters), cfg_scale)  # fmt: skip
-        found = position_surprise(logits, torch.from_numpy(clusters).to(bundle.device))
+        found = position_cross_entropy_and_entropy(
+            logits, torch.from_numpy(clusters).to(bundle.device)
+        )
         sums += torch.stack([found.entropy, found.cross_entropy]).sum(dim=1).double().cpu()
         report(start + len(images), len(cache), "real images")
     entropy, cross = (sums / len(cache)).numpy()

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from masc_core.errors import ConfigError
+from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.tensors import write_tensors
-from training.config import LoopConfig, set_threads
+from training.config import LoopConfig, MayChange, set_threads
 from training.data.images import open_images
 from training.data.pixels import TrainingPixels
-from training.data.source import require_classes
+from training.data.source import LabelledImages, require_classes
 from training.loop.distributed import join_ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Indices, Player, Report, Stage, Words, no_report
+from training.loop.stage import Indices, Report, Stage, TrainedModule, Words, no_report
 from training.loop.trainer import fit
 from training.metrics.classifier import WEIGHTS, Classifier, predict
 from training.metrics.reconstruction import pixels_to_float
@@ -34,8 +34,10 @@ from training.metrics.reconstruction import pixels_to_float
 class ClassifierConfig(LoopConfig):
     """Keys of a classifier run."""
 
-    data: Path = Field(description="training images: class folders, tar shards or parquet files")
-    val_data: Path = Field(description="validation images, likewise")
+    data: MayChange[Path] = Field(
+        description="training images: class folders, tar shards or parquet files"
+    )
+    val_data: MayChange[Path] = Field(description="validation images, likewise")
     image_size: int = Field(32, ge=8)
     width: int = Field(32, ge=8, description="channels of the first stage")
     weight_decay: float = Field(0.05, ge=0)
@@ -49,9 +51,13 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> di
     require_classes(data, "data")
     if val_data.class_names != data.class_names:
         raise ConfigError("val_data: has other classes than data")
-    train, val = TrainingPixels(data, config.image_size), val_data.read(config.image_size)
+    train = TrainingPixels(data, config.image_size)
     inputs = {"data": data.fingerprint(), "val_data": val_data.fingerprint()}
     with join_ranks(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
+        share = np.arange(len(val_data))[ranks.rank :: ranks.count]
+        val = val_data.read(config.image_size, share)
+        if not ranks.any(len(val.labels) > 0):
+            raise ArtifactError(val_data.root, "none of its images can be read")
         model = Classifier(len(data.class_names), config.image_size, config.width)
         model = model.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -60,7 +66,10 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> di
             return torch.from_numpy(augment(pixels, words)), torch.from_numpy(labels)
 
         def validate() -> dict[str, float]:
-            accuracy = float((predict(model, val.pixels) == val.labels).mean())
+            for statistics in model.buffers():  # each rank's own since the last forward pass
+                ranks.broadcast(statistics)
+            right, total = ranks.all_reduce_sum(num_right(model, val), len(val.labels))
+            accuracy = right / total
             return {"objective": -accuracy, "accuracy": accuracy}
 
         def keep(metrics: dict[str, float]) -> None:
@@ -72,8 +81,8 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> di
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        player = Player(model, Recognition(model), optimizer)
-        fit(run, config, Stage((player,), len(train), batch, validate, keep), report)
+        trained = TrainedModule(model, Recognition(model), optimizer)
+        fit(run, config, Stage((trained,), len(train), batch, validate, keep), report)
         return run.read_json("metrics.json")
 
 
@@ -88,6 +97,13 @@ class Recognition(nn.Module):
         """Loss of images uint8 (B, S, S, 3) of classes int64 (B,)."""
         logits = self.model(pixels_to_float(pixels)).float()
         return {"loss": F.cross_entropy(logits, targets, label_smoothing=0.1)}
+
+
+def num_right(model: Classifier, images: LabelledImages) -> int:
+    """How many images, possibly none, are put into their class."""
+    if not len(images.labels):
+        return 0
+    return int((predict(model, images.pixels) == images.labels).sum())
 
 
 def augment(pixels: NDArray[np.uint8], words: Words) -> NDArray[np.uint8]:

@@ -111,7 +111,7 @@ def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
                 done = min((number + ranks.count) * config.shard_images, len(source))
                 report(done, len(source), f"{skipped} skipped")
         ranks.wait()
-        with ranks.main_first(f"finishing {config.out}"):
+        with ranks.raise_on_all_ranks(f"finishing {config.out}"):
             if ranks.is_main:
                 _finish(config.out, header)
     index = read_index(config.out)
@@ -124,7 +124,7 @@ def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
 def _hold(folder: Path, header: CodeIndex, ranks: Ranks) -> Iterator[None]:
     """Claim a folder for all ranks, which the main one locks."""
     with ExitStack() as held:
-        with ranks.main_first(f"opening {folder}"):
+        with ranks.raise_on_all_ranks(f"opening {folder}"):
             if ranks.is_main:
                 held.enter_context(lock_folder(folder))
                 _begin(folder, header)

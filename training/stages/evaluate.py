@@ -45,7 +45,7 @@ from training.metrics.classifier import (
 )
 from training.metrics.curves import draw_curves
 from training.metrics.definitions import definitions
-from training.metrics.feature_stats import Seen, compare
+from training.metrics.feature_stats import FeatureStats, compare
 from training.metrics.fidelity import MIN_IMAGES, Extractor, load_extractor
 from training.metrics.real_images import RealImages, RealStatistics, open_real
 from training.metrics.reference import Reference
@@ -87,7 +87,7 @@ def evaluate(config: EvaluateConfig, report: Report = no_report) -> dict[str, An
 
     Returns
     -------
-    figures by name, with ``settings``, ``definitions``, and ``curves`` by position; nothing on
+    metrics by name, with ``settings``, ``definitions``, and ``curves`` by position; nothing on
     other ranks than the main one
 
     Raises
@@ -98,18 +98,18 @@ def evaluate(config: EvaluateConfig, report: Report = no_report) -> dict[str, An
     folder = Registry(config.models).path(config.name, config.version)
     with join_ranks(config.device) as ranks:
         bundle = load_bundle(folder, ranks.device, choose_dtype("auto", ranks.device))
-        with ranks.main_first("the evaluation"):
+        with ranks.raise_on_all_ranks("the evaluation"):
             evaluation = _Evaluation(config, bundle, report) if ranks.is_main else None
         if evaluation is None:
             for _ in _samples(config, bundle, ranks):
                 pass
             return {}
-        seen = evaluation.generate(ranks)
-    return evaluation.figures(seen)
+        stats = evaluation.generate(ranks)
+    return evaluation.metrics(stats)
 
 
 class _Evaluation:
-    """One model's figures on their way."""
+    """One model's metrics on their way."""
 
     def __init__(self, config: EvaluateConfig, bundle: Bundle, report: Report) -> None:
         self.config, self.bundle, self.report = config, bundle, report
@@ -126,9 +126,9 @@ class _Evaluation:
         if config.reference is not None:
             self.real = open_real(config.reference, self.image_size, self.extractors)
 
-    def generate(self, ranks: Ranks) -> Seen:
+    def generate(self, ranks: Ranks) -> FeatureStats:
         """Generate the images, and look at them."""
-        seen = Seen(self.bundle.manifest.num_positions)
+        stats = FeatureStats(self.bundle.manifest.num_positions)
         out = self.config.out or Path()
         with ExitStack() as stack:
             archive = None
@@ -139,33 +139,33 @@ class _Evaluation:
                 if archive is not None:
                     archive.append(batch.pixels)
                 if self.config.save_images:
-                    _save_images(out / "images", seen.count, batch)
-                seen.take(batch, self.extractors)
-                self.report(seen.count, self.total, "images")
-        return seen
+                    _save_images(out / "images", stats.count, batch)
+                stats.take(batch, self.extractors)
+                self.report(stats.count, self.total, "images")
+        return stats
 
-    def figures(self, seen: Seen) -> dict[str, Any]:
-        """All figures, written if there is a place for them."""
-        figures: dict[str, Any] = dict(seconds_per_image(self.bundle))
+    def metrics(self, stats: FeatureStats) -> dict[str, Any]:
+        """All metrics, written if there is a place for them."""
+        metrics: dict[str, Any] = dict(seconds_per_image(self.bundle))
         curves: dict[str, Curve] = {}
         if self.cache is not None:
             scale = self.config.codes_cfg_scale
             found = teacher_forced(self.bundle, self.cache, scale, self.report)
-            figures |= found.figures(self.bundle.manifest.num_clusters)
+            metrics |= found.metrics(self.bundle.manifest.num_clusters)
             curves["teacher-forced entropy"] = found.entropy
             curves["teacher-forced cross-entropy"] = found.cross_entropy
-        if seen.count:
-            figures |= self._free_running(seen)
-            curves["free-running entropy"] = seen.entropies / seen.count
+        if stats.count:
+            metrics |= self._free_running(stats)
+            curves["free-running entropy"] = stats.entropies / stats.count
         for extractor in self.extractors:
             reference = self._reference(extractor)
-            if seen.count:
-                features, logits = seen.by(extractor.label)
-                figures |= compare(extractor.label, features, logits, reference)
-        figures = {"settings": self._settings(), "definitions": definitions(figures), **figures}
-        figures["curves"] = {name: curve.tolist() for name, curve in curves.items()}
-        self._write(figures, curves)
-        return figures
+            if stats.count:
+                features, logits = stats.by(extractor.label)
+                metrics |= compare(extractor.label, features, logits, reference)
+        metrics = {"settings": self._settings(), "definitions": definitions(metrics), **metrics}
+        metrics["curves"] = {name: curve.tolist() for name, curve in curves.items()}
+        self._write(metrics, curves)
+        return metrics
 
     def _check(self) -> None:
         config = self.config
@@ -204,14 +204,14 @@ class _Evaluation:
             reference.statistics.save(place, extractor.features_name)
         return reference
 
-    def _free_running(self, seen: Seen) -> dict[str, float]:
-        bits = float(seen.entropies.mean()) / seen.count
+    def _free_running(self, stats: FeatureStats) -> dict[str, float]:
+        bits = float(stats.entropies.mean()) / stats.count
         largest = float(np.log2(max(2, self.bundle.manifest.num_clusters)))
-        figures = {"images": seen.count, "entropy_bits": bits, "entropy_ratio": bits / largest}
+        metrics = {"images": stats.count, "entropy_bits": bits, "entropy_ratio": bits / largest}
         if self.config.classifier is not None:
-            figures["class_agreement"] = seen.agreed / seen.count
-            figures["classifier_accuracy"] = classifier_accuracy(self.config.classifier)
-        return figures
+            metrics["class_agreement"] = stats.agreed / stats.count
+            metrics["classifier_accuracy"] = classifier_accuracy(self.config.classifier)
+        return metrics
 
     def _settings(self) -> dict[str, Any]:
         manifest, config, spec = self.bundle.manifest, self.config, self.spec
@@ -236,10 +236,10 @@ class _Evaluation:
             "made_with": made_with("torch-fidelity", "torchvision"),
         }
 
-    def _write(self, figures: dict[str, Any], curves: dict[str, Curve]) -> None:
+    def _write(self, metrics: dict[str, Any], curves: dict[str, Curve]) -> None:
         if self.config.out is None:
             return
-        text = json.dumps(figures, indent=1) + "\n"
+        text = json.dumps(metrics, indent=1) + "\n"
         atomic_write(self.config.out / "evaluation.json", text.encode())
         if curves:
             name = f"{self.bundle.manifest.name} {self.bundle.manifest.version}"

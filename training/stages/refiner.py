@@ -23,14 +23,14 @@ from masc_core.io.files import sha256_file
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.weights import load_transformer, read_inputs, save_refiner
-from training.config import LoopConfig, set_threads
+from training.config import LoopConfig, MayChange, set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import join_ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Player, Report, Stage, no_report
+from training.loop.stage import Report, Stage, TrainedModule, no_report
 from training.loop.trainer import fit
 from training.losses.refiner import InClusterLoss
-from training.losses.transformer import NATS
+from training.losses.transformer import LN2
 from training.metrics.cluster_bits import frequency_bits
 from training.stages.transformer import adamw
 
@@ -38,10 +38,10 @@ from training.stages.transformer import adamw
 class RefinerTraining(LoopConfig):
     """Keys of a refiner run."""
 
-    codes: Path = Field(description="code cache of the training images")
-    val_codes: Path = Field(description="code cache of the validation images")
-    prior: Path = Field(description="prior.npz")
-    transformer: Path = Field(description="transformer.safetensors")
+    codes: MayChange[Path] = Field(description="code cache of the training images")
+    val_codes: MayChange[Path] = Field(description="code cache of the validation images")
+    prior: MayChange[Path] = Field(description="prior.npz")
+    transformer: MayChange[Path] = Field(description="transformer.safetensors")
     width: int = Field(512, ge=2)
     n_head: int = Field(4, ge=1)
     ffn_dim: int = Field(2048, ge=1)
@@ -78,23 +78,23 @@ def train_refiner(config: RefinerTraining, report: Report = no_report) -> dict[s
         Codes, prior and transformer do not belong together, or there is nothing to refine.
     """
     set_threads(config.threads)
-    data = ClusterData(config.codes, config.val_codes, config.prior)
-    _check(config, data)
-    inputs = data.inputs | {"transformer": sha256_file(config.transformer)}
-    transformer = load_transformer(config.transformer)
-    _check_sizes(transformer.config, data)
-    with join_ranks(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
-        transformer = transformer.to(ranks.device)
-        torch.manual_seed(config.seed)
-        sizes = config.refiner(data, transformer.config.dim)
-        objective = InClusterLoss(
-            Refiner(sizes).to(ranks.device),
-            transformer,
-            data.prior,
-            singletons=config.singletons,
-        )
-        fit(run, config, _Trainer(run, config, data, objective, inputs).stage(), report)
-        return run.read_json("metrics.json")
+    with join_ranks(config.device) as ranks:
+        data = ClusterData(config.codes, config.val_codes, config.prior, ranks)
+        _check(config, data)
+        inputs = data.inputs | {"transformer": sha256_file(config.transformer)}
+        transformer = load_transformer(config.transformer)
+        _check_sizes(transformer.config, data)
+        with Run(config.out, config, inputs, ranks) as run:
+            torch.manual_seed(config.seed)
+            sizes = config.refiner(data, transformer.config.dim)
+            objective = InClusterLoss(
+                Refiner(sizes).to(ranks.device),
+                transformer.to(ranks.device),
+                data.prior,
+                singletons=config.singletons,
+            )
+            fit(run, config, _Trainer(run, config, data, objective, inputs).stage(), report)
+            return run.read_json("metrics.json")
 
 
 class _Trainer:
@@ -120,7 +120,7 @@ class _Trainer:
         refiner = self.objective.refiner
         optimizer = adamw(refiner, self.config.lr, self.config.weight_decay)
         return Stage(
-            players=(Player(refiner, self.objective, optimizer),),
+            trained_modules=(TrainedModule(refiner, self.objective, optimizer),),
             num_items=len(self.data.train),
             batch=self.data.code_batch,
             validate=self.validate,
@@ -128,21 +128,25 @@ class _Trainer:
         )
 
     def validate(self) -> dict[str, float]:
-        """In-cluster bits on the validation codes, of all positions and of those with a choice."""
-        size = self.config.micro_batch_of(1)
-        device, low = self.run.ranks.device, self.config.precision == "bfloat16"
+        """In-cluster bits on the validation codes, of all positions and of those with a choice.
+
+        The ranks share the batches.
+        """
+        ranks, size = self.run.ranks, self.config.micro_batch_of(self.run.ranks.count)
+        device, low = ranks.device, self.config.precision == "bfloat16"
         total, count, num_open = 0.0, 0, 0
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
-            for start in range(0, len(self.data.val), size):
+            for start in range(size * ranks.rank, len(self.data.val), size * ranks.count):
                 labels, codes = self.data.val_code_batch(start, start + size)
                 losses, is_open = self.objective.losses(labels.to(device), codes.to(device))
-                total += float(losses.double().sum()) / NATS
+                total += float(losses.double().sum()) / LN2
                 count, num_open = count + len(losses), num_open + int(is_open.sum())
+        bits, positions, open_positions = ranks.all_reduce_sum(total, count, num_open)
         return {
-            "objective": total / count,
-            "in_cluster_bits": total / count,
-            "in_cluster_bits_where_open": total / max(1, num_open),
-            "open_positions": num_open / count,
+            "objective": bits / positions,
+            "in_cluster_bits": bits / positions,
+            "in_cluster_bits_where_open": bits / max(1, open_positions),
+            "open_positions": open_positions / positions,
             **self.baselines,
         }
 

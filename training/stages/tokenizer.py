@@ -29,14 +29,14 @@ from masc_core.errors import ArtifactError
 from masc_core.io.files import atomic_path, sha256_file
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.models.weights import save_tokenizer
-from training.config import LoopConfig, set_threads
+from training.config import LoopConfig, MayChange, set_threads
 from training.data.images import open_images
 from training.data.pixels import Crop, TrainingPixels
 from training.data.source import ImageSource
 from training.loop.checkpoint import latest_step
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Indices, Player, Report, Stage, Words, no_report
+from training.loop.stage import Indices, Report, Stage, TrainedModule, Words, no_report
 from training.loop.trainer import fit
 from training.losses.adversarial import AdversarialLoss
 from training.losses.discriminator import PatchDiscriminator, num_patches
@@ -52,8 +52,10 @@ Network = TypeVar("Network", bound=nn.Module)
 class TokenizerConfig(LoopConfig):
     """Keys of a tokenizer run."""
 
-    data: Path = Field(description="training images: class folders, tar shards or parquet files")
-    val_data: Path = Field(description="validation images, likewise")
+    data: MayChange[Path] = Field(
+        description="training images: class folders, tar shards or parquet files"
+    )
+    val_data: MayChange[Path] = Field(description="validation images, likewise")
     val_images: int = Field(2000, ge=1, description="validation images, spread over the folder")
     image_size: int = Field(64, ge=16, description="pixels a side, S")
     num_codes: int = Field(2048, ge=2, description="V")
@@ -65,10 +67,10 @@ class TokenizerConfig(LoopConfig):
     commitment: float = Field(0.25, ge=0)
     entropy_ratio: float = Field(0.0, ge=0, description="weight of the entropy loss; 0 is off")
     lpips_weight: float = Field(1.0, ge=0, description="weight of LPIPS; 0 is off")
-    lpips_vgg: Path | None = Field(
+    lpips_vgg: MayChange[Path | None] = Field(
         None, description="VGG16's weights, as torchvision has them, .pth or .safetensors"
     )
-    lpips_linear: Path | None = Field(None, description="LPIPS's own weights, vgg.pth")
+    lpips_linear: MayChange[Path | None] = Field(None, description="LPIPS's own weights, vgg.pth")
     disc_weight: float = Field(0.0, ge=0, description="weight of the GAN; 0 is off, 0.5 usual")
     disc_start: int = Field(20000, ge=1, description="step from which on the GAN takes part")
     disc_loss: AdversarialLoss = Field("hinge", description="hinge or non-saturating")
@@ -146,7 +148,7 @@ def train_tokenizer(config: TokenizerConfig, report: Report = no_report) -> dict
 
 
 class _Trainer:
-    """Data, players and validation of one run."""
+    """Data, networks and validation of one run."""
 
     def __init__(
         self,
@@ -178,19 +180,24 @@ class _Trainer:
 
     def stage(self) -> Stage:
         """Return what the loop needs."""
-        players = [Player(self.model, self.objective, _adam(self.model, self.config.lr))]
+        trained_modules = [
+            TrainedModule(self.model, self.objective, _adam(self.model, self.config.lr))
+        ]
         adversary = self.objective.adversary
         if adversary is not None:
             discriminator = adversary.discriminator
             objective = Discrimination(adversary, self.objective)
-            players.append(Player(discriminator, objective, _adam(discriminator, self.config.lr)))
+            trained_modules.append(
+                TrainedModule(discriminator, objective, _adam(discriminator, self.config.lr))
+            )
         return Stage(
-            players=tuple(players),
+            trained_modules=tuple(trained_modules),
             num_items=len(self.images),
             batch=self.batch,
             validate=self.validate,
             keep=self.keep,
             after_step=self.after_step,
+            restart_rows=self.restart_rows,
         )
 
     def batch(self, indices: Indices, words: Words) -> tuple[Tensor]:
@@ -198,17 +205,24 @@ class _Trainer:
         return (torch.from_numpy(self.images.take(indices, words)),)
 
     def after_step(self, step: int) -> None:
-        """Count steps, and restart dead codes when it is time."""
-        config = self.config
+        """Count steps."""
         self.objective.finished_steps = step
+
+    def restart_rows(self, step: int) -> list[tuple[Tensor, Tensor]]:
+        """Restart unused codes when it is time."""
+        config = self.config
         total = len(self.images) // config.batch_size * config.epochs
         every = config.restart_codes_every
-        if every and step % every == 0 and step <= config.restart_codes_until * total:
-            restart_codes(self.model, self.objective.features, self.ranks)
+        if not every or step % every or step > config.restart_codes_until * total:
+            return []
+        rows = restart_codes(self.model, self.objective.features, self.ranks)
+        return [(self.model.quantize.embedding.weight, rows)]
 
     def validate(self) -> dict[str, float]:
         """Quality of the reconstructions of the validation images, and what codes they use."""
-        values = reconstruction_metrics(self.model, self.val_pixels, self.lpips, self.ranks.mean)
+        values = reconstruction_metrics(
+            self.model, self.val_pixels, self.lpips, self.ranks.all_reduce_mean
+        )
         objectives = {
             "psnr": -values["psnr"],
             "lpips": values.get("lpips", 0.0),
@@ -249,7 +263,7 @@ def _adversary(config: TokenizerConfig, ranks: Ranks) -> Adversary | None:
 
 
 @torch.no_grad()
-def restart_codes(model: VQModel, features: Tensor, ranks: Ranks) -> int:
+def restart_codes(model: VQModel, features: Tensor, ranks: Ranks) -> Tensor:
     """Put every code that the usage window has not seen on a random feature of a batch.
 
     The main rank's window and batch decide: DDP hands its buffers on, so the window holds the codes
@@ -258,20 +272,21 @@ def restart_codes(model: VQModel, features: Tensor, ranks: Ranks) -> int:
     Parameters
     ----------
     features : (B, E, h, w)
-    ranks : all of them have to ask
+    ranks : collective, call on every rank
 
     Returns
     -------
-    number of codes that restarted
+    which codes restarted, bool (V,), the same on every rank
     """
     quantizer = model.quantize
     window = quantizer.get_buffer("codebook_used").long()
     unused = torch.ones(quantizer.num_codes, dtype=torch.bool, device=window.device)
     unused[window] = False
+    ranks.broadcast(unused)
     count = int(unused.sum())
     rows = features.float().permute(0, 2, 3, 1).flatten(0, 2)  # (B*h*w, E)
     rows = F.normalize(rows) if quantizer.l2_norm else rows
     picks = torch.randint(len(rows), (count,)).to(rows.device)
     quantizer.embedding.weight[unused] = rows[picks]
-    ranks.follow_main(quantizer.embedding.weight)
-    return count
+    ranks.broadcast(quantizer.embedding.weight)
+    return unused

@@ -31,14 +31,14 @@ from masc_core.io.tensors import without_memory
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.weights import save_transformer
-from training.config import LoopConfig, set_threads
+from training.config import LoopConfig, MayChange, set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import Ranks, join_ranks
-from training.loop.parallel import compile_each, is_sharded, recompute, shard, whole_state
+from training.loop.parallel import compile_each, full_state_dict, is_sharded, recompute, shard
 from training.loop.run_dir import Run
-from training.loop.stage import Player, Report, Stage, no_report
+from training.loop.stage import Report, Stage, TrainedModule, no_report
 from training.loop.trainer import fit
-from training.losses.transformer import NextCluster, NextClusterInChunks, surprise
+from training.losses.transformer import NextCluster, NextClusterInChunks, cross_entropy_and_entropy
 from training.metrics.flops import flops_per_image, peak_flops
 from training.stages.sample_sheets import Sheets
 from training.stages.starting_point import start_from, start_sha256
@@ -47,10 +47,12 @@ from training.stages.starting_point import start_from, start_sha256
 class TransformerConfig(LoopConfig):
     """Keys of a transformer run."""
 
-    codes: Path = Field(description="code cache of the training images")
-    val_codes: Path = Field(description="code cache of the validation images")
-    prior: Path | None = Field(None, description="prior.npz; the flat vocabulary without it")
-    init: Path | None = Field(
+    codes: MayChange[Path] = Field(description="code cache of the training images")
+    val_codes: MayChange[Path] = Field(description="code cache of the validation images")
+    prior: MayChange[Path | None] = Field(
+        None, description="prior.npz; the flat vocabulary without it"
+    )
+    init: MayChange[Path | None] = Field(
         None,
         description="transformer to start from: of LlamaGen, of a run, or the folder of a bundle",
     )
@@ -62,18 +64,24 @@ class TransformerConfig(LoopConfig):
     ffn_dropout: float = Field(0.1, ge=0, lt=1)
     class_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels dropped for CFG")
     weight_decay: float = Field(0.05, ge=0)
-    compile: bool = Field(default=False, description="compile the training step with torch.compile")
-    parallel: Literal["ddp", "fsdp"] = Field(
+    compile: MayChange[bool] = Field(
+        default=False, description="compile the training step with torch.compile"
+    )
+    parallel: MayChange[Literal["ddp", "fsdp"]] = Field(
         "ddp", description="under torchrun: a copy of the model a rank, or a part of it"
     )
-    checkpoint_activations: bool = Field(
+    checkpoint_activations: MayChange[bool] = Field(
         default=False, description="compute activations again instead of keeping them"
     )
-    peak_tflops: float = Field(
+    peak_tflops: MayChange[float] = Field(
         0.0, ge=0, description="of a device, for the MFU; 0 knows the usual GPUs"
     )
-    sheet_epochs: tuple[int, ...] = Field((), description="epochs after which a sheet is drawn")
-    sheet_tokenizer: Path | None = Field(None, description="tokenizer.safetensors for the sheets")
+    sheet_epochs: MayChange[tuple[int, ...]] = Field(
+        (), description="epochs after which a sheet is drawn"
+    )
+    sheet_tokenizer: MayChange[Path | None] = Field(
+        None, description="tokenizer.safetensors for the sheets"
+    )
 
     def gpt(self, data: ClusterData) -> GPTConfig:
         """Sizes of the model that fits the data."""
@@ -94,13 +102,14 @@ class TransformerConfig(LoopConfig):
 def train_transformer(config: TransformerConfig, report: Report = no_report) -> dict[str, Any]:
     """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
     set_threads(config.threads)
-    data = ClusterData(config.codes, config.val_codes, config.prior)
-    if config.init is not None:
-        data.inputs["init"] = start_sha256(config.init)
-    with join_ranks(config.device) as ranks, Run(config.out, config, data.inputs, ranks) as run:
-        model = build_model(config, data, ranks)
-        fit(run, config, _Trainer(run, config, data, model).stage(), report)
-        return run.read_json("metrics.json")
+    with join_ranks(config.device) as ranks:
+        data = ClusterData(config.codes, config.val_codes, config.prior, ranks)
+        if config.init is not None:
+            data.inputs["init"] = start_sha256(config.init)
+        with Run(config.out, config, data.inputs, ranks) as run:
+            model = build_model(config, data, ranks)
+            fit(run, config, _Trainer(run, config, data, model).stage(), report)
+            return run.read_json("metrics.json")
 
 
 def build_model(config: TransformerConfig, data: ClusterData, ranks: Ranks) -> GPT:
@@ -118,11 +127,11 @@ def build_model(config: TransformerConfig, data: ClusterData, ranks: Ranks) -> G
     if config.checkpoint_activations:
         recompute(model.blocks)
     if is_shared:
-        in_parts(model, ranks, low=config.precision == "bfloat16")
+        shard_blocks(model, ranks, low=config.precision == "bfloat16")
     return model
 
 
-def in_parts(model: GPT, ranks: Ranks, *, low: bool) -> None:
+def shard_blocks(model: GPT, ranks: Ranks, *, low: bool) -> None:
     """Split a model over the ranks, in place; ``low`` as for `shard`."""
     shard(model, model.blocks, ranks, low=low, methods=["hidden"])  # which the objective calls
 
@@ -153,7 +162,7 @@ class _Trainer:
         """Return what the loop needs."""
         optimizer = adamw(self.model, self.config.lr, self.config.weight_decay)
         return Stage(
-            players=(Player(self.model, self.objective, optimizer),),
+            trained_modules=(TrainedModule(self.model, self.objective, optimizer),),
             num_items=len(self.data.train),
             batch=self.data.batch,
             validate=self.validate,
@@ -174,9 +183,11 @@ class _Trainer:
                 start = base + size * self.ranks.rank
                 # All ranks gather a model's parts: one without images takes others' along.
                 labels, clusters = self.data.val_batch(start % count, start % count + size)
-                found = self.surprise(labels, clusters)
+                found = self.cross_entropy_and_entropy(labels, clusters)
                 sums += found * (start < count)
-        sums = self.ranks.mean(sums) * self.ranks.count / (count * self.data.num_positions)
+        sums = (
+            self.ranks.all_reduce_mean(sums) * self.ranks.count / (count * self.data.num_positions)
+        )
         bits, entropy = sums.tolist()
         largest = math.log2(max(2, self.data.prior.num_clusters))
         return {
@@ -188,11 +199,11 @@ class _Trainer:
             "unigram_bits": self.unigram_bits,
         }
 
-    def surprise(self, labels: Tensor, clusters: Tensor) -> Tensor:
+    def cross_entropy_and_entropy(self, labels: Tensor, clusters: Tensor) -> Tensor:
         """Sums over a batch's positions of cross-entropy and entropy, bits, float64 (2,)."""
         clusters = clusters.to(self.ranks.device)
         logits = self.model(labels.to(self.ranks.device), clusters[:, :-1])
-        found = surprise(logits, clusters)
+        found = cross_entropy_and_entropy(logits, clusters)
         return torch.stack([found.cross_entropy, found.entropy]).double()
 
     def keep(self, metrics: dict[str, float]) -> None:
@@ -211,8 +222,8 @@ class _Trainer:
             self.sheets.draw(model, self.run.folder / "sheets" / f"epoch-{epoch:04d}.png")
 
     def gathered(self, device: torch.device) -> GPT | None:
-        """A copy of the whole model, for the main rank, to evaluate; all ranks have to ask."""
-        state = whole_state(self.model, device, self.ranks)
+        """The whole model on the main rank, in evaluation mode; collective, call on every rank."""
+        state = full_state_dict(self.model, device, self.ranks)
         if state is None:
             return None
         with without_memory():

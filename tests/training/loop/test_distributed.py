@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from masc_core.io.files import sha256_file
 from tests.training.rank_processes import all_well, run_ranks
 from tests.training.tiny_codes import walk_config
+from training.data.cluster_data import ClusterData
 from training.loop.checkpoint import latest_checkpoint, latest_step
+from training.loop.distributed import join_ranks
 from training.loop.lock import lock_folder
 from training.stages.transformer import TransformerConfig, train_transformer
 
@@ -145,6 +149,37 @@ def test_a_disk_that_is_full_for_one_rank_leaves_the_earlier_checkpoint(
         assert "0000004: cannot be written ([Errno 27] File too large)" in rank.message
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0000002"]
     all_well(2, train_transformer, config)
+
+
+def open_and_note_what_is_hashed(train: Path, val: Path, out: Path) -> None:
+    hashed: list[str] = []
+
+    def noted(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_file(path)
+
+    with pytest.MonkeyPatch.context() as patch, join_ranks("cpu") as ranks:
+        patch.setattr("training.data.code_cache.sha256_file", noted)
+        ClusterData(train, val, None, ranks)
+        (out / str(ranks.rank)).write_text(json.dumps(sorted(set(hashed))))
+
+
+def test_the_main_rank_alone_reads_the_code_caches_through(walks: Path, tmp_path: Path) -> None:
+    all_well(2, open_and_note_what_is_hashed, walks / "train", walks / "val", tmp_path)
+    first, second = (json.loads((tmp_path / str(rank)).read_text()) for rank in (0, 1))
+    assert first == ["codes-00000.npy", "labels-00000.npy"]
+    assert second == []
+
+
+def test_a_damaged_cache_is_refused_on_every_rank(walks: Path, tmp_path: Path) -> None:
+    shutil.copytree(walks / "train", tmp_path / "damaged")
+    codes = tmp_path / "damaged" / "codes-00000.npy"
+    codes.write_bytes(codes.read_bytes()[:-1] + b"\xff")
+    config = walk_config(walks, tmp_path / "run").model_copy(update={"codes": tmp_path / "damaged"})
+    ended = run_ranks(2, train_transformer, config)
+    assert "codes-00000.npy: does not hold what was written to it" in ended[0].message
+    assert ended[1].message.startswith("reading the code caches failed on another rank")
+    assert [rank.status for rank in ended] == [2, 2]
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(walks: Path, tmp_path: Path) -> None:

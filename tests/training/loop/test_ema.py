@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.training.operators import Operators
-from training.loop.ema import Average
+from training.loop.ema import EMA
 
 
 def moved(model: nn.Module, by: float) -> None:
@@ -17,7 +17,7 @@ def moved(model: nn.Module, by: float) -> None:
 def test_starts_at_the_parameters_and_follows_the_formula() -> None:
     model = nn.Linear(2, 3)
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
-    average = Average(model, 0.75)
+    average = EMA(model, 0.75)
     for _ in range(4):
         moved(model, 1.0)
         average.update()
@@ -29,7 +29,7 @@ def test_starts_at_the_parameters_and_follows_the_formula() -> None:
 
 
 def test_an_update_is_one_call_however_many_parameters_there_are() -> None:
-    average = Average(nn.Sequential(*(nn.Linear(2, 2) for _ in range(9))), 0.75)
+    average = EMA(nn.Sequential(*(nn.Linear(2, 2) for _ in range(9))), 0.75)
     with Operators() as called:
         average.update()
     assert called.names == ["aten._foreach_lerp_.Scalar"]
@@ -37,7 +37,7 @@ def test_an_update_is_one_call_however_many_parameters_there_are() -> None:
 
 def test_the_model_has_the_averages_for_a_while() -> None:
     model = nn.BatchNorm1d(2)
-    average = Average(model, 0.5)
+    average = EMA(model, 0.5)
     moved(model, 1.0)
     average.update()
     with average.in_place():

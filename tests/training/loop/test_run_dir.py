@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from masc_core.errors import ConfigError
-from training.config import LoopConfig
+from training.config import LoopConfig, MayChange
 from training.loop.checkpoint import Progress, save_checkpoint
 from training.loop.distributed import Ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Player
+from training.loop.stage import TrainedModule
 
 
 def config(out: Path, **changes: object) -> LoopConfig:
@@ -26,8 +26,8 @@ def lines(run: Run) -> list[dict[str, object]]:
 def write_checkpoint(folder: Path, begun: dict[str, Any]) -> None:
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.AdamW(model.parameters())
-    player = Player(model, model, optimizer)
-    save_checkpoint(folder, Progress(), (player,), None, begun, Ranks(torch.device("cpu")))
+    trained = TrainedModule(model, model, optimizer)
+    save_checkpoint(folder, Progress(), (trained,), None, begun, Ranks(torch.device("cpu")))
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
@@ -55,6 +55,19 @@ def test_a_changed_configuration_is_refused_once_there_is_a_checkpoint(tmp_path:
     with pytest.raises(ConfigError, match="begun with other lr"):
         Run(tmp_path, config(tmp_path, lr=0.3))
     Run(tmp_path, config(tmp_path, lr=0.2, threads=3)).close()
+
+
+class Keys(LoopConfig):
+    source: MayChange[Path | None] = None
+    width: int = 1
+
+
+def test_keys_that_may_change_are_marked_on_their_fields(tmp_path: Path) -> None:
+    with Run(tmp_path, Keys(out=tmp_path)) as run:
+        write_checkpoint(tmp_path, run.config)
+    Run(tmp_path, Keys(out=tmp_path, source=Path("moved"), micro_batch=1)).close()
+    with pytest.raises(ConfigError, match="begun with other width;"):
+        Run(tmp_path, Keys(out=tmp_path, source=Path("moved"), width=2))
 
 
 def test_log_lines_and_rewind(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from masc_core.errors import ConfigError, DivergedError
@@ -21,7 +22,7 @@ from training.config import LoopConfig
 from training.loop.batches import epoch_order
 from training.loop.checkpoint import latest_checkpoint
 from training.loop.run_dir import Run
-from training.loop.stage import Indices, Player, Stage, Words
+from training.loop.stage import Indices, Stage, TrainedModule, Words
 from training.loop.trainer import fit
 
 ITEMS = 22
@@ -61,12 +62,12 @@ def regression(
         kept.append(values["objective"])
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
-    player = Player(model, Error(), optimizer)
-    return Stage((player,), ITEMS, batch, validate, keep, after_step)
+    trained = TrainedModule(model, Error(), optimizer)
+    return Stage((trained,), ITEMS, batch, validate, keep, after_step)
 
 
 def weights(stage: Stage) -> dict[str, Tensor]:
-    return dict(stage.players[0].model.state_dict())
+    return dict(stage.trained_modules[0].model.state_dict())
 
 
 def history(folder: Path) -> list[tuple[str, int, float]]:
@@ -178,11 +179,11 @@ def test_a_gradient_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
             return {"loss": (self.model.weight * 0).abs().sqrt().sum()}
 
     stage, sharp = regression([]), Sharp()
-    player = Player(sharp.model, sharp, torch.optim.AdamW(sharp.parameters()))
+    trained = TrainedModule(sharp.model, sharp, torch.optim.AdamW(sharp.parameters()))
     often = config(tmp_path, checkpoint_every=1)
     with Run(tmp_path, often) as run:
         with pytest.raises(DivergedError, match="gradient is not finite at step 1"):
-            fit(run, often, replace(stage, players=(player,)))
+            fit(run, often, replace(stage, trained_modules=(trained,)))
         assert latest_checkpoint(run.folder) is None
 
 
@@ -206,17 +207,17 @@ class Scale(nn.Module):
         return {"loss": loss, self.name: loss.detach() + x.mean()}
 
 
-def test_players_play_in_turns_on_every_micro_batch_and_then_step(tmp_path: Path) -> None:
+def test_every_module_sees_every_micro_batch_before_all_step(tmp_path: Path) -> None:
     seen: list[tuple[str, int]] = []
     models = [Scale("first", 1.0, seen), Scale("second", -1.0, seen)]
-    players = tuple(
-        Player(model, model, torch.optim.SGD(model.parameters(), lr=1.0)) for model in models
+    trained_modules = tuple(
+        TrainedModule(model, model, torch.optim.SGD(model.parameters(), lr=1.0)) for model in models
     )
 
     def batch(indices: Indices, words: Words) -> tuple[Tensor, ...]:
         return (torch.from_numpy(indices).double(),)
 
-    stage = Stage(players, 4, batch, lambda: {"objective": 0.0}, lambda _: None)
+    stage = Stage(trained_modules, 4, batch, lambda: {"objective": 0.0}, lambda _: None)
     once = config(tmp_path, epochs=1, micro_batch=2, lr=0.5, grad_clip=100)
     with Run(tmp_path, once) as run:
         fit(run, once, stage)
@@ -226,9 +227,52 @@ def test_players_play_in_turns_on_every_micro_batch_and_then_step(tmp_path: Path
     assert (row["loss"], row["first"], row["second"]) == (0.0, 1.5, 1.5)
 
 
+def test_gradients_are_clipped_for_each_player_after_all_micro_batches(tmp_path: Path) -> None:
+    models = [Scale("first", 1.0, []), Scale("second", -0.1, [])]
+    trained_modules = tuple(
+        TrainedModule(model, model, torch.optim.SGD(model.parameters(), lr=1.0)) for model in models
+    )
+
+    def batch(indices: Indices, words: Words) -> tuple[Tensor, ...]:
+        return (torch.from_numpy(indices).double(),)
+
+    stage = Stage(trained_modules, 4, batch, lambda: {"objective": 0.0}, lambda _: None)
+    once = config(tmp_path, epochs=1, micro_batch=2, lr=0.5, grad_clip=0.3)
+    with Run(tmp_path, once) as run:
+        fit(run, once, stage)
+    # The mean gradients are 1.5, which is clipped, and -0.15, which is not.
+    assert [m.weight.item() for m in models] == pytest.approx([-0.5 * 0.3, 0.5 * 0.15], rel=1e-5)
+
+
+def test_overwritten_rows_start_their_average_and_moments_anew(tmp_path: Path) -> None:
+    stage = regression([])
+    model, optimizer = stage.trained_modules[0].model, stage.trained_modules[0].optimizer
+    weight = next(iter(model.parameters()))
+    rows = torch.arange(len(weight)) < 3
+
+    def restart_rows(step: int) -> list[tuple[Tensor, Tensor]]:
+        if step != 15:
+            return []
+        with torch.no_grad():
+            weight[rows] = 7.0
+        return [(weight, rows)]
+
+    averaged = config(tmp_path, ema_decay=0.9)
+    with Run(tmp_path, averaged) as run:
+        fit(run, averaged, replace(stage, restart_rows=restart_rows))
+    path = latest_checkpoint(tmp_path)
+    assert path is not None
+    (file,) = path.glob("*.safetensors")
+    average = load_file(file)["average.0.weight"]
+    assert (average == 7.0).all(dim=1).tolist() == rows.tolist()
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert (optimizer.state[weight][key] == 0).all(dim=1).tolist() == rows.tolist()
+    assert optimizer.state[weight]["step"] == 15
+
+
 def without_dropout(kept: list[float]) -> Stage:
     stage = regression(kept)
-    for module in stage.players[0].model.modules():
+    for module in stage.trained_modules[0].model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return stage
@@ -258,9 +302,9 @@ def test_micro_batches_that_do_not_divide_the_batch_are_refused(tmp_path: Path) 
 def test_a_micro_batch_beyond_the_batch_is_the_batch(tmp_path: Path) -> None:
     seen: list[tuple[str, int]] = []
     model = Scale("only", 1.0, seen)
-    player = Player(model, model, torch.optim.SGD(model.parameters(), lr=1.0))
+    trained = TrainedModule(model, model, torch.optim.SGD(model.parameters(), lr=1.0))
     stage = Stage(
-        (player,),
+        (trained,),
         8,
         lambda i, _: (torch.from_numpy(i).double(),),
         lambda: {"objective": 0.0},
@@ -284,7 +328,7 @@ def test_too_little_memory_names_the_key(tmp_path: Path) -> None:
 def test_averaged_weights_are_validated_and_kept_but_not_trained_on(tmp_path: Path) -> None:
     plain = run_whole(tmp_path / "plain")
     stage = regression([])
-    model = stage.players[0].model
+    model = stage.trained_modules[0].model
     at: dict[str, list[Tensor]] = {"step": [], "validate": [], "keep": [], "epoch": []}
 
     def note(name: str) -> None:
@@ -306,7 +350,7 @@ def test_averaged_weights_are_validated_and_kept_but_not_trained_on(tmp_path: Pa
     with Run(averaged.out, averaged) as run:
         fit(run, averaged, watched)
     assert all(torch.equal(plain[name], value) for name, value in weights(stage).items())
-    expected = next(regression([]).players[0].model.parameters()).detach().clone()
+    expected = next(regression([]).trained_modules[0].model.parameters()).detach().clone()
     for step, value in enumerate(at["step"], 1):
         expected.lerp_(value, 0.1)
         if step % 5 == 0:

@@ -9,10 +9,10 @@ from tests.training.losses.test_discriminator import golden_discriminator
 from training.losses.adversarial import (
     HIGHEST_BALANCE,
     accuracy,
+    discriminator_logits,
     discriminator_loss,
     generator_loss,
     gradient_balance,
-    judge,
 )
 
 
@@ -47,7 +47,7 @@ def test_the_generators_judge_is_left_without_gradients() -> None:
     discriminator = golden_discriminator().train()
     discriminator(io["real"])
     made = io["fake"].clone().requires_grad_()
-    logits = judge(discriminator, made)
+    logits = discriminator_logits(discriminator, made)
     assert_close(logits, io["logits_fake_train"], atol=1e-4, rtol=1e-3)
     generator_loss("hinge", logits).backward()  # type: ignore[no-untyped-call]
     assert made.grad is not None

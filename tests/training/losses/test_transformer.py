@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
-from training.losses.transformer import NextCluster, NextClusterInChunks, surprise
+from training.losses.transformer import NextCluster, NextClusterInChunks, cross_entropy_and_entropy
 
 
 class Fixed(nn.Module):
@@ -25,21 +25,21 @@ class Fixed(nn.Module):
 
 def test_bits_of_a_fair_and_of_a_loaded_coin() -> None:
     logits = torch.tensor([[[0.0, 0.0], [math.log(3), 0.0]]])
-    found = surprise(logits, torch.tensor([[0, 1]]))
+    found = cross_entropy_and_entropy(logits, torch.tensor([[0, 1]]))
     assert float(found.cross_entropy) == pytest.approx(1 + 2)
     assert float(found.entropy) == pytest.approx(1 + 0.75 * math.log2(4 / 3) + 0.25 * 2)
 
 
 def test_impossible_clusters_add_nothing_to_the_entropy() -> None:
     logits = torch.tensor([[[0.0, 0.0, -torch.inf]]])
-    assert float(surprise(logits, torch.tensor([[1]])).entropy) == pytest.approx(1)
+    assert float(cross_entropy_and_entropy(logits, torch.tensor([[1]])).entropy) == pytest.approx(1)
 
 
 def test_the_loss_is_the_mean_surprise_in_nats() -> None:
     torch.manual_seed(0)
     logits, clusters = torch.randn(3, 4, 7), torch.randint(7, (3, 4))
     losses = NextCluster(Fixed(logits))(torch.zeros(3).long(), clusters)
-    bits = float(surprise(logits, clusters).cross_entropy) / 12
+    bits = float(cross_entropy_and_entropy(logits, clusters).cross_entropy) / 12
     assert float(losses["bits"]) == pytest.approx(bits)
     assert float(losses["loss"]) == pytest.approx(bits * math.log(2))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from training.metrics.classifier import Classifier, ClassifierFeatures, classifier_extractor
-from training.metrics.feature_stats import Seen, compare
+from training.metrics.feature_stats import FeatureStats, compare
 from training.metrics.fidelity import torch_fidelity
 from training.metrics.reconstruction import to_float
 from training.metrics.reference import Reference
@@ -78,7 +78,7 @@ def classifier() -> Classifier:
 
 def test_figures_are_those_of_torch_fidelity_from_the_same_images(classifier: Classifier) -> None:
     extractor = classifier_extractor(classifier, torch.device("cpu"), "0")
-    seen = Seen(1)
+    seen = FeatureStats(1)
     for start in range(0, len(GENERATED), 7):
         pixels = GENERATED[start : start + 7]
         zeros = np.zeros(len(pixels), np.int64)
@@ -113,7 +113,7 @@ def test_agreement_counts_the_images_that_the_judge_knows(classifier: Classifier
     assert logits is not None
     labels = logits.argmax(1).numpy().copy()
     labels[:4] = (labels[:4] + 1) % 5
-    seen = Seen(2)
+    seen = FeatureStats(2)
     entropies = np.arange(2 * len(labels), dtype=np.float32).reshape(-1, 2)
     seen.take(Samples(GENERATED, labels, entropies), [extractor])
     assert (seen.count, seen.agreed) == (30, 26)

@@ -54,7 +54,7 @@ def test_against_the_plain_loop(
     assert found.entropy == pytest.approx(entropy / IMAGES, rel=1e-4)
     assert found.cross_entropy == pytest.approx(cross / IMAGES, rel=1e-4)
     assert found.num_images == IMAGES
-    figures = found.figures(bundle.manifest.num_clusters)
+    figures = found.metrics(bundle.manifest.num_clusters)
     sizes = prior.sizes[prior.encode(cache.codes[0][:, 0].astype(np.int64))]
     assert figures["member_bits"] == pytest.approx(float(np.log2(sizes).mean()))
     assert figures["fine_entropy_bits"] == pytest.approx(

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
 from masc_core.errors import ConfigError
 from tests.tiny_images import CLASSES, make_images
+from tests.training.rank_processes import all_well
 from training.data.images import open_images
 from training.loop.batches import item_words
 from training.metrics.classifier import Classifier, load_classifier, predict
@@ -38,6 +43,34 @@ def test_tells_bars_from_discs(tmp_path: Path) -> None:
         train_classifier(config)
     accuracy = (predict(load_classifier(config.out, CLASSES), val.pixels) == val.labels).mean()
     assert accuracy > 0.8
+
+
+def train_and_count(config: ClassifierConfig) -> None:
+    seen: list[int] = []
+
+    def counted(model: nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+        seen.append(len(pixels))
+        return predict(model, pixels)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.stages.classifier.predict", counted)
+        train_classifier(config)
+    (config.out / f"seen-{os.environ['RANK']}.json").write_text(json.dumps(seen))
+
+
+def test_ranks_share_the_validation_and_measure_the_weights_that_are_kept(tmp_path: Path) -> None:
+    make_images(tmp_path / "train", per_class=8, seed=0)
+    make_images(tmp_path / "val", per_class=5, seed=1)
+    values = {"data": tmp_path / "train", "val_data": tmp_path / "val", "image_size": 16}
+    values |= {"out": tmp_path / "run", "width": 8, "epochs": 3, "batch_size": 12, "lr": 5e-3}
+    config = ClassifierConfig.model_validate(values)
+    all_well(2, train_and_count, config)
+    shares = [json.loads((config.out / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
+    assert shares == [[8] * 3, [7] * 3]
+    val = open_images(tmp_path / "val").read(16)
+    kept = predict(load_classifier(config.out, CLASSES), val.pixels) == val.labels
+    metrics = json.loads((config.out / "metrics.json").read_text())
+    assert metrics["accuracy"] == kept.mean()
 
 
 def test_ends_at_four_by_four_whatever_the_size() -> None:

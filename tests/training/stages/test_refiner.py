@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from masc_core.errors import ConfigError
 from masc_core.models.gpt import GPT
@@ -18,6 +20,8 @@ from masc_core.models.weights import (
 from masc_core.prior import ClusterMap
 from tests.training.rank_processes import all_well
 from tests.training.stage_configs import power_cut, refiner_config, transformer_config
+from training.data.cluster_data import ClusterData
+from training.data.code_cache import CodeCache
 from training.stages.refiner import RefinerTraining, train_refiner
 from training.stages.transformer import train_transformer
 
@@ -88,14 +92,32 @@ def test_a_transformer_of_other_images_is_refused(
         train_refiner(config(prepared, other, tmp_path / "r"))
 
 
+def train_and_count(stage: RefinerTraining) -> None:
+    seen: list[int] = []
+    original = ClusterData.val_code_batch
+
+    def counted(data: ClusterData, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        labels, codes = original(data, start, stop)
+        seen.append(len(labels))
+        return labels, codes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClusterData, "val_code_batch", counted)
+        train_refiner(stage)
+    (stage.out / f"seen-{os.environ['RANK']}.json").write_text(json.dumps(seen))
+
+
 def test_two_ranks_learn_what_one_learns(prepared: Path, transformer: Path, tmp_path: Path) -> None:
     same = {"dropout": 0.0, "epochs": 1, "checkpoint_every": 100}
     alone = config(prepared, transformer, tmp_path / "alone", **same)
     shared = config(prepared, transformer, tmp_path / "shared", **same)
     expected = train_refiner(alone)
-    all_well(2, train_refiner, shared)
+    all_well(2, train_and_count, shared)
     metrics = json.loads((shared.out / "metrics.json").read_text())
     assert metrics == pytest.approx(expected, rel=1e-4)
+    validated = [json.loads((shared.out / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
+    assert sum(map(sum, validated)) == len(CodeCache.open(shared.val_codes))
+    assert all(validated)
 
 
 def test_a_flat_vocabulary_has_nothing_to_refine(prepared: Path, tmp_path: Path) -> None:

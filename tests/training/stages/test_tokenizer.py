@@ -174,11 +174,11 @@ def test_the_words_of_an_item_decide_how_it_is_seen(contestants: Stage) -> None:
 
 def test_gradients_lie_in_memory_as_the_weights_do(contestants: Stage) -> None:
     (pixels,) = contestants.batch(np.arange(4), np.zeros((4, 4), np.uint64))
-    for player in contestants.players:
+    for trained in contestants.trained_modules:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = player.objective(pixels)["loss"]
+            loss = trained.objective(pixels)["loss"]
         loss.backward()
-        for name, parameter in player.model.named_parameters():
+        for name, parameter in trained.model.named_parameters():
             assert parameter.grad is not None
             assert parameter.grad.stride() == parameter.stride(), name
 
@@ -191,8 +191,8 @@ def train_and_tell(config: TokenizerConfig) -> None:
         fit(run, config, stage)
         ends = {
             f"{number}.{name}": tensor.contiguous()
-            for number, player in enumerate(stage.players)
-            for name, tensor in player.model.state_dict().items()
+            for number, trained in enumerate(stage.trained_modules)
+            for name, tensor in trained.model.state_dict().items()
         }
         save_file(ends, config.out / f"rank{ranks.rank}.safetensors")
 
@@ -323,6 +323,26 @@ def test_image_size_must_fit_the_grid(tmp_path: Path) -> None:
         train_tokenizer(tokenizer_config(photographs(tmp_path), image_size=18))
 
 
+def test_the_average_follows_codes_that_restart(tmp_path: Path) -> None:
+    changes: dict[str, object] = {"restart_codes_every": 8, "restart_codes_until": 1.0}
+    config = tokenizer_config(photographs(tmp_path), ema_decay=0.999, **changes)
+    train_tokenizer(config)
+    path = latest_checkpoint(config.out)
+    assert path is not None
+    assert path.name == "0000008"  # where they have just restarted
+    (file,) = path.glob("*.safetensors")
+    state = load_file(file)
+    restarted = torch.ones(config.num_codes, dtype=torch.bool)
+    restarted[state["model.0.quantize.codebook_used"].long()] = False
+    assert restarted.any()
+    live, average = (state[f"{of}.quantize.embedding.weight"] for of in ("model.0", "average"))
+    torch.manual_seed(config.seed)
+    first = VQModel(config.vq()).quantize.embedding.weight
+    assert not (live == first).all(dim=1)[restarted].any()
+    assert torch.equal(average[restarted], live[restarted])
+    assert not torch.equal(average[~restarted], live[~restarted])
+
+
 def test_unused_codes_restart_on_features_of_the_batch() -> None:
     torch.manual_seed(0)
     model = VQModel(VQConfig(num_codes=8, code_dim=4, ch=32, ch_mult=(1,), z_channels=32))
@@ -330,7 +350,8 @@ def test_unused_codes_restart_on_features_of_the_batch() -> None:
     window.copy_(torch.arange(len(window)) % 3)
     before = model.quantize.embedding.weight.detach().clone()
     features = torch.randn(2, 4, 5, 5)
-    assert restart_codes(model, features, Ranks(torch.device("cpu"))) == 5
+    restarted = restart_codes(model, features, Ranks(torch.device("cpu")))
+    assert restarted.tolist() == [False] * 3 + [True] * 5
     after = model.quantize.embedding.weight.detach()
     assert torch.equal(after[:3], before[:3])
     rows = torch.nn.functional.normalize(features.permute(0, 2, 3, 1).reshape(-1, 4))
