@@ -85,10 +85,15 @@ class QueueClient:
             self._thread = None
         self._outbox.extendleft((lease, HAND_BACK) for lease in reversed(self._held.values()))
         self._held, self._inbox = {}, []
-        try:
-            self._send()
-        except Exception:
-            logger.exception("not everything could be reported")  # the worker ends all the same
+        for _ in range(len(self._outbox)):  # the worker ends, whatever fails
+            try:
+                self._send()
+            except Exception:
+                logger.exception("a report of job %s is lost", *self.affected)
+                if self._outbox and self._outbox[0][0].job_id in self.affected:
+                    self._outbox.popleft()  # an outcome, which would fail again
+            else:
+                break
 
     @property
     def is_clear(self) -> bool:

@@ -158,6 +158,7 @@ class Engine:
     def cancel(self, key: TaskKey) -> None:
         """Forget a task, whose rows are free at once; nothing happens when it is not here."""
         self._joining.pop(key, None)
+        self._outcomes = [one for one in self._outcomes if one.task.key != key]
         running = self._running.get(key)
         if running is not None:
             self._let_go([running])

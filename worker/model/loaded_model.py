@@ -35,11 +35,11 @@ from worker.engine.request import (
 from worker.jobs.event import Preview, Progress
 from worker.model.previews import PreviewBudget
 from worker.model.render import Rendered, Renderer
-from worker.model.threads import ThreadTrial
+from worker.model.threads import ThreadTrial, available_cores
 
 logger = logging.getLogger(__name__)
 
-NUM_ENCODERS = 2
+MIN_ENCODERS = 2
 MAX_ENCODING = 64  # images whose files are not there yet; beyond, the engine waits
 PREVIEW_FORMAT: Final[ImageFormat] = "jpeg"
 WARM_UP = "warm-up"
@@ -138,7 +138,9 @@ class LoadedModel:
         self._cores = cores
         self._num_threads: int | None = None  # once it was tried
         self._renderer = Renderer(bundle)
-        self._pool = ThreadPoolExecutor(NUM_ENCODERS, thread_name_prefix="encode")
+        self._pool = ThreadPoolExecutor(
+            max(MIN_ENCODERS, available_cores() // 2), thread_name_prefix="encode"
+        )
         self._backlog: deque[ImageTask] = deque()
         self._in_engine: dict[TaskKey, ImageTask] = {}
         self._encoding: deque[_Encoding] = deque()

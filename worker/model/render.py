@@ -10,11 +10,12 @@ Legend: n codes of an image or of its upper rows.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import defaultdict
 from concurrent.futures import Future
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from queue import SimpleQueue
 from typing import NamedTuple, Self
 
@@ -23,9 +24,10 @@ from torch import Tensor
 
 from masc_core.bundle.read import Bundle
 from masc_core.device import new_stream, use_device
-from masc_core.errors import NonFiniteError
 from masc_core.images import Pixels
 from masc_core.models.gpu_decoder import SIZES
+
+logger = logging.getLogger(__name__)
 
 
 class Rendered(NamedTuple):
@@ -121,8 +123,10 @@ class Renderer:
         """Compile for every size of batch now: later images would wait for it."""
         codes = torch.zeros(SIZES[-1], self._bundle.manifest.grid**2, dtype=torch.int64)
         for size in SIZES:
-            with suppress(NonFiniteError):  # that is for those to hear who asked for an image
+            try:
                 self._bundle.render(codes[:size])
+            except Exception as error:  # noqa: BLE001 - who asks for an image hears of it then
+                logger.warning("images are not decoded %d at a time: %s", size, error)
 
     def _render(self, orders: list[_Order]) -> None:
         """Render images of one size; if that fails, one by one."""
