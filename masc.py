@@ -46,7 +46,8 @@ TRAINING_MODELS_COMMANDS = {
 }
 # Modules that the extras bring, which not every installation has.
 OPTIONAL = {
-    "aiohttp", "matplotlib", "numba", "safetensors", "scipy", "sklearn", "tensorboard", "torch",
+    "aiohttp", "fastcluster", "matplotlib", "numba", "safetensors", "scipy", "sklearn",
+    "tensorboard", "torch",
 }  # fmt: skip
 END_SECONDS = 3.0  # for the worker's thread, when there is nothing left for it to do
 
