@@ -22,10 +22,10 @@ from rich.table import Table
 from masc_core.bundle.manifest import Manifest
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, ConfigError, MascError, RequestError
-from masc_core.log import configure_logging
 from masc_core.settings import models_dir
 from masc_core.version_row import version_rows
 from server.auth.command import keys_app
+from worker.jobs.log import configure_logging
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
