@@ -17,8 +17,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from masc_core.images import Pixels
-from masc_core.leaf_order import LeafOrder
 from masc_core.prior import IntArray
+from masc_core.semantic_tree import LeafOrder
 from masc_core.tree import FloatArray
 from training.plot_png import png_bytes
 
