@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from masc_core.codebook import FloatArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.files import TEMPORARY_PREFIX
 from masc_core.prior import ClusterMap
-from masc_core.tree import FloatArray
 from tests.prior_trees import random_tree
 from tests.tiny_bundle import NUM_CLUSTERS, NUM_CODES, save_tiny_bundle
 from tests.training.studies.atlas_reader import AtlasReader
