@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
+from datetime import UTC
 from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import JsonValue
 from rich.console import Console
 from rich.table import Table
 
 from masc_core.bundle.manifest import Manifest
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, ConfigError, MascError, RequestError
-from masc_core.log import configure_logging
 from masc_core.settings import models_dir
-from masc_core.version_row import version_rows
 from server.auth.command import keys_app
+from worker.jobs.log import configure_logging
 
 if TYPE_CHECKING:
     from server.settings import ServerSettings
@@ -50,8 +51,17 @@ TRAINING_MODELS_COMMANDS = {
 }
 # Modules that the extras bring, which not every installation has.
 OPTIONAL = {
-    "aiohttp", "matplotlib", "numba", "safetensors", "scipy", "sklearn", "tensorboard", "torch",
+    "aiohttp", "fastcluster", "matplotlib", "numba", "safetensors", "scipy", "sklearn",
+    "tensorboard", "torch",
 }  # fmt: skip
+# Figures by which people choose between versions: key among the metrics, name, format.
+FIGURES = (
+    ("bits_per_position", "bits", ".3f"),
+    ("psnr", "PSNR", ".2f"),
+    ("frechet_inception_distance", "FID", ".2f"),
+    ("class_agreement", "agreement", ".1%"),
+    ("seconds_per_image", "s/image", ".3g"),
+)
 END_SECONDS = 3.0  # for the worker's thread, when there is nothing left for it to do
 
 Models = Annotated[
@@ -244,6 +254,81 @@ def list_models(models: Models = None) -> None:
     for row in version_rows(Registry(models_dir(models))):
         table.add_row(*astuple(row))
     console.print(table)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRow:
+    """A version in words.
+
+    Attributes
+    ----------
+    state : ``*`` for the active version, ``previous`` for the one that a rollback leads to
+    created : day, UTC
+    megabytes : of all its files
+    sizes : positions, clusters / codes
+    figures : the metrics that matter; what is wrong, where the version is damaged
+    """
+
+    name: str
+    version: str
+    state: str
+    created: str = ""
+    megabytes: str = ""
+    sizes: str = ""
+    figures: str = ""
+
+
+def version_rows(registry: Registry) -> list[VersionRow]:
+    """Every version of every model; one that is damaged does not hide the others.
+
+    Raises
+    ------
+    ArtifactError : the registry's folder cannot be read
+    """
+    rows = []
+    for name in registry.names():
+        states = _version_states(registry, name)
+        rows += [
+            _version_row(registry, name, version, states.get(version, ""))
+            for version in registry.versions(name)
+        ]
+    return rows
+
+
+def _version_states(registry: Registry, name: str) -> dict[str, str]:
+    try:
+        return {str(registry.previous(name)): "previous", registry.current(name): "*"}
+    except ArtifactError:
+        return {}
+
+
+def _version_row(registry: Registry, name: str, version: str, state: str) -> VersionRow:
+    try:
+        manifest = registry.manifest(name, version)
+        folder = registry.path(name, version)
+        size = sum((folder / file).stat().st_size for file in manifest.files)
+    except ArtifactError as error:
+        return VersionRow(name, version, state, figures=f"damaged: {error.reason}")
+    except OSError as error:
+        return VersionRow(name, version, state, figures=f"damaged: {error.strerror}")
+    return VersionRow(
+        name,
+        version,
+        state,
+        created=f"{manifest.created.astimezone(UTC):%Y-%m-%d}",
+        megabytes=f"{size / 1e6:.1f}",
+        sizes=f"{manifest.grid}x{manifest.grid}, {manifest.num_clusters}/{manifest.num_codes}",
+        figures=_figure_text(manifest.metrics),
+    )
+
+
+def _figure_text(metrics: Mapping[str, JsonValue]) -> str:
+    found = []
+    for key, name, form in FIGURES:
+        value = metrics.get(key)
+        if isinstance(value, int | float):
+            found.append(f"{name} {value:{form}}")
+    return ", ".join(found)
 
 
 def activate(name: str, version: str, models: Models = None) -> None:

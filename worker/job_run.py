@@ -12,7 +12,7 @@ from masc_core.errors import (
     UnknownClassError,
     UnknownModelError,
 )
-from masc_core.sampling.params import ImageSpec
+from masc_core.sampling.params import SamplingParams
 from worker.engine.request import ImageTask
 from worker.jobs.job import GenerationRequest, Job, Lease
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
@@ -114,9 +114,9 @@ class RunningJob:
         )
 
 
-def image_spec(request: GenerationRequest, index: int) -> ImageSpec:
+def image_spec(request: GenerationRequest, index: int) -> SamplingParams:
     """Return what the engine needs to know of image ``index``."""
-    return ImageSpec(
+    return SamplingParams(
         class_id=request.class_id,
         cfg_scale=request.cfg_scale,
         seed=request.image_seed(index),
@@ -128,7 +128,9 @@ def image_spec(request: GenerationRequest, index: int) -> ImageSpec:
 
 
 def check_request(request: GenerationRequest, manifest: Manifest) -> None:
-    """Refuse what this bundle cannot do, before it gets into a batch; `ImageSpec` checks the rest.
+    """Refuse what this bundle cannot do, before it gets into a batch.
+
+    `SamplingParams` checks the rest.
 
     Front ends refuse it too; but one may be newer, older, or know another version of the model. A
     request that was made for another version is done, as long as the class is called the same.

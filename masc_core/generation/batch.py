@@ -30,7 +30,7 @@ from masc_core.generation.step import CPU_ROW_MULTIPLE, Indices, Step
 from masc_core.generation.tables import Tables, pack_params, unpack_params
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
-from masc_core.sampling.params import ImageSpec, check_specs
+from masc_core.sampling.params import SamplingParams, check_specs
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Batch:
         self._shape, self._indices = None, self._lay_out(shape, ())
         self._run(shape)
 
-    def join(self, specs: Sequence[ImageSpec]) -> list[int]:
+    def join(self, specs: Sequence[SamplingParams]) -> list[int]:
         """Add images at their first position, behind those that are here: all of them or none.
 
         Parameters

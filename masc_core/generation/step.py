@@ -5,7 +5,7 @@ images lies in tables with a row per slot; indices say which images are in this 
 record a step once for some numbers of rows and images, and replay it for any images; a CPU runs it
 as it is. Between devices only the kernels differ (`masc_core.models.kv_cache`, `fused`).
 
-What an image becomes depends on its `ImageSpec` alone: rows do not meet in any operation, and
+What an image becomes depends on its `SamplingParams` alone: rows do not meet in any operation, and
 random words belong to (seed, position). On a CPU a row has the same bits in any company, in
 products of the packed weights for every number of rows that is a multiple of ``CPU_ROW_MULTIPLE``.
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from masc_core.sampling.in_cluster import ALL_MODES
-from masc_core.sampling.params import ImageSpec
+from masc_core.sampling.params import SamplingParams
 
-_NOBODY = ImageSpec(class_id=0, cfg_scale=1.0, seed=0)
+_NOBODY = SamplingParams(class_id=0, cfg_scale=1.0, seed=0)
 
 
 class BatchParams(NamedTuple):
@@ -72,7 +72,7 @@ class Tables(NamedTuple):
         self.finite[slots] = True
 
 
-def pack_params(specs: Sequence[ImageSpec]) -> Tensor:
+def pack_params(specs: Sequence[SamplingParams]) -> Tensor:
     """Parameters of n images as one int64 (7, n), which is one copy to a device.
 
     The decodings must be known; `InClusterDecoder.check` refuses others.

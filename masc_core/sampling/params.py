@@ -11,7 +11,7 @@ from masc_core.models.gpt_config import GPTConfig
 
 
 @dataclass(frozen=True, slots=True)
-class ImageSpec:
+class SamplingParams:
     """All that an image depends on besides the model.
 
     Attributes
@@ -52,7 +52,7 @@ class ImageSpec:
         return 1 if self.cfg_scale == 1 else 2
 
 
-def check_specs(specs: Sequence[ImageSpec], config: GPTConfig) -> None:
+def check_specs(specs: Sequence[SamplingParams], config: GPTConfig) -> None:
     """Refuse images that a model of this configuration cannot make.
 
     Raises

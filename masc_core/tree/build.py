@@ -79,9 +79,11 @@ def _merges(rows: FloatArray, linkage: Linkage, device: str, report: Report) -> 
         # Distances rather than rows: SciPy warns of square codebooks that look like distances.
         return hierarchy.linkage(distance.pdist(rows), method="complete")
     if linkage == "single":
-        from masc_core.tree.upgma.single import single_linkage  # noqa: PLC0415
+        import fastcluster  # noqa: PLC0415
 
-        return single_linkage(rows, report)
+        merges: FloatArray = fastcluster.linkage_vector(rows, "single")
+        report(len(merges), len(merges), "spanning tree")
+        return merges
     if device != "cpu":
         from masc_core.tree.upgma.average_torch import average_linkage_torch  # noqa: PLC0415
 

@@ -14,9 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from masc_core.leaf_order import LeafOrder
 from masc_core.prior import ClusterMap, IntArray
-from masc_core.semantic_tree import SemanticTree
+from masc_core.semantic_tree import LeafOrder, SemanticTree
 
 Sort = Literal["tree", "size", "height"]
 

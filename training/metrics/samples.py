@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from masc_core.bundle.read import Bundle
 from masc_core.generation.generate import generate
-from masc_core.sampling.params import ImageSpec
+from masc_core.sampling.params import SamplingParams
 from training.loop.distributed import Ranks
 
 
@@ -41,7 +41,7 @@ class Samples:
 
 def sample(
     bundle: Bundle,
-    spec: ImageSpec,
+    spec: SamplingParams,
     images_per_class: int,
     *,
     batch_size: int = 50,
@@ -85,7 +85,7 @@ def sample(
 
 
 def make_images(
-    bundle: Bundle, specs: Sequence[ImageSpec], image_size: int | None = None
+    bundle: Bundle, specs: Sequence[SamplingParams], image_size: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Pixels uint8 (B, H, W, 3), resized if asked, and entropies float32 (B, L), bits."""
     generated = generate(bundle.model, bundle.decoder, specs)

@@ -17,7 +17,7 @@ from torch import nn
 
 from masc_core.bundle.read import Bundle
 from masc_core.images import SAMPLE_COLUMNS, contact_sheet
-from masc_core.sampling.params import ImageSpec
+from masc_core.sampling.params import SamplingParams
 from training.loop.stage import Report, no_report
 from training.metrics.classifier import predict
 from training.metrics.samples import make_images, sample
@@ -25,10 +25,10 @@ from training.metrics.samples import make_images, sample
 SHEET_IMAGES = 100
 
 
-def default_spec(bundle: Bundle) -> ImageSpec:
+def default_spec(bundle: Bundle) -> SamplingParams:
     """What a request for class 0 and seed 0 gets that says nothing else."""
     defaults = bundle.manifest.defaults
-    return ImageSpec(class_id=0, seed=0, **dict(defaults))
+    return SamplingParams(class_id=0, seed=0, **dict(defaults))
 
 
 def class_agreement(

@@ -32,7 +32,7 @@ from masc_core.device import choose_dtype
 from masc_core.errors import ConfigError
 from masc_core.images import encode_image
 from masc_core.io.files import atomic_write, sha256_file
-from masc_core.sampling.params import ImageSpec
+from masc_core.sampling.params import SamplingParams
 from training.data.code_cache import CodeCache
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.stage import Report, no_report
@@ -246,7 +246,7 @@ class _Evaluation:
             atomic_write(self.config.out / "curves.png", draw_curves(name, curves))
 
 
-def _spec(config: EvaluateConfig, bundle: Bundle) -> ImageSpec:
+def _spec(config: EvaluateConfig, bundle: Bundle) -> SamplingParams:
     given = {"cfg_scale": config.cfg_scale, "decoding": config.decoding}
     changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     spec = replace(default_spec(bundle), seed=config.seed, **changes)

@@ -16,7 +16,7 @@ from masc_core.models.vq import to_uint8
 from masc_core.models.weights import load_tokenizer
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import InClusterDecoder
-from masc_core.sampling.params import ImageSpec
+from masc_core.sampling.params import SamplingParams
 
 CLASSES = 20
 COLUMNS = 10
@@ -47,7 +47,7 @@ class Sheets:
         """Write a sheet of the model, which is in evaluation mode."""
         device = model.output.weight.device
         guidance = CFG_SCALE if model.config.class_dropout else 1.0
-        specs = [ImageSpec(class_id=i, cfg_scale=guidance, seed=i) for i in self._classes]
+        specs = [SamplingParams(class_id=i, cfg_scale=guidance, seed=i) for i in self._classes]
         made = generate(model, InClusterDecoder(self._prior, device=device), specs)
         grid = math.isqrt(model.config.block_size)
         decoder = self._tokenizer.to(device)

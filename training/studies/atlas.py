@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from masc_core.leaf_order import LeafOrder
 from masc_core.prior import ClusterMap, IntArray
+from masc_core.semantic_tree import LeafOrder
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from masc_core.codebook import FloatArray
 from masc_core.images import Pixels
-from masc_core.leaf_order import LeafOrder
 from masc_core.prior import IntArray
+from masc_core.semantic_tree import LeafOrder
 from training.plot_png import png_bytes
 
 PATCHES_PER_BRANCH = 24

@@ -24,7 +24,7 @@ import numpy as np
 from masc_core.errors import ArtifactError
 from masc_core.images import Pixels
 from masc_core.io.files import atomic_write
-from masc_core.leaf_order import LeafOrder
+from masc_core.semantic_tree import LeafOrder
 from training.config import set_threads
 from training.loop.lock import lock_folder
 from training.loop.stage import Report, no_report

@@ -23,7 +23,7 @@ from masc_core.generation.batch import Batch, Drawn, StepReport
 from masc_core.generation.host_copy import HostCopy
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
-from masc_core.sampling.params import ImageSpec, check_specs
+from masc_core.sampling.params import SamplingParams, check_specs
 from worker.engine.request import (
     EngineOutput,
     FailedImage,
@@ -52,7 +52,7 @@ class StepBatch(Protocol):
     def prepare(self) -> None:
         """Do ahead what would make the first steps slow."""
 
-    def join(self, specs: Sequence[ImageSpec]) -> list[int]:
+    def join(self, specs: Sequence[SamplingParams]) -> list[int]:
         """Add images at their first position, all of them or none; return their slots."""
 
     def leave(self, slots: Collection[int]) -> None:

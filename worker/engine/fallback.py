@@ -18,7 +18,7 @@ from masc_core.generation.batch import StepReport
 from masc_core.generation.host_copy import HostCopy
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
-from masc_core.sampling.params import ImageSpec
+from masc_core.sampling.params import SamplingParams
 from worker.engine.engine import BatchFactory, StepBatch
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class FallbackBatch:
             self._backend = self._others.pop(0)
         self._on_prepared(self._backend.mode)
 
-    def join(self, specs: Sequence[ImageSpec]) -> list[int]:
+    def join(self, specs: Sequence[SamplingParams]) -> list[int]:
         """Add images; see `StepBatch.join`."""
         return self._made().join(specs)
 

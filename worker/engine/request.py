@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from masc_core.errors import EngineError
-from masc_core.sampling.params import ImageSpec
+from masc_core.sampling.params import SamplingParams
 
 TaskKey = tuple[str, int]
 
@@ -29,7 +29,7 @@ class ImageTask:
 
     job_id: str
     index: int
-    spec: ImageSpec
+    spec: SamplingParams
     preview_rows: tuple[int, ...] = ()
 
     @property

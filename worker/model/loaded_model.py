@@ -22,7 +22,7 @@ from masc_core.bundle.manifest import Manifest
 from masc_core.bundle.read import Bundle
 from masc_core.errors import ConfigError
 from masc_core.images import ImageFormat, encode_image
-from masc_core.sampling.params import ImageSpec
+from masc_core.sampling.params import SamplingParams
 from worker.engine.engine import Engine
 from worker.engine.request import (
     EngineOutput,
@@ -185,7 +185,7 @@ class LoadedModel:
         """
         self.engine.prepare()
         defaults = self.manifest.defaults
-        spec = ImageSpec(class_id=0, cfg_scale=defaults.cfg_scale, seed=0)
+        spec = SamplingParams(class_id=0, cfg_scale=defaults.cfg_scale, seed=0)
         self.engine.add(ImageTask(WARM_UP, 0, spec))
         trial = ThreadTrial(self._cores or (torch.get_num_threads(),))
         outcomes: Sequence[EngineOutput] = ()

@@ -73,21 +73,21 @@ def _merge_sparse(clusters: Clusters, history: History, num_left: int, report: R
     searcher = Searcher(clusters, candidates, hubs)
     while True:
         searcher.fill_empty()
-        into, gone, heights = _reciprocal(clusters, candidates, hubs)
+        into, dropped, heights = _reciprocal(clusters, candidates, hubs)
         excess = clusters.count - num_left
-        into, gone, heights = into[:excess], gone[:excess], heights[:excess]
-        nodes = history.note(clusters.nodes[into], clusters.nodes[gone], heights)
+        into, dropped, heights = into[:excess], dropped[:excess], heights[:excess]
+        nodes = history.note(clusters.nodes[into], clusters.nodes[dropped], heights)
         clusters.nodes[into] = nodes
         report(history.num_merges, history.num_codes - 1, "neighbours")
         if clusters.count - len(into) == num_left:
-            clusters.merge(into, gone)
+            clusters.merge(into, dropped)
             clusters.compact()
             return
-        hubs.merge(into, gone)
-        taken = clusters.hubs[into] | clusters.hubs[gone]
-        candidates.drop(np.concatenate([into[taken], gone[taken]]))
-        candidates.merge(clusters, into[~taken], gone[~taken])
-        clusters.merge(into, gone)
+        hubs.merge(into, dropped)
+        taken = clusters.hubs[into] | clusters.hubs[dropped]
+        candidates.drop(np.concatenate([into[taken], dropped[taken]]))
+        candidates.merge(clusters, into[~taken], dropped[~taken])
+        clusters.merge(into, dropped)
         if clusters.count < COMPACT_BELOW * len(clusters.alive):
             kept, place = clusters.compact()
             candidates.compact(kept, place)

@@ -64,14 +64,14 @@ def _merge_sparse(clusters: TorchClusters, history: History, num_left: int, repo
     candidates = TorchCandidates(clusters, WIDTH)
     while clusters.count > num_left:
         candidates.fill_empty()
-        into, gone, heights = candidates.reciprocal()
+        into, dropped, heights = candidates.reciprocal()
         excess = clusters.count - num_left
-        into, gone, heights = into[:excess], gone[:excess], heights[:excess]
-        merged = _array(clusters.nodes[into]), _array(clusters.nodes[gone])
+        into, dropped, heights = into[:excess], dropped[:excess], heights[:excess]
+        merged = _array(clusters.nodes[into]), _array(clusters.nodes[dropped])
         nodes = history.note(*merged, _array(heights))
         clusters.nodes[into] = torch.from_numpy(nodes).to(into.device)
         report(history.num_merges, history.num_codes - 1, "neighbours")
-        candidates.merge(into, gone)
+        candidates.merge(into, dropped)
 
 
 def _merge_dense(clusters: TorchClusters, history: History, report: Report) -> None:

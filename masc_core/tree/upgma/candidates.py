@@ -1,9 +1,9 @@
 """Certified candidate lists: a few near clusters for each, and a distance that no other is under.
 
-A list of cluster ``i`` holds clusters with their exact distances, ascending, and ``beyond[i]``:
-every cluster that is not in the list is at least that far away. While the list has an entry, its
-first one is therefore a nearest neighbour, without a look at anything else. Merging keeps the lists
-true (`masc_core.tree.upgma.rounds`); one that runs empty is filled again by a search
+A list of cluster ``i`` holds clusters with their exact distances, ascending. Every cluster that is
+not in it is at least ``lower_bound[i]`` away. While the list has an entry, its first one is
+therefore a nearest neighbour, without a look at anything else. Merging keeps the lists true
+(`masc_core.tree.upgma.rounds`); one that runs empty is filled again by a search
 (`masc_core.tree.upgma.search`).
 
 Legend: n slots, of which some are alive; k entries a list; R rows.
@@ -77,23 +77,23 @@ class Candidates:
             rows, rounding, clusters.listed, clusters.centroids, clusters.members(), self.lists
         )
 
-    def merge(self, clusters: Clusters, into: IntArray, gone: IntArray) -> None:
+    def merge(self, clusters: Clusters, into: IntArray, dropped: IntArray) -> None:
         """Bring the lists to the state after a round, of which ``clusters`` has only the new nodes.
 
         Parameters
         ----------
-        into, gone : int64 (p,), the slots that merge, lower ones, which survive, and higher ones
+        into, dropped : int64 (p,), the slots that merge, lower ones, which survive, and higher ones
         """
         if not len(into):
             return
         partner = np.full(len(clusters.alive), -1, np.int32)
-        partner[into], partner[gone] = gone, into
+        partner[into], partner[dropped] = dropped, into
         merge_lists(partner, clusters.alive, clusters.members(), self.lists, BUDGET)
 
     def compact(self, kept: IntArray, place: IdArray) -> None:
         """Keep the lists of the slots ``kept``; ``place`` (n,) is the new number of each slot."""
-        ids, distances, lengths, beyond = self.lists
-        self.lists = Lists(place[ids[kept]], distances[kept], lengths[kept], beyond[kept])
+        ids, distances, lengths, lower_bound = self.lists
+        self.lists = Lists(place[ids[kept]], distances[kept], lengths[kept], lower_bound[kept])
 
 
 @kernel
@@ -128,7 +128,7 @@ def _fill(
         draft = new_draft(width + 1, outside[r])
         for c in range(counts[r]):
             j = found[r, c]
-            insert(draft, members.nodes, i, j, mean_distance(members, i, j, draft.beyond[0]))
+            insert(draft, members.nodes, i, j, mean_distance(members, i, j, draft.lower_bound[0]))
             crop(draft, width)
         store(draft, lists, i)
 
@@ -153,7 +153,9 @@ def _fill_exhaustively(
                 continue
             # D is at least the distance of the centroids, whose rounding grows with it.
             least = distance(centroids, i, j) * (1.0 - ROUNDING) - rounding[r]
-            if least <= draft.beyond[0]:
-                insert(draft, members.nodes, i, j, mean_distance(members, i, j, draft.beyond[0]))
+            if least <= draft.lower_bound[0]:
+                insert(
+                    draft, members.nodes, i, j, mean_distance(members, i, j, draft.lower_bound[0])
+                )
                 crop(draft, width)
         store(draft, lists, i)

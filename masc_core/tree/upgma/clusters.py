@@ -78,19 +78,19 @@ class Clusters:
         """Slots that searches find, bool (n,)."""
         return self.alive & ~self.hubs
 
-    def merge(self, into: IntArray, gone: IntArray) -> None:
-        """Add the clusters in the slots ``gone`` to those in ``into``, pair by pair."""
-        total = self.sizes[into] + self.sizes[gone]
-        share = self.sizes[gone] / total
-        self.norms[into] += share * (self.norms[gone] - self.norms[into])
-        self.centroids[into] += share[:, None] * (self.centroids[gone] - self.centroids[into])
+    def merge(self, into: IntArray, dropped: IntArray) -> None:
+        """Add the clusters in the slots ``dropped`` to those in ``into``, pair by pair."""
+        total = self.sizes[into] + self.sizes[dropped]
+        share = self.sizes[dropped] / total
+        self.norms[into] += share * (self.norms[dropped] - self.norms[into])
+        self.centroids[into] += share[:, None] * (self.centroids[dropped] - self.centroids[into])
         self.sizes[into] = total
-        self.runs[self.tails[into], 2] = self.heads[gone]
-        self.tails[into] = self.tails[gone]
-        self.alive[gone] = False
-        self.hubs[into] |= self.hubs[gone]
-        self.hubs[gone] = False
-        self.sizes[gone] = 0.0
+        self.runs[self.tails[into], 2] = self.heads[dropped]
+        self.tails[into] = self.tails[dropped]
+        self.alive[dropped] = False
+        self.hubs[into] |= self.hubs[dropped]
+        self.hubs[dropped] = False
+        self.sizes[dropped] = 0.0
 
     def owners(self) -> IntArray:
         """The slot of each point, int64 (N,)."""

@@ -175,7 +175,7 @@ def chain(matrix: FloatArray, sizes: FloatArray) -> tuple[IntArray, IntArray, Fl
     """
     count = len(sizes)
     into = np.empty(count - 1, np.int64)
-    gone = np.empty(count - 1, np.int64)
+    dropped = np.empty(count - 1, np.int64)
     heights = np.empty(count - 1)
     alive = np.arange(count)  # the slots alive, in ascending order
     num_alive = count
@@ -200,7 +200,7 @@ def chain(matrix: FloatArray, sizes: FloatArray) -> tuple[IntArray, IntArray, Fl
             length += 1
         length -= 2
         i, j = min(a, best), max(a, best)
-        into[merge], gone[merge], heights[merge] = i, j, least
+        into[merge], dropped[merge], heights[merge] = i, j, least
         total = sizes[i] + sizes[j]
         for k in range(num_alive):
             b = alive[k]
@@ -213,4 +213,4 @@ def chain(matrix: FloatArray, sizes: FloatArray) -> tuple[IntArray, IntArray, Fl
         for k in range(at, num_alive - 1):
             alive[k] = alive[k + 1]
         num_alive -= 1
-    return into, gone, heights
+    return into, dropped, heights

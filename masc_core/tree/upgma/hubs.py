@@ -74,27 +74,27 @@ class Hubs:
             nearest[self.slots] = self.rows.argmin(axis=1)
             distances[self.slots] = self.rows.min(axis=1)
 
-    def merge(self, into: IntArray, gone: IntArray) -> None:
+    def merge(self, into: IntArray, dropped: IntArray) -> None:
         """Bring the rows to the state after a round; ``clusters`` is as it was before it.
 
         Parameters
         ----------
-        into, gone : int64 (p,), the slots that merge, of which the first survive
+        into, dropped : int64 (p,), the slots that merge, of which the first survive
         """
         if not len(self.slots):
             return
         clusters = self._clusters
-        sizes = clusters.sizes[into], clusters.sizes[gone]
-        taken = np.flatnonzero(clusters.hubs[into] | clusters.hubs[gone])
-        slots = np.setdiff1d(self.slots, np.concatenate([into[taken], gone[taken]]))
+        sizes = clusters.sizes[into], clusters.sizes[dropped]
+        taken = np.flatnonzero(clusters.hubs[into] | clusters.hubs[dropped])
+        slots = np.setdiff1d(self.slots, np.concatenate([into[taken], dropped[taken]]))
         rows = [self._row(slot) for slot in slots]
         for pair in taken:
-            first, second = self._row(into[pair]), self._row(gone[pair])
+            first, second = self._row(into[pair]), self._row(dropped[pair])
             rows.append(_mean(first, second, sizes[0][pair], sizes[1][pair]))
         self.slots = np.concatenate([slots, into[taken]])
         self.rows = np.stack(rows)
-        self.rows[:, into] = _mean(self.rows[:, into], self.rows[:, gone], *sizes)
-        self.rows[:, gone] = np.inf
+        self.rows[:, into] = _mean(self.rows[:, into], self.rows[:, dropped], *sizes)
+        self.rows[:, dropped] = np.inf
         self.rows[np.arange(len(self.slots)), self.slots] = np.inf
 
     def compact(self, kept: IntArray, place: IdArray) -> None:

@@ -26,13 +26,13 @@ class Lists(NamedTuple):
     ids : int32 (n, k), slots, in ascending order of distance
     distances : float64 (n, k)
     lengths : int32 (n,)
-    beyond : float64 (n,), no cluster outside the list is nearer
+    lower_bound : float64 (n,), no cluster outside the list is nearer
     """
 
     ids: IdArray
     distances: FloatArray
     lengths: IdArray
-    beyond: FloatArray
+    lower_bound: FloatArray
 
 
 class Draft(NamedTuple):
@@ -42,33 +42,33 @@ class Draft(NamedTuple):
     ----------
     ids, distances : (at least k + 1,), in ascending order of distance
     length : int64 (1,)
-    beyond : float64 (1,), no cluster outside the list is nearer
+    lower_bound : float64 (1,), no cluster outside the list is nearer
     """
 
     ids: IdArray
     distances: FloatArray
     length: IntArray
-    beyond: FloatArray
+    lower_bound: FloatArray
 
 
 @inline
-def new_draft(room: int, beyond: float) -> Draft:
+def new_draft(room: int, lower_bound: float) -> Draft:
     """An empty list."""
     return Draft(
-        np.empty(room, np.int32), np.empty(room), np.zeros(1, np.int64), np.full(1, beyond)
+        np.empty(room, np.int32), np.empty(room), np.zeros(1, np.int64), np.full(1, lower_bound)
     )
 
 
 @inline
 def insert(draft: Draft, nodes: IntArray, i: Slot, j: Slot, distance: float) -> None:
-    """Put ``j`` at its place in the list of ``i``, unless it is farther than ``beyond``.
+    """Put ``j`` at its place in the list of ``i``, unless it is farther than ``lower_bound``.
 
     Parameters
     ----------
     draft : has room for one more entry
     nodes : int64 (n,), node of the tree in each slot
     """
-    if distance > draft.beyond[0]:
+    if distance > draft.lower_bound[0]:
         return
     at = draft.length[0]
     while at > 0 and (
@@ -86,11 +86,11 @@ def insert(draft: Draft, nodes: IntArray, i: Slot, j: Slot, distance: float) -> 
 
 @inline
 def crop(draft: Draft, width: int) -> None:
-    """Leave out what has no room among ``width`` entries, or is farther than ``beyond``."""
+    """Leave out what has no room among ``width`` entries, or is farther than ``lower_bound``."""
     if draft.length[0] > width:
-        draft.beyond[0] = min(draft.beyond[0], draft.distances[width])
+        draft.lower_bound[0] = min(draft.lower_bound[0], draft.distances[width])
         draft.length[0] = width
-    while draft.length[0] > 0 and draft.distances[draft.length[0] - 1] > draft.beyond[0]:
+    while draft.length[0] > 0 and draft.distances[draft.length[0] - 1] > draft.lower_bound[0]:
         draft.length[0] -= 1
 
 
@@ -102,7 +102,7 @@ def store(draft: Draft, lists: Lists, i: Slot) -> None:
     lists.ids[i, :length] = draft.ids[:length]
     lists.distances[i, :length] = draft.distances[:length]
     lists.lengths[i] = length
-    lists.beyond[i] = draft.beyond[0]
+    lists.lower_bound[i] = draft.lower_bound[0]
 
 
 @inline

@@ -5,10 +5,11 @@ Average linkage is a weighted mean of distances (Lance and Williams, 1967):
     D(i, A u B) = (|A| D(i, A) + |B| D(i, B)) / (|A| + |B|)
 
 so a cluster made of two that were outside a list stays outside, and the list of ``i u j`` holds
-what the lists of ``i`` and ``j`` held, beyond ``(|i| beyond[i] + |j| beyond[j]) / (|i| + |j|)``.
+what the lists of ``i`` and ``j`` held, with the lower bound
+``(|i| lower_bound[i] + |j| lower_bound[j]) / (|i| + |j|)``.
 An unknown distance on the right is summed over members, and given up as soon as it is too large
 to matter. Where that would take too many pairs the entry is dropped instead, and
-``beyond`` lowered to what the formula gives with ``beyond`` in place of the unknown distance.
+``lower_bound`` lowered to what the formula gives with it in place of the unknown distance.
 
 Legend: n slots, of which some are alive; k entries a list.
 """
@@ -42,15 +43,15 @@ def merge_lists(
         i, j = np.int64(slot), np.int64(partner[slot])
         if not alive[i] or 0 <= j < i or not _changes(i, partner, lists):
             continue
-        draft = new_draft(width + 1, lists.beyond[i])
+        draft = new_draft(width + 1, lists.lower_bound[i])
         _refresh(draft, i, partner, members, lists, budget)
         if j >= 0:
-            other = new_draft(width + 1, lists.beyond[j])
+            other = new_draft(width + 1, lists.lower_bound[j])
             _refresh(other, j, partner, members, lists, budget)
             both = members.sizes[i] + members.sizes[j]
             share = members.sizes[j] / both
             joint = new_draft(
-                2 * width + 1, (1.0 - share) * draft.beyond[0] + share * other.beyond[0]
+                2 * width + 1, (1.0 - share) * draft.lower_bound[0] + share * other.lower_bound[0]
             )
             _unite(joint, draft, other, i, j, partner, members, budget)
             _unite(joint, other, draft, j, i, partner, members, budget)
@@ -87,11 +88,11 @@ def _refresh(
         if known >= 0:
             mean = (sizes[a] * distances[c] + sizes[b] * distances[known]) / total
         elif sizes[i] * sizes[b] > budget:
-            least = (sizes[a] * distances[c] + sizes[b] * draft.beyond[0]) / total
-            draft.beyond[0] = min(draft.beyond[0], least)
+            least = (sizes[a] * distances[c] + sizes[b] * draft.lower_bound[0]) / total
+            draft.lower_bound[0] = min(draft.lower_bound[0], least)
             continue
         else:
-            limit = (draft.beyond[0] * total - sizes[a] * distances[c]) / sizes[b]
+            limit = (draft.lower_bound[0] * total - sizes[a] * distances[c]) / sizes[b]
             rest = mean_distance(members, i, b, limit)
             mean = (sizes[a] * distances[c] + sizes[b] * rest) / total
         insert(draft, members.nodes, i, min(a, b), mean)
@@ -110,7 +111,7 @@ def _unite(
 ) -> None:
     """Enter what the list of ``i`` holds into that of ``i u j``; strike it out of that of ``j``.
 
-    What the list of ``j`` does not hold is at least ``other.beyond`` away from ``j``.
+    What the list of ``j`` does not hold is at least ``other.lower_bound`` away from ``j``.
     """
     sizes = members.sizes
     both = sizes[i] + sizes[j]
@@ -123,11 +124,11 @@ def _unite(
             rest = other.distances[place]
             other.ids[place] = NOBODY
         elif sizes[j] * _size_after(a, partner, members) > budget:
-            least = (sizes[i] * known + sizes[j] * other.beyond[0]) / both
-            joint.beyond[0] = min(joint.beyond[0], least)
+            least = (sizes[i] * known + sizes[j] * other.lower_bound[0]) / both
+            joint.lower_bound[0] = min(joint.lower_bound[0], least)
             continue
         else:
-            limit = (joint.beyond[0] * both - sizes[i] * known) / sizes[j]
+            limit = (joint.lower_bound[0] * both - sizes[i] * known) / sizes[j]
             rest = _distance_after(j, a, partner, members, limit)
         mean = (sizes[i] * known + sizes[j] * rest) / both
         insert(joint, members.nodes, min(i, j), a, mean)

@@ -63,7 +63,7 @@ class Searcher:
     def _unknown(self, rows: IntArray) -> IntArray:
         """Those of ``rows`` (R,) whose lists are empty, with no hub surely nearer than all else."""
         empty = self._candidates.empty(rows)
-        known = self._hubs.distances() <= self._candidates.lists.beyond
+        known = self._hubs.distances() <= self._candidates.lists.lower_bound
         unknown: IntArray = empty[~known[empty]]
         return unknown
 

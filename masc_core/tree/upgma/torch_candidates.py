@@ -29,7 +29,7 @@ class TorchCandidates:
     Attributes
     ----------
     ids, distances : int64 and float64 (n, k)
-    beyond : float64 (n,), no cluster outside the list is nearer
+    lower_bound : float64 (n,), no cluster outside the list is nearer
     """
 
     def __init__(self, clusters: TorchClusters, width: int) -> None:
@@ -37,7 +37,7 @@ class TorchCandidates:
         shape = (clusters.count, width)
         self.ids = clusters.owners.new_zeros(shape)
         self.distances = clusters.sizes.new_full(shape, torch.inf)
-        self.beyond = clusters.sizes.new_zeros(clusters.count)
+        self.lower_bound = clusters.sizes.new_zeros(clusters.count)
 
     def reciprocal(self) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs of clusters that are each other's nearest, (p,) lower and higher, and distances."""
@@ -61,31 +61,35 @@ class TorchCandidates:
         for start in range(0, len(empty), step):
             self._fill_from_members(empty[start : start + step])
 
-    def merge(self, into: Tensor, gone: Tensor) -> None:
+    def merge(self, into: Tensor, dropped: Tensor) -> None:
         """Merge pairs of clusters (p,), of which the nodes are the new ones already."""
         clusters = self._clusters
         partner = torch.full_like(clusters.nodes, -1)
-        partner[into], partner[gone] = gone, into
+        partner[into], partner[dropped] = dropped, into
         clusters.arrange(partner)
-        ids, distances, beyond = self._refreshed(partner)
-        joint = self._united(into, gone, partner, ids, distances, beyond)
-        ids[into], distances[into], beyond[into] = joint
+        ids, distances, lower_bound = self._refreshed(partner)
+        joint = self._united(into, dropped, partner, ids, distances, lower_bound)
+        ids[into], distances[into], lower_bound[into] = joint
         kept = torch.ones_like(partner, dtype=torch.bool)
-        kept[gone] = False
-        place = clusters.merge(into, gone)
-        self.ids, self.distances, self.beyond = place[ids[kept]], distances[kept], beyond[kept]
+        kept[dropped] = False
+        place = clusters.merge(into, dropped)
+        self.ids, self.distances, self.lower_bound = (
+            place[ids[kept]],
+            distances[kept],
+            lower_bound[kept],
+        )
 
     def _empty(self) -> Tensor:
         return (~self.distances[:, 0].isfinite()).nonzero()[:, 0]
 
-    def _store(self, rows: Tensor, ids: Tensor, distances: Tensor, beyond: Tensor) -> None:
-        listed = self._sorted(rows, ids, distances, beyond)
-        self.ids[rows], self.distances[rows], self.beyond[rows] = listed
+    def _store(self, rows: Tensor, ids: Tensor, distances: Tensor, lower_bound: Tensor) -> None:
+        listed = self._sorted(rows, ids, distances, lower_bound)
+        self.ids[rows], self.distances[rows], self.lower_bound[rows] = listed
 
     def _sorted(
-        self, rows: Tensor, ids: Tensor, distances: Tensor, beyond: Tensor
+        self, rows: Tensor, ids: Tensor, distances: Tensor, lower_bound: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The nearest k of some entries (R, m), and what is beyond them.
+        """The nearest k of some entries (R, m), and the lower bound of the rest.
 
         Equal distances are in the order of a hash of the pair, the same from both ends.
         """
@@ -95,13 +99,13 @@ class TorchCandidates:
         ids, distances = ids.gather(1, order), distances.gather(1, order)
         width = self.ids.shape[1]
         if ids.shape[1] > width:
-            beyond = torch.minimum(beyond, distances[:, width])
+            lower_bound = torch.minimum(lower_bound, distances[:, width])
             ids, distances = ids[:, :width], distances[:, :width]
         elif ids.shape[1] < width:
             more = width - ids.shape[1]
             ids = torch.nn.functional.pad(ids, (0, more))
             distances = torch.nn.functional.pad(distances, (0, more), value=torch.inf)
-        return ids, distances.masked_fill(distances > beyond[:, None], torch.inf), beyond
+        return ids, distances.masked_fill(distances > lower_bound[:, None], torch.inf), lower_bound
 
     def _fill_from_centroids(self, rows: Tensor) -> None:
         clusters = self._clusters
@@ -147,7 +151,7 @@ class TorchCandidates:
         """The lists before the round, in terms of the clusters after it (their lower halves)."""
         sizes = self._clusters.sizes
         own = torch.arange(len(partner), device=partner.device)[:, None]
-        ids, distances, beyond = self.ids, self.distances, self.beyond.clone()
+        ids, distances, lower_bound = self.ids, self.distances, self.lower_bound.clone()
         other = partner[ids]
         lower = torch.where(other >= 0, torch.minimum(ids, other), ids)
         listed = distances.isfinite() & (other != own)
@@ -156,23 +160,23 @@ class TorchCandidates:
         key, order = key.sort(dim=1, stable=True)
         ids, other, distances = (t.gather(1, order) for t in (ids, other, distances))
         listed = key >= 0
-        twin = torch.zeros_like(listed)
-        twin[:, 1:] = (key[:, 1:] == key[:, :-1]) & listed[:, 1:]
+        duplicate = torch.zeros_like(listed)
+        duplicate[:, 1:] = (key[:, 1:] == key[:, :-1]) & listed[:, 1:]
         leads = torch.zeros_like(listed)
-        leads[:, :-1] = twin[:, 1:]
+        leads[:, :-1] = duplicate[:, 1:]
         rest = torch.full_like(distances, torch.nan)
         rest[:, :-1] = torch.where(leads[:, :-1], distances[:, 1:], torch.nan)
-        lonely = listed & (other >= 0) & ~twin & ~leads
-        dear = lonely & (self._costs(own, other.clamp(min=0)) > BUDGET)
+        one_sided = listed & (other >= 0) & ~duplicate & ~leads
+        too_costly = one_sided & (self._costs(own, other.clamp(min=0)) > BUDGET)
         there, total = sizes[ids], sizes[ids] + sizes[other.clamp(min=0)]
-        lowered = (there * distances + (total - there) * beyond[:, None]) / total
-        beyond = torch.minimum(beyond, lowered.where(dear, torch.inf).amin(1))
-        rows, columns = (lonely & ~dear).nonzero(as_tuple=True)
+        lowered = (there * distances + (total - there) * lower_bound[:, None]) / total
+        lower_bound = torch.minimum(lower_bound, lowered.where(too_costly, torch.inf).amin(1))
+        rows, columns = (one_sided & ~too_costly).nonzero(as_tuple=True)
         rest[rows, columns] = self._clusters.mean_distances(rows, other[rows, columns])
         mean = (there * distances + (total - there) * rest) / total
-        distances = torch.where(leads | (lonely & ~dear), mean, distances)
-        distances = distances.masked_fill(~listed | twin | dear, torch.inf)
-        return self._sorted(own[:, 0], key.clamp(min=0), distances, beyond)
+        distances = torch.where(leads | (one_sided & ~too_costly), mean, distances)
+        distances = distances.masked_fill(~listed | duplicate | too_costly, torch.inf)
+        return self._sorted(own[:, 0], key.clamp(min=0), distances, lower_bound)
 
     def _costs(self, first: Tensor, second: Tensor) -> Tensor:
         """Pairs of points that the distance of two clusters takes."""
@@ -181,51 +185,51 @@ class TorchCandidates:
     def _united(
         self,
         into: Tensor,
-        gone: Tensor,
+        dropped: Tensor,
         partner: Tensor,
         ids: Tensor,
         distances: Tensor,
-        beyond: Tensor,
+        lower_bound: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The lists of the clusters that the round makes, from those of their halves."""
         clusters = self._clusters
         width = ids.shape[1]
-        share = clusters.sizes[gone] / (clusters.sizes[into] + clusters.sizes[gone])
-        limits = torch.stack([beyond[into], beyond[gone]], 1)  # (p, 2)
+        share = clusters.sizes[dropped] / (clusters.sizes[into] + clusters.sizes[dropped])
+        limits = torch.stack([lower_bound[into], lower_bound[dropped]], 1)  # (p, 2)
         shares = torch.stack([1 - share, share], 1)
         limit = (shares * limits).sum(1)
-        joined = torch.cat([ids[into], ids[gone]], 1)
-        known = torch.cat([distances[into], distances[gone]], 1)
+        joined = torch.cat([ids[into], ids[dropped]], 1)
+        known = torch.cat([distances[into], distances[dropped]], 1)
         side = torch.arange(2, device=ids.device).repeat_interleave(width).expand_as(joined)
         key = torch.where(known.isfinite(), joined, -1 - torch.arange(2 * width, device=ids.device))
         key, order = key.sort(dim=1, stable=True)
         known, side = known.gather(1, order), side.gather(1, order)
         listed = key >= 0
-        twin = torch.zeros_like(listed)
-        twin[:, 1:] = (key[:, 1:] == key[:, :-1]) & listed[:, 1:]
+        duplicate = torch.zeros_like(listed)
+        duplicate[:, 1:] = (key[:, 1:] == key[:, :-1]) & listed[:, 1:]
         leads = torch.zeros_like(listed)
-        leads[:, :-1] = twin[:, 1:]
+        leads[:, :-1] = duplicate[:, 1:]
         rest = torch.full_like(known, torch.nan)
         rest[:, :-1] = torch.where(leads[:, :-1], known[:, 1:], torch.nan)
         # The half that does not know this neighbour, and how many points that one has.
-        halves = torch.stack([into, gone], 1)
+        halves = torch.stack([into, dropped], 1)
         half = halves.gather(1, 1 - side)
         there = key.clamp(min=0)
-        mate = partner[there]
+        partners = partner[there]
         points = clusters.counts[there] + torch.where(
-            mate >= 0, clusters.counts[mate.clamp(min=0)], 0
+            partners >= 0, clusters.counts[partners.clamp(min=0)], 0
         )
-        lonely = listed & ~twin & ~leads
-        dear = lonely & (clusters.counts[half] * points > BUDGET)
+        one_sided = listed & ~duplicate & ~leads
+        too_costly = one_sided & (clusters.counts[half] * points > BUDGET)
         weight = shares.gather(1, side)
         lowered = weight * known + (1 - weight) * limits.gather(1, 1 - side)
-        limit = torch.minimum(limit, lowered.where(dear, torch.inf).amin(1))
-        rows, columns = (lonely & ~dear).nonzero(as_tuple=True)
+        limit = torch.minimum(limit, lowered.where(too_costly, torch.inf).amin(1))
+        rows, columns = (one_sided & ~too_costly).nonzero(as_tuple=True)
         rest[rows, columns] = clusters.mean_distances(
             half[rows, columns], there[rows, columns], points[rows, columns]
         )
         mean = weight * known + (1 - weight) * rest
-        mean = mean.masked_fill(~listed | twin | dear, torch.inf)
+        mean = mean.masked_fill(~listed | duplicate | too_costly, torch.inf)
         return self._sorted(into, there, mean, limit)
 
 

@@ -62,17 +62,17 @@ class TorchClusters:
         place = key.argsort()
         self.starts[place] = self.counts[place].cumsum(0) - self.counts[place]
 
-    def merge(self, into: Tensor, gone: Tensor) -> Tensor:
+    def merge(self, into: Tensor, dropped: Tensor) -> Tensor:
         """Merge pairs (p,) that `arrange` made neighbours; the new number of each cluster (n,)."""
-        total = self.sizes[into] + self.sizes[gone]
-        share = (self.sizes[gone] / total)[:, None]
-        self.centroids[into] += share * (self.centroids[gone] - self.centroids[into])
+        total = self.sizes[into] + self.sizes[dropped]
+        share = (self.sizes[dropped] / total)[:, None]
+        self.centroids[into] += share * (self.centroids[dropped] - self.centroids[into])
         self.sizes[into] = total
-        self.counts[into] += self.counts[gone]
+        self.counts[into] += self.counts[dropped]
         kept = torch.ones(self.count, dtype=torch.bool, device=into.device)
-        kept[gone] = False
+        kept[dropped] = False
         place = kept.cumsum(0) - 1
-        place[gone] = place[into]
+        place[dropped] = place[into]
         self.owners = place[self.owners]
         self.counts, self.sizes = self.counts[kept], self.sizes[kept]
         self.starts = self.counts.cumsum(0) - self.counts

@@ -34,7 +34,7 @@ from masc_core.models.refiner import Refiner
 from masc_core.models.vq import to_uint8
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import InClusterDecoder
-from masc_core.sampling.params import ImageSpec
+from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import (
     CLASS_NAMES,
     GRID,
@@ -180,7 +180,7 @@ def test_rows_that_are_drawn_are_rendered_before_the_rest(folder: Path, rows: in
 def test_a_preview_is_nearly_the_upper_part_of_the_shipped_models_image() -> None:
     bundle = load_bundle(Path(__file__).parents[3] / "models" / "cifar10" / "1")
     defaults = dict(bundle.manifest.defaults)
-    specs = [ImageSpec(class_id=i, seed=i, **defaults) for i in range(10)]
+    specs = [SamplingParams(class_id=i, seed=i, **defaults) for i in range(10)]
     codes = generate(bundle.model, bundle.decoder, specs).codes
     whole = bundle.render(codes).astype(float)
     errors = []
@@ -353,7 +353,7 @@ def test_a_refiner_is_part_of_a_bundle(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "1") == manifest
     bundle = load_bundle(tmp_path / "1")
     assert bundle.decoder.decodings == manifest.decodings
-    specs = [ImageSpec(i, 2.0, seed=i, decoding="refine") for i in range(3)]
+    specs = [SamplingParams(i, 2.0, seed=i, decoding="refine") for i in range(3)]
     decoder = InClusterDecoder(parts.prior, parts.counts, refiner=parts.refiner)
     expected = generate(parts.model, decoder, specs).codes
     assert torch.equal(generate(bundle.model, bundle.decoder, specs).codes, expected)

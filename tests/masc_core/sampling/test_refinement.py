@@ -19,17 +19,17 @@ from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import InClusterDecoder
-from masc_core.sampling.params import ImageSpec
+from masc_core.sampling.params import SamplingParams
 from masc_core.sampling.refinement import sample_index
 from masc_core.sampling.rng import code_bits
 from tests.tiny_bundle import GRID, tiny_parts
 
 PARTS = tiny_parts(refiner=True)
 SPECS = [
-    ImageSpec(class_id=0, cfg_scale=2.0, seed=1, decoding="refine"),
-    ImageSpec(class_id=3, cfg_scale=1.0, seed=2, temperature=0.7, top_k=9, decoding="refine"),
-    ImageSpec(class_id=1, cfg_scale=1.0, seed=3),
-    ImageSpec(class_id=4, cfg_scale=4.0, seed=4, temperature=0.0, decoding="refine"),
+    SamplingParams(class_id=0, cfg_scale=2.0, seed=1, decoding="refine"),
+    SamplingParams(class_id=3, cfg_scale=1.0, seed=2, temperature=0.7, top_k=9, decoding="refine"),
+    SamplingParams(class_id=1, cfg_scale=1.0, seed=3),
+    SamplingParams(class_id=4, cfg_scale=4.0, seed=4, temperature=0.0, decoding="refine"),
 ]
 
 
@@ -95,7 +95,7 @@ def test_a_refined_image_has_the_same_bits_at_the_papers_width(
     torch.nn.init.normal_(wide.code_scores.weight, std=0.1)
     prior = ClusterMap.from_labels(np.random.default_rng(0).permutation(np.arange(512) % 64))
     decoder = InClusterDecoder(prior, refiner=wide)
-    specs = [ImageSpec(i % 5, 1.0, seed=i, decoding="refine") for i in range(21)]
+    specs = [SamplingParams(i % 5, 1.0, seed=i, decoding="refine") for i in range(21)]
     torch.set_num_threads(num_threads)
     with recorded_vectors(wide) as together:
         codes = generate(model, decoder, specs).codes

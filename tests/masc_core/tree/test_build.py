@@ -189,7 +189,7 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("linkage", "missing"), [("average", "numba"), ("single", "numba"), ("complete", "scipy")]
+    ("linkage", "missing"), [("average", "numba"), ("single", "fastcluster"), ("complete", "scipy")]
 )
 def test_what_is_not_installed_is_named(
     linkage: Linkage, missing: str, monkeypatch: pytest.MonkeyPatch
@@ -201,6 +201,15 @@ def test_what_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError, match=rf"needs {missing}: pip install 'masc\[training\]'"):
         build_tree(np.eye(3), linkage=linkage)
+
+
+def test_progress_of_single_linkage_ends_at_its_total() -> None:
+    seen: list[tuple[int, int, str]] = []
+    rows = np.random.default_rng(0).normal(size=(1_029, 2))
+    tree = build_tree(rows, "single", report=lambda *progress: seen.append(progress))
+    oracle = hierarchy.linkage(distance.pdist(rows), "single")
+    np.testing.assert_allclose(tree.linkage, oracle, rtol=1e-12)
+    assert seen == [(1_028, 1_028, "spanning tree")]
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from masc_core.errors import ArtifactError, ConfigError
 from masc_core.generation.generate import generate
 from masc_core.io.files import sha256_file
 from masc_core.models.gpt_config import GPTConfig
-from masc_core.sampling.params import ImageSpec
+from masc_core.sampling.params import SamplingParams
 from tests.command_line import Masc, service
 from tests.golden_files import load_golden
 from tests.training.llamagen.checkpoints import (
@@ -63,7 +63,7 @@ def test_a_version_is_served_as_upstream_would_sample_it(folder: Path, tmp_path:
         torch.equal(bundle.model.state_dict()[name], one) for name, one in gpt_tensors().items()
     )
     labels = load_golden("gpt/io.safetensors")["labels"].tolist()
-    specs = [ImageSpec(label, 2.0, seed=i, temperature=0) for i, label in enumerate(labels)]
+    specs = [SamplingParams(label, 2.0, seed=i, temperature=0) for i, label in enumerate(labels)]
     codes = generate(bundle.model, bundle.decoder, specs).codes
     assert torch.equal(codes, load_golden("gpt/generate.safetensors")["greedy_cfg2.indices"].long())
     with Image.open(tmp_path / "tiny" / "1" / "samples.png") as sheet:

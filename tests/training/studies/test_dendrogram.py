@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from scipy.cluster import hierarchy
 
-from masc_core.leaf_order import LeafOrder
 from masc_core.prior import IntArray
+from masc_core.semantic_tree import LeafOrder
 from masc_core.tree import build_tree
 from tests.prior_trees import random_order, random_patches
 from training.studies.dendrogram import PATCHES_PER_BRANCH, TreeTop, branch_strip, dendrogram

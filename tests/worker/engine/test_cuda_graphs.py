@@ -20,7 +20,7 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import InClusterDecoder
-from masc_core.sampling.params import ImageSpec
+from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import GRID
 from tests.worker.engine.test_engine import (
     LENGTH,
@@ -44,7 +44,7 @@ class Alone:
 
     def __init__(self, models: Models) -> None:
         self.models = models
-        self.made: dict[ImageSpec, Generated] = {}
+        self.made: dict[SamplingParams, Generated] = {}
 
     def check(self, image: EngineOutput) -> None:
         assert isinstance(image, FinishedImage), image
@@ -204,10 +204,12 @@ def gpu_models(dtype: torch.dtype) -> Models:
     return model, InClusterDecoder(ClusterMap.identity(512), torch.ones(512).long(), "cuda")
 
 
-def made_alone(models: Models, deterministic: bool, capacity: int) -> dict[ImageSpec, EngineOutput]:
+def made_alone(
+    models: Models, deterministic: bool, capacity: int
+) -> dict[SamplingParams, EngineOutput]:
     make = partial(GraphBatch, deterministic=deterministic)
     engine = Engine(*models, capacity, make_batch=make)
-    made: dict[ImageSpec, EngineOutput] = {}
+    made: dict[SamplingParams, EngineOutput] = {}
     for i, spec in enumerate(some_specs(random.Random(1))):
         (made[spec],) = run(engine, [ImageTask("alone", i, spec)]).values()
     return made

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from masc_core.bundle.read import Bundle, load_bundle
-from masc_core.sampling.params import ImageSpec
+from masc_core.sampling.params import SamplingParams
 from tests.clock import Clock
 from tests.tiny_bundle import GRID, save_tiny_bundle
 from worker.engine.engine import Engine
@@ -49,7 +49,7 @@ def made(bundle: Bundle) -> Sequence[ClosingModel]:
 
 
 def tasks(num: int) -> list[ImageTask]:
-    spec = ImageSpec(class_id=0, cfg_scale=2.0, seed=0)
+    spec = SamplingParams(class_id=0, cfg_scale=2.0, seed=0)
     return [ImageTask("j", index, spec) for index in range(num)]
 
 

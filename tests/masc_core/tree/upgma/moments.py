@@ -52,8 +52,8 @@ def some_moment(seed: int) -> Clusters:
     rng = np.random.default_rng([seed, 1])
     clusters = singletons(seed)
     for _ in range(int(rng.integers(0, 4))):
-        into, gone = random_pairs(clusters, rng)
-        clusters.merge(into, gone)
+        into, dropped = random_pairs(clusters, rng)
+        clusters.merge(into, dropped)
         if rng.random() < 0.3:
             clusters.compact()
     return clusters

@@ -34,8 +34,8 @@ def test_the_chain_merges_as_scipy_does(count: int) -> None:
     condensed = distance.pdist(np.random.default_rng(1).normal(size=(count, 3)))
     matrix = distance.squareform(condensed)
     np.fill_diagonal(matrix, np.inf)
-    into, gone, heights = chain(matrix, np.ones(count))
+    into, dropped, heights = chain(matrix, np.ones(count))
     oracle = hierarchy.linkage(condensed, "average")
     np.testing.assert_allclose(np.sort(heights), oracle[:, 2])
-    assert np.all(into < gone)
-    assert len(set(gone.tolist())) == count - 1  # nobody is merged away twice
+    assert np.all(into < dropped)
+    assert len(set(dropped.tolist())) == count - 1  # nobody is merged away twice

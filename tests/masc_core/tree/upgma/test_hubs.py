@@ -30,9 +30,9 @@ def test_rows_stay_true_through_any_merges(seed: int) -> None:
         others = rng.permutation(np.flatnonzero(clusters.listed))
         hubs.add(others[: min(rng.integers(0, 4), hubs.room)])
         assert_true(hubs, clusters)
-        into, gone = random_pairs(clusters, rng)
-        hubs.merge(into, gone)
-        clusters.merge(into, gone)
+        into, dropped = random_pairs(clusters, rng)
+        hubs.merge(into, dropped)
+        clusters.merge(into, dropped)
         assert_true(hubs, clusters)
         if rng.random() < 0.4:
             hubs.compact(*clusters.compact())

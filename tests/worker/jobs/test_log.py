@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from masc_core.log import JsonFormatter, configure_logging
+from worker.jobs.log import JsonFormatter, configure_logging
 
 
 def record(**changes: object) -> logging.LogRecord:

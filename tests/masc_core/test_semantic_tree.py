@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.cluster import hierarchy
 
-from masc_core.leaf_order import LeafOrder
 from masc_core.prior import ClusterMap
+from masc_core.semantic_tree import LeafOrder
 from masc_core.tree import SemanticTree
 from tests.prior_trees import random_order, random_tree
 

@@ -1,8 +1,8 @@
 from pathlib import Path
 
+from masc import version_rows
 from masc_core.bundle.registry import Registry
 from masc_core.bundle.write import save_bundle
-from masc_core.version_row import version_rows
 from tests.tiny_bundle import save_tiny_bundle, tiny_card, tiny_parts
 
 
