@@ -38,8 +38,9 @@ serve: $(VENV)/.stamp-worker $(VENV)/.stamp-kernels ## Run the service with the 
 
 install: $(VENV)/.stamp-evaluation ## Install everything for training and serving into .venv
 
+# One test file at a time on each core; torch's own threads would only fight for them.
 test: $(VENV)/.stamp-test ## Run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.stamp-test ## Check style and types
 	@$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The one command line: it composes server, worker and training, and owns nothing else.
+"""The command line: it composes server, worker and training.
 
 Errors that a user can cause are one line on standard error and exit status 2. The training half and
 torch are imported only by the commands that need them.
@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
+from datetime import UTC
 from pathlib import Path
 from socket import socket
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import JsonValue
 from rich.console import Console
 from rich.table import Table
 
+from masc_core.bundle.manifest import Manifest
+from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, ConfigError, MascError, RequestError
-from masc_core.log import configure_logging
-from masc_core.manifest import Manifest
-from masc_core.registry import Registry
 from masc_core.settings import models_dir
-from masc_core.version_row import version_rows
-from server.keys_command import keys_app
+from server.auth.command import keys_app
+from worker.jobs.log import configure_logging
+
+if TYPE_CHECKING:
+    from server.settings import ServerSettings
+    from worker.settings import WorkerSettings
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -46,8 +51,17 @@ TRAINING_MODELS_COMMANDS = {
 }
 # Modules that the extras bring, which not every installation has.
 OPTIONAL = {
-    "aiohttp", "matplotlib", "numba", "safetensors", "scipy", "sklearn", "tensorboard", "torch",
+    "aiohttp", "fastcluster", "matplotlib", "numba", "safetensors", "scipy", "sklearn",
+    "tensorboard", "torch",
 }  # fmt: skip
+# Figures by which people choose between versions: key among the metrics, name, format.
+FIGURES = (
+    ("bits_per_position", "bits", ".3f"),
+    ("psnr", "PSNR", ".2f"),
+    ("frechet_inception_distance", "FID", ".2f"),
+    ("class_agreement", "agreement", ".1%"),
+    ("seconds_per_image", "s/image", ".3g"),
+)
 END_SECONDS = 3.0  # for the worker's thread, when there is nothing left for it to do
 
 Models = Annotated[
@@ -126,21 +140,21 @@ def serve(
 
     With a queue outside the process it is the front end alone, and `masc worker` makes the images.
     """
-    from server import settings as server_settings
+    from server.settings import load_settings as load_server_settings
 
-    front = server_settings.load_settings(
+    settings = load_server_settings(
         host=host, port=port, models_dir=models, queue_url=queue, default_model=model
     )
-    configure_logging(front.log_format)
-    if not front.queue_url.startswith("memory:"):
-        _serve_front_end(front)
+    configure_logging(settings.log_format)
+    if not settings.queue_url.startswith("memory:"):
+        _serve_front_end(settings)
         return
-    from worker import settings as worker_settings
+    from worker.settings import load_settings as load_worker_settings
 
-    back = worker_settings.load_settings(
+    worker_settings = load_worker_settings(
         models_dir=models, queue_url=queue, device=device, default_model=model
     )
-    _serve_embedded(front, back)
+    _serve_embedded(settings, worker_settings)
 
 
 def worker(
@@ -160,25 +174,25 @@ def worker(
     """Run one worker for the front ends of a queue; start as many as you like."""
     from prometheus_client import CollectorRegistry
 
-    from worker import settings as worker_settings
+    from worker.build import build_worker
     from worker.jobs.connect import connect
-    from worker.process import exposed, run_until_signal
-    from worker.worker import build_worker
+    from worker.main import exposed, run_until_signal
+    from worker.settings import load_settings
 
-    back = worker_settings.load_settings(
+    settings = load_settings(
         models_dir=models,
         queue_url=queue,
         device=device,
         default_model=model,
         metrics_port=metrics_port,
     )
-    configure_logging(back.log_format)
-    if back.queue_url.startswith("memory:"):
+    configure_logging(settings.log_format)
+    if settings.queue_url.startswith("memory:"):
         raise ConfigError("MASC_QUEUE_URL: a worker by itself needs a queue outside the process")
     registry = CollectorRegistry()
-    with closing(connect(back.queue_url, back.limits)) as jobs:
-        consumer = build_worker(back, jobs, registry)
-        with exposed(consumer, registry, back.metrics_host, back.metrics_port):
+    with closing(connect(settings.queue_url, settings.limits)) as jobs:
+        consumer = build_worker(settings, jobs, registry)
+        with exposed(consumer, registry, settings.metrics_host, settings.metrics_port):
             run_until_signal(consumer)
 
 
@@ -204,10 +218,10 @@ def generate(  # noqa: PLR0913 - options
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
 ) -> None:
     """Generate images to files or a contact sheet, without a server."""
-    from worker import settings as worker_settings
     from worker.offline import OfflineRequest, generate_files
+    from worker.settings import load_settings
 
-    back = worker_settings.load_settings(models_dir=models, device=device, default_model=model)
+    settings = load_settings(models_dir=models, device=device, default_model=model)
     request = OfflineRequest(
         classes=tuple(classes or ()),
         num_images=num_images,
@@ -218,7 +232,7 @@ def generate(  # noqa: PLR0913 - options
         top_p=top_p,
         decoding=decoding,
     )
-    written = generate_files(back, request, out, scale=scale, columns=columns)
+    written = generate_files(settings, request, out, scale=scale, columns=columns)
     console.print(f"{len(written)} file(s): {written[0]}" + (" ..." if written[1:] else ""))
 
 
@@ -240,6 +254,81 @@ def list_models(models: Models = None) -> None:
     for row in version_rows(Registry(models_dir(models))):
         table.add_row(*astuple(row))
     console.print(table)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRow:
+    """A version in words.
+
+    Attributes
+    ----------
+    state : ``*`` for the active version, ``previous`` for the one that a rollback leads to
+    created : day, UTC
+    megabytes : of all its files
+    sizes : positions, clusters / codes
+    figures : the metrics that matter; what is wrong, where the version is damaged
+    """
+
+    name: str
+    version: str
+    state: str
+    created: str = ""
+    megabytes: str = ""
+    sizes: str = ""
+    figures: str = ""
+
+
+def version_rows(registry: Registry) -> list[VersionRow]:
+    """Every version of every model; one that is damaged does not hide the others.
+
+    Raises
+    ------
+    ArtifactError : the registry's folder cannot be read
+    """
+    rows = []
+    for name in registry.names():
+        states = _version_states(registry, name)
+        rows += [
+            _version_row(registry, name, version, states.get(version, ""))
+            for version in registry.versions(name)
+        ]
+    return rows
+
+
+def _version_states(registry: Registry, name: str) -> dict[str, str]:
+    try:
+        return {str(registry.previous(name)): "previous", registry.current(name): "*"}
+    except ArtifactError:
+        return {}
+
+
+def _version_row(registry: Registry, name: str, version: str, state: str) -> VersionRow:
+    try:
+        manifest = registry.manifest(name, version)
+        folder = registry.path(name, version)
+        size = sum((folder / file).stat().st_size for file in manifest.files)
+    except ArtifactError as error:
+        return VersionRow(name, version, state, figures=f"damaged: {error.reason}")
+    except OSError as error:
+        return VersionRow(name, version, state, figures=f"damaged: {error.strerror}")
+    return VersionRow(
+        name,
+        version,
+        state,
+        created=f"{manifest.created.astimezone(UTC):%Y-%m-%d}",
+        megabytes=f"{size / 1e6:.1f}",
+        sizes=f"{manifest.grid}x{manifest.grid}, {manifest.num_clusters}/{manifest.num_codes}",
+        figures=_figure_text(manifest.metrics),
+    )
+
+
+def _figure_text(metrics: Mapping[str, JsonValue]) -> str:
+    found = []
+    for key, name, form in FIGURES:
+        value = metrics.get(key)
+        if isinstance(value, int | float):
+            found.append(f"{name} {value:{form}}")
+    return ", ".join(found)
 
 
 def activate(name: str, version: str, models: Models = None) -> None:
@@ -281,53 +370,53 @@ def _say_verified(manifest: Manifest) -> None:
     console.print(f"{manifest.name} {manifest.version}: {count} files are as published")
 
 
-def _serve_embedded(front: Any, back: Any) -> None:  # noqa: ANN401 - settings of lazy modules
+def _serve_embedded(settings: ServerSettings, worker_settings: WorkerSettings) -> None:
     """Run front end and worker in one process; the worker ends when the front end has drained."""
     from prometheus_client import CollectorRegistry
 
     from server.app import create_app
     from server.process import serve
+    from worker.build import build_worker
     from worker.jobs.connect import connect
-    from worker.process import LoopThread
-    from worker.worker import build_worker
+    from worker.main import LoopThread
 
     metrics = CollectorRegistry()
-    queue = connect(front.queue_url, front.limits)
-    app = create_app(front, queue, Registry(front.models_dir), metrics)
-    with _listen(front) as listener:
-        consumer = build_worker(back, queue, metrics)
+    queue = connect(settings.queue_url, settings.limits)
+    app = create_app(settings, queue, Registry(settings.models_dir), metrics)
+    with _listen(settings) as listener:
+        consumer = build_worker(worker_settings, queue, metrics)
         thread = LoopThread(consumer)
         thread.start()
         try:
             serve(app, listener, is_broken=lambda: thread.failure is not None)
         finally:
-            consumer.stop(0.0)  # who waited has been answered, nobody else can ask for the rest
+            consumer.stop(0.0)  # every client has its answer, and no other can ask for what is left
             thread.join(END_SECONDS)
     if thread.failure is not None:
         raise thread.failure
 
 
-def _listen(front: Any) -> AbstractContextManager[socket]:  # noqa: ANN401 - settings of a lazy module
+def _listen(settings: ServerSettings) -> AbstractContextManager[socket]:
     from server.process import listen
 
     return listen(
-        front.host,
-        front.port,
-        keys=front.api_keys_file is not None,
-        published_host=front.published_host,
+        settings.host,
+        settings.port,
+        keys=settings.api_keys_file is not None,
+        published_host=settings.published_host,
     )
 
 
-def _serve_front_end(front: Any) -> None:  # noqa: ANN401 - settings of a lazy module
+def _serve_front_end(settings: ServerSettings) -> None:
     from prometheus_client import CollectorRegistry
 
     from server.app import create_app
     from server.process import serve
     from worker.jobs.connect import connect
 
-    queue = connect(front.queue_url, front.limits)
-    app = create_app(front, queue, Registry(front.models_dir), CollectorRegistry())
-    with _listen(front) as listener:
+    queue = connect(settings.queue_url, settings.limits)
+    app = create_app(settings, queue, Registry(settings.models_dir), CollectorRegistry())
+    with _listen(settings) as listener:
         serve(app, listener)
 
 

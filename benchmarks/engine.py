@@ -41,18 +41,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from masc_core.bundle import serving_decoder
+from masc_core.bundle.read import serving_decoder
 from masc_core.device import choose_dtype, resolve_device
 from masc_core.generation.batch import Batch
 from masc_core.generation.generate import generate
-from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.gpu_decoder import SIZES
 from masc_core.models.kv_cache import KVCache
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
 from masc_core.prior import ClusterMap
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import SamplingParams
 from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import BatchFactory, Engine
 from worker.engine.request import FinishedImage, ImageTask
@@ -406,7 +406,7 @@ class stopwatch:  # noqa: N801 - reads as a function
 
 def task(index: int) -> ImageTask:
     """An image like all others, but for class and seed."""
-    return ImageTask("bench", index, ImageSpec(index % 1000, CFG_SCALE, seed=index))
+    return ImageTask("bench", index, SamplingParams(index % 1000, CFG_SCALE, seed=index))
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle.read import Bundle, load_bundle
+from masc_core.bundle.registry import Registry
 from masc_core.device import choose_dtype, resolve_device
 from masc_core.generation.generate import generate
-from masc_core.image_spec import ImageSpec
-from masc_core.registry import Registry
+from masc_core.sampling.params import SamplingParams
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
 
 def measure(bundle: Bundle, batch: int, repeats: int) -> tuple[float, float]:
     """Median seconds of a step, and of the whole batch with its rendering."""
-    base = ImageSpec(class_id=0, seed=0, **dict(bundle.manifest.defaults))
+    base = SamplingParams(class_id=0, seed=0, **dict(bundle.manifest.defaults))
     num_classes = len(bundle.manifest.class_names)
     specs = [replace(base, class_id=i % num_classes, seed=i) for i in range(batch)]
     steps, totals = [], []

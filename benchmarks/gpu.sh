@@ -63,9 +63,9 @@ leg_training() {
 leg_swap() { run benchmarks/swap.py --device "$device" --sizes B,L,B $quick; }
 
 leg_rendering() {
-    local batches=1,4,16 repeats=3 images=40
-    if [ -n "$quick" ]; then batches=1 repeats=1 images=2; fi
-    run benchmarks/generate.py --device "$device" --batches "$batches" --repeats "$repeats" &&
+    local sizes=VQ-16,VQ-8 repeats=5 images=40
+    if [ -n "$quick" ]; then sizes='' repeats=1 images=2; fi
+    run benchmarks/rendering.py --device "$device" --sizes "$sizes" --repeats "$repeats" --out "$1" &&
         run benchmarks/encoding.py --limit "$images"
 }
 

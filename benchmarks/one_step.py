@@ -38,12 +38,12 @@ from pathlib import Path
 
 import torch
 
-from masc_core.bundle import Bundle, load_bundle
-from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import InClusterDecoder
+from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import SamplingParams
 from server.bench.run import JSON_FILE
 from worker.engine.engine import Engine
 from worker.engine.request import FinishedImage, ImageTask
@@ -263,7 +263,7 @@ def shipped() -> Bundle:
 
 def task(number: int) -> ImageTask:
     """A guided image like all others, but for class and seed."""
-    return ImageTask("bench", number, ImageSpec(number % 10, 3.0, seed=number))
+    return ImageTask("bench", number, SamplingParams(number % 10, 3.0, seed=number))
 
 
 FIGURES: dict[str, Callable[[], Figures]] = {

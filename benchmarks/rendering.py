@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from masc_core.bundle import load_bundle
+from masc_core.bundle.read import load_bundle
+from masc_core.bundle.registry import Registry
 from masc_core.device import resolve_device
 from masc_core.models.cpu_decoder import CPUDecoder
 from masc_core.models.gpu_decoder import GPUDecoder
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
-from masc_core.registry import Registry
 
 IMAGE_SIZE = 256
 MODELS = Path(__file__).parent.parent / "models"

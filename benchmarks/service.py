@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from masc_core.registry import Registry
+from masc_core.bundle.registry import Registry
 from server.app import create_app
 from server.process import listen, serve
 from server.settings import load_settings

@@ -24,20 +24,20 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from masc_core.files import atomic_write
+from masc_core.io.files import atomic_write
 from training.config import load_config
-from training.data.codes import CodesConfig, extract_codes
-from training.evaluation.acceleration import read_curve
-from training.evaluation.classifier import ClassifierConfig, train_classifier
-from training.evaluation.curves import draw_curves
-from training.evaluation.evaluate import EvaluateConfig, evaluate
-from training.figure import png_bytes
 from training.loop.progress import progress
-from training.priors.build import PriorConfig, build_prior
-from training.publish import PublishConfig, publish
-from training.refiner.train import RefinerTraining, train_refiner
-from training.tokenizer.train import TokenizerConfig, train_tokenizer
-from training.transformer.train import TransformerConfig, train_transformer
+from training.metrics.curves import draw_curves
+from training.plot_png import png_bytes
+from training.stages.classifier import ClassifierConfig, train_classifier
+from training.stages.codes import CodesConfig, extract_codes
+from training.stages.evaluate import EvaluateConfig, evaluate
+from training.stages.prior import PriorConfig, build_prior
+from training.stages.publish import PublishConfig, publish
+from training.stages.refiner import RefinerTraining, train_refiner
+from training.stages.tokenizer import TokenizerConfig, train_tokenizer
+from training.stages.transformer import TransformerConfig, train_transformer
+from training.studies.acceleration import read_curve
 
 METHODS: Mapping[str, str | None] = {"flat": None, "kmeans": "kmeans++", "masc": "average"}
 DECODINGS = {"flat": ("uniform",), "kmeans": ("uniform", "frequency"),

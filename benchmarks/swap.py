@@ -26,20 +26,20 @@ import numpy as np
 import torch
 from prometheus_client import CollectorRegistry
 
-from masc_core.bundle_parts import BundleParts, save_bundle
+from masc_core.bundle.manifest import Defaults, ModelCard
+from masc_core.bundle.registry import Registry
+from masc_core.bundle.write import BundleParts, save_bundle
 from masc_core.device import resolve_device
-from masc_core.manifest import Defaults, ModelCard
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.prior import ClusterMap
-from masc_core.registry import Registry
+from worker.build import build_worker
 from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobResult
-from worker.process import LoopThread
+from worker.main import LoopThread
 from worker.settings import load_settings
-from worker.worker import build_worker
 
 NAME = "swapped"
 CLASSES = tuple(f"class {number}" for number in range(10))

@@ -9,9 +9,9 @@ On a GPU the transformers have LlamaGen's sizes: 256 positions, 8,192 clusters o
 bfloat16, compiled. On the CPU there is the shipped model's size. One row a size: the bare loop is
 plain PyTorch over the same model, optimiser and clipping, with one batch that lies ready; `fit` is
 the project's, which reads and maps codes, logs, and checks every loss it logs. Both are timed in
-turns, and medians are compared. FLOPs are counted as in `training.transformer.flops`. GB are the
+turns, and medians are compared. FLOPs are counted as in `training.metrics.flops`. GB are the
 most that tensors took on the GPU, where both loops have a model, and in brackets what
-`training.transformer.memory` estimates for that.
+`training.metrics.memory` estimates for that.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
 from training.config import LoopConfig
-from training.loop.loop import fit
-from training.loop.ranks import Ranks, join_ranks
-from training.loop.run import Run
-from training.loop.stage import Player, Stage
-from training.transformer.cluster_data import ClusterData
-from training.transformer.flops import flops_per_image, peak_flops
-from training.transformer.memory import step_bytes
-from training.transformer.train import adamw, objective_of
+from training.data.cluster_data import ClusterData
+from training.loop.distributed import Ranks, join_ranks
+from training.loop.run_dir import Run
+from training.loop.stage import Stage, TrainedModule
+from training.loop.trainer import fit
+from training.metrics.flops import flops_per_image, peak_flops
+from training.metrics.memory import step_bytes
+from training.stages.transformer import adamw, objective_of
 
 LLAMAGEN = {"B": "GPT-B", "L": "GPT-L", "XL": "GPT-XL"}
 WARM_UP = 3
@@ -181,12 +181,12 @@ def line(row: Row) -> str:
     )
 
 
-def player(case: Case, device: torch.device) -> Player:
+def trained(case: Case, device: torch.device) -> TrainedModule:
     """A model and its optimiser."""
     torch.manual_seed(0)
     model = GPT(case.gpt).to(device)
     objective = objective_of(model, compiled=case.compiled)
-    return Player(model, objective, adamw(model, 1e-4, 0.05))
+    return TrainedModule(model, objective, adamw(model, 1e-4, 0.05))
 
 
 class Bare:
@@ -194,7 +194,7 @@ class Bare:
 
     def __init__(self, case: Case, data: ClusterData, ranks: Ranks) -> None:
         self._case, self._device = case, ranks.device
-        self._player = player(case, ranks.device)
+        self._player = trained(case, ranks.device)
         self.model = self._player.model
         words = np.zeros((case.batch, 4), np.uint64)
         batch = data.batch(np.arange(case.batch), words)
@@ -225,7 +225,7 @@ class Whole:
 
     def __init__(self, folder: Path, case: Case, data: ClusterData, ranks: Ranks) -> None:
         self._folder, self._case, self._data, self._ranks = folder, case, data, ranks
-        self._player = player(case, ranks.device)
+        self._player = trained(case, ranks.device)
 
     def take(self, steps: int) -> float:
         """Seconds of some steps, without the time until the first and after the last."""

@@ -1,8 +1,7 @@
 """A codebook: the V rows that a tokenizer's codes stand for, and what makes one fit to cluster.
 
 Every prior starts from the same finite float64 (V, E) array and makes 1..V clusters of it, so all
-of them refuse the same input with the same words. This module does not know what the rows mean, and
-does not normalise them.
+of them refuse the same input with the same words. Rows are not normalised.
 
 Legend: V codes, E code dimensions, K clusters.
 """

@@ -30,9 +30,6 @@
     └── EngineError              generation itself failed
         ├── NonFiniteError       the model produced a NaN or an infinity
         └── PoisonJobError       workers were lost with the job, again and again
-
-This module does not know how an error is shown: the server maps the leaves to HTTP and the
-command line to exit statuses.
 """
 
 from __future__ import annotations

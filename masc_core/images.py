@@ -2,7 +2,6 @@
 
 Pillow and NumPy only. An image is a uint8 array (H, W, 3), RGB. Encoding is a pure function of the
 pixels and the library's version: no time stamp, no metadata.
-This module does not know about models, and nothing of it needs torch.
 
 Encoders, measured on 64x64 photographs and on 256x256 noisy ones (milliseconds and KiB an image):
 

@@ -2,7 +2,6 @@
 
 Clusters are numbered in ascending order of the lowest code that they hold, so a partition has
 exactly one ``labels`` array, and priors written here and by other programs are the same file.
-This module does not know how the partition was found, nor how a code is drawn from a cluster.
 
 Legend: V codes, K clusters.
 """
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from masc_core.errors import ArtifactError
-from masc_core.npz import Array, load_npz, read_npz, save_npz
+from masc_core.io.npz import Array, load_npz, read_npz, save_npz
 
 if TYPE_CHECKING:  # a front end reads priors without torch
     from torch import Tensor

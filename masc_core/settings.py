@@ -2,7 +2,6 @@
 
 Every variable starts with ``MASC_``; an option of the command line, passed as a keyword, wins over
 its variable. An empty variable counts as absent. Variables of other processes are left alone.
-This module does not know which settings there are: each process lists its own.
 """
 
 from __future__ import annotations

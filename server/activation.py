@@ -1,9 +1,7 @@
-"""Another version of a model, while the service goes on.
+"""Activate another version of a model while the service runs.
 
-The registry's choice is changed once the version's files are as published; workers see it, make the
-version ready beside the old one, and change over. One that refuses it undoes the choice: a version
-that cannot be served is not the active one for longer than it takes to find out.
-This module does not know how a worker changes over.
+The registry's active version changes once the files match their checksums. Workers see that, load
+the version beside the old one, and switch. If one refuses it, the activation is undone.
 """
 
 from __future__ import annotations
@@ -14,19 +12,20 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, VersionRefusedError
-from masc_core.registry import Registry
 from worker.jobs.queue import JobProducer
 from worker.jobs.state import WorkerStatus
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
+FORGET_SECONDS = 5.0  # for workers to see that the version they refused is not the active one
 
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """What has come of it.
+    """The result of an activation.
 
     Attributes
     ----------
@@ -41,17 +40,17 @@ class Activation:
 
 
 class Activator:
-    """Changes versions, one at a time.
+    """Activates versions, one at a time.
 
     Parameters
     ----------
-    registry : the folder that the workers look at too
-    queue : where workers tell what they serve
+    registry : the folder that the workers watch
+    queue : where workers announce what they serve
     """
 
     def __init__(self, registry: Registry, queue: JobProducer) -> None:
         self._registry, self._queue = registry, queue
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def activate(self, name: str, version: str, seconds: float) -> Activation:
         """Make a version the active one, and wait until the workers serve it.
@@ -67,15 +66,17 @@ class Activator:
         VersionRefusedError : its files are damaged, or a worker cannot serve it; the version that
             was active before is active again
         """
-        async with self._turn:
+        async with self._lock:
             previous = self._current(name)
+            if previous != version:
+                await self._wait_for_old_refusals(name, version)
             try:
                 await asyncio.to_thread(self._registry.activate, name, version)
             except ArtifactError as error:
                 raise VersionRefusedError("version", error.reason) from error
             deadline = time.monotonic() + seconds
             while True:
-                workers = [one for one in await self._queue.workers() if one.model == name]
+                workers = await self._workers(name)
                 await self._undo_if_refused(workers, name, version, previous)
                 ready = [one for one in workers if one.ready]
                 serving = sum(one.version == version for one in ready)
@@ -83,7 +84,22 @@ class Activator:
                     return Activation("serving", previous, serving)
                 if time.monotonic() >= deadline:
                     return Activation("pending", previous, serving)
-                await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def _workers(self, name: str) -> list[WorkerStatus]:
+        return [one for one in await self._queue.workers() if one.model == name]
+
+    async def _wait_for_old_refusals(self, name: str, version: str) -> None:
+        """Wait until no worker refuses the version any more, which is not the active one now.
+
+        A worker tries a version again only after it has seen another one active. Its status until
+        then is about the earlier try, and must not undo this one.
+        """
+        deadline = time.monotonic() + FORGET_SECONDS
+        while any(one.refused == version for one in await self._workers(name)):
+            if time.monotonic() >= deadline:
+                return
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _undo_if_refused(
         self, workers: list[WorkerStatus], name: str, version: str, previous: str | None
@@ -94,7 +110,7 @@ class Activator:
         if previous not in {None, version}:
             try:
                 await asyncio.to_thread(self._registry.rollback, name, leaving=version)
-            except ArtifactError as error:  # somebody has activated another one, or removed files
+            except ArtifactError as error:  # another one was activated meanwhile, or files are gone
                 logger.warning("%s %s stays chosen: %s", name, version, error)
         logger.error("%s refuses %s %s: %s", refusing.worker_id, name, version, refusing.detail)
         raise VersionRefusedError("version", f"a worker cannot serve it: {refusing.detail}")

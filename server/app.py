@@ -1,34 +1,38 @@
 """The front end as an ASGI application.
 
-It is built from what it needs and opens nothing itself: who calls `create_app` chooses the queue,
-the folder of models and the metrics registry, and runs the workers.
+The caller of `create_app` chooses the queue, the folder of models and the metrics registry, and
+runs the workers.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
+from masc_core.bundle.manifest import Manifest
+from masc_core.bundle.registry import Registry
 from masc_core.errors import ConfigError
-from masc_core.registry import Registry
-from server import openapi, problems
-from server.access import Access
+from server import errors, openapi
 from server.activation import Activator
-from server.body_limit import BodyLimit
+from server.auth.access import Access
+from server.auth.rate_limit import RateLimits
+from server.codebook_view import route as codebook
+from server.codebook_view.cache import CodebookCache
 from server.drain import Drain
-from server.front import Front
-from server.gallery import Gallery
-from server.idempotency import MarkReplays
+from server.intake.idempotency import MarkReplays
 from server.metrics import MeasureRequests, ServerMetrics
-from server.rate_limit import RateLimits
-from server.routes import admin, codebook, generate, health, jobs, models, openai, page
-from server.security import SecurityHeaders
+from server.middleware.body_limit import BodyLimit
+from server.middleware.security import SecurityHeaders
+from server.middleware.tracing import TraceRequests
+from server.openai import route as openai
+from server.routes import admin, generate, health, jobs, models, page
 from server.settings import ServerSettings
-from server.tracing import TraceRequests
+from server.state import AppState, app_state
 from worker.jobs.queue import JobProducer
 from worker.jobs.tracing import open_tracer
 
@@ -54,9 +58,10 @@ def create_app(
 
     Raises
     ------
-    ConfigError, ArtifactError : as from `choose_default`, and from `Access`
+    ConfigError : the default model is none, or several and none is chosen; as from `Access`
+    ArtifactError : there is no model, or the default model's manifest is damaged
     """
-    default_model = choose_default(registry, settings.default_model)
+    default = _default_manifest(registry, settings.default_model)
     metrics = ServerMetrics(metrics_registry)
     access, rate_limits = Access(settings), RateLimits(settings.queue_url)
     app = FastAPI(
@@ -71,21 +76,20 @@ def create_app(
         lifespan=_lifespan,
     )
     drain = Drain(settings.drain_seconds)
-    app.state.front = Front(
+    app.state.masc = AppState(
         settings=settings,
         queue=queue,
         registry=registry,
-        default_model=default_model,
+        default_model=default.name,
         metrics=metrics,
         drain=drain,
         access=access,
         rate_limits=rate_limits,
         activator=Activator(registry, queue),
-        gallery=Gallery(registry.root),
+        codebook_cache=CodebookCache(registry.root),
+        manifests={(default.name, default.version): default},
     )
-    manifest = registry.manifest(default_model)
-    app.state.front.known[manifest.name, manifest.version] = manifest
-    problems.install(app)
+    errors.install(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
     app.add_middleware(SecurityHeaders)
@@ -100,33 +104,29 @@ def create_app(
     return app
 
 
-def choose_default(registry: Registry, preferred: str | None) -> str:
-    """Name of the default model, whose manifest can be read.
-
-    Raises
-    ------
-    ConfigError : not a model, or several and none is preferred
-    ArtifactError : no model, or its manifest is damaged
-    """
+def _default_manifest(registry: Registry, preferred: str | None) -> Manifest:
     try:
         name = registry.default(preferred or "")
     except ConfigError as error:
         raise ConfigError(f"MASC_DEFAULT_MODEL: {error}") from error
-    registry.manifest(name)
-    return name
+    return registry.manifest(name)
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    front: Front = app.state.front
-    async with front.queue:
+    state = app_state(app)
+    async with state.queue:
         try:
             yield
         finally:
-            await front.rate_limits.close()
+            await state.rate_limits.close()
 
 
 def _describe(app: FastAPI) -> None:
+    @cache  # routes do not change any more, and building it takes 10 ms
+    def content() -> bytes:
+        return bytes(JSONResponse(openapi.document(app)).body)
+
     @app.get("/openapi.json", include_in_schema=False)
-    async def description() -> JSONResponse:
-        return JSONResponse(openapi.document(app))
+    async def description() -> Response:
+        return Response(content(), media_type="application/json")

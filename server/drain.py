@@ -1,8 +1,6 @@
-"""Whether a front end still takes work, and how much it has.
+"""The shutdown of a front end: refuse new work, finish what was accepted, then end.
 
-When it is told to stop, it is not ready at once and refuses new work, and what it has accepted is
-finished first. It listens a little longer, so that whoever comes is told where it stands.
-This module does not know what the work is, nor how the process ends.
+It listens a little longer even without work, so that load balancers see that it is not ready.
 """
 
 from __future__ import annotations
@@ -13,17 +11,17 @@ from contextlib import contextmanager
 
 from masc_core.errors import DrainingError
 
-LISTEN_SECONDS = 1.0  # at least, after it was told to stop
-RETRY_AFTER = 1.0  # by then another front end takes its place
+LISTEN_SECONDS = 1.0  # at least, after the signal
+RETRY_AFTER = 1.0  # by then another front end has taken over
 
 
 class Drain:
-    """The state of one front end. Used by the thread of its event loop.
+    """The state of one front end; not thread-safe.
 
     Parameters
     ----------
-    max_seconds : that the work may take, once it was told to stop
-    clock : seconds from any origin, never going back
+    max_seconds : for the accepted work, after the signal
+    clock : monotonic seconds
     """
 
     def __init__(self, max_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -33,12 +31,12 @@ class Drain:
 
     @property
     def is_draining(self) -> bool:
-        """Whether it was told to stop."""
+        """Whether `begin` was called."""
         return self._since is not None
 
     @property
     def is_over(self) -> bool:
-        """Whether the process can end."""
+        """Whether the process can end: no work is left, or the time is up."""
         if self._since is None:
             return False
         age = self._clock() - self._since
@@ -61,7 +59,7 @@ class Drain:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Work is under way."""
+        """Keep the process alive while the block runs."""
         self._num_working += 1
         try:
             yield

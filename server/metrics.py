@@ -1,9 +1,7 @@
-"""What the front end counts, and the middleware that counts it.
+"""Metrics of the front end, and the middleware that counts requests.
 
-Labels come from fixed sets: an endpoint is a route's template, never a path, so nothing grows with
-traffic. What the queue says of itself is read from it when it is scraped, and is the same at every
-front end.
-This module does not know what the worker counts; the two share only the histogram of stages.
+Labels come from fixed sets: an endpoint is a route's template, never a path. The queue's figures
+are read when ``/metrics`` is scraped, and are the same at every front end.
 """
 
 from __future__ import annotations
@@ -18,13 +16,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.problems import CLIENT_CLOSED_REQUEST
+from server.errors import CLIENT_CLOSED_REQUEST
 from worker.jobs.stages import SECONDS_BUCKETS, stage_histogram
 from worker.jobs.state import END_STATES, REDELIVERIES, QueueStats, Totals
 
 RequestOutcome = Literal["ok", "invalid", "not_found", "rejected", "error", "cancelled", "timeout"]
 OTHER_ENDPOINT = "other"
-_SETTLED: Final = "masc.status"
+_FINAL_STATUS: Final = "masc.status"
 
 
 class ServerMetrics:
@@ -76,23 +74,23 @@ class ServerMetrics:
 
 
 class QueueCollector(Collector):
-    """The queue as a whole: gauges and counters as they were read last.
+    """Gauges and counters of the whole queue.
 
     Attributes
     ----------
-    stats : what the queue said at this scrape; None when it could not be reached
+    stats : as of this scrape; None if the queue could not be reached
     """
 
     def __init__(self) -> None:
         self.stats: QueueStats | None = None
 
     def describe(self) -> Iterator[Metric]:
-        """Names, for the registry to see that nobody else has them."""
+        """Names, by which the registry refuses duplicates."""
         yield _up(is_up=False)
         yield from _families(_NOTHING)
 
     def collect(self) -> Iterator[Metric]:
-        """Values; while the queue is down only that it is."""
+        """Values; only ``masc_queue_up`` while the queue is down."""
         yield _up(is_up=self.stats is not None)
         if self.stats is not None:
             yield from _families(self.stats)
@@ -122,7 +120,7 @@ class MeasureRequests:
         async def watch(message: Message) -> None:
             nonlocal outcome
             if message["type"] == "http.response.start":
-                outcome = outcome_of(message["status"])
+                outcome = request_outcome(message["status"])
             await send(message)
 
         try:
@@ -134,22 +132,22 @@ class MeasureRequests:
             outcome = "error"
             raise
         finally:
-            settled = settled_status(scope)
+            settled = final_status(scope)
             if settled is not None:
-                outcome = outcome_of(settled)
+                outcome = request_outcome(settled)
             endpoint = endpoint_of(scope)
             self._metrics.requests.labels(endpoint, outcome).inc()
             self._metrics.request_seconds.labels(endpoint).observe(time.perf_counter() - started)
 
 
-def settle(scope: Scope, status: int) -> None:
-    """Count a request as if its answer, which has begun, had this status."""
-    scope[_SETTLED] = status
+def set_final_status(scope: Scope, status: int) -> None:
+    """Count a request under this status, although its answer has begun with another."""
+    scope[_FINAL_STATUS] = status
 
 
-def settled_status(scope: Scope) -> int | None:
-    """The status that `settle` gave a request; None where its answer's own counts."""
-    status: int | None = scope.get(_SETTLED)
+def final_status(scope: Scope) -> int | None:
+    """The status given by `set_final_status`; None if the answer's own counts."""
+    status: int | None = scope.get(_FINAL_STATUS)
     return status
 
 
@@ -158,7 +156,7 @@ def endpoint_of(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", OTHER_ENDPOINT)
 
 
-def outcome_of(status: int) -> RequestOutcome:
+def request_outcome(status: int) -> RequestOutcome:
     """Class of a response's status."""
     if status < 400:
         return "ok"

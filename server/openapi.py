@@ -1,7 +1,7 @@
-"""The description of the interface: what FastAPI cannot see by itself.
+"""The OpenAPI document: FastAPI's, with the bodies and errors that it cannot see.
 
-Bodies are read by our own strict parser and errors are built by our own table, so both are added
-here. The examples of errors are made by the code that makes the errors.
+Bodies are read by `server.intake.json_body` and errors built by `server.errors`. The examples of
+errors are made by the code that makes the errors.
 """
 
 from __future__ import annotations
@@ -34,27 +34,31 @@ from masc_core.errors import (
     UnknownModelError,
     VersionRefusedError,
 )
-from server.problems import INVALID, KINDS, MEDIA_TYPE, FieldError, Kind, problem
+from server.errors import INVALID, MEDIA_TYPE, PROBLEM_TYPES, FieldError, ProblemType, problem
+from server.openai.schemas import CompletedEvent, OpenAIBody, PartialImageEvent
 from server.schemas.activation import ActivateBody
 from server.schemas.event import EVENT_MODELS
 from server.schemas.generate import GenerateBody
 from server.schemas.job import JobBody
-from server.schemas.openai import CompletedEvent, OpenAIBody, PartialImageEvent
 
 CLIENT_SCHEMES = {"bearer", "key"}
 REF = "#/components/schemas/{model}"
 Responses = dict[int | str, dict[str, Any]]
 
-# Models that no route takes or gives by itself.
-READ: tuple[type[BaseModel], ...] = (GenerateBody, JobBody, OpenAIBody, ActivateBody)
-TOLD: tuple[type[BaseModel], ...] = (*EVENT_MODELS.values(), PartialImageEvent, CompletedEvent)
+# Models that no route has in its signature.
+BODY_MODELS: tuple[type[BaseModel], ...] = (GenerateBody, JobBody, OpenAIBody, ActivateBody)
+STREAMED_MODELS: tuple[type[BaseModel], ...] = (
+    *EVENT_MODELS.values(),
+    PartialImageEvent,
+    CompletedEvent,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One error as an example: what `problem` takes, and which headers come with it."""
 
-    kind: Kind | int
+    kind: ProblemType | int
     detail: str
     errors: Sequence[FieldError] = ()
     retry: bool = False
@@ -69,7 +73,7 @@ class Sample:
         return json.loads(bytes(problem(self.kind, self.detail, self.errors).body))
 
 
-def _request_sample(kind: Kind, field: str, message: str) -> Sample:
+def _request_sample(kind: ProblemType, field: str, message: str) -> Sample:
     return Sample(kind, message, [FieldError(field, message)])
 
 
@@ -80,46 +84,50 @@ SAMPLES: Mapping[str, Sample] = {
         [FieldError("cfg_scale", "must be less than or equal to 20")],
     ),
     "unknown-class": _request_sample(
-        KINDS[UnknownClassError], "class_id", "tiny has classes 0 to 49"
+        PROBLEM_TYPES[UnknownClassError], "class_id", "tiny has classes 0 to 49"
     ),
-    "unknown-model": _request_sample(KINDS[UnknownModelError], "model", "there is no model 'huge'"),
+    "unknown-model": _request_sample(
+        PROBLEM_TYPES[UnknownModelError], "model", "there is no model 'huge'"
+    ),
     "no-codebook": Sample(404, "cifar10 1 was published without pictures of its codebook"),
     "other-version": Sample(409, "cifar10 is served in version 2 now"),
-    "no-key": Sample(KINDS[UnauthorizedError], "this service wants an API key"),
-    "forbidden": Sample(KINDS[ForbiddenError], "this key is not an admin's"),
-    "unknown-job": _request_sample(KINDS[UnknownJobError], "id", "there is no job '0c3c8a4c'"),
+    "no-key": Sample(PROBLEM_TYPES[UnauthorizedError], "this service wants an API key"),
+    "forbidden": Sample(PROBLEM_TYPES[ForbiddenError], "this key is not an admin's"),
+    "unknown-job": _request_sample(
+        PROBLEM_TYPES[UnknownJobError], "id", "there is no job '0c3c8a4c'"
+    ),
     "result-gone": _request_sample(
-        KINDS[ResultGoneError], "id", "the images of job '0c3c8a4c' are kept no longer"
+        PROBLEM_TYPES[ResultGoneError], "id", "the images of job '0c3c8a4c' are kept no longer"
     ),
     "conflict": _request_sample(
-        KINDS[IdempotencyConflictError],
+        PROBLEM_TYPES[IdempotencyConflictError],
         "Idempotency-Key",
         "the idempotency key was used for another request",
     ),
-    "cancelled": Sample(KINDS[JobCancelledError], "the job was cancelled"),
+    "cancelled": Sample(PROBLEM_TYPES[JobCancelledError], "the job was cancelled"),
     "too-slow": Sample(408, "the body has to be there within 20 seconds"),
     "too-large": Sample(413, "the body may have at most 65536 bytes"),
     "not-json": Sample(415, "send the body with Content-Type: application/json"),
-    "non-finite": Sample(KINDS[NonFiniteError], "position 12 has a NaN among its logits"),
+    "non-finite": Sample(PROBLEM_TYPES[NonFiniteError], "position 12 has a NaN among its logits"),
     "rate-limit": Sample(
-        KINDS[RateLimitError], "this key may start 60 requests a minute", retry=True
+        PROBLEM_TYPES[RateLimitError], "this key may start 60 requests a minute", retry=True
     ),
     "version-refused": _request_sample(
-        KINDS[VersionRefusedError], "version", "weights.safetensors is not as published"
+        PROBLEM_TYPES[VersionRefusedError], "version", "weights.safetensors is not as published"
     ),
-    "queue-down": Sample(KINDS[QueueDownError], "the queue cannot be reached", retry=True),
+    "queue-down": Sample(PROBLEM_TYPES[QueueDownError], "the queue cannot be reached", retry=True),
     "queue-full": Sample(
-        KINDS[QueueFullError], "256 jobs wait already, no more are taken", retry=True
+        PROBLEM_TYPES[QueueFullError], "256 jobs wait already, no more are taken", retry=True
     ),
     "share-exceeded": Sample(
-        KINDS[ShareExceededError], "128 jobs of this client wait already", retry=True
+        PROBLEM_TYPES[ShareExceededError], "128 jobs of this client wait already", retry=True
     ),
-    "no-worker": Sample(KINDS[NoWorkerError], "no worker has announced itself", retry=True),
-    "draining": Sample(KINDS[DrainingError], "this server is about to stop", retry=True),
-    "timed-out": Sample(KINDS[DeadlineError], "no image within 300 seconds"),
+    "no-worker": Sample(PROBLEM_TYPES[NoWorkerError], "no worker has announced itself", retry=True),
+    "draining": Sample(PROBLEM_TYPES[DrainingError], "this server is about to stop", retry=True),
+    "timed-out": Sample(PROBLEM_TYPES[DeadlineError], "no image within 300 seconds"),
 }
 
-# Samples of what any route answers that starts work, and of what one besides that waits for it.
+# Errors of every route that starts work, and those of one that also waits for the result.
 STARTING = (
     "no-key",
     "unknown-class",
@@ -174,7 +182,7 @@ def problems(*names: str) -> Responses:
 
 
 def json_request(model: type[BaseModel], examples: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe a body that `server.json_body` reads."""
+    """Describe a body that `server.intake.json_body` reads."""
     content = {
         "schema": {"$ref": REF.format(model=model.__name__)},
         "examples": {name: {"value": value} for name, value in examples.items()},
@@ -183,7 +191,7 @@ def json_request(model: type[BaseModel], examples: Mapping[str, Any]) -> dict[st
 
 
 def event_stream(events: Mapping[str, type[BaseModel]], example: str) -> dict[str, Any]:
-    """Describe a stream of events, whose data OpenAPI 3.1 knows only by an extension."""
+    """Describe a stream of events; the schemas of its data are an extension, ``x-events``."""
     return {
         "schema": {"type": "string", "description": "Server-sent events; their data are JSON."},
         "x-events": {
@@ -205,10 +213,12 @@ def document(app: FastAPI) -> dict[str, Any]:
     """OpenAPI document of an application."""
     description = app.openapi()
     schemas = description.setdefault("components", {}).setdefault("schemas", {})
-    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(body, "validation") for body in READ]
-    models += [(data, "serialization") for data in TOLD]
-    _, ours = models_json_schema(models, ref_template=REF)
-    schemas.update(ours["$defs"])
+    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+        (body, "validation") for body in BODY_MODELS
+    ]
+    models += [(data, "serialization") for data in STREAMED_MODELS]
+    _, schemas_of_models = models_json_schema(models, ref_template=REF)
+    schemas.update(schemas_of_models["$defs"])
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     for path in description["paths"].values():
@@ -224,7 +234,7 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def _drop_null(schema: dict[str, Any]) -> None:
-    """A parameter that may be absent is never null: what is sent is text."""
+    """A parameter may be absent, but is never null: it is sent as text."""
     kinds = schema.pop("anyOf", [])
     for kind in kinds:
         if kind != {"type": "null"}:

@@ -1,7 +1,6 @@
-"""The process of a front end: a socket, the application, and the signals that end it.
+"""The process of a front end: its socket, uvicorn, and signals.
 
-SIGTERM or an interrupt lets it drain (`server.drain`); a second one ends it at once.
-This module does not know whether a worker runs beside it.
+SIGTERM or SIGINT starts draining (`server.drain`); a second one ends the process at once.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from fastapi import FastAPI
 
 from masc_core.errors import ConfigError
 from server.drain import Drain
-from server.front import Front
+from server.state import app_state
 
 logger = logging.getLogger(__name__)
 
@@ -27,24 +26,24 @@ OPEN_TO_ALL = (
     "reached at %s without API keys: everyone who can reach this machine can use the service. "
     "To close it: masc keys create NAME --file keys.toml, and set MASC_API_KEYS_FILE=keys.toml"
 )
-CLOSE_SECONDS = 3  # for what still runs when the work is done: streams that others can go on with
+CLOSE_SECONDS = 3  # for streams that still run; clients can resume them at another front end
 
 
 class DrainingServer(uvicorn.Server):
-    """Uvicorn, but for what it does on a signal."""
+    """Uvicorn that drains on a signal."""
 
     def __init__(self, config: uvicorn.Config, drain: Drain, is_broken: Callable[[], bool]) -> None:
         super().__init__(config)
         self._drain, self._is_broken = drain, is_broken
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's
-        """Begin to drain, or end at once where it does already."""
+        """Begin to drain; end at once if it drains already."""
         if self._drain.is_draining:
             self.should_exit = True
         self._drain.begin()
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: end when there is nothing more to do, or nothing can be done."""
+        """Called ten times a second: drain if broken, end when drained."""
         if self._is_broken():
             self._drain.begin()
         if self._drain.is_over:
@@ -55,15 +54,14 @@ class DrainingServer(uvicorn.Server):
 def serve(
     app: FastAPI, listener: socket.socket, is_broken: Callable[[], bool] = lambda: False
 ) -> None:
-    """Serve until a signal, in the main thread, and return when what was accepted is answered.
+    """Serve in the main thread until a signal, and return when all accepted work is answered.
 
     Parameters
     ----------
     app : as from `server.app.create_app`
     listener : as from `listen`
-    is_broken : whether no image can be made any more, so that it is to drain without a signal
+    is_broken : polled; drain without a signal once it returns True
     """
-    front: Front = app.state.front
     config = uvicorn.Config(
         app,
         ws="none",
@@ -72,7 +70,7 @@ def serve(
         log_config=None,
         timeout_graceful_shutdown=CLOSE_SECONDS,
     )
-    server = DrainingServer(config, front.drain, is_broken)
+    server = DrainingServer(config, app_state(app).drain, is_broken)
     signal.signal(signal.SIGTERM, server.handle_exit)  # also before uvicorn listens for it
     server.run(sockets=[listener])
 
@@ -81,17 +79,17 @@ def serve(
 def listen(
     host: str, port: int, *, keys: bool, published_host: str = ""
 ) -> Iterator[socket.socket]:
-    """Bind before anything slow is done, so that a port in use is known at once.
+    """Bind first, so that a port in use fails before anything slow is done.
 
     Parameters
     ----------
-    host, port : where; port 0 takes a free one
-    keys : whether clients need keys; if not, an address that others can reach is warned of
-    published_host : the address to judge, where it is not the one that is bound
+    host, port : port 0 takes a free one
+    keys : whether clients need keys; if not, and others can connect, a warning is logged
+    published_host : the address by which to decide that, if not the bound one
 
     Raises
     ------
-    ConfigError : the address cannot be had
+    ConfigError : the address cannot be bound
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -112,7 +110,7 @@ def listen(
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address; a name but ``localhost`` may be anything."""
+    """Whether only this machine reaches an address; of names only ``localhost`` counts."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -7,31 +7,31 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from masc_core.log import LogFormat
 from masc_core.settings import Seconds, read_settings
+from worker.jobs.log import LogFormat
 from worker.jobs.settings import QueueSettings
 
 
 class ServerSettings(QueueSettings):
-    """What a front end can be told, besides the queue.
+    """Settings of a front end, besides those of the queue.
 
     Attributes
     ----------
     host, port : where it listens; port 0 takes a free one
-    published_host : the address at which others reach it, where a container or a proxy stands
-        between; whether keys are wanting is judged by it
+    published_host : the address at which others reach it, behind a container or a proxy; decides
+        whether missing keys are warned of
     models_dir : folder of the model bundles
-    default_model : the model of a request that names none; needed when there are several
+    default_model : the model of requests that name none; required if there are several
     max_body_bytes : largest body of a request
-    body_timeout : seconds in which the body of a request has to be there
-    request_timeout : seconds after which a request that waits is given up
-    job_timeout : seconds after which a job is given up that nobody waits for
-    drain_seconds : for what has been accepted when it is told to stop
-    api_keys_file : keys of those who may use the service; without it everyone may
-    admin_keys_file : keys of those who may manage it; without it nobody may
-    rate_limit : requests a minute that start work, of a key that has no limit of its own; without
-        keys, of everyone together; 0 is no limit
-    queue_share : share of the queue for the waiting jobs of a key that has no share of its own
+    body_timeout : seconds for the body of a request to arrive
+    request_timeout : seconds until a waiting request times out
+    job_timeout : seconds until a job of ``POST /jobs`` expires
+    drain_seconds : for the accepted work after SIGTERM
+    api_keys_file : keys of clients; without it everyone is a client
+    admin_keys_file : keys of admins; without it admin routes are closed
+    rate_limit : requests a minute that start work, for a key without a limit of its own; without
+        keys, for everyone together; 0 is no limit
+    queue_share : share of the queue for the waiting jobs of a key without a share of its own
     log_format : ``text`` or ``json``
     """
 

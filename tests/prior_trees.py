@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from masc_core.images import Pixels
-from masc_core.leaf_order import LeafOrder
+from masc_core.semantic_tree import LeafOrder
 from masc_core.tree import SemanticTree, build_tree
 
 

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masc_core.files import atomic_write
-from masc_core.registry import Registry
-from masc_core.weights import save_tokenizer
+from masc_core.bundle.registry import Registry
+from masc_core.io.files import atomic_write
+from masc_core.models.weights import save_tokenizer
 from server.process import listen
 from tests.command_line import ROOT, Masc, environment, service
 from tests.tiny_bundle import save_tiny_bundle, tiny_parts
-from tests.training.stages import photographs
+from tests.training.stage_configs import photographs
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from masc_core.bundle_parts import BundleParts, save_bundle
-from masc_core.files import sha256_file
-from masc_core.manifest import (
+from masc_core.bundle.manifest import (
     MANIFEST_FILE,
     TRANSFORMER_FILE,
     Defaults,
@@ -24,11 +22,13 @@ from masc_core.manifest import (
     read_manifest,
     write_manifest,
 )
+from masc_core.bundle.registry import Registry
+from masc_core.bundle.write import BundleParts, save_bundle
+from masc_core.io.files import sha256_file
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQConfig, VQModel
-from masc_core.registry import Registry
 from masc_core.tree import build_tree
 
 CLASS_NAMES = ("ant", "bee", "cat", "dog", "eel")

@@ -9,31 +9,31 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from masc_core.bundle.manifest import TOKENIZER_FILE, Manifest
 from masc_core.errors import ConfigError
-from masc_core.manifest import TOKENIZER_FILE, Manifest
+from masc_core.models.weights import load_tokenizer
 from masc_core.settings import models_dir
-from masc_core.weights import load_tokenizer
 from training.commands import stage_command
 from training.config import load_config
 from training.data.code_cache import INDEX
-from training.data.codes import CodesConfig, extract_codes
 from training.data.images import open_images
-from training.evaluation.classifier import ClassifierConfig, train_classifier
-from training.evaluation.commands import compare_runs, evaluate
-from training.llamagen.import_model import ImportConfig, import_model
-from training.llamagen.import_tokenizer import ImportTokenizerConfig, import_tokenizer
+from training.evaluation_commands import compare_runs, evaluate
+from training.loop.distributed import is_main_process
 from training.loop.progress import progress
-from training.loop.ranks import is_main_process
-from training.priors.build import PriorConfig, build_prior
-from training.priors.compare import compare_priors
-from training.priors.compare_inputs import CompareConfig
-from training.priors.show import show_prior
-from training.priors.show_inputs import ShowConfig
-from training.publish import PublishConfig, publish
-from training.refiner.train import RefinerTraining, train_refiner
-from training.tokenizer.reconstruction import reconstruction_sheet
-from training.tokenizer.train import TokenizerConfig, train_tokenizer
-from training.transformer.train import TransformerConfig, train_transformer
+from training.metrics.reconstruction import reconstruction_sheet
+from training.stages.classifier import ClassifierConfig, train_classifier
+from training.stages.codes import CodesConfig, extract_codes
+from training.stages.import_model import ImportConfig, import_model
+from training.stages.import_tokenizer import ImportTokenizerConfig, import_tokenizer
+from training.stages.prior import PriorConfig, build_prior
+from training.stages.publish import PublishConfig, publish
+from training.stages.refiner import RefinerTraining, train_refiner
+from training.stages.tokenizer import TokenizerConfig, train_tokenizer
+from training.stages.transformer import TransformerConfig, train_transformer
+from training.studies.compare import compare_priors
+from training.studies.compare_inputs import CompareConfig
+from training.studies.show import show_prior
+from training.studies.show_inputs import ShowConfig
 
 MOST_SKIPPED = 20  # names to print
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,7 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from masc_core.errors import ConfigError
 
 Precision = Literal["float32", "bfloat16"]
-Stage = TypeVar("Stage", bound=BaseModel)
+Config = TypeVar("Config", bound=BaseModel)
+Value = TypeVar("Value")
+
+
+class _MayChange:
+    """Marks a key that may differ between a run and its continuation."""
+
+
+# For keys that change where and how fast a run computes, not what.
+MayChange = Annotated[Value, _MayChange()]
 
 
 class StageConfig(BaseModel):
@@ -24,9 +33,11 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    out: Path = Field(description="folder of the run")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to the libraries")
+    out: MayChange[Path] = Field(description="folder of the run")
+    device: MayChange[str] = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: MayChange[int] = Field(
+        0, ge=0, description="CPU threads; 0 leaves the choice to the libraries"
+    )
     seed: int = Field(
         0, ge=0, lt=1 << 32, description="seed of the initial weights and the order of the data"
     )
@@ -37,7 +48,7 @@ class LoopConfig(StageConfig):
 
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(64, ge=1, description="items a step, over all ranks")
-    micro_batch: int = Field(
+    micro_batch: MayChange[int] = Field(
         0,
         ge=0,
         description="items that go through a rank's model together; 0, and more than its share, "
@@ -50,17 +61,28 @@ class LoopConfig(StageConfig):
     warmup_steps: int = Field(0, ge=0)
     grad_clip: float = Field(1.0, gt=0)
     precision: Precision = Field("float32", description="autocast precision")
-    log_every: int = Field(50, ge=1, description="steps between log lines")
-    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+    log_every: MayChange[int] = Field(50, ge=1, description="steps between log lines")
+    checkpoint_every: MayChange[int] = Field(500, ge=1, description="steps between checkpoints")
     ema_decay: float = Field(
         0.0, ge=0, lt=1, description="validate and keep averaged weights; 0 is off, 0.9999 usual"
     )
-    tensorboard: bool = Field(default=False, description="write TensorBoard's files, too")
+    tensorboard: MayChange[bool] = Field(
+        default=False, description="write TensorBoard's files, too"
+    )
 
     def micro_batch_of(self, num_ranks: int) -> int:
         """Items that go through the model together on each of so many ranks."""
         share = self.batch_size // num_ranks
         return min(self.micro_batch or share, share)
+
+
+def may_change(config: BaseModel) -> set[str]:
+    """Keys that may differ between a run and its continuation."""
+    return {
+        key
+        for key, field in type(config).model_fields.items()
+        if any(isinstance(mark, _MayChange) for mark in field.metadata)
+    }
 
 
 def set_threads(threads: int) -> None:
@@ -76,12 +98,12 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)  # after numba, which starts OpenMP with threads of its own
 
 
-def load_config(stage: type[Stage], path: Path | None, flags: dict[str, Any]) -> Stage:
+def load_config(config_class: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:
     """Read a TOML file, let flags override it, and validate.
 
     Parameters
     ----------
-    stage : configuration class of the stage
+    config_class : configuration of the stage
     path : TOML file, or None for flags alone
     flags : values by key; None means not given
     """
@@ -95,7 +117,7 @@ def load_config(stage: type[Stage], path: Path | None, flags: dict[str, Any]) ->
             raise ConfigError(f"{path}: is not TOML ({error})") from error
     values |= {key: value for key, value in flags.items() if value is not None}
     try:
-        return stage.model_validate(values)
+        return config_class.model_validate(values)
     except ValidationError as error:
         where = f"{path}: " if path is not None else ""
         problems = "; ".join(_describe(e["loc"], e["msg"]) for e in error.errors())

@@ -1,7 +1,4 @@
-"""What a published model was made with: programs, and the state of the source code.
-
-This module does not know what was made.
-"""
+"""What a published model was made with: programs, and the state of the source code."""
 
 from __future__ import annotations
 

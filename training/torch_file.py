@@ -2,7 +2,6 @@
 
 They are unpickled by torch's restricted reader alone, which builds tensors and plain values; of
 other classes it is told `argparse.Namespace`. Tensors stay on the disk until they are used.
-This module does not know what a file is to hold.
 """
 
 from __future__ import annotations

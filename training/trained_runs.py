@@ -2,7 +2,6 @@
 
 Every run names by hash what it was trained from, so parts that do not belong together are refused
 however much their sizes agree.
-This module does not know what becomes of the parts.
 """
 
 from __future__ import annotations
@@ -14,10 +13,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from masc_core.bundle_parts import BundleParts
-from masc_core.errors import ConfigError
-from masc_core.files import sha256_file
-from masc_core.manifest import (
+from masc_core.bundle.manifest import (
     MANIFEST_FILE,
     PRIOR_FILE,
     REFINER_FILE,
@@ -25,10 +21,13 @@ from masc_core.manifest import (
     TRANSFORMER_FILE,
     read_manifest,
 )
+from masc_core.bundle.write import BundleParts
+from masc_core.errors import ConfigError
+from masc_core.io.files import sha256_file
+from masc_core.models.weights import load_refiner, load_transformer, read_inputs
 from masc_core.prior import ClusterMap
-from masc_core.weights import load_refiner, load_transformer, read_inputs
 from training.data.code_cache import CodeCache, CodeIndex
-from training.priors.codebook_source import TrainedTokenizer
+from training.studies.codebook_source import TrainedTokenizer
 
 TOKENIZER_METRICS = {"psnr", "ssim", "lpips", "codebook_usage"}  # that a bundle's tokenizer keeps
 

@@ -2,7 +2,6 @@
 
 The draft stands beside its place under a hidden name, on the same disk, and is written once. It is
 listed whole or not at all, whenever its process ends.
-This module does not know where weights come from, nor what is measured.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
-from masc_core.bundle import Bundle, load_bundle
-from masc_core.bundle_parts import BundleParts, new_bundle, write_bundle
-from masc_core.codebook_files import CodebookFiles
+from masc_core.bundle.codebook_view import CodebookFiles
+from masc_core.bundle.manifest import SAMPLES_FILE, Manifest, ModelCard, write_manifest
+from masc_core.bundle.read import Bundle, load_bundle
+from masc_core.bundle.write import BundleParts, new_bundle, write_bundle
 from masc_core.device import choose_dtype, resolve_device
-from masc_core.files import atomic_write, sha256_file
-from masc_core.manifest import SAMPLES_FILE, Manifest, ModelCard, write_manifest
+from masc_core.io.files import atomic_write, sha256_file
 
 
 class VersionDraft:
@@ -43,7 +42,7 @@ class VersionDraft:
         weights_dtype: torch.dtype = torch.float16,
         with_encoder: bool = False,
     ) -> Manifest:
-        """Write the bundle; arguments and errors as for `masc_core.bundle_parts.save_bundle`."""
+        """Write the bundle; arguments and errors as for `masc_core.bundle.write.save_bundle`."""
         self._manifest = write_bundle(
             self._folder, card, parts, weights_dtype=weights_dtype, with_encoder=with_encoder
         )

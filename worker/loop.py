@@ -1,10 +1,10 @@
-"""The worker's loop: jobs from the queue, images through lanes, outcomes to the queue.
+"""The worker's loop: jobs from the queue, images through versions, outcomes to the queue.
 
-One thread owns it. A step claims jobs, runs the engine of every lane once and reports what came
-of it, and does not wait for the queue while there is work. A job larger than the engine is fed in
-parts; one that is abandoned, or whose time is up, is dropped between two steps.
-An error of an engine fails the jobs that were in it, and the others go on; when errors come again
-and again, the worker ends.
+One thread owns it. A step claims jobs, steps the engine of every loaded version once, reports what
+came of it, and never waits for the queue while there is work. A job larger than the engine enters
+it in parts; a job that is abandoned or out of time is dropped between two steps.
+An engine's error fails the jobs that were in it, and the others go on; after several errors in a
+row the worker ends.
 """
 
 from __future__ import annotations
@@ -13,32 +13,31 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from masc_core.device import use_device
 from masc_core.errors import CapacityError, EngineError, MascError, RequestError
 from masc_core.images import ImageFormat
+from worker.heartbeat import Heartbeat
+from worker.job_run import RunningJob, check_request
 from worker.jobs.event import Started
 from worker.jobs.job import Lease
 from worker.jobs.outcome import EXPIRED, JobFailure, Outcome
 from worker.jobs.queue import HAND_BACK, JobConsumer
 from worker.jobs.state import WorkerStatus
-from worker.lane import (
-    AdvancedImage,
+from worker.metrics import WorkerMetrics
+from worker.model.loaded_model import (
     EnteredImage,
-    Lane,
+    ImageEvent,
+    LoadedModel,
     LostImage,
     MadeImage,
-    PreviewedImage,
     Report,
 )
-from worker.lanes import Lanes
-from worker.metrics import WorkerMetrics
-from worker.pulse import Pulse
+from worker.model.reloader import ModelReloader, Refusal
+from worker.model.versions import ModelVersions
 from worker.queue_client import QueueClient
-from worker.running_job import RunningJob, check_request
-from worker.successor import Refusal, Successor
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +55,10 @@ class WorkerLoop:
     Parameters
     ----------
     queue : where jobs come from and outcomes go
-    lane : the version that is served
+    loaded : the version that is served
     metrics : what is counted
     worker_id : this worker's name in the queue
-    successor : makes other versions ready; None where the version stays
+    reloader : makes other versions ready; None where the version stays
     stall_seconds : without a step, after which the worker is not ready
     drain_seconds : that `run` may take for what is claimed, once it was told to stop
     """
@@ -67,32 +66,32 @@ class WorkerLoop:
     def __init__(
         self,
         queue: JobConsumer,
-        lane: Lane,
+        loaded: LoadedModel,
         metrics: WorkerMetrics,
         worker_id: str,
         *,
-        successor: Successor | None = None,
+        reloader: ModelReloader | None = None,
         stall_seconds: float = STALL_SECONDS,
         drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
         self.worker_id = worker_id
-        self._queue, self._metrics, self._successor = QueueClient(queue), metrics, successor
-        self._lanes = Lanes(lane)
+        self._queue, self._metrics, self._reloader = QueueClient(queue), metrics, reloader
+        self._versions = ModelVersions(loaded)
         self._running: dict[str, RunningJob] = {}
-        self._pulse = Pulse(queue, worker_id, lambda: self._queue.leases, stall_seconds)
+        self._heartbeat = Heartbeat(queue, worker_id, lambda: self._queue.leases, stall_seconds)
         self._stopping = threading.Event()
         self._drain_seconds, self._drain_end = drain_seconds, float("inf")
-        self._reports: deque[Report] = deque()  # of lanes, not handled yet
+        self._reports: deque[Report] = deque()  # of versions, not handled yet
         self._handled: set[str] = set()  # job of the report that is being handled
         self._num_failures = 0  # of engines, since the last image
         self._num_bad_steps = 0  # one after another
-        metrics.serve(lane.bundle)
-        metrics.rows_capacity.set(lane.engine.capacity_rows)
+        metrics.serve(loaded.bundle)
+        metrics.rows_capacity.set(loaded.engine.capacity_rows)
 
     @property
     def status(self) -> WorkerStatus:
         """What this worker says of itself."""
-        return self._pulse.status
+        return self._heartbeat.status
 
     @property
     def is_stopping(self) -> bool:
@@ -119,14 +118,14 @@ class WorkerLoop:
         ------
         MascError : the warm-up image failed, or the engine does again and again
         """
-        use_device(self._lanes.newest.bundle.device)
+        use_device(self._versions.newest.bundle.device)
         with ExitStack() as stack:
-            stack.callback(self._lanes.close)
-            stack.enter_context(self._pulse)
+            stack.callback(self._versions.close)
+            stack.enter_context(self._heartbeat)
             self.warm_up()
-            if self._successor is not None:
-                self._successor.start()
-                stack.callback(self._close_successor, self._successor)
+            if self._reloader is not None:
+                self._reloader.start()
+                stack.callback(self._close_reloader, self._reloader)
             stack.enter_context(self._queue)  # which gives back what is left, at the end
             stack.callback(self._running.clear)
             while not self._is_done:
@@ -143,7 +142,7 @@ class WorkerLoop:
         seconds = self._drain_seconds if drain_seconds is None else drain_seconds
         self._drain_end = min(self._drain_end, time.monotonic() + seconds)
         self._stopping.set()
-        self._pulse.drain()
+        self._heartbeat.drain()
 
     def warm_up(self) -> None:
         """Make one real image, and announce this worker as ready.
@@ -155,7 +154,7 @@ class WorkerLoop:
         self._announce(ready=False, detail="warming up")
         started = time.perf_counter()
         try:
-            self._lanes.newest.warm_up()
+            self._versions.newest.warm_up()
         except Exception as error:
             reason = str(error) if isinstance(error, MascError) else "see the log"
             self._announce(ready=False, detail=f"the warm-up image failed: {reason}")
@@ -164,21 +163,29 @@ class WorkerLoop:
         logger.info(
             "worker %s serves %s %s after a warm-up image of %.2f s",
             self.worker_id,
-            self._lanes.newest.manifest.name,
-            self._lanes.newest.manifest.version,
+            self._versions.newest.manifest.name,
+            self._versions.newest.manifest.version,
             time.perf_counter() - started,
         )
 
     def step(self) -> None:
         """Claim, run, report; without work, wait a moment for a job."""
-        self._pulse.beat()
-        self._change_lanes()
+        self._heartbeat.beat()
+        self._change_versions()
         self._drop_lost()
-        self._claim()
-        for lane in self._lanes:
-            self._reports += lane.turn(self._formats(lane))
-        self._report()
-        self._metrics.rows_active.set(sum(lane.rows_active for lane in self._lanes))
+        for lease in self._claim():
+            self._admit(lease)
+        if self.is_stopping:
+            self._hand_back_waiting()
+        for loaded in self._versions:
+            self._reports += loaded.step(self._formats(loaded))
+        while self._reports:
+            report = self._reports.popleft()
+            self._handled = {report.task.job_id}
+            self._handle(report)
+        self._handled = set()
+        self._queue.flush()
+        self._metrics.rows_active.set(sum(loaded.rows_active for loaded in self._versions))
 
     @property
     def _is_done(self) -> bool:
@@ -188,7 +195,7 @@ class WorkerLoop:
         try:
             self.step()
         except Exception as error:
-            self._fail_affected(error)
+            self._fail_jobs(error)
             self._num_bad_steps += 1
             if max(self._num_failures, self._num_bad_steps) >= MAX_FAILURES:
                 what = "engine" if self._num_failures >= MAX_FAILURES else "worker"
@@ -198,32 +205,32 @@ class WorkerLoop:
         else:
             self._num_bad_steps = 0
 
-    def _fail_affected(self, error: Exception) -> None:
+    def _fail_jobs(self, error: Exception) -> None:
         """Fail the jobs that an error affects; there may be none, the queue can have one too."""
-        in_engines = set[str]().union(*(lane.concerned for lane in self._lanes))
+        in_engines = set[str]().union(*(loaded.affected for loaded in self._versions))
         jobs = sorted(in_engines | self._handled | self._queue.affected)
         logger.error(
             "worker %s: an error that affects jobs %s", self.worker_id, jobs, exc_info=error
         )
         self._num_failures += bool(in_engines)
         self._handled, self._queue.affected = set(), set()
-        for lane in self._lanes:
-            lane.concerned = set()
+        for loaded in self._versions:
+            loaded.affected = set()
         for job_id in jobs:
             self._fail(job_id, error)
 
-    def _change_lanes(self) -> None:
-        if self._successor is None:
+    def _change_versions(self) -> None:
+        if self._reloader is None:
             return
-        lane = self._successor.take()
-        if lane is not None:
-            self._lanes.add(lane)
-            self._metrics.serve(lane.bundle)
-            logger.info("serving %s %s from now on", lane.manifest.name, lane.manifest.version)
-        refusal = self._successor.refusal
-        if lane is not None or refusal.version != self._pulse.status.refused:
+        loaded = self._reloader.take()
+        if loaded is not None:
+            self._versions.add(loaded)
+            self._metrics.serve(loaded.bundle)
+            logger.info("serving %s %s from now on", loaded.manifest.name, loaded.manifest.version)
+        refusal = self._reloader.refusal
+        if loaded is not None or refusal.version != self._heartbeat.status.refused:
             self._announce(ready=True, refusal=refusal)
-        self._lanes.sweep()
+        self._versions.sweep()
 
     def _drop_lost(self) -> None:
         if not self._running:
@@ -236,41 +243,31 @@ class WorkerLoop:
         for job in [job for job in self._running.values() if job.deadline <= now]:
             self._end(job, EXPIRED)
 
-    def _claim(self) -> None:
-        """Take what has been claimed; once told to stop, give back what has not begun."""
-        is_stopping = self._stopping.is_set()
-        free_rows = 0 if is_stopping else self._lanes.free_rows
+    def _claim(self) -> Sequence[Lease]:
+        free_rows = 0 if self.is_stopping else self._versions.free_rows
         timeout = 0.0 if self._running else IDLE_SECONDS
-        for lease in self._queue.claim(self._lanes.newest.manifest.name, free_rows, timeout):
-            self._admit(lease)
-        if is_stopping:
-            for job in [job for job in self._running.values() if not job.is_started]:
-                self._drop(job.job.id)
-                self._queue.report(job.lease, HAND_BACK)
+        return self._queue.claim(self._versions.newest.manifest.name, free_rows, timeout)
+
+    def _hand_back_waiting(self) -> None:
+        """Give back the jobs that have not begun, for another worker."""
+        for job in [job for job in self._running.values() if not job.is_started]:
+            self._drop(job.job.id)
+            self._queue.report(job.lease, HAND_BACK)
 
     def _admit(self, lease: Lease) -> None:
         """Give a job to the version that it was made for, if that is still here, or the newest."""
         if lease.job_id in self._running:  # we had lost it, and got it again
             self._drop(lease.job_id)
-        lane = self._lanes.of(lease.job.request.version)
-        job = self._running[lease.job_id] = RunningJob(lease, lane)
+        loaded = self._versions.of(lease.job.request.version)
+        job = self._running[lease.job_id] = RunningJob(lease, loaded)
         try:
-            check_request(job.request, lane.manifest)
-            lane.add(job.tasks())
+            check_request(job.request, loaded.manifest)
+            loaded.add(job.tasks())
         except (RequestError, CapacityError) as error:
             self._fail(lease.job_id, error)
 
-    def _formats(self, lane: Lane) -> Mapping[str, ImageFormat]:
-        return {j.job.id: j.request.format for j in self._running.values() if j.lane is lane}
-
-    def _report(self) -> None:
-        """Handle what the lanes report, and let it go out."""
-        while self._reports:
-            report = self._reports.popleft()
-            self._handled = {report.task.job_id}
-            self._handle(report)
-        self._handled = set()
-        self._queue.flush()
+    def _formats(self, loaded: LoadedModel) -> Mapping[str, ImageFormat]:
+        return {j.job.id: j.request.format for j in self._running.values() if j.loaded is loaded}
 
     def _handle(self, report: Report) -> None:
         job = self._running.get(report.task.job_id)
@@ -279,24 +276,21 @@ class WorkerLoop:
         match report:
             case EnteredImage():
                 if job.job.previews and not job.is_started:
-                    self._queue.report(job.lease, Started(job.lane.manifest.version))
+                    self._queue.report(job.lease, Started(job.loaded.manifest.version))
                 job.entered(report.at)
-            case AdvancedImage() | PreviewedImage():
-                self._queue.report(job.lease, job.event(report))
+            case ImageEvent():
+                self._queue.report(job.lease, report.event)
             case MadeImage():
-                self._take(job, report)
+                self._num_failures = 0
+                self._metrics.image(job.request, job.made(report))
+                if job.is_complete:
+                    result = job.result()
+                    self._metrics.job(result, job.code_seconds)
+                    self._end(job, result)
             case LostImage():
                 if not isinstance(report.error, MascError):
                     logger.error("an image of job %s", job.job.id, exc_info=report.error)
                 self._fail(job.job.id, report.error)
-
-    def _take(self, job: RunningJob, made: MadeImage) -> None:
-        self._num_failures = 0
-        self._metrics.image(job.request, job.made(made))
-        if job.is_complete:
-            result = job.result()
-            self._metrics.job(result, job.code_seconds)
-            self._end(job, result)
 
     def _fail(self, job_id: str, error: BaseException) -> None:
         """End a job without images."""
@@ -310,19 +304,21 @@ class WorkerLoop:
         self._drop(job.job.id)
         self._queue.report(job.lease, outcome)
 
-    def _close_successor(self, successor: Successor) -> None:
+    def _close_reloader(self, reloader: ModelReloader) -> None:
         seconds_left = self._drain_end - time.monotonic()
-        successor.close(max(0.0, min(seconds_left, self._drain_seconds)))
+        reloader.close(max(0.0, min(seconds_left, self._drain_seconds)))
 
     def _drop(self, job_id: str) -> None:
         """Forget a job, and what is left of its work."""
-        self._running[job_id].lane.drop(job_id)  # if that fails the job is still here, to give back
+        self._running[job_id].loaded.drop(
+            job_id
+        )  # if that fails the job is still here, to give back
         del self._running[job_id]
         self._reports = deque(one for one in self._reports if one.task.job_id != job_id)
 
     def _announce(self, *, ready: bool, detail: str = "", refusal: Refusal | None = None) -> None:
-        manifest, refused = self._lanes.newest.manifest, refusal or Refusal()
-        self._pulse.say(
+        manifest, refused = self._versions.newest.manifest, refusal or Refusal()
+        self._heartbeat.announce(
             WorkerStatus(
                 worker_id=self.worker_id,
                 ready=ready,

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from masc_core.bundle import Bundle
-from worker.fallback import EngineMode
+from masc_core.bundle.read import Bundle
+from worker.engine.fallback import EngineMode
 from worker.jobs.job import GenerationRequest
 from worker.jobs.outcome import ImageOutput, JobResult
 from worker.jobs.stages import Stage, stage_histogram

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle.manifest import Manifest
+from masc_core.bundle.read import Bundle, load_bundle
+from masc_core.bundle.registry import Registry
 from masc_core.device import choose_dtype, resolve_device
 from masc_core.errors import ConfigError, InvalidFieldError, UnknownClassError
-from masc_core.files import atomic_write
 from masc_core.generation.generate import generate
-from masc_core.image_spec import ImageSpec
 from masc_core.images import ImageFormat, Pixels, contact_sheet, encode_image
-from masc_core.manifest import Manifest
-from masc_core.registry import Registry
+from masc_core.io.files import atomic_write
+from masc_core.sampling.params import SamplingParams
 from worker.settings import WorkerSettings
 
 FORMATS: dict[str, ImageFormat] = {
@@ -86,14 +86,14 @@ def generate_files(
     return [out]
 
 
-def image_specs(request: OfflineRequest, manifest: Manifest) -> list[ImageSpec]:
+def image_specs(request: OfflineRequest, manifest: Manifest) -> list[SamplingParams]:
     """One spec an image: the request over the model's defaults."""
     given = {
         name: value
         for name in ("cfg_scale", "temperature", "top_k", "top_p", "decoding")
         if (value := getattr(request, name)) is not None
     }
-    base = ImageSpec(class_id=0, seed=request.seed, **{**dict(manifest.defaults), **given})
+    base = SamplingParams(class_id=0, seed=request.seed, **{**dict(manifest.defaults), **given})
     classes = request.classes or tuple(map(str, range(len(manifest.class_names))))
     return [
         replace(base, class_id=find_class(name, manifest), seed=(request.seed + i) % 2**63)
@@ -122,7 +122,7 @@ def find_class(name: str, manifest: Manifest) -> int:
     )
 
 
-def _pixels(bundle: Bundle, specs: list[ImageSpec]) -> Pixels:
+def _pixels(bundle: Bundle, specs: list[SamplingParams]) -> Pixels:
     batches = [
         bundle.render(generate(bundle.model, bundle.decoder, specs[start : start + BATCH]).codes)
         for start in range(0, len(specs), BATCH)
@@ -131,7 +131,7 @@ def _pixels(bundle: Bundle, specs: list[ImageSpec]) -> Pixels:
 
 
 def _write_folder(
-    folder: Path, specs: list[ImageSpec], pixels: list[Pixels], captions: list[str]
+    folder: Path, specs: list[SamplingParams], pixels: list[Pixels], captions: list[str]
 ) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []

@@ -1,11 +1,10 @@
-"""The queue as the worker's loop sees it: never waited for while there is work.
+"""The worker's loop never waits for the queue while there is work: an outbox and an inbox.
 
-What the loop has to say goes to an outbox, and its jobs come from an inbox. A thread talks to a
-remote queue: one call for all that is in the outbox, and one for jobs, if there is room for them
-and one may have arrived. A queue in this process is asked by the loop itself, between two steps.
+A thread calls a remote queue: once for all reports in the outbox, and once to claim jobs, if there
+is room and one may have arrived. The loop itself calls a queue in this process, between two steps.
 
-While the queue is away, outcomes wait in order, events are lost, and jobs that were to go back do
-so when their leases end. A slow queue costs previews first, then progress, never an outcome.
+While the queue is away, outcomes wait in order, events are lost, and jobs to hand back return when
+their leases end. A slow queue costs previews first, then progress, never an outcome.
 """
 
 from __future__ import annotations
@@ -86,10 +85,15 @@ class QueueClient:
             self._thread = None
         self._outbox.extendleft((lease, HAND_BACK) for lease in reversed(self._held.values()))
         self._held, self._inbox = {}, []
-        try:
-            self._send()
-        except Exception:
-            logger.exception("not everything could be reported")  # the worker ends all the same
+        for _ in range(len(self._outbox)):  # the worker ends, whatever fails
+            try:
+                self._send()
+            except Exception:
+                logger.exception("a report of job %s is lost", *self.affected)
+                if self._outbox and self._outbox[0][0].job_id in self.affected:
+                    self._outbox.popleft()  # an outcome, which would fail again
+            else:
+                break
 
     @property
     def is_clear(self) -> bool:
@@ -252,7 +256,7 @@ class QueueClient:
         return batch
 
     def _settle(self, unsent: Sequence[JobReport]) -> None:
-        """A call has ended; what it did not tell is the first to be told."""
+        """End a call; what it did not report goes back to the front of the outbox."""
         with self._changed:
             self._sending = ()
             self._outbox.extendleft(reversed(unsent))

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from masc_core.log import LogFormat
 from masc_core.settings import Seconds, read_settings
+from worker.jobs.log import LogFormat
 from worker.jobs.settings import QueueSettings
 
 

@@ -7,7 +7,6 @@ centre moves to the mean of its rows, which is not normalised again. Rounds end 
 optimal, so rounds can also alternate for ever.
 
 Hu et al.: Improving Autoregressive Visual Generation with Cluster-Oriented Token Prediction. 2025.
-This module does not know the order of codes within a cluster.
 
 Legend: V codes, E code dimensions, K clusters.
 """

@@ -6,8 +6,10 @@ lowest merges, then the one whose higher node is.
 
 Centroid distance is not reducible: a merged cluster can be nearer to a third one than its parts
 were, so heights can fall and a threshold on them cuts no tree. Merge order is the only order there
-is; a cut undoes the last K-1 merges. This module does not know what the rows mean, and does not
-normalise them.
+is; a cut undoes the last K-1 merges.
+
+fastcluster's has the same heights to 6e-16, but no rule for ties, and equal rows do not stay at
+distance 0.
 
 Legend: V codes, E code dimensions, K clusters. Nodes are numbered as in SciPy: 0..V-1 are the
 codes, V+i is the cluster that merge i makes.

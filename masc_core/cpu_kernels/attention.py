@@ -13,6 +13,7 @@ Legend: S slots, R rows, T positions, H heads, D head dim.
 from __future__ import annotations
 
 import math
+import threading
 
 import numba
 import numpy as np
@@ -21,6 +22,10 @@ from torch import Tensor
 
 from masc_core.cpu_kernels.numbers import DTYPES, array, exp, narrow, widen
 from masc_core.kernel import inline, kernel, reduction, serial
+
+# Where numba finds neither OpenMP nor TBB, its own threads serve one caller; a second one, while a
+# worker makes another version ready, would end the process.
+_parallel = threading.Lock()
 
 
 def attend(
@@ -43,9 +48,9 @@ def attend(
     if num_threads == 1:  # to begin a parallel loop takes as long as a small model's attention
         _attend(dtype, addresses, sizes)
     else:
-        # As many as torch has, and the same ones: both take their threads from one OpenMP.
-        numba.set_num_threads(num_threads)
-        _attend_in_parallel(dtype, addresses, sizes)
+        with _parallel:
+            numba.set_num_threads(num_threads)  # as many as torch has
+            _attend_in_parallel(dtype, addresses, sizes)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Philox-4x32-10 as a loop over counters; see `masc_core.philox`."""
+"""Philox-4x32-10 as a loop over counters; see `masc_core.sampling.rng`."""
 
 # ruff: noqa: ANN001
 # mypy: allow-untyped-defs, allow-untyped-calls
@@ -19,7 +19,7 @@ _ROUNDS = 10
 
 
 def random_bits(seeds: Tensor, positions: Tensor, num: int, stream: int) -> Tensor:
-    """Uniform 32-bit words, int64 (B, num); see `masc_core.philox.random_bits`.
+    """Uniform 32-bit words, int64 (B, num); see `masc_core.sampling.rng.random_bits`.
 
     Parameters
     ----------

@@ -28,9 +28,9 @@ from masc_core.generation.slots import (
 )
 from masc_core.generation.step import CPU_ROW_MULTIPLE, Indices, Step
 from masc_core.generation.tables import Tables, pack_params, unpack_params
-from masc_core.image_spec import ImageSpec, check_specs
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import SamplingParams, check_specs
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +109,14 @@ class Batch:
         """What is known of the images, on the device."""
         return self._step.tables
 
+    @torch.inference_mode()
     def prepare(self) -> None:
-        """Do ahead what would make the first steps slow."""
+        """Do a step of nobody, so that it is known to work; the images, if any, do not notice."""
+        shape = StepShape(rows=CPU_ROW_MULTIPLE, images=1, filters=False)
+        self._shape, self._indices = None, self._lay_out(shape, ())
+        self._run(shape)
 
-    def join(self, specs: Sequence[ImageSpec]) -> list[int]:
+    def join(self, specs: Sequence[SamplingParams]) -> list[int]:
         """Add images at their first position, behind those that are here: all of them or none.
 
         Parameters
@@ -167,11 +171,14 @@ class Batch:
             filters=has_filters(self._slots),
             refined=_round_up(refined, multiple),
         )
-        layout = lay_out(shape, self._slots, spare=self._num_slots)
+        self._indices = self._lay_out(shape, self._slots)
+        return shape
+
+    def _lay_out(self, shape: StepShape, slots: Sequence[Slot]) -> Indices:
+        layout = lay_out(shape, slots, spare=self._num_slots)
         sizes = [len(part) for part in layout]
         flat = torch.tensor([index for part in layout for index in part])
-        self._indices = Indices(*torch.split(self._upload(flat), sizes))
-        return shape
+        return Indices(*torch.split(self._upload(flat), sizes))
 
     def _run(self, shape: StepShape) -> float:
         """Do the step; return what `Step` does."""

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from masc_core.errors import NonFiniteError
 from masc_core.generation.batch import Batch
-from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import SamplingParams
 
 OnStep = Callable[[int, Tensor], None]
 
@@ -49,7 +49,7 @@ class Generated:
 def generate(
     model: GPT,
     decoder: InClusterDecoder,
-    specs: Sequence[ImageSpec],
+    specs: Sequence[SamplingParams],
     on_step: OnStep | None = None,
 ) -> Generated:
     """Generate a batch of images.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from masc_core.image_spec import ImageSpec
+from masc_core.sampling.params import SamplingParams
 
 NO_SLOT = -1
 
@@ -26,7 +26,7 @@ class Slot:
     null : of its row of the null class in the cache, or ``NO_SLOT``
     """
 
-    spec: ImageSpec
+    spec: SamplingParams
     index: int
     null: int
 
@@ -69,7 +69,7 @@ def num_rows(slots: Sequence[Slot]) -> int:
     return sum(slot.spec.num_rows for slot in slots)
 
 
-def allocate(specs: Sequence[ImageSpec], slots: Sequence[Slot], num_slots: int) -> list[Slot]:
+def allocate(specs: Sequence[SamplingParams], slots: Sequence[Slot], num_slots: int) -> list[Slot]:
     """Find room for images that join together; nobody is moved.
 
     Parameters

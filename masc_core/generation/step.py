@@ -5,7 +5,7 @@ images lies in tables with a row per slot; indices say which images are in this 
 record a step once for some numbers of rows and images, and replay it for any images; a CPU runs it
 as it is. Between devices only the kernels differ (`masc_core.models.kv_cache`, `fused`).
 
-What an image becomes depends on its `ImageSpec` alone: rows do not meet in any operation, and
+What an image becomes depends on its `SamplingParams` alone: rows do not meet in any operation, and
 random words belong to (seed, position). On a CPU a row has the same bits in any company, in
 products of the packed weights for every number of rows that is a multiple of ``CPU_ROW_MULTIPLE``.
 
@@ -21,15 +21,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from masc_core.compiled import Work, begin_sizes, compile_part
 from masc_core.device import keep_float32, new_stream
 from masc_core.generation.tables import Tables
-from masc_core.in_cluster import REFINE, InClusterDecoder
+from masc_core.models.compiled import Work, compile_part
 from masc_core.models.gpt import GPT, Block, Prediction
 from masc_core.models.kv_cache import KVCache, KVLayer, Rows
-from masc_core.philox import code_bits, gumbel
-from masc_core.refinement import Refinement
-from masc_core.sampling import Sampled, sample
+from masc_core.sampling.in_cluster import REFINE, InClusterDecoder
+from masc_core.sampling.refinement import Refinement
+from masc_core.sampling.rng import code_bits, gumbel
+from masc_core.sampling.sampler import Sampled, sample
 
 # oneDNN is slower with two rows, and does not keep a row's bits for every other number of them.
 CPU_ROW_MULTIPLE = 4
@@ -101,16 +101,20 @@ class Step:
         self._side = new_stream(weight.device) if weight.is_cuda else None
         if compiled:
             keep_float32()
-            begin_sizes(_sizes(model, decoder, num_slots))
-        self._enter = _compiled(enter, when=compiled)
-        self._embed = _compiled(model.embed, when=compiled)
-        self._run_block = _compiled(run_block, when=compiled)
-        self._head = _compiled(model.head, when=compiled)
-        self._noise = _compiled(noise_of, when=compiled)
-        self._sample = _compiled(sample_clusters, when=compiled)
-        self._sample_filtered = _compiled(sample_filtered, when=compiled)
-        self._pick = _compiled(pick_and_write, when=compiled)
-        self._refine = _compiled(refine_and_write, when=compiled)
+        sizes = _sizes(model, decoder, num_slots)
+
+        def part(work: Work) -> Work:
+            return compile_part(work, sizes) if compiled else work
+
+        self._enter = part(enter)
+        self._embed = part(model.embed)
+        self._run_block = part(run_block)
+        self._head = part(model.head)
+        self._noise = part(noise_of)
+        self._sample = part(sample_clusters)
+        self._sample_filtered = part(sample_filtered)
+        self._pick = part(pick_and_write)
+        self._refine = part(refine_and_write)
 
     def __call__(self, indices: Indices, *, filters: bool) -> float:
         """Do the step.
@@ -182,7 +186,7 @@ def run_block(
 
 
 def noise_of(tables: Tables, indices: Indices, num_clusters: int) -> StepNoise:
-    """Random numbers for the images; see `masc_core.philox`."""
+    """Random numbers for the images; see `masc_core.sampling.rng`."""
     seeds, positions = tables.params.seed[indices.images], tables.position[indices.images]
     return StepNoise(gumbel(seeds, positions, num_clusters), code_bits(seeds, positions))
 
@@ -252,10 +256,6 @@ def write(tables: Tables, indices: Indices, sampled: Sampled, codes: Tensor) -> 
     # What fills up stays at the first position, where attention is shortest.
     nobody = len(tables.finite) - 1
     tables.position[images] = torch.where(images < nobody, positions + 1, 0)
-
-
-def _compiled(work: Work, *, when: bool) -> Work:
-    return compile_part(work) if when else work
 
 
 def _sizes(model: GPT, decoder: InClusterDecoder, num_slots: int) -> Hashable:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import ALL_MODES
+from masc_core.sampling.in_cluster import ALL_MODES
+from masc_core.sampling.params import SamplingParams
 
-_NOBODY = ImageSpec(class_id=0, cfg_scale=1.0, seed=0)
+_NOBODY = SamplingParams(class_id=0, cfg_scale=1.0, seed=0)
 
 
 class BatchParams(NamedTuple):
@@ -25,7 +25,7 @@ class BatchParams(NamedTuple):
     seed: Tensor  # int64
     class_id: Tensor  # int64
     top_k: Tensor  # int64
-    decoding: Tensor  # int64, see `masc_core.in_cluster.ALL_MODES`
+    decoding: Tensor  # int64, see `masc_core.sampling.in_cluster.ALL_MODES`
     cfg_scale: Tensor  # float32
     temperature: Tensor  # float32
     top_p: Tensor  # float64
@@ -72,10 +72,10 @@ class Tables(NamedTuple):
         self.finite[slots] = True
 
 
-def pack_params(specs: Sequence[ImageSpec]) -> Tensor:
+def pack_params(specs: Sequence[SamplingParams]) -> Tensor:
     """Parameters of n images as one int64 (7, n), which is one copy to a device.
 
-    The decodings must be known; `masc_core.in_cluster.InClusterDecoder.check` refuses others.
+    The decodings must be known; `InClusterDecoder.check` refuses others.
     """
     integers = [
         [spec.seed for spec in specs],

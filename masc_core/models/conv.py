@@ -1,7 +1,7 @@
 """Convolutional encoder and decoder of LlamaGen's VQ tokenizer.
 
 Levels run from the image's resolution (level 0) to the lowest, each half the one before it.
-Only the lowest level and the middle attend. This module does not know about codes.
+Only the lowest level and the middle attend.
 
 Shapes: B images, C channels, H and W pixels.
 """

@@ -3,7 +3,6 @@
 A pre-norm Llama: RMSNorm, attention with two-dimensional rotation, SwiGLU, no biases. The sequence
 is the class, then tokens in raster order; position p predicts token p, so the last token is never
 an input. Tokens are clusters, or codes where the prior is the identity.
-This module does not know about guidance, sampling or images.
 
 Legend: B rows, T positions, L tokens of an image, C width, H heads, D head dim, K vocabulary.
 """

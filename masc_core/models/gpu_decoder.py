@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from masc_core.models.compiled import compile_part
 from masc_core.models.conv import Decoder
 
 SIZES = (1, 2, 4, 8, 16)
@@ -66,6 +67,8 @@ class GPUDecoder:
                 # for them, and the transformer's are to be exact.
                 warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
                 images = self._compiled(padded)
+        except torch.OutOfMemoryError:  # it would not fit uncompiled, either
+            raise
         except Exception:  # another driver or compiler: slow images are better than none
             if self._compiled is self._decoder:
                 raise
@@ -77,4 +80,5 @@ class GPUDecoder:
 
 def compile_decoder(decoder: Decoder, backend: Backend = "inductor") -> Callable[[Tensor], Tensor]:
     """Return the decoder as a GPU runs it: one graph for each size of batch, weights as inputs."""
-    return torch.compile(decoder.__call__, fullgraph=True, dynamic=False, backend=backend)
+    sizes = tuple((*weight.shape, weight.dtype, weight.device) for weight in decoder.parameters())
+    return compile_part(decoder.forward, sizes, dynamic=False, backend=backend)

@@ -3,7 +3,6 @@
 The product of a few rows takes as long as reading the weights. oneDNN reads them twice as fast from
 blocks of its own, where a row also has the same bits among any number of rows from two on; with the
 matrix tiles of a processor (AMX) it has them in portions of certain sizes.
-This module does not know when steps are made.
 
 Legend: R rows.
 """

@@ -2,7 +2,6 @@
 
 ``code(z) = argmin_j |z - e_j|^2`` with both sides on the unit sphere when normalised; rows of the
 codebook are normalised on the fly, since the optimiser moves the raw ones.
-This module does not know how features were made, nor what becomes of the codes.
 
 Shapes: B images, E code dimensions, h and w grid, V codes, N = B*h*w vectors.
 """

@@ -1,13 +1,12 @@
 """The refiner: from the transformer's hidden state and a cluster to one of the cluster's codes.
 
-One causal pre-norm layer, as a Transformer decoder's, over
-``x_t = W h_t + E_c[z_t] + E_f[f_{t-1}] + pos_t`` with h_t the hidden state that predicted cluster
-z_t, and f_{t-1} the code drawn before; code j of cluster z_t scores ``<LN(y_t), E_out[j]>``. Before
-the first position there is no code: ``pos_0``, which occurs nowhere else, stands for its absence.
-A refiner that is not autoregressive has neither E_f nor pos. The transformer never sees codes, so
-whatever the refiner draws changes no cluster.
-The paper gives width, heads and an approximate size; this is the design that has that size.
-This module does not know which codes are in a cluster (`masc_core.cluster_softmax`).
+One causal pre-norm layer, as a Transformer decoder's, over ``x_t = W h_t + E_c[z_t] + E_f[f_{t-1}]
++ pos_t`` with h_t the hidden state that predicted cluster z_t, and f_{t-1} the code drawn before;
+code j of cluster z_t scores ``<LN(y_t), E_out[j]>``. Before the first position there is no code:
+``pos_0``, which occurs nowhere else, stands for its absence. A refiner that is not autoregressive
+has neither E_f nor pos. The transformer never sees codes, so whatever the refiner draws changes no
+cluster. The paper gives width, heads and an approximate size; this is the design that has that
+size.
 
 Legend: B images, R rows, T positions, V codes, K clusters, D width, H heads, C the transformer's
 width.

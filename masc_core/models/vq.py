@@ -1,7 +1,7 @@
 """The VQ tokenizer: images to a grid of codes and back, state-dict compatible with LlamaGen.
 
 ``image -> Encoder -> quant_conv -> VectorQuantizer -> post_quant_conv -> Decoder -> image``.
-Images are float in [-1, 1]. This module does not know about clusters or files.
+Images are float in [-1, 1].
 
 Shapes: B images, H = W = image size, f downsampling factor, h = w = H / f, E code dim, V codes.
 """

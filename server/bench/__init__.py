@@ -1,1 +1,1 @@
-"""A load generator against any running server: it knows HTTP and nothing of how images are made."""
+"""A load generator for any running server."""

@@ -1,6 +1,6 @@
-"""What an answer to ``POST /generate`` says: the images it holds, its stages, why it is a refusal.
+"""Parse an answer to ``POST /generate``: images, seconds of each stage, why it was refused.
 
-An answer is whatever a server sends, so nothing here raises: what cannot be read is not there.
+A server may send anything, so nothing here raises: what cannot be read is left out.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ from rich.live import Live
 from rich.text import Text
 
 from masc_core.errors import MascError
+from server.bench.client import load_api_key
 from server.bench.options import DEFAULT_URL, read_options
 from server.bench.record import Record
 from server.bench.run import JSON_FILE, PLOT_FILE, check_folder, run_bench, write_results
 from server.bench.sample import outcome_of
-from server.bench.settings import load_api_key
 from server.bench.table import report_tables
 
 INTERRUPTED = 130

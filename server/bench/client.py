@@ -1,6 +1,6 @@
-"""The HTTP client of the load generator: one session, and what its failures are called.
+"""The HTTP client of the load generator: its session, its API key, and names for its failures.
 
-Connections are kept and not limited: a limit would hold requests back that ought to be under way.
+Connections are not limited: a limit would delay requests that are due.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from collections.abc import Mapping
 
 import aiohttp
 from pydantic import SecretStr
+
+from masc_core.errors import ConfigError
+from masc_core.settings import ProcessSettings, read_settings
 
 FAILURES = (aiohttp.ClientError, OSError)  # time-outs are among the latter
 
@@ -46,3 +49,26 @@ def describe_failure(error: Exception) -> str:
         return named
     number = error.errno if isinstance(error, OSError) else None
     return os.strerror(number).lower() if number else type(error).__name__
+
+
+class BenchSettings(ProcessSettings):
+    """What the environment tells the load generator: the key that the service asks for."""
+
+    api_key: SecretStr | None = None
+
+
+def load_api_key(given: str | None) -> SecretStr | None:
+    """Return the given key, or that of ``MASC_API_KEY``.
+
+    Raises
+    ------
+    ConfigError : no header can carry it; does not say what it is
+    """
+    key = read_settings(BenchSettings, {"api_key": given}).api_key
+    if key is not None and not _fits_header(key.get_secret_value()):
+        raise ConfigError("MASC_API_KEY: must be printable ASCII without spaces")
+    return key
+
+
+def _fits_header(key: str) -> bool:
+    return bool(key) and key.isascii() and key.isprintable() and " " not in key

@@ -1,6 +1,6 @@
-"""The two loops that make a load: open, which never waits for the server, and closed, which does.
+"""The two load loops: open, which never waits for the server, and closed, which does.
 
-Every sample lands in a `Record` the moment it is complete, so that a run can be broken off.
+Samples go into a `Record` as they complete, so that a run can be interrupted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Load:
 
     async def run(self) -> None:
         """Send all requests and wait for all answers."""
-        clock = _clock_from(self.plan.warm_up)
+        clock = _clock_from(self.plan.options.warm_up)
         try:
             if self.rate is not None:
                 await self._open(self.plan.schedule(self.rate), clock)
@@ -54,7 +54,8 @@ class Load:
 
     async def _closed(self, clock: Clock) -> None:
         warm_up, measured = self.plan.bodies("warm-up"), self.plan.bodies("measured")
-        end = math.inf if self.plan.duration is None else self.plan.duration
+        duration = self.plan.options.duration
+        end = math.inf if duration is None else duration
 
         async def ask_in_turn() -> None:
             while (due := clock()) < end:

@@ -1,7 +1,7 @@
-"""What one run of ``masc bench`` is asked to do, checked as a whole; part of its JSON report.
+"""Options of one run of ``masc bench``; part of its JSON report.
 
-The load is either open (`rate`) or closed (`clients`), never both. The key of the service is not an
-option of a run: it must not be written anywhere.
+The load is either open (`rate`) or closed (`clients`). The API key is not an option, because the
+report must not hold it.
 """
 
 from __future__ import annotations

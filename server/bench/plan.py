@@ -1,9 +1,8 @@
-"""What is sent and when: a Poisson process of requests, fixed by the seed.
+"""The requests of a run and their times: a Poisson process, fixed by the seed.
 
 Gaps between arrivals are exponential, ``-ln(1 - u) / rate`` with ``u`` uniform in [0, 1), and
 request *i* of a phase is the same in an open and in a closed loop. Warm-up and measurement draw
 from streams of their own, so what is measured does not depend on how long the warm-up took.
-This module sends nothing and reads no clock.
 """
 
 from __future__ import annotations
@@ -16,25 +15,11 @@ from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import Any, Literal
 
-from masc_core.images import ImageFormat
+from server.bench.options import BenchOptions
 
 SEED_RANGE = 2**53  # every client can read such a number
 
 Phase = Literal["warm-up", "measured"]
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What all requests share; None leaves the choice to the service.
-
-    ``class_ids`` are what each request's class is drawn from.
-    """
-
-    class_ids: Sequence[int]
-    num_images: int = 1
-    format: ImageFormat = "png"
-    cfg_scale: float | None = None
-    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +28,23 @@ class Plan:
 
     Attributes
     ----------
-    seed : the same seed gives the same requests at the same times
-    warm_up : seconds of load before time 0, which are not measured
-    duration, requests : where the measured requests end; None is no limit
+    options : the seed, where warm-up and measurement end, and what every request asks for
+    class_ids : each request's class is drawn from these
     """
 
-    shape: Shape
-    seed: int = 0
-    warm_up: float = 0.0
-    duration: float | None = None
-    requests: int | None = None
+    options: BenchOptions
+    class_ids: Sequence[int]
 
     def bodies(self, phase: Phase) -> Iterator[bytes]:
-        """JSON of the requests of a phase: of the measured ones `requests`, else without end."""
-        return islice(self._bodies(phase), self.requests if phase == "measured" else None)
+        """JSON of the requests of a phase; only the measured ones end, after `requests`."""
+        return islice(self._bodies(phase), self.options.requests if phase == "measured" else None)
 
     def schedule(self, rate: float) -> Iterator[tuple[float, bytes]]:
         """Arrivals of an open loop: seconds, those of the warm-up negative, and what is sent."""
-        warm_up = self._timed(rate, "warm-up")
-        for at, body in takewhile(lambda arrival: arrival[0] < self.warm_up, warm_up):
-            yield at - self.warm_up, body
-        end = math.inf if self.duration is None else self.duration
+        options, warm_up = self.options, self._timed(rate, "warm-up")
+        for at, body in takewhile(lambda arrival: arrival[0] < options.warm_up, warm_up):
+            yield at - options.warm_up, body
+        end = math.inf if options.duration is None else options.duration
         measured = self._timed(rate, "measured")
         yield from takewhile(lambda arrival: arrival[0] < end, measured)
 
@@ -71,8 +52,8 @@ class Plan:
         return zip(self._arrivals(rate, phase), self.bodies(phase), strict=False)
 
     def _bodies(self, phase: Phase) -> Iterator[bytes]:
-        draw = _uniform(self.seed, phase, "requests")
-        classes, fields = self.shape.class_ids, self._common_fields()
+        draw = _uniform(self.options.seed, phase, "requests")
+        classes, fields = self.class_ids, self._common_fields()
         while True:
             class_id = classes[int(next(draw) * len(classes))]
             seed = int(next(draw) * SEED_RANGE)
@@ -80,14 +61,14 @@ class Plan:
 
     def _arrivals(self, rate: float, phase: Phase) -> Iterator[float]:
         at = 0.0
-        for u in _uniform(self.seed, phase, "arrivals"):
+        for u in _uniform(self.options.seed, phase, "arrivals"):
             at -= math.log1p(-u) / rate
             yield at
 
     def _common_fields(self) -> dict[str, Any]:
-        shape = self.shape
-        fields: dict[str, Any] = {"num_images": shape.num_images, "format": shape.format}
-        optional = {"cfg_scale": shape.cfg_scale, "model": shape.model}
+        options = self.options
+        fields: dict[str, Any] = {"num_images": options.num_images, "format": options.format}
+        optional = {"cfg_scale": options.cfg_scale, "model": options.model}
         return fields | {name: value for name, value in optional.items() if value is not None}
 
 

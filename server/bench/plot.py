@@ -1,7 +1,6 @@
 """Picture of a run: how long requests took by stage, and how it went over time.
 
 Every line has a pattern besides its colour. Equal runs give equal bytes.
-This module does not know how the load was made.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#5
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 DOTS_PER_INCH = 120
 
-FEWEST_BINS, MOST_BINS = 6, 60
+MIN_BINS, MAX_BINS = 6, 60
 REQUESTS_PER_BIN = 20
 MAX_DOTS = 5000
 LEAST_MS = 0.01  # zero has no place on a logarithmic axis
@@ -96,7 +95,7 @@ def _draw_rates(axes: Axes, report: Report, rows: Rows) -> None:
 
 
 def _edges(report: Report) -> Times:
-    bins = max(FEWEST_BINS, min(MOST_BINS, report.sent // REQUESTS_PER_BIN))
+    bins = max(MIN_BINS, min(MAX_BINS, report.sent // REQUESTS_PER_BIN))
     return np.linspace(0, max(report.seconds, 1e-3), bins + 1)
 
 

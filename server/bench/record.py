@@ -1,4 +1,4 @@
-"""The samples of a run, in a table that grows by 100 bytes a request, however long it lasts.
+"""The samples of a run, in a table that grows by 100 bytes per request.
 
 Requests of the warm-up are in the table as well, due before time 0: their answers may fall into the
 measured time and are part of the throughput then. All counters are of the measured requests alone.

@@ -1,8 +1,7 @@
-"""What a run measured, as a document that JSON holds and a table shows.
+"""The report of a run, as a JSON document.
 
-Latencies are of measured requests alone and count from the moment each was due. Throughput is what
-came back between time 0 and the end of the measured time, whenever it was sent.
-This module does not know how the load was made. All times are seconds.
+Latencies are those of measured requests, from the moment each was due. Throughput counts answers
+between time 0 and the end of the measured time, whenever they were requested. Times are seconds.
 """
 
 from __future__ import annotations
@@ -10,16 +9,49 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from server.bench.answer import STAGES
 from server.bench.options import BenchOptions
-from server.bench.percentiles import Percentiles
 from server.bench.record import Record, Rows
 from server.bench.sample import REJECTIONS, outcome_of
 from server.bench.service import ServiceInfo
+
+
+class Percentiles(BaseModel):
+    """How some times are distributed; seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, seconds: npt.NDArray[Any]) -> Percentiles | None:
+        """Describe times, those left out that are NaN; None if there are none."""
+        known = seconds[~np.isnan(seconds)]
+        if not len(known):
+            return None
+        p50, p90, p95, p99 = map(float, np.percentile(known, (50, 90, 95, 99)))
+        return cls(
+            count=len(known),
+            mean=float(known.mean()),
+            p50=p50,
+            p90=p90,
+            p95=p95,
+            p99=p99,
+            max=float(known.max()),
+        )
+
 
 SCHEMA_VERSION = 1
 MAX_SAMPLES = 10_000

@@ -1,6 +1,6 @@
-"""One run of ``masc bench``: ask the service what it is, load it, sum up, and write that down.
+"""One run of ``masc bench``: query the service, load it, make the report, and write it.
 
-A run that is broken off by Ctrl-C is summed up like any other, and says so.
+A run interrupted by Ctrl-C is reported like any other, and marked.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from masc_core.errors import ConfigError
-from masc_core.files import atomic_write
+from masc_core.io.files import atomic_write
 from server.bench.client import open_session
 from server.bench.load import Load
 from server.bench.options import BenchOptions
-from server.bench.plan import Plan, Shape
+from server.bench.plan import Plan
 from server.bench.record import Record
 from server.bench.report import Report, make_report
 from server.bench.sample import Target
@@ -44,19 +44,11 @@ def run_bench(
     ConfigError : nothing that can be measured is at that address
     """
     info, class_ids = asyncio.run(_ask(options, api_key))
-    plan = Plan(
-        shape=Shape(
-            class_ids, options.num_images, options.format, options.cfg_scale, options.model
-        ),
-        seed=options.seed,
-        warm_up=options.warm_up,
-        duration=options.duration,
-        requests=options.requests,
-    )
+    plan = Plan(options, class_ids)
     record, started, interrupted = Record(), datetime.now(UTC), False
     with watch(record):
         try:
-            asyncio.run(_load(options, api_key, plan, record))
+            asyncio.run(_load(plan, api_key, record))
         except KeyboardInterrupt:
             interrupted = True
     return make_report(options, info, record, started, interrupted=interrupted), record
@@ -102,9 +94,8 @@ async def _ask(options: BenchOptions, api_key: SecretStr | None) -> tuple[Servic
         return info, await service.class_ids(info.model, options.class_name)
 
 
-async def _load(
-    options: BenchOptions, api_key: SecretStr | None, plan: Plan, record: Record
-) -> None:
+async def _load(plan: Plan, api_key: SecretStr | None, record: Record) -> None:
+    options = plan.options
     async with open_session(options.timeout, api_key) as session:
         alone = options.num_images == 1
         target = Target(

@@ -1,7 +1,7 @@
-"""The service under test, asked before the load what it is, which model it serves, which classes.
+"""The service under test: its version, model and classes, queried before the load.
 
-Whatever is wrong with it is said in one line here, so that no load is sent where none belongs.
-This module reads only the fields that it needs, so that older and newer servers do as well.
+An unusable service is an error in one line before any load is sent. Only the fields that are needed
+are read, so older and newer servers work too.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from server.bench.options import BenchOptions
-from server.bench.percentiles import Percentiles
-from server.bench.report import Report
+from server.bench.report import Percentiles, Report
 
 MAX_REASONS = 5
 LATE = 0.01  # seconds at p99 from which the load generator's own lag deserves a word

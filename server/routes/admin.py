@@ -8,11 +8,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.responses import JSONResponse
 
-from server.auth import AdminDependency
-from server.front import FrontDependency
-from server.json_body import json_body
+from server.auth.keys import AdminDependency
+from server.intake.json_body import json_body
 from server.openapi import Responses, json_request, problems
 from server.schemas.activation import ActivateAnswer, ActivateBody
+from server.state import State
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/admin", tags=["admin"])
@@ -43,7 +43,7 @@ PROBLEMS = problems(
 )
 async def activate(
     name: str,
-    front: FrontDependency,
+    state: State,
     admin: AdminDependency,
     body: Annotated[ActivateBody, Depends(json_body(ActivateBody))],
 ) -> JSONResponse:
@@ -53,7 +53,7 @@ async def activate(
     are damaged, or that a worker cannot serve, is refused, and the old one goes on.
     """
     logger.info("%s activates %s %s", admin, name, body.version)
-    done = await front.activator.activate(name, body.version, body.wait_seconds)
+    done = await state.activator.activate(name, body.version, body.wait_seconds)
     answer = ActivateAnswer(
         model=name,
         version=body.version,

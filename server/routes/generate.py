@@ -7,15 +7,16 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from server.accept import EVENTS, MEDIA_TYPES, image_format, wants_events
-from server.answers import BINARY, IMAGE_HEADERS, image_response, json_response
-from server.auth import LimitedClientDependency
-from server.deadline import TimeoutHeader, time_limit
-from server.dispatch import admit, wait
-from server.front import FrontDependency
-from server.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
-from server.job_events import JobEvents
-from server.json_body import json_body
+from server.answers.event_stream import stream_generation
+from server.answers.images import BINARY, IMAGE_HEADERS, image_headers, json_response
+from server.answers.job import JobEvents
+from server.auth.keys import LimitedClientDependency
+from server.intake.accept import EVENTS, MEDIA_TYPES, image_format, wants_events
+from server.intake.dispatch import TimeoutHeader, admit, time_limit, wait_for_result
+from server.intake.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
+from server.intake.json_body import json_body
+from server.intake.resolve import resolve
+from server.middleware.tracing import stage
 from server.openapi import (
     STARTING,
     WAITING,
@@ -25,7 +26,6 @@ from server.openapi import (
     json_request,
     problems,
 )
-from server.resolve import resolve
 from server.schemas.event import EVENT_MODELS, EXAMPLE_EVENTS
 from server.schemas.generate import (
     EXAMPLE_ANSWER,
@@ -33,14 +33,13 @@ from server.schemas.generate import (
     GenerateAnswer,
     GenerateBody,
 )
-from server.streaming import stream_generation
-from server.tracing import stage
+from server.state import State
 from worker.jobs.job import Job
 
 router = APIRouter(tags=["images"])
 
 ENDPOINT = "/generate"
-ANSWER: Responses = {
+RESPONSE: Responses = {
     200: {
         "model": GenerateAnswer,
         "description": "The images; as a file if one was wanted and `Accept` asks for an image.",
@@ -63,12 +62,12 @@ EXAMPLES = {
 @router.post(
     ENDPOINT,
     summary="Generate images of a class",
-    responses=ANSWER | PROBLEMS,
+    responses=RESPONSE | PROBLEMS,
     openapi_extra=json_request(GenerateBody, EXAMPLES),
 )
 async def generate(
     request: Request,
-    front: FrontDependency,
+    state: State,
     client: LimitedClientDependency,
     body: Annotated[GenerateBody, Depends(json_body(GenerateBody))],
     given_seconds: TimeoutHeader = None,
@@ -82,11 +81,11 @@ async def generate(
     accept = ",".join(request.headers.getlist("accept"))
     streams = body.stream or wants_events(accept)
     file_wanted = image_format(accept)
-    with stage(front.metrics, request.scope, "admit"):
-        seconds = time_limit(given_seconds, front.settings.request_timeout)
-        resolved = resolve(body, await front.manifest(body.model), file_wanted or "png")
+    with stage(state.metrics, request.scope, "admit"):
+        seconds = time_limit(given_seconds, state.settings.request_timeout)
+        resolved = resolve(body, await state.manifest(body.model), file_wanted or "png")
         wanted = EVENTS if streams else file_wanted or ""
-        asked = Job(
+        new_job = Job(
             resolved,
             timeout=seconds,
             owner=client.name,
@@ -94,13 +93,15 @@ async def generate(
             previews=streams,
             idempotency=idempotency(key, ENDPOINT, body, wanted),
         )
-        job = await admit(front, asked, client.queue_share, request.scope)
+        job = await admit(state, new_job, client.queue_share, request.scope)
     if streams:
-        shown = JobEvents(job, entropies=body.entropies)
-        return stream_generation(front, request.scope, job, shown, seconds)
-    result = await wait(front, job, request.receive, seconds)
-    with stage(front.metrics, request.scope, "deliver"):
+        presenter = JobEvents(job, entropies=body.entropies)
+        return stream_generation(state, request.scope, job, presenter, seconds)
+    result = await wait_for_result(state, job, request.receive, seconds)
+    with stage(state.metrics, request.scope, "deliver"):
         file_format = job.request.format
         if file_wanted and len(result.images) == 1:
-            return image_response(result, 0, file_format, {"Vary": "Accept"})
+            headers_ = {**image_headers(result, 0), "Vary": "Accept"}
+            media_type = MEDIA_TYPES[file_format]
+            return Response(result.images[0].data, headers=headers_, media_type=media_type)
         return json_response(job.id, result, file_format, entropies=body.entropies)

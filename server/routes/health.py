@@ -10,16 +10,23 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 from masc_core.errors import CapacityError, QueueDownError
-from server.front import Front, FrontDependency
 from server.openapi import Responses, problems
-from server.schemas.health import Health, Readiness, Version, Worker
-from server.schemas.status import QueueState, Status, WorkerState
+from server.schemas.health import (
+    Health,
+    QueueState,
+    Readiness,
+    Status,
+    Version,
+    Worker,
+    WorkerState,
+)
+from server.state import AppState, State
 from worker.jobs.state import QueueStats
 
 router = APIRouter(tags=["operation"])
 
 PACKAGE = "masc"
-METRICS_ANSWER: Responses = {
+METRICS_RESPONSE: Responses = {
     200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": "masc_ready 1.0\n"}}}
 }
 
@@ -37,13 +44,13 @@ async def healthz() -> Health:
     summary="Whether images can be made",
     responses=problems("no-worker", "queue-down", "draining"),
 )
-async def readyz(front: FrontDependency) -> Readiness:
+async def readyz(state: State) -> Readiness:
     """Answer 200 once a worker has made a warm-up image with the default model."""
-    front.drain.check()
-    workers = await front.ready_workers(front.default_model)
+    state.drain.check()
+    workers = await state.ready_workers(state.default_model)
     return Readiness(
         status="ready",
-        model=front.default_model,
+        model=state.default_model,
         workers=[Worker(id=w.worker_id, version=w.version) for w in workers],
     )
 
@@ -52,17 +59,17 @@ async def readyz(front: FrontDependency) -> Readiness:
     "/metrics",
     summary="Metrics in the text format of Prometheus",
     response_class=Response,
-    responses=METRICS_ANSWER,
+    responses=METRICS_RESPONSE,
 )
-async def metrics(front: FrontDependency) -> Response:
+async def metrics(state: State) -> Response:
     """Everything that this process counts, and what the queue says of itself now.
 
     While the queue is down, `masc_queue_up` is 0 and its own figures are absent.
     """
-    ready, stats = await asyncio.gather(_is_ready(front), _stats(front))
-    front.metrics.ready.set(ready)
-    front.metrics.queue.stats = stats
-    content = generate_latest(front.metrics.registry)
+    ready, stats = await asyncio.gather(_is_ready(state), _stats(state))
+    state.metrics.ready.set(ready)
+    state.metrics.queue.stats = stats
+    content = generate_latest(state.metrics.registry)
     return Response(content, media_type=CONTENT_TYPE_LATEST)
 
 
@@ -73,17 +80,17 @@ async def version() -> Version:
 
 
 @router.get("/status", summary="How the service is at this moment")
-async def status(front: FrontDependency) -> Status:
+async def status(state: State) -> Status:
     """Tell what waits and runs, and how every worker is; for people and the page."""
-    stats = await _stats(front)
+    stats = await _stats(state)
     try:
-        workers = await front.queue.workers()
+        workers = await state.queue.workers()
     except QueueDownError:
         workers = []
     return Status(
         version=software_version(),
-        draining=front.drain.is_draining,
-        default_model=front.default_model,
+        draining=state.drain.is_draining,
+        default_model=state.default_model,
         queue=None if stats is None else _queue_state(stats),
         workers=[
             WorkerState(
@@ -113,18 +120,18 @@ def _queue_state(stats: QueueStats) -> QueueState:
     )
 
 
-async def _is_ready(front: Front) -> bool:
+async def _is_ready(state: AppState) -> bool:
     try:
-        front.drain.check()
-        await front.ready_workers(front.default_model)
+        state.drain.check()
+        await state.ready_workers(state.default_model)
     except CapacityError:
         return False
     return True
 
 
-async def _stats(front: Front) -> QueueStats | None:
+async def _stats(state: AppState) -> QueueStats | None:
     """State of the queue, None while it cannot be reached."""
     try:
-        return await front.queue.stats()
+        return await state.queue.stats()
     except QueueDownError:
         return None

@@ -9,25 +9,22 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from masc_core.errors import QueueDownError
-from server.accept import EVENTS, MEDIA_TYPES
-from server.answers import BINARY, IMAGE_HEADERS, etag_of, image_response
-from server.auth import ClientDependency, LimitedClientDependency
-from server.deadline import TimeoutHeader, time_limit
-from server.dispatch import admit
-from server.event_stream import EventStream
-from server.following import follow
-from server.front import FrontDependency
-from server.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
-from server.job_answer import job_answer, outcome_of, own_job
-from server.job_events import EVENT_ID, Cursor, JobEvents
-from server.json_body import json_body
+from server.answers.event_stream import EventStream, sse_events
+from server.answers.images import BINARY, IMAGE_HEADERS, cached_response, image_headers
+from server.answers.job import EVENT_ID, Cursor, JobEvents, job_answer, job_outcome, own_job_status
+from server.answers.job_updates import job_updates
+from server.auth.keys import ClientDependency, LimitedClientDependency
+from server.intake.accept import EVENTS, MEDIA_TYPES
+from server.intake.dispatch import TimeoutHeader, admit, time_limit
+from server.intake.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
+from server.intake.json_body import json_body
+from server.intake.resolve import resolve
+from server.middleware.tracing import stage
 from server.openapi import STARTING, Responses, event_stream, headers, json_request, problems
-from server.resolve import resolve
 from server.routes.generate import EXAMPLES as GENERATE_EXAMPLES
 from server.schemas.event import EVENT_MODELS, EXAMPLE_EVENTS
 from server.schemas.job import EXAMPLE_JOB, JobAnswer, JobBody
-from server.streaming import shown
-from server.tracing import stage
+from server.state import State
 from worker.jobs.job import Job
 from worker.jobs.outcome import JobResult
 from worker.jobs.state import JobStatus
@@ -58,7 +55,7 @@ ACCEPTED: Responses = {
         "headers": headers({"Location": "Path of the job.", **REPLAY_HEADER}),
     }
 }
-FOUND: Responses = {200: {"model": JobAnswer, "content": JOB}}
+JOB_RESPONSE: Responses = {200: {"model": JobAnswer, "content": JOB}}
 IMAGE: Responses = {
     200: {
         "description": "The file.",
@@ -67,61 +64,63 @@ IMAGE: Responses = {
     },
     304: {"description": "The file with this `ETag` is the right one."},
 }
-TOLD: Responses = {
+STREAMED: Responses = {
     200: {
         "description": "The events, up to the last one.",
         "content": {EVENTS: event_stream(EVENT_MODELS, EXAMPLE_EVENTS)},
     },
     204: {"description": "There is nothing behind the last event; do not come back."},
 }
-REFUSALS = problems(*STARTING)
-LOST = problems("no-key", "unknown-job", "result-gone", "invalid", "queue-down")
+SUBMIT_PROBLEMS = problems(*STARTING)
+PROBLEMS = problems("no-key", "unknown-job", "result-gone", "invalid", "queue-down")
 
 
 @router.post(
     "",
     status_code=202,
     summary="Generate images later",
-    responses=ACCEPTED | REFUSALS,
+    responses=ACCEPTED | SUBMIT_PROBLEMS,
     openapi_extra=json_request(
         JobBody, {name: GENERATE_EXAMPLES[name] for name in ("by name", "by id")}
     ),
 )
 async def submit(
     request: Request,
-    front: FrontDependency,
+    state: State,
     client: LimitedClientDependency,
     body: Annotated[JobBody, Depends(json_body(JobBody))],
     given_seconds: TimeoutHeader = None,
     key: IdempotencyKey = None,
 ) -> Response:
     """Put a job into the queue, and leave it there."""
-    with stage(front.metrics, request.scope, "admit"):
-        asked = Job(
-            resolve(body, await front.manifest(body.model), "png"),
-            timeout=time_limit(given_seconds, front.settings.job_timeout),
+    with stage(state.metrics, request.scope, "admit"):
+        new_job = Job(
+            resolve(body, await state.manifest(body.model), "png"),
+            timeout=time_limit(given_seconds, state.settings.job_timeout),
             owner=client.name,
             keep=True,
             previews=body.previews,
             idempotency=idempotency(key, router.prefix, body, ""),
         )
-        job = await admit(front, asked, client.queue_share, request.scope)
+        job = await admit(state, new_job, client.queue_share, request.scope)
     try:
-        status = await front.queue.status(job.id)
-        answer = await job_answer(front.queue, status, entropies=False)
+        status = await state.queue.status(job.id)
+        answer = await job_answer(state.queue, status, entropies=False)
     except QueueDownError:  # it has been accepted all the same, and can be asked for later
         unknown = JobStatus(job, "waiting", None, 0)
-        answer = await job_answer(front.queue, unknown, entropies=False)
+        answer = await job_answer(state.queue, unknown, entropies=False)
     return _document(answer, 202, {"Location": f"{router.prefix}/{job.id}"})
 
 
-@router.get("/{id}", summary="Where a job is, and what has come of it", responses=FOUND | LOST)
+@router.get(
+    "/{id}", summary="Where a job is, and what has come of it", responses=JOB_RESPONSE | PROBLEMS
+)
 async def look(
-    job_id: JobId, front: FrontDependency, client: ClientDependency, *, entropies: Entropies = False
+    job_id: JobId, state: State, client: ClientDependency, *, entropies: Entropies = False
 ) -> Response:
     """Tell how many jobs are ahead of it, or how it ended; its images are fetched one by one."""
-    status = await own_job(front.queue, client, job_id)
-    return _document(await job_answer(front.queue, status, entropies=entropies))
+    status = await own_job_status(state.queue, client, job_id)
+    return _document(await job_answer(state.queue, status, entropies=entropies))
 
 
 @router.delete(
@@ -130,45 +129,47 @@ async def look(
     summary="Cancel a job",
     responses=problems("no-key", "unknown-job", "invalid", "queue-down"),
 )
-async def cancel(job_id: JobId, front: FrontDependency, client: ClientDependency) -> None:
+async def cancel(job_id: JobId, state: State, client: ClientDependency) -> None:
     """End a job that waits or runs; one that has ended stays as it is."""
-    await own_job(front.queue, client, job_id)
-    await front.queue.cancel(job_id)
+    await own_job_status(state.queue, client, job_id)
+    await state.queue.cancel(job_id)
 
 
 @router.get(
     "/{id}/images/{index}",
     summary="An image of a job",
     response_class=Response,
-    responses=IMAGE | LOST,
+    responses=IMAGE | PROBLEMS,
 )
 async def image(
     request: Request,
     job_id: JobId,
     index: Annotated[int, Path(ge=0, description="Which one, from 0.")],
-    front: FrontDependency,
+    state: State,
     client: ClientDependency,
 ) -> Response:
     """Fetch the file; there is none before the job has ended well."""
-    status = await own_job(front.queue, client, job_id)
-    result = await outcome_of(front.queue, status)
+    status = await own_job_status(state.queue, client, job_id)
+    result = await job_outcome(state.queue, status)
     if not isinstance(result, JobResult):
         raise HTTPException(404, f"the job has no images: its state is {status.state!r}")
     if index >= len(result.images):
         raise HTTPException(404, f"the job has images 0 to {len(result.images) - 1}")
-    cached = {"ETag": etag_of(result.images[index].data), "Cache-Control": "private, no-cache"}
-    if cached["ETag"] in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=cached)
-    return image_response(result, index, status.job.request.format, cached)
+    media_type = MEDIA_TYPES[status.job.request.format]
+    headers_, data = image_headers(result, index), result.images[index].data
+    return cached_response(request, data, media_type, "private, no-cache", headers_)
 
 
 @router.get(
-    "/{id}/events", summary="A job as it goes", response_class=Response, responses=TOLD | LOST
+    "/{id}/events",
+    summary="A job as it goes",
+    response_class=Response,
+    responses=STREAMED | PROBLEMS,
 )
 async def events(
     request: Request,
     job_id: JobId,
-    front: FrontDependency,
+    state: State,
     client: ClientDependency,
     last_id: LastEventId = None,
     last_event_id: LastEventQuery = None,
@@ -180,13 +181,13 @@ async def events(
     Who comes back behind an event gets exactly the rest. Going away does not end the job.
     """
     await request.body()  # so that what comes next is the client's going away
-    status = await own_job(front.queue, client, job_id)
-    await outcome_of(front.queue, status)  # what is kept no longer is no stream
+    status = await own_job_status(state.queue, client, job_id)
+    await job_outcome(state.queue, status)  # what is kept no longer is no stream
     cursor = Cursor.behind(last_id or last_event_id or "")
     if cursor.is_at_end:
         return Response(status_code=204)
     presenter = JobEvents(status.job, entropies=entropies, first_image=cursor.images)
-    return EventStream(shown(follow(front.queue, job_id, cursor.after), presenter))
+    return EventStream(sse_events(job_updates(state.queue, job_id, cursor.after), presenter))
 
 
 def _document(answer: JobAnswer, status: int = 200, more: dict[str, str] | None = None) -> Response:

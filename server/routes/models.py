@@ -7,28 +7,28 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fastapi import APIRouter
 
+from masc_core.bundle.manifest import Manifest
 from masc_core.errors import ArtifactError
-from masc_core.manifest import Manifest
-from server.front import Front, FrontDependency
-from server.gallery import has_codebook
+from server.codebook_view.cache import has_codebook
 from server.openapi import problems
 from server.schemas.model import ClassEntry, ClassList, Defaults, ModelList, ModelSummary
+from server.state import AppState, State
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["models"])
 
 
 @router.get("/models", summary="The models of this service")
-async def models(front: FrontDependency) -> ModelList:
+async def models(state: State) -> ModelList:
     """Every model, in the version that workers serve, or else in its active one.
 
     One whose files are damaged is left out.
     """
-    served = await front.served()
+    served = await state.served()
     return ModelList(
         models=[
-            summary(front, manifest, ready=manifest.name in served)
-            for manifest in _manifests(front, served)
+            summary(state, manifest, ready=manifest.name in served)
+            for manifest in _manifests(state, served)
         ]
     )
 
@@ -38,9 +38,9 @@ async def models(front: FrontDependency) -> ModelList:
     summary="The classes of a model",
     responses=problems("unknown-model"),
 )
-async def classes(name: str, front: FrontDependency) -> ClassList:
+async def classes(name: str, state: State) -> ClassList:
     """Ids and names of the classes, in the order of their ids."""
-    manifest = await front.manifest(name)
+    manifest = await state.manifest(name)
     return ClassList(
         model=manifest.name,
         version=manifest.version,
@@ -48,12 +48,12 @@ async def classes(name: str, front: FrontDependency) -> ClassList:
     )
 
 
-def summary(front: Front, manifest: Manifest, *, ready: bool) -> ModelSummary:
+def summary(state: AppState, manifest: Manifest, *, ready: bool) -> ModelSummary:
     """Shorten a manifest to what a client needs."""
     return ModelSummary(
         name=manifest.name,
         version=manifest.version,
-        default=manifest.name == front.default_model,
+        default=manifest.name == state.default_model,
         ready=ready,
         weights_sha256=manifest.weights_sha256,
         num_classes=len(manifest.class_names),
@@ -63,20 +63,20 @@ def summary(front: Front, manifest: Manifest, *, ready: bool) -> ModelSummary:
         image_size=manifest.image_size,
         decodings=list(manifest.decodings),
         defaults=Defaults(**manifest.defaults.model_dump()),
-        has_thumbnails=front.gallery.has_thumbnails(manifest),
+        has_thumbnails=state.codebook_cache.has_thumbnails(manifest),
         has_codebook=has_codebook(manifest),
         metrics=manifest.metrics,
     )
 
 
-def _manifests(front: Front, served: Mapping[str, Sequence[str]]) -> Iterator[Manifest]:
+def _manifests(state: AppState, served: Mapping[str, Sequence[str]]) -> Iterator[Manifest]:
     try:
-        active = front.registry.models()
+        active = state.registry.models()
     except ArtifactError as error:  # what workers serve is not concerned
         logger.warning("%s", error)
         active = ()
     for name in sorted({*active, *served}):
         try:
-            yield front.version_of(name, served)
+            yield state.version_of(name, served)
         except ArtifactError as error:
             logger.warning("model %s is left out: %s", name, error)

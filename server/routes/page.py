@@ -1,13 +1,12 @@
-"""The page for people, served from memory with an ETag.
+"""The page for people, served from memory.
 
-Only the files that are in ``server/static`` at the first request exist; a path is looked up among
-their names, so none leads out of the folder.
+A name is looked up among those of ``server/static``, so no path leads out of the folder. An ETag is
+that of the content, the same at every replica; Starlette's ``StaticFiles`` takes the file's time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from server.answers import etag_of
+from server.answers.images import cached_response
 
 STATIC = Path(__file__).parents[1] / "static"
 MEDIA_TYPES = {
@@ -28,25 +27,9 @@ MEDIA_TYPES = {
 router = APIRouter(include_in_schema=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Asset:
-    """One file of the page."""
-
-    content: bytes
-    media_type: str
-    etag: str
-
-    @classmethod
-    def read(cls, path: Path) -> Asset:
-        """Read a file and derive its ETag from its content."""
-        content = path.read_bytes()
-        return cls(content, MEDIA_TYPES[path.suffix], etag_of(content))
-
-
 @cache
-def assets() -> Mapping[str, Asset]:
-    """Every file of the page by its name."""
-    return {path.name: Asset.read(path) for path in STATIC.iterdir() if path.suffix in MEDIA_TYPES}
+def _files() -> Mapping[str, bytes]:
+    return {path.name: path.read_bytes() for path in STATIC.iterdir() if path.suffix in MEDIA_TYPES}
 
 
 @router.head("/")
@@ -64,11 +47,8 @@ async def static(name: str, request: Request) -> Response:
 
 
 def _serve(name: str, request: Request) -> Response:
-    asset = assets().get(name)
-    if asset is None:
+    content = _files().get(name)
+    if content is None:
         raise HTTPException(404, f"there is no file {name!r}")
     # Names stay the same from version to version, so a browser asks each time and mostly gets 304.
-    headers = {"ETag": asset.etag, "Cache-Control": "no-cache"}
-    if asset.etag in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
-    return Response(asset.content, headers=headers, media_type=asset.media_type)
+    return cached_response(request, content, MEDIA_TYPES[Path(name).suffix], "no-cache")

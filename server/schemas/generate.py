@@ -2,7 +2,6 @@
 
 Requests are strict: no field is unknown, no number comes as a string or a boolean. A field of a
 request that is absent or null takes its default.
-This module does not know the models; what depends on one is checked in `server.resolve`.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from masc_core.bundle.manifest import Decoding
 from masc_core.images import ImageFormat
-from masc_core.manifest import Decoding
 from server.schemas.generate import ImagesBody
 from server.schemas.image import ImageFacts, ModelVersion, Stages
 from server.schemas.problem import Problem

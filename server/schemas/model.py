@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from masc_core.manifest import Decoding
+from masc_core.bundle.manifest import Decoding
 
 
 class Defaults(BaseModel):

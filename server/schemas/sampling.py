@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from masc_core.manifest import Decoding
+from masc_core.bundle.manifest import Decoding
 from worker.jobs.job import MAX_SEED
 
 MAX_TEMPERATURE = 10.0

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from masc_core.files import atomic_write
+from masc_core.io.files import atomic_write
 from tests.command_line import ROOT
 from tests.compose.containers import (
     SERVICE,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from masc_core import manifest as bundle
-from masc_core.codebook_files import PATCHES_FILE, TREE_FILE
+from masc_core.bundle import manifest as bundle
+from masc_core.bundle.codebook_view import PATCHES_FILE, TREE_FILE
 from server import openapi
-from server.problems import KINDS
+from server.errors import PROBLEM_TYPES
 from server.schemas.event import EVENT_MODELS
 from server.schemas.generate import GenerateBody
 from tests.command_line import ROOT
@@ -45,7 +45,7 @@ def test_every_problem_is_told_with_its_status() -> None:
         for cells in HTTP.rows("type", "status")
         for slug in INLINE.findall(cells[0])
     }
-    assert written == {(kind.slug, kind.status) for kind in KINDS.values()}
+    assert written == {(kind.slug, kind.status) for kind in PROBLEM_TYPES.values()}
 
 
 def test_every_route_is_told(own_service: Service) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.device import choose_dtype
 from masc_core.generation.generate import generate
-from masc_core.image_spec import ImageSpec
 from masc_core.images import encode_image
+from masc_core.sampling.params import SamplingParams
 
 AT_ONCE = 16
 
@@ -76,10 +76,10 @@ class Oracle:
         return [[next(images) for _ in range(body["num_images"])] for body in bodies]
 
 
-def specs_of(body: Body) -> list[ImageSpec]:
+def specs_of(body: Body) -> list[SamplingParams]:
     """One an image."""
     return [
-        ImageSpec(
+        SamplingParams(
             class_id=body["class_id"],
             cfg_scale=body["cfg_scale"],
             seed=body["seed"] + i,

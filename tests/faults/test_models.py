@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.api_keys import hash_key
+from server.auth.api_keys import hash_key
 from tests.faults.bodies import Body, Oracle, files_of, some_requests
 from tests.faults.client import Client
 from tests.faults.cluster import Cluster

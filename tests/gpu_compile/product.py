@@ -10,15 +10,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from masc_core.device import keep_float32
 from masc_core.generation.slots import StepShape
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.gpu_decoder import compile_decoder
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.prior import ClusterMap
+from masc_core.sampling.in_cluster import InClusterDecoder
 from tests.gpu_compile.gpu import DEVICE
 from worker.engine.cuda_graphs import GraphBatch
 
@@ -86,13 +88,15 @@ class Recorded:
 
 
 def decode_images(batch: int) -> None:
-    """Compile and call the decoder of VQ-16 on a batch of codes."""
+    """Compile and call the decoder of VQ-16 on a batch of codes, as `GPUDecoder` does."""
     with torch.device(DEVICE):
         tokenizer = VQModel(VQConfig()).eval().requires_grad_(False)
         codes = torch.zeros(batch, POSITIONS, dtype=torch.int64)
     keep_float32()  # as a worker does
+    convert_conv2d_weight_memory_format(tokenizer.decoder, torch.channels_last)
     with torch.inference_mode():
-        torch.compile(tokenizer.decode_codes, fullgraph=True)(codes, 16)
+        latents = tokenizer.latents(codes, 16).to(memory_format=torch.channels_last)
+        compile_decoder(tokenizer.decoder)(latents)
 
 
 def _model(sizes: Sizes) -> tuple[GPT, InClusterDecoder]:

@@ -24,9 +24,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
+from training.loop.distributed import Ranks
 from training.loop.parallel import compile_each, shard
-from training.loop.ranks import Ranks
-from training.transformer.objective import NextCluster, NextClusterInChunks
+from training.losses.transformer import NextCluster, NextClusterInChunks
 
 BATCH, LAYERS, RANKS = 32, 2, 8
 

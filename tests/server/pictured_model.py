@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from masc_core.codebook_files import CodebookFiles
-from masc_core.files import sha256_file
+from masc_core.bundle.codebook_view import CodebookFiles
+from masc_core.bundle.manifest import PRIOR_FILE, SAMPLES_FILE, Manifest, write_manifest
 from masc_core.images import Pixels, contact_sheet
-from masc_core.manifest import PRIOR_FILE, SAMPLES_FILE, Manifest, write_manifest
+from masc_core.io.files import sha256_file
 from masc_core.prior import ClusterMap
 from masc_core.semantic_tree import SemanticTree
 from tests.prior_trees import random_patches, random_tree

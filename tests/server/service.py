@@ -13,7 +13,7 @@ import io
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,8 +21,8 @@ import httpx
 from PIL import Image, ImageDraw
 from prometheus_client import CollectorRegistry, generate_latest
 
-from masc_core.active_version import CURRENT_FILE
-from masc_core.manifest import (
+from masc_core.bundle.active_version import CURRENT_FILE
+from masc_core.bundle.manifest import (
     COUNTS_FILE,
     REFINER_FILE,
     REQUIRED_FILES,
@@ -34,7 +34,7 @@ from masc_core.manifest import (
     VQSection,
     write_manifest,
 )
-from masc_core.registry import Registry
+from masc_core.bundle.registry import Registry
 from server.app import create_app
 from server.settings import ServerSettings
 from worker.jobs.event import Preview, Progress, Started
@@ -186,16 +186,24 @@ class Service:
     ----------
     root : where its models are written
     working : whether a worker runs, and has announced itself
+    clock : the queue's
     settings : what differs from the defaults
     """
 
-    def __init__(self, root: Path, *, working: bool = True, **settings: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        working: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        **settings: Any,
+    ) -> None:
         self.root = root / "models"
         if not self.root.exists():
             write_model(self.root)
         self.settings = ServerSettings(models_dir=self.root, **settings)
         self.queue = MemoryQueue(
-            QueueLimits(self.settings.max_queue, result_seconds=self.settings.result_seconds)
+            QueueLimits(self.settings.max_queue, result_seconds=self.settings.result_seconds), clock
         )
         self.registry = CollectorRegistry()
         self.app = create_app(self.settings, self.queue, Registry(self.root), self.registry)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from masc_core.bundle.manifest import MANIFEST_FILE
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.manifest import MANIFEST_FILE
-from server.security import HEADERS
+from server.middleware.security import HEADERS
 from tests.server.service import Service, assert_problem, write_model
 
 

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from starlette.types import Message, Receive, Scope, Send
 
-from server.metrics import MeasureRequests, ServerMetrics, outcome_of, settle
+from server.metrics import MeasureRequests, ServerMetrics, request_outcome, set_final_status
 from tests.server.service import Service
 from worker.jobs.outcome import JobFailure
 from worker.jobs.stages import stage_histogram
@@ -34,8 +34,8 @@ REQUESTS = "masc_requests_total"
         (504, "timeout"),
     ],
 )
-def test_outcome_of(status: int, outcome: str) -> None:
-    assert outcome_of(status) == outcome
+def test_request_outcome(status: int, outcome: str) -> None:
+    assert request_outcome(status) == outcome
 
 
 def test_requests_are_counted_by_route_and_outcome(own_service: Service) -> None:
@@ -140,7 +140,7 @@ def test_a_request_may_end_otherwise_than_its_answer_began() -> None:
 
     async def application(scope: Scope, _: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200})
-        settle(scope, 504)
+        set_final_status(scope, 504)
 
     async def ignore(_: object = None) -> Message:
         return {}

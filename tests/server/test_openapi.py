@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from masc_core.registry import Registry
+from masc_core.bundle.registry import Registry
+from server.openai.schemas import OpenAIAnswer, OpenAIErrorAnswer
 from server.openapi import SAMPLES, problems
 from server.schemas.generate import GenerateAnswer
-from server.schemas.openai import OpenAIAnswer, OpenAIErrorAnswer
 from server.schemas.problem import Problem
 from tests.server.service import Service
 from tests.server.sse import read_events
@@ -186,3 +186,9 @@ def test_samples_of_one_status_share_a_response() -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_samples_are_documents_of_their_status(name: str) -> None:
     assert SAMPLES[name].document()["status"] == SAMPLES[name].status
+
+
+def test_it_is_built_once(own_service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = own_service.get("/openapi.json")
+    monkeypatch.setattr(own_service.app, "openapi", lambda: pytest.fail("was built again"))
+    assert own_service.get("/openapi.json").text == first.text

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import pytest
 from prometheus_client import CollectorRegistry
 
+from masc_core.bundle.registry import Registry
 from masc_core.errors import QueueDownError
-from masc_core.registry import Registry
 from server.app import create_app
 from tests.server.service import Service, assert_problem
 from worker.jobs.event import NumberedEvent

@@ -11,12 +11,12 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from masc_core.registry import Registry
+from masc_core.bundle.registry import Registry
 from server.app import create_app
 from server.settings import ServerSettings
+from tests.server.intake.test_dispatch import until
 from tests.server.service import GRID, Painter, draw, write_model
 from tests.server.sse import Event, read_events
-from tests.server.test_dispatch import until
 from worker.jobs.limits import QueueLimits
 from worker.jobs.redis.queue import RedisQueue
 from worker.jobs.state import WorkerStatus

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.stages import through_prior
+from tests.training.stage_configs import through_prior
 from tests.training.tiny_codes import write_inputs
 
 

@@ -16,7 +16,7 @@ import torch
 from masc_core.errors import MascError
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["training.transformer.train"])
+_SERVER.set_forkserver_preload(["training.stages.transformer"])
 SECONDS = 60.0
 
 

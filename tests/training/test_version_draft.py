@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from masc_core.bundle import load_bundle
-from masc_core.registry import Registry
+from masc_core.bundle.read import load_bundle
+from masc_core.bundle.registry import Registry
 from tests.tiny_bundle import tiny_card, tiny_parts
 from training.version_draft import VersionDraft, draft_version, next_version
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle.read import Bundle, load_bundle
 from tests.tiny_bundle import save_tiny_bundle
 
 

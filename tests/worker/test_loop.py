@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.errors import ConfigError, NonFiniteError, QueueDownError
 from masc_core.generation.generate import generate
 from masc_core.images import ImageFormat
@@ -31,13 +31,12 @@ from tests.worker.tiny_worker import (
     submit,
 )
 from worker.engine.engine import Engine
-from worker.engine.request import ImageTask
-from worker.engine.request import Outcome as EngineOutcome
+from worker.engine.request import EngineOutput, ImageTask
+from worker.job_run import image_spec
 from worker.jobs.job import MAX_SEED, GenerationRequest, Lease
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobFailure, JobResult, Outcome
 from worker.jobs.queue import JobReport
-from worker.running_job import image_spec
 
 # One of each kind, so that the batch around a request is as mixed as it gets.
 OTHERS = [
@@ -143,13 +142,13 @@ def test_a_job_that_is_given_up_after_its_first_part_takes_no_more_steps(bundle:
     for _ in range(GRID**2 + 1):
         loop.step()
     assert len(engine.batches) == GRID**2 + 1
-    assert len(loop._lanes.newest._backlog) == 12
+    assert len(loop._versions.newest._backlog) == 12
     asyncio.run(queue.cancel(given_up))
     loop.step()
     assert len(engine.batches) == GRID**2 + 1
     assert engine.free_rows == 4
     assert loop.is_idle
-    assert not loop._lanes.newest._backlog
+    assert not loop._versions.newest._backlog
     assert asyncio.run(queue.stats()).drain_rate == 0.0  # no job was done
 
     asyncio.run(submit(queue, [REQUEST]))
@@ -239,7 +238,7 @@ def test_an_image_that_cannot_be_encoded_fails_its_job_alone(bundle: Bundle) -> 
 class FaultyEngine(Engine):
     """Cannot run a batch that holds class 4, for a reason that nobody foresaw."""
 
-    def step(self) -> Sequence[EngineOutcome]:
+    def step(self) -> Sequence[EngineOutput]:
         if any(task.spec.class_id == 4 for task in self.tasks):
             raise RuntimeError("out of memory")
         return super().step()
@@ -259,7 +258,7 @@ def test_a_stopped_worker_finishes_what_it_claimed_and_claims_nothing_new(bundle
     class StoppingEngine(Engine):
         """Stops its loop in the middle of the first job."""
 
-        def step(self) -> Sequence[EngineOutcome]:
+        def step(self) -> Sequence[EngineOutput]:
             if all(task.job_id != "warm-up" for task in self.tasks):
                 loop.stop()
             return super().step()

@@ -10,7 +10,7 @@ from types import UnionType
 
 import pytest
 
-from masc_core.bundle import Bundle
+from masc_core.bundle.read import Bundle
 from masc_core.errors import EngineError, QueueDownError
 from masc_core.images import ImageFormat, Pixels, encode_image
 from tests.clock import Clock
@@ -28,11 +28,9 @@ from tests.worker.tiny_worker import (
     running,
     submit,
 )
-from worker import lane as lane_module
 from worker import queue_client as client_module
 from worker.engine.engine import Engine
-from worker.engine.request import Outcome as EngineOutcome
-from worker.engine.request import TaskKey
+from worker.engine.request import EngineOutput, TaskKey
 from worker.jobs.event import Event, Preview, Progress, Started
 from worker.jobs.job import Job, Lease
 from worker.jobs.limits import QueueLimits
@@ -40,9 +38,10 @@ from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import EXPIRED, Outcome
 from worker.jobs.queue import JobReport
 from worker.jobs.state import WorkerStatus
-from worker.lane import WARM_UP
 from worker.loop import WorkerLoop
-from worker.previews import PreviewBudget
+from worker.model import loaded_model as lane_module
+from worker.model.loaded_model import WARM_UP
+from worker.model.previews import PreviewBudget
 
 L = GRID**2
 
@@ -78,7 +77,7 @@ class StoppingEngine(Engine):
 
     num_steps = 0
 
-    def step(self) -> Sequence[EngineOutcome]:
+    def step(self) -> Sequence[EngineOutput]:
         if all(task.job_id != WARM_UP for task in self.tasks):
             self.num_steps += 1
             if self.num_steps == 2:
@@ -177,7 +176,7 @@ def test_a_job_that_comes_back_to_the_worker_that_lost_it_is_done_once(
 class BrokenEngine(Engine):
     """Makes the warm-up image, and nothing else."""
 
-    def step(self) -> Sequence[EngineOutcome]:
+    def step(self) -> Sequence[EngineOutput]:
         if any(task.job_id != WARM_UP for task in self.tasks):
             raise RuntimeError("out of memory")
         return super().step()
@@ -198,7 +197,7 @@ def test_a_worker_whose_engine_fails_again_and_again_ends_and_says_so(bundle: Bu
 
 def test_errors_with_images_between_them_do_not_end_the_worker(bundle: Bundle) -> None:
     class PoisonedEngine(Engine):
-        def step(self) -> Sequence[EngineOutcome]:
+        def step(self) -> Sequence[EngineOutput]:
             if any(task.spec.class_id == 4 for task in self.tasks):
                 raise RuntimeError("out of memory")
             return super().step()

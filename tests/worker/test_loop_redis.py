@@ -11,12 +11,12 @@ from itertools import pairwise
 
 import pytest
 
-from masc_core.bundle import Bundle
+from masc_core.bundle.read import Bundle
 from tests.redis_server import RedisServer
 from tests.tiny_bundle import GRID
 from tests.worker.tiny_worker import REQUEST, engine_of, expected, images, make_loop, running
 from worker.engine.engine import Engine
-from worker.engine.request import Outcome as EngineOutcome
+from worker.engine.request import EngineOutput
 from worker.jobs.event import Event, Preview, Progress, Started
 from worker.jobs.job import Job, Lease
 from worker.jobs.limits import QueueLimits
@@ -24,7 +24,7 @@ from worker.jobs.outcome import Outcome
 from worker.jobs.queue import JobReport
 from worker.jobs.redis.connection import ANSWER_SECONDS
 from worker.jobs.redis.queue import RedisQueue
-from worker.lane import WARM_UP
+from worker.model.loaded_model import WARM_UP
 
 LIMITS = QueueLimits()
 L = GRID**2
@@ -55,7 +55,7 @@ class CountingQueue(RedisQueue):
 class ServingEngine(Engine):
     """Remembers when it made a step that was not of the warm-up, and calls back in each."""
 
-    def step(self) -> Sequence[EngineOutcome]:
+    def step(self) -> Sequence[EngineOutput]:
         if all(task.job_id != WARM_UP for task in self.tasks):
             self.times = [*getattr(self, "times", []), time.monotonic()]
             self.in_step(len(self.times))

@@ -13,32 +13,32 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-import worker.lanes
-import worker.successor
-from masc_core.bundle import Bundle, load_bundle
-from masc_core.manifest import TRANSFORMER_FILE
-from masc_core.registry import Registry
+import worker.model.reloader
+import worker.model.versions
+from masc_core.bundle.manifest import TRANSFORMER_FILE
+from masc_core.bundle.read import Bundle, load_bundle
+from masc_core.bundle.registry import Registry
 from tests.tiny_bundle import CLASS_NAMES, GRID, save_tiny_bundle, spoil
 from tests.worker.tiny_worker import (
     REQUEST,
     expected,
     failure,
     images,
-    make_lane,
+    make_loaded,
     outcomes,
     running,
     submit,
 )
 from worker.engine.engine import Engine
-from worker.engine.request import Outcome as EngineOutcome
+from worker.engine.request import EngineOutput
 from worker.jobs.job import GenerationRequest
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobResult
 from worker.jobs.state import WorkerStatus
-from worker.lane import Lane
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
-from worker.successor import Successor
+from worker.model.loaded_model import LoadedModel
+from worker.model.reloader import ModelReloader
 
 FOR_1 = replace(REQUEST, version="1", class_name=CLASS_NAMES[REQUEST.class_id])
 FOR_2 = replace(FOR_1, version="2")
@@ -53,22 +53,22 @@ class Service:
         self.models = Registry(root)
         self.queue = MemoryQueue()
         self.metrics_registry = CollectorRegistry()
-        self.made: list[Lane] = []
+        self.made: list[LoadedModel] = []
         self._capacity, self._engine = capacity, engine
-        self.successor = Successor(self.models, "tiny", "1", self._load)
+        self.reloader = ModelReloader(self.models, "tiny", "1", self._load)
         self.loop = WorkerLoop(
             self.queue,
             self._load(root / "tiny" / "1"),
             WorkerMetrics(self.metrics_registry),
             "w1",
-            successor=self.successor,
+            reloader=self.reloader,
         )
         self.loop.warm_up()
 
     def activate(self, version: str) -> None:
         """Activate a version, whatever is wrong with it, and let the worker look."""
         (self.models.root / "tiny" / "current").write_text(version)
-        self.successor.look()
+        self.reloader.check()
 
     def bundle(self, version: str) -> Bundle:
         return load_bundle(self.models.root / "tiny" / version)
@@ -96,8 +96,8 @@ class Service:
     def depth(self) -> int:
         return asyncio.run(self.queue.stats()).depth
 
-    def _load(self, folder: Path) -> Lane:
-        self.made.append(make_lane(load_bundle(folder), self._capacity, self._engine))
+    def _load(self, folder: Path) -> LoadedModel:
+        self.made.append(make_loaded(load_bundle(folder), self._capacity, self._engine))
         return self.made[-1]
 
 
@@ -136,15 +136,15 @@ def test_what_runs_finishes_on_the_old_version_and_new_jobs_go_to_the_new_one(
 def test_an_old_version_goes_when_it_has_nothing_to_do_and_the_new_one_takes_its_jobs(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.lanes, "RETIRE_SECONDS", 0.0)
+    monkeypatch.setattr(worker.model.versions, "RETIRE_SECONDS", 0.0)
     running_job = service.submit(FOR_1)
     service.turn(GRID)
     service.activate("2")
     service.turn()
-    assert len(list(service.loop._lanes)) == 2
+    assert len(list(service.loop._versions)) == 2
     service.results(running_job)
     service.turn()
-    assert list(service.loop._lanes) == [service.made[1]]
+    assert list(service.loop._versions) == [service.made[1]]
     old = service.made.pop(0)
     assert old._pool._shutdown
     weights = weakref.ref(old.bundle.model)
@@ -213,7 +213,7 @@ def test_the_way_back_is_the_same(service: Service) -> None:
 class PickyEngine(Engine):
     """Cannot run class 4."""
 
-    def step(self) -> Sequence[EngineOutcome]:
+    def step(self) -> Sequence[EngineOutput]:
         if any(task.spec.class_id == 4 for task in self.tasks):
             raise RuntimeError("out of memory")
         return super().step()
@@ -257,8 +257,8 @@ def test_a_stopped_worker_hands_back_at_once_what_waits_for_a_version(service: S
 def test_versions_change_under_load_and_every_answer_is_of_the_one_that_it_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.successor, "LOOK_SECONDS", 0.001)
-    monkeypatch.setattr(worker.lanes, "RETIRE_SECONDS", 0.0)
+    monkeypatch.setattr(worker.model.reloader, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(worker.model.versions, "RETIRE_SECONDS", 0.0)
     service = Service(tmp_path, capacity=8)
     requests = [replace(REQUEST, seed=seed) for seed in range(12)]
     files = {
@@ -287,7 +287,7 @@ def test_versions_change_under_load_and_every_answer_is_of_the_one_that_it_names
     with running(service.loop):
         assert asyncio.run(main()) == {"1", "2"}
     assert len(service.made) == 7
-    assert all(lane._pool._shutdown for lane in service.made)
+    assert all(loaded._pool._shutdown for loaded in service.made)
     assert set(threading.enumerate()) <= before
 
 

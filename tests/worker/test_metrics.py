@@ -10,16 +10,16 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry, generate_latest
 
-from masc_core.bundle import Bundle, load_bundle
+from masc_core.bundle.read import Bundle, load_bundle
 from tests.tiny_bundle import GRID, save_tiny_bundle
 from worker.engine.engine import Engine
 from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import ImageOutput, JobResult
 from worker.jobs.stages import stage_histogram
-from worker.lane import Lane
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
+from worker.model.loaded_model import LoadedModel
 
 L = GRID**2
 GUIDED = GenerationRequest(model="tiny", class_id=1, cfg_scale=2.0, seed=0, num_images=2)
@@ -42,8 +42,8 @@ def serve(bundle: Bundle, registry: CollectorRegistry) -> list[JobResult]:
         for job in jobs:
             await queue.submit(job)
         metrics = WorkerMetrics(registry)
-        lane = Lane(bundle, Engine(bundle.model, bundle.decoder, 8, metrics.step))
-        loop = WorkerLoop(queue, lane, metrics, "w")
+        loaded = LoadedModel(bundle, Engine(bundle.model, bundle.decoder, 8, metrics.step))
+        loop = WorkerLoop(queue, loaded, metrics, "w")
         thread = threading.Thread(target=loop.run)
         thread.start()
         outcomes = [await queue.outcome(job.id) for job in jobs]

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from masc_core.bundle import load_bundle
+from masc_core.bundle.manifest import Manifest
+from masc_core.bundle.read import load_bundle
 from masc_core.errors import ConfigError, InvalidFieldError, UnknownClassError
 from masc_core.generation.generate import generate
-from masc_core.image_spec import ImageSpec
 from masc_core.images import encode_image
-from masc_core.manifest import Manifest
+from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import save_tiny_bundle
 from worker.offline import OfflineRequest, find_class, generate_files, image_specs
 from worker.settings import WorkerSettings, load_settings
@@ -76,7 +76,7 @@ def test_a_refined_image_is_the_plain_loops(tmp_path: Path) -> None:
     out = tmp_path / "dog.png"
     generate_files(settings(tmp_path / "models"), request, out, scale=1, columns=1)
     bundle = load_bundle(tmp_path / "models" / "tiny" / "1")
-    spec = ImageSpec(class_id=3, cfg_scale=2.0, seed=7, decoding="refine")
+    spec = SamplingParams(class_id=3, cfg_scale=2.0, seed=7, decoding="refine")
     codes = generate(bundle.model, bundle.decoder, [spec]).codes
     assert out.read_bytes() == encode_image(bundle.render(codes)[0], "png")
 

@@ -13,22 +13,21 @@ from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
 
-from masc_core.bundle import Bundle
+from masc_core.bundle.read import Bundle
 from masc_core.generation.generate import generate
 from masc_core.images import encode_image
 from worker.engine.engine import Engine
-from worker.engine.request import ImageTask
-from worker.engine.request import Outcome as EngineOutcome
+from worker.engine.request import EngineOutput, ImageTask
+from worker.job_run import image_spec
 from worker.jobs.job import GenerationRequest, Job, Lease
 from worker.jobs.limits import QueueLimits
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome
 from worker.jobs.queue import JobConsumer
 from worker.jobs.state import WorkerStatus
-from worker.lane import Lane
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
-from worker.running_job import image_spec
+from worker.model.loaded_model import LoadedModel
 
 REQUEST = GenerationRequest(model="tiny", class_id=2, cfg_scale=3.0, seed=7)
 
@@ -38,7 +37,7 @@ class RecordingEngine(Engine):
 
     batches: list[list[ImageTask]]
 
-    def step(self) -> Sequence[EngineOutcome]:
+    def step(self) -> Sequence[EngineOutput]:
         if not hasattr(self, "batches"):
             self.batches = []
         self.batches.append(self.tasks)
@@ -71,10 +70,10 @@ class WatchedQueue(MemoryQueue):
             return next(filter(wanted, self._statuses[start:]))
 
 
-def make_lane(
+def make_loaded(
     bundle: Bundle, capacity: int = 64, engine: type[Engine] = Engine, **options: Any
-) -> Lane:
-    return Lane(bundle, engine(bundle.model, bundle.decoder, capacity), **options)
+) -> LoadedModel:
+    return LoadedModel(bundle, engine(bundle.model, bundle.decoder, capacity), **options)
 
 
 def make_loop(
@@ -85,11 +84,11 @@ def make_loop(
     **options: Any,
 ) -> WorkerLoop:
     metrics = WorkerMetrics(CollectorRegistry())
-    return WorkerLoop(queue, make_lane(bundle, capacity, engine), metrics, "w1", **options)
+    return WorkerLoop(queue, make_loaded(bundle, capacity, engine), metrics, "w1", **options)
 
 
 def engine_of(loop: WorkerLoop) -> RecordingEngine:
-    return cast("RecordingEngine", loop._lanes.newest.engine)
+    return cast("RecordingEngine", loop._versions.newest.engine)
 
 
 @contextmanager

@@ -4,7 +4,6 @@
 ``codes-<i>.npy`` (n, A, L), all A variants of an image together, ``labels-<i>.npy`` (n,), and
 ``shard-<i>.json``, its entry of the index, written when the others are there. The index lists them
 once all shards are. Codes are the tokenizer's, not clusters: one cache serves every prior.
-This module does not know how codes are made.
 
 Legend: N images, A variants of an image (its mirror image, its crops), L positions, V codes.
 """
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from masc_core.errors import ArtifactError
-from masc_core.files import atomic_path, atomic_write, sha256_file
+from masc_core.io.files import atomic_path, atomic_write, sha256_file
 
 INDEX = "index.json"
 AGAIN = "run `masc codes extract` again"
@@ -116,8 +115,13 @@ class CodeCache:
     starts: IntArray
 
     @classmethod
-    def open(cls, folder: Path) -> CodeCache:
-        """Open a cache and read it through once, against the checksums in its index.
+    def open(cls, folder: Path, *, verify: bool = True) -> CodeCache:
+        """Open a cache.
+
+        Parameters
+        ----------
+        folder : of the cache
+        verify : read it through once, against the checksums in its index
 
         Raises
         ------
@@ -130,7 +134,9 @@ class CodeCache:
         with ThreadPoolExecutor() as pool:
             numbers = range(index.num_shards)
             opened = list(
-                pool.map(lambda i: open_shard(folder, index, i, index.shards[i]), numbers)
+                pool.map(
+                    lambda i: open_shard(folder, index, i, index.shards[i], verify=verify), numbers
+                )
             )
         codes, labels = zip(*opened, strict=True)
         starts = np.cumsum([0, *(shard.num_images for shard in index.shards)], dtype=np.int64)
@@ -167,7 +173,7 @@ class CodeCache:
 
 
 def open_shard(
-    folder: Path, index: CodeIndex, number: int, shard: CodeShard
+    folder: Path, index: CodeIndex, number: int, shard: CodeShard, *, verify: bool = True
 ) -> tuple[Codes, IntArray]:
     """Codes (n, A, L), mapped, and labels int64 (n,) of a shard.
 
@@ -180,8 +186,8 @@ def open_shard(
     codes = shard_path(folder, "codes", number)
     labels = shard_path(folder, "labels", number)
     return (
-        _open_array(codes, shape, index.dtype, shard.codes_sha256),
-        _open_array(labels, shape[:1], np.dtype(np.int64), shard.labels_sha256),
+        _open_array(codes, shape, index.dtype, shard.codes_sha256 if verify else None),
+        _open_array(labels, shape[:1], np.dtype(np.int64), shard.labels_sha256 if verify else None),
     )
 
 
@@ -248,10 +254,10 @@ def _write_json(path: Path, content: BaseModel) -> None:
 
 
 def _open_array(
-    path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic], sha256: str
+    path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic], sha256: str | None
 ) -> NDArray[Any]:
     try:
-        whole = sha256_file(path) == sha256
+        whole = sha256 is None or sha256_file(path) == sha256
         # A plain array over the map: indexing a memmap costs several times as much.
         array: NDArray[Any] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:

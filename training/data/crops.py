@@ -1,7 +1,5 @@
 """Crops of training images: ADM's random crop, the ten crops that codes are made of.
 
-This module does not know where images come from, nor where random words come from.
-
 Legend: N images, R pixels a side before the crop, S after.
 """
 

@@ -6,7 +6,6 @@ replaced by the next one that can, label and all, and named once.
 
 Centre crops are held in memory up to a budget. Random crops need the whole image and are always
 decoded anew; the operating system keeps the files, which are smaller than their pixels.
-This module does not know what the images are for.
 
 Legend: N images, B items of a batch, S pixels a side.
 """

@@ -2,7 +2,6 @@
 
 An image is handed out as the bytes of its file, so that a set needs no more than where those are.
 What cannot be decoded is skipped and named, never an error of its own.
-This module does not know how images are stored, nor what they are for.
 
 Legend: N images, S pixels a side.
 """

@@ -1,7 +1,4 @@
-"""Names of the classes of a checkpoint, which does not hold them.
-
-This module does not know what a class looks like.
-"""
+"""Names of the classes of a checkpoint, which does not hold them."""
 
 from __future__ import annotations
 

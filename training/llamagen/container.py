@@ -12,7 +12,6 @@ safetensors      the tensors themselves
 ================ ====================================================================
 
 Tensors stay on the disk until they are used.
-This module does not know which tensors a model has.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from masc_core.errors import ArtifactError
-from masc_core.tensors import read_tensors
+from masc_core.io.tensors import read_tensors
 from training.torch_file import read_torch_file
 
 Weights = Literal["model", "ema"]

@@ -2,7 +2,6 @@
 
 The tensors are taken as they are, in the precision of the file and where they are on the disk:
 nothing is copied until it is used. Every name and shape is checked first.
-This module does not know about files.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import torch
 from torch import nn
 
 from masc_core.errors import ArtifactError
+from masc_core.io.tensors import without_memory
 from masc_core.models.gpt import GPT, RopeTable
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import VQConfig, VQModel
-from masc_core.tensors import without_memory
 from training.llamagen.container import Container
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -2,7 +2,6 @@
 
 Both are functions of (seed, step) and the place in the batch, so that a resumed run sees the same
 data, and so does one on another number of ranks: a rank takes its share of the one global batch.
-This module does not know what an item is.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@
 A folder gets its name when everything in it is on the disk, and only then the earlier one goes: a
 full disk or a killed process leaves what there was. Any number of ranks, sharded or not, reads what
 any other has written. Nothing is pickled. There are no random states: randomness is a function of
-(seed, step, rank), see `training.loop.loop`.
-This module does not know what is trained.
+(seed, step, rank), see `training.loop.trainer`.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.optim import Optimizer
 
 from masc_core.errors import ArtifactError
-from masc_core.files import TEMPORARY_PREFIX, atomic_write, flush
-from training.loop.average import Average
-from training.loop.ranks import Ranks
-from training.loop.stage import Player
+from masc_core.io.files import TEMPORARY_PREFIX, atomic_write, flush
+from training.loop.distributed import Ranks
+from training.loop.ema import EMA
+from training.loop.stage import TrainedModule
 
 FOLDER = "checkpoints"
 STATE = "state.json"
@@ -83,12 +82,12 @@ def checkpoint_config(path: Path) -> dict[str, Any]:
 def save_checkpoint(
     folder: Path,
     progress: Progress,
-    players: tuple[Player, ...],
-    average: Average | None,
+    trained_modules: tuple[TrainedModule, ...],
+    ema: EMA | None,
     config: Mapping[str, Any],
     ranks: Ranks,
 ) -> None:
-    """Write the whole state of a run; all ranks have to ask.
+    """Write the whole state of a run; collective, call on every rank.
 
     Raises
     ------
@@ -98,25 +97,27 @@ def save_checkpoint(
     root = folder / FOLDER
     final = root / f"{progress.step:07d}"
     partial = root / f"{TEMPORARY_PREFIX}{final.name}"
-    with ranks.main_first("writing a checkpoint"), _writing(final, partial):
+    with ranks.raise_on_all_ranks("writing a checkpoint"), _writing(final, partial):
         if ranks.is_main:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
     with _writing(final, partial):
         writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-        tensors = {name: value.contiguous() for name, value in _tensors(players, average).items()}
+        tensors = {
+            name: value.contiguous() for name, value in _tensors(trained_modules, ema).items()
+        }
         # Of what every rank has, such as buffers, the main rank's counts.
         planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
         saver.save(tensors, storage_writer=writer, planner=planner, no_dist=ranks.count == 1)
-    with ranks.main_first("writing a checkpoint"), _writing(final, partial):
+    with ranks.raise_on_all_ranks("writing a checkpoint"), _writing(final, partial):
         if ranks.is_main:
             _complete(partial, final, {**asdict(progress), "config": dict(config)})
 
 
 def load_checkpoint(
-    path: Path, players: tuple[Player, ...], average: Average | None, ranks: Ranks
+    path: Path, trained_modules: tuple[TrainedModule, ...], ema: EMA | None, ranks: Ranks
 ) -> Progress:
-    """Put a saved state back, and return where the run stood; all ranks have to ask.
+    """Put a saved state back, and return where the run stood; collective, call on every rank.
 
     Raises
     ------
@@ -128,8 +129,8 @@ def load_checkpoint(
         with _quiet():
             reader = HuggingFaceStorageReader(str(path))
             stored = reader.read_metadata().state_dict_metadata
-            _make_moments(players, set(stored))
-            tensors = _tensors(players, average)
+            _make_moments(trained_modules, set(stored))
+            tensors = _tensors(trained_modules, ema)
             _compare(path, {k: tuple(v.size) for k, v in stored.items()}, tensors)  # type: ignore[union-attr]
             rows = {name: value.contiguous() for name, value in tensors.items()}
             loader.load(rows, storage_reader=reader, no_dist=ranks.count == 1)
@@ -140,28 +141,28 @@ def load_checkpoint(
     return Progress(int(state["step"]), float(state["best"]), float(state["seconds"]))
 
 
-def _tensors(players: tuple[Player, ...], average: Average | None) -> dict[str, Tensor]:
+def _tensors(trained_modules: tuple[TrainedModule, ...], ema: EMA | None) -> dict[str, Tensor]:
     """Everything there is, by name: what is saved, and what is loaded into."""
     tensors: dict[str, Tensor] = {}
-    for i, player in enumerate(players):
-        for name, value in player.model.state_dict().items():
+    for i, trained in enumerate(trained_modules):
+        for name, value in trained.model.state_dict().items():
             tensors[f"model.{i}.{name}"] = value.detach()
-        for number, parameter in enumerate(_parameters(player.optimizer)):
-            for key, value in player.optimizer.state.get(parameter, {}).items():
+        for number, parameter in enumerate(_parameters(trained.optimizer)):
+            for key, value in trained.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{i}.{number}.{key}"] = value
-    if average is not None:
-        tensors |= {f"average.{name}": value for name, value in average.values.items()}
+    if ema is not None:
+        tensors |= {f"average.{name}": value for name, value in ema.values.items()}
     return tensors
 
 
-def _make_moments(players: tuple[Player, ...], names: set[str]) -> None:
+def _make_moments(trained_modules: tuple[TrainedModule, ...], names: set[str]) -> None:
     """Give optimisers that have not stepped yet the state that is about to be loaded."""
-    for i, player in enumerate(players):
-        for number, parameter in enumerate(_parameters(player.optimizer)):
+    for i, trained in enumerate(trained_modules):
+        for number, parameter in enumerate(_parameters(trained.optimizer)):
             prefix = f"optimizer.{i}.{number}."
-            moments = player.optimizer.state[parameter]
+            moments = trained.optimizer.state[parameter]
             for key in sorted(n.removeprefix(prefix) for n in names if n.startswith(prefix)):
-                fused = player.optimizer.param_groups[0].get("fused")
+                fused = trained.optimizer.param_groups[0].get("fused")
                 scalar = torch.zeros((), device=parameter.device if fused else "cpu")
                 moments[key] = scalar if key == "step" else torch.zeros_like(parameter)
 

@@ -1,7 +1,4 @@
-"""How the ranks share the work on a network: copies of it (DDP), or parts of it (FSDP).
-
-This module does not know what the network is.
-"""
+"""How the ranks share the work on a network: copies of it (DDP), or parts of it (FSDP)."""
 
 from __future__ import annotations
 
@@ -23,8 +20,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from training.loop.ranks import Ranks
-from training.loop.stage import Player
+from training.loop.distributed import Ranks
+from training.loop.stage import TrainedModule
 
 
 def shard(
@@ -41,7 +38,7 @@ def shard(
     ----------
     model : changed in place, before it has an optimiser
     parts : modules of it that are gathered by themselves, such as the blocks
-    ranks : all of them have to ask
+    ranks : collective, call on every rank
     low : gather and compute in bfloat16; gradients are summed in float32
     methods : of the model, which are called besides ``forward``; afterwards its own parameters, but
         not those of the parts, are there until the backward pass has ended
@@ -61,17 +58,17 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def joined(player: Player, ranks: Ranks) -> nn.Module:
-    """The player's objective, whose gradients are means over the ranks."""
-    if ranks.count == 1 or is_sharded(player.model):
-        return player.objective
+def wrap_ddp(trained: TrainedModule, ranks: Ranks) -> nn.Module:
+    """The objective, whose gradients are means over the ranks."""
+    if ranks.count == 1 or is_sharded(trained.model):
+        return trained.objective
     devices = [ranks.device] if ranks.device.type == "cuda" else None
     return DistributedDataParallel(
-        player.objective, device_ids=devices, gradient_as_bucket_view=True
+        trained.objective, device_ids=devices, gradient_as_bucket_view=True
     )
 
 
-def synchronised(objective: nn.Module, number: int, count: int) -> AbstractContextManager[Any]:
+def gradient_sync(objective: nn.Module, number: int, count: int) -> AbstractContextManager[Any]:
     """Leave the exchange of gradients to the last of ``count`` micro-batches, counted from 0."""
     last = number == count - 1
     if count == 1:
@@ -84,7 +81,7 @@ def synchronised(objective: nn.Module, number: int, count: int) -> AbstractConte
     return nullcontext()
 
 
-def let_go(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Gather a model's parts anew when they are next used: their values have changed.
 
     After a forward pass without a backward one, FSDP keeps what it gathered last.
@@ -112,16 +109,18 @@ def recompute(parts: Sequence[nn.Module]) -> None:
         part.forward = partial(checkpoint, part.forward, use_reentrant=False)
 
 
-def whole_state(model: nn.Module, device: torch.device, ranks: Ranks) -> dict[str, Tensor] | None:
-    """Weights of a model that may be in parts, for the main rank; all ranks have to ask."""
+def full_state_dict(
+    model: nn.Module, device: torch.device, ranks: Ranks
+) -> dict[str, Tensor] | None:
+    """Weights of a model that may be sharded, on the main rank; collective, call on every rank."""
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        gathered = whole(value)
+        gathered = full_tensor(value)
         if ranks.is_main:
             state[name] = gathered.detach().to(device)
     return state if ranks.is_main else None
 
 
-def whole(value: Tensor) -> Tensor:
-    """A tensor that may be in parts, put together; all ranks have to ask."""
+def full_tensor(value: Tensor) -> Tensor:
+    """A tensor that may be sharded, gathered; collective, call on every rank."""
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from training.loop.ranks import is_main_process
+from training.loop.distributed import is_main_process
 from training.loop.stage import Report
 
 SECONDS_BETWEEN_LINES = 30.0

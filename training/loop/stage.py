@@ -1,11 +1,8 @@
-"""What a stage brings to the loop.
-
-This module does not know how a loop runs, nor what is being trained.
-"""
+"""What a stage brings to the loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +16,14 @@ Words = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
-class Player:
+class TrainedModule:
     """One network that the loop optimises: a GAN has two, everything else has one.
 
     Attributes
     ----------
-    model : its weights are saved and clipped; the first player's may be averaged, too
+    model : its weights are saved and clipped; those of the first may be averaged, too
     objective : holds the model; ``objective(*batch)`` gives named scalar tensors, of which the one
-        called ``loss`` is minimised, and logged for the first player. Ranks are joined around it
+        called ``loss`` is minimised, and logged for the first module. Ranks are joined around it
     optimizer : of the model's parameters
     """
 
@@ -41,8 +38,8 @@ class Stage:
 
     Attributes
     ----------
-    players : each one's loss is computed and differentiated in this order, on the same batch; then
-        all of them step
+    trained_modules : each one's loss is computed and differentiated in this order, on the same
+        batch; then all of them step
     num_items : items an epoch draws from
     batch : indices int64 (B,) below ``num_items`` and four random words an item, uint64 (B, 4), to
         tensors on the CPU. All random choices about the data come from the words. Called ahead of
@@ -51,16 +48,19 @@ class Stage:
     keep : write the weights that users take; called with the values when ``objective`` improved,
         on every rank: a model may lie in parts, but the main rank alone is to write
     after_step : called with the number of finished steps
+    restart_rows : called after that; overwrites rows of parameters, and returns each of these with
+        a mask of its rows, bool (rows,): their average and moments start anew
     after_epoch : called with the number of finished epochs, after the validation
     speed : items a second to further numbers for the log
     """
 
-    players: tuple[Player, ...]
+    trained_modules: tuple[TrainedModule, ...]
     num_items: int
     batch: Callable[[Indices, Words], tuple[Tensor, ...]]
     validate: Callable[[], dict[str, float]]
     keep: Callable[[dict[str, float]], None]
     after_step: Callable[[int], None] = lambda _: None
+    restart_rows: Callable[[int], Sequence[tuple[Tensor, Tensor]]] = lambda _: ()
     after_epoch: Callable[[int], None] = lambda _: None
     speed: Callable[[float], dict[str, float]] = lambda _: {}
 

@@ -20,9 +20,9 @@ from masc_core.generation.batch import Batch
 from masc_core.generation.host_copy import HostCopy
 from masc_core.generation.slots import Slot, StepShape, lay_out
 from masc_core.generation.step import Indices
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
 from masc_core.models.kv_cache import has_triton
+from masc_core.sampling.in_cluster import InClusterDecoder
 from worker.engine.buckets import buckets, choose
 
 NUM_WARM_UPS = 2  # the first compiles

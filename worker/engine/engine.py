@@ -21,14 +21,14 @@ import torch
 from masc_core.errors import NonFiniteError
 from masc_core.generation.batch import Batch, Drawn, StepReport
 from masc_core.generation.host_copy import HostCopy
-from masc_core.image_spec import ImageSpec, check_specs
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import SamplingParams, check_specs
 from worker.engine.request import (
+    EngineOutput,
     FailedImage,
     FinishedImage,
     ImageTask,
-    Outcome,
     PartialImage,
     TaskKey,
 )
@@ -52,7 +52,7 @@ class StepBatch(Protocol):
     def prepare(self) -> None:
         """Do ahead what would make the first steps slow."""
 
-    def join(self, specs: Sequence[ImageSpec]) -> list[int]:
+    def join(self, specs: Sequence[SamplingParams]) -> list[int]:
         """Add images at their first position, all of them or none; return their slots."""
 
     def leave(self, slots: Collection[int]) -> None:
@@ -118,7 +118,7 @@ class Engine:
         self._by_slot: dict[int, _Running] = {}  # those of them that still have positions to draw
         self._due: defaultdict[int, list[tuple[_Running, int]]] = defaultdict(list)  # by step
         self._readings: list[_Reading] = []
-        self._outcomes: list[Outcome] = []  # not handed out yet
+        self._outcomes: list[EngineOutput] = []  # not handed out yet
         self._num_steps = 0
         self._code_seconds = 0.0
 
@@ -158,12 +158,13 @@ class Engine:
     def cancel(self, key: TaskKey) -> None:
         """Forget a task, whose rows are free at once; nothing happens when it is not here."""
         self._joining.pop(key, None)
+        self._outcomes = [one for one in self._outcomes if one.task.key != key]
         running = self._running.get(key)
         if running is not None:
             self._let_go([running])
 
     @torch.inference_mode()
-    def step(self) -> Sequence[Outcome]:
+    def step(self) -> Sequence[EngineOutput]:
         """Draw the next position of every image; hand out those that came to their end.
 
         After an exception the tasks are still here, where they were, for the caller to step again

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from masc_core.errors import EngineError
-from masc_core.image_spec import ImageSpec
+from masc_core.sampling.params import SamplingParams
 
 TaskKey = tuple[str, int]
 
@@ -29,7 +29,7 @@ class ImageTask:
 
     job_id: str
     index: int
-    spec: ImageSpec
+    spec: SamplingParams
     preview_rows: tuple[int, ...] = ()
 
     @property
@@ -83,10 +83,10 @@ class FinishedImage:
 
 @dataclass(frozen=True, slots=True)
 class FailedImage:
-    """A task that has no image; others are not concerned."""
+    """A task that has no image; others go on."""
 
     task: ImageTask
     error: EngineError
 
 
-Outcome = PartialImage | FinishedImage | FailedImage
+EngineOutput = PartialImage | FinishedImage | FailedImage

@@ -1,1 +1,1 @@
-"""The queue port and its adapters. Nothing in this package imports torch."""
+"""The queue port and its adapters, and log set-up. Nothing in this package imports torch."""

@@ -9,8 +9,8 @@ import time
 import uuid
 from dataclasses import dataclass, field
 
+from masc_core.bundle.manifest import Decoding
 from masc_core.images import ImageFormat
-from masc_core.manifest import Decoding
 
 MAX_SEED = 2**63 - 1
 DEFAULT_TIMEOUT = 300.0

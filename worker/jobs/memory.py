@@ -1,10 +1,8 @@
 """The queue inside one process: the front end and the worker are two threads of it.
 
-One lock guards everything. A job is remembered until it is forgotten; one whose outcome is kept
-stays for `QueueLimits.result_seconds`, and what is left then, its id and its state, for
-`QueueLimits.memory_seconds` or until too many others have come. The worker cannot be lost without
-the queue, so leases hold as long as they are wanted.
-This module does not know what a job asks for, except how many rows it needs.
+One lock guards everything. A job is kept until `forget`, or for `QueueLimits.result_seconds` after
+its end; then its id and state stay for `QueueLimits.tombstone_seconds`, or until there are too many
+others. The worker cannot be lost without the queue, so a lease never runs out.
 """
 
 from __future__ import annotations
@@ -237,7 +235,7 @@ class MemoryQueue(JobConsumer):
         with self._arrival:
             self._workers[status.worker_id] = status
 
-    def leave(self, worker_id: str) -> None:
+    def remove_worker(self, worker_id: str) -> None:
         """Take the worker off the list."""
         with self._arrival:
             self._workers.pop(worker_id, None)
@@ -304,7 +302,7 @@ class MemoryQueue(JobConsumer):
                 self._end(record, report)
             case event:
                 record.events.append(event)
-                self._watchers.tell(lease.job_id)
+                self._watchers.notify(lease.job_id)
         return True
 
     def _give_back(self, record: _Record) -> None:
@@ -330,7 +328,7 @@ class MemoryQueue(JobConsumer):
         self._kept[record.job.id] = record
         if frees_key(outcome):
             self._release_key(record)
-        self._watchers.tell(record.job.id)
+        self._watchers.notify(record.job.id)
 
     def _sweep(self) -> None:
         """End what has no time left, and forget what has been kept long enough."""
@@ -343,7 +341,8 @@ class MemoryQueue(JobConsumer):
             record.outcome, record.events = None, []
             self._gone[job_id] = record
         while self._gone and (
-            now - _oldest(self._gone).ended >= limits.memory_seconds or len(self._gone) > MAX_GONE
+            now - _oldest(self._gone).ended >= limits.tombstone_seconds
+            or len(self._gone) > MAX_GONE
         ):
             self._drop(_oldest(self._gone))
 

@@ -172,7 +172,7 @@ class JobConsumer(Protocol):
     def announce(self, status: WorkerStatus) -> None:
         """Tell the front ends how this worker is; it is believed for ``lease_seconds``."""
 
-    def leave(self, worker_id: str) -> None:
+    def remove_worker(self, worker_id: str) -> None:
         """Take the worker off the list."""
 
     def close(self) -> None:

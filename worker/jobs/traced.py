@@ -2,7 +2,6 @@
 
 The stages lie one behind the other, as long as the job's timings say. With several images they
 overlap in truth, and encoding counts each.
-This module does not know how images are made.
 """
 
 from __future__ import annotations
@@ -72,9 +71,9 @@ class TracedQueue(JobConsumer):
         """Tell the front ends how this worker is."""
         self._queue.announce(status)
 
-    def leave(self, worker_id: str) -> None:
+    def remove_worker(self, worker_id: str) -> None:
         """Take the worker off the list."""
-        self._queue.leave(worker_id)
+        self._queue.remove_worker(worker_id)
 
     def close(self) -> None:
         """Disconnect."""

@@ -2,7 +2,6 @@
 
 The context of a trace travels as a W3C ``traceparent``: as a header into the front end, in the job
 to the worker. OpenTelemetry is imported only where traces are on.
-This module does not know what the spans are of.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class News:
                 await self._event.wait()
         self._event.clear()
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """There are news; from any thread."""
         with suppress(RuntimeError):  # its loop has ended, and with it whoever waited
             self._loop.call_soon_threadsafe(self._event.set)
@@ -53,19 +53,19 @@ class Watchers:
                 if not self._news[job_id]:
                     del self._news[job_id]
 
-    def tell(self, job_id: str) -> None:
+    def notify(self, job_id: str) -> None:
         """There are news of a job."""
         with self._lock:
             watching = tuple(self._news.get(job_id, ()))
         for news in watching:
-            news.tell()
+            news.notify()
 
-    def tell_all(self) -> None:
+    def notify_all(self) -> None:
         """There may be news of any job."""
         with self._lock:
             watching = [news for together in self._news.values() for news in together]
         for news in watching:
-            news.tell()
+            news.notify()
 
     @property
     def watched(self) -> frozenset[str]:

@@ -9,17 +9,17 @@ import masc_core.generation.batch
 from masc_core.errors import InvalidFieldError, UnknownClassError
 from masc_core.generation.batch import Batch
 from masc_core.generation.generate import generate
-from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import GRID, tiny_parts
 
 Models = tuple[GPT, InClusterDecoder]
 
 SPECS = [
-    ImageSpec(0, 2.0, seed=1, decoding="refine"),
-    ImageSpec(1, 1.0, seed=2, top_k=3),
-    ImageSpec(2, 3.0, seed=3),
+    SamplingParams(0, 2.0, seed=1, decoding="refine"),
+    SamplingParams(1, 1.0, seed=2, top_k=3),
+    SamplingParams(2, 3.0, seed=3),
 ]
 
 
@@ -30,7 +30,7 @@ def models() -> Models:
 
 
 def finish(
-    models: Models, batch: Batch, slots: list[int], specs: list[ImageSpec], done: int
+    models: Models, batch: Batch, slots: list[int], specs: list[SamplingParams], done: int
 ) -> None:
     """Step to the end; the images, in order, must become what they become alone."""
     with torch.inference_mode():
@@ -59,9 +59,9 @@ def test_a_join_that_fails_changes_nothing(models: Models, monkeypatch: pytest.M
     with torch.inference_mode():
         batch.step()
     with pytest.raises(UnknownClassError):
-        batch.join([SPECS[0], ImageSpec(99, 1.0, seed=0)])
+        batch.join([SPECS[0], SamplingParams(99, 1.0, seed=0)])
     with pytest.raises(InvalidFieldError, match="decoding"):
-        batch.join([SPECS[1], ImageSpec(0, 1.0, seed=0, decoding="best")])
+        batch.join([SPECS[1], SamplingParams(0, 1.0, seed=0, decoding="best")])
     with pytest.raises(ValueError, match="4 rows do not fit, 3 are free"):
         batch.join([SPECS[0], SPECS[2]])
 

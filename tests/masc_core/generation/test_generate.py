@@ -12,14 +12,20 @@ from torch import Tensor
 
 from masc_core.errors import InvalidFieldError, NonFiniteError, UnknownClassError
 from masc_core.generation.generate import Generated, generate
-from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KVCache, Rows
-from masc_core.philox import gumbel
 from masc_core.prior import ClusterMap
-from masc_core.sampling import apply_cfg, apply_temperature, draw, entropy_bits, filter_logits
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import SamplingParams
+from masc_core.sampling.rng import gumbel
+from masc_core.sampling.sampler import (
+    apply_cfg,
+    apply_temperature,
+    draw,
+    entropy_bits,
+    filter_logits,
+)
 from tests.golden_files import assert_close, load_golden
 from tests.golden_gpt import GOLDEN_CONFIG, golden_gpt
 
@@ -60,10 +66,10 @@ def random_gpt(config: GPTConfig) -> GPT:
     return model
 
 
-def mixed_specs(num: int, num_classes: int) -> list[ImageSpec]:
+def mixed_specs(num: int, num_classes: int) -> list[SamplingParams]:
     rng = random.Random(1)
     return [
-        ImageSpec(
+        SamplingParams(
             class_id=rng.randrange(num_classes),
             cfg_scale=rng.choice([1.0, 1.0, 1.5, 4.0]),
             seed=rng.randrange(2**63),
@@ -76,8 +82,8 @@ def mixed_specs(num: int, num_classes: int) -> list[ImageSpec]:
     ]
 
 
-def few_specs() -> list[ImageSpec]:
-    return [ImageSpec(i, 1.0 + i, seed=i, top_p=0.9) for i in range(3)]
+def few_specs() -> list[SamplingParams]:
+    return [SamplingParams(i, 1.0 + i, seed=i, top_p=0.9) for i in range(3)]
 
 
 def assert_same_bits(actual: Generated, expected: Generated, images: list[int]) -> None:
@@ -129,7 +135,8 @@ def test_no_temperature_is_upstreams_greedy_run(name: str) -> None:
     golden = load_golden("gpt/generate.safetensors")
     labels = load_golden("gpt/io.safetensors")["labels"].tolist()
     specs = [
-        ImageSpec(label, RUNS[name][0], seed=i, temperature=0) for i, label in enumerate(labels)
+        SamplingParams(label, RUNS[name][0], seed=i, temperature=0)
+        for i, label in enumerate(labels)
     ]
     made = generate(golden_gpt(), flat_decoder(), specs)
     assert torch.equal(made.codes, golden[f"{name}.indices"].long())
@@ -143,7 +150,7 @@ def test_no_temperature_is_upstreams_greedy_run(name: str) -> None:
 def test_gpu_is_upstreams_greedy_run() -> None:
     golden = load_golden("gpt/generate.safetensors")
     labels = load_golden("gpt/io.safetensors")["labels"].tolist()
-    specs = [ImageSpec(label, 2.0, seed=0, temperature=0) for label in labels]
+    specs = [SamplingParams(label, 2.0, seed=0, temperature=0) for label in labels]
     decoder = InClusterDecoder(ClusterMap.identity(GOLDEN_CONFIG.vocab_size), device="cuda")
     made = generate(golden_gpt().cuda(), decoder, specs)
     assert torch.equal(made.codes.cpu(), golden["greedy_cfg2.indices"].long())
@@ -207,7 +214,7 @@ def test_an_image_without_guidance_has_the_same_bits_in_bfloat16(
 ) -> None:
     config = GPTConfig(vocab_size, dim=width, n_layer=4, n_head=4, num_classes=9, block_size=36)
     model, decoder = random_gpt(config).bfloat16(), paired_decoder(vocab_size)
-    specs = [ImageSpec(i % 9, 1.0, seed=i) for i in range(40)]
+    specs = [SamplingParams(i % 9, 1.0, seed=i) for i in range(40)]
     torch.set_num_threads(1)
     together = generate(model, decoder, specs)
     for images in ([0], [9], [39, 3], list(range(17))):
@@ -225,7 +232,7 @@ def test_every_field_of_a_spec_matters() -> None:
         {"top_p": 0.2},
         {"decoding": "frequency"},
     ]
-    specs = [ImageSpec(**base), *(ImageSpec(**{**base, **change}) for change in changes)]
+    specs = [SamplingParams(**base), *(SamplingParams(**{**base, **change}) for change in changes)]
     made = generate(golden_gpt(), paired_decoder(96), specs)
     rows = {tuple(row) for row in made.codes.tolist()}
     assert len(rows) == len(specs)
@@ -262,13 +269,13 @@ class CountingGPT(GPT):
 )
 def test_only_guided_images_have_two_rows(scales: list[float], num_rows: int) -> None:
     model = CountingGPT(GOLDEN_CONFIG).eval()
-    generate(model, flat_decoder(), [ImageSpec(0, scale, seed=0) for scale in scales])
+    generate(model, flat_decoder(), [SamplingParams(0, scale, seed=0) for scale in scales])
     assert model.rows == {num_rows}
 
 
 def test_an_image_of_one_position() -> None:
     config = GPTConfig(8, dim=16, n_layer=1, n_head=2, num_classes=2, block_size=1)
-    made = generate(random_gpt(config), flat_decoder(8), [ImageSpec(1, 2.0, seed=0)])
+    made = generate(random_gpt(config), flat_decoder(8), [SamplingParams(1, 2.0, seed=0)])
     assert made.codes.shape == (1, 1)
 
 
@@ -302,7 +309,7 @@ def test_a_report_can_end_the_generation() -> None:
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_images_with_non_finite_logits_are_named(poison: float) -> None:
     model, decoder = golden_gpt(), flat_decoder()
-    specs = [ImageSpec(class_id, 2.0, seed=class_id) for class_id in (3, 5, 7, 5)]
+    specs = [SamplingParams(class_id, 2.0, seed=class_id) for class_id in (3, 5, 7, 5)]
     expected = generate(model, decoder, specs)
     with torch.no_grad():
         model.cls_embedding.embedding_table.weight[5] = poison
@@ -331,14 +338,14 @@ def test_images_with_non_finite_logits_are_named(poison: float) -> None:
 def test_values_out_of_range_are_refused(field: str, value: float) -> None:
     values: dict[str, Any] = {"class_id": 0, "cfg_scale": 1.0, "seed": 0, field: value}
     with pytest.raises(InvalidFieldError, match=f"{field} must be ") as caught:
-        ImageSpec(**values)
+        SamplingParams(**values)
     assert caught.value.field == field
 
 
 @pytest.mark.parametrize("class_id", [-1, 10, 11])
 def test_classes_that_the_model_lacks_are_refused(class_id: int) -> None:
     with pytest.raises(UnknownClassError, match=r"must be in 0\.\.9, got") as caught:
-        generate(golden_gpt(), flat_decoder(), [ImageSpec(class_id, 1.0, seed=0)])
+        generate(golden_gpt(), flat_decoder(), [SamplingParams(class_id, 1.0, seed=0)])
     assert caught.value.field == "class_id"
 
 
@@ -346,15 +353,17 @@ def test_guidance_needs_a_null_class() -> None:
     config = GPTConfig(8, dim=16, n_layer=1, n_head=2, block_size=4, class_dropout=0)
     model = random_gpt(config)
     with pytest.raises(InvalidFieldError, match="without a null class") as caught:
-        generate(model, flat_decoder(8), [ImageSpec(0, 1.5, seed=0)])
+        generate(model, flat_decoder(8), [SamplingParams(0, 1.5, seed=0)])
     assert caught.value.field == "cfg_scale"
-    assert generate(model, flat_decoder(8), [ImageSpec(0, 1.0, seed=0)]).codes.shape == (1, 4)
+    assert generate(model, flat_decoder(8), [SamplingParams(0, 1.0, seed=0)]).codes.shape == (1, 4)
 
 
 def test_what_else_cannot_be_generated() -> None:
-    spec = ImageSpec(0, 1.0, seed=0)
+    spec = SamplingParams(0, 1.0, seed=0)
     with pytest.raises(InvalidFieldError, match="decoding must be 'uniform'"):
-        generate(golden_gpt(), flat_decoder(), [ImageSpec(0, 1.0, seed=0, decoding="frequency")])
+        generate(
+            golden_gpt(), flat_decoder(), [SamplingParams(0, 1.0, seed=0, decoding="frequency")]
+        )
     with pytest.raises(ValueError, match="no images"):
         generate(golden_gpt(), flat_decoder(), [])
     with pytest.raises(ValueError, match="training mode"):

@@ -5,10 +5,10 @@ import random
 import pytest
 
 from masc_core.generation.slots import NO_SLOT, Slot, StepShape, allocate, lay_out, num_rows
-from masc_core.image_spec import ImageSpec
+from masc_core.sampling.params import SamplingParams
 
-PLAIN, GUIDED = ImageSpec(0, 1.0, seed=0), ImageSpec(0, 2.0, seed=0)
-REFINED = ImageSpec(0, 1.0, seed=0, decoding="refine")
+PLAIN, GUIDED = SamplingParams(0, 1.0, seed=0), SamplingParams(0, 2.0, seed=0)
+REFINED = SamplingParams(0, 1.0, seed=0, decoding="refine")
 
 
 def test_no_slot_is_given_twice_and_none_is_lost() -> None:

@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from masc_core.bundle import load_bundle
+from masc_core.bundle.read import load_bundle
 from masc_core.generation.batch import Batch
 from masc_core.generation.generate import generate
-from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import GRID, tiny_parts
 
 SHIPPED = Path(__file__).parents[3] / "models" / "cifar10" / "1"
 MAX_OPERATORS = 500
 
 SPECS = [
-    ImageSpec(0, 2.0, seed=1, decoding="refine"),
-    ImageSpec(1, 1.0, seed=2, top_k=3, decoding="frequency"),
-    ImageSpec(2, 3.0, seed=3, top_p=0.7, temperature=0.8),
+    SamplingParams(0, 2.0, seed=1, decoding="refine"),
+    SamplingParams(1, 1.0, seed=2, top_k=3, decoding="frequency"),
+    SamplingParams(2, 3.0, seed=3, top_p=0.7, temperature=0.8),
 ]
 
 
@@ -35,7 +35,7 @@ def test_a_step_of_the_shipped_model_is_few_calls() -> None:
     bundle = load_bundle(SHIPPED, torch.device("cpu"), torch.float32)
     batch = Batch(bundle.model, bundle.decoder, 16)
     for image in range(8):  # at positions of their own
-        batch.join([ImageSpec(image, 3.0, seed=image, decoding="frequency")])
+        batch.join([SamplingParams(image, 3.0, seed=image, decoding="frequency")])
         batch.step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         batch.step()

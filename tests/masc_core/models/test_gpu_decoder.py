@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from masc_core.models.gpu_decoder import SIZES, GPUDecoder
-from masc_core.models.vq import VQModel
+from masc_core.models.vq import VQConfig, VQModel
 from tests.masc_core.models.test_vq import golden_model
 
 
@@ -51,6 +51,44 @@ def test_another_model_of_these_sizes_needs_no_other_kernels() -> None:
         model = golden_model("vq8")
         GPUDecoder(model.decoder, backend=backend)(latents(model, 1))
     assert len(graphs) == 1
+
+
+@torch.inference_mode()
+def test_decoders_of_other_widths_keep_their_kernels() -> None:
+    torch.compiler.reset()
+    sizes: list[int] = []
+
+    def backend(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        sizes.append(len(inputs))
+        return graph
+
+    decoders = [
+        (model, GPUDecoder(model.decoder, backend=backend))
+        for model in (golden_model("vq8"), VQModel(VQConfig(num_codes=64, ch=64, z_channels=32)))
+    ]
+    for _ in range(2):
+        for model, decode in decoders:
+            for num in SIZES:
+                z = latents(model.eval(), num)
+                assert (decode(z) - model.decoder(z)).abs().max() < 1e-4
+    assert len(sizes) == 2 * len(SIZES)
+
+
+@torch.inference_mode()
+def test_out_of_memory_is_no_reason_to_decode_slowly() -> None:
+    torch.compiler.reset()
+
+    def backend(_graph: GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
+        def run(*_: Tensor) -> object:
+            raise torch.OutOfMemoryError("of the device")
+
+        return run
+
+    model = golden_model("vq8")
+    decode, z = GPUDecoder(model.decoder, backend=backend), latents(model, 1)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            decode(z)
 
 
 @torch.inference_mode()

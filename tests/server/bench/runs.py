@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from server.bench.client import open_session
 from server.bench.load import Load
-from server.bench.plan import Plan, Shape
+from server.bench.options import BenchOptions
+from server.bench.plan import Plan
 from server.bench.record import Record
 from server.bench.sample import Sample, Target
 from tests.server.bench.stand_in import Answer, StandIn, answer_at_once, serving
+
+
+def make_plan(class_ids: Sequence[int], **options: Any) -> Plan:
+    """A plan whose load is chosen later, by `run_load`; it ends only where the options say so."""
+    return Plan(BenchOptions(rate=1.0, **options), class_ids)
 
 
 def target(session: Any, stand_in: StandIn, num_images: int = 1) -> Target:
@@ -31,7 +38,7 @@ def run_load(
 
     async def run() -> None:
         async with serving(stand_in), open_session(timeout) as session:
-            where = target(session, stand_in, plan.shape.num_images)
+            where = target(session, stand_in, plan.options.num_images)
             await Load(plan, where, record, rate, clients).run()
 
     asyncio.run(run())
@@ -43,7 +50,7 @@ def measure(
 ) -> tuple[Sample, StandIn]:
     """Send one request."""
     stand_in = StandIn(answer)
-    body = next(Plan(Shape((1,), num_images=num_images)).bodies("measured"))
+    body = next(make_plan((1,), num_images=num_images).bodies("measured"))
 
     async def run() -> Sample:
         async with serving(stand_in), open_session(timeout) as session:

@@ -13,13 +13,13 @@ from aiohttp import web
 
 from server.bench.client import open_session
 from server.bench.load import PAUSE, Load
-from server.bench.plan import Plan, Shape
+from server.bench.plan import Plan
 from server.bench.record import Record
 from server.bench.sample import NO_ANSWER
-from tests.server.bench.runs import run_load, target
+from tests.server.bench.runs import make_plan, run_load, target
 from tests.server.bench.stand_in import StandIn, picture, refusal, serving
 
-SHAPE = Shape((0, 1, 2))
+CLASS_IDS = (0, 1, 2)
 STALL = 0.4  # seconds
 STALLED = 20  # number of the request that meets it
 LONG = 0.1  # seconds that no request takes otherwise
@@ -44,7 +44,7 @@ def test_a_stall_of_the_server_is_in_the_latencies_of_an_open_loop() -> None:
                 await asyncio.sleep(STALL)
         return picture()
 
-    plan = Plan(SHAPE, requests=100)
+    plan = make_plan(CLASS_IDS, requests=100)
     delayed = due_during_stall(plan, 200.0)
     assert delayed > 40
     rows = run_load(plan, one_at_a_time, rate=200.0)[0].rows()
@@ -59,7 +59,7 @@ def test_a_stall_of_the_client_itself_is_in_the_latencies_too() -> None:
             time.sleep(STALL)  # noqa: ASYNC251 - client and server share this loop
         return picture()
 
-    plan = Plan(SHAPE, requests=100)
+    plan = make_plan(CLASS_IDS, requests=100)
     rows = run_load(plan, block_everything, rate=200.0)[0].rows()
     late = rows[rows["sent"] - rows["due"] >= LONG]
     assert len(late) >= due_during_stall(plan, 200.0) - 1  # without the one that met it
@@ -67,7 +67,7 @@ def test_a_stall_of_the_client_itself_is_in_the_latencies_too() -> None:
 
 
 def test_an_open_loop_sends_what_is_planned_and_never_before_it_is_due() -> None:
-    plan = Plan(SHAPE, seed=3, duration=0.5, warm_up=0.2)
+    plan = make_plan(CLASS_IDS, seed=3, duration=0.5, warm_up=0.2)
     record, stand_in = run_load(plan, rate=100.0)
     planned = list(plan.schedule(100.0))
     rows = np.sort(record.rows(), order="due")
@@ -91,7 +91,7 @@ def test_an_open_loop_does_not_wait_for_answers() -> None:
         await all_there.wait()
         return picture()
 
-    record, _ = run_load(Plan(SHAPE, requests=30), together, rate=500.0)
+    record, _ = run_load(make_plan(CLASS_IDS, requests=30), together, rate=500.0)
     assert record.statuses == {200: 30}
 
 
@@ -109,7 +109,7 @@ def test_a_closed_loop_has_so_many_requests_under_way_and_no_more() -> None:
         under_way -= 1
         return picture()
 
-    plan = Plan(SHAPE, seed=6, requests=40)
+    plan = make_plan(CLASS_IDS, seed=6, requests=40)
     record, stand_in = run_load(plan, count, clients=4)
     assert most == 4
     assert record.statuses == {200: 40}
@@ -118,7 +118,7 @@ def test_a_closed_loop_has_so_many_requests_under_way_and_no_more() -> None:
 
 
 def test_a_closed_loop_ends_with_its_time_and_does_not_count_the_warm_up() -> None:
-    plan = Plan(SHAPE, warm_up=0.2, duration=0.3)
+    plan = make_plan(CLASS_IDS, warm_up=0.2, duration=0.3)
     record, stand_in = run_load(plan, clients=2)
     rows = record.rows()
     warm_up = rows[rows["due"] < 0]
@@ -134,7 +134,7 @@ def test_a_refusal_is_answered_by_the_next_request_but_silence_by_a_pause() -> N
     async def refuse(number: int, body: dict[str, Any]) -> web.StreamResponse:
         return refusal(503)
 
-    plan = Plan(SHAPE, duration=5 * PAUSE)
+    plan = make_plan(CLASS_IDS, duration=5 * PAUSE)
     record, _ = run_load(plan, refuse)
     assert record.statuses[503] > 10
 
@@ -157,7 +157,7 @@ def test_a_run_that_is_broken_off_keeps_what_it_has() -> None:
     async def run() -> None:
         stand_in = StandIn(until_the_tenth)
         async with serving(stand_in), open_session(30.0) as session:
-            load = Load(Plan(SHAPE), target(session, stand_in), record, clients=1)
+            load = Load(make_plan(CLASS_IDS), target(session, stand_in), record, clients=1)
             task = asyncio.create_task(load.run())
             await stuck.wait()
             task.cancel()

@@ -12,11 +12,11 @@ from pydantic import SecretStr
 
 from masc_core.errors import ConfigError
 from server.bench.options import read_options
-from server.bench.plan import Plan, Shape
 from server.bench.record import Record
 from server.bench.report import Report
 from server.bench.run import JSON_FILE, PLOT_FILE, check_folder, run_bench, write_results
 from tests.server.bench.reports import mixed_record, report_of
+from tests.server.bench.runs import make_plan
 from tests.server.listening import listening
 from tests.server.service import CLASS_NAMES, Service
 
@@ -39,8 +39,8 @@ def test_the_real_front_end_in_an_open_loop(own_service: Service) -> None:
     assert report.stages["vq_decode"].p50 == pytest.approx(0.004)
     assert report.latency is not None
     assert report.latency.count == 30
-    shape = Shape(range(len(CLASS_NAMES)), cfg_scale=1.5)
-    planned = map(json.loads, islice(Plan(shape, seed=5).bodies("measured"), 30))
+    plan = make_plan(range(len(CLASS_NAMES)), cfg_scale=1.5, seed=5)
+    planned = map(json.loads, islice(plan.bodies("measured"), 30))
     received = {(r.class_id, r.seed, r.cfg_scale) for r in own_service.painter.requests}
     assert received == {(body["class_id"], body["seed"], 1.5) for body in planned}
 

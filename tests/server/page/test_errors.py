@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from server.api_keys import hash_key, new_key
+from server.auth.api_keys import hash_key, new_key
 from tests.server.listening import listening
 from tests.server.page.browser import Visitor, finished, generate
 from tests.server.service import Service

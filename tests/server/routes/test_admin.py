@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,18 +13,18 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from masc_core.manifest import TRANSFORMER_FILE
-from masc_core.registry import Registry
+from masc_core.bundle.manifest import TRANSFORMER_FILE
+from masc_core.bundle.registry import Registry
 from server.app import create_app
 from server.settings import ServerSettings
+from tests.server.auth.test_access import ROOT, write_keys
 from tests.server.service import Service, assert_problem
-from tests.server.test_access import ROOT, write_keys
 from tests.tiny_bundle import save_tiny_bundle, spoil
+from worker.build import build_worker
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.state import WorkerStatus
-from worker.process import LoopThread
+from worker.main import LoopThread
 from worker.settings import load_settings
-from worker.worker import build_worker
 
 ADMIN = {"X-API-Key": ROOT}
 
@@ -144,6 +145,26 @@ def test_a_version_whose_first_image_fails_is_refused(tmp_path: Path) -> None:
         asyncio.run(run())
 
 
+def test_a_refused_version_that_was_mended_can_be_activated_at_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        await until_ready(here)
+        assert_problem(await here.activate("3"), 409, "version")
+        shutil.rmtree(folder)
+        intact.rename(folder)
+        answer = await here.activate("3")
+        assert answer.status_code == 200, answer.text
+        assert here.registry.current("tiny") == "3"
+        assert (await here.generate())[0] == "3"
+
+    with serving(tmp_path) as here:
+        folder, intact = here.models / "tiny" / "3", tmp_path / "intact"
+        save_tiny_bundle(here.models, version="3")
+        here.registry.activate("tiny", "1")
+        shutil.copytree(folder, intact)
+        spoil(folder)
+        asyncio.run(run())
+
+
 def test_whoever_does_not_want_to_wait_is_told_so(tmp_path: Path) -> None:
     here = Serving(tmp_path)
     here.queue.announce(WorkerStatus("w", ready=True, model="tiny", version="1"))
@@ -155,7 +176,7 @@ def test_whoever_does_not_want_to_wait_is_told_so(tmp_path: Path) -> None:
         assert here.registry.current("tiny") == "2"
 
     asyncio.run(run())
-    here.consumer._lanes.close()
+    here.consumer._versions.close()
 
 
 def test_a_worker_that_is_not_ready_does_not_serve_it_yet(tmp_path: Path) -> None:
@@ -163,7 +184,7 @@ def test_a_worker_that_is_not_ready_does_not_serve_it_yet(tmp_path: Path) -> Non
     here.queue.announce(WorkerStatus("w", ready=False, model="tiny", version="1"))
     answer = asyncio.run(here.activate("2", wait_seconds=0))
     assert (answer.status_code, answer.json()["state"]) == (202, "pending")
-    here.consumer._lanes.close()
+    here.consumer._versions.close()
 
 
 def test_without_workers_only_the_choice_changes(tmp_path: Path) -> None:
@@ -171,7 +192,7 @@ def test_without_workers_only_the_choice_changes(tmp_path: Path) -> None:
     answer = asyncio.run(here.activate("2"))
     assert (answer.status_code, answer.json()["num_workers"]) == (200, 0)
     assert here.registry.current("tiny") == "2"
-    here.consumer._lanes.close()
+    here.consumer._versions.close()
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"version": 2}', b'{"version": "2", "force": true}'])

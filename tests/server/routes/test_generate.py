@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from masc_core.manifest import Defaults
+from masc_core.bundle.manifest import Defaults
 from server.schemas.generate import GenerateBody
 from tests.server.service import (
     CLASS_NAMES,

@@ -65,7 +65,7 @@ def test_ready_once_a_worker_is(idle: Service) -> None:
     }
     assert value(idle, "masc_ready") == 1
 
-    idle.queue.leave("painter")
+    idle.queue.remove_worker("painter")
     assert_problem(idle.get("/readyz"), 503)
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from masc_core.registry import Registry
+from masc_core.bundle.registry import Registry
 from server.app import create_app
+from tests.clock import Clock
 from tests.server.asgi import Exchange
+from tests.server.intake.test_dispatch import until
 from tests.server.service import GRID, WEIGHTS, Service, assert_problem, draw
 from tests.server.sse import Event, read_events
-from tests.server.test_dispatch import until
 from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.outcome import JobFailure
 
@@ -193,16 +194,16 @@ def test_the_job_of_somebody_else_is_unknown(own_service: Service, method: str, 
 
 
 def test_results_are_kept_for_a_while(tmp_path: Path) -> None:
-    with Service(tmp_path, result_seconds=0.5) as service:
-        service.queue._limits = dataclasses.replace(service.queue._limits, memory_seconds=2.0)
+    clock = Clock()
+    with Service(tmp_path, clock=clock, result_seconds=0.5) as service:
+        service.queue._limits = dataclasses.replace(service.queue._limits, tombstone_seconds=2.0)
         location = done(service)
-        ended = time.monotonic()
         assert service.get(f"{location}/images/0").status_code == 200
-        time.sleep(max(0.0, ended + 0.55 - time.monotonic()))
+        clock.now = 0.55
         for rest in ("", "/events", "/images/0"):
             assert_problem(service.get(location + rest), 410, "id")
         assert service.call("DELETE", location).status_code == 204
-        time.sleep(max(0.0, ended + 2.05 - time.monotonic()))
+        clock.now = 2.05
         for method, rest in OF_A_JOB:
             assert_problem(service.call(method, location + rest), 404, "id")
 

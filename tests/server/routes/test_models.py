@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from masc_core.manifest import MANIFEST_FILE
+from masc_core.bundle.manifest import MANIFEST_FILE
 from tests.server.service import CLASS_NAMES, GRID, Service, assert_problem, write_model
 from worker.jobs.state import WorkerStatus
 
@@ -112,7 +112,7 @@ def test_a_model_is_ready_while_a_worker_serves_it(tmp_path: Path) -> None:
         assert ready() == {"big": False, "tiny": False}
         service.announce()
         assert ready() == {"big": False, "tiny": True}
-        service.queue.leave("painter")
+        service.queue.remove_worker("painter")
         assert ready() == {"big": False, "tiny": False}
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from masc_core.errors import ArtifactError
-from training.loop.average import Average
 from training.loop.checkpoint import (
     Progress,
     checkpoint_config,
@@ -19,14 +18,15 @@ from training.loop.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from training.loop.ranks import Ranks
-from training.loop.stage import Player
+from training.loop.distributed import Ranks
+from training.loop.ema import EMA
+from training.loop.stage import TrainedModule
 
 STANDING = Progress(7, 1.5, 60.0)
 ALONE = Ranks(torch.device("cpu"))
 
 
-def trained(seed: int, width: int = 3) -> Player:
+def trained(seed: int, width: int = 3) -> TrainedModule:
     torch.manual_seed(seed)
     model = nn.Linear(width, 2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
@@ -34,13 +34,13 @@ def trained(seed: int, width: int = 3) -> Player:
         optimizer.zero_grad()
         model(torch.randn(4, width)).square().sum().backward()
         optimizer.step()
-    return Player(model, model, optimizer)
+    return TrainedModule(model, model, optimizer)
 
 
-def untrained(seed: int, width: int = 3) -> Player:
+def untrained(seed: int, width: int = 3) -> TrainedModule:
     torch.manual_seed(seed)
     model = nn.Linear(width, 2)
-    return Player(model, model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=True))
+    return TrainedModule(model, model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=True))
 
 
 def saved(folder: Path, progress: Progress = STANDING) -> Path:
@@ -52,23 +52,23 @@ def saved(folder: Path, progress: Progress = STANDING) -> Path:
 
 @pytest.mark.parametrize("make", [trained, untrained])
 def test_everything_comes_back(tmp_path: Path, make: object) -> None:
-    players = (trained(0), trained(1, width=5))
-    average = Average(players[0].model, 0.5)
+    trained_modules = (trained(0), trained(1, width=5))
+    average = EMA(trained_modules[0].model, 0.5)
     with torch.no_grad():
-        next(players[0].model.parameters()).add_(1)
+        next(trained_modules[0].model.parameters()).add_(1)
     average.update()
-    save_checkpoint(tmp_path, Progress(7, 1.5, 60.0), players, average, {"lr": 0.1}, ALONE)
+    save_checkpoint(tmp_path, Progress(7, 1.5, 60.0), trained_modules, average, {"lr": 0.1}, ALONE)
     others = (make(2), make(3, width=5))  # type: ignore[operator]
-    other_average = Average(others[0].model, 0.5)
+    other_average = EMA(others[0].model, 0.5)
     path = latest_checkpoint(tmp_path)
     assert path is not None
     assert load_checkpoint(path, others, other_average, ALONE) == Progress(7, 1.5, 60.0)
     assert checkpoint_config(path) == {"lr": 0.1}
-    for player, other in zip(players, others, strict=True):
-        pairs = zip(player.model.parameters(), other.model.parameters(), strict=True)
+    for module, other in zip(trained_modules, others, strict=True):
+        pairs = zip(module.model.parameters(), other.model.parameters(), strict=True)
         for parameter, restored in pairs:
             assert torch.equal(parameter, restored)
-            moments = player.optimizer.state[parameter]
+            moments = module.optimizer.state[parameter]
             assert moments.keys() == other.optimizer.state[restored].keys() != set()
             for key, value in moments.items():
                 assert torch.equal(other.optimizer.state[restored][key], value)
@@ -98,9 +98,9 @@ def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_parts_are_refused(tmp_path: Path) -> None:
-    path, player = saved(tmp_path), untrained(0)
+    path, module = saved(tmp_path), untrained(0)
     with pytest.raises(ArtifactError, match=r"lacks average\.bias"):
-        load_checkpoint(path, (player,), Average(player.model, 0.5), ALONE)
+        load_checkpoint(path, (module,), EMA(module.model, 0.5), ALONE)
     save_checkpoint(tmp_path, Progress(8), (trained(0), trained(1)), None, {}, ALONE)
     latest = latest_checkpoint(tmp_path)
     assert latest is not None
@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, room: int) ->
     ):
         saved(tmp_path, Progress(10))
     assert [path.name for path in first.parent.iterdir()] == ["0000009"]
-    player = untrained(0)
-    assert load_checkpoint(first, (player,), None, ALONE) == Progress(9)
-    assert torch.equal(next(player.model.parameters()), next(trained(0).model.parameters()))
+    module = untrained(0)
+    assert load_checkpoint(first, (module,), None, ALONE) == Progress(9)
+    assert torch.equal(next(module.model.parameters()), next(trained(0).model.parameters()))
     assert latest_step(saved(tmp_path, Progress(10))) == 10

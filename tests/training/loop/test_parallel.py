@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.rank_processes import all_well
-from training.loop.average import Average
-from training.loop.parallel import compile_each, let_go, recompute, shard, whole_state
-from training.loop.ranks import join_ranks
+from training.loop.distributed import join_ranks
+from training.loop.ema import EMA
+from training.loop.parallel import compile_each, full_state_dict, recompute, reshard, shard
 
 
 def network() -> nn.Sequential:
@@ -67,7 +67,7 @@ def a_sharded_model_computes_with_the_weights_that_it_has() -> None:
         whole = network().eval()
         sharded = copy.deepcopy(whole)
         shard(sharded, list(sharded)[1:], ranks, low=False)
-        average, expected = Average(sharded, 0.5), Average(whole, 0.5)
+        average, expected = EMA(sharded, 0.5), EMA(whole, 0.5)
         for model in (whole, sharded):
             with torch.no_grad():
                 for parameter in model.parameters():
@@ -78,9 +78,9 @@ def a_sharded_model_computes_with_the_weights_that_it_has() -> None:
         with torch.inference_mode():
             with average.in_place(), expected.in_place():
                 torch.testing.assert_close(sharded(x), whole(x))
-            let_go(sharded)
+            reshard(sharded)
             torch.testing.assert_close(sharded(x), whole(x))
-        state = whole_state(sharded, torch.device("cpu"), ranks)
+        state = full_state_dict(sharded, torch.device("cpu"), ranks)
         assert (state is None) == (ranks.rank == 1)
         if state is not None:
             torch.testing.assert_close(state, dict(whole.state_dict()))

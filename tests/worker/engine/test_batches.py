@@ -7,16 +7,20 @@ import torch
 
 from masc_core.generation.batch import Batch
 from masc_core.generation.generate import generate
-from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import GRID, tiny_parts
 from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import BatchFactory
 
 Models = tuple[GPT, InClusterDecoder]
 
-SPECS = [ImageSpec(0, 2.0, seed=1), ImageSpec(1, 1.0, seed=2, top_k=3), ImageSpec(3, 3.0, seed=3)]
+SPECS = [
+    SamplingParams(0, 2.0, seed=1),
+    SamplingParams(1, 1.0, seed=2, top_k=3),
+    SamplingParams(3, 3.0, seed=3),
+]
 BATCHES = pytest.mark.parametrize("make", [Batch, GraphBatch])
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from masc_core.generation.slots import StepShape, allocate
-from masc_core.image_spec import ImageSpec
+from masc_core.sampling.params import SamplingParams
 from worker.engine.buckets import buckets, choose
 
-PLAIN, GUIDED = ImageSpec(0, 1.0, seed=0), ImageSpec(0, 2.0, seed=0)
+PLAIN, GUIDED = SamplingParams(0, 1.0, seed=0), SamplingParams(0, 2.0, seed=0)
 
 
 def test_shapes_of_a_capacity() -> None:
@@ -29,20 +29,20 @@ def test_shapes_of_a_capacity() -> None:
         ([PLAIN, PLAIN], (2, 2, False)),
         ([GUIDED, PLAIN], (4, 2, False)),
         ([PLAIN] * 3, (4, 4, False)),
-        ([PLAIN] * 3 + [ImageSpec(0, 2.0, seed=0, top_p=0.5)], (8, 4, True)),
-        ([ImageSpec(0, 1.0, seed=0, top_k=5)], (2, 1, True)),
+        ([PLAIN] * 3 + [SamplingParams(0, 2.0, seed=0, top_p=0.5)], (8, 4, True)),
+        ([SamplingParams(0, 1.0, seed=0, top_k=5)], (2, 1, True)),
         ([GUIDED] * 6, (12, 6, False)),
     ],
 )
 def test_a_batch_takes_the_smallest_shape(
-    specs: list[ImageSpec], expected: tuple[int, int, bool]
+    specs: list[SamplingParams], expected: tuple[int, int, bool]
 ) -> None:
     assert choose(buckets(12), allocate(specs, [], 12)) == StepShape(*expected)
 
 
 def test_only_who_asks_for_the_refiner_gets_a_shape_with_it() -> None:
     shapes = buckets(12, with_refiner=True)
-    refined = ImageSpec(0, 1.0, seed=0, decoding="refine")
+    refined = SamplingParams(0, 1.0, seed=0, decoding="refine")
     assert choose(shapes, allocate([PLAIN], [], 12)) == StepShape(2, 1, filters=False, refined=0)
     chosen = choose(shapes, allocate([GUIDED, refined], [], 12))
     assert chosen == StepShape(4, 2, filters=False, refined=2)

@@ -16,11 +16,11 @@ import torch
 
 from masc_core.errors import NonFiniteError
 from masc_core.generation.generate import Generated, generate
-from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import GRID
 from tests.worker.engine.test_engine import (
     LENGTH,
@@ -34,7 +34,7 @@ from tests.worker.engine.test_engine import (
 )
 from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import Engine
-from worker.engine.request import FailedImage, FinishedImage, ImageTask, Outcome, PartialImage
+from worker.engine.request import EngineOutput, FailedImage, FinishedImage, ImageTask, PartialImage
 
 __all__ = ["models"]  # a fixture
 
@@ -44,9 +44,9 @@ class Alone:
 
     def __init__(self, models: Models) -> None:
         self.models = models
-        self.made: dict[ImageSpec, Generated] = {}
+        self.made: dict[SamplingParams, Generated] = {}
 
-    def check(self, image: Outcome) -> None:
+    def check(self, image: EngineOutput) -> None:
         assert isinstance(image, FinishedImage), image
         spec = image.task.spec
         if spec not in self.made:
@@ -204,10 +204,12 @@ def gpu_models(dtype: torch.dtype) -> Models:
     return model, InClusterDecoder(ClusterMap.identity(512), torch.ones(512).long(), "cuda")
 
 
-def made_alone(models: Models, deterministic: bool, capacity: int) -> dict[ImageSpec, Outcome]:
+def made_alone(
+    models: Models, deterministic: bool, capacity: int
+) -> dict[SamplingParams, EngineOutput]:
     make = partial(GraphBatch, deterministic=deterministic)
     engine = Engine(*models, capacity, make_batch=make)
-    made: dict[ImageSpec, Outcome] = {}
+    made: dict[SamplingParams, EngineOutput] = {}
     for i, spec in enumerate(some_specs(random.Random(1))):
         (made[spec],) = run(engine, [ImageTask("alone", i, spec)]).values()
     return made

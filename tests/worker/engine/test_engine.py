@@ -16,16 +16,16 @@ import masc_core.generation.batch
 from masc_core.errors import InvalidFieldError, NonFiniteError, UnknownClassError
 from masc_core.generation.batch import Batch
 from masc_core.generation.generate import Generated, generate
-from masc_core.image_spec import ImageSpec
-from masc_core.in_cluster import InClusterDecoder
 from masc_core.models.gpt import GPT
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import GRID, tiny_parts
 from worker.engine.engine import Engine
 from worker.engine.request import (
+    EngineOutput,
     FailedImage,
     FinishedImage,
     ImageTask,
-    Outcome,
     PartialImage,
     TaskKey,
 )
@@ -34,11 +34,11 @@ Models = tuple[GPT, InClusterDecoder]
 
 LENGTH = GRID**2
 SPECS = [
-    ImageSpec(class_id=0, cfg_scale=2.0, seed=1),
-    ImageSpec(class_id=1, cfg_scale=1.0, seed=2),
-    ImageSpec(class_id=2, cfg_scale=7.5, seed=2**63 - 1, temperature=0.7, top_k=3),
-    ImageSpec(class_id=3, cfg_scale=1.0, seed=0, top_p=0.5, decoding="frequency"),
-    ImageSpec(class_id=4, cfg_scale=1.5, seed=1, decoding="refine"),
+    SamplingParams(class_id=0, cfg_scale=2.0, seed=1),
+    SamplingParams(class_id=1, cfg_scale=1.0, seed=2),
+    SamplingParams(class_id=2, cfg_scale=7.5, seed=2**63 - 1, temperature=0.7, top_k=3),
+    SamplingParams(class_id=3, cfg_scale=1.0, seed=0, top_p=0.5, decoding="frequency"),
+    SamplingParams(class_id=4, cfg_scale=1.5, seed=1, decoding="refine"),
 ]
 TASKS = [ImageTask("job", i, spec) for i, spec in enumerate(SPECS)]
 
@@ -54,9 +54,9 @@ class Alone:
 
     def __init__(self, models: Models) -> None:
         self.models = models
-        self.made: dict[ImageSpec, Generated] = {}
+        self.made: dict[SamplingParams, Generated] = {}
 
-    def check(self, image: Outcome) -> None:
+    def check(self, image: EngineOutput) -> None:
         assert isinstance(image, FinishedImage), image
         spec = image.task.spec
         if spec not in self.made:
@@ -65,11 +65,11 @@ class Alone:
         assert torch.equal(image.entropies, self.made[spec].entropies[0])
 
 
-def run(engine: Engine, tasks: Sequence[ImageTask] = ()) -> dict[TaskKey, Outcome]:
+def run(engine: Engine, tasks: Sequence[ImageTask] = ()) -> dict[TaskKey, EngineOutput]:
     """Outcomes of the tasks, and of what was in the engine before."""
     for task in tasks:
         engine.add(task)
-    outcomes: dict[TaskKey, Outcome] = {}
+    outcomes: dict[TaskKey, EngineOutput] = {}
     while engine.tasks:
         outcomes |= {outcome.task.key: outcome for outcome in engine.step()}
     return outcomes
@@ -87,10 +87,10 @@ def test_a_batch_gives_each_image_what_it_gets_alone(models: Models) -> None:
     assert len({tuple(made.codes[0].tolist()) for made in alone.made.values()}) == len(SPECS)
 
 
-def some_specs(rng: random.Random) -> list[ImageSpec]:
+def some_specs(rng: random.Random) -> list[SamplingParams]:
     """Few enough that every one is met in many schedules."""
     return [
-        ImageSpec(
+        SamplingParams(
             class_id=rng.randrange(5),
             cfg_scale=rng.choice([1.0, 1.0, 1.5, 4.0]),
             seed=rng.randrange(2**63),
@@ -109,12 +109,14 @@ def being_read(engine: Engine) -> list[ImageTask]:
     return [r.task for r in engine._running.values() if r.task.key not in drawing]
 
 
-def follow(engine: Engine, specs: Sequence[ImageSpec], rng: random.Random) -> list[Outcome]:
+def follow(
+    engine: Engine, specs: Sequence[SamplingParams], rng: random.Random
+) -> list[EngineOutput]:
     """A random schedule: arrivals in bursts and one by one, cancellations, until all is done."""
     burst, patience = rng.choice([0.1, 0.5, 1.0]), rng.choice([0.0, 0.02])
     waiting = [ImageTask("job", i, rng.choice(specs)) for i in range(rng.randint(1, 40))]
     added: dict[TaskKey, ImageTask] = {}
-    outcomes: list[Outcome] = []
+    outcomes: list[EngineOutput] = []
     cancelled: set[TaskKey] = set()
     while waiting or engine.tasks:
         while waiting and waiting[0].num_rows <= engine.free_rows and rng.random() < burst:

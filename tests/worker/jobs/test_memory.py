@@ -78,7 +78,7 @@ def test_a_wait_that_died_with_its_loop_does_not_disturb_the_worker() -> None:
 
 def test_what_is_kept_goes_in_two_steps() -> None:
     clock = Clock()
-    queue = MemoryQueue(QueueLimits(result_seconds=10, memory_seconds=100), clock)
+    queue = MemoryQueue(QueueLimits(result_seconds=10, tombstone_seconds=100), clock)
     job = Job(REQUEST, keep=True, idempotency=Idempotency("k", "print"))
     asyncio.run(queue.submit(job))
     (lease,) = queue.claim("tiny", 1, 0.0)

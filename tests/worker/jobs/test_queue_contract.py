@@ -109,7 +109,7 @@ async def test_an_unknown_job_is_an_error(queue: JobQueue) -> None:
 async def test_a_kept_outcome_goes_after_its_time(
     make_queue: Callable[[QueueLimits], JobQueue],
 ) -> None:
-    limits = QueueLimits(result_seconds=0.5, memory_seconds=2.0)
+    limits = QueueLimits(result_seconds=0.5, tombstone_seconds=2.0)
     async with make_queue(limits) as queue:
         sent = job(keep=True)
         await submit(queue, sent)
@@ -455,6 +455,25 @@ async def test_what_is_lost_cannot_be_given_back(queue: JobQueue) -> None:
     assert totals == Totals(2, {"cancelled": 1}, {"handed_back": 1})
 
 
+async def test_a_renewed_lease_holds_for_its_length_and_no_longer(
+    make_queue: Callable[[QueueLimits], JobQueue],
+) -> None:
+    limits = QueueLimits(lease_seconds=0.3)
+    async with make_queue(limits) as queue:
+        await submit(queue, job())
+        (lease,) = claim(queue)
+        queue.renew([lease])
+        renewed = time.monotonic()
+        again = await asyncio.to_thread(queue.claim, "tiny", 1, 4 * limits.lease_seconds)
+        if not queue.is_remote:  # its worker cannot be lost without it
+            assert not again
+            assert queue.finish(lease, result())
+            return
+        assert time.monotonic() - renewed > limits.lease_seconds - 0.01  # clocks are rounded
+        assert [one.job_id for one in again] == [lease.job_id]
+        assert not queue.finish(lease, result())
+
+
 async def test_a_job_that_runs_for_too_long_is_expired(queue: JobQueue) -> None:
     sent = job(timeout=0.5, keep=True)
     await submit(queue, sent)
@@ -673,6 +692,6 @@ async def test_workers_come_change_and_go(queue: JobQueue) -> None:
     queue.announce(ready)
     queue.announce(other)
     await known(ready, other)
-    queue.leave("a")
-    queue.leave("nobody")
+    queue.remove_worker("a")
+    queue.remove_worker("nobody")
     await known(other)

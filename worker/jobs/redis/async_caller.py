@@ -2,7 +2,6 @@
 
 Calls that meet travel together, so that a hundred of them cost little more than one, and whoever
 stops waiting for an answer leaves the connection to the others as it is.
-This module does not know what the scripts do.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import Any
 from redis.exceptions import NoScriptError
 
 from masc_core.errors import QueueDownError
-from masc_core.patience import patience
 from worker.jobs.redis.connection import RETRY_AFTER, AsyncRedis, reachable_queue
+from worker.jobs.redis.loop_timeout import loop_timeout
 from worker.jobs.redis.scripts import PREFIX, Script, load_script
 from worker.jobs.redis.tasks import end_task
 
@@ -52,7 +51,7 @@ class AsyncCaller:
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send())
         try:
-            async with patience(self._seconds):
+            async with loop_timeout(self._seconds):
                 with reachable_queue():
                     return await call.answer
         except TimeoutError:

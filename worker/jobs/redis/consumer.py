@@ -1,7 +1,7 @@
 """The worker's side of the queue in Redis.
 
-Every call is a script, and waits for nothing but its answer. What others do to this worker's jobs
-it hears from its own channel; what it did not hear it learns when it renews its leases.
+Every call is one script. What others do to this worker's jobs comes over its own channel; what that
+misses shows when the leases are renewed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from worker.jobs.redis.codec import (
     encode_worker,
 )
 from worker.jobs.redis.connection import BlockingRedis, database_of
+from worker.jobs.redis.lease_updates import LeaseUpdates
 from worker.jobs.redis.scripts import channels_of, settings_of
-from worker.jobs.redis.worker_news import WorkerNews
 from worker.jobs.state import WorkerStatus
 
 MAX_EVENTS = 1000  # of a job that are kept
@@ -51,7 +51,7 @@ class RedisConsumer(JobConsumer):
         self._client, self._limits = client, limits
         self._scripts = Caller(client, settings_of(limits, db))
         self._name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._news = WorkerNews(client, self._scripts, channels_of(db), self._name)
+        self._news = LeaseUpdates(client, self._scripts, channels_of(db), self._name)
         self._models: set[str] = set()  # that were claimed from
         self._last_try = ("", 0)  # the latest job that was on its last try, and its token
 
@@ -61,7 +61,7 @@ class RedisConsumer(JobConsumer):
         was_used, self._models = bool(self._models), set()
         if was_used:
             with suppress(QueueDownError):
-                self._scripts.run("part", self._name)
+                self._scripts.run("delete_consumer", self._name)
         self._client.close()
 
     @property
@@ -75,7 +75,7 @@ class RedisConsumer(JobConsumer):
         return True
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
-        """Have it called when a line of jobs is no longer empty, as far as is heard."""
+        """Have it called when a queue is no longer empty, as far as messages arrive."""
         self._news.on_arrival(arrived)
 
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
@@ -121,9 +121,9 @@ class RedisConsumer(JobConsumer):
         """Tell the front ends how this worker is; it is believed for as long as a lease holds."""
         self._scripts.run("announce", status.worker_id, encode_worker(status))
 
-    def leave(self, worker_id: str) -> None:
+    def remove_worker(self, worker_id: str) -> None:
         """Take the worker off the list."""
-        self._scripts.run("leave", worker_id)
+        self._scripts.run("remove_worker", worker_id)
 
     def _claim_now(self, model: str, max_rows: int) -> list[Lease]:
         is_first = model not in self._models

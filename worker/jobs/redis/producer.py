@@ -37,7 +37,7 @@ from worker.jobs.redis.codec import (
     encode_job,
 )
 from worker.jobs.redis.connection import RETRY_SECONDS, connect_async, database_of
-from worker.jobs.redis.feed import Feed
+from worker.jobs.redis.pubsub_task import PubSubTask
 from worker.jobs.redis.scripts import channels_of, milliseconds, settings_of
 from worker.jobs.state import (
     END_STATES,
@@ -51,13 +51,17 @@ from worker.jobs.state import (
 from worker.jobs.watchers import Watchers
 
 CALL_SECONDS = 0.65  # so that a client hears within a second that the queue is away
-LOOK_SECONDS = 10.0  # an outcome may be large, and whoever waits for one is patient
+RESULT_SECONDS = 10.0  # an outcome may be large, and whoever waits for one is patient
 WORKERS_SECONDS = 1.0  # for which the list of workers is believed without news of them
 MAX_EVENTS_TOGETHER = 32
 POISONED = JobFailure(
     PoisonJobError.__name__, "workers were lost while they ran the job, again and again"
 )
-UNSAID: dict[str, Outcome] = {"cancelled": CANCELLED, "expired": EXPIRED, "error": POISONED}
+IMPLIED: dict[str, Outcome] = {
+    "cancelled": CANCELLED,
+    "expired": EXPIRED,
+    "error": POISONED,
+}
 
 
 class RedisProducer:
@@ -73,7 +77,7 @@ class RedisProducer:
         self._url, self._limits = url, limits
         self._front = uuid.uuid4().hex[:12]
         self._watchers = Watchers()
-        self._doubtful: set[str] = set()  # ids of jobs whose submission was not answered
+        self._unconfirmed: set[str] = set()  # ids of jobs whose submission was not answered
 
     async def __aenter__(self) -> Self:
         """Connect; if Redis is away, when it comes."""
@@ -81,19 +85,19 @@ class RedisProducer:
         db = database_of(self._connections)
         settings = settings_of(self._limits, db)
         self._calls = AsyncCaller(self._connections, settings, CALL_SECONDS)
-        self._looks = AsyncCaller(self._connections, settings, LOOK_SECONDS)
-        self._roster = _Roster(self._calls)
+        self._results = AsyncCaller(self._connections, settings, RESULT_SECONDS)
+        self._worker_list = _WorkerList(self._calls)
         self._front_channel = f"{channels_of(db)}front:{self._front}"
         channels = (self._front_channel, f"{channels_of(db)}workers")
-        self._feed = Feed(self._connections, channels, self._heard, self._connected)
-        await self._feed.start()
+        self._pubsub = PubSubTask(self._connections, channels, self._on_message, self._on_connected)
+        await self._pubsub.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Disconnect; the jobs stay."""
-        await self._feed.close()
+        await self._pubsub.close()
         await self._calls.close()
-        await self._looks.close()
+        await self._results.close()
         await self._connections.aclose()
 
     async def submit(self, job: Job, share: float = 1.0) -> Receipt:
@@ -112,8 +116,8 @@ class RedisProducer:
             )
         except QueueDownError:
             if job.idempotency is None:  # of others somebody may still wait for it
-                self._doubtful.add(job.id)
-            self._roster.has_changed()
+                self._unconfirmed.add(job.id)
+            self._worker_list.has_changed()
             raise
         match answer:
             case b"new" | b"known":
@@ -131,16 +135,16 @@ class RedisProducer:
         """Wait for the end of a job; see `worker.jobs.queue.JobProducer.outcome`."""
         with self._watchers.watch(job_id) as news:
             while True:
-                state, rest, _ = await self._look(job_id)
+                state, rest, _ = await self._get_result(job_id)
                 if state in END_STATES:
-                    return decode_outcome(rest) if rest else UNSAID[state]
+                    return decode_outcome(rest) if rest else IMPLIED[state]
                 await news.wait(rest / 1000)
 
     async def events(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
         """What the job's worker tells; see `worker.jobs.queue.JobProducer.events`."""
         with self._watchers.watch(job_id) as news:
             while True:
-                state, rest, events = await self._look(job_id, after, MAX_EVENTS_TOGETHER)
+                state, rest, events = await self._get_result(job_id, after, MAX_EVENTS_TOGETHER)
                 for number, data in events:
                     after = number
                     yield NumberedEvent(number, decode_event(data))
@@ -176,26 +180,28 @@ class RedisProducer:
 
     async def workers(self) -> Sequence[WorkerStatus]:
         """The latest status of every worker that is heard of and has not left."""
-        workers = await self._roster.read()
-        if self._doubtful:
-            await self._end_doubtful()
+        workers = await self._worker_list.read()
+        if self._unconfirmed:
+            await self._end_unconfirmed()
         return workers
 
-    async def _end_doubtful(self) -> None:
+    async def _end_unconfirmed(self) -> None:
         """End jobs of which nobody knows whether they were accepted, as nobody waits for them.
 
         Redis may have got them when it was too late for the answer, and do what it got in the end.
         """
-        for job_id in tuple(self._doubtful):
+        for job_id in tuple(self._unconfirmed):
             await self.cancel(job_id)
-            self._doubtful.discard(job_id)
+            self._unconfirmed.discard(job_id)
 
-    async def _look(self, job_id: str, after: int = 0, count: int = 0) -> tuple[str, Any, Any]:
+    async def _get_result(
+        self, job_id: str, after: int = 0, count: int = 0
+    ) -> tuple[str, Any, Any]:
         """State of a job, its outcome or else the milliseconds left to it, and its events."""
         while True:
-            await self._feed.up()
+            await self._pubsub.up()
             try:
-                found = await self._looks.run("look", job_id, self._front, after + 1, count)
+                found = await self._results.run("get_result", job_id, self._front, after + 1, count)
             except QueueDownError:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
@@ -205,18 +211,18 @@ class RedisProducer:
                 raise ResultGoneError("id", f"the images of job {job_id!r} are kept no longer")
             return found[0].decode(), found[1], found[2]
 
-    def _heard(self, channel: str, message: bytes) -> None:
+    def _on_message(self, channel: str, message: bytes) -> None:
         if channel == self._front_channel:
-            self._watchers.tell(message.decode())
+            self._watchers.notify(message.decode())
         else:
-            self._roster.has_changed()
+            self._worker_list.has_changed()
 
-    def _connected(self) -> None:
-        self._watchers.tell_all()
-        self._roster.has_changed()
+    def _on_connected(self) -> None:
+        self._watchers.notify_all()
+        self._worker_list.has_changed()
 
 
-class _Roster:
+class _WorkerList:
     """The list of workers, as it was a moment ago if nobody has told of a change."""
 
     def __init__(self, calls: AsyncCaller) -> None:
@@ -235,7 +241,7 @@ class _Roster:
         if is_old or self._num_seen != self._num_changes:
             if self._reading is None or self._reading.done():
                 self._reading = asyncio.ensure_future(self._read())
-                self._reading.add_done_callback(_heed)
+                self._reading.add_done_callback(_retrieve_error)
             await asyncio.shield(self._reading)
         return self._workers
 
@@ -246,7 +252,7 @@ class _Roster:
         self._num_seen, self._read_at = seen, now
 
 
-def _heed(reading: asyncio.Future[None]) -> None:
+def _retrieve_error(reading: asyncio.Future[None]) -> None:
     """Take note of an error, also when nobody waits for it any more."""
     if not reading.cancelled():
         reading.exception()

@@ -1,7 +1,6 @@
 """The scripts that run inside Redis: every change of the queue is one of them, whole or not at all.
 
 A script is known to Redis by its digest; one that it does not know, after a restart, is sent again.
-This module does not know what the scripts do, nor how they are called.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def settings_of(limits: QueueLimits, db: int) -> bytes:
             "lease_ms": milliseconds(limits.lease_seconds),
             "result_ms": milliseconds(limits.result_seconds),
             "unkept_ms": milliseconds(min(limits.result_seconds, UNKEPT_SECONDS)),
-            "memory_ms": milliseconds(limits.memory_seconds),
+            "tombstone_ms": milliseconds(limits.tombstone_seconds),
         }
     ).encode()
 

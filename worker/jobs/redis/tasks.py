@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-PATIENCE_SECONDS = 0.1
+RETRY_SECONDS = 0.1
 
 
 async def end_task(task: asyncio.Task[None] | None) -> None:
@@ -15,4 +15,4 @@ async def end_task(task: asyncio.Task[None] | None) -> None:
     """
     while task is not None and not task.done():
         task.cancel()
-        await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
+        await asyncio.wait({task}, timeout=RETRY_SECONDS)

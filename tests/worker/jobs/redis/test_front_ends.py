@@ -199,7 +199,7 @@ async def test_what_workers_announce_is_known_everywhere_at_once(
     seconds: list[float] = []
     for status in (ready, not_ready, ready, not_ready, None):
         if status is None:
-            worker.leave("a")
+            worker.remove_worker("a")
         else:
             worker.announce(status)
         with Stopwatch() as watch:

@@ -171,6 +171,31 @@ async def test_a_renewed_lease_holds_longer_than_three_leases(
         assert (await front.stats()).totals == Totals(1, {"ok": 1})
 
 
+async def test_a_lease_ends_its_length_after_it_was_claimed_or_renewed(
+    redis_url: str, make_worker: MakeWorker, inside: redis.Redis
+) -> None:
+    def seconds() -> float:
+        whole, microseconds = inside.time()
+        return whole + microseconds / 1e6
+
+    def left_since(before: float) -> float:
+        end = inside.zscore("{masc}:leases", lease.job_id)
+        assert end is not None
+        return float(end) / 1000 - before
+
+    worker = make_worker(LONG)
+    async with RedisQueue(redis_url, LONG) as front:
+        await submit(front, job())
+        before = seconds()
+        (lease,) = claim(worker)
+        for _ in range(2):
+            taken = seconds() - before
+            left = left_since(before)
+            assert LONG.lease_seconds - CLOCKS < left < LONG.lease_seconds + taken + CLOCKS
+            before = seconds()
+            worker.renew([lease])
+
+
 async def test_a_worker_without_news_learns_of_its_losses_when_it_renews(
     redis_url: str, make_worker: MakeWorker
 ) -> None:
@@ -192,7 +217,7 @@ async def test_consumers_come_and_go(
     def consumers() -> int:
         return len(inside.xinfo_consumers("{masc}:stream:tiny", "workers"))
 
-    limits = QueueLimits(memory_seconds=0.5)
+    limits = QueueLimits(tombstone_seconds=0.5)
     async with RedisQueue(redis_url, limits) as front:
         await submit(front, job(), job())
         killed = make_worker(limits)

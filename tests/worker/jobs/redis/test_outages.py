@@ -235,8 +235,8 @@ async def test_a_connection_that_is_dead_but_open_is_made_anew(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module, name in (
-        ("feed", "SILENCE_SECONDS"),
-        ("listener", "SILENCE_SECONDS"),
+        ("pubsub_task", "SILENCE_SECONDS"),
+        ("pubsub_thread", "SILENCE_SECONDS"),
         ("connection", "ANSWER_SECONDS"),
     ):
         monkeypatch.setattr(f"worker.jobs.redis.{module}.{name}", 0.2)
@@ -279,7 +279,7 @@ async def test_a_redis_that_has_forgotten_everything_begins_anew(server: RedisSe
             assert worker.finish(lease, result())
             assert await front.outcome(again.id) == result()
             assert (await front.stats()).totals == Totals(1, {"ok": 1}, fenced=1)
-            front._watchers.tell_all()
+            front._watchers.notify_all()
             with pytest.raises(UnknownJobError):
                 await asyncio.wait_for(outcome, 5.0)
 

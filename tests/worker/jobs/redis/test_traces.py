@@ -28,8 +28,13 @@ def names(inside: redis.Redis) -> set[str]:
 
 
 async def test_nothing_is_left_of_five_thousand_jobs(
-    redis_url: str, make_worker: MakeWorker, inside: redis.Redis
+    redis_url: str,
+    make_worker: MakeWorker,
+    inside: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # More at once than Redis answers within the limit on a busy machine; what is left is the same.
+    monkeypatch.setattr("worker.jobs.redis.producer.CALL_SECONDS", 10.0)
     worker = make_worker(LIMITS)
     stopping = threading.Event()
 
@@ -68,7 +73,7 @@ async def test_nothing_is_left_of_five_thousand_jobs(
 async def test_what_is_kept_goes_in_two_steps(
     redis_url: str, make_worker: MakeWorker, inside: redis.Redis
 ) -> None:
-    limits = QueueLimits(result_seconds=50.0, memory_seconds=500.0)
+    limits = QueueLimits(result_seconds=50.0, tombstone_seconds=500.0)
     worker = make_worker(limits)
     async with RedisQueue(redis_url, limits) as front:
         sent = job(keep=True, idempotency=Idempotency("k", "print"))

@@ -6,5 +6,5 @@ local before = redis.call('HGET', key('workers'), worker)
 redis.call('HSET', key('workers'), worker, status)
 redis.call('ZADD', key('heard'), now + settings.lease_ms, worker)
 if before ~= status then
-  tell('workers', worker)
+  publish('workers', worker)
 end

@@ -1,5 +1,5 @@
 -- End a job without images.
 
 if is_live(read(ARGV[2], 'state').state) then
-  give_up(ARGV[2], ARGV[3])
+  end_without_outcome(ARGV[2], ARGV[3])
 end

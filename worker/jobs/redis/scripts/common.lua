@@ -1,8 +1,7 @@
--- What every script begins with: the names of keys, the clock, and how a job changes its state.
+-- Every script begins with this text: key names, the clock, and each change of a job's state.
 --
--- KEYS[1] is what all keys begin with, ARGV[1] the settings as JSON, and what follows is the
--- script's own. The only clock is that of Redis, in milliseconds. A job waits, runs and ends, and
--- every step is one of the functions below; docs/redis.md draws the keys that they touch.
+-- KEYS[1] is the prefix of all keys, ARGV[1] the settings as JSON; further arguments are the
+-- script's own. Redis has the only clock, in milliseconds. docs/redis.md draws the keys.
 
 local settings = cjson.decode(ARGV[1])
 local time = redis.call('TIME')
@@ -10,14 +9,14 @@ local second = tonumber(time[1])
 local now = second * 1000 + math.floor(tonumber(time[2]) / 1000)
 
 local DRAIN_SECONDS = 30
-local MAX_SWEPT = 32 -- of each kind in one call
-local MAX_DEAD = 1000
+local MAX_SWEPT = 32 -- of each kind in one call, so that no call takes long
+local MAX_DEAD = 1000 -- jobs that are listed as dead letters
 
 local function key(kind, name)
   return KEYS[1] .. kind .. (name and ':' .. name or '')
 end
 
-local function tell(channel, message)
+local function publish(channel, message)
   redis.call('PUBLISH', settings.channels .. channel, message)
 end
 
@@ -25,7 +24,7 @@ local function add_total(name)
   redis.call('HINCRBY', key('totals'), name, 1)
 end
 
--- Fields of a job by their names; those it does not have are false.
+-- Fields of a job by name; a field that it does not have is false.
 local function read(id, ...)
   local values = redis.call('HMGET', key('job', id), ...)
   local job = {}
@@ -39,27 +38,26 @@ local function is_live(state)
   return state == 'waiting' or state == 'running'
 end
 
+-- The fence: every delivery raises the token, so whoever has an older one has lost the job.
 local function holds(id, token)
   local job = read(id, 'state', 'token')
   return job.state == 'running' and job.token == token
 end
 
--- Into its model's line, at the place that it was given when it was accepted. Workers that have
--- nothing to do saw an empty line, so only the first to come needs to wake them.
-local function join_line(id, job)
-  local line = key('waiting', job.model)
-  if redis.call('ZCARD', line) == 0 then
-    tell('arrivals', job.model)
+local function enqueue(id, job)
+  local queue = key('waiting', job.model)
+  if redis.call('ZCARD', queue) == 0 then -- idle workers saw it empty: the first wakes them
+    publish('arrivals', job.model)
   end
-  redis.call('ZADD', line, job.seq, id)
+  redis.call('ZADD', queue, job.seq, id) -- by acceptance: a redelivered job goes to the front
   redis.call('HINCRBY', key('owners', job.model), job.owner, 1)
 end
 
-local function leave_line(id, job)
+local function dequeue(id, job)
   redis.call('ZREM', key('waiting', job.model), id)
   local owners = key('owners', job.model)
   if redis.call('HINCRBY', owners, job.owner, -1) <= 0 then
-    redis.call('HDEL', owners, job.owner)
+    redis.call('HDEL', owners, job.owner) -- else the hash would grow with every client ever seen
   end
 end
 
@@ -69,77 +67,78 @@ local function release_key(id, name)
   end
 end
 
--- Leave nothing of a job.
+-- Delete all keys of a job.
 local function drop(id)
   release_key(id, read(id, 'key').key)
   redis.call('DEL', key('job', id), key('outcome', id), key('events', id), key('watch', id))
   redis.call('ZREM', key('ended'), id)
 end
 
-local function tell_watchers(id)
+local function notify_watchers(id)
   for _, front in ipairs(redis.call('SMEMBERS', key('watch', id))) do
-    tell('front:' .. front, id)
+    publish('front:' .. front, id)
   end
 end
 
--- Let whoever runs the job know that it does so in vain.
-local function tell_holder(id)
+-- Tell the worker that runs the job that its lease is lost.
+local function notify_holder(id)
   local job = read(id, 'state', 'holder', 'token')
   if job.state == 'running' then
-    tell('worker:' .. job.holder, job.token .. ' ' .. id)
+    publish('worker:' .. job.holder, job.token .. ' ' .. id)
   end
 end
 
--- What is left is an outcome for a while, and for longer what `status` tells.
+-- End a job: its outcome stays for a while, its tombstone (id, state, request) for longer.
 local function end_job(id, state, outcome, frees_key)
   local job = read(id, 'state', 'model', 'seq', 'owner', 'keep', 'key')
   local name = key('job', id)
   if job.state == 'waiting' then
-    leave_line(id, job)
+    dequeue(id, job)
   end
   redis.call('ZREM', key('leases'), id)
   local stream, entry = key('stream', job.model), job.seq .. '-1'
-  redis.call('XACK', stream, 'workers', entry)
+  redis.call('XACK', stream, 'workers', entry) -- also from the group's list of pending entries
   redis.call('XDEL', stream, entry)
   redis.call('ZREM', key('deadlines'), id)
   redis.call('HSET', name, 'state', state)
   redis.call('HDEL', name, 'model', 'rows', 'owner', 'seq', 'token', 'holder', 'submitted',
     'deadline', 'events')
-  redis.call('PEXPIRE', name, settings.memory_ms)
+  redis.call('PEXPIRE', name, settings.tombstone_ms)
   local kept_ms = job.keep == '1' and settings.result_ms or settings.unkept_ms
   redis.call('SET', key('outcome', id), outcome, 'PX', kept_ms)
   redis.call('PEXPIRE', key('events', id), kept_ms)
-  if frees_key then -- a second try may do better
+  if frees_key then -- a second try under the same idempotency key may succeed
     release_key(id, job.key)
   elseif job.key ~= '' then
-    redis.call('PEXPIRE', key('key', job.key), settings.memory_ms)
+    redis.call('PEXPIRE', key('key', job.key), settings.tombstone_ms)
   end
   add_total('ended:' .. state)
-  tell_watchers(id)
+  notify_watchers(id)
   redis.call('DEL', key('watch', id))
   redis.call('ZADD', key('ended'), now, id)
   while redis.call('ZCARD', key('ended')) > settings.max_ended do
     local oldest = redis.call('ZRANGE', key('ended'), 0, 0, 'WITHSCORES')
-    if now - tonumber(oldest[2]) < settings.result_ms then -- its outcome is still to be had
+    if now - tonumber(oldest[2]) < settings.result_ms then -- its outcome can still be fetched
       break
     end
     drop(oldest[1])
   end
 end
 
--- Back into the line, at its old place: ahead of all that no worker has had yet.
+-- Put a running job back at its old place in the queue. Its token stays: the next claim raises it
+-- and so fences off whoever has the job now.
 local function give_back(id, reason)
   local job = read(id, 'model', 'seq', 'owner')
   redis.call('ZREM', key('leases'), id)
   redis.call('HSET', key('job', id), 'state', 'waiting')
-  join_line(id, job)
+  enqueue(id, job)
   add_total('redelivered:' .. reason)
 end
 
--- Its worker was lost: another one's turn, unless too many were lost with it.
-local function lapse(id)
+-- A worker was lost: deliver the job again, or end it after `max_deliveries` lost workers.
+local function expire_lease(id)
   local job = read(id, 'deliveries', 'model', 'owner')
-  tell_holder(id)
+  notify_holder(id) -- it may only have been slow
   if tonumber(job.deliveries) < settings.max_deliveries then
     give_back(id, 'lease_expired')
     return
@@ -147,40 +146,43 @@ local function lapse(id)
   add_total('dead_lettered')
   redis.call('XADD', key('dead'), 'MAXLEN', '~', MAX_DEAD, '*',
     'id', id, 'model', job.model, 'owner', job.owner, 'deliveries', job.deliveries)
-  end_job(id, 'error', '')
+  end_job(id, 'error', '') -- an empty outcome of this state is a PoisonJobError (producer.py)
 end
 
+-- Members of a sorted set whose time has come.
 local function due(name, until_ms)
   return redis.call('ZRANGEBYSCORE', key(name), '-inf', until_ms, 'LIMIT', 0, MAX_SWEPT)
 end
 
--- A job that is due in a sorted set; one whose keys somebody else has removed only leaves the set.
+-- Change every job that is due in a sorted set.
 local function each_due(name, change)
   for _, id in ipairs(due(name, now)) do
     if is_live(read(id, 'state').state) then
       change(id)
-    else
+    else -- its keys were evicted or deleted by hand
       redis.call('ZREM', key(name), id)
     end
   end
 end
 
--- End a job that nobody needs to finish any more.
-local function give_up(id, state)
-  tell_holder(id)
+-- End a job that is cancelled or out of time.
+local function end_without_outcome(id, state)
+  notify_holder(id)
   end_job(id, state, '', true)
 end
 
--- Whatever time alone changes. Every script begins with it, so that all see the same.
+-- Apply all that time alone changes. Every script begins with it, so that no process has to, and
+-- all see the same state.
 local function sweep()
-  each_due('deadlines', function(id) give_up(id, 'expired') end)
-  each_due('leases', lapse)
-  for _, id in ipairs(due('ended', now - settings.memory_ms)) do
+  each_due('deadlines', function(id) end_without_outcome(id, 'expired') end)
+  each_due('leases', expire_lease)
+  for _, id in ipairs(due('ended', now - settings.tombstone_ms)) do
     drop(id)
   end
 end
 
--- Jobs finished per second, of late; see worker/jobs/drain_rate.py.
+-- Jobs finished per second over the last half minute; the same as worker/jobs/drain_rate.py.
+-- The hash counts them by second, and has since when the queue was not empty.
 local function drain_rate()
   local finished, since = 0, now
   local counts = redis.call('HGETALL', key('drained'))
@@ -195,19 +197,19 @@ local function drain_rate()
   return string.format('%.6f', finished / math.max(span, 0.1))
 end
 
-local function restart_drain()
+local function restart_throughput()
   redis.call('DEL', key('drained'))
   redis.call('HSET', key('drained'), 'since', now)
 end
 
-local function count_drained()
-  local drained = key('drained')
-  if redis.call('HINCRBY', drained, second, 1) > 1 then
+local function count_throughput()
+  local throughput = key('drained')
+  if redis.call('HINCRBY', throughput, second, 1) > 1 then
     return
   end
-  for _, field in ipairs(redis.call('HKEYS', drained)) do -- a new second: an old one may go
+  for _, field in ipairs(redis.call('HKEYS', throughput)) do -- once a second: delete old ones
     if field ~= 'since' and tonumber(field) <= second - DRAIN_SECONDS then
-      redis.call('HDEL', drained, field)
+      redis.call('HDEL', throughput, field)
     end
   end
 end

@@ -1,4 +1,4 @@
--- Hold leases, given as pairs of job and token, for longer; returns those that are lost.
+-- Renew leases, given as pairs of job and token; returns those that are lost.
 
 local lost = {}
 for i = 2, #ARGV, 2 do
@@ -6,6 +6,7 @@ for i = 2, #ARGV, 2 do
   if holds(id, token) then
     local job = read(id, 'model', 'seq', 'holder')
     redis.call('ZADD', key('leases'), now + settings.lease_ms, id)
+    -- Only resets the idle time that XPENDING shows; the sorted set above decides.
     redis.pcall('XCLAIM', key('stream', job.model), 'workers', job.holder, 0, job.seq .. '-1',
       'FORCE', 'JUSTID')
   else

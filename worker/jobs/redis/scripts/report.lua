@@ -23,7 +23,7 @@ local function take(id, token, what, data, frees_key)
     redis.call('HINCRBY', key('job', id), 'deliveries', -1)
     give_back(id, 'handed_back')
   else
-    count_drained()
+    count_throughput()
     end_job(id, what, data, frees_key == '1')
   end
   return 1
@@ -34,6 +34,6 @@ for first = 3, #ARGV, WIDTH do
   answers[#answers + 1] = take(unpack(ARGV, first, first + WIDTH - 1))
 end
 for id in pairs(news) do -- once, however many events
-  tell_watchers(id)
+  notify_watchers(id)
 end
 return answers

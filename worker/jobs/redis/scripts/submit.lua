@@ -24,7 +24,7 @@ if own >= share then
 end
 
 if redis.call('ZCARD', key('deadlines')) == 0 then
-  restart_drain()
+  restart_throughput()
 end
 local seq = redis.call('INCR', key('seq'))
 redis.call('HSET', key('job', id), 'job', payload, 'model', model, 'rows', rows, 'owner', owner,
@@ -33,7 +33,7 @@ redis.call('HSET', key('job', id), 'job', payload, 'model', model, 'rows', rows,
 redis.call('ZADD', key('deadlines'), now + timeout_ms, id)
 redis.call('SADD', key('models'), model)
 redis.call('XADD', key('stream', model), seq .. '-1', 'job', id, 'rows', rows)
-join_line(id, {model = model, seq = seq, owner = owner})
+enqueue(id, {model = model, seq = seq, owner = owner})
 if name ~= '' then
   redis.call('HSET', key('key', name), 'job', id, 'print', fingerprint)
 end

@@ -1,0 +1,121 @@
+"""What a bundle shows of its codebook: the tree over it, and what each code looks like.
+
+Two optional files that no image depends on, so neither counts among the weights: ``tree.npy``, the
+linkage, float64 (V-1, 4), and ``patches.webp``, the patches of all codes in rows of ceil(sqrt(V)),
+without loss. Both are read without torch.
+
+Legend: V codes, f pixels a side of a patch.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from masc_core.images import Pixels
+from masc_core.io.npz import DAMAGE
+from masc_core.semantic_tree import SemanticTree
+
+TREE_FILE = "tree.npy"
+PATCHES_FILE = "patches.webp"
+LARGEST_PATCH = 8  # pixels a side; larger ones are made smaller, for they are only looked at
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodebookFiles:
+    """A codebook to look at.
+
+    Parameters
+    ----------
+    tree : over V codes
+    patches : uint8 (V, f, f, 3)
+
+    Raises
+    ------
+    ValueError : another number of patches than codes, or patches that are not square
+    """
+
+    tree: SemanticTree
+    patches: Pixels
+
+    def __post_init__(self) -> None:
+        expected = (self.tree.num_codes, self.patches.shape[1], self.patches.shape[1], 3)
+        if self.patches.shape != expected:
+            raise ValueError(f"patches have the shape {self.patches.shape}, not {expected}")
+
+    def encode(self) -> Mapping[str, bytes]:
+        """Content of the files by name; equal input gives equal bytes."""
+        linkage, sheet = io.BytesIO(), io.BytesIO()
+        np.lib.format.write_array(linkage, self.tree.linkage, allow_pickle=False)
+        lossless = {"lossless": True, "method": 6, "quality": 100}
+        Image.fromarray(_sheet(_reduced(self.patches))).save(sheet, "WEBP", **lossless)
+        return {TREE_FILE: linkage.getvalue(), PATCHES_FILE: sheet.getvalue()}
+
+
+def patch_columns(num_codes: int) -> int:
+    """Patches a row of the sheet."""
+    return math.isqrt(num_codes - 1) + 1
+
+
+def decode_tree(content: bytes, num_codes: int) -> SemanticTree:
+    """Read the tree of ``num_codes`` codes.
+
+    Raises
+    ------
+    ValueError : it is none, or over another number of codes
+    """
+    try:
+        linkage = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except DAMAGE as error:
+        raise ValueError("is not an .npy array of numbers, or is damaged") from error
+    tree = SemanticTree(linkage)
+    if tree.num_codes != num_codes:
+        raise ValueError(f"is over {tree.num_codes} codes, not {num_codes}")
+    return tree
+
+
+def patch_side(content: bytes, num_codes: int) -> int:
+    """Pixels a side of the patches on a sheet, of which only the head is read.
+
+    Raises
+    ------
+    ValueError : it is no image, or not of the size of a sheet of ``num_codes`` patches
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as sheet:
+            width, height = sheet.size
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise ValueError("is not an image") from error
+    columns = patch_columns(num_codes)
+    side, rest = divmod(width, columns)
+    if rest or not side or height != side * -(-num_codes // columns):
+        raise ValueError(f"has {width}x{height} pixels, which {num_codes} patches do not fill")
+    return side
+
+
+def _reduced(patches: Pixels) -> Pixels:
+    """Patches of at most `LARGEST_PATCH` pixels a side, by means over squares of pixels."""
+    num_codes, side = patches.shape[:2]
+    times = -(-side // LARGEST_PATCH)
+    if times == 1:
+        return patches
+    cut = side // times * times
+    squares = patches[:, :cut, :cut].reshape(num_codes, cut // times, times, cut // times, times, 3)
+    means: Pixels = squares.mean(axis=(2, 4)).round().astype(np.uint8)
+    return means
+
+
+def _sheet(patches: Pixels) -> Pixels:
+    """Patches (V, f, f, 3) in rows, black where the last row ends early."""
+    num_codes, side = patches.shape[:2]
+    columns = patch_columns(num_codes)
+    rows = -(-num_codes // columns)
+    filled = np.zeros((rows * columns, side, side, 3), dtype=np.uint8)
+    filled[:num_codes] = patches
+    grid = filled.reshape(rows, columns, side, side, 3).transpose(0, 2, 1, 3, 4)
+    return grid.reshape(rows * side, columns * side, 3)

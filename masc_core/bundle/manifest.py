@@ -1,0 +1,293 @@
+"""The manifest of a model bundle: what a bundle's folder holds, and everything needed to load it.
+
+``manifest.json`` is the last file written into a bundle and lists every other one with its SHA-256,
+so a bundle without it, or that differs from it, was not published by us in this state.
+Where bundles live is `registry`'s business, how weights become models that of `read`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path, PurePath
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from masc_core.errors import ArtifactError
+from masc_core.io.files import atomic_write, sha256_file
+
+MANIFEST_FILE = "manifest.json"
+TRANSFORMER_FILE = "transformer.safetensors"
+TOKENIZER_FILE = "tokenizer.safetensors"
+PRIOR_FILE = "prior.npz"
+COUNTS_FILE = "token_counts.safetensors"
+REFINER_FILE = "refiner.safetensors"
+SAMPLES_FILE = "samples.png"
+
+REQUIRED_FILES = (TRANSFORMER_FILE, TOKENIZER_FILE, PRIOR_FILE)
+WEIGHT_SUFFIXES = {".safetensors", ".npz"}
+
+Decoding = Literal["uniform", "frequency", "refine"]
+
+# One path component that is neither hidden nor a step upwards.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a string is safe as one component of a path: ``[A-Za-z0-9._-]``, no leading dot."""
+    return _NAME.fullmatch(name) is not None
+
+
+def _plain_name(name: str) -> str:
+    if not is_plain_name(name):
+        raise ValueError(f"{name!r} is not a plain name of letters, digits, '.', '_' and '-'")
+    return name
+
+
+PlainName = Annotated[str, AfterValidator(_plain_name)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class GPTSection(_Part):
+    """Sizes of the transformer; its vocabulary are the K clusters."""
+
+    dim: int = Field(ge=1, le=1 << 16)
+    n_layer: int = Field(ge=1, le=1 << 10)
+    n_head: int = Field(ge=1, le=1 << 10)
+    num_classes: int = Field(ge=1, le=1 << 24)
+    block_size: int = Field(ge=1, le=1 << 16)
+    norm_eps: float = Field(default=1e-5, gt=0)
+    rope_base: float = Field(default=10000.0, gt=0)
+
+
+class VQSection(_Part):
+    """Sizes of the tokenizer; its codebook has V rows."""
+
+    code_dim: int = Field(ge=1, le=1 << 16)
+    ch: int = Field(ge=1, le=1 << 12)
+    ch_mult: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(min_length=1, max_length=10)
+    num_res_blocks: int = Field(ge=1, le=64)
+    z_channels: int = Field(ge=1, le=1 << 16)
+    l2_norm: bool = True
+
+
+class RefinerSection(_Part):
+    """Sizes of the refiner beyond those of the other models."""
+
+    width: int = Field(ge=1, le=1 << 16)
+    n_head: int = Field(ge=1, le=1 << 10)
+    ffn_dim: int = Field(ge=1, le=1 << 18)
+    autoregressive: bool = True
+
+
+class Defaults(_Part):
+    """What a request gets that does not say."""
+
+    cfg_scale: float = Field(default=1.0, ge=1.0, le=20.0)
+    temperature: float = Field(default=1.0, gt=0.0)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    decoding: Decoding = "uniform"
+
+
+class ModelCard(_Part):
+    """What people say of a model, and no file can tell.
+
+    Attributes
+    ----------
+    name, version : of the bundle; also its two folders under the registry's root
+    created : when it was made, with a time zone
+    class_names : one a class, in the order of the class ids
+    defaults : what a request gets that does not say
+    provenance : where it comes from (data, configurations, commits), free-form
+    metrics : measured figures, free-form
+    """
+
+    name: PlainName
+    version: PlainName
+    created: AwareDatetime
+    class_names: tuple[str, ...] = Field(min_length=1)
+    defaults: Defaults = Defaults()
+    provenance: dict[str, JsonValue] = {}
+    metrics: dict[str, JsonValue] = {}
+
+    def class_ids(self, name: str) -> tuple[int, ...]:
+        """Every class of that name, case and surrounding space ignored; several may share one."""
+        wanted = name.strip().casefold()
+        return tuple(i for i, known in enumerate(self.class_names) if known.casefold() == wanted)
+
+
+class Manifest(ModelCard):
+    """A model card, the sizes of the models, and the table of files.
+
+    Attributes
+    ----------
+    num_codes, num_clusters : V and K
+    grid : positions a side of an image
+    image_size : pixels a side of an image
+    refiner : None where there is none
+    decodings : in-cluster decodings that the bundle offers
+    files : SHA-256 of every file but the manifest itself
+    seal : SHA-256 of everything else in the manifest, which `write_manifest` fills in
+    """
+
+    schema_version: Literal[1] = 1
+    gpt: GPTSection
+    vq: VQSection
+    refiner: RefinerSection | None = None
+    num_codes: int = Field(ge=2, le=1 << 24)
+    num_clusters: int = Field(ge=1, le=1 << 24)
+    grid: int = Field(ge=1)
+    image_size: int = Field(ge=1)
+    decodings: tuple[Decoding, ...] = Field(min_length=1)
+    files: dict[PlainName, Sha256]
+    seal: Sha256 | None = None
+
+    @field_validator("files")
+    @classmethod
+    def _lists_what_is_needed(cls, files: dict[str, str]) -> dict[str, str]:
+        for name in REQUIRED_FILES:
+            if name not in files:
+                raise ValueError(f"{name} is not listed")
+        if MANIFEST_FILE in files:
+            raise ValueError("a manifest cannot list itself")
+        return files
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        checks = {
+            "num_clusters exceeds num_codes": self.num_clusters > self.num_codes,
+            "gpt.block_size is not grid * grid": self.gpt.block_size != self.grid**2,
+            "image_size does not fit grid and vq.ch_mult": self.image_size
+            != self.grid << (len(self.vq.ch_mult) - 1),
+            "class_names are not gpt.num_classes": len(self.class_names) != self.gpt.num_classes,
+            "defaults.decoding is not offered": self.defaults.decoding not in self.decodings,
+            f"frequency decoding needs {COUNTS_FILE}": "frequency" in self.decodings
+            and COUNTS_FILE not in self.files,
+            f"refine decoding needs {REFINER_FILE}": "refine" in self.decodings
+            and REFINER_FILE not in self.files,
+            f"refiner and {REFINER_FILE} need each other": (self.refiner is None)
+            == (REFINER_FILE in self.files),
+        }
+        for reason, wrong in checks.items():
+            if wrong:
+                raise ValueError(reason)
+        return self
+
+    @property
+    def num_positions(self) -> int:
+        """L, the positions of an image."""
+        return self.grid**2
+
+    @property
+    def weights_sha256(self) -> str:
+        """One identifier of all weights, priors and counts: what the images of a request depend on.
+
+        The same as ``sha256sum *.npz *.safetensors | LC_ALL=C sort -k2 | sha256sum``.
+        """
+        return hash_of_hashes(self.files)
+
+
+def hash_of_hashes(files: Mapping[str, str]) -> str:
+    """Identifier of the weight files among ``files`` (name to SHA-256)."""
+    lines = [
+        f"{sha256}  {name}\n"
+        for name, sha256 in sorted(files.items())
+        if PurePath(name).suffix in WEIGHT_SUFFIXES
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read_manifest(folder: str | PathLike[str]) -> Manifest:
+    """Read ``manifest.json`` of a bundle's folder.
+
+    Raises
+    ------
+    ArtifactError : it is missing, no JSON, or not a manifest; says in one line what is wrong
+    """
+    path = Path(folder) / MANIFEST_FILE
+    try:
+        text = path.read_bytes()
+        manifest = Manifest.model_validate_json(text)
+    except OSError as error:
+        raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ArtifactError(path, f"{where}: {first['msg']}" if where else first["msg"]) from error
+    if manifest.seal != seal_of(json.loads(text)):
+        raise ArtifactError(path, "was altered after it was published: its seal does not fit")
+    return manifest
+
+
+def write_manifest(folder: str | PathLike[str], manifest: Manifest) -> Manifest:
+    """Write ``manifest.json`` into a bundle's folder, sealed, in one step; return it as written."""
+    # Without a refiner nothing is said of one: what older versions wrote, and can read.
+    absent = {"refiner"} if manifest.refiner is None else set()
+    seal = seal_of(manifest.model_dump(mode="json", exclude=absent))
+    sealed = manifest.model_copy(update={"seal": seal})
+    text = sealed.model_dump_json(indent=2, exclude=absent)
+    atomic_write(Path(folder) / MANIFEST_FILE, text.encode() + b"\n")
+    return sealed
+
+
+def seal_of(content: Mapping[str, JsonValue]) -> str:
+    """SHA-256 of a manifest's JSON without its seal, with sorted keys and no spaces.
+
+    It is taken of what the file says, not of what this version understands, so that a manifest
+    keeps its seal when later versions know more fields.
+    """
+    unsealed = {key: value for key, value in content.items() if key != "seal"}
+    text = json.dumps(unsealed, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def verify_files(folder: str | PathLike[str], manifest: Manifest) -> None:
+    """Compare every listed file with its SHA-256; files that are not listed are ignored.
+
+    Raises
+    ------
+    ArtifactError : a file is missing, truncated or altered; names it
+    """
+    for name, expected in manifest.files.items():
+        path = Path(folder) / name
+        try:
+            actual = sha256_file(path)
+        except FileNotFoundError as error:
+            raise ArtifactError(path, "is listed in the manifest but missing") from error
+        except OSError as error:
+            raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
+        check_hash(path, actual, expected)
+
+
+def check_hash(path: Path, actual: str, expected: str) -> None:
+    """Compare the SHA-256 of a file with what the manifest says.
+
+    Raises
+    ------
+    ArtifactError : they differ
+    """
+    if actual != expected:
+        raise ArtifactError(
+            path,
+            "is truncated or altered: its SHA-256 is "
+            f"{actual[:12]}…, the manifest says {expected[:12]}…",
+        )

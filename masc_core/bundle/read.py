@@ -1,0 +1,223 @@
+"""Model bundles: transformer, tokenizer, prior, and what else there is, from one folder.
+
+Weights are safetensors, nothing is unpickled, and nothing is loaded before every file has matched
+its SHA-256.
+
+Legend: B images, L positions, V codes, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from masc_core.bundle.manifest import (
+    COUNTS_FILE,
+    MANIFEST_FILE,
+    PRIOR_FILE,
+    REFINER_FILE,
+    TOKENIZER_FILE,
+    TRANSFORMER_FILE,
+    Manifest,
+    read_manifest,
+    verify_files,
+)
+from masc_core.errors import ArtifactError, ConfigError, NonFiniteError
+from masc_core.images import Pixels
+from masc_core.io.tensors import fill_module, read_names, read_tensors, without_memory
+from masc_core.models.conv import Decoder
+from masc_core.models.cpu_decoder import CPUDecoder
+from masc_core.models.gpt import GPT
+from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.gpu_decoder import SIZES, GPUDecoder
+from masc_core.models.refiner import Refiner, RefinerConfig
+from masc_core.models.vq import VQConfig, VQModel, to_uint8
+from masc_core.prior import ClusterMap
+from masc_core.sampling.in_cluster import InClusterDecoder
+
+# What only encoding images needs; a bundle may leave it out.
+ENCODER_PREFIXES = ("encoder.", "quant_conv.")
+# Running statistics of the training, of no use to anyone who loads a bundle.
+TRAINING_KEYS = ("quantize.codebook_used",)
+
+COUNTS_KEY = "counts"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A loaded bundle, in evaluation mode, ready to generate.
+
+    Attributes
+    ----------
+    manifest : what it is
+    model : the transformer, in the requested precision
+    decoder : cluster to code, with the refiner, in the same precision, if there is one
+    tokenizer : float32; lacks ``encoder`` and ``quant_conv`` where the bundle leaves them out
+    vq_decoder : the tokenizer's decoder as the device computes it fastest
+    """
+
+    manifest: Manifest
+    model: GPT
+    decoder: InClusterDecoder
+    tokenizer: VQModel
+    vq_decoder: Callable[[Tensor], Tensor]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.model.output.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the transformer."""
+        return self.model.output.weight.dtype
+
+    @torch.inference_mode()
+    def render(self, codes: Tensor, image_size: int | None = None) -> Pixels:
+        """Decode grids of codes to images.
+
+        On the CPU the images are decoded one by one, so that the last bits of an image do not
+        depend on its batch-mates.
+
+        Parameters
+        ----------
+        codes : int64 (B, L) in [0, V), raster order; or whole rows of the grid, as many of each
+            image, for a preview: the upper part, nearly as it will be in the whole image
+        image_size : resize whole images to so many pixels a side, as LlamaGen does before it
+            rounds: bicubic, without a filter against aliasing
+
+        Returns
+        -------
+        uint8 (B, H, W, 3), or less high where rows are missing
+
+        Raises
+        ------
+        NonFiniteError : the decoder made a NaN or an infinity
+        """
+        codes = codes.to(self.device)
+        at_once = 1 if self.device.type == "cpu" else SIZES[-1]
+        pixels = [self._render(part, image_size) for part in torch.split(codes, at_once)]
+        return torch.cat(pixels).cpu().numpy()
+
+    def _render(self, codes: Tensor, image_size: int | None) -> Tensor:
+        images = self.vq_decoder(self.tokenizer.latents(codes, self.manifest.grid))
+        if image_size is not None and image_size != self.manifest.image_size:
+            images = F.interpolate(images, size=(image_size, image_size), mode="bicubic")
+        if not images.isfinite().all():
+            raise NonFiniteError("the VQ decoder produced a NaN or an infinity")
+        return to_uint8(images)
+
+
+def load_bundle(
+    folder: str | PathLike[str],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Bundle:
+    """Verify and load a bundle.
+
+    Parameters
+    ----------
+    folder : holds ``manifest.json``
+    device : where everything goes
+    dtype : precision of transformer and refiner; the tokenizer's decoder stays in float32, in
+        which no colour bands appear
+
+    Raises
+    ------
+    ArtifactError : a file is missing, truncated, altered, or does not hold what the manifest says;
+        names it
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+    gpt_config, vq_config = _configs(folder, manifest)
+    prior = _load_prior(folder / PRIOR_FILE, manifest)
+    counts = _load_counts(folder / COUNTS_FILE, manifest)
+    with without_memory():
+        empty = GPT(gpt_config)
+    model = fill_module(folder / TRANSFORMER_FILE, empty)
+    refiner = _load_refiner(folder, manifest)
+    if refiner is not None:
+        refiner = refiner.to(device, dtype)
+    tokenizer = _load_tokenizer(folder / TOKENIZER_FILE, vq_config).to(device)
+    return Bundle(
+        manifest=manifest,
+        model=model.to(device, dtype).eval().requires_grad_(requires_grad=False),
+        decoder=InClusterDecoder(prior, counts, device, refiner),
+        tokenizer=tokenizer,
+        vq_decoder=serving_decoder(tokenizer.decoder, torch.device(device)),
+    )
+
+
+def _configs(folder: Path, manifest: Manifest) -> tuple[GPTConfig, VQConfig]:
+    try:
+        return (
+            GPTConfig(vocab_size=manifest.num_clusters, **dict(manifest.gpt)),
+            VQConfig(num_codes=manifest.num_codes, **dict(manifest.vq)),
+        )
+    except ConfigError as error:
+        raise ArtifactError(folder / MANIFEST_FILE, str(error)) from error
+
+
+def _load_prior(path: Path, manifest: Manifest) -> ClusterMap:
+    prior = ClusterMap.load(path)
+    if (prior.num_codes, prior.num_clusters) != (manifest.num_codes, manifest.num_clusters):
+        raise ArtifactError(
+            path,
+            f"has {prior.num_codes} codes in {prior.num_clusters} clusters, "
+            f"the manifest says {manifest.num_codes} in {manifest.num_clusters}",
+        )
+    return prior
+
+
+def _load_counts(path: Path, manifest: Manifest) -> npt.NDArray[np.int64] | None:
+    if COUNTS_FILE not in manifest.files:
+        return None
+    counts = read_tensors(path).get(COUNTS_KEY)
+    if counts is None or counts.shape != (manifest.num_codes,) or counts.dtype != torch.int64:
+        raise ArtifactError(path, f"does not hold {manifest.num_codes} int64 {COUNTS_KEY}")
+    if (counts < 0).any():
+        raise ArtifactError(path, "holds a negative count")
+    return counts.numpy()
+
+
+def _load_refiner(folder: Path, manifest: Manifest) -> Refiner | None:
+    if manifest.refiner is None:
+        return None
+    try:
+        config = RefinerConfig(
+            num_codes=manifest.num_codes,
+            num_clusters=manifest.num_clusters,
+            hidden_dim=manifest.gpt.dim,
+            block_size=manifest.gpt.block_size,
+            **dict(manifest.refiner),
+        )
+    except ConfigError as error:
+        raise ArtifactError(folder / MANIFEST_FILE, f"refiner: {error}") from error
+    with without_memory():
+        empty = Refiner(config)
+    refiner = fill_module(folder / REFINER_FILE, empty)
+    return refiner.eval().requires_grad_(requires_grad=False)
+
+
+def _load_tokenizer(path: Path, config: VQConfig) -> VQModel:
+    with without_memory():
+        tokenizer = VQModel(config)
+    if not any(name.startswith(ENCODER_PREFIXES) for name in read_names(path)):
+        # Random weights must not pass for an encoder: whoever encodes gets an AttributeError.
+        del tokenizer.encoder, tokenizer.quant_conv
+    tokenizer = fill_module(path, tokenizer, optional=TRAINING_KEYS)
+    return tokenizer.eval().requires_grad_(requires_grad=False)
+
+
+def serving_decoder(decoder: Decoder, device: torch.device) -> CPUDecoder | GPUDecoder:
+    """Return a VQ decoder in the form that is fastest on the device it is on."""
+    return GPUDecoder(decoder) if device.type == "cuda" else CPUDecoder(decoder)

@@ -1,0 +1,144 @@
+"""Files that are whole or absent: atomic replacement, and the SHA-256 of what is there.
+
+A reader sees the old content or the new one, never a part: the content goes to a temporary file in
+the same folder, is flushed to the disk, and takes the name in one ``os.replace``. A process killed
+on the way leaves at most a hidden ``.tmp-*`` file, or folder, which the next one to make a folder
+in that place removes. Errors of the operating system pass through.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+TEMPORARY_PREFIX = ".tmp-"
+LEFTOVER_SECONDS = 60.0  # a folder has its lock long before
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str], mode: int | None = None) -> Iterator[Path]:
+    """Lend a temporary path; what was written there replaces ``path`` when the block ends well.
+
+    The temporary path keeps the file's name at its end, so that writers which look at the suffix
+    (``numpy.savez``, Pillow) are content. When the block raises, the temporary file is removed and
+    ``path`` keeps what it had.
+
+    Parameters
+    ----------
+    path : what is replaced
+    mode : permissions of the file; by default those of any new file here
+
+    Raises
+    ------
+    FileNotFoundError : the folder does not exist, or the block wrote nothing
+    """
+    path = Path(path)
+    temporary = temporary_sibling(path)
+    permissions = _usual_mode(temporary) if mode is None else mode
+    try:
+        yield temporary
+        temporary.chmod(permissions)  # some writers make files that nobody else can read
+        flush(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush(path.parent)
+
+
+def atomic_write(path: str | os.PathLike[str], content: bytes, mode: int | None = None) -> None:
+    """Replace the content of ``path`` in one go; see `atomic_path`."""
+    with atomic_path(path, mode) as temporary:
+        temporary.touch(0o600)  # nobody else reads it before it has its permissions
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Lend a new folder, which takes the name ``path`` when the block ends well.
+
+    Nothing may be at ``path``; the folders above it are made. When the block raises, all that it
+    wrote is removed.
+
+    Raises
+    ------
+    OSError : the folder cannot be made, or something is at ``path`` by the end of the block
+    """
+    is_parent_new = not path.parent.exists()
+    _remove_leftovers(path.parent)
+    temporary = temporary_sibling(path)
+    try:
+        with _locked_folder(temporary):
+            yield temporary
+            flush(temporary)
+            temporary.rename(path)  # fails if someone else has made it meanwhile
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if is_parent_new:
+            with suppress(OSError):  # someone else has put something there
+                path.parent.rmdir()
+        raise
+    flush(path.parent)
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, as 64 lower-case hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def temporary_sibling(path: Path) -> Path:
+    """Return an unused hidden name beside ``path``, on the same file system."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
+
+
+def flush(path: Path) -> None:
+    """Force a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _usual_mode(unused: Path) -> int:
+    """Permissions of a new file here, found by making one: the umask cannot be read safely."""
+    unused.touch()
+    mode = stat.S_IMODE(unused.stat().st_mode)
+    unused.unlink()
+    return mode
+
+
+@contextmanager
+def _locked_folder(path: Path) -> Iterator[None]:
+    """Make a folder and hold its lock, by which others know that somebody is at work there."""
+    path.mkdir(parents=True)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # there are file systems without locks for folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove folders of `atomic_folder` whose process was killed."""
+    for path in parent.glob(f"{TEMPORARY_PREFIX}*"):
+        with suppress(OSError):  # it is gone, or in use
+            if not path.is_dir() or path.stat().st_mtime > time.time() - LEFTOVER_SECONDS:
+                continue
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path)
+            finally:
+                os.close(descriptor)

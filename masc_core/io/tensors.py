@@ -1,0 +1,165 @@
+"""Named tensors in one safetensors file: written whole or not at all, checked before they are used.
+
+Weights may be stored in a lower precision than they are used in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from masc_core.errors import ArtifactError
+from masc_core.io.files import atomic_path
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    header: dict[str, str] | None = None,
+) -> None:
+    """Write tensors, those of a floating-point type as ``dtype``, and strings about them.
+
+    Raises
+    ------
+    ArtifactError : a tensor has a NaN or an infinity, or gets one in that precision; or the file
+        cannot be written
+    """
+    stored = {name: _converted(tensor, dtype) for name, tensor in tensors.items()}
+    _refuse_first(path, stored, lambda k: _not_finite(stored[k]), f"is not finite in {dtype}")
+    try:
+        with atomic_path(path) as temporary:
+            save_file(stored, temporary, metadata=header)
+    except SafetensorError as error:
+        raise ArtifactError(path, f"cannot be written: {error}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a file, on the CPU, as they are stored.
+
+    Raises
+    ------
+    ArtifactError : the file is missing, damaged or of another kind
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(path, f"cannot be read as safetensors: {error}") from error
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """Read the strings that `write_tensors` stored beside the tensors.
+
+    Raises
+    ------
+    ArtifactError : the file is missing, damaged or of another kind
+    """
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Names of the tensors of a file; their content is not read.
+
+    Raises
+    ------
+    ArtifactError : the file is missing, damaged or of another kind
+    """
+    with _opened(path) as file:
+        return tuple(file.keys())
+
+
+def fill_module(path: Path, module: Module, optional: tuple[str, ...] = ()) -> Module:
+    """Fill a module with the tensors of a file, converted to the module's precision.
+
+    Parameters
+    ----------
+    path : the file
+    module : changed in place; on the meta device it gets memory, on the CPU, only after the
+        shapes have been compared, so that a hostile configuration cannot exhaust it
+    optional : names that the file may lack; they keep their values, zero after the meta device
+
+    Raises
+    ------
+    ArtifactError : the file cannot be read, lacks a tensor, has a surplus one, one of another
+        shape, or a NaN or an infinity; names the tensor
+    """
+    tensors = read_tensors(path)
+    expected = module.state_dict()
+    lacking = [name for name in expected if name not in tensors and name not in optional]
+    if lacking:
+        raise ArtifactError(path, f"the tensor {lacking[0]} is not in it")
+    _refuse_first(path, tensors, lambda k: k not in expected, "belongs to no module")
+    _refuse_first(
+        path, tensors, lambda k: tensors[k].shape != expected[k].shape, "has a wrong shape"
+    )
+    _refuse_first(path, tensors, lambda k: _not_finite(tensors[k]), "has a NaN or an infinity")
+    if any(tensor.is_meta for tensor in expected.values()):
+        module.to_empty(device="cpu")
+        for name in set(expected) - set(tensors):
+            module.state_dict()[name].zero_()
+    module.load_state_dict(tensors, strict=False)
+    return module
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Build modules on the meta device, for `fill_module`; their values are not even drawn.
+
+    Drawing there imports torch's compiler, which takes seconds.
+    """
+    with torch.device("meta"), _WithoutValues():
+        yield
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Lets what `torch.nn.init` fills be."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - of any function
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:  # safetensors gives the open file no types
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(path, f"cannot be read as safetensors: {error}") from error
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    tensor = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+    # Safetensors stores plain row-major tensors, and refuses views that share memory.
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _not_finite(tensor: Tensor) -> bool:
+    return not bool(tensor.isfinite().all())
+
+
+def _refuse_first(
+    path: Path, names: Mapping[str, Tensor], wrong: Callable[[str], bool], complaint: str
+) -> None:
+    for name in names:
+        if wrong(name):
+            raise ArtifactError(path, f"the tensor {name} {complaint}")

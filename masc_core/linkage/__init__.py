@@ -1,1 +1,0 @@
-"""Bottom-up clustering of points: the algorithms behind `masc_core.tree`."""

@@ -1,0 +1,78 @@
+"""What one image depends on besides the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from masc_core.errors import InvalidFieldError, UnknownClassError
+from masc_core.models.gpt_config import GPTConfig
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """All that an image depends on besides the model.
+
+    Attributes
+    ----------
+    class_id : class of the model
+    cfg_scale : strength of classifier-free guidance, at least 1; 1 is off and costs half as much
+    seed : in [0, 2^63)
+    temperature : at least 0; at 0 the most probable token is taken. This and the filters concern
+        clusters; see `masc_core.sampling.refinement` for codes
+    top_k : keep the k most probable tokens; 0 is off
+    top_p : keep the most probable tokens that hold this much probability, in (0, 1]; 1 is off
+    decoding : how a code is drawn from a cluster, ``uniform``, ``frequency`` or ``refine``
+
+    Raises
+    ------
+    InvalidFieldError : a value outside its range; `check_specs` tells what a model cannot do
+    """
+
+    class_id: int
+    cfg_scale: float
+    seed: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    decoding: str = "uniform"
+
+    def __post_init__(self) -> None:
+        """Refuse values that no model can serve."""
+        _require("cfg_scale", "1 or more", self.cfg_scale, 1 <= self.cfg_scale < math.inf)
+        _require("seed", "in [0, 2^63)", self.seed, 0 <= self.seed < 2**63)
+        _require("temperature", "0 or more", self.temperature, 0 <= self.temperature < math.inf)
+        _require("top_k", "0 or more", self.top_k, 0 <= self.top_k < 2**63)
+        _require("top_p", "in (0, 1]", self.top_p, 0 < self.top_p <= 1)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the transformer's batch that the image takes: two if it is guided."""
+        return 1 if self.cfg_scale == 1 else 2
+
+
+def check_specs(specs: Sequence[SamplingParams], config: GPTConfig) -> None:
+    """Refuse images that a model of this configuration cannot make.
+
+    Raises
+    ------
+    UnknownClassError, InvalidFieldError : a spec asks for what the model does not have
+    ValueError : no images
+    """
+    if not specs:
+        raise ValueError("no images to generate")
+    for spec in specs:
+        if not 0 <= spec.class_id < config.num_classes:
+            raise UnknownClassError(
+                "class_id", f"class_id must be in 0..{config.num_classes - 1}, got {spec.class_id}"
+            )
+        if spec.cfg_scale != 1 and config.num_class_rows == config.num_classes:
+            raise InvalidFieldError(
+                "cfg_scale", "cfg_scale must be 1: the model was trained without a null class"
+            )
+
+
+def _require(field: str, expected: str, value: float, holds: bool) -> None:  # noqa: FBT001
+    if not holds:
+        raise InvalidFieldError(field, f"{field} must be {expected}, got {value}")

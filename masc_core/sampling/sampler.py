@@ -1,0 +1,153 @@
+"""From logits to a token: guidance, entropy, temperature, filters, draw; `sample` is their order.
+
+It is LlamaGen's: classifier-free guidance, division by the temperature, the top k, the top p of
+what is left, draw. The draw is ``argmax(logits + gumbel)``, which samples from the softmax
+(Gumbel-max). Rows may all have parameters of their own; nothing loops over rows.
+
+Legend: B rows, K vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Below it a temperature would overflow the logits; at it the draw is the argmax.
+MIN_TEMPERATURE = 1e-5
+
+
+class Sampled(NamedTuple):
+    """What was drawn, and what is told of the distribution.
+
+    Attributes
+    ----------
+    tokens : int64 (B,)
+    entropies : float32 (B,), bits; of the guided distribution before temperature and filters
+    finite : bool (B,), whether the guided logits are; where not, the rest means nothing
+    """
+
+    tokens: Tensor
+    entropies: Tensor
+    finite: Tensor
+
+
+def sample(
+    cond: Tensor,
+    uncond: Tensor,
+    cfg_scale: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    noise: Tensor,
+) -> Sampled:
+    """Draw a token per row.
+
+    Parameters
+    ----------
+    cond, uncond : float32 (B, K), logits given the class and given none; the same for a row that
+        is not guided, whose scale is 1
+    cfg_scale, temperature : float32 (B,)
+    top_k, top_p : see `filter_logits`
+    noise : float32 (B, K), of `masc_core.sampling.rng.gumbel` for the images' seeds and positions
+    """
+    logits = apply_cfg(cond, uncond, cfg_scale)
+    entropies, finite = entropy_bits(logits), logits.isfinite().all(1)
+    logits = apply_temperature(logits, temperature)
+    logits = filter_logits(logits, top_k, top_p)
+    return Sampled(draw(logits, noise), entropies, finite)
+
+
+def apply_cfg(cond: Tensor, uncond: Tensor, cfg_scale: Tensor) -> Tensor:
+    """Classifier-free guidance, ``uncond + cfg_scale (cond - uncond)``.
+
+    Parameters
+    ----------
+    cond, uncond : float32 (B, K), logits given the class and given none
+    cfg_scale : float32 (B,)
+
+    Returns
+    -------
+    float32 (B, K)
+    """
+    return uncond + cfg_scale[:, None] * (cond - uncond)
+
+
+def entropy_bits(logits: Tensor) -> Tensor:
+    """Entropy of the softmax, ``-sum p log2 p``, in bits.
+
+    Parameters
+    ----------
+    logits : float (B, K); minus infinity is a probability of zero, which adds nothing
+
+    Returns
+    -------
+    float32 (B,), in [0, log2 K]
+    """
+    # In float64: float32 sums depend on how many rows there are, and on the device.
+    logs = logits.double().log_softmax(-1)
+    probabilities = logs.exp()
+    terms = torch.where(probabilities > 0, probabilities * logs, 0.0)
+    return (terms.sum(-1) / -math.log(2)).clamp(min=0).float()
+
+
+def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Divide each row by its temperature.
+
+    Parameters
+    ----------
+    logits : float32 (B, K)
+    temperature : float32 (B,), in effect at least ``MIN_TEMPERATURE``
+
+    Returns
+    -------
+    float32 (B, K)
+    """
+    return logits / temperature.clamp(min=MIN_TEMPERATURE)[:, None]
+
+
+def filter_logits(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:
+    """Put minus infinity where a row's filters remove a token.
+
+    Parameters
+    ----------
+    logits : float (B, K)
+    top_k : int64 (B,), keep the k largest and their ties; 0 and k >= K keep all; None: off for all
+    top_p : float (B,), of what is left keep the most probable until their sum exceeds p, at least
+        one, and of equal ones the lower ids first; 1 keeps all; None: off for all
+
+    Returns
+    -------
+    float (B, K), ``logits`` itself where no row filters
+    """
+    if top_k is None and top_p is None:
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        last = (top_k.clamp(max=logits.shape[-1]) - 1).clamp(min=0)[:, None]
+        least = ordered.gather(1, last).masked_fill(top_k[:, None] == 0, -math.inf)
+        logits = logits.masked_fill(logits < least, -math.inf)
+        ordered = ordered.masked_fill(ordered < least, -math.inf)
+    if top_p is not None:
+        before = F.pad(ordered.double().softmax(-1).cumsum(-1)[:, :-1], (1, 0))
+        over = (before > top_p[:, None]) & (top_p < 1)[:, None]
+        logits = logits.masked_fill(over.scatter(1, order, over), -math.inf)
+    return logits
+
+
+def draw(logits: Tensor, noise: Tensor) -> Tensor:
+    """Sample one token a row from the softmax.
+
+    Parameters
+    ----------
+    logits : float32 (B, K), tempered and filtered
+    noise : float32 (B, K), of `masc_core.sampling.rng.gumbel` for the images' seeds and positions
+
+    Returns
+    -------
+    int64 (B,)
+    """
+    return (logits + noise).argmax(-1)

@@ -1,0 +1,6 @@
+"""The semantic tree of a codebook, built by exact linkage."""
+
+from masc_core.semantic_tree import SemanticTree
+from masc_core.tree.build import Linkage, Report, build_tree
+
+__all__ = ["Linkage", "Report", "SemanticTree", "build_tree"]

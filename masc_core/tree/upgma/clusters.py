@@ -1,0 +1,168 @@
+"""The clusters of one moment: who their members are, and where their centroids lie.
+
+Clusters live in slots. Merging keeps the lower slot and leaves the other one dead; `compact` closes
+the gaps and brings the members of each cluster next to each other again.
+
+Legend: N points, E dimensions (padded), n slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from masc_core.kernel import serial
+from masc_core.tree.upgma.pairs import Members
+from masc_core.tree.upgma.products import Products
+from masc_core.tree.upgma.types import BoolArray, FloatArray, IdArray, IntArray
+
+ROUNDING = float(64 * np.finfo(np.float64).eps)  # relative error of a mean, a square and a root
+
+
+@dataclass(slots=True)
+class Clusters:
+    """Clusters in slots.
+
+    Attributes
+    ----------
+    points : float64 (N, E), in an order that changes
+    weights : float64 (N,), how often each point occurs
+    origin : int64 (N,), the points' numbers in the caller's order
+    runs : int64 (N, 3), stretches of ``points``: start, stop, next run of the same cluster or -1
+    heads, tails : int64 (n,), first and last run of each cluster
+    sizes : float64 (n,), total weight; 0 in a dead slot
+    centroids : float64 (n, E)
+    norms : float64 (n,), mean Euclidean norm of the members
+    nodes : int64 (n,), node of the tree
+    alive : bool (n,)
+    hubs : bool (n,), alive, but not to be found by searches (`masc_core.tree.upgma.hubs`)
+    """
+
+    points: FloatArray
+    weights: FloatArray
+    origin: IntArray
+    runs: IntArray
+    heads: IntArray
+    tails: IntArray
+    sizes: FloatArray
+    centroids: FloatArray
+    norms: FloatArray
+    nodes: IntArray
+    alive: BoolArray
+    hubs: BoolArray
+    _products: Products | None = None
+
+    @classmethod
+    def singletons(
+        cls, points: FloatArray, weights: FloatArray, nodes: IntArray, order: IntArray
+    ) -> Clusters:
+        """Every point by itself, in the given order of slots."""
+        count = len(points)
+        slots = np.arange(count)
+        runs = np.stack([slots, slots + 1, np.full(count, -1)], axis=1)
+        points = np.ascontiguousarray(points[order])
+        return cls(
+            points, weights[order], order, runs, slots.copy(), slots.copy(), weights[order],
+            points.copy(), np.linalg.norm(points, axis=1), nodes[order], np.ones(count, bool),
+            np.zeros(count, bool),
+        )  # fmt: skip
+
+    @property
+    def count(self) -> int:
+        """Clusters alive."""
+        return int(np.count_nonzero(self.alive))
+
+    @property
+    def listed(self) -> BoolArray:
+        """Slots that searches find, bool (n,)."""
+        return self.alive & ~self.hubs
+
+    def merge(self, into: IntArray, dropped: IntArray) -> None:
+        """Add the clusters in the slots ``dropped`` to those in ``into``, pair by pair."""
+        total = self.sizes[into] + self.sizes[dropped]
+        share = self.sizes[dropped] / total
+        self.norms[into] += share * (self.norms[dropped] - self.norms[into])
+        self.centroids[into] += share[:, None] * (self.centroids[dropped] - self.centroids[into])
+        self.sizes[into] = total
+        self.runs[self.tails[into], 2] = self.heads[dropped]
+        self.tails[into] = self.tails[dropped]
+        self.alive[dropped] = False
+        self.hubs[into] |= self.hubs[dropped]
+        self.hubs[dropped] = False
+        self.sizes[dropped] = 0.0
+
+    def owners(self) -> IntArray:
+        """The slot of each point, int64 (N,)."""
+        slots = np.flatnonzero(self.alive)
+        order, stops = _gather(self.runs, self.heads[slots], len(self.points))
+        owners = np.empty(len(self.points), np.int64)
+        owners[order] = np.repeat(slots, np.diff(stops, prepend=0))
+        return owners
+
+    def members(self) -> Members:
+        """Who belongs to which cluster, for compiled loops."""
+        return Members(self.points, self.weights, self.runs, self.heads, self.sizes, self.nodes)
+
+    def points_of(self, slots: IntArray) -> tuple[IntArray, IntArray]:
+        """Points of some clusters, one after the other (M,), and how many each has."""
+        order, stops = _gather(self.runs, self.heads[slots], len(self.points))
+        return order[: stops[-1]], np.diff(stops, prepend=0)
+
+    def products(self) -> Products:
+        """Matrix products of the points, kept until their order changes."""
+        if self._products is None:
+            self._products = Products(self.points, np.float32)
+        return self._products
+
+    def rounding(self, slots: IntArray, distances: FloatArray) -> FloatArray:
+        """What rounding may have added to distances of centroids from those of ``slots``.
+
+        A centroid is off by some units in the last place of its members' mean norm, and that of a
+        cluster elsewhere is at most the own one plus the distance.
+        """
+        return ROUNDING * (2 * self.norms[slots] + distances)
+
+    def compact(self) -> tuple[IntArray, IdArray]:
+        """Renumber the slots without gaps.
+
+        Returns
+        -------
+        int64 (m,), the slots kept, and int32 (n,), the new number of each slot (-1: dead)
+        """
+        kept = np.flatnonzero(self.alive)
+        place = np.full(len(self.alive), -1, np.int32)
+        place[kept] = np.arange(len(kept), dtype=np.int32)
+        order, stops = _gather(self.runs, self.heads[kept], len(self.points))
+        self.points = self.points[order]
+        self._products = None
+        self.weights = self.weights[order]
+        self.origin = self.origin[order]
+        slots = np.arange(len(kept))
+        starts = np.concatenate([np.zeros(1, np.int64), stops[:-1]])
+        self.runs = np.stack([starts, stops, np.full(len(kept), -1)], axis=1)
+        self.heads, self.tails = slots, slots.copy()
+        self.sizes = self.sizes[kept]
+        self.centroids = self.centroids[kept]
+        self.norms = self.norms[kept]
+        self.nodes = self.nodes[kept]
+        self.alive = np.ones(len(kept), bool)
+        self.hubs = self.hubs[kept]
+        return kept, place
+
+
+@serial
+def _gather(runs: IntArray, heads: IntArray, num_points: int) -> tuple[IntArray, IntArray]:
+    """Points in the order of their clusters (N,), and where each cluster ends (n,)."""
+    order = np.empty(num_points, np.int64)
+    stops = np.empty(len(heads), np.int64)
+    at = 0
+    for i in range(len(heads)):
+        run = heads[i]
+        while run >= 0:
+            for p in range(runs[run, 0], runs[run, 1]):
+                order[at] = p
+                at += 1
+            run = runs[run, 2]
+        stops[i] = at
+    return order, stops

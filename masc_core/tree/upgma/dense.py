@@ -1,0 +1,216 @@
+"""The last clusters: their exact distances as a small matrix, and a chain of nearest neighbours.
+
+One pass over all pairs of points gives the sums S(A, B) of the clusters that are left; the
+nearest-neighbour chain (Benzecri, 1982; Murtagh, 1983) then merges them on that matrix, which is
+exact because average linkage is reducible.
+
+Legend: N points in the order of their clusters, E dimensions (padded), m clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from masc_core.kernel import inline, kernel, serial
+from masc_core.tree.upgma.clusters import Clusters
+from masc_core.tree.upgma.pairs import Members, distance
+from masc_core.tree.upgma.products import CANCELLED, Products, Squares
+from masc_core.tree.upgma.search import MANY_DIMENSIONS
+from masc_core.tree.upgma.tiles import add_distances, tiles_of
+from masc_core.tree.upgma.types import FloatArray, IntArray
+
+CHUNK = 128  # points whose distances to all others are taken at a time
+GROUPS = 64  # parts into which the clusters are divided among threads
+
+
+class Grouping(NamedTuple):
+    """Which points the clusters own, and how the clusters are divided among threads.
+
+    Attributes
+    ----------
+    starts : int64 (m+1,), cluster ``c`` owns the points ``starts[c]:starts[c + 1]``
+    owners : int64 (N,), cluster of each point
+    groups : int64 (`GROUPS` + 1,), group ``g`` is the clusters ``groups[g]:groups[g + 1]``
+    """
+
+    starts: IntArray
+    owners: IntArray
+    groups: IntArray
+
+
+def mean_distances(clusters: Clusters, report: Callable[[int], None]) -> FloatArray:
+    """Average distances of compact clusters.
+
+    Parameters
+    ----------
+    clusters : without dead slots, members next to each other
+    report : called with the number of points done
+
+    Returns
+    -------
+    float64 (m, m), symmetric, infinite on the diagonal
+    """
+    num_points, num_clusters = len(clusters.points), len(clusters.sizes)
+    starts = np.append(clusters.runs[:, 0], num_points)
+    owners = np.repeat(np.arange(num_clusters), np.diff(starts))
+    matrix = np.zeros((num_clusters, num_clusters))
+    add = _adder(clusters)
+    for first in range(0, num_points, CHUNK):
+        # Earlier clusters have met these points already. Groups hold about as many points each.
+        low = int(owners[first])
+        at = np.linspace(starts[low], num_points, GROUPS + 1).astype(np.int64)
+        groups = np.maximum(np.searchsorted(starts, at), low)
+        add(first, Grouping(starts, owners, groups), matrix)
+        report(min(first + CHUNK, num_points))
+    _normalise(matrix, clusters.sizes)
+    return matrix
+
+
+def _adder(clusters: Clusters) -> Callable[[int, Grouping, FloatArray], None]:
+    """What adds the distances of the `CHUNK` points from ``first`` on to the matrix."""
+    members = clusters.members()
+    if clusters.points.shape[1] < MANY_DIMENSIONS:
+        tiles = tiles_of(clusters.points, CHUNK, fill=0.0)
+        return lambda first, grouping, matrix: _add_direct(
+            first, tiles[first // CHUNK], grouping, members, matrix
+        )
+    products = Products(clusters.points, np.float64)
+
+    def add(first: int, grouping: Grouping, matrix: FloatArray) -> None:
+        # Always as many: BLAS may round a narrower product by the number of its threads.
+        rows = np.minimum(np.arange(first, first + CHUNK), len(clusters.points) - 1)
+        squares = products.onto(rows, int(grouping.starts[grouping.groups[0]]))
+        _add_products(first, squares, products.scale, grouping, members, matrix)
+
+    return add
+
+
+@kernel
+def _add_direct(
+    first: int, tile: FloatArray, grouping: Grouping, members: Members, matrix: FloatArray
+) -> None:
+    starts, groups = grouping.starts, grouping.groups
+    for g in numba.prange(len(groups) - 1):
+        sums = np.empty(CHUNK)
+        for c in range(groups[g], groups[g + 1]):
+            sums[:] = 0.0
+            for q in range(starts[c], starts[c + 1]):
+                add_distances(tile, members.points[q], members.weights[q], sums)
+            _add_rows(first, sums, c, grouping, members, matrix)
+
+
+@kernel
+def _add_products(
+    first: int,
+    squares: Squares,
+    scale: float,
+    grouping: Grouping,
+    members: Members,
+    matrix: FloatArray,
+) -> None:
+    starts, groups, own = grouping.starts, grouping.groups, squares.own
+    begin = starts[groups[0]]
+    count = min(CHUNK, len(members.points) - first)
+    for g in numba.prange(len(groups) - 1):
+        sums, far = np.empty(CHUNK), np.empty(CHUNK)
+        for c in range(groups[g], groups[g + 1]):
+            sums[:] = 0.0
+            for q in range(starts[c], starts[c + 1]):
+                norm, product = squares.norms[q - begin], squares.products[q - begin]
+                for r in range(count):
+                    far[r] = own[r] + norm - (product[r] + product[r])
+                for r in range(count):
+                    if far[r] < CANCELLED * (own[r] + norm):
+                        far[r] = (distance(members.points, first + r, q) / scale) ** 2
+                for r in range(count):
+                    sums[r] += members.weights[q] * scale * np.sqrt(far[r])
+            _add_rows(first, sums, c, grouping, members, matrix)
+
+
+@inline
+def _add_rows(
+    first: int, sums: FloatArray, c: int, grouping: Grouping, members: Members, matrix: FloatArray
+) -> None:
+    """Add the sums of the points from ``first`` on to the rows of their clusters, in column c."""
+    last = min(first + CHUNK, len(members.points))
+    p = first
+    while p < last:
+        total, a = 0.0, grouping.owners[p]
+        while p < last and grouping.owners[p] == a:
+            total += members.weights[p] * sums[p - first]
+            p += 1
+        matrix[a, c] += total
+
+
+@kernel
+def _normalise(matrix: FloatArray, sizes: FloatArray) -> None:
+    """Sums above the diagonal to means on both sides of it."""
+    count = len(matrix)
+    for a in numba.prange(count):
+        for b in range(a + 1, count):
+            matrix[a, b] /= sizes[a] * sizes[b]
+        matrix[a, a] = np.inf
+    for b in numba.prange(count):
+        for a in range(b):
+            matrix[b, a] = matrix[a, b]
+
+
+@serial
+def chain(matrix: FloatArray, sizes: FloatArray) -> tuple[IntArray, IntArray, FloatArray]:
+    """Merge everything, following nearest neighbours until two are each other's.
+
+    Parameters
+    ----------
+    matrix : float64 (m, m), used up
+    sizes : float64 (m,), used up
+
+    Returns
+    -------
+    int64 (m-1,) twice, the slots merged (the lower one survives), and float64 (m-1,), the heights;
+    a cluster is merged after it was made, but heights are in no order
+    """
+    count = len(sizes)
+    into = np.empty(count - 1, np.int64)
+    dropped = np.empty(count - 1, np.int64)
+    heights = np.empty(count - 1)
+    alive = np.arange(count)  # the slots alive, in ascending order
+    num_alive = count
+    path = np.empty(count, np.int64)
+    length = 0
+    for merge in range(count - 1):
+        if length == 0:
+            path[0], length = alive[0], 1
+        while True:
+            a = path[length - 1]
+            # The one before wins ties, or the chain could go in circles.
+            best = path[length - 2] if length > 1 else np.int64(-1)
+            least = matrix[a, best] if length > 1 else np.inf
+            row = matrix[a]
+            for k in range(num_alive):
+                b = alive[k]
+                if row[b] < least or (best < 0 and b != a):
+                    least, best = row[b], b
+            if length > 1 and best == path[length - 2]:
+                break
+            path[length] = best
+            length += 1
+        length -= 2
+        i, j = min(a, best), max(a, best)
+        into[merge], dropped[merge], heights[merge] = i, j, least
+        total = sizes[i] + sizes[j]
+        for k in range(num_alive):
+            b = alive[k]
+            mean = (sizes[i] * matrix[i, b] + sizes[j] * matrix[j, b]) / total
+            matrix[i, b] = mean
+            matrix[b, i] = mean
+        matrix[i, i] = np.inf
+        sizes[i] = total
+        at = np.searchsorted(alive[:num_alive], j)
+        for k in range(at, num_alive - 1):
+            alive[k] = alive[k + 1]
+        num_alive -= 1
+    return into, dropped, heights

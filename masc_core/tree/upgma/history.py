@@ -1,0 +1,66 @@
+"""The merges of a tree, noted as they happen and brought into SciPy's order.
+
+Legend: V codes; node V+i is what the i-th merge noted makes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from masc_core.kernel import serial
+from masc_core.tree.upgma.types import FloatArray, IntArray
+
+
+class History:
+    """Up to V-1 merges, in an order in which every cluster is made before it is merged."""
+
+    def __init__(self, num_codes: int) -> None:
+        self.num_codes = num_codes
+        self.num_merges = 0
+        self._pairs = np.empty((num_codes - 1, 2), np.int64)
+        self._heights = np.empty(num_codes - 1)
+
+    def note(self, first: IntArray, second: IntArray, heights: FloatArray) -> IntArray:
+        """Note merges of nodes, (p,) each; the nodes that they make, int64 (p,)."""
+        start, stop = self.num_merges, self.num_merges + len(first)
+        self._pairs[start:stop, 0] = first
+        self._pairs[start:stop, 1] = second
+        self._heights[start:stop] = heights
+        self.num_merges = stop
+        return self.num_codes + np.arange(start, stop)
+
+    def linkage(self) -> FloatArray:
+        """All V-1 merges in SciPy's convention, float64 (V-1, 4), in ascending order of height.
+
+        Merges of equal height stay in the order in which they were noted. Where rounding made a
+        merge lower than one that it contains, it is raised to that.
+        """
+        heights = _raised(self._pairs, self._heights, self.num_codes)
+        order = np.argsort(heights, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        pairs = self._pairs[order]
+        made = pairs >= self.num_codes
+        pairs[made] = self.num_codes + place[pairs[made] - self.num_codes]
+        pairs.sort(axis=1)
+        sizes = _sizes(pairs, self.num_codes)
+        return np.column_stack([pairs.astype(np.float64), heights[order], sizes])
+
+
+@serial
+def _raised(pairs: IntArray, heights: FloatArray, num_codes: int) -> FloatArray:
+    raised = heights.copy()
+    for i in range(len(pairs)):
+        for side in range(2):
+            child = pairs[i, side] - num_codes
+            if child >= 0:
+                raised[i] = max(raised[i], raised[child])
+    return raised
+
+
+@serial
+def _sizes(pairs: IntArray, num_codes: int) -> FloatArray:
+    sizes = np.ones(num_codes + len(pairs))
+    for i in range(len(pairs)):
+        sizes[num_codes + i] = sizes[pairs[i, 0]] + sizes[pairs[i, 1]]
+    return sizes[num_codes:]

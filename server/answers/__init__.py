@@ -1,0 +1,1 @@
+"""What clients get back: images, JSON, streams of events."""

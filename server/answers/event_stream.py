@@ -1,0 +1,191 @@
+"""Server-sent events as a response, and the generation whose response is such a stream.
+
+An event is made when the client has taken the one before, so a slow reader costs one event of
+memory. Comments fill the silence, so that no proxy takes the connection for dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, aclosing, nullcontext
+from functools import partial
+from typing import Final, Protocol
+
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from prometheus_client import Histogram
+from starlette.types import Receive, Scope, Send
+
+from masc_core.errors import MascError
+from server.answers.job_updates import JobUpdate, job_updates
+from server.errors import CLIENT_CLOSED_REQUEST, problem_type_of
+from server.intake.dispatch import release, wait_for_disconnect
+from server.metrics import set_final_status
+from server.middleware.tracing import stage
+from server.state import AppState
+from worker.jobs.event import NumberedEvent, Preview
+from worker.jobs.job import Job
+from worker.jobs.outcome import JobResult
+
+KEEP_ALIVE_SECONDS = 15.0
+# When a browser comes back after the connection broke, in milliseconds. A line of the first event:
+# alone it would be an event without data, which clients stumble over.
+RETRY: Final = format_sse_event(retry=2000).removesuffix(b"\n\n") + b"\n"
+HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+OnClose = Callable[[], Awaitable[None]]
+
+
+class EventStream(EventSourceResponse):
+    """A response whose body is events.
+
+    Parameters
+    ----------
+    events : encoded; closed when the stream ends
+    headers : in addition to those of every stream
+    on_close : called when the stream is over, however it ends, even before its first byte
+    keep_alive_seconds : of silence, until a comment is sent
+    """
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        headers: Mapping[str, str] | None = None,
+        on_close: OnClose | None = None,
+        keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
+    ) -> None:
+        super().__init__(events, headers={**HEADERS, **(headers or {})})
+        self._events, self._on_close = events, on_close
+        self._keep_alive_seconds = keep_alive_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until they end or the client disconnects."""
+        disconnect = asyncio.ensure_future(wait_for_disconnect(receive))
+        sending = asyncio.ensure_future(self._send(send))
+        try:
+            await asyncio.wait({disconnect, sending}, return_when="FIRST_COMPLETED")
+            if sending.done():
+                sending.result()
+            else:
+                set_final_status(scope, CLIENT_CLOSED_REQUEST)
+        finally:
+            await _end(disconnect)
+            await _end(sending)
+            await self._events.aclose()
+            if self._on_close is not None:
+                await self._on_close()
+
+    async def _send(self, send: Send) -> None:
+        headers, status = self.raw_headers, self.status_code
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await _send_chunk(send, KEEPALIVE_COMMENT)  # headers reach the client at once
+        opening = RETRY
+        while (chunk := await self._next(send)) is not None:
+            await _send_chunk(send, opening + chunk)
+            opening = b""
+        await _send_chunk(send, b"", more=False)
+
+    async def _next(self, send: Send) -> bytes | None:
+        """The next event, None after the last; keeps the connection alive until it comes."""
+        upcoming = asyncio.ensure_future(anext(self._events, None))
+        try:
+            while not upcoming.done():
+                await asyncio.wait({upcoming}, timeout=self._keep_alive_seconds)
+                if not upcoming.done():
+                    await _send_chunk(send, KEEPALIVE_COMMENT)
+            return upcoming.result()
+        finally:
+            await _end(upcoming)
+
+
+async def _send_chunk(send: Send, chunk: bytes, *, more: bool = True) -> None:
+    await send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+
+async def _end(task: asyncio.Future[None] | asyncio.Future[bytes | None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+class Presenter(Protocol):
+    """Encodes the updates of a job as server-sent events: ours, or those of the OpenAI API."""
+
+    def show(self, update: JobUpdate) -> Iterator[bytes]:
+        """Events of one update; may be none."""
+
+    def fail(self, error: MascError) -> bytes:
+        """The last event when there are no images."""
+
+
+async def sse_events(
+    updates: AsyncGenerator[JobUpdate, None],
+    presenter: Presenter,
+    scope: Scope | None = None,
+    delivery: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> AsyncGenerator[bytes, None]:
+    """Encode every update; a failure is the last event.
+
+    Parameters
+    ----------
+    updates : as from `job_updates`
+    presenter : encodes them
+    scope : the request that fails with the job; None if the client only watches
+    delivery : context in which the result is sent
+    """
+    try:
+        async with aclosing(updates):
+            async for update in updates:
+                with delivery() if isinstance(update, JobResult) else nullcontext():
+                    for event in presenter.show(update):
+                        yield event
+    except MascError as error:
+        if scope is not None:
+            set_final_status(scope, problem_type_of(error).status)
+        yield presenter.fail(error)
+
+
+def stream_generation(
+    state: AppState, scope: Scope, job: Job, presenter: Presenter, seconds: float
+) -> EventStream:
+    """Answer a request with the events of its job.
+
+    Parameters
+    ----------
+    front : the front end
+    scope : the request
+    job : as admitted
+    presenter : encodes its updates
+    seconds : until the request times out
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    working = ExitStack()
+    working.enter_context(state.drain.working())
+    updates = _time_first_preview(
+        job_updates(state.queue, job.id, until=until), state.metrics.first_preview_seconds
+    )
+
+    async def release_job() -> None:
+        is_late = loop.time() >= until
+        with working:
+            await release(state.queue, job, expired=is_late and seconds >= job.timeout)
+
+    headers = {"Content-Location": f"/jobs/{job.id}/events", "Vary": "Accept"}
+    delivery = partial(stage, state.metrics, scope, "deliver")
+    return EventStream(
+        sse_events(updates, presenter, scope, delivery), headers=headers, on_close=release_job
+    )
+
+
+async def _time_first_preview(
+    updates: AsyncGenerator[JobUpdate, None], first_preview_seconds: Histogram
+) -> AsyncGenerator[JobUpdate, None]:
+    """Measure how long the first preview takes."""
+    started, seen = time.perf_counter(), False
+    async with aclosing(updates):
+        async for update in updates:
+            if not seen and isinstance(update, NumberedEvent) and isinstance(update.event, Preview):
+                first_preview_seconds.observe(time.perf_counter() - started)
+                seen = True
+            yield update

@@ -1,0 +1,215 @@
+"""A job as its owner sees it: as JSON, or as server-sent events that can be resumed.
+
+Event ids need no memory here: the worker's events carry their numbers, images their indices, and
+the last event its name. The position in the queue has no id, and is sent again to every reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime as dt
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from fastapi.sse import format_sse_event
+from pydantic import BaseModel
+
+from masc_core.errors import MascError, QueueDownError, UnknownJobError
+from server.answers.images import base64_of, image_facts, model_version, stages
+from server.answers.job_updates import JobUpdate, QueuePosition, queue_position
+from server.auth.access import Client
+from server.errors import problem_document
+from server.schemas.event import (
+    DoneEvent,
+    ImageEvent,
+    PreviewEvent,
+    ProgressEvent,
+    QueuedEvent,
+    StartedEvent,
+)
+from server.schemas.job import JobAnswer, JobImage, JobRequest
+from server.schemas.problem import Problem
+from worker.jobs.event import NumberedEvent, Preview, Progress, Started
+from worker.jobs.job import Job
+from worker.jobs.outcome import JobFailure, JobResult, Outcome
+from worker.jobs.queue import JobProducer
+from worker.jobs.state import END_STATES, JobStatus
+
+OUTCOME_SECONDS = 3.0  # for transfer: the outcome of a job that has ended is there already
+
+
+async def own_job_status(queue: JobProducer, client: Client, job_id: str) -> JobStatus:
+    """Status of a client's own job.
+
+    Raises
+    ------
+    UnknownJobError : there is no such job, or it is another client's: the two look the same
+    """
+    status = await queue.status(job_id)
+    if status.job.owner != client.name:
+        raise UnknownJobError("id", f"there is no job {job_id!r}")
+    return status
+
+
+async def job_outcome(queue: JobProducer, status: JobStatus) -> Outcome | None:
+    """Outcome of a job, None if it has not ended.
+
+    Raises
+    ------
+    ResultGoneError : it has ended, and its outcome is kept no longer
+    QueueDownError : the queue cannot be reached
+    """
+    if status.state not in END_STATES:
+        return None
+    try:
+        async with asyncio.timeout(OUTCOME_SECONDS):
+            return await queue.outcome(status.job.id)
+    except TimeoutError:
+        raise QueueDownError("the queue cannot be reached", OUTCOME_SECONDS) from None
+
+
+async def job_answer(queue: JobProducer, status: JobStatus, *, entropies: bool) -> JobAnswer:
+    """All that is known of a job; ``entropies`` adds those of every position.
+
+    Raises
+    ------
+    ResultGoneError : as from `job_outcome`
+    """
+    job, waiting = status.job, await queue_position(queue, status)
+    outcome = await job_outcome(queue, status)
+    return JobAnswer(
+        id=job.id,
+        state=status.state,
+        position=waiting.position if waiting else None,
+        estimated_start_seconds=waiting.start_seconds if waiting else None,
+        created=dt.datetime.fromtimestamp(job.submitted_at, dt.UTC),
+        timeout=job.timeout,
+        request=JobRequest(**dataclasses.asdict(job.request)),
+        events=f"/jobs/{job.id}/events",
+        **_end(job, outcome, entropies=entropies),
+    )
+
+
+def _end(job: Job, outcome: Outcome | None, *, entropies: bool) -> dict[str, Any]:
+    if outcome is None:
+        return {}
+    if isinstance(outcome, JobFailure):
+        return {"error": Problem(**problem_document(outcome.to_error()))}
+    images = [
+        JobImage(
+            index=index,
+            url=f"/jobs/{job.id}/images/{index}",
+            **image_facts(image, job.request.format, entropies=entropies),
+        )
+        for index, image in enumerate(outcome.images)
+    ]
+    return {
+        "model": model_version(outcome),
+        "images": images,
+        "timings": stages(outcome.timings),
+    }
+
+
+EVENT_ID: Final = r"^([0-9]{1,9}|image\.[0-9]{1,3}|done|error)?$"
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """How far a reader has read.
+
+    Attributes
+    ----------
+    after : number of the last worker event it has; None if it has all
+    images : number of images it has
+    is_at_end : whether it has the last event
+    """
+
+    after: int | None = 0
+    images: int = 0
+    is_at_end: bool = False
+
+    @classmethod
+    def behind(cls, event_id: str) -> Self:
+        """Cursor after the event of an id that matches `EVENT_ID`; empty is the beginning."""
+        name, _, index = event_id.partition(".")
+        match name:
+            case "":
+                return cls()
+            case "done" | "error":
+                return cls(None, is_at_end=True)
+            case "image":
+                return cls(None, int(index) + 1)
+            case number:
+                return cls(int(number))
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvents:
+    """Encodes the updates of a job.
+
+    Attributes
+    ----------
+    job : the job
+    entropies : whether the images come with the entropy of every position
+    first_image : index of the first image to send
+    """
+
+    job: Job
+    entropies: bool = False
+    first_image: int = 0
+
+    def show(self, update: JobUpdate) -> Iterator[bytes]:
+        """One event or, at the end, several."""
+        match update:
+            case QueuePosition(position, seconds):
+                yield _event(
+                    "queued", QueuedEvent(position=position, estimated_start_seconds=seconds)
+                )
+            case NumberedEvent():
+                yield self._of_worker(update)
+            case JobResult():
+                yield from self._images(update)
+                yield self._done(update)
+
+    def fail(self, error: MascError) -> bytes:
+        """The last event when there are no images."""
+        return _event("error", Problem(**problem_document(error)), "error")
+
+    def _of_worker(self, numbered: NumberedEvent) -> bytes:
+        event, number = numbered.event, str(numbered.number)
+        match event:
+            case Started():
+                started = StartedEvent(model=self.job.request.model, version=event.version)
+                return _event("started", started, number)
+            case Progress(image, rows, num_rows):
+                progress = ProgressEvent(image=image, rows=rows, num_rows=num_rows)
+                return _event("progress", progress, number)
+            case Preview(image, rows, num_rows):
+                preview = PreviewEvent(
+                    image=image,
+                    rows=rows,
+                    num_rows=num_rows,
+                    format=event.format,
+                    b64=base64_of(event.data),
+                )
+                return _event("preview", preview, number)
+
+    def _images(self, result: JobResult) -> Iterator[bytes]:
+        for index, image in enumerate(result.images):
+            if index >= self.first_image:
+                facts = image_facts(image, self.job.request.format, entropies=self.entropies)
+                shown = ImageEvent(index=index, **facts, b64=base64_of(image.data))
+                yield _event("image", shown, f"image.{index}")
+
+    def _done(self, result: JobResult) -> bytes:
+        done = DoneEvent(
+            id=self.job.id, model=model_version(result), timings=stages(result.timings)
+        )
+        return _event("done", done, "done")
+
+
+def _event(name: str, data: BaseModel, event_id: str | None = None) -> bytes:
+    content = data.model_dump_json(exclude_unset=True)
+    return format_sse_event(data_str=content, event=name, id=event_id)

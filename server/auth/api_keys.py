@@ -1,0 +1,193 @@
+"""The file of API keys: who may use the service, and how much of it.
+
+::
+
+    [[keys]]
+    name = "alice"              # shows in the log, the key itself never does
+    sha256 = "<64 hex digits>"  # of the key
+    requests_per_minute = 60    # optional, 0 is no limit
+    queue_share = 0.25          # optional, share of the queue that her waiting jobs may take
+
+The file holds no key. A plain hash is enough: salt and slowness guard passwords, which people
+choose and others can guess, but a key is 256 random bits. Whichever key is asked about is compared
+with every entry, in constant time, so that how long it takes tells nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import secrets
+import stat
+import time
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from masc_core.bundle.manifest import Sha256, is_plain_name
+from masc_core.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+KEY_PREFIX = "masc_"  # lets a key that got lost be recognised as one
+KEY_BYTES = 32
+ANONYMOUS = "anonymous"  # who asks where there are no keys
+CHECK_SECONDS = 1.0
+
+Stamp = tuple[int, int, int, int]
+
+
+def _client_name(name: str) -> str:
+    # The name is not part of the message: it may be a key that went to the wrong place.
+    if not is_plain_name(name):
+        raise PydanticCustomError("name", "must be of letters, digits, '.', '_' and '-'")
+    if name.startswith(KEY_PREFIX) or name == ANONYMOUS:
+        raise PydanticCustomError("name", "must not be 'anonymous' or look like a key")
+    return name
+
+
+class ApiKey(BaseModel):
+    """One entry of the file; what is None is left to the settings."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: Annotated[str, AfterValidator(_client_name)]
+    sha256: Annotated[Sha256, Field(repr=False)]
+    requests_per_minute: Annotated[int | None, Field(ge=0)] = None
+    queue_share: Annotated[float | None, Field(gt=0, le=1)] = None
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    keys: list[ApiKey] = []
+
+
+class KeyFile:
+    """The keys of a file, read anew when it changes.
+
+    A file that has become damaged or is gone leaves the keys as they were, and says so in the log.
+
+    Parameters
+    ----------
+    path : the file
+    clock : seconds; when to look at the file again
+
+    Raises
+    ------
+    ConfigError : the file cannot be read, or an entry is wrong
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path = path
+        self._clock = clock
+        self._checked = clock()
+        self._stamp = _stamp(path)
+        self._keys = read_keys(path)
+
+    def find(self, key: str) -> ApiKey | None:
+        """Entry of a key, None if there is none."""
+        self._refresh()
+        digest = hash_key(key)
+        found = None
+        for entry in self._keys:  # all of them, also after the right one
+            if hmac.compare_digest(entry.sha256, digest):
+                found = entry
+        return found
+
+    def _refresh(self) -> None:
+        now = self._clock()
+        if now - self._checked < CHECK_SECONDS:
+            return
+        self._checked = now
+        stamp = _stamp(self.path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp  # of a damaged file too, so that it is logged once
+        try:
+            self._keys = read_keys(self.path)
+        except ConfigError as error:
+            logger.error("%s; the keys read before stay valid", error)  # noqa: TRY400 - one line
+            return
+        logger.info("%s: read anew, valid keys: %d", self.path, len(self._keys))
+
+
+def new_key() -> str:
+    """Make a key."""
+    return KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
+
+
+def hash_key(key: str) -> str:
+    """SHA-256 of a key, as the file holds it."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def read_keys(path: Path) -> tuple[ApiKey, ...]:
+    """Read a file of keys; one that is open to others is warned of.
+
+    Raises
+    ------
+    ConfigError : it cannot be read, or an entry is wrong
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            content = file.read()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if mode & stat.S_IRWXO:
+        logger.warning("%s: is open to every user of this machine, try chmod 600", path)
+    return parse_keys(path, content)
+
+
+def parse_keys(path: Path, content: bytes) -> tuple[ApiKey, ...]:
+    """Check the content of a file of keys; ``path`` is for the messages.
+
+    Raises
+    ------
+    ConfigError : not TOML, or an entry is wrong; names the entry, and shows no value
+    """
+    try:
+        document = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+    try:
+        keys = tuple(_Document.model_validate(document).keys)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise ConfigError(f"{path}: {_place(first['loc'])}: {first['msg']}") from None
+    _refuse_doubles(path, keys)
+    return keys
+
+
+def _refuse_doubles(path: Path, keys: Sequence[ApiKey]) -> None:
+    for field in ("name", "sha256"):
+        seen: dict[str, int] = {}
+        for number, key in enumerate(keys, start=1):
+            first = seen.setdefault(getattr(key, field), number)
+            if first != number:
+                place = f"entry {number} ({key.name})"
+                raise ConfigError(f"{path}: {place}: {field}: is that of entry {first} too")
+
+
+def _place(location: Sequence[Any]) -> str:
+    """Say where in the document; entries count from 1, as people do."""
+    parts = ["..." if str(part).startswith(KEY_PREFIX) else str(part) for part in location]
+    if len(location) > 1 and isinstance(location[1], int):
+        parts[:2] = [f"entry {location[1] + 1}"]
+    return ": ".join(parts)
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """What changes when the file does, its permissions included; None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

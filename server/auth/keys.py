@@ -1,0 +1,90 @@
+"""Authentication as dependencies of routes.
+
+A key comes as ``Authorization: Bearer KEY`` or as ``X-API-Key: KEY``; the latter wins, since the
+former may be for a proxy. Keys are checked before a body is read.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from masc_core.errors import RateLimitError
+from server.auth.access import Client
+from server.state import State
+
+HEADER = "X-API-Key"
+CLIENT_KEY = "An API key, where the service wants one."
+ADMIN_KEY = "The key of an admin."
+
+ClientBearer = Annotated[
+    HTTPAuthorizationCredentials | None,
+    Security(HTTPBearer(scheme_name="bearer", description=CLIENT_KEY, auto_error=False)),
+]
+ClientHeader = Annotated[
+    str | None,
+    Security(
+        APIKeyHeader(name=HEADER, scheme_name="key", description=CLIENT_KEY, auto_error=False)
+    ),
+]
+AdminBearer = Annotated[
+    HTTPAuthorizationCredentials | None,
+    Security(HTTPBearer(scheme_name="admin-bearer", description=ADMIN_KEY, auto_error=False)),
+]
+AdminHeader = Annotated[
+    str | None,
+    Security(
+        APIKeyHeader(name=HEADER, scheme_name="admin-key", description=ADMIN_KEY, auto_error=False)
+    ),
+]
+
+
+async def known_client(state: State, bearer: ClientBearer, header: ClientHeader) -> Client:
+    """The client whose key the request has.
+
+    Raises
+    ------
+    UnauthorizedError : keys are required, and this is none of them
+    """
+    return state.access.client(_key(bearer, header))
+
+
+ClientDependency = Annotated[Client, Depends(known_client)]
+
+
+async def limited_client(state: State, client: ClientDependency) -> Client:
+    """Count a request that starts work, and give its client.
+
+    Raises
+    ------
+    UnauthorizedError : as from `known_client`
+    RateLimitError : one too many in this minute
+    """
+    try:
+        await state.rate_limits.count(client)
+    except RateLimitError:
+        state.metrics.rejections.labels("rate_limit").inc()
+        raise
+    return client
+
+
+LimitedClientDependency = Annotated[Client, Depends(limited_client)]
+
+
+async def known_admin(state: State, bearer: AdminBearer, header: AdminHeader) -> str:
+    """Name of the admin who has the request's key.
+
+    Raises
+    ------
+    UnauthorizedError, ForbiddenError : it is no admin's
+    """
+    return state.access.admin(_key(bearer, header))
+
+
+AdminDependency = Annotated[str, Depends(known_admin)]
+
+
+def _key(bearer: HTTPAuthorizationCredentials | None, header: str | None) -> str | None:
+    return header or (bearer.credentials if bearer else None)

@@ -1,0 +1,1 @@
+"""The codebook of a model, for the page: clusters, branches and pictures."""

@@ -1,0 +1,171 @@
+"""Cache of what the page shows of each model: thumbnails of its classes, and its codebook.
+
+A version never changes, so its entry is made once, in a thread, and kept for the versions shown
+last. One entry is made at a time, which bounds the memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from starlette.exceptions import HTTPException
+
+from masc_core.bundle.codebook_view import PATCHES_FILE, TREE_FILE, decode_tree, patch_side
+from masc_core.bundle.manifest import PRIOR_FILE, SAMPLES_FILE, Manifest, check_hash
+from masc_core.errors import ArtifactError
+from masc_core.prior import ClusterMap
+from server.codebook_view.codebook import Codebook
+from server.codebook_view.thumbnails import cut_thumbnails, is_sheet
+
+T = TypeVar("T")
+Key = tuple[str, str, str | None]  # name, version and seal
+MAX_VERSIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CodebookView:
+    """A codebook and the sheet of its patches.
+
+    Attributes
+    ----------
+    codebook : clusters and tree
+    patches : a WebP file, see `masc_core.bundle.codebook_view`
+    side : pixels a side of a patch
+    """
+
+    codebook: Codebook
+    patches: bytes
+    side: int
+
+
+def has_codebook(manifest: Manifest) -> bool:
+    """Whether a version was published with pictures of its codebook."""
+    return {TREE_FILE, PATCHES_FILE} <= manifest.files.keys()
+
+
+class VersionCache(Generic[T]):
+    """An LRU cache with an entry per version.
+
+    Parameters
+    ----------
+    make : makes an entry, in a thread; may raise
+    """
+
+    def __init__(self, make: Callable[[Manifest], T]) -> None:
+        self._make = make
+        self._lock = asyncio.Lock()
+        self._made: OrderedDict[Key, T] = OrderedDict()
+
+    async def get(self, manifest: Manifest) -> T:
+        """The entry of a version. Waiting for another one to be made blocks no thread."""
+        key = _key(manifest)
+        if key not in self._made:
+            async with self._lock:
+                if key not in self._made:
+                    self._made[key] = await asyncio.to_thread(self._make, manifest)
+                    if len(self._made) > MAX_VERSIONS:
+                        self._made.popitem(last=False)
+        self._made.move_to_end(key)
+        return self._made[key]
+
+
+class CodebookCache:
+    """Pictures of the models under a folder.
+
+    Parameters
+    ----------
+    models : folder of the bundles
+    """
+
+    def __init__(self, models: Path) -> None:
+        self._models = models
+        self._thumbnails = VersionCache(self._cut_thumbnails)
+        self._codebooks = VersionCache(self._read_codebook)
+        self._sheets: dict[Key, bool] = {}
+
+    def has_thumbnails(self, manifest: Manifest) -> bool:
+        """Whether a version was published with a sheet of all its classes that can be cut."""
+        if SAMPLES_FILE not in manifest.files:
+            return False
+        key = _key(manifest)
+        if key not in self._sheets:
+            path = self._models / manifest.name / manifest.version / SAMPLES_FILE
+            self._sheets[key] = is_sheet(path, len(manifest.class_names))
+        return self._sheets[key]
+
+    async def thumbnails(self, manifest: Manifest) -> tuple[bytes, ...]:
+        """WebP files, one a class; none if the bundle brings no samples that can be cut.
+
+        Raises
+        ------
+        ArtifactError : the file is missing or altered
+        """
+        return await self._thumbnails.get(manifest)
+
+    async def codebook(self, manifest: Manifest) -> CodebookView:
+        """The codebook.
+
+        Raises
+        ------
+        HTTPException : 404, the bundle was published without
+        ArtifactError : a file is missing, altered or no codebook
+        """
+        if not has_codebook(manifest):
+            name = f"{manifest.name} {manifest.version}"
+            raise HTTPException(404, f"{name} was published without pictures of its codebook")
+        return await self._codebooks.get(manifest)
+
+    def _cut_thumbnails(self, manifest: Manifest) -> tuple[bytes, ...]:
+        if SAMPLES_FILE not in manifest.files:
+            return ()
+        sheet = read_file(self._models, manifest, SAMPLES_FILE)
+        try:
+            return cut_thumbnails(sheet, len(manifest.class_names))
+        except ValueError:  # any picture may be published as samples
+            return ()
+
+    def _read_codebook(self, manifest: Manifest) -> CodebookView:
+        folder = self._models / manifest.name / manifest.version
+        names = (TREE_FILE, PATCHES_FILE, PRIOR_FILE)
+        content = {name: read_file(self._models, manifest, name) for name in names}
+        name = TREE_FILE
+        try:
+            tree = decode_tree(content[name], manifest.num_codes)
+            name = PATCHES_FILE
+            side = patch_side(content[name], manifest.num_codes)
+        except ValueError as error:
+            raise ArtifactError(folder / name, str(error)) from error
+        prior = ClusterMap.parse(content[PRIOR_FILE], folder / PRIOR_FILE)
+        return CodebookView(Codebook(tree, prior), content[PATCHES_FILE], side)
+
+
+def _key(manifest: Manifest) -> Key:
+    return manifest.name, manifest.version, manifest.seal
+
+
+def read_file(models: Path, manifest: Manifest, name: str) -> bytes:
+    """Content of a file that the manifest lists.
+
+    Parameters
+    ----------
+    models : folder of all bundles
+    manifest : of the bundle
+    name : one of ``manifest.files``
+
+    Raises
+    ------
+    ArtifactError : it is missing or altered
+    """
+    path = models / manifest.name / manifest.version / name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
+    check_hash(path, hashlib.sha256(content).hexdigest(), manifest.files[name])
+    return content

@@ -1,0 +1,74 @@
+"""Idempotency keys: a request sent again under the same key is not done again.
+
+The queue stores the keys. Here a request becomes a fingerprint, which tells a repetition from
+another request, and the answer to a repetition is marked as such.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Final
+
+from fastapi import Header
+from pydantic import BaseModel
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from worker.jobs.job import Idempotency
+
+HEADER: Final = "Idempotency-Key"
+REPLAYED: Final = "Idempotency-Replayed"
+REPLAY_HEADER: Final = {REPLAYED: "`true` if this is the answer to an earlier request."}
+_MARK: Final = "masc.replayed"
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias=HEADER,
+        min_length=1,
+        max_length=255,
+        pattern=r"^[!-~]+$",
+        description="Any text without spaces, unique to this request: sent again with the same "
+        "key, the request is not done again, but answered as the first time.",
+    ),
+]
+
+
+def idempotency(key: str | None, endpoint: str, body: BaseModel, wanted: str) -> Idempotency | None:
+    """Key and fingerprint of a request; None without a key.
+
+    Parameters
+    ----------
+    key : as the client sent it
+    endpoint : path of the route
+    body : validated, so that spelling and order do not count
+    wanted : the kind of answer, where a header decides
+    """
+    if key is None:
+        return None
+    request = [endpoint, body.model_dump(mode="json"), wanted]
+    text = json.dumps(request, sort_keys=True, separators=(",", ":"))
+    return Idempotency(key, hashlib.sha256(text.encode()).hexdigest())
+
+
+def mark_replay(scope: Scope) -> None:
+    """Mark the answer to a request as that of an earlier one."""
+    scope[_MARK] = True
+
+
+class MarkReplays:
+    """Pure ASGI middleware that adds ``Idempotency-Replayed: true`` to what was marked."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+
+        async def add_header(message: Message) -> None:
+            if message["type"] == "http.response.start" and scope.get(_MARK):
+                MutableHeaders(scope=message)[REPLAYED] = "true"
+            await send(message)
+
+        await self._app(scope, receive, add_header if scope["type"] == "http" else send)

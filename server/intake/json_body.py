@@ -1,0 +1,122 @@
+"""Validation of request bodies: from bytes to a pydantic model; errors name the field.
+
+JSON is strict: UTF-8, one object, each name once. Python's extensions ``NaN`` and ``Infinity`` are
+parsed, so that the model can refuse them by field.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+
+from server.errors import FieldError, InvalidBodyError, predicate
+
+Model = TypeVar("Model", bound=BaseModel)
+
+# Longer integers are out of every range, and slow or impossible to convert.
+MAX_DIGITS = 30
+TOO_LARGE = 10**30
+
+MESSAGES = {
+    "extra_forbidden": "there is no such field",
+    "finite_number": "must be a finite number",
+    "missing": "is required",
+}
+
+
+def json_body(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
+    """Make the dependency that reads a request's body as ``model``.
+
+    Raises
+    ------
+    InvalidBodyError : not such a body
+    HTTPException : 415, a body that does not say that it is JSON. Browsers let any page send other
+        types here without asking first, so this also keeps foreign pages out.
+    """
+
+    async def read(request: Request) -> Model:
+        body = await request.body()
+        if body and not is_json(request.headers.get("content-type", "")):
+            raise HTTPException(415, "send the body with Content-Type: application/json")
+        return validate(model, parse_object(body))
+
+    return read
+
+
+def is_json(content_type: str) -> bool:
+    """Whether a Content-Type names JSON or something built on it."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type == "application/json" or (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    )
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Parse one JSON object.
+
+    Raises
+    ------
+    InvalidBodyError : not UTF-8, not JSON, not an object, nested too deeply, or a name twice
+    """
+    if not body.strip():
+        raise _whole_body("is empty, a JSON object is needed")
+    try:
+        document = json.loads(
+            body.decode("utf-8"), parse_int=_parse_int, object_pairs_hook=_unique_names
+        )
+    except UnicodeDecodeError as error:
+        raise _whole_body(f"is not UTF-8 at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise _whole_body(f"is not JSON: {error.msg} at {place}") from error
+    except RecursionError as error:
+        raise _whole_body("is nested too deeply") from error
+    if not isinstance(document, dict):
+        raise _whole_body("must be a JSON object")
+    return document
+
+
+def validate(model: type[Model], document: dict[str, Any]) -> Model:
+    """Check a parsed object against a model.
+
+    Raises
+    ------
+    InvalidBodyError : one entry for each field at fault
+    """
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        raise InvalidBodyError(
+            [
+                FieldError(
+                    ".".join(str(part) for part in detail["loc"]) or "body",
+                    MESSAGES.get(detail["type"], predicate(detail["msg"])),
+                )
+                for detail in details
+            ]
+        ) from error
+
+
+def _parse_int(text: str) -> int:
+    if len(text) <= MAX_DIGITS:
+        return int(text)
+    return -TOO_LARGE if text.startswith("-") else TOO_LARGE
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise InvalidBodyError([FieldError(twice, "is given more than once")])
+    return names
+
+
+def _whole_body(message: str) -> InvalidBodyError:
+    return InvalidBodyError([FieldError("body", message)])

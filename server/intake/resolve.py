@@ -1,0 +1,84 @@
+"""From a validated body to a `GenerationRequest`: every default filled in, class names as ids.
+
+The images depend on the model's weights and on that request alone.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TypeVar
+
+from masc_core.bundle.manifest import Manifest
+from masc_core.errors import InvalidFieldError, UnknownClassError
+from masc_core.images import ImageFormat
+from server.schemas.generate import ImagesBody
+from worker.jobs.job import GenerationRequest
+
+Number = TypeVar("Number", int, float)
+
+# JavaScript's numbers are exact up to here, so every client can send the seed back.
+DRAWN_SEED_BITS = 53
+
+
+def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -> GenerationRequest:
+    """Fill in every default and turn names into ids.
+
+    Raises
+    ------
+    UnknownClassError : the model has no such class
+    InvalidFieldError : not exactly one class is given, or a decoding that the model lacks
+    """
+    defaults = manifest.defaults
+    decoding = body.decoding or defaults.decoding
+    if decoding not in manifest.decodings:
+        offered = ", ".join(manifest.decodings)
+        raise InvalidFieldError("decoding", f"{manifest.name} offers {offered}, not {decoding}")
+    class_id = resolve_class(body, manifest)
+    return GenerationRequest(
+        model=manifest.name,
+        class_id=class_id,
+        cfg_scale=_first(body.cfg_scale, defaults.cfg_scale),
+        seed=secrets.randbits(DRAWN_SEED_BITS) if body.seed is None else body.seed,
+        num_images=body.num_images,
+        temperature=_first(body.temperature, defaults.temperature),
+        top_k=min(_first(body.top_k, defaults.top_k), manifest.num_clusters),
+        top_p=_first(body.top_p, defaults.top_p),
+        decoding=decoding,
+        format=body.format or default_format,
+        version=manifest.version,
+        class_name=manifest.class_names[class_id],
+    )
+
+
+def resolve_class(body: ImagesBody, manifest: Manifest) -> int:
+    """Id of the class that a request gives by id or by name.
+
+    Raises
+    ------
+    UnknownClassError : the model has no such class
+    InvalidFieldError : both, neither, or a name that several classes have
+    """
+    names = manifest.class_names
+    if body.class_id is not None and body.class_name is not None:
+        raise InvalidFieldError("class_id", "give either class_id or class_name, not both")
+    if body.class_name is not None:
+        return _class_of_name(body.class_name, manifest)
+    if body.class_id is None:
+        raise InvalidFieldError("class_id", "one of class_id and class_name is required")
+    if body.class_id >= len(names):
+        raise UnknownClassError("class_id", f"{manifest.name} has classes 0 to {len(names) - 1}")
+    return body.class_id
+
+
+def _first(given: Number | None, default: Number) -> Number:
+    return default if given is None else given
+
+
+def _class_of_name(name: str, manifest: Manifest) -> int:
+    ids = manifest.class_ids(name)
+    if not ids:
+        raise UnknownClassError("class_name", f"{manifest.name} has no class {name.strip()!r}")
+    if len(ids) > 1:
+        listed = ", ".join(str(i) for i in ids)
+        raise InvalidFieldError("class_name", f"several classes are called so: ids {listed}")
+    return ids[0]

@@ -1,0 +1,137 @@
+"""``POST /v1/images/generations``: for programs that speak to the OpenAI Images API."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from masc_core.bundle.manifest import Manifest
+from masc_core.errors import InvalidFieldError, UnknownModelError
+from server.answers.event_stream import stream_generation
+from server.answers.images import base64_of
+from server.auth.keys import LimitedClientDependency
+from server.intake.accept import EVENTS
+from server.intake.dispatch import TimeoutHeader, admit, time_limit, wait_for_result
+from server.intake.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
+from server.intake.json_body import json_body
+from server.intake.resolve import resolve
+from server.middleware.tracing import stage
+from server.openai.errors import OpenAIRoute, openai_problems
+from server.openai.events import OpenAIEvents, usage_of
+from server.openai.schemas import (
+    EXAMPLE_BODY,
+    EXAMPLE_DRAWN,
+    CompletedEvent,
+    OpenAIAnswer,
+    OpenAIBody,
+    OpenAIErrorAnswer,
+    OpenAIImage,
+    PartialImageEvent,
+)
+from server.openapi import STARTING, WAITING, Responses, event_stream, headers, json_request
+from server.schemas.generate import ImagesBody
+from server.state import AppState, State
+from worker.jobs.job import Job
+from worker.jobs.outcome import JobResult
+
+router = APIRouter(tags=["OpenAI"], route_class=OpenAIRoute)
+
+ENDPOINT = "/v1/images/generations"
+SHARED = ("cfg_scale", "seed", "temperature", "top_k", "top_p", "decoding", "model")
+RESPONSE: Responses = {
+    200: {
+        "model": OpenAIAnswer,
+        "description": "The images.",
+        "headers": headers(REPLAY_HEADER),
+        "content": {
+            "application/json": {"examples": {"two images": {"value": EXAMPLE_DRAWN}}},
+            EVENTS: event_stream(
+                {
+                    "image_generation.partial_image": PartialImageEvent,
+                    "image_generation.completed": CompletedEvent,
+                    "error": OpenAIErrorAnswer,
+                },
+                'event: error\ndata: {"error":{"message":"the job was cancelled"}}\n\n',
+            ),
+        },
+    }
+}
+PROBLEMS = openai_problems(*WAITING, *STARTING)
+
+
+@router.post(
+    ENDPOINT,
+    summary="Generate images as the OpenAI Images API does",
+    responses=RESPONSE | PROBLEMS,
+    openapi_extra=json_request(OpenAIBody, {"two ships": EXAMPLE_BODY}),
+)
+async def generations(
+    request: Request,
+    state: State,
+    client: LimitedClientDependency,
+    body: Annotated[OpenAIBody, Depends(json_body(OpenAIBody))],
+    given_seconds: TimeoutHeader = None,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Make images of the class that the prompt names.
+
+    With `stream`, up to `partial_images` previews of each come first. Errors have OpenAI's form.
+    """
+    partial_images = body.partial_images or 0
+    with stage(state.metrics, request.scope, "admit"):
+        seconds = time_limit(given_seconds, state.settings.request_timeout)
+        manifest = await _manifest(state, body.model)
+        size = _size(body.size, manifest)
+        new_job = Job(
+            resolve(images_body(body, manifest), manifest, "png"),
+            timeout=seconds,
+            owner=client.name,
+            keep=key is not None,
+            previews=bool(body.stream and partial_images),
+            idempotency=idempotency(key, ENDPOINT, body, ""),
+        )
+        job = await admit(state, new_job, client.queue_share, request.scope)
+    if body.stream:
+        presenter = OpenAIEvents(job, size, partial_images)
+        return stream_generation(state, request.scope, job, presenter, seconds)
+    result = await wait_for_result(state, job, request.receive, seconds)
+    with stage(state.metrics, request.scope, "deliver"):
+        content = _answer(job, result, size).model_dump_json()
+        return Response(content, media_type="application/json")
+
+
+def images_body(body: OpenAIBody, manifest: Manifest) -> ImagesBody:
+    """The same in our own words. A prompt of digits is an id, unless a class is called so."""
+    shared = {name: getattr(body, name) for name in SHARED}
+    images = {"num_images": body.n or 1, "format": body.output_format}
+    prompt = body.prompt.strip()
+    is_id = prompt.isascii() and prompt.isdigit() and not manifest.class_ids(prompt)
+    named = {"class_id": int(prompt)} if is_id else {"class_name": body.prompt}
+    return ImagesBody.model_validate({**named, **images, **shared})
+
+
+async def _manifest(state: AppState, name: str | None) -> Manifest:
+    try:
+        return await state.manifest(name)
+    except UnknownModelError as error:
+        hint = f"{error}; leave it out, or take one that /models lists"
+        raise UnknownModelError("model", hint) from error
+
+
+def _size(given: str | None, manifest: Manifest) -> str:
+    size = f"{manifest.image_size}x{manifest.image_size}"
+    if given not in (None, "auto", size):
+        raise InvalidFieldError("size", f"{manifest.name} makes images of {size}, or auto")
+    return size
+
+
+def _answer(job: Job, result: JobResult, size: str) -> OpenAIAnswer:
+    return OpenAIAnswer(
+        created=int(job.submitted_at),
+        data=[OpenAIImage(b64_json=base64_of(i.data), seed=i.seed) for i in result.images],
+        output_format=job.request.format,
+        size=size,
+        usage=usage_of(*result.images),
+    )

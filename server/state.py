@@ -1,0 +1,139 @@
+"""What the routes of one application share; they take it as the dependency `State`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+from starlette.applications import Starlette
+
+from masc_core.bundle.manifest import Manifest
+from masc_core.bundle.registry import Registry
+from masc_core.errors import ArtifactError, NoWorkerError, UnknownModelError
+from server.activation import Activator
+from server.auth.access import Access
+from server.auth.rate_limit import RateLimits
+from server.codebook_view.cache import CodebookCache
+from server.drain import Drain
+from server.metrics import ServerMetrics
+from server.settings import ServerSettings
+from worker.jobs.queue import JobProducer
+from worker.jobs.state import WorkerStatus
+
+WORKER_RETRY_AFTER = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class AppState:
+    """The parts of one front end.
+
+    Attributes
+    ----------
+    default_model : of a request that names none
+    manifests : of served versions, by name and version
+    """
+
+    settings: ServerSettings
+    queue: JobProducer
+    registry: Registry
+    default_model: str
+    metrics: ServerMetrics
+    drain: Drain
+    access: Access
+    rate_limits: RateLimits
+    activator: Activator
+    codebook_cache: CodebookCache
+    manifests: dict[tuple[str, str], Manifest] = field(default_factory=dict)
+
+    async def manifest(self, name: str | None = None) -> Manifest:
+        """Manifest of a model, by default of the default model; see `version_of`.
+
+        Raises
+        ------
+        UnknownModelError : no worker serves a model of that name, and none is active
+        ArtifactError : its files are damaged or gone
+        """
+        if name is None:
+            name = self.default_model
+        served = await self.served()
+        if name not in served and name not in self.registry.models():
+            raise UnknownModelError("model", f"there is no model {name!r}")
+        return self.version_of(name, served)
+
+    async def served(self) -> Mapping[str, Sequence[str]]:
+        """Versions of each model that ready workers announce, those of the first worker first."""
+        versions: dict[str, list[str]] = {}
+        for worker in await self.queue.workers():
+            if worker.ready and worker.version:
+                versions.setdefault(worker.model, []).append(worker.version)
+        return versions
+
+    def version_of(self, name: str, served: Mapping[str, Sequence[str]]) -> Manifest:
+        """Manifest of the version that makes the images of a model.
+
+        That is a version which workers serve: they keep what they have loaded until they have
+        switched. Of several it is the active one, if that is among them. A version never changes,
+        so the manifest of a served one is read once; without workers it is read each time.
+
+        Raises
+        ------
+        UnknownModelError : no model of that name
+        ArtifactError : its files are damaged or gone
+        """
+        versions = served.get(name, ())
+        if not versions:
+            return self.registry.manifest(name)
+        version = versions[0] if len(set(versions)) == 1 else self._preferred(name, versions)
+        if (name, version) not in self.manifests:
+            try:
+                self.manifests[name, version] = self.registry.manifest(name, version)
+            except UnknownModelError as error:
+                folder = self.registry.root / name / version
+                raise ArtifactError(folder, "is gone, but a worker serves it") from error
+        return self.manifests[name, version]
+
+    async def ready_workers(self, model: str) -> list[WorkerStatus]:
+        """Workers that are ready for ``model``, at least one.
+
+        Raises
+        ------
+        NoWorkerError : there is none; the message says why
+        """
+        workers = await self.queue.workers()
+        ready = [worker for worker in workers if worker.ready and worker.model == model]
+        if not ready:
+            raise NoWorkerError(_why_not(model, workers), WORKER_RETRY_AFTER)
+        return ready
+
+    def _preferred(self, name: str, versions: Sequence[str]) -> str:
+        try:
+            active = self.registry.current(name)
+        except (ArtifactError, UnknownModelError):
+            return versions[0]
+        return active if active in versions else versions[0]
+
+
+def _why_not(model: str, workers: Sequence[WorkerStatus]) -> str:
+    if not workers:
+        return "no worker has announced itself"
+    states = [f"{w.worker_id}: {w.detail or _state(w)}" for w in workers[:3]]
+    return f"no worker is ready for the model {model!r} ({'; '.join(states)})"
+
+
+def _state(worker: WorkerStatus) -> str:
+    return f"serves {worker.model!r}" if worker.ready else "not ready"
+
+
+def app_state(app: Starlette) -> AppState:
+    """The parts of an application; the one place that reads Starlette's untyped ``app.state``."""
+    state: AppState = app.state.masc
+    return state
+
+
+async def _state_of(request: Request) -> AppState:
+    return app_state(request.app)
+
+
+State = Annotated[AppState, Depends(_state_of)]

@@ -1,0 +1,157 @@
+"""Atomic replacement and hashing."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from masc_core.io.files import (
+    LEFTOVER_SECONDS,
+    atomic_folder,
+    atomic_path,
+    atomic_write,
+    sha256_file,
+)
+
+ROOT = Path(__file__).parents[3]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def interrupted_write(path: Path) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"half of the n")
+        raise KeyboardInterrupt
+
+
+def test_sha256_file_agrees_with_hashlib(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000
+    path = tmp_path / "blob"
+    path.write_bytes(content)
+    assert sha256_file(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_atomic_write_creates_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "name"
+    atomic_write(path, b"one")
+    atomic_write(str(path), b"two")
+    assert path.read_bytes() == b"two"
+    assert names(tmp_path) == ["name"]
+
+
+def test_a_failing_block_keeps_the_old_content_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "name"
+    atomic_write(path, b"old")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_write(path)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["name"]
+
+
+def test_the_old_content_is_there_until_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "name"
+    atomic_write(path, b"old")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+def test_writers_that_look_at_the_suffix_find_it(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "x.npz") as temporary:
+        np.savez(temporary, a=np.arange(3))
+    assert names(tmp_path) == ["x.npz"]
+
+
+def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "name"):
+        pass
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    atomic_write(tmp_path / "ours", b"")
+    (tmp_path / "plain").write_bytes(b"")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_killed_writer_leaves_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "name"
+    atomic_write(path, b"old")
+    program = (
+        "import os, sys\n"
+        "from masc_core.io.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as temporary:\n"
+        "    temporary.write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, check=False)
+    assert done.returncode == -9
+    assert path.read_bytes() == b"old"
+
+
+def test_a_private_file_gets_the_permissions_of_any_other(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    with atomic_path(tmp_path / "file") as temporary:
+        temporary.write_bytes(b"x")
+        temporary.chmod(0o600)
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640])
+def test_permissions_can_be_told(tmp_path: Path, mode: int) -> None:
+    for content in (b"new", b"replaced"):
+        atomic_write(tmp_path / "file", content, mode)
+        assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+    assert (tmp_path / "file").read_bytes() == b"replaced"
+
+
+def interrupted_folder(path: Path) -> None:
+    with atomic_folder(path) as draft:
+        (draft / "half").write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "new" / "1") as draft:
+        (draft / "file").write_bytes(b"all")
+        assert not (tmp_path / "new" / "1").exists()
+    assert names(tmp_path / "new" / "1") == ["file"]
+    assert names(tmp_path / "new") == ["1"]
+    for path in (tmp_path / "new" / "2", tmp_path / "other" / "1"):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_folder(path)
+    assert names(tmp_path) == ["new"]
+    assert names(tmp_path / "new") == ["1"]
+
+
+def overtaken_folder(path: Path) -> None:
+    with atomic_folder(path):
+        path.mkdir()
+        (path / "theirs").write_bytes(b"")
+
+
+def test_a_folder_that_came_meanwhile_stays(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="not empty"):
+        overtaken_folder(tmp_path / "1")
+    assert names(tmp_path) == ["1"]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_that_is_in_use(tmp_path: Path) -> None:
+    old = time.time() - 2 * LEFTOVER_SECONDS
+    (tmp_path / ".tmp-left").mkdir()
+    (tmp_path / ".tmp-new").mkdir()
+    (tmp_path / ".tmp-file").write_bytes(b"")
+    for name in (".tmp-left", ".tmp-file"):
+        os.utime(tmp_path / name, (old, old))
+    with atomic_folder(tmp_path / "1") as busy:
+        os.utime(busy, (old, old))
+        with atomic_folder(tmp_path / "2"):
+            pass
+    assert names(tmp_path) == [".tmp-file", ".tmp-new", "1", "2"]

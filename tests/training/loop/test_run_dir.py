@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from masc_core.errors import ConfigError
+from training.config import LoopConfig, MayChange
+from training.loop.checkpoint import Progress, save_checkpoint
+from training.loop.distributed import Ranks
+from training.loop.run_dir import Run
+from training.loop.stage import TrainedModule
+
+
+def config(out: Path, **changes: object) -> LoopConfig:
+    return LoopConfig.model_validate({"out": out, **changes})
+
+
+def lines(run: Run) -> list[dict[str, object]]:
+    return [json.loads(line) for line in run.log_path.read_text().splitlines()]
+
+
+def write_checkpoint(folder: Path, begun: dict[str, Any]) -> None:
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    trained = TrainedModule(model, model, optimizer)
+    save_checkpoint(folder, Progress(), (trained,), None, begun, Ranks(torch.device("cpu")))
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with (
+        Run(tmp_path / "run", config(tmp_path)),
+        pytest.raises(ConfigError, match="another run is using"),
+    ):
+        Run(tmp_path / "run", config(tmp_path))
+    Run(tmp_path / "run", config(tmp_path)).close()
+
+
+def test_results_of_another_kind_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.safetensors").write_bytes(b"imported")
+    (tmp_path / "config.json").write_text('{"imported": true}')
+    with pytest.raises(ConfigError, match="was begun with other"):
+        Run(tmp_path, config(tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text()) == {"imported": True}
+
+
+def test_a_changed_configuration_is_refused_once_there_is_a_checkpoint(tmp_path: Path) -> None:
+    Run(tmp_path, config(tmp_path, lr=0.1)).close()
+    Run(tmp_path, config(tmp_path, lr=0.2)).close()
+    with Run(tmp_path, config(tmp_path, lr=0.2)) as run:
+        write_checkpoint(tmp_path, run.config)
+    with pytest.raises(ConfigError, match="begun with other lr"):
+        Run(tmp_path, config(tmp_path, lr=0.3))
+    Run(tmp_path, config(tmp_path, lr=0.2, threads=3)).close()
+
+
+class Keys(LoopConfig):
+    source: MayChange[Path | None] = None
+    width: int = 1
+
+
+def test_keys_that_may_change_are_marked_on_their_fields(tmp_path: Path) -> None:
+    with Run(tmp_path, Keys(out=tmp_path)) as run:
+        write_checkpoint(tmp_path, run.config)
+    Run(tmp_path, Keys(out=tmp_path, source=Path("moved"), micro_batch=1)).close()
+    with pytest.raises(ConfigError, match="begun with other width;"):
+        Run(tmp_path, Keys(out=tmp_path, source=Path("moved"), width=2))
+
+
+def test_log_lines_and_rewind(tmp_path: Path) -> None:
+    with Run(tmp_path, config(tmp_path)) as run:
+        for step in (1, 2, 3):
+            run.log(step=step, loss=step / 2)
+        with run.log_path.open("a") as file:
+            file.write('{"step": 4, "lo')
+        run.rewind_log(2)
+        assert [line["step"] for line in lines(run)] == [1, 2]
+        run.log(step=3, loss=9.0)
+        assert lines(run)[-1]["loss"] == 9.0
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    with Run(tmp_path, config(tmp_path)) as run:
+        run.rewind_log(5)
+        run.write_json("metrics.json", {"psnr": 21.5})
+        assert run.read_json("metrics.json") == {"psnr": 21.5}
+
+
+def test_unwritable_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        Run(tmp_path / "file" / "run", config(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_other_inputs_are_refused_wherever_they_lie(tmp_path: Path) -> None:
+    with Run(tmp_path, config(tmp_path), {"prior": "a"}) as run:
+        write_checkpoint(tmp_path, run.config)
+    (tmp_path / "config.json").unlink()  # what counts is in the checkpoint
+    Run(tmp_path, config(tmp_path), {"prior": "a"}).close()
+    with pytest.raises(ConfigError, match="begun with other inputs"):
+        Run(tmp_path, config(tmp_path), {"prior": "b"})

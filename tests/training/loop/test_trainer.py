@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from masc_core.errors import ConfigError, DivergedError
+from tests.clock import Clock
+from training.config import LoopConfig
+from training.loop.batches import epoch_order
+from training.loop.checkpoint import latest_checkpoint
+from training.loop.run_dir import Run
+from training.loop.stage import Indices, Stage, TrainedModule, Words
+from training.loop.trainer import fit
+
+ITEMS = 22
+
+
+def config(out: Path, **changes: object) -> LoopConfig:
+    values = {"epochs": 3, "batch_size": 4, "lr": 0.05, "log_every": 1, "checkpoint_every": 2}
+    return LoopConfig.model_validate({"out": out, **values, **changes})
+
+
+def regression(
+    kept: list[float], after_step: Callable[[int], None] = lambda _: None, scale: float = 1.0
+) -> Stage:
+    """A small regression with dropout, so that the random state matters."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(ITEMS, 5, generator=generator)
+    y = x.sum(dim=1, keepdim=True)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+
+    class Error(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, inputs: Tensor, outputs: Tensor) -> dict[str, Tensor]:
+            return {"loss": F.mse_loss(self.model(inputs), outputs) * scale}
+
+    def batch(indices: Indices, words: Words) -> tuple[Tensor, Tensor]:
+        jitter = torch.from_numpy(words[:, :1] % np.uint64(7)).float() / 100
+        return x[indices] + jitter, y[indices]
+
+    def validate() -> dict[str, float]:
+        return {"objective": float(F.mse_loss(model(x), y))}
+
+    def keep(values: dict[str, float]) -> None:
+        kept.append(values["objective"])
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
+    trained = TrainedModule(model, Error(), optimizer)
+    return Stage((trained,), ITEMS, batch, validate, keep, after_step)
+
+
+def weights(stage: Stage) -> dict[str, Tensor]:
+    return dict(stage.trained_modules[0].model.state_dict())
+
+
+def history(folder: Path) -> list[tuple[str, int, float]]:
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [(row["kind"], row["step"], row.get("loss", row.get("objective"))) for row in rows]
+
+
+def run_whole(folder: Path) -> dict[str, Tensor]:
+    stage = regression([])
+    with Run(folder, config(folder)) as run:
+        assert fit(run, config(folder), stage).step == 15
+    return weights(stage)
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 5, 7, 15])
+def test_a_run_stopped_by_a_signal_and_resumed_is_the_same_run(
+    tmp_path: Path, stop_at: int
+) -> None:
+    expected = run_whole(tmp_path / "whole")
+    folder = tmp_path / "stopped"
+
+    def stop(step: int) -> None:
+        if step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with Run(folder, config(folder)) as run, pytest.raises(KeyboardInterrupt):
+        fit(run, config(folder), regression([], stop))
+    stage = regression([])
+    with Run(folder, config(folder)) as run:
+        fit(run, config(folder), stage)
+    assert all(torch.equal(v, expected[k]) for k, v in weights(stage).items())
+    assert history(folder) == history(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("die_at", [1, 4, 5, 6, 11])
+def test_a_run_that_died_repeats_from_its_checkpoint(tmp_path: Path, die_at: int) -> None:
+    expected = run_whole(tmp_path / "whole")
+    folder = tmp_path / "died"
+
+    def die(step: int) -> None:
+        if step == die_at:
+            raise RuntimeError("power cut")
+
+    with Run(folder, config(folder)) as run, pytest.raises(RuntimeError, match="power cut"):
+        fit(run, config(folder), regression([], die))
+    stage = regression([])
+    with Run(folder, config(folder)) as run:
+        fit(run, config(folder), stage)
+    assert all(torch.equal(v, expected[k]) for k, v in weights(stage).items())
+    assert history(folder) == history(tmp_path / "whole")
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
+    run_whole(tmp_path)
+    before = history(tmp_path)
+    kept: list[float] = []
+    with Run(tmp_path, config(tmp_path)) as run:
+        fit(run, config(tmp_path), regression(kept))
+    assert history(tmp_path) == before
+    assert not kept
+
+
+def test_keeps_only_what_improved(tmp_path: Path) -> None:
+    kept: list[float] = []
+    with Run(tmp_path, config(tmp_path, epochs=20)) as run:
+        best = fit(run, config(tmp_path, epochs=20), regression(kept)).best
+    assert kept == sorted(kept, reverse=True)
+    assert kept[-1] == best
+
+
+def test_batches_larger_than_the_data_are_refused(tmp_path: Path) -> None:
+    with Run(tmp_path, config(tmp_path)) as run, pytest.raises(ConfigError, match="batch_size"):
+        fit(run, config(tmp_path, batch_size=23), regression([]))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    with Run(tmp_path, config(tmp_path)) as run:
+        with pytest.raises(DivergedError, match="step 1"):
+            fit(run, config(tmp_path), regression([], scale=float("nan")))
+        assert latest_checkpoint(run.folder) is None
+
+
+def test_orders_differ_by_seed_and_epoch_and_by_nothing_else() -> None:
+    assert np.array_equal(epoch_order(50, 1, 2), epoch_order(50, 1, 2))
+    assert not np.array_equal(epoch_order(50, 1, 2), epoch_order(50, 1, 3))
+    assert not np.array_equal(epoch_order(50, 1, 2), epoch_order(50, 2, 2))
+    assert sorted(epoch_order(50, 0, 0)) == list(range(50))
+
+
+def test_a_loss_that_diverges_between_log_lines_is_not_validated_nor_saved(tmp_path: Path) -> None:
+    rare = config(tmp_path, log_every=1000, checkpoint_every=1000)
+    kept: list[float] = []
+    with Run(tmp_path, rare) as run:
+        with pytest.raises(DivergedError, match="step 5"):
+            fit(run, rare, regression(kept, scale=float("inf")))
+        assert latest_checkpoint(run.folder) is None
+    assert not kept
+
+
+def test_a_gradient_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    class Sharp(nn.Module):
+        """Loss 0, whose gradient is 0 times infinity."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Linear(1, 1)
+
+        def forward(self, inputs: Tensor, outputs: Tensor) -> dict[str, Tensor]:
+            return {"loss": (self.model.weight * 0).abs().sqrt().sum()}
+
+    stage, sharp = regression([]), Sharp()
+    trained = TrainedModule(sharp.model, sharp, torch.optim.AdamW(sharp.parameters()))
+    often = config(tmp_path, checkpoint_every=1)
+    with Run(tmp_path, often) as run:
+        with pytest.raises(DivergedError, match="gradient is not finite at step 1"):
+            fit(run, often, replace(stage, trained_modules=(trained,)))
+        assert latest_checkpoint(run.folder) is None
+
+
+def test_a_validation_that_is_not_finite_is_no_result(tmp_path: Path) -> None:
+    stage = replace(regression([]), validate=lambda: {"objective": float("nan")})
+    with Run(tmp_path, config(tmp_path)) as run, pytest.raises(DivergedError, match="validation"):
+        fit(run, config(tmp_path), stage)
+
+
+class Scale(nn.Module):
+    """One weight, and ``loss = sign * weight * mean(x)`` beside what it saw."""
+
+    def __init__(self, name: str, sign: float, seen: list[tuple[str, int]]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.name, self.sign, self.seen = name, sign, seen
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        self.seen.append((self.name, len(x)))
+        loss = self.sign * self.weight * x.mean()
+        return {"loss": loss, self.name: loss.detach() + x.mean()}
+
+
+def test_every_module_sees_every_micro_batch_before_all_step(tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+    models = [Scale("first", 1.0, seen), Scale("second", -1.0, seen)]
+    trained_modules = tuple(
+        TrainedModule(model, model, torch.optim.SGD(model.parameters(), lr=1.0)) for model in models
+    )
+
+    def batch(indices: Indices, words: Words) -> tuple[Tensor, ...]:
+        return (torch.from_numpy(indices).double(),)
+
+    stage = Stage(trained_modules, 4, batch, lambda: {"objective": 0.0}, lambda _: None)
+    once = config(tmp_path, epochs=1, micro_batch=2, lr=0.5, grad_clip=100)
+    with Run(tmp_path, once) as run:
+        fit(run, once, stage)
+    assert seen == [("first", 2), ("second", 2)] * 2
+    assert [model.weight.item() for model in models] == [-0.5 * 1.5, 0.5 * 1.5]
+    row = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert (row["loss"], row["first"], row["second"]) == (0.0, 1.5, 1.5)
+
+
+def test_gradients_are_clipped_for_each_player_after_all_micro_batches(tmp_path: Path) -> None:
+    models = [Scale("first", 1.0, []), Scale("second", -0.1, [])]
+    trained_modules = tuple(
+        TrainedModule(model, model, torch.optim.SGD(model.parameters(), lr=1.0)) for model in models
+    )
+
+    def batch(indices: Indices, words: Words) -> tuple[Tensor, ...]:
+        return (torch.from_numpy(indices).double(),)
+
+    stage = Stage(trained_modules, 4, batch, lambda: {"objective": 0.0}, lambda _: None)
+    once = config(tmp_path, epochs=1, micro_batch=2, lr=0.5, grad_clip=0.3)
+    with Run(tmp_path, once) as run:
+        fit(run, once, stage)
+    # The mean gradients are 1.5, which is clipped, and -0.15, which is not.
+    assert [m.weight.item() for m in models] == pytest.approx([-0.5 * 0.3, 0.5 * 0.15], rel=1e-5)
+
+
+def test_overwritten_rows_start_their_average_and_moments_anew(tmp_path: Path) -> None:
+    stage = regression([])
+    model, optimizer = stage.trained_modules[0].model, stage.trained_modules[0].optimizer
+    weight = next(iter(model.parameters()))
+    rows = torch.arange(len(weight)) < 3
+
+    def restart_rows(step: int) -> list[tuple[Tensor, Tensor]]:
+        if step != 15:
+            return []
+        with torch.no_grad():
+            weight[rows] = 7.0
+        return [(weight, rows)]
+
+    averaged = config(tmp_path, ema_decay=0.9)
+    with Run(tmp_path, averaged) as run:
+        fit(run, averaged, replace(stage, restart_rows=restart_rows))
+    path = latest_checkpoint(tmp_path)
+    assert path is not None
+    (file,) = path.glob("*.safetensors")
+    average = load_file(file)["average.0.weight"]
+    assert (average == 7.0).all(dim=1).tolist() == rows.tolist()
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert (optimizer.state[weight][key] == 0).all(dim=1).tolist() == rows.tolist()
+    assert optimizer.state[weight]["step"] == 15
+
+
+def without_dropout(kept: list[float]) -> Stage:
+    stage = regression(kept)
+    for module in stage.trained_modules[0].model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return stage
+
+
+def test_micro_batches_make_the_same_step_as_a_whole_batch(tmp_path: Path) -> None:
+    stages = {0: without_dropout([]), 1: without_dropout([]), 2: without_dropout([])}
+    for micro_batch, stage in stages.items():
+        divided = config(tmp_path / str(micro_batch), micro_batch=micro_batch)
+        with Run(divided.out, divided) as run:
+            fit(run, divided, stage)
+    for micro_batch in (1, 2):
+        torch.testing.assert_close(weights(stages[micro_batch]), weights(stages[0]))
+        for actual, expected in zip(
+            history(tmp_path / str(micro_batch)), history(tmp_path / "0"), strict=True
+        ):
+            assert actual[:2] == expected[:2]
+            assert actual[2] == pytest.approx(expected[2], rel=1e-4)
+
+
+def test_micro_batches_that_do_not_divide_the_batch_are_refused(tmp_path: Path) -> None:
+    uneven = config(tmp_path, micro_batch=3)
+    with Run(tmp_path, uneven) as run, pytest.raises(ConfigError, match="micro_batch: 3 does not"):
+        fit(run, uneven, regression([]))
+
+
+def test_a_micro_batch_beyond_the_batch_is_the_batch(tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+    model = Scale("only", 1.0, seen)
+    trained = TrainedModule(model, model, torch.optim.SGD(model.parameters(), lr=1.0))
+    stage = Stage(
+        (trained,),
+        8,
+        lambda i, _: (torch.from_numpy(i).double(),),
+        lambda: {"objective": 0.0},
+        lambda _: None,
+    )
+    large = config(tmp_path, epochs=1, micro_batch=64)
+    with Run(tmp_path, large) as run:
+        fit(run, large, stage)
+    assert seen == [("only", 4)] * 2
+
+
+def test_too_little_memory_names_the_key(tmp_path: Path) -> None:
+    def fill(step: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    plain = config(tmp_path, micro_batch=2)
+    with Run(tmp_path, plain) as run, pytest.raises(ConfigError, match="micro_batch: 2 items at"):
+        fit(run, plain, regression([], fill))
+
+
+def test_averaged_weights_are_validated_and_kept_but_not_trained_on(tmp_path: Path) -> None:
+    plain = run_whole(tmp_path / "plain")
+    stage = regression([])
+    model = stage.trained_modules[0].model
+    at: dict[str, list[Tensor]] = {"step": [], "validate": [], "keep": [], "epoch": []}
+
+    def note(name: str) -> None:
+        at[name].append(next(model.parameters()).detach().clone())
+
+    def validate() -> dict[str, float]:
+        note("validate")
+        assert not model.training
+        return {"objective": -float(len(at["validate"]))}
+
+    watched = replace(
+        stage,
+        validate=validate,
+        keep=lambda _: note("keep"),
+        after_step=lambda _: note("step"),
+        after_epoch=lambda _: note("epoch"),
+    )
+    averaged = config(tmp_path / "averaged", ema_decay=0.9)
+    with Run(averaged.out, averaged) as run:
+        fit(run, averaged, watched)
+    assert all(torch.equal(plain[name], value) for name, value in weights(stage).items())
+    expected = next(regression([]).trained_modules[0].model.parameters()).detach().clone()
+    for step, value in enumerate(at["step"], 1):
+        expected.lerp_(value, 0.1)
+        if step % 5 == 0:
+            for name in ("validate", "keep", "epoch"):
+                torch.testing.assert_close(at[name][step // 5 - 1], expected)
+    assert [len(values) for values in at.values()] == [15, 3, 3, 3]
+
+
+def test_what_is_done_with_the_weights_may_fail_and_leaves_no_thread(tmp_path: Path) -> None:
+    def keep(_: dict[str, float]) -> None:
+        raise OSError("no space left")
+
+    with Run(tmp_path, config(tmp_path)) as run, pytest.raises(OSError, match="no space left"):
+        fit(run, config(tmp_path), replace(regression([]), keep=keep))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.name == "0000004"
+
+
+def test_the_pace_is_a_mean_over_the_interval_without_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+
+    def after_step(step: int) -> None:
+        clock.now += 0.01 * step
+
+    def validate() -> dict[str, float]:
+        clock.now += 50.0
+        return {"objective": 0.0}
+
+    slow = replace(
+        regression([], after_step), validate=validate, speed=lambda pace: {"half": pace / 2}
+    )
+    spaced = config(tmp_path, log_every=3, checkpoint_every=1000)
+    with Run(tmp_path, spaced) as run:
+        fit(run, spaced, slow)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    paces = {row["step"]: row["items_per_second"] for row in rows if row["kind"] == "train"}
+    assert list(paces) == [3, 6, 9, 12, 15]
+    timed = [range(1, 4), range(6, 7), range(7, 10), range(11, 13), range(13, 16)]
+    expected = [4 * len(steps) / (0.01 * sum(steps)) for steps in timed]  # since step 5, since 10
+    assert list(paces.values()) == pytest.approx(expected)
+    assert all(row["half"] == paces[row["step"]] / 2 for row in rows if row["kind"] == "train")

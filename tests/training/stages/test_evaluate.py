@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from masc_core.bundle.read import load_bundle
+from masc_core.bundle.registry import Registry
+from masc_core.errors import MascError
+from tests.tiny_bundle import CLASS_NAMES, save_tiny_bundle
+from tests.training.metrics.test_fidelity import inception_state
+from tests.training.metrics.test_teacher_forcing import cache_for
+from tests.training.rank_processes import all_well, run_ranks
+from training.stages.classifier import ClassifierConfig, train_classifier
+from training.stages.evaluate import EvaluateConfig, evaluate
+
+PER_CLASS = 2
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, real images of its classes, and a classifier of them."""
+    root = tmp_path_factory.mktemp("evaluated")
+    save_tiny_bundle(root / "models")
+    size = Registry(root / "models").manifest("tiny").image_size
+    generator = np.random.default_rng(0)
+    for name in CLASS_NAMES:
+        (root / "real" / name).mkdir(parents=True)
+        for i in range(2):
+            pixels = generator.integers(0, 256, (size, size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "real" / name / f"{i}.png")
+    config = {"data": root / "real", "val_data": root / "real", "out": root / "judge"}
+    sizes = {"image_size": size, "width": 8, "epochs": 1, "batch_size": 5}
+    train_classifier(ClassifierConfig.model_validate(config | sizes))
+    cache_for(load_bundle(root / "models" / "tiny" / "1"), root / "codes")
+    return root
+
+
+def config(root: Path, **changes: object) -> EvaluateConfig:
+    values = {"models": root / "models", "name": "tiny", "images_per_class": PER_CLASS}
+    return EvaluateConfig.model_validate(values | changes)
+
+
+def test_every_figure_of_the_classifiers_features(root: Path, tmp_path: Path) -> None:
+    figures = evaluate(
+        config(
+            root,
+            classifier=root / "judge",
+            reference=root / "real",
+            codes=root / "codes",
+            codes_cfg_scale=2.0,
+            out=tmp_path / "out",
+            save_images=True,
+            save_archive=True,
+            save_statistics=True,
+        )
+    )
+    assert 0 <= figures["class_agreement"] <= 1
+    assert 0 <= figures["classifier_accuracy"] <= 1
+    assert figures["frechet_classifier_distance"] > 0
+    assert 0 <= figures["precision_classifier"] <= 1
+    assert 0 <= figures["recall_classifier"] <= 1
+    assert not any("inception" in name for name in figures)
+    assert figures["images"] == PER_CLASS * len(CLASS_NAMES)
+    assert 0 < figures["entropy_ratio"] <= 1
+    assert 0 < figures["teacher_forced_entropy_ratio"] <= 1
+    assert figures["curves"].keys() == {
+        "free-running entropy",
+        "teacher-forced entropy",
+        "teacher-forced cross-entropy",
+    }
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert written == json.loads(json.dumps(figures))
+    assert written["settings"]["decoding"] == "uniform"
+    assert written["settings"]["made_with"]["torch-fidelity"]
+    assert figures.keys() - {"settings", "definitions", "curves"} == figures["definitions"].keys()
+    with Image.open(tmp_path / "out" / "curves.png") as plot:
+        assert np.asarray(plot).std() > 0
+    images = sorted((tmp_path / "out" / "images").iterdir())
+    with np.load(tmp_path / "out" / "samples.npz") as archive, Image.open(images[3]) as image:
+        assert archive["arr_0"].shape[0] == len(images) == figures["images"]
+        assert np.array_equal(archive["arr_0"][3], np.asarray(image))
+    saved = tmp_path / "out" / "statistics-classifier.npz"
+    again = evaluate(config(root, classifier=root / "judge", reference=saved))
+    assert again["definitions"].keys() <= figures["definitions"].keys()
+    assert again["frechet_classifier_distance"] == pytest.approx(
+        figures["frechet_classifier_distance"]
+    )
+    assert "precision_classifier" not in again
+
+
+def test_statistics_need_no_generated_images(root: Path, tmp_path: Path) -> None:
+    figures = evaluate(
+        config(
+            root,
+            images_per_class=0,
+            classifier=root / "judge",
+            reference=root / "real",
+            out=tmp_path,
+            save_statistics=True,
+        )
+    )
+    assert set(figures["definitions"]) == {"seconds_per_image", "seconds_per_image_threads"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "evaluation.json",
+        "statistics-classifier.npz",
+    }
+
+
+def test_three_processes_make_the_same_images(root: Path, tmp_path: Path) -> None:
+    names = ("alone", "together")
+    alone, together = (
+        config(root, batch_size=3, out=tmp_path / name, save_archive=True, device="cpu")
+        for name in names
+    )
+    evaluate(alone)
+    all_well(3, evaluate, together)
+    first, second = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in names)
+    assert len(first) == PER_CLASS * len(CLASS_NAMES)
+    assert np.array_equal(first, second)
+    curves = [json.loads((tmp_path / n / "evaluation.json").read_text())["curves"] for n in names]
+    assert curves[0]["free-running entropy"] == pytest.approx(curves[1]["free-running entropy"])
+
+
+def test_a_wrong_option_ends_all_processes(root: Path) -> None:
+    ended = run_ranks(2, evaluate, config(root, reference=root / "real", device="cpu"))
+    assert [rank.status for rank in ended] == [2, 2]
+    assert "reference: needs" in ended[0].message
+    assert "failed on another rank" in ended[1].message
+
+
+def test_every_figure_of_inception(root: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(inception_state(), tmp_path / "inception.pth")
+    weights: dict[str, Any] = {"inception_weights": tmp_path / "inception.pth"}
+    figures = evaluate(config(root, reference=root / "real", **weights))
+    named = {name for name in figures if "inception" in name}
+    assert named == {
+        "inception_score_mean",
+        "inception_score_std",
+        "frechet_inception_distance",
+        "kernel_inception_distance_mean",
+        "kernel_inception_distance_std",
+        "precision_inception",
+        "recall_inception",
+    }
+    assert all(np.isfinite(figures[name]) for name in named)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"reference": "real"}, "reference: needs inception_weights, vgg_weights or a classifier"),
+        ({"save_images": True}, "out: says where"),
+        ({"save_statistics": True}, "save_statistics: needs out"),
+        ({"decoding": "refine"}, "decoding"),
+        ({"inception_weights": "none.pth"}, "none.pth: is missing; it has to be weights-inception"),
+    ],
+)
+def test_what_is_missing_is_said(root: Path, changes: dict[str, Any], named: str) -> None:
+    changes = {key: root / v if key == "reference" else v for key, v in changes.items()}
+    with pytest.raises(MascError, match=named):
+        evaluate(config(root, **changes))

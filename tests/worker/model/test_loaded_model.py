@@ -1,0 +1,426 @@
+"""A loaded model: tasks of several jobs in, files and previews out, whatever fails on the way."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import worker.model.loaded_model
+from masc_core.bundle.read import Bundle, load_bundle
+from masc_core.errors import NonFiniteError
+from masc_core.generation.generate import generate
+from masc_core.images import ImageFormat, Pixels, encode_image
+from tests.tiny_bundle import GRID, IMAGE_SIZE
+from tests.worker.tiny_worker import REQUEST, RecordingEngine, expected, make_loaded
+from worker.engine.engine import Engine
+from worker.engine.request import EngineOutput, ImageTask
+from worker.job_run import image_spec
+from worker.jobs.event import Preview, Progress
+from worker.jobs.job import GenerationRequest
+from worker.model.loaded_model import (
+    EnteredImage,
+    ImageEvent,
+    LoadedModel,
+    LostImage,
+    MadeImage,
+    Report,
+)
+from worker.model.previews import PreviewBudget
+from worker.model.render import Renderer
+from worker.model.threads import ThreadTrial
+
+SHIPPED = Path(__file__).parents[3] / "models" / "cifar10" / "1"
+WARM_UP = """
+import sys
+from masc_core.bundle.read import load_bundle
+from worker.engine.engine import Engine
+from worker.model.loaded_model import LoadedModel
+
+bundle = load_bundle(sys.argv[1])
+loaded = LoadedModel(bundle, Engine(bundle.model, bundle.decoder, 2))
+loaded.warm_up()
+loaded.close()
+assert "torch._dynamo" not in sys.modules
+"""
+ALL_ROWS = tuple(range(1, GRID))
+AnyEvent = TypeVar("AnyEvent", Progress, Preview)
+FORMATS: dict[str, ImageFormat] = {"a": "png", "b": "webp"}
+
+
+class Plenty(PreviewBudget):
+    """Pays for every preview."""
+
+    def pay(self) -> float | None:
+        return 0.0
+
+
+class Nothing(PreviewBudget):
+    """Pays for none."""
+
+    def pay(self) -> float | None:
+        return None
+
+
+class Gate:
+    """Holds the encoders back while it is closed."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.opened.set()
+
+    def __call__(self, pixels: Pixels, file_format: ImageFormat) -> bytes:
+        assert self.opened.wait(10)
+        return encode_image(pixels, file_format)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate()
+    monkeypatch.setattr(worker.model.loaded_model, "encode_image", gate)
+    yield gate
+    gate.opened.set()
+
+
+def tasks(
+    job_id: str = "a", rows: tuple[int, ...] = (), request: GenerationRequest = REQUEST
+) -> list[ImageTask]:
+    return [
+        ImageTask(job_id, index, image_spec(request, index), rows)
+        for index in range(request.num_images)
+    ]
+
+
+def step_to_the_end(loaded: LoadedModel) -> list[Report]:
+    reports: list[Report] = []
+    for _ in range(1000):
+        reports += loaded.step(FORMATS)
+        if loaded.is_idle:
+            return reports
+    raise AssertionError("it does not come to an end")
+
+
+def files(reports: Sequence[Report], job_id: str = "a") -> list[bytes]:
+    made = [one for one in reports if isinstance(one, MadeImage) and one.task.job_id == job_id]
+    return [one.file.data for one in sorted(made, key=lambda one: one.task.index)]
+
+
+def events(reports: Sequence[Report], kind: type[AnyEvent]) -> list[AnyEvent]:
+    all_events = [report.event for report in reports if isinstance(report, ImageEvent)]
+    return [event for event in all_events if isinstance(event, kind)]
+
+
+def open_pixels(data: bytes) -> npt.NDArray[np.uint8]:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image)
+
+
+def test_tasks_come_into_the_engine_in_order_and_out_as_files(bundle: Bundle) -> None:
+    loaded = make_loaded(bundle, 4)
+    three, one = replace(REQUEST, num_images=3), replace(REQUEST, seed=1, format="webp")
+    loaded.add(tasks("a", request=three))
+    loaded.add(tasks("b", request=one))
+    assert (loaded.free_rows, loaded.rows_waiting, loaded.rows_active) == (-4, 8, 0)
+    first = loaded.step(FORMATS)
+    assert [type(report) for report in first] == [EnteredImage, EnteredImage]
+    assert (loaded.free_rows, loaded.rows_waiting, loaded.rows_active) == (-4, 4, 4)
+    reports = [*first, *step_to_the_end(loaded)]
+    entered = [report.task.key for report in reports if isinstance(report, EnteredImage)]
+    assert entered == [("a", 0), ("a", 1), ("a", 2), ("b", 0)]
+    assert files(reports, "a") == expected(bundle, three)
+    assert files(reports, "b") == expected(bundle, one)
+    assert (loaded.free_rows, loaded.rows_active) == (4, 0)
+
+
+def test_the_engine_goes_on_while_files_are_made(bundle: Bundle, gate: Gate) -> None:
+    loaded = make_loaded(bundle, 4, RecordingEngine)
+    engine = cast("RecordingEngine", loaded.engine)
+    loaded.add(tasks("a"))
+    loaded.step(FORMATS)
+    loaded.add(tasks("b"))
+    gate.opened.clear()
+    for _ in range(GRID**2 - 1):
+        assert not files(loaded.step(FORMATS))
+    assert len(engine.batches) == GRID**2
+    assert [task.job_id for task in engine.tasks] == ["b"]
+    gate.opened.set()
+    reports = step_to_the_end(loaded)
+    assert len(files(reports, "a")) == len(files(reports, "b")) == 1
+
+
+def test_the_engine_waits_when_too_many_files_are_to_be_made(
+    bundle: Bundle, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.model.loaded_model, "MAX_ENCODING", 1)
+    loaded = make_loaded(bundle, 6)
+    loaded.add(tasks("a", request=replace(REQUEST, num_images=2)))
+    loaded.step(FORMATS)
+    loaded.add(tasks("b"))
+    for _ in range(GRID**2 - 2):
+        loaded.step(FORMATS)
+    gate.opened.clear()
+    threading.Timer(0.05, gate.opened.set).start()
+    reports = loaded.step(FORMATS)  # returns only when one is there
+    assert gate.opened.is_set()
+    assert files(reports)
+    assert len(files([*reports, *step_to_the_end(loaded)])) == 2
+
+
+def test_previews_are_the_upper_rows_of_what_becomes_of_the_image(bundle: Bundle) -> None:
+    loaded = make_loaded(bundle, budget=Plenty())
+    loaded.add(tasks(rows=ALL_ROWS))
+    reports = step_to_the_end(loaded)
+    progress, previews = events(reports, Progress), events(reports, Preview)
+    assert progress == [Progress(0, rows, GRID) for rows in (1, 2, 3)]
+    assert [(one.image, one.rows, one.num_rows, one.format) for one in previews] == [
+        (0, rows, GRID, "jpeg") for rows in (1, 2, 3)
+    ]
+    codes = generate(bundle.model, bundle.decoder, [image_spec(REQUEST, 0)]).codes
+    for report in previews:
+        upper = bundle.render(codes[:, : report.rows * GRID])[0]
+        assert report.data == encode_image(upper, "jpeg")
+        height = report.rows * IMAGE_SIZE // GRID
+        assert open_pixels(report.data).shape == (height, IMAGE_SIZE, 3)
+    assert files(reports) == expected(bundle, REQUEST)
+
+
+def test_a_trained_decoder_shows_nearly_what_will_be() -> None:
+    shipped = load_bundle(SHIPPED)
+    grid = shipped.manifest.grid
+    loaded = LoadedModel(shipped, Engine(shipped.model, shipped.decoder, 4), Plenty())
+    loaded.add(tasks(rows=tuple(range(1, grid)), request=replace(REQUEST, num_images=2)))
+    reports = step_to_the_end(loaded)
+    final, other = [open_pixels(data).astype(int) for data in files(reports)]
+    previews = [preview for preview in events(reports, Preview) if preview.image == 0]
+    for report in previews[grid // 2 - 1 :]:  # of fewer rows the decoder sees too little
+        preview = open_pixels(report.data).astype(int)
+        upper = final[: len(preview)]
+        error = np.abs(preview - upper).mean()
+        assert error < 16
+        assert error < 0.5 * np.abs(other[: len(preview)] - upper).mean()
+
+
+def test_without_budget_there_is_progress_but_no_preview(bundle: Bundle) -> None:
+    loaded = make_loaded(bundle, budget=Nothing())
+    loaded.add(tasks(rows=ALL_ROWS, request=replace(REQUEST, num_images=2)))
+    reports = step_to_the_end(loaded)
+    progress = [(one.image, one.rows) for one in events(reports, Progress)]
+    assert progress == [(index, rows) for rows in ALL_ROWS for index in range(2)]
+    assert not events(reports, Preview)
+
+
+def test_previews_cost_what_they_took(bundle: Bundle) -> None:
+    settled = list[tuple[float, float]]()
+
+    class Ledger(Plenty):
+        def pay(self) -> float | None:
+            return 0.5
+
+        def settle(self, paid: float, seconds: float) -> None:
+            settled.append((paid, seconds))
+
+    loaded = make_loaded(bundle, budget=Ledger())
+    loaded.add(tasks(rows=ALL_ROWS))
+    step_to_the_end(loaded)
+    assert len(settled) == 3
+    assert all(paid == 0.5 and 0 < seconds < 1 for paid, seconds in settled)
+
+
+@pytest.mark.parametrize("broken", ["render", "encode"])
+def test_a_preview_that_fails_harms_nobody(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    render = Bundle.render
+
+    def no_parts(self: Bundle, codes: Tensor) -> Pixels:
+        if codes.shape[1] < GRID**2:
+            raise RuntimeError("out of memory")
+        return render(self, codes)
+
+    def no_jpeg(pixels: Pixels, file_format: ImageFormat) -> bytes:
+        if file_format == "jpeg":
+            raise OSError("no such encoder")
+        return encode_image(pixels, file_format)
+
+    wanted = expected(bundle, REQUEST)
+    if broken == "render":
+        monkeypatch.setattr(Bundle, "render", no_parts)
+    else:
+        monkeypatch.setattr(worker.model.loaded_model, "encode_image", no_jpeg)
+    loaded = make_loaded(bundle, budget=Plenty())
+    loaded.add(tasks(rows=ALL_ROWS))
+    reports = step_to_the_end(loaded)
+    assert {type(report) for report in reports} == {EnteredImage, ImageEvent, MadeImage}
+    assert not events(reports, Preview)
+    assert files(reports) == wanted
+
+
+def test_an_image_that_fails_in_the_engine_is_lost_alone(bundle: Bundle) -> None:
+    with torch.no_grad():
+        bundle.model.cls_embedding.embedding_table.weight[4] = torch.nan
+    loaded = make_loaded(bundle)
+    loaded.add([*tasks("a"), *tasks("b", request=replace(REQUEST, class_id=4))])
+    reports = step_to_the_end(loaded)
+    (lost,) = [report for report in reports if isinstance(report, LostImage)]
+    assert lost.task.job_id == "b"
+    assert isinstance(lost.error, NonFiniteError)
+    assert files(reports, "a") == expected(bundle, REQUEST)
+
+
+def test_what_is_dropped_takes_no_rows_and_is_not_heard_of_again(
+    bundle: Bundle, gate: Gate
+) -> None:
+    loaded = make_loaded(bundle, 4, budget=Plenty())
+    loaded.add(tasks("a", ALL_ROWS, replace(REQUEST, num_images=3)))
+    loaded.step(FORMATS)
+    loaded.drop("a")
+    assert (loaded.free_rows, loaded.is_idle) == (4, True)
+    assert not loaded.step(FORMATS)
+
+    gate.opened.clear()
+    loaded.add([*tasks("a", ALL_ROWS), *tasks("b")])
+    for _ in range(GRID**2 - 1):
+        loaded.step(FORMATS)
+    assert len(loaded._encoding) == 3  # its previews
+    loaded.drop("a")
+    assert not loaded._encoding
+    gate.opened.set()
+    reports = step_to_the_end(loaded)
+    assert [type(report) for report in reports] == [MadeImage]
+    assert files(reports, "b") == expected(bundle, replace(REQUEST, format="webp"))
+
+
+class FailingEngine(Engine):
+    """Fails in the steps that it is told."""
+
+    failing = frozenset({3, GRID + 1, GRID**2 + 2})
+    num_calls = 0
+
+    def step(self) -> Sequence[EngineOutput]:
+        self.num_calls += 1
+        if self.num_calls in self.failing:
+            raise RuntimeError("out of memory")
+        return super().step()
+
+
+def test_an_engine_that_fails_names_whom_it_concerns_and_loses_no_report(bundle: Bundle) -> None:
+    loaded = make_loaded(bundle, engine=FailingEngine, budget=Plenty())
+    loaded.add([*tasks("a", ALL_ROWS), *tasks("b")])
+    reports: list[Report] = []
+    num_failures = 0
+    while not loaded.is_idle:
+        try:
+            reports += loaded.step(FORMATS)
+        except RuntimeError:
+            num_failures += 1
+            assert loaded.affected == {"a", "b"}
+        else:
+            assert not loaded.affected
+    assert num_failures == 3
+    assert [type(report) for report in reports].count(EnteredImage) == 2
+    assert [preview.rows for preview in events(reports, Preview)] == list(ALL_ROWS)
+    assert files(reports, "a") == expected(bundle, REQUEST)
+    assert len(files(reports, "b")) == 1
+
+
+def test_a_report_of_a_job_that_is_dropped_after_a_failure_is_not_given(bundle: Bundle) -> None:
+    class NeverEngine(Engine):
+        def step(self) -> Sequence[EngineOutput]:
+            raise RuntimeError("out of memory")
+
+    loaded = make_loaded(bundle, engine=NeverEngine)
+    loaded.add(tasks("a"))
+    with pytest.raises(RuntimeError):
+        loaded.step(FORMATS)
+    loaded.drop("a")
+    assert not loaded.step(FORMATS)
+
+
+def test_a_task_that_the_engine_refuses_concerns_its_job_alone(bundle: Bundle) -> None:
+    loaded = make_loaded(bundle)
+    unknown = replace(tasks("b")[0], spec=replace(tasks("b")[0].spec, class_id=99))
+    loaded.add([*tasks("a"), unknown])
+    with pytest.raises(Exception, match="class"):
+        loaded.step(FORMATS)
+    assert loaded.affected == {"b"}
+    loaded.drop("b")
+    assert files(step_to_the_end(loaded)) == expected(bundle, REQUEST)
+
+
+def test_the_end_waits_for_what_is_under_way_and_ends_the_threads(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        worker.model.loaded_model, "Renderer", lambda bundle: Renderer(bundle, threaded=True)
+    )
+    before = set(threading.enumerate())
+    loaded = make_loaded(bundle)
+    loaded.add(tasks())
+    step_to_the_end(loaded)
+    names = {thread.name.split("_")[0] for thread in set(threading.enumerate()) - before}
+    assert names == {"render", "encode"}
+    loaded.close()
+    assert set(threading.enumerate()) <= before
+
+
+def test_the_warm_up_image_goes_all_the_way(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list[bytes]()
+
+    def remember(pixels: Pixels, file_format: ImageFormat) -> bytes:
+        made.append(encode_image(pixels, file_format))
+        return made[-1]
+
+    monkeypatch.setattr(worker.model.loaded_model, "encode_image", remember)
+    loaded = make_loaded(bundle, 4)
+    loaded.warm_up()
+    request = GenerationRequest("tiny", 0, bundle.manifest.defaults.cfg_scale, 0)
+    assert made == expected(bundle, request)
+    assert (loaded.free_rows, loaded.is_idle) == (4, True)
+
+
+def test_a_warm_up_image_that_cannot_be_decoded_fails(bundle: Bundle) -> None:
+    torch.nn.init.constant_(bundle.tokenizer.quantize.embedding.weight, torch.nan)
+    with pytest.raises(NonFiniteError):
+        make_loaded(bundle).warm_up()
+
+
+def test_steps_take_the_threads_that_the_warm_up_found(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, taken = torch.get_num_threads(), list[int]()
+    loaded = make_loaded(bundle, cores=[1, 2])
+    monkeypatch.setattr(ThreadTrial, "best", lambda _: 2)
+    step = loaded.engine.step
+
+    def recorded_step() -> Sequence[EngineOutput]:
+        taken.append(torch.get_num_threads())
+        return step()
+
+    monkeypatch.setattr(loaded.engine, "step", recorded_step)
+    try:
+        loaded.warm_up()
+        assert taken == [1, 2] * (GRID**2 // 2)
+        torch.set_num_threads(1)  # as another version may leave it
+        loaded.add(tasks())
+        step_to_the_end(loaded)
+        assert set(taken[GRID**2 :]) == {2}
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_no_start_on_a_cpu_waits_for_the_import_of_torchs_compiler() -> None:
+    subprocess.run([sys.executable, "-c", WARM_UP, SHIPPED], check=True, timeout=60)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from masc_core.bundle.read import Bundle, load_bundle
+from masc_core.errors import NonFiniteError
+from tests.tiny_bundle import GRID, NUM_CODES, save_tiny_bundle
+from worker.model.render import Renderer
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    save_tiny_bundle(tmp_path)
+    return load_bundle(tmp_path / "tiny" / "1")
+
+
+def some_codes() -> list[Tensor]:
+    """Whole images, and the upper rows of others."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = [GRID**2, GRID, GRID**2, 2 * GRID, GRID**2]
+    return [torch.randint(NUM_CODES - 1, (length,), generator=generator) for length in lengths]
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_pixels_are_the_bundles(bundle: Bundle, threaded: bool) -> None:
+    codes = some_codes()
+    with Renderer(bundle, threaded=threaded) as renderer:
+        pixels = [renderer.submit(row) for row in codes]
+    for row, future in zip(codes, pixels, strict=True):
+        assert np.array_equal(future.result(0).pixels, bundle.render(row[None])[0])
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_an_image_that_cannot_be_decoded_fails_alone(bundle: Bundle, threaded: bool) -> None:
+    bundle.tokenizer.quantize.embedding.weight[NUM_CODES - 1] = torch.nan
+    codes = some_codes()
+    codes[2] = torch.full((GRID**2,), NUM_CODES - 1)
+    with Renderer(bundle, threaded=threaded) as renderer:
+        pixels = [renderer.submit(row) for row in codes]
+    with pytest.raises(NonFiniteError):
+        pixels[2].result(0)
+    for i in (0, 1, 3, 4):
+        assert np.array_equal(pixels[i].result(0).pixels, bundle.render(codes[i][None])[0])
+
+
+def test_what_waits_is_decoded_together(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, sizes, render = threading.Event(), list[tuple[int, ...]](), Bundle.render
+
+    def patient(self: Bundle, codes: Tensor) -> object:
+        assert go_on.wait(10)
+        sizes.append(tuple(codes.shape))
+        return render(self, codes)
+
+    monkeypatch.setattr(Bundle, "render", patient)
+    with Renderer(bundle, threaded=True) as renderer:
+        first = renderer.submit(some_codes()[0])
+        while not first.running():
+            pass
+        rest = [renderer.submit(row) for row in some_codes()]
+        assert rest[3].cancel()
+        go_on.set()
+    assert sizes == [(1, GRID**2), (3, GRID**2), (1, GRID)]
+    assert all(future.done() for future in rest)
+
+
+def test_one_that_nobody_closed_does_not_hold_up_the_end_of_the_process(bundle: Bundle) -> None:
+    with Renderer(bundle, threaded=True) as renderer:
+        assert renderer._thread is not None
+        assert renderer._thread.daemon
+
+
+@pytest.fixture
+def gpu_bundle(tmp_path: Path) -> Iterator[Bundle]:
+    save_tiny_bundle(tmp_path)
+    yield load_bundle(tmp_path / "tiny" / "1", "cuda")
+    torch.cuda.synchronize()
+
+
+@pytest.mark.gpu
+def test_a_gpu_decodes_on_a_stream_of_its_own(bundle: Bundle, gpu_bundle: Bundle) -> None:
+    codes = some_codes()
+    with Renderer(gpu_bundle) as renderer:
+        pixels = [renderer.submit(row) for row in codes]
+    for row, future in zip(codes, pixels, strict=True):
+        difference = future.result(0).pixels.astype(int) - bundle.render(row[None])[0]
+        assert np.abs(difference).max() <= 2

@@ -1,0 +1,125 @@
+"""Codes seen through a prior: what the transformer learns from.
+
+Codes become clusters when a batch is made, so one cache serves every prior.
+
+Legend: B images, L positions, V codes.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from masc_core.errors import ConfigError
+from masc_core.io.files import sha256_file
+from masc_core.prior import ClusterMap
+from training.data.code_cache import CodeCache, IntArray
+from training.loop.distributed import Ranks
+from training.loop.stage import Indices, Words
+from training.metrics.cluster_bits import uniform_bits
+
+
+class ClusterData:
+    """Code caches of training and validation, and the prior.
+
+    Parameters
+    ----------
+    codes, val_codes : folders of the caches
+    prior : file of the prior; the flat vocabulary without it
+    ranks : collective, call on every rank; the main one checks the caches' checksums for all
+
+    Attributes
+    ----------
+    inputs : hashes of images, tokenizer and prior, to which the trained weights hold
+
+    Raises
+    ------
+    ConfigError
+        The caches and the prior do not belong together.
+    ArtifactError
+        A cache is missing, unfinished or damaged.
+    """
+
+    def __init__(
+        self, codes: Path, val_codes: Path, prior: Path | None, ranks: Ranks | None = None
+    ) -> None:
+        ranks = ranks or Ranks(torch.device("cpu"))
+        with ranks.raise_on_all_ranks("reading the code caches"):
+            self.train = CodeCache.open(codes, verify=ranks.is_main)
+            self.val = CodeCache.open(val_codes, verify=ranks.is_main)
+        index = self.train.index
+        for key in ("tokenizer_sha256", "num_codes", "num_positions", "class_names"):
+            if getattr(index, key) != getattr(self.val.index, key):
+                raise ConfigError(f"val_codes: has another {key} than codes")
+        self.prior = ClusterMap.load(prior) if prior else ClusterMap.identity(index.num_codes)
+        self.inputs = {
+            "codes": index.files_sha256,
+            "val_codes": self.val.index.files_sha256,
+            "tokenizer": index.tokenizer_sha256,
+            "prior": sha256_file(prior) if prior else "identity",
+        }
+        if self.prior.num_codes != index.num_codes:
+            raise ConfigError(
+                f"prior: is over {self.prior.num_codes} codes, the caches hold {index.num_codes}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the images."""
+        return len(self.train.index.class_names)
+
+    @property
+    def num_positions(self) -> int:
+        """L."""
+        return self.train.index.num_positions
+
+    def batch(self, indices: Indices, words: Words) -> tuple[Tensor, Tensor]:
+        """Labels (B,) and clusters (B, L) of training images, a random variant of each."""
+        labels, codes = self.code_batch(indices, words)
+        return labels, self.prior.encode(codes)
+
+    def code_batch(self, indices: Indices, words: Words) -> tuple[Tensor, Tensor]:
+        """The same with codes int64 (B, L)."""
+        variants = (words[:, 0] % self.train.index.num_variants).astype(np.int64)
+        codes = self.train.take(indices, variants)
+        return torch.from_numpy(self.train.labels[indices]), torch.from_numpy(codes)
+
+    def val_batch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Labels and clusters of validation images, the first variant of each."""
+        labels, codes = self.val_code_batch(start, stop)
+        return labels, self.prior.encode(codes)
+
+    def val_code_batch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The same with codes int64 (B, L)."""
+        images = np.arange(start, min(stop, len(self.val)))
+        codes = self.val.take(images, np.zeros_like(images))
+        return torch.from_numpy(self.val.labels[images]), torch.from_numpy(codes)
+
+    @cached_property
+    def train_counts(self) -> IntArray:
+        """How often each code occurs in the training images, over all variants, int64 (V,)."""
+        return self.train.counts()
+
+    @cached_property
+    def val_counts(self) -> IntArray:
+        """How often each code occurs in the validation images' first variants, int64 (V,)."""
+        return self.val.counts(slice(1))
+
+    def member_bits(self) -> float:
+        """Bits to tell a validation code from the others of its cluster, all of them alike.
+
+        What a code costs in all is these bits and the cluster's: vocabularies compare by that.
+        """
+        return uniform_bits(self.prior, self.val_counts)
+
+    def unigram_bits(self) -> float:
+        """Entropy of the clusters' frequencies in the training codes, in bits a position."""
+        counts = np.bincount(
+            self.prior.labels, weights=self.train_counts, minlength=self.prior.num_clusters
+        )
+        shares = counts[counts > 0] / counts.sum()
+        return float(-(shares * np.log2(shares)).sum())

@@ -1,0 +1,157 @@
+"""The folder of one training run: its lock, its configuration, its log, its checkpoints.
+
+``config.json``, ``log.jsonl`` (one object a line), ``checkpoints/``; what a stage produces stands
+beside them. A folder belongs to one run at a time. Of the ranks of a run the main one alone writes;
+all of them have to see the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import torch
+from pydantic import BaseModel
+
+from masc_core.errors import ConfigError
+from masc_core.io.files import atomic_write
+from training.config import may_change
+from training.loop.checkpoint import checkpoint_config, latest_checkpoint, latest_step
+from training.loop.distributed import Ranks
+from training.loop.lock import lock_folder
+from training.loop.tensorboard_log import TensorBoardLog
+
+
+class Run:
+    """Open a run's folder, creating it, and hold it until closed.
+
+    Parameters
+    ----------
+    folder : where everything of the run stands
+    config : the stage's configuration; a folder that was begun with another one is refused
+    inputs : hashes of what the stage starts from, by name; a folder that was begun from something
+        else is refused, wherever that lies
+    ranks : of the run; by default this process alone, on the CPU
+
+    Attributes
+    ----------
+    checkpoint : what the run goes on from; None at its beginning
+
+    Raises
+    ------
+    ConfigError
+        The folder is in use, cannot be written, or was begun with another configuration.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: BaseModel,
+        inputs: dict[str, str] | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.folder, self.ranks = folder, ranks or Ranks(torch.device("cpu"))
+        self.log_path = folder / "log.jsonl"
+        self.config: dict[str, Any] = config.model_dump(mode="json") | {"inputs": inputs or {}}
+        self._may_change = may_change(config)
+        self._lock: IO[str] | None = None
+        self._tensorboard: TensorBoardLog | None = None
+        with self.ranks.raise_on_all_ranks(f"opening {folder}"):
+            if self.ranks.is_main:
+                self._open(with_tensorboard=getattr(config, "tensorboard", False))
+        self.checkpoint = latest_checkpoint(folder)
+        if not self.ranks.same(latest_step(self.checkpoint)):
+            self.close()
+            raise ConfigError(f"{folder}: is not the same folder on every rank")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the folder go."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def log(self, **values: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
+        """Append one line to the log, and the numbers of it to TensorBoard's if there is one."""
+        if not self.ranks.is_main:
+            return
+        with self.log_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+        if self._tensorboard is not None:
+            self._tensorboard.add(values)
+
+    def rewind_log(self, step: int) -> None:
+        """Drop the lines of steps after ``step``, which a resumed run is about to repeat."""
+        if not self.ranks.is_main or not self.log_path.exists():
+            return
+        kept = []
+        for line in self.log_path.read_text("utf-8").splitlines():
+            try:
+                if json.loads(line).get("step", 0) <= step:
+                    kept.append(line + "\n")
+            except ValueError:
+                continue  # the line that was being written when the run was killed
+        atomic_write(self.log_path, "".join(kept).encode())
+
+    def write_json(self, name: str, value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
+        """Write a JSON file of the run, atomically."""
+        if self.ranks.is_main:
+            atomic_write(self.folder / name, (json.dumps(value, indent=2) + os.linesep).encode())
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON file of the run."""
+        value: dict[str, Any] = json.loads((self.folder / name).read_text("utf-8"))
+        return value
+
+    def _open(self, *, with_tensorboard: bool) -> None:
+        self._lock = lock_folder(self.folder)
+        try:
+            checkpoint = latest_checkpoint(self.folder)
+            self._settle_config(checkpoint)
+            if with_tensorboard:
+                self._tensorboard = TensorBoardLog(
+                    self.folder / "tensorboard", latest_step(checkpoint)
+                )
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _settle_config(self, checkpoint: Path | None) -> None:
+        begun = None
+        if checkpoint is not None:
+            begun = checkpoint_config(checkpoint)
+        elif any(self.folder.glob("*.safetensors")):
+            begun = self._stated_config()  # killed before its first checkpoint, or another's
+        if begun is not None:
+            changed = [
+                key
+                for key in sorted(begun.keys() | self.config.keys())
+                if key not in self._may_change and begun.get(key) != self.config.get(key)
+            ]
+            if changed:
+                raise ConfigError(
+                    f"{self.folder}: was begun with other {', '.join(changed)}; "
+                    "choose another folder or remove this one"
+                )
+        self.write_json("config.json", self.config)
+
+    def _stated_config(self) -> dict[str, Any]:
+        try:
+            return self.read_json("config.json")
+        except (OSError, ValueError):
+            return {}

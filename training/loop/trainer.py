@@ -1,0 +1,273 @@
+"""The optimisation loop that every stage shares: schedule, accumulation, log, checkpoints, ranks.
+
+The order of the data and its random choices are functions of (seed, step), dropout is one of (seed,
+step, rank), and every moment is in the checkpoint: a run that was killed and resumed takes the same
+steps as one that was not. On another number of ranks it sees the same data in the same order; only
+dropout draws otherwise, and sums round otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
+from typing import NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from masc_core.errors import ConfigError, DivergedError
+from training.config import LoopConfig
+from training.loop.batches import Batch, Batches
+from training.loop.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.loop.distributed import Ranks
+from training.loop.ema import EMA
+from training.loop.parallel import full_tensor, gradient_sync, reshard, wrap_ddp
+from training.loop.run_dir import Run
+from training.loop.schedule import learning_rate, set_learning_rate
+from training.loop.stage import Report, Stage, no_report
+from training.loop.stop_request import StopRequest
+
+Losses = dict[str, Tensor]
+
+
+def fit(run: Run, config: LoopConfig, stage: Stage, report: Report = no_report) -> Progress:
+    """Train to the end of the last epoch, from the run's checkpoint if there is one.
+
+    Raises
+    ------
+    ConfigError
+        There are fewer items than a batch holds, the ranks cannot share a batch, or the memory of
+        the device is too small.
+    DivergedError
+        The loss became a NaN or an infinity.
+    KeyboardInterrupt
+        SIGINT or SIGTERM came; the state was saved first.
+    """
+    try:
+        with StopRequest() as stop:
+            return _Loop(run, config, stage, report, stop).fit()
+    except torch.OutOfMemoryError as error:
+        items = config.micro_batch_of(run.ranks.count)
+        raise ConfigError(
+            f"micro_batch: {items} items at once are too many for the memory of the device"
+        ) from error
+
+
+class _Loop:
+    """State of one call of `fit`."""
+
+    def __init__(
+        self, run: Run, config: LoopConfig, stage: Stage, report: Report, stop: StopRequest
+    ) -> None:
+        self.run, self.config, self.stage, self.report, self.stop = run, config, stage, report, stop
+        self.ranks = run.ranks
+        self.batches = _batches(config, stage, self.ranks)
+        self.total = self.batches.steps_per_epoch * config.epochs
+        self.objectives = [wrap_ddp(trained, self.ranks) for trained in stage.trained_modules]
+        self.ema = (
+            EMA(stage.trained_modules[0].model, config.ema_decay) if config.ema_decay else None
+        )
+        self.progress = Progress()
+        if run.checkpoint is not None:
+            self.progress = load_checkpoint(
+                run.checkpoint, stage.trained_modules, self.ema, self.ranks
+            )
+        run.rewind_log(self.progress.step)
+        self.clock = time.perf_counter() - self.progress.seconds
+        self.paced = (self.progress.step, time.perf_counter())
+        self.losses: Losses = {}
+        self.all_finite = torch.ones(
+            (), dtype=torch.bool, device=self.ranks.device
+        )  # all gradients so far
+
+    def fit(self) -> Progress:
+        """Take the steps that are left."""
+        self.train_mode(on=True)
+        with closing(self.batches.ahead(self.progress.step, self.total)) as batches:
+            for batch in batches:
+                self.step(batch)
+                step = self.progress.step
+                stopped = self.ranks.any(self.stop.requested)
+                if step % self.batches.steps_per_epoch == 0:
+                    self.end_epoch(step // self.batches.steps_per_epoch)
+                elif stopped or step % self.config.checkpoint_every == 0:
+                    self.save()
+                if stopped:
+                    raise KeyboardInterrupt
+        return self.progress
+
+    def step(self, batch: list[Batch]) -> None:
+        """One optimiser step, and what is to be said of it."""
+        config, step = self.config, self.progress.step + 1
+        rate = learning_rate(
+            self.progress.step,
+            total_steps=self.total,
+            peak=config.lr,
+            min_ratio=config.min_lr_ratio,
+            warmup_steps=config.warmup_steps,
+        )
+        torch.manual_seed(step_seed(config.seed, self.progress.step, self.ranks.rank))
+        self.losses = self.training_step(batch, rate)
+        self.stage.after_step(step)
+        for parameter, rows in self.stage.restart_rows(step):
+            self.forget(parameter, rows)
+        self.progress = replace(self.progress, step=step)
+        if step % config.log_every == 0 or step % config.checkpoint_every == 0:
+            self.log_step(rate)
+
+    def training_step(self, batch: list[Batch], rate: float) -> Losses:
+        """Forward, backward, clip, update; returns means over the rank's micro-batches."""
+        device = self.ranks.device
+        for trained in self.stage.trained_modules:
+            trained.optimizer.zero_grad(set_to_none=True)
+            set_learning_rate(trained.optimizer, rate)
+        sums: Losses = {}
+        for number, part in enumerate(batch):
+            tensors = tuple(tensor.to(device, non_blocking=True) for tensor in part)
+            for place, objective in enumerate(self.objectives):
+                with gradient_sync(objective, number, len(batch)):
+                    with self.autocast():
+                        losses = objective(*tensors)
+                    (losses["loss"] / len(batch)).backward()
+                for name, value in losses.items():
+                    if place and name == "loss":
+                        continue  # the log has the first module's
+                    share = value.detach() / len(batch)
+                    sums[name] = sums[name] + share if number else share
+        for trained in self.stage.trained_modules:
+            norm = clip_grad_norm_(trained.model.parameters(), self.config.grad_clip)
+            self.all_finite = self.all_finite & full_tensor(norm).isfinite()
+            trained.optimizer.step()
+        if self.ema is not None:
+            self.ema.update()
+        return sums
+
+    def forget(self, parameter: Tensor, rows: Tensor) -> None:
+        """Start the average and the optimiser's moments of overwritten rows anew."""
+        if self.ema is not None:
+            self.ema.restart(parameter, rows)
+        for trained in self.stage.trained_modules:
+            for moment in trained.optimizer.state.get(parameter, {}).values():
+                if moment.shape == parameter.shape:  # not the count of steps
+                    moment[rows] = 0
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the forward pass."""
+        low = self.config.precision == "bfloat16"
+        return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, enabled=low)
+
+    def log_step(self, rate: float) -> None:
+        """Log the losses, and the pace since the last time."""
+        step, (before, then) = self.progress.step, self.paced
+        values = self.finite_losses()
+        now = time.perf_counter()
+        pace = (step - before) * self.config.batch_size / (now - then)
+        self.paced = (step, now)
+        speed = self.stage.speed(pace)
+        self.run.log(kind="train", step=step, lr=rate, items_per_second=pace, **speed, **values)
+        self.report(step, self.total, f"loss {values['loss']:.4f}  {pace:.0f}/s")
+
+    def end_epoch(self, epoch: int) -> None:
+        """Validate, keep the weights if they are the best so far, save."""
+        step = self.progress.step
+        self.finite_losses()
+        with self.evaluating():
+            with torch.inference_mode():
+                values = self.mean_over_ranks(self.stage.validate())
+            if not math.isfinite(values["objective"]):
+                raise DivergedError(f"the validation after step {step} is {values['objective']}")
+            self.run.log(kind="validation", step=step, epoch=epoch, **values)
+            with self.ranks.raise_on_all_ranks("keeping the weights"):
+                if values["objective"] < self.progress.best:
+                    self.stage.keep(values)
+                    self.progress = replace(self.progress, best=values["objective"])
+            with self.ranks.raise_on_all_ranks("what follows an epoch"):
+                self.stage.after_epoch(epoch)
+        self.save()
+
+    def mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
+        """The same on every rank, whatever their last bits are."""
+        numbers = torch.tensor(list(values.values()), dtype=torch.float64).to(self.ranks.device)
+        return dict(zip(values, self.ranks.all_reduce_mean(numbers).tolist(), strict=True))
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The models in evaluation mode, with averaged weights if there are any."""
+        self.train_mode(on=False)
+        with self.ema.in_place() if self.ema else nullcontext():
+            yield
+        for trained in self.stage.trained_modules:
+            reshard(trained.model)
+        self.train_mode(on=True)
+
+    def train_mode(self, *, on: bool) -> None:
+        """Switch all models to training or to evaluation."""
+        for trained in self.stage.trained_modules:
+            trained.model.train(on)
+
+    def save(self) -> None:
+        """Write the checkpoint, unless there is nothing finite to write."""
+        self.finite_losses()
+        self.progress = replace(self.progress, seconds=time.perf_counter() - self.clock)
+        save_checkpoint(
+            self.run.folder,
+            self.progress,
+            self.stage.trained_modules,
+            self.ema,
+            self.run.config,
+            self.ranks,
+        )
+        self.paced = (self.progress.step, time.perf_counter())  # of training alone
+
+    def finite_losses(self) -> dict[str, float]:
+        """The last step's losses, means over all ranks."""
+        stacked = self.ranks.all_reduce_mean(torch.stack([v.float() for v in self.losses.values()]))
+        values = dict(zip(self.losses, stacked.tolist(), strict=True))
+        if not math.isfinite(values["loss"]):
+            self.refuse(f"the loss is {values['loss']}")
+        if self.ranks.any(not self.all_finite):
+            self.refuse("the gradient is not finite")
+        return values
+
+    def refuse(self, reason: str) -> NoReturn:
+        """End a run that left the finite numbers; its last checkpoint is from before that."""
+        raise DivergedError(
+            f"{reason} at step {self.progress.step}; another run with a lower lr may help"
+        )
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of a step's dropout on a rank, 64 bits."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+
+
+def _batches(config: LoopConfig, stage: Stage, ranks: Ranks) -> Batches:
+    if stage.num_items < config.batch_size:
+        raise ConfigError(
+            f"batch_size: {config.batch_size} is more than the {stage.num_items} training items"
+        )
+    if config.batch_size % ranks.count:
+        raise ConfigError(
+            f"batch_size: {config.batch_size} cannot be shared by {ranks.count} ranks"
+        )
+    share = config.batch_size // ranks.count
+    micro = config.micro_batch_of(ranks.count)
+    if share % micro:
+        raise ConfigError(
+            f"micro_batch: {micro} does not divide a rank's share of the batch, {share}"
+        )
+    return Batches(
+        stage.batch,
+        stage.num_items,
+        config.seed,
+        config.batch_size,
+        micro,
+        ranks.rank,
+        ranks.count,
+        pinned=ranks.device.type == "cuda",
+    )

@@ -1,0 +1,70 @@
+"""The losses of a GAN on the logits of its discriminator, which are high for real images.
+
+==============  ==================================================  ===================
+kind            discriminator                                       generator
+==============  ==================================================  ===================
+hinge           (mean relu(1 - D(x)) + mean relu(1 + D(y))) / 2     -mean D(y)
+non-saturating  (mean softplus(-D(x)) + mean softplus(D(y))) / 2    mean softplus(-D(y))
+==============  ==================================================  ===================
+
+x is real, y made. LlamaGen's own "non-saturating" swaps the arguments of the cross entropy, so that
+constants become logits; here it is Goodfellow's.
+
+Goodfellow et al.: Generative Adversarial Nets. NeurIPS 2014. Lim, Ye: Geometric GAN. 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+AdversarialLoss = Literal["hinge", "non-saturating"]
+
+HIGHEST_BALANCE = 1e4
+
+
+def discriminator_loss(kind: AdversarialLoss, real: Tensor, made: Tensor) -> Tensor:
+    """Scalar that is small when the logits tell real images from made ones."""
+    if kind == "hinge":
+        return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + made).mean())
+    return 0.5 * (F.softplus(-real).mean() + F.softplus(made).mean())
+
+
+def generator_loss(kind: AdversarialLoss, made: Tensor) -> Tensor:
+    """Scalar that is small when made images pass as real ones."""
+    return -made.mean() if kind == "hinge" else F.softplus(-made).mean()
+
+
+def accuracy(real: Tensor, made: Tensor) -> Tensor:
+    """Share of the logits with the right sign, a scalar; 1/2 by chance."""
+    return 0.5 * ((real > 0).float().mean() + (made < 0).float().mean())
+
+
+def discriminator_logits(discriminator: nn.Module, images: Tensor) -> Tensor:
+    """Logits whose gradient reaches the images and no weight of the discriminator."""
+    state = {name: tensor.detach() for name, tensor in _state(discriminator)}
+    logits: Tensor = functional_call(discriminator, state, (images,))
+    return logits
+
+
+def gradient_balance(reconstruction: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
+    """Weight under which two losses pull equally hard at a weight tensor: a scalar, at most 1e4.
+
+    ``|d reconstruction / d last| / (|d adversarial / d last| + 1e-4)``, without a gradient.
+    """
+    pulls = (
+        torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+        for loss in (reconstruction, adversarial)
+    )
+    balance: Tensor = next(pulls) / (next(pulls) + 1e-4)
+    return balance.clamp(0, HIGHEST_BALANCE).detach()
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return chain(module.named_parameters(), module.named_buffers())

@@ -1,0 +1,150 @@
+"""The project's classifier of real images, as a judge of generated ones.
+
+Its features are the channel means before the head. A Fréchet distance in them can be had without
+anybody's weights; it is no FID, and is named after them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from masc_core.errors import ArtifactError, ConfigError
+from masc_core.io.tensors import fill_module, read_header
+from training.metrics.fidelity import Extractor
+from training.metrics.reconstruction import pixels_to_float, to_float
+
+WEIGHTS = "classifier.safetensors"
+LABEL = "classifier"
+
+
+class Classifier(nn.Module):
+    """Residual stages, each at half the resolution of the one before, down to 4x4 pixels.
+
+    Parameters
+    ----------
+    num_classes : classes to tell apart
+    image_size : pixels a side, a power of two times 4
+    width : channels of the first stage; they double up to eight-fold
+    """
+
+    def __init__(self, num_classes: int, image_size: int, width: int) -> None:
+        super().__init__()
+        self.stem = _unit(3, width, stride=1)
+        stages: list[nn.Module] = []
+        channels = width
+        for i in range(max(1, (image_size // 4).bit_length() - 1)):
+            out = width * min(8, 2 << i)
+            stages.append(_Block(channels, out))
+            channels = out
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes) of images (B, 3, S, S) in [-1, 1]."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """Means of the last channels, (B, F), of images (B, 3, S, S) in [-1, 1]."""
+        means: Tensor = self.stages(self.stem(images)).mean(dim=(2, 3))
+        return means
+
+
+class _Block(nn.Module):
+    """Halve the resolution, then one residual convolution."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.reduce = _unit(channels, out, stride=2)
+        self.refine = _unit(out, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, C_out, H/2, W/2)."""
+        x = self.reduce(x)
+        out: Tensor = x + self.refine(x)
+        return out
+
+
+def load_classifier(folder: Path, class_names: tuple[str, ...]) -> Classifier:
+    """The classifier of a run's folder, in evaluation mode on the CPU.
+
+    Raises
+    ------
+    ArtifactError
+        A file of the run is missing or damaged.
+    ConfigError
+        It tells other classes apart than ``class_names``, in this order.
+    """
+    path = folder / WEIGHTS
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        names = json.loads(read_header(path)["classes"])
+        model = Classifier(len(names), config["image_size"], config["width"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(path, f"holds no classifier ({error})") from error
+    if tuple(names) != class_names:
+        raise ConfigError(f"classifier: {folder} judges other classes than the model has")
+    return fill_module(path, model).eval()
+
+
+def classifier_accuracy(folder: Path) -> float:
+    """Share of the real validation images that the classifier of a run's folder is right about.
+
+    Raises
+    ------
+    ArtifactError
+        The run has no metrics.
+    """
+    path = folder / "metrics.json"
+    try:
+        return float(json.loads(path.read_text("utf-8"))["accuracy"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(path, f"has no accuracy ({error})") from error
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, pixels: NDArray[np.uint8], batch_size: int = 250
+) -> NDArray[np.int64]:
+    """Most probable class, int64 (N,), of images uint8 (N, S, S, 3)."""
+    device = next(model.parameters()).device
+    batches = [
+        model(to_float(pixels[start : start + batch_size]).to(device)).argmax(1).cpu().numpy()
+        for start in range(0, len(pixels), batch_size)
+    ]
+    return np.concatenate(batches)
+
+
+class ClassifierFeatures(nn.Module):
+    """Features of a classifier, and the logits that follow from them."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, F) and logits (N, C) of images uint8 (N, 3, S, S)."""
+        features = self.classifier.features(pixels_to_float(images.permute(0, 2, 3, 1)))
+        return features, self.classifier.head(features)
+
+
+def classifier_extractor(
+    classifier: Classifier, device: torch.device, weights_sha256: str
+) -> Extractor:
+    """Features and logits of a classifier; ``weights_sha256`` is of its file."""
+    module = ClassifierFeatures(classifier)
+    return Extractor(LABEL, module, device, weights_sha256, has_logits=True)
+
+
+def _unit(channels: int, out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(out),
+        nn.ReLU(),
+    )

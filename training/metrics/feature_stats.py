@@ -1,0 +1,74 @@
+"""Generated images as extractors see them, and what that says beside real ones.
+
+Legend: N images, L positions, F features, C classes of an extractor.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.metrics.classifier import LABEL
+from training.metrics.fidelity import (
+    Extractor,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from training.metrics.reference import Reference, Statistics
+from training.metrics.samples import Samples
+
+
+class FeatureStats:
+    """What is kept of generated images: features, sums, counts."""
+
+    def __init__(self, num_positions: int) -> None:
+        self.count, self.agreed = 0, 0
+        self.entropies = np.zeros(num_positions, np.float64)
+        self._features: dict[str, list[Tensor]] = {}
+        self._logits: dict[str, list[Tensor]] = {}
+
+    def take(self, batch: Samples, extractors: list[Extractor]) -> None:
+        """Look at a batch."""
+        self.count += len(batch.labels)
+        self.entropies += batch.entropies.sum(axis=0, dtype=np.float64)
+        for extractor in extractors:
+            features, logits = extractor(batch.pixels)
+            self._features.setdefault(extractor.label, []).append(features)
+            if logits is not None:
+                self._logits.setdefault(extractor.label, []).append(logits)
+                if extractor.label == LABEL:
+                    self.agreed += int((logits.argmax(1).numpy() == batch.labels).sum())
+
+    def by(self, label: str) -> tuple[Tensor, Tensor | None]:
+        """Features and, if it gives any, logits of all images, by one extractor."""
+        logits = torch.cat(self._logits[label]) if label in self._logits else None
+        return torch.cat(self._features[label]), logits
+
+
+def compare(
+    label: str, features: Tensor, logits: Tensor | None, reference: Reference | None
+) -> dict[str, float]:
+    """Every figure that an extractor gives, named after it.
+
+    Parameters
+    ----------
+    label : ``inception``, ``vgg`` or ``classifier``
+    features, logits : of generated images, float32 (N, F) and (N, C)
+    reference : of real ones; without it there is the Inception score alone
+    """
+    metrics: dict[str, float] = {}
+    if label == "inception" and logits is not None and len(logits) >= 10:
+        metrics |= inception_score(logits)
+    if reference is None:
+        return metrics
+    if label != "vgg":
+        name = "frechet_inception_distance" if label == "inception" else f"frechet_{label}_distance"
+        metrics[name] = Statistics.of(features).distance(reference.statistics)
+    if reference.features is not None:
+        if label == "inception":
+            metrics |= kernel_distance(features, reference.features)
+        found = precision_recall(features, reference.features)
+        metrics |= {f"{name}_{label}": value for name, value in found.items()}
+    return metrics

@@ -1,0 +1,116 @@
+"""Images through a tokenizer and back, and how much of them survives.
+
+Legend: N images, S pixels a side, V codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from masc_core.images import Pixels, contact_sheet
+from masc_core.models.vq import VQModel, to_uint8
+from training.losses.lpips import Lpips
+from training.metrics.image_quality import psnr, ssim
+
+BATCH_SIZE = 64
+
+
+def to_float(pixels: Pixels) -> Tensor:
+    """uint8 (B, S, S, 3) to float32 (B, 3, S, S) in [-1, 1], channels last in memory."""
+    return pixels_to_float(torch.from_numpy(pixels))
+
+
+def pixels_to_float(pixels: Tensor) -> Tensor:
+    """As `to_float`, of a tensor."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+@torch.inference_mode()
+def reconstruct(
+    model: VQModel, pixels: Pixels, batch_size: int = BATCH_SIZE
+) -> tuple[Pixels, NDArray[np.int64]]:
+    """Encode and decode images.
+
+    Returns
+    -------
+    uint8 (N, S, S, 3) reconstructions and int64 (N, h*w) codes
+    """
+    images, codes = zip(*(pair for _, *pair in _batches(model, pixels, batch_size)), strict=True)
+    return np.concatenate(images), np.concatenate(codes)
+
+
+@torch.inference_mode()
+def reconstruction_metrics(
+    model: VQModel,
+    pixels: Pixels,
+    lpips: Lpips | None = None,
+    mean: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> dict[str, float]:
+    """How well a tokenizer reconstructs images, after rounding to 8 bits.
+
+    Parameters
+    ----------
+    model : in evaluation mode
+    pixels : uint8 (N, S, S, 3), S >= 11
+    lpips : on the model's device; without it there is no such value
+    mean : mean of a tensor over the processes that each measure a share of the images; shares may
+        differ in size
+
+    Returns
+    -------
+    ``psnr`` in dB, ``ssim`` and ``lpips``, means over the images; ``codebook_usage``, the share of
+    the V codes that occur, and ``codebook_perplexity``, two to the entropy of their frequencies
+    """
+    device = next(model.parameters()).device
+    qualities = torch.zeros(4, dtype=torch.float64)  # of N, psnr, ssim, lpips
+    counts = torch.zeros(model.config.num_codes, dtype=torch.float64)
+    for originals, images, codes in _batches(model, pixels, BATCH_SIZE):
+        pair = images, originals
+        qualities[:3] += torch.tensor([len(images), psnr(*pair).sum(), ssim(*pair).sum()])
+        if lpips is not None:
+            qualities[3] += lpips(*(to_float(side).to(device) for side in pair)).sum().cpu()
+        counts += torch.from_numpy(np.bincount(codes.ravel(), minlength=len(counts)))
+    sums = mean(torch.cat([qualities, counts]).to(device)).cpu()
+    count, *totals = sums[:4].tolist()
+    names = ("psnr", "ssim", "lpips") if lpips is not None else ("psnr", "ssim")
+    metrics = {name: total / count for name, total in zip(names, totals, strict=False)}
+    return metrics | _codebook_metrics(sums[4:])
+
+
+def reconstruction_sheet(model: VQModel, pixels: Pixels, pairs: int = 32) -> Image.Image:
+    """Rows of originals, each above its reconstruction."""
+    chosen = pixels[np.linspace(0, len(pixels) - 1, min(pairs, len(pixels))).astype(int)]
+    images, _ = reconstruct(model, chosen)
+    columns = min(8, len(chosen))
+    rows: list[Pixels] = []
+    for start in range(0, len(chosen), columns):
+        for half in (chosen, images):
+            row = half[start : start + columns]
+            rows += [*row, *(np.zeros_like(row[0]) for _ in range(columns - len(row)))]
+    return contact_sheet(rows, columns=columns)
+
+
+def _batches(
+    model: VQModel, pixels: Pixels, batch_size: int
+) -> Iterator[tuple[Pixels, Pixels, NDArray[np.int64]]]:
+    """Originals, reconstructions and codes."""
+    device = next(model.parameters()).device
+    for start in range(0, len(pixels), batch_size):
+        originals = pixels[start : start + batch_size]
+        decoded, quantized = model(to_float(originals).to(device))
+        yield originals, to_uint8(decoded).cpu().numpy(), quantized.codes.cpu().numpy()
+
+
+def _codebook_metrics(counts: Tensor) -> dict[str, float]:
+    frequencies = counts[counts > 0] / counts.sum()
+    entropy = -(frequencies * frequencies.log2()).sum()
+    return {
+        "codebook_usage": len(frequencies) / len(counts),
+        "codebook_perplexity": float(2**entropy),
+    }

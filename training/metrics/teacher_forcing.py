@@ -1,0 +1,120 @@
+"""How surprised and how unsure a model is on real images, position by position.
+
+Every position is predicted with the true clusters before it, in evaluation mode, at temperature 1,
+without filters. At ``cfg_scale`` 1 that is the model itself; above, the guided distribution that
+sampling draws from. The mean entropy over positions and images is one reading of the paper's Eq. 6;
+the other one, over images that the model draws, is measured while they are drawn.
+
+Legend: B images, L positions, K clusters.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from masc_core.bundle.read import Bundle
+from masc_core.errors import ConfigError
+from masc_core.sampling.sampler import apply_cfg
+from training.data.code_cache import CodeCache
+from training.loop.stage import Report, no_report
+from training.losses.transformer import position_cross_entropy_and_entropy
+
+Curve = NDArray[np.float64]
+LOGITS_AT_ONCE = 2**26  # 256 MB of them, and about four times as much on the way to the entropies
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherForced:
+    """Means over images.
+
+    Attributes
+    ----------
+    entropy, cross_entropy : float64 (L,), bits
+    member_bits : bits to tell a code from the others of its cluster when all are alike: the mean
+        of ``log2 |cluster|`` over the true codes
+    num_images : how many
+    """
+
+    entropy: Curve
+    cross_entropy: Curve
+    member_bits: float
+    num_images: int
+
+    def metrics(self, num_clusters: int) -> dict[str, float]:
+        """Means over positions; ``fine_bits`` bounds what a code costs under uniform decoding."""
+        entropy, cross = float(self.entropy.mean()), float(self.cross_entropy.mean())
+        return {
+            "teacher_forced_entropy_bits": entropy,
+            "teacher_forced_entropy_ratio": entropy / math.log2(max(2, num_clusters)),
+            "teacher_forced_cross_entropy_bits": cross,
+            "member_bits": self.member_bits,
+            "fine_entropy_bits": entropy + self.member_bits,
+            "fine_cross_entropy_bits": cross + self.member_bits,
+            "teacher_forced_images": self.num_images,
+        }
+
+
+@torch.inference_mode()
+def teacher_forced(
+    bundle: Bundle, cache: CodeCache, cfg_scale: float = 1.0, report: Report = no_report
+) -> TeacherForced:
+    """Measure a bundle on the codes of real images that fit it, their first variant."""
+    prior, length = bundle.decoder.prior, bundle.manifest.num_positions
+    batch_size = min(256, max(1, LOGITS_AT_ONCE // (length * prior.num_clusters)))
+    sums = torch.zeros(2, length, dtype=torch.float64)
+    members = 0.0
+    for start in range(0, len(cache), batch_size):
+        images = np.arange(start, min(start + batch_size, len(cache)))
+        codes = cache.take(images, np.zeros_like(images))
+        clusters = prior.encode(codes)
+        members += float(np.log2(prior.sizes[clusters]).sum())
+        logits = _logits(bundle, torch.from_numpy(cache.labels[images]),
+                         torch.from_numpy(clusters), cfg_scale)  # fmt: skip
+        found = position_cross_entropy_and_entropy(
+            logits, torch.from_numpy(clusters).to(bundle.device)
+        )
+        sums += torch.stack([found.entropy, found.cross_entropy]).sum(dim=1).double().cpu()
+        report(start + len(images), len(cache), "real images")
+    entropy, cross = (sums / len(cache)).numpy()
+    return TeacherForced(entropy, cross, members / len(cache) / length, len(cache))
+
+
+def _logits(bundle: Bundle, labels: Tensor, clusters: Tensor, cfg_scale: float) -> Tensor:
+    """Guided logits float32 (B, L, K)."""
+    labels, inputs = labels.to(bundle.device), clusters[:, :-1].to(bundle.device)
+    logits: Tensor = bundle.model(labels, inputs)
+    if cfg_scale == 1:
+        return logits
+    null: Tensor = bundle.model(torch.full_like(labels, bundle.model.config.num_classes), inputs)
+    scales = torch.full((logits.shape[0] * logits.shape[1],), cfg_scale, device=bundle.device)
+    return apply_cfg(logits.flatten(0, 1), null.flatten(0, 1), scales).view_as(logits)
+
+
+def check_codes(bundle: Bundle, cache: CodeCache) -> None:
+    """See that codes are of a bundle's kind.
+
+    Raises
+    ------
+    ConfigError
+        The cache is of another tokenizer, of other sizes or other classes.
+    """
+    manifest, index = bundle.manifest, cache.index
+    inputs = manifest.provenance.get("transformer")
+    inputs = inputs.get("inputs") if isinstance(inputs, dict) else None
+    trained_on = inputs.get("tokenizer") if isinstance(inputs, dict) else None
+    if trained_on not in {None, index.tokenizer_sha256}:
+        raise ConfigError("codes: were made by another tokenizer than the model's")
+    pairs = {
+        "codes": (index.num_codes, manifest.num_codes),
+        "positions": (index.num_positions, manifest.num_positions),
+        "classes": (index.class_names, manifest.class_names),
+    }
+    for name, (found, expected) in pairs.items():
+        if found != expected:
+            raise ConfigError(f"codes: have other {name} than the model")

@@ -1,1 +1,0 @@
-"""Priors built, measured against each other, and drawn."""

@@ -1,1 +1,0 @@
-"""Training of the refiner, which draws codes within clusters."""

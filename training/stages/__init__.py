@@ -1,0 +1,1 @@
+"""The stages of training: each reads a configuration and files, and writes files."""

@@ -1,0 +1,275 @@
+r"""Measure a published model.
+
+::
+
+    masc evaluate cifar10 --classifier runs/cifar10/classifier --reference data/cifar10/test
+    masc evaluate llamagen-l --images-per-class 50 --cfg-scale 2.0 \
+        --inception-weights weights-inception-2015-12-05-6726825d.pth \
+        --reference VIRTUAL_imagenet256_labeled.npz
+
+Images of every class are generated and go through each extractor that there are weights for:
+Inception gives FID, Inception score, kernel distance, precision and recall; VGG16 precision and
+recall; a classifier of the real images class agreement and a Fréchet distance in its features.
+With the codes of real images the model's entropy on them is measured as well. Under torchrun all
+processes generate; the first one does the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from masc_core.bundle.read import Bundle, load_bundle
+from masc_core.bundle.registry import Registry
+from masc_core.device import choose_dtype
+from masc_core.errors import ConfigError
+from masc_core.images import encode_image
+from masc_core.io.files import atomic_write, sha256_file
+from masc_core.sampling.params import SamplingParams
+from training.data.code_cache import CodeCache
+from training.loop.distributed import Ranks, join_ranks
+from training.loop.stage import Report, no_report
+from training.metrics.archive import image_archive
+from training.metrics.classifier import (
+    WEIGHTS,
+    classifier_accuracy,
+    classifier_extractor,
+    load_classifier,
+)
+from training.metrics.curves import draw_curves
+from training.metrics.definitions import definitions
+from training.metrics.feature_stats import FeatureStats, compare
+from training.metrics.fidelity import MIN_IMAGES, Extractor, load_extractor
+from training.metrics.real_images import RealImages, RealStatistics, open_real
+from training.metrics.reference import Reference
+from training.metrics.samples import Samples, sample
+from training.metrics.table import default_spec, seconds_per_image
+from training.metrics.teacher_forcing import Curve, check_codes, teacher_forced
+from training.provenance import made_with
+
+
+class EvaluateConfig(BaseModel):
+    """What to measure, and with what; the command line's options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: Path
+    name: str
+    version: str | None = None
+    images_per_class: int = Field(100, ge=0)
+    cfg_scale: float | None = Field(None, ge=1, le=20)
+    decoding: str | None = None
+    seed: int = Field(0, ge=0)
+    image_size: int | None = Field(None, ge=8)
+    batch_size: int = Field(50, ge=1)
+    classifier: Path | None = None
+    inception_weights: Path | None = None
+    vgg_weights: Path | None = None
+    reference: Path | None = None
+    codes: Path | None = None
+    codes_cfg_scale: float = Field(1.0, ge=1, le=20)
+    out: Path | None = None
+    save_images: bool = False
+    save_archive: bool = False
+    save_statistics: bool = False
+    device: str = "auto"
+
+
+def evaluate(config: EvaluateConfig, report: Report = no_report) -> dict[str, Any]:
+    """Measure, and write ``evaluation.json`` and ``curves.png`` if there is a place for them.
+
+    Returns
+    -------
+    metrics by name, with ``settings``, ``definitions``, and ``curves`` by position; nothing on
+    other ranks than the main one
+
+    Raises
+    ------
+    ConfigError, ArtifactError
+        Something that a figure needs is missing, damaged, or does not fit the model.
+    """
+    folder = Registry(config.models).path(config.name, config.version)
+    with join_ranks(config.device) as ranks:
+        bundle = load_bundle(folder, ranks.device, choose_dtype("auto", ranks.device))
+        with ranks.raise_on_all_ranks("the evaluation"):
+            evaluation = _Evaluation(config, bundle, report) if ranks.is_main else None
+        if evaluation is None:
+            for _ in _samples(config, bundle, ranks):
+                pass
+            return {}
+        stats = evaluation.generate(ranks)
+    return evaluation.metrics(stats)
+
+
+class _Evaluation:
+    """One model's metrics on their way."""
+
+    def __init__(self, config: EvaluateConfig, bundle: Bundle, report: Report) -> None:
+        self.config, self.bundle, self.report = config, bundle, report
+        self.total = config.images_per_class * len(bundle.manifest.class_names)
+        self._check()
+        if config.out is not None:
+            config.out.mkdir(parents=True, exist_ok=True)
+        self.spec, self.image_size = _spec(config, bundle), _image_size(config, bundle)
+        self.cache = CodeCache.open(config.codes) if config.codes else None
+        if self.cache is not None:
+            check_codes(bundle, self.cache)
+        self.extractors = self._extractors()
+        self.real: RealImages | RealStatistics | None = None
+        if config.reference is not None:
+            self.real = open_real(config.reference, self.image_size, self.extractors)
+
+    def generate(self, ranks: Ranks) -> FeatureStats:
+        """Generate the images, and look at them."""
+        stats = FeatureStats(self.bundle.manifest.num_positions)
+        out = self.config.out or Path()
+        with ExitStack() as stack:
+            archive = None
+            if self.config.save_archive:
+                place = out / "samples.npz"
+                archive = stack.enter_context(image_archive(place, self.total, self.image_size))
+            for batch in _samples(self.config, self.bundle, ranks):
+                if archive is not None:
+                    archive.append(batch.pixels)
+                if self.config.save_images:
+                    _save_images(out / "images", stats.count, batch)
+                stats.take(batch, self.extractors)
+                self.report(stats.count, self.total, "images")
+        return stats
+
+    def metrics(self, stats: FeatureStats) -> dict[str, Any]:
+        """All metrics, written if there is a place for them."""
+        metrics: dict[str, Any] = dict(seconds_per_image(self.bundle))
+        curves: dict[str, Curve] = {}
+        if self.cache is not None:
+            scale = self.config.codes_cfg_scale
+            found = teacher_forced(self.bundle, self.cache, scale, self.report)
+            metrics |= found.metrics(self.bundle.manifest.num_clusters)
+            curves["teacher-forced entropy"] = found.entropy
+            curves["teacher-forced cross-entropy"] = found.cross_entropy
+        if stats.count:
+            metrics |= self._free_running(stats)
+            curves["free-running entropy"] = stats.entropies / stats.count
+        for extractor in self.extractors:
+            reference = self._reference(extractor)
+            if stats.count:
+                features, logits = stats.by(extractor.label)
+                metrics |= compare(extractor.label, features, logits, reference)
+        metrics = {"settings": self._settings(), "definitions": definitions(metrics), **metrics}
+        metrics["curves"] = {name: curve.tolist() for name, curve in curves.items()}
+        self._write(metrics, curves)
+        return metrics
+
+    def _check(self) -> None:
+        config = self.config
+        if config.out is None and (config.save_images or config.save_archive):
+            raise ConfigError("out: says where the images go, and is missing")
+        if config.save_statistics and (config.out is None or config.reference is None):
+            raise ConfigError("save_statistics: needs out, and a reference of images")
+        weights = (config.inception_weights, config.vgg_weights, config.classifier)
+        if config.reference and not any(weights):
+            raise ConfigError(
+                "reference: needs inception_weights, vgg_weights or a classifier to compare by"
+            )
+        if config.reference and 0 < self.total < MIN_IMAGES:
+            raise ConfigError(f"images_per_class: {self.total} images are too few to compare")
+
+    def _extractors(self) -> list[Extractor]:
+        config, device = self.config, self.bundle.device
+        found: list[Extractor] = []
+        if config.inception_weights is not None:
+            found.append(load_extractor("inception", config.inception_weights, device))
+        if config.vgg_weights is not None:
+            found.append(load_extractor("vgg", config.vgg_weights, device))
+        if config.classifier is not None:
+            names = self.bundle.manifest.class_names
+            judge = load_classifier(config.classifier, names).to(device)
+            weights = sha256_file(config.classifier / WEIGHTS)
+            found.append(classifier_extractor(judge, device, weights))
+        return found
+
+    def _reference(self, extractor: Extractor) -> Reference | None:
+        if self.real is None:
+            return None
+        reference = self.real.seen_by(extractor, self.report)
+        if self.config.save_statistics and self.config.out is not None and reference is not None:
+            place = self.config.out / f"statistics-{extractor.label}.npz"
+            reference.statistics.save(place, extractor.features_name)
+        return reference
+
+    def _free_running(self, stats: FeatureStats) -> dict[str, float]:
+        bits = float(stats.entropies.mean()) / stats.count
+        largest = float(np.log2(max(2, self.bundle.manifest.num_clusters)))
+        metrics = {"images": stats.count, "entropy_bits": bits, "entropy_ratio": bits / largest}
+        if self.config.classifier is not None:
+            metrics["class_agreement"] = stats.agreed / stats.count
+            metrics["classifier_accuracy"] = classifier_accuracy(self.config.classifier)
+        return metrics
+
+    def _settings(self) -> dict[str, Any]:
+        manifest, config, spec = self.bundle.manifest, self.config, self.spec
+        return {
+            "model": manifest.name,
+            "version": manifest.version,
+            "weights_sha256": manifest.weights_sha256,
+            "images_per_class": config.images_per_class,
+            "image_size": self.image_size,
+            "cfg_scale": spec.cfg_scale,
+            "temperature": spec.temperature,
+            "top_k": spec.top_k,
+            "top_p": spec.top_p,
+            "decoding": spec.decoding,
+            "first_seed": config.seed,
+            "codes": str(config.codes) if config.codes else None,
+            "codes_cfg_scale": config.codes_cfg_scale if config.codes else None,
+            "reference": str(config.reference) if config.reference else None,
+            "extractors": {e.label: e.weights_sha256 for e in self.extractors},
+            "device": str(self.bundle.device),
+            "dtype": str(self.bundle.dtype).removeprefix("torch."),
+            "made_with": made_with("torch-fidelity", "torchvision"),
+        }
+
+    def _write(self, metrics: dict[str, Any], curves: dict[str, Curve]) -> None:
+        if self.config.out is None:
+            return
+        text = json.dumps(metrics, indent=1) + "\n"
+        atomic_write(self.config.out / "evaluation.json", text.encode())
+        if curves:
+            name = f"{self.bundle.manifest.name} {self.bundle.manifest.version}"
+            atomic_write(self.config.out / "curves.png", draw_curves(name, curves))
+
+
+def _spec(config: EvaluateConfig, bundle: Bundle) -> SamplingParams:
+    given = {"cfg_scale": config.cfg_scale, "decoding": config.decoding}
+    changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    spec = replace(default_spec(bundle), seed=config.seed, **changes)
+    bundle.decoder.check(spec.decoding)
+    return spec
+
+
+def _image_size(config: EvaluateConfig, bundle: Bundle) -> int:
+    return config.image_size or bundle.manifest.image_size
+
+
+def _samples(config: EvaluateConfig, bundle: Bundle, ranks: Ranks) -> Iterator[Samples]:
+    return sample(
+        bundle,
+        _spec(config, bundle),
+        config.images_per_class,
+        batch_size=config.batch_size,
+        image_size=_image_size(config, bundle),
+        ranks=ranks,
+    )
+
+
+def _save_images(folder: Path, first: int, batch: Samples) -> None:
+    folder.mkdir(exist_ok=True)
+    for number, (image, label) in enumerate(zip(batch.pixels, batch.labels, strict=True), first):
+        atomic_write(folder / f"{number:06d}-{label:04d}.png", encode_image(image, "png"))

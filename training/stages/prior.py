@@ -1,0 +1,107 @@
+"""Build the prior: a tree over a codebook, cut into K clusters.
+
+::
+
+    masc prior build training/configs/cifar10/prior.toml
+    masc prior build --tokenizer models/cifar10/1 --num-clusters 512 --out runs/prior-512
+    masc prior build --tokenizer codebook.npy --num-clusters 8192 --method kmeans++ --out runs/km
+
+Writes ``prior.npz`` and, where the method makes one, ``tree.npz``: the whole tree, so that another
+K is a cut away.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, field_validator
+
+from masc_core.bundle.manifest import PRIOR_FILE
+from masc_core.clustering.methods import METHODS, cluster_codes
+from masc_core.device import resolve_device
+from masc_core.errors import ConfigError
+from masc_core.prior import ClusterMap
+from masc_core.tree import Linkage, SemanticTree, build_tree
+from training.config import StageConfig, set_threads
+from training.loop.lock import lock_folder
+from training.loop.stage import Report, no_report
+from training.studies.codebook_source import read_rows
+
+TREE_FILE = "tree.npz"
+
+
+class PriorConfig(StageConfig):
+    """Keys of a prior."""
+
+    tokenizer: Path = Field(
+        description="tokenizer.safetensors, the folder of a bundle, or a codebook (V, E) as .npy"
+    )
+    num_clusters: int = Field(ge=1, description="K")
+    method: str = Field("average", description=f"one of {', '.join(METHODS)}")
+    raw_rows: bool = Field(
+        default=False, description="cluster the rows as stored, not the normalised ones codes mean"
+    )
+    seed: int = Field(0, ge=0, lt=1 << 32, description="seed of what is random in the method")
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}")
+        return method
+
+
+def build_prior(config: PriorConfig, report: Report = no_report) -> ClusterMap:
+    """Run the stage.
+
+    Raises
+    ------
+    ConfigError
+        No such device, more clusters than codes, a number of them that the method cannot make, too
+        little memory for the method, or a folder that is in use or cannot be written.
+    ArtifactError
+        The tokenizer or codebook is missing, damaged, or holds what cannot be clustered; or a file
+        cannot be written.
+    """
+    set_threads(config.threads)
+    device = resolve_device(config.device)
+    rows = read_rows(config.tokenizer, raw=config.raw_rows)
+    if config.num_clusters > len(rows):
+        raise ConfigError(f"num_clusters: {config.num_clusters} of {len(rows)} codes is impossible")
+    with lock_folder(config.out):
+        report(0, 1, config.method)
+        try:
+            tree, prior = _cluster(rows, config, str(device), report)
+        except MemoryError as error:
+            raise ConfigError(
+                f"method: {config.method} of {len(rows)} codes does not fit into the memory"
+            ) from error
+        _write(config.out, tree, prior)
+    sizes = prior.sizes
+    report(1, 1, f"largest cluster {sizes.max()}, {np.mean(sizes == 1):.0%} single codes")
+    return prior
+
+
+def _cluster(
+    rows: npt.NDArray[np.float64], config: PriorConfig, device: str, report: Report
+) -> tuple[SemanticTree | None, ClusterMap]:
+    if config.method in get_args(Linkage):
+        on = device if config.method == "average" else "cpu"
+        tree = build_tree(rows, config.method, on, report)  # type: ignore[arg-type] # checked
+        return tree, tree.cut(config.num_clusters)
+    try:
+        return None, cluster_codes(rows, config.num_clusters, config.method, seed=config.seed)
+    except ValueError as error:  # the rows are good, so it is K
+        raise ConfigError(f"num_clusters: {error}") from error
+
+
+def _write(folder: Path, tree: SemanticTree | None, prior: ClusterMap) -> None:
+    """The prior after its tree; the tree of another method goes when a prior has taken over."""
+    if tree is not None:
+        tree.save(folder / TREE_FILE)
+    prior.save(folder / PRIOR_FILE)
+    if tree is None:
+        (folder / TREE_FILE).unlink(missing_ok=True)

@@ -1,0 +1,224 @@
+"""Initial weights of a transformer from one that is trained, over the same or a finer vocabulary.
+
+A flat transformer (every code its own cluster) becomes one over K clusters: a cluster's row of the
+embedding and of the head is the mean of its members' rows, weighted by how often they occur in the
+training codes, because rows that training never touched say nothing. Everything else is copied.
+
+For the head the exact logit of a cluster would be ``log sum_c exp(w_c h)`` over its members. By
+Jensen it is at least ``sum_c p_c w_c h - sum_c p_c log p_c``: the mean row gives the first term.
+The second, the entropy of the members' shares, is the same at every position and would take a bias,
+which LlamaGen's head does not have; the first steps of training make up for it.
+
+Legend: V codes, K clusters, S rows of the vocabulary to start from, C width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from masc_core.bundle.manifest import MANIFEST_FILE, TRANSFORMER_FILE
+from masc_core.bundle.read import load_bundle
+from masc_core.errors import ArtifactError, ConfigError
+from masc_core.io.files import sha256_file
+from masc_core.io.tensors import read_header
+from masc_core.models.gpt import GPT
+from masc_core.models.weights import load_transformer, read_inputs
+from masc_core.prior import ClusterMap
+from training.llamagen.container import Container
+from training.llamagen.models import gpt_of
+from training.llamagen.sizes import CLASSES, CODES, read_gpt_config
+
+HEAD = "output.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class StartingPoint:
+    """A trained transformer and what its vocabulary means.
+
+    Attributes
+    ----------
+    path : where it comes from
+    model : in evaluation mode on the CPU
+    prior : clusters that it predicts; its codes are those of the new model
+    """
+
+    path: Path
+    model: GPT
+    prior: ClusterMap
+
+    @classmethod
+    def open(
+        cls, path: Path, model: GPT, prior: ClusterMap, inputs: Mapping[str, str]
+    ) -> StartingPoint:
+        """Read a starting point.
+
+        Parameters
+        ----------
+        path : a checkpoint of LlamaGen, a ``transformer.safetensors`` or the folder of its run, or
+            the folder of a bundle
+        model, prior : the new transformer and its clusters
+        inputs : hashes of the new run's ``tokenizer`` and ``prior``; a checkpoint of LlamaGen does
+            not tell its tokenizer, and a bundle's is stored in another precision, so of these the
+            number of codes alone is compared
+
+        Raises
+        ------
+        ArtifactError
+            A file is missing, damaged or of another kind.
+        ConfigError
+            It was trained over the codes of another tokenizer, or over clusters that the file does
+            not tell.
+        """
+        if (path / MANIFEST_FILE).is_file():
+            bundle = load_bundle(path)
+            start = cls(path, bundle.model, bundle.decoder.prior)
+        else:
+            start = _from_file(weights_path(path), model, prior, inputs)
+        if start.prior.num_codes != prior.num_codes:
+            raise ConfigError(
+                f"init: {path} is over {start.prior.num_codes} codes, "
+                f"the new model over {prior.num_codes}"
+            )
+        return start
+
+    @torch.no_grad()
+    def fill(self, model: GPT, prior: ClusterMap, counts: NDArray[np.int64] | None = None) -> None:
+        """Give a new model its initial weights.
+
+        Parameters
+        ----------
+        model : over the K clusters of ``prior``; where it has other classes, its class embeddings
+            stay as they are
+        prior : each of its clusters must consist of whole clusters of this one
+        counts : int (V,), how often the codes occur; by default all weigh the same
+
+        Raises
+        ------
+        ConfigError
+            The sizes differ, or the clusters are not made of those of the starting point.
+        """
+        self._check_sizes(model)
+        owners = self._owners(prior)
+        weights = _weights(self.prior, owners, counts)
+        tensors = self.model.state_dict()
+        for name in (CODES, HEAD):
+            tensors[name] = merge_rows(tensors[name], owners, weights)
+        if tensors[CLASSES].shape != model.state_dict()[CLASSES].shape:
+            tensors[CLASSES] = model.state_dict()[CLASSES]
+        model.load_state_dict(tensors)
+
+    def _check_sizes(self, model: GPT) -> None:
+        for key in ("dim", "n_layer", "n_head"):
+            ours, theirs = getattr(model.config, key), getattr(self.model.config, key)
+            if ours != theirs:
+                raise ConfigError(f"{key}: must be {theirs}, as in {self.path}, not {ours}")
+
+    def _owners(self, prior: ClusterMap) -> NDArray[np.int64]:
+        """Cluster of the new prior that holds each of the starting point's, int64 (S,)."""
+        first = self.prior.members[self.prior.offsets[:-1]]
+        owners = prior.labels[first]
+        split = np.flatnonzero(owners[self.prior.labels] != prior.labels)
+        if len(split):
+            raise ConfigError(
+                f"init: {self.path} predicts clusters that the prior divides (the one of code "
+                f"{split[0]}); start from the flat vocabulary, or from the same or a finer prior"
+            )
+        return owners
+
+
+def weights_path(path: Path) -> Path:
+    """File of a starting point's weights: in a folder, that of the transformer."""
+    return path / TRANSFORMER_FILE if path.is_dir() else path
+
+
+def start_from(
+    path: Path,
+    model: GPT,
+    prior: ClusterMap,
+    inputs: Mapping[str, str],
+    counts: NDArray[np.int64] | None = None,
+) -> None:
+    """Give a new model the weights of a starting point; see `StartingPoint`."""
+    StartingPoint.open(path, model, prior, inputs).fill(model, prior, counts)
+
+
+def start_sha256(path: Path) -> str:
+    """Hash of the weights that a starting point has.
+
+    Raises
+    ------
+    ArtifactError
+        They cannot be read.
+    """
+    file = weights_path(path)
+    try:
+        return sha256_file(file)
+    except OSError as error:
+        raise ArtifactError(file, f"cannot be read: {error.strerror}") from error
+
+
+def merge_rows(rows: Tensor, owners: NDArray[np.int64], weights: NDArray[np.float64]) -> Tensor:
+    """Weighted means of the rows that have the same owner.
+
+    Parameters
+    ----------
+    rows : (S, C)
+    owners : int64 (S,) in [0, K), each of which occurs
+    weights : float64 (S,), at least one of each owner positive
+
+    Returns
+    -------
+    (K, C), of the type of the rows; a row that is alone is the same to the last bit
+    """
+    shares = torch.from_numpy(weights / np.bincount(owners, weights=weights)[owners])
+    index = torch.from_numpy(owners)
+    merged = torch.zeros(int(owners.max()) + 1, rows.shape[1], dtype=torch.float64)
+    merged.index_add_(0, index, rows.double() * shares[:, None])
+    return merged.to(rows.dtype)
+
+
+def _weights(
+    prior: ClusterMap, owners: NDArray[np.int64], counts: NDArray[np.int64] | None
+) -> NDArray[np.float64]:
+    """Occurrences of each cluster, float64 (S,); the same for all where none of an owner's does."""
+    if counts is None:
+        return np.ones(prior.num_clusters)
+    found = np.bincount(prior.labels, weights=counts, minlength=prior.num_clusters)
+    return np.where(np.bincount(owners, weights=found)[owners] > 0, found, 1.0)
+
+
+def _from_file(
+    path: Path, model: GPT, prior: ClusterMap, inputs: Mapping[str, str]
+) -> StartingPoint:
+    if path.suffix == ".safetensors" and read_header(path).get("kind") is not None:
+        trained = read_inputs(path)
+        if trained.get("tokenizer") != inputs.get("tokenizer"):
+            raise ConfigError(f"init: {path} was trained with another tokenizer")
+        start = load_transformer(path)
+        return StartingPoint(path, start, _trained_prior(path, start, prior, inputs))
+    container = Container.open(path)
+    config = read_gpt_config(
+        container, block_size=model.config.block_size, n_head=model.config.n_head
+    )
+    return StartingPoint(path, gpt_of(container, config), ClusterMap.identity(config.vocab_size))
+
+
+def _trained_prior(
+    path: Path, start: GPT, prior: ClusterMap, inputs: Mapping[str, str]
+) -> ClusterMap:
+    trained = read_inputs(path).get("prior")
+    if trained == "identity":
+        return ClusterMap.identity(start.config.vocab_size)
+    if trained == inputs.get("prior"):
+        return prior
+    raise ConfigError(
+        f"init: {path} was trained over another prior, which it does not hold; start from the "
+        "folder of its bundle"
+    )

@@ -1,0 +1,292 @@
+"""Train the VQ tokenizer.
+
+::
+
+    masc tokenizer train training/configs/cifar10/tokenizer.toml
+
+LlamaGen's VQGAN recipe: Adam on the losses of `training.losses.tokenizer`, of which LPIPS needs
+two files of weights and the discriminator is off by default. Codes that nothing has used for a
+while restart at the features of the current batch, which keeps short runs from wasting their
+codebook.
+Under torchrun every rank holds both networks (DDP).
+Writes ``tokenizer.safetensors``, ``metrics.json`` and ``reconstructions.png``.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from masc_core.bundle.manifest import TOKENIZER_FILE
+from masc_core.errors import ArtifactError
+from masc_core.io.files import atomic_path, sha256_file
+from masc_core.models.vq import VQConfig, VQModel
+from masc_core.models.weights import save_tokenizer
+from training.config import LoopConfig, MayChange, set_threads
+from training.data.images import open_images
+from training.data.pixels import Crop, TrainingPixels
+from training.data.source import ImageSource
+from training.loop.checkpoint import latest_step
+from training.loop.distributed import Ranks, join_ranks
+from training.loop.run_dir import Run
+from training.loop.stage import Indices, Report, Stage, TrainedModule, Words, no_report
+from training.loop.trainer import fit
+from training.losses.adversarial import AdversarialLoss
+from training.losses.discriminator import PatchDiscriminator, num_patches
+from training.losses.lpips import Lpips
+from training.losses.tokenizer import Adversary, Discrimination, Reconstruction
+from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet
+
+logger = logging.getLogger(__name__)
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class TokenizerConfig(LoopConfig):
+    """Keys of a tokenizer run."""
+
+    data: MayChange[Path] = Field(
+        description="training images: class folders, tar shards or parquet files"
+    )
+    val_data: MayChange[Path] = Field(description="validation images, likewise")
+    val_images: int = Field(2000, ge=1, description="validation images, spread over the folder")
+    image_size: int = Field(64, ge=16, description="pixels a side, S")
+    num_codes: int = Field(2048, ge=2, description="V")
+    code_dim: int = Field(8, ge=1, description="E")
+    ch: int = Field(32, ge=32)
+    ch_mult: tuple[int, ...] = Field((1, 2, 2), description="channel multiplier of each level")
+    num_res_blocks: int = Field(2, ge=1)
+    z_channels: int = Field(64, ge=1)
+    commitment: float = Field(0.25, ge=0)
+    entropy_ratio: float = Field(0.0, ge=0, description="weight of the entropy loss; 0 is off")
+    lpips_weight: float = Field(1.0, ge=0, description="weight of LPIPS; 0 is off")
+    lpips_vgg: MayChange[Path | None] = Field(
+        None, description="VGG16's weights, as torchvision has them, .pth or .safetensors"
+    )
+    lpips_linear: MayChange[Path | None] = Field(None, description="LPIPS's own weights, vgg.pth")
+    disc_weight: float = Field(0.0, ge=0, description="weight of the GAN; 0 is off, 0.5 usual")
+    disc_start: int = Field(20000, ge=1, description="step from which on the GAN takes part")
+    disc_loss: AdversarialLoss = Field("hinge", description="hinge or non-saturating")
+    disc_adaptive: bool = Field(
+        default=False, description="balance the GAN's gradient at the last layer"
+    )
+    disc_channels: int = Field(64, ge=1, description="channels of the discriminator's first layer")
+    disc_layers: int = Field(3, ge=1, description="strided layers of the discriminator")
+    keep: Literal["psnr", "lpips", "last"] | None = Field(
+        None,
+        description="which weights to keep: those best by psnr or lpips, or the last ones "
+        "(default: psnr; last with a GAN, which makes images better and PSNR worse)",
+    )
+    crop: Crop = Field(
+        "center", description="of training images: center, or random between 80 and 100 % of them"
+    )
+    flip: bool = Field(default=True, description="mirror training images at random")
+    restart_codes_every: int = Field(
+        0, ge=0, description="steps after which unused codes restart; 0 is never"
+    )
+    restart_codes_until: float = Field(
+        0.8, ge=0, le=1, description="share of the run after which no code restarts any more"
+    )
+
+    def vq(self) -> VQConfig:
+        """Sizes of the model; a `ConfigError` where the image does not fit the grid."""
+        config = VQConfig(
+            num_codes=self.num_codes,
+            code_dim=self.code_dim,
+            ch=self.ch,
+            ch_mult=self.ch_mult,
+            num_res_blocks=self.num_res_blocks,
+            z_channels=self.z_channels,
+        )
+        config.grid_size(self.image_size)
+        return config
+
+    def discriminator(self) -> PatchDiscriminator:
+        """Return a new one; a `ConfigError` where the image is too small for it."""
+        num_patches(self.image_size, self.disc_layers)
+        return PatchDiscriminator(self.disc_channels, self.disc_layers)
+
+    @property
+    def lpips_files(self) -> dict[str, Path]:
+        """The files that LPIPS needs, by key; empty when it is off."""
+        if self.lpips_vgg is None or self.lpips_linear is None or not self.lpips_weight:
+            return {}
+        return {"lpips_vgg": self.lpips_vgg, "lpips_linear": self.lpips_linear}
+
+    @property
+    def criterion(self) -> Literal["psnr", "lpips", "last"]:
+        """What decides which weights are kept."""
+        return self.keep or ("last" if self.disc_weight else "psnr")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if (self.lpips_vgg is None) != (self.lpips_linear is None):
+            raise ValueError("lpips_vgg and lpips_linear: LPIPS needs both files")
+        if self.keep == "lpips" and not self.lpips_files:
+            raise ValueError("keep: lpips needs lpips_vgg, lpips_linear and an lpips_weight")
+        return self
+
+
+def train_tokenizer(config: TokenizerConfig, report: Report = no_report) -> dict[str, Any]:
+    """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
+    set_threads(config.threads)
+    data, val_data = open_images(config.data), open_images(config.val_data)
+    inputs = {"data": data.fingerprint(), "val_data": val_data.fingerprint()}
+    lpips = Lpips.load(*config.lpips_files.values()) if config.lpips_files else None
+    inputs |= {key: sha256_file(path) for key, path in config.lpips_files.items()}
+    with join_ranks(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
+        trainer = _Trainer(run, config, lpips, data, val_data)
+        fit(run, config, trainer.stage(), report)
+        return run.read_json("metrics.json")
+
+
+class _Trainer:
+    """Data, networks and validation of one run."""
+
+    def __init__(
+        self,
+        run: Run,
+        config: TokenizerConfig,
+        lpips: Lpips | None,
+        data: ImageSource,
+        val_data: ImageSource,
+    ) -> None:
+        self.run, self.config, self.ranks = run, config, run.ranks
+        self.lpips = None if lpips is None else lpips.to(self.ranks.device)
+        if lpips is None and config.lpips_weight and self.ranks.is_main:
+            logger.warning("without lpips_vgg and lpips_linear, training goes without LPIPS")
+        torch.manual_seed(config.seed)
+        model = VQModel(config.vq(), beta=config.commitment, entropy_ratio=config.entropy_ratio)
+        self.model = _placed(model, self.ranks)
+        self.objective = Reconstruction(
+            self.model,
+            self.lpips,
+            config.lpips_weight,
+            _adversary(config, self.ranks),
+            latest_step(run.checkpoint),
+        )
+        self.images = TrainingPixels(data, config.image_size, crop=config.crop, flip=config.flip)
+        chosen = val_data.spread(config.val_images)[self.ranks.rank :: self.ranks.count]
+        self.val_pixels = val_data.read(config.image_size, chosen).pixels
+        if not self.ranks.any(len(self.val_pixels) > 0):
+            raise ArtifactError(val_data.root, "none of the images for validation can be read")
+
+    def stage(self) -> Stage:
+        """Return what the loop needs."""
+        trained_modules = [
+            TrainedModule(self.model, self.objective, _adam(self.model, self.config.lr))
+        ]
+        adversary = self.objective.adversary
+        if adversary is not None:
+            discriminator = adversary.discriminator
+            objective = Discrimination(adversary, self.objective)
+            trained_modules.append(
+                TrainedModule(discriminator, objective, _adam(discriminator, self.config.lr))
+            )
+        return Stage(
+            trained_modules=tuple(trained_modules),
+            num_items=len(self.images),
+            batch=self.batch,
+            validate=self.validate,
+            keep=self.keep,
+            after_step=self.after_step,
+            restart_rows=self.restart_rows,
+        )
+
+    def batch(self, indices: Indices, words: Words) -> tuple[Tensor]:
+        """Pixels uint8 (B, S, S, 3) of training images, cropped and mirrored by the words."""
+        return (torch.from_numpy(self.images.take(indices, words)),)
+
+    def after_step(self, step: int) -> None:
+        """Count steps."""
+        self.objective.finished_steps = step
+
+    def restart_rows(self, step: int) -> list[tuple[Tensor, Tensor]]:
+        """Restart unused codes when it is time."""
+        config = self.config
+        total = len(self.images) // config.batch_size * config.epochs
+        every = config.restart_codes_every
+        if not every or step % every or step > config.restart_codes_until * total:
+            return []
+        rows = restart_codes(self.model, self.objective.features, self.ranks)
+        return [(self.model.quantize.embedding.weight, rows)]
+
+    def validate(self) -> dict[str, float]:
+        """Quality of the reconstructions of the validation images, and what codes they use."""
+        values = reconstruction_metrics(
+            self.model, self.val_pixels, self.lpips, self.ranks.all_reduce_mean
+        )
+        objectives = {
+            "psnr": -values["psnr"],
+            "lpips": values.get("lpips", 0.0),
+            "last": -float(self.objective.finished_steps),  # better every time
+        }
+        return {"objective": objectives[self.config.criterion], **values}
+
+    def keep(self, metrics: dict[str, float]) -> None:
+        """Write the weights, their metrics and a sheet of reconstructions."""
+        if not self.ranks.is_main:
+            return
+        save_tokenizer(self.run.folder / TOKENIZER_FILE, self.model)
+        self.run.write_json("metrics.json", metrics)
+        sheet = reconstruction_sheet(self.model, self.val_pixels)
+        with atomic_path(self.run.folder / "reconstructions.png") as temporary:
+            sheet.save(temporary)
+
+
+def _placed(network: Network, ranks: Ranks) -> Network:
+    """On the rank's device, channels last, as images and so gradients are: DDP wants them alike."""
+    return network.to(ranks.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _adam(model: nn.Module, rate: float) -> Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=rate, betas=(0.9, 0.95), fused=True)
+
+
+def _adversary(config: TokenizerConfig, ranks: Ranks) -> Adversary | None:
+    if not config.disc_weight:
+        return None
+    return Adversary(
+        _placed(config.discriminator(), ranks),
+        config.disc_loss,
+        config.disc_weight,
+        config.disc_start,
+        config.disc_adaptive,
+    )
+
+
+@torch.no_grad()
+def restart_codes(model: VQModel, features: Tensor, ranks: Ranks) -> Tensor:
+    """Put every code that the usage window has not seen on a random feature of a batch.
+
+    The main rank's window and batch decide: DDP hands its buffers on, so the window holds the codes
+    of that rank's share.
+
+    Parameters
+    ----------
+    features : (B, E, h, w)
+    ranks : collective, call on every rank
+
+    Returns
+    -------
+    which codes restarted, bool (V,), the same on every rank
+    """
+    quantizer = model.quantize
+    window = quantizer.get_buffer("codebook_used").long()
+    unused = torch.ones(quantizer.num_codes, dtype=torch.bool, device=window.device)
+    unused[window] = False
+    ranks.broadcast(unused)
+    count = int(unused.sum())
+    rows = features.float().permute(0, 2, 3, 1).flatten(0, 2)  # (B*h*w, E)
+    rows = F.normalize(rows) if quantizer.l2_norm else rows
+    picks = torch.randint(len(rows), (count,)).to(rows.device)
+    quantizer.embedding.weight[unused] = rows[picks]
+    ranks.broadcast(quantizer.embedding.weight)
+    return unused

@@ -1,0 +1,267 @@
+"""Train the transformer on clusters.
+
+::
+
+    masc transformer train training/configs/cifar10/transformer.toml
+    torchrun --nproc-per-node 8 -m masc transformer train \
+        training/configs/imagenet256/llamagen-l-masc.toml
+
+LlamaGen's recipe: AdamW, dropout, a share of the labels dropped for guidance. The rate falls as a
+cosine to ``min_lr_ratio`` of its peak, which at 1 is constant, as LlamaGen's is.
+Under torchrun every rank holds the whole model (DDP) or a part of it (``parallel = "fsdp"``).
+Writes ``transformer.safetensors``, ``metrics.json`` and, at the epochs asked for, ``sheets/``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from masc_core.bundle.manifest import TRANSFORMER_FILE
+from masc_core.errors import ConfigError
+from masc_core.io.tensors import without_memory
+from masc_core.models.gpt import GPT
+from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.weights import save_transformer
+from training.config import LoopConfig, MayChange, set_threads
+from training.data.cluster_data import ClusterData
+from training.loop.distributed import Ranks, join_ranks
+from training.loop.parallel import compile_each, full_state_dict, is_sharded, recompute, shard
+from training.loop.run_dir import Run
+from training.loop.stage import Report, Stage, TrainedModule, no_report
+from training.loop.trainer import fit
+from training.losses.transformer import NextCluster, NextClusterInChunks, cross_entropy_and_entropy
+from training.metrics.flops import flops_per_image, peak_flops
+from training.stages.sample_sheets import Sheets
+from training.stages.starting_point import start_from, start_sha256
+
+
+class TransformerConfig(LoopConfig):
+    """Keys of a transformer run."""
+
+    codes: MayChange[Path] = Field(description="code cache of the training images")
+    val_codes: MayChange[Path] = Field(description="code cache of the validation images")
+    prior: MayChange[Path | None] = Field(
+        None, description="prior.npz; the flat vocabulary without it"
+    )
+    init: MayChange[Path | None] = Field(
+        None,
+        description="transformer to start from: of LlamaGen, of a run, or the folder of a bundle",
+    )
+    dim: int = Field(256, ge=8)
+    n_layer: int = Field(8, ge=1)
+    n_head: int = Field(4, ge=1)
+    token_dropout: float = Field(0.1, ge=0, lt=1)
+    resid_dropout: float = Field(0.1, ge=0, lt=1)
+    ffn_dropout: float = Field(0.1, ge=0, lt=1)
+    class_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels dropped for CFG")
+    weight_decay: float = Field(0.05, ge=0)
+    compile: MayChange[bool] = Field(
+        default=False, description="compile the training step with torch.compile"
+    )
+    parallel: MayChange[Literal["ddp", "fsdp"]] = Field(
+        "ddp", description="under torchrun: a copy of the model a rank, or a part of it"
+    )
+    checkpoint_activations: MayChange[bool] = Field(
+        default=False, description="compute activations again instead of keeping them"
+    )
+    peak_tflops: MayChange[float] = Field(
+        0.0, ge=0, description="of a device, for the MFU; 0 knows the usual GPUs"
+    )
+    sheet_epochs: MayChange[tuple[int, ...]] = Field(
+        (), description="epochs after which a sheet is drawn"
+    )
+    sheet_tokenizer: MayChange[Path | None] = Field(
+        None, description="tokenizer.safetensors for the sheets"
+    )
+
+    def gpt(self, data: ClusterData) -> GPTConfig:
+        """Sizes of the model that fits the data."""
+        return GPTConfig(
+            vocab_size=data.prior.num_clusters,
+            dim=self.dim,
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            num_classes=data.num_classes,
+            block_size=data.num_positions,
+            token_dropout=self.token_dropout,
+            resid_dropout=self.resid_dropout,
+            ffn_dropout=self.ffn_dropout,
+            class_dropout=self.class_dropout,
+        )
+
+
+def train_transformer(config: TransformerConfig, report: Report = no_report) -> dict[str, Any]:
+    """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
+    set_threads(config.threads)
+    with join_ranks(config.device) as ranks:
+        data = ClusterData(config.codes, config.val_codes, config.prior, ranks)
+        if config.init is not None:
+            data.inputs["init"] = start_sha256(config.init)
+        with Run(config.out, config, data.inputs, ranks) as run:
+            model = build_model(config, data, ranks)
+            fit(run, config, _Trainer(run, config, data, model).stage(), report)
+            return run.read_json("metrics.json")
+
+
+def build_model(config: TransformerConfig, data: ClusterData, ranks: Ranks) -> GPT:
+    """The model as training begins with it, on the rank's device, in parts if so configured."""
+    if config.compile:
+        require_compiler(ranks.device)
+    torch.manual_seed(config.seed)
+    model = GPT(config.gpt(data))
+    if config.init is not None:
+        start_from(config.init, model, data.prior, data.inputs, data.train_counts)
+    model = model.to(ranks.device)
+    is_shared = config.parallel == "fsdp" and ranks.count > 1
+    if config.compile and is_shared:
+        compile_each(model.blocks)
+    if config.checkpoint_activations:
+        recompute(model.blocks)
+    if is_shared:
+        shard_blocks(model, ranks, low=config.precision == "bfloat16")
+    return model
+
+
+def shard_blocks(model: GPT, ranks: Ranks, *, low: bool) -> None:
+    """Split a model over the ranks, in place; ``low`` as for `shard`."""
+    shard(model, model.blocks, ranks, low=low, methods=["hidden"])  # which the objective calls
+
+
+def objective_of(model: GPT, *, compiled: bool) -> nn.Module:
+    """What is minimised; compiled as a whole, loss and all, or in chunks of positions."""
+    if not compiled:
+        return NextClusterInChunks(model)
+    objective = NextCluster(model)
+    objective.compile()
+    return objective
+
+
+class _Trainer:
+    """Loss and validation of one run."""
+
+    def __init__(self, run: Run, config: TransformerConfig, data: ClusterData, model: GPT) -> None:
+        self.run, self.config, self.data, self.model = run, config, data, model
+        self.ranks = run.ranks
+        # Validation calls the model, for its last batch has another shape, and its share of a run
+        # is small.
+        self.objective = objective_of(model, compiled=config.compile and not is_sharded(model))
+        self.unigram_bits, self.member_bits = data.unigram_bits(), data.member_bits()
+        self.peak = peak_flops(self.ranks.device, config.peak_tflops)
+        self.sheets = _sheets(config, data)
+
+    def stage(self) -> Stage:
+        """Return what the loop needs."""
+        optimizer = adamw(self.model, self.config.lr, self.config.weight_decay)
+        return Stage(
+            trained_modules=(TrainedModule(self.model, self.objective, optimizer),),
+            num_items=len(self.data.train),
+            batch=self.data.batch,
+            validate=self.validate,
+            keep=self.keep,
+            after_epoch=self.after_epoch,
+            speed=self.speed,
+        )
+
+    def validate(self) -> dict[str, float]:
+        """Teacher-forced bits a position on the validation codes; the ranks share the batches."""
+        size = self.config.micro_batch_of(self.ranks.count)
+        count = len(self.data.val)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
+        low = self.config.precision == "bfloat16"
+        stride = size * self.ranks.count
+        with torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, enabled=low):
+            for base in range(0, count, stride):
+                start = base + size * self.ranks.rank
+                # All ranks gather a model's parts: one without images takes others' along.
+                labels, clusters = self.data.val_batch(start % count, start % count + size)
+                found = self.cross_entropy_and_entropy(labels, clusters)
+                sums += found * (start < count)
+        sums = (
+            self.ranks.all_reduce_mean(sums) * self.ranks.count / (count * self.data.num_positions)
+        )
+        bits, entropy = sums.tolist()
+        largest = math.log2(max(2, self.data.prior.num_clusters))
+        return {
+            "objective": bits,
+            "bits_per_position": bits,
+            "fine_bits_per_position": bits + self.member_bits,
+            "teacher_forced_entropy_bits": entropy,
+            "teacher_forced_entropy_ratio": entropy / largest,
+            "unigram_bits": self.unigram_bits,
+        }
+
+    def cross_entropy_and_entropy(self, labels: Tensor, clusters: Tensor) -> Tensor:
+        """Sums over a batch's positions of cross-entropy and entropy, bits, float64 (2,)."""
+        clusters = clusters.to(self.ranks.device)
+        logits = self.model(labels.to(self.ranks.device), clusters[:, :-1])
+        found = cross_entropy_and_entropy(logits, clusters)
+        return torch.stack([found.cross_entropy, found.entropy]).double()
+
+    def keep(self, metrics: dict[str, float]) -> None:
+        """Write the weights and their metrics."""
+        model = self.gathered(torch.device("cpu"))
+        if model is not None:
+            save_transformer(self.run.folder / TRANSFORMER_FILE, model, self.data.inputs)
+            self.run.write_json("metrics.json", metrics)
+
+    def after_epoch(self, epoch: int) -> None:
+        """Draw a sheet when it is time."""
+        if self.sheets is None or epoch not in self.config.sheet_epochs:
+            return
+        model = self.gathered(self.ranks.device)
+        if model is not None:
+            self.sheets.draw(model, self.run.folder / "sheets" / f"epoch-{epoch:04d}.png")
+
+    def gathered(self, device: torch.device) -> GPT | None:
+        """The whole model on the main rank, in evaluation mode; collective, call on every rank."""
+        state = full_state_dict(self.model, device, self.ranks)
+        if state is None:
+            return None
+        with without_memory():
+            copy = GPT(self.model.config)
+        copy.to_empty(device=device)
+        copy.load_state_dict(state)
+        return copy.eval()
+
+    def speed(self, images_per_second: float) -> dict[str, float]:
+        """MFU of all devices together, where their peak is known."""
+        if self.peak is None:
+            return {}
+        done = flops_per_image(self.model.config) * images_per_second
+        return {"mfu": done / (self.peak * self.ranks.count)}
+
+
+def _sheets(config: TransformerConfig, data: ClusterData) -> Sheets | None:
+    if not config.sheet_epochs:
+        return None
+    if config.sheet_tokenizer is None:
+        raise ConfigError("sheet_tokenizer: is needed for sheet_epochs")
+    return Sheets(config.sheet_tokenizer, data.prior, data.train.index.class_names)
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raise a `ConfigError` where torch.compile cannot work: it calls a compiler of C or C++."""
+    variable, usual = ("CC", "gcc") if device.type == "cuda" else ("CXX", "g++")
+    command = shlex.split(os.environ.get(variable, usual)) or [usual]
+    if not shutil.which(command[0]):
+        raise ConfigError(f"compile: needs a compiler; install {usual}, or pass --no-compile")
+
+
+def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with decay on matrices and embeddings, none on the norms."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)

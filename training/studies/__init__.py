@@ -1,0 +1,1 @@
+"""Comparisons of priors and pictures of codebooks."""

@@ -1,0 +1,129 @@
+r"""Show a prior: the top of its tree, the sizes of its clusters, and the codebook atlas.
+
+::
+
+    masc prior show --tokenizer models/cifar10/1 --out runs/cifar10/pictures
+    masc prior show --tokenizer runs/cifar10/tokenizer/tokenizer.safetensors \
+        --prior runs/cifar10/prior --out runs/cifar10/pictures
+
+Writes ``dendrogram.png``, ``sizes.png``, and the atlas twice: as images, and as pages to browse,
+beginning with ``atlas.png`` and ``atlas.html``. All of it comes at the end, so that an interrupted
+run leaves what was there.
+
+Legend: V codes, K clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from masc_core.errors import ArtifactError
+from masc_core.images import Pixels
+from masc_core.io.files import atomic_write
+from masc_core.semantic_tree import LeafOrder
+from training.config import set_threads
+from training.loop.lock import lock_folder
+from training.loop.stage import Report, no_report
+from training.studies.atlas import atlas_clusters, split_clusters
+from training.studies.atlas_page import Overview, atlas_pages, page_stem
+from training.studies.atlas_sheet import draw_sheet
+from training.studies.dendrogram import dendrogram
+from training.studies.patches import code_patches, enlarge
+from training.studies.show_inputs import ShowConfig, ShowInputs
+from training.studies.size_histogram import size_histogram
+
+PATCH_SIDE = 40  # pixels
+CODES_PER_SHEET = 2048
+DENDROGRAM, SIZES = "dendrogram.png", "sizes.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What was drawn.
+
+    Attributes
+    ----------
+    num_codes, num_clusters : V and K
+    pages : of the atlas, the first one first
+    """
+
+    num_codes: int
+    num_clusters: int
+    pages: tuple[Path, ...]
+
+
+def show_prior(config: ShowConfig, report: Report = no_report) -> Shown:
+    """Run the stage.
+
+    Raises
+    ------
+    ConfigError
+        Inputs that do not belong together, or a folder that cannot be written; names the key.
+    ArtifactError
+        A file is missing, damaged, or cannot be written.
+    """
+    set_threads(config.threads)
+    inputs = ShowInputs(config)
+    with lock_folder(config.out):
+        patches = code_patches(
+            inputs.model, shuffles=config.shuffles, seed=config.seed, report=report
+        )
+        report(0, 2, "tree")
+        order = LeafOrder.of(inputs.tree())
+        report(1, 2, "pictures")
+        files = _draw(config, inputs, order, enlarge(patches, PATCH_SIDE))
+        _write(config.out, files)
+        report(2, 2, "pictures")
+    pages = tuple(config.out / name for name in files if name.endswith(".html"))
+    return Shown(inputs.prior.num_codes, inputs.prior.num_clusters, pages)
+
+
+def _draw(
+    config: ShowConfig, inputs: ShowInputs, order: LeafOrder, patches: Pixels
+) -> dict[str, bytes]:
+    """Content of all files by name: pictures before the pages that show them."""
+    clusters = atlas_clusters(inputs.prior, order)
+    sheets = [draw_sheet(part, patches) for part in split_clusters(clusters, CODES_PER_SHEET)]
+    overview = Overview(
+        f"Codebook of {inputs.tokenizer.name}",
+        _facts(config, inputs, order),
+        {
+            DENDROGRAM: "dendrogram of the last merges, with codes of every branch",
+            SIZES: "number of clusters over the number of codes that they hold",
+        },
+    )
+    files = {
+        DENDROGRAM: dendrogram(order, patches, config.leaves),
+        SIZES: size_histogram(inputs.prior),
+    }
+    files |= {f"{page_stem(i)}.png": sheet.png for i, sheet in enumerate(sheets)}
+    for i, page in enumerate(atlas_pages(sheets, overview)):
+        files[f"{page_stem(i)}.html"] = page.encode("utf-8", "replace")  # of a path's odd bytes
+    return files
+
+
+def _facts(config: ShowConfig, inputs: ShowInputs, order: LeafOrder) -> dict[str, str]:
+    prior = inputs.prior
+    singles = int(np.count_nonzero(prior.sizes == 1))
+    branches = int(np.count_nonzero(order.branches(prior) >= 0))
+    origin = "read from its file" if inputs.has_tree else "built over the codebook for these pages"
+    return {
+        "codes": f"{prior.num_codes:,}",
+        "clusters": f"{prior.num_clusters:,}: {singles:,} of one code, the largest of "
+        f"{prior.sizes.max():,}",
+        "tree": f"{origin}; {branches:,} of the clusters are branches of it",
+        "squares": f"means over {config.shuffles} random neighbourhoods, seed {config.seed}",
+    }
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        try:
+            atomic_write(folder / name, content)
+        except OSError as error:
+            reason = f"cannot be written: {error.strerror or error}"
+            raise ArtifactError(folder / name, reason) from error

@@ -1,1 +1,0 @@
-"""The VQ tokenizer: training, and what survives it."""

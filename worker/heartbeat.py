@@ -1,0 +1,131 @@
+"""A worker's heartbeat: a thread that renews its leases and announces its status.
+
+When the loop's step hangs, the thread announces that the worker is not ready and renews nothing, so
+that other workers get the jobs. When the loop goes on, so does the heartbeat.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Self
+
+from masc_core.errors import QueueDownError
+from worker.jobs.job import Lease
+from worker.jobs.queue import JobConsumer
+from worker.jobs.state import WorkerStatus
+
+logger = logging.getLogger(__name__)
+
+MAX_PAUSE_SECONDS = 1.0
+
+
+class Heartbeat:
+    """The thread, while the context lasts; its end removes the worker from the list.
+
+    After a failure the worker stays listed, as not ready.
+
+    Parameters
+    ----------
+    queue : where leases are renewed and the status is announced
+    worker_id : name of the worker
+    leases : returns those that are held
+    stall_seconds : without a step, after which the loop counts as hanging
+    clock : seconds from any origin, never going back
+    """
+
+    def __init__(
+        self,
+        queue: JobConsumer,
+        worker_id: str,
+        leases: Callable[[], Sequence[Lease]],
+        stall_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._queue, self._leases, self._clock = queue, leases, clock
+        self._stall_seconds = stall_seconds
+        self._pause = min(MAX_PAUSE_SECONDS, queue.lease_seconds / 3, stall_seconds / 3)
+        self._lock = threading.Lock()
+        self._status = WorkerStatus(worker_id, ready=False)
+        self._last_beat: float | None = None
+        self._stall = ""  # why the worker is not ready, while it hangs
+        self._is_draining, self._has_ended = False, False
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        self._ending.set()
+        self._thread.join()
+        with self._lock:
+            if failure is None:
+                self._try(lambda: self._queue.remove_worker(self._status.worker_id))
+            elif self._status.ready:
+                self._status = replace(self._status, ready=False, detail="failed, see the log")
+                self._send_status()
+            self._has_ended = True
+
+    @property
+    def status(self) -> WorkerStatus:
+        """What the loop announced last, unless it hangs or drains."""
+        status = self._status
+        if self._stall:
+            return replace(status, ready=False, detail=self._stall)
+        if self._is_draining and status.ready:
+            return replace(status, ready=False, detail="draining")
+        return status
+
+    def announce(self, status: WorkerStatus) -> None:
+        """Announce a status, now and with every beat."""
+        with self._lock:
+            self._status = status
+            self._send_status()
+
+    def drain(self) -> None:
+        """Announce the worker as not ready from now on, whatever the loop says. From any thread."""
+        with self._lock:
+            self._is_draining = True
+            self._send_status()
+
+    def beat(self) -> None:
+        """Note that the loop runs; before the first call it cannot count as hanging."""
+        self._last_beat = self._clock()
+
+    def check(self) -> None:
+        """Renew and announce, or find that the loop hangs."""
+        now = self._clock()
+        silence = now - (now if self._last_beat is None else self._last_beat)
+        if silence > self._stall_seconds:
+            if not self._stall:
+                logger.error("no step has ended for %.1f s: the worker is not ready", silence)
+            self._stall = f"no step has ended for {silence:.0f} s"
+        else:
+            if self._stall:
+                logger.warning("the loop turns again")
+            self._stall = ""
+            self._try(lambda: self._queue.renew(self._leases()))
+        with self._lock:
+            self._send_status()
+
+    def _run(self) -> None:
+        while not self._ending.wait(self._pause):
+            try:
+                self.check()
+            except Exception:
+                logger.exception("the sign of life has failed")  # the next one may not
+
+    def _send_status(self) -> None:
+        if not self._has_ended:
+            self._try(lambda: self._queue.announce(self.status))
+
+    def _try(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except QueueDownError as error:
+            logger.debug("not sent: %s", error)

@@ -1,0 +1,160 @@
+"""A job that a worker has claimed: its images as they come, and at the end its result."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from masc_core.bundle.manifest import Manifest
+from masc_core.errors import (
+    InvalidFieldError,
+    NoWorkerError,
+    UnknownClassError,
+    UnknownModelError,
+)
+from masc_core.sampling.params import SamplingParams
+from worker.engine.request import ImageTask
+from worker.jobs.job import GenerationRequest, Job, Lease
+from worker.jobs.outcome import ImageOutput, JobResult, Timings
+from worker.model.loaded_model import LoadedModel, MadeImage
+
+
+class RunningJob:
+    """Progress of one job.
+
+    Times are those of the image that waited or ran the longest, except ``vq_decode`` and
+    ``encode``, which are summed over the images.
+
+    Parameters
+    ----------
+    lease : the job as it was claimed
+    loaded : the version of the model that makes its images
+    """
+
+    def __init__(self, lease: Lease, loaded: LoadedModel) -> None:
+        self.lease, self.loaded = lease, loaded
+        self.deadline = time.monotonic() + lease.seconds_left
+        self.is_started = False
+        self.queue_seconds = 0.0
+        self.prefill_seconds = 0.0
+        self.decode_seconds = 0.0
+        self.code_seconds = 0.0
+        self.vq_decode_seconds = 0.0
+        self.encode_seconds = 0.0
+        self._images: dict[int, ImageOutput] = {}
+
+    @property
+    def job(self) -> Job:
+        """What was submitted."""
+        return self.lease.job
+
+    @property
+    def request(self) -> GenerationRequest:
+        """What was asked for."""
+        return self.lease.job.request
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every image is there."""
+        return len(self._images) == self.request.num_images
+
+    def tasks(self) -> list[ImageTask]:
+        """One task an image, in order; with every row on its way where somebody watches.
+
+        Raises
+        ------
+        InvalidFieldError : a parameter is out of its range
+        """
+        rows = tuple(range(1, self.loaded.manifest.grid)) if self.job.previews else ()
+        return [
+            ImageTask(self.job.id, index, image_spec(self.request, index), rows)
+            for index in range(self.request.num_images)
+        ]
+
+    def entered(self, at: float) -> None:
+        """An image of this job came into the engine, ``at`` seconds since the epoch."""
+        self.is_started = True
+        self.queue_seconds = max(0.0, at - self.job.submitted_at)
+
+    def made(self, made: MadeImage) -> ImageOutput:
+        """Take an image and its times."""
+        self.prefill_seconds = max(self.prefill_seconds, made.image.prefill_seconds)
+        self.decode_seconds = max(self.decode_seconds, made.image.decode_seconds)
+        self.code_seconds = max(self.code_seconds, made.image.code_seconds)
+        self.vq_decode_seconds += made.file.vq_decode_seconds
+        self.encode_seconds += made.file.encode_seconds
+        index, entropies = made.task.index, made.image.entropies.tolist()
+        bits, max_bits = math.fsum(entropies) / len(entropies), self.loaded.max_bits
+        image = ImageOutput(
+            data=made.file.data,
+            seed=self.request.image_seed(index),
+            entropies=tuple(entropies),
+            entropy_bits=bits,
+            entropy_ratio=bits / max_bits if max_bits else 0.0,
+        )
+        self._images[index] = image
+        return image
+
+    def result(self) -> JobResult:
+        """Return the images in order, with the model that made them."""
+        manifest = self.loaded.manifest
+        return JobResult(
+            images=tuple(self._images[index] for index in range(self.request.num_images)),
+            model=manifest.name,
+            version=manifest.version,
+            weights_sha256=manifest.weights_sha256,
+            timings=Timings(
+                queue=self.queue_seconds,
+                prefill=self.prefill_seconds,
+                decode=self.decode_seconds,
+                vq_decode=self.vq_decode_seconds,
+                encode=self.encode_seconds,
+                total=max(0.0, time.time() - self.job.submitted_at),
+            ),
+        )
+
+
+def image_spec(request: GenerationRequest, index: int) -> SamplingParams:
+    """Return what the engine needs to know of image ``index``."""
+    return SamplingParams(
+        class_id=request.class_id,
+        cfg_scale=request.cfg_scale,
+        seed=request.image_seed(index),
+        temperature=request.temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        decoding=request.decoding,
+    )
+
+
+def check_request(request: GenerationRequest, manifest: Manifest) -> None:
+    """Refuse what this bundle cannot do, before it gets into a batch.
+
+    `SamplingParams` checks the rest.
+
+    Front ends refuse it too; but one may be newer, older, or know another version of the model. A
+    request that was made for another version is done, as long as the class is called the same.
+
+    Raises
+    ------
+    UnknownModelError, UnknownClassError, InvalidFieldError
+    NoWorkerError : it is for another version, whose class of that id is another one
+    """
+    if request.model != manifest.name:
+        raise UnknownModelError("model", f"this worker serves {manifest.name!r}")
+    is_other = request.version not in ("", manifest.version)
+    if is_other and not _means_the_same(request, manifest):
+        raise NoWorkerError(f"no worker serves {manifest.name} {request.version} any more")
+    if not 0 <= request.class_id < manifest.gpt.num_classes:
+        raise UnknownClassError(
+            "class_id", f"{manifest.name} has classes 0 to {manifest.gpt.num_classes - 1}"
+        )
+    if request.decoding not in manifest.decodings:
+        raise InvalidFieldError("decoding", f"{manifest.name} offers no {request.decoding!r}")
+    if request.num_images < 1:
+        raise InvalidFieldError("num_images", "num_images must be at least 1")
+
+
+def _means_the_same(request: GenerationRequest, manifest: Manifest) -> bool:
+    names = manifest.class_names
+    return request.class_id in range(len(names)) and names[request.class_id] == request.class_name

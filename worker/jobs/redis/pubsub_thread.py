@@ -1,0 +1,102 @@
+"""A worker's subscription, in a thread.
+
+It reconnects until it is closed. Messages in between are lost, so `on_connected` must look again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from redis.client import PubSub
+from redis.exceptions import RedisError
+
+from masc_core.errors import QueueDownError
+from worker.jobs.redis.connection import (
+    ANSWER_SECONDS,
+    RETRY_SECONDS,
+    SILENCE_SECONDS,
+    BlockingRedis,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class PubSubThread:
+    """Subscribes to channels.
+
+    Parameters
+    ----------
+    client : connection to Redis
+    channels : their names; the first is this worker's own
+    on_message : called with a message's channel and text, in the thread
+    on_connected : called after every subscription, in the thread
+    """
+
+    def __init__(
+        self,
+        client: BlockingRedis,
+        channels: Sequence[str],
+        on_message: Callable[[str, bytes], None],
+        on_connected: Callable[[], None],
+    ) -> None:
+        self._client, self._channels = client, channels
+        self._on_message, self._on_connected = on_message, on_connected
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Subscribe, unless that has been done."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._listen, name="queue-news", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        """Unsubscribe."""
+        with self._lock:
+            if self._thread is None:
+                return
+            self._closing.set()
+            with suppress(RedisError):  # else it wakes by itself, in a moment
+                self._client.publish(self._channels[0], "")
+            self._thread.join()
+            self._thread = None
+
+    def _listen(self) -> None:
+        is_up = True
+        while not self._closing.is_set():
+            try:
+                with self._client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
+                    self._subscribe(pubsub)
+                    is_up = True
+                    self._hear(pubsub)
+            except (RedisError, OSError, QueueDownError) as error:
+                if is_up:
+                    logger.warning("the queue is away: %s", error)
+                is_up = False
+            except Exception:
+                logger.exception("the queue's news cannot be followed")
+            self._closing.wait(RETRY_SECONDS)
+
+    def _subscribe(self, pubsub: PubSub) -> None:
+        pubsub.subscribe(*self._channels)
+        for _ in self._channels:
+            if pubsub.get_message(timeout=ANSWER_SECONDS) is None:
+                raise TimeoutError("the subscription is not confirmed")
+        self._on_connected()
+
+    def _hear(self, pubsub: PubSub) -> None:
+        is_asked = False
+        while not self._closing.is_set():
+            message = pubsub.get_message(timeout=SILENCE_SECONDS)
+            if message is None:
+                if is_asked:
+                    raise TimeoutError("the server does not answer")
+                pubsub.ping()
+            elif message["type"] == "message":
+                self._on_message(message["channel"].decode(), message["data"])
+            is_asked = message is None

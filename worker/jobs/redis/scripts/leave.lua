@@ -1,6 +1,0 @@
--- Take a worker off the list.
-
-if redis.call('HDEL', key('workers'), ARGV[2]) == 1 then
-  redis.call('ZREM', key('heard'), ARGV[2])
-  tell('workers', ARGV[2])
-end

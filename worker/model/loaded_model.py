@@ -1,0 +1,299 @@
+"""One loaded version of a model at work: image tasks in, files out.
+
+Tasks wait until the engine has rows for them. Finished images go through the renderer and a small
+pool of threads that encode. The engine waits for those only when more than `MAX_ENCODING` images
+are there. Previews take what `worker.model.previews.PreviewBudget` allows.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from masc_core.bundle.manifest import Manifest
+from masc_core.bundle.read import Bundle
+from masc_core.errors import ConfigError
+from masc_core.images import ImageFormat, encode_image
+from masc_core.sampling.params import SamplingParams
+from worker.engine.engine import Engine
+from worker.engine.request import (
+    EngineOutput,
+    FailedImage,
+    FinishedImage,
+    ImageTask,
+    PartialImage,
+    TaskKey,
+)
+from worker.jobs.event import Preview, Progress
+from worker.model.previews import PreviewBudget
+from worker.model.render import Rendered, Renderer
+from worker.model.threads import ThreadTrial, available_cores
+
+logger = logging.getLogger(__name__)
+
+MIN_ENCODERS = 2
+MAX_ENCODING = 64  # images whose files are not there yet; beyond, the engine waits
+PREVIEW_FORMAT: Final[ImageFormat] = "jpeg"
+WARM_UP = "warm-up"
+
+
+@dataclass(frozen=True, slots=True)
+class EnteredImage:
+    """A task has come into the engine; ``at`` is seconds since the epoch."""
+
+    task: ImageTask
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEvent:
+    """An event of an image on its way, for whoever watches the job."""
+
+    task: ImageTask
+    event: Progress | Preview
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFile:
+    """An image's file, and what it took after the engine."""
+
+    data: bytes
+    vq_decode_seconds: float
+    encode_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class MadeImage:
+    """What the engine drew, as a file."""
+
+    image: FinishedImage
+    file: EncodedFile
+
+    @property
+    def task(self) -> ImageTask:
+        """Which image it is."""
+        return self.image.task
+
+
+@dataclass(frozen=True, slots=True)
+class LostImage:
+    """A task that has no image; others go on."""
+
+    task: ImageTask
+    error: BaseException
+
+
+Report = EnteredImage | ImageEvent | MadeImage | LostImage
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoding:
+    """An image, or the upper rows of one, on its way through renderer and pool."""
+
+    image: FinishedImage | PartialImage
+    file: Future[EncodedFile]
+    paid: float = 0.0  # from the budget of previews
+
+
+class LoadedModel:
+    """Serves one bundle. Used by one thread at a time.
+
+    Parameters
+    ----------
+    bundle : what is served
+    engine : runs the bundle's transformer
+    budget : of previews
+    cores : numbers of threads that `warm_up` tries, to take the fastest; none leaves torch's
+
+    Attributes
+    ----------
+    affected : after `step` failed, the jobs whose work was under way; otherwise none
+
+    Raises
+    ------
+    ConfigError : the engine is too small for a guided image
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        budget: PreviewBudget | None = None,
+        *,
+        cores: Sequence[int] = (),
+    ) -> None:
+        if engine.capacity_rows < 2:
+            raise ConfigError("a worker needs room for two rows, which a guided image takes")
+        self.bundle, self.engine = bundle, engine
+        self.affected: set[str] = set()
+        self._budget = budget or PreviewBudget()
+        self._cores = cores
+        self._num_threads: int | None = None  # once it was tried
+        self._renderer = Renderer(bundle)
+        self._pool = ThreadPoolExecutor(
+            max(MIN_ENCODERS, available_cores() // 2), thread_name_prefix="encode"
+        )
+        self._backlog: deque[ImageTask] = deque()
+        self._in_engine: dict[TaskKey, ImageTask] = {}
+        self._encoding: deque[_Encoding] = deque()
+        self._reports: list[Report] = []  # not handed out yet
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is served."""
+        return self.bundle.manifest
+
+    @property
+    def max_bits(self) -> float:
+        """Largest entropy of a prediction, the logarithm of K."""
+        return math.log2(self.manifest.num_clusters)
+
+    @property
+    def free_rows(self) -> int:
+        """Rows of the engine that nothing here needs."""
+        return self.engine.free_rows - self.rows_waiting
+
+    @property
+    def rows_waiting(self) -> int:
+        """Rows that what waits for the engine needs."""
+        return sum(task.num_rows for task in self._backlog)
+
+    @property
+    def rows_active(self) -> int:
+        """Rows of the engine in use."""
+        return self.engine.capacity_rows - self.engine.free_rows
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is to be done."""
+        return not (self._backlog or self._in_engine or self._encoding)
+
+    def warm_up(self) -> None:
+        """Make one real image, after all that would make the first steps slow.
+
+        Raises
+        ------
+        MascError : the image failed
+        """
+        self.engine.prepare()
+        defaults = self.manifest.defaults
+        spec = SamplingParams(class_id=0, cfg_scale=defaults.cfg_scale, seed=0)
+        self.engine.add(ImageTask(WARM_UP, 0, spec))
+        trial = ThreadTrial(self._cores or (torch.get_num_threads(),))
+        outcomes: Sequence[EngineOutput] = ()
+        while not outcomes:
+            outcomes = trial.run(self.engine.step)
+        if isinstance(outcomes[0], FailedImage):
+            raise outcomes[0].error
+        if self._cores:
+            self._num_threads = trial.best()
+            torch.set_num_threads(self._num_threads)
+            logger.info("steps take %d of %d cores", self._num_threads, self._cores[-1])
+        _encode(self._renderer.submit(outcomes[0].codes), "png")
+
+    def add(self, tasks: Iterable[ImageTask]) -> None:
+        """Take images; they come into the engine in order."""
+        self._backlog.extend(tasks)
+
+    def drop(self, job_id: str) -> None:
+        """Forget a job's images; their rows are free at once."""
+        self._backlog = deque(task for task in self._backlog if task.job_id != job_id)
+        for key in [key for key in self._in_engine if key[0] == job_id]:
+            self.engine.cancel(key)
+            del self._in_engine[key]
+        self._encoding = deque(one for one in self._encoding if one.image.task.job_id != job_id)
+        self._reports = [report for report in self._reports if report.task.job_id != job_id]
+
+    def step(self, formats: Mapping[str, ImageFormat]) -> Sequence[Report]:
+        """One step of the engine and all around it.
+
+        After an exception, which only the engine raises, no report is lost: they come next time.
+
+        Parameters
+        ----------
+        formats : of the files of each job that is here
+        """
+        self._fill_engine()
+        if self._in_engine:
+            self._step_engine(formats)
+        self.affected = set()
+        self._collect()
+        reports, self._reports = self._reports, []
+        return reports
+
+    def close(self) -> None:
+        """End the threads; nothing is asked for any more."""
+        self._pool.shutdown()
+        self._renderer.close()
+
+    def _fill_engine(self) -> None:
+        while self._backlog and self._backlog[0].num_rows <= self.engine.free_rows:
+            task = self._backlog.popleft()
+            self.affected = {task.job_id}
+            self.engine.add(task)
+            self._in_engine[task.key] = task
+            self._reports.append(EnteredImage(task, time.time()))
+
+    def _step_engine(self, formats: Mapping[str, ImageFormat]) -> None:
+        self.affected = {job_id for job_id, _ in self._in_engine}
+        if self._num_threads and self._num_threads != torch.get_num_threads():
+            torch.set_num_threads(self._num_threads)  # it was warmed up by another thread
+        for outcome in self.engine.step():
+            if isinstance(outcome, PartialImage):
+                progress = Progress(outcome.task.index, outcome.rows, self.manifest.grid)
+                self._reports.append(ImageEvent(outcome.task, progress))
+                paid = self._budget.pay()
+                if paid is not None:
+                    self._start_encoding(outcome, PREVIEW_FORMAT, paid)
+                continue
+            del self._in_engine[outcome.task.key]
+            if isinstance(outcome, FailedImage):
+                self._reports.append(LostImage(outcome.task, outcome.error))
+            else:
+                self._start_encoding(outcome, formats[outcome.task.job_id])
+
+    def _start_encoding(
+        self, image: FinishedImage | PartialImage, file_format: ImageFormat, paid: float = 0.0
+    ) -> None:
+        file = self._pool.submit(_encode, self._renderer.submit(image.codes), file_format)
+        self._encoding.append(_Encoding(image, file, paid))
+
+    def _collect(self) -> None:
+        """Take what the pool has done; wait if the engine has nothing to do, or the pool a lot."""
+        for _ in range(len(self._encoding)):
+            must_wait = not self._in_engine or len(self._encoding) > MAX_ENCODING
+            encoding = self._encoding.popleft()
+            if not must_wait and not encoding.file.done():
+                self._encoding.append(encoding)
+                continue
+            self._reports += self._report(encoding)
+
+    def _report(self, encoding: _Encoding) -> Sequence[Report]:
+        """What has become of an image; nothing for a preview that failed, which nobody misses."""
+        image, error = encoding.image, encoding.file.exception()
+        if isinstance(image, FinishedImage):
+            if error is not None:
+                return [LostImage(image.task, error)]
+            return [MadeImage(image, encoding.file.result())]
+        if error is not None:
+            return ()
+        file = encoding.file.result()
+        self._budget.settle(encoding.paid, file.vq_decode_seconds + file.encode_seconds)
+        grid = self.manifest.grid
+        preview = Preview(image.task.index, image.rows, grid, PREVIEW_FORMAT, file.data)
+        return [ImageEvent(image.task, preview)]
+
+
+def _encode(rendered: Future[Rendered], file_format: ImageFormat) -> EncodedFile:
+    pixels, vq_decode_seconds = rendered.result()
+    started = time.perf_counter()
+    data = encode_image(pixels, file_format)
+    return EncodedFile(data, vq_decode_seconds, time.perf_counter() - started)

@@ -1,0 +1,149 @@
+"""Codes to pixels beside the engine.
+
+On a GPU one thread with a stream of its own takes together what waits, so that decoding fills the
+gaps that the transformer's steps leave. On the CPU an image is decoded at once by whoever asks: a
+second thread would only fight for the same cores.
+An image that cannot be decoded fails alone.
+
+Legend: n codes of an image or of its upper rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from concurrent.futures import Future
+from contextlib import nullcontext
+from queue import SimpleQueue
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from masc_core.bundle.read import Bundle
+from masc_core.device import new_stream, use_device
+from masc_core.images import Pixels
+from masc_core.models.gpu_decoder import SIZES
+
+logger = logging.getLogger(__name__)
+
+
+class Rendered(NamedTuple):
+    """An image.
+
+    Attributes
+    ----------
+    pixels : uint8 (H, W, 3)
+    seconds : since it was asked for
+    """
+
+    pixels: Pixels
+    seconds: float
+
+
+class _Order(NamedTuple):
+    codes: Tensor
+    ordered: float
+    rendered: Future[Rendered]
+
+    def fill(self, pixels: Pixels) -> None:
+        self.rendered.set_result(Rendered(pixels, time.perf_counter() - self.ordered))
+
+
+class Renderer:
+    """Decodes images of one bundle. A context manager, whose end waits for what was submitted.
+
+    Parameters
+    ----------
+    bundle : what decodes
+    threaded : whether a thread of its own does so; by default where the bundle is on a GPU
+    """
+
+    def __init__(self, bundle: Bundle, *, threaded: bool | None = None) -> None:
+        on_gpu = bundle.device.type == "cuda"
+        self._bundle = bundle
+        self._stream = new_stream(bundle.device) if on_gpu else None
+        self._orders: SimpleQueue[_Order | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        if on_gpu if threaded is None else threaded:
+            # A daemon: a process that ends on an error must not wait for who did not close it.
+            self._thread = threading.Thread(target=self._serve, name="render", daemon=True)
+            self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, codes: Tensor) -> Future[Rendered]:
+        """Ask for the pixels of one image.
+
+        Parameters
+        ----------
+        codes : int64 (n,), on the CPU or complete on the device; whole rows of the grid
+
+        Returns
+        -------
+        a future, which raises what `Bundle.render` raises
+        """
+        order = _Order(codes, time.perf_counter(), Future())
+        if self._thread is None:
+            self._render([order])
+        else:
+            self._orders.put(order)
+        return order.rendered
+
+    def close(self) -> None:
+        """Do what was submitted, and end; nothing may be submitted afterwards."""
+        if self._thread is not None:
+            self._orders.put(None)
+            self._thread.join()
+
+    def _serve(self) -> None:
+        use_device(self._bundle.device)
+        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            if self._stream is not None:
+                self._compile()
+            is_open = True
+            while is_open:
+                waiting = [self._orders.get()]
+                while not self._orders.empty():
+                    waiting.append(self._orders.get())
+                is_open = None not in waiting
+                by_length: defaultdict[int, list[_Order]] = defaultdict(list)
+                for order in filter(None, waiting):
+                    by_length[len(order.codes)].append(order)
+                for orders in by_length.values():
+                    self._render(orders)
+
+    def _compile(self) -> None:
+        """Compile for every size of batch now: later images would wait for it."""
+        codes = torch.zeros(SIZES[-1], self._bundle.manifest.grid**2, dtype=torch.int64)
+        for size in SIZES:
+            try:
+                self._bundle.render(codes[:size])
+            except Exception as error:  # noqa: BLE001 - who asks for an image hears of it then
+                logger.warning("images are not decoded %d at a time: %s", size, error)
+
+    def _render(self, orders: list[_Order]) -> None:
+        """Render images of one size; if that fails, one by one."""
+        orders = [order for order in orders if order.rendered.set_running_or_notify_cancel()]
+        if not orders:
+            return
+        try:
+            pixels = list(self._bundle.render(torch.stack([order.codes for order in orders])))
+        except Exception:  # noqa: BLE001 - whose it is shows below
+            for order in orders:
+                self._render_one(order)
+        else:
+            for order, image in zip(orders, pixels, strict=True):
+                order.fill(image)
+
+    def _render_one(self, order: _Order) -> None:
+        try:
+            order.fill(self._bundle.render(order.codes[None])[0])
+        except Exception as error:  # noqa: BLE001 - it is handed to who waits
+            order.rendered.set_exception(error)
