@@ -85,7 +85,7 @@ class QueueClient:
             self._thread = None
         self._outbox.extendleft((lease, HAND_BACK) for lease in reversed(self._held.values()))
         self._held, self._inbox = {}, []
-        for _ in range(len(self._outbox)):  # the worker ends, whatever fails
+        for _try in range(len(self._outbox)):  # the worker ends, whatever fails
             try:
                 self._send()
             except Exception:
