@@ -89,7 +89,7 @@ class QueueClient:
             try:
                 self._send()
             except Exception:
-                logger.exception("a report of job %s is lost", *self.affected)
+                logger.exception("not everything could be reported")
                 if self._outbox and self._outbox[0][0].job_id in self.affected:
                     self._outbox.popleft()  # an outcome, which would fail again
             else:

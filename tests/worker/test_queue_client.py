@@ -257,6 +257,16 @@ def test_an_outcome_that_cannot_be_told_is_tried_again_and_the_rest_goes_back_at
     assert "not everything could be reported" in caplog.text
 
 
+def test_what_waits_behind_an_outcome_that_cannot_be_told_is_told_at_the_end() -> None:
+    queue = BrokenQueue()
+    with QueueClient(queue, Clock()) as client:
+        leases = claimed(queue, client, 3)
+        queue.broken = RESULT
+        for lease in leases:
+            client.report(lease, RESULT)
+    assert [state(queue, f"j{i}") for i in range(3)] == ["ok", "running", "ok"]
+
+
 def test_calls_are_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_client, "MAX_TOGETHER", 4)
     monkeypatch.setattr(queue_client, "MAX_BYTES", 2 * len(PREVIEW.data))

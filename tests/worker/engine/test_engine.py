@@ -218,6 +218,15 @@ def test_a_cancelled_task_is_not_run(models: Models) -> None:
         alone.check(outcome)
 
 
+def test_what_a_broken_step_left_of_a_cancelled_task_is_not_handed_out(models: Models) -> None:
+    engine = Engine(*models, capacity_rows=16)
+    engine.add(TASKS[0])
+    engine.step()
+    engine._outcomes.append(FailedImage(TASKS[0], NonFiniteError("a NaN")))
+    engine.cancel(TASKS[0].key)
+    assert not engine.step()
+
+
 def test_previews_are_what_is_drawn_so_far(models: Models) -> None:
     engine = Engine(*models, capacity_rows=16)
     engine.add(replace(TASKS[0], preview_rows=(1, GRID - 1)))

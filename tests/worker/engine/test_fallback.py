@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from masc_core.bundle.read import Bundle
 from masc_core.errors import NonFiniteError
 from masc_core.generation.batch import Batch
+from masc_core.generation.slots import StepShape
 from masc_core.images import Pixels, encode_image
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
@@ -48,6 +49,13 @@ def loaded_of(bundle: Bundle, backends: list[Backend], prepared: list[EngineMode
         )
 
     return LoadedModel(bundle, Engine(bundle.model, bundle.decoder, 8, make_batch=make))
+
+
+class Stuck(Batch):
+    """A batch whose steps fail."""
+
+    def _run(self, shape: StepShape) -> float:
+        raise PTXAS
 
 
 PTXAS = RuntimeError("Internal Triton PTX codegen error: ptxas fatal")
@@ -137,3 +145,9 @@ def test_the_metric_is_of_the_way_that_works(bundle: Bundle) -> None:
     batch.prepare()
     assert registry.get_sample_value("masc_engine_mode", {"mode": "eager"}) == 1
     assert registry.get_sample_value("masc_engine_mode", {"mode": "graphs"}) is None
+
+
+def test_a_step_of_nobody_tells_whether_a_backend_works(bundle: Bundle) -> None:
+    prepared: list[EngineMode] = []
+    loaded_of(bundle, [Backend("eager", Stuck), Backend("cpu", Batch)], prepared).warm_up()
+    assert prepared == ["cpu"]

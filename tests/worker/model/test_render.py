@@ -70,6 +70,21 @@ def test_what_waits_is_decoded_together(bundle: Bundle, monkeypatch: pytest.Monk
     assert all(future.done() for future in rest)
 
 
+def test_a_size_that_cannot_be_compiled_ends_no_thread(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def small_ones_only(_: Bundle, codes: Tensor) -> object:
+        if len(codes) > 4:
+            raise torch.OutOfMemoryError("of the device")
+        return np.zeros((len(codes), 4, 4, 3), dtype=np.uint8)
+
+    monkeypatch.setattr(Bundle, "render", small_ones_only)
+    Renderer(bundle)._compile()
+    assert [record.message for record in caplog.records] == [
+        f"images are not decoded {size} at a time: of the device" for size in (8, 16)
+    ]
+
+
 def test_one_that_nobody_closed_does_not_hold_up_the_end_of_the_process(bundle: Bundle) -> None:
     with Renderer(bundle, threaded=True) as renderer:
         assert renderer._thread is not None
