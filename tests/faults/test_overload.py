@@ -43,8 +43,9 @@ def test_tenfold_overload_for_a_minute(logs: Path, redis: RedisServer) -> None:
         limits = httpx.Limits(max_connections=None)
         url = cluster.front_ends[0].url
         async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
-            started = time.monotonic()
-            await asyncio.gather(*(ask(http, number) for number in range(8)))
+            for _ in range(2):  # the first ones find everything cold
+                started = time.monotonic()
+                await asyncio.gather(*(ask(http, number) for number in range(8)))
             rate = 10 * 8 / (time.monotonic() - started)
             tasks: list[asyncio.Task[None]] = []
             started, rng = time.monotonic(), random.Random(0)
@@ -60,7 +61,7 @@ def test_tenfold_overload_for_a_minute(logs: Path, redis: RedisServer) -> None:
     with Cluster(logs, SHIPPED, redis, max_batch=2, max_queue=8) as cluster, Stopwatch() as watch:
         cluster.start()
         memory = asyncio.run(run(cluster))
-        assert len(rejections) > 5 * len(accepted)
+        assert len(rejections) > 5 * (len(accepted) - 16)
         assert set(accepted) == {200}
         assert statistics.quantiles(rejections, n=100)[98] <= 0.05
         assert len(memory) >= 8
