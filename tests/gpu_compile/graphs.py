@@ -130,9 +130,11 @@ class Compiler:
         *,
         fullgraph: bool = False,
         dynamic: bool | None = None,
+        backend: str = "inductor",
         options: dict[str, Any] | None = None,
     ) -> Run:
         """As `torch.compile`."""
+        assert backend == "inductor"
         name = getattr(work, "__qualname__", type(work).__qualname__)
         if name not in self._backends:
             part = self.parts.setdefault(name, Part(name))
