@@ -7,7 +7,9 @@
     python benchmarks/one_step.py --before ../before --out benchmarks/results
 
 Every figure is taken by a process of its own that imports one checkout, one after the other, as
-often as ``--turns`` says; the table has medians. The shipped model is this checkout's in both.
+often as ``--turns`` says; the table has medians. The shipped model is this checkout's in both. The
+other checkout needs the modules that are imported here: for one from before they were moved, run
+this program as it was then.
 
 * *service*: images/s of `masc serve` with its defaults under 8 clients that ask again at once.
 * *engine*: images/s of the engine alone with 8 images in it, of which another begins whenever one

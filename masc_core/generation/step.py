@@ -101,7 +101,7 @@ class Step:
         self._side = new_stream(weight.device) if weight.is_cuda else None
         if compiled:
             keep_float32()
-        sizes = _sizes(model, decoder, num_slots)
+        sizes = _sizes(model, decoder, num_slots) if compiled else None
 
         def part(work: Work) -> Work:
             return compile_part(work, sizes) if compiled else work
