@@ -46,7 +46,7 @@ from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import InClusterDecoder
 from masc_core.sampling.params import SamplingParams
-from server.bench.run import JSON_FILE
+from server.bench.cli import JSON_FILE
 from worker.engine.engine import Engine
 from worker.engine.request import FinishedImage, ImageTask
 

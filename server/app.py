@@ -19,7 +19,7 @@ from masc_core.bundle.registry import Registry
 from masc_core.errors import ConfigError
 from server import errors, openapi
 from server.activation import Activator
-from server.auth.access import Access
+from server.auth.api_keys import Access
 from server.auth.rate_limit import RateLimits
 from server.codebook_view import route as codebook
 from server.codebook_view.cache import CodebookCache
@@ -30,7 +30,10 @@ from server.middleware.body_limit import BodyLimit
 from server.middleware.security import SecurityHeaders
 from server.middleware.tracing import TraceRequests
 from server.openai import route as openai
+from server.openai.schemas import CompletedEvent, OpenAIBody, PartialImageEvent
 from server.routes import admin, generate, health, jobs, models, page
+from server.schemas.generate import GenerateBody
+from server.schemas.job import EVENT_MODELS, JobBody
 from server.settings import ServerSettings
 from server.state import AppState, app_state
 from worker.jobs.queue import JobProducer
@@ -39,6 +42,8 @@ from worker.jobs.tracing import open_tracer
 DESCRIPTION = """Images of a class, from an autoregressive model over clusters of codes.
 
 Errors are problem documents (RFC 9457)."""
+BODIES = (GenerateBody, JobBody, OpenAIBody, admin.ActivateBody)
+STREAMED = (*EVENT_MODELS.values(), PartialImageEvent, CompletedEvent)
 
 
 def create_app(
@@ -125,7 +130,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _describe(app: FastAPI) -> None:
     @cache  # routes do not change any more, and building it takes 10 ms
     def content() -> bytes:
-        return bytes(JSONResponse(openapi.document(app)).body)
+        return bytes(JSONResponse(openapi.document(app, BODIES, STREAMED)).body)
 
     @app.get("/openapi.json", include_in_schema=False)
     async def description() -> Response:

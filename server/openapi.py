@@ -7,7 +7,7 @@ errors are made by the code that makes the errors.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,23 +35,10 @@ from masc_core.errors import (
     VersionRefusedError,
 )
 from server.errors import INVALID, MEDIA_TYPE, PROBLEM_TYPES, FieldError, ProblemType, problem
-from server.openai.schemas import CompletedEvent, OpenAIBody, PartialImageEvent
-from server.schemas.activation import ActivateBody
-from server.schemas.event import EVENT_MODELS
-from server.schemas.generate import GenerateBody
-from server.schemas.job import JobBody
 
 CLIENT_SCHEMES = {"bearer", "key"}
 REF = "#/components/schemas/{model}"
 Responses = dict[int | str, dict[str, Any]]
-
-# Models that no route has in its signature.
-BODY_MODELS: tuple[type[BaseModel], ...] = (GenerateBody, JobBody, OpenAIBody, ActivateBody)
-STREAMED_MODELS: tuple[type[BaseModel], ...] = (
-    *EVENT_MODELS.values(),
-    PartialImageEvent,
-    CompletedEvent,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,14 +196,22 @@ def headers(described: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def document(app: FastAPI) -> dict[str, Any]:
-    """OpenAPI document of an application."""
+def document(
+    app: FastAPI, bodies: Iterable[type[BaseModel]], streamed: Iterable[type[BaseModel]]
+) -> dict[str, Any]:
+    """OpenAPI document of an application.
+
+    Parameters
+    ----------
+    app : with all its routes
+    bodies, streamed : models of requests and of events, which no route has in its signature
+    """
     description = app.openapi()
     schemas = description.setdefault("components", {}).setdefault("schemas", {})
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-        (body, "validation") for body in BODY_MODELS
+        *((body, "validation") for body in bodies),
+        *((data, "serialization") for data in streamed),
     ]
-    models += [(data, "serialization") for data in STREAMED_MODELS]
     _, schemas_of_models = models_json_schema(models, ref_template=REF)
     schemas.update(schemas_of_models["$defs"])
     for unused in ("HTTPValidationError", "ValidationError"):

@@ -13,7 +13,7 @@ from masc_core.bundle.manifest import Manifest
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, NoWorkerError, UnknownModelError
 from server.activation import Activator
-from server.auth.access import Access
+from server.auth.api_keys import Access
 from server.auth.rate_limit import RateLimits
 from server.codebook_view.cache import CodebookCache
 from server.drain import Drain

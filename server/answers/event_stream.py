@@ -18,9 +18,8 @@ from prometheus_client import Histogram
 from starlette.types import Receive, Scope, Send
 
 from masc_core.errors import MascError
-from server.answers.job_updates import JobUpdate, job_updates
+from server.answers.job_updates import JobUpdate, job_updates, release, wait_for_disconnect
 from server.errors import CLIENT_CLOSED_REQUEST, problem_type_of
-from server.intake.dispatch import release, wait_for_disconnect
 from server.metrics import set_final_status
 from server.middleware.tracing import stage
 from server.state import AppState

@@ -12,8 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from masc_core.images import ImageFormat
-from server.schemas.generate import GenerateAnswer
-from server.schemas.image import Image, ModelVersion, Stages
+from server.schemas.generate import GenerateAnswer, Image, ModelVersion, Stages
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
 
 BINARY: Final = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
@@ -55,7 +54,7 @@ def json_response(
 
 
 def image_facts(image: ImageOutput, file_format: ImageFormat, *, entropies: bool) -> dict[str, Any]:
-    """Fields of `server.schemas.image.ImageFacts`; entropies are left out unless asked for."""
+    """Fields of `server.schemas.generate.ImageFacts`; entropies are left out unless asked for."""
     facts = {
         "seed": image.seed,
         "format": file_format,

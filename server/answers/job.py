@@ -19,18 +19,19 @@ from pydantic import BaseModel
 from masc_core.errors import MascError, QueueDownError, UnknownJobError
 from server.answers.images import base64_of, image_facts, model_version, stages
 from server.answers.job_updates import JobUpdate, QueuePosition, queue_position
-from server.auth.access import Client
-from server.errors import problem_document
-from server.schemas.event import (
+from server.auth.api_keys import Client
+from server.errors import Problem, problem_document
+from server.schemas.job import (
     DoneEvent,
     ImageEvent,
+    JobAnswer,
+    JobImage,
+    JobRequest,
     PreviewEvent,
     ProgressEvent,
     QueuedEvent,
     StartedEvent,
 )
-from server.schemas.job import JobAnswer, JobImage, JobRequest
-from server.schemas.problem import Problem
 from worker.jobs.event import NumberedEvent, Preview, Progress, Started
 from worker.jobs.job import Job
 from worker.jobs.outcome import JobFailure, JobResult, Outcome

@@ -11,9 +11,14 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
 from masc_core.errors import DeadlineError, QueueDownError
+from server.state import AppState
 from worker.jobs.event import NumberedEvent
-from worker.jobs.outcome import JobFailure, JobResult
+from worker.jobs.job import Job
+from worker.jobs.outcome import EXPIRED, JobFailure, JobResult
 from worker.jobs.queue import JobProducer
 from worker.jobs.state import JobStatus
 
@@ -147,3 +152,71 @@ async def _close(events: AsyncIterator[NumberedEvent]) -> None:
     """Release the adapter's resources now, not at garbage collection."""
     if isinstance(events, AsyncGenerator):
         await events.aclose()
+
+
+async def wait_for_result(state: AppState, job: Job, receive: Receive, seconds: float) -> JobResult:
+    """Wait for the images of a job; the front end does not end before they are there.
+
+    Parameters
+    ----------
+    front : the front end
+    job : as admitted
+    receive : the request's channel, whose body has been read
+    seconds : until the request times out
+
+    Raises
+    ------
+    MascError : why the job failed
+    ClientDisconnect : the client disconnected
+    DeadlineError : the time is up
+    """
+    with state.drain.working():
+        return await _wait_for_result(state.queue, job, receive, seconds)
+
+
+async def _wait_for_result(
+    queue: JobProducer, job: Job, receive: Receive, seconds: float
+) -> JobResult:
+    outcome = asyncio.ensure_future(queue.outcome(job.id))
+    disconnect = asyncio.ensure_future(wait_for_disconnect(receive))
+    is_late = False
+    try:
+        await asyncio.wait({outcome, disconnect}, timeout=seconds, return_when="FIRST_COMPLETED")
+        if outcome.done():
+            result = outcome.result()
+            if isinstance(result, JobResult):
+                return result
+            if result != EXPIRED:
+                raise result.to_error()
+        elif disconnect.done():
+            raise ClientDisconnect
+        is_late = True
+        raise DeadlineError(f"no image within {seconds:g} seconds")
+    finally:
+        disconnect.cancel()
+        outcome.cancel()
+        expired, has_ended = is_late and seconds >= job.timeout, outcome.done()
+        await release(queue, job, expired=expired, has_ended=has_ended)
+
+
+async def release(queue: JobProducer, job: Job, *, expired: bool, has_ended: bool = False) -> None:
+    """Cancel and forget a job that no request waits for any more.
+
+    Parameters
+    ----------
+    queue : where it is
+    job : one that is kept goes on, for others may wait for it
+    expired : whether its own time is up: it ends even if it is kept
+    has_ended : whether its outcome is known, so there is nothing to cancel
+    """
+    with suppress(QueueDownError):  # its deadline ends it later
+        if not has_ended and (expired or not job.keep):
+            await queue.cancel(job.id, "expired" if expired else "cancelled")
+        if not job.keep:
+            await queue.forget(job.id)
+
+
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Return when the client of a request, whose body has been read, disconnects."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -21,7 +21,7 @@ from limits.errors import StorageError
 from redis.asyncio import ConnectionPool
 
 from masc_core.errors import RateLimitError
-from server.auth.access import Client
+from server.auth.api_keys import Client
 from worker.jobs.redis.loop_timeout import loop_timeout
 
 logger = logging.getLogger(__name__)

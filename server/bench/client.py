@@ -5,8 +5,13 @@ Connections are not limited: a limit would delay requests that are due.
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Literal
 
 import aiohttp
 from pydantic import SecretStr
@@ -72,3 +77,177 @@ def load_api_key(given: str | None) -> SecretStr | None:
 
 def _fits_header(key: str) -> bool:
     return bool(key) and key.isascii() and key.isprintable() and " " not in key
+
+
+STAGES = ("queue", "prefill", "decode", "vq_decode", "encode", "total")
+MAX_TEXT = 200  # of a problem, characters
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer, read.
+
+    Attributes
+    ----------
+    num_images : images in it
+    stages : seconds in each of `STAGES` that the server tells of
+    model : name and version of what made the images, with a slash between
+    retry_after : seconds after which a refused client may come again
+    problem, detail : title and detail of a problem document
+    """
+
+    num_images: int = 0
+    stages: Mapping[str, float] = field(default_factory=dict)
+    model: str = ""
+    retry_after: float | None = None
+    problem: str = ""
+    detail: str = ""
+
+
+def read_answer(status: int, headers: Mapping[str, str], content: bytes) -> Answer:
+    """Read one answer; ``headers`` are looked up without regard to case."""
+    media_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if status != 200:
+        return _refusal(headers, _document(content) if media_type.endswith("json") else {})
+    stages = server_timing(headers.get("Server-Timing", ""))
+    if media_type.startswith("image/"):
+        return Answer(int(bool(content)), stages, plain(headers.get("X-Masc-Model", "")))
+    document = _document(content)
+    images = document.get("images")
+    return Answer(
+        num_images=len(images) if isinstance(images, list) else 0,
+        stages=stages or _timings(document.get("timings")),
+        model=_model(document.get("model")),
+    )
+
+
+def server_timing(header: str) -> dict[str, float]:
+    """Seconds of each known stage in a Server-Timing header, which has milliseconds."""
+    stages = {}
+    for entry in header.split(","):
+        name, *parameters = (part.strip() for part in entry.split(";"))
+        for parameter in parameters:
+            key, _, value = parameter.partition("=")
+            seconds = _seconds(value.strip().strip('"'))
+            if name in STAGES and key.strip().lower() == "dur" and seconds is not None:
+                stages[name] = seconds / 1000
+    return stages
+
+
+def plain(text: object) -> str:
+    """Return what a terminal can show of a server's word, without escape sequences or line ends."""
+    return "".join(c if c.isprintable() else " " for c in str(text)[:MAX_TEXT])
+
+
+def _refusal(headers: Mapping[str, str], document: Mapping[str, Any]) -> Answer:
+    title, detail = (plain(document.get(name, "")) for name in ("title", "detail"))
+    retry_after = _seconds(headers.get("Retry-After", ""))
+    return Answer(retry_after=retry_after, problem=title, detail=detail)
+
+
+def _document(content: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):  # nested too deeply
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _model(model: object) -> str:
+    if not isinstance(model, dict):
+        return ""
+    return plain(f"{model.get('name')}/{model.get('version')}")
+
+
+def _timings(timings: object) -> dict[str, float]:
+    if not isinstance(timings, dict):
+        return {}
+    given = {name: _seconds(timings.get(name)) for name in STAGES}
+    return {name: seconds for name, seconds in given.items() if seconds is not None}
+
+
+def _seconds(value: object) -> float | None:
+    """Return a finite, not negative number; None for anything else, a date too."""
+    try:
+        number = float(value) if isinstance(value, str | int | float) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+Outcome = Literal["ok", "rejected", "error"]
+Clock = Callable[[], float]  # seconds since the measurement began, negative in the warm-up
+
+REJECTIONS = (429, 503)
+NO_ANSWER = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What became of one request.
+
+    Attributes
+    ----------
+    due, sent, finished : seconds on the run's clock
+    status : of the answer; `NO_ANSWER` if there is none, or none that can be used
+    answer : what it says
+    error : why it counts as an error, in few words; one of few texts
+    """
+
+    due: float
+    sent: float
+    finished: float
+    status: int
+    answer: Answer
+    error: str = ""
+
+    @property
+    def outcome(self) -> Outcome:
+        """Images, an orderly refusal, or neither."""
+        return outcome_of(self.status)
+
+
+def outcome_of(status: int) -> Outcome:
+    """Class of a sample's status."""
+    if status == 200:
+        return "ok"
+    return "rejected" if status in REJECTIONS else "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where requests go, and what a whole answer holds."""
+
+    session: aiohttp.ClientSession
+    url: str
+    accept: str
+    num_images: int
+
+    async def measure(self, body: bytes, due: float, clock: Clock) -> Sample:
+        """Send one request, and wait for all of its answer."""
+        sent = clock()
+        headers = {"Accept": self.accept, "Content-Type": "application/json"}
+        try:
+            async with self.session.post(
+                self.url, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                content = await response.read()
+        except FAILURES as error:
+            return Sample(due, sent, clock(), NO_ANSWER, Answer(), describe_failure(error))
+        finished = clock()
+        answer = read_answer(response.status, response.headers, content)
+        return Sample(due, sent, finished, *self._judge(response.status, answer))
+
+    def _judge(self, status: int, answer: Answer) -> tuple[int, Answer, str]:
+        if status != 200:
+            return status, answer, f"{status} {answer.problem or _phrase(status)}"
+        if answer.num_images != self.num_images:
+            return NO_ANSWER, Answer(), "200 without the images"
+        return status, answer, ""
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "unknown status"

@@ -13,11 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from server.bench.answer import STAGES
-from server.bench.record import Rows
-from server.bench.report import Report
-from server.bench.sample import REJECTIONS
-from server.bench.table import headline
+from server.bench.client import REJECTIONS, STAGES
+from server.bench.load import Rows
+from server.bench.report import Report, headline
 
 # Okabe, Ito: Color Universal Design, 2008; without yellow, which is faint on white.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

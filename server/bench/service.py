@@ -13,8 +13,7 @@ import aiohttp
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from masc_core.errors import ConfigError
-from server.bench.answer import plain, read_answer
-from server.bench.client import FAILURES, describe_failure
+from server.bench.client import FAILURES, describe_failure, plain, read_answer
 
 MAX_LISTED = 20
 

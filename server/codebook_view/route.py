@@ -17,17 +17,18 @@ from masc_core.bundle.manifest import Manifest
 from masc_core.errors import UnknownClassError
 from server.answers.images import BINARY, cached_response
 from server.codebook_view.cache import CodebookView
-from server.codebook_view.codebook import Codebook, Sort
-from server.codebook_view.schemas import (
+from server.codebook_view.codebook import (
     BranchDetail,
     BranchSummary,
     ClusterDetail,
     ClusterPage,
     ClusterSummary,
+    Codebook,
     CodebookSummary,
     Merge,
     PatchSheet,
     SizeCount,
+    Sort,
 )
 from server.openapi import Responses, problems
 from server.state import AppState, State

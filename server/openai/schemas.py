@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from masc_core.images import ImageFormat
-from server.schemas.generate import MAX_IMAGES
-from server.schemas.image import EXAMPLE_B64
-from server.schemas.sampling import (
+from server.schemas.generate import (
+    EXAMPLE_B64,
+    MAX_IMAGES,
     CfgScale,
     InClusterDecoding,
     ModelName,

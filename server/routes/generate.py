@@ -10,12 +10,12 @@ from starlette.responses import Response
 from server.answers.event_stream import stream_generation
 from server.answers.images import BINARY, IMAGE_HEADERS, image_headers, json_response
 from server.answers.job import JobEvents
-from server.auth.keys import LimitedClientDependency
+from server.answers.job_updates import wait_for_result
+from server.auth.dependencies import LimitedClientDependency
 from server.intake.accept import EVENTS, MEDIA_TYPES, image_format, wants_events
-from server.intake.dispatch import TimeoutHeader, admit, time_limit, wait_for_result
+from server.intake.admit import TimeoutHeader, admit, resolve, time_limit
 from server.intake.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
 from server.intake.json_body import json_body
-from server.intake.resolve import resolve
 from server.middleware.tracing import stage
 from server.openapi import (
     STARTING,
@@ -26,13 +26,13 @@ from server.openapi import (
     json_request,
     problems,
 )
-from server.schemas.event import EVENT_MODELS, EXAMPLE_EVENTS
 from server.schemas.generate import (
     EXAMPLE_ANSWER,
     EXAMPLE_REQUEST,
     GenerateAnswer,
     GenerateBody,
 )
+from server.schemas.job import EVENT_MODELS, EXAMPLE_EVENTS
 from server.state import State
 from worker.jobs.job import Job
 

@@ -13,17 +13,15 @@ from server.answers.event_stream import EventStream, sse_events
 from server.answers.images import BINARY, IMAGE_HEADERS, cached_response, image_headers
 from server.answers.job import EVENT_ID, Cursor, JobEvents, job_answer, job_outcome, own_job_status
 from server.answers.job_updates import job_updates
-from server.auth.keys import ClientDependency, LimitedClientDependency
+from server.auth.dependencies import ClientDependency, LimitedClientDependency
 from server.intake.accept import EVENTS, MEDIA_TYPES
-from server.intake.dispatch import TimeoutHeader, admit, time_limit
+from server.intake.admit import TimeoutHeader, admit, resolve, time_limit
 from server.intake.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
 from server.intake.json_body import json_body
-from server.intake.resolve import resolve
 from server.middleware.tracing import stage
 from server.openapi import STARTING, Responses, event_stream, headers, json_request, problems
 from server.routes.generate import EXAMPLES as GENERATE_EXAMPLES
-from server.schemas.event import EVENT_MODELS, EXAMPLE_EVENTS
-from server.schemas.job import EXAMPLE_JOB, JobAnswer, JobBody
+from server.schemas.job import EVENT_MODELS, EXAMPLE_EVENTS, EXAMPLE_JOB, JobAnswer, JobBody
 from server.state import State
 from worker.jobs.job import Job
 from worker.jobs.outcome import JobResult

@@ -1,26 +1,111 @@
-"""What to generate, and the images in answer.
-
-Requests are strict: no field is unknown, no number comes as a string or a boolean. A field of a
-request that is absent or null takes its default.
-"""
+"""How an image is drawn: the fields that every kind of request has, under the same names."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from masc_core.bundle.manifest import Decoding
 from masc_core.images import ImageFormat
-from server.schemas.image import EXAMPLE_B64, Image, ModelVersion, Stages
-from server.schemas.sampling import (
-    CfgScale,
-    InClusterDecoding,
-    ModelName,
-    Seed,
-    Temperature,
-    TopK,
-    TopP,
+from worker.jobs.job import MAX_SEED
+
+MAX_TEMPERATURE = 10.0
+
+CfgScale = Annotated[
+    float | None,
+    Field(
+        ge=1.0,
+        le=20.0,
+        allow_inf_nan=False,
+        description="Scale of the classifier-free guidance; 1 is none. Default: the model's.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        le=MAX_SEED,
+        description="Image `i` uses `seed + i`. Default: drawn, below 2^53, and reported.",
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=MAX_TEMPERATURE,
+        allow_inf_nan=False,
+        description="Divides the logits of clusters, not a refiner's. Default: the model's.",
+    ),
+]
+TopK = Annotated[int | None, Field(ge=0, description="Draw among the `top_k` likeliest; 0 is all.")]
+TopP = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Draw among the likeliest that make up this probability; 1 is all.",
+    ),
+]
+InClusterDecoding = Annotated[
+    Decoding | None,
+    Field(
+        description="How a cluster becomes one of its codes: all alike, as often as in training "
+        "data, or by the model's refiner. Default: the model's."
+    ),
+]
+ModelName = Annotated[
+    str | None, Field(max_length=200, description="Default: the server's default model.")
+]
+
+
+# One pixel.
+EXAMPLE_B64: Final = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4v2IFAARwAjcIwSCwAAAAAElFTkSuQmCC"
 )
+
+
+class ModelVersion(BaseModel):
+    """The weights that made an image."""
+
+    name: str
+    version: str
+    weights_sha256: str
+
+
+class ImageFacts(BaseModel):
+    """What is known of one image, besides its pixels."""
+
+    seed: Annotated[int, Field(description="The seed that alone makes this image again.")]
+    format: ImageFormat
+    entropy_bits: Annotated[
+        float, Field(description="Mean entropy of the predictions, bits per position.")
+    ]
+    entropy_ratio: Annotated[
+        float, Field(description="The same as a share of the largest possible, log2 of clusters.")
+    ]
+    entropies: Annotated[
+        list[float] | None, Field(description="Bits of each position, if asked for.")
+    ] = None
+
+
+class Image(ImageFacts):
+    """One image of an answer."""
+
+    b64: Annotated[str, Field(description="The file in Base64.")]
+
+
+class Stages(BaseModel):
+    """Seconds spent in each stage."""
+
+    queue: float
+    prefill: float
+    decode: float
+    vq_decode: float
+    encode: float
+    total: Annotated[float, Field(description="From submission to the encoded images.")]
+
 
 MAX_IMAGES = 16
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, Field
 
 from masc_core.bundle.manifest import Decoding
 from masc_core.images import ImageFormat
-from server.schemas.generate import ImagesBody
-from server.schemas.image import ImageFacts, ModelVersion, Stages
-from server.schemas.problem import Problem
+from server.errors import Problem
+from server.schemas.generate import Image, ImageFacts, ImagesBody, ModelVersion, Stages
 from worker.jobs.state import JobState
 
 EXAMPLE_JOB: dict[str, Any] = {
@@ -93,3 +93,70 @@ class JobAnswer(BaseModel):
     images: Annotated[list[JobImage] | None, Field(description="Once they are there.")] = None
     timings: Stages | None = None
     error: Annotated[Problem | None, Field(description="Why there are no images.")] = None
+
+
+ImageIndex = Annotated[int, Field(description="Which image of the job, from 0.")]
+
+
+class QueuedEvent(BaseModel):
+    """The job waits; sent at once, and whenever its position changes."""
+
+    position: Annotated[int, Field(description="Jobs that are ahead.")]
+    estimated_start_seconds: Annotated[
+        float | None, Field(description="Seconds from now; null while nothing is known.")
+    ]
+
+
+class StartedEvent(BaseModel):
+    """A worker has taken the job; after a worker was lost, another one."""
+
+    model: str
+    version: str
+
+
+class ProgressEvent(BaseModel):
+    """So much of an image is drawn."""
+
+    image: ImageIndex
+    rows: Annotated[int, Field(description="Rows of the grid that are drawn.")]
+    num_rows: Annotated[int, Field(description="All rows of the grid.")]
+
+
+class PreviewEvent(ProgressEvent):
+    """The upper rows of an image, as wide as the image and as high as the rows."""
+
+    format: ImageFormat
+    b64: Annotated[str, Field(description="The file in Base64.")]
+
+
+class ImageEvent(Image):
+    """A finished image."""
+
+    index: ImageIndex
+
+
+class DoneEvent(BaseModel):
+    """All images have been sent; the last event."""
+
+    id: str
+    model: ModelVersion
+    timings: Stages
+
+
+EXAMPLE_EVENTS: Final = """event: queued
+data: {"position":2,"estimated_start_seconds":0.8}
+
+event: progress
+data: {"image":0,"rows":1,"num_rows":8}
+id: 2
+
+"""
+EVENT_MODELS: Final[Mapping[str, type[BaseModel]]] = {
+    "queued": QueuedEvent,
+    "started": StartedEvent,
+    "progress": ProgressEvent,
+    "preview": PreviewEvent,
+    "image": ImageEvent,
+    "done": DoneEvent,
+    "error": Problem,
+}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from masc_core.bundle.registry import Registry
+from server.errors import Problem
 from server.openai.schemas import OpenAIAnswer, OpenAIErrorAnswer
 from server.openapi import SAMPLES, problems
 from server.schemas.generate import GenerateAnswer
-from server.schemas.problem import Problem
 from tests.server.service import Service
 from tests.server.sse import read_events
 

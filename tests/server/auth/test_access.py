@@ -7,8 +7,7 @@ import pytest
 
 from masc_core.errors import ConfigError, ForbiddenError, UnauthorizedError
 from masc_core.io.files import atomic_write
-from server.auth.access import Access, Client
-from server.auth.api_keys import hash_key
+from server.auth.api_keys import Access, Client, hash_key
 from server.settings import ServerSettings
 
 ALICE, BOB, ROOT = "key of alice", "key of bob", "key of root"

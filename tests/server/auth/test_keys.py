@@ -9,8 +9,8 @@ import httpx
 import pytest
 from fastapi import APIRouter, Depends
 
-from server.auth.access import Client
-from server.auth.keys import AdminDependency, ClientDependency, known_client
+from server.auth.api_keys import Client
+from server.auth.dependencies import AdminDependency, ClientDependency, known_client
 from server.state import app_state
 from tests.server.asgi import Exchange
 from tests.server.auth.test_access import ALICE, BOB, ROOT, write_keys

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from masc_core.errors import RateLimitError
-from server.auth.access import Client
+from server.auth.api_keys import Client
 from server.auth.rate_limit import AWAY_SECONDS, CONNECTIONS, TIMEOUT_SECONDS, RateLimits
 from tests.clock import Clock
 from tests.redis_server import RedisServer

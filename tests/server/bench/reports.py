@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from server.bench.answer import Answer
+from server.bench.client import Answer, Sample
+from server.bench.load import Record
 from server.bench.options import read_options
-from server.bench.record import Record
 from server.bench.report import Report, make_report
-from server.bench.sample import Sample
 from server.bench.service import ServiceInfo
 
 STARTED = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)

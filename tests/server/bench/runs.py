@@ -6,12 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from server.bench.client import open_session
-from server.bench.load import Load
+from server.bench.client import Sample, Target, open_session
+from server.bench.load import Load, Plan, Record
 from server.bench.options import BenchOptions
-from server.bench.plan import Plan
-from server.bench.record import Record
-from server.bench.sample import Sample, Target
 from tests.server.bench.stand_in import Answer, StandIn, answer_at_once, serving
 
 

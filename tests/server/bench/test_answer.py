@@ -7,7 +7,7 @@ import pytest
 from multidict import CIMultiDict
 
 from server.answers.images import server_timing as write_timing
-from server.bench.answer import MAX_TEXT, Answer, plain, read_answer, server_timing
+from server.bench.client import MAX_TEXT, Answer, plain, read_answer, server_timing
 from worker.jobs.outcome import Timings
 
 PNG = {"Content-Type": "image/png"}

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from server.bench import cli
-from server.bench.record import Record
+from server.bench.load import Record
 from tests.server.bench.reports import mixed_record
 
 

@@ -11,11 +11,8 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from server.bench.client import open_session
-from server.bench.load import PAUSE, Load
-from server.bench.plan import Plan
-from server.bench.record import Record
-from server.bench.sample import NO_ANSWER
+from server.bench.client import NO_ANSWER, open_session
+from server.bench.load import PAUSE, Load, Plan, Record
 from tests.server.bench.runs import make_plan, run_load, target
 from tests.server.bench.stand_in import StandIn, picture, refusal, serving
 

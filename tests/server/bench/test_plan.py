@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from server.bench.plan import SEED_RANGE, Plan
+from server.bench.load import SEED_RANGE, Plan
 from tests.server.bench.runs import make_plan
 
 CLASS_IDS = (3, 5, 8)

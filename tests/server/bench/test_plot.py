@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 from PIL import Image
 
+from server.bench.load import Record
 from server.bench.plot import _binned_percentile, _draw_rates, _draw_stages, report_plot
-from server.bench.record import Record
 from tests.server.bench.reports import failed, mixed_record, ok, record_of, refused, report_of
 
 RECORDS = {

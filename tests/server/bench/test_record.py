@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from server.bench.answer import STAGES, Answer
-from server.bench.record import COLUMNS, MAX_TEXTS, OTHER_TEXT, Record
-from server.bench.sample import Sample
+from server.bench.client import STAGES, Answer, Sample
+from server.bench.load import COLUMNS, MAX_TEXTS, OTHER_TEXT, Record
 
 
 def sample(

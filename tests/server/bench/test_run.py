@@ -11,10 +11,10 @@ import pytest
 from pydantic import SecretStr
 
 from masc_core.errors import ConfigError
+from server.bench.cli import JSON_FILE, PLOT_FILE, check_folder, run_bench, write_results
+from server.bench.load import Record
 from server.bench.options import read_options
-from server.bench.record import Record
 from server.bench.report import Report
-from server.bench.run import JSON_FILE, PLOT_FILE, check_folder, run_bench, write_results
 from tests.server.bench.reports import mixed_record, report_of
 from tests.server.bench.runs import make_plan
 from tests.server.listening import listening

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from server.bench.answer import Answer
-from server.bench.sample import NO_ANSWER, Sample, outcome_of
+from server.bench.client import NO_ANSWER, Answer, Sample, outcome_of
 from tests.server.bench.runs import measure
 from tests.server.bench.stand_in import images, refusal
 

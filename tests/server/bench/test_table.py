@@ -5,8 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from server.bench.report import Report
-from server.bench.table import describe_load, headline, report_tables
+from server.bench.report import Report, describe_load, headline, report_tables
 from tests.server.bench.reports import mixed_record, ok, record_of, report_of
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from masc_core.errors import InvalidFieldError
-from server.intake.dispatch import time_limit
+from server.intake.admit import time_limit
 from tests.server.asgi import Exchange
 from tests.server.service import Service, assert_problem
 from tests.server.sse import read_events

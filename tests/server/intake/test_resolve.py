@@ -6,7 +6,7 @@ import pytest
 
 from masc_core.bundle.manifest import Manifest
 from masc_core.errors import InvalidFieldError, UnknownClassError
-from server.intake.resolve import DRAWN_SEED_BITS, resolve
+from server.intake.admit import DRAWN_SEED_BITS, resolve
 from server.schemas.generate import GenerateBody
 from tests.server.service import write_model
 

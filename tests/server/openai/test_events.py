@@ -6,7 +6,7 @@ import pytest
 
 from masc_core.errors import NonFiniteError
 from server.answers.job_updates import QueuePosition
-from server.openai.events import OpenAIEvents, usage_of
+from server.openai.route import OpenAIEvents, usage_of
 from tests.server.service import GRID, draw, paint
 from tests.server.sse import Event, read_events
 from worker.jobs.event import NumberedEvent, Preview, Progress, Started

@@ -12,7 +12,7 @@ from fastapi import Depends, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from masc_core.errors import RateLimitError
-from server.auth.access import Client
+from server.auth.api_keys import Client
 from server.state import State
 
 HEADER = "X-API-Key"

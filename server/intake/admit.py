@@ -1,18 +1,97 @@
-"""From a validated body to a `GenerationRequest`: every default filled in, class names as ids.
+"""Through the queue and back: the time limit, admission, and the wait for the result.
 
-The images depend on the model's weights and on that request alone.
+Whatever ends the wait early (the client disconnects, the time is up, the server shuts down) cancels
+the job, unless it is kept for others to wait for.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
-from typing import TypeVar
+from dataclasses import replace
+from typing import Annotated, Final, TypeVar
+
+from fastapi import Header
+from starlette.types import Scope
 
 from masc_core.bundle.manifest import Manifest
-from masc_core.errors import InvalidFieldError, UnknownClassError
+from masc_core.errors import (
+    CapacityError,
+    InvalidFieldError,
+    UnknownClassError,
+)
 from masc_core.images import ImageFormat
+from server.errors import problem_type_of
+from server.intake.idempotency import mark_replay
+from server.middleware.tracing import traceparent_of
 from server.schemas.generate import ImagesBody
-from worker.jobs.job import GenerationRequest
+from server.state import AppState
+from worker.jobs.job import GenerationRequest, Job
+
+logger = logging.getLogger(__name__)
+
+HEADER: Final = "X-Masc-Timeout"
+
+TimeoutHeader = Annotated[
+    float | None,
+    Header(
+        alias=HEADER,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds after which the images are no longer wanted; by default, and at most, "
+        "the service's own limit.",
+    ),
+]
+
+
+def time_limit(given: float | None, most: float) -> float:
+    """Time limit of a request in seconds; ``most`` is the maximum and the default.
+
+    Raises
+    ------
+    InvalidFieldError : more was asked for
+    """
+    if given is None:
+        return most
+    if given > most:
+        raise InvalidFieldError(HEADER, f"must be at most {most:g} seconds here")
+    return given
+
+
+async def admit(state: AppState, job: Job, share: float, scope: Scope) -> Job:
+    """Put a job into the queue.
+
+    Parameters
+    ----------
+    front : the front end
+    job : to submit
+    share : largest share of the queue for its owner's waiting jobs
+    scope : the request, which is marked as a replay if it was sent before
+
+    Returns
+    -------
+    Job : this one, or the earlier one with the same idempotency key
+
+    Raises
+    ------
+    CapacityError : no worker is ready for its model, the queue is full, or this front end drains
+    IdempotencyConflictError : the key belongs to another request
+    """
+    job = replace(job, trace=traceparent_of(scope))
+    try:
+        state.drain.check()
+        await state.ready_workers(job.request.model)
+        receipt = await state.queue.submit(job, share)
+    except CapacityError as error:
+        reason = problem_type_of(error).slug.replace("-", "_")
+        state.metrics.rejections.labels(reason).inc()
+        raise
+    logger.info("job %s of %s", receipt.job_id, job.owner)
+    if receipt.is_new:
+        return job
+    mark_replay(scope)
+    return (await state.queue.status(receipt.job_id)).job
+
 
 Number = TypeVar("Number", int, float)
 
