@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
 
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, VersionRefusedError
@@ -23,42 +24,28 @@ POLL_SECONDS = 0.1
 FORGET_SECONDS = 5.0  # for workers to see that the version they refused is not the active one
 
 
-@dataclass(frozen=True, slots=True)
-class Activation:
-    """The result of an activation.
+class ActivateAnswer(BaseModel):
+    """What has come of it."""
 
-    Attributes
-    ----------
-    state : ``serving`` once all ready workers serve the version, ``pending`` while some do not yet
-    previous : the version that was active before, None if there was none
-    num_workers : how many serve it
-    """
-
-    state: Literal["serving", "pending"]
-    previous: str | None
-    num_workers: int
+    model: str
+    version: str
+    previous: Annotated[str | None, Field(description="The version that was active before.")]
+    state: Annotated[
+        Literal["serving", "pending"],
+        Field(description="`serving` once all workers that are ready serve the version."),
+    ]
+    num_workers: Annotated[int, Field(description="How many workers serve it.")]
 
 
 class Activator:
-    """Activates versions, one at a time.
-
-    Parameters
-    ----------
-    registry : the folder that the workers watch
-    queue : where workers announce what they serve
-    """
+    """Activates versions, one at a time."""
 
     def __init__(self, registry: Registry, queue: JobProducer) -> None:
         self._registry, self._queue = registry, queue
         self._lock = asyncio.Lock()
 
-    async def activate(self, name: str, version: str, seconds: float) -> Activation:
-        """Make a version the active one, and wait until the workers serve it.
-
-        Parameters
-        ----------
-        name, version : of the model
-        seconds : to wait; the workers go on afterwards
+    async def activate(self, name: str, version: str, seconds: float) -> ActivateAnswer:
+        """Make a version the active one, and wait up to ``seconds`` until the workers serve it.
 
         Raises
         ------
@@ -80,10 +67,15 @@ class Activator:
                 await self._undo_if_refused(workers, name, version, previous)
                 ready = [one for one in workers if one.ready]
                 serving = sum(one.version == version for one in ready)
-                if serving == len(ready) and (serving or not workers):
-                    return Activation("serving", previous, serving)
-                if time.monotonic() >= deadline:
-                    return Activation("pending", previous, serving)
+                is_done = serving == len(ready) and (serving > 0 or not workers)
+                if is_done or time.monotonic() >= deadline:
+                    return ActivateAnswer(
+                        model=name,
+                        version=version,
+                        previous=previous,
+                        state="serving" if is_done else "pending",
+                        num_workers=serving,
+                    )
                 await asyncio.sleep(POLL_SECONDS)
 
     async def _workers(self, name: str) -> list[WorkerStatus]:

@@ -12,6 +12,7 @@ from functools import cache
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from masc_core.bundle.manifest import Manifest
@@ -43,7 +44,7 @@ DESCRIPTION = """Images of a class, from an autoregressive model over clusters o
 
 Errors are problem documents (RFC 9457)."""
 BODIES = (GenerateBody, JobBody, OpenAIBody, admin.ActivateBody)
-STREAMED = (*EVENT_MODELS.values(), PartialImageEvent, CompletedEvent)
+STREAMED: tuple[type[BaseModel], ...] = (*EVENT_MODELS.values(), PartialImageEvent, CompletedEvent)
 
 
 def create_app(

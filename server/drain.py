@@ -48,12 +48,7 @@ class Drain:
             self._since = self._clock()
 
     def check(self) -> None:
-        """Refuse new work while draining.
-
-        Raises
-        ------
-        DrainingError
-        """
+        """Raise `DrainingError` while draining."""
         if self.is_draining:
             raise DrainingError("this server is about to stop", RETRY_AFTER)
 

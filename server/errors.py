@@ -129,22 +129,27 @@ PROBLEM_TYPES: Mapping[type[MascError], ProblemType] = {
 
 
 @dataclass(frozen=True, slots=True)
-class FieldError:
-    """One field of the request, or ``body`` for all of it, and what is wrong with it."""
+class FieldProblem:
+    """What is wrong with one field."""
 
-    field: str
+    field: str  # "body" for all of it
     message: str
 
 
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblem] | None = None
+
+
 class InvalidBodyError(Exception):
-    """The body of a request is not what its route takes.
+    """The body of a request is not what its route takes."""
 
-    Parameters
-    ----------
-    errors : at least one
-    """
-
-    def __init__(self, errors: Sequence[FieldError]) -> None:
+    def __init__(self, errors: Sequence[FieldProblem]) -> None:
         super().__init__(describe(errors))
         self.errors = errors
 
@@ -159,7 +164,7 @@ def predicate(message: str) -> str:
     return message.replace("Input should", "must", 1)
 
 
-def describe(errors: Sequence[FieldError]) -> str:
+def describe(errors: Sequence[FieldProblem]) -> str:
     """Say in one sentence what is wrong."""
     return "; ".join(f"{e.field[:MAX_FIELD_LENGTH]}: {e.message}" for e in errors[:3])
 
@@ -167,7 +172,7 @@ def describe(errors: Sequence[FieldError]) -> str:
 def problem(
     kind: ProblemType | int,
     detail: str,
-    errors: Sequence[FieldError] = (),
+    errors: Sequence[FieldProblem] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Build the response; a bare status makes an ``about:blank`` problem."""
@@ -222,7 +227,7 @@ def _response(error: Exception) -> Response:
         case InvalidBodyError():
             return problem(INVALID, str(error), error.errors)
         case RequestValidationError():
-            errors = [FieldError(str(e["loc"][-1]), predicate(e["msg"])) for e in error.errors()]
+            errors = [FieldProblem(str(e["loc"][-1]), predicate(e["msg"])) for e in error.errors()]
             return problem(INVALID, describe(errors), errors)
         case HTTPException():
             return _http_error(error)
@@ -241,17 +246,15 @@ def _masc_error(error: MascError) -> Response:
     kind = problem_type_of(error)
     match error:
         case RequestError():
-            return problem(kind, str(error), [FieldError(error.field, str(error))])
+            return problem(kind, str(error), [FieldProblem(error.field, str(error))])
         case UnauthorizedError():
             return problem(kind, str(error), headers=CHALLENGE)
-        case AccessError():
-            return problem(kind, str(error))
         case CapacityError():
             seconds = str(math.ceil(error.retry_after))
             return problem(kind, str(error), headers={"Retry-After": seconds})
-        case JobEndedError():
+        case AccessError() | JobEndedError() | EngineError():
             return problem(kind, str(error))
-    return problem(kind, str(error) if isinstance(error, EngineError) else SEE_LOG)
+    return problem(kind, SEE_LOG)
 
 
 def _http_error(error: HTTPException) -> Response:
@@ -266,20 +269,3 @@ def _phrase(status: int) -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return "Client Closed Request" if status == CLIENT_CLOSED_REQUEST else "Error"
-
-
-class FieldProblem(BaseModel):
-    """What is wrong with one field."""
-
-    field: str
-    message: str
-
-
-class Problem(BaseModel):
-    """An error, as RFC 9457 has it."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    errors: list[FieldProblem] | None = None

@@ -26,12 +26,7 @@ _FINAL_STATUS: Final = "masc.status"
 
 
 class ServerMetrics:
-    """The metrics of one front end, registered once.
-
-    Parameters
-    ----------
-    registry : what ``/metrics`` exposes; an embedded worker registers its own there as well
-    """
+    """The metrics of one front end, registered once; an embedded worker shares the registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
@@ -74,12 +69,7 @@ class ServerMetrics:
 
 
 class QueueCollector(Collector):
-    """Gauges and counters of the whole queue.
-
-    Attributes
-    ----------
-    stats : as of this scrape; None if the queue could not be reached
-    """
+    """Gauges and counters of the whole queue: ``stats`` of this scrape, None if it is down."""
 
     def __init__(self) -> None:
         self.stats: QueueStats | None = None
@@ -97,13 +87,7 @@ class QueueCollector(Collector):
 
 
 class MeasureRequests:
-    """Pure ASGI middleware that counts and times every request.
-
-    Parameters
-    ----------
-    app : the application behind it
-    metrics : where to count
-    """
+    """Pure ASGI middleware that counts and times every request."""
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics) -> None:
         self._app = app
@@ -117,14 +101,14 @@ class MeasureRequests:
         started = time.perf_counter()
         outcome: RequestOutcome = "error"
 
-        async def watch(message: Message) -> None:
+        async def note_status(message: Message) -> None:
             nonlocal outcome
             if message["type"] == "http.response.start":
                 outcome = request_outcome(message["status"])
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            await self._app(scope, receive, note_status)
         except asyncio.CancelledError:
             outcome = "cancelled"
             raise
@@ -132,9 +116,9 @@ class MeasureRequests:
             outcome = "error"
             raise
         finally:
-            settled = final_status(scope)
-            if settled is not None:
-                outcome = request_outcome(settled)
+            status = final_status(scope)
+            if status is not None:
+                outcome = request_outcome(status)
             endpoint = endpoint_of(scope)
             self._metrics.requests.labels(endpoint, outcome).inc()
             self._metrics.request_seconds.labels(endpoint).observe(time.perf_counter() - started)

@@ -34,7 +34,7 @@ from masc_core.errors import (
     UnknownModelError,
     VersionRefusedError,
 )
-from server.errors import INVALID, MEDIA_TYPE, PROBLEM_TYPES, FieldError, ProblemType, problem
+from server.errors import INVALID, MEDIA_TYPE, PROBLEM_TYPES, FieldProblem, ProblemType, problem
 
 CLIENT_SCHEMES = {"bearer", "key"}
 REF = "#/components/schemas/{model}"
@@ -47,7 +47,7 @@ class Sample:
 
     kind: ProblemType | int
     detail: str
-    errors: Sequence[FieldError] = ()
+    errors: Sequence[FieldProblem] = ()
     retry: bool = False
 
     @property
@@ -61,14 +61,14 @@ class Sample:
 
 
 def _request_sample(kind: ProblemType, field: str, message: str) -> Sample:
-    return Sample(kind, message, [FieldError(field, message)])
+    return Sample(kind, message, [FieldProblem(field, message)])
 
 
 SAMPLES: Mapping[str, Sample] = {
     "invalid": Sample(
         INVALID,
         "cfg_scale: must be less than or equal to 20",
-        [FieldError("cfg_scale", "must be less than or equal to 20")],
+        [FieldProblem("cfg_scale", "must be less than or equal to 20")],
     ),
     "unknown-class": _request_sample(
         PROBLEM_TYPES[UnknownClassError], "class_id", "tiny has classes 0 to 49"
@@ -188,11 +188,10 @@ def event_stream(events: Mapping[str, type[BaseModel]], example: str) -> dict[st
     }
 
 
-def headers(described: Mapping[str, str]) -> dict[str, Any]:
+def described_headers(texts: Mapping[str, str]) -> dict[str, Any]:
     """Describe the headers of an answer, all of them text."""
     return {
-        name: {"description": text, "schema": {"type": "string"}}
-        for name, text in described.items()
+        name: {"description": text, "schema": {"type": "string"}} for name, text in texts.items()
     }
 
 

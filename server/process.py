@@ -56,11 +56,7 @@ def serve(
 ) -> None:
     """Serve in the main thread until a signal, and return when all accepted work is answered.
 
-    Parameters
-    ----------
-    app : as from `server.app.create_app`
-    listener : as from `listen`
-    is_broken : polled; drain without a signal once it returns True
+    ``is_broken`` is polled: once it returns True the front end drains without a signal.
     """
     config = uvicorn.Config(
         app,

@@ -53,10 +53,5 @@ class ServerSettings(QueueSettings):
 
 
 def load_settings(**options: Any) -> ServerSettings:  # noqa: ANN401 - checked by the model
-    """Read the environment; an option that is None was not given.
-
-    Raises
-    ------
-    ConfigError : a value that cannot be used; one line that names its variable
-    """
+    """Read the environment; an option that is None was not given. See `read_settings`."""
     return read_settings(ServerSettings, options)

@@ -27,13 +27,7 @@ WORKER_RETRY_AFTER = 2.0
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """The parts of one front end.
-
-    Attributes
-    ----------
-    default_model : of a request that names none
-    manifests : of served versions, by name and version
-    """
+    """The parts of one front end; ``default_model`` is that of a request that names none."""
 
     settings: ServerSettings
     queue: JobProducer
@@ -45,16 +39,11 @@ class AppState:
     rate_limits: RateLimits
     activator: Activator
     codebook_cache: CodebookCache
+    # Of served versions, by name and version.
     manifests: dict[tuple[str, str], Manifest] = field(default_factory=dict)
 
     async def manifest(self, name: str | None = None) -> Manifest:
-        """Manifest of a model, by default of the default model; see `version_of`.
-
-        Raises
-        ------
-        UnknownModelError : no worker serves a model of that name, and none is active
-        ArtifactError : its files are damaged or gone
-        """
+        """Manifest of a model, by default of the default model; see `version_of`."""
         if name is None:
             name = self.default_model
         served = await self.served()

@@ -33,8 +33,6 @@ KEEP_ALIVE_SECONDS = 15.0
 RETRY: Final = format_sse_event(retry=2000).removesuffix(b"\n\n") + b"\n"
 HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
-OnClose = Callable[[], Awaitable[None]]
-
 
 class EventStream(EventSourceResponse):
     """A response whose body is events.
@@ -51,7 +49,7 @@ class EventStream(EventSourceResponse):
         self,
         events: AsyncGenerator[bytes, None],
         headers: Mapping[str, str] | None = None,
-        on_close: OnClose | None = None,
+        on_close: Callable[[], Awaitable[None]] | None = None,
         keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     ) -> None:
         super().__init__(events, headers={**HEADERS, **(headers or {})})
@@ -69,8 +67,8 @@ class EventStream(EventSourceResponse):
             else:
                 set_final_status(scope, CLIENT_CLOSED_REQUEST)
         finally:
-            await _end(disconnect)
-            await _end(sending)
+            await _cancel(disconnect)
+            await _cancel(sending)
             await self._events.aclose()
             if self._on_close is not None:
                 await self._on_close()
@@ -83,7 +81,7 @@ class EventStream(EventSourceResponse):
         while (chunk := await self._next(send)) is not None:
             await _send_chunk(send, opening + chunk)
             opening = b""
-        await _send_chunk(send, b"", more=False)
+        await _send_chunk(send, b"", more_body=False)
 
     async def _next(self, send: Send) -> bytes | None:
         """The next event, None after the last; keeps the connection alive until it comes."""
@@ -95,31 +93,31 @@ class EventStream(EventSourceResponse):
                     await _send_chunk(send, KEEPALIVE_COMMENT)
             return upcoming.result()
         finally:
-            await _end(upcoming)
+            await _cancel(upcoming)
 
 
-async def _send_chunk(send: Send, chunk: bytes, *, more: bool = True) -> None:
-    await send({"type": "http.response.body", "body": chunk, "more_body": more})
+async def _send_chunk(send: Send, chunk: bytes, *, more_body: bool = True) -> None:
+    await send({"type": "http.response.body", "body": chunk, "more_body": more_body})
 
 
-async def _end(task: asyncio.Future[None] | asyncio.Future[bytes | None]) -> None:
+async def _cancel(task: asyncio.Future[None] | asyncio.Future[bytes | None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
-class Presenter(Protocol):
+class EventEncoder(Protocol):
     """Encodes the updates of a job as server-sent events: ours, or those of the OpenAI API."""
 
-    def show(self, update: JobUpdate) -> Iterator[bytes]:
+    def encode(self, update: JobUpdate) -> Iterator[bytes]:
         """Events of one update; may be none."""
 
-    def fail(self, error: MascError) -> bytes:
+    def encode_error(self, error: MascError) -> bytes:
         """The last event when there are no images."""
 
 
 async def sse_events(
     updates: AsyncGenerator[JobUpdate, None],
-    presenter: Presenter,
+    encoder: EventEncoder,
     scope: Scope | None = None,
     delivery: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> AsyncGenerator[bytes, None]:
@@ -127,8 +125,6 @@ async def sse_events(
 
     Parameters
     ----------
-    updates : as from `job_updates`
-    presenter : encodes them
     scope : the request that fails with the job; None if the client only watches
     delivery : context in which the result is sent
     """
@@ -136,27 +132,18 @@ async def sse_events(
         async with aclosing(updates):
             async for update in updates:
                 with delivery() if isinstance(update, JobResult) else nullcontext():
-                    for event in presenter.show(update):
+                    for event in encoder.encode(update):
                         yield event
     except MascError as error:
         if scope is not None:
             set_final_status(scope, problem_type_of(error).status)
-        yield presenter.fail(error)
+        yield encoder.encode_error(error)
 
 
 def stream_generation(
-    state: AppState, scope: Scope, job: Job, presenter: Presenter, seconds: float
+    state: AppState, scope: Scope, job: Job, encoder: EventEncoder, seconds: float
 ) -> EventStream:
-    """Answer a request with the events of its job.
-
-    Parameters
-    ----------
-    front : the front end
-    scope : the request
-    job : as admitted
-    presenter : encodes its updates
-    seconds : until the request times out
-    """
+    """Answer a request with the events of its job, which it waits for so many ``seconds``."""
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
     working = ExitStack()
@@ -173,7 +160,7 @@ def stream_generation(
     headers = {"Content-Location": f"/jobs/{job.id}/events", "Vary": "Accept"}
     delivery = partial(stage, state.metrics, scope, "deliver")
     return EventStream(
-        sse_events(updates, presenter, scope, delivery), headers=headers, on_close=release_job
+        sse_events(updates, encoder, scope, delivery), headers=headers, on_close=release_job
     )
 
 

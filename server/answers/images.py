@@ -41,12 +41,11 @@ def json_response(
     """Answer with all images in one JSON document."""
     answer = GenerateAnswer(
         id=job_id,
-        model=model_version(result),
         images=[
             Image(**image_facts(image, file_format, entropies=entropies), b64=base64_of(image.data))
             for image in result.images
         ],
-        timings=stages(result.timings),
+        **provenance(result),
     )
     headers = {"Server-Timing": server_timing(result.timings), "Vary": "Accept"}
     content = answer.model_dump_json(exclude_unset=True)
@@ -54,7 +53,7 @@ def json_response(
 
 
 def image_facts(image: ImageOutput, file_format: ImageFormat, *, entropies: bool) -> dict[str, Any]:
-    """Fields of `server.schemas.generate.ImageFacts`; entropies are left out unless asked for."""
+    """Fields of `ImageFacts`; entropies are left out unless asked for."""
     facts = {
         "seed": image.seed,
         "format": file_format,
@@ -64,16 +63,12 @@ def image_facts(image: ImageOutput, file_format: ImageFormat, *, entropies: bool
     return facts | ({"entropies": list(image.entropies)} if entropies else {})
 
 
-def model_version(result: JobResult) -> ModelVersion:
-    """The weights that made the images."""
-    return ModelVersion(
+def provenance(result: JobResult) -> dict[str, Any]:
+    """The fields ``model`` and ``timings`` of an answer: what made the images, and how fast."""
+    version = ModelVersion(
         name=result.model, version=result.version, weights_sha256=result.weights_sha256
     )
-
-
-def stages(timings: Timings) -> Stages:
-    """Seconds of each stage."""
-    return Stages(**dataclasses.asdict(timings))
+    return {"model": version, "timings": Stages(**dataclasses.asdict(result.timings))}
 
 
 def server_timing(timings: Timings) -> str:

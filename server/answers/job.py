@@ -17,8 +17,8 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 
 from masc_core.errors import MascError, QueueDownError, UnknownJobError
-from server.answers.images import base64_of, image_facts, model_version, stages
-from server.answers.job_updates import JobUpdate, QueuePosition, queue_position
+from server.answers.images import base64_of, image_facts, provenance
+from server.answers.job_updates import JobUpdate, queue_position
 from server.auth.api_keys import Client
 from server.errors import Problem, problem_document
 from server.schemas.job import (
@@ -34,7 +34,7 @@ from server.schemas.job import (
 )
 from worker.jobs.event import NumberedEvent, Preview, Progress, Started
 from worker.jobs.job import Job
-from worker.jobs.outcome import JobFailure, JobResult, Outcome
+from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome
 from worker.jobs.queue import JobProducer
 from worker.jobs.state import END_STATES, JobStatus
 
@@ -42,12 +42,7 @@ OUTCOME_SECONDS = 3.0  # for transfer: the outcome of a job that has ended is th
 
 
 async def own_job_status(queue: JobProducer, client: Client, job_id: str) -> JobStatus:
-    """Status of a client's own job.
-
-    Raises
-    ------
-    UnknownJobError : there is no such job, or it is another client's: the two look the same
-    """
+    """Status of a client's own job; another's is as unknown as one that does not exist."""
     status = await queue.status(job_id)
     if status.job.owner != client.name:
         raise UnknownJobError("id", f"there is no job {job_id!r}")
@@ -72,28 +67,23 @@ async def job_outcome(queue: JobProducer, status: JobStatus) -> Outcome | None:
 
 
 async def job_answer(queue: JobProducer, status: JobStatus, *, entropies: bool) -> JobAnswer:
-    """All that is known of a job; ``entropies`` adds those of every position.
-
-    Raises
-    ------
-    ResultGoneError : as from `job_outcome`
-    """
+    """All that is known of a job; ``entropies`` adds those of every position."""
     job, waiting = status.job, await queue_position(queue, status)
     outcome = await job_outcome(queue, status)
     return JobAnswer(
         id=job.id,
         state=status.state,
         position=waiting.position if waiting else None,
-        estimated_start_seconds=waiting.start_seconds if waiting else None,
+        estimated_start_seconds=waiting.estimated_start_seconds if waiting else None,
         created=dt.datetime.fromtimestamp(job.submitted_at, dt.UTC),
         timeout=job.timeout,
         request=JobRequest(**dataclasses.asdict(job.request)),
         events=f"/jobs/{job.id}/events",
-        **_end(job, outcome, entropies=entropies),
+        **_end_fields(job, outcome, entropies=entropies),
     )
 
 
-def _end(job: Job, outcome: Outcome | None, *, entropies: bool) -> dict[str, Any]:
+def _end_fields(job: Job, outcome: Outcome | None, *, entropies: bool) -> dict[str, Any]:
     if outcome is None:
         return {}
     if isinstance(outcome, JobFailure):
@@ -106,11 +96,7 @@ def _end(job: Job, outcome: Outcome | None, *, entropies: bool) -> dict[str, Any
         )
         for index, image in enumerate(outcome.images)
     ]
-    return {
-        "model": model_version(outcome),
-        "images": images,
-        "timings": stages(outcome.timings),
-    }
+    return {"images": images, **provenance(outcome)}
 
 
 EVENT_ID: Final = r"^([0-9]{1,9}|image\.[0-9]{1,3}|done|error)?$"
@@ -152,7 +138,6 @@ class JobEvents:
 
     Attributes
     ----------
-    job : the job
     entropies : whether the images come with the entropy of every position
     first_image : index of the first image to send
     """
@@ -161,54 +146,46 @@ class JobEvents:
     entropies: bool = False
     first_image: int = 0
 
-    def show(self, update: JobUpdate) -> Iterator[bytes]:
+    def encode(self, update: JobUpdate) -> Iterator[bytes]:
         """One event or, at the end, several."""
         match update:
-            case QueuePosition(position, seconds):
-                yield _event(
-                    "queued", QueuedEvent(position=position, estimated_start_seconds=seconds)
-                )
+            case QueuedEvent():
+                yield _event("queued", update)
             case NumberedEvent():
-                yield self._of_worker(update)
+                yield self._worker_event(update)
             case JobResult():
-                yield from self._images(update)
-                yield self._done(update)
+                for index, image in enumerate(update.images):
+                    if index >= self.first_image:
+                        yield self._image(index, image)
+                yield _event("done", DoneEvent(id=self.job.id, **provenance(update)), "done")
 
-    def fail(self, error: MascError) -> bytes:
+    def encode_error(self, error: MascError) -> bytes:
         """The last event when there are no images."""
         return _event("error", Problem(**problem_document(error)), "error")
 
-    def _of_worker(self, numbered: NumberedEvent) -> bytes:
+    def _worker_event(self, numbered: NumberedEvent) -> bytes:
         event, number = numbered.event, str(numbered.number)
         match event:
-            case Started():
-                started = StartedEvent(model=self.job.request.model, version=event.version)
+            case Started(version):
+                started = StartedEvent(model=self.job.request.model, version=version)
                 return _event("started", started, number)
             case Progress(image, rows, num_rows):
                 progress = ProgressEvent(image=image, rows=rows, num_rows=num_rows)
                 return _event("progress", progress, number)
-            case Preview(image, rows, num_rows):
+            case Preview(image, rows, num_rows, file_format, data):
                 preview = PreviewEvent(
                     image=image,
                     rows=rows,
                     num_rows=num_rows,
-                    format=event.format,
-                    b64=base64_of(event.data),
+                    format=file_format,
+                    b64=base64_of(data),
                 )
                 return _event("preview", preview, number)
 
-    def _images(self, result: JobResult) -> Iterator[bytes]:
-        for index, image in enumerate(result.images):
-            if index >= self.first_image:
-                facts = image_facts(image, self.job.request.format, entropies=self.entropies)
-                shown = ImageEvent(index=index, **facts, b64=base64_of(image.data))
-                yield _event("image", shown, f"image.{index}")
-
-    def _done(self, result: JobResult) -> bytes:
-        done = DoneEvent(
-            id=self.job.id, model=model_version(result), timings=stages(result.timings)
-        )
-        return _event("done", done, "done")
+    def _image(self, index: int, image: ImageOutput) -> bytes:
+        facts = image_facts(image, self.job.request.format, entropies=self.entropies)
+        event = ImageEvent(index=index, **facts, b64=base64_of(image.data))
+        return _event("image", event, f"image.{index}")
 
 
 def _event(name: str, data: BaseModel, event_id: str | None = None) -> bytes:

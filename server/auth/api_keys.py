@@ -1,4 +1,4 @@
-"""The file of API keys: who may use the service, and how much of it.
+"""API keys: the file that holds them, and which client or admin has one.
 
 ::
 
@@ -11,6 +11,9 @@
 The file holds no key. A plain hash is enough: salt and slowness guard passwords, which people
 choose and others can guess, but a key is 256 random bits. Whichever key is asked about is compared
 with every entry, in constant time, so that how long it takes tells nothing.
+
+Without a file of keys everyone is one anonymous client that may fill the whole queue. Without a
+file of admin keys, admin routes are closed. No message and no object shows a key.
 """
 
 from __future__ import annotations
@@ -41,8 +44,6 @@ KEY_PREFIX = "masc_"  # lets a key that got lost be recognised as one
 KEY_BYTES = 32
 ANONYMOUS = "anonymous"  # who asks where there are no keys
 CHECK_SECONDS = 1.0
-
-Stamp = tuple[int, int, int, int]
 
 
 def _client_name(name: str) -> str:
@@ -75,15 +76,6 @@ class KeyFile:
     """The keys of a file, read anew when it changes.
 
     A file that has become damaged or is gone leaves the keys as they were, and says so in the log.
-
-    Parameters
-    ----------
-    path : the file
-    clock : seconds; when to look at the file again
-
-    Raises
-    ------
-    ConfigError : the file cannot be read, or an entry is wrong
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -97,11 +89,11 @@ class KeyFile:
         """Entry of a key, None if there is none."""
         self._refresh()
         digest = hash_key(key)
-        found = None
+        match = None
         for entry in self._keys:  # all of them, also after the right one
             if hmac.compare_digest(entry.sha256, digest):
-                found = entry
-        return found
+                match = entry
+        return match
 
     def _refresh(self) -> None:
         now = self._clock()
@@ -131,12 +123,7 @@ def hash_key(key: str) -> str:
 
 
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
-    """Read a file of keys; one that is open to others is warned of.
-
-    Raises
-    ------
-    ConfigError : it cannot be read, or an entry is wrong
-    """
+    """Read a file of keys; one that is open to others is warned of. Errors as from `parse_keys`."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -163,22 +150,22 @@ def parse_keys(path: Path, content: bytes) -> tuple[ApiKey, ...]:
         keys = tuple(_Document.model_validate(document).keys)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise ConfigError(f"{path}: {_place(first['loc'])}: {first['msg']}") from None
-    _refuse_doubles(path, keys)
+        raise ConfigError(f"{path}: {_where(first['loc'])}: {first['msg']}") from None
+    _refuse_duplicates(path, keys)
     return keys
 
 
-def _refuse_doubles(path: Path, keys: Sequence[ApiKey]) -> None:
+def _refuse_duplicates(path: Path, keys: Sequence[ApiKey]) -> None:
     for field in ("name", "sha256"):
         seen: dict[str, int] = {}
         for number, key in enumerate(keys, start=1):
             first = seen.setdefault(getattr(key, field), number)
             if first != number:
-                place = f"entry {number} ({key.name})"
-                raise ConfigError(f"{path}: {place}: {field}: is that of entry {first} too")
+                where = f"entry {number} ({key.name})"
+                raise ConfigError(f"{path}: {where}: {field}: is that of entry {first} too")
 
 
-def _place(location: Sequence[Any]) -> str:
+def _where(location: Sequence[Any]) -> str:
     """Say where in the document; entries count from 1, as people do."""
     parts = ["..." if str(part).startswith(KEY_PREFIX) else str(part) for part in location]
     if len(location) > 1 and isinstance(location[1], int):
@@ -186,7 +173,7 @@ def _place(location: Sequence[Any]) -> str:
     return ": ".join(parts)
 
 
-def _stamp(path: Path) -> Stamp | None:
+def _stamp(path: Path) -> tuple[int, int, int, int] | None:
     """What changes when the file does, its permissions included; None if it is not there."""
     try:
         status = path.stat()
@@ -214,10 +201,6 @@ class Client:
 class Access:
     """The keys of one front end.
 
-    Parameters
-    ----------
-    settings : the two files, and the limits of a key that has none of its own
-
     Raises
     ------
     ConfigError : a file cannot be used, or both are the same, so that everyone would be an admin
@@ -234,22 +217,17 @@ class Access:
             raise ConfigError("MASC_ADMIN_KEYS_FILE: must be another file than MASC_API_KEYS_FILE")
 
     def client(self, key: str | None) -> Client:
-        """The client with this key.
-
-        Raises
-        ------
-        UnauthorizedError : keys are required, and this is none of them
-        """
+        """The client with this key; `UnauthorizedError` if keys are required, and it is none."""
         if self._keys is None:
             return Client(ANONYMOUS, self._settings.rate_limit)
         if key is None:
             raise UnauthorizedError("this service wants an API key")
-        found = self._keys.find(key)
-        if found is None:
+        entry = self._keys.find(key)
+        if entry is None:
             raise UnauthorizedError("this API key is not valid")
-        rate, share = found.requests_per_minute, found.queue_share
+        rate, share = entry.requests_per_minute, entry.queue_share
         return Client(
-            found.name,
+            entry.name,
             self._settings.rate_limit if rate is None else rate,
             self._settings.queue_share if share is None else share,
         )
@@ -266,9 +244,9 @@ class Access:
             raise ForbiddenError("admin routes are closed")
         if key is None:
             raise UnauthorizedError("this needs an admin's key")
-        found = self._admins.find(key)
-        if found is not None:
-            return found.name
+        entry = self._admins.find(key)
+        if entry is not None:
+            return entry.name
         if self._keys is not None and self._keys.find(key) is not None:
             raise ForbiddenError("this key is not an admin's")
         raise UnauthorizedError("this admin key is not valid")

@@ -42,12 +42,7 @@ AdminHeader = Annotated[
 
 
 async def known_client(state: State, bearer: ClientBearer, header: ClientHeader) -> Client:
-    """The client whose key the request has.
-
-    Raises
-    ------
-    UnauthorizedError : keys are required, and this is none of them
-    """
+    """The client whose key the request has; errors as from `Access.client`."""
     return state.access.client(_key(bearer, header))
 
 
@@ -55,13 +50,7 @@ ClientDependency = Annotated[Client, Depends(known_client)]
 
 
 async def limited_client(state: State, client: ClientDependency) -> Client:
-    """Count a request that starts work, and give its client.
-
-    Raises
-    ------
-    UnauthorizedError : as from `known_client`
-    RateLimitError : one too many in this minute
-    """
+    """Count a request that starts work; `RateLimitError` if it is one too many in this minute."""
     try:
         await state.rate_limits.count(client)
     except RateLimitError:
@@ -74,12 +63,7 @@ LimitedClientDependency = Annotated[Client, Depends(limited_client)]
 
 
 async def known_admin(state: State, bearer: AdminBearer, header: AdminHeader) -> str:
-    """Name of the admin who has the request's key.
-
-    Raises
-    ------
-    UnauthorizedError, ForbiddenError : it is no admin's
-    """
+    """Name of the admin who has the request's key; errors as from `Access.admin`."""
     return state.access.admin(_key(bearer, header))
 
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 KEY_PREFIX = "masc:limits"
 CONNECTIONS = 8
-TIMEOUT_SECONDS = 0.2  # seconds for Redis to answer; with the queue's own they are less than one
+TIMEOUT_SECONDS = 0.2  # for Redis to answer; with the queue's own they are less than one
 AWAY_SECONDS = 1.0  # until Redis is asked again after a failure
 ROUNDING = 0.5  # Redis tells the rest of a window in whole seconds, the nearest
 
@@ -40,11 +40,7 @@ class RateLimits:
     ----------
     queue_url : the queue's; Redis counts for all front ends, anything else for this process alone
     clock : monotonic seconds
-    timeout : seconds for Redis to answer
-
-    Attributes
-    ----------
-    timeout : as given; may be changed
+    timeout : seconds for Redis to answer; may be changed
     """
 
     def __init__(
@@ -61,12 +57,7 @@ class RateLimits:
         self._away_until: float | None = None
 
     async def count(self, client: Client) -> None:
-        """Count a request that starts work.
-
-        Raises
-        ------
-        RateLimitError : it is one too many
-        """
+        """Count a request that starts work; `RateLimitError` if it is one too many."""
         if not client.requests_per_minute:
             return
         async with self._connections:  # or a queue for connections would look like a slow Redis

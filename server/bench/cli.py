@@ -1,4 +1,7 @@
-"""``masc bench`` on the command line; imported only when it is called."""
+"""``masc bench``: query the service, load it, make the report, and write it.
+
+A run interrupted by Ctrl-C is reported like any other, and marked.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,17 @@ from rich.text import Text
 
 from masc_core.errors import ConfigError, MascError
 from masc_core.io.files import atomic_write
-from server.bench.client import Target, load_api_key, open_session, outcome_of
+from server.bench.client import Target, load_api_key, open_session, status_class
 from server.bench.load import Load, Plan, Record
 from server.bench.options import DEFAULT_URL, BenchOptions, read_options
 from server.bench.report import Report, make_report, report_tables
 from server.bench.service import Service, ServiceInfo
 
-INTERRUPTED = 130
+JSON_FILE = "bench.json"
+PLOT_FILE = "bench.png"
+INTERRUPTED = 130  # exit code
+
+Watch = Callable[[Record], AbstractContextManager[object]]
 
 console = Console(highlight=False)
 progress_console = Console(stderr=True, highlight=False)
@@ -121,35 +128,20 @@ def _progress(record: Record) -> Iterator[None]:
 
 def _counts(record: Record) -> str:
     statuses = record.statuses.copy()
-    by_outcome = {"ok": 0, "rejected": 0, "error": 0}
+    counts = {"ok": 0, "rejected": 0, "error": 0}
     for status, number in statuses.items():
-        by_outcome[outcome_of(status)] += number
+        counts[status_class(status)] += number
     waiting = record.sent - sum(statuses.values())
     return (
-        f"{record.sent} sent: {by_outcome['ok']} ok, {by_outcome['rejected']} refused, "
-        f"{by_outcome['error']} errors, {waiting} under way"
+        f"{record.sent} sent: {counts['ok']} ok, {counts['rejected']} refused, "
+        f"{counts['error']} errors, {waiting} under way"
     )
-
-
-JSON_FILE = "bench.json"
-PLOT_FILE = "bench.png"
-
-Watch = Callable[[Record], AbstractContextManager[object]]
 
 
 def run_bench(
     options: BenchOptions, api_key: SecretStr | None, watch: Watch
 ) -> tuple[Report, Record]:
-    """Measure a service.
-
-    Parameters
-    ----------
-    watch : shows the record while it grows
-
-    Raises
-    ------
-    ConfigError : nothing that can be measured is at that address
-    """
+    """Measure a service; ``watch`` shows the record while it grows. Errors as from `Service`."""
     info, class_ids = asyncio.run(_ask(options, api_key))
     plan = Plan(options, class_ids)
     record, started, interrupted = Record(), datetime.now(UTC), False
@@ -162,13 +154,7 @@ def run_bench(
 
 
 def check_folder(folder: Path) -> None:
-    """Make the folder of the results, and see that a picture can be drawn, before the load.
-
-    Raises
-    ------
-    ConfigError : it cannot be made
-    ModuleNotFoundError : Matplotlib is not installed
-    """
+    """Make the folder of the results, and see that a picture can be drawn, before the load."""
     import server.bench.plot  # noqa: F401, PLC0415 - only where a picture is wanted
 
     try:
@@ -178,12 +164,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write_results(folder: Path, report: Report, record: Record) -> None:
-    """Write the report as JSON and as a picture.
-
-    Raises
-    ------
-    ConfigError : the folder cannot be written to
-    """
+    """Write the report as JSON and as a picture; `ConfigError` if that is not possible."""
     from server.bench.plot import report_plot  # noqa: PLC0415 - only where a picture is wanted
 
     document = report.model_dump_json(indent=2) + "\n"
@@ -204,11 +185,10 @@ async def _ask(options: BenchOptions, api_key: SecretStr | None) -> tuple[Servic
 async def _load(plan: Plan, api_key: SecretStr | None, record: Record) -> None:
     options = plan.options
     async with open_session(options.timeout, api_key) as session:
-        alone = options.num_images == 1
         target = Target(
             session=session,
             url=f"{options.url}/generate",
-            accept=f"image/{options.format}" if alone else "application/json",
+            accept="application/json" if options.num_images > 1 else f"image/{options.format}",
             num_images=options.num_images,
         )
-        await Load(plan, target, record, options.rate, options.clients or 1).run()
+        await Load(plan, target, record).run()

@@ -1,6 +1,11 @@
-"""The HTTP client of the load generator: its session, its API key, and names for its failures.
+"""The HTTP client of the load generator: one request sent, and its answer read.
 
-Connections are not limited: a limit would delay requests that are due.
+Latency counts from the moment a request was *due*. In an open loop that is its arrival, so what a
+slow server or a slow client makes it wait is in the figure ("coordinated omission" leaves it out);
+in a closed loop it is the moment it is sent.
+
+Connections are not limited: a limit would delay requests that are due. A server may send anything,
+so reading an answer never raises: what cannot be read is left out.
 """
 
 from __future__ import annotations
@@ -19,6 +24,10 @@ from pydantic import SecretStr
 from masc_core.errors import ConfigError
 from masc_core.settings import ProcessSettings, read_settings
 
+STAGES = ("queue", "prefill", "decode", "vq_decode", "encode", "total")
+MAX_TEXT = 200  # of a problem, characters
+REJECTIONS = (429, 503)
+NO_ANSWER = 0
 FAILURES = (aiohttp.ClientError, OSError)  # time-outs are among the latter
 
 NAMES: Mapping[type[Exception], str] = {
@@ -32,6 +41,9 @@ NAMES: Mapping[type[Exception], str] = {
 
 # Seconds; servers close idle connections after 5 or more, and a request must not meet that.
 KEEP_ALIVE = 2.0
+
+StatusClass = Literal["ok", "rejected", "error"]
+Clock = Callable[[], float]  # seconds since the measurement began, negative in the warm-up
 
 
 def open_session(timeout: float, api_key: SecretStr | None = None) -> aiohttp.ClientSession:
@@ -63,12 +75,7 @@ class BenchSettings(ProcessSettings):
 
 
 def load_api_key(given: str | None) -> SecretStr | None:
-    """Return the given key, or that of ``MASC_API_KEY``.
-
-    Raises
-    ------
-    ConfigError : no header can carry it; does not say what it is
-    """
+    """Return the given key, or that of ``MASC_API_KEY``; `ConfigError` if it fits no header."""
     key = read_settings(BenchSettings, {"api_key": given}).api_key
     if key is not None and not _fits_header(key.get_secret_value()):
         raise ConfigError("MASC_API_KEY: must be printable ASCII without spaces")
@@ -79,8 +86,75 @@ def _fits_header(key: str) -> bool:
     return bool(key) and key.isascii() and key.isprintable() and " " not in key
 
 
-STAGES = ("queue", "prefill", "decode", "vq_decode", "encode", "total")
-MAX_TEXT = 200  # of a problem, characters
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What became of one request.
+
+    Attributes
+    ----------
+    due, sent, finished : seconds on the run's clock
+    status : of the answer; `NO_ANSWER` if there is none, or none that can be used
+    answer : what it says
+    error : why it counts as an error, in few words; one of few texts
+    """
+
+    due: float
+    sent: float
+    finished: float
+    status: int
+    answer: Answer
+    error: str = ""
+
+    @property
+    def status_class(self) -> StatusClass:
+        """Class of its status."""
+        return status_class(self.status)
+
+
+def status_class(status: int) -> StatusClass:
+    """Images, an orderly refusal, or neither."""
+    if status == 200:
+        return "ok"
+    return "rejected" if status in REJECTIONS else "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where requests go, and what a whole answer holds."""
+
+    session: aiohttp.ClientSession
+    url: str
+    accept: str
+    num_images: int
+
+    async def measure(self, body: bytes, due: float, clock: Clock) -> Sample:
+        """Send one request, and wait for all of its answer."""
+        sent = clock()
+        headers = {"Accept": self.accept, "Content-Type": "application/json"}
+        try:
+            async with self.session.post(
+                self.url, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                content = await response.read()
+        except FAILURES as error:
+            return Sample(due, sent, clock(), NO_ANSWER, Answer(), describe_failure(error))
+        finished = clock()
+        answer = read_answer(response.status, response.headers, content)
+        return Sample(due, sent, finished, *self._judge(response.status, answer))
+
+    def _judge(self, status: int, answer: Answer) -> tuple[int, Answer, str]:
+        if status != 200:
+            return status, answer, f"{status} {answer.problem or _phrase(status)}"
+        if answer.num_images != self.num_images:
+            return NO_ANSWER, Answer(), "200 without the images"
+        return status, answer, ""
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "unknown status"
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,81 +247,3 @@ def _seconds(value: object) -> float | None:
     except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) and number >= 0 else None
-
-
-Outcome = Literal["ok", "rejected", "error"]
-Clock = Callable[[], float]  # seconds since the measurement began, negative in the warm-up
-
-REJECTIONS = (429, 503)
-NO_ANSWER = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What became of one request.
-
-    Attributes
-    ----------
-    due, sent, finished : seconds on the run's clock
-    status : of the answer; `NO_ANSWER` if there is none, or none that can be used
-    answer : what it says
-    error : why it counts as an error, in few words; one of few texts
-    """
-
-    due: float
-    sent: float
-    finished: float
-    status: int
-    answer: Answer
-    error: str = ""
-
-    @property
-    def outcome(self) -> Outcome:
-        """Images, an orderly refusal, or neither."""
-        return outcome_of(self.status)
-
-
-def outcome_of(status: int) -> Outcome:
-    """Class of a sample's status."""
-    if status == 200:
-        return "ok"
-    return "rejected" if status in REJECTIONS else "error"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where requests go, and what a whole answer holds."""
-
-    session: aiohttp.ClientSession
-    url: str
-    accept: str
-    num_images: int
-
-    async def measure(self, body: bytes, due: float, clock: Clock) -> Sample:
-        """Send one request, and wait for all of its answer."""
-        sent = clock()
-        headers = {"Accept": self.accept, "Content-Type": "application/json"}
-        try:
-            async with self.session.post(
-                self.url, data=body, headers=headers, allow_redirects=False
-            ) as response:
-                content = await response.read()
-        except FAILURES as error:
-            return Sample(due, sent, clock(), NO_ANSWER, Answer(), describe_failure(error))
-        finished = clock()
-        answer = read_answer(response.status, response.headers, content)
-        return Sample(due, sent, finished, *self._judge(response.status, answer))
-
-    def _judge(self, status: int, answer: Answer) -> tuple[int, Answer, str]:
-        if status != 200:
-            return status, answer, f"{status} {answer.problem or _phrase(status)}"
-        if answer.num_images != self.num_images:
-            return NO_ANSWER, Answer(), "200 without the images"
-        return status, answer, ""
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "unknown status"

@@ -1,8 +1,9 @@
-"""The requests of a run and their times: a Poisson process, fixed by the seed.
+"""The load of a run: its requests and their times, the loops that send them, what was measured.
 
-Gaps between arrivals are exponential, ``-ln(1 - u) / rate`` with ``u`` uniform in [0, 1), and
-request *i* of a phase is the same in an open and in a closed loop. Warm-up and measurement draw
-from streams of their own, so what is measured does not depend on how long the warm-up took.
+The open loop never waits for the server, the closed one does. Arrivals are a Poisson process, fixed
+by the seed: gaps are exponential, ``-ln(1 - u) / rate`` with ``u`` uniform in [0, 1), and request
+*i* of a phase is the same in both loops. Warm-up and measurement draw from streams of their own, so
+what is measured does not depend on how long the warm-up took.
 """
 
 from __future__ import annotations
@@ -25,19 +26,21 @@ from server.bench.client import NO_ANSWER, STAGES, Clock, Sample, Target
 from server.bench.options import BenchOptions
 
 SEED_RANGE = 2**53  # every client can read such a number
+COLUMNS = ("due", "sent", "finished", "status", "num_images", "retry_after", *STAGES)
+ROW = np.dtype([(name, np.float64) for name in COLUMNS])  # 100 bytes per request
+MAX_TEXTS = 50  # a server may word every refusal differently
+OTHER_TEXT = "other"
+# Seconds that a closed loop's client waits after no answer: a server that is gone would otherwise
+# be asked thousands of times a second.
+PAUSE = 0.1
 
 Phase = Literal["warm-up", "measured"]
+Rows = npt.NDArray[Any]  # of ROW
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The requests of one run.
-
-    Attributes
-    ----------
-    options : the seed, where warm-up and measurement end, and what every request asks for
-    class_ids : each request's class is drawn from these
-    """
+    """The requests of one run; each one's class is drawn from ``class_ids``."""
 
     options: BenchOptions
     class_ids: Sequence[int]
@@ -86,16 +89,12 @@ def _uniform(seed: int, *stream: str) -> Iterator[float]:
         yield generator.random()
 
 
-COLUMNS = ("due", "sent", "finished", "status", "num_images", "retry_after", *STAGES)
-ROW = np.dtype([(name, np.float64) for name in COLUMNS])
-MAX_TEXTS = 50  # a server may word every refusal differently
-OTHER_TEXT = "other"
-
-Rows = npt.NDArray[Any]  # of ROW
-
-
 class Record:
     """What has been measured so far.
+
+    Requests of the warm-up are in the table as well, due before time 0: their answers may fall into
+    the measured time and are part of the throughput then. All counters are of the measured requests
+    alone.
 
     Attributes
     ----------
@@ -136,7 +135,7 @@ class Record:
             _count_text(self.reasons, sample.error)
         if sample.answer.model:
             _count_text(self.models, sample.answer.model)
-        if sample.outcome == "error" and not self.first_detail:
+        if sample.status_class == "error" and not self.first_detail:
             self.first_detail = sample.answer.detail
 
 
@@ -144,35 +143,22 @@ def _count_text(counter: Counter[str], text: str) -> None:
     counter[text if text in counter or len(counter) < MAX_TEXTS else OTHER_TEXT] += 1
 
 
-# Seconds that a closed loop's client waits after no answer: a server that is gone would otherwise
-# be asked thousands of times a second.
-PAUSE = 0.1
-
-
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One run against one target.
-
-    Attributes
-    ----------
-    rate : mean arrivals a second, if the loop is open
-    clients : clients that ask in turn, if it is closed
-    """
+    """One run against one target; samples go into the record as they complete."""
 
     plan: Plan
     target: Target
     record: Record
-    rate: float | None = None
-    clients: int = 1
 
     async def run(self) -> None:
         """Send all requests and wait for all answers."""
         clock = _clock_from(self.plan.options.warm_up)
         try:
-            if self.rate is not None:
-                await self._open(self.plan.schedule(self.rate), clock)
+            if self.plan.options.rate is not None:
+                await self._open(self.plan.schedule(self.plan.options.rate), clock)
             else:
-                await self._closed(clock)
+                await self._closed(self.plan.options.clients or 1, clock)
         finally:
             self.record.ended = clock()
 
@@ -182,7 +168,7 @@ class Load:
                 await asyncio.sleep(max(0.0, due - clock()))  # when late, others have their turn
                 group.create_task(self._send(body, due, clock))
 
-    async def _closed(self, clock: Clock) -> None:
+    async def _closed(self, clients: int, clock: Clock) -> None:
         warm_up, measured = self.plan.bodies("warm-up"), self.plan.bodies("measured")
         duration = self.plan.options.duration
         end = math.inf if duration is None else duration
@@ -196,7 +182,7 @@ class Load:
                     await asyncio.sleep(PAUSE)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(self.clients):
+            for _ in range(clients):
                 group.create_task(ask_in_turn())
 
     async def _send(self, body: bytes, due: float, clock: Clock) -> int:

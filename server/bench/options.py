@@ -22,21 +22,9 @@ Count = Annotated[int, Field(ge=1, le=100_000_000)]
 
 
 class BenchOptions(BaseModel):
-    """Options of one run.
+    """Options of one run, as ``masc bench --help`` explains them.
 
-    Attributes
-    ----------
-    url : address of the service, without a slash at its end
-    rate : mean arrivals a second of an open loop
-    clients : clients of a closed loop
-    duration : seconds in which measured requests are sent
-    requests : measured requests, at most; the run ends with whichever comes first
-    warm_up : seconds of the same load before anything is measured
-    class_name : name or id; every request's class is drawn if None
-    cfg_scale, model : of every request; the service's defaults if None
-    num_images, format : of every request
-    seed : of the arrivals, the classes and the images' seeds
-    timeout : seconds after which a request is given up
+    A run ends after `duration` or `requests`, whichever comes first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -78,13 +78,13 @@ def _draw_rates(axes: Axes, report: Report, rows: Rows) -> None:
     edges = _edges(report)
     rejected = np.isin(rows["status"], REJECTIONS)
     ok = rows["status"] == 200
-    moments = {
+    times_of = {
         "due": rows["due"],
         "answered with images": rows["finished"][ok],
         "refused": rows["finished"][rejected],
         "errors": rows["finished"][~ok & ~rejected],
     }
-    for (name, times), colour, line in zip(moments.items(), COLOURS, LINES, strict=False):
+    for (name, times), colour, line in zip(times_of.items(), COLOURS, LINES, strict=False):
         if len(times):
             rates = np.histogram(times, edges)[0] / np.diff(edges)
             axes.stairs(rates, edges, baseline=None, color=colour, linestyle=line, label=name)
@@ -100,10 +100,10 @@ def _edges(report: Report) -> Times:
 def _binned_percentile(due: Times, values: Times, edges: Times, share: float) -> Times:
     """Percentile of the values of each bin, NaN where there are none."""
     bins = np.digitize(due, edges) - 1
-    found = np.full(len(edges) - 1, np.nan)
-    for i in np.unique(bins[(bins >= 0) & (bins < len(found))]):
-        found[i] = np.percentile(values[bins == i], share)
-    return found
+    percentiles = np.full(len(edges) - 1, np.nan)
+    for i in np.unique(bins[(bins >= 0) & (bins < len(percentiles))]):
+        percentiles[i] = np.percentile(values[bins == i], share)
+    return percentiles
 
 
 def _finish(axes: Axes) -> None:

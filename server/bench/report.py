@@ -1,4 +1,4 @@
-"""The report of a run, as a JSON document.
+"""The report of a run: as a JSON document, and as tables for a terminal.
 
 Latencies are those of measured requests, from the moment each was due. Throughput counts answers
 between time 0 and the end of the measured time, whenever they were requested. Times are seconds.
@@ -18,16 +18,23 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from server.bench.client import REJECTIONS, STAGES, outcome_of
+from server.bench.client import REJECTIONS, STAGES, status_class
 from server.bench.load import Record, Rows
 from server.bench.options import BenchOptions
 from server.bench.service import ServiceInfo
 
+SCHEMA_VERSION = 1
+MAX_SAMPLES = 10_000
+MAX_REASONS = 5
+LATE = 0.01  # seconds at p99 from which the load generator's own lag deserves a word
 
-class Percentiles(BaseModel):
-    """How some times are distributed; seconds."""
 
+class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Percentiles(_Part):
+    """How some times are distributed; seconds."""
 
     count: int
     mean: float
@@ -53,14 +60,6 @@ class Percentiles(BaseModel):
             p99=p99,
             max=float(known.max()),
         )
-
-
-SCHEMA_VERSION = 1
-MAX_SAMPLES = 10_000
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Rejections(_Part):
@@ -91,7 +90,6 @@ class Report(_Part):
 
     Attributes
     ----------
-    started : when
     seconds : length of the measured time
     interrupted : whether somebody broke it off
     sent, ok : measured requests, and those that were answered with images
@@ -99,11 +97,9 @@ class Report(_Part):
     rejections : by status
     errors : requests that were neither answered with images nor refused for want of capacity
     reasons : refusals and errors by what they say of themselves
-    first_detail : what the first error said in detail
     latency : from the moment a request was due to the end of its answer, of those that are ok
     lag : from the moment a request was due to the moment it was sent; the load generator's own
     http : what is left of the time from sending to the answer without the server's ``total``
-    stages : as the server tells them
     versions : answers by name and version of the model
     samples : requests in the order of their answers, evenly thinned to `MAX_SAMPLES`
     """
@@ -154,14 +150,14 @@ def make_report(
         ok=len(ok),
         unanswered=record.sent - len(measured),
         rejections=dict(_rejections(measured)),
-        errors=sum(n for status, n in record.statuses.items() if outcome_of(status) == "error"),
+        errors=sum(n for status, n in record.statuses.items() if status_class(status) == "error"),
         reasons=dict(record.reasons.most_common()),
         first_detail=record.first_detail,
         throughput=_throughput(rows, seconds),
         latency=Percentiles.of(ok["finished"] - ok["due"]),
         lag=Percentiles.of(measured["sent"] - measured["due"]),
         http=Percentiles.of(ok["finished"] - ok["sent"] - ok["total"]),
-        stages={name: found for name, found in stages.items() if found is not None},
+        stages={name: times for name, times in stages.items() if times is not None},
         versions=dict(record.models.most_common()),
         samples=_thin(measured),
     )
@@ -203,10 +199,6 @@ def _thin(measured: Rows) -> list[SamplePoint]:
         SamplePoint(due=round(due, 6), latency=round(finished - due, 6), status=int(status))
         for due, finished, status in kept[["due", "finished", "status"]].tolist()
     ]
-
-
-MAX_REASONS = 5
-LATE = 0.01  # seconds at p99 from which the load generator's own lag deserves a word
 
 
 def report_tables(report: Report) -> Group:
@@ -278,8 +270,8 @@ def named_times(report: Report) -> Iterator[tuple[str, Percentiles]]:
 def _remarks(report: Report) -> Iterator[RenderableType]:
     for status, rejections in report.rejections.items():
         wait = rejections.retry_after
-        said = "none" if wait is None else f"p50 {wait.p50:g} s, longest {wait.max:g} s"
-        yield Text(f"Retry-After with {status}: {said}")
+        times = "none" if wait is None else f"p50 {wait.p50:g} s, longest {wait.max:g} s"
+        yield Text(f"Retry-After with {status}: {times}")
     for reason, number in list(report.reasons.items())[:MAX_REASONS]:
         yield Text(f"{number} x {reason}")
     if report.first_detail:

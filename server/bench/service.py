@@ -62,19 +62,18 @@ Document = TypeVar("Document", bound=_Part)
 
 
 class Service:
-    """A running service, by its address."""
+    """A running service, by its address.
+
+    A question raises `ConfigError` if it is not there, is not MASC, refuses the key, or does not
+    have the model or class that is asked for.
+    """
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
         self._url = url
 
     async def info(self, model: str | None) -> ServiceInfo:
-        """Tell what it is, and which version it has of ``model`` or else of its default model.
-
-        Raises
-        ------
-        ConfigError : it is not there, is not MASC, refuses the key, or has no such model
-        """
+        """Tell what it is, and which version it has of ``model`` or else of its default model."""
         version = await self._get("/version", _Version)
         models = (await self._get("/models", _Models)).models
         chosen = next(
@@ -92,25 +91,20 @@ class Service:
         )
 
     async def class_ids(self, model: str, wanted: str | None) -> list[int]:
-        """Ids of the classes to draw from: every one, or the one of that name or id.
-
-        Raises
-        ------
-        ConfigError : the model has no such class, or several of that name
-        """
+        """Ids of the classes to draw from: every one, or the one of that name or id."""
         known = (await self._get(f"/models/{quote(model, safe='')}/classes", _Classes)).classes
         if wanted is None:
             return [entry.id for entry in known]
         name = wanted.strip().casefold()
-        found = [entry.id for entry in known if entry.name.casefold() == name]
-        found = found or [entry.id for entry in known if str(entry.id) == name]
-        if not found:
+        ids = [entry.id for entry in known if entry.name.casefold() == name]
+        ids = ids or [entry.id for entry in known if str(entry.id) == name]
+        if not ids:
             names = ", ".join(entry.name for entry in known[:MAX_LISTED])
-            more = ", ..." if len(known) > MAX_LISTED else ""
-            raise ConfigError(f"no class {wanted!r}; there are: {names}{more}")
-        if len(found) > 1:
-            raise ConfigError(f"several classes are called {wanted!r}: ids {found}")
-        return found
+            ellipsis = ", ..." if len(known) > MAX_LISTED else ""
+            raise ConfigError(f"no class {wanted!r}; there are: {names}{ellipsis}")
+        if len(ids) > 1:
+            raise ConfigError(f"several classes are called {wanted!r}: ids {ids}")
+        return ids
 
     async def _get(self, path: str, kind: type[Document]) -> Document:
         try:
@@ -127,9 +121,6 @@ class Service:
             if status == 200:
                 return kind.model_validate_json(content)
         except ValidationError:
-            status = 200  # but not what MASC says
-        raise ConfigError(f"{self._url} is not MASC: GET {path} gave {_describe(status)}")
-
-
-def _describe(status: int) -> str:
-    return "something else" if status == 200 else f"status {status}"
+            pass  # status 200, but not what MASC says
+        given = "something else" if status == 200 else f"status {status}"
+        raise ConfigError(f"{self._url} is not MASC: GET {path} gave {given}")

@@ -30,14 +30,7 @@ MAX_VERSIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class CodebookView:
-    """A codebook and the sheet of its patches.
-
-    Attributes
-    ----------
-    codebook : clusters and tree
-    patches : a WebP file, see `masc_core.bundle.codebook_view`
-    side : pixels a side of a patch
-    """
+    """A codebook, and the sheet of its patches: a WebP file, each patch ``side`` pixels a side."""
 
     codebook: Codebook
     patches: bytes
@@ -50,12 +43,7 @@ def has_codebook(manifest: Manifest) -> bool:
 
 
 class VersionCache(Generic[T]):
-    """An LRU cache with an entry per version.
-
-    Parameters
-    ----------
-    make : makes an entry, in a thread; may raise
-    """
+    """An LRU cache with an entry per version, which ``make`` makes in a thread; it may raise."""
 
     def __init__(self, make: Callable[[Manifest], T]) -> None:
         self._make = make
@@ -76,12 +64,7 @@ class VersionCache(Generic[T]):
 
 
 class CodebookCache:
-    """Pictures of the models under a folder.
-
-    Parameters
-    ----------
-    models : folder of the bundles
-    """
+    """Pictures of the models under a folder of bundles."""
 
     def __init__(self, models: Path) -> None:
         self._models = models
@@ -100,12 +83,7 @@ class CodebookCache:
         return self._sheets[key]
 
     async def thumbnails(self, manifest: Manifest) -> tuple[bytes, ...]:
-        """WebP files, one a class; none if the bundle brings no samples that can be cut.
-
-        Raises
-        ------
-        ArtifactError : the file is missing or altered
-        """
+        """WebP files, one a class; none if the bundle brings no samples that can be cut."""
         return await self._thumbnails.get(manifest)
 
     async def codebook(self, manifest: Manifest) -> CodebookView:
@@ -150,18 +128,7 @@ def _key(manifest: Manifest) -> Key:
 
 
 def read_file(models: Path, manifest: Manifest, name: str) -> bytes:
-    """Content of a file that the manifest lists.
-
-    Parameters
-    ----------
-    models : folder of all bundles
-    manifest : of the bundle
-    name : one of ``manifest.files``
-
-    Raises
-    ------
-    ArtifactError : it is missing or altered
-    """
+    """Content of a file that the manifest lists; `ArtifactError` if it is missing or altered."""
     path = models / manifest.name / manifest.version / name
     try:
         content = path.read_bytes()

@@ -1,9 +1,14 @@
-"""The codebook of a model: sizes, clusters, and branches of the tree."""
+"""The codebook of a model as people browse it: clusters, and the branches of the tree over it.
+
+Codes stand in the order of the tree's leaves, so that neighbours look alike. Where the prior is a
+cut of the tree a cluster is a branch; otherwise it has no node and no height.
+
+Legend: V codes, K clusters; nodes are numbered as in SciPy, see `masc_core.semantic_tree`.
+"""
 
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import numpy as np
@@ -104,56 +109,8 @@ class BranchDetail(BranchSummary):
 Sort = Literal["tree", "size", "height"]
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """A node of the tree.
-
-    Attributes
-    ----------
-    node : its number; those below V are codes
-    size : codes under it
-    height : at which its two children merged, 0 of a code
-    num_clusters : that the codes belong to
-    cluster : that they all belong to, None if there are several
-    codes : some of them, evenly spaced in the order of the leaves
-    """
-
-    node: int
-    size: int
-    height: float
-    num_clusters: int
-    cluster: int | None
-    codes: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """A cluster.
-
-    Attributes
-    ----------
-    id : its number
-    size : codes that it holds
-    node : the branch that holds just these, None without one
-    height : of that branch
-    codes : some of them, or all, in the order of the leaves
-    """
-
-    id: int
-    size: int
-    node: int | None
-    height: float | None
-    codes: list[int]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Codebook:
     """A tree and a prior over the same V codes.
-
-    Parameters
-    ----------
-    tree : of the codes
-    prior : which cluster each belongs to
 
     Attributes
     ----------
@@ -162,20 +119,13 @@ class Codebook:
     parents : int64 (2V-1,), the node that each is merged into, -1 of the root
     """
 
-    tree: SemanticTree
-    prior: ClusterMap
-    order: LeafOrder = field(init=False)
-    nodes: IntArray = field(init=False)
-    parents: IntArray = field(init=False)
-
-    def __post_init__(self) -> None:
-        order = LeafOrder.of(self.tree)
-        parents = np.full(2 * self.tree.num_codes - 1, -1, dtype=np.int64)
-        merged = self.tree.linkage[:, :2].astype(np.int64)
-        parents[merged] = np.arange(self.tree.num_codes, len(parents))[:, None]
-        arrays = {"order": order, "nodes": order.branches(self.prior), "parents": parents}
-        for name, value in arrays.items():
-            object.__setattr__(self, name, value)
+    def __init__(self, tree: SemanticTree, prior: ClusterMap) -> None:
+        self.tree, self.prior = tree, prior
+        self.order = LeafOrder.of(tree)
+        self.nodes: IntArray = self.order.branches(prior)
+        self.parents: IntArray = np.full(2 * tree.num_codes - 1, -1, dtype=np.int64)
+        merged = tree.linkage[:, :2].astype(np.int64)
+        self.parents[merged] = np.arange(tree.num_codes, len(self.parents))[:, None]
 
     @property
     def root(self) -> int:
@@ -206,28 +156,42 @@ class Codebook:
         kept: IntArray = ordered[self.prior.sizes[ordered] >= least]
         return kept
 
-    def cluster(self, number: int, most: int | None = None) -> Cluster:
+    def cluster(self, number: int, most: int | None = None) -> ClusterSummary:
         """One cluster in 0..K-1, with at most so many of its codes."""
         codes = self.order.sort(
             self.prior.members[self.prior.offsets[number] : self.prior.offsets[number + 1]]
         )
         node = int(self.nodes[number])
-        return Cluster(
-            number,
-            len(codes),
-            None if node < 0 else node,
-            None if node < 0 else float(self.order.heights[node]),
-            _evenly_spaced(codes, most),
+        return ClusterSummary(
+            id=number,
+            size=len(codes),
+            height=None if node < 0 else float(self.order.heights[node]),
+            node=None if node < 0 else node,
+            codes=_evenly_spaced(codes, most),
         )
 
-    def branch(self, node: int, most: int) -> Branch:
+    def branch(self, node: int, most: int) -> BranchSummary:
         """One node in 0..2V-2, with at most so many of its codes."""
         start, size = int(self.order.starts[node]), int(self.order.sizes[node])
         codes = self.order.codes[start : start + size]
         clusters = np.unique(self.prior.labels[codes])
-        only = int(clusters[0]) if len(clusters) == 1 else None
-        height = float(self.order.heights[node])
-        return Branch(node, size, height, len(clusters), only, _evenly_spaced(codes, most))
+        return BranchSummary(
+            node=node,
+            size=size,
+            height=float(self.order.heights[node]),
+            num_clusters=len(clusters),
+            cluster=int(clusters[0]) if len(clusters) == 1 else None,
+            codes=_evenly_spaced(codes, most),
+        )
+
+    def merge(self, node: int) -> Merge:
+        """One node, and the two that it is made of."""
+        return Merge(
+            node=node,
+            height=float(self.order.heights[node]),
+            size=int(self.order.sizes[node]),
+            children=list(self.children(node)),
+        )
 
     def children(self, node: int) -> tuple[int, ...]:
         """The two nodes that a node is made of; none of a code."""
@@ -256,9 +220,7 @@ class Codebook:
 
 
 def _evenly_spaced(codes: IntArray, most: int | None) -> list[int]:
-    if most is None or len(codes) <= most:
-        chosen = codes
-    else:
-        chosen = codes[np.linspace(0, len(codes) - 1, most).round().astype(np.int64)]
-    picked: list[int] = chosen.tolist()
-    return picked
+    if most is not None and len(codes) > most:
+        codes = codes[np.linspace(0, len(codes) - 1, most).round().astype(np.int64)]
+    chosen: list[int] = codes.tolist()
+    return chosen

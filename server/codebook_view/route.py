@@ -5,7 +5,6 @@ Legend: V codes, K clusters.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
@@ -19,13 +18,9 @@ from server.answers.images import BINARY, cached_response
 from server.codebook_view.cache import CodebookView
 from server.codebook_view.codebook import (
     BranchDetail,
-    BranchSummary,
     ClusterDetail,
     ClusterPage,
-    ClusterSummary,
-    Codebook,
     CodebookSummary,
-    Merge,
     PatchSheet,
     SizeCount,
     Sort,
@@ -99,7 +94,7 @@ async def codebook(name: str, state: State, v: Version = None) -> CodebookSummar
 )
 async def patches(request: Request, name: str, state: State, v: Version = None) -> Response:
     """Fetch the sheet of patches: the pixels that a code gives among random neighbours."""
-    return _picture(request, (await _codebook_view(state, name, v)).patches, v)
+    return _picture(request, (await _view(state, name, v)).patches, v)
 
 
 @router.get(
@@ -119,14 +114,13 @@ async def clusters(
     v: Version = None,
 ) -> ClusterPage:
     """List clusters, each with codes that stand for it."""
-    book = (await _codebook_view(state, name, v)).codebook
+    book = (await _view(state, name, v)).codebook
     numbers = book.clusters(sort, least)
     return ClusterPage(
         total=len(numbers),
         offset=offset,
         clusters=[
-            ClusterSummary(**dataclasses.asdict(book.cluster(number, MAX_CODES)))
-            for number in numbers[offset : offset + limit].tolist()
+            book.cluster(number, MAX_CODES) for number in numbers[offset : offset + limit].tolist()
         ],
     )
 
@@ -143,14 +137,12 @@ async def cluster(
     v: Version = None,
 ) -> ClusterDetail:
     """Show the codes of a cluster, and the merges that made it."""
-    book = (await _codebook_view(state, name, v)).codebook
+    book = (await _view(state, name, v)).codebook
     if cluster >= book.prior.num_clusters:
         raise HTTPException(404, f"{name} has clusters 0 to {book.prior.num_clusters - 1}")
-    found = book.cluster(cluster)
-    inside = [] if found.node is None else book.merges_below(found.node, MAX_MERGES)
-    return ClusterDetail(
-        **dataclasses.asdict(found), merges=[_merge(book, node) for node in inside]
-    )
+    summary = book.cluster(cluster)
+    merges = [] if summary.node is None else book.merges_below(summary.node, MAX_MERGES)
+    return ClusterDetail(**summary.model_dump(), merges=[book.merge(node) for node in merges])
 
 
 @router.get(
@@ -165,14 +157,14 @@ async def branch(
     v: Version = None,
 ) -> BranchDetail:
     """Show a node, what it is made of, and what it becomes part of."""
-    book = (await _codebook_view(state, name, v)).codebook
+    book = (await _view(state, name, v)).codebook
     if node > book.root:
         raise HTTPException(404, f"{name} has nodes 0 to {book.root}")
     ancestors = book.ancestors(node)
     return BranchDetail(
-        **_branch(book, node).model_dump(),
-        children=[_branch(book, child) for child in book.children(node)],
-        above=[_merge(book, upper) for upper in ancestors[:MAX_ANCESTORS]],
+        **book.branch(node, MAX_CODES_OF_BRANCH).model_dump(),
+        children=[book.branch(child, MAX_CODES_OF_BRANCH) for child in book.children(node)],
+        above=[book.merge(upper) for upper in ancestors[:MAX_ANCESTORS]],
         num_above=len(ancestors),
     )
 
@@ -185,21 +177,8 @@ async def _manifest(state: AppState, name: str, version: str | None) -> Manifest
     return manifest
 
 
-async def _codebook_view(state: AppState, name: str, version: str | None) -> CodebookView:
+async def _view(state: AppState, name: str, version: str | None) -> CodebookView:
     return await state.codebook_cache.codebook(await _manifest(state, name, version))
-
-
-def _branch(book: Codebook, node: int) -> BranchSummary:
-    return BranchSummary(**dataclasses.asdict(book.branch(node, MAX_CODES_OF_BRANCH)))
-
-
-def _merge(book: Codebook, node: int) -> Merge:
-    return Merge(
-        node=node,
-        height=float(book.order.heights[node]),
-        size=int(book.order.sizes[node]),
-        children=list(book.children(node)),
-    )
 
 
 def _picture(request: Request, content: bytes, version: str | None) -> Response:

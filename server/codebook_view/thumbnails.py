@@ -22,12 +22,7 @@ _UNREADABLE = (UnidentifiedImageError, OSError, Image.DecompressionBombError)
 
 
 def cut_thumbnails(sheet: bytes, num_classes: int) -> tuple[bytes, ...]:
-    """WebP files, one a class.
-
-    Raises
-    ------
-    ValueError : not a sheet of so many classes
-    """
+    """WebP files, one a class; `ValueError` if it is not a sheet of so many classes."""
     try:
         with Image.open(io.BytesIO(sheet)) as opened:
             side = side_of_tiles(opened.size, num_classes)
@@ -70,7 +65,7 @@ def side_of_tiles(size: tuple[int, int], num_classes: int) -> int:
 
 
 def _box(index: int, side: int, below: int) -> tuple[int, int, int, int]:
-    """Where an image lies, with so many rows below it."""
+    """Box of an image, with so many rows below it."""
     across, down = _steps(side)
     left, top = index % SAMPLE_COLUMNS * across, index // SAMPLE_COLUMNS * down
     return left, top, left + side, top + side + below

@@ -1,7 +1,6 @@
-"""Through the queue and back: the time limit, admission, and the wait for the result.
+"""From a validated body to a job in the queue: defaults, time limit, admission.
 
-Whatever ends the wait early (the client disconnects, the time is up, the server shuts down) cancels
-the job, unless it is kept for others to wait for.
+The images depend on the model's weights and on the resolved request alone.
 """
 
 from __future__ import annotations
@@ -15,11 +14,7 @@ from fastapi import Header
 from starlette.types import Scope
 
 from masc_core.bundle.manifest import Manifest
-from masc_core.errors import (
-    CapacityError,
-    InvalidFieldError,
-    UnknownClassError,
-)
+from masc_core.errors import CapacityError, InvalidFieldError, UnknownClassError
 from masc_core.images import ImageFormat
 from server.errors import problem_type_of
 from server.intake.idempotency import mark_replay
@@ -30,7 +25,11 @@ from worker.jobs.job import GenerationRequest, Job
 
 logger = logging.getLogger(__name__)
 
+Number = TypeVar("Number", int, float)
+
 HEADER: Final = "X-Masc-Timeout"
+# JavaScript's numbers are exact up to here, so every client can send the seed back.
+DRAWN_SEED_BITS = 53
 
 TimeoutHeader = Annotated[
     float | None,
@@ -42,61 +41,6 @@ TimeoutHeader = Annotated[
         "the service's own limit.",
     ),
 ]
-
-
-def time_limit(given: float | None, most: float) -> float:
-    """Time limit of a request in seconds; ``most`` is the maximum and the default.
-
-    Raises
-    ------
-    InvalidFieldError : more was asked for
-    """
-    if given is None:
-        return most
-    if given > most:
-        raise InvalidFieldError(HEADER, f"must be at most {most:g} seconds here")
-    return given
-
-
-async def admit(state: AppState, job: Job, share: float, scope: Scope) -> Job:
-    """Put a job into the queue.
-
-    Parameters
-    ----------
-    front : the front end
-    job : to submit
-    share : largest share of the queue for its owner's waiting jobs
-    scope : the request, which is marked as a replay if it was sent before
-
-    Returns
-    -------
-    Job : this one, or the earlier one with the same idempotency key
-
-    Raises
-    ------
-    CapacityError : no worker is ready for its model, the queue is full, or this front end drains
-    IdempotencyConflictError : the key belongs to another request
-    """
-    job = replace(job, trace=traceparent_of(scope))
-    try:
-        state.drain.check()
-        await state.ready_workers(job.request.model)
-        receipt = await state.queue.submit(job, share)
-    except CapacityError as error:
-        reason = problem_type_of(error).slug.replace("-", "_")
-        state.metrics.rejections.labels(reason).inc()
-        raise
-    logger.info("job %s of %s", receipt.job_id, job.owner)
-    if receipt.is_new:
-        return job
-    mark_replay(scope)
-    return (await state.queue.status(receipt.job_id)).job
-
-
-Number = TypeVar("Number", int, float)
-
-# JavaScript's numbers are exact up to here, so every client can send the seed back.
-DRAWN_SEED_BITS = 53
 
 
 def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -> GenerationRequest:
@@ -130,13 +74,7 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
 
 
 def resolve_class(body: ImagesBody, manifest: Manifest) -> int:
-    """Id of the class that a request gives by id or by name.
-
-    Raises
-    ------
-    UnknownClassError : the model has no such class
-    InvalidFieldError : both, neither, or a name that several classes have
-    """
+    """Id of the class that a request gives by id or by name; errors as from `resolve`."""
     names = manifest.class_names
     if body.class_id is not None and body.class_name is not None:
         raise InvalidFieldError("class_id", "give either class_id or class_name, not both")
@@ -161,3 +99,45 @@ def _class_of_name(name: str, manifest: Manifest) -> int:
         listed = ", ".join(str(i) for i in ids)
         raise InvalidFieldError("class_name", f"several classes are called so: ids {listed}")
     return ids[0]
+
+
+def time_limit(given: float | None, most: float) -> float:
+    """Time limit of a request in seconds; ``most`` is the maximum and the default."""
+    if given is None:
+        return most
+    if given > most:
+        raise InvalidFieldError(HEADER, f"must be at most {most:g} seconds here")
+    return given
+
+
+async def admit(state: AppState, job: Job, share: float, scope: Scope) -> Job:
+    """Put a job into the queue.
+
+    Parameters
+    ----------
+    share : largest share of the queue for its owner's waiting jobs
+    scope : the request, which is marked as a replay if it was sent before
+
+    Returns
+    -------
+    Job : this one, or the earlier one with the same idempotency key
+
+    Raises
+    ------
+    CapacityError : no worker is ready for its model, the queue is full, or this front end drains
+    IdempotencyConflictError : the key belongs to another request
+    """
+    job = replace(job, trace=traceparent_of(scope))
+    try:
+        state.drain.check()
+        await state.ready_workers(job.request.model)
+        receipt = await state.queue.submit(job, share)
+    except CapacityError as error:
+        reason = problem_type_of(error).slug.replace("-", "_")
+        state.metrics.rejections.labels(reason).inc()
+        raise
+    logger.info("job %s of %s", receipt.job_id, job.owner)
+    if receipt.is_new:
+        return job
+    mark_replay(scope)
+    return (await state.queue.status(receipt.job_id)).job

@@ -40,8 +40,6 @@ def idempotency(key: str | None, endpoint: str, body: BaseModel, wanted: str) ->
 
     Parameters
     ----------
-    key : as the client sent it
-    endpoint : path of the route
     body : validated, so that spelling and order do not count
     wanted : the kind of answer, where a header decides
     """

@@ -15,7 +15,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from server.errors import FieldError, InvalidBodyError, predicate
+from server.errors import FieldProblem, InvalidBodyError, predicate
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -58,12 +58,7 @@ def is_json(content_type: str) -> bool:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Parse one JSON object.
-
-    Raises
-    ------
-    InvalidBodyError : not UTF-8, not JSON, not an object, nested too deeply, or a name twice
-    """
+    """Parse one JSON object; `InvalidBodyError` for anything else, or a name that comes twice."""
     if not body.strip():
         raise _whole_body("is empty, a JSON object is needed")
     try:
@@ -73,8 +68,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise _whole_body(f"is not UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise _whole_body(f"is not JSON: {error.msg} at {place}") from error
+        where = f"line {error.lineno}, column {error.colno}"
+        raise _whole_body(f"is not JSON: {error.msg} at {where}") from error
     except RecursionError as error:
         raise _whole_body("is nested too deeply") from error
     if not isinstance(document, dict):
@@ -83,19 +78,14 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def validate(model: type[Model], document: dict[str, Any]) -> Model:
-    """Check a parsed object against a model.
-
-    Raises
-    ------
-    InvalidBodyError : one entry for each field at fault
-    """
+    """Check a parsed object against a model; `InvalidBodyError` has an entry for each fault."""
     try:
         return model.model_validate(document)
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
         raise InvalidBodyError(
             [
-                FieldError(
+                FieldProblem(
                     ".".join(str(part) for part in detail["loc"]) or "body",
                     MESSAGES.get(detail["type"], predicate(detail["msg"])),
                 )
@@ -114,9 +104,9 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = dict(pairs)
     if len(names) < len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise InvalidBodyError([FieldError(twice, "is given more than once")])
+        raise InvalidBodyError([FieldProblem(twice, "is given more than once")])
     return names
 
 
 def _whole_body(message: str) -> InvalidBodyError:
-    return InvalidBodyError([FieldError("body", message)])
+    return InvalidBodyError([FieldProblem("body", message)])

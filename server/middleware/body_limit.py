@@ -21,7 +21,6 @@ class BodyLimit:
 
     Parameters
     ----------
-    app : the application behind it
     max_bytes : largest body that is let through
     timeout : seconds in which all of it has to be there
     """

@@ -21,13 +21,7 @@ _SPAN: Final = "masc.span"
 
 
 class TraceRequests:
-    """Pure ASGI middleware that traces what starts work.
-
-    Parameters
-    ----------
-    app : the application behind it
-    tracer : makes the spans
-    """
+    """Pure ASGI middleware that traces what starts work."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self._app, self._tracer = app, tracer
@@ -46,14 +40,14 @@ class TraceRequests:
         )
         status = 0  # of the answer, or what a stream that had begun came to
 
-        async def watch(message: Message) -> None:
+        async def note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            await self._app(scope, receive, note_status)
         finally:
             status = final_status(scope) or status
             error = "" if 0 < status < 500 else "no answer" if not status else f"status {status}"

@@ -47,9 +47,9 @@ class OpenAIRoute(APIRoute):
 
 def openai_response(error: Exception) -> Response:
     """Answer with an error."""
-    shown = response_to(error)
-    headers = {name: text for name, text in shown.headers.items() if name not in OWN_HEADERS}
-    return JSONResponse(openai_error(error).model_dump(), status_of(shown.status_code), headers)
+    ours = response_to(error)
+    headers = {name: text for name, text in ours.headers.items() if name not in OWN_HEADERS}
+    return JSONResponse(openai_error(error).model_dump(), status_of(ours.status_code), headers)
 
 
 def openai_error(error: Exception) -> OpenAIErrorAnswer:

@@ -1,4 +1,4 @@
-"""A job as the events of the OpenAI Images API."""
+"""``POST /v1/images/generations``: for programs that speak to the OpenAI Images API."""
 
 from __future__ import annotations
 
@@ -36,84 +36,19 @@ from server.openai.schemas import (
     TokenDetails,
     Usage,
 )
-from server.openapi import STARTING, WAITING, Responses, event_stream, headers, json_request
+from server.openapi import (
+    STARTING,
+    WAITING,
+    Responses,
+    described_headers,
+    event_stream,
+    json_request,
+)
 from server.schemas.generate import ImagesBody
 from server.state import AppState, State
 from worker.jobs.event import NumberedEvent, Preview
 from worker.jobs.job import Job
 from worker.jobs.outcome import ImageOutput, JobResult
-
-
-@dataclass(slots=True)
-class OpenAIEvents:
-    """Encodes the updates of a job that OpenAI's API has events for.
-
-    Attributes
-    ----------
-    job : the job
-    size : of its images, as the API writes it
-    partial_images : previews per image, at most
-    sent : previews sent, by image
-    """
-
-    job: Job
-    size: str
-    partial_images: int
-    sent: Counter[int] = field(default_factory=Counter)
-
-    def show(self, update: JobUpdate) -> Iterator[bytes]:
-        """Previews at even distances, and the finished images."""
-        match update:
-            case NumberedEvent(_, Preview() as preview) if self._is_due(preview):
-                yield self._partial(preview)
-            case JobResult():
-                for index, image in enumerate(update.images):
-                    yield self._completed(index, image)
-
-    def fail(self, error: MascError) -> bytes:
-        """The last event when there are no images."""
-        return format_sse_event(event="error", data_str=openai_error(error).model_dump_json())
-
-    def _is_due(self, preview: Preview) -> bool:
-        sent = self.sent[preview.image]
-        share = preview.rows / preview.num_rows
-        return sent < self.partial_images and share >= (sent + 1) / (self.partial_images + 1)
-
-    def _partial(self, preview: Preview) -> bytes:
-        event = PartialImageEvent(
-            b64_json=base64_of(preview.data),
-            index=preview.image,
-            partial_image_index=self.sent[preview.image],
-            created_at=int(time.time()),
-            size=self.size,
-            output_format=preview.format,
-        )
-        self.sent[preview.image] += 1
-        return format_sse_event(event=event.type, data_str=event.model_dump_json())
-
-    def _completed(self, index: int, image: ImageOutput) -> bytes:
-        event = CompletedEvent(
-            b64_json=base64_of(image.data),
-            index=index,
-            created_at=int(time.time()),
-            size=self.size,
-            output_format=self.job.request.format,
-            seed=image.seed,
-            usage=usage_of(image),
-        )
-        return format_sse_event(event=event.type, data_str=event.model_dump_json())
-
-
-def usage_of(*images: ImageOutput) -> Usage:
-    """Tokens that images took: one for the class, and one a position."""
-    read, written = len(images), sum(len(image.entropies) for image in images)
-    return Usage(
-        input_tokens=read,
-        input_tokens_details=TokenDetails(image_tokens=0, text_tokens=read),
-        output_tokens=written,
-        total_tokens=read + written,
-    )
-
 
 router = APIRouter(tags=["OpenAI"], route_class=OpenAIRoute)
 
@@ -123,7 +58,7 @@ RESPONSE: Responses = {
     200: {
         "model": OpenAIAnswer,
         "description": "The images.",
-        "headers": headers(REPLAY_HEADER),
+        "headers": described_headers(REPLAY_HEADER),
         "content": {
             "application/json": {"examples": {"two images": {"value": EXAMPLE_DRAWN}}},
             EVENTS: event_stream(
@@ -173,8 +108,8 @@ async def generations(
         )
         job = await admit(state, new_job, client.queue_share, request.scope)
     if body.stream:
-        presenter = OpenAIEvents(job, size, partial_images)
-        return stream_generation(state, request.scope, job, presenter, seconds)
+        encoder = OpenAIEvents(job, size, partial_images)
+        return stream_generation(state, request.scope, job, encoder, seconds)
     result = await wait_for_result(state, job, request.receive, seconds)
     with stage(state.metrics, request.scope, "deliver"):
         content = _answer(job, result, size).model_dump_json()
@@ -213,4 +148,74 @@ def _answer(job: Job, result: JobResult, size: str) -> OpenAIAnswer:
         output_format=job.request.format,
         size=size,
         usage=usage_of(*result.images),
+    )
+
+
+@dataclass(slots=True)
+class OpenAIEvents:
+    """Encodes the updates of a job that OpenAI's API has events for.
+
+    Attributes
+    ----------
+    size : of its images, as the API writes it
+    partial_images : previews per image, at most
+    sent : previews sent, by image
+    """
+
+    job: Job
+    size: str
+    partial_images: int
+    sent: Counter[int] = field(default_factory=Counter)
+
+    def encode(self, update: JobUpdate) -> Iterator[bytes]:
+        """Previews at even distances, and the finished images."""
+        match update:
+            case NumberedEvent(_, Preview() as preview) if self._is_due(preview):
+                yield self._partial(preview)
+            case JobResult():
+                for index, image in enumerate(update.images):
+                    yield self._completed(index, image)
+
+    def encode_error(self, error: MascError) -> bytes:
+        """The last event when there are no images."""
+        return format_sse_event(event="error", data_str=openai_error(error).model_dump_json())
+
+    def _is_due(self, preview: Preview) -> bool:
+        sent = self.sent[preview.image]
+        share = preview.rows / preview.num_rows
+        return sent < self.partial_images and share >= (sent + 1) / (self.partial_images + 1)
+
+    def _partial(self, preview: Preview) -> bytes:
+        event = PartialImageEvent(
+            b64_json=base64_of(preview.data),
+            index=preview.image,
+            partial_image_index=self.sent[preview.image],
+            created_at=int(time.time()),
+            size=self.size,
+            output_format=preview.format,
+        )
+        self.sent[preview.image] += 1
+        return format_sse_event(event=event.type, data_str=event.model_dump_json())
+
+    def _completed(self, index: int, image: ImageOutput) -> bytes:
+        event = CompletedEvent(
+            b64_json=base64_of(image.data),
+            index=index,
+            created_at=int(time.time()),
+            size=self.size,
+            output_format=self.job.request.format,
+            seed=image.seed,
+            usage=usage_of(image),
+        )
+        return format_sse_event(event=event.type, data_str=event.model_dump_json())
+
+
+def usage_of(*images: ImageOutput) -> Usage:
+    """Tokens that images took: one for the class, and one a position."""
+    read, written = len(images), sum(len(image.entropies) for image in images)
+    return Usage(
+        input_tokens=read,
+        input_tokens_details=TokenDetails(image_tokens=0, text_tokens=read),
+        output_tokens=written,
+        total_tokens=read + written,
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
+from server.activation import ActivateAnswer
 from server.auth.dependencies import AdminDependency
 from server.intake.json_body import json_body
 from server.openapi import Responses, json_request, problems
@@ -36,19 +37,6 @@ class ActivateBody(BaseModel):
             description="How long to wait for the workers; they go on afterwards.",
         ),
     ] = 60.0
-
-
-class ActivateAnswer(BaseModel):
-    """What has come of it."""
-
-    model: str
-    version: str
-    previous: Annotated[str | None, Field(description="The version that was active before.")]
-    state: Annotated[
-        Literal["serving", "pending"],
-        Field(description="`serving` once all workers that are ready serve the version."),
-    ]
-    num_workers: Annotated[int, Field(description="How many workers serve it.")]
 
 
 PENDING: Responses = {
@@ -86,12 +74,5 @@ async def activate(
     are damaged, or that a worker cannot serve, is refused, and the old one goes on.
     """
     logger.info("%s activates %s %s", admin, name, body.version)
-    done = await state.activator.activate(name, body.version, body.wait_seconds)
-    answer = ActivateAnswer(
-        model=name,
-        version=body.version,
-        previous=done.previous,
-        state=done.state,
-        num_workers=done.num_workers,
-    )
-    return JSONResponse(answer.model_dump(), 200 if done.state == "serving" else 202)
+    answer = await state.activator.activate(name, body.version, body.wait_seconds)
+    return JSONResponse(answer.model_dump(), 200 if answer.state == "serving" else 202)

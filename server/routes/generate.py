@@ -21,8 +21,8 @@ from server.openapi import (
     STARTING,
     WAITING,
     Responses,
+    described_headers,
     event_stream,
-    headers,
     json_request,
     problems,
 )
@@ -48,7 +48,7 @@ RESPONSE: Responses = {
             **dict.fromkeys(MEDIA_TYPES.values(), BINARY),
             EVENTS: event_stream(EVENT_MODELS, EXAMPLE_EVENTS),
         },
-        "headers": headers({**IMAGE_HEADERS, **REPLAY_HEADER}),
+        "headers": described_headers({**IMAGE_HEADERS, **REPLAY_HEADER}),
     }
 }
 PROBLEMS = problems(*WAITING, *STARTING)
@@ -95,13 +95,13 @@ async def generate(
         )
         job = await admit(state, new_job, client.queue_share, request.scope)
     if streams:
-        presenter = JobEvents(job, entropies=body.entropies)
-        return stream_generation(state, request.scope, job, presenter, seconds)
+        encoder = JobEvents(job, entropies=body.entropies)
+        return stream_generation(state, request.scope, job, encoder, seconds)
     result = await wait_for_result(state, job, request.receive, seconds)
     with stage(state.metrics, request.scope, "deliver"):
         file_format = job.request.format
         if file_wanted and len(result.images) == 1:
-            headers_ = {**image_headers(result, 0), "Vary": "Accept"}
+            headers = {**image_headers(result, 0), "Vary": "Accept"}
             media_type = MEDIA_TYPES[file_format]
-            return Response(result.images[0].data, headers=headers_, media_type=media_type)
+            return Response(result.images[0].data, headers=headers, media_type=media_type)
         return json_response(job.id, result, file_format, entropies=body.entropies)

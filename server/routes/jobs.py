@@ -19,7 +19,14 @@ from server.intake.admit import TimeoutHeader, admit, resolve, time_limit
 from server.intake.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
 from server.intake.json_body import json_body
 from server.middleware.tracing import stage
-from server.openapi import STARTING, Responses, event_stream, headers, json_request, problems
+from server.openapi import (
+    STARTING,
+    Responses,
+    described_headers,
+    event_stream,
+    json_request,
+    problems,
+)
 from server.routes.generate import EXAMPLES as GENERATE_EXAMPLES
 from server.schemas.job import EVENT_MODELS, EXAMPLE_EVENTS, EXAMPLE_JOB, JobAnswer, JobBody
 from server.state import State
@@ -50,7 +57,7 @@ ACCEPTED: Responses = {
         "model": JobAnswer,
         "description": "The job is in the queue.",
         "content": JOB,
-        "headers": headers({"Location": "Path of the job.", **REPLAY_HEADER}),
+        "headers": described_headers({"Location": "Path of the job.", **REPLAY_HEADER}),
     }
 }
 JOB_RESPONSE: Responses = {200: {"model": JobAnswer, "content": JOB}}
@@ -58,7 +65,7 @@ IMAGE: Responses = {
     200: {
         "description": "The file.",
         "content": dict.fromkeys(MEDIA_TYPES.values(), BINARY),
-        "headers": headers({"ETag": "Changes never.", **IMAGE_HEADERS}),
+        "headers": described_headers({"ETag": "Changes never.", **IMAGE_HEADERS}),
     },
     304: {"description": "The file with this `ETag` is the right one."},
 }
@@ -107,13 +114,16 @@ async def submit(
     except QueueDownError:  # it has been accepted all the same, and can be asked for later
         unknown = JobStatus(job, "waiting", None, 0)
         answer = await job_answer(state.queue, unknown, entropies=False)
-    return _document(answer, 202, {"Location": f"{router.prefix}/{job.id}"})
+    return _document(answer, 202, Location=f"{router.prefix}/{job.id}")
 
 
 @router.get(
-    "/{id}", summary="Where a job is, and what has come of it", responses=JOB_RESPONSE | PROBLEMS
+    "/{id}",
+    name="look",  # a part of the operation's id, which generated clients know
+    summary="Where a job is, and what has come of it",
+    responses=JOB_RESPONSE | PROBLEMS,
 )
-async def look(
+async def show(
     job_id: JobId, state: State, client: ClientDependency, *, entropies: Entropies = False
 ) -> Response:
     """Tell how many jobs are ahead of it, or how it ended; its images are fetched one by one."""
@@ -154,8 +164,8 @@ async def image(
     if index >= len(result.images):
         raise HTTPException(404, f"the job has images 0 to {len(result.images) - 1}")
     media_type = MEDIA_TYPES[status.job.request.format]
-    headers_, data = image_headers(result, index), result.images[index].data
-    return cached_response(request, data, media_type, "private, no-cache", headers_)
+    headers, data = image_headers(result, index), result.images[index].data
+    return cached_response(request, data, media_type, "private, no-cache", headers)
 
 
 @router.get(
@@ -184,11 +194,11 @@ async def events(
     cursor = Cursor.behind(last_id or last_event_id or "")
     if cursor.is_at_end:
         return Response(status_code=204)
-    presenter = JobEvents(status.job, entropies=entropies, first_image=cursor.images)
-    return EventStream(sse_events(job_updates(state.queue, job_id, cursor.after), presenter))
+    encoder = JobEvents(status.job, entropies=entropies, first_image=cursor.images)
+    return EventStream(sse_events(job_updates(state.queue, job_id, cursor.after), encoder))
 
 
-def _document(answer: JobAnswer, status: int = 200, more: dict[str, str] | None = None) -> Response:
+def _document(answer: JobAnswer, status: int = 200, **headers: str) -> Response:
     content = answer.model_dump_json(exclude_unset=True)
-    headers_ = {"Cache-Control": "no-store", **(more or {})}
-    return Response(content, status, headers_, "application/json")
+    headers = {"Cache-Control": "no-store", **headers}
+    return Response(content, status, headers, "application/json")

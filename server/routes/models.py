@@ -96,7 +96,9 @@ async def classes(name: str, state: State) -> ClassList:
     return ClassList(
         model=manifest.name,
         version=manifest.version,
-        classes=[ClassEntry(id=i, name=known) for i, known in enumerate(manifest.class_names)],
+        classes=[
+            ClassEntry(id=i, name=class_name) for i, class_name in enumerate(manifest.class_names)
+        ],
     )
 
 

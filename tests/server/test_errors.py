@@ -21,7 +21,7 @@ from masc_core.errors import (
 )
 from server.errors import (
     PROBLEM_TYPES,
-    FieldError,
+    FieldProblem,
     InvalidBodyError,
     problem,
     problem_type_of,
@@ -144,7 +144,7 @@ def test_the_errors_of_http_itself() -> None:
 
 
 def test_a_document_stays_short_and_encodable_whatever_was_sent() -> None:
-    errors = [FieldError("\ud800" + "x" * 10_000, "is wrong") for _ in range(1000)]
+    errors = [FieldProblem("\ud800" + "x" * 10_000, "is wrong") for _ in range(1000)]
     response = response_to(InvalidBodyError(errors))
     shown = document(response.body)["errors"]
     assert isinstance(shown, list)

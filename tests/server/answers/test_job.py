@@ -11,7 +11,7 @@ import pytest
 
 from masc_core.errors import JobCancelledError, NonFiniteError
 from server.answers.job import EVENT_ID, Cursor, JobEvents
-from server.answers.job_updates import QueuePosition
+from server.schemas.job import QueuedEvent
 from tests.server.auth.test_access import ALICE, BOB, write_keys
 from tests.server.service import Service, assert_problem, draw, paint
 from tests.server.sse import Event, read_events
@@ -84,8 +84,8 @@ JOB = Job(GenerationRequest("tiny", 1, 1.0, 5, num_images=3, format="webp"), id=
 
 
 def shown(*updates: object, **options: object) -> list[Event]:
-    presenter = JobEvents(JOB, **options)  # type: ignore[arg-type]
-    chunks = [chunk for update in updates for chunk in presenter.show(update)]  # type: ignore[arg-type]
+    encoder = JobEvents(JOB, **options)  # type: ignore[arg-type]
+    chunks = [chunk for update in updates for chunk in encoder.encode(update)]  # type: ignore[arg-type]
     return read_events(b"".join(chunks).decode())
 
 
@@ -116,8 +116,8 @@ def test_what_is_no_id(event_id: str) -> None:
 def test_what_is_told_on_the_way() -> None:
     preview = Preview(1, 2, 4, "png", b"data")
     assert shown(
-        QueuePosition(3, None),
-        QueuePosition(2, 1.5),
+        QueuedEvent(position=3, estimated_start_seconds=None),
+        QueuedEvent(position=2, estimated_start_seconds=1.5),
         NumberedEvent(1, Started("v9")),
         NumberedEvent(2, Progress(1, 2, 4)),
         NumberedEvent(3, preview),
@@ -159,6 +159,6 @@ def test_an_image_is_its_bytes() -> None:
     ("error", "status"), [(JobCancelledError("cancelled"), 410), (NonFiniteError("a NaN"), 500)]
 )
 def test_a_failure_is_a_problem(error: Exception, status: int) -> None:
-    (event,) = read_events(JobEvents(JOB).fail(error).decode())  # type: ignore[arg-type]
+    (event,) = read_events(JobEvents(JOB).encode_error(error).decode())  # type: ignore[arg-type]
     assert (event.name, event.id) == ("error", "error")
     assert (event.data["status"], event.data["detail"]) == (status, str(error))

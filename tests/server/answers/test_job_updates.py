@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,18 +11,17 @@ import pytest
 from masc_core.errors import DeadlineError, JobCancelledError, QueueDownError, UnknownJobError
 from server.answers.job_updates import (
     JobUpdate,
-    QueuePosition,
     job_updates,
     queue_position,
-    start_seconds,
 )
+from server.schemas.job import QueuedEvent
 from tests.clock import Clock
 from tests.server.service import paint
 from worker.jobs.event import Event, NumberedEvent, Progress, Started
 from worker.jobs.job import GenerationRequest, Job, Lease
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobFailure, JobResult
-from worker.jobs.state import JobStatus
+from worker.jobs.state import JobStatus, QueueStats, Totals
 
 pytestmark = pytest.mark.anyio
 
@@ -35,9 +35,11 @@ def queue() -> MemoryQueue:
     return MemoryQueue()
 
 
-@pytest.fixture(autouse=True)
-def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.answers.job_updates.POLL_SECONDS", 0.005)
+def waits(position: int, seconds: float | None) -> QueuedEvent:
+    return QueuedEvent(position=position, estimated_start_seconds=seconds)
+
+
+follow = partial(job_updates, poll_seconds=0.005)
 
 
 def claim(queue: MemoryQueue) -> Lease:
@@ -53,13 +55,13 @@ def work(queue: MemoryQueue) -> None:
 
 
 async def updates(queue: MemoryQueue, after: int | None = 0) -> list[JobUpdate]:
-    return [update async for update in job_updates(queue, JOB.id, after)]
+    return [update async for update in follow(queue, JOB.id, after)]
 
 
 async def test_every_moment_in_order(queue: MemoryQueue) -> None:
     await queue.submit(JOB)
-    updates = job_updates(queue, JOB.id)
-    assert await anext(updates) == QueuePosition(0, None)
+    updates = follow(queue, JOB.id)
+    assert await anext(updates) == waits(0, None)
     work(queue)
     rest = [update async for update in updates]
     told = [NumberedEvent(i, event) for i, event in enumerate(EVENTS, 1)]
@@ -80,19 +82,20 @@ async def test_the_place_is_told_when_it_changes(queue: MemoryQueue) -> None:
     for job in (*ahead, JOB):
         await queue.submit(job)
     seen: list[JobUpdate] = []
-    async for update in job_updates(queue, JOB.id):
+    async for update in follow(queue, JOB.id):
         seen.append(update)
-        await asyncio.sleep(0.03)  # many looks at a place that stays
-        if isinstance(update, QueuePosition):
-            work(queue)
-    positions = [update.position for update in seen if isinstance(update, QueuePosition)]
+        if isinstance(update, QueuedEvent):
+            asyncio.get_running_loop().call_later(
+                0.03, work, queue
+            )  # polls see no change until then
+    positions = [update.position for update in seen if isinstance(update, QueuedEvent)]
     assert positions == [2, 1, 0]
     assert isinstance(seen[-1], JobResult)
 
 
 async def test_why_there_are_no_images_is_raised(queue: MemoryQueue) -> None:
     await queue.submit(JOB)
-    updates = job_updates(queue, JOB.id)
+    updates = follow(queue, JOB.id)
     await anext(updates)
     await queue.cancel(JOB.id)
     with pytest.raises(JobCancelledError):
@@ -109,14 +112,14 @@ async def test_after_the_time_is_up_it_is_given_up(queue: MemoryQueue, running: 
     loop = asyncio.get_running_loop()
     started = loop.time()
     with pytest.raises(DeadlineError):
-        async for _ in job_updates(queue, JOB.id, until=started + 0.05):
+        async for _ in follow(queue, JOB.id, until=started + 0.05):
             pass
     assert 0.04 < loop.time() - started < 2.0
     with pytest.raises(DeadlineError):
-        await anext(job_updates(queue, JOB.id, None, until=started))
+        await anext(follow(queue, JOB.id, None, until=started))
     shown: list[JobUpdate] = []
     with pytest.raises(DeadlineError):
-        await asyncio.wait_for(_keep(job_updates(queue, JOB.id, until=started - 1.0), shown), 5.0)
+        await asyncio.wait_for(_keep(follow(queue, JOB.id, until=started - 1.0), shown), 5.0)
     assert len(shown) <= 1  # where it is, and no more
 
 
@@ -127,7 +130,7 @@ async def _keep(updates: AsyncIterator[JobUpdate], shown: list[JobUpdate]) -> No
 
 async def test_whoever_stops_following_leaves_nothing_behind(queue: MemoryQueue) -> None:
     await queue.submit(JOB)
-    updates = job_updates(queue, JOB.id)
+    updates = follow(queue, JOB.id)
     await anext(updates)
     waiting = asyncio.ensure_future(anext(updates))
     await asyncio.sleep(0.03)
@@ -136,7 +139,7 @@ async def test_whoever_stops_following_leaves_nothing_behind(queue: MemoryQueue)
     await asyncio.wait({waiting})
     assert not queue._watchers.watched
     queue.emit(claim(queue), STARTED)
-    updates = job_updates(queue, JOB.id)
+    updates = follow(queue, JOB.id)
     assert await anext(updates) == NumberedEvent(1, STARTED)
     await updates.aclose()
     assert not queue._watchers.watched
@@ -158,8 +161,8 @@ class _FlakyQueue(MemoryQueue):
 async def test_a_queue_that_is_away_for_a_moment_is_waited_for() -> None:
     queue = _FlakyQueue()
     await queue.submit(JOB)
-    updates = job_updates(queue, JOB.id)
-    assert await anext(updates) == QueuePosition(0, None)
+    updates = follow(queue, JOB.id)
+    assert await anext(updates) == waits(0, None)
     work(queue)
     assert len([update async for update in updates]) == 4
 
@@ -181,7 +184,7 @@ async def test_a_slow_reader_takes_one_event_ahead_and_no_more() -> None:
     lease = claim(queue)
     for rows in range(100):
         queue.emit(lease, Progress(0, rows, 100))
-    slow = job_updates(queue, JOB.id)
+    slow = follow(queue, JOB.id)
     await anext(slow)
     queue.finish(lease, paint(JOB))
     assert len(await updates(queue)) == 101
@@ -194,8 +197,13 @@ async def test_a_slow_reader_takes_one_event_ahead_and_no_more() -> None:
     ("position", "rate", "seconds"),
     [(0, 0.0, None), (0, 4.0, 0.25), (3, 4.0, 1.0), (6, 3.0, 2.333)],
 )
-def test_start_seconds(position: int, rate: float, seconds: float | None) -> None:
-    assert start_seconds(position, rate) == seconds
+async def test_start_seconds(position: int, rate: float, seconds: float | None) -> None:
+    class Rated(MemoryQueue):
+        async def stats(self) -> QueueStats:
+            return QueueStats(0, 0, 0.0, rate, Totals())
+
+    status = JobStatus(JOB, "waiting", position, 0)
+    assert await queue_position(Rated(), status) == waits(position, seconds)
 
 
 def test_a_place_is_for_those_who_wait() -> None:
@@ -203,22 +211,22 @@ def test_a_place_is_for_those_who_wait() -> None:
     queue = MemoryQueue(clock=clock)
     jobs = [Job(GenerationRequest("tiny", 0, 1.0, i)) for i in range(4)]
 
-    async def places() -> list[QueuePosition | None]:
+    async def places() -> list[QueuedEvent | None]:
         return [await queue_position(queue, await queue.status(job.id)) for job in jobs]
 
     async def run() -> None:
         for job in jobs:
             await queue.submit(job)
-        assert await places() == [QueuePosition(i, None) for i in range(4)]
+        assert await places() == [waits(i, None) for i in range(4)]
         first, second = queue.claim("tiny", 2, 0.0)
         clock.now = 5.0
         queue.finish(first, JobFailure("EngineError", "none"))
-        assert await places() == [None, None, QueuePosition(0, 5.0), QueuePosition(1, 10.0)]
+        assert await places() == [None, None, waits(0, 5.0), waits(1, 10.0)]
         queue.hand_back([second])
         assert (await places())[1:] == [
-            QueuePosition(0, 5.0),
-            QueuePosition(1, 10.0),
-            QueuePosition(2, 15.0),
+            waits(0, 5.0),
+            waits(1, 10.0),
+            waits(2, 15.0),
         ]
 
     asyncio.run(run())

@@ -17,6 +17,11 @@ def make_plan(class_ids: Sequence[int], **options: Any) -> Plan:
     return Plan(BenchOptions(rate=1.0, **options), class_ids)
 
 
+def with_load(plan: Plan, rate: float | None, clients: int = 1) -> Plan:
+    load = {"rate": rate, "clients": clients if rate is None else None}
+    return Plan(plan.options.model_copy(update=load), plan.class_ids)
+
+
 def target(session: Any, stand_in: StandIn, num_images: int = 1) -> Target:
     accept = "image/png" if num_images == 1 else "application/json"
     return Target(session, f"{stand_in.url}/generate", accept, num_images)
@@ -36,7 +41,7 @@ def run_load(
     async def run() -> None:
         async with serving(stand_in), open_session(timeout) as session:
             where = target(session, stand_in, plan.options.num_images)
-            await Load(plan, where, record, rate, clients).run()
+            await Load(with_load(plan, rate, clients), where, record).run()
 
     asyncio.run(run())
     return record, stand_in

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from server.bench.client import NO_ANSWER, open_session
 from server.bench.load import PAUSE, Load, Plan, Record
-from tests.server.bench.runs import make_plan, run_load, target
+from tests.server.bench.runs import make_plan, run_load, target, with_load
 from tests.server.bench.stand_in import StandIn, picture, refusal, serving
 
 CLASS_IDS = (0, 1, 2)
@@ -154,7 +154,9 @@ def test_a_run_that_is_broken_off_keeps_what_it_has() -> None:
     async def run() -> None:
         stand_in = StandIn(until_the_tenth)
         async with serving(stand_in), open_session(30.0) as session:
-            load = Load(make_plan(CLASS_IDS), target(session, stand_in), record, clients=1)
+            load = Load(
+                with_load(make_plan(CLASS_IDS), rate=None), target(session, stand_in), record
+            )
             task = asyncio.create_task(load.run())
             await stuck.wait()
             task.cancel()

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from server.bench.client import NO_ANSWER, Answer, Sample, outcome_of
+from server.bench.client import NO_ANSWER, Answer, Sample, status_class
 from tests.server.bench.runs import measure
 from tests.server.bench.stand_in import images, refusal
 
 
 def test_a_picture_with_its_stages() -> None:
     sample, stand_in = measure(due=-0.5)
-    assert (sample.outcome, sample.status, sample.error) == ("ok", 200, "")
+    assert (sample.status_class, sample.status, sample.error) == ("ok", 200, "")
     assert sample.due == -0.5 < sample.sent < sample.finished
     stages = {"queue": 0.001, "prefill": 0.002, "decode": 0.0035, "total": 0.00725}
     assert sample.answer.stages == pytest.approx(stages)
@@ -27,7 +27,7 @@ def test_a_picture_with_its_stages() -> None:
 
 def test_several_images_in_json() -> None:
     sample, stand_in = measure(num_images=3)
-    assert sample.outcome == "ok"
+    assert sample.status_class == "ok"
     assert sample.answer.num_images == 3
     assert sample.answer.stages == {"queue": 0.001, "total": 0.008}
     assert stand_in.headers[0]["Accept"] == "application/json"
@@ -43,7 +43,7 @@ def test_the_time_is_that_of_the_whole_answer() -> None:
         return web.Response(body=parts(), content_type="image/png")
 
     sample, _ = measure(in_parts)
-    assert sample.outcome == "ok"
+    assert sample.status_class == "ok"
     assert sample.finished - sample.sent >= 0.1
 
 
@@ -67,7 +67,7 @@ def test_answers_without_the_images(
         return response
 
     sample, stand_in = measure(refuse)
-    assert (sample.status, sample.outcome, sample.error) == (status, outcome, error)
+    assert (sample.status, sample.status_class, sample.error) == (status, outcome, error)
     assert sample.answer.retry_after == (4.0 if "Retry-After" in response.headers else None)
     assert len(stand_in.bodies) == 1  # no redirection is followed, nothing is sent again
 
@@ -83,7 +83,7 @@ def test_no_answer_in_time() -> None:
 
 
 def test_outcomes() -> None:
-    kinds = {status: outcome_of(status) for status in (0, 200, 202, 404, 429, 500, 503, 504)}
+    kinds = {status: status_class(status) for status in (0, 200, 202, 404, 429, 500, 503, 504)}
     assert kinds == {
         0: "error", 200: "ok", 202: "error", 404: "error", 429: "rejected", 500: "error",
         503: "rejected", 504: "error",

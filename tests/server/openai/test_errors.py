@@ -16,7 +16,7 @@ from masc_core.errors import (
     UnknownClassError,
     UnknownModelError,
 )
-from server.errors import FieldError, InvalidBodyError
+from server.errors import FieldProblem, InvalidBodyError
 from server.openai.errors import openai_response
 
 
@@ -57,7 +57,7 @@ def test_every_error_has_openai_s_form(
 
 
 def test_what_is_not_valid_is_400_and_names_openai_s_field() -> None:
-    error = InvalidBodyError([FieldError("n", "is too much"), FieldError("size", "is too")])
+    error = InvalidBodyError([FieldProblem("n", "is too much"), FieldProblem("size", "is too")])
     status, told = answer(error)
     assert (status, told["param"], told["type"]) == (400, "n", "invalid_request_error")
     assert told["message"] == "n: is too much; size: is too"

@@ -5,8 +5,8 @@ import base64
 import pytest
 
 from masc_core.errors import NonFiniteError
-from server.answers.job_updates import QueuePosition
 from server.openai.route import OpenAIEvents, usage_of
+from server.schemas.job import QueuedEvent
 from tests.server.service import GRID, draw, paint
 from tests.server.sse import Event, read_events
 from worker.jobs.event import NumberedEvent, Preview, Progress, Started
@@ -15,8 +15,8 @@ from worker.jobs.job import GenerationRequest, Job
 JOB = Job(GenerationRequest("tiny", 1, 1.0, 5, num_images=2, format="webp"))
 
 
-def shown(presenter: OpenAIEvents, *updates: object) -> list[Event]:
-    chunks = [chunk for update in updates for chunk in presenter.show(update)]  # type: ignore[arg-type]
+def shown(encoder: OpenAIEvents, *updates: object) -> list[Event]:
+    chunks = [chunk for update in updates for chunk in encoder.encode(update)]  # type: ignore[arg-type]
     return read_events(b"".join(chunks).decode())
 
 
@@ -48,13 +48,13 @@ def test_images_are_counted_apart() -> None:
 
 
 def test_the_images_are_the_last_events() -> None:
-    presenter = OpenAIEvents(JOB, "16x16", 3)
+    encoder = OpenAIEvents(JOB, "16x16", 3)
     quiet = [
-        QueuePosition(1, None),
+        QueuedEvent(position=1, estimated_start_seconds=None),
         NumberedEvent(1, Started("v1")),
         NumberedEvent(2, Progress(0, 1, 4)),
     ]
-    events = shown(presenter, *quiet, paint(JOB))
+    events = shown(encoder, *quiet, paint(JOB))
     assert [event.name for event in events] == ["image_generation.completed"] * 2
     for index, event in enumerate(events):
         assert event.data["index"] == index
@@ -65,7 +65,9 @@ def test_the_images_are_the_last_events() -> None:
 
 
 def test_a_failure_is_an_error() -> None:
-    (event,) = read_events(OpenAIEvents(JOB, "16x16", 0).fail(NonFiniteError("a NaN")).decode())
+    (event,) = read_events(
+        OpenAIEvents(JOB, "16x16", 0).encode_error(NonFiniteError("a NaN")).decode()
+    )
     assert event.name == "error"
     assert event.data["error"]["message"] == "a NaN"
     assert event.data["error"]["type"] == "server_error"
