@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,3 +90,8 @@ class Exchange:
     def header(self, name: bytes) -> bytes | None:
         """One header of the answer."""
         return dict(self.sent[0]["headers"]).get(name)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - a thread makes it true
+        await asyncio.sleep(0.002)

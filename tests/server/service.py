@@ -296,3 +296,10 @@ def assert_problem(response: httpx.Response, status: int, *fields: str) -> dict[
     assert [error["field"] for error in document.get("errors", [])] == list(fields)
     assert all(error["message"] for error in document.get("errors", []))
     return document
+
+
+def assert_nothing_left(service: Service) -> None:
+    service.painter.gate.set()
+    assert service.generate().status_code == 200
+    assert not service.queue._waiting
+    assert not service.queue._running

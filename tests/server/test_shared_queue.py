@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from masc_core.bundle.registry import Registry
 from server.app import create_app
 from server.settings import ServerSettings
-from tests.server.intake.test_dispatch import until
+from tests.server.asgi import until
 from tests.server.service import GRID, Painter, draw, write_model
 from tests.server.sse import Event, read_events
 from worker.jobs.limits import QueueLimits

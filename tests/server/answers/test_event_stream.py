@@ -7,9 +7,8 @@ from collections.abc import AsyncGenerator, Callable
 import pytest
 
 from server.answers.event_stream import EventStream
-from tests.server.asgi import Exchange
-from tests.server.intake.test_dispatch import assert_nothing_left, until
-from tests.server.service import GRID, Service, draw, top_of
+from tests.server.asgi import Exchange, until
+from tests.server.service import GRID, Service, assert_nothing_left, draw, top_of
 from tests.server.sse import Event, read_events
 from worker.jobs.outcome import JobFailure
 

@@ -12,7 +12,7 @@ import pytest
 from masc_core.errors import JobCancelledError, NonFiniteError
 from server.answers.job import EVENT_ID, Cursor, JobEvents
 from server.schemas.job import QueuedEvent
-from tests.server.auth.test_access import ALICE, BOB, write_keys
+from tests.server.auth.test_api_keys import ALICE, BOB, write_keys
 from tests.server.service import Service, assert_problem, draw, paint
 from tests.server.sse import Event, read_events
 from worker.jobs.event import NumberedEvent, Preview, Progress, Started

@@ -14,7 +14,7 @@ from server.auth.api_keys import Client
 from server.auth.rate_limit import AWAY_SECONDS, CONNECTIONS, TIMEOUT_SECONDS, RateLimits
 from tests.clock import Clock
 from tests.redis_server import RedisServer
-from tests.server.auth.test_access import ALICE, BOB, write_keys
+from tests.server.auth.test_api_keys import ALICE, BOB, write_keys
 from tests.server.service import Service, assert_problem
 from tests.stopwatch import Stopwatch
 

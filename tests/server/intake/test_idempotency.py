@@ -9,8 +9,7 @@ import pytest
 from server.intake.idempotency import idempotency
 from server.schemas.generate import GenerateBody
 from server.schemas.job import JobBody
-from tests.server.asgi import Exchange
-from tests.server.intake.test_dispatch import until
+from tests.server.asgi import Exchange, until
 from tests.server.service import Service, assert_problem
 from tests.server.sse import read_events
 from worker.jobs.outcome import JobFailure

@@ -17,7 +17,7 @@ from masc_core.bundle.manifest import TRANSFORMER_FILE
 from masc_core.bundle.registry import Registry
 from server.app import create_app
 from server.settings import ServerSettings
-from tests.server.auth.test_access import ROOT, write_keys
+from tests.server.auth.test_api_keys import ROOT, write_keys
 from tests.server.service import Service, assert_problem
 from tests.tiny_bundle import save_tiny_bundle, spoil
 from worker.build import build_worker

@@ -15,8 +15,7 @@ from prometheus_client import CollectorRegistry
 from masc_core.bundle.registry import Registry
 from server.app import create_app
 from tests.clock import Clock
-from tests.server.asgi import Exchange
-from tests.server.intake.test_dispatch import until
+from tests.server.asgi import Exchange, until
 from tests.server.service import GRID, WEIGHTS, Service, assert_problem, draw
 from tests.server.sse import Event, read_events
 from worker.jobs.job import GenerationRequest, Job

@@ -13,7 +13,7 @@ from server.auth.api_keys import Client
 from server.auth.dependencies import AdminDependency, ClientDependency, known_client
 from server.state import app_state
 from tests.server.asgi import Exchange
-from tests.server.auth.test_access import ALICE, BOB, ROOT, write_keys
+from tests.server.auth.test_api_keys import ALICE, BOB, ROOT, write_keys
 from tests.server.service import Service, assert_problem
 
 BEARER = {"Authorization": f"Bearer {ALICE}"}

@@ -2,30 +2,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from masc_core.errors import InvalidFieldError
-from server.intake.admit import time_limit
-from tests.server.asgi import Exchange
-from tests.server.service import Service, assert_problem
+from masc_core.bundle.manifest import Manifest
+from masc_core.errors import InvalidFieldError, UnknownClassError
+from server.intake.admit import DRAWN_SEED_BITS, resolve, time_limit
+from server.schemas.generate import GenerateBody
+from tests.server.asgi import Exchange, until
+from tests.server.service import Service, assert_nothing_left, assert_problem, write_model
 from tests.server.sse import read_events
 
 BODY = b'{"class_id": 1, "seed": 2}'
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - a thread makes it true
-        await asyncio.sleep(0.002)
-
-
-def assert_nothing_left(service: Service) -> None:
-    service.painter.gate.set()
-    assert service.generate().status_code == 200
-    assert not service.queue._waiting
-    assert not service.queue._running
 
 
 def test_without_a_worker_the_answer_is_no_at_once(tmp_path: Path) -> None:
@@ -198,3 +187,35 @@ def test_a_job_expires(tmp_path: Path) -> None:
         answer = service.ended(location)
         assert (answer["state"], answer["timeout"]) == ("expired", 0.05)
         assert answer["error"]["status"] == 504
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return write_model(tmp_path)
+
+
+def test_drawn_seeds_use_all_their_bits(manifest: Manifest) -> None:
+    seeds = [resolve(GenerateBody(class_id=0), manifest, "png").seed for _ in range(300)]
+    assert 2 ** (DRAWN_SEED_BITS - 4) < max(seeds) < 2**DRAWN_SEED_BITS
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_the_format_of_the_body_wins(manifest: Manifest) -> None:
+    assert resolve(GenerateBody(class_id=0), manifest, "webp").format == "webp"
+    assert resolve(GenerateBody(class_id=0, format="png"), manifest, "webp").format == "png"
+
+
+def test_a_request_says_which_version_it_was_resolved_against(manifest: Manifest) -> None:
+    assert resolve(GenerateBody(class_id=0), manifest, "png").version == manifest.version == "v1"
+
+
+def test_a_name_that_several_classes_have_is_answered_with_their_ids(manifest: Manifest) -> None:
+    with pytest.raises(InvalidFieldError, match="2, 4") as refusal:
+        resolve(GenerateBody(class_name="Crane"), manifest, "png")
+    assert refusal.value.field == "class_name"
+
+
+def test_a_class_out_of_range_is_answered_with_the_range(manifest: Manifest) -> None:
+    with pytest.raises(UnknownClassError, match="0 to 5") as refusal:
+        resolve(GenerateBody(class_id=6), manifest, "png")
+    assert refusal.value.field == "class_id"
