@@ -55,6 +55,13 @@ class Sample:
         """Its HTTP status."""
         return self.kind if isinstance(self.kind, int) else self.kind.status
 
+    @property
+    def headers(self) -> dict[str, Any]:
+        """Descriptions of the headers that come with it."""
+        if self.retry:
+            return RETRY_AFTER
+        return CHALLENGE if self.status == 401 else {}
+
     def document(self) -> Any:  # noqa: ANN401 - JSON
         """The document as it is sent."""
         return json.loads(bytes(problem(self.kind, self.detail, self.errors).body))
@@ -161,10 +168,8 @@ def problems(*names: str) -> Responses:
         examples = response["content"][MEDIA_TYPE].setdefault("examples", {})
         examples[name] = {"summary": document["title"], "value": document}
         response.setdefault("description", document["title"])
-        if sample.retry:
-            response["headers"] = RETRY_AFTER
-        elif sample.status == 401:
-            response["headers"] = CHALLENGE
+        if sample.headers:
+            response["headers"] = sample.headers
     return responses
 
 

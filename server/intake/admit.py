@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from dataclasses import replace
 from typing import Annotated, Final, TypeVar
 
 from fastapi import Header
@@ -16,12 +15,13 @@ from starlette.types import Scope
 from masc_core.bundle.manifest import Manifest
 from masc_core.errors import CapacityError, InvalidFieldError, UnknownClassError
 from masc_core.images import ImageFormat
+from server.auth.api_keys import Client
 from server.errors import problem_type_of
 from server.intake.idempotency import mark_replay
 from server.middleware.tracing import traceparent_of
 from server.schemas.generate import ImagesBody
 from server.state import AppState
-from worker.jobs.job import GenerationRequest, Job
+from worker.jobs.job import GenerationRequest, Idempotency, Job
 
 logger = logging.getLogger(__name__)
 
@@ -110,13 +110,25 @@ def time_limit(given: float | None, most: float) -> float:
     return given
 
 
-async def admit(state: AppState, job: Job, share: float, scope: Scope) -> Job:
+async def admit(
+    state: AppState,
+    scope: Scope,
+    client: Client,
+    request: GenerationRequest,
+    *,
+    seconds: float,
+    keep: bool,
+    previews: bool,
+    idempotency: Idempotency | None,
+) -> Job:
     """Put a job into the queue.
 
     Parameters
     ----------
-    share : largest share of the queue for its owner's waiting jobs
-    scope : the request, which is marked as a replay if it was sent before
+    scope : the HTTP request, which is marked as a replay if it was sent before
+    client : the job's owner
+    seconds : until nobody wants the images any more
+    keep, previews, idempotency : of the `Job`
 
     Returns
     -------
@@ -127,11 +139,19 @@ async def admit(state: AppState, job: Job, share: float, scope: Scope) -> Job:
     CapacityError : no worker is ready for its model, the queue is full, or this front end drains
     IdempotencyConflictError : the key belongs to another request
     """
-    job = replace(job, trace=traceparent_of(scope))
+    job = Job(
+        request,
+        timeout=seconds,
+        owner=client.name,
+        keep=keep,
+        previews=previews,
+        idempotency=idempotency,
+        trace=traceparent_of(scope),
+    )
     try:
         state.drain.check()
-        await state.ready_workers(job.request.model)
-        receipt = await state.queue.submit(job, share)
+        await state.ready_workers(request.model)
+        receipt = await state.queue.submit(job, client.queue_share)
     except CapacityError as error:
         reason = problem_type_of(error).slug.replace("-", "_")
         state.metrics.rejections.labels(reason).inc()

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from masc_core.errors import RequestError
 from server.errors import HANDLED_ERRORS, problem_document, response_to
 from server.openai.schemas import OpenAIError, OpenAIErrorAnswer
-from server.openapi import CHALLENGE, RETRY_AFTER, SAMPLES, Responses
+from server.openapi import SAMPLES, Responses
 
 INVALID_STATUS = 400
 TYPES: Mapping[int, str] = {
@@ -81,10 +81,8 @@ def openai_problems(*names: str) -> Responses:
         )
         example = {"summary": document["title"], "value": _from_problem(document).model_dump()}
         response["content"]["application/json"]["examples"][name] = example
-        if sample.retry:
-            response["headers"] = RETRY_AFTER
-        elif sample.status == 401:
-            response["headers"] = CHALLENGE
+        if sample.headers:
+            response["headers"] = sample.headers
     return responses
 
 

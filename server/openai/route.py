@@ -98,15 +98,16 @@ async def generations(
         seconds = time_limit(given_seconds, state.settings.request_timeout)
         manifest = await _manifest(state, body.model)
         size = _size(body.size, manifest)
-        new_job = Job(
+        job = await admit(
+            state,
+            request.scope,
+            client,
             resolve(images_body(body, manifest), manifest, "png"),
-            timeout=seconds,
-            owner=client.name,
+            seconds=seconds,
             keep=key is not None,
             previews=bool(body.stream and partial_images),
             idempotency=idempotency(key, ENDPOINT, body, ""),
         )
-        job = await admit(state, new_job, client.queue_share, request.scope)
     if body.stream:
         encoder = OpenAIEvents(job, size, partial_images)
         return stream_generation(state, request.scope, job, encoder, seconds)

@@ -34,7 +34,6 @@ from server.schemas.generate import (
 )
 from server.schemas.job import EVENT_MODELS, EXAMPLE_EVENTS
 from server.state import State
-from worker.jobs.job import Job
 
 router = APIRouter(tags=["images"])
 
@@ -83,17 +82,17 @@ async def generate(
     file_wanted = image_format(accept)
     with stage(state.metrics, request.scope, "admit"):
         seconds = time_limit(given_seconds, state.settings.request_timeout)
-        resolved = resolve(body, await state.manifest(body.model), file_wanted or "png")
         wanted = EVENTS if streams else file_wanted or ""
-        new_job = Job(
-            resolved,
-            timeout=seconds,
-            owner=client.name,
+        job = await admit(
+            state,
+            request.scope,
+            client,
+            resolve(body, await state.manifest(body.model), file_wanted or "png"),
+            seconds=seconds,
             keep=key is not None,
             previews=streams,
             idempotency=idempotency(key, ENDPOINT, body, wanted),
         )
-        job = await admit(state, new_job, client.queue_share, request.scope)
     if streams:
         encoder = JobEvents(job, entropies=body.entropies)
         return stream_generation(state, request.scope, job, encoder, seconds)

@@ -30,7 +30,6 @@ from server.openapi import (
 from server.routes.generate import EXAMPLES as GENERATE_EXAMPLES
 from server.schemas.job import EVENT_MODELS, EXAMPLE_EVENTS, EXAMPLE_JOB, JobAnswer, JobBody
 from server.state import State
-from worker.jobs.job import Job
 from worker.jobs.outcome import JobResult
 from worker.jobs.state import JobStatus
 
@@ -99,15 +98,16 @@ async def submit(
 ) -> Response:
     """Put a job into the queue, and leave it there."""
     with stage(state.metrics, request.scope, "admit"):
-        new_job = Job(
+        job = await admit(
+            state,
+            request.scope,
+            client,
             resolve(body, await state.manifest(body.model), "png"),
-            timeout=time_limit(given_seconds, state.settings.job_timeout),
-            owner=client.name,
+            seconds=time_limit(given_seconds, state.settings.job_timeout),
             keep=True,
             previews=body.previews,
             idempotency=idempotency(key, router.prefix, body, ""),
         )
-        job = await admit(state, new_job, client.queue_share, request.scope)
     try:
         status = await state.queue.status(job.id)
         answer = await job_answer(state.queue, status, entropies=False)
