@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ class Exchange:
     method : and ``path``, what it asks
     gone : set it to make the client go away
     takes : unset while the client takes nothing more of the answer
+    blocked : set once the application waits for the client to take more
     complete : whether the last piece says that it is the last
     read : how many pieces were asked for
     sent : what the application answered
@@ -33,6 +35,7 @@ class Exchange:
     complete: bool = True
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     takes: asyncio.Event = field(default_factory=asyncio.Event)
+    blocked: asyncio.Event = field(default_factory=asyncio.Event)
     read: int = 0
     sent: list[Message] = field(default_factory=list)
 
@@ -67,6 +70,8 @@ class Exchange:
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Message) -> None:
+        if not self.takes.is_set():
+            self.blocked.set()
         await self.takes.wait()
         self.sent.append(message)
 
@@ -93,5 +98,12 @@ class Exchange:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - a thread makes it true
+    """Wait for what a thread makes true."""
+    while not condition():  # noqa: ASYNC110 - a thread
         await asyncio.sleep(0.002)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait, where no event loop runs, for what a thread makes true."""
+    while not condition():
+        time.sleep(0.002)

@@ -32,6 +32,7 @@ def serving(app: FastAPI) -> Iterator[int]:
 def listening(service: Service) -> Iterator[int]:
     """Serve the application of a service, and give the port."""
     with serving(service.app) as port:
+        service.url = f"http://127.0.0.1:{port}"
         try:
             yield port
         finally:

@@ -10,13 +10,10 @@ from starlette.requests import ClientDisconnect
 from masc_core.errors import (
     ArtifactError,
     ConfigError,
-    EngineError,
-    ForbiddenError,
     MascError,
     NoWorkerError,
     QueueFullError,
     RateLimitError,
-    UnauthorizedError,
     UnknownClassError,
 )
 from server.errors import (
@@ -108,15 +105,6 @@ def test_retry_after_is_in_whole_seconds_and_never_early(seconds: float, header:
         assert response_to(error).headers["retry-after"] == header
 
 
-def test_who_has_no_key_is_told_how_to_send_one() -> None:
-    response = response_to(UnauthorizedError("this service wants an API key"))
-    assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
-    refusal = response_to(ForbiddenError("this key is not an admin's"))
-    assert refusal.status_code == 403
-    assert "www-authenticate" not in refusal.headers
-    assert document(refusal.body)["detail"] == "this key is not an admin's"
-
-
 @pytest.mark.parametrize(
     "error",
     [ArtifactError("/srv/models/x", "is truncated"), ConfigError("/srv"), ValueError("/srv")],
@@ -125,10 +113,6 @@ def test_what_concerns_the_operator_stays_in_the_log(error: Exception) -> None:
     response = response_to(error)
     assert response.status_code == 500
     assert b"/srv" not in response.body
-
-
-def test_why_the_generation_failed_is_told() -> None:
-    assert document(response_to(EngineError("out of memory")).body)["detail"] == "out of memory"
 
 
 def test_the_errors_of_http_itself() -> None:

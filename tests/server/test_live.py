@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.server.asgi import wait_until
 from tests.server.listening import listening
 from tests.server.service import Service, draw
 from tests.server.sse import read_event, read_events
@@ -38,15 +39,6 @@ def ask(connection: http.client.HTTPConnection, body: bytes, **headers: str) -> 
     connection.request("POST", "/generate", body, JSON | headers)
     with connection.getresponse() as response:
         return response.status, response.read()
-
-
-def eventually(service: Service, *, waiting: int, running: int) -> bool:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if (len(service.queue._waiting), len(service.painter.requests)) == (waiting, running):
-            return True
-        time.sleep(0.005)
-    return False
 
 
 def test_a_picture_over_the_wire(port: int) -> None:
@@ -76,10 +68,11 @@ def test_a_connection_that_breaks_off_cancels_its_job(own_service: Service, port
     connections = [connect(port) for _ in range(3)]
     for connection in connections:
         connection.request("POST", "/generate", b'{"class_id": 1}', JSON)
-    assert eventually(own_service, waiting=2, running=1)
+    queue, requests = own_service.queue, own_service.painter.requests
+    wait_until(lambda: (len(queue._waiting), len(requests)) == (2, 1))
     for connection in connections:
         connection.close()
-    assert eventually(own_service, waiting=0, running=1)
+    wait_until(lambda: (len(queue._waiting), len(requests)) == (0, 1))
     own_service.painter.gate.set()
     connection = connect(port)
     assert ask(connection, b'{"class_id": 1}')[0] == 200
@@ -148,10 +141,7 @@ def test_a_stream_that_breaks_off_cancels_its_job(own_service: Service, port: in
     assert own_service.queue._running
     response.close()
     connection.close()
-    deadline = time.monotonic() + 10
-    while own_service.queue._records and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert not own_service.queue._records
+    wait_until(lambda: not own_service.queue._records)
 
 
 class Heard(socket.socket):
@@ -227,11 +217,8 @@ def test_of_two_thousand_requests_half_of_them_aborted_nothing_is_left(tmp_path:
         assert crowd.left > 500
         assert crowd.served > 500
         queue = service.queue
-        deadline = time.monotonic() + 10
-        while (queue._records or queue._watchers.watched) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        assert not any([*queue._records, *queue._waiting, *queue._running, *queue._kept])
-        assert not queue._watchers.watched
+        wait_until(lambda: not (queue._records or queue._watchers.watched))
+        assert not any([*queue._waiting, *queue._running, *queue._kept])
         totals = asyncio.run(queue.stats()).totals
         assert totals.accepted == sum(totals.ended.values())
         assert totals.ended["ok"] >= crowd.served

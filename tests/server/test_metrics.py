@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from starlette.types import Message, Receive, Scope, Send
 
-from server.metrics import MeasureRequests, ServerMetrics, request_outcome, set_final_status
+from server.metrics import MeasureRequests, ServerMetrics, request_outcome
 from tests.server.service import Service
 from worker.jobs.outcome import JobFailure
 from worker.jobs.stages import stage_histogram
@@ -133,21 +133,6 @@ def test_nobody_else_may_use_the_queue_s_names(name: str) -> None:
     ServerMetrics(registry)
     with pytest.raises(ValueError, match="Duplicated"):
         Counter(name, "Another.", registry=registry)
-
-
-def test_a_request_may_end_otherwise_than_its_answer_began() -> None:
-    metrics = ServerMetrics(CollectorRegistry())
-
-    async def application(scope: Scope, _: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200})
-        set_final_status(scope, 504)
-
-    async def ignore(_: object = None) -> Message:
-        return {}
-
-    asyncio.run(MeasureRequests(application, metrics)({"type": "http"}, ignore, ignore))  # type: ignore[arg-type]
-    labels = {"endpoint": "other", "outcome": "timeout"}
-    assert metrics.registry.get_sample_value(REQUESTS, labels) == 1
 
 
 def measured(*sent: Message | BaseException) -> ServerMetrics:

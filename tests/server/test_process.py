@@ -13,10 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-import server.drain
-import server.process
 from masc_core.errors import ConfigError
 from server.process import listen, serve
+from tests.server.asgi import wait_until
 from tests.server.service import Service, draw
 from tests.stopwatch import Stopwatch
 
@@ -31,12 +30,6 @@ def handlers() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-@pytest.fixture(autouse=True)
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.drain, "LISTEN_SECONDS", 0.5)
-    monkeypatch.setattr(server.process, "CLOSE_SECONDS", 1)
 
 
 def serve_with(service: Service, client: Callable[[httpx.Client], None]) -> float:
@@ -83,8 +76,7 @@ class Asking(threading.Thread):
         self._client = client
         self.answer: httpx.Response | None = None
         self.start()
-        while not service.painter.requests:
-            time.sleep(0.001)
+        wait_until(lambda: bool(service.painter.requests))
 
     def run(self) -> None:
         try:

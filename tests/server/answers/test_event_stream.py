@@ -100,7 +100,7 @@ async def test_a_client_that_goes_away_in_the_middle_of_an_event() -> None:
     task = await start(stream, exchange)
     await until(lambda: len(exchange.sent) > 3)
     exchange.takes.clear()
-    await asyncio.sleep(0.01)
+    await exchange.blocked.wait()
     exchange.gone.set()
     await finish(task)
     assert source.made < 100_000
@@ -124,9 +124,10 @@ async def test_a_client_that_takes_nothing_is_made_nothing_for() -> None:
     task = await start(source.stream(), exchange)
     await until(lambda: len(exchange.sent) > 5)
     exchange.takes.clear()
-    await asyncio.sleep(0.02)
+    await exchange.blocked.wait()
     made = source.made
-    await asyncio.sleep(0.02)
+    for _ in range(100):
+        await asyncio.sleep(0)
     assert made == source.made < 1000
     assert made <= len(exchange.sent)
     exchange.takes.set()

@@ -16,6 +16,7 @@ from server.answers.job_updates import (
 )
 from server.schemas.job import QueuedEvent
 from tests.clock import Clock
+from tests.server.asgi import until
 from tests.server.service import paint
 from worker.jobs.event import Event, NumberedEvent, Progress, Started
 from worker.jobs.job import GenerationRequest, Job, Lease
@@ -133,8 +134,7 @@ async def test_whoever_stops_following_leaves_nothing_behind(queue: MemoryQueue)
     updates = follow(queue, JOB.id)
     await anext(updates)
     waiting = asyncio.ensure_future(anext(updates))
-    await asyncio.sleep(0.03)
-    assert queue._watchers.watched == {JOB.id}
+    await until(lambda: queue._watchers.watched == {JOB.id})
     waiting.cancel()
     await asyncio.wait({waiting})
     assert not queue._watchers.watched

@@ -184,13 +184,6 @@ def test_a_change_of_the_same_length_and_time_is_seen(keys: Keys, in_place: bool
     assert keys.who(keys.other, later=1) == "carol"
 
 
-def test_a_change_in_place_is_seen(keys: Keys) -> None:
-    with keys.path.open("a") as file:
-        file.write(entry("bob", hash_key(keys.other)))
-    assert keys.who(keys.other, later=1) == "bob"
-    assert keys.who(keys.key) == "alice"
-
-
 @pytest.mark.parametrize("damage", ["[[keys", "remove"])
 def test_a_damaged_file_leaves_the_keys_and_is_told_of_once(
     keys: Keys, damage: str, caplog: pytest.LogCaptureFixture

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import httpx
 import pytest
@@ -20,10 +19,11 @@ BEARER = {"Authorization": f"Bearer {ALICE}"}
 HEADER = {"X-API-Key": ALICE}
 
 
-@pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[Service]:
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with keys, and with routes that say who asks."""
-    with Service(tmp_path, **write_keys(tmp_path)) as service:
+    root = tmp_path_factory.mktemp("guarded")
+    with Service(root, **write_keys(root)) as service:
         router = APIRouter(prefix="/probe", dependencies=[Depends(known_client)])
 
         @router.get("/client")
@@ -85,6 +85,7 @@ def test_a_key_comes_in_either_header(guarded: Service, headers: dict[str, str])
     ],
 )
 def test_without_a_known_key_the_answer_is_401(guarded: Service, headers: dict[str, str]) -> None:
+    guarded.painter.requests.clear()
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
     for method, path in (
         ("POST", "/generate"),

@@ -205,11 +205,6 @@ def test_over_the_limit_the_answer_is_429(tmp_path: Path) -> None:
         assert service.get("/models", **{"X-API-Key": ALICE}).status_code == 200
 
 
-def test_without_keys_everyone_shares_the_limit(tmp_path: Path) -> None:
-    with Service(tmp_path, rate_limit=2) as service:
-        assert [service.generate().status_code for _ in range(3)] == [200, 200, 429]
-
-
 def test_who_has_no_key_uses_up_nobody_s_limit(tmp_path: Path) -> None:
     with Service(tmp_path, rate_limit=1, **write_keys(tmp_path)) as service:
         assert [service.generate().status_code for _ in range(3)] == [401, 401, 401]

@@ -275,10 +275,6 @@ def test_rows_hold_every_number_of_a_sample() -> None:
     assert (len(rows), len(record.rows())) == (2, 3)
 
 
-def test_an_empty_record() -> None:
-    assert len(Record().rows()) == 0
-
-
 def test_counters_leave_the_warm_up_out() -> None:
     record = Record()
     record.add(sample(-1.0, 500, "500 broken", detail="warm"))

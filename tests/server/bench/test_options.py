@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from masc_core.errors import ConfigError
-from server.bench.options import DEFAULT_DURATION, BenchOptions, read_options
+from server.bench.options import DEFAULT_DURATION, read_options
 
 
 def test_a_run_without_an_end_gets_one() -> None:
@@ -54,8 +54,3 @@ def test_what_is_wrong_is_named_in_one_line(given: dict[str, Any], named: str) -
     assert named in str(raised.value)
     assert "\n" not in str(raised.value)
     assert "hidden" not in str(raised.value)
-
-
-def test_options_are_read_back_from_json() -> None:
-    options = read_options(clients=3, class_name="bee", cfg_scale=2.0, warm_up=1.5)
-    assert BenchOptions.model_validate_json(options.model_dump_json()) == options

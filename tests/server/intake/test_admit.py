@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,11 @@ from tests.server.sse import read_events
 BODY = b'{"class_id": 1, "seed": 2}'
 
 
-def test_without_a_worker_the_answer_is_no_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["/generate", "/jobs"])
+def test_without_a_worker_the_answer_is_no_at_once(tmp_path: Path, path: str) -> None:
     with Service(tmp_path, working=False) as service:
         started = time.monotonic()
-        response = service.generate()
+        response = service.call("POST", path, json={"class_id": 0})
         assert time.monotonic() - started < 2.0
         assert_problem(response, 503)
         assert int(response.headers["retry-after"]) >= 1
@@ -53,14 +55,6 @@ def test_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
                 assert [answer.status_code for answer in answers] == [200, 200, 200]
 
         asyncio.run(run())
-        assert_nothing_left(service)
-
-
-def test_a_request_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
-    with Service(tmp_path, request_timeout=0.05) as service:
-        service.painter.gate.clear()
-        problem = assert_problem(service.generate(), 504)
-        assert "0.05 seconds" in problem["detail"]
         assert_nothing_left(service)
 
 
@@ -150,15 +144,20 @@ def test_what_is_no_number_of_seconds_is_refused(tmp_path: Path, path: str, valu
     assert not service.queue._waiting
 
 
-def test_a_request_is_given_up_in_time(own_service: Service) -> None:
-    own_service.painter.gate.clear()
-    response = own_service.call(
-        "POST", "/generate", json={"class_id": 0}, headers={"X-Masc-Timeout": "0.05"}
-    )
-    assert "0.05 seconds" in assert_problem(response, 504)["detail"]
-    assert not own_service.queue._running
-    outcome = {"endpoint": "/generate", "outcome": "timeout"}
-    assert own_service.sample("masc_requests_total", **outcome) == 1
+@pytest.mark.parametrize(
+    ("settings", "headers"), [({"request_timeout": 0.05}, {}), ({}, {"X-Masc-Timeout": "0.05"})]
+)
+def test_a_request_is_given_up_in_time(
+    tmp_path: Path, settings: dict[str, Any], headers: dict[str, str]
+) -> None:
+    with Service(tmp_path, **settings) as service:
+        service.painter.gate.clear()
+        response = service.call("POST", "/generate", json={"class_id": 0}, headers=headers)
+        assert "0.05 seconds" in assert_problem(response, 504)["detail"]
+        assert not service.queue._running
+        outcome = {"endpoint": "/generate", "outcome": "timeout"}
+        assert service.sample("masc_requests_total", **outcome) == 1
+        assert_nothing_left(service)
 
 
 def test_a_stream_is_given_up_in_time(own_service: Service) -> None:
@@ -198,15 +197,6 @@ def test_drawn_seeds_use_all_their_bits(manifest: Manifest) -> None:
     seeds = [resolve(GenerateBody(class_id=0), manifest, "png").seed for _ in range(300)]
     assert 2 ** (DRAWN_SEED_BITS - 4) < max(seeds) < 2**DRAWN_SEED_BITS
     assert len(set(seeds)) == len(seeds)
-
-
-def test_the_format_of_the_body_wins(manifest: Manifest) -> None:
-    assert resolve(GenerateBody(class_id=0), manifest, "webp").format == "webp"
-    assert resolve(GenerateBody(class_id=0, format="png"), manifest, "webp").format == "png"
-
-
-def test_a_request_says_which_version_it_was_resolved_against(manifest: Manifest) -> None:
-    assert resolve(GenerateBody(class_id=0), manifest, "png").version == manifest.version == "v1"
 
 
 def test_a_name_that_several_classes_have_is_answered_with_their_ids(manifest: Manifest) -> None:

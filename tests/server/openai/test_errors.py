@@ -9,8 +9,6 @@ from starlette.exceptions import HTTPException
 from masc_core.errors import (
     ArtifactError,
     IdempotencyConflictError,
-    MascError,
-    NoWorkerError,
     QueueFullError,
     ShareExceededError,
     UnknownClassError,
@@ -61,11 +59,6 @@ def test_what_is_not_valid_is_400_and_names_openai_s_field() -> None:
     status, told = answer(error)
     assert (status, told["param"], told["type"]) == (400, "n", "invalid_request_error")
     assert told["message"] == "n: is too much; size: is too"
-
-
-@pytest.mark.parametrize("error", [QueueFullError("full", 2.5), NoWorkerError("none", 2.5)])
-def test_when_to_come_back_is_told(error: MascError) -> None:
-    assert openai_response(error).headers["retry-after"] == "3"
 
 
 def test_what_concerns_the_operator_stays_in_the_log() -> None:

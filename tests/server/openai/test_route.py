@@ -25,7 +25,7 @@ from PIL import Image
 from masc_core.errors import NonFiniteError
 from server.openai.route import OpenAIEvents, usage_of
 from server.schemas.job import QueuedEvent
-from tests.server.asgi import until
+from tests.server.asgi import wait_until
 from tests.server.listening import listening
 from tests.server.service import GRID, Service, draw, paint, write_model
 from tests.server.sse import Event, read_events
@@ -141,8 +141,8 @@ def test_a_stream(client: OpenAI, partial_images: int) -> None:
 def test_a_stream_that_is_closed_ends_its_job(client: OpenAI, own_service: Service) -> None:
     own_service.painter.gate.clear()
     with client.images.generate(prompt="ship", stream=True):
-        asyncio.run(until(lambda: bool(own_service.painter.requests)))
-    asyncio.run(until(lambda: not own_service.queue._records))
+        wait_until(lambda: bool(own_service.painter.requests))
+    wait_until(lambda: not own_service.queue._records)
     assert own_service.queue._ends == {"cancelled": 1}
 
 

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from tests.server.service import Service
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = [
     "--no-sandbox",
@@ -102,6 +104,17 @@ class Visitor:
     def _note(self, kind: str, text: str) -> None:
         if kind in {"error", "warning"}:
             self.complaints.append(text)
+
+
+@contextmanager
+def visiting(browser: Browser, service: Service) -> Iterator[Visitor]:
+    """Visit a service that listens; what its worker holds back is let go at the end."""
+    visitor = Visitor(browser, service.url)
+    try:
+        yield visitor
+    finally:
+        service.painter.gate.set()
+        visitor.close()
 
 
 def generate(page: Page) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-import numpy as np
-from playwright.sync_api import Page, expect
+from pathlib import Path
 
-from tests.server.page.browser import Visitor
+import numpy as np
+from playwright.sync_api import Browser, Page, expect
+
+from tests.server.listening import listening
+from tests.server.page.browser import Visitor, visiting
 from tests.server.pictured_model import NUM_CODES, PATCHES, PRIOR, TREE
-from tests.server.service import NUM_CLUSTERS, Service, write_model
+from tests.server.service import NUM_CLUSTERS, Service
 
 ROOT = 2 * NUM_CODES - 2
 SEVERAL = int((PRIOR.sizes >= 2).sum())
@@ -99,16 +102,15 @@ def test_small_clusters_come_when_asked_for(visitor: Visitor) -> None:
     expect(page.locator("#page-line")).to_have_text("No cluster is that large.")
 
 
-def test_a_model_without_pictures_says_so(pictured: Service, visitor: Visitor) -> None:
-    write_model(pictured.root, version="v2")
-    pictured.announce(version="v2")
-    page = visitor.open("/#codebook")
-    expect(page.locator("#codebook-error")).to_contain_text(
-        "tiny v2 was published without pictures of its codebook"
-    )
-    expect(page.locator("#codebook-body")).to_be_hidden()
-    page.get_by_role("link", name="Generate").click()
-    expect(page.locator("#classes b").first).to_have_text("G")
+def test_a_model_without_pictures_says_so(tmp_path: Path, browser: Browser) -> None:
+    with Service(tmp_path) as service, listening(service), visiting(browser, service) as visitor:
+        page = visitor.open("/#codebook")
+        expect(page.locator("#codebook-error")).to_contain_text(
+            "tiny v1 was published without pictures of its codebook"
+        )
+        expect(page.locator("#codebook-body")).to_be_hidden()
+        page.get_by_role("link", name="Generate").click()
+        expect(page.locator("#classes b").first).to_have_text("G")
 
 
 def test_codes_that_are_all_the_same_are_joined_by_lines(page: Page) -> None:

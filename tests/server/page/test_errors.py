@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from server.auth.api_keys import hash_key, new_key
 from tests.server.listening import listening
-from tests.server.page.browser import Visitor, finished, generate
+from tests.server.page.browser import Visitor, finished, generate, visiting
 from tests.server.service import Service
 from worker.jobs.outcome import JobFailure
 
@@ -72,8 +73,7 @@ def test_a_failed_generation_is_told_in_words(pictured: Service, page: Page) -> 
 
 def test_no_worker_is_told_and_awaited(tmp_path: Path, browser: Browser) -> None:
     service = Service(tmp_path, working=False)
-    with listening(service) as port:
-        visitor = Visitor(browser, f"http://127.0.0.1:{port}")
+    with listening(service), visiting(browser, service) as visitor:
         page = visitor.open(ready=False)
         expect(page.locator("#state")).to_have_text("Not ready")
         expect(page.locator("#progress")).to_contain_text("no worker has announced itself")
@@ -82,27 +82,29 @@ def test_no_worker_is_told_and_awaited(tmp_path: Path, browser: Browser) -> None
         expect(page.locator("#state")).to_have_text("Ready")
         expect(page.get_by_role("button", name="Generate")).to_be_enabled()
         visitor.expect_complaint("503")
-        visitor.close()
 
 
 def test_a_service_that_is_gone_is_told(tmp_path: Path, browser: Browser) -> None:
-    with Service(tmp_path) as service:
-        with listening(service) as port:
-            visitor = Visitor(browser, f"http://127.0.0.1:{port}")
+    with Service(tmp_path) as service, ExitStack() as until_gone:
+        until_gone.enter_context(listening(service))
+        with visiting(browser, service) as visitor:
             page = visitor.open()
-        generate(page)
-        expect(page.locator("#error")).to_contain_text("The service cannot be reached")
-        expect(page.locator("#state")).to_have_text("Unreachable")
-        expect(page.get_by_role("button", name="Generate")).to_be_disabled()
-        visitor.expect_complaint("ERR_CONNECTION_REFUSED")
-        visitor.close()
+            until_gone.close()
+            generate(page)
+            expect(page.locator("#error")).to_contain_text("The service cannot be reached")
+            expect(page.locator("#state")).to_have_text("Unreachable")
+            expect(page.get_by_role("button", name="Generate")).to_be_disabled()
+            visitor.expect_complaint("ERR_CONNECTION_REFUSED")
 
 
 def test_a_key_is_asked_for_and_not_kept(tmp_path: Path, browser: Browser) -> None:
     key, file = new_key(), tmp_path / "keys.toml"
     file.write_text(f'[[keys]]\nname = "alice"\nsha256 = "{hash_key(key)}"\n')
-    with Service(tmp_path, api_keys_file=file) as service, listening(service) as port:
-        visitor = Visitor(browser, f"http://127.0.0.1:{port}")
+    with (
+        Service(tmp_path, api_keys_file=file) as service,
+        listening(service),
+        visiting(browser, service) as visitor,
+    ):
         page = visitor.open()
         expect(page.get_by_label("API key")).to_be_hidden()
         generate(page)
@@ -114,4 +116,3 @@ def test_a_key_is_asked_for_and_not_kept(tmp_path: Path, browser: Browser) -> No
         assert key not in page.evaluate("JSON.stringify({...localStorage, ...sessionStorage})")
         assert key not in page.url
         visitor.expect_complaint("401")
-        visitor.close()

@@ -6,14 +6,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.server.asgi import wait_until
 from tests.server.listening import listening
-from tests.server.page.browser import Visitor, finished, generate
+from tests.server.page.browser import Visitor, finished, generate, visiting
 from tests.server.service import CLASS_NAMES, GRID, Service, draw
 from worker.jobs.outcome import JobFailure
 
@@ -90,17 +90,13 @@ def test_cancelling_ends_the_job(pictured: Service, page: Page) -> None:
     expect(page.locator("#progress")).to_have_text("Cancelled.")
     expect(page.locator(".result")).to_have_count(0)
     expect(page.get_by_role("button", name="Generate")).to_be_focused()
-    assert ended(page) == {"cancelled": 1}
+    wait_for_cancelled(pictured)
 
 
-def ended(page: Page) -> dict[str, int]:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        found: dict[str, int] = page.request.get("/status").json()["queue"]["ended"]
-        if found:
-            return found
-        time.sleep(0.01)
-    raise AssertionError(found)
+def wait_for_cancelled(service: Service) -> None:
+    """Wait for the queue to hear of it: the page goes on at once."""
+    wait_until(lambda: bool(service.queue._ends))
+    assert service.queue._ends == {"cancelled": 1}
 
 
 def test_escape_cancels_too(pictured: Service, page: Page) -> None:
@@ -109,7 +105,7 @@ def test_escape_cancels_too(pictured: Service, page: Page) -> None:
     expect(page.get_by_role("button", name="Cancel")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator("#progress")).to_have_text("Cancelled.")
-    assert ended(page) == {"cancelled": 1}
+    wait_for_cancelled(pictured)
 
 
 @pytest.mark.parametrize("pressed_in", ["#search", "#format"])
@@ -218,8 +214,11 @@ def test_a_row_leaves_connections_for_the_page(
 def test_what_a_row_has_made_stays_when_the_rest_is_refused(
     tmp_path: Path, browser: Browser
 ) -> None:
-    with Service(tmp_path, rate_limit=3) as service, listening(service) as port:
-        visitor = Visitor(browser, f"http://127.0.0.1:{port}")
+    with (
+        Service(tmp_path, rate_limit=3) as service,
+        listening(service),
+        visiting(browser, service) as visitor,
+    ):
         page = visitor.open()
         page.get_by_role("radio", name="CFG row").check()
         generate(page)
@@ -231,7 +230,6 @@ def test_what_a_row_has_made_stays_when_the_rest_is_refused(
         page.get_by_role("switch", name="Entropy map").check()
         expect(page.locator(".frame canvas")).to_have_count(3)
         visitor.expect_complaint("429")
-        visitor.close()
 
 
 def test_what_a_row_has_made_stays_when_it_is_cancelled(pictured: Service, page: Page) -> None:

@@ -11,6 +11,12 @@ from tests.server.service import Service
 from worker.jobs.state import WorkerStatus
 
 
+@pytest.fixture
+def pictured(own_pictured: Service) -> Service:
+    """A service whose figures are of this test alone."""
+    return own_pictured
+
+
 def tile(page: Page, name: str) -> str:
     return page.get_by_role("region", name=name, exact=True).inner_text()
 
@@ -45,12 +51,16 @@ def test_it_follows_the_queue(pictured: Service, visitor: Visitor) -> None:
 
 def test_it_looks_only_while_it_is_seen(visitor: Visitor) -> None:
     page = visitor.open("/#status")
+    page.clock.install()
+    page.reload()
     expect(page.locator("#workers tr")).to_have_count(2)
+    with page.expect_response("**/status"):
+        page.clock.run_for(2500)
     page.get_by_role("link", name="Generate").click()
     expect(page.locator("#view-generate")).to_be_visible()
-    page.wait_for_timeout(100)
     before = len(visitor.requests)
-    page.wait_for_timeout(2500)
+    with page.expect_response("**/readyz"):  # which it asks for in every view
+        page.clock.run_for(60_000)
     assert [url for url in visitor.requests[before:] if url.endswith("/status")] == []
 
 

@@ -10,13 +10,19 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from masc_core.images import Pixels
 from tests.server.listening import listening
-from tests.server.page.browser import Visitor, finished, generate
+from tests.server.page.browser import Visitor, finished, generate, visiting
 from tests.server.pictured_model import PATCHES, TREE, write_pictured
 from tests.server.service import NUM_CLUSTERS, Service, write_model
 from worker.jobs.state import WorkerStatus
 
 CLASSES = ("hammer", "saw", "file", "drill", "plane", "vice")
 OTHER_PATCHES: Pixels = 255 - PATCHES
+
+
+@pytest.fixture
+def pictured(own_pictured: Service) -> Service:
+    """A service whose versions may change."""
+    return own_pictured
 
 
 def change_over(service: Service) -> None:
@@ -89,12 +95,11 @@ def two_models(tmp_path: Path, browser: Browser) -> Iterator[Visitor]:
     """Pages of a service with the models "big", which is the default, and "tiny"."""
     for name in ("big", "tiny"):
         write_model(tmp_path / "models", name)
-    with Service(tmp_path, default_model="big") as service, listening(service) as port:
+    with Service(tmp_path, default_model="big") as service, listening(service):
         service.announce(model="big")
         service.queue.announce(WorkerStatus("second", ready=True, model="tiny", version="v1"))
-        visitor = Visitor(browser, f"http://127.0.0.1:{port}")
-        yield visitor
-        visitor.close()
+        with visiting(browser, service) as visitor:
+            yield visitor
 
 
 def test_the_model_that_was_chosen_last_is_shown(two_models: Visitor) -> None:

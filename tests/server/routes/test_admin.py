@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +28,31 @@ from worker.settings import load_settings
 ADMIN = {"X-API-Key": ROOT}
 
 
-class Serving:
-    """A front end and a worker of the tiny model, of which version 1 is active."""
+class FrontEnd:
+    """A front end of the tiny model, of which version 1 is active.
+
+    Version 2 is whole, version 3 has a NaN in its weights, and version 4 is damaged.
+    """
 
     def __init__(self, root: Path) -> None:
         self.models = root / "models"
-        for version in ("2", "1"):
+        for version in ("4", "3", "2", "1"):
             save_tiny_bundle(self.models, version=version, seed=int(version))
+        shutil.copytree(self.folder("3"), root / "intact")
+        spoil(self.folder("3"))
+        damaged = self.folder("4") / TRANSFORMER_FILE
+        damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x01")
         keys = {"admin_keys_file": write_keys(root)["admin_keys_file"]}
         self.queue = MemoryQueue()
         settings = ServerSettings(models_dir=self.models, **keys)
         self.registry = Registry(self.models)
         self.app = create_app(settings, self.queue, self.registry, CollectorRegistry())
-        back = load_settings(models_dir=self.models, device="cpu")
-        self.consumer = build_worker(back, self.queue, CollectorRegistry())
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(self.app), base_url="http://masc", headers=ADMIN
         )
+
+    def folder(self, version: str) -> Path:
+        return self.models / "tiny" / version
 
     async def activate(self, version: str, **fields: Any) -> httpx.Response:
         body = {"version": version, **fields}
@@ -58,115 +65,90 @@ class Serving:
         return answer["model"]["version"], answer["images"][0]["b64"]
 
 
-@contextmanager
-def serving(root: Path) -> Iterator[Serving]:
-    here = Serving(root)
-    thread = LoopThread(here.consumer)
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontEnd]:
+    """One worker for all tests, each of which leaves version 1 active."""
+    here = FrontEnd(tmp_path_factory.mktemp("serving"))
+    settings = load_settings(models_dir=here.models, device="cpu")
+    worker = build_worker(settings, here.queue, CollectorRegistry())
+    thread = LoopThread(worker)
     thread.start()
     try:
+        asyncio.run(until_ready(here))
         yield here
     finally:
-        here.consumer.stop()
+        worker.stop()
         thread.join(60)
         assert thread.failure is None
 
 
-async def until_ready(here: Serving) -> None:
+async def until_ready(here: FrontEnd) -> None:
     async with asyncio.timeout(30):
         while (await here.client.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - a thread's
             await asyncio.sleep(0.01)
 
 
-def test_another_version_is_served_and_the_first_one_again(tmp_path: Path) -> None:
-    async def run() -> None:
-        await until_ready(here)
-        version, first = await here.generate()
-        assert version == "1"
-        answer = await here.activate("2")
-        assert answer.status_code == 200, answer.text
-        expected = {"model": "tiny", "version": "2", "previous": "1", "state": "serving"}
-        assert answer.json() == expected | {"num_workers": 1}
-        version, second = await here.generate()
-        assert version == "2"
-        assert second != first
-        assert (await here.activate("1")).status_code == 200
-        assert await here.generate() == ("1", first)
-
-    with serving(tmp_path) as here:
-        asyncio.run(run())
+@pytest.mark.anyio
+async def test_another_version_is_served_and_the_first_one_again(here: FrontEnd) -> None:
+    version, first = await here.generate()
+    assert version == "1"
+    answer = await here.activate("2")
+    assert answer.status_code == 200, answer.text
+    expected = {"model": "tiny", "version": "2", "previous": "1", "state": "serving"}
+    assert answer.json() == expected | {"num_workers": 1}
+    version, second = await here.generate()
+    assert version == "2"
+    assert second != first
+    assert (await here.activate("1")).status_code == 200
+    assert await here.generate() == ("1", first)
 
 
-def test_a_rollback_of_the_registry_is_served_without_a_restart(tmp_path: Path) -> None:
-    async def run() -> None:
-        await until_ready(here)
-        assert (await here.activate("2")).json()["state"] == "serving"
-        assert (await here.generate())[0] == "2"
-        assert Registry(here.models).rollback("tiny") == "1"
-        async with asyncio.timeout(30):
-            while (await here.generate())[0] != "1":  # noqa: ASYNC110 - a thread's
-                await asyncio.sleep(0.01)
-
-    with serving(tmp_path) as here:
-        asyncio.run(run())
+@pytest.mark.anyio
+async def test_a_rollback_of_the_registry_is_served_without_a_restart(here: FrontEnd) -> None:
+    assert (await here.activate("2")).json()["state"] == "serving"
+    assert (await here.generate())[0] == "2"
+    assert Registry(here.models).rollback("tiny") == "1"
+    async with asyncio.timeout(30):
+        while (await here.generate())[0] != "1":  # noqa: ASYNC110 - a thread's
+            await asyncio.sleep(0.01)
 
 
-def test_a_damaged_version_is_refused_and_the_old_one_goes_on(tmp_path: Path) -> None:
-    async def run() -> None:
-        await until_ready(here)
-        problem = assert_problem(await here.activate("2"), 409, "version")
-        assert problem["type"] == "urn:masc:problem:version-refused"
-        assert here.registry.current("tiny") == "1"
-        assert (await here.generate())[0] == "1"
-        assert_problem(await here.activate("3"), 404, "version")
-        assert_problem(await here.activate("../1"), 404, "version")
-
-    with serving(tmp_path) as here:
-        path = here.models / "tiny" / "2" / TRANSFORMER_FILE
-        path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-        asyncio.run(run())
+@pytest.mark.anyio
+async def test_a_damaged_version_is_refused_and_the_old_one_goes_on(here: FrontEnd) -> None:
+    problem = assert_problem(await here.activate("4"), 409, "version")
+    assert problem["type"] == "urn:masc:problem:version-refused"
+    assert here.registry.current("tiny") == "1"
+    assert (await here.generate())[0] == "1"
+    assert_problem(await here.activate("5"), 404, "version")
+    assert_problem(await here.activate("../1"), 404, "version")
 
 
-def test_a_version_whose_first_image_fails_is_refused(tmp_path: Path) -> None:
-    async def run() -> None:
-        await until_ready(here)
-        save_tiny_bundle(here.models, version="3")
-        here.registry.activate("tiny", "1")
-        spoil(here.models / "tiny" / "3")
-        problem = assert_problem(await here.activate("3"), 409, "version")
-        assert here.registry.previous("tiny") == "2"  # never the one that was refused
-        assert "NaN" in problem["detail"]
-        assert here.registry.current("tiny") == "1"
-        assert (await here.generate())[0] == "1"
-        assert (await here.client.get("/readyz")).status_code == 200
-        assert (await here.activate("2")).status_code == 200
-        assert (await here.generate())[0] == "2"
-
-    with serving(tmp_path) as here:
-        asyncio.run(run())
-
-
-def test_a_refused_version_that_was_mended_can_be_activated_at_once(tmp_path: Path) -> None:
-    async def run() -> None:
-        await until_ready(here)
-        assert_problem(await here.activate("3"), 409, "version")
-        shutil.rmtree(folder)
-        intact.rename(folder)
-        answer = await here.activate("3")
-        assert answer.status_code == 200, answer.text
-        assert here.registry.current("tiny") == "3"
-        assert (await here.generate())[0] == "3"
-
-    with serving(tmp_path) as here:
-        folder, intact = here.models / "tiny" / "3", tmp_path / "intact"
-        save_tiny_bundle(here.models, version="3")
-        here.registry.activate("tiny", "1")
-        shutil.copytree(folder, intact)
-        spoil(folder)
-        asyncio.run(run())
+@pytest.mark.anyio
+async def test_a_version_whose_first_image_fails_is_refused_until_it_is_mended(
+    here: FrontEnd,
+) -> None:
+    for version in ("2", "1"):
+        assert (await here.activate(version)).status_code == 200
+    problem = assert_problem(await here.activate("3"), 409, "version")
+    assert here.registry.previous("tiny") == "2"  # never the one that was refused
+    assert "NaN" in problem["detail"]
+    assert here.registry.current("tiny") == "1"
+    assert (await here.generate())[0] == "1"
+    assert (await here.client.get("/readyz")).status_code == 200
+    assert (await here.activate("2")).status_code == 200
+    assert (await here.generate())[0] == "2"
+    assert_problem(await here.activate("3"), 409, "version")
+    shutil.rmtree(here.folder("3"))
+    (here.models.parent / "intact").rename(here.folder("3"))
+    answer = await here.activate("3")  # at once
+    assert answer.status_code == 200, answer.text
+    assert here.registry.current("tiny") == "3"
+    assert (await here.generate())[0] == "3"
+    assert (await here.activate("1")).status_code == 200
 
 
 def test_whoever_does_not_want_to_wait_is_told_so(tmp_path: Path) -> None:
-    here = Serving(tmp_path)
+    here = FrontEnd(tmp_path)
     here.queue.announce(WorkerStatus("w", ready=True, model="tiny", version="1"))
 
     async def run() -> None:
@@ -176,23 +158,20 @@ def test_whoever_does_not_want_to_wait_is_told_so(tmp_path: Path) -> None:
         assert here.registry.current("tiny") == "2"
 
     asyncio.run(run())
-    here.consumer._versions.close()
 
 
 def test_a_worker_that_is_not_ready_does_not_serve_it_yet(tmp_path: Path) -> None:
-    here = Serving(tmp_path)
+    here = FrontEnd(tmp_path)
     here.queue.announce(WorkerStatus("w", ready=False, model="tiny", version="1"))
     answer = asyncio.run(here.activate("2", wait_seconds=0))
     assert (answer.status_code, answer.json()["state"]) == (202, "pending")
-    here.consumer._versions.close()
 
 
 def test_without_workers_only_the_choice_changes(tmp_path: Path) -> None:
-    here = Serving(tmp_path)
+    here = FrontEnd(tmp_path)
     answer = asyncio.run(here.activate("2"))
     assert (answer.status_code, answer.json()["num_workers"]) == (200, 0)
     assert here.registry.current("tiny") == "2"
-    here.consumer._versions.close()
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"version": 2}', b'{"version": "2", "force": true}'])
