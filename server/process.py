@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from masc_core.errors import ConfigError
+from server.connections import BoundedConfig
 from server.drain import Drain
 from server.state import app_state
 
@@ -58,19 +59,13 @@ def serve(
 
     Parameters
     ----------
-    app : as from `server.app.create_app`
+    app : as from `server.app.create_app`; its settings limit the connections
     listener : as from `listen`
     is_broken : polled; drain without a signal once it returns True
     """
-    config = uvicorn.Config(
-        app,
-        ws="none",
-        server_header=False,
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=CLOSE_SECONDS,
-    )
-    server = DrainingServer(config, app_state(app).drain, is_broken)
+    state = app_state(app)
+    config = BoundedConfig(app, state.settings, state.metrics, CLOSE_SECONDS)
+    server = DrainingServer(config, state.drain, is_broken)
     signal.signal(signal.SIGTERM, server.handle_exit)  # also before uvicorn listens for it
     server.run(sockets=[listener])
 

@@ -22,6 +22,9 @@ class ServerSettings(QueueSettings):
         whether missing keys are warned of
     models_dir : folder of the model bundles
     default_model : the model of requests that name none; required if there are several
+    max_connections : of clients at once; at most what the limit of open files leaves
+    head_timeout : seconds for the head of a request to arrive
+    keep_alive_timeout : seconds that a connection is kept between two requests
     max_body_bytes : largest body of a request
     body_timeout : seconds for the body of a request to arrive
     request_timeout : seconds until a waiting request times out
@@ -40,6 +43,9 @@ class ServerSettings(QueueSettings):
     published_host: str = ""
     models_dir: Path = Path("models")
     default_model: str | None = None
+    max_connections: Annotated[int, Field(ge=1)] = 10_000
+    head_timeout: Seconds = 10.0
+    keep_alive_timeout: Seconds = 75.0
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
     body_timeout: Seconds = 20.0
     request_timeout: Seconds = 300.0
