@@ -5,7 +5,6 @@ SIGTERM or SIGINT starts draining (`server.drain`); a second one ends the proces
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import signal
 import socket
@@ -19,6 +18,7 @@ from fastapi import FastAPI
 from masc_core.errors import ConfigError
 from server.connections import BoundedConfig
 from server.drain import Drain
+from server.middleware.hosts import is_loopback
 from server.state import app_state
 
 logger = logging.getLogger(__name__)
@@ -100,16 +100,8 @@ def listen(
     with listener:
         bound = listener.getsockname()
         reached = published_host or bound[0]
-        if not keys and not _is_loopback(reached):
+        if not keys and not is_loopback(reached):
             logger.warning(OPEN_TO_ALL, reached)
         where = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         logger.info("MASC on http://%s:%d", where, bound[1])
         yield listener
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address; of names only ``localhost`` counts."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -20,6 +20,9 @@ class ServerSettings(QueueSettings):
     host, port : where it listens; port 0 takes a free one
     published_host : the address at which others reach it, behind a container or a proxy; decides
         whether missing keys are warned of
+    allowed_hosts : names under which it may be called, with commas between; see
+        `server.middleware.hosts`
+    cors_origins : origins whose pages may use it, with commas between, or ``*``
     models_dir : folder of the model bundles
     default_model : the model of requests that name none; required if there are several
     max_connections : of clients at once; at most what the limit of open files leaves
@@ -41,6 +44,8 @@ class ServerSettings(QueueSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     published_host: str = ""
+    allowed_hosts: str = ""
+    cors_origins: str = ""
     models_dir: Path = Path("models")
     default_model: str | None = None
     max_connections: Annotated[int, Field(ge=1)] = 10_000

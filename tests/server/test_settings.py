@@ -20,6 +20,8 @@ def test_every_setting_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None
         "host": "0.0.0.0",  # noqa: S104
         "port": 9000,
         "published_host": "192.0.2.1",
+        "allowed_hosts": "masc.example",
+        "cors_origins": "https://app.example",
         "queue_url": "memory://here",
         "traces_endpoint": "http://127.0.0.1:4318",
         "models_dir": Path("/srv/models"),
