@@ -6,17 +6,48 @@ its variable. An empty variable counts as absent. Variables of other processes a
 
 from __future__ import annotations
 
+import logging
+import re
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from masc_core.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 PREFIX = "MASC_"
+SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://\S+:\d+", re.IGNORECASE)
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Environment(EnvSettingsSource):
+    """The environment without Kubernetes' service links.
+
+    For a Service named ``masc`` every container of its namespace gets ``MASC_PORT=tcp://...``.
+    """
+
+    def __call__(self) -> dict[str, Any]:
+        """Values by field."""
+        values = super().__call__()
+        for name in [name for name in values if name.endswith("port")]:
+            if SERVICE_LINK.fullmatch(str(values[name])):
+                _warn_of_service_link(PREFIX + name.upper(), values.pop(name))
+        return values
+
+
+@cache  # two settings of one process may have the variable
+def _warn_of_service_link(variable: str, value: str) -> None:
+    logger.warning("%s=%s is a Kubernetes service link, and ignored", variable, value)
 
 
 class ProcessSettings(BaseSettings):
@@ -29,6 +60,16 @@ class ProcessSettings(BaseSettings):
         frozen=True,
         protected_namespaces=(),
     )
+
+    @classmethod
+    def settings_customise_sources(  # noqa: D102 - pydantic-settings'
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **__: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, Environment(settings_cls)
 
 
 Settings = TypeVar("Settings", bound=ProcessSettings)

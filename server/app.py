@@ -13,6 +13,7 @@ from functools import cache
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from masc_core.bundle.manifest import Manifest
@@ -28,6 +29,7 @@ from server.drain import Drain
 from server.intake.idempotency import MarkReplays
 from server.metrics import MeasureRequests, ServerMetrics
 from server.middleware.body_limit import BodyLimit
+from server.middleware.hosts import AllowedHosts, allowed_names
 from server.middleware.security import SecurityHeaders
 from server.middleware.tracing import TraceRequests
 from server.openai import route as openai
@@ -98,8 +100,24 @@ def create_app(
     errors.install(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
+    names = allowed_names(
+        settings.allowed_hosts,
+        host=settings.host,
+        published_host=settings.published_host,
+        has_keys=settings.api_keys_file is not None,
+    )
+    if names is not None:
+        app.add_middleware(AllowedHosts, names=names)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(MarkReplays)
+    if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["*", "Location", "Retry-After"],
+        )
     app.add_middleware(MeasureRequests, metrics=metrics)
     tracer = open_tracer("masc-server", settings.traces_endpoint)
     if tracer is not None:

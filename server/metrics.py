@@ -42,6 +42,12 @@ class ServerMetrics:
             ["reason"],
             registry=registry,
         )
+        self.connections_refused = Counter(
+            "masc_connections_refused_total",
+            "Connections closed without an answer to a request: too many, too slow, not HTTP.",
+            ["reason"],
+            registry=registry,
+        )
         self.request_seconds = Histogram(
             "masc_request_duration_seconds",
             "Time from a request's arrival to the end of its answer.",

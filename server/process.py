@@ -5,7 +5,6 @@ SIGTERM or SIGINT starts draining (`server.drain`); a second one ends the proces
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import signal
 import socket
@@ -17,7 +16,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from masc_core.errors import ConfigError
+from server.connections import BoundedConfig
 from server.drain import Drain
+from server.middleware.hosts import is_loopback
 from server.state import app_state
 
 logger = logging.getLogger(__name__)
@@ -58,15 +59,9 @@ def serve(
 
     ``is_broken`` is polled: once it returns True the front end drains without a signal.
     """
-    config = uvicorn.Config(
-        app,
-        ws="none",
-        server_header=False,
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=CLOSE_SECONDS,
-    )
-    server = DrainingServer(config, app_state(app).drain, is_broken)
+    state = app_state(app)
+    config = BoundedConfig(app, state.settings, state.metrics, CLOSE_SECONDS)
+    server = DrainingServer(config, state.drain, is_broken)
     signal.signal(signal.SIGTERM, server.handle_exit)  # also before uvicorn listens for it
     server.run(sockets=[listener])
 
@@ -89,7 +84,10 @@ def listen(
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=2048)
+        both = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
+        listener = socket.create_server(
+            address[:2], family=family, backlog=2048, dualstack_ipv6=both
+        )
     except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     # Accepted sockets inherit this. An answer is written in two parts, head and body, and on a kept
@@ -98,16 +96,8 @@ def listen(
     with listener:
         bound = listener.getsockname()
         reached = published_host or bound[0]
-        if not keys and not _is_loopback(reached):
+        if not keys and not is_loopback(reached):
             logger.warning(OPEN_TO_ALL, reached)
         where = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         logger.info("MASC on http://%s:%d", where, bound[1])
         yield listener
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address; of names only ``localhost`` counts."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

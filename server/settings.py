@@ -20,8 +20,14 @@ class ServerSettings(QueueSettings):
     host, port : where it listens; port 0 takes a free one
     published_host : the address at which others reach it, behind a container or a proxy; decides
         whether missing keys are warned of
+    allowed_hosts : names under which it may be called, with commas between; see
+        `server.middleware.hosts`
+    cors_origins : origins whose pages may use it, with commas between, or ``*``
     models_dir : folder of the model bundles
     default_model : the model of requests that name none; required if there are several
+    max_connections : of clients at once; at most what the limit of open files leaves
+    head_timeout : seconds for the head of a request to arrive
+    keep_alive_timeout : seconds that a connection is kept between two requests
     max_body_bytes : largest body of a request
     body_timeout : seconds for the body of a request to arrive
     request_timeout : seconds until a waiting request times out
@@ -38,8 +44,13 @@ class ServerSettings(QueueSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     published_host: str = ""
+    allowed_hosts: str = ""
+    cors_origins: str = ""
     models_dir: Path = Path("models")
     default_model: str | None = None
+    max_connections: Annotated[int, Field(ge=1)] = 10_000
+    head_timeout: Seconds = 10.0
+    keep_alive_timeout: Seconds = 75.0
     max_body_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
     body_timeout: Seconds = 20.0
     request_timeout: Seconds = 300.0

@@ -24,7 +24,7 @@ let served = ""; // by whom, when the models were last asked for
 
 /** Offer the models that are ready, or all of them while none is. */
 async function offerModels() {
-  const { models: found } = await ask("/models");
+  const { models: found } = await ask("models");
   const ready = found.filter((one) => one.ready);
   models = ready.length ? ready : found;
   const chosen =
@@ -44,7 +44,7 @@ async function showModel(chosen) {
   element("model").value = chosen.name;
   allow();
   try {
-    const { classes } = await ask(`/models/${encodeURIComponent(chosen.name)}/classes`);
+    const { classes } = await ask(`models/${encodeURIComponent(chosen.name)}/classes`);
     if (wanted === chosen) await use(chosen, classes);
   } catch (error) {
     if (wanted !== chosen) return;
@@ -251,7 +251,7 @@ async function start() {
   listen();
   openHistory(makeAgain);
   const shown = showView();
-  const version = ask("/version").then((answer) => {
+  const version = ask("version").then((answer) => {
     element("version").textContent = `${answer.name} ${answer.version}`;
   });
   await offerModels();

@@ -47,7 +47,7 @@ function thumbnail(model, id, name) {
   const image = make("img", { alt: "", width: 64, height: 64, loading: "lazy", decoding: "async" });
   image.addEventListener("error", () => image.replaceWith(stand(name)), { once: true });
   const version = encodeURIComponent(model.version);
-  image.src = `/models/${encodeURIComponent(model.name)}/classes/${id}/thumbnail?v=${version}`;
+  image.src = `models/${encodeURIComponent(model.name)}/classes/${id}/thumbnail?v=${version}`;
   return image;
 }
 

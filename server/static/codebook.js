@@ -43,7 +43,7 @@ function mark() {
 async function load(model) {
   book = null;
   wanted = model;
-  const base = `/models/${encodeURIComponent(model.name)}/codebook`;
+  const base = `models/${encodeURIComponent(model.name)}/codebook`;
   element("codebook-body").hidden = true;
   if (!model.has_codebook) {
     throw new Error(

@@ -45,7 +45,7 @@ export async function askText(path) {
 
 /** Generate, and pass on every event; resolves with the last one, `done`. */
 export async function generate(body, signal, onEvent) {
-  const response = await send("/generate", {
+  const response = await send("generate", {
     method: "POST",
     headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
     body: JSON.stringify({ ...body, stream: true, entropies: true }),
@@ -67,7 +67,7 @@ export async function watch() {
   for (;;) {
     let seconds = WATCH_SECONDS;
     try {
-      const { workers } = await ask("/readyz");
+      const { workers } = await ask("readyz");
       const versions = new Set(workers.map(({ version }) => version));
       report("ready", "Ready", [...versions].sort().join());
     } catch (error) {
@@ -86,7 +86,8 @@ let looked = () => {};
 async function send(path, options) {
   const secret = key();
   const headers = { Accept: "application/json", ...options.headers };
-  if (secret && options.method === "POST") headers.Authorization = `Bearer ${secret}`;
+  // Not as Authorization: a browser has that one for the password of a proxy.
+  if (secret && options.method === "POST") headers["X-API-Key"] = secret;
   try {
     return await fetch(path, { ...options, headers });
   } catch (error) {

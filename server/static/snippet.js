@@ -9,7 +9,7 @@ export function curl(requests) {
   return requests
     .map((body) => {
       const lines = [
-        `curl --fail ${location.origin}/generate`, // or the words of an error become the image
+        `curl --fail ${new URL("generate", document.baseURI)}`, // or the words of an error become the image
         ...(needsKey() ? [`-H "Authorization: Bearer $${KEY_NAME}"`] : []),
         "-H 'Content-Type: application/json'",
         ...(body.num_images === 1 ? [`-H 'Accept: image/${body.format}'`] : []),
@@ -34,7 +34,7 @@ ${JSON.stringify(requests, null, 2).replaceAll("\\", "\\\\")}
 """)
 for body in requests:
     request = urllib.request.Request(
-        "${location.origin}/generate",
+        "${new URL("generate", document.baseURI)}",
         json.dumps(body).encode(),
         {"Content-Type": "application/json"${secret}},
     )

@@ -35,9 +35,9 @@ export function closeStatus() {
 async function look() {
   try {
     const [status, text, models] = await Promise.all([
-      ask("/status"),
-      askText("/metrics").catch(reasonOf),
-      ask("/models").catch(reasonOf),
+      ask("status"),
+      askText("metrics").catch(reasonOf),
+      ask("models").catch(reasonOf),
     ]);
     tell(element("status-error"), "");
     const samples = text instanceof Error ? null : parse(text);

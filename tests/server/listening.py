@@ -10,14 +10,16 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
+from server.connections import BoundedConfig
+from server.state import app_state
 from tests.server.service import Service
 
 
 @contextmanager
 def serving(app: FastAPI) -> Iterator[int]:
     """Serve an application, and give the port."""
-    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none")
-    server = uvicorn.Server(config)
+    state = app_state(app)
+    server = uvicorn.Server(BoundedConfig(app, state.settings, state.metrics, graceful_seconds=3))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -184,3 +184,11 @@ def test_open_to_all_without_keys_is_warned_of(
     with listen(host, 0, keys=keys, published_host=published) as listener:
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     assert ("without API keys" in caplog.text) is warned
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_all_addresses_are_those_of_both_families() -> None:
+    with listen("::", 0, keys=True) as listener:
+        port = listener.getsockname()[1]
+        for address in ("127.0.0.1", "::1"):
+            socket.create_connection((address, port), timeout=5).close()

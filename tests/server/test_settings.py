@@ -20,11 +20,16 @@ def test_every_setting_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None
         "host": "0.0.0.0",  # noqa: S104
         "port": 9000,
         "published_host": "192.0.2.1",
+        "allowed_hosts": "masc.example",
+        "cors_origins": "https://app.example",
         "queue_url": "memory://here",
         "traces_endpoint": "http://127.0.0.1:4318",
         "models_dir": Path("/srv/models"),
         "default_model": "tiny",
         "max_queue": 7,
+        "max_connections": 12,
+        "head_timeout": 0.5,
+        "keep_alive_timeout": 6.5,
         "max_body_bytes": 2048,
         "body_timeout": 1.5,
         "request_timeout": 2.5,
@@ -52,10 +57,25 @@ def test_empty_variables_and_those_of_others_are_left_alone(
     assert load_settings().port == 8000
 
 
+@pytest.mark.parametrize("link", ["tcp://10.96.12.7:8000", "udp://[fd00::7]:53"])
+def test_the_service_links_of_kubernetes_are_ignored_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, link: str
+) -> None:
+    monkeypatch.setenv("MASC_PORT", link)
+    assert load_settings().port == 8000
+    assert load_settings(port=9).port == 9
+    assert [record.getMessage() for record in caplog.records] == [
+        f"MASC_PORT={link} is a Kubernetes service link, and ignored"
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("MASC_PORT", "eight"),
+        ("MASC_PORT", "http://10.96.12.7:8000"),
+        ("MASC_KEEP_ALIVE_TIMEOUT", "0"),
+        ("MASC_MAX_CONNECTIONS", "0"),
         ("MASC_PORT", "65536"),
         ("MASC_PORT", "-1"),
         ("MASC_MAX_QUEUE", "0"),

@@ -1,0 +1,224 @@
+"""What clients do to connections before there is a request, over real sockets."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.connections import MAX_HEAD_BYTES, OnceAMinute, possible_connections
+from tests.server.listening import listening
+from tests.server.service import Service, draw
+from tests.stopwatch import Stopwatch
+
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+POST = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+ENDLESS = {
+    "headers": (HEAD, (b"X-%d: 1\r\n" % i for i in itertools.count())),
+    "a value": (HEAD + b"X: ", itertools.repeat(b"y" * 1000)),
+    "a name": (HEAD, itertools.repeat(b"y" * 1000)),
+    "a URL": (b"GET /", itertools.repeat(b"y" * 1000)),
+    "a chunk's size": (POST + b"Transfer-Encoding: chunked\r\n\r\n", itertools.repeat(b"0" * 1000)),
+    "trailers": (
+        POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n",
+        (b"X-%d: 1\r\n" % i for i in itertools.count()),
+    ),
+}
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQC\r\n"
+
+
+@pytest.fixture
+def impatient(tmp_path: Path) -> Iterator[tuple[Service, int]]:
+    """A service with few connections and little time, and its port."""
+    with (
+        Service(tmp_path, max_connections=20, head_timeout=0.5) as service,
+        listening(service) as port,
+    ):
+        yield service, port
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, int]]:
+    """A service with the limits that the product ships, and its port."""
+    with Service(tmp_path_factory.mktemp("roomy")) as service, listening(service) as port:
+        yield service, port
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Everything up to the end."""
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_what_has_no_end_is_refused_soon(roomy: tuple[Service, int], kind: str) -> None:
+    service, port = roomy
+    refused = service.sample("masc_connections_refused_total", reason="invalid")
+    start, parts = ENDLESS[kind]
+    sent = 0
+    with closing(connect(port)) as connection:
+        connection.sendall(start)
+        connection.settimeout(0.0)
+        while True:
+            part = b"".join(itertools.islice(parts, 100))
+            try:
+                sent += connection.send(part)
+                if connection.recv(1, socket.MSG_PEEK):
+                    break
+            except BlockingIOError:
+                time.sleep(0.001)
+            assert sent < 4 * MAX_HEAD_BYTES + 2 * 1024 * 1024  # kernels hold some of it
+        connection.settimeout(10)
+        head, _, body = read_all(connection).partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    assert status in {400, 431}
+    assert b"connection: close" in head.lower()
+    assert json.loads(body)["status"] == status
+    assert service.sample("masc_connections_refused_total", reason="invalid") == refused + 1
+
+
+def test_a_head_may_have_48_kilobytes_and_never_64(roomy: tuple[Service, int]) -> None:
+    _, port = roomy
+    for size, status in [(48_000, b"200"), (64 * 1024, b"431")]:
+        with closing(connect(port)) as connection:
+            connection.sendall(HEAD + b"Connection: close\r\nX: " + b"y" * size + b"\r\n\r\n")
+            assert read_all(connection).split()[1] == status
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /heal", HEAD])
+def test_who_says_nothing_or_half_a_head_is_closed(
+    impatient: tuple[Service, int], said: bytes
+) -> None:
+    service, port = impatient
+    with closing(connect(port)) as connection, Stopwatch() as watch:
+        connection.sendall(said)
+        answer = read_all(connection)
+    assert watch.seconds < 3
+    assert answer.startswith(b"HTTP/1.1 408 ") if said else not answer
+    assert service.sample("masc_connections_refused_total", reason="timeout") == 1
+
+
+def test_a_head_that_trickles_in_has_a_deadline_after_the_first_request_too(
+    impatient: tuple[Service, int],
+) -> None:
+    _, port = impatient
+    with closing(connect(port)) as connection, Stopwatch() as watch:
+        connection.sendall(HEAD + b"\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        for _ in range(100):
+            try:
+                connection.sendall(b"G")
+            except OSError:
+                break
+            connection.settimeout(0.05)
+            try:
+                if not connection.recv(65536):
+                    break
+            except TimeoutError:
+                continue
+        else:
+            pytest.fail("it was not closed")
+    assert watch.seconds < 4
+
+
+def test_the_rest_of_a_body_that_nobody_reads_has_a_deadline(
+    impatient: tuple[Service, int],
+) -> None:
+    _, port = impatient
+    with closing(connect(port)) as connection, Stopwatch() as watch:
+        connection.sendall(
+            b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
+        )
+        assert connection.recv(65536).startswith(b"HTTP/1.1 404")
+        connection.sendall(b"{")
+        assert read_all(connection) == b""
+    assert watch.seconds < 4
+
+
+def test_the_longest_silent_connection_makes_room(
+    impatient: tuple[Service, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    service, port = impatient
+    with ExitStack() as stack, caplog.at_level(logging.WARNING):
+        for _ in range(200):
+            stack.enter_context(closing(connect(port)))
+        with Stopwatch() as watch:
+            assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+    assert watch.seconds < 2
+    assert service.sample("masc_connections_refused_total", reason="full") >= 150
+    assert len([r for r in caplog.records if "full" in r.getMessage()]) == 1
+
+
+def test_where_every_connection_has_a_request_another_one_is_refused(
+    impatient: tuple[Service, int],
+) -> None:
+    service, port = impatient
+    service.painter.gate.clear()
+    body = b'{"class_id": 1, "seed": 3}'
+    request = POST + b"Accept: image/png\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with ExitStack() as stack:
+        working = [stack.enter_context(closing(connect(port))) for _ in range(20)]
+        for connection in working:
+            connection.sendall(request)
+        deadline = time.monotonic() + 10
+        while service.sample("masc_jobs_accepted_total") < 20:
+            assert time.monotonic() < deadline
+            service.get("/metrics").raise_for_status()
+        with closing(connect(port)) as connection:
+            assert read_all(connection).startswith(b"HTTP/1.1 503 ")
+        service.painter.gate.set()
+        for connection in working:
+            assert draw(1, 3, "png")[:4] in connection.recv(1 << 20)
+
+
+def test_an_upgrade_is_ignored(roomy: tuple[Service, int]) -> None:
+    _, port = roomy
+    smuggled = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    body = b'{"class_id": 1, "seed": 3}' + b" " * 50
+    with closing(connect(port)) as connection:
+        for content, status in [(body, b"200"), (smuggled, b"422"), (body, b"200")]:
+            length = b"Content-Length: %d\r\n" % len(content)
+            connection.sendall(POST + H2C + b"Accept: image/png\r\n" + length + b"\r\n" + content)
+            answer = b""
+            while b"\r\n\r\n" not in answer:
+                answer += connection.recv(65536)
+            head, _, rest = answer.partition(b"\r\n\r\n")
+            lines = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+            while len(rest) < int(lines[b"content-length"]):
+                rest += connection.recv(65536)
+            assert head.split()[1] == status
+            assert len(rest) == int(lines[b"content-length"])
+            assert b"masc_" not in rest
+        connection.sendall(HEAD + b"Connection: close\r\n\r\n")
+        assert read_all(connection).count(b"HTTP/1.1 ") == 1
+
+
+def test_as_many_connections_as_files_can_be_open() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert possible_connections(10) == 10
+    assert possible_connections(10**9) < most
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most)
+
+
+def test_what_a_client_causes_is_logged_once_a_minute() -> None:
+    only = OnceAMinute()
+    records = [
+        logging.LogRecord("x", level, "", 0, text, None, None)
+        for level, text in [(30, "a"), (30, "a"), (30, "b"), (40, "c"), (40, "c")]
+    ]
+    assert [only.filter(record) for record in records] == [True, False, True, True, True]
