@@ -5,6 +5,7 @@ It listens a little longer even without work, so that load balancers see that it
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ class Drain:
         self._max_seconds, self._clock = max_seconds, clock
         self._since: float | None = None
         self._num_working = 0
+        self._has_given_up = False
+        self._waiting: set[asyncio.Future[None]] = set()
 
     @property
     def is_draining(self) -> bool:
@@ -50,7 +53,29 @@ class Drain:
     def check(self) -> None:
         """Raise `DrainingError` while draining."""
         if self.is_draining:
-            raise DrainingError("this server is about to stop", RETRY_AFTER)
+            raise self.error()
+
+    def error(self) -> DrainingError:
+        """Why a request gets nothing from this front end."""
+        return DrainingError("this server is about to stop", RETRY_AFTER)
+
+    def give_up(self) -> None:
+        """Let everyone who still waits for work stop waiting, and tell the client why."""
+        self._has_given_up = True
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(None)
+
+    async def until_given_up(self) -> None:
+        """Return when `give_up` was called."""
+        if self._has_given_up:
+            return
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiting)
+        try:
+            await waiting
+        finally:
+            self._waiting.discard(waiting)
 
     @contextmanager
     def working(self) -> Iterator[None]:

@@ -27,7 +27,9 @@ OPEN_TO_ALL = (
     "reached at %s without API keys: everyone who can reach this machine can use the service. "
     "To close it: masc keys create NAME --file keys.toml, and set MASC_API_KEYS_FILE=keys.toml"
 )
-CLOSE_SECONDS = 3  # for streams that still run; clients can resume them at another front end
+CLOSE_SECONDS = (
+    3  # for what still runs to tell its client; others can resume their streams elsewhere
+)
 
 
 class DrainingServer(uvicorn.Server):
@@ -49,6 +51,8 @@ class DrainingServer(uvicorn.Server):
             self._drain.begin()
         if self._drain.is_over:
             self.should_exit = True
+        if self.should_exit:
+            self._drain.give_up()
         return await super().on_tick(counter)
 
 

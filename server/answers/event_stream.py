@@ -11,14 +11,15 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, aclosing, nullcontext
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from prometheus_client import Histogram
 from starlette.types import Receive, Scope, Send
 
-from masc_core.errors import MascError
+from masc_core.errors import DrainingError, MascError
 from server.answers.job_updates import JobUpdate, job_updates, release, wait_for_disconnect
+from server.drain import Drain
 from server.errors import CLIENT_CLOSED_REQUEST, problem_type_of
 from server.metrics import set_final_status
 from server.middleware.tracing import stage
@@ -100,7 +101,7 @@ async def _send_chunk(send: Send, chunk: bytes, *, more_body: bool = True) -> No
     await send({"type": "http.response.body", "body": chunk, "more_body": more_body})
 
 
-async def _cancel(task: asyncio.Future[None] | asyncio.Future[bytes | None]) -> None:
+async def _cancel(task: asyncio.Future[Any]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
@@ -137,6 +138,8 @@ async def sse_events(
     except MascError as error:
         if scope is not None:
             set_final_status(scope, problem_type_of(error).status)
+        elif isinstance(error, DrainingError):
+            return  # the job goes on, and a client that watches it comes back to another front end
         yield encoder.encode_error(error)
 
 
@@ -149,7 +152,8 @@ def stream_generation(
     working = ExitStack()
     working.enter_context(state.drain.working())
     updates = _time_first_preview(
-        job_updates(state.queue, job.id, until=until), state.metrics.first_preview_seconds
+        unless_given_up(job_updates(state.queue, job.id, until=until), state.drain),
+        state.metrics.first_preview_seconds,
     )
 
     async def release_job() -> None:
@@ -162,6 +166,29 @@ def stream_generation(
     return EventStream(
         sse_events(updates, encoder, scope, delivery), headers=headers, on_close=release_job
     )
+
+
+async def unless_given_up(
+    updates: AsyncGenerator[JobUpdate, None], drain: Drain
+) -> AsyncGenerator[JobUpdate, None]:
+    """Follow a job; `DrainingError` when the front end ends before it."""
+    given_up = asyncio.ensure_future(drain.until_given_up())
+    try:
+        async with aclosing(updates):
+            while True:
+                upcoming = asyncio.ensure_future(anext(updates, None))
+                try:
+                    await asyncio.wait({upcoming, given_up}, return_when="FIRST_COMPLETED")
+                    if not upcoming.done():
+                        raise drain.error()
+                    update = upcoming.result()
+                finally:
+                    await _cancel(upcoming)
+                if update is None:
+                    return
+                yield update
+    finally:
+        given_up.cancel()
 
 
 async def _time_first_preview(

@@ -43,11 +43,12 @@ async def wait_for_result(state: AppState, job: Job, receive: Receive, seconds: 
     """
     outcome = asyncio.ensure_future(state.queue.outcome(job.id))
     disconnect = asyncio.ensure_future(wait_for_disconnect(receive))
+    given_up = asyncio.ensure_future(state.drain.until_given_up())
     is_late = False
     with state.drain.working():
         try:
             await asyncio.wait(
-                {outcome, disconnect}, timeout=seconds, return_when="FIRST_COMPLETED"
+                {outcome, disconnect, given_up}, timeout=seconds, return_when="FIRST_COMPLETED"
             )
             if outcome.done():
                 result = outcome.result()
@@ -57,10 +58,13 @@ async def wait_for_result(state: AppState, job: Job, receive: Receive, seconds: 
                     raise result.to_error()
             elif disconnect.done():
                 raise ClientDisconnect
+            elif given_up.done():
+                raise state.drain.error()
             is_late = True
             raise DeadlineError(f"no image within {seconds:g} seconds")
         finally:
             disconnect.cancel()
+            given_up.cancel()
             outcome.cancel()
             expired, has_ended = is_late and seconds >= job.timeout, outcome.done()
             await release(state.queue, job, expired=expired, has_ended=has_ended)
@@ -75,6 +79,11 @@ async def release(queue: JobProducer, job: Job, *, expired: bool, has_ended: boo
     expired : whether its own time is up: it ends even if it is kept
     has_ended : whether its outcome is known, so there is nothing to cancel
     """
+    # Cancelled meanwhile, it goes on: nobody draws for a client that left.
+    await asyncio.shield(_release(queue, job, expired=expired, has_ended=has_ended))
+
+
+async def _release(queue: JobProducer, job: Job, *, expired: bool, has_ended: bool) -> None:
     with suppress(QueueDownError):  # its deadline ends it later
         if not has_ended and (expired or not job.keep):
             await queue.cancel(job.id, "expired" if expired else "cancelled")

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from masc_core.errors import QueueDownError
-from server.answers.event_stream import EventStream, sse_events
+from server.answers.event_stream import EventStream, sse_events, unless_given_up
 from server.answers.images import BINARY, IMAGE_HEADERS, cached_response, image_headers
 from server.answers.job import EVENT_ID, Cursor, JobEvents, job_answer, job_outcome, own_job_status
 from server.answers.job_updates import job_updates
@@ -195,7 +195,8 @@ async def events(
     if cursor.is_at_end:
         return Response(status_code=204)
     encoder = JobEvents(status.job, entropies=entropies, first_image=cursor.images)
-    return EventStream(sse_events(job_updates(state.queue, job_id, cursor.after), encoder))
+    updates = job_updates(state.queue, job_id, cursor.after)
+    return EventStream(sse_events(unless_given_up(updates, state.drain), encoder))
 
 
 def _document(answer: JobAnswer, status: int = 200, **headers: str) -> Response:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,7 +17,8 @@ import pytest
 from masc_core.errors import ConfigError
 from server.process import listen, serve
 from tests.server.asgi import wait_until
-from tests.server.service import Service, draw
+from tests.server.service import Service, assert_problem, draw
+from tests.server.sse import read_events
 from tests.stopwatch import Stopwatch
 
 BODY = {"class_id": 1, "seed": 3}
@@ -85,6 +87,25 @@ class Asking(threading.Thread):
             self.answer = None
 
 
+class Reading(threading.Thread):
+    """A stream, of which something has come when the constructor returns, up to its end."""
+
+    def __init__(self, client: httpx.Client, method: str, path: str, **options: Any) -> None:
+        super().__init__()
+        self._client, self._request = client, (method, path, options)
+        self.text = ""
+        self._begun = threading.Event()
+        self.start()
+        assert self._begun.wait(10)
+
+    def run(self) -> None:
+        method, path, options = self._request
+        with self._client.stream(method, path, **options) as answer:
+            for text in answer.iter_text():
+                self.text += text
+                self._begun.set()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_what_was_accepted_is_answered_and_new_work_is_refused_at_once(
     own_service: Service, number: int
@@ -121,36 +142,37 @@ def test_without_work_it_ends_soon(own_service: Service) -> None:
     assert serve_with(own_service, client) < 5
 
 
-def test_work_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
-    with Service(tmp_path, drain_seconds=0.6) as service:
+@pytest.mark.parametrize("signals", [1, 2])
+def test_work_that_takes_too_long_is_given_up_and_every_client_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, signals: int
+) -> None:
+    """Whether the time is up or a second signal ends it at once."""
+    with Service(tmp_path, drain_seconds=0.6 if signals == 1 else 60.0) as service:
         service.painter.gate.clear()
-        answers: list[httpx.Response | None] = []
 
         def client(connection: httpx.Client) -> None:
             asking = Asking(service, connection)
-            os.kill(os.getpid(), signal.SIGTERM)
-            asking.join(10)
-            answers.append(asking.answer)
+            kept = connection.post("/jobs", json=BODY).json()["id"]
+            streaming = Reading(connection, "POST", "/generate", json=BODY | {"stream": True})
+            watching = Reading(connection, "GET", f"/jobs/{kept}/events")
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGTERM)
+                while connection.get("/readyz").status_code == 200:
+                    pass
+            for thread in (asking, streaming, watching):
+                thread.join(10)
+            assert asking.answer is not None
+            assert_problem(asking.answer, 503)
+            assert asking.answer.json()["type"].endswith("draining")
+            assert "Retry-After" in asking.answer.headers
+            *_, last = read_events(streaming.text)
+            assert last.name == "error"
+            assert last.data["type"].endswith("draining")
+            assert "event: error" not in watching.text  # its job goes on
 
         assert serve_with(service, client) < 10
-        (answer,) = answers
-        assert answer is None or answer.status_code >= 500
-        assert service.queue._ends == {"cancelled": 1}
-
-
-def test_a_second_signal_ends_it_at_once(own_service: Service) -> None:
-    own_service.painter.gate.clear()
-
-    def client(connection: httpx.Client) -> None:
-        asking = Asking(own_service, connection)
-        os.kill(os.getpid(), signal.SIGTERM)
-        while connection.get("/readyz").status_code == 200:
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-        asking.join(10)
-        assert asking.answer is None or asking.answer.status_code >= 500
-
-    assert serve_with(own_service, client) < 10
+        assert service.queue._ends == {"cancelled": 2}
+    assert "Traceback" not in caplog.text
 
 
 def test_an_address_that_cannot_be_had_is_known_at_once() -> None:
