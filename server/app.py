@@ -33,6 +33,7 @@ from server.middleware.hosts import AllowedHosts, allowed_names
 from server.middleware.security import SecurityHeaders
 from server.middleware.tracing import TraceRequests
 from server.openai import route as openai
+from server.openai.errors import openai_response
 from server.openai.schemas import CompletedEvent, OpenAIBody, PartialImageEvent
 from server.routes import admin, generate, health, jobs, models, page
 from server.schemas.generate import GenerateBody
@@ -97,7 +98,7 @@ def create_app(
         codebook_cache=CodebookCache(registry.root),
         manifests={(default.name, default.version): default},
     )
-    errors.install(app)
+    errors.install(app, {openai.PREFIX: openai_response})
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
     names = allowed_names(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -201,10 +202,21 @@ HANDLED_ERRORS = (
 )
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of the application a problem document."""
+def install(app: FastAPI, answers: Mapping[str, Callable[[Exception], Response]]) -> None:
+    """Make every error of the application a problem document.
+
+    Parameters
+    ----------
+    answers : what errors look like below a path that has a form of its own, by its prefix
+    """
+
+    async def answer(request: Request, error: Exception) -> Response:
+        path = get_route_path(request.scope)
+        form = next((answers[prefix] for prefix in answers if path.startswith(prefix)), response_to)
+        return form(error)
+
     for error in (*HANDLED_ERRORS, Exception):
-        app.add_exception_handler(error, _answer)
+        app.add_exception_handler(error, answer)
 
 
 def response_to(error: Exception) -> Response:
@@ -236,10 +248,6 @@ def _response(error: Exception) -> Response:
         case _:
             # Sent from outside of all middleware, so nobody else adds these.
             return problem(500, SEE_LOG, headers=HEADERS)
-
-
-async def _answer(_: Request, error: Exception) -> Response:
-    return response_to(error)
 
 
 def _masc_error(error: MascError) -> Response:

@@ -37,11 +37,15 @@ def json_body(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
     ------
     InvalidBodyError : not such a body
     HTTPException : 415, a body that does not say that it is JSON. Browsers let any page send other
-        types here without asking first, so this also keeps foreign pages out.
+        types here without asking first, so this also keeps foreign pages out. Or a compressed one
     """
 
     async def read(request: Request) -> Model:
         body = await request.body()
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        if encoding != "identity":
+            detail = f"Content-Encoding {encoding[:40]!r} is not supported: send the body as it is"
+            raise HTTPException(415, detail, headers={"Accept-Encoding": "identity"})
         if body and not is_json(request.headers.get("content-type", "")):
             raise HTTPException(415, "send the body with Content-Type: application/json")
         return validate(model, parse_object(body))
@@ -63,7 +67,10 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise _whole_body("is empty, a JSON object is needed")
     try:
         document = json.loads(
-            body.decode("utf-8"), parse_int=_parse_int, object_pairs_hook=_unique_names
+            body.decode("utf-8-sig"),  # some clients begin with a byte order mark
+            parse_int=_parse_int,
+            parse_float=_parse_float,
+            object_pairs_hook=_unique_names,
         )
     except UnicodeDecodeError as error:
         raise _whole_body(f"is not UTF-8 at byte {error.start}") from error
@@ -98,6 +105,12 @@ def _parse_int(text: str) -> int:
     if len(text) <= MAX_DIGITS:
         return int(text)
     return -TOO_LARGE if text.startswith("-") else TOO_LARGE
+
+
+def _parse_float(text: str) -> float | int:
+    """A number without a fraction is an integer, as in JSON Schema, however it is written."""
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < TOO_LARGE else number
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from fastapi import Request
-from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse, Response
 
 from masc_core.errors import RequestError
-from server.errors import HANDLED_ERRORS, problem_document, response_to
+from server.errors import problem_document, response_to
 from server.openai.schemas import OpenAIError, OpenAIErrorAnswer
 from server.openapi import SAMPLES, Responses
 
@@ -27,22 +25,6 @@ PARAMS = {  # our fields -> OpenAI's
     "format": "output_format",
 }
 OWN_HEADERS = frozenset({"content-length", "content-type"})
-
-
-class OpenAIRoute(APIRoute):
-    """A route whose errors have OpenAI's form."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Wrap the handler and its dependencies."""
-        handle = super().get_route_handler()
-
-        async def answer(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except HANDLED_ERRORS as error:
-                return openai_response(error)
-
-        return answer
 
 
 def openai_response(error: Exception) -> Response:

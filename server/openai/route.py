@@ -1,4 +1,4 @@
-"""``POST /v1/images/generations``: for programs that speak to the OpenAI Images API."""
+"""``/v1``: for programs that speak to the OpenAI Images API."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from server.intake.admit import TimeoutHeader, admit, resolve, time_limit
 from server.intake.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
 from server.intake.json_body import json_body
 from server.middleware.tracing import stage
-from server.openai.errors import OpenAIRoute, openai_error, openai_problems
+from server.openai.errors import openai_error, openai_problems
 from server.openai.schemas import (
     EXAMPLE_BODY,
     EXAMPLE_DRAWN,
@@ -32,6 +32,8 @@ from server.openai.schemas import (
     OpenAIBody,
     OpenAIErrorAnswer,
     OpenAIImage,
+    OpenAIModel,
+    OpenAIModelList,
     PartialImageEvent,
     TokenDetails,
     Usage,
@@ -44,14 +46,16 @@ from server.openapi import (
     event_stream,
     json_request,
 )
+from server.routes.models import served_manifests
 from server.schemas.generate import ImagesBody
 from server.state import AppState, State
 from worker.jobs.event import NumberedEvent, Preview
 from worker.jobs.job import Job
 from worker.jobs.outcome import ImageOutput, JobResult
 
-router = APIRouter(tags=["OpenAI"], route_class=OpenAIRoute)
+router = APIRouter(tags=["OpenAI"])
 
+PREFIX = "/v1/"  # errors below have OpenAI's form
 ENDPOINT = "/v1/images/generations"
 SHARED = ("cfg_scale", "seed", "temperature", "top_k", "top_p", "decoding", "model")
 RESPONSE: Responses = {
@@ -115,6 +119,26 @@ async def generations(
     with stage(state.metrics, request.scope, "deliver"):
         content = _answer(job, result, size).model_dump_json()
         return Response(content, media_type="application/json")
+
+
+@router.get(f"{PREFIX}models", summary="The models, as OpenAI's API lists them")
+async def list_models(state: State) -> OpenAIModelList:
+    """Every model that requests can name; `/models` says more of them."""
+    return OpenAIModelList(data=[_model(manifest) for manifest in await served_manifests(state)])
+
+
+@router.get(
+    PREFIX + "models/{name}",
+    summary="A model, as OpenAI's API has it",
+    responses=openai_problems("unknown-model"),
+)
+async def show_model(name: str, state: State) -> OpenAIModel:
+    """When its version was made."""
+    return _model(await _manifest(state, name))
+
+
+def _model(manifest: Manifest) -> OpenAIModel:
+    return OpenAIModel(id=manifest.name, created=int(manifest.created.timestamp()))
 
 
 def images_body(body: OpenAIBody, manifest: Manifest) -> ImagesBody:

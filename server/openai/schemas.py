@@ -157,6 +157,22 @@ class CompletedEvent(OpenAIEvent):
     usage: Usage
 
 
+class OpenAIModel(BaseModel):
+    """A model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: Annotated[int, Field(description="Seconds since the epoch.")]
+    owned_by: Literal["masc"] = "masc"
+
+
+class OpenAIModelList(BaseModel):
+    """The models of this service."""
+
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel]
+
+
 class OpenAIError(BaseModel):
     """What is wrong."""
 

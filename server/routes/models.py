@@ -123,6 +123,11 @@ def summary(state: AppState, manifest: Manifest, *, ready: bool) -> ModelSummary
     )
 
 
+async def served_manifests(state: AppState) -> list[Manifest]:
+    """Every model, as `models` lists them."""
+    return list(_manifests(state, await state.served()))
+
+
 def _manifests(state: AppState, served: Mapping[str, Sequence[str]]) -> Iterator[Manifest]:
     try:
         active = state.registry.models()

@@ -51,3 +51,13 @@ def test_errors_name_the_path_to_the_field() -> None:
     ]
     with pytest.raises(InvalidBodyError, match="inner: is required"):
         validate(Body, {})
+
+
+def test_numbers_without_a_fraction_are_integers_however_they_are_written() -> None:
+    numbers = parse_object(b'{"a": 3.0, "b": 3.5, "c": 1e3, "d": -0.0, "e": 1e300, "f": 1e999}')
+    assert numbers == {"a": 3, "b": 3.5, "c": 1000, "d": 0, "e": 1e300, "f": float("inf")}
+    assert [name for name, number in numbers.items() if isinstance(number, int)] == ["a", "c", "d"]
+
+
+def test_a_byte_order_mark_is_passed_over() -> None:
+    assert parse_object(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}

@@ -16,6 +16,7 @@ from masc_core.errors import (
 )
 from server.errors import FieldProblem, InvalidBodyError
 from server.openai.errors import openai_response
+from tests.server.service import Service
 
 
 def answer(error: Exception) -> tuple[int, dict[str, Any]]:
@@ -65,3 +66,23 @@ def test_what_concerns_the_operator_stays_in_the_log() -> None:
     status, told = answer(ArtifactError("/srv/models/x", "is truncated"))
     assert (status, told["type"], told["code"]) == (500, "server_error", "damaged_file")
     assert "/srv" not in told["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/images/generations", 405),
+        ("POST", "/v1/chat/completions", 404),
+        ("GET", "/v1/models/unknown", 404),
+        ("GET", "/v1/", 404),
+    ],
+)
+def test_every_path_of_the_api_answers_in_its_form(
+    service: Service, method: str, path: str, status: int
+) -> None:
+    answer = service.call(method, path)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+    assert ("allow" in answer.headers) is (status == 405)

@@ -326,3 +326,20 @@ def test_usage_is_what_the_transformer_read_and_wrote() -> None:
     usage = usage_of(*paint(JOB).images)
     assert (usage.input_tokens, usage.output_tokens) == (2, 2 * GRID**2)
     assert usage.total_tokens == 2 + 2 * GRID**2
+
+
+def test_the_models_are_listed(service: Service) -> None:
+    listed = service.get("/v1/models").json()
+    assert listed["object"] == "list"
+    (model,) = listed["data"]
+    assert model == {"id": "tiny", "object": "model", "created": 1767225600, "owned_by": "masc"}
+    assert service.get("/v1/models/tiny").json() == model
+
+
+def test_a_compressed_body_is_refused_by_name(service: Service) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    for path in ("/generate", "/jobs", "/v1/images/generations"):
+        answer = service.call("POST", path, content=b"\x1f\x8b", headers=headers)
+        assert answer.status_code == 415
+        assert "'gzip'" in answer.text
+        assert answer.headers["accept-encoding"] == "identity"
