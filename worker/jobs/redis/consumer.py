@@ -28,7 +28,7 @@ from worker.jobs.redis.codec import (
     encode_worker,
 )
 from worker.jobs.redis.connection import BlockingRedis, database_of
-from worker.jobs.redis.lease_updates import LeaseUpdates
+from worker.jobs.redis.leases import LeaseUpdates
 from worker.jobs.redis.scripts import channels_of, settings_of
 from worker.jobs.state import WorkerStatus
 

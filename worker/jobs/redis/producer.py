@@ -28,7 +28,7 @@ from worker.jobs.event import NumberedEvent
 from worker.jobs.job import Job
 from worker.jobs.limits import QueueLimits
 from worker.jobs.outcome import CANCELLED, EXPIRED, JobFailure, Outcome
-from worker.jobs.redis.async_caller import AsyncCaller
+from worker.jobs.redis.client import AsyncCaller
 from worker.jobs.redis.codec import (
     decode_event,
     decode_job,

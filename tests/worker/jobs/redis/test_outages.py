@@ -236,7 +236,7 @@ async def test_a_connection_that_is_dead_but_open_is_made_anew(
 ) -> None:
     for module, name in (
         ("pubsub_task", "SILENCE_SECONDS"),
-        ("pubsub_thread", "SILENCE_SECONDS"),
+        ("pubsub", "SILENCE_SECONDS"),
         ("connection", "ANSWER_SECONDS"),
     ):
         monkeypatch.setattr(f"worker.jobs.redis.{module}.{name}", 0.2)

@@ -11,7 +11,7 @@ from masc_core.errors import QueueDownError
 from tests.redis_server import RedisServer
 from tests.stopwatch import Stopwatch
 from worker.jobs.limits import QueueLimits
-from worker.jobs.redis.async_caller import MAX_TOGETHER, AsyncCaller
+from worker.jobs.redis.client import MAX_TOGETHER, AsyncCaller
 from worker.jobs.redis.connection import connect_async
 from worker.jobs.redis.scripts import settings_of
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from worker.jobs.redis.caller import Caller
 from worker.jobs.redis.connection import BlockingRedis
 from worker.jobs.redis.held_leases import HeldLeases
-from worker.jobs.redis.pubsub_thread import PubSubThread
+from worker.jobs.redis.pubsub import PubSubThread
 
 
 class LeaseUpdates:
