@@ -14,8 +14,7 @@ from typing import Literal
 
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, VersionRefusedError
-from worker.jobs.queue import JobProducer
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import JobProducer, WorkerStatus
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,6 @@ from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import BatchFactory, Engine
 from worker.engine.fallback import Backend, FallbackBatch
 from worker.jobs.queue import JobConsumer
-from worker.jobs.traced import TracedQueue
 from worker.jobs.tracing import open_tracer
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
@@ -76,15 +75,13 @@ def build_worker(
         return LoadedModel(bundle, engine, cores=cores)
 
     loaded = load(models.path(name))
-    tracer = open_tracer("masc-worker", settings.traces_endpoint)
-    if tracer is not None:
-        queue = TracedQueue(queue, tracer)
     return WorkerLoop(
         queue,
         loaded,
         metrics,
         f"{socket.gethostname()}-{os.getpid()}",
         reloader=ModelReloader(models, name, loaded.manifest.version, load),
+        tracer=open_tracer("masc-worker", settings.traces_endpoint),
         stall_seconds=settings.stall_seconds,
         drain_seconds=settings.drain_seconds,
     )

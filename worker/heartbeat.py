@@ -15,8 +15,7 @@ from typing import Self
 
 from masc_core.errors import QueueDownError
 from worker.jobs.job import Lease
-from worker.jobs.queue import JobConsumer
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import JobConsumer, WorkerStatus
 
 logger = logging.getLogger(__name__)
 

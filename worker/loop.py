@@ -21,11 +21,10 @@ from masc_core.errors import CapacityError, EngineError, MascError, RequestError
 from masc_core.images import ImageFormat
 from worker.heartbeat import Heartbeat
 from worker.job_run import RunningJob, check_request
-from worker.jobs.event import Started
-from worker.jobs.job import Lease
+from worker.jobs.job import Lease, Started
 from worker.jobs.outcome import EXPIRED, JobFailure, Outcome
-from worker.jobs.queue import HAND_BACK, JobConsumer
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import HAND_BACK, JobConsumer, WorkerStatus
+from worker.jobs.tracing import Tracer
 from worker.metrics import WorkerMetrics
 from worker.model.loaded_model import (
     EnteredImage,
@@ -59,6 +58,7 @@ class WorkerLoop:
     metrics : what is counted
     worker_id : this worker's name in the queue
     reloader : makes other versions ready; None where the version stays
+    tracer : records jobs; None where traces are off
     stall_seconds : without a step, after which the worker is not ready
     drain_seconds : that `run` may take for what is claimed, once it was told to stop
     """
@@ -71,11 +71,16 @@ class WorkerLoop:
         worker_id: str,
         *,
         reloader: ModelReloader | None = None,
+        tracer: Tracer | None = None,
         stall_seconds: float = STALL_SECONDS,
         drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
         self.worker_id = worker_id
-        self._queue, self._metrics, self._reloader = QueueClient(queue), metrics, reloader
+        self._queue, self._metrics, self._reloader = (
+            QueueClient(queue, tracer=tracer),
+            metrics,
+            reloader,
+        )
         self._versions = ModelVersions(loaded)
         self._running: dict[str, RunningJob] = {}
         self._heartbeat = Heartbeat(queue, worker_id, lambda: self._queue.leases, stall_seconds)

@@ -24,8 +24,7 @@ from server.intake.dispatch import release, wait_for_disconnect
 from server.metrics import set_final_status
 from server.middleware.tracing import stage
 from server.state import AppState
-from worker.jobs.event import NumberedEvent, Preview
-from worker.jobs.job import Job
+from worker.jobs.job import Job, NumberedEvent, Preview
 from worker.jobs.outcome import JobResult
 
 KEEP_ALIVE_SECONDS = 15.0

@@ -31,11 +31,9 @@ from server.schemas.event import (
 )
 from server.schemas.job import JobAnswer, JobImage, JobRequest
 from server.schemas.problem import Problem
-from worker.jobs.event import NumberedEvent, Preview, Progress, Started
-from worker.jobs.job import Job
+from worker.jobs.job import Job, NumberedEvent, Preview, Progress, Started
 from worker.jobs.outcome import JobFailure, JobResult, Outcome
-from worker.jobs.queue import JobProducer
-from worker.jobs.state import END_STATES, JobStatus
+from worker.jobs.queue import END_STATES, JobProducer, JobStatus
 
 OUTCOME_SECONDS = 3.0  # for transfer: the outcome of a job that has ended is there already
 

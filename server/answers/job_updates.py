@@ -12,10 +12,9 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from masc_core.errors import DeadlineError, QueueDownError
-from worker.jobs.event import NumberedEvent
+from worker.jobs.job import NumberedEvent
 from worker.jobs.outcome import JobFailure, JobResult
-from worker.jobs.queue import JobProducer
-from worker.jobs.state import JobStatus
+from worker.jobs.queue import JobProducer, JobStatus
 
 
 @dataclass(frozen=True, slots=True)

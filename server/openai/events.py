@@ -14,8 +14,7 @@ from server.answers.images import base64_of
 from server.answers.job_updates import JobUpdate
 from server.openai.errors import openai_error
 from server.openai.schemas import CompletedEvent, PartialImageEvent, TokenDetails, Usage
-from worker.jobs.event import NumberedEvent, Preview
-from worker.jobs.job import Job
+from worker.jobs.job import Job, NumberedEvent, Preview
 from worker.jobs.outcome import ImageOutput, JobResult
 
 

@@ -21,7 +21,7 @@ from server.schemas.health import (
     WorkerState,
 )
 from server.state import AppState, State
-from worker.jobs.state import QueueStats
+from worker.jobs.queue import QueueStats
 
 router = APIRouter(tags=["operation"])
 

@@ -27,7 +27,7 @@ from server.schemas.job import EXAMPLE_JOB, JobAnswer, JobBody
 from server.state import State
 from worker.jobs.job import Job
 from worker.jobs.outcome import JobResult
-from worker.jobs.state import JobStatus
+from worker.jobs.queue import JobStatus
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 

@@ -12,7 +12,7 @@ from masc_core.images import ImageFormat
 from server.schemas.generate import ImagesBody
 from server.schemas.image import ImageFacts, ModelVersion, Stages
 from server.schemas.problem import Problem
-from worker.jobs.state import JobState
+from worker.jobs.queue import JobState
 
 EXAMPLE_JOB: dict[str, Any] = {
     "id": "0c3c8a4c2fd14b6ba4ff4a2f3c5e8a77",

@@ -230,7 +230,7 @@ def test_of_two_thousand_requests_half_of_them_aborted_nothing_is_left(tmp_path:
         deadline = time.monotonic() + 10
         while (queue._records or queue._watchers.watched) and time.monotonic() < deadline:
             time.sleep(0.005)
-        assert not any([*queue._records, *queue._waiting, *queue._running, *queue._kept])
+        assert not any([*queue._records, *queue._waiting, *queue._running, *queue._ended])
         assert not queue._watchers.watched
         totals = asyncio.run(queue.stats()).totals
         assert totals.accepted == sum(totals.ended.values())

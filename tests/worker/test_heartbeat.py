@@ -15,9 +15,8 @@ from masc_core.errors import EngineError, QueueDownError
 from tests.clock import Clock
 from worker.heartbeat import Heartbeat
 from worker.jobs.job import GenerationRequest, Job, Lease
-from worker.jobs.limits import QueueLimits
 from worker.jobs.memory import MemoryQueue
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import QueueLimits, WorkerStatus
 
 LEASES = [Lease(Job(GenerationRequest("tiny", 0, 1.0, 0), id="j"), 1, 60.0)]
 READY = WorkerStatus("w1", ready=True, model="tiny", version="1")

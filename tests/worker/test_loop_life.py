@@ -31,13 +31,10 @@ from tests.worker.tiny_worker import (
 from worker import queue_client as client_module
 from worker.engine.engine import Engine
 from worker.engine.request import EngineOutput, TaskKey
-from worker.jobs.event import Event, Preview, Progress, Started
-from worker.jobs.job import Job, Lease
-from worker.jobs.limits import QueueLimits
+from worker.jobs.job import Event, Job, Lease, Preview, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import EXPIRED, Outcome
-from worker.jobs.queue import JobReport
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import JobReport, QueueLimits, WorkerStatus
 from worker.loop import WorkerLoop
 from worker.model import loaded_model as lane_module
 from worker.model.loaded_model import WARM_UP

@@ -34,7 +34,7 @@ from worker.engine.request import EngineOutput
 from worker.jobs.job import GenerationRequest
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobResult
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import WorkerStatus
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
 from worker.model.loaded_model import LoadedModel

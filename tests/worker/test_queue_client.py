@@ -14,12 +14,10 @@ import pytest
 from masc_core.errors import QueueDownError
 from tests.clock import Clock
 from worker import queue_client
-from worker.jobs.event import Event, Preview, Progress, Started
-from worker.jobs.job import GenerationRequest, Job, Lease
+from worker.jobs.job import Event, GenerationRequest, Job, Lease, Preview, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome, Timings
-from worker.jobs.queue import HAND_BACK, JobReport
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import HAND_BACK, JobReport, WorkerStatus
 from worker.queue_client import PAUSE_SECONDS, POLL_SECONDS, STALE_SECONDS, QueueClient
 
 REQUEST = GenerationRequest(model="tiny", class_id=0, cfg_scale=1.0, seed=0)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from masc_core.errors import ConfigError
-from worker.jobs.limits import QueueLimits
 from worker.jobs.memory import MemoryQueue
-from worker.jobs.queue import JobQueue
+from worker.jobs.queue import JobQueue, QueueLimits
 from worker.jobs.redis.queue import RedisQueue
 
 VARIABLE = "MASC_QUEUE_URL"

@@ -1,7 +1,4 @@
-"""What travels to a worker: a request in which nothing is left open, and who wants it until when.
-
-This module knows neither HTTP nor torch, nor how a job ends (`worker.jobs.outcome`).
-"""
+"""A job: a request in which nothing is left open, who wants it until when, and its events."""
 
 from __future__ import annotations
 
@@ -109,3 +106,49 @@ class Lease:
     def job_id(self) -> str:
         """The job's id."""
         return self.job.id
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A worker runs the job with this version of the model; sent again after a lost worker."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """So many rows of the grid are drawn, of ``num_rows``; ``image`` counts from 0 in its job."""
+
+    image: int
+    rows: int
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """The upper rows of an image, nearly as they will be.
+
+    Attributes
+    ----------
+    image : which one of the job, from 0
+    rows : rows of the grid that are shown, of ``num_rows``
+    format : of the file
+    data : the file, as wide as the image and as high as the rows
+    """
+
+    image: int
+    rows: int
+    num_rows: int
+    format: ImageFormat
+    data: bytes
+
+
+Event = Started | Progress | Preview
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedEvent:
+    """An event and its number within the job, from 1: whoever was away asks for what it missed."""
+
+    number: int
+    event: Event

@@ -1,12 +1,10 @@
-"""How a job ends: with its images, or with the reason why there are none.
-
-This module knows neither HTTP nor torch, nor how images are made.
-"""
+"""How a job ends: with its images, or with the reason why there are none."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from masc_core.errors import (
     ArtifactError,
@@ -18,7 +16,8 @@ from masc_core.errors import (
     MascError,
     RequestError,
 )
-from worker.jobs.state import EndState
+
+EndState = Literal["ok", "error", "cancelled", "expired"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +65,13 @@ class JobResult:
 
 @dataclass(frozen=True, slots=True)
 class JobFailure:
-    """Why a job ended without images.
+    """Why a job ended without images: an exception that can cross a process boundary.
 
-    ``error`` is the class name of a ``MascError``, ``message`` its text: an exception that can
-    cross a process boundary. ``field`` names the request's field at fault, where there is one.
+    Attributes
+    ----------
+    error : class name of a `MascError`
+    message : its text
+    field : the request's field at fault, where there is one
     """
 
     error: str

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from masc_core.settings import ProcessSettings, Seconds
-from worker.jobs.limits import QueueLimits
+from worker.jobs.queue import QueueLimits
 
 
 class QueueSettings(ProcessSettings):

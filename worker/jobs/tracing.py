@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from masc_core.errors import ConfigError
+from worker.jobs.job import Job
+from worker.jobs.outcome import JobFailure, Outcome
+from worker.jobs.stages import TIMED_STAGES
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
@@ -124,6 +127,32 @@ class Tracer:
             start_time=None if at is None else _nanoseconds(at),
         )
         return Span(self._tracer, span)
+
+
+def trace_job(tracer: Tracer, job: Job, outcome: Outcome, ended: float) -> None:
+    """Record a job from its submission to its end, seconds since the epoch.
+
+    Its stages lie one behind the other, as long as its timings say. With several images they
+    overlap in truth, and encoding counts each.
+    """
+    span = tracer.start(
+        "job",
+        job.trace,
+        "consumer",
+        job.submitted_at,
+        masc__job__id=job.id,
+        masc__model__name=job.request.model,
+        masc__images=job.request.num_images,
+    )
+    if isinstance(outcome, JobFailure):
+        span.end(outcome.error, ended)
+        return
+    start = job.submitted_at
+    for stage in TIMED_STAGES:
+        end = start + getattr(outcome.timings, stage)
+        span.add(stage, start, end)
+        start = end
+    span.end(at=ended, masc__model__version=outcome.version)
 
 
 def open_tracer(service: str, endpoint: str) -> Tracer | None:

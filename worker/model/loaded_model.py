@@ -32,7 +32,7 @@ from worker.engine.request import (
     PartialImage,
     TaskKey,
 )
-from worker.jobs.event import Preview, Progress
+from worker.jobs.job import Preview, Progress
 from worker.model.previews import PreviewBudget
 from worker.model.render import Rendered, Renderer
 from worker.model.threads import ThreadTrial, available_cores

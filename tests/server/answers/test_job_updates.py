@@ -17,11 +17,10 @@ from server.answers.job_updates import (
 )
 from tests.clock import Clock
 from tests.server.service import paint
-from worker.jobs.event import Event, NumberedEvent, Progress, Started
-from worker.jobs.job import GenerationRequest, Job, Lease
+from worker.jobs.job import Event, GenerationRequest, Job, Lease, NumberedEvent, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobFailure, JobResult
-from worker.jobs.state import JobStatus
+from worker.jobs.queue import JobStatus
 
 pytestmark = pytest.mark.anyio
 

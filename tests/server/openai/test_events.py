@@ -9,8 +9,7 @@ from server.answers.job_updates import QueuePosition
 from server.openai.events import OpenAIEvents, usage_of
 from tests.server.service import GRID, draw, paint
 from tests.server.sse import Event, read_events
-from worker.jobs.event import NumberedEvent, Preview, Progress, Started
-from worker.jobs.job import GenerationRequest, Job
+from worker.jobs.job import GenerationRequest, Job, NumberedEvent, Preview, Progress, Started
 
 JOB = Job(GenerationRequest("tiny", 1, 1.0, 5, num_images=2, format="webp"))
 

@@ -22,7 +22,7 @@ from tests.server.service import Service, assert_problem
 from tests.tiny_bundle import save_tiny_bundle, spoil
 from worker.build import build_worker
 from worker.jobs.memory import MemoryQueue
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import WorkerStatus
 from worker.main import LoopThread
 from worker.settings import load_settings
 

@@ -3,13 +3,8 @@ from __future__ import annotations
 import pytest
 
 from tests.clock import Clock
-from worker.jobs.drain_rate import (
-    DEFAULT_RETRY_AFTER,
-    MAX_RETRY_AFTER,
-    WINDOW_SECONDS,
-    DrainRate,
-    retry_after,
-)
+from worker.jobs.memory import WINDOW_SECONDS, DrainRate
+from worker.jobs.queue import DEFAULT_RETRY_AFTER, MAX_RETRY_AFTER, retry_after
 
 
 def test_the_rate_is_measured_over_the_time_that_there_was_work() -> None:

@@ -9,17 +9,17 @@ import pytest
 from masc_core.errors import QueueFullError, ResultGoneError, UnknownJobError
 from tests.clock import Clock
 from worker.jobs.job import GenerationRequest, Idempotency, Job
-from worker.jobs.limits import QueueLimits
-from worker.jobs.memory import MAX_GONE, MemoryQueue
+from worker.jobs.memory import MAX_TOMBSTONES, MemoryQueue
 from worker.jobs.outcome import JobFailure
+from worker.jobs.queue import QueueLimits
 
 REQUEST = GenerationRequest("tiny", 0, 1.0, 0)
 OUTCOME = JobFailure("EngineError", "none")
 
 
 def is_empty(queue: MemoryQueue) -> bool:
-    places = (queue._records, queue._waiting, queue._running, queue._kept, queue._gone)
-    return not any([*places, queue._by_key, queue._watchers.watched])
+    records = (queue._records, queue._waiting, queue._running, queue._ended, queue._tombstones)
+    return not any([*records, queue._by_key, queue._watchers.watched])
 
 
 async def submit_and_leave(queue: MemoryQueue, number: int) -> None:
@@ -98,15 +98,15 @@ def test_what_is_kept_goes_in_two_steps() -> None:
 def test_the_memory_of_what_was_has_a_bound() -> None:
     clock = Clock()
     queue = MemoryQueue(QueueLimits(result_seconds=1), clock)
-    jobs = [Job(REQUEST, keep=True) for _ in range(MAX_GONE + 5)]
+    jobs = [Job(REQUEST, keep=True) for _ in range(MAX_TOMBSTONES + 5)]
     for job in jobs:
         asyncio.run(queue.submit(job))
         (lease,) = queue.claim("tiny", 1, 0.0)
         queue.finish(lease, OUTCOME)
     clock.now = 2.0
     asyncio.run(queue.stats())
-    assert list(queue._gone) == [job.id for job in jobs[5:]]
-    assert list(queue._records) == list(queue._gone)
+    assert list(queue._tombstones) == [job.id for job in jobs[5:]]
+    assert list(queue._records) == list(queue._tombstones)
 
 
 def test_a_job_that_runs_for_too_long_is_expired() -> None:

@@ -10,8 +10,7 @@ from masc_core.errors import ConfigError
 from tests.test_imports import FRONT_END, run_python
 from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.outcome import EXPIRED
-from worker.jobs.traced import trace_job
-from worker.jobs.tracing import STANDARD_VARIABLES, Tracer, open_tracer
+from worker.jobs.tracing import STANDARD_VARIABLES, Tracer, open_tracer, trace_job
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 SWITCHES = {"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "none"}

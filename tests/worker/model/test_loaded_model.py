@@ -28,8 +28,7 @@ from tests.worker.tiny_worker import REQUEST, RecordingEngine, expected, make_lo
 from worker.engine.engine import Engine
 from worker.engine.request import EngineOutput, ImageTask
 from worker.job_run import image_spec
-from worker.jobs.event import Preview, Progress
-from worker.jobs.job import GenerationRequest
+from worker.jobs.job import GenerationRequest, Preview, Progress
 from worker.model.loaded_model import (
     EnteredImage,
     ImageEvent,

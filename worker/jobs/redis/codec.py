@@ -11,10 +11,9 @@ from typing import TypeVar
 
 import msgspec
 
-from worker.jobs.event import Event, Preview, Progress, Started
-from worker.jobs.job import Job
+from worker.jobs.job import Event, Job, Preview, Progress, Started
 from worker.jobs.outcome import JobFailure, JobResult, Outcome
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import WorkerStatus
 
 T = TypeVar("T")
 

@@ -1,19 +1,71 @@
-"""What a worker learns without asking: which of its leases are lost, and that jobs have arrived.
+"""The leases that a worker holds, and what it learns of them without asking.
 
-Its own channel names lost leases, a shared one the models whose queue is no longer empty. Messages
-are missed while it is not subscribed, so after every subscription it checks its leases once, and
-`wait_for_arrival` returns.
+The worker's own channel names leases that are lost, a shared one the models whose queue is no
+longer empty. Messages are missed while it is not subscribed, so after every subscription it checks
+its leases once, and `wait_for_arrival` returns.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
-from worker.jobs.redis.caller import Caller
+from worker.jobs.job import Lease
+from worker.jobs.redis.client import Caller
 from worker.jobs.redis.connection import BlockingRedis
-from worker.jobs.redis.held_leases import HeldLeases
 from worker.jobs.redis.pubsub import PubSubThread
+
+
+class HeldLeases:
+    """Jobs and the tokens of their leases, as far as is known; from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tokens: dict[str, int] = {}
+        self._num_claims = 0
+        self._lost_early: set[tuple[str, int]] = set()
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Tokens of the held leases, by job id."""
+        with self._lock:
+            return dict(self._tokens)
+
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """Remember leases that are lost before the claim that brings them returns."""
+        with self._lock:
+            self._num_claims += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_claims -= 1
+                if not self._num_claims:
+                    self._lost_early.clear()
+
+    def add(self, leases: Iterable[Lease]) -> None:
+        """Add claimed leases; within `claiming`."""
+        with self._lock:
+            for lease in leases:
+                if (lease.job_id, lease.token) not in self._lost_early:
+                    self._tokens[lease.job_id] = lease.token
+
+    def drop(self, job_id: str, token: int) -> None:
+        """Forget a lease that is over."""
+        with self._lock:
+            if self._tokens.get(job_id) == token:
+                del self._tokens[job_id]
+            elif self._num_claims:
+                self._lost_early.add((job_id, token))
+
+    def lost(self, leases: Iterable[Lease]) -> set[str]:
+        """Return the jobs among these whose lease is not held."""
+        with self._lock:
+            return {
+                lease.job_id for lease in leases if self._tokens.get(lease.job_id) != lease.token
+            }
 
 
 class LeaseUpdates:
@@ -22,7 +74,7 @@ class LeaseUpdates:
     Parameters
     ----------
     client, scripts : of the same Redis
-    channels : what the names of all channels begin with
+    channels : prefix of all channels
     name : of the worker, as it claims
 
     Attributes
@@ -38,17 +90,10 @@ class LeaseUpdates:
         self._arrival = threading.Condition()
         self._listeners: list[Callable[[str], None]] = []
         self._own_channel = f"{channels}worker:{name}"
-        self._pubsub = PubSubThread(
+        pubsub = PubSubThread(
             client, (self._own_channel, f"{channels}arrivals"), self._on_message, self._on_connected
         )
-
-    def start(self) -> None:
-        """Subscribe; ignored when that has been done."""
-        self._pubsub.start()
-
-    def close(self) -> None:
-        """Unsubscribe."""
-        self._pubsub.close()
+        self.start, self.close = pubsub.start, pubsub.close
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
         """Have it called with the model whose queue is no longer empty; empty if any may be."""
@@ -62,7 +107,7 @@ class LeaseUpdates:
     def _on_message(self, channel: str, message: bytes) -> None:
         if channel != self._own_channel:
             self._arrived(message.decode())
-        elif message:
+        elif message:  # an empty one only wakes the thread, to end
             token, job_id = message.split(b" ", 1)
             self.held.drop(job_id.decode(), int(token))
 

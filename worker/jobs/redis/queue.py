@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 from masc_core.errors import ConfigError
-from worker.jobs.limits import QueueLimits
+from worker.jobs.queue import QueueLimits
 from worker.jobs.redis.connection import check_server, connect_blocking
 from worker.jobs.redis.consumer import RedisConsumer
 from worker.jobs.redis.producer import RedisProducer
 
 
 class RedisQueue(RedisProducer, RedisConsumer):
-    """See `worker.jobs.queue.JobQueue`; either side connects when it is used.
+    """See `JobQueue`; either side connects when it is used.
 
     Parameters
     ----------
@@ -32,10 +30,6 @@ class RedisQueue(RedisProducer, RedisConsumer):
         check_server(client)
         RedisProducer.__init__(self, url, limits)
         RedisConsumer.__init__(self, client, limits)
-
-    async def __aenter__(self) -> Self:
-        """Connect; if Redis is away, when it comes."""
-        return await super().__aenter__()
 
     async def __aexit__(self, *_: object) -> None:
         """Disconnect both sides; the jobs stay."""

@@ -10,10 +10,9 @@ import redis
 from masc_core.errors import QueueDownError
 from tests.redis_server import RedisServer
 from tests.stopwatch import Stopwatch
-from worker.jobs.limits import QueueLimits
-from worker.jobs.redis.client import MAX_TOGETHER, AsyncCaller
+from worker.jobs.queue import QueueLimits
+from worker.jobs.redis.client import MAX_TOGETHER, AsyncCaller, settings_of
 from worker.jobs.redis.connection import connect_async
-from worker.jobs.redis.scripts import settings_of
 
 pytestmark = pytest.mark.anyio
 

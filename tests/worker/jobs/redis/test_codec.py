@@ -4,9 +4,9 @@ import msgspec
 import pytest
 
 from tests.worker.jobs.samples import job, result
-from worker.jobs.event import Event, Preview, Progress, Started
-from worker.jobs.job import Idempotency
+from worker.jobs.job import Event, Idempotency, Preview, Progress, Started
 from worker.jobs.outcome import JobFailure, Outcome
+from worker.jobs.queue import WorkerStatus
 from worker.jobs.redis.codec import (
     CodecError,
     decode_event,
@@ -18,7 +18,6 @@ from worker.jobs.redis.codec import (
     encode_outcome,
     encode_worker,
 )
-from worker.jobs.state import WorkerStatus
 
 
 def test_a_job_survives() -> None:

@@ -12,11 +12,9 @@ import redis
 from tests.stopwatch import Stopwatch
 from tests.worker.jobs.redis.conftest import MakeWorker
 from tests.worker.jobs.samples import claim, collect, job, result, submit
-from worker.jobs.event import Event, NumberedEvent, Preview, Progress, Started
-from worker.jobs.job import Idempotency
-from worker.jobs.limits import QueueLimits
+from worker.jobs.job import Event, Idempotency, NumberedEvent, Preview, Progress, Started
+from worker.jobs.queue import QueueLimits, Totals, WorkerStatus
 from worker.jobs.redis.queue import RedisQueue
-from worker.jobs.state import Totals, WorkerStatus
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from tests.worker.jobs.samples import job
 from worker.jobs.job import Lease
-from worker.jobs.redis.held_leases import HeldLeases
+from worker.jobs.redis.leases import HeldLeases
 
 LEASE = Lease(job(), 1, 60.0)
 LATER = replace(LEASE, token=2)

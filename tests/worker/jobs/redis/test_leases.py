@@ -13,11 +13,9 @@ from masc_core.errors import PoisonJobError
 from tests.stopwatch import Stopwatch
 from tests.worker.jobs.redis.conftest import MakeWorker
 from tests.worker.jobs.samples import claim, job, jobs_of, result, submit, until
-from worker.jobs.event import Progress
-from worker.jobs.job import Lease
-from worker.jobs.limits import QueueLimits
+from worker.jobs.job import Lease, Progress
+from worker.jobs.queue import QueueLimits, Totals
 from worker.jobs.redis.queue import RedisQueue
-from worker.jobs.state import Totals
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from worker.jobs.redis.loop_timeout import loop_timeout
+from worker.jobs.redis.client import loop_timeout
 
 pytestmark = pytest.mark.anyio
 

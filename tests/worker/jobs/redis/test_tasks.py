@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from worker.jobs.redis.tasks import end_task
+from worker.jobs.redis.client import end_task
 
 pytestmark = pytest.mark.anyio
 
