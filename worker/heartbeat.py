@@ -1,7 +1,7 @@
 """A worker's heartbeat: a thread that renews its leases and announces its status.
 
-When the loop's step hangs, the thread announces that the worker is not ready and renews nothing, so
-that other workers get the jobs. When the loop goes on, so does the heartbeat.
+When a step hangs, the thread announces that the worker is not ready and renews nothing, so that
+other workers get the jobs. When the loop goes on, so does the heartbeat.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-import worker.model.reloader
 import worker.model.versions
 from masc_core.bundle.manifest import TRANSFORMER_FILE
 from masc_core.bundle.read import Bundle, load_bundle
@@ -38,7 +37,7 @@ from worker.jobs.queue import WorkerStatus
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
 from worker.model.loaded_model import LoadedModel
-from worker.model.reloader import ModelReloader
+from worker.model.versions import ModelReloader
 
 FOR_1 = replace(REQUEST, version="1", class_name=CLASS_NAMES[REQUEST.class_id])
 FOR_2 = replace(FOR_1, version="2")
@@ -199,17 +198,6 @@ def test_a_version_that_cannot_be_served_is_refused_and_the_old_one_goes_on(
     assert (status.ready, status.version, status.refused, status.detail) == (True, "1", "", "")
 
 
-def test_the_way_back_is_the_same(service: Service) -> None:
-    service.activate("2")
-    first = service.submit(FOR_2)
-    service.turn(3)
-    service.activate("1")
-    second = service.submit(FOR_1)
-    service.turn()
-    assert service.status.version == "1"
-    assert [result.version for result in service.results([*first, *second])] == ["2", "1"]
-
-
 class PickyEngine(Engine):
     """Cannot run class 4."""
 
@@ -257,7 +245,7 @@ def test_a_stopped_worker_hands_back_at_once_what_waits_for_a_version(service: S
 def test_versions_change_under_load_and_every_answer_is_of_the_one_that_it_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.model.reloader, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(worker.model.versions, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(worker.model.versions, "RETIRE_SECONDS", 0.0)
     service = Service(tmp_path, capacity=8)
     requests = [replace(REQUEST, seed=seed) for seed in range(12)]

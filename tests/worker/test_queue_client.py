@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from masc_core.errors import QueueDownError
 from tests.clock import Clock
@@ -18,6 +20,8 @@ from worker.jobs.job import Event, GenerationRequest, Job, Lease, Preview, Progr
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome, Timings
 from worker.jobs.queue import HAND_BACK, JobReport, WorkerStatus
+from worker.jobs.stages import TIMED_STAGES
+from worker.jobs.tracing import Tracer
 from worker.queue_client import PAUSE_SECONDS, POLL_SECONDS, STALE_SECONDS, QueueClient
 
 REQUEST = GenerationRequest(model="tiny", class_id=0, cfg_scale=1.0, seed=0)
@@ -199,6 +203,21 @@ def test_a_result_that_comes_too_late_is_refused_and_forgotten(
     assert client.is_clear
     assert state(queue, "j0") == "cancelled"
     assert "job j0: the result came too late" in caplog.text
+
+
+def test_jobs_whose_end_the_queue_takes_are_traced() -> None:
+    queue, spans = AwayQueue(), InMemorySpanExporter()
+    client = QueueClient(queue, Clock(), tracer=Tracer("test", SimpleSpanProcessor(spans)))
+    one, two, _ = claimed(queue, client, 3)
+    asyncio.run(queue.cancel("j1"))
+    for lease in (one, two):
+        client.report(lease, STARTED)
+        client.report(lease, RESULT)
+    client.flush()
+    *stages, job = spans.get_finished_spans()
+    assert [stage.name for stage in stages] == list(TIMED_STAGES)
+    assert job.attributes is not None
+    assert (job.name, job.attributes["masc.job.id"]) == ("job", "j0")
 
 
 def test_a_lease_that_is_lost_is_renewed_no_longer_unless_the_job_has_come_back() -> None:

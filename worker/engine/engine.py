@@ -1,11 +1,11 @@
 """Continuous batching: images join at any step, and leave when their last position is drawn.
 
 Every image needs the same number of steps from a prompt of one token, so there are no pages, no
-shared prefixes, and nobody is ever put aside: whoever has slots keeps them to the end. What comes
-out for a task is the same whatever else is in the batch.
+shared prefixes and no preemption: an image keeps its slot to the end. The output for a task is the
+same whatever else is in the batch.
 
-Where the device has a queue of its own (`Batch.reads_late`), what came to its end is read while the
-next step runs.
+Where the device has a queue of its own (`Batch.reads_late`), outputs are read while the next step
+runs.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ from worker.engine.request import (
     TaskKey,
 )
 
-# Called after each step of the transformer with its rows and its seconds.
-StepObserver = Callable[[int, float], None]
 BatchFactory = Callable[[GPT, InClusterDecoder, int], "StepBatch"]
 
 
@@ -56,7 +54,7 @@ class StepBatch(Protocol):
         """Add images at their first position, all of them or none; return their slots."""
 
     def leave(self, slots: Collection[int]) -> None:
-        """Let images go; their slots are free."""
+        """Remove images; their slots are free."""
 
     def step(self) -> StepReport:
         """Draw the next position of every image."""
@@ -77,8 +75,8 @@ class _Running:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
-    """What is being read of tasks, each after so many rows of its grid."""
+class _Read:
+    """A copy to the host that is under way: of these tasks, each after so many rows of its grid."""
 
     due: Sequence[tuple[_Running, int]]
     copy: HostCopy
@@ -92,7 +90,7 @@ class Engine:
     model : the transformer, in evaluation mode
     decoder : cluster to code, on the model's device
     capacity_rows : rows of the transformer's batch; a guided image takes two, others one
-    observe : called after each step
+    observe : called after each step of the transformer with its rows and its seconds
     make_batch : called as ``make_batch(model, decoder, capacity_rows)``
 
     Raises
@@ -105,7 +103,7 @@ class Engine:
         model: GPT,
         decoder: InClusterDecoder,
         capacity_rows: int,
-        observe: StepObserver | None = None,
+        observe: Callable[[int, float], None] | None = None,
         make_batch: BatchFactory = Batch,
     ) -> None:
         if model.training:
@@ -114,11 +112,12 @@ class Engine:
         self._config, self._decoder, self._observe = model.config, decoder, observe
         self._batch = make_batch(model, decoder, capacity_rows)
         self._joining: dict[TaskKey, ImageTask] = {}
-        self._running: dict[TaskKey, _Running] = {}  # without an outcome, in the order they came
+        self._running: dict[TaskKey, _Running] = {}  # without their last output, in order
         self._by_slot: dict[int, _Running] = {}  # those of them that still have positions to draw
-        self._due: defaultdict[int, list[tuple[_Running, int]]] = defaultdict(list)  # by step
-        self._readings: list[_Reading] = []
-        self._outcomes: list[EngineOutput] = []  # not handed out yet
+        # by step: what is to be read after it, and how many rows of the grid are drawn then
+        self._due: defaultdict[int, list[tuple[_Running, int]]] = defaultdict(list)
+        self._reads: list[_Read] = []
+        self._outputs: list[EngineOutput] = []  # not handed out yet
         self._num_steps = 0
         self._code_seconds = 0.0
 
@@ -130,7 +129,7 @@ class Engine:
 
     @property
     def tasks(self) -> list[ImageTask]:
-        """What is here, in the order in which it came."""
+        """All tasks that are here, in order."""
         return [running.task for running in self._running.values()] + list(self._joining.values())
 
     def prepare(self) -> None:
@@ -158,29 +157,29 @@ class Engine:
     def cancel(self, key: TaskKey) -> None:
         """Forget a task, whose rows are free at once; nothing happens when it is not here."""
         self._joining.pop(key, None)
-        self._outcomes = [one for one in self._outcomes if one.task.key != key]
+        self._outputs = [one for one in self._outputs if one.task.key != key]
         running = self._running.get(key)
         if running is not None:
-            self._let_go([running])
+            self._remove([running])
 
     @torch.inference_mode()
     def step(self) -> Sequence[EngineOutput]:
-        """Draw the next position of every image; hand out those that came to their end.
+        """Draw the next position of every image; hand out previews and finished images.
 
         After an exception the tasks are still here, where they were, for the caller to step again
-        or to cancel: no outcome is lost.
+        or to cancel: no output is lost.
         """
         self._join()
-        if self._by_slot and not self._due.get(self._num_steps):
+        if self._by_slot and not self._due.get(self._num_steps):  # else the last read has failed
             self._draw()
         if self._batch.reads_late:
-            self._take_read()
-            self._read_due()
+            self._finish_reads()  # of the step before, while the device does this one
+            self._begin_read()
         else:
-            self._read_due()
-            self._take_read()
-        outcomes, self._outcomes = self._outcomes, []
-        return tuple(outcomes)
+            self._begin_read()
+            self._finish_reads()
+        outputs, self._outputs = self._outputs, []
+        return tuple(outputs)
 
     def _join(self) -> None:
         if not self._joining:
@@ -207,61 +206,61 @@ class Engine:
         if self._observe is not None:
             self._observe(rows, now - started)
 
-    def _read_due(self) -> None:
+    def _begin_read(self) -> None:
         """Begin to read what is due after this step; until that has worked it stays due."""
-        due = [(who, row) for who, row in self._due.get(self._num_steps, ()) if self._has(who)]
+        due = [one for one in self._due.get(self._num_steps, ()) if self._is_running(one[0])]
         if due:
             copy = self._batch.read([running.slot for running, _ in due])
-            self._readings.append(_Reading(due, copy))
-            self._leave_batch([who for who, row in due if row == self._config.grid_size])
+            self._reads.append(_Read(due, copy))
+            self._leave_batch([one for one, row in due if row == self._config.grid_size])
         self._due.pop(self._num_steps, None)
 
-    def _take_read(self) -> None:
-        """Make outcomes of what was read; until that has worked it is kept."""
-        while self._readings:
-            reading = self._readings[0]
-            drawn, now = Drawn(*reading.copy.wait()), time.perf_counter()
-            for place, (running, row) in enumerate(reading.due):
-                if not self._has(running):  # cancelled, or failed
+    def _finish_reads(self) -> None:
+        """Make outputs of what was read; until that has worked it is kept."""
+        while self._reads:
+            read = self._reads[0]
+            drawn, now = Drawn(*read.copy.wait()), time.perf_counter()
+            for index, (running, row) in enumerate(read.due):
+                if not self._is_running(running):  # cancelled, or failed
                     continue
-                if not drawn.finite[place]:
+                if not drawn.finite[index]:
                     self._fail([running])
                     continue
-                self._outcomes.append(self._outcome(running, row, drawn, place, now))
+                self._outputs.append(self._output(running, row, drawn, index, now))
                 if row == self._config.grid_size:
-                    self._let_go([running])
-            self._readings.pop(0)
+                    self._remove([running])
+            self._reads.pop(0)
 
-    def _outcome(
-        self, running: _Running, row: int, read: Drawn, place: int, now: float
+    def _output(
+        self, running: _Running, row: int, drawn: Drawn, index: int, now: float
     ) -> PartialImage | FinishedImage:
         if row < self._config.grid_size:
-            drawn = read.codes[place, : row * self._config.grid_size]
-            return PartialImage(running.task, row, drawn)
+            codes = drawn.codes[index, : row * self._config.grid_size]
+            return PartialImage(running.task, row, codes)
         return FinishedImage(
             task=running.task,
-            codes=read.codes[place],
-            entropies=read.entropies[place],
+            codes=drawn.codes[index],
+            entropies=drawn.entropies[index],
             prefill_seconds=running.prefilled - running.started,
             decode_seconds=now - running.prefilled,
             code_seconds=self._code_seconds - running.code_seconds,
         )
 
-    def _has(self, running: _Running) -> bool:
+    def _is_running(self, running: _Running) -> bool:
         return self._running.get(running.task.key) is running
 
     def _fail(self, failed: Sequence[_Running]) -> None:
-        self._let_go(failed)
+        self._remove(failed)
         reason = NonFiniteError("the model produced a NaN or an infinity for this image")
-        self._outcomes += [FailedImage(running.task, reason) for running in failed]
+        self._outputs += [FailedImage(running.task, reason) for running in failed]
 
-    def _let_go(self, leaving: Sequence[_Running]) -> None:
-        self._leave_batch(leaving)
-        for running in leaving:
+    def _remove(self, tasks: Sequence[_Running]) -> None:
+        self._leave_batch(tasks)
+        for running in tasks:
             del self._running[running.task.key]
 
-    def _leave_batch(self, leaving: Sequence[_Running]) -> None:
-        slots = {who.slot for who in leaving if self._by_slot.get(who.slot) is who}
+    def _leave_batch(self, tasks: Sequence[_Running]) -> None:
+        slots = {one.slot for one in tasks if self._by_slot.get(one.slot) is one}
         if slots:
             self._batch.leave(slots)
-            self._by_slot = {s: who for s, who in self._by_slot.items() if s not in slots}
+            self._by_slot = {s: one for s, one in self._by_slot.items() if s not in slots}

@@ -34,7 +34,7 @@ class Backend(NamedTuple):
 
 
 class FallbackBatch:
-    """Steps a batch in the first of several backends that can be prepared.
+    """A `StepBatch` in the first of several backends that can be prepared.
 
     Parameters
     ----------
@@ -64,8 +64,8 @@ class FallbackBatch:
 
     @property
     def reads_late(self) -> bool:
-        """See `StepBatch.reads_late`."""
-        return self._made().reads_late
+        """Whether what is read after a step is better waited for after the next one."""
+        return self._made_batch().reads_late
 
     def prepare(self) -> None:
         """Prepare the first backend that works. Call it before images join: the next has none.
@@ -75,36 +75,36 @@ class FallbackBatch:
         MascError, torch.OutOfMemoryError : the model is at fault, or too large, in any backend
         Exception : what the last backend failed with
         """
-        while not self._try():
+        while not self._prepare_first():
             self._batch = None  # its memory goes before the next one takes some
             gc.collect()
             self._backend = self._others.pop(0)
         self._on_prepared(self._backend.mode)
 
     def join(self, specs: Sequence[SamplingParams]) -> list[int]:
-        """Add images; see `StepBatch.join`."""
-        return self._made().join(specs)
+        """Add images."""
+        return self._made_batch().join(specs)
 
     def leave(self, slots: Collection[int]) -> None:
-        """Let images go; see `StepBatch.leave`."""
-        self._made().leave(slots)
+        """Remove images."""
+        self._made_batch().leave(slots)
 
     def step(self) -> StepReport:
-        """Draw the next position of every image; see `StepBatch.step`."""
-        return self._made().step()
+        """Draw the next position of every image."""
+        return self._made_batch().step()
 
     def read(self, slots: Sequence[int]) -> HostCopy:
-        """Begin to read what some images have drawn; see `StepBatch.read`."""
-        return self._made().read(slots)
+        """Begin to read what some images have drawn."""
+        return self._made_batch().read(slots)
 
-    def _made(self) -> StepBatch:
+    def _made_batch(self) -> StepBatch:
         if self._batch is None:
             self._batch = self._backend.make(*self._parts)
         return self._batch
 
-    def _try(self) -> bool:
+    def _prepare_first(self) -> bool:
         try:
-            self._made().prepare()
+            self._made_batch().prepare()
         except (MascError, torch.OutOfMemoryError):
             raise
         except Exception:  # torch, Triton, a C compiler and the driver each have their own errors

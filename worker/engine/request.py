@@ -1,4 +1,4 @@
-"""What an engine is asked for, and what it answers.
+"""What an engine is asked for, and its outputs.
 
 Legend: L positions of an image, n of them that are drawn.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from masc_core.errors import EngineError
+from masc_core.images import ImageFormat
 from masc_core.sampling.params import SamplingParams
 
 TaskKey = tuple[str, int]
@@ -25,12 +25,14 @@ class ImageTask:
     spec : what to draw
     preview_rows : rows of the grid after each of which what is drawn is handed out, all of them
         less than the grid's height
+    format : of the file that is made of it afterwards
     """
 
     job_id: str
     index: int
     spec: SamplingParams
     preview_rows: tuple[int, ...] = ()
+    format: ImageFormat = "png"
 
     @property
     def key(self) -> TaskKey:
@@ -45,14 +47,7 @@ class ImageTask:
 
 @dataclass(frozen=True, slots=True)
 class PartialImage:
-    """A task on its way.
-
-    Attributes
-    ----------
-    task : which
-    rows : rows of the grid that are drawn
-    codes : int64 (n,), theirs, on the CPU
-    """
+    """A task of which ``rows`` of the grid are drawn; codes : int64 (n,), theirs, on the CPU."""
 
     task: ImageTask
     rows: int
@@ -65,7 +60,6 @@ class FinishedImage:
 
     Attributes
     ----------
-    task : which
     codes : int64 (L,), on the CPU
     entropies : float32 (L,), bits, on the CPU
     prefill_seconds : until the first position was drawn
@@ -86,7 +80,7 @@ class FailedImage:
     """A task that has no image; others go on."""
 
     task: ImageTask
-    error: EngineError
+    error: BaseException
 
 
 EngineOutput = PartialImage | FinishedImage | FailedImage

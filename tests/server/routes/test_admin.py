@@ -20,10 +20,9 @@ from server.settings import ServerSettings
 from tests.server.auth.test_access import ROOT, write_keys
 from tests.server.service import Service, assert_problem
 from tests.tiny_bundle import save_tiny_bundle, spoil
-from worker.build import build_worker
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.queue import WorkerStatus
-from worker.main import LoopThread
+from worker.main import LoopThread, build_worker
 from worker.settings import load_settings
 
 ADMIN = {"X-API-Key": ROOT}

@@ -222,7 +222,7 @@ def test_what_a_broken_step_left_of_a_cancelled_task_is_not_handed_out(models: M
     engine = Engine(*models, capacity_rows=16)
     engine.add(TASKS[0])
     engine.step()
-    engine._outcomes.append(FailedImage(TASKS[0], NonFiniteError("a NaN")))
+    engine._outputs.append(FailedImage(TASKS[0], NonFiniteError("a NaN")))
     engine.cancel(TASKS[0].key)
     assert not engine.step()
 

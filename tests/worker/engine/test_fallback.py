@@ -17,11 +17,11 @@ from masc_core.images import Pixels, encode_image
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
 from tests.worker.tiny_worker import REQUEST, expected
-from worker.build import engine_backends
 from worker.engine.engine import Engine
 from worker.engine.fallback import Backend, EngineMode, FallbackBatch
 from worker.engine.request import FinishedImage, ImageTask
 from worker.job_run import image_spec
+from worker.main import engine_backends
 from worker.metrics import WorkerMetrics
 from worker.model.loaded_model import LoadedModel
 from worker.settings import load_settings

@@ -74,13 +74,6 @@ def test_nothing_needs_the_extra_when_traces_are_off() -> None:
     assert run_python(f"{absent}{imports}\n{off}") == "None\n"
 
 
-def test_the_exporter_is_not_imported_when_traces_are_off() -> None:
-    imports = "\n".join(f"import {module}" for module in FRONT_END)
-    off = "from worker.jobs.tracing import open_tracer\nopen_tracer('test', '')"
-    asked = "print('opentelemetry.exporter' in sys.modules)"
-    assert run_python(f"import sys\n{imports}\n{off}\n{asked}") == "False\n"
-
-
 def test_a_span_is_part_of_what_the_client_says(
     tracer: Tracer, spans: InMemorySpanExporter
 ) -> None:

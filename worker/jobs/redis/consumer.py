@@ -21,9 +21,8 @@ from worker.jobs.redis.client import Caller, channels_of, settings_of
 from worker.jobs.redis.codec import (
     CodecError,
     decode_job,
-    encode_event,
-    encode_outcome,
-    encode_worker,
+    encode,
+    encode_with_kind,
 )
 from worker.jobs.redis.connection import BlockingRedis, database_of
 from worker.jobs.redis.leases import LeaseUpdates
@@ -115,7 +114,7 @@ class RedisConsumer(JobConsumer):
 
     def announce(self, status: WorkerStatus) -> None:
         """Tell the front ends how this worker is."""
-        self._scripts.run("announce", status.worker_id, encode_worker(status))
+        self._scripts.run("announce", status.worker_id, encode(status))
 
     def remove_worker(self, worker_id: str) -> None:
         """Take the worker off the list."""
@@ -151,6 +150,6 @@ def _fields(report: Event | Outcome | HandBack) -> tuple[str, bytes, int]:
         case HandBack():
             return "back", b"", 0
         case JobResult() | JobFailure():
-            return end_state(report), encode_outcome(report), int(frees_key(report))
+            return end_state(report), encode_with_kind(report), int(frees_key(report))
         case event:
-            return "event", encode_event(event), 0
+            return "event", encode_with_kind(event), 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from masc_core.errors import ConfigError
 from worker.jobs.queue import QueueLimits
 from worker.jobs.redis.connection import check_server, connect_blocking
 from worker.jobs.redis.consumer import RedisConsumer
@@ -19,14 +18,12 @@ class RedisQueue(RedisProducer, RedisConsumer):
 
     Raises
     ------
-    ConfigError : the URL cannot be read; its server is no Redis, too old or does not let us in
+    ValueError : the URL cannot be read
+    ConfigError : its server is no Redis, too old or does not let us in
     """
 
     def __init__(self, url: str, limits: QueueLimits) -> None:
-        try:
-            client = connect_blocking(url)
-        except ValueError as error:
-            raise ConfigError("the URL cannot be read") from error
+        client = connect_blocking(url)
         check_server(client)
         RedisProducer.__init__(self, url, limits)
         RedisConsumer.__init__(self, client, limits)

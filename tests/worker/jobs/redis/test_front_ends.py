@@ -127,7 +127,7 @@ async def test_whoever_waits_is_woken(
     make_worker: MakeWorker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.jobs.redis.consumer.LOOK_AGAIN_SECONDS", 60.0)
+    monkeypatch.setattr("worker.jobs.redis.consumer.CLAIM_POLL_SECONDS", 60.0)
     worker = make_worker(LIMITS)
     for _ in range(3):
         claiming = asyncio.create_task(asyncio.to_thread(worker.claim, "tiny", 8, 60.0))

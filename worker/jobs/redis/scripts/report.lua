@@ -5,22 +5,22 @@
 -- is free from now on. What there is to say is 'event', 'back' or the state in which the job ends.
 
 local WIDTH = 5
-local max_events, news = ARGV[2], {}
+local max_events, watched = ARGV[2], {}
 
-local function take(id, token, what, data, frees_key)
+local function apply(id, token, what, data, frees_key)
   local is_end = what ~= 'event' and what ~= 'back'
   if not holds(id, token) then
     if is_end then
-      add_total('fenced')
+      add_total('fenced') -- a result for nothing: somebody else has the job, or it has ended
     end
     return 0
   end
   if what == 'event' then
     local number = redis.call('HINCRBY', key('job', id), 'events', 1)
     redis.call('XADD', key('events', id), 'MAXLEN', max_events, number .. '-1', 'event', data)
-    news[id] = true
+    watched[id] = true
   elseif what == 'back' then
-    redis.call('HINCRBY', key('job', id), 'deliveries', -1)
+    redis.call('HINCRBY', key('job', id), 'deliveries', -1) -- no worker was lost with it
     give_back(id, 'handed_back')
   else
     count_throughput()
@@ -31,9 +31,9 @@ end
 
 local answers = {}
 for first = 3, #ARGV, WIDTH do
-  answers[#answers + 1] = take(unpack(ARGV, first, first + WIDTH - 1))
+  answers[#answers + 1] = apply(unpack(ARGV, first, first + WIDTH - 1))
 end
-for id in pairs(news) do -- once, however many events
+for id in pairs(watched) do -- once, however many events
   notify_watchers(id)
 end
 return answers
