@@ -54,7 +54,7 @@ class Service:
         self.metrics_registry = CollectorRegistry()
         self.made: list[LoadedModel] = []
         self._capacity, self._engine = capacity, engine
-        self.reloader = ModelReloader(self.models, "tiny", "1", self._load)
+        self.reloader = ModelReloader(self.models, "tiny", "1", self._load, 0.001)
         self.loop = WorkerLoop(
             self.queue,
             self._load(root / "tiny" / "1"),
@@ -245,7 +245,6 @@ def test_a_stopped_worker_hands_back_at_once_what_waits_for_a_version(service: S
 def test_versions_change_under_load_and_every_answer_is_of_the_one_that_it_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.model.versions, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(worker.model.versions, "RETIRE_SECONDS", 0.0)
     service = Service(tmp_path, capacity=8)
     requests = [replace(REQUEST, seed=seed) for seed in range(12)]

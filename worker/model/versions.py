@@ -94,20 +94,28 @@ class ModelReloader:
 
     A thread polls the registry. Another version than is served is verified, loaded and warmed up
     while the old one goes on; then the loop takes it. One that fails is refused, with the reason,
-    until the registry names another.
+    until another one is activated, or the same once more.
 
     Parameters
     ----------
     registry, name : the model
     serving : its version that is served
     load : loads a version from its folder
+    poll_seconds : between two looks at the registry
     """
 
     def __init__(
-        self, registry: Registry, name: str, serving: str, load: Callable[[Path], LoadedModel]
+        self,
+        registry: Registry,
+        name: str,
+        serving: str,
+        load: Callable[[Path], LoadedModel],
+        poll_seconds: float = POLL_SECONDS,
     ) -> None:
         self._registry, self._name, self._load = registry, name, load
+        self._poll_seconds = poll_seconds
         self._newest = serving
+        self._tried: tuple[int, int] | None = None  # the latest activation that was looked into
         self._ready: LoadedModel | None = None
         self._lock = threading.Lock()
         self.refusal = Refusal()
@@ -139,12 +147,15 @@ class ModelReloader:
         """Read the active version once, and load it if it is another one."""
         try:
             version = self._registry.current(self._name)
+            activation = self._registry.activation(self._name)
         except MascError as error:
             logger.debug("the active version cannot be read: %s", error)
             return
         if version == self._newest:
             self.refusal = Refusal()
-        elif version != self.refusal.version:
+        elif activation != self._tried or version != self.refusal.version:
+            self.refusal = Refusal()  # an earlier one says nothing about this try
+            self._tried = activation
             self._prepare(version)
 
     def _prepare(self, version: str) -> None:
@@ -153,7 +164,10 @@ class ModelReloader:
         try:
             loaded = self._load(self._registry.path(self._name, version))
             loaded.warm_up()
-            is_wanted = self._registry.current(self._name) == version
+            is_wanted = (
+                self._registry.current(self._name) == version
+                and self._registry.activation(self._name) == self._tried
+            )
         except Exception as error:  # whatever it is, the old version goes on
             reason = str(error) if isinstance(error, MascError) else "see the worker's log"
             logger.exception("%s %s is refused", self._name, version)
@@ -161,7 +175,7 @@ class ModelReloader:
                 loaded.close()
             self.refusal = Refusal(version, reason)
         else:
-            if not is_wanted:  # another one was made active meanwhile
+            if not is_wanted:  # another one was activated meanwhile, or this one, changed, again
                 loaded.close()
                 return
             self._offer(loaded)
@@ -178,7 +192,7 @@ class ModelReloader:
             superseded.close()
 
     def _run(self) -> None:
-        while not self._ending.wait(POLL_SECONDS):
+        while not self._ending.wait(self._poll_seconds):
             try:
                 self.check()
             except Exception:

@@ -144,10 +144,19 @@ def test_a_version_whose_first_image_fails_is_refused(tmp_path: Path) -> None:
         asyncio.run(run())
 
 
-def test_a_refused_version_that_was_mended_can_be_activated_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["the front end", "the command line"])
+def test_a_refused_version_that_was_mended_can_be_activated_at_once(
+    tmp_path: Path, by: str
+) -> None:
     async def run() -> None:
         await until_ready(here)
-        assert_problem(await here.activate("3"), 409, "version")
+        if by == "the front end":
+            assert_problem(await here.activate("3"), 409, "version")
+        else:  # which leaves it active
+            here.registry.activate("tiny", "3")
+            async with asyncio.timeout(30):
+                while here.consumer.status.refused != "3":  # noqa: ASYNC110 - a thread's
+                    await asyncio.sleep(0.01)
         shutil.rmtree(folder)
         intact.rename(folder)
         answer = await here.activate("3")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-import worker.model.versions
 from masc_core.bundle.active_version import CURRENT_FILE
 from masc_core.bundle.manifest import TRANSFORMER_FILE
 from masc_core.bundle.read import Bundle, load_bundle
@@ -165,7 +164,7 @@ def loader() -> Loader:
 
 @pytest.fixture
 def reloader(models: Registry, loader: Loader) -> ModelReloader:
-    return ModelReloader(models, "tiny", "1", loader)
+    return ModelReloader(models, "tiny", "1", loader, poll_seconds=0.001)
 
 
 def test_a_version_that_is_not_the_active_one_any_more_is_not_offered(
@@ -182,13 +181,6 @@ def test_a_version_that_is_not_the_active_one_any_more_is_not_offered(
     assert reloader.take() is None
     assert [loaded.is_closed for loaded in loader.made] == [True]
     assert reloader.refusal == Refusal()
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch, loader: Loader) -> Iterator[None]:
-    monkeypatch.setattr(worker.model.versions, "POLL_SECONDS", 0.001)
-    yield
-    loader.gate.set()
 
 
 def test_the_version_that_is_served_is_not_loaded_again(
@@ -270,6 +262,28 @@ def test_a_refusal_ends_when_the_registry_names_another_version(
     assert loader.asked == ["3", "3", "2", "3"]
 
 
+def test_a_refused_version_that_is_activated_again_is_tried_again(
+    models: Registry, reloader: ModelReloader, loader: Loader
+) -> None:
+    models.activate("tiny", "3")
+    reloader.check()
+    models.rollback("tiny")
+    models.activate("tiny", "3")  # before anybody has seen the other one active
+    loader.gate.clear()
+    looking = threading.Thread(target=reloader.check)
+    loader.began.clear()
+    looking.start()
+    assert loader.began.wait(10)
+    assert reloader.refusal == Refusal()  # until it is known what becomes of this try
+    loader.gate.set()
+    looking.join(10)
+    assert reloader.refusal.version == "3"
+    models.activate("tiny", "3")
+    for _ in range(2):
+        reloader.check()
+    assert loader.asked == ["3"] * 3
+
+
 def test_what_nobody_foresaw_is_refused_without_its_text(models: Registry) -> None:
     def load(folder: Path) -> LoadedModel:
         raise RuntimeError("CUDA out of memory")
@@ -294,7 +308,6 @@ def test_a_registry_that_cannot_be_read_changes_nothing(
     assert loader.asked == ["3"]
 
 
-@pytest.mark.usefixtures("quick")
 def test_it_looks_by_itself_and_closes_what_nobody_took(
     models: Registry, reloader: ModelReloader, loader: Loader
 ) -> None:
@@ -306,7 +319,6 @@ def test_it_looks_by_itself_and_closes_what_nobody_took(
     assert not reloader._thread.is_alive()
 
 
-@pytest.mark.usefixtures("quick")
 def test_an_error_that_nobody_foresaw_does_not_end_it(
     models: Registry,
     loader: Loader,
@@ -321,7 +333,7 @@ def test_an_error_that_nobody_foresaw_does_not_end_it(
                 raise error
             return super().current(name)
 
-    reloader = ModelReloader(Unreadable(models.root), "tiny", "1", loader)
+    reloader = ModelReloader(Unreadable(models.root), "tiny", "1", loader, 0.001)
     models.activate("tiny", "2")
     reloader.start()
     assert loader.began.wait(10)
@@ -331,7 +343,6 @@ def test_an_error_that_nobody_foresaw_does_not_end_it(
     ]
 
 
-@pytest.mark.usefixtures("quick")
 def test_its_end_does_not_wait_longer_than_told_and_what_comes_then_is_closed(
     models: Registry, reloader: ModelReloader, loader: Loader
 ) -> None:
