@@ -87,7 +87,7 @@ class Heartbeat:
             self._send_status()
 
     def drain(self) -> None:
-        """Announce the worker as not ready from now on, whatever the loop says. From any thread."""
+        """Announce the worker as not ready from now on. From any thread."""
         with self._lock:
             self._is_draining = True
             self._send_status()

@@ -57,7 +57,7 @@ class WorkerLoop:
     reloader : makes other versions ready; None where the version stays
     tracer : records jobs; None where traces are off
     stall_seconds : without a step, after which the worker is not ready
-    drain_seconds : that `run` may take for what is claimed, once it was told to stop
+    drain_seconds : that `run` may take for claimed jobs, once it was told to stop
     """
 
     def __init__(
@@ -73,11 +73,8 @@ class WorkerLoop:
         drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
         self.worker_id = worker_id
-        self._queue, self._metrics, self._reloader = (
-            QueueClient(queue, tracer=tracer),
-            metrics,
-            reloader,
-        )
+        self._queue = QueueClient(queue, tracer=tracer)
+        self._metrics, self._reloader = metrics, reloader
         self._versions = ModelVersions(loaded)
         self._running: dict[str, RunningJob] = {}
         self._heartbeat = Heartbeat(queue, worker_id, lambda: self._queue.leases, stall_seconds)
@@ -138,8 +135,8 @@ class WorkerLoop:
 
         Parameters
         ----------
-        drain_seconds : that this may take, if it is not what the worker was made with; when it is
-            told so again, the earlier end holds
+        drain_seconds : that this may take, by default what the worker was made with; of several
+            calls the earliest end holds
         """
         seconds = self._drain_seconds if drain_seconds is None else drain_seconds
         self._drain_end = min(self._drain_end, time.monotonic() + seconds)

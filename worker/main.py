@@ -33,8 +33,7 @@ from masc_core.device import (
 from masc_core.errors import ConfigError, EngineError
 from masc_core.generation.batch import Batch
 from worker.engine.cuda_graphs import GraphBatch
-from worker.engine.engine import Engine
-from worker.engine.fallback import Backend, FallbackBatch
+from worker.engine.engine import Backend, Engine
 from worker.jobs.queue import JobConsumer
 from worker.jobs.tracing import open_tracer
 from worker.loop import WorkerLoop
@@ -76,14 +75,13 @@ def build_worker(
     models = Registry(settings.models_dir)
     name = models.default(settings.default_model)
     metrics = WorkerMetrics(metrics_registry)
-    make_batch = partial(FallbackBatch, backends=backends, on_prepared=metrics.engine)
 
     def load(folder: Path) -> LoadedModel:
         use_device(device)  # here, and later in the reloader's thread, which also warms up
         bundle = load_bundle(folder, device, choose_dtype(settings.dtype, device))
         logger.info("loaded %s %s onto %s", name, bundle.manifest.version, device)
         rows = settings.max_batch
-        engine = Engine(bundle.model, bundle.decoder, rows, metrics.step, make_batch)
+        engine = Engine(bundle.model, bundle.decoder, rows, metrics.step, backends, metrics.engine)
         return LoadedModel(bundle, engine, cores=cores)
 
     loaded = load(models.path(name))

@@ -12,7 +12,7 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from masc_core.bundle.read import Bundle
-from worker.engine.fallback import EngineMode
+from worker.engine.engine import EngineMode
 from worker.jobs.job import GenerationRequest
 from worker.jobs.outcome import ImageOutput, JobResult
 from worker.jobs.stages import TIMED_STAGES, stage_histogram

@@ -25,7 +25,7 @@ from worker.jobs.tracing import Tracer, trace_job
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 1.0  # between two claims without an arrival: of some we may not have heard
+POLL_SECONDS = 1.0  # between two claims without an arrival, whose message may be lost
 PAUSE_SECONDS = 0.5  # between two tries to reach a queue that is away
 STALE_SECONDS = 1.0  # after which a loop that has not asked gets no more jobs: it may hang
 MAX_TOGETHER = 256  # reports in a call
@@ -127,7 +127,7 @@ class QueueClient:
 
         Raises
         ------
-        Exception : what nobody foresaw in a call of the queue since the last one of this method
+        Exception : an unexpected error of the queue since the last call
         """
         with self._changed:
             self._model, self._rows, self._asked_at = model, free_rows, self._clock()
@@ -231,7 +231,7 @@ class QueueClient:
     def _send(self) -> None:
         """Report what waits, in order.
 
-        After an error that nobody foresaw reports go one by one, so that it is known whose it is.
+        After an unexpected error reports go one by one, to find the one at fault.
         An event that causes one is lost, an outcome is not.
         """
         while self._outbox and self._can_try:

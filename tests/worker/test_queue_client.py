@@ -15,14 +15,21 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from masc_core.errors import QueueDownError
 from tests.clock import Clock
-from worker import queue_client
 from worker.jobs.job import Event, GenerationRequest, Job, Lease, Preview, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome, Timings
 from worker.jobs.queue import HAND_BACK, JobReport, WorkerStatus
 from worker.jobs.stages import TIMED_STAGES
 from worker.jobs.tracing import Tracer
-from worker.queue_client import PAUSE_SECONDS, POLL_SECONDS, STALE_SECONDS, QueueClient
+from worker.queue_client import (
+    MAX_BYTES,
+    MAX_TOGETHER,
+    MAX_WAITING,
+    PAUSE_SECONDS,
+    POLL_SECONDS,
+    STALE_SECONDS,
+    QueueClient,
+)
 
 REQUEST = GenerationRequest(model="tiny", class_id=0, cfg_scale=1.0, seed=0)
 RESULT = JobResult((), "tiny", "1", "0" * 64, Timings())
@@ -284,40 +291,37 @@ def test_what_waits_behind_an_outcome_that_cannot_be_told_is_told_at_the_end() -
     assert [state(queue, f"j{i}") for i in range(3)] == ["ok", "running", "ok"]
 
 
-def test_calls_are_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue_client, "MAX_TOGETHER", 4)
-    monkeypatch.setattr(queue_client, "MAX_BYTES", 2 * len(PREVIEW.data))
+def test_calls_are_of_bounded_size() -> None:
     queue = AwayQueue()
     client = QueueClient(queue, Clock())
-    leases = claimed(queue, client, 8)
-    image = ImageOutput(b"image" * 10, 0, (), 0.0, 0.0)
-    for lease in leases:
-        client.report(lease, STARTED)
+    one, two = claimed(queue, client, 2)
+    for _ in range(2 * MAX_TOGETHER):
+        client.report(one, STARTED)
     for _ in range(3):
-        client.report(leases[0], PREVIEW)
-    for lease in leases[:2]:
+        client.report(one, replace(PREVIEW, data=bytes(MAX_BYTES // 2)))
+    image = ImageOutput(bytes(MAX_BYTES), 0, (), 0.0, 0.0)
+    for lease in (one, two):
         client.report(lease, replace(RESULT, images=(image,)))
     client.flush()
-    assert [len(together) for together in queue.reports] == [4, 4, 2, 2, 1]
+    assert [len(together) for together in queue.reports] == [MAX_TOGETHER, MAX_TOGETHER, 2, 2, 1]
 
 
-def test_a_full_outbox_drops_previews_then_progress_and_no_outcome(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(queue_client, "MAX_WAITING", 5)
+def test_a_full_outbox_drops_previews_then_progress_and_no_outcome() -> None:
     queue = AwayQueue()
     client = QueueClient(queue, Clock())
     one, two, three = claimed(queue, client, 3)
     first, second = Progress(0, 1, 8), Progress(0, 2, 8)
-    for event in (STARTED, first, PREVIEW, second, PREVIEW):
+    events: list[Event] = [first, PREVIEW, second, PREVIEW, *[STARTED] * (MAX_WAITING - 4)]
+    for event in events:
         client.report(one, event)
+    started: list[JobReport] = [(one, STARTED)] * (MAX_WAITING - 4)
+    assert len(client._outbox) == MAX_WAITING
     client.report(two, RESULT)
-    kept: list[JobReport] = [(one, STARTED), (one, first), (one, second), (two, RESULT)]
-    assert list(client._outbox) == kept
+    assert list(client._outbox) == [(one, first), (one, second), *started, (two, RESULT)]
     client.report(one, RESULT)
     client.report(three, RESULT)
     client.flush()
-    assert queue.told == [(one, STARTED), (two, RESULT), (one, RESULT), (three, RESULT)]
+    assert queue.told == [*started, (two, RESULT), (one, RESULT), (three, RESULT)]
 
 
 def test_jobs_are_claimed_when_some_have_arrived_and_now_and_then() -> None:

@@ -10,20 +10,23 @@ runs.
 
 from __future__ import annotations
 
+import gc
+import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import torch
 
-from masc_core.errors import NonFiniteError
-from masc_core.generation.batch import Batch, Drawn, StepReport
+from masc_core.errors import MascError, NonFiniteError
+from masc_core.generation.batch import Batch, Drawn
 from masc_core.generation.host_copy import HostCopy
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
-from masc_core.sampling.params import SamplingParams, check_specs
+from masc_core.sampling.params import check_specs
 from worker.engine.request import (
     EngineOutput,
     FailedImage,
@@ -33,34 +36,17 @@ from worker.engine.request import (
     TaskKey,
 )
 
-BatchFactory = Callable[[GPT, InClusterDecoder, int], "StepBatch"]
+logger = logging.getLogger(__name__)
+
+EngineMode = Literal["graphs", "compiled", "eager", "cpu"]
+BatchFactory = Callable[[GPT, InClusterDecoder, int], Batch]
 
 
-class StepBatch(Protocol):
-    """What an engine steps; see `Batch`."""
+class Backend(NamedTuple):
+    """One way to step a batch, made with a model, a decoder and a number of slots."""
 
-    @property
-    def num_rows(self) -> int:
-        """Rows of the transformer's batch that the images take."""
-
-    @property
-    def reads_late(self) -> bool:
-        """Whether what is read after a step is better waited for after the next one."""
-
-    def prepare(self) -> None:
-        """Do ahead what would make the first steps slow."""
-
-    def join(self, specs: Sequence[SamplingParams]) -> list[int]:
-        """Add images at their first position, all of them or none; return their slots."""
-
-    def leave(self, slots: Collection[int]) -> None:
-        """Remove images; their slots are free."""
-
-    def step(self) -> StepReport:
-        """Draw the next position of every image."""
-
-    def read(self, slots: Sequence[int]) -> HostCopy:
-        """Begin to read what some images have drawn by now: the columns of a `Drawn`."""
+    mode: EngineMode
+    make: BatchFactory
 
 
 @dataclass(slots=True)
@@ -91,7 +77,8 @@ class Engine:
     decoder : cluster to code, on the model's device
     capacity_rows : rows of the transformer's batch; a guided image takes two, others one
     observe : called after each step of the transformer with its rows and its seconds
-    make_batch : called as ``make_batch(model, decoder, capacity_rows)``
+    backends : the fastest first; `prepare` goes on to the next where one does not work
+    on_prepared : called with the mode of the backend that does
 
     Raises
     ------
@@ -104,13 +91,16 @@ class Engine:
         decoder: InClusterDecoder,
         capacity_rows: int,
         observe: Callable[[int, float], None] | None = None,
-        make_batch: BatchFactory = Batch,
+        backends: Sequence[Backend] = (Backend("cpu", Batch),),
+        on_prepared: Callable[[EngineMode], None] = lambda _: None,
     ) -> None:
         if model.training:
             raise ValueError("the model is in training mode")
         self.capacity_rows = capacity_rows
         self._config, self._decoder, self._observe = model.config, decoder, observe
-        self._batch = make_batch(model, decoder, capacity_rows)
+        self._parts = model, decoder, capacity_rows
+        self._backend, *self._slower_backends = backends
+        self._on_prepared = on_prepared
         self._joining: dict[TaskKey, ImageTask] = {}
         self._running: dict[TaskKey, _Running] = {}  # without their last output, in order
         self._by_slot: dict[int, _Running] = {}  # those of them that still have positions to draw
@@ -133,8 +123,22 @@ class Engine:
         return [running.task for running in self._running.values()] + list(self._joining.values())
 
     def prepare(self) -> None:
-        """Do ahead what would make the first steps slow; on a GPU that takes up to a minute."""
-        self._batch.prepare()
+        """Do ahead what would make the first steps slow; on a GPU that takes up to a minute.
+
+        Recording and compiling depend on the driver, on Triton and on the age of the GPU. Where
+        they fail the engine goes on with the next backend. Call it before tasks join, which that
+        one would not have.
+
+        Raises
+        ------
+        MascError, torch.OutOfMemoryError : the model is at fault, or too large, in any backend
+        Exception : what the last backend failed with
+        """
+        while not self._prepare_backend():
+            self.__dict__.pop("_batch", None)  # its memory goes before the next one takes some
+            gc.collect()
+            self._backend = self._slower_backends.pop(0)
+        self._on_prepared(self._backend.mode)
 
     def add(self, task: ImageTask) -> None:
         """Take a task that fits in `free_rows`; it joins at the next step.
@@ -180,6 +184,26 @@ class Engine:
             self._finish_reads()
         outputs, self._outputs = self._outputs, []
         return tuple(outputs)
+
+    @cached_property
+    def _batch(self) -> Batch:
+        return self._backend.make(*self._parts)
+
+    def _prepare_backend(self) -> bool:
+        try:
+            self._batch.prepare()
+        except (MascError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # torch, Triton, a C compiler and the driver each have their own errors
+            if not self._slower_backends:
+                raise
+            logger.exception(
+                "%s does not work on this machine; the engine goes on as %s, SEVERAL TIMES SLOWER",
+                self._backend.mode,
+                self._slower_backends[0].mode,
+            )
+            return False
+        return True
 
     def _join(self) -> None:
         if not self._joining:

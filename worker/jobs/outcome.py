@@ -80,7 +80,7 @@ class JobFailure:
 
     @classmethod
     def of(cls, error: BaseException) -> JobFailure:
-        """Describe an error; one that nobody foresaw becomes an `EngineError` without its text."""
+        """Describe an error; an unexpected one becomes an `EngineError` without its text."""
         match error:
             case RequestError():
                 return cls(type(error).__name__, str(error), error.field)

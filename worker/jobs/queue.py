@@ -5,7 +5,7 @@ its thread. So the port has two sides, and an adapter serves both.
 
 A job is accepted once, delivered at least once, and ends once. Whoever claims it holds a lease. A
 worker that does not renew its leases has lost them; the job is then delivered to another, and what
-the first one still says of it is refused.
+the first one still reports of it is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from worker.jobs.job import Event, Job, Lease, NumberedEvent
 from worker.jobs.outcome import EndState, Outcome
 
 JobState = Literal["waiting", "running"] | EndState
-# Why a job was delivered again: its worker was not heard of, or gave it back.
+# Why a job was delivered again: its worker was lost, or gave it back.
 Redelivery = Literal["lease_expired", "handed_back"]
 
 END_STATES: tuple[EndState, ...] = get_args(EndState)
@@ -35,7 +35,7 @@ class QueueLimits:
     Attributes
     ----------
     max_jobs : of one model that may wait; those that a worker has claimed do not count
-    lease_seconds : after which a worker that was not heard of has lost its jobs
+    lease_seconds : after which a silent worker has lost its jobs
     max_deliveries : after so many workers were lost with it, a job is no longer delivered
     result_seconds : how long an outcome that is kept stays
     tombstone_seconds : how long it is known afterwards that there was one, and an idempotency key
@@ -129,7 +129,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class HandBack:
-    """A job goes back unfinished, to be claimed at once by whoever has room."""
+    """A job goes back unfinished, to be claimed at once by another worker."""
 
 
 HAND_BACK: Final = HandBack()
@@ -184,17 +184,17 @@ class JobProducer(Protocol):
     ) -> None:
         """End a job without images; one that has ended, or that nobody knows, is ignored.
 
-        It is never claimed any more, and whoever runs it is told that it is abandoned.
+        It is never claimed any more, and `abandoned` names it to the worker that runs it.
         """
 
     async def forget(self, job_id: str) -> None:
-        """Keep the outcome no longer, unless the job says `keep`: nobody will ask again."""
+        """Keep the outcome no longer, unless the job says `keep`."""
 
     async def stats(self) -> QueueStats:
         """State of the queue."""
 
     async def workers(self) -> Sequence[WorkerStatus]:
-        """The latest status of every worker that is heard of and has not been removed."""
+        """The latest status of every worker that announces one and has not been removed."""
 
 
 class JobConsumer(Protocol):
@@ -262,7 +262,7 @@ class JobConsumer(Protocol):
         return is_accepted
 
     def hand_back(self, leases: Iterable[Lease]) -> None:
-        """Give jobs back; those that are not this worker's any more are left as they are."""
+        """Give jobs back; those whose lease is lost stay as they are."""
         self.report([(lease, HAND_BACK) for lease in leases])
 
     def announce(self, status: WorkerStatus) -> None:

@@ -17,7 +17,7 @@ from collections import defaultdict
 from concurrent.futures import Future
 from contextlib import nullcontext
 from queue import SimpleQueue
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class _Request(NamedTuple):
 
 
 class Renderer:
-    """Decodes images of one bundle. The end of the context waits for what was submitted.
+    """Decodes images of one bundle.
 
     Parameters
     ----------
@@ -65,12 +65,6 @@ class Renderer:
             # A daemon: a process that ends on an error must not wait for who did not close it.
             self._thread = threading.Thread(target=self._serve, name="render", daemon=True)
             self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def submit(self, codes: Tensor) -> Future[Rendered]:
         """Ask for the pixels of one image; the future raises what `Bundle.render` raises.

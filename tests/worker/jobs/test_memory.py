@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import replace
 
 import pytest
 
@@ -107,17 +106,6 @@ def test_the_memory_of_what_was_has_a_bound() -> None:
     asyncio.run(queue.stats())
     assert list(queue._tombstones) == [job.id for job in jobs[5:]]
     assert list(queue._records) == list(queue._tombstones)
-
-
-def test_a_job_that_runs_for_too_long_is_expired() -> None:
-    clock = Clock()
-    queue = MemoryQueue(clock=clock)
-    asyncio.run(queue.submit(Job(REQUEST, timeout=5.0)))
-    asyncio.run(queue.submit(replace(Job(REQUEST), timeout=50.0)))
-    leases = queue.claim("tiny", 2, 0.0)
-    assert [lease.seconds_left for lease in leases] == [5.0, 50.0]
-    clock.now = 6.0
-    assert queue.abandoned(leases) == {leases[0].job_id}
 
 
 def test_the_rate_is_measured_over_the_time_that_there_was_work() -> None:

@@ -184,9 +184,9 @@ class RedisProducer:
         return workers
 
     async def _end_unconfirmed(self) -> None:
-        """End jobs of which nobody knows whether they were accepted, as nobody waits for them.
+        """End jobs whose submission was not answered in time: nobody waits for them.
 
-        Redis may have got them when it was too late for the answer, and do what it got in the end.
+        Redis may have received them all the same, and accept them in the end.
         """
         for job_id in tuple(self._unconfirmed):
             await self.cancel(job_id)
@@ -252,7 +252,7 @@ class _WorkerList:
 
 
 def _retrieve_error(reading: asyncio.Future[None]) -> None:
-    """Take note of an error, also when nobody waits for it any more."""
+    """Retrieve an error, or asyncio logs one that nobody waits for."""
     if not reading.cancelled():
         reading.exception()
 
