@@ -278,19 +278,6 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
         build(tmp_path, device="cuda:99")
 
 
-@pytest.mark.gpu
-def test_a_worker_on_a_gpu_reports_its_memory(tmp_path: Path) -> None:
-    save_tiny_bundle(tmp_path)
-    registry = CollectorRegistry()
-    settings = load_settings(models_dir=tmp_path, device="cuda")
-    worker = build_worker(settings, MemoryQueue(), registry)
-    worker.warm_up()
-    for kind in ("allocated", "reserved"):
-        value = registry.get_sample_value("masc_gpu_memory_bytes", {"kind": kind})
-        assert value is not None
-        assert value > 0
-
-
 def test_steps_are_recorded_on_a_gpu_unless_told_otherwise() -> None:
     def best(device: str, **options: bool) -> BatchFactory:
         return engine_backends(load_settings(**options), torch.device(device))[0].make

@@ -66,7 +66,7 @@ class AwayQueue(MemoryQueue):
         raise AssertionError("not through the client")
 
     @property
-    def told(self) -> list[JobReport]:
+    def reported(self) -> list[JobReport]:
         return [report for together in self.reports for report in together]
 
 
@@ -142,7 +142,7 @@ def test_what_is_reported_to_a_queue_that_is_there_arrives_together() -> None:
     assert [state(queue, f"j{i}") for i in range(3)] == ["ok", "waiting", "running"]
     client.flush()
     assert queue.tries == ["claim", "report"]
-    assert queue.told == [(one, STARTED), (two, HAND_BACK), (three, STARTED), (one, RESULT)]
+    assert queue.reported == [(one, STARTED), (two, HAND_BACK), (three, STARTED), (one, RESULT)]
 
 
 def test_outcomes_wait_in_order_for_a_queue_that_is_away_and_events_do_not() -> None:
@@ -163,7 +163,7 @@ def test_outcomes_wait_in_order_for_a_queue_that_is_away_and_events_do_not() -> 
     clock.now += PAUSE_SECONDS
     client.flush()
     assert client.is_clear
-    assert queue.told == list(zip(leases, outcomes, strict=True))
+    assert queue.reported == list(zip(leases, outcomes, strict=True))
     assert [state(queue, lease.job_id) for lease in leases] == ["ok", "error", "ok"]
     assert client.leases == []
 
@@ -190,7 +190,7 @@ def test_a_queue_that_is_away_is_not_asked_at_every_step(
     clock.now += PAUSE_SECONDS
     client.report(two, STARTED)
     client.flush()
-    assert queue.told == [(one, RESULT), (two, STARTED)]
+    assert queue.reported == [(one, RESULT), (two, STARTED)]
     assert [record.message for record in caplog.records] == [
         "the queue is away: nobody answers",
         "the queue is there again",
@@ -261,7 +261,7 @@ def test_an_event_that_cannot_be_told_is_dropped_and_its_job_is_known() -> None:
         client.flush()
     assert client.affected == {"j1"}
     client.flush()
-    assert queue.told == [(leases[0], STARTED), (leases[2], STARTED)]
+    assert queue.reported == [(leases[0], STARTED), (leases[2], STARTED)]
 
 
 def test_an_outcome_that_cannot_be_told_is_tried_again_and_the_rest_goes_back_at_the_end(
@@ -321,7 +321,7 @@ def test_a_full_outbox_drops_previews_then_progress_and_no_outcome() -> None:
     client.report(one, RESULT)
     client.report(three, RESULT)
     client.flush()
-    assert queue.told == [*started, (two, RESULT), (one, RESULT), (three, RESULT)]
+    assert queue.reported == [*started, (two, RESULT), (one, RESULT), (three, RESULT)]
 
 
 def test_jobs_are_claimed_when_some_have_arrived_and_now_and_then() -> None:
@@ -421,7 +421,7 @@ def test_the_loop_does_not_wait_for_a_slow_queue_and_what_piles_up_is_one_call()
             assert ids(client.leases) == ["j1", "j0"]
         settled(client)
         assert [len(together) for together in queue.reports] == [1, 15]
-        assert queue.told[-1] == (one, RESULT)
+        assert queue.reported[-1] == (one, RESULT)
 
 
 def test_an_idle_loop_waits_until_a_job_has_been_claimed() -> None:

@@ -105,14 +105,9 @@ class PubSubTask:
 
 
 class PubSubThread:
-    """A worker's subscription.
+    """A worker's subscription; parameters as for `PubSubTask`, called in the thread.
 
-    Parameters
-    ----------
-    client : connection to Redis
-    channels : their names; the first is this worker's own
-    on_message : called with a message's channel and text, in the thread
-    on_connected : called after every subscription, in the thread
+    The first channel is this worker's own, which wakes the thread when it is to end.
     """
 
     def __init__(
