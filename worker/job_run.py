@@ -20,13 +20,7 @@ from worker.model.loaded_model import LoadedModel, MadeImage
 
 
 class RunningJob:
-    """Progress of one job.
-
-    Parameters
-    ----------
-    lease : the job as it was claimed
-    loaded : the version of the model that makes its images
-    """
+    """Progress of one claimed job, whose images one version of the model makes."""
 
     def __init__(self, lease: Lease, loaded: LoadedModel) -> None:
         self.lease, self.loaded = lease, loaded

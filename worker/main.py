@@ -54,12 +54,6 @@ def build_worker(
 ) -> WorkerLoop:
     """Load the active version of the model to serve, and return the loop that serves it.
 
-    Parameters
-    ----------
-    settings : which model, where, how
-    queue : where jobs come from
-    metrics_registry : where the worker's metrics are registered
-
     Raises
     ------
     ConfigError : no such model or device, several models and none is named, or settings that

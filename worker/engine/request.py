@@ -17,22 +17,13 @@ TaskKey = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class ImageTask:
-    """One image of a job.
-
-    Attributes
-    ----------
-    job_id, index : the job, and which of its images
-    spec : what to draw
-    preview_rows : rows of the grid after each of which what is drawn is handed out, all of them
-        less than the grid's height
-    format : of the file that is made of it afterwards
-    """
+    """One image of a job."""
 
     job_id: str
-    index: int
+    index: int  # which of the job's images
     spec: SamplingParams
-    preview_rows: tuple[int, ...] = ()
-    format: ImageFormat = "png"
+    preview_rows: tuple[int, ...] = ()  # of the grid, after each of which there is a `PartialImage`
+    format: ImageFormat = "png"  # of the file that is made of it afterwards
 
     @property
     def key(self) -> TaskKey:
@@ -56,23 +47,14 @@ class PartialImage:
 
 @dataclass(frozen=True, slots=True)
 class FinishedImage:
-    """A task whose every position is drawn.
-
-    Attributes
-    ----------
-    codes : int64 (L,), on the CPU
-    entropies : float32 (L,), bits, on the CPU
-    prefill_seconds : until the first position was drawn
-    decode_seconds : the rest
-    code_seconds : part of both in which the batch turned clusters into codes
-    """
+    """A task whose every position is drawn."""
 
     task: ImageTask
-    codes: Tensor
-    entropies: Tensor
-    prefill_seconds: float
-    decode_seconds: float
-    code_seconds: float = 0.0
+    codes: Tensor  # int64 (L,), on the CPU
+    entropies: Tensor  # float32 (L,), bits, on the CPU
+    prefill_seconds: float  # until the first position was drawn
+    decode_seconds: float  # the rest
+    code_seconds: float = 0.0  # part of both in which the batch turned clusters into codes
 
 
 @dataclass(frozen=True, slots=True)

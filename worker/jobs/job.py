@@ -47,60 +47,34 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """What makes a second submission the same as the first.
+    """What makes a second submission the same as the first."""
 
-    Attributes
-    ----------
-    key : chosen by the client, unique among those of the job's owner
-    fingerprint : of all that was asked for; the same key with another one is a conflict
-    """
-
-    key: str
-    fingerprint: str
+    key: str  # chosen by the client, unique among those of the job's owner
+    fingerprint: str  # of all that was asked for; the same key with another one is a conflict
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request in the queue.
-
-    Attributes
-    ----------
-    request : what to make
-    id : unique
-    submitted_at : seconds since the epoch, so that processes on one clock can compare it
-    timeout : seconds from its acceptance after which nobody wants the images any more
-    owner : who asked, by the name of a key; empty for anybody
-    keep : whether the outcome stays for a while, or only until it is forgotten
-    previews : whether somebody looks at what is drawn so far
-    idempotency : None where every submission is a job of its own
-    trace : ``traceparent`` of what it is a part of, empty where nothing is traced
-    """
+    """A request in the queue."""
 
     request: GenerationRequest
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    submitted_at: float = field(default_factory=time.time)
-    timeout: float = DEFAULT_TIMEOUT
-    owner: str = ""
-    keep: bool = False
-    previews: bool = False
-    idempotency: Idempotency | None = None
-    trace: str = ""
+    submitted_at: float = field(default_factory=time.time)  # since the epoch: processes compare it
+    timeout: float = DEFAULT_TIMEOUT  # seconds from its acceptance to its deadline
+    owner: str = ""  # name of the key of who asked; empty for anybody
+    keep: bool = False  # whether the outcome stays for a while, or only until it is forgotten
+    previews: bool = False  # whether a client watches what is drawn so far
+    idempotency: Idempotency | None = None  # None where every submission is a job of its own
+    trace: str = ""  # ``traceparent`` of what it is a part of, empty where nothing is traced
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A claimed job: the right to run it, for as long as the lease is renewed.
-
-    Attributes
-    ----------
-    job : what to run
-    token : grows with every delivery of the job; only the latest one's holder is listened to
-    seconds_left : until the job's deadline, when it was claimed
-    """
+    """A claimed job: the right to run it, for as long as the lease is renewed."""
 
     job: Job
-    token: int
-    seconds_left: float
+    token: int  # grows with every delivery of the job; only reports of the latest one count
+    seconds_left: float  # until the job's deadline, when it was claimed
 
     @property
     def job_id(self) -> str:
@@ -126,21 +100,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The upper rows of an image, nearly as they will be.
+    """The upper rows of an image, nearly as they will be."""
 
-    Attributes
-    ----------
-    image : which one of the job, from 0
-    rows : rows of the grid that are shown, of ``num_rows``
-    format : of the file
-    data : the file, as wide as the image and as high as the rows
-    """
-
-    image: int
-    rows: int
+    image: int  # which one of the job, from 0
+    rows: int  # of the grid that are shown, of ``num_rows``
     num_rows: int
     format: ImageFormat
-    data: bytes
+    data: bytes  # the file, as wide as the image and as high as the rows
 
 
 Event = Started | Progress | Preview

@@ -55,10 +55,6 @@ class DrainRate:
     """Jobs finished per second, over the last half minute or since the queue last was empty.
 
     An idle spell is left out: it says nothing about how fast a full queue drains.
-
-    Parameters
-    ----------
-    clock : seconds from any origin, never going back
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -106,13 +102,7 @@ class _Record:
 
 
 class MemoryQueue(JobConsumer):
-    """Both sides of the queue port, for one process.
-
-    Parameters
-    ----------
-    limits : how much it takes and remembers
-    clock : seconds from any origin, never going back
-    """
+    """Both sides of the queue port, for one process; the clock is of seconds from any origin."""
 
     def __init__(
         self, limits: QueueLimits | None = None, clock: Callable[[], float] = time.monotonic

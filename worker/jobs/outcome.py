@@ -22,22 +22,13 @@ EndState = Literal["ok", "error", "cancelled", "expired"]
 
 @dataclass(frozen=True, slots=True)
 class ImageOutput:
-    """One finished image.
+    """One finished image."""
 
-    Attributes
-    ----------
-    data : the encoded file
-    seed : the seed that alone reproduces this image
-    entropies : bits, one per position, of the guided distribution
-    entropy_bits : their mean
-    entropy_ratio : ``entropy_bits`` over ``log2(K)``
-    """
-
-    data: bytes
-    seed: int
-    entropies: tuple[float, ...]
-    entropy_bits: float
-    entropy_ratio: float
+    data: bytes  # the encoded file
+    seed: int  # that alone reproduces this image
+    entropies: tuple[float, ...]  # bits, one per position, of the guided distribution
+    entropy_bits: float  # their mean
+    entropy_ratio: float  # ``entropy_bits`` over ``log2(K)``
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +56,11 @@ class JobResult:
 
 @dataclass(frozen=True, slots=True)
 class JobFailure:
-    """Why a job ended without images: an exception that can cross a process boundary.
+    """Why a job ended without images: an exception that can cross a process boundary."""
 
-    Attributes
-    ----------
-    error : class name of a `MascError`
-    message : its text
-    field : the request's field at fault, where there is one
-    """
-
-    error: str
-    message: str
-    field: str = ""
+    error: str  # class name of a `MascError`
+    message: str  # its text
+    field: str = ""  # the request's field at fault, where there is one
 
     @classmethod
     def of(cls, error: BaseException) -> JobFailure:

@@ -30,54 +30,31 @@ MAX_RETRY_AFTER = 120.0
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """How much a queue takes, and how long it waits and remembers.
+    """How much a queue takes, and how long it waits and remembers."""
 
-    Attributes
-    ----------
-    max_jobs : of one model that may wait; those that a worker has claimed do not count
-    lease_seconds : after which a silent worker has lost its jobs
-    max_deliveries : after so many workers were lost with it, a job is no longer delivered
-    result_seconds : how long an outcome that is kept stays
-    tombstone_seconds : how long it is known afterwards that there was one, and an idempotency key
-    """
-
-    max_jobs: int = 256
-    lease_seconds: float = 10.0
-    max_deliveries: int = 3
-    result_seconds: float = 600.0
-    tombstone_seconds: float = 86_400.0
+    max_jobs: int = 256  # of one model that may wait; those that a worker has claimed do not count
+    lease_seconds: float = 10.0  # after which a silent worker has lost its jobs
+    max_deliveries: int = 3  # after so many workers were lost with it, a job is given up
+    result_seconds: float = 600.0  # how long an outcome that is kept stays
+    tombstone_seconds: float = 86_400.0  # how long afterwards its end and its key are known
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The answer to a submission.
+    """The answer to a submission."""
 
-    Attributes
-    ----------
-    job_id : the job; an earlier one where the idempotency key was known
-    is_new : whether this submission made it
-    """
-
-    job_id: str
-    is_new: bool
+    job_id: str  # an earlier one's where the idempotency key was known
+    is_new: bool  # whether this submission made it
 
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """Where a job is.
-
-    Attributes
-    ----------
-    job : what was submitted
-    state : ``waiting``, ``running``, or how it ended
-    position : jobs that are ahead of it, None unless it waits
-    deliveries : how often a worker has taken it, without those that gave it back
-    """
+    """Where a job is."""
 
     job: Job
     state: JobState
-    position: int | None
-    deliveries: int
+    position: int | None  # jobs that are ahead of it, None unless it waits
+    deliveries: int  # how often a worker has taken it, without those that gave it back
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,38 +70,25 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """State of the queue.
+    """State of the queue."""
 
-    Attributes
-    ----------
-    depth : jobs that wait for a worker
-    running : jobs that a worker has claimed
-    oldest_age : seconds since the oldest of those that wait was submitted, 0 when none does
-    drain_rate : jobs finished per second of late, 0 when unknown
-    totals : since the queue began
-    """
-
-    depth: int
-    running: int
-    oldest_age: float
-    drain_rate: float
-    totals: Totals
+    depth: int  # jobs that wait for a worker
+    running: int  # jobs that a worker has claimed
+    oldest_age: float  # seconds since the oldest that waits was submitted, 0 when none does
+    drain_rate: float  # jobs finished per second of late, 0 when unknown
+    totals: Totals  # since the queue began
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """What a worker announces of itself.
-
-    A worker is ready once a warm-up image has come out of the model it serves. ``refused`` is a
-    version that it was told to serve and could not, and ``detail`` why.
-    """
+    """What a worker announces of itself."""
 
     worker_id: str
-    ready: bool
+    ready: bool  # once a warm-up image has come out of the model it serves
     model: str = ""
     version: str = ""
-    detail: str = ""
-    refused: str = ""
+    detail: str = ""  # why it is not ready, or why it refused a version
+    refused: str = ""  # the active version, if it cannot serve it
 
 
 @dataclass(frozen=True, slots=True)

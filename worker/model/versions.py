@@ -32,13 +32,7 @@ class _Retired:
 
 
 class ModelVersions:
-    """The loaded versions, oldest first.
-
-    Parameters
-    ----------
-    first : what is served at first
-    clock : seconds from any origin, never going back
-    """
+    """The loaded versions, oldest first; the clock is of seconds from any origin."""
 
     def __init__(self, first: LoadedModel, clock: Callable[[], float] = time.monotonic) -> None:
         self.newest = first

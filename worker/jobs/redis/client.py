@@ -80,13 +80,7 @@ def milliseconds(seconds: float) -> int:
 
 
 class Caller:
-    """Calls scripts from any thread, each over a connection of its own.
-
-    Parameters
-    ----------
-    client : what is called
-    settings : for all scripts, see `settings_of`
-    """
+    """Calls scripts from any thread, each over a connection of its own; see `settings_of`."""
 
     def __init__(self, client: BlockingRedis, settings: bytes) -> None:
         self._client, self._settings = client, settings
@@ -120,14 +114,8 @@ class _Call:
 class AsyncCaller:
     """Calls scripts from many coroutines, over one connection.
 
-    Calls that meet travel in one pipeline, so that a hundred cost little more than one, and whoever
-    stops waiting for an answer leaves the connection to the others as it is.
-
-    Parameters
-    ----------
-    client : what is called
-    settings : for all scripts, see `settings_of`
-    seconds : to wait for an answer
+    Calls that meet travel in one pipeline, so that a hundred cost little more than one. A caller
+    that stops waiting, after some ``seconds`` or before, leaves the connection to the others.
     """
 
     def __init__(self, client: AsyncRedis, settings: bytes, seconds: float) -> None:

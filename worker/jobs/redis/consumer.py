@@ -33,13 +33,7 @@ UNREADABLE = JobFailure("EngineError", "the job comes from a version that this w
 
 
 class RedisConsumer(JobConsumer):
-    """See `JobConsumer`.
-
-    Parameters
-    ----------
-    client : what is called
-    limits : of the queue
-    """
+    """See `JobConsumer`."""
 
     def __init__(self, client: BlockingRedis, limits: QueueLimits) -> None:
         db = database_of(client)

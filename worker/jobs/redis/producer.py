@@ -63,13 +63,7 @@ OUTCOME_OF_STATE: dict[str, Outcome] = {  # of a job that ended without one of i
 
 
 class RedisProducer:
-    """See `JobProducer`.
-
-    Parameters
-    ----------
-    url : of Redis
-    limits : of the queue
-    """
+    """See `JobProducer`."""
 
     def __init__(self, url: str, limits: QueueLimits) -> None:
         self._url, self._limits = url, limits
