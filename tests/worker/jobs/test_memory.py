@@ -98,12 +98,16 @@ def test_the_memory_of_what_was_has_a_bound() -> None:
     clock = Clock()
     queue = MemoryQueue(QueueLimits(result_seconds=1), clock)
     jobs = [Job(REQUEST, keep=True) for _ in range(MAX_TOMBSTONES + 5)]
-    for job in jobs:
-        asyncio.run(queue.submit(job))
-        (lease,) = queue.claim("tiny", 1, 0.0)
-        queue.finish(lease, OUTCOME)
-    clock.now = 2.0
-    asyncio.run(queue.stats())
+
+    async def run() -> None:
+        for job in jobs:
+            await queue.submit(job)
+            (lease,) = queue.claim("tiny", 1, 0.0)
+            queue.finish(lease, OUTCOME)
+        clock.now = 2.0
+        await queue.stats()
+
+    asyncio.run(run())
     assert list(queue._tombstones) == [job.id for job in jobs[5:]]
     assert list(queue._records) == list(queue._tombstones)
 
