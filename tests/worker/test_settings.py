@@ -46,3 +46,8 @@ def test_a_bad_value_is_one_line_that_names_the_variable(
     assert message.startswith(f"{variable}: ")
     assert repr(value) in message
     assert "\n" not in message
+
+
+def test_a_bad_option_is_named_like_its_variable() -> None:
+    with pytest.raises(ConfigError, match=r"^MASC_MAX_BATCH: "):
+        load_settings(max_batch=0)

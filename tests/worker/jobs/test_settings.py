@@ -47,6 +47,8 @@ def test_without_variables_the_limits_are_those_of_the_port() -> None:
     [
         ("MASC_MAX_QUEUE", "0"),
         ("MASC_LEASE_SECONDS", "0"),
+        ("MASC_LEASE_SECONDS", "inf"),
+        ("MASC_LEASE_SECONDS", "nan"),
         ("MASC_MAX_DELIVERIES", "0"),
         ("MASC_RESULT_SECONDS", "-1"),
     ],
