@@ -174,9 +174,8 @@ def worker(
     """Run one worker for the front ends of a queue; start as many as you like."""
     from prometheus_client import CollectorRegistry
 
-    from worker.build import build_worker
     from worker.jobs.connect import connect
-    from worker.main import exposed, run_until_signal
+    from worker.main import build_worker, exposed, run_until_signal
     from worker.settings import load_settings
 
     settings = load_settings(
@@ -376,9 +375,8 @@ def _serve_embedded(settings: ServerSettings, worker_settings: WorkerSettings) -
 
     from server.app import create_app
     from server.process import serve
-    from worker.build import build_worker
     from worker.jobs.connect import connect
-    from worker.main import LoopThread
+    from worker.main import LoopThread, build_worker
 
     metrics = CollectorRegistry()
     queue = connect(settings.queue_url, settings.limits)

@@ -54,7 +54,7 @@ from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import InClusterDecoder
 from masc_core.sampling.params import SamplingParams
 from worker.engine.cuda_graphs import GraphBatch
-from worker.engine.engine import BatchFactory, Engine
+from worker.engine.engine import Backend, BatchFactory, Engine
 from worker.engine.request import FinishedImage, ImageTask
 
 NUM_CLUSTERS = 8192
@@ -292,7 +292,11 @@ class Bench:
     def _engine(self, batch: int, steps: list[float], *, deterministic: bool = False) -> Engine:
         """Room for a batch; notes the seconds of its steps."""
         make = partial(GraphBatch, deterministic=True) if deterministic else self.make_batch
-        return Engine(self.model, self.decoder, 2 * batch, lambda _, s: steps.append(s), make)
+        return Engine(
+            *(self.model, self.decoder, 2 * batch),
+            observe=lambda _, s: steps.append(s),
+            backends=[Backend("graphs", make)],
+        )
 
     def _run(self, engine: Engine, batch: int, num_steps: int, *, first: int = 0) -> Tensor:
         """Codes (B, L) of a batch; where it does not come to its end, of nothing in particular."""

@@ -38,8 +38,8 @@ from masc_core.io.files import atomic_write, sha256_file
 from masc_core.tree import build_tree
 from server.app import create_app
 from server.settings import ServerSettings
-from worker.jobs.limits import QueueLimits
 from worker.jobs.memory import MemoryQueue
+from worker.jobs.queue import QueueLimits
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # before packages that install tests, too

@@ -29,10 +29,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # before packages that install tests, too
 
 from tests.redis_server import RedisServer  # noqa: E402 - not installed
-from worker.jobs.event import Progress  # noqa: E402
-from worker.jobs.job import GenerationRequest, Job  # noqa: E402
-from worker.jobs.limits import QueueLimits  # noqa: E402
+from worker.jobs.job import GenerationRequest, Job, Progress  # noqa: E402
 from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Timings  # noqa: E402
+from worker.jobs.queue import QueueLimits  # noqa: E402
 from worker.jobs.redis.queue import RedisQueue  # noqa: E402
 
 LIMITS = QueueLimits(max_jobs=10_000)

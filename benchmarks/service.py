@@ -42,10 +42,8 @@ from server.process import listen, serve
 from server.settings import load_settings
 from worker.jobs.connect import connect
 from worker.jobs.job import Job
-from worker.jobs.limits import QueueLimits
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
-from worker.jobs.queue import JobConsumer
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import JobConsumer, QueueLimits, WorkerStatus
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # before packages that install tests, too

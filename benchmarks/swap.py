@@ -34,11 +34,10 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.prior import ClusterMap
-from worker.build import build_worker
 from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobResult
-from worker.main import LoopThread
+from worker.main import LoopThread, build_worker
 from worker.settings import load_settings
 
 NAME = "swapped"

@@ -40,8 +40,8 @@ sys.path.insert(0, str(ROOT))  # before packages that install tests, too
 
 from tests.redis_server import RedisServer  # noqa: E402 - not installed
 from worker.jobs.job import GenerationRequest, Job  # noqa: E402
-from worker.jobs.limits import QueueLimits  # noqa: E402
 from worker.jobs.outcome import JobResult  # noqa: E402
+from worker.jobs.queue import QueueLimits  # noqa: E402
 from worker.jobs.redis.queue import RedisQueue  # noqa: E402
 
 MODEL, NUM_CLASSES = "cifar10", 10

@@ -15,13 +15,12 @@ from pydantic import BaseModel, Field
 
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, VersionRefusedError
-from worker.jobs.queue import JobProducer
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import JobProducer, WorkerStatus
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
-FORGET_SECONDS = 5.0  # for workers to see that the version they refused is not the active one
+FORGET_SECONDS = 5.0  # for workers to take back a refusal
 
 
 class ActivateAnswer(BaseModel):
@@ -61,6 +60,8 @@ class Activator:
                 await asyncio.to_thread(self._registry.activate, name, version)
             except ArtifactError as error:
                 raise VersionRefusedError("version", error.reason) from error
+            if previous == version:
+                await self._wait_for_old_refusals(name, version)
             deadline = time.monotonic() + seconds
             while True:
                 workers = await self._workers(name)
@@ -82,10 +83,10 @@ class Activator:
         return [one for one in await self._queue.workers() if one.model == name]
 
     async def _wait_for_old_refusals(self, name: str, version: str) -> None:
-        """Wait until no worker refuses the version any more, which is not the active one now.
+        """Wait until no worker refuses the version because of an earlier try.
 
-        A worker tries a version again only after it has seen another one active. Its status until
-        then is about the earlier try, and must not undo this one.
+        A worker takes its refusal back when another version is active, and when the same one is
+        activated again. Its status until then must not undo this activation.
         """
         deadline = time.monotonic() + FORGET_SECONDS
         while any(one.refused == version for one in await self._workers(name)):

@@ -17,8 +17,8 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import CLIENT_CLOSED_REQUEST
+from worker.jobs.queue import END_STATES, REDELIVERIES, QueueStats, Totals
 from worker.jobs.stages import SECONDS_BUCKETS, stage_histogram
-from worker.jobs.state import END_STATES, REDELIVERIES, QueueStats, Totals
 
 RequestOutcome = Literal["ok", "invalid", "not_found", "rejected", "error", "cancelled", "timeout"]
 OTHER_ENDPOINT = "other"

@@ -19,8 +19,7 @@ from server.codebook_view.cache import CodebookCache
 from server.drain import Drain
 from server.metrics import ServerMetrics
 from server.settings import ServerSettings
-from worker.jobs.queue import JobProducer
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import JobProducer, WorkerStatus
 
 WORKER_RETRY_AFTER = 2.0
 

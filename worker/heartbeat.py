@@ -1,7 +1,7 @@
 """A worker's heartbeat: a thread that renews its leases and announces its status.
 
-When the loop's step hangs, the thread announces that the worker is not ready and renews nothing, so
-that other workers get the jobs. When the loop goes on, so does the heartbeat.
+When a step hangs, the thread announces that the worker is not ready and renews nothing, so that
+other workers get the jobs. When the loop goes on, so does the heartbeat.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Self
 
 from masc_core.errors import QueueDownError
 from worker.jobs.job import Lease
-from worker.jobs.queue import JobConsumer
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import JobConsumer, WorkerStatus
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ class Heartbeat:
             self._send_status()
 
     def drain(self) -> None:
-        """Announce the worker as not ready from now on, whatever the loop says. From any thread."""
+        """Announce the worker as not ready from now on. From any thread."""
         with self._lock:
             self._is_draining = True
             self._send_status()

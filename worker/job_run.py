@@ -20,28 +20,15 @@ from worker.model.loaded_model import LoadedModel, MadeImage
 
 
 class RunningJob:
-    """Progress of one job.
-
-    Times are those of the image that waited or ran the longest, except ``vq_decode`` and
-    ``encode``, which are summed over the images.
-
-    Parameters
-    ----------
-    lease : the job as it was claimed
-    loaded : the version of the model that makes its images
-    """
+    """Progress of one claimed job, whose images one version of the model makes."""
 
     def __init__(self, lease: Lease, loaded: LoadedModel) -> None:
         self.lease, self.loaded = lease, loaded
         self.deadline = time.monotonic() + lease.seconds_left
         self.is_started = False
-        self.queue_seconds = 0.0
-        self.prefill_seconds = 0.0
-        self.decode_seconds = 0.0
-        self.code_seconds = 0.0
-        self.vq_decode_seconds = 0.0
-        self.encode_seconds = 0.0
-        self._images: dict[int, ImageOutput] = {}
+        self._queue_seconds = 0.0  # of the image that waited the longest
+        self._made: list[MadeImage] = []
+        self._outputs: dict[int, ImageOutput] = {}
 
     @property
     def job(self) -> Job:
@@ -56,7 +43,7 @@ class RunningJob:
     @property
     def is_complete(self) -> bool:
         """Whether every image is there."""
-        return len(self._images) == self.request.num_images
+        return len(self._outputs) == self.request.num_images
 
     def tasks(self) -> list[ImageTask]:
         """One task an image, in order; with every row on its way where somebody watches.
@@ -67,48 +54,54 @@ class RunningJob:
         """
         rows = tuple(range(1, self.loaded.manifest.grid)) if self.job.previews else ()
         return [
-            ImageTask(self.job.id, index, image_spec(self.request, index), rows)
+            ImageTask(
+                self.job.id, index, image_spec(self.request, index), rows, self.request.format
+            )
             for index in range(self.request.num_images)
         ]
 
     def entered(self, at: float) -> None:
         """An image of this job came into the engine, ``at`` seconds since the epoch."""
         self.is_started = True
-        self.queue_seconds = max(0.0, at - self.job.submitted_at)
+        self._queue_seconds = max(0.0, at - self.job.submitted_at)
 
     def made(self, made: MadeImage) -> ImageOutput:
-        """Take an image and its times."""
-        self.prefill_seconds = max(self.prefill_seconds, made.image.prefill_seconds)
-        self.decode_seconds = max(self.decode_seconds, made.image.decode_seconds)
-        self.code_seconds = max(self.code_seconds, made.image.code_seconds)
-        self.vq_decode_seconds += made.file.vq_decode_seconds
-        self.encode_seconds += made.file.encode_seconds
+        """Take an image, and give it as it goes into the result."""
         index, entropies = made.task.index, made.image.entropies.tolist()
         bits, max_bits = math.fsum(entropies) / len(entropies), self.loaded.max_bits
-        image = ImageOutput(
+        self._made.append(made)
+        self._outputs[index] = ImageOutput(
             data=made.file.data,
             seed=self.request.image_seed(index),
             entropies=tuple(entropies),
             entropy_bits=bits,
             entropy_ratio=bits / max_bits if max_bits else 0.0,
         )
-        self._images[index] = image
-        return image
+        return self._outputs[index]
+
+    @property
+    def code_seconds(self) -> float:
+        """Time from cluster to code, of the image that took the longest."""
+        return max(made.image.code_seconds for made in self._made)
 
     def result(self) -> JobResult:
-        """Return the images in order, with the model that made them."""
+        """The images in order, with the model that made them.
+
+        Timings are those of the image that took the longest, except ``vq_decode`` and ``encode``,
+        which are summed over the images.
+        """
         manifest = self.loaded.manifest
         return JobResult(
-            images=tuple(self._images[index] for index in range(self.request.num_images)),
+            images=tuple(self._outputs[index] for index in range(self.request.num_images)),
             model=manifest.name,
             version=manifest.version,
             weights_sha256=manifest.weights_sha256,
             timings=Timings(
-                queue=self.queue_seconds,
-                prefill=self.prefill_seconds,
-                decode=self.decode_seconds,
-                vq_decode=self.vq_decode_seconds,
-                encode=self.encode_seconds,
+                queue=self._queue_seconds,
+                prefill=max(made.image.prefill_seconds for made in self._made),
+                decode=max(made.image.decode_seconds for made in self._made),
+                vq_decode=sum(made.file.vq_decode_seconds for made in self._made),
+                encode=sum(made.file.encode_seconds for made in self._made),
                 total=max(0.0, time.time() - self.job.submitted_at),
             ),
         )

@@ -1,8 +1,7 @@
-"""The worker's loop: jobs from the queue, images through versions, outcomes to the queue.
+"""The worker's loop: claim jobs, step the engines, report what came of it.
 
-One thread owns it. A step claims jobs, steps the engine of every loaded version once, reports what
-came of it, and never waits for the queue while there is work. A job larger than the engine enters
-it in parts; a job that is abandoned or out of time is dropped between two steps.
+One thread owns it, and never waits for the queue while there is work. A job larger than the engine
+enters it in parts; a job that is abandoned or out of time is dropped between two steps.
 An engine's error fails the jobs that were in it, and the others go on; after several errors in a
 row the worker ends.
 """
@@ -13,30 +12,27 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from masc_core.device import use_device
 from masc_core.errors import CapacityError, EngineError, MascError, RequestError
-from masc_core.images import ImageFormat
+from worker.engine.request import FailedImage
 from worker.heartbeat import Heartbeat
 from worker.job_run import RunningJob, check_request
-from worker.jobs.event import Started
-from worker.jobs.job import Lease
+from worker.jobs.job import Lease, Started
 from worker.jobs.outcome import EXPIRED, JobFailure, Outcome
-from worker.jobs.queue import HAND_BACK, JobConsumer
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import HAND_BACK, JobConsumer, WorkerStatus
+from worker.jobs.tracing import Tracer
 from worker.metrics import WorkerMetrics
 from worker.model.loaded_model import (
     EnteredImage,
     ImageEvent,
     LoadedModel,
-    LostImage,
     MadeImage,
     Report,
 )
-from worker.model.reloader import ModelReloader, Refusal
-from worker.model.versions import ModelVersions
+from worker.model.versions import ModelReloader, ModelVersions, Refusal
 from worker.queue_client import QueueClient
 
 logger = logging.getLogger(__name__)
@@ -59,8 +55,9 @@ class WorkerLoop:
     metrics : what is counted
     worker_id : this worker's name in the queue
     reloader : makes other versions ready; None where the version stays
+    tracer : records jobs; None where traces are off
     stall_seconds : without a step, after which the worker is not ready
-    drain_seconds : that `run` may take for what is claimed, once it was told to stop
+    drain_seconds : that `run` may take for claimed jobs, once it was told to stop
     """
 
     def __init__(
@@ -71,11 +68,13 @@ class WorkerLoop:
         worker_id: str,
         *,
         reloader: ModelReloader | None = None,
+        tracer: Tracer | None = None,
         stall_seconds: float = STALL_SECONDS,
         drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
         self.worker_id = worker_id
-        self._queue, self._metrics, self._reloader = QueueClient(queue), metrics, reloader
+        self._queue = QueueClient(queue, tracer=tracer)
+        self._metrics, self._reloader = metrics, reloader
         self._versions = ModelVersions(loaded)
         self._running: dict[str, RunningJob] = {}
         self._heartbeat = Heartbeat(queue, worker_id, lambda: self._queue.leases, stall_seconds)
@@ -90,12 +89,12 @@ class WorkerLoop:
 
     @property
     def status(self) -> WorkerStatus:
-        """What this worker says of itself."""
+        """What this worker announces."""
         return self._heartbeat.status
 
     @property
     def is_stopping(self) -> bool:
-        """Whether it was told to stop."""
+        """Whether `stop` was called."""
         return self._stopping.is_set()
 
     @property
@@ -136,8 +135,8 @@ class WorkerLoop:
 
         Parameters
         ----------
-        drain_seconds : that this may take, if it is not what the worker was made with; when it is
-            told so again, the earlier end holds
+        drain_seconds : that this may take, by default what the worker was made with; of several
+            calls the earliest end holds
         """
         seconds = self._drain_seconds if drain_seconds is None else drain_seconds
         self._drain_end = min(self._drain_end, time.monotonic() + seconds)
@@ -169,19 +168,22 @@ class WorkerLoop:
         )
 
     def step(self) -> None:
-        """Claim, run, report; without work, wait a moment for a job."""
+        """Claim jobs, step the engine of every loaded version once, report what came of it."""
         self._heartbeat.beat()
         self._change_versions()
         self._drop_lost()
+        # claim; without work this waits a moment for a job
         for lease in self._claim():
             self._admit(lease)
         if self.is_stopping:
             self._hand_back_waiting()
+        # run
         for loaded in self._versions:
-            self._reports += loaded.step(self._formats(loaded))
+            self._reports += loaded.step()
+        # report
         while self._reports:
             report = self._reports.popleft()
-            self._handled = {report.task.job_id}
+            self._handled = {report.task.job_id}  # whose failure it is, if handling it fails
             self._handle(report)
         self._handled = set()
         self._queue.flush()
@@ -230,7 +232,7 @@ class WorkerLoop:
         refusal = self._reloader.refusal
         if loaded is not None or refusal.version != self._heartbeat.status.refused:
             self._announce(ready=True, refusal=refusal)
-        self._versions.sweep()
+        self._versions.close_retired()
 
     def _drop_lost(self) -> None:
         if not self._running:
@@ -258,16 +260,13 @@ class WorkerLoop:
         """Give a job to the version that it was made for, if that is still here, or the newest."""
         if lease.job_id in self._running:  # we had lost it, and got it again
             self._drop(lease.job_id)
-        loaded = self._versions.of(lease.job.request.version)
+        loaded = self._versions.get(lease.job.request.version)
         job = self._running[lease.job_id] = RunningJob(lease, loaded)
         try:
             check_request(job.request, loaded.manifest)
             loaded.add(job.tasks())
         except (RequestError, CapacityError) as error:
             self._fail(lease.job_id, error)
-
-    def _formats(self, loaded: LoadedModel) -> Mapping[str, ImageFormat]:
-        return {j.job.id: j.request.format for j in self._running.values() if j.loaded is loaded}
 
     def _handle(self, report: Report) -> None:
         job = self._running.get(report.task.job_id)
@@ -287,7 +286,7 @@ class WorkerLoop:
                     result = job.result()
                     self._metrics.job(result, job.code_seconds)
                     self._end(job, result)
-            case LostImage():
+            case FailedImage():
                 if not isinstance(report.error, MascError):
                     logger.error("an image of job %s", job.job.id, exc_info=report.error)
                 self._fail(job.job.id, report.error)
@@ -304,17 +303,16 @@ class WorkerLoop:
         self._drop(job.job.id)
         self._queue.report(job.lease, outcome)
 
+    def _drop(self, job_id: str) -> None:
+        """Forget a job, and what is left of its work."""
+        # if this fails the job is still here, to give back
+        self._running[job_id].loaded.drop(job_id)
+        del self._running[job_id]
+        self._reports = deque(one for one in self._reports if one.task.job_id != job_id)
+
     def _close_reloader(self, reloader: ModelReloader) -> None:
         seconds_left = self._drain_end - time.monotonic()
         reloader.close(max(0.0, min(seconds_left, self._drain_seconds)))
-
-    def _drop(self, job_id: str) -> None:
-        """Forget a job, and what is left of its work."""
-        self._running[job_id].loaded.drop(
-            job_id
-        )  # if that fails the job is still here, to give back
-        del self._running[job_id]
-        self._reports = deque(one for one in self._reports if one.task.job_id != job_id)
 
     def _announce(self, *, ready: bool, detail: str = "", refusal: Refusal | None = None) -> None:
         manifest, refused = self._versions.newest.manifest, refusal or Refusal()

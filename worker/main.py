@@ -1,4 +1,4 @@
-"""The process of a worker: the loop, its metrics, and the signals that end it.
+"""The process of a worker: built from its settings, run until a signal.
 
 The loop has a thread of its own, so that a signal is received while a step runs. SIGTERM or an
 interrupt lets it end what it has begun and give back the rest; a second one ends the process at
@@ -10,20 +10,112 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from types import FrameType
 
+import torch
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
+from masc_core.bundle.read import load_bundle
+from masc_core.bundle.registry import Registry
+from masc_core.device import (
+    choose_dtype,
+    make_repeatable,
+    resolve_device,
+    set_threads,
+    use_device,
+)
 from masc_core.errors import ConfigError, EngineError
+from masc_core.generation.batch import Batch
+from worker.engine.cuda_graphs import GraphBatch
+from worker.engine.engine import Backend, Engine
+from worker.jobs.queue import JobConsumer
+from worker.jobs.tracing import open_tracer
 from worker.loop import WorkerLoop
+from worker.metrics import WorkerMetrics
+from worker.model.loaded_model import LoadedModel
+from worker.model.threads import available_cores, numbers_to_try
+from worker.model.versions import ModelReloader
+from worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 POLL_SECONDS = 1.0  # between two looks whether the loop should have ended
+
+
+def build_worker(
+    settings: WorkerSettings, queue: JobConsumer, metrics_registry: CollectorRegistry
+) -> WorkerLoop:
+    """Load the active version of the model to serve, and return the loop that serves it.
+
+    Raises
+    ------
+    ConfigError : no such model or device, several models and none is named, or settings that
+        exclude each other
+    ArtifactError : no model, or a file of its bundle is missing, truncated or altered
+    """
+    set_threads(settings.threads)
+    device = resolve_device(settings.device)
+    backends = engine_backends(settings, device)
+    cores: Sequence[int] = ()  # to try; on a GPU torch's own number is as good as any
+    if settings.threads is None and device.type == "cpu":
+        cores = numbers_to_try(available_cores())
+    models = Registry(settings.models_dir)
+    name = models.default(settings.default_model)
+    metrics = WorkerMetrics(metrics_registry)
+
+    def load(folder: Path) -> LoadedModel:
+        use_device(device)  # here, and later in the reloader's thread, which also warms up
+        bundle = load_bundle(folder, device, choose_dtype(settings.dtype, device))
+        logger.info("loaded %s %s onto %s", name, bundle.manifest.version, device)
+        rows = settings.max_batch
+        engine = Engine(bundle.model, bundle.decoder, rows, metrics.step, backends, metrics.engine)
+        return LoadedModel(bundle, engine, cores=cores)
+
+    loaded = load(models.path(name))
+    return WorkerLoop(
+        queue,
+        loaded,
+        metrics,
+        f"{socket.gethostname()}-{os.getpid()}",
+        reloader=ModelReloader(models, name, loaded.manifest.version, load),
+        tracer=open_tracer("masc-worker", settings.traces_endpoint),
+        stall_seconds=settings.stall_seconds,
+        drain_seconds=settings.drain_seconds,
+    )
+
+
+def engine_backends(settings: WorkerSettings, device: torch.device) -> Sequence[Backend]:
+    """How the batch may be stepped, the best backend first.
+
+    Images that must have the same bits in any company get one backend only. On a CPU they have
+    them anyway.
+
+    Raises
+    ------
+    ConfigError : deterministic on a GPU without recorded steps
+    """
+    if device.type == "cpu":
+        return [Backend("cpu", Batch)]
+    if settings.deterministic:
+        if not settings.cuda_graphs:
+            raise ConfigError("MASC_DETERMINISTIC: needs MASC_CUDA_GRAPHS on a GPU")
+        make_repeatable()
+        return [Backend("graphs", partial(GraphBatch, deterministic=True))]
+    eager = Backend("eager", partial(Batch, kernels=False))  # whatever Triton makes of this machine
+    if not settings.cuda_graphs:
+        return [Backend("eager", Batch), eager]
+    return [
+        Backend("graphs", GraphBatch),
+        Backend("compiled", partial(GraphBatch, recorded=False)),
+        eager,
+    ]
 
 
 class LoopThread(threading.Thread):

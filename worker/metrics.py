@@ -1,7 +1,6 @@
 """What a worker measures, under the names that dashboards rely on.
 
-No label grows with traffic: there is none for a class, a request or a client. This module does not
-know where the numbers come from, nor who exposes the registry.
+No label grows with traffic: there is none for a class, a request or a client.
 """
 
 from __future__ import annotations
@@ -13,18 +12,15 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from masc_core.bundle.read import Bundle
-from worker.engine.fallback import EngineMode
+from worker.engine.engine import EngineMode
 from worker.jobs.job import GenerationRequest
 from worker.jobs.outcome import ImageOutput, JobResult
-from worker.jobs.stages import Stage, stage_histogram
+from worker.jobs.stages import TIMED_STAGES, stage_histogram
 
 STEP_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 BITS_BUCKETS = tuple(range(1, 15))
 RATIO_BUCKETS = tuple(i / 20 for i in range(1, 21))
-
-# The stages of a job's timings that happen here.
-STAGES: tuple[Stage, ...] = ("queue", "prefill", "decode", "vq_decode", "encode")
 
 
 class WorkerMetrics:
@@ -141,7 +137,7 @@ class WorkerMetrics:
     def job(self, result: JobResult, code_seconds: float) -> None:
         """Record the stages of a job that is done; its timings leave cluster to code out."""
         self.stage_seconds.labels(stage="cluster_to_code").observe(code_seconds)
-        for stage in STAGES:
+        for stage in TIMED_STAGES:
             self.stage_seconds.labels(stage=stage).observe(getattr(result.timings, stage))
 
 

@@ -32,7 +32,7 @@ BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class OfflineRequest:
-    """What to make; None leaves the choice to the model.
+    """What to make; None takes the model's default.
 
     ``classes`` are names or ids, every class if empty; image i of a class uses ``seed + i``.
     """

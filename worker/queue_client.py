@@ -18,16 +18,16 @@ from functools import partial
 from typing import Self, TypeVar
 
 from masc_core.errors import QueueDownError
-from worker.jobs.event import Event, Preview, Progress
-from worker.jobs.job import Lease
+from worker.jobs.job import Event, Lease, Preview, Progress
 from worker.jobs.outcome import JobResult, Outcome
 from worker.jobs.queue import HAND_BACK, HandBack, JobConsumer, JobReport
+from worker.jobs.tracing import Tracer, trace_job
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 1.0  # between two claims without an arrival: of some we may not have heard
+POLL_SECONDS = 1.0  # between two claims without an arrival, whose message may be lost
 PAUSE_SECONDS = 0.5  # between two tries to reach a queue that is away
-STALE_SECONDS = 1.0  # after which a loop that has not turned gets no more jobs: it may hang
+STALE_SECONDS = 1.0  # after which a loop that has not asked gets no more jobs: it may hang
 MAX_TOGETHER = 256  # reports in a call
 MAX_BYTES = 1_000_000  # of images in a call, after which it takes no further report
 MAX_WAITING = 1024  # reports in the outbox, before events are dropped
@@ -36,7 +36,7 @@ Answer = TypeVar("Answer")
 
 
 class QueueClient:
-    """One worker's dealings with its queue, while the context lasts.
+    """One worker's calls of its queue, while the context lasts.
 
     At the end of the context every job that has not ended is given back. The methods are the
     loop's; only `leases` is for any thread.
@@ -45,14 +45,21 @@ class QueueClient:
     ----------
     queue : where jobs come from and reports go
     clock : seconds from any origin, never going back
+    tracer : records every job whose end the queue takes; None where traces are off
 
     Attributes
     ----------
     affected : the job whose report has raised the latest error
     """
 
-    def __init__(self, queue: JobConsumer, clock: Callable[[], float] = time.monotonic) -> None:
-        self._queue, self._clock = queue, clock
+    def __init__(
+        self,
+        queue: JobConsumer,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        tracer: Tracer | None = None,
+    ) -> None:
+        self._queue, self._clock, self._tracer = queue, clock, tracer
         self._changed = threading.Condition()  # guards whatever follows
         self._held: dict[str, Lease] = {}  # claimed, and not reported as ended
         self._inbox: list[Lease] = []
@@ -62,7 +69,7 @@ class QueueClient:
         self._model, self._rows = "", 0  # that the loop has for its jobs, with those in the inbox
         self._asked_at = clock()  # when it said so
         self._is_claiming = False
-        self._may_find = True  # whether a claim may: the latest did, or there was an arrival
+        self._may_have_jobs = True  # the latest claim got some, or there was an arrival
         self._next_poll = self._next_try = clock()
         self._is_down, self._is_closing = False, False
         self._error: Exception | None = None  # of the thread, for the loop
@@ -97,7 +104,7 @@ class QueueClient:
 
     @property
     def is_clear(self) -> bool:
-        """Whether nothing is to be said, and no job waits for the loop or is being claimed."""
+        """Whether nothing is to be reported, and no job waits for the loop or is being claimed."""
         with self._changed:
             return not (self._outbox or self._sending or self._inbox or self._is_claiming)
 
@@ -120,16 +127,16 @@ class QueueClient:
 
         Raises
         ------
-        Exception : what nobody foresaw in talking to the queue since the last call
+        Exception : an unexpected error of the queue since the last call
         """
         with self._changed:
             self._model, self._rows, self._asked_at = model, free_rows, self._clock()
             if self._thread is not None:
                 self._wake()
             if timeout:
-                self._changed.wait_for(self._is_awaited, timeout)
+                self._changed.wait_for(self._can_stop_waiting, timeout)
         if self._thread is None:
-            self._talk()
+            self._send_and_claim()
         with self._changed:
             if self._error is not None:
                 error, self._error = self._error, None
@@ -182,10 +189,10 @@ class QueueClient:
 
     @property
     def _has_work(self) -> bool:
-        """Whether there is something to say or to claim."""
-        return bool(self._outbox or (self._may_find and self._free_rows > 0)) and self._can_try
+        """Whether there is something to report or to claim, and it may be tried."""
+        return bool(self._outbox or (self._may_have_jobs and self._free_rows > 0)) and self._can_try
 
-    def _is_awaited(self) -> bool:
+    def _can_stop_waiting(self) -> bool:
         """Whether a loop that has nothing to do need not wait any longer."""
         if self._thread is None:
             return self._has_work
@@ -198,11 +205,11 @@ class QueueClient:
     def _arrived(self, model: str) -> None:
         with self._changed:
             if model in ("", self._model):
-                self._may_find = True
+                self._may_have_jobs = True
                 self._changed.notify_all()
 
     def _run(self) -> None:
-        """Talk to the queue until the end of the context; after an error when the loop has it."""
+        """Send and claim until the context ends; after an error, once the loop has raised it."""
         while True:
             with self._changed:
                 pause = max(self._next_poll, self._next_try) - self._clock()
@@ -210,40 +217,50 @@ class QueueClient:
                 if self._is_closing:
                     return
             try:
-                self._talk()
+                self._send_and_claim()
             except Exception as error:  # noqa: BLE001 - it is raised where the loop calls
                 with self._changed:
                     self._error = error
                     self._changed.notify_all()
                     self._changed.wait_for(lambda: self._is_closing or self._error is None)
 
-    def _talk(self) -> None:
+    def _send_and_claim(self) -> None:
         self._send()
         self._claim()
 
     def _send(self) -> None:
         """Report what waits, in order.
 
-        After an error that nobody foresaw reports go one by one, so that it is known whose it is.
+        After an unexpected error reports go one by one, to find the one at fault.
         An event that causes one is lost, an outcome is not.
         """
         while self._outbox and self._can_try:
             batch = self._next_batch()
             outcomes = [one for one in batch if isinstance(one[1], Outcome)]
+            now = time.time()  # before others learn of an end: no job's span outlasts its request
             try:
                 answers = self._try(partial(self._queue.report, batch))
             except Exception:
                 is_alone, self._max_together = len(batch) == 1, 1
-                self._settle(outcomes if is_alone else batch)
+                self._end_call(outcomes if is_alone else batch)
                 if is_alone:
                     self.affected = {batch[0][0].job_id}
                     raise
                 continue
-            self._settle(outcomes if answers is None else ())
+            self._end_call(outcomes if answers is None else ())
             if answers is None:
                 return
-            _warn_of_refused(batch, answers)
+            self._note_ends(batch, answers, now)
         self._max_together = MAX_TOGETHER
+
+    def _note_ends(self, batch: Sequence[JobReport], answers: Sequence[bool], now: float) -> None:
+        for (lease, report), is_accepted in zip(batch, answers, strict=True):
+            if not isinstance(report, Outcome):
+                continue
+            if not is_accepted:
+                logger.warning("job %s: the result came too late, it is refused", lease.job_id)
+            elif self._tracer is not None:
+                trace_job(self._tracer, lease.job, report, now)
 
     def _next_batch(self) -> Sequence[JobReport]:
         batch: list[JobReport] = []
@@ -255,7 +272,7 @@ class QueueClient:
             self._sending = batch
         return batch
 
-    def _settle(self, unsent: Sequence[JobReport]) -> None:
+    def _end_call(self, unsent: Sequence[JobReport]) -> None:
         """End a call; what it did not report goes back to the front of the outbox."""
         with self._changed:
             self._sending = ()
@@ -266,21 +283,21 @@ class QueueClient:
         with self._changed:
             now = self._clock()
             if now >= self._next_poll:
-                self._may_find = True
-            if not self._may_find:
+                self._may_have_jobs = True
+            if not self._may_have_jobs:
                 return
             self._next_poll = now + POLL_SECONDS
             model, rows = self._model, self._free_rows
             if rows <= 0 or not self._can_try:
                 return
-            self._is_claiming, self._may_find = True, False
+            self._is_claiming, self._may_have_jobs = True, False
         leases: Sequence[Lease] | None = None
         try:
             leases = self._try(partial(self._queue.claim, model, rows, 0.0))
         finally:
             with self._changed:
                 self._is_claiming = False
-                self._may_find |= leases is None or len(leases) > 0
+                self._may_have_jobs |= leases is None or len(leases) > 0
                 self._inbox += leases or ()
                 self._held.update((lease.job_id, lease) for lease in leases or ())
                 self._changed.notify_all()
@@ -313,9 +330,3 @@ def _num_bytes(report: Event | Outcome | HandBack) -> int:
         case JobResult():
             return sum(len(image.data) for image in report.images)
     return 0
-
-
-def _warn_of_refused(batch: Sequence[JobReport], answers: Sequence[bool]) -> None:
-    for (lease, report), is_accepted in zip(batch, answers, strict=True):
-        if isinstance(report, Outcome) and not is_accepted:
-            logger.warning("job %s: the result came too late, it is refused", lease.job_id)

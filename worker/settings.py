@@ -13,7 +13,7 @@ from worker.jobs.settings import QueueSettings
 
 
 class WorkerSettings(QueueSettings):
-    """What a worker can be told, besides the queue.
+    """Settings of a worker, besides the queue's.
 
     Attributes
     ----------

@@ -43,6 +43,11 @@ class ActiveVersion:
         """Name of the active version, as the file has it; `FileNotFoundError` where none is."""
         return _read(self.path).strip()
 
+    def stamp(self) -> tuple[int, int]:
+        """Changes whenever a version is made active, also if it was so before."""
+        status = self.path.stat()
+        return status.st_mtime_ns, status.st_ino  # the file is replaced, never written over
+
     def earlier(self, active: str) -> tuple[str, ...]:
         """Versions that were active before ``active``, which is so now, the latest last."""
         activated = self._activated()

@@ -121,6 +121,19 @@ class Registry:
             raise ArtifactError(path, f"names {version!r}, which is not a version of {name!r}")
         return version
 
+    def activation(self, name: str) -> tuple[int, int]:
+        """What tells one activation from the next, also if both are of the same version.
+
+        Raises
+        ------
+        ArtifactError : no version is active
+        """
+        choice = ActiveVersion(self.root / name)
+        try:
+            return choice.stamp()
+        except OSError as error:
+            raise ArtifactError(choice.path, f"cannot be read: {error.strerror}") from error
+
     def path(self, name: str, version: str | None = None) -> Path:
         """Folder of a version, by default the active one.
 

@@ -24,8 +24,7 @@ from server.errors import CLIENT_CLOSED_REQUEST, problem_type_of
 from server.metrics import set_final_status
 from server.middleware.tracing import stage
 from server.state import AppState
-from worker.jobs.event import NumberedEvent, Preview
-from worker.jobs.job import Job
+from worker.jobs.job import Job, NumberedEvent, Preview
 from worker.jobs.outcome import JobResult
 
 KEEP_ALIVE_SECONDS = 15.0

@@ -32,11 +32,9 @@ from server.schemas.job import (
     QueuedEvent,
     StartedEvent,
 )
-from worker.jobs.event import NumberedEvent, Preview, Progress, Started
-from worker.jobs.job import Job
+from worker.jobs.job import Job, NumberedEvent, Preview, Progress, Started
 from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome
-from worker.jobs.queue import JobProducer
-from worker.jobs.state import END_STATES, JobStatus
+from worker.jobs.queue import END_STATES, JobProducer, JobStatus
 
 OUTCOME_SECONDS = 3.0  # for transfer: the outcome of a job that has ended is there already
 

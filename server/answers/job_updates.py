@@ -17,11 +17,9 @@ from starlette.types import Receive
 from masc_core.errors import DeadlineError, QueueDownError
 from server.schemas.job import QueuedEvent
 from server.state import AppState
-from worker.jobs.event import NumberedEvent
-from worker.jobs.job import Job
+from worker.jobs.job import Job, NumberedEvent
 from worker.jobs.outcome import EXPIRED, JobFailure, JobResult
-from worker.jobs.queue import JobProducer
-from worker.jobs.state import JobStatus
+from worker.jobs.queue import JobProducer, JobStatus
 
 POLL_SECONDS = 1.0  # between queries of a waiting job's position
 

@@ -22,7 +22,7 @@ from redis.asyncio import ConnectionPool
 
 from masc_core.errors import RateLimitError
 from server.auth.api_keys import Client
-from worker.jobs.redis.loop_timeout import loop_timeout
+from worker.jobs.redis.client import loop_timeout
 
 logger = logging.getLogger(__name__)
 

@@ -49,8 +49,7 @@ from server.openapi import (
 from server.routes.models import served_manifests
 from server.schemas.generate import ImagesBody
 from server.state import AppState, State
-from worker.jobs.event import NumberedEvent, Preview
-from worker.jobs.job import Job
+from worker.jobs.job import Job, NumberedEvent, Preview
 from worker.jobs.outcome import ImageOutput, JobResult
 
 router = APIRouter(tags=["OpenAI"])

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from masc_core.errors import CapacityError, QueueDownError
 from server.openapi import Responses, problems
 from server.state import AppState, State
-from worker.jobs.state import QueueStats
+from worker.jobs.queue import QueueStats
 
 router = APIRouter(tags=["operation"])
 

@@ -31,7 +31,7 @@ from server.routes.generate import EXAMPLES as GENERATE_EXAMPLES
 from server.schemas.job import EVENT_MODELS, EXAMPLE_EVENTS, EXAMPLE_JOB, JobAnswer, JobBody
 from server.state import State
 from worker.jobs.outcome import JobResult
-from worker.jobs.state import JobStatus
+from worker.jobs.queue import JobStatus
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 

@@ -12,7 +12,7 @@ from masc_core.bundle.manifest import Decoding
 from masc_core.images import ImageFormat
 from server.errors import Problem
 from server.schemas.generate import Image, ImageFacts, ImagesBody, ModelVersion, Stages
-from worker.jobs.state import JobState
+from worker.jobs.queue import JobState
 
 EXAMPLE_JOB: dict[str, Any] = {
     "id": "0c3c8a4c2fd14b6ba4ff4a2f3c5e8a77",

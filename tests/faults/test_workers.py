@@ -17,7 +17,7 @@ from tests.faults.client import Client
 from tests.faults.cluster import SHIPPED, Cluster, Process
 from tests.faults.unlucky_worker import POISON
 from tests.redis_server import RedisServer
-from worker.jobs.redis.scripts import PREFIX
+from worker.jobs.redis.client import PREFIX
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

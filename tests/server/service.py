@@ -37,13 +37,10 @@ from masc_core.bundle.manifest import (
 from masc_core.bundle.registry import Registry
 from server.app import create_app
 from server.settings import ServerSettings
-from worker.jobs.event import Preview, Progress, Started
-from worker.jobs.job import GenerationRequest, Job, Lease
-from worker.jobs.limits import QueueLimits
+from worker.jobs.job import GenerationRequest, Job, Lease, Preview, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome, Timings
-from worker.jobs.queue import JobConsumer
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import JobConsumer, QueueLimits, WorkerStatus
 
 CLASS_NAMES = ("goldfish", "Golden Retriever", "crane", "teapot", "crane", "ship")
 GRID = 4

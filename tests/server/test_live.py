@@ -218,7 +218,7 @@ def test_of_two_thousand_requests_half_of_them_aborted_nothing_is_left(tmp_path:
         assert crowd.served > 500
         queue = service.queue
         wait_until(lambda: not (queue._records or queue._watchers.watched))
-        assert not any([*queue._waiting, *queue._running, *queue._kept])
+        assert not any([*queue._waiting, *queue._running, *queue._ended])
         totals = asyncio.run(queue.stats()).totals
         assert totals.accepted == sum(totals.ended.values())
         assert totals.ended["ok"] >= crowd.served

@@ -11,8 +11,8 @@ from starlette.types import Message, Receive, Scope, Send
 from server.metrics import MeasureRequests, ServerMetrics, request_outcome
 from tests.server.service import Service
 from worker.jobs.outcome import JobFailure
+from worker.jobs.queue import QueueStats, Totals
 from worker.jobs.stages import stage_histogram
-from worker.jobs.state import QueueStats, Totals
 
 REQUESTS = "masc_requests_total"
 

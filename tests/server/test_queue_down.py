@@ -13,11 +13,10 @@ from masc_core.bundle.registry import Registry
 from masc_core.errors import QueueDownError
 from server.app import create_app
 from tests.server.service import Service, assert_problem
-from worker.jobs.event import NumberedEvent
-from worker.jobs.job import Job
+from worker.jobs.job import Job, NumberedEvent
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import Outcome
-from worker.jobs.state import JobStatus, QueueStats, Receipt, WorkerStatus
+from worker.jobs.queue import JobStatus, QueueStats, Receipt, WorkerStatus
 
 
 class _QueueAway(MemoryQueue):

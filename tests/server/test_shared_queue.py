@@ -17,9 +17,8 @@ from server.settings import ServerSettings
 from tests.server.asgi import until
 from tests.server.service import GRID, Painter, draw, write_model
 from tests.server.sse import Event, read_events
-from worker.jobs.limits import QueueLimits
+from worker.jobs.queue import QueueLimits, WorkerStatus
 from worker.jobs.redis.queue import RedisQueue
-from worker.jobs.state import WorkerStatus
 
 pytestmark = pytest.mark.anyio
 

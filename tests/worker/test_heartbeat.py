@@ -15,24 +15,23 @@ from masc_core.errors import EngineError, QueueDownError
 from tests.clock import Clock
 from worker.heartbeat import Heartbeat
 from worker.jobs.job import GenerationRequest, Job, Lease
-from worker.jobs.limits import QueueLimits
 from worker.jobs.memory import MemoryQueue
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import QueueLimits, WorkerStatus
 
 LEASES = [Lease(Job(GenerationRequest("tiny", 0, 1.0, 0), id="j"), 1, 60.0)]
 READY = WorkerStatus("w1", ready=True, model="tiny", version="1")
 STALL_SECONDS = 30.0
 
 
-class ToldQueue(MemoryQueue):
-    """Remembers what is renewed; tells whoever waits that it was told something."""
+class RecordingQueue(MemoryQueue):
+    """Remembers what is renewed; counts announcements."""
 
     def __init__(self, lease_seconds: float = 10.0) -> None:
         super().__init__(QueueLimits(lease_seconds=lease_seconds))
         self.renewed: list[str] = []
         self.is_away = False
         self.error: Exception | None = None
-        self.told = threading.Semaphore(0)
+        self.announced = threading.Semaphore(0)
 
     def renew(self, leases: Iterable[Lease]) -> None:
         if self.error is not None:
@@ -46,10 +45,10 @@ class ToldQueue(MemoryQueue):
                 raise QueueDownError("away")
             super().announce(status)
         finally:
-            self.told.release()
+            self.announced.release()
 
 
-def pulse_of(queue: ToldQueue, clock: Clock | None = None) -> Heartbeat:
+def make_heartbeat(queue: RecordingQueue, clock: Clock | None = None) -> Heartbeat:
     return Heartbeat(queue, "w1", lambda: LEASES, STALL_SECONDS, clock or Clock())
 
 
@@ -58,8 +57,8 @@ def workers(queue: MemoryQueue) -> Sequence[WorkerStatus]:
 
 
 def test_leases_are_renewed_and_the_status_is_told_anew_as_long_as_the_loop_turns() -> None:
-    queue, clock = ToldQueue(), Clock()
-    heartbeat = pulse_of(queue, clock)
+    queue, clock = RecordingQueue(), Clock()
+    heartbeat = make_heartbeat(queue, clock)
     heartbeat.announce(READY)
     for turn in range(1, 4):
         clock.now += STALL_SECONDS
@@ -74,8 +73,8 @@ def test_leases_are_renewed_and_the_status_is_told_anew_as_long_as_the_loop_turn
 def test_a_loop_that_hangs_is_not_ready_and_renews_nothing_until_it_turns_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    queue, clock = ToldQueue(), Clock()
-    heartbeat = pulse_of(queue, clock)
+    queue, clock = RecordingQueue(), Clock()
+    heartbeat = make_heartbeat(queue, clock)
     heartbeat.announce(READY)
     heartbeat.beat()
     clock.now += STALL_SECONDS + 1
@@ -99,8 +98,8 @@ def test_a_loop_that_hangs_is_not_ready_and_renews_nothing_until_it_turns_again(
 
 
 def test_a_loop_that_has_not_turned_yet_cannot_hang() -> None:
-    queue, clock = ToldQueue(), Clock()
-    heartbeat = pulse_of(queue, clock)
+    queue, clock = RecordingQueue(), Clock()
+    heartbeat = make_heartbeat(queue, clock)
     clock.now += 1000  # the warm-up
     heartbeat.check()
     assert queue.renewed == ["j"]
@@ -108,8 +107,8 @@ def test_a_loop_that_has_not_turned_yet_cannot_hang() -> None:
 
 
 def test_whatever_the_loop_says_while_it_drains_the_worker_is_not_ready() -> None:
-    queue = ToldQueue()
-    heartbeat = pulse_of(queue)
+    queue = RecordingQueue()
+    heartbeat = make_heartbeat(queue)
     heartbeat.announce(READY)
     heartbeat.drain()
     assert workers(queue) == (replace(READY, ready=False, detail="draining"),)
@@ -123,8 +122,8 @@ def test_whatever_the_loop_says_while_it_drains_the_worker_is_not_ready() -> Non
 
 
 def test_at_the_end_the_worker_leaves_and_is_not_heard_of_again() -> None:
-    queue = ToldQueue()
-    with pulse_of(queue) as heartbeat:
+    queue = RecordingQueue()
+    with make_heartbeat(queue) as heartbeat:
         heartbeat.announce(READY)
         assert workers(queue) == (READY,)
     assert workers(queue) == ()
@@ -134,9 +133,9 @@ def test_at_the_end_the_worker_leaves_and_is_not_heard_of_again() -> None:
 
 
 def test_a_worker_that_failed_stays_with_its_reason() -> None:
-    queue = ToldQueue()
+    queue = RecordingQueue()
     broken = replace(READY, ready=False, detail="the engine fails")
-    heartbeat = pulse_of(queue)
+    heartbeat = make_heartbeat(queue)
     with suppress(EngineError), heartbeat:
         heartbeat.announce(broken)
         raise EngineError("broken")
@@ -145,8 +144,8 @@ def test_a_worker_that_failed_stays_with_its_reason() -> None:
 
 
 def test_a_worker_that_failed_without_a_word_is_not_ready() -> None:
-    queue = ToldQueue()
-    heartbeat = pulse_of(queue)
+    queue = RecordingQueue()
+    heartbeat = make_heartbeat(queue)
     with suppress(EngineError), heartbeat:
         heartbeat.announce(READY)
         raise EngineError("broken")
@@ -154,32 +153,32 @@ def test_a_worker_that_failed_without_a_word_is_not_ready() -> None:
 
 
 def test_it_beats_by_itself_thrice_a_lease() -> None:
-    queue = ToldQueue(lease_seconds=0.03)
-    with pulse_of(queue):
+    queue = RecordingQueue(lease_seconds=0.03)
+    with make_heartbeat(queue):
         for _ in range(3):
-            assert queue.told.acquire(timeout=10)
+            assert queue.announced.acquire(timeout=10)
     assert queue.renewed[:3] == ["j"] * 3
 
 
 def test_a_queue_that_is_away_does_not_stop_it() -> None:
-    queue = ToldQueue(lease_seconds=0.03)
+    queue = RecordingQueue(lease_seconds=0.03)
     queue.is_away = True
-    with pulse_of(queue) as heartbeat:
+    with make_heartbeat(queue) as heartbeat:
         heartbeat.announce(READY)
         for _ in range(3):
-            assert queue.told.acquire(timeout=10)
+            assert queue.announced.acquire(timeout=10)
         assert workers(queue) == ()
         queue.is_away = False
         for _ in range(2):  # the first may have begun before
-            assert queue.told.acquire(timeout=10)
+            assert queue.announced.acquire(timeout=10)
         assert workers(queue) == (READY,)
 
 
 def test_an_error_that_nobody_foresaw_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:
-    queue = ToldQueue(lease_seconds=0.03)
+    queue = RecordingQueue(lease_seconds=0.03)
     queue.error = KeyError("what is this?")
-    with pulse_of(queue):
+    with make_heartbeat(queue):
         for _ in range(2):
-            assert queue.told.acquire(timeout=10)
+            assert queue.announced.acquire(timeout=10)
     assert queue.renewed[:1] == ["j"]
     assert [record.levelno for record in caplog.records] == [logging.ERROR]

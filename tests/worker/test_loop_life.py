@@ -12,7 +12,6 @@ import pytest
 
 from masc_core.bundle.read import Bundle
 from masc_core.errors import EngineError, QueueDownError
-from masc_core.images import ImageFormat, Pixels, encode_image
 from tests.clock import Clock
 from tests.tiny_bundle import GRID
 from tests.worker.tiny_worker import (
@@ -31,17 +30,11 @@ from tests.worker.tiny_worker import (
 from worker import queue_client as client_module
 from worker.engine.engine import Engine
 from worker.engine.request import EngineOutput, TaskKey
-from worker.jobs.event import Event, Preview, Progress, Started
-from worker.jobs.job import Job, Lease
-from worker.jobs.limits import QueueLimits
+from worker.jobs.job import Event, Job, Lease, Preview, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import EXPIRED, Outcome
-from worker.jobs.queue import JobReport
-from worker.jobs.state import WorkerStatus
-from worker.loop import WorkerLoop
-from worker.model import loaded_model as lane_module
-from worker.model.loaded_model import WARM_UP
-from worker.model.previews import PreviewBudget
+from worker.jobs.queue import JobReport, QueueLimits, WorkerStatus
+from worker.model.loaded_model import WARM_UP, PreviewBudget
 
 L = GRID**2
 
@@ -371,33 +364,3 @@ def test_a_job_that_is_watched_tells_how_it_comes_along(
         for preview in shown:
             assert events.index(Progress(index, preview.rows, GRID)) < events.index(preview)
     assert events.count(Started("1")) == 1
-
-
-def test_a_preview_that_fails_harms_no_job(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_jpeg(pixels: Pixels, file_format: ImageFormat) -> bytes:
-        if file_format == "jpeg":
-            raise OSError("no such encoder")
-        return encode_image(pixels, file_format)
-
-    monkeypatch.setattr(lane_module, "encode_image", no_jpeg)
-    queue = MemoryQueue()
-    loop = make_loop(bundle, queue, 4)
-    job = Job(REQUEST, previews=True)
-    asyncio.run(queue.submit(job))
-    while state(queue, job.id) != "ok":
-        loop.step()
-    made = images(outcome_of(queue, job.id))
-    assert [image.data for image in made] == expected(bundle, REQUEST)
-    assert not any(isinstance(event, Preview) for event in events_of(queue, job.id))
-
-
-def test_a_worker_leaves_no_thread_behind(bundle: Bundle) -> None:
-    before = set(threading.enumerate())
-
-    async def main(loop: WorkerLoop, queue: MemoryQueue) -> None:
-        with running(loop):
-            await outcomes(queue, await submit(queue, [REQUEST] * 3))
-
-    queue = MemoryQueue()
-    asyncio.run(main(make_loop(bundle, queue), queue))
-    assert set(threading.enumerate()) <= before

@@ -17,11 +17,9 @@ from tests.tiny_bundle import GRID
 from tests.worker.tiny_worker import REQUEST, engine_of, expected, images, make_loop, running
 from worker.engine.engine import Engine
 from worker.engine.request import EngineOutput
-from worker.jobs.event import Event, Preview, Progress, Started
-from worker.jobs.job import Job, Lease
-from worker.jobs.limits import QueueLimits
+from worker.jobs.job import Event, Job, Lease, Preview, Progress, Started
 from worker.jobs.outcome import Outcome
-from worker.jobs.queue import JobReport
+from worker.jobs.queue import JobReport, QueueLimits
 from worker.jobs.redis.connection import ANSWER_SECONDS
 from worker.jobs.redis.queue import RedisQueue
 from worker.model.loaded_model import WARM_UP

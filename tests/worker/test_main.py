@@ -9,6 +9,9 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,14 +19,23 @@ from prometheus_client import CollectorRegistry
 
 import worker.loop
 import worker.main
+from masc_core.bundle.manifest import TRANSFORMER_FILE
 from masc_core.bundle.read import Bundle
-from masc_core.errors import ConfigError, EngineError, NonFiniteError
-from tests.worker.tiny_worker import REQUEST, make_loop, submit
-from worker.engine.engine import Engine
+from masc_core.bundle.registry import Registry
+from masc_core.errors import ArtifactError, ConfigError, EngineError, NonFiniteError
+from masc_core.generation.batch import Batch
+from tests.tiny_bundle import save_tiny_bundle
+from tests.worker.tiny_worker import REQUEST, WatchedQueue, make_loop, submit
+from worker.engine.cuda_graphs import GraphBatch
+from worker.engine.engine import BatchFactory, Engine
 from worker.engine.request import EngineOutput
+from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.memory import MemoryQueue
-from worker.main import exposed, run_until_signal
+from worker.jobs.outcome import JobResult
+from worker.loop import WorkerLoop
+from worker.main import LoopThread, build_worker, engine_backends, exposed, run_until_signal
 from worker.model.loaded_model import WARM_UP
+from worker.settings import load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -156,3 +168,125 @@ def test_an_address_that_cannot_be_had_names_its_variable(bundle: Bundle) -> Non
             exposed(loop, CollectorRegistry(), "127.0.0.1", port),
         ):
             pass
+
+
+def build(models: Path, queue: MemoryQueue | None = None, **options: str) -> WorkerLoop:
+    settings = load_settings(models_dir=models, **{"device": "cpu", **options})
+    return build_worker(settings, queue or MemoryQueue(), CollectorRegistry())
+
+
+def test_a_worker_serves_the_active_version(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path, version="1")
+    manifest = save_tiny_bundle(tmp_path, version="2", seed=1)
+
+    async def main() -> object:
+        queue = MemoryQueue()
+        worker = build(tmp_path, queue)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        job = Job(GenerationRequest(model="tiny", class_id=0, cfg_scale=1.0, seed=0))
+        await queue.submit(job)
+        outcome = await queue.outcome(job.id)
+        worker.stop()
+        thread.join()
+        return outcome
+
+    outcome = asyncio.run(main())
+    assert isinstance(outcome, JobResult)
+    assert (outcome.model, outcome.version) == ("tiny", "2")
+    assert outcome.weights_sha256 == manifest.weights_sha256
+
+
+@pytest.mark.gpu
+def test_a_worker_follows_the_active_version_while_it_works(tmp_path: Path) -> None:
+    for seed, version in enumerate("21"):
+        save_tiny_bundle(tmp_path, version=version, seed=seed)
+    models = Registry(tmp_path)
+
+    async def main() -> None:
+        queue = MemoryQueue()
+        worker = build(tmp_path, queue, device="cuda")
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        for version in "1212":
+            models.activate("tiny", version)
+            served = ""
+            while served != version:  # nothing fails while the next one is made ready
+                jobs = [Job(replace(REQUEST, seed=seed)) for seed in range(8)]
+                for job in jobs:
+                    await queue.submit(job)
+                for job in jobs:
+                    outcome = await queue.outcome(job.id)
+                    assert isinstance(outcome, JobResult), outcome
+                    served = outcome.version
+        worker.stop()
+        thread.join()
+
+    asyncio.run(main())
+
+
+def test_every_thread_that_computes_takes_its_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[tuple[str, torch.device]] = set()
+
+    def use(device: torch.device) -> None:
+        used.add((threading.current_thread().name, device))
+
+    for module in (worker.loop, worker.main):
+        monkeypatch.setattr(module, "use_device", use)
+    for seed, version in enumerate("21"):
+        save_tiny_bundle(tmp_path, version=version, seed=seed)
+    queue = WatchedQueue()
+    consumer = build(tmp_path, queue)
+    thread = LoopThread(consumer)
+    thread.start()
+    queue.await_status(lambda status: status.ready)
+    Registry(tmp_path).activate("tiny", "2")
+    queue.await_status(lambda status: status.version == "2")
+    consumer.stop()
+    thread.join()
+    names = {threading.current_thread().name, "worker", "reloader"}
+    assert used == {(name, torch.device("cpu")) for name in names}
+
+
+def test_one_of_several_models_is_named(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path, "a")
+    save_tiny_bundle(tmp_path, "b")
+    with pytest.raises(ConfigError, match="several models"):
+        build(tmp_path)
+    with pytest.raises(ConfigError, match="no model 'c'"):
+        build(tmp_path, default_model="c")
+    build(tmp_path, default_model="b")
+
+
+def test_without_a_usable_bundle_it_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="nowhere"):
+        build(tmp_path / "nowhere")
+    with pytest.raises(ArtifactError, match="holds no model"):
+        build(tmp_path)
+    save_tiny_bundle(tmp_path)
+    path = tmp_path / "tiny" / "1" / TRANSFORMER_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=TRANSFORMER_FILE):
+        build(tmp_path)
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path)
+    with pytest.raises(ConfigError, match="device: 'cuda:99' is not on this machine"):
+        build(tmp_path, device="cuda:99")
+
+
+def test_steps_are_recorded_on_a_gpu_unless_told_otherwise() -> None:
+    def best(device: str, **options: bool) -> BatchFactory:
+        return engine_backends(load_settings(**options), torch.device(device))[0].make
+
+    assert best("cpu") is best("cpu", deterministic=True) is Batch
+    assert best("cuda") is GraphBatch
+    alike = best("cuda", deterministic=True)
+    assert isinstance(alike, partial)
+    assert (alike.func, alike.keywords) == (GraphBatch, {"deterministic": True})
+    assert best("cuda", cuda_graphs=False) is Batch
+    with pytest.raises(ConfigError, match="MASC_DETERMINISTIC: needs MASC_CUDA_GRAPHS"):
+        best("cuda", cuda_graphs=False, deterministic=True)

@@ -10,17 +10,26 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from masc_core.errors import QueueDownError
 from tests.clock import Clock
-from worker import queue_client
-from worker.jobs.event import Event, Preview, Progress, Started
-from worker.jobs.job import GenerationRequest, Job, Lease
+from worker.jobs.job import Event, GenerationRequest, Job, Lease, Preview, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome, Timings
-from worker.jobs.queue import HAND_BACK, JobReport
-from worker.jobs.state import WorkerStatus
-from worker.queue_client import PAUSE_SECONDS, POLL_SECONDS, STALE_SECONDS, QueueClient
+from worker.jobs.queue import HAND_BACK, JobReport, WorkerStatus
+from worker.jobs.stages import TIMED_STAGES
+from worker.jobs.tracing import Tracer
+from worker.queue_client import (
+    MAX_BYTES,
+    MAX_TOGETHER,
+    MAX_WAITING,
+    PAUSE_SECONDS,
+    POLL_SECONDS,
+    STALE_SECONDS,
+    QueueClient,
+)
 
 REQUEST = GenerationRequest(model="tiny", class_id=0, cfg_scale=1.0, seed=0)
 RESULT = JobResult((), "tiny", "1", "0" * 64, Timings())
@@ -57,7 +66,7 @@ class AwayQueue(MemoryQueue):
         raise AssertionError("not through the client")
 
     @property
-    def told(self) -> list[JobReport]:
+    def reported(self) -> list[JobReport]:
         return [report for together in self.reports for report in together]
 
 
@@ -133,7 +142,7 @@ def test_what_is_reported_to_a_queue_that_is_there_arrives_together() -> None:
     assert [state(queue, f"j{i}") for i in range(3)] == ["ok", "waiting", "running"]
     client.flush()
     assert queue.tries == ["claim", "report"]
-    assert queue.told == [(one, STARTED), (two, HAND_BACK), (three, STARTED), (one, RESULT)]
+    assert queue.reported == [(one, STARTED), (two, HAND_BACK), (three, STARTED), (one, RESULT)]
 
 
 def test_outcomes_wait_in_order_for_a_queue_that_is_away_and_events_do_not() -> None:
@@ -154,7 +163,7 @@ def test_outcomes_wait_in_order_for_a_queue_that_is_away_and_events_do_not() -> 
     clock.now += PAUSE_SECONDS
     client.flush()
     assert client.is_clear
-    assert queue.told == list(zip(leases, outcomes, strict=True))
+    assert queue.reported == list(zip(leases, outcomes, strict=True))
     assert [state(queue, lease.job_id) for lease in leases] == ["ok", "error", "ok"]
     assert client.leases == []
 
@@ -181,7 +190,7 @@ def test_a_queue_that_is_away_is_not_asked_at_every_step(
     clock.now += PAUSE_SECONDS
     client.report(two, STARTED)
     client.flush()
-    assert queue.told == [(one, RESULT), (two, STARTED)]
+    assert queue.reported == [(one, RESULT), (two, STARTED)]
     assert [record.message for record in caplog.records] == [
         "the queue is away: nobody answers",
         "the queue is there again",
@@ -201,6 +210,21 @@ def test_a_result_that_comes_too_late_is_refused_and_forgotten(
     assert client.is_clear
     assert state(queue, "j0") == "cancelled"
     assert "job j0: the result came too late" in caplog.text
+
+
+def test_jobs_whose_end_the_queue_takes_are_traced() -> None:
+    queue, spans = AwayQueue(), InMemorySpanExporter()
+    client = QueueClient(queue, Clock(), tracer=Tracer("test", SimpleSpanProcessor(spans)))
+    one, two, _ = claimed(queue, client, 3)
+    asyncio.run(queue.cancel("j1"))
+    for lease in (one, two):
+        client.report(lease, STARTED)
+        client.report(lease, RESULT)
+    client.flush()
+    *stages, job = spans.get_finished_spans()
+    assert [stage.name for stage in stages] == list(TIMED_STAGES)
+    assert job.attributes is not None
+    assert (job.name, job.attributes["masc.job.id"]) == ("job", "j0")
 
 
 def test_a_lease_that_is_lost_is_renewed_no_longer_unless_the_job_has_come_back() -> None:
@@ -237,7 +261,7 @@ def test_an_event_that_cannot_be_told_is_dropped_and_its_job_is_known() -> None:
         client.flush()
     assert client.affected == {"j1"}
     client.flush()
-    assert queue.told == [(leases[0], STARTED), (leases[2], STARTED)]
+    assert queue.reported == [(leases[0], STARTED), (leases[2], STARTED)]
 
 
 def test_an_outcome_that_cannot_be_told_is_tried_again_and_the_rest_goes_back_at_the_end(
@@ -267,40 +291,37 @@ def test_what_waits_behind_an_outcome_that_cannot_be_told_is_told_at_the_end() -
     assert [state(queue, f"j{i}") for i in range(3)] == ["ok", "running", "ok"]
 
 
-def test_calls_are_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue_client, "MAX_TOGETHER", 4)
-    monkeypatch.setattr(queue_client, "MAX_BYTES", 2 * len(PREVIEW.data))
+def test_calls_are_of_bounded_size() -> None:
     queue = AwayQueue()
     client = QueueClient(queue, Clock())
-    leases = claimed(queue, client, 8)
-    image = ImageOutput(b"image" * 10, 0, (), 0.0, 0.0)
-    for lease in leases:
-        client.report(lease, STARTED)
+    one, two = claimed(queue, client, 2)
+    for _ in range(2 * MAX_TOGETHER):
+        client.report(one, STARTED)
     for _ in range(3):
-        client.report(leases[0], PREVIEW)
-    for lease in leases[:2]:
+        client.report(one, replace(PREVIEW, data=bytes(MAX_BYTES // 2)))
+    image = ImageOutput(bytes(MAX_BYTES), 0, (), 0.0, 0.0)
+    for lease in (one, two):
         client.report(lease, replace(RESULT, images=(image,)))
     client.flush()
-    assert [len(together) for together in queue.reports] == [4, 4, 2, 2, 1]
+    assert [len(together) for together in queue.reports] == [MAX_TOGETHER, MAX_TOGETHER, 2, 2, 1]
 
 
-def test_a_full_outbox_drops_previews_then_progress_and_no_outcome(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(queue_client, "MAX_WAITING", 5)
+def test_a_full_outbox_drops_previews_then_progress_and_no_outcome() -> None:
     queue = AwayQueue()
     client = QueueClient(queue, Clock())
     one, two, three = claimed(queue, client, 3)
     first, second = Progress(0, 1, 8), Progress(0, 2, 8)
-    for event in (STARTED, first, PREVIEW, second, PREVIEW):
+    events: list[Event] = [first, PREVIEW, second, PREVIEW, *[STARTED] * (MAX_WAITING - 4)]
+    for event in events:
         client.report(one, event)
+    started: list[JobReport] = [(one, STARTED)] * (MAX_WAITING - 4)
+    assert len(client._outbox) == MAX_WAITING
     client.report(two, RESULT)
-    kept: list[JobReport] = [(one, STARTED), (one, first), (one, second), (two, RESULT)]
-    assert list(client._outbox) == kept
+    assert list(client._outbox) == [(one, first), (one, second), *started, (two, RESULT)]
     client.report(one, RESULT)
     client.report(three, RESULT)
     client.flush()
-    assert queue.told == [(one, STARTED), (two, RESULT), (one, RESULT), (three, RESULT)]
+    assert queue.reported == [*started, (two, RESULT), (one, RESULT), (three, RESULT)]
 
 
 def test_jobs_are_claimed_when_some_have_arrived_and_now_and_then() -> None:
@@ -400,7 +421,7 @@ def test_the_loop_does_not_wait_for_a_slow_queue_and_what_piles_up_is_one_call()
             assert ids(client.leases) == ["j1", "j0"]
         settled(client)
         assert [len(together) for together in queue.reports] == [1, 15]
-        assert queue.told[-1] == (one, RESULT)
+        assert queue.reported[-1] == (one, RESULT)
 
 
 def test_an_idle_loop_waits_until_a_job_has_been_claimed() -> None:

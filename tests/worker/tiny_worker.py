@@ -20,11 +20,9 @@ from worker.engine.engine import Engine
 from worker.engine.request import EngineOutput, ImageTask
 from worker.job_run import image_spec
 from worker.jobs.job import GenerationRequest, Job, Lease
-from worker.jobs.limits import QueueLimits
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome
-from worker.jobs.queue import JobConsumer
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import JobConsumer, QueueLimits, WorkerStatus
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
 from worker.model.loaded_model import LoadedModel

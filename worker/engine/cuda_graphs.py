@@ -1,8 +1,8 @@
 """A batch on a GPU: a whole step is one recorded graph.
 
-A graph is recorded for each shape of a batch when it is first needed, or ahead; see
-`worker.engine.buckets`. Replaying one reads tables and indices on the device, so the host writes
-only when images join or leave. What images have drawn, and that logits were not finite, it hears
+A graph is recorded for each shape in `buckets` when it is first needed, or ahead; a batch takes the
+smallest that holds it. Replaying one reads tables and indices on the device, so the host writes
+only when images join or leave. What images have drawn, and that logits were not finite, it reads
 one step late: the device always has the next step to do.
 On a CPU the same steps are done without being recorded, for tests.
 
@@ -18,14 +18,22 @@ import torch
 from masc_core.device import new_stream
 from masc_core.generation.batch import Batch
 from masc_core.generation.host_copy import HostCopy
-from masc_core.generation.slots import Slot, StepShape, lay_out
+from masc_core.generation.slots import (
+    Slot,
+    StepShape,
+    has_filters,
+    lay_out,
+    num_rows,
+    refined_images,
+)
 from masc_core.generation.step import Indices
 from masc_core.models.gpt import GPT
 from masc_core.models.kv_cache import has_triton
 from masc_core.sampling.in_cluster import InClusterDecoder
-from worker.engine.buckets import buckets, choose
 
 NUM_WARM_UPS = 2  # the first compiles
+# One row costs what two cost, and would take other kernels than they do.
+ROWS = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072)
 
 
 class GraphBatch(Batch):
@@ -99,7 +107,7 @@ class GraphBatch(Batch):
         return self._step(Indices(*parts), filters=shape.filters)
 
     def _record(self, shape: StepShape) -> None:
-        """Record a step, once. Before and after it the indices say that nobody is here."""
+        """Record a step, once. Before and after it the indices say that no image is here."""
         if shape in self._graphs:
             return
         self._write_indices(shape, ())
@@ -128,3 +136,42 @@ class GraphBatch(Batch):
         values, here = finite.tolist(), {id(slot) for slot in self._slots}
         # A slot may have been given to another image meanwhile.
         return [s.index for s in slots if id(s) in here and not values[s.index]]
+
+
+def buckets(
+    capacity: int, *, only_largest: bool = False, with_refiner: bool = False
+) -> list[StepShape]:
+    """All shapes for a capacity in rows, smaller ones first.
+
+    A shape has room for half as many images as rows, if nearly all are guided, or for as many; its
+    refiner looks at all of them or at none.
+
+    Parameters
+    ----------
+    capacity : rows that images may take
+    only_largest : let every step have the shape of a full batch of images that are not guided
+    with_refiner : whether images can ask for the refiner
+    """
+    largest = max(2, capacity + capacity % 2)
+    sizes = [(largest, largest)]
+    if not only_largest:
+        heights = [*(rows for rows in ROWS if rows < largest), largest]
+        sizes = [(rows, images) for rows in heights for images in (rows // 2, rows)]
+    return [
+        StepShape(rows, images, filters, refined)
+        for rows, images in sizes
+        for filters in (False, True)
+        for refined in ((0, images) if with_refiner else (0,))
+    ]
+
+
+def choose(fitting: Sequence[StepShape], slots: Sequence[Slot]) -> StepShape:
+    """Return the first shape, of those in ascending order, that holds the images."""
+    rows = num_rows(slots)
+    kind = has_filters(slots), bool(refined_images(slots))
+    return next(
+        shape
+        for shape in fitting
+        if shape.rows >= rows and shape.images >= len(slots)
+        if (shape.filters, bool(shape.refined)) == kind
+    )

@@ -1,29 +1,32 @@
 """Continuous batching: images join at any step, and leave when their last position is drawn.
 
 Every image needs the same number of steps from a prompt of one token, so there are no pages, no
-shared prefixes, and nobody is ever put aside: whoever has slots keeps them to the end. What comes
-out for a task is the same whatever else is in the batch.
+shared prefixes and no preemption: an image keeps its slot to the end. The output for a task is the
+same whatever else is in the batch.
 
-Where the device has a queue of its own (`Batch.reads_late`), what came to its end is read while the
-next step runs.
+Where the device has a queue of its own (`Batch.reads_late`), outputs are read while the next step
+runs.
 """
 
 from __future__ import annotations
 
+import gc
+import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import torch
 
-from masc_core.errors import NonFiniteError
-from masc_core.generation.batch import Batch, Drawn, StepReport
+from masc_core.errors import MascError, NonFiniteError
+from masc_core.generation.batch import Batch, Drawn
 from masc_core.generation.host_copy import HostCopy
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
-from masc_core.sampling.params import SamplingParams, check_specs
+from masc_core.sampling.params import check_specs
 from worker.engine.request import (
     EngineOutput,
     FailedImage,
@@ -33,36 +36,17 @@ from worker.engine.request import (
     TaskKey,
 )
 
-# Called after each step of the transformer with its rows and its seconds.
-StepObserver = Callable[[int, float], None]
-BatchFactory = Callable[[GPT, InClusterDecoder, int], "StepBatch"]
+logger = logging.getLogger(__name__)
+
+EngineMode = Literal["graphs", "compiled", "eager", "cpu"]
+BatchFactory = Callable[[GPT, InClusterDecoder, int], Batch]
 
 
-class StepBatch(Protocol):
-    """What an engine steps; see `Batch`."""
+class Backend(NamedTuple):
+    """One way to step a batch, made with a model, a decoder and a number of slots."""
 
-    @property
-    def num_rows(self) -> int:
-        """Rows of the transformer's batch that the images take."""
-
-    @property
-    def reads_late(self) -> bool:
-        """Whether what is read after a step is better waited for after the next one."""
-
-    def prepare(self) -> None:
-        """Do ahead what would make the first steps slow."""
-
-    def join(self, specs: Sequence[SamplingParams]) -> list[int]:
-        """Add images at their first position, all of them or none; return their slots."""
-
-    def leave(self, slots: Collection[int]) -> None:
-        """Let images go; their slots are free."""
-
-    def step(self) -> StepReport:
-        """Draw the next position of every image."""
-
-    def read(self, slots: Sequence[int]) -> HostCopy:
-        """Begin to read what some images have drawn by now: the columns of a `Drawn`."""
+    mode: EngineMode
+    make: BatchFactory
 
 
 @dataclass(slots=True)
@@ -77,8 +61,8 @@ class _Running:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
-    """What is being read of tasks, each after so many rows of its grid."""
+class _Read:
+    """A copy to the host that is under way: of these tasks, each after so many rows of its grid."""
 
     due: Sequence[tuple[_Running, int]]
     copy: HostCopy
@@ -92,8 +76,9 @@ class Engine:
     model : the transformer, in evaluation mode
     decoder : cluster to code, on the model's device
     capacity_rows : rows of the transformer's batch; a guided image takes two, others one
-    observe : called after each step
-    make_batch : called as ``make_batch(model, decoder, capacity_rows)``
+    observe : called after each step of the transformer with its rows and its seconds
+    backends : the fastest first; `prepare` goes on to the next where one does not work
+    on_prepared : called with the mode of the backend that does
 
     Raises
     ------
@@ -105,20 +90,24 @@ class Engine:
         model: GPT,
         decoder: InClusterDecoder,
         capacity_rows: int,
-        observe: StepObserver | None = None,
-        make_batch: BatchFactory = Batch,
+        observe: Callable[[int, float], None] | None = None,
+        backends: Sequence[Backend] = (Backend("cpu", Batch),),
+        on_prepared: Callable[[EngineMode], None] = lambda _: None,
     ) -> None:
         if model.training:
             raise ValueError("the model is in training mode")
         self.capacity_rows = capacity_rows
         self._config, self._decoder, self._observe = model.config, decoder, observe
-        self._batch = make_batch(model, decoder, capacity_rows)
+        self._parts = model, decoder, capacity_rows
+        self._backend, *self._slower_backends = backends
+        self._on_prepared = on_prepared
         self._joining: dict[TaskKey, ImageTask] = {}
-        self._running: dict[TaskKey, _Running] = {}  # without an outcome, in the order they came
+        self._running: dict[TaskKey, _Running] = {}  # without their last output, in order
         self._by_slot: dict[int, _Running] = {}  # those of them that still have positions to draw
-        self._due: defaultdict[int, list[tuple[_Running, int]]] = defaultdict(list)  # by step
-        self._readings: list[_Reading] = []
-        self._outcomes: list[EngineOutput] = []  # not handed out yet
+        # by step: what is to be read after it, and how many rows of the grid are drawn then
+        self._due: defaultdict[int, list[tuple[_Running, int]]] = defaultdict(list)
+        self._reads: list[_Read] = []
+        self._outputs: list[EngineOutput] = []  # not handed out yet
         self._num_steps = 0
         self._code_seconds = 0.0
 
@@ -130,12 +119,26 @@ class Engine:
 
     @property
     def tasks(self) -> list[ImageTask]:
-        """What is here, in the order in which it came."""
+        """All tasks that are here, in order."""
         return [running.task for running in self._running.values()] + list(self._joining.values())
 
     def prepare(self) -> None:
-        """Do ahead what would make the first steps slow; on a GPU that takes up to a minute."""
-        self._batch.prepare()
+        """Do ahead what would make the first steps slow; on a GPU that takes up to a minute.
+
+        Recording and compiling depend on the driver, on Triton and on the age of the GPU. Where
+        they fail the engine goes on with the next backend. Call it before tasks join, which that
+        one would not have.
+
+        Raises
+        ------
+        MascError, torch.OutOfMemoryError : the model is at fault, or too large, in any backend
+        Exception : what the last backend failed with
+        """
+        while not self._prepare_backend():
+            self.__dict__.pop("_batch", None)  # its memory goes before the next one takes some
+            gc.collect()
+            self._backend = self._slower_backends.pop(0)
+        self._on_prepared(self._backend.mode)
 
     def add(self, task: ImageTask) -> None:
         """Take a task that fits in `free_rows`; it joins at the next step.
@@ -158,29 +161,49 @@ class Engine:
     def cancel(self, key: TaskKey) -> None:
         """Forget a task, whose rows are free at once; nothing happens when it is not here."""
         self._joining.pop(key, None)
-        self._outcomes = [one for one in self._outcomes if one.task.key != key]
+        self._outputs = [one for one in self._outputs if one.task.key != key]
         running = self._running.get(key)
         if running is not None:
-            self._let_go([running])
+            self._remove([running])
 
     @torch.inference_mode()
     def step(self) -> Sequence[EngineOutput]:
-        """Draw the next position of every image; hand out those that came to their end.
+        """Draw the next position of every image; hand out previews and finished images.
 
         After an exception the tasks are still here, where they were, for the caller to step again
-        or to cancel: no outcome is lost.
+        or to cancel: no output is lost.
         """
         self._join()
-        if self._by_slot and not self._due.get(self._num_steps):
+        if self._by_slot and not self._due.get(self._num_steps):  # else the last read has failed
             self._draw()
         if self._batch.reads_late:
-            self._take_read()
-            self._read_due()
+            self._finish_reads()  # of the step before, while the device does this one
+            self._begin_read()
         else:
-            self._read_due()
-            self._take_read()
-        outcomes, self._outcomes = self._outcomes, []
-        return tuple(outcomes)
+            self._begin_read()
+            self._finish_reads()
+        outputs, self._outputs = self._outputs, []
+        return tuple(outputs)
+
+    @cached_property
+    def _batch(self) -> Batch:
+        return self._backend.make(*self._parts)
+
+    def _prepare_backend(self) -> bool:
+        try:
+            self._batch.prepare()
+        except (MascError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # torch, Triton, a C compiler and the driver each have their own errors
+            if not self._slower_backends:
+                raise
+            logger.exception(
+                "%s does not work on this machine; the engine goes on as %s, SEVERAL TIMES SLOWER",
+                self._backend.mode,
+                self._slower_backends[0].mode,
+            )
+            return False
+        return True
 
     def _join(self) -> None:
         if not self._joining:
@@ -207,61 +230,61 @@ class Engine:
         if self._observe is not None:
             self._observe(rows, now - started)
 
-    def _read_due(self) -> None:
+    def _begin_read(self) -> None:
         """Begin to read what is due after this step; until that has worked it stays due."""
-        due = [(who, row) for who, row in self._due.get(self._num_steps, ()) if self._has(who)]
+        due = [one for one in self._due.get(self._num_steps, ()) if self._is_running(one[0])]
         if due:
             copy = self._batch.read([running.slot for running, _ in due])
-            self._readings.append(_Reading(due, copy))
-            self._leave_batch([who for who, row in due if row == self._config.grid_size])
+            self._reads.append(_Read(due, copy))
+            self._leave_batch([one for one, row in due if row == self._config.grid_size])
         self._due.pop(self._num_steps, None)
 
-    def _take_read(self) -> None:
-        """Make outcomes of what was read; until that has worked it is kept."""
-        while self._readings:
-            reading = self._readings[0]
-            drawn, now = Drawn(*reading.copy.wait()), time.perf_counter()
-            for place, (running, row) in enumerate(reading.due):
-                if not self._has(running):  # cancelled, or failed
+    def _finish_reads(self) -> None:
+        """Make outputs of what was read; until that has worked it is kept."""
+        while self._reads:
+            read = self._reads[0]
+            drawn, now = Drawn(*read.copy.wait()), time.perf_counter()
+            for index, (running, row) in enumerate(read.due):
+                if not self._is_running(running):  # cancelled, or failed
                     continue
-                if not drawn.finite[place]:
+                if not drawn.finite[index]:
                     self._fail([running])
                     continue
-                self._outcomes.append(self._outcome(running, row, drawn, place, now))
+                self._outputs.append(self._output(running, row, drawn, index, now))
                 if row == self._config.grid_size:
-                    self._let_go([running])
-            self._readings.pop(0)
+                    self._remove([running])
+            self._reads.pop(0)
 
-    def _outcome(
-        self, running: _Running, row: int, read: Drawn, place: int, now: float
+    def _output(
+        self, running: _Running, row: int, drawn: Drawn, index: int, now: float
     ) -> PartialImage | FinishedImage:
         if row < self._config.grid_size:
-            drawn = read.codes[place, : row * self._config.grid_size]
-            return PartialImage(running.task, row, drawn)
+            codes = drawn.codes[index, : row * self._config.grid_size]
+            return PartialImage(running.task, row, codes)
         return FinishedImage(
             task=running.task,
-            codes=read.codes[place],
-            entropies=read.entropies[place],
+            codes=drawn.codes[index],
+            entropies=drawn.entropies[index],
             prefill_seconds=running.prefilled - running.started,
             decode_seconds=now - running.prefilled,
             code_seconds=self._code_seconds - running.code_seconds,
         )
 
-    def _has(self, running: _Running) -> bool:
+    def _is_running(self, running: _Running) -> bool:
         return self._running.get(running.task.key) is running
 
     def _fail(self, failed: Sequence[_Running]) -> None:
-        self._let_go(failed)
+        self._remove(failed)
         reason = NonFiniteError("the model produced a NaN or an infinity for this image")
-        self._outcomes += [FailedImage(running.task, reason) for running in failed]
+        self._outputs += [FailedImage(running.task, reason) for running in failed]
 
-    def _let_go(self, leaving: Sequence[_Running]) -> None:
-        self._leave_batch(leaving)
-        for running in leaving:
+    def _remove(self, tasks: Sequence[_Running]) -> None:
+        self._leave_batch(tasks)
+        for running in tasks:
             del self._running[running.task.key]
 
-    def _leave_batch(self, leaving: Sequence[_Running]) -> None:
-        slots = {who.slot for who in leaving if self._by_slot.get(who.slot) is who}
+    def _leave_batch(self, tasks: Sequence[_Running]) -> None:
+        slots = {one.slot for one in tasks if self._by_slot.get(one.slot) is one}
         if slots:
             self._batch.leave(slots)
-            self._by_slot = {s: who for s, who in self._by_slot.items() if s not in slots}
+            self._by_slot = {s: one for s, one in self._by_slot.items() if s not in slots}

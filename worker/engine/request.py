@@ -1,4 +1,4 @@
-"""What an engine is asked for, and what it answers.
+"""What an engine is asked for, and its outputs.
 
 Legend: L positions of an image, n of them that are drawn.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from masc_core.errors import EngineError
+from masc_core.images import ImageFormat
 from masc_core.sampling.params import SamplingParams
 
 TaskKey = tuple[str, int]
@@ -17,20 +17,13 @@ TaskKey = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class ImageTask:
-    """One image of a job.
-
-    Attributes
-    ----------
-    job_id, index : the job, and which of its images
-    spec : what to draw
-    preview_rows : rows of the grid after each of which what is drawn is handed out, all of them
-        less than the grid's height
-    """
+    """One image of a job."""
 
     job_id: str
-    index: int
+    index: int  # which of the job's images
     spec: SamplingParams
-    preview_rows: tuple[int, ...] = ()
+    preview_rows: tuple[int, ...] = ()  # of the grid, after each of which there is a `PartialImage`
+    format: ImageFormat = "png"  # of the file that is made of it afterwards
 
     @property
     def key(self) -> TaskKey:
@@ -45,14 +38,7 @@ class ImageTask:
 
 @dataclass(frozen=True, slots=True)
 class PartialImage:
-    """A task on its way.
-
-    Attributes
-    ----------
-    task : which
-    rows : rows of the grid that are drawn
-    codes : int64 (n,), theirs, on the CPU
-    """
+    """A task of which ``rows`` of the grid are drawn; codes : int64 (n,), theirs, on the CPU."""
 
     task: ImageTask
     rows: int
@@ -61,24 +47,14 @@ class PartialImage:
 
 @dataclass(frozen=True, slots=True)
 class FinishedImage:
-    """A task whose every position is drawn.
-
-    Attributes
-    ----------
-    task : which
-    codes : int64 (L,), on the CPU
-    entropies : float32 (L,), bits, on the CPU
-    prefill_seconds : until the first position was drawn
-    decode_seconds : the rest
-    code_seconds : part of both in which the batch turned clusters into codes
-    """
+    """A task whose every position is drawn."""
 
     task: ImageTask
-    codes: Tensor
-    entropies: Tensor
-    prefill_seconds: float
-    decode_seconds: float
-    code_seconds: float = 0.0
+    codes: Tensor  # int64 (L,), on the CPU
+    entropies: Tensor  # float32 (L,), bits, on the CPU
+    prefill_seconds: float  # until the first position was drawn
+    decode_seconds: float  # the rest
+    code_seconds: float = 0.0  # part of both in which the batch turned clusters into codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +62,7 @@ class FailedImage:
     """A task that has no image; others go on."""
 
     task: ImageTask
-    error: EngineError
+    error: BaseException
 
 
 EngineOutput = PartialImage | FinishedImage | FailedImage

@@ -5,9 +5,8 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from masc_core.errors import ConfigError
-from worker.jobs.limits import QueueLimits
 from worker.jobs.memory import MemoryQueue
-from worker.jobs.queue import JobQueue
+from worker.jobs.queue import JobQueue, QueueLimits
 from worker.jobs.redis.queue import RedisQueue
 
 VARIABLE = "MASC_QUEUE_URL"
@@ -27,15 +26,14 @@ def connect(url: str, limits: QueueLimits) -> JobQueue:
     """
     try:
         scheme = urlsplit(url).scheme
+        if scheme == "memory":
+            return MemoryQueue(limits)
+        if scheme in REDIS_SCHEMES:
+            return RedisQueue(url, limits)
     except ValueError as error:
         raise ConfigError(f"{VARIABLE}: the URL cannot be read") from error
-    if scheme == "memory":
-        return MemoryQueue(limits)
-    if scheme not in REDIS_SCHEMES:
-        raise ConfigError(
-            f"{VARIABLE}: no queue for a URL of the kind {scheme!r}, use memory:// or redis://"
-        )
-    try:
-        return RedisQueue(url, limits)
     except ConfigError as error:
         raise ConfigError(f"{VARIABLE}: {error}") from error
+    raise ConfigError(
+        f"{VARIABLE}: no queue for a URL of the kind {scheme!r}, use memory:// or redis://"
+    )

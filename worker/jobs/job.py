@@ -1,7 +1,4 @@
-"""What travels to a worker: a request in which nothing is left open, and who wants it until when.
-
-This module knows neither HTTP nor torch, nor how a job ends (`worker.jobs.outcome`).
-"""
+"""A job: a request in which nothing is left open, who wants it until when, and its events."""
 
 from __future__ import annotations
 
@@ -50,62 +47,74 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """What makes a second submission the same as the first.
+    """What makes a second submission the same as the first."""
 
-    Attributes
-    ----------
-    key : chosen by the client, unique among those of the job's owner
-    fingerprint : of all that was asked for; the same key with another one is a conflict
-    """
-
-    key: str
-    fingerprint: str
+    key: str  # chosen by the client, unique among those of the job's owner
+    fingerprint: str  # of all that was asked for; the same key with another one is a conflict
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request in the queue.
-
-    Attributes
-    ----------
-    request : what to make
-    id : unique
-    submitted_at : seconds since the epoch, so that processes on one clock can compare it
-    timeout : seconds from its acceptance after which nobody wants the images any more
-    owner : who asked, by the name of a key; empty for anybody
-    keep : whether the outcome stays for a while, or only until it is forgotten
-    previews : whether somebody looks at what is drawn so far
-    idempotency : None where every submission is a job of its own
-    trace : ``traceparent`` of what it is a part of, empty where nothing is traced
-    """
+    """A request in the queue."""
 
     request: GenerationRequest
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    submitted_at: float = field(default_factory=time.time)
-    timeout: float = DEFAULT_TIMEOUT
-    owner: str = ""
-    keep: bool = False
-    previews: bool = False
-    idempotency: Idempotency | None = None
-    trace: str = ""
+    submitted_at: float = field(default_factory=time.time)  # since the epoch: processes compare it
+    timeout: float = DEFAULT_TIMEOUT  # seconds from its acceptance to its deadline
+    owner: str = ""  # name of the key of who asked; empty for anybody
+    keep: bool = False  # whether the outcome stays for a while, or only until it is forgotten
+    previews: bool = False  # whether a client watches what is drawn so far
+    idempotency: Idempotency | None = None  # None where every submission is a job of its own
+    trace: str = ""  # ``traceparent`` of what it is a part of, empty where nothing is traced
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A claimed job: the right to run it, for as long as the lease is renewed.
-
-    Attributes
-    ----------
-    job : what to run
-    token : grows with every delivery of the job; only the latest one's holder is listened to
-    seconds_left : until the job's deadline, when it was claimed
-    """
+    """A claimed job: the right to run it, for as long as the lease is renewed."""
 
     job: Job
-    token: int
-    seconds_left: float
+    token: int  # grows with every delivery of the job; only reports of the latest one count
+    seconds_left: float  # until the job's deadline, when it was claimed
 
     @property
     def job_id(self) -> str:
         """The job's id."""
         return self.job.id
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A worker runs the job with this version of the model; sent again after a lost worker."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """So many rows of the grid are drawn, of ``num_rows``; ``image`` counts from 0 in its job."""
+
+    image: int
+    rows: int
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """The upper rows of an image, nearly as they will be."""
+
+    image: int  # which one of the job, from 0
+    rows: int  # of the grid that are shown, of ``num_rows``
+    num_rows: int
+    format: ImageFormat
+    data: bytes  # the file, as wide as the image and as high as the rows
+
+
+Event = Started | Progress | Preview
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedEvent:
+    """An event and its number within the job, from 1: whoever was away asks for what it missed."""
+
+    number: int
+    event: Event

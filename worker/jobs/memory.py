@@ -1,15 +1,14 @@
 """The queue inside one process: the front end and the worker are two threads of it.
 
-One lock guards everything. A job is kept until `forget`, or for `QueueLimits.result_seconds` after
-its end; then its id and state stay for `QueueLimits.tombstone_seconds`, or until there are too many
-others. The worker cannot be lost without the queue, so a lease never runs out.
+One lock guards everything. The worker cannot be lost without the queue, so a lease never runs out.
+See `worker.jobs.queue` for what the methods do.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
@@ -21,39 +20,72 @@ from masc_core.errors import (
     ShareExceededError,
     UnknownJobError,
 )
-from worker.jobs.drain_rate import DrainRate, retry_after
-from worker.jobs.event import Event, NumberedEvent
-from worker.jobs.job import Job, Lease
-from worker.jobs.limits import QueueLimits
+from worker.jobs.job import Event, Job, Lease, NumberedEvent
 from worker.jobs.outcome import (
     CANCELLED,
     EXPIRED,
+    EndState,
     JobFailure,
     JobResult,
     Outcome,
     end_state,
     frees_key,
 )
-from worker.jobs.queue import HandBack, JobConsumer, JobReport
-from worker.jobs.state import (
-    EndState,
+from worker.jobs.queue import (
+    HandBack,
+    JobConsumer,
+    JobReport,
     JobState,
     JobStatus,
+    QueueLimits,
     QueueStats,
     Receipt,
     Redelivery,
     Totals,
     WorkerStatus,
+    retry_after,
 )
 from worker.jobs.watchers import Watchers
 
-MAX_GONE = 10_000  # jobs that are remembered without their outcomes
+MAX_TOMBSTONES = 10_000  # jobs that are remembered without their outcomes
+WINDOW_SECONDS = 30.0  # of the drain rate
+
+
+class DrainRate:
+    """Jobs finished per second, over the last half minute or since the queue last was empty.
+
+    An idle spell is left out: it says nothing about how fast a full queue drains.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._finished: deque[float] = deque()
+        self._since = clock()
+
+    def restart(self) -> None:
+        """The queue was empty, and is not any more: begin anew."""
+        self._finished.clear()
+        self._since = self._clock()
+
+    def count(self) -> None:
+        """One more job has finished."""
+        self._finished.append(self._clock())
+        self._forget_old()
+
+    def per_second(self) -> float:
+        """The rate; 0 when nothing has finished."""
+        self._forget_old()
+        span = min(WINDOW_SECONDS, self._clock() - self._since)
+        return len(self._finished) / max(span, 0.1)
+
+    def _forget_old(self) -> None:
+        horizon = self._clock() - WINDOW_SECONDS
+        while self._finished and self._finished[0] < horizon:
+            self._finished.popleft()
 
 
 @dataclass(slots=True)
 class _Record:
-    """What is known of a job."""
-
     job: Job
     number: int  # in the order of acceptance
     deadline: float  # of the clock
@@ -70,13 +102,7 @@ class _Record:
 
 
 class MemoryQueue(JobConsumer):
-    """Both faces of the queue port, for one process.
-
-    Parameters
-    ----------
-    limits : how much it takes and remembers
-    clock : seconds from any origin, never going back
-    """
+    """Both sides of the queue port, for one process; the clock is of seconds from any origin."""
 
     def __init__(
         self, limits: QueueLimits | None = None, clock: Callable[[], float] = time.monotonic
@@ -87,8 +113,8 @@ class MemoryQueue(JobConsumer):
         self._records: dict[str, _Record] = {}
         self._waiting: OrderedDict[str, _Record] = OrderedDict()
         self._running: dict[str, _Record] = {}
-        self._kept: OrderedDict[str, _Record] = OrderedDict()  # ended; the oldest first
-        self._gone: OrderedDict[str, _Record] = OrderedDict()  # the same without outcomes
+        self._ended: OrderedDict[str, _Record] = OrderedDict()  # with outcomes; the oldest first
+        self._tombstones: OrderedDict[str, _Record] = OrderedDict()  # without them
         self._by_key: dict[tuple[str, str], _Record] = {}
         self._workers: dict[str, WorkerStatus] = {}
         self._watchers = Watchers()
@@ -98,20 +124,20 @@ class MemoryQueue(JobConsumer):
         self._redelivered: Counter[Redelivery] = Counter()
 
     async def __aenter__(self) -> Self:
-        """Nothing is to be connected."""
+        """Nothing to connect."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Nothing is to be disconnected."""
+        """Nothing to disconnect."""
 
     async def submit(self, job: Job, share: float = 1.0) -> Receipt:
-        """Accept a job; see `worker.jobs.queue.JobProducer.submit`."""
+        """Accept a job."""
         with self._arrival:
             self._sweep()
-            earlier = self._earlier(job)
+            earlier = self._same_key(job)
             if earlier is not None:
                 return Receipt(earlier.job.id, is_new=False)
-            self._refuse_excess(job, share)
+            self._check_limits(job, share)
             if not self._waiting and not self._running:
                 self._rate.restart()
             record = _Record(job, self._accepted, self._clock() + job.timeout)
@@ -119,34 +145,34 @@ class MemoryQueue(JobConsumer):
             if job.idempotency is not None:
                 self._by_key[job.owner, job.idempotency.key] = record
             self._accepted += 1
-            self._has_arrived(record)
+            self._notify_workers(record)
             return Receipt(job.id, is_new=True)
 
     async def outcome(self, job_id: str) -> Outcome:
-        """Wait for the end of a job; see `worker.jobs.queue.JobProducer.outcome`."""
-        with self._watchers.watch(job_id) as news:
+        """Wait for the end of a job."""
+        with self._watchers.watch(job_id) as changed:
             while True:
                 with self._arrival:
                     record = self._record(job_id)
                     if record.is_over:
-                        return _kept(record)
-                await news.wait(record.deadline - self._clock())
+                        return _outcome_of(record)
+                await changed.wait(record.deadline - self._clock())
 
     async def events(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
-        """What the job's worker tells; see `worker.jobs.queue.JobProducer.events`."""
-        with self._watchers.watch(job_id) as news:
+        """Events of a job."""
+        with self._watchers.watch(job_id) as changed:
             while True:
                 with self._arrival:
                     record = self._record(job_id)
                     is_over, fresh = record.is_over, record.events[after:]
                     if is_over:
-                        _kept(record)
+                        _outcome_of(record)
                 for event in fresh:
                     after += 1
                     yield NumberedEvent(after, event)
                 if is_over:
                     return
-                await news.wait(record.deadline - self._clock())
+                await changed.wait(record.deadline - self._clock())
 
     async def status(self, job_id: str) -> JobStatus:
         """Where a job is."""
@@ -169,7 +195,7 @@ class MemoryQueue(JobConsumer):
                 self._end(record, CANCELLED if state == "cancelled" else EXPIRED)
 
     async def forget(self, job_id: str) -> None:
-        """Keep the outcome of a job no longer, unless it is to be kept."""
+        """Keep the outcome no longer, unless the job says so."""
         with self._arrival:
             record = self._records.get(job_id)
             if record is not None and record.is_over and not record.job.keep:
@@ -188,18 +214,18 @@ class MemoryQueue(JobConsumer):
             return QueueStats(len(self._waiting), len(self._running), age, rate, totals)
 
     async def workers(self) -> Sequence[WorkerStatus]:
-        """The latest status of every worker that announced itself and has not left."""
+        """The latest status of every worker."""
         with self._arrival:
             return tuple(self._workers.values())
 
     @property
     def lease_seconds(self) -> float:
-        """How long a lease would hold elsewhere."""
+        """How long a lease would hold if it could be lost."""
         return self._limits.lease_seconds
 
     @property
     def is_remote(self) -> bool:
-        """Nothing is waited for but a lock."""
+        """Calls wait for nothing but a lock."""
         return False
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
@@ -208,16 +234,16 @@ class MemoryQueue(JobConsumer):
             self._listeners.append(arrived)
 
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
-        """Take the oldest jobs that fit; see `worker.jobs.queue.JobConsumer.claim`."""
+        """Take the oldest jobs that fit."""
         if max_rows <= 0:
             return ()
         with self._arrival:
-            self._arrival.wait_for(lambda: bool(self._of(model)), timeout)
+            self._arrival.wait_for(lambda: bool(self._waiting_for(model)), timeout)
             self._sweep()
-            return [self._lease(record) for record in _leading(self._of(model), max_rows)]
+            return [self._lease(record) for record in _fitting(self._waiting_for(model), max_rows)]
 
     def renew(self, leases: Iterable[Lease]) -> None:
-        """Nothing is to be renewed."""
+        """Leases do not run out."""
 
     def abandoned(self, leases: Iterable[Lease]) -> set[str]:
         """Ids of the jobs among these that are over, or somebody else's."""
@@ -226,9 +252,9 @@ class MemoryQueue(JobConsumer):
             return {lease.job_id for lease in leases if not self._holds(lease)}
 
     def report(self, reports: Sequence[JobReport]) -> Sequence[bool]:
-        """Tell what has happened to jobs; see `worker.jobs.queue.JobConsumer.report`."""
+        """Tell what has happened to jobs."""
         with self._arrival:
-            return [self._take(lease, report) for lease, report in reports]
+            return [self._apply(lease, report) for lease, report in reports]
 
     def announce(self, status: WorkerStatus) -> None:
         """Tell the front end how this worker is."""
@@ -241,10 +267,10 @@ class MemoryQueue(JobConsumer):
             self._workers.pop(worker_id, None)
 
     def close(self) -> None:
-        """Nothing is to be disconnected."""
+        """Nothing to disconnect."""
 
-    def _earlier(self, job: Job) -> _Record | None:
-        """The job that an idempotency key stands for already."""
+    def _same_key(self, job: Job) -> _Record | None:
+        """The job that was submitted earlier under the same idempotency key."""
         if job.idempotency is None:
             return None
         record = self._by_key.get((job.owner, job.idempotency.key))
@@ -256,8 +282,8 @@ class MemoryQueue(JobConsumer):
             )
         return record
 
-    def _refuse_excess(self, job: Job, share: float) -> None:
-        waiting = self._of(job.request.model)
+    def _check_limits(self, job: Job, share: float) -> None:
+        waiting = self._waiting_for(job.request.model)
         wait = retry_after(len(waiting), self._rate.per_second())
         if len(waiting) >= self._limits.max_jobs:
             raise QueueFullError(f"{len(waiting)} jobs wait already, no more are taken", wait)
@@ -265,7 +291,7 @@ class MemoryQueue(JobConsumer):
         if share < 1 and own >= max(1, int(share * self._limits.max_jobs)):
             raise ShareExceededError(f"{own} jobs of this client wait already", wait)
 
-    def _of(self, model: str) -> list[_Record]:
+    def _waiting_for(self, model: str) -> list[_Record]:
         return [one for one in self._waiting.values() if one.job.request.model == model]
 
     def _record(self, job_id: str) -> _Record:
@@ -283,13 +309,13 @@ class MemoryQueue(JobConsumer):
         record.deliveries += 1
         return Lease(record.job, record.token, record.deadline - self._clock())
 
-    def _has_arrived(self, record: _Record) -> None:
+    def _notify_workers(self, record: _Record) -> None:
         self._arrival.notify_all()
         for arrived in self._listeners:
             arrived(record.job.request.model)
 
-    def _take(self, lease: Lease, report: Event | Outcome | HandBack) -> bool:
-        """Do what a report says; false when the lease was lost before."""
+    def _apply(self, lease: Lease, report: Event | Outcome | HandBack) -> bool:
+        """Apply a report; false when the lease was lost before."""
         if not self._holds(lease):
             self._fenced += isinstance(report, Outcome)
             return False
@@ -313,7 +339,7 @@ class MemoryQueue(JobConsumer):
         self._redelivered["handed_back"] += 1
         waiting = sorted([*self._waiting.values(), record], key=lambda one: one.number)
         self._waiting = OrderedDict((one.job.id, one) for one in waiting)
-        self._has_arrived(record)
+        self._notify_workers(record)
 
     def _holds(self, lease: Lease) -> bool:
         record = self._running.get(lease.job_id)
@@ -325,7 +351,7 @@ class MemoryQueue(JobConsumer):
         record.state, record.outcome = end_state(outcome), outcome
         record.ended = self._clock()
         self._ends[record.state] += 1
-        self._kept[record.job.id] = record
+        self._ended[record.job.id] = record
         if frees_key(outcome):
             self._release_key(record)
         self._watchers.notify(record.job.id)
@@ -336,23 +362,22 @@ class MemoryQueue(JobConsumer):
         for record in (*self._waiting.values(), *self._running.values()):
             if record.deadline <= now:
                 self._end(record, EXPIRED)
-        while self._kept and now - _oldest(self._kept).ended >= limits.result_seconds:
-            job_id, record = self._kept.popitem(last=False)
+        while self._ended and now - _oldest(self._ended).ended >= limits.result_seconds:
+            job_id, record = self._ended.popitem(last=False)
             record.outcome, record.events = None, []
-            self._gone[job_id] = record
-        while self._gone and (
-            now - _oldest(self._gone).ended >= limits.tombstone_seconds
-            or len(self._gone) > MAX_GONE
+            self._tombstones[job_id] = record
+        while self._tombstones and (
+            now - _oldest(self._tombstones).ended >= limits.tombstone_seconds
+            or len(self._tombstones) > MAX_TOMBSTONES
         ):
-            self._drop(_oldest(self._gone))
+            self._drop(_oldest(self._tombstones))
 
     def _drop(self, record: _Record) -> None:
-        for place in (self._records, self._kept, self._gone):
-            place.pop(record.job.id, None)
+        for records in (self._records, self._ended, self._tombstones):
+            records.pop(record.job.id, None)
         self._release_key(record)
 
     def _release_key(self, record: _Record) -> None:
-        """Let the idempotency key stand for nothing."""
         if record.job.idempotency is None:
             return
         key = record.job.owner, record.job.idempotency.key
@@ -360,7 +385,7 @@ class MemoryQueue(JobConsumer):
             del self._by_key[key]
 
 
-def _kept(record: _Record) -> Outcome:
+def _outcome_of(record: _Record) -> Outcome:
     if record.outcome is None:
         raise ResultGoneError("id", f"the images of job {record.job.id!r} are kept no longer")
     return record.outcome
@@ -370,7 +395,7 @@ def _oldest(records: OrderedDict[str, _Record]) -> _Record:
     return next(iter(records.values()))
 
 
-def _leading(records: Iterable[_Record], max_rows: int) -> list[_Record]:
+def _fitting(records: Iterable[_Record], max_rows: int) -> list[_Record]:
     """The first jobs that fit together, at least one."""
     taken: list[_Record] = []
     for record in records:

@@ -1,12 +1,10 @@
-"""How a job ends: with its images, or with the reason why there are none.
-
-This module knows neither HTTP nor torch, nor how images are made.
-"""
+"""How a job ends: with its images, or with the reason why there are none."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from masc_core.errors import (
     ArtifactError,
@@ -18,27 +16,19 @@ from masc_core.errors import (
     MascError,
     RequestError,
 )
-from worker.jobs.state import EndState
+
+EndState = Literal["ok", "error", "cancelled", "expired"]
 
 
 @dataclass(frozen=True, slots=True)
 class ImageOutput:
-    """One finished image.
+    """One finished image."""
 
-    Attributes
-    ----------
-    data : the encoded file
-    seed : the seed that alone reproduces this image
-    entropies : bits, one per position, of the guided distribution
-    entropy_bits : their mean
-    entropy_ratio : ``entropy_bits`` over ``log2(K)``
-    """
-
-    data: bytes
-    seed: int
-    entropies: tuple[float, ...]
-    entropy_bits: float
-    entropy_ratio: float
+    data: bytes  # the encoded file
+    seed: int  # that alone reproduces this image
+    entropies: tuple[float, ...]  # bits, one per position, of the guided distribution
+    entropy_bits: float  # their mean
+    entropy_ratio: float  # ``entropy_bits`` over ``log2(K)``
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +56,15 @@ class JobResult:
 
 @dataclass(frozen=True, slots=True)
 class JobFailure:
-    """Why a job ended without images.
+    """Why a job ended without images: an exception that can cross a process boundary."""
 
-    ``error`` is the class name of a ``MascError``, ``message`` its text: an exception that can
-    cross a process boundary. ``field`` names the request's field at fault, where there is one.
-    """
-
-    error: str
-    message: str
-    field: str = ""
+    error: str  # class name of a `MascError`
+    message: str  # its text
+    field: str = ""  # the request's field at fault, where there is one
 
     @classmethod
     def of(cls, error: BaseException) -> JobFailure:
-        """Describe an error; one that nobody foresaw becomes an `EngineError` without its text."""
+        """Describe an error; an unexpected one becomes an `EngineError` without its text."""
         match error:
             case RequestError():
                 return cls(type(error).__name__, str(error), error.field)

@@ -1,28 +1,99 @@
 """The queue port: what a front end and a worker ask of a queue, whatever carries it.
 
 The front end is asynchronous and waits for many jobs at once; a worker is a plain loop that owns
-its thread. So the port has two faces, and an adapter serves both.
+its thread. So the port has two sides, and an adapter serves both.
 
 A job is accepted once, delivered at least once, and ends once. Whoever claims it holds a lease. A
 worker that does not renew its leases has lost them; the job is then delivered to another, and what
-the first one still says of it is refused.
+the first one still reports of it is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, Protocol, Self, TypeAlias
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol, Self, TypeAlias, get_args
 
-from worker.jobs.event import Event, NumberedEvent
-from worker.jobs.job import Job, Lease
-from worker.jobs.outcome import Outcome
-from worker.jobs.state import JobStatus, QueueStats, Receipt, WorkerStatus
+from worker.jobs.job import Event, Job, Lease, NumberedEvent
+from worker.jobs.outcome import EndState, Outcome
+
+JobState = Literal["waiting", "running"] | EndState
+# Why a job was delivered again: its worker was lost, or gave it back.
+Redelivery = Literal["lease_expired", "handed_back"]
+
+END_STATES: tuple[EndState, ...] = get_args(EndState)
+REDELIVERIES: tuple[Redelivery, ...] = get_args(Redelivery)
+
+DEFAULT_RETRY_AFTER = 5.0
+MAX_RETRY_AFTER = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How much a queue takes, and how long it waits and remembers."""
+
+    max_jobs: int = 256  # of one model that may wait; those that a worker has claimed do not count
+    lease_seconds: float = 10.0  # after which a silent worker has lost its jobs
+    max_deliveries: int = 3  # after so many workers were lost with it, a job is given up
+    result_seconds: float = 600.0  # how long an outcome that is kept stays
+    tombstone_seconds: float = 86_400.0  # how long afterwards its end and its key are known
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The answer to a submission."""
+
+    job_id: str  # an earlier one's where the idempotency key was known
+    is_new: bool  # whether this submission made it
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """Where a job is."""
+
+    job: Job
+    state: JobState
+    position: int | None  # jobs that are ahead of it, None unless it waits
+    deliveries: int  # how often a worker has taken it, without those that gave it back
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What has happened in the queue so far. At rest ``accepted`` is the sum of ``ended``."""
+
+    accepted: int = 0
+    ended: Mapping[EndState, int] = field(default_factory=dict)
+    redelivered: Mapping[Redelivery, int] = field(default_factory=dict)
+    dead_lettered: int = 0
+    fenced: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """State of the queue."""
+
+    depth: int  # jobs that wait for a worker
+    running: int  # jobs that a worker has claimed
+    oldest_age: float  # seconds since the oldest that waits was submitted, 0 when none does
+    drain_rate: float  # jobs finished per second of late, 0 when unknown
+    totals: Totals  # since the queue began
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What a worker announces of itself."""
+
+    worker_id: str
+    ready: bool  # once a warm-up image has come out of the model it serves
+    model: str = ""
+    version: str = ""
+    detail: str = ""  # why it is not ready, or why it refused a version
+    refused: str = ""  # the active version, if it cannot serve it
 
 
 @dataclass(frozen=True, slots=True)
 class HandBack:
-    """A job goes back unfinished, to be claimed at once by whoever has room."""
+    """A job goes back unfinished, to be claimed at once by another worker."""
 
 
 HAND_BACK: Final = HandBack()
@@ -67,37 +138,27 @@ class JobProducer(Protocol):
         """
 
     def events(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
-        """What the job's worker tells, from number ``after + 1`` on, until the job ends.
-
-        Raises
-        ------
-        UnknownJobError, ResultGoneError : as from `outcome`
-        """
+        """Events of a job from number ``after + 1`` on, until it ends; raises as `outcome` does."""
 
     async def status(self, job_id: str) -> JobStatus:
-        """Where a job is.
-
-        Raises
-        ------
-        UnknownJobError : there is no such job, or it was forgotten
-        """
+        """Where a job is; raises `UnknownJobError`."""
 
     async def cancel(
         self, job_id: str, state: Literal["cancelled", "expired"] = "cancelled"
     ) -> None:
         """End a job without images; one that has ended, or that nobody knows, is ignored.
 
-        It is never claimed any more, and whoever runs it is told that it is abandoned.
+        It is never claimed any more, and `abandoned` names it to the worker that runs it.
         """
 
     async def forget(self, job_id: str) -> None:
-        """Keep the outcome of a job no longer: it has been delivered, and nobody will ask again."""
+        """Keep the outcome no longer, unless the job says `keep`."""
 
     async def stats(self) -> QueueStats:
         """State of the queue."""
 
     async def workers(self) -> Sequence[WorkerStatus]:
-        """The latest status of every worker that is heard of and has not left."""
+        """The latest status of every worker that announces one and has not been removed."""
 
 
 class JobConsumer(Protocol):
@@ -139,10 +200,9 @@ class JobConsumer(Protocol):
         """Hold leases for another ``lease_seconds``; from any thread. Those lost stay lost."""
 
     def abandoned(self, leases: Iterable[Lease]) -> set[str]:
-        """Ids of the jobs among these that are no longer this worker's: their work is in vain.
+        """Ids of the jobs among these that were cancelled, ended, or given to another.
 
-        They were cancelled, ended, or given to another. Says what has become known: without asking
-        anyone, so that it can be called at every step.
+        Says what has become known: without asking anyone, so that it can be called at every step.
         """
 
     def report(self, reports: Sequence[JobReport]) -> Sequence[bool]:
@@ -166,7 +226,7 @@ class JobConsumer(Protocol):
         return is_accepted
 
     def hand_back(self, leases: Iterable[Lease]) -> None:
-        """Give jobs back; those that are not this worker's any more are left as they are."""
+        """Give jobs back; those whose lease is lost stay as they are."""
         self.report([(lease, HAND_BACK) for lease in leases])
 
     def announce(self, status: WorkerStatus) -> None:
@@ -180,4 +240,14 @@ class JobConsumer(Protocol):
 
 
 class JobQueue(JobProducer, JobConsumer, Protocol):
-    """Both faces."""
+    """Both sides."""
+
+
+def retry_after(depth: int, drain_rate: float) -> float:
+    """Seconds after which half of a full queue will have drained, so that a new try finds room.
+
+    Between 1 second and two minutes; 5 seconds while the rate is unknown.
+    """
+    if drain_rate <= 0:
+        return DEFAULT_RETRY_AFTER
+    return min(max(depth / 2 / drain_rate, 1.0), MAX_RETRY_AFTER)

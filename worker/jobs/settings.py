@@ -10,17 +10,17 @@ from typing import Annotated
 from pydantic import Field
 
 from masc_core.settings import ProcessSettings, Seconds
-from worker.jobs.limits import QueueLimits
+from worker.jobs.queue import QueueLimits
 
 
 class QueueSettings(ProcessSettings):
-    """What both sides of a queue are told.
+    """Settings of both sides of a queue.
 
     Attributes
     ----------
     queue_url : ``memory://``, ``redis://...``, ``rediss://...`` or ``unix://...``
     max_queue : jobs of one model that may wait
-    lease_seconds : after which a worker that was not heard of has lost its jobs
+    lease_seconds : after which a silent worker has lost its jobs
     max_deliveries : after so many workers were lost with it, a job is given up
     result_seconds : how long the images of a job can be fetched
     traces_endpoint : URL of the collector that gets traces of jobs; empty is none

@@ -1,10 +1,7 @@
-"""The histogram of stages, which the front end and the worker fill from their two ends.
+"""The histogram of stages: the front end observes ``admit`` and ``deliver``, the worker the rest.
 
 In the embedded mode both live in one process and expose one registry, so whoever comes first
 registers the histogram and the other one finds it.
-
-The front end observes ``admit`` and ``deliver``; the worker observes ``queue``, ``prefill``,
-``decode``, ``cluster_to_code``, ``vq_decode`` and ``encode``.
 """
 
 from __future__ import annotations
@@ -18,6 +15,8 @@ from prometheus_client import CollectorRegistry, Histogram
 Stage = Literal[
     "admit", "queue", "prefill", "decode", "cluster_to_code", "vq_decode", "encode", "deliver"
 ]
+# Those that are fields of `worker.jobs.outcome.Timings`, in their order.
+TIMED_STAGES: Final[tuple[Stage, ...]] = ("queue", "prefill", "decode", "vq_decode", "encode")
 
 # 1-2.5-5 steps from a millisecond to a minute.
 SECONDS_BUCKETS: Final = (

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from masc_core.errors import ConfigError
+from worker.jobs.job import Job
+from worker.jobs.outcome import JobFailure, Outcome
+from worker.jobs.stages import TIMED_STAGES
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
@@ -30,13 +33,7 @@ Attribute = str | int | float | bool
 
 
 class Span:
-    """Something that takes a while, as a part of something longer.
-
-    Parameters
-    ----------
-    tracer : makes its parts
-    span : the SDK's
-    """
+    """One span of the SDK, and its parts."""
 
     def __init__(self, tracer: SdkTracer, span: SdkSpan) -> None:
         self._tracer, self._span = tracer, span
@@ -56,13 +53,9 @@ class Span:
         part.end(_nanoseconds(end))
 
     def end(self, error: str = "", at: float | None = None, **attributes: Attribute) -> None:
-        """End it, well or with an error; names of attributes have dots for double underscores.
+        """End it, well or with an error, ``at`` seconds since the epoch or now.
 
-        Parameters
-        ----------
-        error : what went wrong, empty if nothing did
-        at : when, seconds since the epoch; None is now
-        attributes : what else is known of it
+        Names of attributes have dots for double underscores.
         """
         from opentelemetry.trace import Status, StatusCode  # noqa: PLC0415 - traces are on
 
@@ -98,15 +91,10 @@ class Tracer:
         at: float | None = None,
         **attributes: Attribute,
     ) -> Span:
-        """Begin a span; see `Span.end` for the names of attributes.
+        """Begin a span, ``at`` seconds since the epoch or now.
 
-        Parameters
-        ----------
-        name : of a kind of spans, few in all
-        traceparent : what it is a part of; empty, or nothing that can be understood, begins a trace
-        kind : which part it plays between processes
-        at : when, seconds since the epoch; None is now
-        attributes : what is known of it
+        Without a valid ``traceparent``, which it is then a part of, it begins a trace. Names of
+        attributes have dots for double underscores.
         """
         from opentelemetry.context import Context  # noqa: PLC0415 - traces are on
         from opentelemetry.trace import SpanKind  # noqa: PLC0415 - traces are on
@@ -124,6 +112,32 @@ class Tracer:
             start_time=None if at is None else _nanoseconds(at),
         )
         return Span(self._tracer, span)
+
+
+def trace_job(tracer: Tracer, job: Job, outcome: Outcome, ended: float) -> None:
+    """Record a job from its submission to its end, seconds since the epoch.
+
+    Its stages lie one behind the other, as long as its timings say. With several images they
+    overlap in truth, and encoding counts each.
+    """
+    span = tracer.start(
+        "job",
+        job.trace,
+        "consumer",
+        job.submitted_at,
+        masc__job__id=job.id,
+        masc__model__name=job.request.model,
+        masc__images=job.request.num_images,
+    )
+    if isinstance(outcome, JobFailure):
+        span.end(outcome.error, ended)
+        return
+    start = job.submitted_at
+    for stage in TIMED_STAGES:
+        end = start + getattr(outcome.timings, stage)
+        span.add(stage, start, end)
+        start = end
+    span.end(at=ended, masc__model__version=outcome.version)
 
 
 def open_tracer(service: str, endpoint: str) -> Tracer | None:

@@ -1,6 +1,6 @@
-"""Coroutines that wait for news of a job, woken from any thread.
+"""Coroutines that wait for a change of a job, woken from any thread.
 
-News are not carried along, only that there are some: whoever is woken looks for itself.
+What has changed is not carried along: whoever is woken asks the queue.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 
-class News:
-    """What one coroutine waits at."""
+class Changed:
+    """An `asyncio.Event` that any thread may set, for one coroutine."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
 
     async def wait(self, seconds: float | None = None) -> None:
-        """Return once there are news since the last return, or after so many seconds."""
+        """Return once it was set since the last return, or after so many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._event.wait()
         self._event.clear()
 
-    def notify(self) -> None:
-        """There are news; from any thread."""
+    def set(self) -> None:
+        """Wake the coroutine; from any thread."""
         with suppress(RuntimeError):  # its loop has ended, and with it whoever waited
             self._loop.call_soon_threadsafe(self._event.set)
 
@@ -37,38 +37,38 @@ class Watchers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._news: defaultdict[str, list[News]] = defaultdict(list)
+        self._changed: defaultdict[str, list[Changed]] = defaultdict(list)
 
     @contextmanager
-    def watch(self, job_id: str) -> Iterator[News]:
-        """Be told of a job for as long as the context lasts."""
-        news = News()
+    def watch(self, job_id: str) -> Iterator[Changed]:
+        """Watch a job for as long as the context lasts."""
+        changed = Changed()
         with self._lock:
-            self._news[job_id].append(news)
+            self._changed[job_id].append(changed)
         try:
-            yield news
+            yield changed
         finally:
             with self._lock:
-                self._news[job_id].remove(news)
-                if not self._news[job_id]:
-                    del self._news[job_id]
+                self._changed[job_id].remove(changed)
+                if not self._changed[job_id]:
+                    del self._changed[job_id]
 
     def notify(self, job_id: str) -> None:
-        """There are news of a job."""
+        """Wake whoever watches a job."""
         with self._lock:
-            watching = tuple(self._news.get(job_id, ()))
-        for news in watching:
-            news.notify()
+            watching = tuple(self._changed.get(job_id, ()))
+        for changed in watching:
+            changed.set()
 
     def notify_all(self) -> None:
-        """There may be news of any job."""
+        """Wake everybody: any job may have changed."""
         with self._lock:
-            watching = [news for together in self._news.values() for news in together]
-        for news in watching:
-            news.notify()
+            watching = [one for together in self._changed.values() for one in together]
+        for changed in watching:
+            changed.set()
 
     @property
     def watched(self) -> frozenset[str]:
         """Ids of the jobs that somebody waits for."""
         with self._lock:
-            return frozenset(self._news)
+            return frozenset(self._changed)

@@ -2,7 +2,7 @@
 
 Tasks wait until the engine has rows for them. Finished images go through the renderer and a small
 pool of threads that encode. The engine waits for those only when more than `MAX_ENCODING` images
-are there. Previews take what `worker.model.previews.PreviewBudget` allows.
+are there. Previews take what `PreviewBudget` allows.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 
@@ -32,8 +32,7 @@ from worker.engine.request import (
     PartialImage,
     TaskKey,
 )
-from worker.jobs.event import Preview, Progress
-from worker.model.previews import PreviewBudget
+from worker.jobs.job import Preview, Progress
 from worker.model.render import Rendered, Renderer
 from worker.model.threads import ThreadTrial, available_cores
 
@@ -43,6 +42,8 @@ MIN_ENCODERS = 2
 MAX_ENCODING = 64  # images whose files are not there yet; beyond, the engine waits
 PREVIEW_FORMAT: Final[ImageFormat] = "jpeg"
 WARM_UP = "warm-up"
+PREVIEW_SHARE = 0.05  # of the worker's time
+MAX_CREDIT = 0.05  # seconds of previews
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,7 @@ class ImageEvent:
     event: Progress | Preview
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedFile:
+class EncodedFile(NamedTuple):
     """An image's file, and what it took after the engine."""
 
     data: bytes
@@ -83,24 +83,52 @@ class MadeImage:
         return self.image.task
 
 
-@dataclass(frozen=True, slots=True)
-class LostImage:
-    """A task that has no image; others go on."""
-
-    task: ImageTask
-    error: BaseException
+Report = EnteredImage | ImageEvent | MadeImage | FailedImage
 
 
-Report = EnteredImage | ImageEvent | MadeImage | LostImage
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoding:
+class _Encoding(NamedTuple):
     """An image, or the upper rows of one, on its way through renderer and pool."""
 
     image: FinishedImage | PartialImage
     file: Future[EncodedFile]
-    paid: float = 0.0  # from the budget of previews
+    paid: float  # from the budget of previews; nothing for a finished image
+
+
+class PreviewBudget:
+    """Seconds that may be spent on previews.
+
+    Credit grows with time, a twentieth of it by default, up to a bound. A preview is made while
+    there is credit, and paid for in advance with what the last one took: else many that are due at
+    once would all find the same credit. The difference is settled when the preview is there. In
+    the long run previews take no more than their share, and one image alone still gets some.
+
+    Parameters
+    ----------
+    share : of the time
+    clock : seconds from any origin, never going back
+    """
+
+    def __init__(
+        self, share: float = PREVIEW_SHARE, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._share, self._clock = share, clock
+        self._credit, self._since = MAX_CREDIT, clock()
+        self._price = MAX_CREDIT  # what the last one took; of the first nothing is known
+
+    def pay(self) -> float | None:
+        """Pay for a preview; return what was paid, or None where none may be made now."""
+        now = self._clock()
+        self._credit = min(MAX_CREDIT, self._credit + self._share * (now - self._since))
+        self._since = now
+        if self._credit <= 0:
+            return None
+        self._credit -= self._price
+        return self._price
+
+    def settle(self, paid: float, seconds: float) -> None:
+        """A preview that was paid for has taken so long; one that came to nothing stays paid."""
+        self._credit += paid - seconds
+        self._price = seconds
 
 
 class LoadedModel:
@@ -188,16 +216,16 @@ class LoadedModel:
         spec = SamplingParams(class_id=0, cfg_scale=defaults.cfg_scale, seed=0)
         self.engine.add(ImageTask(WARM_UP, 0, spec))
         trial = ThreadTrial(self._cores or (torch.get_num_threads(),))
-        outcomes: Sequence[EngineOutput] = ()
-        while not outcomes:
-            outcomes = trial.run(self.engine.step)
-        if isinstance(outcomes[0], FailedImage):
-            raise outcomes[0].error
+        outputs: Sequence[EngineOutput] = ()
+        while not outputs:
+            outputs = trial.run(self.engine.step)
+        if isinstance(outputs[0], FailedImage):
+            raise outputs[0].error
         if self._cores:
             self._num_threads = trial.best()
             torch.set_num_threads(self._num_threads)
             logger.info("steps take %d of %d cores", self._num_threads, self._cores[-1])
-        _encode(self._renderer.submit(outcomes[0].codes), "png")
+        _encode(self._renderer.submit(outputs[0].codes), "png")
 
     def add(self, tasks: Iterable[ImageTask]) -> None:
         """Take images; they come into the engine in order."""
@@ -212,20 +240,16 @@ class LoadedModel:
         self._encoding = deque(one for one in self._encoding if one.image.task.job_id != job_id)
         self._reports = [report for report in self._reports if report.task.job_id != job_id]
 
-    def step(self, formats: Mapping[str, ImageFormat]) -> Sequence[Report]:
-        """One step of the engine and all around it.
+    def step(self) -> Sequence[Report]:
+        """Fill the engine, step it, and collect what renderer and pool have done.
 
         After an exception, which only the engine raises, no report is lost: they come next time.
-
-        Parameters
-        ----------
-        formats : of the files of each job that is here
         """
         self._fill_engine()
         if self._in_engine:
-            self._step_engine(formats)
+            self._step_engine()
         self.affected = set()
-        self._collect()
+        self._collect_encoded()
         reports, self._reports = self._reports, []
         return reports
 
@@ -242,23 +266,24 @@ class LoadedModel:
             self._in_engine[task.key] = task
             self._reports.append(EnteredImage(task, time.time()))
 
-    def _step_engine(self, formats: Mapping[str, ImageFormat]) -> None:
+    def _step_engine(self) -> None:
         self.affected = {job_id for job_id, _ in self._in_engine}
         if self._num_threads and self._num_threads != torch.get_num_threads():
             torch.set_num_threads(self._num_threads)  # it was warmed up by another thread
-        for outcome in self.engine.step():
-            if isinstance(outcome, PartialImage):
-                progress = Progress(outcome.task.index, outcome.rows, self.manifest.grid)
-                self._reports.append(ImageEvent(outcome.task, progress))
-                paid = self._budget.pay()
-                if paid is not None:
-                    self._start_encoding(outcome, PREVIEW_FORMAT, paid)
-                continue
-            del self._in_engine[outcome.task.key]
-            if isinstance(outcome, FailedImage):
-                self._reports.append(LostImage(outcome.task, outcome.error))
-            else:
-                self._start_encoding(outcome, formats[outcome.task.job_id])
+        for output in self.engine.step():
+            match output:
+                case PartialImage(task=task):
+                    progress = Progress(task.index, output.rows, self.manifest.grid)
+                    self._reports.append(ImageEvent(task, progress))
+                    paid = self._budget.pay()
+                    if paid is not None:
+                        self._start_encoding(output, PREVIEW_FORMAT, paid)
+                case FinishedImage(task=task):
+                    del self._in_engine[task.key]
+                    self._start_encoding(output, task.format)
+                case FailedImage(task=task):
+                    del self._in_engine[task.key]
+                    self._reports.append(output)
 
     def _start_encoding(
         self, image: FinishedImage | PartialImage, file_format: ImageFormat, paid: float = 0.0
@@ -266,26 +291,24 @@ class LoadedModel:
         file = self._pool.submit(_encode, self._renderer.submit(image.codes), file_format)
         self._encoding.append(_Encoding(image, file, paid))
 
-    def _collect(self) -> None:
+    def _collect_encoded(self) -> None:
         """Take what the pool has done; wait if the engine has nothing to do, or the pool a lot."""
         for _ in range(len(self._encoding)):
             must_wait = not self._in_engine or len(self._encoding) > MAX_ENCODING
             encoding = self._encoding.popleft()
-            if not must_wait and not encoding.file.done():
+            if must_wait or encoding.file.done():
+                self._reports += self._report(encoding)
+            else:
                 self._encoding.append(encoding)
-                continue
-            self._reports += self._report(encoding)
 
     def _report(self, encoding: _Encoding) -> Sequence[Report]:
-        """What has become of an image; nothing for a preview that failed, which nobody misses."""
+        """The file, or what prevented it; nothing for a preview that failed: nobody misses it."""
         image, error = encoding.image, encoding.file.exception()
-        if isinstance(image, FinishedImage):
-            if error is not None:
-                return [LostImage(image.task, error)]
-            return [MadeImage(image, encoding.file.result())]
         if error is not None:
-            return ()
+            return [FailedImage(image.task, error)] if isinstance(image, FinishedImage) else ()
         file = encoding.file.result()
+        if isinstance(image, FinishedImage):
+            return [MadeImage(image, file)]
         self._budget.settle(encoding.paid, file.vq_decode_seconds + file.encode_seconds)
         grid = self.manifest.grid
         preview = Preview(image.task.index, image.rows, grid, PREVIEW_FORMAT, file.data)

@@ -17,7 +17,7 @@ from collections import defaultdict
 from concurrent.futures import Future
 from contextlib import nullcontext
 from queue import SimpleQueue
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,29 +31,23 @@ logger = logging.getLogger(__name__)
 
 
 class Rendered(NamedTuple):
-    """An image.
-
-    Attributes
-    ----------
-    pixels : uint8 (H, W, 3)
-    seconds : since it was asked for
-    """
+    """An image, uint8 (H, W, 3), and the seconds since it was submitted."""
 
     pixels: Pixels
     seconds: float
 
 
-class _Order(NamedTuple):
+class _Request(NamedTuple):
     codes: Tensor
-    ordered: float
+    submitted_at: float
     rendered: Future[Rendered]
 
-    def fill(self, pixels: Pixels) -> None:
-        self.rendered.set_result(Rendered(pixels, time.perf_counter() - self.ordered))
+    def fulfil(self, pixels: Pixels) -> None:
+        self.rendered.set_result(Rendered(pixels, time.perf_counter() - self.submitted_at))
 
 
 class Renderer:
-    """Decodes images of one bundle. A context manager, whose end waits for what was submitted.
+    """Decodes images of one bundle.
 
     Parameters
     ----------
@@ -65,41 +59,31 @@ class Renderer:
         on_gpu = bundle.device.type == "cuda"
         self._bundle = bundle
         self._stream = new_stream(bundle.device) if on_gpu else None
-        self._orders: SimpleQueue[_Order | None] = SimpleQueue()
+        self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         if on_gpu if threaded is None else threaded:
             # A daemon: a process that ends on an error must not wait for who did not close it.
             self._thread = threading.Thread(target=self._serve, name="render", daemon=True)
             self._thread.start()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def submit(self, codes: Tensor) -> Future[Rendered]:
-        """Ask for the pixels of one image.
+        """Ask for the pixels of one image; the future raises what `Bundle.render` raises.
 
         Parameters
         ----------
         codes : int64 (n,), on the CPU or complete on the device; whole rows of the grid
-
-        Returns
-        -------
-        a future, which raises what `Bundle.render` raises
         """
-        order = _Order(codes, time.perf_counter(), Future())
+        request = _Request(codes, time.perf_counter(), Future())
         if self._thread is None:
-            self._render([order])
+            self._render([request])
         else:
-            self._orders.put(order)
-        return order.rendered
+            self._requests.put(request)
+        return request.rendered
 
     def close(self) -> None:
         """Do what was submitted, and end; nothing may be submitted afterwards."""
         if self._thread is not None:
-            self._orders.put(None)
+            self._requests.put(None)
             self._thread.join()
 
     def _serve(self) -> None:
@@ -109,15 +93,15 @@ class Renderer:
                 self._compile()
             is_open = True
             while is_open:
-                waiting = [self._orders.get()]
-                while not self._orders.empty():
-                    waiting.append(self._orders.get())
+                waiting = [self._requests.get()]
+                while not self._requests.empty():
+                    waiting.append(self._requests.get())
                 is_open = None not in waiting
-                by_length: defaultdict[int, list[_Order]] = defaultdict(list)
-                for order in filter(None, waiting):
-                    by_length[len(order.codes)].append(order)
-                for orders in by_length.values():
-                    self._render(orders)
+                by_length: defaultdict[int, list[_Request]] = defaultdict(list)
+                for request in filter(None, waiting):
+                    by_length[len(request.codes)].append(request)
+                for requests in by_length.values():
+                    self._render(requests)
 
     def _compile(self) -> None:
         """Compile for every size of batch now: later images would wait for it."""
@@ -128,22 +112,24 @@ class Renderer:
             except Exception as error:  # noqa: BLE001 - who asks for an image hears of it then
                 logger.warning("images are not decoded %d at a time: %s", size, error)
 
-    def _render(self, orders: list[_Order]) -> None:
+    def _render(self, requests: list[_Request]) -> None:
         """Render images of one size; if that fails, one by one."""
-        orders = [order for order in orders if order.rendered.set_running_or_notify_cancel()]
-        if not orders:
+        requests = [
+            request for request in requests if request.rendered.set_running_or_notify_cancel()
+        ]
+        if not requests:
             return
         try:
-            pixels = list(self._bundle.render(torch.stack([order.codes for order in orders])))
+            pixels = list(self._bundle.render(torch.stack([request.codes for request in requests])))
         except Exception:  # noqa: BLE001 - whose it is shows below
-            for order in orders:
-                self._render_one(order)
+            for request in requests:
+                self._render_one(request)
         else:
-            for order, image in zip(orders, pixels, strict=True):
-                order.fill(image)
+            for request, image in zip(requests, pixels, strict=True):
+                request.fulfil(image)
 
-    def _render_one(self, order: _Order) -> None:
+    def _render_one(self, request: _Request) -> None:
         try:
-            order.fill(self._bundle.render(order.codes[None])[0])
+            request.fulfil(self._bundle.render(request.codes[None])[0])
         except Exception as error:  # noqa: BLE001 - it is handed to who waits
-            order.rendered.set_exception(error)
+            request.rendered.set_exception(error)

@@ -20,7 +20,7 @@ import torch
 
 WORTH_IT = 0.9  # more threads must take less than this share of the time of fewer
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 class ThreadTrial:
@@ -36,20 +36,20 @@ class ThreadTrial:
         self, numbers: Sequence[int], clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._numbers, self._clock = numbers, clock
-        self._turns = cycle(numbers)
+        self._next_number = cycle(numbers)
         self._seconds: defaultdict[int, list[float]] = defaultdict(list)
 
-    def run(self, work: Callable[[], Made]) -> Made:
-        """Do some work with the number whose turn it is."""
-        number = next(self._turns)
+    def run(self, work: Callable[[], Result]) -> Result:
+        """Do some work with the next number of threads."""
+        number = next(self._next_number)
         torch.set_num_threads(number)
         started = self._clock()
-        made = work()
+        result = work()
         self._seconds[number].append(self._clock() - started)
-        return made
+        return result
 
     def best(self) -> int:
-        """The fewest threads that more of them do not beat by far."""
+        """The fewest threads, unless more of them take less than `WORTH_IT` of the time."""
         medians = {number: statistics.median(all_of) for number, all_of in self._seconds.items()}
         best = self._numbers[0]
         for number in self._numbers[1:]:

@@ -1,4 +1,4 @@
-"""The versions of one model that a worker has loaded: the newest, and those that it superseded.
+"""The versions of one model: those that a worker has loaded, and how another one comes in.
 
 New jobs go to the newest. A version that was superseded ends with what it has, and stays a little
 longer for jobs that were submitted for it.
@@ -6,14 +6,23 @@ longer for jobs that were submitted for it.
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
+from masc_core.bundle.registry import Registry
+from masc_core.errors import MascError
 from worker.model.loaded_model import LoadedModel
+
+logger = logging.getLogger(__name__)
 
 RETIRE_SECONDS = 10.0
 MAX_LOADED = 2  # beyond, a version goes as soon as it has nothing to do
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +32,7 @@ class _Retired:
 
 
 class ModelVersions:
-    """The loaded versions, oldest first.
-
-    Parameters
-    ----------
-    first : what is served at first
-    clock : seconds from any origin, never going back
-    """
+    """The loaded versions, oldest first; the clock is of seconds from any origin."""
 
     def __init__(self, first: LoadedModel, clock: Callable[[], float] = time.monotonic) -> None:
         self.newest = first
@@ -50,17 +53,16 @@ class ModelVersions:
         waiting = sum(retired.loaded.rows_waiting for retired in self._retired)
         return self.newest.free_rows - waiting
 
-    def of(self, version: str) -> LoadedModel:
+    def get(self, version: str) -> LoadedModel:
         """The version of that name, or else the newest."""
-        found = (loaded for loaded in self if loaded.manifest.version == version)
-        return next(found, self.newest)
+        return next((one for one in self if one.manifest.version == version), self.newest)
 
     def add(self, loaded: LoadedModel) -> None:
         """Make this version the newest."""
         self._retired.append(_Retired(self.newest, self._clock()))
         self.newest = loaded
 
-    def sweep(self) -> None:
+    def close_retired(self) -> None:
         """Close superseded versions that are idle and were kept long enough."""
         for retired in [one for one in self._retired if one.loaded.is_idle]:
             age = self._clock() - retired.since
@@ -72,3 +74,120 @@ class ModelVersions:
         """Close all of them."""
         for loaded in self:
             loaded.close()
+
+
+class Refusal(NamedTuple):
+    """A version that cannot be served, and why; both empty where there is none."""
+
+    version: str = ""
+    reason: str = ""
+
+
+class ModelReloader:
+    """Follows the active version of one model, from `start` to `close`.
+
+    A thread polls the registry. Another version than is served is verified, loaded and warmed up
+    while the old one goes on; then the loop takes it. One that fails is refused, with the reason,
+    until another one is activated, or the same once more.
+
+    Parameters
+    ----------
+    registry, name : the model
+    serving : its version that is served
+    load : loads a version from its folder
+    poll_seconds : between two looks at the registry
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        name: str,
+        serving: str,
+        load: Callable[[Path], LoadedModel],
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        self._registry, self._name, self._load = registry, name, load
+        self._poll_seconds = poll_seconds
+        self._newest = serving
+        self._tried: tuple[int, int] | None = None  # the latest activation that was looked into
+        self._ready: LoadedModel | None = None
+        self._lock = threading.Lock()
+        self.refusal = Refusal()
+        self._ending = threading.Event()
+        self._has_closed = False
+        self._thread = threading.Thread(target=self._run, name="reloader", daemon=True)
+
+    def start(self) -> None:
+        """Start polling."""
+        self._thread.start()
+
+    def close(self, seconds: float) -> None:
+        """Stop; wait for a version that is being loaded for at most `seconds`."""
+        self._ending.set()
+        self._thread.join(seconds)
+        with self._lock:
+            self._has_closed = True
+        loaded = self.take()
+        if loaded is not None:
+            loaded.close()
+
+    def take(self) -> LoadedModel | None:
+        """A version that has become ready; handed out once. From any thread."""
+        with self._lock:
+            loaded, self._ready = self._ready, None
+            return loaded
+
+    def check(self) -> None:
+        """Read the active version once, and load it if it is another one."""
+        try:
+            version = self._registry.current(self._name)
+            activation = self._registry.activation(self._name)
+        except MascError as error:
+            logger.debug("the active version cannot be read: %s", error)
+            return
+        if version == self._newest:
+            self.refusal = Refusal()
+        elif activation != self._tried or version != self.refusal.version:
+            self.refusal = Refusal()  # an earlier one says nothing about this try
+            self._tried = activation
+            self._prepare(version)
+
+    def _prepare(self, version: str) -> None:
+        logger.info("making %s %s ready", self._name, version)
+        loaded: LoadedModel | None = None
+        try:
+            loaded = self._load(self._registry.path(self._name, version))
+            loaded.warm_up()
+            is_wanted = (
+                self._registry.current(self._name) == version
+                and self._registry.activation(self._name) == self._tried
+            )
+        except Exception as error:  # whatever it is, the old version goes on
+            reason = str(error) if isinstance(error, MascError) else "see the worker's log"
+            logger.exception("%s %s is refused", self._name, version)
+            if loaded is not None:
+                loaded.close()
+            self.refusal = Refusal(version, reason)
+        else:
+            if not is_wanted:  # another one was activated meanwhile, or this one, changed, again
+                loaded.close()
+                return
+            self._offer(loaded)
+            self._newest, self.refusal = version, Refusal()
+
+    def _offer(self, loaded: LoadedModel) -> None:
+        """Let a version be taken, instead of an earlier one that has not been."""
+        with self._lock:
+            if self._has_closed:
+                superseded: LoadedModel | None = loaded
+            else:
+                superseded, self._ready = self._ready, loaded
+        if superseded is not None:
+            superseded.close()
+
+    def _run(self) -> None:
+        while not self._ending.wait(self._poll_seconds):
+            try:
+                self.check()
+            except Exception:
+                logger.exception("looking for another version has failed")  # the next look may not

@@ -24,7 +24,7 @@ from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import InClusterDecoder
-from worker.engine.buckets import buckets
+from worker.engine.cuda_graphs import buckets
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own
 CAPACITY = 8

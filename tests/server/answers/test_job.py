@@ -12,8 +12,7 @@ from server.schemas.job import QueuedEvent
 from tests.server.auth.test_api_keys import ALICE, BOB, write_keys
 from tests.server.service import Service, assert_problem, draw, paint
 from tests.server.sse import Event, read_events
-from worker.jobs.event import NumberedEvent, Preview, Progress, Started
-from worker.jobs.job import GenerationRequest, Job
+from worker.jobs.job import GenerationRequest, Job, NumberedEvent, Preview, Progress, Started
 
 OPENAI = "/v1/images/generations"
 OF_A_JOB = [("GET", ""), ("GET", "/events"), ("GET", "/images/0"), ("DELETE", "")]

@@ -18,11 +18,10 @@ from server.schemas.job import QueuedEvent
 from tests.clock import Clock
 from tests.server.asgi import until
 from tests.server.service import paint
-from worker.jobs.event import Event, NumberedEvent, Progress, Started
-from worker.jobs.job import GenerationRequest, Job, Lease
+from worker.jobs.job import Event, GenerationRequest, Job, Lease, NumberedEvent, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobFailure, JobResult
-from worker.jobs.state import JobStatus, QueueStats, Totals
+from worker.jobs.queue import JobStatus, QueueStats, Totals
 
 pytestmark = pytest.mark.anyio
 

@@ -29,8 +29,7 @@ from tests.server.asgi import wait_until
 from tests.server.listening import listening
 from tests.server.service import GRID, Service, draw, paint, write_model
 from tests.server.sse import Event, read_events
-from worker.jobs.event import NumberedEvent, Preview, Progress, Started
-from worker.jobs.job import GenerationRequest, Job
+from worker.jobs.job import GenerationRequest, Job, NumberedEvent, Preview, Progress, Started
 from worker.jobs.outcome import JobFailure
 
 PATH = "/v1/images/generations"

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, Route, expect
 from masc_core.errors import QueueDownError
 from tests.server.page.browser import Visitor, finished, generate
 from tests.server.service import Service
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import WorkerStatus
 
 
 @pytest.fixture

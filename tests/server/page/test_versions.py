@@ -13,7 +13,7 @@ from tests.server.listening import listening
 from tests.server.page.browser import Visitor, finished, generate, visiting
 from tests.server.pictured_model import PATCHES, TREE, write_pictured
 from tests.server.service import NUM_CLUSTERS, Service, write_model
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import WorkerStatus
 
 CLASSES = ("hammer", "saw", "file", "drill", "plane", "vice")
 OTHER_PATCHES: Pixels = 255 - PATCHES

@@ -19,10 +19,9 @@ from server.settings import ServerSettings
 from tests.server.auth.test_api_keys import ROOT, write_keys
 from tests.server.service import Service, assert_problem
 from tests.tiny_bundle import save_tiny_bundle, spoil
-from worker.build import build_worker
 from worker.jobs.memory import MemoryQueue
-from worker.jobs.state import WorkerStatus
-from worker.main import LoopThread
+from worker.jobs.queue import WorkerStatus
+from worker.main import LoopThread, build_worker
 from worker.settings import load_settings
 
 ADMIN = {"X-API-Key": ROOT}
@@ -139,8 +138,28 @@ async def test_a_version_whose_first_image_fails_is_refused_until_it_is_mended(
     assert (await here.generate())[0] == "2"
     assert_problem(await here.activate("3"), 409, "version")
     shutil.rmtree(here.folder("3"))
-    (here.models.parent / "intact").rename(here.folder("3"))
+    shutil.copytree(here.models.parent / "intact", here.folder("3"))
     answer = await here.activate("3")  # at once
+    assert answer.status_code == 200, answer.text
+    assert here.registry.current("tiny") == "3"
+    assert (await here.generate())[0] == "3"
+    assert (await here.activate("1")).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_a_refused_version_that_the_command_line_chose_can_be_activated_once_it_is_mended(
+    here: FrontEnd,
+) -> None:
+    shutil.rmtree(here.folder("3"))
+    shutil.copytree(here.models.parent / "intact", here.folder("3"))
+    spoil(here.folder("3"))
+    here.registry.activate("tiny", "3")  # which leaves it active
+    async with asyncio.timeout(30):
+        while (await here.queue.workers())[0].refused != "3":  # noqa: ASYNC110 - a thread's
+            await asyncio.sleep(0.01)
+    shutil.rmtree(here.folder("3"))
+    shutil.copytree(here.models.parent / "intact", here.folder("3"))
+    answer = await here.activate("3")
     assert answer.status_code == 200, answer.text
     assert here.registry.current("tiny") == "3"
     assert (await here.generate())[0] == "3"

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.server.service import Service, assert_problem
 from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.outcome import JobFailure
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import WorkerStatus
 
 
 @pytest.fixture

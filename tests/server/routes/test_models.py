@@ -6,7 +6,7 @@ import pytest
 
 from masc_core.bundle.manifest import MANIFEST_FILE
 from tests.server.service import CLASS_NAMES, GRID, Service, assert_problem, write_model
-from worker.jobs.state import WorkerStatus
+from worker.jobs.queue import WorkerStatus
 
 
 def test_the_list_says_what_each_model_offers(service: Service) -> None:

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from masc_core.errors import NonFiniteError
-from masc_core.generation.generate import Generated, generate
+from masc_core.generation.generate import generate
+from masc_core.generation.slots import StepShape, allocate
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
@@ -26,35 +27,20 @@ from tests.worker.engine.test_engine import (
     LENGTH,
     SPECS,
     TASKS,
+    Alone,
     Models,
     follow,
     models,
     run,
     some_specs,
 )
-from worker.engine.cuda_graphs import GraphBatch
-from worker.engine.engine import Engine
+from worker.engine.cuda_graphs import GraphBatch, buckets, choose
+from worker.engine.engine import Backend, Engine
 from worker.engine.request import EngineOutput, FailedImage, FinishedImage, ImageTask, PartialImage
 
 __all__ = ["models"]  # a fixture
-
-
-class Alone:
-    """What images become alone in the plain loop, remembered."""
-
-    def __init__(self, models: Models) -> None:
-        self.models = models
-        self.made: dict[SamplingParams, Generated] = {}
-
-    def check(self, image: EngineOutput) -> None:
-        assert isinstance(image, FinishedImage), image
-        spec = image.task.spec
-        if spec not in self.made:
-            self.made[spec] = generate(*self.models, [spec])
-        assert torch.equal(image.codes, self.made[spec].codes[0])
-        torch.testing.assert_close(
-            image.entropies, self.made[spec].entropies[0], rtol=1e-4, atol=1e-4
-        )
+TOLERANCE = 1e-4
+GRAPHS = [Backend("graphs", GraphBatch)]
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -62,17 +48,17 @@ def test_random_schedules_give_every_image_what_it_gets_alone(
     models: Models, deterministic: bool
 ) -> None:
     rng = random.Random(deterministic)
-    alone, specs = Alone(models), some_specs(rng)
+    alone, specs = Alone(models, TOLERANCE), some_specs(rng)
     make = partial(GraphBatch, deterministic=deterministic)
-    for _ in range(30):
+    for _ in range(20):
         capacity = rng.choice([2, 3, 5, 8, 16, 33, 64])
-        engine = Engine(*models, capacity_rows=capacity, make_batch=make)
+        engine = Engine(*models, capacity_rows=capacity, backends=[Backend("graphs", make)])
         for outcome in follow(engine, specs, rng):
             alone.check(outcome)
 
 
 def test_recording_all_shapes_does_not_disturb_who_is_here(models: Models) -> None:
-    alone, engine = Alone(models), Engine(*models, 16, make_batch=GraphBatch)
+    alone, engine = Alone(models, TOLERANCE), Engine(*models, 16, backends=GRAPHS)
     for task in TASKS:
         engine.add(task)
     engine.step()
@@ -84,7 +70,7 @@ def test_recording_all_shapes_does_not_disturb_who_is_here(models: Models) -> No
 
 
 def test_previews_are_what_is_drawn_so_far(models: Models) -> None:
-    engine = Engine(*models, 16, make_batch=GraphBatch)
+    engine = Engine(*models, 16, backends=GRAPHS)
     engine.add(replace(TASKS[0], preview_rows=(1, GRID - 1)))
     outcomes = [(step, outcome) for step in range(1, LENGTH + 2) for outcome in engine.step()]
     *partial_images, finished = [outcome for _, outcome in outcomes]
@@ -97,7 +83,7 @@ def test_previews_are_what_is_drawn_so_far(models: Models) -> None:
 
 
 def test_rows_of_an_image_are_free_while_it_is_read(models: Models) -> None:
-    alone, engine = Alone(models), Engine(*models, 2, make_batch=GraphBatch)
+    alone, engine = Alone(models, TOLERANCE), Engine(*models, 2, backends=GRAPHS)
     engine.add(TASKS[0])
     for _ in range(LENGTH):
         assert engine.step() == ()
@@ -112,7 +98,7 @@ def test_rows_of_an_image_are_free_while_it_is_read(models: Models) -> None:
 
 
 def test_what_is_cancelled_while_it_is_read_has_no_outcome(models: Models) -> None:
-    engine = Engine(*models, 2, make_batch=GraphBatch)
+    engine = Engine(*models, 2, backends=GRAPHS)
     engine.add(TASKS[0])
     for _ in range(LENGTH):
         engine.step()
@@ -124,7 +110,7 @@ def test_what_is_cancelled_while_it_is_read_has_no_outcome(models: Models) -> No
 def test_an_image_that_is_not_finite_fails_alone_a_step_later(models: Models) -> None:
     with torch.no_grad():
         models[0].cls_embedding.embedding_table.weight[3] = math.nan
-    alone, engine = Alone(models), Engine(*models, 16, make_batch=GraphBatch)
+    alone, engine = Alone(models, TOLERANCE), Engine(*models, 16, backends=GRAPHS)
     for task in TASKS:
         engine.add(task)
     assert engine.step() == ()
@@ -142,7 +128,7 @@ def test_an_image_that_is_not_finite_fails_alone_a_step_later(models: Models) ->
 def test_who_gets_the_slot_of_a_failed_image_does_not_fail(models: Models) -> None:
     with torch.no_grad():
         models[0].cls_embedding.embedding_table.weight[3] = math.nan
-    alone, engine = Alone(models), Engine(*models, 2, make_batch=GraphBatch)
+    alone, engine = Alone(models, TOLERANCE), Engine(*models, 2, backends=GRAPHS)
     engine.add(TASKS[3])
     engine.add(TASKS[1])
     assert engine.step() == ()
@@ -156,7 +142,7 @@ def test_who_gets_the_slot_of_a_failed_image_does_not_fail(models: Models) -> No
 
 
 def test_an_image_that_fails_at_its_last_position_is_not_finished(models: Models) -> None:
-    engine = Engine(*models, 4, make_batch=GraphBatch)
+    engine = Engine(*models, 4, backends=GRAPHS)
     engine.add(TASKS[0])
     engine.add(TASKS[1])
     for _ in range(LENGTH - 1):
@@ -179,7 +165,7 @@ def test_after_an_exception_the_images_go_on_where_they_were(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("out of memory")
 
-    alone, engine = Alone(models), Engine(*models, 16, make_batch=GraphBatch)
+    alone, engine = Alone(models, TOLERANCE), Engine(*models, 16, backends=GRAPHS)
     engine.add(TASKS[0])
     engine.step()
     engine.add(TASKS[1])
@@ -208,7 +194,7 @@ def made_alone(
     models: Models, deterministic: bool, capacity: int
 ) -> dict[SamplingParams, EngineOutput]:
     make = partial(GraphBatch, deterministic=deterministic)
-    engine = Engine(*models, capacity, make_batch=make)
+    engine = Engine(*models, capacity, backends=[Backend("graphs", make)])
     made: dict[SamplingParams, EngineOutput] = {}
     for i, spec in enumerate(some_specs(random.Random(1))):
         (made[spec],) = run(engine, [ImageTask("alone", i, spec)]).values()
@@ -225,7 +211,7 @@ def test_deterministic_steps_give_an_image_the_same_bits_in_any_company(
     alone = made_alone(models, deterministic=True, capacity=32)
     make = partial(GraphBatch, deterministic=True)
     for _ in range(4):
-        engine = Engine(*models, 32, make_batch=make)
+        engine = Engine(*models, 32, backends=[Backend("graphs", make)])
         for outcome in follow(engine, list(alone), rng):
             expected = alone[outcome.task.spec]
             assert isinstance(outcome, FinishedImage)
@@ -240,7 +226,7 @@ def test_recorded_steps_in_float32_agree_with_the_plain_loop() -> None:
     models = gpu_models(torch.float32)
     alone = made_alone(models, deterministic=False, capacity=32)
     rng, positions, different = random.Random(0), 0, 0
-    engine = Engine(*models, 32, make_batch=GraphBatch)
+    engine = Engine(*models, 32, backends=GRAPHS)
     engine.prepare()
     for outcome in follow(engine, list(alone), rng):
         assert isinstance(outcome, FinishedImage)
@@ -250,3 +236,45 @@ def test_recorded_steps_in_float32_agree_with_the_plain_loop() -> None:
         positions += int(same)
         different += same < 64
     assert different <= 0.001 * positions
+
+
+PLAIN, GUIDED = SamplingParams(0, 1.0, seed=0), SamplingParams(0, 2.0, seed=0)
+
+
+def test_shapes_of_a_capacity() -> None:
+    assert [bucket[:2] for bucket in buckets(12) if not bucket.filters] == [
+        (2, 1), (2, 2), (4, 2), (4, 4), (8, 4), (8, 8), (12, 6), (12, 12),
+    ]  # fmt: skip
+    assert buckets(1)[-1] == StepShape(2, 2, filters=True)
+    assert buckets(33)[-1] == StepShape(34, 34, filters=True)
+    assert buckets(12, only_largest=True) == [StepShape(12, 12, False), StepShape(12, 12, True)]
+    with_refiner = buckets(12, with_refiner=True)
+    assert [shape for shape in with_refiner if not shape.refined] == buckets(12)
+    assert len(with_refiner) == 2 * len(buckets(12))
+
+
+@pytest.mark.parametrize(
+    ("specs", "expected"),
+    [
+        ([PLAIN], (2, 1, False)),
+        ([GUIDED], (2, 1, False)),
+        ([PLAIN, PLAIN], (2, 2, False)),
+        ([GUIDED, PLAIN], (4, 2, False)),
+        ([PLAIN] * 3, (4, 4, False)),
+        ([PLAIN] * 3 + [SamplingParams(0, 2.0, seed=0, top_p=0.5)], (8, 4, True)),
+        ([SamplingParams(0, 1.0, seed=0, top_k=5)], (2, 1, True)),
+        ([GUIDED] * 6, (12, 6, False)),
+    ],
+)
+def test_a_batch_takes_the_smallest_shape(
+    specs: list[SamplingParams], expected: tuple[int, int, bool]
+) -> None:
+    assert choose(buckets(12), allocate(specs, [], 12)) == StepShape(*expected)
+
+
+def test_only_who_asks_for_the_refiner_gets_a_shape_with_it() -> None:
+    shapes = buckets(12, with_refiner=True)
+    refined = SamplingParams(0, 1.0, seed=0, decoding="refine")
+    assert choose(shapes, allocate([PLAIN], [], 12)) == StepShape(2, 1, filters=False, refined=0)
+    chosen = choose(shapes, allocate([GUIDED, refined], [], 12))
+    assert chosen == StepShape(4, 2, filters=False, refined=2)

@@ -4,8 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-from worker.jobs.event import NumberedEvent
-from worker.jobs.job import GenerationRequest, Job, Lease
+from worker.jobs.job import GenerationRequest, Job, Lease, NumberedEvent
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
 from worker.jobs.queue import JobConsumer, JobProducer
 

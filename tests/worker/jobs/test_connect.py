@@ -9,7 +9,7 @@ from masc_core.errors import ConfigError, QueueFullError
 from tests.redis_server import RedisServer
 from worker.jobs.connect import connect
 from worker.jobs.job import GenerationRequest, Job
-from worker.jobs.limits import QueueLimits
+from worker.jobs.queue import QueueLimits
 from worker.jobs.redis.queue import RedisQueue
 
 

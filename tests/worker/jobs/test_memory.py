@@ -2,24 +2,23 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import replace
 
 import pytest
 
 from masc_core.errors import QueueFullError, ResultGoneError, UnknownJobError
 from tests.clock import Clock
 from worker.jobs.job import GenerationRequest, Idempotency, Job
-from worker.jobs.limits import QueueLimits
-from worker.jobs.memory import MAX_GONE, MemoryQueue
+from worker.jobs.memory import MAX_TOMBSTONES, WINDOW_SECONDS, DrainRate, MemoryQueue
 from worker.jobs.outcome import JobFailure
+from worker.jobs.queue import DEFAULT_RETRY_AFTER, MAX_RETRY_AFTER, QueueLimits, retry_after
 
 REQUEST = GenerationRequest("tiny", 0, 1.0, 0)
 OUTCOME = JobFailure("EngineError", "none")
 
 
 def is_empty(queue: MemoryQueue) -> bool:
-    places = (queue._records, queue._waiting, queue._running, queue._kept, queue._gone)
-    return not any([*places, queue._by_key, queue._watchers.watched])
+    records = (queue._records, queue._waiting, queue._running, queue._ended, queue._tombstones)
+    return not any([*records, queue._by_key, queue._watchers.watched])
 
 
 async def submit_and_leave(queue: MemoryQueue, number: int) -> None:
@@ -98,23 +97,62 @@ def test_what_is_kept_goes_in_two_steps() -> None:
 def test_the_memory_of_what_was_has_a_bound() -> None:
     clock = Clock()
     queue = MemoryQueue(QueueLimits(result_seconds=1), clock)
-    jobs = [Job(REQUEST, keep=True) for _ in range(MAX_GONE + 5)]
-    for job in jobs:
-        asyncio.run(queue.submit(job))
-        (lease,) = queue.claim("tiny", 1, 0.0)
-        queue.finish(lease, OUTCOME)
-    clock.now = 2.0
-    asyncio.run(queue.stats())
-    assert list(queue._gone) == [job.id for job in jobs[5:]]
-    assert list(queue._records) == list(queue._gone)
+    jobs = [Job(REQUEST, keep=True) for _ in range(MAX_TOMBSTONES + 5)]
+
+    async def run() -> None:
+        for job in jobs:
+            await queue.submit(job)
+            (lease,) = queue.claim("tiny", 1, 0.0)
+            queue.finish(lease, OUTCOME)
+        clock.now = 2.0
+        await queue.stats()
+
+    asyncio.run(run())
+    assert list(queue._tombstones) == [job.id for job in jobs[5:]]
+    assert list(queue._records) == list(queue._tombstones)
 
 
-def test_a_job_that_runs_for_too_long_is_expired() -> None:
+def test_the_rate_is_measured_over_the_time_that_there_was_work() -> None:
+    clock = Clock(1000.0)
+    rate = DrainRate(clock)
+    assert rate.per_second() == 0.0
+    clock.now += 3600
+    rate.restart()
+    for _ in range(10):
+        clock.now += 0.5
+        rate.count()
+    assert rate.per_second() == pytest.approx(2.0)
+
+
+def test_the_rate_forgets_what_is_older_than_the_window() -> None:
     clock = Clock()
-    queue = MemoryQueue(clock=clock)
-    asyncio.run(queue.submit(Job(REQUEST, timeout=5.0)))
-    asyncio.run(queue.submit(replace(Job(REQUEST), timeout=50.0)))
-    leases = queue.claim("tiny", 2, 0.0)
-    assert [lease.seconds_left for lease in leases] == [5.0, 50.0]
-    clock.now = 6.0
-    assert queue.abandoned(leases) == {leases[0].job_id}
+    rate = DrainRate(clock)
+    for _ in range(200):
+        clock.now += 0.25
+        rate.count()
+    assert rate.per_second() == pytest.approx(4.0, rel=0.02)
+    assert len(rate._finished) <= 4 * WINDOW_SECONDS + 1
+    clock.now += WINDOW_SECONDS + 1
+    assert rate.per_second() == 0.0
+    assert not rate._finished
+
+
+def test_a_burst_at_the_very_start_has_a_finite_rate() -> None:
+    rate = DrainRate(Clock())
+    rate.count()
+    assert rate.per_second() == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(
+    ("depth", "rate", "seconds"),
+    [
+        (64, 2.0, 16.0),
+        (64, 1000.0, 1.0),
+        (64, 0.001, MAX_RETRY_AFTER),
+        (64, 0.0, DEFAULT_RETRY_AFTER),
+    ],
+)
+def test_a_refused_client_comes_back_when_half_has_drained(
+    depth: int, rate: float, seconds: float
+) -> None:
+    assert retry_after(depth, rate) == seconds

@@ -22,14 +22,20 @@ from masc_core.errors import (
     UnknownJobError,
 )
 from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit, until
-from worker.jobs.event import Event, NumberedEvent, Preview, Progress, Started
-from worker.jobs.job import GenerationRequest, Idempotency, Job
-from worker.jobs.limits import QueueLimits
+from worker.jobs.job import (
+    Event,
+    GenerationRequest,
+    Idempotency,
+    Job,
+    NumberedEvent,
+    Preview,
+    Progress,
+    Started,
+)
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import CANCELLED, EXPIRED, JobFailure, Outcome
-from worker.jobs.queue import HAND_BACK, JobQueue
+from worker.jobs.queue import HAND_BACK, JobQueue, QueueLimits, Totals, WorkerStatus
 from worker.jobs.redis.queue import RedisQueue
-from worker.jobs.state import Totals, WorkerStatus
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ import pytest
 from masc_core.errors import ConfigError
 from masc_core.settings import read_settings
 from server.settings import ServerSettings
-from worker.jobs.limits import QueueLimits
+from worker.jobs.queue import QueueLimits
 from worker.jobs.settings import QueueSettings
 from worker.settings import WorkerSettings
 

@@ -23,22 +23,22 @@ from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.errors import NonFiniteError
 from masc_core.generation.generate import generate
 from masc_core.images import ImageFormat, Pixels, encode_image
+from tests.clock import Clock
 from tests.tiny_bundle import GRID, IMAGE_SIZE
 from tests.worker.tiny_worker import REQUEST, RecordingEngine, expected, make_loaded
 from worker.engine.engine import Engine
-from worker.engine.request import EngineOutput, ImageTask
+from worker.engine.request import EngineOutput, FailedImage, ImageTask
 from worker.job_run import image_spec
-from worker.jobs.event import Preview, Progress
-from worker.jobs.job import GenerationRequest
+from worker.jobs.job import GenerationRequest, Preview, Progress
 from worker.model.loaded_model import (
+    MAX_CREDIT,
     EnteredImage,
     ImageEvent,
     LoadedModel,
-    LostImage,
     MadeImage,
+    PreviewBudget,
     Report,
 )
-from worker.model.previews import PreviewBudget
 from worker.model.render import Renderer
 from worker.model.threads import ThreadTrial
 
@@ -55,9 +55,9 @@ loaded.warm_up()
 loaded.close()
 assert "torch._dynamo" not in sys.modules
 """
+WEBP = replace(REQUEST, format="webp")
 ALL_ROWS = tuple(range(1, GRID))
 AnyEvent = TypeVar("AnyEvent", Progress, Preview)
-FORMATS: dict[str, ImageFormat] = {"a": "png", "b": "webp"}
 
 
 class Plenty(PreviewBudget):
@@ -98,7 +98,7 @@ def tasks(
     job_id: str = "a", rows: tuple[int, ...] = (), request: GenerationRequest = REQUEST
 ) -> list[ImageTask]:
     return [
-        ImageTask(job_id, index, image_spec(request, index), rows)
+        ImageTask(job_id, index, image_spec(request, index), rows, request.format)
         for index in range(request.num_images)
     ]
 
@@ -106,7 +106,7 @@ def tasks(
 def step_to_the_end(loaded: LoadedModel) -> list[Report]:
     reports: list[Report] = []
     for _ in range(1000):
-        reports += loaded.step(FORMATS)
+        reports += loaded.step()
         if loaded.is_idle:
             return reports
     raise AssertionError("it does not come to an end")
@@ -133,7 +133,7 @@ def test_tasks_come_into_the_engine_in_order_and_out_as_files(bundle: Bundle) ->
     loaded.add(tasks("a", request=three))
     loaded.add(tasks("b", request=one))
     assert (loaded.free_rows, loaded.rows_waiting, loaded.rows_active) == (-4, 8, 0)
-    first = loaded.step(FORMATS)
+    first = loaded.step()
     assert [type(report) for report in first] == [EnteredImage, EnteredImage]
     assert (loaded.free_rows, loaded.rows_waiting, loaded.rows_active) == (-4, 4, 4)
     reports = [*first, *step_to_the_end(loaded)]
@@ -148,11 +148,11 @@ def test_the_engine_goes_on_while_files_are_made(bundle: Bundle, gate: Gate) -> 
     loaded = make_loaded(bundle, 4, RecordingEngine)
     engine = cast("RecordingEngine", loaded.engine)
     loaded.add(tasks("a"))
-    loaded.step(FORMATS)
-    loaded.add(tasks("b"))
+    loaded.step()
+    loaded.add(tasks("b", request=WEBP))
     gate.opened.clear()
     for _ in range(GRID**2 - 1):
-        assert not files(loaded.step(FORMATS))
+        assert not files(loaded.step())
     assert len(engine.batches) == GRID**2
     assert [task.job_id for task in engine.tasks] == ["b"]
     gate.opened.set()
@@ -166,13 +166,13 @@ def test_the_engine_waits_when_too_many_files_are_to_be_made(
     monkeypatch.setattr(worker.model.loaded_model, "MAX_ENCODING", 1)
     loaded = make_loaded(bundle, 6)
     loaded.add(tasks("a", request=replace(REQUEST, num_images=2)))
-    loaded.step(FORMATS)
-    loaded.add(tasks("b"))
+    loaded.step()
+    loaded.add(tasks("b", request=WEBP))
     for _ in range(GRID**2 - 2):
-        loaded.step(FORMATS)
+        loaded.step()
     gate.opened.clear()
     threading.Timer(0.05, gate.opened.set).start()
-    reports = loaded.step(FORMATS)  # returns only when one is there
+    reports = loaded.step()  # returns only when one is there
     assert gate.opened.is_set()
     assert files(reports)
     assert len(files([*reports, *step_to_the_end(loaded)])) == 2
@@ -273,7 +273,7 @@ def test_an_image_that_fails_in_the_engine_is_lost_alone(bundle: Bundle) -> None
     loaded = make_loaded(bundle)
     loaded.add([*tasks("a"), *tasks("b", request=replace(REQUEST, class_id=4))])
     reports = step_to_the_end(loaded)
-    (lost,) = [report for report in reports if isinstance(report, LostImage)]
+    (lost,) = [report for report in reports if isinstance(report, FailedImage)]
     assert lost.task.job_id == "b"
     assert isinstance(lost.error, NonFiniteError)
     assert files(reports, "a") == expected(bundle, REQUEST)
@@ -284,22 +284,22 @@ def test_what_is_dropped_takes_no_rows_and_is_not_heard_of_again(
 ) -> None:
     loaded = make_loaded(bundle, 4, budget=Plenty())
     loaded.add(tasks("a", ALL_ROWS, replace(REQUEST, num_images=3)))
-    loaded.step(FORMATS)
+    loaded.step()
     loaded.drop("a")
     assert (loaded.free_rows, loaded.is_idle) == (4, True)
-    assert not loaded.step(FORMATS)
+    assert not loaded.step()
 
     gate.opened.clear()
-    loaded.add([*tasks("a", ALL_ROWS), *tasks("b")])
+    loaded.add([*tasks("a", ALL_ROWS), *tasks("b", request=WEBP)])
     for _ in range(GRID**2 - 1):
-        loaded.step(FORMATS)
+        loaded.step()
     assert len(loaded._encoding) == 3  # its previews
     loaded.drop("a")
     assert not loaded._encoding
     gate.opened.set()
     reports = step_to_the_end(loaded)
     assert [type(report) for report in reports] == [MadeImage]
-    assert files(reports, "b") == expected(bundle, replace(REQUEST, format="webp"))
+    assert files(reports, "b") == expected(bundle, WEBP)
 
 
 class FailingEngine(Engine):
@@ -317,12 +317,12 @@ class FailingEngine(Engine):
 
 def test_an_engine_that_fails_names_whom_it_concerns_and_loses_no_report(bundle: Bundle) -> None:
     loaded = make_loaded(bundle, engine=FailingEngine, budget=Plenty())
-    loaded.add([*tasks("a", ALL_ROWS), *tasks("b")])
+    loaded.add([*tasks("a", ALL_ROWS), *tasks("b", request=WEBP)])
     reports: list[Report] = []
     num_failures = 0
     while not loaded.is_idle:
         try:
-            reports += loaded.step(FORMATS)
+            reports += loaded.step()
         except RuntimeError:
             num_failures += 1
             assert loaded.affected == {"a", "b"}
@@ -343,9 +343,9 @@ def test_a_report_of_a_job_that_is_dropped_after_a_failure_is_not_given(bundle: 
     loaded = make_loaded(bundle, engine=NeverEngine)
     loaded.add(tasks("a"))
     with pytest.raises(RuntimeError):
-        loaded.step(FORMATS)
+        loaded.step()
     loaded.drop("a")
-    assert not loaded.step(FORMATS)
+    assert not loaded.step()
 
 
 def test_a_task_that_the_engine_refuses_concerns_its_job_alone(bundle: Bundle) -> None:
@@ -353,7 +353,7 @@ def test_a_task_that_the_engine_refuses_concerns_its_job_alone(bundle: Bundle) -
     unknown = replace(tasks("b")[0], spec=replace(tasks("b")[0].spec, class_id=99))
     loaded.add([*tasks("a"), unknown])
     with pytest.raises(Exception, match="class"):
-        loaded.step(FORMATS)
+        loaded.step()
     assert loaded.affected == {"b"}
     loaded.drop("b")
     assert files(step_to_the_end(loaded)) == expected(bundle, REQUEST)
@@ -424,3 +424,65 @@ def test_steps_take_the_threads_that_the_warm_up_found(
 
 def test_no_start_on_a_cpu_waits_for_the_import_of_torchs_compiler() -> None:
     subprocess.run([sys.executable, "-c", WARM_UP, SHIPPED], check=True, timeout=60)
+
+
+def preview(budget: PreviewBudget, seconds: float) -> bool:
+    """Make a preview that takes so long, if it may be made."""
+    paid = budget.pay()
+    if paid is not None:
+        budget.settle(paid, seconds)
+    return paid is not None
+
+
+def test_an_image_alone_gets_previews_at_once() -> None:
+    budget = PreviewBudget(clock=Clock())
+    assert preview(budget, 0.01)
+    assert preview(budget, 0.01)
+
+
+@pytest.mark.parametrize("step", [0.001, 0.01, 0.3])
+@pytest.mark.parametrize("cost", [0.0005, 0.004, 0.2])
+def test_in_the_long_run_previews_take_their_share_of_the_time(step: float, cost: float) -> None:
+    clock = Clock()
+    budget, spent = PreviewBudget(0.05, clock), 0.0
+    while clock.now < 100.0:
+        clock.now += step
+        if preview(budget, cost):
+            clock.now += cost
+            spent += cost
+    assert spent <= 0.05 * clock.now + MAX_CREDIT + cost
+    wanted = cost / (step + cost)  # if every one were made
+    assert spent >= 0.95 * min(0.05, wanted) * clock.now
+
+
+def test_many_that_are_due_at_once_do_not_find_the_same_credit() -> None:
+    clock = Clock()
+    budget = PreviewBudget(0.05, clock)
+    assert budget.pay() is not None
+    assert budget.pay() is None  # of the first it is not known yet what it takes
+    budget.settle(MAX_CREDIT, 0.02)
+    clock.now += 1000.0
+    paid = [budget.pay() for _ in range(16)]
+    assert paid == [0.02] * 3 + [None] * 13
+
+
+def test_what_was_paid_in_advance_is_set_right() -> None:
+    clock = Clock()
+    budget = PreviewBudget(0.05, clock)
+    assert preview(budget, 0.001)
+    first, second = budget.pay(), budget.pay()
+    assert first == second == 0.001
+    budget.settle(0.001, 0.1)
+    budget.settle(0.001, 0.1)
+    assert budget.pay() is None
+    clock.now += (0.201 - MAX_CREDIT) / 0.05
+    assert budget.pay() is None
+    clock.now += 0.001
+    assert budget.pay() == 0.1
+
+
+def test_credit_does_not_pile_up() -> None:
+    clock = Clock()
+    budget = PreviewBudget(0.05, clock)
+    clock.now += 1e6
+    assert [preview(budget, 0.3 * MAX_CREDIT) for _ in range(5)] == [True] * 4 + [False]

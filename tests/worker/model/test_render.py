@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def some_codes() -> list[Tensor]:
 @pytest.mark.parametrize("threaded", [False, True])
 def test_pixels_are_the_bundles(bundle: Bundle, threaded: bool) -> None:
     codes = some_codes()
-    with Renderer(bundle, threaded=threaded) as renderer:
+    with closing(Renderer(bundle, threaded=threaded)) as renderer:
         pixels = [renderer.submit(row) for row in codes]
     for row, future in zip(codes, pixels, strict=True):
         assert np.array_equal(future.result(0).pixels, bundle.render(row[None])[0])
@@ -42,7 +43,7 @@ def test_an_image_that_cannot_be_decoded_fails_alone(bundle: Bundle, threaded: b
     bundle.tokenizer.quantize.embedding.weight[NUM_CODES - 1] = torch.nan
     codes = some_codes()
     codes[2] = torch.full((GRID**2,), NUM_CODES - 1)
-    with Renderer(bundle, threaded=threaded) as renderer:
+    with closing(Renderer(bundle, threaded=threaded)) as renderer:
         pixels = [renderer.submit(row) for row in codes]
     with pytest.raises(NonFiniteError):
         pixels[2].result(0)
@@ -59,7 +60,7 @@ def test_what_waits_is_decoded_together(bundle: Bundle, monkeypatch: pytest.Monk
         return render(self, codes)
 
     monkeypatch.setattr(Bundle, "render", patient)
-    with Renderer(bundle, threaded=True) as renderer:
+    with closing(Renderer(bundle, threaded=True)) as renderer:
         first = renderer.submit(some_codes()[0])
         while not first.running():
             pass
@@ -86,7 +87,7 @@ def test_a_size_that_cannot_be_compiled_ends_no_thread(
 
 
 def test_one_that_nobody_closed_does_not_hold_up_the_end_of_the_process(bundle: Bundle) -> None:
-    with Renderer(bundle, threaded=True) as renderer:
+    with closing(Renderer(bundle, threaded=True)) as renderer:
         assert renderer._thread is not None
         assert renderer._thread.daemon
 
@@ -101,7 +102,7 @@ def gpu_bundle(tmp_path: Path) -> Iterator[Bundle]:
 @pytest.mark.gpu
 def test_a_gpu_decodes_on_a_stream_of_its_own(bundle: Bundle, gpu_bundle: Bundle) -> None:
     codes = some_codes()
-    with Renderer(gpu_bundle) as renderer:
+    with closing(Renderer(gpu_bundle)) as renderer:
         pixels = [renderer.submit(row) for row in codes]
     for row, future in zip(codes, pixels, strict=True):
         difference = future.result(0).pixels.astype(int) - bundle.render(row[None])[0]

@@ -1,7 +1,7 @@
 """The worker's side of the queue in Redis.
 
 Every call is one script. What others do to this worker's jobs comes over its own channel; what that
-misses shows when the leases are renewed.
+misses shows when the leases are renewed. See `worker.jobs.queue` for what the methods do.
 """
 
 from __future__ import annotations
@@ -14,50 +14,39 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from masc_core.errors import QueueDownError
-from worker.jobs.event import Event
-from worker.jobs.job import Lease
-from worker.jobs.limits import QueueLimits
+from worker.jobs.job import Event, Lease
 from worker.jobs.outcome import JobFailure, JobResult, Outcome, end_state, frees_key
-from worker.jobs.queue import HandBack, JobConsumer, JobReport
-from worker.jobs.redis.caller import Caller
+from worker.jobs.queue import HandBack, JobConsumer, JobReport, QueueLimits, WorkerStatus
+from worker.jobs.redis.client import Caller, channels_of, settings_of
 from worker.jobs.redis.codec import (
     CodecError,
     decode_job,
-    encode_event,
-    encode_outcome,
-    encode_worker,
+    encode,
+    encode_with_kind,
 )
 from worker.jobs.redis.connection import BlockingRedis, database_of
-from worker.jobs.redis.lease_updates import LeaseUpdates
-from worker.jobs.redis.scripts import channels_of, settings_of
-from worker.jobs.state import WorkerStatus
+from worker.jobs.redis.leases import LeaseUpdates
 
 MAX_EVENTS = 1000  # of a job that are kept
-LOOK_AGAIN_SECONDS = 0.5  # while a claim waits: leases of others may run out meanwhile
+CLAIM_POLL_SECONDS = 0.5  # while a claim waits: leases of others may run out meanwhile
 UNREADABLE = JobFailure("EngineError", "the job comes from a version that this worker cannot read")
 
 
 class RedisConsumer(JobConsumer):
-    """See `worker.jobs.queue.JobConsumer`.
-
-    Parameters
-    ----------
-    client : what is called
-    limits : of the queue
-    """
+    """See `JobConsumer`."""
 
     def __init__(self, client: BlockingRedis, limits: QueueLimits) -> None:
         db = database_of(client)
         self._client, self._limits = client, limits
         self._scripts = Caller(client, settings_of(limits, db))
         self._name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._news = LeaseUpdates(client, self._scripts, channels_of(db), self._name)
+        self._updates = LeaseUpdates(client, self._scripts, channels_of(db), self._name)
         self._models: set[str] = set()  # that were claimed from
         self._last_try = ("", 0)  # the latest job that was on its last try, and its token
 
     def close(self) -> None:
         """Disconnect; what is claimed stays so until its leases run out."""
-        self._news.close()
+        self._updates.close()
         was_used, self._models = bool(self._models), set()
         if was_used:
             with suppress(QueueDownError):
@@ -76,31 +65,31 @@ class RedisConsumer(JobConsumer):
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
         """Have it called when a queue is no longer empty, as far as messages arrive."""
-        self._news.on_arrival(arrived)
+        self._updates.on_arrival(arrived)
 
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
-        """Take the oldest jobs that fit; see `worker.jobs.queue.JobConsumer.claim`."""
+        """Take the oldest jobs that fit."""
         if max_rows <= 0:
             return ()
         until = time.monotonic() + timeout
         while True:
-            before = self._news.num_arrivals
+            before = self._updates.num_arrivals
             leases = self._claim_now(model, max_rows)
             left = until - time.monotonic()
             if leases or left <= 0:
                 return leases
-            self._news.wait_for_arrival(before, min(left, LOOK_AGAIN_SECONDS))
+            self._updates.wait_for_arrival(before, min(left, CLAIM_POLL_SECONDS))
 
     def renew(self, leases: Iterable[Lease]) -> None:
         """Hold leases for longer; those lost stay lost."""
-        pairs = _pairs(leases)
+        pairs = [part for lease in leases for part in (lease.job_id, lease.token)]
         if pairs:
             for job_id, token in self._scripts.run("renew", *pairs):
-                self._news.held.drop(job_id.decode(), token)
+                self._updates.held.drop(job_id.decode(), token)
 
     def abandoned(self, leases: Iterable[Lease]) -> set[str]:
-        """Ids of the jobs among these that are over, or somebody else's, as far as is known."""
-        return self._news.held.lost(leases)
+        """Ids of the jobs among these that are over, or somebody else's."""
+        return self._updates.held.lost(leases)
 
     def report(self, reports: Sequence[JobReport]) -> Sequence[bool]:
         """Tell what has happened to jobs, in one script."""
@@ -114,12 +103,12 @@ class RedisConsumer(JobConsumer):
         answers = self._scripts.run("report", MAX_EVENTS, *arguments)
         for lease, report in reports:
             if not isinstance(report, Event):
-                self._news.held.drop(lease.job_id, lease.token)
+                self._updates.held.drop(lease.job_id, lease.token)
         return [bool(answer) for answer in answers]
 
     def announce(self, status: WorkerStatus) -> None:
-        """Tell the front ends how this worker is; it is believed for as long as a lease holds."""
-        self._scripts.run("announce", status.worker_id, encode_worker(status))
+        """Tell the front ends how this worker is."""
+        self._scripts.run("announce", status.worker_id, encode(status))
 
     def remove_worker(self, worker_id: str) -> None:
         """Take the worker off the list."""
@@ -128,12 +117,12 @@ class RedisConsumer(JobConsumer):
     def _claim_now(self, model: str, max_rows: int) -> list[Lease]:
         is_first = model not in self._models
         self._models.add(model)
-        self._news.start()
-        with self._news.held.claiming():
+        self._updates.start()
+        with self._updates.held.claiming():
             arguments = (model, max_rows, self._name, int(is_first), *self._last_try)
             claimed = self._scripts.run("claim", *arguments)
             leases = [lease for fields in claimed if (lease := self._read(*fields)) is not None]
-            self._news.held.add(leases)
+            self._updates.held.add(leases)
         return leases
 
     def _read(
@@ -150,15 +139,11 @@ class RedisConsumer(JobConsumer):
 
 
 def _fields(report: Event | Outcome | HandBack) -> tuple[str, bytes, int]:
-    """What there is to say, in which words, and whether it frees the job's idempotency key."""
+    """A report as `report.lua` takes it: its kind, its data, whether it frees the job's key."""
     match report:
         case HandBack():
             return "back", b"", 0
         case JobResult() | JobFailure():
-            return end_state(report), encode_outcome(report), int(frees_key(report))
+            return end_state(report), encode_with_kind(report), int(frees_key(report))
         case event:
-            return "event", encode_event(event), 0
-
-
-def _pairs(leases: Iterable[Lease]) -> list[str | int]:
-    return [part for lease in leases for part in (lease.job_id, lease.token)]
+            return "event", encode_with_kind(event), 0

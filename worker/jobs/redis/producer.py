@@ -1,9 +1,9 @@
 """The front end's side of the queue in Redis.
 
-However many wait, there are three connections: one to call, one to look at what has become of jobs,
-and one to hear of news. To look at a job registers the front end for its news in the same step, so
-none is missed; a job that has ended needs no registration. While Redis is away, whoever waits goes
-on waiting, and everybody looks again when it is back.
+However many wait, there are three connections: for calls, for results, and for messages.
+`get_result` registers the front end for messages about the job in the same step, so none is missed.
+While Redis is away, whoever waits goes on waiting, and everybody asks again when it is back.
+See `worker.jobs.queue` for what the methods do.
 """
 
 from __future__ import annotations
@@ -23,41 +23,39 @@ from masc_core.errors import (
     ShareExceededError,
     UnknownJobError,
 )
-from worker.jobs.drain_rate import retry_after
-from worker.jobs.event import NumberedEvent
-from worker.jobs.job import Job
-from worker.jobs.limits import QueueLimits
+from worker.jobs.job import Job, NumberedEvent
 from worker.jobs.outcome import CANCELLED, EXPIRED, JobFailure, Outcome
-from worker.jobs.redis.async_caller import AsyncCaller
+from worker.jobs.queue import (
+    END_STATES,
+    REDELIVERIES,
+    JobStatus,
+    QueueLimits,
+    QueueStats,
+    Receipt,
+    Totals,
+    WorkerStatus,
+    retry_after,
+)
+from worker.jobs.redis.client import AsyncCaller, channels_of, milliseconds, settings_of
 from worker.jobs.redis.codec import (
     decode_event,
     decode_job,
     decode_outcome,
     decode_worker,
-    encode_job,
+    encode,
 )
 from worker.jobs.redis.connection import RETRY_SECONDS, connect_async, database_of
-from worker.jobs.redis.pubsub_task import PubSubTask
-from worker.jobs.redis.scripts import channels_of, milliseconds, settings_of
-from worker.jobs.state import (
-    END_STATES,
-    REDELIVERIES,
-    JobStatus,
-    QueueStats,
-    Receipt,
-    Totals,
-    WorkerStatus,
-)
+from worker.jobs.redis.pubsub import PubSubTask
 from worker.jobs.watchers import Watchers
 
 CALL_SECONDS = 0.65  # so that a client hears within a second that the queue is away
-RESULT_SECONDS = 10.0  # an outcome may be large, and whoever waits for one is patient
-WORKERS_SECONDS = 1.0  # for which the list of workers is believed without news of them
+RESULT_SECONDS = 10.0  # an outcome may be large, and its reader waits for it anyway
+WORKERS_SECONDS = 1.0  # for which the list of workers is kept without a message about them
 MAX_EVENTS_TOGETHER = 32
 POISONED = JobFailure(
     PoisonJobError.__name__, "workers were lost while they ran the job, again and again"
 )
-IMPLIED: dict[str, Outcome] = {
+OUTCOME_OF_STATE: dict[str, Outcome] = {  # of a job that ended without one of its worker
     "cancelled": CANCELLED,
     "expired": EXPIRED,
     "error": POISONED,
@@ -65,17 +63,11 @@ IMPLIED: dict[str, Outcome] = {
 
 
 class RedisProducer:
-    """See `worker.jobs.queue.JobProducer`.
-
-    Parameters
-    ----------
-    url : of Redis
-    limits : of the queue
-    """
+    """See `JobProducer`."""
 
     def __init__(self, url: str, limits: QueueLimits) -> None:
         self._url, self._limits = url, limits
-        self._front = uuid.uuid4().hex[:12]
+        self._front_id = uuid.uuid4().hex[:12]
         self._watchers = Watchers()
         self._unconfirmed: set[str] = set()  # ids of jobs whose submission was not answered
 
@@ -87,7 +79,7 @@ class RedisProducer:
         self._calls = AsyncCaller(self._connections, settings, CALL_SECONDS)
         self._results = AsyncCaller(self._connections, settings, RESULT_SECONDS)
         self._worker_list = _WorkerList(self._calls)
-        self._front_channel = f"{channels_of(db)}front:{self._front}"
+        self._front_channel = f"{channels_of(db)}front:{self._front_id}"
         channels = (self._front_channel, f"{channels_of(db)}workers")
         self._pubsub = PubSubTask(self._connections, channels, self._on_message, self._on_connected)
         await self._pubsub.start()
@@ -101,18 +93,18 @@ class RedisProducer:
         await self._connections.aclose()
 
     async def submit(self, job: Job, share: float = 1.0) -> Receipt:
-        """Accept a job; see `worker.jobs.queue.JobProducer.submit`."""
+        """Accept a job."""
         name, fingerprint = "", ""
         if job.idempotency is not None:
             name = f"{len(job.owner)}:{job.owner}:{job.idempotency.key}"
             fingerprint = job.idempotency.fingerprint
-        places = self._limits.max_jobs
+        max_jobs = self._limits.max_jobs
         try:
             answer, *details = await self._calls.run(
                 "submit",
-                *(job.id, encode_job(job), job.request.model, job.request.num_rows, job.owner),
+                *(job.id, encode(job), job.request.model, job.request.num_rows, job.owner),
                 *(milliseconds(job.timeout), milliseconds(job.submitted_at), int(job.keep)),
-                *(name, fingerprint, max(1, int(share * places)) if share < 1 else places + 1),
+                *(name, fingerprint, max(1, int(share * max_jobs)) if share < 1 else max_jobs + 1),
             )
         except QueueDownError:
             if job.idempotency is None:  # of others somebody may still wait for it
@@ -132,17 +124,17 @@ class RedisProducer:
         raise ShareExceededError(f"{details[2]} jobs of this client wait already", wait)
 
     async def outcome(self, job_id: str) -> Outcome:
-        """Wait for the end of a job; see `worker.jobs.queue.JobProducer.outcome`."""
-        with self._watchers.watch(job_id) as news:
+        """Wait for the end of a job."""
+        with self._watchers.watch(job_id) as changed:
             while True:
                 state, rest, _ = await self._get_result(job_id)
                 if state in END_STATES:
-                    return decode_outcome(rest) if rest else IMPLIED[state]
-                await news.wait(rest / 1000)
+                    return decode_outcome(rest) if rest else OUTCOME_OF_STATE[state]
+                await changed.wait(rest / 1000)
 
     async def events(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
-        """What the job's worker tells; see `worker.jobs.queue.JobProducer.events`."""
-        with self._watchers.watch(job_id) as news:
+        """Events of a job."""
+        with self._watchers.watch(job_id) as changed:
             while True:
                 state, rest, events = await self._get_result(job_id, after, MAX_EVENTS_TOGETHER)
                 for number, data in events:
@@ -152,14 +144,14 @@ class RedisProducer:
                     continue
                 if state in END_STATES:
                     return
-                await news.wait(rest / 1000)
+                await changed.wait(rest / 1000)
 
     async def status(self, job_id: str) -> JobStatus:
         """Where a job is."""
-        found = await self._calls.run("status", job_id)
-        if found is None:
+        status = await self._calls.run("status", job_id)
+        if status is None:
             raise _unknown(job_id)
-        data, state, deliveries, position = found
+        data, state, deliveries, position = status
         return JobStatus(decode_job(data), state.decode(), position, deliveries)
 
     async def cancel(
@@ -169,7 +161,7 @@ class RedisProducer:
         await self._calls.run("cancel", job_id, state)
 
     async def forget(self, job_id: str) -> None:
-        """Keep the outcome of a job no longer, unless it is to be kept."""
+        """Keep the outcome no longer, unless the job says so."""
         await self._calls.run("forget", job_id)
 
     async def stats(self) -> QueueStats:
@@ -179,16 +171,16 @@ class RedisProducer:
         return QueueStats(depth, running, age_milliseconds / 1000, float(rate), _totals(counts))
 
     async def workers(self) -> Sequence[WorkerStatus]:
-        """The latest status of every worker that is heard of and has not left."""
+        """The latest status of every worker."""
         workers = await self._worker_list.read()
         if self._unconfirmed:
             await self._end_unconfirmed()
         return workers
 
     async def _end_unconfirmed(self) -> None:
-        """End jobs of which nobody knows whether they were accepted, as nobody waits for them.
+        """End jobs whose submission was not answered in time: nobody waits for them.
 
-        Redis may have got them when it was too late for the answer, and do what it got in the end.
+        Redis may have received them all the same, and accept them in the end.
         """
         for job_id in tuple(self._unconfirmed):
             await self.cancel(job_id)
@@ -199,17 +191,19 @@ class RedisProducer:
     ) -> tuple[str, Any, Any]:
         """State of a job, its outcome or else the milliseconds left to it, and its events."""
         while True:
-            await self._pubsub.up()
+            await self._pubsub.wait_until_connected()
             try:
-                found = await self._results.run("get_result", job_id, self._front, after + 1, count)
+                answer = await self._results.run(
+                    "get_result", job_id, self._front_id, after + 1, count
+                )
             except QueueDownError:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            if found[0] == b"unknown":
+            if answer[0] == b"unknown":
                 raise _unknown(job_id)
-            if found[0] == b"gone":
+            if answer[0] == b"gone":
                 raise ResultGoneError("id", f"the images of job {job_id!r} are kept no longer")
-            return found[0].decode(), found[1], found[2]
+            return answer[0].decode(), answer[1], answer[2]
 
     def _on_message(self, channel: str, message: bytes) -> None:
         if channel == self._front_channel:
@@ -223,7 +217,7 @@ class RedisProducer:
 
 
 class _WorkerList:
-    """The list of workers, as it was a moment ago if nobody has told of a change."""
+    """The list of workers, read again after `WORKERS_SECONDS` or a message about a change."""
 
     def __init__(self, calls: AsyncCaller) -> None:
         self._calls = calls
@@ -247,13 +241,12 @@ class _WorkerList:
 
     async def _read(self) -> None:
         seen, now = self._num_changes, time.monotonic()
-        found = await self._calls.run("workers")
-        self._workers = tuple(decode_worker(data) for data in found)
+        self._workers = tuple(map(decode_worker, await self._calls.run("workers")))
         self._num_seen, self._read_at = seen, now
 
 
 def _retrieve_error(reading: asyncio.Future[None]) -> None:
-    """Take note of an error, also when nobody waits for it any more."""
+    """Retrieve an error, or asyncio logs one that nobody waits for."""
     if not reading.cancelled():
         reading.exception()
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Self
-
-from masc_core.errors import ConfigError
-from worker.jobs.limits import QueueLimits
+from worker.jobs.queue import QueueLimits
 from worker.jobs.redis.connection import check_server, connect_blocking
 from worker.jobs.redis.consumer import RedisConsumer
 from worker.jobs.redis.producer import RedisProducer
 
 
 class RedisQueue(RedisProducer, RedisConsumer):
-    """See `worker.jobs.queue.JobQueue`; either side connects when it is used.
+    """See `JobQueue`; either side connects when it is used.
 
     Parameters
     ----------
@@ -21,21 +18,15 @@ class RedisQueue(RedisProducer, RedisConsumer):
 
     Raises
     ------
-    ConfigError : the URL cannot be read; its server is no Redis, too old or does not let us in
+    ValueError : the URL cannot be read
+    ConfigError : its server is no Redis, too old or does not let us in
     """
 
     def __init__(self, url: str, limits: QueueLimits) -> None:
-        try:
-            client = connect_blocking(url)
-        except ValueError as error:
-            raise ConfigError("the URL cannot be read") from error
+        client = connect_blocking(url)
         check_server(client)
         RedisProducer.__init__(self, url, limits)
         RedisConsumer.__init__(self, client, limits)
-
-    async def __aenter__(self) -> Self:
-        """Connect; if Redis is away, when it comes."""
-        return await super().__aenter__()
 
     async def __aexit__(self, *_: object) -> None:
         """Disconnect both sides; the jobs stay."""

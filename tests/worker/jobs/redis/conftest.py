@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from tests.redis_server import RedisServer
-from worker.jobs.limits import QueueLimits
+from worker.jobs.queue import QueueLimits
 from worker.jobs.redis.queue import RedisQueue
 
 MakeWorker = Callable[[QueueLimits], RedisQueue]

@@ -5,7 +5,7 @@ import redis
 
 from tests.worker.jobs.redis.conftest import MakeWorker
 from tests.worker.jobs.samples import claim, job, jobs_of, submit
-from worker.jobs.limits import QueueLimits
+from worker.jobs.queue import QueueLimits
 from worker.jobs.redis.consumer import UNREADABLE
 from worker.jobs.redis.queue import RedisQueue
 

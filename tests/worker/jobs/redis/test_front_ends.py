@@ -11,12 +11,10 @@ import redis
 
 from tests.stopwatch import Stopwatch
 from tests.worker.jobs.redis.conftest import MakeWorker
-from tests.worker.jobs.samples import claim, collect, job, result, submit
-from worker.jobs.event import Event, NumberedEvent, Preview, Progress, Started
-from worker.jobs.job import Idempotency
-from worker.jobs.limits import QueueLimits
+from tests.worker.jobs.samples import claim, collect, job, result, submit, until
+from worker.jobs.job import Event, Idempotency, NumberedEvent, Preview, Progress, Started
+from worker.jobs.queue import QueueLimits, Totals, WorkerStatus
 from worker.jobs.redis.queue import RedisQueue
-from worker.jobs.state import Totals, WorkerStatus
 
 pytestmark = pytest.mark.anyio
 
@@ -31,6 +29,10 @@ async def fronts(redis_url: str) -> AsyncIterator[tuple[RedisQueue, RedisQueue]]
         yield one, other
 
 
+async def until_watched(front: RedisQueue, num_jobs: int) -> None:
+    await until(lambda: len(front._watchers.watched) == num_jobs)
+
+
 async def test_any_front_end_knows_a_job(
     fronts: tuple[RedisQueue, RedisQueue], make_worker: MakeWorker
 ) -> None:
@@ -40,7 +42,8 @@ async def test_any_front_end_knows_a_job(
     await submit(one, sent)
     assert (await other.status(sent.id)).state == "waiting"
     outcomes = [asyncio.create_task(front.outcome(sent.id)) for front in fronts]
-    await asyncio.sleep(0.05)
+    for front in fronts:
+        await until_watched(front, 1)
     assert worker.finish(claim(worker)[0], result())
     assert await asyncio.wait_for(asyncio.gather(*outcomes), 5.0) == [result()] * 2
     await submit(one, job())
@@ -57,7 +60,7 @@ async def test_the_front_end_of_a_job_may_die(
     async with RedisQueue(redis_url, LIMITS) as dying:
         await submit(dying, sent)
         waiting = asyncio.create_task(dying.outcome(sent.id))
-        await asyncio.sleep(0.05)
+        await until_watched(dying, 1)
         waiting.cancel()
     assert worker.finish(claim(worker)[0], result())
     assert await other.outcome(sent.id) == result()
@@ -129,7 +132,7 @@ async def test_whoever_waits_is_woken(
     make_worker: MakeWorker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.jobs.redis.consumer.LOOK_AGAIN_SECONDS", 60.0)
+    monkeypatch.setattr("worker.jobs.redis.consumer.CLAIM_POLL_SECONDS", 60.0)
     worker = make_worker(LIMITS)
     for _ in range(3):
         claiming = asyncio.create_task(asyncio.to_thread(worker.claim, "tiny", 8, 60.0))
@@ -139,7 +142,7 @@ async def test_whoever_waits_is_woken(
         await submit(fronts[0], sent)
         (lease,) = await claiming
         outcome = asyncio.create_task(fronts[1].outcome(sent.id))
-        await asyncio.sleep(0.02)
+        await until_watched(fronts[1], 1)
         worker.finish(lease, result())
         assert await outcome == result()
         assert time.monotonic() - started < 5.0
@@ -154,7 +157,7 @@ async def test_two_hundred_who_wait_need_no_more_connections(
     waiting = [asyncio.create_task(fronts[0].outcome(one.id)) for one in jobs]
     watching = [asyncio.create_task(collect(fronts[0], one.id)) for one in jobs[:100]]
     leases = claim(worker, 200)
-    await asyncio.sleep(0.1)
+    await until_watched(fronts[0], 200)
     assert len(inside.client_list()) <= 3 + 3 + 2 + 1  # front ends, worker, this look
     for lease in leases:
         worker.emit(lease, EVENTS[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import redis
@@ -13,11 +14,10 @@ from masc_core.errors import PoisonJobError
 from tests.stopwatch import Stopwatch
 from tests.worker.jobs.redis.conftest import MakeWorker
 from tests.worker.jobs.samples import claim, job, jobs_of, result, submit, until
-from worker.jobs.event import Progress
-from worker.jobs.job import Lease
-from worker.jobs.limits import QueueLimits
+from worker.jobs.job import Lease, Progress
+from worker.jobs.queue import QueueLimits, Totals
+from worker.jobs.redis.leases import HeldLeases
 from worker.jobs.redis.queue import RedisQueue
-from worker.jobs.state import Totals
 
 pytestmark = pytest.mark.anyio
 
@@ -204,7 +204,7 @@ async def test_a_worker_without_news_learns_of_its_losses_when_it_renews(
         jobs = [job(), job()]
         await submit(front, *jobs)
         leases = claim(worker)
-        worker._news.close()
+        worker._updates.close()
         await front.cancel(jobs[0].id)
         assert worker.abandoned(leases) == set()
         worker.renew(leases)
@@ -231,3 +231,38 @@ async def test_consumers_come_and_go(
         claim(make_worker(limits))
         assert consumers() == 0
         assert killed.finish(lease, result())  # who holds it is a matter of the token alone
+
+
+LEASE = Lease(job(), 1, 60.0)
+LATER = replace(LEASE, token=2)
+
+
+def test_only_what_was_claimed_is_held() -> None:
+    held = HeldLeases()
+    assert held.lost([LEASE]) == {LEASE.job_id}
+    held.add([LEASE])
+    assert held.lost([LEASE]) == set()
+    assert held.tokens == {LEASE.job_id: LEASE.token}
+    held.drop(LEASE.job_id, LEASE.token)
+    assert held.lost([LEASE]) == {LEASE.job_id}
+    assert held.tokens == {}
+
+
+def test_the_end_of_an_older_lease_does_not_end_the_later_one() -> None:
+    held = HeldLeases()
+    held.add([LATER])
+    held.drop(LEASE.job_id, LEASE.token)
+    assert held.lost([LATER]) == set()
+    assert held.lost([LEASE, LATER]) == {LEASE.job_id}
+
+
+def test_what_is_lost_before_its_claim_returns_is_never_held() -> None:
+    held = HeldLeases()
+    with held.claiming():
+        with held.claiming():
+            held.drop(LEASE.job_id, LEASE.token)
+        held.add([LEASE])
+    assert held.lost([LEASE]) == {LEASE.job_id}
+    with held.claiming():
+        held.add([LEASE])
+    assert held.lost([LEASE]) == set()

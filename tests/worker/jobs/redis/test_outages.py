@@ -14,10 +14,9 @@ from masc_core.errors import QueueDownError, UnknownJobError
 from tests.redis_server import RedisServer
 from tests.stopwatch import Stopwatch
 from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit, until
-from worker.jobs.event import NumberedEvent, Progress
-from worker.jobs.limits import QueueLimits
+from worker.jobs.job import NumberedEvent, Progress
+from worker.jobs.queue import QueueLimits, Totals, WorkerStatus
 from worker.jobs.redis.queue import RedisQueue
-from worker.jobs.state import Totals, WorkerStatus
 
 pytestmark = pytest.mark.anyio
 
@@ -235,8 +234,7 @@ async def test_a_connection_that_is_dead_but_open_is_made_anew(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module, name in (
-        ("pubsub_task", "SILENCE_SECONDS"),
-        ("pubsub_thread", "SILENCE_SECONDS"),
+        ("pubsub", "SILENCE_SECONDS"),
         ("connection", "ANSWER_SECONDS"),
     ):
         monkeypatch.setattr(f"worker.jobs.redis.{module}.{name}", 0.2)

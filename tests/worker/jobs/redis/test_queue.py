@@ -10,9 +10,8 @@ import pytest
 
 from tests.worker.jobs.redis.conftest import MakeWorker
 from tests.worker.jobs.samples import job, result, submit
-from worker.jobs.event import Started
-from worker.jobs.job import Lease
-from worker.jobs.limits import QueueLimits
+from worker.jobs.job import Lease, Started
+from worker.jobs.queue import QueueLimits
 from worker.jobs.redis.connection import connect_blocking
 from worker.jobs.redis.consumer import RedisConsumer
 from worker.jobs.redis.producer import RedisProducer

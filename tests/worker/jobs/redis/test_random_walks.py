@@ -25,13 +25,11 @@ from hypothesis.stateful import (
 
 from masc_core.errors import QueueFullError, ShareExceededError, UnknownJobError
 from tests.worker.jobs.samples import job, result
-from worker.jobs.event import Event, NumberedEvent, Progress
-from worker.jobs.job import Idempotency, Job, Lease
-from worker.jobs.limits import QueueLimits
-from worker.jobs.outcome import CANCELLED, EXPIRED, Outcome
+from worker.jobs.job import Event, Idempotency, Job, Lease, NumberedEvent, Progress
+from worker.jobs.outcome import CANCELLED, EXPIRED, EndState, Outcome
+from worker.jobs.queue import JobState, QueueLimits, Redelivery, Totals
 from worker.jobs.redis.producer import POISONED
 from worker.jobs.redis.queue import RedisQueue
-from worker.jobs.state import EndState, JobState, Redelivery, Totals
 
 LIMITS = QueueLimits(max_jobs=6, lease_seconds=3600.0, max_deliveries=2)
 SHARE = 0.5  # three jobs

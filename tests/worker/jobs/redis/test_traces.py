@@ -12,9 +12,8 @@ import redis
 from masc_core.errors import ResultGoneError
 from tests.worker.jobs.redis.conftest import MakeWorker
 from tests.worker.jobs.samples import claim, collect, job, result, submit
-from worker.jobs.event import Started
-from worker.jobs.job import Idempotency
-from worker.jobs.limits import QueueLimits
+from worker.jobs.job import Idempotency, Started
+from worker.jobs.queue import QueueLimits
 from worker.jobs.redis.queue import RedisQueue
 
 pytestmark = pytest.mark.anyio
@@ -113,7 +112,7 @@ async def test_an_outcome_that_nobody_fetches_goes_soon(
 async def test_the_memory_of_what_was_has_a_bound(
     redis_url: str, make_worker: MakeWorker, inside: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.jobs.redis.scripts.MAX_ENDED", 5)
+    monkeypatch.setattr("worker.jobs.redis.client.MAX_ENDED", 5)
     brief = replace(LIMITS, result_seconds=0.02)
     worker = make_worker(brief)
     async with RedisQueue(redis_url, brief) as front:
@@ -133,7 +132,7 @@ async def test_the_memory_of_what_was_has_a_bound(
 async def test_what_is_still_to_be_had_is_not_forgotten_for_the_bound(
     redis_url: str, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.jobs.redis.scripts.MAX_ENDED", 2)
+    monkeypatch.setattr("worker.jobs.redis.client.MAX_ENDED", 2)
     worker = make_worker(LIMITS)
     async with RedisQueue(redis_url, LIMITS) as front:
         jobs = [job(keep=True) for _ in range(5)]

@@ -1,4 +1,4 @@
--- What a worker tells of itself, for as long as a lease.
+-- Announce the status of a worker, for as long as a lease.
 
 local worker, status = ARGV[2], ARGV[3]
 

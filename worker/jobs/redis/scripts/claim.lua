@@ -29,10 +29,10 @@ end
 local function lease(id, job)
   local name = key('job', id)
   dequeue(id, job)
-  local token = redis.call('HINCRBY', name, 'token', 1)
-  redis.call('HINCRBY', name, 'deliveries', 1)
+  local token = redis.call('HINCRBY', name, 'token', 1) -- fences off whoever had the job before
+  redis.call('HINCRBY', name, 'deliveries', 1) -- taken back by who hands the job back
   redis.call('HSET', name, 'state', 'running', 'holder', consumer)
-  redis.call('ZADD', key('leases'), now + settings.lease_ms, id)
+  redis.call('ZADD', key('leases'), now + settings.lease_ms, id) -- see sweep: it runs out then
   take_entry(job.seq, token)
   return {id, token, tonumber(job.deadline) - now, job.job, is_last_try(job) and 1 or 0}
 end
@@ -64,9 +64,9 @@ while rows > 0 do
   if not job.job then -- its keys were evicted or deleted by hand
     redis.call('ZREM', queue, id)
   elseif is_last_try(job) and not takes_last_try then
-    passed_over = passed_over + 1
+    passed_over = passed_over + 1 -- it stays in the queue, for another worker
   elseif #leases > 0 and tonumber(job.rows) > rows then
-    break
+    break -- a smaller job behind it must not overtake it
   else
     takes_last_try = takes_last_try and not is_last_try(job)
     leases[#leases + 1] = lease(id, job)

@@ -181,7 +181,7 @@ local function sweep()
   end
 end
 
--- Jobs finished per second over the last half minute; the same as worker/jobs/drain_rate.py.
+-- Jobs finished per second over the last half minute; the same as DrainRate in worker/jobs/memory.py.
 -- The hash counts them by second, and has since when the queue was not empty.
 local function drain_rate()
   local finished, since = 0, now

@@ -1,6 +1,6 @@
 -- How a job has ended, with at most ARGV[5] of its events from number ARGV[4] on.
 --
--- While it has not ended, the same step registers the front end for its news: none is missed.
+-- While it has not ended, the same step registers the front end for messages: none is missed.
 
 local id, front, first, count = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 

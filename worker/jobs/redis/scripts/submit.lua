@@ -1,4 +1,4 @@
--- Accept a job, or say what speaks against it.
+-- Accept a job, or answer why not.
 
 local id, payload, model, rows, owner = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local timeout_ms, submitted_ms, keep = tonumber(ARGV[7]), ARGV[8], ARGV[9]

@@ -1,4 +1,4 @@
--- What the workers tell that were heard of not too long ago.
+-- Statuses of the workers that announced theirs within the time of a lease.
 
 for _, worker in ipairs(due('heard', now)) do
   redis.call('HDEL', key('workers'), worker)

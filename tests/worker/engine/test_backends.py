@@ -1,4 +1,4 @@
-"""Ways to step a batch that do not work here, and what is served then."""
+"""Backends that do not work here, and what is served then."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from masc_core.bundle.read import Bundle
 from masc_core.errors import NonFiniteError
 from masc_core.generation.batch import Batch
 from masc_core.generation.slots import StepShape
-from masc_core.images import Pixels, encode_image
+from masc_core.images import encode_image
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
 from tests.worker.tiny_worker import REQUEST, expected
-from worker.build import engine_backends
-from worker.engine.engine import Engine
-from worker.engine.fallback import Backend, EngineMode, FallbackBatch
+from worker.engine.engine import Backend, Engine, EngineMode
 from worker.engine.request import FinishedImage, ImageTask
 from worker.job_run import image_spec
+from worker.main import engine_backends
 from worker.metrics import WorkerMetrics
 from worker.model.loaded_model import LoadedModel
 from worker.settings import load_settings
@@ -43,12 +42,8 @@ def failing(error: Exception, *, at_once: bool = False) -> type[Batch]:
 
 
 def loaded_of(bundle: Bundle, backends: list[Backend], prepared: list[EngineMode]) -> LoadedModel:
-    def make(model: GPT, decoder: InClusterDecoder, num_slots: int) -> FallbackBatch:
-        return FallbackBatch(
-            model, decoder, num_slots, backends=backends, on_prepared=prepared.append
-        )
-
-    return LoadedModel(bundle, Engine(bundle.model, bundle.decoder, 8, make_batch=make))
+    engine = Engine(bundle.model, bundle.decoder, 8, backends=backends, on_prepared=prepared.append)
+    return LoadedModel(bundle, engine)
 
 
 class Stuck(Batch):
@@ -69,7 +64,7 @@ def test_what_cannot_be_compiled_is_served_eagerly(
     broken = failing(PTXAS, at_once=at_once)
     backends = [Backend("graphs", broken), Backend("compiled", broken), Backend("eager", Batch)]
     loaded = loaded_of(bundle, backends, prepared)
-    with caplog.at_level(logging.ERROR, "worker.engine.fallback"):
+    with caplog.at_level(logging.ERROR, "worker.engine.engine"):
         loaded.warm_up()
     assert prepared == ["eager"]
     assert [record.args for record in caplog.records] == [
@@ -82,12 +77,8 @@ def test_what_cannot_be_compiled_is_served_eagerly(
     drawn = [o for _ in range(bundle.model.config.block_size) for o in loaded.engine.step()]
     (image,) = (outcome for outcome in drawn if isinstance(outcome, FinishedImage))
     pixels = bundle.render(image.codes[None])
-    assert lane_file(pixels[0]) == expected(bundle, request)[0]
+    assert encode_image(pixels[0], REQUEST.format) == expected(bundle, request)[0]
     loaded.close()
-
-
-def lane_file(pixels: Pixels) -> bytes:
-    return encode_image(pixels, REQUEST.format)
 
 
 def test_what_works_is_not_left(bundle: Bundle) -> None:
@@ -135,14 +126,11 @@ def test_the_ways_of_a_device() -> None:
 
 def test_the_metric_is_of_the_way_that_works(bundle: Bundle) -> None:
     registry = CollectorRegistry()
-    batch = FallbackBatch(
-        bundle.model,
-        bundle.decoder,
-        4,
+    Engine(
+        *(bundle.model, bundle.decoder, 4),
         backends=[Backend("graphs", failing(PTXAS)), Backend("eager", Batch)],
         on_prepared=WorkerMetrics(registry).engine,
-    )
-    batch.prepare()
+    ).prepare()
     assert registry.get_sample_value("masc_engine_mode", {"mode": "eager"}) == 1
     assert registry.get_sample_value("masc_engine_mode", {"mode": "graphs"}) is None
 

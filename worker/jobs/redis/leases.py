@@ -1,0 +1,127 @@
+"""The leases that a worker holds, and what it learns of them without asking.
+
+The worker's own channel names leases that are lost, a shared one the models whose queue is no
+longer empty. Messages are missed while it is not subscribed, so after every subscription it checks
+its leases once, and `wait_for_arrival` returns.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from worker.jobs.job import Lease
+from worker.jobs.redis.client import Caller
+from worker.jobs.redis.connection import BlockingRedis
+from worker.jobs.redis.pubsub import PubSubThread
+
+
+class HeldLeases:
+    """Jobs and the tokens of their leases, as far as is known; from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tokens: dict[str, int] = {}
+        self._num_claims = 0
+        self._lost_early: set[tuple[str, int]] = set()
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Tokens of the held leases, by job id."""
+        with self._lock:
+            return dict(self._tokens)
+
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """Remember leases that are lost before the claim that brings them returns."""
+        with self._lock:
+            self._num_claims += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_claims -= 1
+                if not self._num_claims:
+                    self._lost_early.clear()
+
+    def add(self, leases: Iterable[Lease]) -> None:
+        """Add claimed leases; within `claiming`."""
+        with self._lock:
+            for lease in leases:
+                if (lease.job_id, lease.token) not in self._lost_early:
+                    self._tokens[lease.job_id] = lease.token
+
+    def drop(self, job_id: str, token: int) -> None:
+        """Forget a lease that is over."""
+        with self._lock:
+            if self._tokens.get(job_id) == token:
+                del self._tokens[job_id]
+            elif self._num_claims:
+                self._lost_early.add((job_id, token))
+
+    def lost(self, leases: Iterable[Lease]) -> set[str]:
+        """Return the jobs among these whose lease is not held."""
+        with self._lock:
+            return {
+                lease.job_id for lease in leases if self._tokens.get(lease.job_id) != lease.token
+            }
+
+
+class LeaseUpdates:
+    """Follows the channels of a worker.
+
+    Parameters
+    ----------
+    client, scripts : of the same Redis
+    channels : prefix of all channels
+    name : of the worker, as it claims
+
+    Attributes
+    ----------
+    held : the leases of this worker
+    num_arrivals : how often there have been jobs where there were none; never goes back
+    """
+
+    def __init__(self, client: BlockingRedis, scripts: Caller, channels: str, name: str) -> None:
+        self.held = HeldLeases()
+        self.num_arrivals = 0
+        self._scripts = scripts
+        self._arrival = threading.Condition()
+        self._listeners: list[Callable[[str], None]] = []
+        self._own_channel = f"{channels}worker:{name}"
+        pubsub = PubSubThread(
+            client, (self._own_channel, f"{channels}arrivals"), self._on_message, self._on_connected
+        )
+        self.start, self.close = pubsub.start, pubsub.close
+
+    def on_arrival(self, arrived: Callable[[str], None]) -> None:
+        """Have it called with the model whose queue is no longer empty; empty if any may be."""
+        self._listeners.append(arrived)
+
+    def wait_for_arrival(self, before: int, timeout: float) -> None:
+        """Return when ``num_arrivals`` is no longer ``before``, at the latest after ``timeout``."""
+        with self._arrival:
+            self._arrival.wait_for(lambda: self.num_arrivals != before, timeout)
+
+    def _on_message(self, channel: str, message: bytes) -> None:
+        if channel != self._own_channel:
+            self._arrived(message.decode())
+        elif message:  # an empty one only wakes the thread, to end
+            token, job_id = message.split(b" ", 1)
+            self.held.drop(job_id.decode(), int(token))
+
+    def _on_connected(self) -> None:
+        held = self.held.tokens
+        if held:
+            pairs = [part for pair in held.items() for part in pair]
+            for job_id, token in self._scripts.run("check_leases", *pairs):
+                self.held.drop(job_id.decode(), token)
+        self._arrived("")
+
+    def _arrived(self, model: str) -> None:
+        with self._arrival:
+            self.num_arrivals += 1
+            self._arrival.notify_all()
+        for arrived in self._listeners:
+            arrived(model)
