@@ -37,7 +37,7 @@ from training.config import LoopConfig
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Stage, TrainedModule
+from training.loop.task import Stage, TrainedModule
 from training.loop.trainer import fit
 from training.metrics.flops import flops_per_image, peak_flops
 from training.metrics.memory import step_bytes

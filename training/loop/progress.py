@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from training.loop.distributed import is_main_process
-from training.loop.stage import Report
+from training.loop.task import Report
 
 SECONDS_BETWEEN_LINES = 30.0
 

@@ -29,8 +29,8 @@ from training.loop.ema import EMA
 from training.loop.parallel import full_tensor, gradient_sync, reshard, wrap_ddp
 from training.loop.run_dir import Run
 from training.loop.schedule import learning_rate, set_learning_rate
-from training.loop.stage import Report, Stage, no_report
 from training.loop.stop_request import StopRequest
+from training.loop.task import Report, Stage, no_report
 
 Losses = dict[str, Tensor]
 

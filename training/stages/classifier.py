@@ -25,7 +25,7 @@ from training.data.pixels import TrainingPixels
 from training.data.source import LabelledImages, require_classes
 from training.loop.distributed import join_ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Indices, Report, Stage, TrainedModule, Words, no_report
+from training.loop.task import Indices, Report, Stage, TrainedModule, Words, no_report
 from training.loop.trainer import fit
 from training.metrics.classifier import WEIGHTS, Classifier, predict
 from training.metrics.reconstruction import pixels_to_float

@@ -27,7 +27,7 @@ from training.config import LoopConfig, MayChange, set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import join_ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Report, Stage, TrainedModule, no_report
+from training.loop.task import Report, Stage, TrainedModule, no_report
 from training.loop.trainer import fit
 from training.losses.refiner import InClusterLoss
 from training.losses.transformer import LN2

@@ -36,7 +36,7 @@ from training.data.source import ImageSource
 from training.loop.checkpoint import latest_step
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Indices, Report, Stage, TrainedModule, Words, no_report
+from training.loop.task import Indices, Report, Stage, TrainedModule, Words, no_report
 from training.loop.trainer import fit
 from training.losses.adversarial import AdversarialLoss
 from training.losses.discriminator import PatchDiscriminator, num_patches

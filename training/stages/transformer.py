@@ -36,7 +36,7 @@ from training.data.cluster_data import ClusterData
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.parallel import compile_each, full_state_dict, is_sharded, recompute, shard
 from training.loop.run_dir import Run
-from training.loop.stage import Report, Stage, TrainedModule, no_report
+from training.loop.task import Report, Stage, TrainedModule, no_report
 from training.loop.trainer import fit
 from training.losses.transformer import NextCluster, NextClusterInChunks, cross_entropy_and_entropy
 from training.metrics.flops import flops_per_image, peak_flops

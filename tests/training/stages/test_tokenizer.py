@@ -22,7 +22,7 @@ from training.data.images import open_images
 from training.loop.checkpoint import latest_checkpoint
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Stage
+from training.loop.task import Stage
 from training.loop.trainer import fit
 from training.metrics.reconstruction import reconstruction_metrics
 from training.stages.tokenizer import TokenizerConfig, _Trainer, restart_codes, train_tokenizer
