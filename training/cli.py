@@ -18,8 +18,7 @@ from training.config import load_config
 from training.data.code_cache import INDEX
 from training.data.images import open_images
 from training.evaluation_commands import compare_runs, evaluate
-from training.loop.distributed import is_main_process
-from training.loop.progress import progress
+from training.loop.progress import is_main_process, progress
 from training.metrics.reconstruction import reconstruction_sheet
 from training.stages.classifier import ClassifierConfig, train_classifier
 from training.stages.codes import CodesConfig, extract_codes

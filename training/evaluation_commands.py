@@ -12,8 +12,7 @@ from rich.console import Console
 from masc_core.bundle.registry import Registry
 from masc_core.settings import ModelSettings, read_settings
 from training.config import load_config
-from training.loop.distributed import is_main_process
-from training.loop.progress import progress
+from training.loop.progress import is_main_process, progress
 from training.stages.evaluate import EvaluateConfig
 from training.stages.evaluate import evaluate as measure_model
 from training.studies.acceleration import acceleration, read_curve

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_images import make_images
-from training.loop.task import Report
+from training.loop.progress import Report
 from training.stages.codes import CodesConfig, extract_codes
 from training.stages.prior import PriorConfig, build_prior
 from training.stages.refiner import RefinerTraining

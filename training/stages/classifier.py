@@ -24,8 +24,9 @@ from training.data.images import open_images
 from training.data.pixels import TrainingPixels
 from training.data.source import LabelledImages, require_classes
 from training.loop.distributed import join_ranks
+from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.task import Indices, Report, Stage, TrainedModule, Words, no_report
+from training.loop.task import Indices, Stage, TrainedModule, Words
 from training.loop.trainer import fit
 from training.metrics.classifier import WEIGHTS, Classifier, predict
 from training.metrics.reconstruction import pixels_to_float

@@ -43,7 +43,7 @@ from training.data.images import open_images
 from training.data.source import ImageSource, IntArray, LabelledImages, require_classes
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.lock import lock_folder
-from training.loop.task import Report, no_report
+from training.loop.progress import Report, no_report
 from training.metrics.reconstruction import to_float
 from training.studies.codebook_source import TrainedTokenizer
 

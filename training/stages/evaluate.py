@@ -35,7 +35,7 @@ from masc_core.io.files import atomic_write, sha256_file
 from masc_core.sampling.params import SamplingParams
 from training.data.code_cache import CodeCache
 from training.loop.distributed import Ranks, join_ranks
-from training.loop.task import Report, no_report
+from training.loop.progress import Report, no_report
 from training.metrics.archive import image_archive
 from training.metrics.classifier import (
     WEIGHTS,

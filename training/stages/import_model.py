@@ -38,7 +38,7 @@ from training.llamagen.sizes import (
     read_vq_config,
     size_name,
 )
-from training.loop.task import Report, no_report
+from training.loop.progress import Report, no_report
 from training.metrics.table import first_images
 from training.provenance import made_with
 from training.version_draft import VersionDraft, draft_version

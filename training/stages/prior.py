@@ -27,7 +27,7 @@ from masc_core.prior import ClusterMap
 from masc_core.tree import Linkage, SemanticTree, build_tree
 from training.config import StageConfig, set_threads
 from training.loop.lock import lock_folder
-from training.loop.task import Report, no_report
+from training.loop.progress import Report, no_report
 from training.studies.codebook_source import read_rows
 
 TREE_FILE = "tree.npz"

@@ -29,7 +29,7 @@ from masc_core.bundle.registry import Registry
 from masc_core.errors import ConfigError
 from masc_core.settings import models_dir
 from training.config import set_threads
-from training.loop.task import Report, no_report
+from training.loop.progress import Report, no_report
 from training.metrics.classifier import classifier_accuracy, load_classifier
 from training.metrics.table import class_agreement, first_images, seconds_per_image
 from training.provenance import made_with

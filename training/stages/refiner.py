@@ -26,8 +26,9 @@ from masc_core.models.weights import load_transformer, read_inputs, save_refiner
 from training.config import LoopConfig, MayChange, set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import join_ranks
+from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.task import Report, Stage, TrainedModule, no_report
+from training.loop.task import Stage, TrainedModule
 from training.loop.trainer import fit
 from training.losses.refiner import InClusterLoss
 from training.losses.transformer import LN2

@@ -35,8 +35,9 @@ from training.data.pixels import Crop, TrainingPixels
 from training.data.source import ImageSource
 from training.loop.checkpoint import latest_step
 from training.loop.distributed import Ranks, join_ranks
+from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.task import Indices, Report, Stage, TrainedModule, Words, no_report
+from training.loop.task import Indices, Stage, TrainedModule, Words
 from training.loop.trainer import fit
 from training.losses.adversarial import AdversarialLoss
 from training.losses.discriminator import PatchDiscriminator, num_patches

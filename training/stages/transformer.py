@@ -35,8 +35,9 @@ from training.config import LoopConfig, MayChange, set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.parallel import compile_each, full_state_dict, is_sharded, recompute, shard
+from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.task import Report, Stage, TrainedModule, no_report
+from training.loop.task import Stage, TrainedModule
 from training.loop.trainer import fit
 from training.losses.transformer import NextCluster, NextClusterInChunks, cross_entropy_and_entropy
 from training.metrics.flops import flops_per_image, peak_flops

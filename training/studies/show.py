@@ -27,7 +27,7 @@ from masc_core.io.files import atomic_write
 from masc_core.semantic_tree import LeafOrder
 from training.config import set_threads
 from training.loop.lock import lock_folder
-from training.loop.task import Report, no_report
+from training.loop.progress import Report, no_report
 from training.studies.atlas import atlas_clusters, split_clusters
 from training.studies.atlas_page import Overview, atlas_pages, page_stem
 from training.studies.atlas_sheet import draw_sheet
