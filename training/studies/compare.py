@@ -28,8 +28,9 @@ from training.metrics.code_pairs import code_counts, count_cached_pairs, count_p
 from training.metrics.comparison import Comparison, Impossible, PriorResult
 from training.metrics.prior_measurement import PriorMeasurement
 from training.metrics.semantic_replacement import ReplacementTest, encode_images
+from training.stages.configs import LEAST_IMAGES, CompareConfig
 from training.studies.candidate_priors import Candidate, CandidateBuilder
-from training.studies.compare_inputs import LEAST_IMAGES, CompareConfig, CompareInputs
+from training.studies.compare_inputs import CompareInputs
 from training.studies.compare_plots import rate_distortion_plot, size_plot
 from training.studies.compare_report import as_json, as_markdown
 
