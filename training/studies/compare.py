@@ -22,8 +22,8 @@ from masc_core.io.files import atomic_write, sha256_file
 from masc_core.sampling.in_cluster import MODES
 from training.config import set_threads
 from training.data.source import LabelledImages
-from training.loop.lock import lock_folder
 from training.loop.progress import Report, no_report
+from training.loop.run_dir import lock_folder
 from training.metrics.code_pairs import code_counts, count_cached_pairs, count_pairs
 from training.metrics.comparison import Comparison, Impossible, PriorResult
 from training.metrics.prior_measurement import PriorMeasurement

@@ -26,8 +26,8 @@ from masc_core.images import Pixels
 from masc_core.io.files import atomic_write
 from masc_core.semantic_tree import LeafOrder
 from training.config import set_threads
-from training.loop.lock import lock_folder
 from training.loop.progress import Report, no_report
+from training.loop.run_dir import lock_folder
 from training.stages.configs import ShowConfig
 from training.studies.atlas import atlas_clusters, split_clusters
 from training.studies.atlas_page import Overview, atlas_pages, page_stem
