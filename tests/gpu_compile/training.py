@@ -49,7 +49,7 @@ def step(parallel: str) -> None:
         if parallel == "fsdp":
             compile_each(model.blocks)
             with mock.patch("training.loop.parallel.init_device_mesh", _mesh):
-                shard(model, model.blocks, ranks, low=True, methods=["hidden"])
+                shard(model, model.blocks, ranks, bfloat16=True, methods=["hidden"])
             objective: nn.Module = NextClusterInChunks(model)
         else:
             objective = NextCluster(model)

@@ -38,10 +38,8 @@ class ClusterData:
 
     Raises
     ------
-    ConfigError
-        The caches and the prior do not belong together.
-    ArtifactError
-        A cache is missing, unfinished or damaged.
+    ConfigError : the caches and the prior do not belong together
+    ArtifactError : a cache is missing, unfinished or damaged
     """
 
     def __init__(

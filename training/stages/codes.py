@@ -56,11 +56,9 @@ def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
 
     Raises
     ------
-    ConfigError
-        The images are no set with several classes, do not fit the tokenizer, or the folder is in
-        use, cannot be written, or was begun with something else.
-    ArtifactError
-        A file is damaged, or none of the images can be read.
+    ConfigError : the images are no set with several classes, do not fit the tokenizer, or the
+        folder is in use, cannot be written, or was begun with something else
+    ArtifactError : a file is damaged, or none of the images can be read
     """
     set_threads(config.threads)
     source = open_images(config.data)
@@ -91,7 +89,7 @@ def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
             if made:
                 done = min((number + ranks.count) * config.shard_images, len(source))
                 report(done, len(source), f"{skipped} skipped")
-        ranks.wait()
+        ranks.barrier()
         with ranks.raise_on_all_ranks(f"finishing {config.out}"):
             if ranks.is_main:
                 _finish(config.out, header)

@@ -40,18 +40,11 @@ HEAD = "output.weight"
 
 @dataclass(frozen=True, slots=True)
 class StartingPoint:
-    """A trained transformer and what its vocabulary means.
+    """A trained transformer and what its vocabulary means."""
 
-    Attributes
-    ----------
-    path : where it comes from
-    model : in evaluation mode on the CPU
-    prior : clusters that it predicts; its codes are those of the new model
-    """
-
-    path: Path
-    model: GPT
-    prior: ClusterMap
+    path: Path  # where it comes from
+    model: GPT  # in evaluation mode on the CPU
+    prior: ClusterMap  # clusters that it predicts; its codes are those of the new model
 
     @classmethod
     def open(
@@ -70,11 +63,9 @@ class StartingPoint:
 
         Raises
         ------
-        ArtifactError
-            A file is missing, damaged or of another kind.
-        ConfigError
-            It was trained over the codes of another tokenizer, or over clusters that the file does
-            not tell.
+        ArtifactError : a file is missing, damaged or of another kind
+        ConfigError : it was trained over the codes of another tokenizer, or over clusters that the
+            file does not tell
         """
         if (path / MANIFEST_FILE).is_file():
             bundle = load_bundle(path)
@@ -101,8 +92,7 @@ class StartingPoint:
 
         Raises
         ------
-        ConfigError
-            The sizes differ, or the clusters are not made of those of the starting point.
+        ConfigError : the sizes differ, or the clusters are not made of those of the starting point
         """
         self._check_sizes(model)
         owners = self._owners(prior)
@@ -154,8 +144,7 @@ def start_sha256(path: Path) -> str:
 
     Raises
     ------
-    ArtifactError
-        They cannot be read.
+    ArtifactError : they cannot be read
     """
     file = weights_path(path)
     try:
