@@ -56,7 +56,6 @@ class StartingPoint:
         ----------
         path : a checkpoint of LlamaGen, a ``transformer.safetensors`` or the folder of its run, or
             the folder of a bundle
-        model, prior : the new transformer and its clusters
         inputs : hashes of the new run's ``tokenizer`` and ``prior``; a checkpoint of LlamaGen does
             not tell its tokenizer, and a bundle's is stored in another precision, so of these the
             number of codes alone is compared
@@ -140,12 +139,7 @@ def start_from(
 
 
 def start_sha256(path: Path) -> str:
-    """Hash of the weights that a starting point has.
-
-    Raises
-    ------
-    ArtifactError : they cannot be read
-    """
+    """Hash of a starting point's weights; an `ArtifactError` where they cannot be read."""
     file = weights_path(path)
     try:
         return sha256_file(file)
