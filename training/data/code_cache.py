@@ -21,11 +21,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from masc_core.errors import ArtifactError
 from masc_core.io.files import atomic_path, atomic_write, sha256_file
+from training.data.source import IntArray
 
 INDEX = "index.json"
 AGAIN = "run `masc codes extract` again"
 
-IntArray = NDArray[np.int64]
 Codes = NDArray[np.uint16 | np.uint32]
 Variants = Literal["none", "flip", "ten_crop"]
 NUM_VARIANTS: dict[Variants, int] = {"none": 1, "flip": 2, "ten_crop": 10}

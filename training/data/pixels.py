@@ -19,18 +19,17 @@ from threading import Lock
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from masc_core.errors import ArtifactError
 from masc_core.images import Pixels, center_crop
 from training.data.crops import random_crop
 from training.data.source import ImageSource, IntArray
+from training.loop.task import Words
 
 logger = logging.getLogger(__name__)
 
 Crop = Literal["center", "random"]
-Words = NDArray[np.uint64]
 
 MEMORY_BUDGET = 4 << 30
 MAX_THREADS = 16

@@ -27,7 +27,7 @@ Batch = tuple[Tensor, ...]
 class Batches:
     """The batches of a run, as one rank sees them."""
 
-    make: Callable[[Indices, Words], Batch]  # as `training.loop.task.Stage.batch`
+    make: Callable[[Indices, Words], Batch]  # as `TrainingTask.batch`
     num_items: int  # of the run
     seed: int
     batch_size: int  # items of the global batch

@@ -20,7 +20,7 @@ LN2 = math.log(2)  # of a bit
 CHUNK_LOGITS = 1 << 25  # 4,096 positions over 8,192 clusters; their float32 softmax is 128 MiB
 
 
-class NextCluster(nn.Module):
+class NextClusterLoss(nn.Module):
     """Mean cross-entropy over all positions.
 
     Parameters
@@ -39,7 +39,7 @@ class NextCluster(nn.Module):
         return {"loss": loss, "bits": loss.detach() / LN2}
 
 
-class NextClusterInChunks(nn.Module):
+class ChunkedNextClusterLoss(nn.Module):
     """The same for a `GPT`, without the logits of all positions at once.
 
     For models that are not compiled together with their loss: a compiler fuses what follows the
@@ -55,7 +55,7 @@ class NextClusterInChunks(nn.Module):
         self.model = model
 
     def forward(self, labels: Tensor, clusters: Tensor) -> dict[str, Tensor]:
-        """As `NextCluster.forward`."""
+        """As `NextClusterLoss.forward`."""
         hidden = self.model.hidden(labels, clusters[:, :-1]).flatten(0, 1)
         loss = head_cross_entropy(hidden, self.model.output.weight, clusters.flatten())
         return {"loss": loss, "bits": loss.detach() / LN2}

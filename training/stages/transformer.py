@@ -51,7 +51,11 @@ from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
 from training.loop.task import TrainedModule, TrainingTask
 from training.loop.trainer import autocast, fit
-from training.losses.transformer import NextCluster, NextClusterInChunks, cross_entropy_and_entropy
+from training.losses.transformer import (
+    ChunkedNextClusterLoss,
+    NextClusterLoss,
+    cross_entropy_and_entropy,
+)
 from training.metrics.flops import flops_per_image, peak_flops
 from training.stages.configs import TransformerConfig
 from training.stages.starting_point import start_from, start_sha256
@@ -121,8 +125,8 @@ def shard_blocks(model: GPT, ranks: Ranks, *, bfloat16: bool) -> None:
 def objective_of(model: GPT, *, compiled: bool) -> nn.Module:
     """What is minimised; compiled as a whole, loss and all, or in chunks of positions."""
     if not compiled:
-        return NextClusterInChunks(model)
-    objective = NextCluster(model)
+        return ChunkedNextClusterLoss(model)
+    objective = NextClusterLoss(model)
     objective.compile()
     return objective
 

@@ -13,7 +13,7 @@ from tests.training.rank_processes import all_well
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.parallel import full_tensor, gradient_sync, is_sharded, wrap_ddp
 from training.loop.task import TrainedModule
-from training.losses.transformer import NextCluster, NextClusterInChunks
+from training.losses.transformer import ChunkedNextClusterLoss, NextClusterLoss
 from training.stages.transformer import shard_blocks
 
 SIZES = {"vocab_size": 7, "dim": 8, "n_layer": 2, "n_head": 2, "num_classes": 3, "block_size": 4}
@@ -42,14 +42,14 @@ def exchanged(model: nn.Module, ranks: Ranks) -> bool:
 
 def micro_batches_have_the_gradients_of_the_batch() -> None:
     expected = model()
-    NextCluster(expected)(*batch())["loss"].backward()
+    NextClusterLoss(expected)(*batch())["loss"].backward()
     with join_ranks("cpu") as ranks:
         for parallel, micro_batch in product(("ddp", "fsdp"), (4, 2, 1)):
             found = model()
             if parallel == "fsdp":
                 shard_blocks(found, ranks, bfloat16=False)
             trained = TrainedModule(
-                found, NextClusterInChunks(found), torch.optim.SGD(found.parameters())
+                found, ChunkedNextClusterLoss(found), torch.optim.SGD(found.parameters())
             )
             objective = wrap_ddp(trained, ranks)
             share = [tensor[ranks.rank :: ranks.count] for tensor in batch()]
