@@ -332,12 +332,7 @@ class VersionRow:
 
 
 def version_rows(registry: Registry) -> list[VersionRow]:
-    """Every version of every model; one that is damaged does not hide the others.
-
-    Raises
-    ------
-    ArtifactError : the registry's folder cannot be read
-    """
+    """Every version of every model; one that is damaged does not hide the others."""
     rows = []
     for name in registry.names():
         states = _version_states(registry, name)
