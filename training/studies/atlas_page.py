@@ -101,7 +101,7 @@ def atlas_pages(sheets: Sequence[Sheet], overview: Overview) -> Iterator[str]:
         title = overview.title + (f", page {index + 1}" if index else "")
         parts = [f"<h1>{escape(title)}</h1>"]
         if index == 0:
-            parts += [_overview(overview), _all_reduce_max(sheets)]
+            parts += [_overview(overview), _largest(sheets)]
         navigation = _navigation(index, len(sheets))
         parts += [navigation, _as_image(index), _several(sheet, index), _singles(sheet, index)]
         parts.append(navigation)
@@ -145,7 +145,7 @@ tree made it, where it is a branch of the tree.</p>
 {pictures}"""
 
 
-def _all_reduce_max(sheets: Sequence[Sheet]) -> str:
+def _largest(sheets: Sequence[Sheet]) -> str:
     clusters = [(i, c) for i, sheet in enumerate(sheets) for c in sheet.clusters if not c.is_single]
     if not clusters:
         return ""
