@@ -1,34 +1,32 @@
 """The command line: it composes server, worker and training.
 
-Errors that a user can cause are one line on standard error and exit status 2. The training half and
-torch are imported only by the commands that need them.
+Errors that a user can cause are one line on standard error and exit status 2. A command imports
+what it needs when it runs, so that all of them show their help at once. Those of training are in
+`training.cli`: each runs a file of `training.stages`, and a step is `training_step` in
+`training.loop.trainer`.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import astuple, dataclass
 from datetime import UTC
 from pathlib import Path
-from socket import socket
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import JsonValue
 from rich.console import Console
-from rich.table import Table
 
-from masc_core.bundle.manifest import Manifest
-from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, ConfigError, MascError, RequestError
-from masc_core.settings import models_dir
-from server.auth.command import keys_app
-from worker.jobs.log import configure_logging
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from masc_core.bundle.manifest import Manifest
+    from masc_core.bundle.registry import Registry
     from server.settings import ServerSettings
     from worker.settings import WorkerSettings
 
@@ -54,8 +52,8 @@ OPTIONAL = {
     "aiohttp", "fastcluster", "matplotlib", "numba", "safetensors", "scipy", "sklearn",
     "tensorboard", "torch",
 }  # fmt: skip
-# Figures by which people choose between versions: key among the metrics, name, format.
-FIGURES = (
+# People choose between versions by these: key in the manifest, name, format.
+METRICS = (
     ("bits_per_position", "bits", ".3f"),
     ("psnr", "PSNR", ".2f"),
     ("frechet_inception_distance", "FID", ".2f"),
@@ -67,6 +65,12 @@ END_SECONDS = 3.0  # for the worker's thread, when there is nothing left for it 
 Models = Annotated[
     Path | None, typer.Option(help="Folder of the model bundles [env MASC_MODELS_DIR].")
 ]
+ServedModel = Annotated[
+    str | None,
+    typer.Option(help="Model to serve, where there are several [env MASC_DEFAULT_MODEL]."),
+]
+Queue = Annotated[str | None, typer.Option(help="Queue [env MASC_QUEUE_URL].")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [env MASC_DEVICE].")]
 
 
 def main() -> None:
@@ -109,11 +113,10 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.command("evaluate", help="Measure a published model: fidelity, agreement, entropy, speed.")(
         evaluate
     )
-    app.command("bench", help="Load a running service, and measure what it answers and how fast.")(
-        _bench() if asked[:1] == ["bench"] else _placeholder
-    )
+    app.command("bench")(bench)
     app.add_typer(_models_app(asked), name="models", help="The registry of model versions.")
-    app.add_typer(keys_app(), name="keys", help="API keys of the service.")
+    keys = _keys() if asked[:1] == ["keys"] else typer.Typer()
+    app.add_typer(keys, name="keys", help="API keys of the service.")
     return app
 
 
@@ -127,46 +130,39 @@ def serve(
         int | None, typer.Option(help="Port; 0 takes a free one [env MASC_PORT].")
     ] = None,
     models: Models = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Model to serve, where there are several [env MASC_DEFAULT_MODEL]."),
-    ] = None,
-    queue: Annotated[str | None, typer.Option(help="Queue [env MASC_QUEUE_URL].")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda or cuda:N [env MASC_DEVICE].")
-    ] = None,
+    model: ServedModel = None,
+    queue: Queue = None,
+    device: Device = None,
 ) -> None:
     """Run the whole service: front end, in-process queue and one worker.
 
     With a queue outside the process it is the front end alone, and `masc worker` makes the images.
     """
     from server.settings import load_settings as load_server_settings
+    from worker.jobs.log import configure_logging
 
     settings = load_server_settings(
         host=host, port=port, models_dir=models, queue_url=queue, default_model=model
     )
     configure_logging(settings.log_format)
     if not settings.queue_url.startswith("memory:"):
-        _serve_front_end(settings)
+        _serve(settings, None)
         return
     from worker.settings import load_settings as load_worker_settings
 
-    worker_settings = load_worker_settings(
-        models_dir=models, queue_url=queue, device=device, default_model=model
+    _serve(
+        settings,
+        load_worker_settings(
+            models_dir=models, queue_url=queue, device=device, default_model=model
+        ),
     )
-    _serve_embedded(settings, worker_settings)
 
 
 def worker(
-    queue: Annotated[str | None, typer.Option(help="Queue [env MASC_QUEUE_URL].")] = None,
+    queue: Queue = None,
     models: Models = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Model to serve, where there are several [env MASC_DEFAULT_MODEL]."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda or cuda:N [env MASC_DEVICE].")
-    ] = None,
+    model: ServedModel = None,
+    device: Device = None,
     metrics_port: Annotated[
         int | None, typer.Option(help="Port of the metrics; 0 takes one [env MASC_METRICS_PORT].")
     ] = None,
@@ -175,6 +171,7 @@ def worker(
     from prometheus_client import CollectorRegistry
 
     from worker.jobs.connect import connect
+    from worker.jobs.log import configure_logging
     from worker.main import build_worker, exposed, run_until_signal
     from worker.settings import load_settings
 
@@ -235,6 +232,62 @@ def generate(  # noqa: PLR0913 - options
     console.print(f"{len(written)} file(s): {written[0]}" + (" ..." if written[1:] else ""))
 
 
+def bench(  # noqa: PLR0913 - options
+    url: Annotated[str, typer.Argument(help="Address of the service.")] = "http://127.0.0.1:8000",
+    *,
+    rate: Annotated[
+        float | None, typer.Option(help="Open loop: Poisson arrivals, so many a second.")
+    ] = None,
+    clients: Annotated[
+        int | None, typer.Option(help="Closed loop: so many clients, each asks when answered.")
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option(help="Seconds; 10 if --requests is not given either.")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(help="Stop after so many requests.")] = None,
+    warm_up: Annotated[
+        float, typer.Option(help="Seconds of the same load that are not measured.")
+    ] = 0.0,
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="Name or id; each is drawn if not given.")
+    ] = None,
+    cfg_scale: Annotated[float | None, typer.Option(help="1 to 20; the model's default.")] = None,
+    num_images: Annotated[int, typer.Option(help="Images a request, 1 to 16.")] = 1,
+    file_format: Annotated[
+        str, typer.Option("--format", help="Of the images: png, jpeg or webp.")
+    ] = "png",
+    model: Annotated[str | None, typer.Option(help="Model; the service's default.")] = None,
+    seed: Annotated[
+        int, typer.Option(help="Of arrivals, classes and images; the same, the same requests.")
+    ] = 0,
+    timeout: Annotated[float, typer.Option(help="Seconds until a request is given up.")] = 60.0,
+    api_key: Annotated[
+        str | None, typer.Option(help="Sent as bearer token; better in MASC_API_KEY.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for bench.json and bench.png.")] = None,
+) -> None:
+    """Load a running service, and measure what it answers and how fast."""
+    from server.bench.cli import run_and_print
+
+    run_and_print(
+        url=url,
+        rate=rate,
+        clients=clients,
+        duration=duration,
+        requests=requests,
+        warm_up=warm_up,
+        class_name=class_name,
+        cfg_scale=cfg_scale,
+        num_images=num_images,
+        format=file_format,
+        model=model,
+        seed=seed,
+        timeout=timeout,
+        api_key=api_key,
+        out=out,
+    )
+
+
 def _models_app(arguments: Sequence[str]) -> typer.Typer:
     app = typer.Typer(no_args_is_help=True)
     app.command("list")(list_models)
@@ -249,41 +302,36 @@ def _models_app(arguments: Sequence[str]) -> typer.Typer:
 
 def list_models(models: Models = None) -> None:
     """List models and versions; ``*`` is served, ``previous`` is what a rollback leads to."""
+    from rich.table import Table
+
     table = Table("model", "version", "active", "created", "MB", "grid, clusters/codes", "figures")
-    for row in version_rows(Registry(models_dir(models))):
+    for row in version_rows(_registry(models)):
         table.add_row(*astuple(row))
     console.print(table)
 
 
+def _registry(models: Path | None) -> Registry:
+    from masc_core.bundle.registry import Registry
+    from masc_core.settings import models_dir
+
+    return Registry(models_dir(models))
+
+
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """A version in words.
-
-    Attributes
-    ----------
-    state : ``*`` for the active version, ``previous`` for the one that a rollback leads to
-    created : day, UTC
-    megabytes : of all its files
-    sizes : positions, clusters / codes
-    figures : the metrics that matter; what is wrong, where the version is damaged
-    """
+    """A version in words."""
 
     name: str
     version: str
-    state: str
-    created: str = ""
-    megabytes: str = ""
-    sizes: str = ""
-    figures: str = ""
+    state: str  # ``*`` for the active version, ``previous`` for the one that a rollback leads to
+    created: str = ""  # day, UTC
+    megabytes: str = ""  # of all its files
+    sizes: str = ""  # positions, clusters / codes
+    metrics: str = ""  # the metrics that matter; what is wrong, where the version is damaged
 
 
 def version_rows(registry: Registry) -> list[VersionRow]:
-    """Every version of every model; one that is damaged does not hide the others.
-
-    Raises
-    ------
-    ArtifactError : the registry's folder cannot be read
-    """
+    """Every version of every model; one that is damaged does not hide the others."""
     rows = []
     for name in registry.names():
         states = _version_states(registry, name)
@@ -307,9 +355,9 @@ def _version_row(registry: Registry, name: str, version: str, state: str) -> Ver
         folder = registry.path(name, version)
         size = sum((folder / file).stat().st_size for file in manifest.files)
     except ArtifactError as error:
-        return VersionRow(name, version, state, figures=f"damaged: {error.reason}")
+        return VersionRow(name, version, state, metrics=f"damaged: {error.reason}")
     except OSError as error:
-        return VersionRow(name, version, state, figures=f"damaged: {error.strerror}")
+        return VersionRow(name, version, state, metrics=f"damaged: {error.strerror}")
     return VersionRow(
         name,
         version,
@@ -317,13 +365,13 @@ def _version_row(registry: Registry, name: str, version: str, state: str) -> Ver
         created=f"{manifest.created.astimezone(UTC):%Y-%m-%d}",
         megabytes=f"{size / 1e6:.1f}",
         sizes=f"{manifest.grid}x{manifest.grid}, {manifest.num_clusters}/{manifest.num_codes}",
-        figures=_figure_text(manifest.metrics),
+        metrics=_metrics_text(manifest.metrics),
     )
 
 
-def _figure_text(metrics: Mapping[str, JsonValue]) -> str:
+def _metrics_text(metrics: Mapping[str, JsonValue]) -> str:
     found = []
-    for key, name, form in FIGURES:
+    for key, name, form in METRICS:
         value = metrics.get(key)
         if isinstance(value, int | float):
             found.append(f"{name} {value:{form}}")
@@ -332,13 +380,13 @@ def _figure_text(metrics: Mapping[str, JsonValue]) -> str:
 
 def activate(name: str, version: str, models: Models = None) -> None:
     """Make a version the one that is served; it is verified first."""
-    Registry(models_dir(models)).activate(name, version)
+    _registry(models).activate(name, version)
     console.print(f"{name} {version} is active")
 
 
 def rollback(name: str, models: Models = None) -> None:
     """Go back to the version that was active before; again, one further back."""
-    version = Registry(models_dir(models)).rollback(name)
+    version = _registry(models).rollback(name)
     console.print(f"{name} {version} is active again")
 
 
@@ -348,7 +396,7 @@ def verify(
     models: Models = None,
 ) -> None:
     """Check every file against its checksum: of a version, or of all versions of all models."""
-    registry = Registry(models_dir(models))
+    registry = _registry(models)
     if name is not None:
         _say_verified(registry.verify(name, version))
         return
@@ -369,63 +417,50 @@ def _say_verified(manifest: Manifest) -> None:
     console.print(f"{manifest.name} {manifest.version}: {count} files are as published")
 
 
-def _serve_embedded(settings: ServerSettings, worker_settings: WorkerSettings) -> None:
-    """Run front end and worker in one process; the worker ends when the front end has drained."""
+def _serve(settings: ServerSettings, worker_settings: WorkerSettings | None) -> None:
+    """Run the front end, and a worker in the same process if there are settings for one."""
     from prometheus_client import CollectorRegistry
 
+    from masc_core.bundle.registry import Registry
     from server.app import create_app
-    from server.process import serve
+    from server.process import listen, serve
     from worker.jobs.connect import connect
-    from worker.main import LoopThread, build_worker
 
     metrics = CollectorRegistry()
     queue = connect(settings.queue_url, settings.limits)
     app = create_app(settings, queue, Registry(settings.models_dir), metrics)
-    with _listen(settings) as listener:
+    with listen(
+        settings.host,
+        settings.port,
+        keys=settings.api_keys_file is not None,
+        published_host=settings.published_host,
+    ) as listener:
+        if worker_settings is None:
+            serve(app, listener)
+            return
+        from worker.main import LoopThread, build_worker
+
         consumer = build_worker(worker_settings, queue, metrics)
         thread = LoopThread(consumer)
         thread.start()
         try:
             serve(app, listener, is_broken=lambda: thread.failure is not None)
         finally:
-            consumer.stop(0.0)  # every client has its answer, and no other can ask for what is left
+            # The front end has drained: every client has its answer.
+            consumer.stop(0.0)
             thread.join(END_SECONDS)
     if thread.failure is not None:
         raise thread.failure
-
-
-def _listen(settings: ServerSettings) -> AbstractContextManager[socket]:
-    from server.process import listen
-
-    return listen(
-        settings.host,
-        settings.port,
-        keys=settings.api_keys_file is not None,
-        published_host=settings.published_host,
-    )
-
-
-def _serve_front_end(settings: ServerSettings) -> None:
-    from prometheus_client import CollectorRegistry
-
-    from server.app import create_app
-    from server.process import serve
-    from worker.jobs.connect import connect
-
-    queue = connect(settings.queue_url, settings.limits)
-    app = create_app(settings, queue, Registry(settings.models_dir), CollectorRegistry())
-    with _listen(settings) as listener:
-        serve(app, listener)
 
 
 def _training(attribute: str) -> Any:  # noqa: ANN401 - a Typer group or a command
     return getattr(importlib.import_module("training.cli"), attribute)
 
 
-def _bench() -> Callable[..., None]:
-    from server.bench.cli import bench
+def _keys() -> typer.Typer:
+    from server.auth.command import keys_app
 
-    return bench
+    return keys_app()
 
 
 def _placeholder() -> None:

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from masc_core.errors import ConfigError
@@ -28,10 +27,15 @@ class _MayChange:
 MayChange = Annotated[Value, _MayChange()]
 
 
-class StageConfig(BaseModel):
-    """What every training stage has."""
+class Frozen(BaseModel):
+    """Keys that are known, and stay as they are."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Help needs the fields alone: what validates them is built when there are values.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+
+class StageConfig(Frozen):
+    """What every training stage has."""
 
     out: MayChange[Path] = Field(description="folder of the run")
     device: MayChange[str] = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -89,7 +93,9 @@ def set_threads(threads: int) -> None:
     """Give torch, numba and BLAS that many CPU threads; 0 leaves the choice to them."""
     if not threads:
         return
-    import numba  # noqa: PLC0415 - most stages need none of its loops
+    # Most stages need none of Numba's loops, and a command's help needs no torch.
+    import numba  # noqa: PLC0415
+    import torch  # noqa: PLC0415
     from threadpoolctl import threadpool_limits  # noqa: PLC0415
 
     with suppress(ValueError):  # more than it has
@@ -99,14 +105,7 @@ def set_threads(threads: int) -> None:
 
 
 def load_config(config_class: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:
-    """Read a TOML file, let flags override it, and validate.
-
-    Parameters
-    ----------
-    config_class : configuration of the stage
-    path : TOML file, or None for flags alone
-    flags : values by key; None means not given
-    """
+    """Read a TOML file if there is one, let flags that are not None override it, and validate."""
     values: dict[str, Any] = {}
     if path is not None:
         try:

@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_images import make_images
-from training.loop.stage import Report
-from training.stages.codes import CodesConfig, extract_codes
-from training.stages.prior import PriorConfig, build_prior
-from training.stages.refiner import RefinerTraining
-from training.stages.tokenizer import TokenizerConfig, train_tokenizer
-from training.stages.transformer import TransformerConfig
+from training.loop.progress import Report
+from training.stages.codes import extract_codes
+from training.stages.configs import (
+    CodesConfig,
+    PriorConfig,
+    RefinerTrainingConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
+from training.stages.prior import build_prior
+from training.stages.tokenizer import train_tokenizer
 
 
 def tokenizer_config(root: Path, **changes: object) -> TokenizerConfig:
@@ -76,7 +81,7 @@ def transformer_config(root: Path, **changes: object) -> TransformerConfig:
     return TransformerConfig.model_validate(values | changes)
 
 
-def refiner_config(root: Path, transformer: Path, **changes: object) -> RefinerTraining:
+def refiner_config(root: Path, transformer: Path, **changes: object) -> RefinerTrainingConfig:
     values: dict[str, object] = {
         "out": root / "refiner",
         "codes": root / "codes-train",
@@ -91,7 +96,7 @@ def refiner_config(root: Path, transformer: Path, **changes: object) -> RefinerT
         "lr": 1e-2,
         "checkpoint_every": 1000,
     }
-    return RefinerTraining.model_validate(values | changes)
+    return RefinerTrainingConfig.model_validate(values | changes)
 
 
 @contextmanager

@@ -6,19 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from masc_core.clustering import methods
 from masc_core.errors import ConfigError
 from masc_core.models.gpt_config import GPTConfig
 from training.config import StageConfig, load_config, set_threads
 from training.metrics.memory import step_bytes
-from training.stages.classifier import ClassifierConfig
-from training.stages.codes import CodesConfig
-from training.stages.prior import PriorConfig
-from training.stages.publish import PublishConfig
-from training.stages.refiner import RefinerTraining
-from training.stages.tokenizer import TokenizerConfig
-from training.stages.transformer import TransformerConfig
-from training.studies.compare_inputs import CompareConfig
-from training.studies.show_inputs import ShowConfig
+from training.stages import configs
+from training.stages.configs import (
+    ClassifierConfig,
+    CodesConfig,
+    CompareConfig,
+    PriorConfig,
+    PublishConfig,
+    RefinerTrainingConfig,
+    ShowConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 STAGES: dict[str, type[StageConfig]] = {
@@ -27,7 +31,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "codes-val": CodesConfig,
     "prior": PriorConfig,
     "transformer": TransformerConfig,
-    "refiner": RefinerTraining,
+    "refiner": RefinerTrainingConfig,
     "classifier": ClassifierConfig,
     "compare": CompareConfig,
     "show": ShowConfig,
@@ -38,7 +42,7 @@ def stage_of(path: Path) -> type[StageConfig]:
     """By the file's name, of which ``llamagen-b-masc`` and ``prior-kmeans`` have a variant."""
     first, last = path.stem.split("-")[0], path.stem.split("-")[-1]
     if first == "llamagen":
-        return RefinerTraining if last == "refiner" else TransformerConfig
+        return RefinerTrainingConfig if last == "refiner" else TransformerConfig
     return STAGES.get(path.stem) or STAGES[first]
 
 
@@ -51,6 +55,10 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         return
     config = load_config(stage_of(path), path, {})
     assert str(config.out).startswith(f"runs/{path.parent.name}/")
+
+
+def test_the_methods_are_those_that_there_are() -> None:
+    assert configs.METHODS == methods.METHODS
 
 
 @pytest.mark.parametrize("size", ["b", "l", "xl"])

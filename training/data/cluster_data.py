@@ -17,9 +17,10 @@ from torch import Tensor
 from masc_core.errors import ConfigError
 from masc_core.io.files import sha256_file
 from masc_core.prior import ClusterMap
-from training.data.code_cache import CodeCache, IntArray
+from training.data.code_cache import CodeCache
+from training.data.source import IntArray
 from training.loop.distributed import Ranks
-from training.loop.stage import Indices, Words
+from training.loop.task import Indices, Words
 from training.metrics.cluster_bits import uniform_bits
 
 
@@ -28,8 +29,7 @@ class ClusterData:
 
     Parameters
     ----------
-    codes, val_codes : folders of the caches
-    prior : file of the prior; the flat vocabulary without it
+    codes, val_codes, prior : folders of the caches, and a file; the flat vocabulary without it
     ranks : collective, call on every rank; the main one checks the caches' checksums for all
 
     Attributes
@@ -38,10 +38,8 @@ class ClusterData:
 
     Raises
     ------
-    ConfigError
-        The caches and the prior do not belong together.
-    ArtifactError
-        A cache is missing, unfinished or damaged.
+    ConfigError : the caches and the prior do not belong together
+    ArtifactError : a cache is missing, unfinished or damaged
     """
 
     def __init__(

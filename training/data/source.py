@@ -30,7 +30,8 @@ IntArray = NDArray[np.int64]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # others run programs, or hold no photographs
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-MOST_CLASSES = 1_000_000  # beyond, a label is something else
+TABLE = "classes.txt"
+MAX_CLASSES = 1_000_000  # beyond, a label is something else
 
 # What Pillow raises for files that are not whole images of these formats.
 UNREADABLE = (
@@ -41,35 +42,20 @@ UNREADABLE = (
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """Images in memory.
+    """Images in memory."""
 
-    Attributes
-    ----------
-    pixels : uint8 (N, S, S, 3)
-    labels : int64 (N,), index into ``class_names``
-    class_names : one display name a class
-    skipped : names of the images that could not be read
-    """
-
-    pixels: Pixels
-    labels: IntArray
-    class_names: tuple[str, ...]
-    skipped: tuple[str, ...]
+    pixels: Pixels  # uint8 (N, S, S, 3)
+    labels: IntArray  # int64 (N,), index into ``class_names``
+    class_names: tuple[str, ...]  # one display name a class
+    skipped: tuple[str, ...]  # names of the images that could not be read
 
 
 class ImageSource(ABC):
-    """A set of images; every method may be called from any thread.
+    """A set of images; every method may be called from any thread."""
 
-    Attributes
-    ----------
-    root : what the user named
-    labels : int64 (N,), index into ``class_names``
-    class_names : one display name a class
-    """
-
-    root: Path
-    labels: IntArray
-    class_names: tuple[str, ...]
+    root: Path  # what the user named
+    labels: IntArray  # int64 (N,), index into ``class_names``
+    class_names: tuple[str, ...]  # one display name a class
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,17 +88,10 @@ class ImageSource(ABC):
         return np.linspace(0, count - 1, limit).astype(np.int64)
 
     def read(self, image_size: int, indices: IntArray | None = None) -> LabelledImages:
-        """Decode, centre-crop to ``image_size`` and hold in memory; skip what cannot be read.
+        """Decode, centre-crop to S pixels and hold in memory; skip what cannot be read.
 
-        Parameters
-        ----------
-        image_size : S
-        indices : which images, int64 (N,); all by default
-
-        Raises
-        ------
-        ArtifactError
-            Not one of all the images can be read; a part of them may come back empty.
+        Of all images, unless ``indices`` int64 (N,) names some. An `ArtifactError` where not one
+        of all can be read; a part of them may come back empty.
         """
         chosen = np.arange(len(self)) if indices is None else indices
         pixels = np.empty((len(chosen), image_size, image_size, 3), np.uint8)
@@ -143,3 +122,21 @@ def require_classes(source: ImageSource, key: str) -> None:
             f"{key}: {source.root} has one class only, {source.class_names[0]!r}; "
             "two are the least that can be told apart"
         )
+
+
+def read_class_table(folder: Path) -> tuple[tuple[str, str], ...]:
+    """Key and name of each class, in the order of ``classes.txt``; nothing where there is none.
+
+    One line a class: its key (the name of its folder), a tab, the name to display; or that name
+    alone. The file stands in the folder of the images or in the folder above, where it serves
+    training and validation images alike.
+    """
+    for path in (folder / TABLE, folder.parent / TABLE):
+        if path.is_file():
+            try:
+                lines = path.read_text("utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ArtifactError(path, f"cannot be read ({error})") from error
+            rows = (line.partition("\t") for line in lines if line.strip())
+            return tuple((key.strip(), name.strip() or key.strip()) for key, _, name in rows)
+    return ()

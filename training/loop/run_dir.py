@@ -7,9 +7,11 @@ all of them have to see the folder.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -22,8 +24,8 @@ from masc_core.io.files import atomic_write
 from training.config import may_change
 from training.loop.checkpoint import checkpoint_config, latest_checkpoint, latest_step
 from training.loop.distributed import Ranks
-from training.loop.lock import lock_folder
-from training.loop.tensorboard_log import TensorBoardLog
+
+LOCK = ".lock"
 
 
 class Run:
@@ -43,8 +45,7 @@ class Run:
 
     Raises
     ------
-    ConfigError
-        The folder is in use, cannot be written, or was begun with another configuration.
+    ConfigError : the folder is in use, cannot be written, or was begun with another configuration
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Run:
             if self.ranks.is_main:
                 self._open(with_tensorboard=getattr(config, "tensorboard", False))
         self.checkpoint = latest_checkpoint(folder)
-        if not self.ranks.same(latest_step(self.checkpoint)):
+        if not self.ranks.all_equal(latest_step(self.checkpoint)):
             self.close()
             raise ConfigError(f"{folder}: is not the same folder on every rank")
 
@@ -155,3 +156,46 @@ class Run:
             return self.read_json("config.json")
         except (OSError, ValueError):
             return {}
+
+
+class TensorBoardLog:
+    """The numbers of the log, as TensorBoard's event files in a folder.
+
+    A resumed run adds a file; what earlier ones say of steps after ``step`` is not shown.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an optional package
+        except ImportError as error:
+            raise ConfigError("tensorboard: is not installed; pip install tensorboard") from error
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def add(self, values: Mapping[str, object]) -> None:
+        """Take the numbers of a log line; it has ``kind`` and ``step``."""
+        kind, step = values["kind"], values["step"]
+        for name, value in values.items():
+            if name != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+def lock_folder(folder: Path) -> IO[str]:
+    """Make the folder and lock it, until the returned file is closed or the process ends.
+
+    A `ConfigError` where it cannot be written, or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("w")
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ConfigError(f"{folder}: another run is using this folder") from error
+    return file

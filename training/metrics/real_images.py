@@ -20,7 +20,7 @@ from torch import Tensor
 from masc_core.errors import ConfigError
 from training.data.images import open_images
 from training.data.source import ImageSource
-from training.loop.stage import Report
+from training.loop.progress import Report
 from training.metrics.fidelity import MIN_IMAGES, Extractor
 from training.metrics.reference import Reference, StatisticsFile, read_statistics
 

@@ -21,17 +21,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels
 from masc_core.models.vq import VQModel
-from training.config import StageConfig, set_threads
+from training.config import set_threads
 from training.data.code_cache import (
     INDEX,
     CodeIndex,
     CodeShard,
-    Variants,
     open_shard,
     read_index,
     read_shard,
@@ -42,9 +40,10 @@ from training.data.crops import ten_crop_source, ten_crops
 from training.data.images import open_images
 from training.data.source import ImageSource, IntArray, LabelledImages, require_classes
 from training.loop.distributed import Ranks, join_ranks
-from training.loop.lock import lock_folder
-from training.loop.stage import Report, no_report
+from training.loop.progress import Report, no_report
+from training.loop.run_dir import lock_folder
 from training.metrics.reconstruction import to_float
+from training.stages.configs import CodesConfig
 from training.studies.codebook_source import TrainedTokenizer
 
 logger = logging.getLogger(__name__)
@@ -52,34 +51,14 @@ logger = logging.getLogger(__name__)
 NOUNS = {"tokenizer_sha256": "tokenizer", "files_sha256": "set of images"}
 
 
-class CodesConfig(StageConfig):
-    """Keys of a code extraction."""
-
-    tokenizer: Path = Field(
-        description="tokenizer.safetensors, or the folder of a bundle that has the encoder"
-    )
-    data: Path = Field(description="images: class folders, tar shards or parquet files")
-    image_size: int = Field(64, ge=8)
-    variants: Variants = Field(
-        "flip", description="of each image: none (itself), flip (and mirrored) or ten_crop"
-    )
-    crop_range: float = Field(
-        1.1, ge=1, lt=2, description="the ten crops are cut from images so many times their size"
-    )
-    batch_size: int = Field(64, ge=1)
-    shard_images: int = Field(8192, ge=1, description="images a shard")
-
-
 def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
     """Run the stage, or finish it.
 
     Raises
     ------
-    ConfigError
-        The images are no set with several classes, do not fit the tokenizer, or the folder is in
-        use, cannot be written, or was begun with something else.
-    ArtifactError
-        A file is damaged, or none of the images can be read.
+    ConfigError : the images are no set with several classes, do not fit the tokenizer, or the
+        folder is in use, cannot be written, or was begun with something else
+    ArtifactError : a file is damaged, or none of the images can be read
     """
     set_threads(config.threads)
     source = open_images(config.data)
@@ -100,17 +79,17 @@ def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
         shard_files=config.shard_images,
         class_names=source.class_names,
     )
-    with join_ranks(config.device) as ranks, _hold(config.out, header, ranks):
+    with join_ranks(config.device) as ranks, _claimed(config.out, header, ranks):
         model = tokenizer.model.to(ranks.device)
         skipped = 0
         for number in range(ranks.rank, header.num_shards, ranks.count):
-            if made := (shard := _whole_shard(config.out, header, number)) is None:
+            if made := (shard := _finished_shard(config.out, header, number)) is None:
                 shard = _make_shard(config, source, model, header, number)
             skipped += len(shard.skipped)
             if made:
                 done = min((number + ranks.count) * config.shard_images, len(source))
                 report(done, len(source), f"{skipped} skipped")
-        ranks.wait()
+        ranks.barrier()
         with ranks.raise_on_all_ranks(f"finishing {config.out}"):
             if ranks.is_main:
                 _finish(config.out, header)
@@ -121,17 +100,17 @@ def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
 
 
 @contextmanager
-def _hold(folder: Path, header: CodeIndex, ranks: Ranks) -> Iterator[None]:
+def _claimed(folder: Path, header: CodeIndex, ranks: Ranks) -> Iterator[None]:
     """Claim a folder for all ranks, which the main one locks."""
     with ExitStack() as held:
         with ranks.raise_on_all_ranks(f"opening {folder}"):
             if ranks.is_main:
                 held.enter_context(lock_folder(folder))
-                _begin(folder, header)
+                _claim(folder, header)
         yield
 
 
-def _begin(folder: Path, header: CodeIndex) -> None:
+def _claim(folder: Path, header: CodeIndex) -> None:
     """Claim the folder for this cache."""
     if not (folder / INDEX).exists():
         write_index(folder, header)
@@ -145,7 +124,7 @@ def _begin(folder: Path, header: CodeIndex) -> None:
         )
 
 
-def _whole_shard(folder: Path, header: CodeIndex, number: int) -> CodeShard | None:
+def _finished_shard(folder: Path, header: CodeIndex, number: int) -> CodeShard | None:
     """Entry of a shard that is there and undamaged."""
     shard = read_shard(folder, number)
     try:
@@ -192,12 +171,7 @@ def _batches(
 
 @torch.inference_mode()
 def encode_variants(model: VQModel, pixels: Pixels, config: CodesConfig) -> NDArray[np.int64]:
-    """Codes (B, A, L) of the variants of images.
-
-    Parameters
-    ----------
-    pixels : uint8 (B, S, S, 3), or (B, R, R, 3) where ten crops are cut from it
-    """
+    """Codes (B, A, L) of the variants of uint8 (B, S, S, 3), of (B, R, R, 3) for ten crops."""
     variants = [pixels]
     if config.variants == "flip":
         variants = [pixels, pixels[:, :, ::-1]]

@@ -19,84 +19,68 @@ import os
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from masc_core.bundle.manifest import TRANSFORMER_FILE
 from masc_core.errors import ConfigError
+from masc_core.generation.generate import generate
+from masc_core.images import contact_sheet
+from masc_core.io.files import atomic_path
 from masc_core.io.tensors import without_memory
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
-from masc_core.models.weights import save_transformer
-from training.config import LoopConfig, MayChange, set_threads
+from masc_core.models.vq import to_uint8
+from masc_core.models.weights import load_tokenizer, save_transformer
+from masc_core.prior import ClusterMap
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import SamplingParams
+from training.config import set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import Ranks, join_ranks
-from training.loop.parallel import compile_each, full_state_dict, is_sharded, recompute, shard
+from training.loop.parallel import (
+    checkpoint_activations,
+    compile_each,
+    full_state_dict,
+    is_sharded,
+    shard,
+)
+from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.stage import Report, Stage, TrainedModule, no_report
-from training.loop.trainer import fit
-from training.losses.transformer import NextCluster, NextClusterInChunks, cross_entropy_and_entropy
+from training.loop.task import TrainedModule, TrainingTask
+from training.loop.trainer import autocast, fit
+from training.losses.transformer import (
+    ChunkedNextClusterLoss,
+    NextClusterLoss,
+    cross_entropy_and_entropy,
+)
 from training.metrics.flops import flops_per_image, peak_flops
-from training.stages.sample_sheets import Sheets
+from training.stages.configs import TransformerConfig
 from training.stages.starting_point import start_from, start_sha256
 
+# Of the sheets.
+CLASSES = 20
+COLUMNS = 10
+MIN_SIDE = 96  # pixels; smaller images are enlarged by a whole number
+CFG_SCALE = 2.0
 
-class TransformerConfig(LoopConfig):
-    """Keys of a transformer run."""
 
-    codes: MayChange[Path] = Field(description="code cache of the training images")
-    val_codes: MayChange[Path] = Field(description="code cache of the validation images")
-    prior: MayChange[Path | None] = Field(
-        None, description="prior.npz; the flat vocabulary without it"
+def gpt_config(config: TransformerConfig, data: ClusterData) -> GPTConfig:
+    """Sizes of the model that fits the data."""
+    return GPTConfig(
+        vocab_size=data.prior.num_clusters,
+        dim=config.dim,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        num_classes=data.num_classes,
+        block_size=data.num_positions,
+        token_dropout=config.token_dropout,
+        resid_dropout=config.resid_dropout,
+        ffn_dropout=config.ffn_dropout,
+        class_dropout=config.class_dropout,
     )
-    init: MayChange[Path | None] = Field(
-        None,
-        description="transformer to start from: of LlamaGen, of a run, or the folder of a bundle",
-    )
-    dim: int = Field(256, ge=8)
-    n_layer: int = Field(8, ge=1)
-    n_head: int = Field(4, ge=1)
-    token_dropout: float = Field(0.1, ge=0, lt=1)
-    resid_dropout: float = Field(0.1, ge=0, lt=1)
-    ffn_dropout: float = Field(0.1, ge=0, lt=1)
-    class_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels dropped for CFG")
-    weight_decay: float = Field(0.05, ge=0)
-    compile: MayChange[bool] = Field(
-        default=False, description="compile the training step with torch.compile"
-    )
-    parallel: MayChange[Literal["ddp", "fsdp"]] = Field(
-        "ddp", description="under torchrun: a copy of the model a rank, or a part of it"
-    )
-    checkpoint_activations: MayChange[bool] = Field(
-        default=False, description="compute activations again instead of keeping them"
-    )
-    peak_tflops: MayChange[float] = Field(
-        0.0, ge=0, description="of a device, for the MFU; 0 knows the usual GPUs"
-    )
-    sheet_epochs: MayChange[tuple[int, ...]] = Field(
-        (), description="epochs after which a sheet is drawn"
-    )
-    sheet_tokenizer: MayChange[Path | None] = Field(
-        None, description="tokenizer.safetensors for the sheets"
-    )
-
-    def gpt(self, data: ClusterData) -> GPTConfig:
-        """Sizes of the model that fits the data."""
-        return GPTConfig(
-            vocab_size=data.prior.num_clusters,
-            dim=self.dim,
-            n_layer=self.n_layer,
-            n_head=self.n_head,
-            num_classes=data.num_classes,
-            block_size=data.num_positions,
-            token_dropout=self.token_dropout,
-            resid_dropout=self.resid_dropout,
-            ffn_dropout=self.ffn_dropout,
-            class_dropout=self.class_dropout,
-        )
 
 
 def train_transformer(config: TransformerConfig, report: Report = no_report) -> dict[str, Any]:
@@ -108,7 +92,7 @@ def train_transformer(config: TransformerConfig, report: Report = no_report) -> 
             data.inputs["init"] = start_sha256(config.init)
         with Run(config.out, config, data.inputs, ranks) as run:
             model = build_model(config, data, ranks)
-            fit(run, config, _Trainer(run, config, data, model).stage(), report)
+            fit(run, config, _TransformerTraining(run, config, data, model).task(), report)
             return run.read_json("metrics.json")
 
 
@@ -117,7 +101,7 @@ def build_model(config: TransformerConfig, data: ClusterData, ranks: Ranks) -> G
     if config.compile:
         require_compiler(ranks.device)
     torch.manual_seed(config.seed)
-    model = GPT(config.gpt(data))
+    model = GPT(gpt_config(config, data))
     if config.init is not None:
         start_from(config.init, model, data.prior, data.inputs, data.train_counts)
     model = model.to(ranks.device)
@@ -125,27 +109,29 @@ def build_model(config: TransformerConfig, data: ClusterData, ranks: Ranks) -> G
     if config.compile and is_shared:
         compile_each(model.blocks)
     if config.checkpoint_activations:
-        recompute(model.blocks)
+        checkpoint_activations(model.blocks)
     if is_shared:
-        shard_blocks(model, ranks, low=config.precision == "bfloat16")
+        shard_blocks(model, ranks, bfloat16=config.precision == "bfloat16")
     return model
 
 
-def shard_blocks(model: GPT, ranks: Ranks, *, low: bool) -> None:
-    """Split a model over the ranks, in place; ``low`` as for `shard`."""
-    shard(model, model.blocks, ranks, low=low, methods=["hidden"])  # which the objective calls
+def shard_blocks(model: GPT, ranks: Ranks, *, bfloat16: bool) -> None:
+    """Split a model over the ranks, in place; ``bfloat16`` as for `shard`."""
+    shard(
+        model, model.blocks, ranks, bfloat16=bfloat16, methods=["hidden"]
+    )  # which the objective calls
 
 
 def objective_of(model: GPT, *, compiled: bool) -> nn.Module:
     """What is minimised; compiled as a whole, loss and all, or in chunks of positions."""
     if not compiled:
-        return NextClusterInChunks(model)
-    objective = NextCluster(model)
+        return ChunkedNextClusterLoss(model)
+    objective = NextClusterLoss(model)
     objective.compile()
     return objective
 
 
-class _Trainer:
+class _TransformerTraining:
     """Loss and validation of one run."""
 
     def __init__(self, run: Run, config: TransformerConfig, data: ClusterData, model: GPT) -> None:
@@ -158,10 +144,10 @@ class _Trainer:
         self.peak = peak_flops(self.ranks.device, config.peak_tflops)
         self.sheets = _sheets(config, data)
 
-    def stage(self) -> Stage:
+    def task(self) -> TrainingTask:
         """Return what the loop needs."""
         optimizer = adamw(self.model, self.config.lr, self.config.weight_decay)
-        return Stage(
+        return TrainingTask(
             trained_modules=(TrainedModule(self.model, self.objective, optimizer),),
             num_items=len(self.data.train),
             batch=self.data.batch,
@@ -176,9 +162,8 @@ class _Trainer:
         size = self.config.micro_batch_of(self.ranks.count)
         count = len(self.data.val)
         sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
-        low = self.config.precision == "bfloat16"
         stride = size * self.ranks.count
-        with torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, enabled=low):
+        with autocast(self.config, self.ranks.device):
             for base in range(0, count, stride):
                 start = base + size * self.ranks.rank
                 # All ranks gather a model's parts: one without images takes others' along.
@@ -265,3 +250,33 @@ def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+
+
+class Sheets:
+    """One image a class, of at most 20 classes spread over all; always the same seeds."""
+
+    def __init__(self, tokenizer: Path, prior: ClusterMap, class_names: tuple[str, ...]) -> None:
+        self._tokenizer = load_tokenizer(tokenizer)
+        if self._tokenizer.config.num_codes != prior.num_codes:
+            raise ConfigError(f"sheet_tokenizer: {tokenizer} has another codebook than the codes")
+        self._prior, self._names = prior, class_names
+        count = min(CLASSES, len(class_names))
+        self._classes = torch.linspace(0, len(class_names) - 1, count).long().tolist()
+
+    @torch.inference_mode()
+    def draw(self, model: GPT, path: Path) -> None:
+        """Write a sheet of the model, which is in evaluation mode."""
+        device = model.output.weight.device
+        guidance = CFG_SCALE if model.config.class_dropout else 1.0
+        specs = [SamplingParams(class_id=i, cfg_scale=guidance, seed=i) for i in self._classes]
+        made = generate(model, InClusterDecoder(self._prior, device=device), specs)
+        grid = math.isqrt(model.config.block_size)
+        decoder = self._tokenizer.to(device)
+        pixels = torch.cat([to_uint8(decoder.decode_codes(row[None], grid)) for row in made.codes])
+        names = [self._names[i] for i in self._classes]
+        scale = max(1, MIN_SIDE // pixels.shape[1])
+        enlarged = pixels.repeat_interleave(scale, 1).repeat_interleave(scale, 2).cpu().numpy()
+        sheet = contact_sheet(list(enlarged), COLUMNS, captions=names)
+        path.parent.mkdir(exist_ok=True)
+        with atomic_path(path) as temporary:
+            sheet.save(temporary)

@@ -22,14 +22,15 @@ from masc_core.io.files import atomic_write, sha256_file
 from masc_core.sampling.in_cluster import MODES
 from training.config import set_threads
 from training.data.source import LabelledImages
-from training.loop.lock import lock_folder
-from training.loop.stage import Report, no_report
+from training.loop.progress import Report, no_report
+from training.loop.run_dir import lock_folder
 from training.metrics.code_pairs import code_counts, count_cached_pairs, count_pairs
 from training.metrics.comparison import Comparison, Impossible, PriorResult
 from training.metrics.prior_measurement import PriorMeasurement
 from training.metrics.semantic_replacement import ReplacementTest, encode_images
+from training.stages.configs import LEAST_IMAGES, CompareConfig
 from training.studies.candidate_priors import Candidate, CandidateBuilder
-from training.studies.compare_inputs import LEAST_IMAGES, CompareConfig, CompareInputs
+from training.studies.compare_inputs import CompareInputs
 from training.studies.compare_plots import rate_distortion_plot, size_plot
 from training.studies.compare_report import as_json, as_markdown
 

@@ -26,14 +26,15 @@ from masc_core.images import Pixels
 from masc_core.io.files import atomic_write
 from masc_core.semantic_tree import LeafOrder
 from training.config import set_threads
-from training.loop.lock import lock_folder
-from training.loop.stage import Report, no_report
+from training.loop.progress import Report, no_report
+from training.loop.run_dir import lock_folder
+from training.stages.configs import ShowConfig
 from training.studies.atlas import atlas_clusters, split_clusters
 from training.studies.atlas_page import Overview, atlas_pages, page_stem
 from training.studies.atlas_sheet import draw_sheet
 from training.studies.dendrogram import dendrogram
 from training.studies.patches import code_patches, enlarge
-from training.studies.show_inputs import ShowConfig, ShowInputs
+from training.studies.show_inputs import ShowInputs
 from training.studies.size_histogram import size_histogram
 
 PATCH_SIDE = 40  # pixels

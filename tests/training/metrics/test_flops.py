@@ -7,13 +7,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
-from training.losses.transformer import NextCluster
+from training.losses.transformer import NextClusterLoss
 from training.metrics.flops import _known_peak, flops_per_image, peak_flops
 
 
 def test_against_what_torch_counts() -> None:
     config = GPTConfig(vocab_size=64, dim=32, n_layer=2, n_head=2, num_classes=3, block_size=16)
-    objective = NextCluster(GPT(config))
+    objective = NextClusterLoss(GPT(config))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         objective(torch.zeros(5).long(), torch.zeros(5, 16).long())["loss"].backward()
     assert counter.get_total_flops() == 5 * flops_per_image(config)

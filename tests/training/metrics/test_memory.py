@@ -8,7 +8,7 @@ from torch import Tensor
 
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
-from training.losses.transformer import NextCluster
+from training.losses.transformer import NextClusterLoss
 from training.metrics.memory import block_bytes, image_bytes, step_bytes
 
 CONFIG = GPTConfig(64, dim=96, n_layer=1, n_head=3, num_classes=5, block_size=64)
@@ -17,7 +17,7 @@ CONFIG = GPTConfig(64, dim=96, n_layer=1, n_head=3, num_classes=5, block_size=64
 def kept_bytes(config: GPTConfig, images: int) -> int:
     """Of the tensors that a backward pass in bfloat16 waits for, each storage once."""
     torch.manual_seed(0)
-    objective = NextCluster(GPT(config).train())
+    objective = NextClusterLoss(GPT(config).train())
     tokens = torch.zeros(images, config.block_size, dtype=torch.int64)
     storages: dict[int, int] = {}
 

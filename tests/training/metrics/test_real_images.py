@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from masc_core.errors import ConfigError
 from tests.tiny_images import make_images
-from training.loop.stage import no_report
+from training.loop.progress import no_report
 from training.metrics.fidelity import Extractor
 from training.metrics.real_images import open_real
 from training.metrics.reference import Statistics

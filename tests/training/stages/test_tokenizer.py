@@ -22,10 +22,17 @@ from training.data.images import open_images
 from training.loop.checkpoint import latest_checkpoint
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Stage
+from training.loop.task import TrainingTask
 from training.loop.trainer import fit
 from training.metrics.reconstruction import reconstruction_metrics
-from training.stages.tokenizer import TokenizerConfig, _Trainer, restart_codes, train_tokenizer
+from training.stages.configs import TokenizerConfig
+from training.stages.tokenizer import (
+    _TokenizerTraining,
+    new_discriminator,
+    restart_codes,
+    train_tokenizer,
+    vq_config,
+)
 
 GAN: dict[str, object] = {"disc_weight": 0.5, "disc_channels": 16, "disc_layers": 2}
 
@@ -151,30 +158,30 @@ def test_with_a_discriminator_the_last_weights_are_kept(contest: TokenizerConfig
 
 
 @pytest.fixture
-def contestants(tmp_path: Path) -> Stage:
-    """A stage with a discriminator that takes part at once."""
+def gan_task(tmp_path: Path) -> TrainingTask:
+    """Training with a discriminator that takes part at once."""
     changes = GAN | {"disc_start": 1, "crop": "random"}
     config = tokenizer_config(photographs(tmp_path), **changes)
     data, val_data = open_images(config.data), open_images(config.val_data)
     with Run(config.out, config) as run:
-        return _Trainer(run, config, None, data, val_data).stage()
+        return _TokenizerTraining(run, config, None, data, val_data).task()
 
 
-def test_the_words_of_an_item_decide_how_it_is_seen(contestants: Stage) -> None:
+def test_the_words_of_an_item_decide_how_it_is_seen(gan_task: TrainingTask) -> None:
     words = np.random.default_rng(0).integers(0, 1 << 64, (8, 4), dtype=np.uint64)
     indices = np.full(8, 3)
-    (pixels,), (again,) = (contestants.batch(indices, words) for _ in range(2))
+    (pixels,), (again,) = (gan_task.batch(indices, words) for _ in range(2))
     assert pixels.shape == (8, 16, 16, 3)
     assert pixels.dtype == torch.uint8
     assert torch.equal(pixels, again)
     assert len({image.numpy().tobytes() for image in pixels}) > 4
-    (alone,) = contestants.batch(indices[5:6], words[5:6])
+    (alone,) = gan_task.batch(indices[5:6], words[5:6])
     assert torch.equal(alone[0], pixels[5])
 
 
-def test_gradients_lie_in_memory_as_the_weights_do(contestants: Stage) -> None:
-    (pixels,) = contestants.batch(np.arange(4), np.zeros((4, 4), np.uint64))
-    for trained in contestants.trained_modules:
+def test_gradients_lie_in_memory_as_the_weights_do(gan_task: TrainingTask) -> None:
+    (pixels,) = gan_task.batch(np.arange(4), np.zeros((4, 4), np.uint64))
+    for trained in gan_task.trained_modules:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = trained.objective(pixels)["loss"]
         loss.backward()
@@ -187,11 +194,11 @@ def train_and_tell(config: TokenizerConfig) -> None:
     """Train, and write what this rank ended with."""
     data, val_data = open_images(config.data), open_images(config.val_data)
     with join_ranks("cpu") as ranks, Run(config.out, config, {}, ranks) as run:
-        stage = _Trainer(run, config, None, data, val_data).stage()
-        fit(run, config, stage)
+        task = _TokenizerTraining(run, config, None, data, val_data).task()
+        fit(run, config, task)
         ends = {
             f"{number}.{name}": tensor.contiguous()
-            for number, trained in enumerate(stage.trained_modules)
+            for number, trained in enumerate(task.trained_modules)
             for name, tensor in trained.model.state_dict().items()
         }
         save_file(ends, config.out / f"rank{ranks.rank}.safetensors")
@@ -301,7 +308,7 @@ def test_the_image_must_be_large_enough_for_the_discriminator(tmp_path: Path) ->
 def test_shipped_configurations_can_be_built(path: Path) -> None:
     config = load_config(TokenizerConfig, path, {})
     with torch.device("meta"):
-        model, discriminator = VQModel(config.vq()), config.discriminator()
+        model, discriminator = VQModel(vq_config(config)), new_discriminator(config)
         images = torch.zeros(2, 3, config.image_size, config.image_size)
         assert model.decode(model.features(images)).shape == images.shape
         assert discriminator(images).numel() > 0
@@ -309,7 +316,7 @@ def test_shipped_configurations_can_be_built(path: Path) -> None:
 
 def test_the_shipped_recipe_is_upstreams() -> None:
     config = load_config(TokenizerConfig, next(p for p in CONFIGS if "imagenet256" in str(p)), {})
-    assert config.vq() == VQConfig.named("VQ-16")
+    assert vq_config(config) == VQConfig.named("VQ-16")
     assert (config.epochs, config.batch_size, config.lr, config.min_lr_ratio) == (40, 128, 1e-4, 1)
     assert (config.lpips_weight, config.disc_weight, config.disc_start) == (1, 0.5, 20000)
     assert (config.criterion, config.ema_decay, config.entropy_ratio) == ("last", 0, 0)
@@ -337,7 +344,7 @@ def test_the_average_follows_codes_that_restart(tmp_path: Path) -> None:
     assert restarted.any()
     live, average = (state[f"{of}.quantize.embedding.weight"] for of in ("model.0", "average"))
     torch.manual_seed(config.seed)
-    first = VQModel(config.vq()).quantize.embedding.weight
+    first = VQModel(vq_config(config)).quantize.embedding.weight
     assert not (live == first).all(dim=1)[restarted].any()
     assert torch.equal(average[restarted], live[restarted])
     assert not torch.equal(average[~restarted], live[~restarted])

@@ -1,4 +1,4 @@
-"""What a stage brings to the loop."""
+"""What a stage gives the loop to train."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-Report = Callable[[int, int, str], None]
 Indices = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
@@ -33,8 +32,8 @@ class TrainedModule:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """What is trained, on what, and what becomes of it.
+class TrainingTask:
+    """What is trained, on what, and what becomes of it; `training.loop.trainer.fit` runs it.
 
     Attributes
     ----------
@@ -63,7 +62,3 @@ class Stage:
     restart_rows: Callable[[int], Sequence[tuple[Tensor, Tensor]]] = lambda _: ()
     after_epoch: Callable[[int], None] = lambda _: None
     speed: Callable[[float], dict[str, float]] = lambda _: {}
-
-
-def no_report(step: int, total: int, text: str) -> None:
-    """Report progress to nobody."""

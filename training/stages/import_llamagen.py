@@ -1,9 +1,10 @@
-"""Take in a transformer and a tokenizer of LlamaGen as a version that is served as it is.
+r"""Take in a transformer and a tokenizer of LlamaGen as a version, or the tokenizer as a run.
 
 ::
 
     masc models import --gpt c2i_B_256.pt --tokenizer vq_ds16_c2i.pt --name llamagen-b \
         --image-size 256 --activate
+    masc tokenizer import vq_ds16_c2i.pt --out runs/imagenet/tokenizer
 
 The vocabulary stays flat: every code is its own cluster. Sizes are read off the files; the CFG
 scale is the one that LlamaGen suggests for the size. Nothing in the files is run.
@@ -11,22 +12,27 @@ scale is the one that LlamaGen suggests for the size. Nothing in the files is ru
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import JsonValue
 
-from masc_core.bundle.manifest import Defaults, Manifest, ModelCard, PlainName
+from masc_core.bundle.manifest import TOKENIZER_FILE, Defaults, Manifest, ModelCard
 from masc_core.bundle.registry import Registry
 from masc_core.bundle.write import BundleParts
-from masc_core.errors import ConfigError
-from masc_core.io.files import sha256_file
+from masc_core.errors import ArtifactError, ConfigError
+from masc_core.io.files import atomic_write, sha256_file
 from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.vq import VQModel
+from masc_core.models.weights import save_tokenizer
 from masc_core.prior import ClusterMap
 from masc_core.settings import models_dir
 from training.config import set_threads
+from training.data.images import open_images
 from training.llamagen.class_names import read_class_names
 from training.llamagen.container import Container, Weights
 from training.llamagen.models import gpt_of, tokenizer_of
@@ -38,9 +44,12 @@ from training.llamagen.sizes import (
     read_vq_config,
     size_name,
 )
-from training.loop.stage import Report, no_report
+from training.loop.progress import Report, no_report
+from training.loop.run_dir import lock_folder
+from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet
 from training.metrics.table import first_images
 from training.provenance import made_with
+from training.stages.configs import ImportConfig, ImportTokenizerConfig
 from training.version_draft import VersionDraft, draft_version
 
 WEIGHT_TYPES = {
@@ -50,55 +59,14 @@ WEIGHT_TYPES = {
 }
 
 
-class ImportConfig(BaseModel):
-    """Keys of an import."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    gpt: Path = Field(description="transformer, .pt or .safetensors")
-    tokenizer: Path = Field(description="VQ tokenizer, .pt or .safetensors")
-    name: PlainName = Field(description="name of the model")
-    version: PlainName | None = Field(
-        None, description="name of the version; the next number without it"
-    )
-    models: Path | None = Field(
-        None, description="folder of the bundles; MASC_MODELS_DIR, or models"
-    )
-    image_size: int | None = Field(
-        None, ge=8, description="pixels a side, where the transformer's file does not tell"
-    )
-    n_head: int | None = Field(None, ge=1, description="heads, for a size that is not LlamaGen's")
-    classes: Path | None = Field(
-        None, description="class names, one a line; ImageNet's where there are 1000 classes"
-    )
-    gpt_weights: Weights = Field("model", description="model, or ema, their moving average")
-    tokenizer_weights: Weights = Field("model", description="model, or ema, their moving average")
-    weights_dtype: Literal["float16", "bfloat16", "float32"] = Field(
-        "float16", description="precision of the weights on the disk"
-    )
-    cfg_scale: float | None = Field(
-        None, ge=1, le=20, description="default CFG scale; the one suggested for the size"
-    )
-    with_encoder: bool = Field(default=False, description="keep the tokenizer's encoder")
-    samples: int = Field(
-        4, ge=0, description="images that are made, as they are served, for a first look; 0 is none"
-    )
-    activate: bool = Field(default=False, description="serve this version from now on")
-    note: str = Field("", description="where the model comes from, for its manifest")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; for the samples")
-    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")
-
-
 def import_model(config: ImportConfig, report: Report = no_report) -> Manifest:
     """Write a version of the checkpoints.
 
     Raises
     ------
-    ConfigError
-        The two do not belong together, or something must be said that the files do not.
-    ArtifactError
-        A file is missing, damaged, or holds something else; or the version exists, or cannot be
-        written.
+    ConfigError : the two do not belong together, or something must be said that the files do not
+    ArtifactError : a file is missing, damaged, or holds something else; or the version exists, or
+        cannot be written
     """
     set_threads(config.threads)
     models = models_dir(config.models)
@@ -171,3 +139,50 @@ def source_of(container: Container, weights: Weights) -> dict[str, JsonValue]:
         "steps": container.steps,
         "arguments": dict(container.arguments),
     }
+
+
+def import_tokenizer(config: ImportTokenizerConfig) -> dict[str, Any]:
+    """Write what ``masc tokenizer train`` would have; returns metrics if there are images.
+
+    It has ``tokenizer.safetensors``, ``config.json``, ``metrics.json`` and, given images,
+    ``reconstructions.png``; ``codes extract`` and ``prior build`` go on from there.
+
+    Raises
+    ------
+    ConfigError : the folder is in use or cannot be written, or the images do not fit the tokenizer
+    ArtifactError
+        The file is missing, damaged, or holds something else; or the folder has a tokenizer.
+    """
+    set_threads(config.threads)
+    container = Container.open(config.source, config.weights)
+    model = tokenizer_of(container, read_vq_config(container)).float()
+    with lock_folder(config.out):
+        path = config.out / TOKENIZER_FILE
+        if path.exists():
+            raise ArtifactError(path, "exists already; choose another folder or remove this one")
+        metrics = _measure(config, model)
+        _write_json(config.out / "metrics.json", metrics)
+        _write_json(
+            config.out / "config.json",
+            {
+                **asdict(model.config),
+                "imported": source_of(container, config.weights),
+                "made_with": made_with(),
+            },
+        )
+        save_tokenizer(path, model)  # last: a folder with it is complete
+    return metrics
+
+
+def _measure(config: ImportTokenizerConfig, model: VQModel) -> dict[str, Any]:
+    if config.val_data is None:
+        return {}
+    model.config.grid_size(config.image_size)
+    images = open_images(config.val_data)
+    pixels = images.read(config.image_size, images.spread(config.val_images)).pixels
+    reconstruction_sheet(model, pixels).save(config.out / "reconstructions.png")
+    return reconstruction_metrics(model, pixels)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    atomic_write(path, (json.dumps(value, indent=2) + "\n").encode())
