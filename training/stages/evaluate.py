@@ -37,6 +37,7 @@ from training.data.code_cache import CodeCache
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.stage import Report, no_report
 from training.metrics.archive import image_archive
+from training.metrics.bundle_metrics import default_spec, seconds_per_image
 from training.metrics.classifier import (
     WEIGHTS,
     classifier_accuracy,
@@ -50,7 +51,6 @@ from training.metrics.fidelity import MIN_IMAGES, Extractor, load_extractor
 from training.metrics.real_images import RealImages, RealStatistics, open_real
 from training.metrics.reference import Reference
 from training.metrics.samples import Samples, sample
-from training.metrics.table import default_spec, seconds_per_image
 from training.metrics.teacher_forcing import Curve, check_codes, teacher_forced
 from training.provenance import made_with
 

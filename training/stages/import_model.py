@@ -39,7 +39,7 @@ from training.llamagen.sizes import (
     size_name,
 )
 from training.loop.stage import Report, no_report
-from training.metrics.table import first_images
+from training.metrics.bundle_metrics import first_images
 from training.provenance import made_with
 from training.version_draft import VersionDraft, draft_version
 

@@ -30,8 +30,8 @@ from masc_core.errors import ConfigError
 from masc_core.settings import models_dir
 from training.config import set_threads
 from training.loop.stage import Report, no_report
+from training.metrics.bundle_metrics import class_agreement, first_images, seconds_per_image
 from training.metrics.classifier import classifier_accuracy, load_classifier
-from training.metrics.table import class_agreement, first_images, seconds_per_image
 from training.provenance import made_with
 from training.studies.pictures import codebook_files
 from training.trained_runs import TrainedRuns, read_figures

@@ -39,7 +39,7 @@ from training.loop.run_dir import Run
 from training.loop.stage import Report, Stage, TrainedModule, no_report
 from training.loop.trainer import fit
 from training.losses.transformer import NextCluster, NextClusterInChunks, cross_entropy_and_entropy
-from training.metrics.flops import flops_per_image, peak_flops
+from training.metrics.step_cost import flops_per_image, peak_flops
 from training.stages.sample_sheets import Sheets
 from training.stages.starting_point import start_from, start_sha256
 

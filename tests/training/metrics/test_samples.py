@@ -7,8 +7,8 @@ import torch
 
 from masc_core.bundle.read import Bundle
 from masc_core.generation.generate import generate
+from training.metrics.bundle_metrics import default_spec
 from training.metrics.samples import make_images, sample
-from training.metrics.table import default_spec
 
 
 def test_classes_are_interleaved_and_balanced(bundle: Bundle) -> None:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from masc_core.bundle.read import Bundle
 from tests.tiny_bundle import CLASS_NAMES
-from training.metrics.samples import make_images
-from training.metrics.table import (
+from training.metrics.bundle_metrics import (
     class_agreement,
     default_spec,
     first_images,
     seconds_per_image,
 )
+from training.metrics.samples import make_images
 
 
 class Constant(nn.Module):

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from training.losses.transformer import NextCluster
-from training.metrics.flops import _known_peak, flops_per_image, peak_flops
+from training.metrics.step_cost import _known_peak, flops_per_image, peak_flops
 
 
 def test_against_what_torch_counts() -> None:

@@ -11,7 +11,7 @@ from masc_core.prior import IntArray
 from masc_core.semantic_tree import LeafOrder
 from masc_core.tree import build_tree
 from tests.prior_trees import random_order, random_patches
-from training.studies.dendrogram import PATCHES_PER_BRANCH, TreeTop, branch_strip, dendrogram
+from training.studies.prior_plots import PATCHES_PER_BRANCH, TreeTop, branch_strip, dendrogram
 
 
 @pytest.mark.parametrize("num_branches", [2, 7, 25])
