@@ -27,8 +27,7 @@ from matplotlib.figure import Figure
 from masc_core.io.files import atomic_write
 from training.config import load_config
 from training.loop.progress import progress
-from training.metrics.curves import draw_curves
-from training.plot_png import png_bytes
+from training.plot_png import draw_curves, png_bytes
 from training.stages.classifier import ClassifierConfig, train_classifier
 from training.stages.codes import CodesConfig, extract_codes
 from training.stages.evaluate import EvaluateConfig, evaluate

@@ -9,7 +9,7 @@ import torch
 from masc_core.errors import ConfigError
 from masc_core.models.gpt_config import GPTConfig
 from training.config import StageConfig, load_config, set_threads
-from training.metrics.memory import step_bytes
+from training.metrics.step_cost import step_bytes
 from training.stages.classifier import ClassifierConfig
 from training.stages.codes import CodesConfig
 from training.stages.prior import PriorConfig

@@ -10,15 +10,20 @@ Legend: B images, L positions, S pixels a side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from masc_core.bundle.read import Bundle
 from masc_core.generation.generate import generate
+from masc_core.io.files import atomic_path
 from masc_core.sampling.params import SamplingParams
 from training.loop.distributed import Ranks
 
@@ -90,3 +95,23 @@ def make_images(
     """Pixels uint8 (B, H, W, 3), resized if asked, and entropies float32 (B, L), bits."""
     generated = generate(bundle.model, bundle.decoder, specs)
     return bundle.render(generated.codes, image_size), generated.entropies.cpu().numpy()
+
+
+@contextmanager
+def image_archive(
+    path: Path, num_images: int, image_size: int
+) -> Iterator[Callable[[NDArray[np.uint8]], object]]:
+    """Write images as one ``.npz`` for the ADM evaluator: ``arr_0``, uint8 (N, S, S, 3).
+
+    What it gives appends a batch (B, S, S, 3), so that 50,000 images need no more memory than a
+    batch. ``path`` appears when all ``num_images`` are there.
+    """
+    shape = (num_images, image_size, image_size, 3)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with (
+        atomic_path(path) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as member,
+    ):
+        npy.write_array_header_1_0(member, header)
+        yield lambda pixels: member.write(np.ascontiguousarray(pixels).tobytes())

@@ -36,7 +36,6 @@ from masc_core.sampling.params import SamplingParams
 from training.data.code_cache import CodeCache
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.stage import Report, no_report
-from training.metrics.archive import image_archive
 from training.metrics.bundle_metrics import default_spec, seconds_per_image
 from training.metrics.classifier import (
     WEIGHTS,
@@ -44,14 +43,13 @@ from training.metrics.classifier import (
     classifier_extractor,
     load_classifier,
 )
-from training.metrics.curves import draw_curves
 from training.metrics.definitions import definitions
 from training.metrics.feature_stats import FeatureStats, compare
 from training.metrics.fidelity import MIN_IMAGES, Extractor, load_extractor
-from training.metrics.real_images import RealImages, RealStatistics, open_real
-from training.metrics.reference import Reference
-from training.metrics.samples import Samples, sample
+from training.metrics.reference import RealImages, RealStatistics, Reference, open_real
+from training.metrics.samples import Samples, image_archive, sample
 from training.metrics.teacher_forcing import Curve, check_codes, teacher_forced
+from training.plot_png import draw_curves
 from training.provenance import made_with
 
 
@@ -131,13 +129,13 @@ class _Evaluation:
         stats = FeatureStats(self.bundle.manifest.num_positions)
         out = self.config.out or Path()
         with ExitStack() as stack:
-            archive = None
+            append = None
             if self.config.save_archive:
                 place = out / "samples.npz"
-                archive = stack.enter_context(image_archive(place, self.total, self.image_size))
+                append = stack.enter_context(image_archive(place, self.total, self.image_size))
             for batch in _samples(self.config, self.bundle, ranks):
-                if archive is not None:
-                    archive.append(batch.pixels)
+                if append is not None:
+                    append(batch.pixels)
                 if self.config.save_images:
                     _save_images(out / "images", stats.count, batch)
                 stats.take(batch, self.extractors)
@@ -198,7 +196,7 @@ class _Evaluation:
     def _reference(self, extractor: Extractor) -> Reference | None:
         if self.real is None:
             return None
-        reference = self.real.seen_by(extractor, self.report)
+        reference = self.real.extract(extractor, self.report)
         if self.config.save_statistics and self.config.out is not None and reference is not None:
             place = self.config.out / f"statistics-{extractor.label}.npz"
             reference.statistics.save(place, extractor.features_name)

@@ -24,9 +24,8 @@ from training.config import set_threads
 from training.data.source import LabelledImages
 from training.loop.lock import lock_folder
 from training.loop.stage import Report, no_report
-from training.metrics.code_pairs import code_counts, count_cached_pairs, count_pairs
-from training.metrics.comparison import Comparison, Impossible, PriorResult
-from training.metrics.prior_measurement import PriorMeasurement
+from training.metrics.cluster_bits import code_counts, count_cached_pairs, count_pairs
+from training.metrics.prior_measurement import Comparison, Impossible, PriorMeasurement, PriorResult
 from training.metrics.semantic_replacement import ReplacementTest, encode_images
 from training.studies.candidate_priors import Candidate, CandidateBuilder
 from training.studies.compare_inputs import LEAST_IMAGES, CompareConfig, CompareInputs

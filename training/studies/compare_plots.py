@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from masc_core.sampling.in_cluster import MODES
 from training.metrics.cluster_statistics import ClusterSizes
-from training.metrics.comparison import Comparison, PriorResult
+from training.metrics.prior_measurement import Comparison, PriorResult
 from training.plot_png import png_bytes
 
 WIDTH = 9.0  # inches

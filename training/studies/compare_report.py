@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from masc_core.sampling.in_cluster import MODES
 from training.metrics.cluster_bits import ClusterBits
-from training.metrics.comparison import Comparison, PriorResult, Quality
 from training.metrics.image_quality import EXACT_PSNR
+from training.metrics.prior_measurement import Comparison, PriorResult, Quality
 from training.metrics.semantic_replacement import Estimate
 
 FORMAT = 1

@@ -32,9 +32,8 @@ from training.studies.atlas import atlas_clusters, split_clusters
 from training.studies.atlas_page import Overview, atlas_pages, page_stem
 from training.studies.atlas_sheet import draw_sheet
 from training.studies.patches import code_patches, enlarge
-from training.studies.prior_plots import dendrogram
+from training.studies.prior_plots import dendrogram, size_histogram
 from training.studies.show_inputs import ShowConfig, ShowInputs
-from training.studies.size_histogram import size_histogram
 
 PATCH_SIDE = 40  # pixels
 CODES_PER_SHEET = 2048

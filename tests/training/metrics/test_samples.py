@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from masc_core.bundle.read import Bundle
 from masc_core.generation.generate import generate
 from training.metrics.bundle_metrics import default_spec
-from training.metrics.samples import make_images, sample
+from training.metrics.samples import image_archive, make_images, sample
 
 
 def test_classes_are_interleaved_and_balanced(bundle: Bundle) -> None:
@@ -38,3 +40,19 @@ def test_images_are_resized_when_asked(bundle: Bundle) -> None:
                           weights, weights)  # fmt: skip
     expected = (127.5 * halved + 128).clamp(0, 255).permute(0, 2, 3, 1).numpy()
     assert np.abs(small - expected + 0.5).max() < 0.501
+
+
+def test_numpy_reads_what_was_written_in_batches(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+    with image_archive(tmp_path / "s.npz", 5, 4) as append:
+        append(pixels[:3])
+        append(pixels[3:])
+    with np.load(tmp_path / "s.npz") as found:
+        assert found.files == ["arr_0"]
+        assert np.array_equal(found["arr_0"], pixels)
+
+
+def test_an_interrupted_archive_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), image_archive(tmp_path / "s.npz", 5, 4):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())

@@ -20,8 +20,7 @@ from tests.tiny_images import make_images
 from tests.training.studies.comparisons import compare_config
 from training.data.code_cache import CodeCache
 from training.data.images import open_images
-from training.metrics.cluster_bits import cluster_bits
-from training.metrics.code_pairs import count_cached_pairs, count_pairs
+from training.metrics.cluster_bits import cluster_bits, count_cached_pairs, count_pairs
 from training.metrics.semantic_replacement import encode_images
 from training.studies.compare import compare_priors
 

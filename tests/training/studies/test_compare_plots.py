@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.training.studies.comparisons import comparison, prior_result
-from training.metrics.comparison import Comparison
+from training.metrics.prior_measurement import Comparison
 from training.plot_png import png_bytes
 from training.studies import compare_plots
 from training.studies.compare_plots import rate_distortion_plot, size_plot
