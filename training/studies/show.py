@@ -28,9 +28,14 @@ from masc_core.semantic_tree import LeafOrder
 from training.config import set_threads
 from training.loop.lock import lock_folder
 from training.loop.stage import Report, no_report
-from training.studies.atlas import atlas_clusters, split_clusters
-from training.studies.atlas_page import Overview, atlas_pages, page_stem
-from training.studies.atlas_sheet import draw_sheet
+from training.studies.atlas import (
+    Overview,
+    atlas_clusters,
+    atlas_pages,
+    draw_sheet,
+    page_stem,
+    split_clusters,
+)
 from training.studies.patches import code_patches, enlarge
 from training.studies.prior_plots import dendrogram, size_histogram
 from training.studies.show_inputs import ShowConfig, ShowInputs
