@@ -28,14 +28,24 @@ from masc_core.io.files import atomic_write
 from training.config import load_config
 from training.loop.progress import progress
 from training.plot_png import draw_curves, png_bytes
-from training.stages.classifier import ClassifierConfig, train_classifier
-from training.stages.codes import CodesConfig, extract_codes
-from training.stages.evaluate import EvaluateConfig, evaluate
-from training.stages.prior import PriorConfig, build_prior
-from training.stages.publish import PublishConfig, publish
-from training.stages.refiner import RefinerTraining, train_refiner
-from training.stages.tokenizer import TokenizerConfig, train_tokenizer
-from training.stages.transformer import TransformerConfig, train_transformer
+from training.stages.classifier import train_classifier
+from training.stages.codes import extract_codes
+from training.stages.configs import (
+    ClassifierConfig,
+    CodesConfig,
+    EvaluateConfig,
+    PriorConfig,
+    PublishConfig,
+    RefinerTraining,
+    TokenizerConfig,
+    TransformerConfig,
+)
+from training.stages.evaluate import evaluate
+from training.stages.prior import build_prior
+from training.stages.publish import publish
+from training.stages.refiner import train_refiner
+from training.stages.tokenizer import train_tokenizer
+from training.stages.transformer import train_transformer
 from training.studies.acceleration import read_curve
 
 METHODS: Mapping[str, str | None] = {"flat": None, "kmeans": "kmeans++", "masc": "average"}
@@ -128,7 +138,7 @@ class Study:
                 evaluate(
                     EvaluateConfig(
                         models=self.runs / "models",
-                        name=name,
+                        model=name,
                         images_per_class=self.images_per_class,
                         cfg_scale=self.cfg_scale,
                         decoding=decoding,

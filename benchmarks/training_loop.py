@@ -37,7 +37,7 @@ from training.config import LoopConfig
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Stage, TrainedModule
+from training.loop.task import Stage, TrainedModule
 from training.loop.trainer import fit
 from training.metrics.step_cost import flops_per_image, peak_flops, step_bytes
 from training.stages.transformer import adamw, objective_of

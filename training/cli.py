@@ -1,46 +1,142 @@
-"""The training half of the command line; imported only when one of its commands is called."""
+"""The training half of the command line; imported only when one of its commands is called.
+
+A stage's configuration is a TOML file, and every key of it also a flag, which wins over the file.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
+import types
+import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from rich.console import Console
 
 from masc_core.bundle.manifest import TOKENIZER_FILE, Manifest
 from masc_core.errors import ConfigError
-from masc_core.models.weights import load_tokenizer
 from masc_core.settings import models_dir
-from training.commands import stage_command
 from training.config import load_config
-from training.data.code_cache import INDEX
-from training.data.images import open_images
-from training.evaluation_commands import compare_runs, evaluate
-from training.loop.distributed import is_main_process
-from training.loop.progress import progress
-from training.metrics.reconstruction import reconstruction_sheet
-from training.stages.classifier import ClassifierConfig, train_classifier
-from training.stages.codes import CodesConfig, extract_codes
-from training.stages.import_model import ImportConfig, import_model
-from training.stages.import_tokenizer import ImportTokenizerConfig, import_tokenizer
-from training.stages.prior import PriorConfig, build_prior
-from training.stages.publish import PublishConfig, publish
-from training.stages.refiner import RefinerTraining, train_refiner
-from training.stages.tokenizer import TokenizerConfig, train_tokenizer
-from training.stages.transformer import TransformerConfig, train_transformer
-from training.studies.compare import compare_priors
-from training.studies.compare_inputs import CompareConfig
-from training.studies.show import show_prior
-from training.studies.show_inputs import ShowConfig
+from training.loop.progress import is_main_process, progress
+from training.stages.configs import (
+    ClassifierConfig,
+    CodesConfig,
+    CompareConfig,
+    EvaluateConfig,
+    ImportConfig,
+    ImportTokenizerConfig,
+    PriorConfig,
+    PublishConfig,
+    RefinerTraining,
+    ShowConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 
 MOST_SKIPPED = 20  # names to print
+
+Config = TypeVar("Config", bound=BaseModel)
 
 console = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
 
 
-def _train_tokenizer(config: TokenizerConfig) -> None:
+def stage_command(
+    config_class: type[Config], *, argument: str = "", resumes: bool = True
+) -> Callable[[Callable[[Config], None]], Callable[..., None]]:
+    """Turn a function of a configuration into one whose signature Typer makes a command of.
+
+    Parameters
+    ----------
+    config_class : configuration of the stage; each field becomes ``--field``, unset by default
+    argument : the field that is the command's argument; by default that is the TOML file
+    resumes : whether the stage goes on from where it was interrupted
+    """
+    file = Annotated[Path | None, typer.Argument(help="TOML file of the stage")]
+    annotations: dict[str, Any] = {} if argument else {"config": file}
+    for name, field in config_class.model_fields.items():
+        options = (
+            typer.Argument(help=field.description) if name == argument else _option(name, field)
+        )
+        annotations[name] = Annotated[_flag_type(field), options]
+
+    def decorate(run: Callable[[Config], None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:  # noqa: ANN401 - as Typer parsed them
+            path = values.pop("config", None)
+            flags = {key: _parse(config_class.model_fields[key], v) for key, v in values.items()}
+            config = load_config(config_class, path, flags)
+            try:
+                run(config)
+            except KeyboardInterrupt as interrupt:
+                way_on = "goes on from here" if resumes else "starts again"
+                typer.echo(f"masc: interrupted; the same command {way_on}", err=True)
+                raise typer.Exit(130) from interrupt
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [
+            inspect.Parameter(name, keyword, default=None, annotation=annotation)
+            for name, annotation in annotations.items()
+        ]
+        command.__doc__ = run.__doc__
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = annotations
+        return command
+
+    return decorate
+
+
+def _option(name: str, field: FieldInfo) -> Any:  # noqa: ANN401 - Typer's own type
+    text = field.description or ""
+    if not field.is_required() and field.default not in (None, ()):
+        default = f"default: {_show(field.default)}"
+        text = f"{text} ({default})" if text else default
+    flag = name.replace("_", "-")
+    if field.annotation is bool:
+        return typer.Option(f"--{flag}/--no-{flag}", help=text, show_default=False)
+    return typer.Option(f"--{flag}", help=text, show_default=False)
+
+
+def _flag_type(field: FieldInfo) -> Any:  # noqa: ANN401 - a type
+    annotation = field.annotation
+    if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
+        annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
+    if annotation in {int, float, bool, Path}:
+        return annotation | None
+    return str | None
+
+
+def _parse(field: FieldInfo, value: Any) -> Any:  # noqa: ANN401 - as Typer parsed it
+    if isinstance(value, str) and typing.get_origin(field.annotation) is tuple:
+        return [part.strip() for part in value.split(",")]
+    return value
+
+
+def _show(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _group() -> None:
+    """Keep a group of one command a group; `masc` has its help."""
+
+
+tokenizer = typer.Typer(no_args_is_help=True)
+codes = typer.Typer(no_args_is_help=True, callback=_group)
+prior = typer.Typer(no_args_is_help=True)
+transformer = typer.Typer(no_args_is_help=True)
+refiner = typer.Typer(no_args_is_help=True, callback=_group)
+classifier = typer.Typer(no_args_is_help=True, callback=_group)
+
+
+@tokenizer.command("train")
+@stage_command(TokenizerConfig)
+def tokenizer_train(config: TokenizerConfig) -> None:
+    """Train the VQ tokenizer on images."""
+    from training.stages.tokenizer import train_tokenizer
+
     with progress("tokenizer") as report:
         metrics = train_tokenizer(config, report)
     _say(
@@ -50,94 +146,8 @@ def _train_tokenizer(config: TokenizerConfig) -> None:
     )
 
 
-def _extract_codes(config: CodesConfig) -> None:
-    with progress("codes") as report:
-        index = extract_codes(config, report)
-    _say(f"{index.num_images} images, {len(index.skipped)} skipped", config.out)
-    for name in index.skipped[:MOST_SKIPPED]:
-        console.print(f"skipped: {name}")
-    if len(index.skipped) > MOST_SKIPPED:
-        console.print(f"... all of them are listed in {config.out / INDEX}")
-
-
-def _build_prior(config: PriorConfig) -> None:
-    with progress("prior") as report:
-        prior = build_prior(config, report)
-    _say(
-        f"{prior.num_codes} codes in {prior.num_clusters} clusters, the largest of "
-        f"{prior.sizes.max()}",
-        config.out,
-    )
-
-
-def _compare_priors(config: CompareConfig) -> None:
-    with progress("compare") as report:
-        comparison = compare_priors(config, report)
-    _say(
-        f"{len(comparison.priors)} priors measured, {len(comparison.impossible)} not possible",
-        config.out,
-    )
-
-
-def _show_prior(config: ShowConfig) -> None:
-    with progress("prior") as report:
-        shown = show_prior(config, report)
-    _say(f"{shown.num_codes} codes in {shown.num_clusters} clusters", shown.pages[0])
-
-
-def _train_transformer(config: TransformerConfig) -> None:
-    with progress("transformer") as report:
-        metrics = train_transformer(config, report)
-    _say(
-        f"{metrics['bits_per_position']:.3f} bits a position on validation images, "
-        f"{metrics['unigram_bits']:.3f} without context",
-        config.out,
-    )
-
-
-def _train_refiner(config: RefinerTraining) -> None:
-    with progress("refiner") as report:
-        metrics = train_refiner(config, report)
-    _say(
-        f"{metrics['in_cluster_bits']:.3f} bits a code within its cluster on validation images; "
-        f"by frequency {metrics['frequency_bits']:.3f}, uniformly {metrics['uniform_bits']:.3f}",
-        config.out,
-    )
-
-
-def _train_classifier(config: ClassifierConfig) -> None:
-    with progress("classifier") as report:
-        metrics = train_classifier(config, report)
-    _say(f"{metrics['accuracy']:.1%} of the validation images right", config.out)
-
-
-def _publish(config: PublishConfig) -> None:
-    with progress("publish") as report:
-        manifest = publish(config, report)
-    _say_version(models_dir(config.models), manifest)
-    console.print_json(json.dumps(manifest.metrics))
-
-
-def _import_model(config: ImportConfig) -> None:
-    with progress("import") as report:
-        manifest = import_model(config, report)
-    _say_version(models_dir(config.models), manifest)
-
-
-def _say_version(models: Path, manifest: Manifest) -> None:
-    folder = models / manifest.name / manifest.version
-    megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-    _say(f"{manifest.name} {manifest.version}, {megabytes:.1f} MB", folder)
-
-
-tokenizer = typer.Typer(no_args_is_help=True)
-tokenizer.command("train")(
-    stage_command(TokenizerConfig, _train_tokenizer, "Train the VQ tokenizer on images.")
-)
-
-
 @tokenizer.command("reconstruct")
-def reconstruct(
+def tokenizer_reconstruct(
     run: Annotated[Path, typer.Argument(help="folder of a tokenizer run")],
     images: Annotated[Path, typer.Argument(help="class folders, tar shards or parquet files")],
     out: Annotated[Path, typer.Option(help="sheet of originals above reconstructions")] = Path(
@@ -147,6 +157,10 @@ def reconstruct(
     count: Annotated[int, typer.Option(min=1, help="images, spread over the folder")] = 32,
 ) -> None:
     """Encode and decode images, and show both."""
+    from masc_core.models.weights import load_tokenizer
+    from training.data.images import open_images
+    from training.metrics.reconstruction import reconstruction_sheet
+
     if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
         raise ConfigError(f"out: {out} is no place for a .png file")
     model = load_tokenizer(run / TOKENIZER_FILE)
@@ -158,121 +172,173 @@ def reconstruct(
 
 
 @tokenizer.command("import")
-def tokenizer_import(
-    source: Annotated[Path, typer.Argument(help="tokenizer of LlamaGen, .pt or .safetensors")],
-    out: Annotated[Path, typer.Option(help="folder of the tokenizer run that this becomes")],
-    weights: Annotated[str, typer.Option(help="model, or ema, their moving average")] = "model",
-    val_data: Annotated[
-        Path | None, typer.Option(help="folder-per-class images to measure it on")
-    ] = None,
-    val_images: Annotated[int, typer.Option(min=1, help="images, spread over the folder")] = 2000,
-    image_size: Annotated[int, typer.Option(min=8, help="of the images")] = 256,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the choice")] = 0,
-) -> None:
+@stage_command(ImportTokenizerConfig, argument="source", resumes=False)
+def tokenizer_import(config: ImportTokenizerConfig) -> None:
     """Take in a tokenizer of LlamaGen, to extract codes and build priors with."""
-    options = {"source": source, "out": out, "weights": weights, "val_data": val_data}
-    options |= {"val_images": val_images, "image_size": image_size, "threads": threads}
-    metrics = import_tokenizer(load_config(ImportTokenizerConfig, None, options))
+    from training.stages.import_tokenizer import import_tokenizer
+
+    metrics = import_tokenizer(config)
     measured = ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
-    _say(measured or "not measured, for want of --val-data", out)
+    _say(measured or "not measured, for want of --val-data", config.out)
 
 
-codes = typer.Typer(no_args_is_help=True)
+@codes.command("extract")
+@stage_command(CodesConfig)
+def codes_extract(config: CodesConfig) -> None:
+    """Turn images into codes."""
+    from training.data.code_cache import INDEX
+    from training.stages.codes import extract_codes
+
+    with progress("codes") as report:
+        index = extract_codes(config, report)
+    _say(f"{index.num_images} images, {len(index.skipped)} skipped", config.out)
+    for name in index.skipped[:MOST_SKIPPED]:
+        console.print(f"skipped: {name}")
+    if len(index.skipped) > MOST_SKIPPED:
+        console.print(f"... all of them are listed in {config.out / INDEX}")
 
 
-@codes.callback()
-def _codes() -> None:
-    """Images to codes."""
+@prior.command("build")
+@stage_command(PriorConfig, resumes=False)
+def prior_build(config: PriorConfig) -> None:
+    """Build the tree over a codebook and cut it."""
+    from training.stages.prior import build_prior
 
-
-codes.command("extract")(stage_command(CodesConfig, _extract_codes, "Turn images into codes."))
-
-prior = typer.Typer(no_args_is_help=True)
-
-
-@prior.callback()
-def _prior() -> None:
-    """Codes to clusters."""
-
-
-prior.command("build")(
-    stage_command(
-        PriorConfig, _build_prior, "Build the tree over a codebook and cut it.", resumes=False
+    with progress("prior") as report:
+        built = build_prior(config, report)
+    _say(
+        f"{built.num_codes} codes in {built.num_clusters} clusters, the largest of "
+        f"{built.sizes.max()}",
+        config.out,
     )
-)
 
-prior.command("compare")(
-    stage_command(
-        CompareConfig,
-        _compare_priors,
-        "Measure priors against each other on images.",
-        resumes=False,
+
+@prior.command("compare")
+@stage_command(CompareConfig, resumes=False)
+def prior_compare(config: CompareConfig) -> None:
+    """Measure priors against each other on images."""
+    from training.studies.compare import compare_priors
+
+    with progress("compare") as report:
+        comparison = compare_priors(config, report)
+    _say(
+        f"{len(comparison.priors)} priors measured, {len(comparison.impossible)} not possible",
+        config.out,
     )
-)
-prior.command("show")(
-    stage_command(
-        ShowConfig,
-        _show_prior,
-        "Draw the top of the tree, the cluster sizes and the codebook atlas.",
-        resumes=False,
+
+
+@prior.command("show")
+@stage_command(ShowConfig, resumes=False)
+def prior_show(config: ShowConfig) -> None:
+    """Draw the top of the tree, the cluster sizes and the codebook atlas."""
+    from training.studies.show import show_prior
+
+    with progress("prior") as report:
+        shown = show_prior(config, report)
+    _say(f"{shown.num_codes} codes in {shown.num_clusters} clusters", shown.pages[0])
+
+
+@transformer.command("train")
+@stage_command(TransformerConfig)
+def transformer_train(config: TransformerConfig) -> None:
+    """Train the transformer on clusters."""
+    from training.stages.transformer import train_transformer
+
+    with progress("transformer") as report:
+        metrics = train_transformer(config, report)
+    _say(
+        f"{metrics['bits_per_position']:.3f} bits a position on validation images, "
+        f"{metrics['unigram_bits']:.3f} without context",
+        config.out,
     )
-)
 
 
-transformer = typer.Typer(no_args_is_help=True)
+@transformer.command("acceleration")
+def transformer_acceleration(
+    base: Annotated[Path, typer.Argument(help="folder of the baseline's run")],
+    others: Annotated[list[Path], typer.Argument(help="folders of other runs")],
+    *,
+    metric: Annotated[str, typer.Option(help="of the validations; to be small")] = (
+        "fine_bits_per_position"
+    ),
+    extrapolate: Annotated[
+        bool, typer.Option(help="go on along the last line where the target is not reached")
+    ] = False,
+) -> None:
+    """How much sooner runs are as good as a baseline is at its end."""
+    from training.studies.acceleration import acceleration, read_curve
+
+    curve = read_curve(base, metric)
+    for other in others:
+        found = acceleration(curve, read_curve(other, metric), extrapolate=extrapolate)
+        said = "not reached" if found.saved is None else f"{found.saved:.1%} of the epochs saved"
+        where = "" if found.epoch is None else f", at epoch {found.epoch:.2f}"
+        note = " (extrapolated)" if found.extrapolated else ""
+        console.print(f"{other}: {said}{where}{note}; {metric} {found.target:.4f} of {base}")
 
 
-@transformer.callback()
-def _transformer() -> None:
-    """The autoregressive model."""
+@refiner.command("train")
+@stage_command(RefinerTraining)
+def refiner_train(config: RefinerTraining) -> None:
+    """Train the refiner on a transformer's states."""
+    from training.stages.refiner import train_refiner
+
+    with progress("refiner") as report:
+        metrics = train_refiner(config, report)
+    _say(
+        f"{metrics['in_cluster_bits']:.3f} bits a code within its cluster on validation images; "
+        f"by frequency {metrics['frequency_bits']:.3f}, uniformly {metrics['uniform_bits']:.3f}",
+        config.out,
+    )
 
 
-transformer.command("train")(
-    stage_command(TransformerConfig, _train_transformer, "Train the transformer on clusters.")
-)
-transformer.command("acceleration")(compare_runs)
+@classifier.command("train")
+@stage_command(ClassifierConfig)
+def classifier_train(config: ClassifierConfig) -> None:
+    """Train a classifier of the real images."""
+    from training.stages.classifier import train_classifier
 
-refiner = typer.Typer(no_args_is_help=True)
-
-
-@refiner.callback()
-def _refiner() -> None:
-    """From clusters to codes."""
+    with progress("classifier") as report:
+        metrics = train_classifier(config, report)
+    _say(f"{metrics['accuracy']:.1%} of the validation images right", config.out)
 
 
-refiner.command("train")(
-    stage_command(RefinerTraining, _train_refiner, "Train the refiner on a transformer's states.")
-)
+@stage_command(EvaluateConfig, argument="model", resumes=False)
+def evaluate_command(config: EvaluateConfig) -> None:
+    """Measure a published model: fidelity, class agreement, entropy, speed."""
+    from training.stages.evaluate import evaluate
 
-classifier = typer.Typer(no_args_is_help=True)
-
-
-@classifier.callback()
-def _classifier() -> None:
-    """The judge of class agreement."""
-
-
-classifier.command("train")(
-    stage_command(ClassifierConfig, _train_classifier, "Train a classifier of the real images.")
-)
-
-publish_command = stage_command(
-    PublishConfig,
-    _publish,
-    "Measure a trained model and publish it as a version.",
-    resumes=False,
-)
+    with progress("evaluate") as report:
+        metrics = evaluate(config, report)
+    long = {"curves", "definitions"}
+    console.print_json(json.dumps({k: v for k, v in metrics.items() if k not in long}))
 
 
-import_command = stage_command(
-    ImportConfig,
-    _import_model,
-    "Take in a checkpoint of LlamaGen as a version.",
-    resumes=False,
-)
+@stage_command(PublishConfig, resumes=False)
+def publish_command(config: PublishConfig) -> None:
+    """Measure a trained model and publish it as a version."""
+    from training.stages.publish import publish
+
+    with progress("publish") as report:
+        manifest = publish(config, report)
+    _say_version(models_dir(config.models), manifest)
+    console.print_json(json.dumps(manifest.metrics))
 
 
-evaluate_command = evaluate
+@stage_command(ImportConfig, resumes=False)
+def import_command(config: ImportConfig) -> None:
+    """Take in a checkpoint of LlamaGen as a version."""
+    from training.stages.import_model import import_model
+
+    with progress("import") as report:
+        manifest = import_model(config, report)
+    _say_version(models_dir(config.models), manifest)
+
+
+def _say_version(models: Path, manifest: Manifest) -> None:
+    folder = models / manifest.name / manifest.version
+    megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    _say(f"{manifest.name} {manifest.version}, {megabytes:.1f} MB", folder)
 
 
 def _say(result: str, where: Path) -> None:

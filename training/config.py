@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from masc_core.errors import ConfigError
@@ -28,10 +27,14 @@ class _MayChange:
 MayChange = Annotated[Value, _MayChange()]
 
 
-class StageConfig(BaseModel):
-    """What every training stage has."""
+class Frozen(BaseModel):
+    """Keys that are known, and stay as they are."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StageConfig(Frozen):
+    """What every training stage has."""
 
     out: MayChange[Path] = Field(description="folder of the run")
     device: MayChange[str] = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -89,7 +92,9 @@ def set_threads(threads: int) -> None:
     """Give torch, numba and BLAS that many CPU threads; 0 leaves the choice to them."""
     if not threads:
         return
-    import numba  # noqa: PLC0415 - most stages need none of its loops
+    # Most stages need none of Numba's loops, and a command's help needs no torch.
+    import numba  # noqa: PLC0415
+    import torch  # noqa: PLC0415
     from threadpoolctl import threadpool_limits  # noqa: PLC0415
 
     with suppress(ValueError):  # more than it has

@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_images import make_images
-from training.loop.stage import Report
-from training.stages.codes import CodesConfig, extract_codes
-from training.stages.prior import PriorConfig, build_prior
-from training.stages.refiner import RefinerTraining
-from training.stages.tokenizer import TokenizerConfig, train_tokenizer
-from training.stages.transformer import TransformerConfig
+from training.loop.progress import Report
+from training.stages.codes import extract_codes
+from training.stages.configs import (
+    CodesConfig,
+    PriorConfig,
+    RefinerTraining,
+    TokenizerConfig,
+    TransformerConfig,
+)
+from training.stages.prior import build_prior
+from training.stages.tokenizer import train_tokenizer
 
 
 def tokenizer_config(root: Path, **changes: object) -> TokenizerConfig:

@@ -10,15 +10,17 @@ from masc_core.errors import ConfigError
 from masc_core.models.gpt_config import GPTConfig
 from training.config import StageConfig, load_config, set_threads
 from training.metrics.step_cost import step_bytes
-from training.stages.classifier import ClassifierConfig
-from training.stages.codes import CodesConfig
-from training.stages.prior import PriorConfig
-from training.stages.publish import PublishConfig
-from training.stages.refiner import RefinerTraining
-from training.stages.tokenizer import TokenizerConfig
-from training.stages.transformer import TransformerConfig
-from training.studies.compare_inputs import CompareConfig
-from training.studies.show_inputs import ShowConfig
+from training.stages.configs import (
+    ClassifierConfig,
+    CodesConfig,
+    CompareConfig,
+    PriorConfig,
+    PublishConfig,
+    RefinerTraining,
+    ShowConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 STAGES: dict[str, type[StageConfig]] = {

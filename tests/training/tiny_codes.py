@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.models.weights import save_tokenizer
 from training.data.code_cache import CodeIndex, write_index, write_shard
-from training.stages.transformer import TransformerConfig
+from training.stages.configs import TransformerConfig
 
 NUM_CODES = 12
 POSITIONS = 16

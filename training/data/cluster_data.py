@@ -19,7 +19,7 @@ from masc_core.io.files import sha256_file
 from masc_core.prior import ClusterMap
 from training.data.code_cache import CodeCache, IntArray
 from training.loop.distributed import Ranks
-from training.loop.stage import Indices, Words
+from training.loop.task import Indices, Words
 from training.metrics.cluster_bits import uniform_bits
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.loop.stage import Indices, Words
+from training.loop.task import Indices, Words
 
 AHEAD = 2  # steps
 
@@ -29,7 +29,7 @@ class Batches:
 
     Attributes
     ----------
-    make : as `training.loop.stage.Stage.batch`
+    make : as `training.loop.task.Stage.batch`
     num_items, seed : of the run
     batch_size : items of the global batch
     micro_batch : items of this rank that go through the model together

@@ -39,7 +39,7 @@ from masc_core.errors import ArtifactError
 from masc_core.io.files import TEMPORARY_PREFIX, atomic_write, flush
 from training.loop.distributed import Ranks
 from training.loop.ema import EMA
-from training.loop.stage import TrainedModule
+from training.loop.task import TrainedModule
 
 FOLDER = "checkpoints"
 STATE = "state.json"

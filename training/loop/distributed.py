@@ -115,11 +115,6 @@ class Ranks:
             raise ConfigError(f"{what} failed on another rank, which says why")
 
 
-def is_main_process() -> bool:
-    """Whether this process is alone, or the first that torchrun started: the one that speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @contextmanager
 def join_ranks(device: str) -> Iterator[Ranks]:
     """Take the place that torchrun gave this process; without torchrun, be alone.

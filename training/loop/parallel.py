@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from training.loop.distributed import Ranks
-from training.loop.stage import TrainedModule
+from training.loop.task import TrainedModule
 
 
 def shard(

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from training.loop.distributed import is_main_process
-from training.loop.stage import Report
-
 SECONDS_BETWEEN_LINES = 30.0
+
+Report = Callable[[int, int, str], None]  # what is done, of how much, and a few words
+
+
+def no_report(step: int, total: int, text: str) -> None:
+    """Report progress to nobody."""
+
+
+def is_main_process() -> bool:
+    """Whether this process is alone, or the first that torchrun started: the one that speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -27,10 +27,11 @@ from training.loop.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.loop.distributed import Ranks
 from training.loop.ema import EMA
 from training.loop.parallel import full_tensor, gradient_sync, reshard, wrap_ddp
+from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
 from training.loop.schedule import learning_rate, set_learning_rate
-from training.loop.stage import Report, Stage, no_report
 from training.loop.stop_request import StopRequest
+from training.loop.task import Stage
 
 Losses = dict[str, Tensor]
 

@@ -18,7 +18,7 @@ from torch import nn
 from masc_core.bundle.read import Bundle
 from masc_core.images import SAMPLE_COLUMNS, contact_sheet
 from masc_core.sampling.params import SamplingParams
-from training.loop.stage import Report, no_report
+from training.loop.progress import Report, no_report
 from training.metrics.classifier import predict
 from training.metrics.samples import make_images, sample
 

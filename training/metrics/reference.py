@@ -31,7 +31,7 @@ from masc_core.images import Pixels
 from masc_core.io.npz import load_npz, save_npz
 from training.data.images import open_images
 from training.data.source import ImageSource
-from training.loop.stage import Report
+from training.loop.progress import Report
 from training.metrics.fidelity import MIN_IMAGES, Extractor, torch_fidelity
 
 EXTRACTED_AT_ONCE = 100

@@ -22,7 +22,7 @@ from masc_core.bundle.read import Bundle
 from masc_core.errors import ConfigError
 from masc_core.sampling.sampler import apply_cfg
 from training.data.code_cache import CodeCache
-from training.loop.stage import Report, no_report
+from training.loop.progress import Report, no_report
 from training.losses.transformer import position_cross_entropy_and_entropy
 
 Curve = NDArray[np.float64]

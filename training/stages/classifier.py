@@ -7,40 +7,28 @@ of what class agreement can show, and is reported beside it.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor, nn
 
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.tensors import write_tensors
-from training.config import LoopConfig, MayChange, set_threads
+from training.config import set_threads
 from training.data.images import open_images
 from training.data.pixels import TrainingPixels
 from training.data.source import LabelledImages, require_classes
 from training.loop.distributed import join_ranks
+from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.stage import Indices, Report, Stage, TrainedModule, Words, no_report
+from training.loop.task import Indices, Stage, TrainedModule, Words
 from training.loop.trainer import fit
 from training.metrics.classifier import WEIGHTS, Classifier, predict
 from training.metrics.reconstruction import pixels_to_float
-
-
-class ClassifierConfig(LoopConfig):
-    """Keys of a classifier run."""
-
-    data: MayChange[Path] = Field(
-        description="training images: class folders, tar shards or parquet files"
-    )
-    val_data: MayChange[Path] = Field(description="validation images, likewise")
-    image_size: int = Field(32, ge=8)
-    width: int = Field(32, ge=8, description="channels of the first stage")
-    weight_decay: float = Field(0.05, ge=0)
+from training.stages.configs import ClassifierConfig
 
 
 def train_classifier(config: ClassifierConfig, report: Report = no_report) -> dict[str, Any]:

@@ -21,17 +21,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels
 from masc_core.models.vq import VQModel
-from training.config import StageConfig, set_threads
+from training.config import set_threads
 from training.data.code_cache import (
     INDEX,
     CodeIndex,
     CodeShard,
-    Variants,
     open_shard,
     read_index,
     read_shard,
@@ -43,31 +41,14 @@ from training.data.images import open_images
 from training.data.source import ImageSource, IntArray, LabelledImages, require_classes
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.lock import lock_folder
-from training.loop.stage import Report, no_report
+from training.loop.progress import Report, no_report
 from training.metrics.reconstruction import to_float
+from training.stages.configs import CodesConfig
 from training.studies.codebook_source import TrainedTokenizer
 
 logger = logging.getLogger(__name__)
 
 NOUNS = {"tokenizer_sha256": "tokenizer", "files_sha256": "set of images"}
-
-
-class CodesConfig(StageConfig):
-    """Keys of a code extraction."""
-
-    tokenizer: Path = Field(
-        description="tokenizer.safetensors, or the folder of a bundle that has the encoder"
-    )
-    data: Path = Field(description="images: class folders, tar shards or parquet files")
-    image_size: int = Field(64, ge=8)
-    variants: Variants = Field(
-        "flip", description="of each image: none (itself), flip (and mirrored) or ten_crop"
-    )
-    crop_range: float = Field(
-        1.1, ge=1, lt=2, description="the ten crops are cut from images so many times their size"
-    )
-    batch_size: int = Field(64, ge=1)
-    shard_images: int = Field(8192, ge=1, description="images a shard")
 
 
 def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.bundle.registry import Registry
@@ -33,9 +32,10 @@ from masc_core.errors import ConfigError
 from masc_core.images import encode_image
 from masc_core.io.files import atomic_write, sha256_file
 from masc_core.sampling.params import SamplingParams
+from masc_core.settings import ModelSettings, read_settings
 from training.data.code_cache import CodeCache
 from training.loop.distributed import Ranks, join_ranks
-from training.loop.stage import Report, no_report
+from training.loop.progress import Report, no_report
 from training.metrics.bundle_metrics import default_spec, seconds_per_image
 from training.metrics.classifier import (
     WEIGHTS,
@@ -51,33 +51,7 @@ from training.metrics.samples import Samples, image_archive, sample
 from training.metrics.teacher_forcing import Curve, check_codes, teacher_forced
 from training.plot_png import draw_curves
 from training.provenance import made_with
-
-
-class EvaluateConfig(BaseModel):
-    """What to measure, and with what; the command line's options."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    models: Path
-    name: str
-    version: str | None = None
-    images_per_class: int = Field(100, ge=0)
-    cfg_scale: float | None = Field(None, ge=1, le=20)
-    decoding: str | None = None
-    seed: int = Field(0, ge=0)
-    image_size: int | None = Field(None, ge=8)
-    batch_size: int = Field(50, ge=1)
-    classifier: Path | None = None
-    inception_weights: Path | None = None
-    vgg_weights: Path | None = None
-    reference: Path | None = None
-    codes: Path | None = None
-    codes_cfg_scale: float = Field(1.0, ge=1, le=20)
-    out: Path | None = None
-    save_images: bool = False
-    save_archive: bool = False
-    save_statistics: bool = False
-    device: str = "auto"
+from training.stages.configs import EvaluateConfig
 
 
 def evaluate(config: EvaluateConfig, report: Report = no_report) -> dict[str, Any]:
@@ -93,7 +67,11 @@ def evaluate(config: EvaluateConfig, report: Report = no_report) -> dict[str, An
     ConfigError, ArtifactError
         Something that a figure needs is missing, damaged, or does not fit the model.
     """
-    folder = Registry(config.models).path(config.name, config.version)
+    chosen = read_settings(
+        ModelSettings, {"models_dir": config.models, "default_model": config.model}
+    )
+    registry = Registry(chosen.models_dir)
+    folder = registry.path(registry.default(chosen.default_model), config.version)
     with join_ranks(config.device) as ranks:
         bundle = load_bundle(folder, ranks.device, choose_dtype("auto", ranks.device))
         with ranks.raise_on_all_ranks("the evaluation"):

@@ -12,13 +12,11 @@ scale is the one that LlamaGen suggests for the size. Nothing in the files is ru
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import JsonValue
 
-from masc_core.bundle.manifest import Defaults, Manifest, ModelCard, PlainName
+from masc_core.bundle.manifest import Defaults, Manifest, ModelCard
 from masc_core.bundle.registry import Registry
 from masc_core.bundle.write import BundleParts
 from masc_core.errors import ConfigError
@@ -38,9 +36,10 @@ from training.llamagen.sizes import (
     read_vq_config,
     size_name,
 )
-from training.loop.stage import Report, no_report
+from training.loop.progress import Report, no_report
 from training.metrics.bundle_metrics import first_images
 from training.provenance import made_with
+from training.stages.configs import ImportConfig
 from training.version_draft import VersionDraft, draft_version
 
 WEIGHT_TYPES = {
@@ -48,45 +47,6 @@ WEIGHT_TYPES = {
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
 }
-
-
-class ImportConfig(BaseModel):
-    """Keys of an import."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    gpt: Path = Field(description="transformer, .pt or .safetensors")
-    tokenizer: Path = Field(description="VQ tokenizer, .pt or .safetensors")
-    name: PlainName = Field(description="name of the model")
-    version: PlainName | None = Field(
-        None, description="name of the version; the next number without it"
-    )
-    models: Path | None = Field(
-        None, description="folder of the bundles; MASC_MODELS_DIR, or models"
-    )
-    image_size: int | None = Field(
-        None, ge=8, description="pixels a side, where the transformer's file does not tell"
-    )
-    n_head: int | None = Field(None, ge=1, description="heads, for a size that is not LlamaGen's")
-    classes: Path | None = Field(
-        None, description="class names, one a line; ImageNet's where there are 1000 classes"
-    )
-    gpt_weights: Weights = Field("model", description="model, or ema, their moving average")
-    tokenizer_weights: Weights = Field("model", description="model, or ema, their moving average")
-    weights_dtype: Literal["float16", "bfloat16", "float32"] = Field(
-        "float16", description="precision of the weights on the disk"
-    )
-    cfg_scale: float | None = Field(
-        None, ge=1, le=20, description="default CFG scale; the one suggested for the size"
-    )
-    with_encoder: bool = Field(default=False, description="keep the tokenizer's encoder")
-    samples: int = Field(
-        4, ge=0, description="images that are made, as they are served, for a first look; 0 is none"
-    )
-    activate: bool = Field(default=False, description="serve this version from now on")
-    note: str = Field("", description="where the model comes from, for its manifest")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; for the samples")
-    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")
 
 
 def import_model(config: ImportConfig, report: Report = no_report) -> Manifest:

@@ -15,8 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from masc_core.bundle.manifest import TOKENIZER_FILE
 from masc_core.errors import ArtifactError
 from masc_core.io.files import atomic_write
@@ -24,27 +22,14 @@ from masc_core.models.vq import VQModel
 from masc_core.models.weights import save_tokenizer
 from training.config import set_threads
 from training.data.images import open_images
-from training.llamagen.container import Container, Weights
+from training.llamagen.container import Container
 from training.llamagen.models import tokenizer_of
 from training.llamagen.sizes import read_vq_config
 from training.loop.lock import lock_folder
 from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet
 from training.provenance import made_with
+from training.stages.configs import ImportTokenizerConfig
 from training.stages.import_model import source_of
-
-
-class ImportTokenizerConfig(BaseModel):
-    """Options of a tokenizer's import."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: Path
-    out: Path
-    weights: Weights = "model"
-    val_data: Path | None = None
-    val_images: int = Field(2000, ge=1)
-    image_size: int = Field(256, ge=8)
-    threads: int = Field(0, ge=0)
 
 
 def import_tokenizer(config: ImportTokenizerConfig) -> dict[str, Any]:

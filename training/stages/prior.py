@@ -17,41 +17,20 @@ from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, field_validator
 
 from masc_core.bundle.manifest import PRIOR_FILE
-from masc_core.clustering.methods import METHODS, cluster_codes
+from masc_core.clustering.methods import cluster_codes
 from masc_core.device import resolve_device
 from masc_core.errors import ConfigError
 from masc_core.prior import ClusterMap
 from masc_core.tree import Linkage, SemanticTree, build_tree
-from training.config import StageConfig, set_threads
+from training.config import set_threads
 from training.loop.lock import lock_folder
-from training.loop.stage import Report, no_report
+from training.loop.progress import Report, no_report
+from training.stages.configs import PriorConfig
 from training.studies.codebook_source import read_rows
 
 TREE_FILE = "tree.npz"
-
-
-class PriorConfig(StageConfig):
-    """Keys of a prior."""
-
-    tokenizer: Path = Field(
-        description="tokenizer.safetensors, the folder of a bundle, or a codebook (V, E) as .npy"
-    )
-    num_clusters: int = Field(ge=1, description="K")
-    method: str = Field("average", description=f"one of {', '.join(METHODS)}")
-    raw_rows: bool = Field(
-        default=False, description="cluster the rows as stored, not the normalised ones codes mean"
-    )
-    seed: int = Field(0, ge=0, lt=1 << 32, description="seed of what is random in the method")
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, method: str) -> str:
-        if method not in METHODS:
-            raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}")
-        return method
 
 
 def build_prior(config: PriorConfig, report: Report = no_report) -> ClusterMap:

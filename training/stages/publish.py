@@ -12,72 +12,31 @@ publish another one.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import JsonValue
 
 from masc_core.bundle.manifest import (
-    Decoding,
     Defaults,
     Manifest,
     ModelCard,
-    PlainName,
 )
 from masc_core.bundle.read import Bundle
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ConfigError
 from masc_core.settings import models_dir
 from training.config import set_threads
-from training.loop.stage import Report, no_report
+from training.loop.progress import Report, no_report
 from training.metrics.bundle_metrics import class_agreement, first_images, seconds_per_image
 from training.metrics.classifier import classifier_accuracy, load_classifier
 from training.provenance import made_with
+from training.stages.configs import PublishConfig
 from training.studies.pictures import codebook_files
 from training.trained_runs import TrainedRuns, read_figures
 from training.version_draft import draft_version
 
 # What an evaluation says beside figures of the images that the model makes.
 LEFT_OUT = {"curves", "definitions"}
-
-
-class PublishConfig(BaseModel):
-    """Keys of a publication."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: PlainName = Field(description="name of the model")
-    version: PlainName | None = Field(
-        None, description="name of the version; the next number without it"
-    )
-    models: Path | None = Field(
-        None, description="folder of the bundles; MASC_MODELS_DIR, or models"
-    )
-    tokenizer: Path = Field(
-        description="folder of the tokenizer run, or of the bundle whose tokenizer made the codes"
-    )
-    prior: Path | None = Field(None, description="folder of the prior; flat vocabulary without it")
-    codes: Path = Field(description="code cache of the training images")
-    transformer: Path = Field(description="folder of the transformer run")
-    refiner: Path | None = Field(
-        None, description="folder of the refiner run; offers refine decoding"
-    )
-    classifier: Path | None = Field(
-        None, description="folder of a classifier run, for class agreement"
-    )
-    evaluation: Path | None = Field(
-        None,
-        description="evaluation.json of masc evaluate on the same weights, published before as a "
-        "candidate; its figures are taken over",
-    )
-    images_per_class: int = Field(100, ge=1, description="images that the classifier judges")
-    cfg_scale: float = Field(1.0, ge=1, le=20, description="default CFG scale")
-    decoding: Decoding = Field("uniform", description="default in-cluster decoding")
-    note: str = Field("", description="where the model comes from, for its manifest")
-    with_encoder: bool = Field(default=False, description="keep the tokenizer's encoder")
-    activate: bool = Field(default=True, description="serve this version from now on")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")
 
 
 def publish(config: PublishConfig, report: Report = no_report) -> Manifest:

@@ -11,11 +11,9 @@ Writes ``refiner.safetensors`` and ``metrics.json``.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 
 from masc_core.bundle.manifest import REFINER_FILE
 from masc_core.errors import ConfigError
@@ -23,50 +21,18 @@ from masc_core.io.files import sha256_file
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.weights import load_transformer, read_inputs, save_refiner
-from training.config import LoopConfig, MayChange, set_threads
+from training.config import set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import join_ranks
+from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.stage import Report, Stage, TrainedModule, no_report
+from training.loop.task import Stage, TrainedModule
 from training.loop.trainer import fit
 from training.losses.refiner import InClusterLoss
 from training.losses.transformer import LN2
 from training.metrics.cluster_bits import frequency_bits
+from training.stages.configs import RefinerTraining
 from training.stages.transformer import adamw
-
-
-class RefinerTraining(LoopConfig):
-    """Keys of a refiner run."""
-
-    codes: MayChange[Path] = Field(description="code cache of the training images")
-    val_codes: MayChange[Path] = Field(description="code cache of the validation images")
-    prior: MayChange[Path] = Field(description="prior.npz")
-    transformer: MayChange[Path] = Field(description="transformer.safetensors")
-    width: int = Field(512, ge=2)
-    n_head: int = Field(4, ge=1)
-    ffn_dim: int = Field(2048, ge=1)
-    autoregressive: bool = Field(default=True, description="read the codes before")
-    dropout: float = Field(0.1, ge=0, lt=1)
-    weight_decay: float = Field(0.05, ge=0)
-    singletons: bool = Field(
-        default=True,
-        description="count positions of one-code clusters in the mean that is learnt; without them "
-        "micro-batches weigh alike, whatever they have to learn",
-    )
-
-    def refiner(self, data: ClusterData, hidden_dim: int) -> RefinerConfig:
-        """Sizes of the model that fits the data and the transformer."""
-        return RefinerConfig(
-            num_codes=data.prior.num_codes,
-            num_clusters=data.prior.num_clusters,
-            hidden_dim=hidden_dim,
-            block_size=data.num_positions,
-            width=self.width,
-            n_head=self.n_head,
-            ffn_dim=self.ffn_dim,
-            autoregressive=self.autoregressive,
-            dropout=self.dropout,
-        )
 
 
 def train_refiner(config: RefinerTraining, report: Report = no_report) -> dict[str, Any]:
@@ -86,7 +52,17 @@ def train_refiner(config: RefinerTraining, report: Report = no_report) -> dict[s
         _check_sizes(transformer.config, data)
         with Run(config.out, config, inputs, ranks) as run:
             torch.manual_seed(config.seed)
-            sizes = config.refiner(data, transformer.config.dim)
+            sizes = RefinerConfig(
+                num_codes=data.prior.num_codes,
+                num_clusters=data.prior.num_clusters,
+                hidden_dim=transformer.config.dim,
+                block_size=data.num_positions,
+                width=config.width,
+                n_head=config.n_head,
+                ffn_dim=config.ffn_dim,
+                autoregressive=config.autoregressive,
+                dropout=config.dropout,
+            )
             objective = InClusterLoss(
                 Refiner(sizes).to(ranks.device),
                 transformer.to(ranks.device),

@@ -15,12 +15,10 @@ Writes ``tokenizer.safetensors``, ``metrics.json`` and ``reconstructions.png``.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -29,109 +27,45 @@ from masc_core.errors import ArtifactError
 from masc_core.io.files import atomic_path, sha256_file
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.models.weights import save_tokenizer
-from training.config import LoopConfig, MayChange, set_threads
+from training.config import set_threads
 from training.data.images import open_images
-from training.data.pixels import Crop, TrainingPixels
+from training.data.pixels import TrainingPixels
 from training.data.source import ImageSource
 from training.loop.checkpoint import latest_step
 from training.loop.distributed import Ranks, join_ranks
+from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.stage import Indices, Report, Stage, TrainedModule, Words, no_report
+from training.loop.task import Indices, Stage, TrainedModule, Words
 from training.loop.trainer import fit
-from training.losses.adversarial import AdversarialLoss
 from training.losses.discriminator import PatchDiscriminator, num_patches
 from training.losses.lpips import Lpips
 from training.losses.tokenizer import Adversary, Discrimination, Reconstruction
 from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet
+from training.stages.configs import TokenizerConfig
 
 logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class TokenizerConfig(LoopConfig):
-    """Keys of a tokenizer run."""
+def vq_config(config: TokenizerConfig) -> VQConfig:
+    """Sizes of the model; a `ConfigError` where the image does not fit the grid."""
+    sizes = VQConfig(
+        num_codes=config.num_codes,
+        code_dim=config.code_dim,
+        ch=config.ch,
+        ch_mult=config.ch_mult,
+        num_res_blocks=config.num_res_blocks,
+        z_channels=config.z_channels,
+    )
+    sizes.grid_size(config.image_size)
+    return sizes
 
-    data: MayChange[Path] = Field(
-        description="training images: class folders, tar shards or parquet files"
-    )
-    val_data: MayChange[Path] = Field(description="validation images, likewise")
-    val_images: int = Field(2000, ge=1, description="validation images, spread over the folder")
-    image_size: int = Field(64, ge=16, description="pixels a side, S")
-    num_codes: int = Field(2048, ge=2, description="V")
-    code_dim: int = Field(8, ge=1, description="E")
-    ch: int = Field(32, ge=32)
-    ch_mult: tuple[int, ...] = Field((1, 2, 2), description="channel multiplier of each level")
-    num_res_blocks: int = Field(2, ge=1)
-    z_channels: int = Field(64, ge=1)
-    commitment: float = Field(0.25, ge=0)
-    entropy_ratio: float = Field(0.0, ge=0, description="weight of the entropy loss; 0 is off")
-    lpips_weight: float = Field(1.0, ge=0, description="weight of LPIPS; 0 is off")
-    lpips_vgg: MayChange[Path | None] = Field(
-        None, description="VGG16's weights, as torchvision has them, .pth or .safetensors"
-    )
-    lpips_linear: MayChange[Path | None] = Field(None, description="LPIPS's own weights, vgg.pth")
-    disc_weight: float = Field(0.0, ge=0, description="weight of the GAN; 0 is off, 0.5 usual")
-    disc_start: int = Field(20000, ge=1, description="step from which on the GAN takes part")
-    disc_loss: AdversarialLoss = Field("hinge", description="hinge or non-saturating")
-    disc_adaptive: bool = Field(
-        default=False, description="balance the GAN's gradient at the last layer"
-    )
-    disc_channels: int = Field(64, ge=1, description="channels of the discriminator's first layer")
-    disc_layers: int = Field(3, ge=1, description="strided layers of the discriminator")
-    keep: Literal["psnr", "lpips", "last"] | None = Field(
-        None,
-        description="which weights to keep: those best by psnr or lpips, or the last ones "
-        "(default: psnr; last with a GAN, which makes images better and PSNR worse)",
-    )
-    crop: Crop = Field(
-        "center", description="of training images: center, or random between 80 and 100 % of them"
-    )
-    flip: bool = Field(default=True, description="mirror training images at random")
-    restart_codes_every: int = Field(
-        0, ge=0, description="steps after which unused codes restart; 0 is never"
-    )
-    restart_codes_until: float = Field(
-        0.8, ge=0, le=1, description="share of the run after which no code restarts any more"
-    )
 
-    def vq(self) -> VQConfig:
-        """Sizes of the model; a `ConfigError` where the image does not fit the grid."""
-        config = VQConfig(
-            num_codes=self.num_codes,
-            code_dim=self.code_dim,
-            ch=self.ch,
-            ch_mult=self.ch_mult,
-            num_res_blocks=self.num_res_blocks,
-            z_channels=self.z_channels,
-        )
-        config.grid_size(self.image_size)
-        return config
-
-    def discriminator(self) -> PatchDiscriminator:
-        """Return a new one; a `ConfigError` where the image is too small for it."""
-        num_patches(self.image_size, self.disc_layers)
-        return PatchDiscriminator(self.disc_channels, self.disc_layers)
-
-    @property
-    def lpips_files(self) -> dict[str, Path]:
-        """The files that LPIPS needs, by key; empty when it is off."""
-        if self.lpips_vgg is None or self.lpips_linear is None or not self.lpips_weight:
-            return {}
-        return {"lpips_vgg": self.lpips_vgg, "lpips_linear": self.lpips_linear}
-
-    @property
-    def criterion(self) -> Literal["psnr", "lpips", "last"]:
-        """What decides which weights are kept."""
-        return self.keep or ("last" if self.disc_weight else "psnr")
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if (self.lpips_vgg is None) != (self.lpips_linear is None):
-            raise ValueError("lpips_vgg and lpips_linear: LPIPS needs both files")
-        if self.keep == "lpips" and not self.lpips_files:
-            raise ValueError("keep: lpips needs lpips_vgg, lpips_linear and an lpips_weight")
-        return self
+def new_discriminator(config: TokenizerConfig) -> PatchDiscriminator:
+    """Return one for the images; a `ConfigError` where they are too small for it."""
+    num_patches(config.image_size, config.disc_layers)
+    return PatchDiscriminator(config.disc_channels, config.disc_layers)
 
 
 def train_tokenizer(config: TokenizerConfig, report: Report = no_report) -> dict[str, Any]:
@@ -163,7 +97,9 @@ class _Trainer:
         if lpips is None and config.lpips_weight and self.ranks.is_main:
             logger.warning("without lpips_vgg and lpips_linear, training goes without LPIPS")
         torch.manual_seed(config.seed)
-        model = VQModel(config.vq(), beta=config.commitment, entropy_ratio=config.entropy_ratio)
+        model = VQModel(
+            vq_config(config), beta=config.commitment, entropy_ratio=config.entropy_ratio
+        )
         self.model = _placed(model, self.ranks)
         self.objective = Reconstruction(
             self.model,
@@ -254,7 +190,7 @@ def _adversary(config: TokenizerConfig, ranks: Ranks) -> Adversary | None:
     if not config.disc_weight:
         return None
     return Adversary(
-        _placed(config.discriminator(), ranks),
+        _placed(new_discriminator(config), ranks),
         config.disc_loss,
         config.disc_weight,
         config.disc_start,

@@ -18,11 +18,9 @@ import math
 import os
 import shlex
 import shutil
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from masc_core.bundle.manifest import TRANSFORMER_FILE
@@ -31,72 +29,35 @@ from masc_core.io.tensors import without_memory
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.weights import save_transformer
-from training.config import LoopConfig, MayChange, set_threads
+from training.config import set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.parallel import compile_each, full_state_dict, is_sharded, recompute, shard
+from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.stage import Report, Stage, TrainedModule, no_report
+from training.loop.task import Stage, TrainedModule
 from training.loop.trainer import fit
 from training.losses.transformer import NextCluster, NextClusterInChunks, cross_entropy_and_entropy
 from training.metrics.step_cost import flops_per_image, peak_flops
+from training.stages.configs import TransformerConfig
 from training.stages.sample_sheets import Sheets
 from training.stages.starting_point import start_from, start_sha256
 
 
-class TransformerConfig(LoopConfig):
-    """Keys of a transformer run."""
-
-    codes: MayChange[Path] = Field(description="code cache of the training images")
-    val_codes: MayChange[Path] = Field(description="code cache of the validation images")
-    prior: MayChange[Path | None] = Field(
-        None, description="prior.npz; the flat vocabulary without it"
+def gpt_config(config: TransformerConfig, data: ClusterData) -> GPTConfig:
+    """Sizes of the model that fits the data."""
+    return GPTConfig(
+        vocab_size=data.prior.num_clusters,
+        dim=config.dim,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        num_classes=data.num_classes,
+        block_size=data.num_positions,
+        token_dropout=config.token_dropout,
+        resid_dropout=config.resid_dropout,
+        ffn_dropout=config.ffn_dropout,
+        class_dropout=config.class_dropout,
     )
-    init: MayChange[Path | None] = Field(
-        None,
-        description="transformer to start from: of LlamaGen, of a run, or the folder of a bundle",
-    )
-    dim: int = Field(256, ge=8)
-    n_layer: int = Field(8, ge=1)
-    n_head: int = Field(4, ge=1)
-    token_dropout: float = Field(0.1, ge=0, lt=1)
-    resid_dropout: float = Field(0.1, ge=0, lt=1)
-    ffn_dropout: float = Field(0.1, ge=0, lt=1)
-    class_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels dropped for CFG")
-    weight_decay: float = Field(0.05, ge=0)
-    compile: MayChange[bool] = Field(
-        default=False, description="compile the training step with torch.compile"
-    )
-    parallel: MayChange[Literal["ddp", "fsdp"]] = Field(
-        "ddp", description="under torchrun: a copy of the model a rank, or a part of it"
-    )
-    checkpoint_activations: MayChange[bool] = Field(
-        default=False, description="compute activations again instead of keeping them"
-    )
-    peak_tflops: MayChange[float] = Field(
-        0.0, ge=0, description="of a device, for the MFU; 0 knows the usual GPUs"
-    )
-    sheet_epochs: MayChange[tuple[int, ...]] = Field(
-        (), description="epochs after which a sheet is drawn"
-    )
-    sheet_tokenizer: MayChange[Path | None] = Field(
-        None, description="tokenizer.safetensors for the sheets"
-    )
-
-    def gpt(self, data: ClusterData) -> GPTConfig:
-        """Sizes of the model that fits the data."""
-        return GPTConfig(
-            vocab_size=data.prior.num_clusters,
-            dim=self.dim,
-            n_layer=self.n_layer,
-            n_head=self.n_head,
-            num_classes=data.num_classes,
-            block_size=data.num_positions,
-            token_dropout=self.token_dropout,
-            resid_dropout=self.resid_dropout,
-            ffn_dropout=self.ffn_dropout,
-            class_dropout=self.class_dropout,
-        )
 
 
 def train_transformer(config: TransformerConfig, report: Report = no_report) -> dict[str, Any]:
@@ -117,7 +78,7 @@ def build_model(config: TransformerConfig, data: ClusterData, ranks: Ranks) -> G
     if config.compile:
         require_compiler(ranks.device)
     torch.manual_seed(config.seed)
-    model = GPT(config.gpt(data))
+    model = GPT(gpt_config(config, data))
     if config.init is not None:
         start_from(config.init, model, data.prior, data.inputs, data.train_counts)
     model = model.to(ranks.device)

@@ -17,13 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masc_core.clustering.centroid_linkage import centroid_linkage, cut_in_merge_order
-from masc_core.clustering.methods import METHODS, cluster_codes
+from masc_core.clustering.methods import cluster_codes
 from masc_core.clustering.random_partition import random_partition
 from masc_core.prior import ClusterMap
 from masc_core.tree import Linkage, SemanticTree, build_tree
-
-# Tells geometry from skew: clusters of the sizes of the average-linkage cut, codes at random.
-CANDIDATES = (*METHODS, "average-shuffled")
 
 
 @dataclass(frozen=True, slots=True)

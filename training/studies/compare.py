@@ -23,12 +23,13 @@ from masc_core.sampling.in_cluster import MODES
 from training.config import set_threads
 from training.data.source import LabelledImages
 from training.loop.lock import lock_folder
-from training.loop.stage import Report, no_report
+from training.loop.progress import Report, no_report
 from training.metrics.cluster_bits import code_counts, count_cached_pairs, count_pairs
 from training.metrics.prior_measurement import Comparison, Impossible, PriorMeasurement, PriorResult
 from training.metrics.semantic_replacement import ReplacementTest, encode_images
+from training.stages.configs import LEAST_IMAGES, CompareConfig
 from training.studies.candidate_priors import Candidate, CandidateBuilder
-from training.studies.compare_inputs import LEAST_IMAGES, CompareConfig, CompareInputs
+from training.studies.compare_inputs import CompareInputs
 from training.studies.compare_plots import rate_distortion_plot, size_plot
 from training.studies.compare_report import as_json, as_markdown
 

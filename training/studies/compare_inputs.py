@@ -1,4 +1,4 @@
-"""What a comparison of priors starts from: its keys, and what they name, opened and checked.
+"""What a comparison of priors starts from: what its keys name, opened and checked.
 
 Everything that can be wrong with the inputs is found here, before anything takes long.
 
@@ -8,70 +8,15 @@ Legend: V codes, K clusters, E code dimensions, L positions.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field, field_validator
 
 from masc_core.device import resolve_device
 from masc_core.errors import ConfigError
 from masc_core.prior import ClusterMap
-from training.config import StageConfig
 from training.data.code_cache import CodeCache
 from training.data.images import open_images
-from training.metrics.image_quality import WINDOW
-from training.studies.candidate_priors import CANDIDATES, Candidate
+from training.stages.configs import CompareConfig
+from training.studies.candidate_priors import Candidate
 from training.studies.codebook_source import TrainedTokenizer
-
-DEFAULT_METHODS = (
-    *("average", "kmeans++", "kmeans", "complete", "single", "centroid"),
-    *("balanced-kmeans", "random", "average-shuffled"),
-)
-LEAST_IMAGES = 4  # two to fit to and two to measure on: errors need two
-
-
-class CompareConfig(StageConfig):
-    """Keys of a comparison."""
-
-    tokenizer: Path = Field(
-        description="tokenizer.safetensors, or the folder of a bundle with an encoder"
-    )
-    images: Path = Field(
-        description="images to measure on: class folders, tar shards or parquet files"
-    )
-    codes: Path | None = Field(
-        None, description="code cache of the training images; without it half of the images serve"
-    )
-    methods: tuple[str, ...] = Field(
-        DEFAULT_METHODS, description="ways to make a prior; the others are held against the first"
-    )
-    num_clusters: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (), description="one K or several; without it V/2, V/4 and V/8"
-    )
-    priors: tuple[Path, ...] = Field((), description="files of further priors")
-    image_size: int = Field(64, ge=WINDOW)
-    max_images: int = Field(
-        1000, ge=LEAST_IMAGES, description="images to read, spread over the folder"
-    )
-    draws: int = Field(3, ge=2, description="times that all codes are replaced")
-    raw_rows: bool = Field(
-        default=False, description="cluster the rows as stored, not the normalised ones codes mean"
-    )
-    seed: int = Field(
-        0, ge=0, lt=1 << 32, description="seed of what is random in the methods, and of the draws"
-    )
-
-    @field_validator("methods")
-    @classmethod
-    def _known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
-        for method in methods:
-            if method not in CANDIDATES:
-                raise ValueError(f"no method {method!r}; there are {', '.join(CANDIDATES)}")
-        return methods
-
-    @field_validator("methods", "num_clusters", "priors")
-    @classmethod
-    def _once(cls, values: tuple[object, ...]) -> tuple[object, ...]:
-        return tuple(dict.fromkeys(values))
 
 
 class CompareInputs:

@@ -42,7 +42,7 @@ from torch import Tensor
 from masc_core.errors import NonFiniteError
 from masc_core.images import Pixels
 from masc_core.models.vq import VQModel, to_uint8
-from training.loop.stage import Report, no_report
+from training.loop.progress import Report, no_report
 
 GRID = 8  # positions a side
 LEAST_GRIDS = 16  # a shuffle, so that a small codebook has enough positions to fit to

@@ -10,7 +10,7 @@ from __future__ import annotations
 from masc_core.bundle.codebook_view import CodebookFiles
 from masc_core.models.vq import VQModel
 from masc_core.tree import build_tree
-from training.loop.stage import Report, no_report
+from training.loop.progress import Report, no_report
 from training.studies.patches import code_patches
 
 SHUFFLES = 16  # random neighbourhoods of a code

@@ -27,7 +27,8 @@ from masc_core.io.files import atomic_write
 from masc_core.semantic_tree import LeafOrder
 from training.config import set_threads
 from training.loop.lock import lock_folder
-from training.loop.stage import Report, no_report
+from training.loop.progress import Report, no_report
+from training.stages.configs import ShowConfig
 from training.studies.atlas import (
     Overview,
     atlas_clusters,
@@ -38,7 +39,7 @@ from training.studies.atlas import (
 )
 from training.studies.patches import code_patches, enlarge
 from training.studies.prior_plots import dendrogram, size_histogram
-from training.studies.show_inputs import ShowConfig, ShowInputs
+from training.studies.show_inputs import ShowInputs
 
 PATCH_SIDE = 40  # pixels
 CODES_PER_SHEET = 2048

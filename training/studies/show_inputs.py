@@ -1,4 +1,4 @@
-"""What the pictures of a prior start from: the keys, and what they name, opened and checked.
+"""What the pictures of a prior start from: what the keys name, opened and checked.
 
 Everything that can be wrong with the inputs is found here, before anything takes long.
 
@@ -7,34 +7,14 @@ Legend: V codes, K clusters.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from pydantic import Field
-
 from masc_core.bundle.manifest import PRIOR_FILE
 from masc_core.device import resolve_device
 from masc_core.errors import ConfigError
 from masc_core.prior import ClusterMap
 from masc_core.tree import SemanticTree, build_tree
-from training.config import StageConfig
+from training.stages.configs import ShowConfig
 from training.stages.prior import TREE_FILE
 from training.studies.codebook_source import TrainedTokenizer
-
-
-class ShowConfig(StageConfig):
-    """Keys of the pictures of a prior."""
-
-    tokenizer: Path = Field(description="tokenizer.safetensors, or the folder of a bundle")
-    prior: Path | None = Field(
-        None, description="folder of a prior run, or a prior's file; without it the bundle's prior"
-    )
-    raw_rows: bool = Field(
-        default=False,
-        description="where there is no tree.npz: build it over the rows as stored, not normalised",
-    )
-    leaves: int = Field(32, ge=2, le=512, description="branches that the dendrogram ends in")
-    shuffles: int = Field(4, ge=1, description="random neighbourhoods that a code is decoded in")
-    seed: int = Field(0, ge=0, lt=1 << 32, description="seed of the neighbourhoods")
 
 
 class ShowInputs:

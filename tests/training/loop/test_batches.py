@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from training.loop.batches import Batch, Batches, epoch_order, item_words
-from training.loop.stage import Indices, Words
+from training.loop.task import Indices, Words
 
 
 def as_tensors(indices: Indices, words: Words) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from training.loop.checkpoint import (
 )
 from training.loop.distributed import Ranks
 from training.loop.ema import EMA
-from training.loop.stage import TrainedModule
+from training.loop.task import TrainedModule
 
 STANDING = Progress(7, 1.5, 60.0)
 ALONE = Ranks(torch.device("cpu"))

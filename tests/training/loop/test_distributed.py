@@ -20,7 +20,8 @@ from training.data.cluster_data import ClusterData
 from training.loop.checkpoint import latest_checkpoint, latest_step
 from training.loop.distributed import join_ranks
 from training.loop.lock import lock_folder
-from training.stages.transformer import TransformerConfig, train_transformer
+from training.stages.configs import TransformerConfig
+from training.stages.transformer import train_transformer
 
 LAST = 12
 MODES: dict[str, dict[str, Any]] = {

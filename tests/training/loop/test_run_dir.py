@@ -12,7 +12,7 @@ from training.config import LoopConfig, MayChange
 from training.loop.checkpoint import Progress, save_checkpoint
 from training.loop.distributed import Ranks
 from training.loop.run_dir import Run
-from training.loop.stage import TrainedModule
+from training.loop.task import TrainedModule
 
 
 def config(out: Path, **changes: object) -> LoopConfig:

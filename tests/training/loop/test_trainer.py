@@ -22,7 +22,7 @@ from training.config import LoopConfig
 from training.loop.batches import epoch_order
 from training.loop.checkpoint import latest_checkpoint
 from training.loop.run_dir import Run
-from training.loop.stage import Indices, Stage, TrainedModule, Words
+from training.loop.task import Indices, Stage, TrainedModule, Words
 from training.loop.trainer import fit
 
 ITEMS = 22

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from masc_core.errors import ArtifactError, ConfigError
 from tests.tiny_images import make_images
-from training.loop.stage import no_report
+from training.loop.progress import no_report
 from training.metrics.fidelity import Extractor
 from training.metrics.reference import RealStatistics, Reference, Statistics, open_real
 

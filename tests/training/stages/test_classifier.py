@@ -16,7 +16,8 @@ from tests.training.rank_processes import all_well
 from training.data.images import open_images
 from training.loop.batches import item_words
 from training.metrics.classifier import Classifier, load_classifier, predict
-from training.stages.classifier import ClassifierConfig, augment, train_classifier
+from training.stages.classifier import augment, train_classifier
+from training.stages.configs import ClassifierConfig
 
 
 def test_tells_bars_from_discs(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from tests.tiny_bundle import CLASS_NAMES, save_tiny_bundle
 from tests.training.metrics.test_fidelity import inception_state
 from tests.training.metrics.test_teacher_forcing import cache_for
 from tests.training.rank_processes import all_well, run_ranks
-from training.stages.classifier import ClassifierConfig, train_classifier
-from training.stages.evaluate import EvaluateConfig, evaluate
+from training.stages.classifier import train_classifier
+from training.stages.configs import ClassifierConfig, EvaluateConfig
+from training.stages.evaluate import evaluate
 
 PER_CLASS = 2
 
@@ -42,7 +43,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(root: Path, **changes: object) -> EvaluateConfig:
-    values = {"models": root / "models", "name": "tiny", "images_per_class": PER_CLASS}
+    values = {"models": root / "models", "model": "tiny", "images_per_class": PER_CLASS}
     return EvaluateConfig.model_validate(values | changes)
 
 

@@ -11,7 +11,7 @@ from masc_core.models.gpt_config import GPTConfig
 from tests.training.rank_processes import all_well
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.parallel import full_tensor, gradient_sync, is_sharded, wrap_ddp
-from training.loop.stage import TrainedModule
+from training.loop.task import TrainedModule
 from training.losses.transformer import NextCluster, NextClusterInChunks
 from training.stages.transformer import shard_blocks
 

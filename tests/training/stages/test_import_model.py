@@ -24,7 +24,8 @@ from tests.training.llamagen.checkpoints import (
     save_checkpoint,
     vq_tensors,
 )
-from training.stages.import_model import ImportConfig, import_model, suggested_cfg
+from training.stages.configs import ImportConfig
+from training.stages.import_model import import_model, suggested_cfg
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ from tests.command_line import Masc
 from tests.training.llamagen.checkpoints import TINY_VQ, save_checkpoint, vq_tensors
 from tests.training.stage_configs import codes_config, photographs, prior_config, transformer_config
 from training.stages.codes import extract_codes
-from training.stages.import_tokenizer import ImportTokenizerConfig, import_tokenizer
+from training.stages.configs import ImportTokenizerConfig, PublishConfig
+from training.stages.import_tokenizer import import_tokenizer
 from training.stages.prior import build_prior
-from training.stages.publish import PublishConfig, publish
+from training.stages.publish import publish
 from training.stages.transformer import train_transformer
 
 

@@ -16,7 +16,8 @@ from masc_core.tree import Linkage, SemanticTree, build_tree
 from tests.tiny_bundle import save_tiny_bundle, tiny_parts
 from tests.training.stage_configs import prior_config
 from training.loop.lock import lock_folder
-from training.stages.prior import PriorConfig, build_prior
+from training.stages.configs import PriorConfig
+from training.stages.prior import build_prior
 
 ROWS = np.random.default_rng(0).normal(size=(24, 4))
 

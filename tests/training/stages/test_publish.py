@@ -25,9 +25,10 @@ from tests.command_line import ROOT, environment
 from tests.training.stage_configs import codes_config, prior_config, transformer_config
 from training.data.code_cache import CodeCache
 from training.stages.codes import extract_codes
-from training.stages.evaluate import EvaluateConfig, evaluate
+from training.stages.configs import EvaluateConfig, PublishConfig
+from training.stages.evaluate import evaluate
 from training.stages.prior import build_prior
-from training.stages.publish import PublishConfig, publish
+from training.stages.publish import publish
 from training.stages.transformer import train_transformer
 
 
@@ -127,7 +128,7 @@ def test_figures_of_an_evaluation_are_taken_over(
 ) -> None:
     models = tmp_path / "models"
     candidate = publish(config(prepared, trained, models, activate=False))
-    which = {"models": models, "name": "shapes", "version": "1", "device": "cpu"}
+    which = {"models": models, "model": "shapes", "version": "1", "device": "cpu"}
     evaluate(EvaluateConfig.model_validate({**which, "images_per_class": 2, "out": tmp_path}))
     path = tmp_path / "evaluation.json"
     evaluation = json.loads(path.read_text())

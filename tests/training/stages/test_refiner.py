@@ -22,7 +22,8 @@ from tests.training.rank_processes import all_well
 from tests.training.stage_configs import power_cut, refiner_config, transformer_config
 from training.data.cluster_data import ClusterData
 from training.data.code_cache import CodeCache
-from training.stages.refiner import RefinerTraining, train_refiner
+from training.stages.configs import RefinerTraining
+from training.stages.refiner import train_refiner
 from training.stages.transformer import train_transformer
 
 

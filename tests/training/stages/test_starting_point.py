@@ -21,8 +21,9 @@ from tests.tiny_bundle import tiny_card
 from tests.training.llamagen.checkpoints import save_checkpoint
 from tests.training.stage_configs import transformer_config
 from training.data.cluster_data import ClusterData
+from training.stages.configs import TransformerConfig
 from training.stages.starting_point import StartingPoint, merge_rows, start_from
-from training.stages.transformer import TransformerConfig, train_transformer
+from training.stages.transformer import gpt_config, train_transformer
 
 FLAT = {"prior": None, "epochs": 20}
 
@@ -67,8 +68,8 @@ def test_clusters_start_far_below_a_random_model(prepared: Path, flat: Path) -> 
     config = transformer_config(prepared)
     data = data_of(config)
     torch.manual_seed(0)
-    random = GPT(config.gpt(data))
-    unweighted, weighted = GPT(config.gpt(data)), GPT(config.gpt(data))
+    random = GPT(gpt_config(config, data))
+    unweighted, weighted = GPT(gpt_config(config, data)), GPT(gpt_config(config, data))
     start_from(flat, unweighted, data.prior, data.inputs)
     start_from(flat, weighted, data.prior, data.inputs, data.train.counts())
     chance = validation_loss(random, data)
@@ -94,7 +95,7 @@ def test_the_same_clusters_are_continued(prepared: Path, tmp_path: Path) -> None
     config = transformer_config(prepared, out=tmp_path / "a", epochs=1)
     train_transformer(config)
     data, first = data_of(config), load_transformer(tmp_path / "a" / "transformer.safetensors")
-    model = GPT(config.gpt(data))
+    model = GPT(gpt_config(config, data))
     start_from(tmp_path / "a", model, data.prior, data.inputs, data.train.counts())
     state = model.state_dict()
     assert all(torch.equal(state[name], one) for name, one in first.state_dict().items())
@@ -137,7 +138,7 @@ def test_other_classes_keep_their_own_embeddings(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(prepared: Path, flat: Path, tmp_path: Path) -> None:
     config = transformer_config(prepared)
     data = data_of(config)
-    model = GPT(config.gpt(data))
+    model = GPT(gpt_config(config, data))
     file = flat / "transformer.safetensors"
     with pytest.raises(ConfigError, match="was trained with another tokenizer"):
         StartingPoint.open(file, model, data.prior, data.inputs | {"tokenizer": "other"})
@@ -151,7 +152,7 @@ def test_what_does_not_fit_is_refused(prepared: Path, flat: Path, tmp_path: Path
         "n_layer: must be 2": {"n_layer": 3},
         "n_head: must be 2": {"n_head": 4},
     }.items():
-        other = GPT(transformer_config(prepared, **changes).gpt(data))
+        other = GPT(gpt_config(transformer_config(prepared, **changes), data))
         with pytest.raises(ConfigError, match=key):
             start_from(flat, other, data.prior, data.inputs)
     with pytest.raises(ArtifactError, match="cannot be read: No such file"):

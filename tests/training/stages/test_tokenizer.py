@@ -22,10 +22,17 @@ from training.data.images import open_images
 from training.loop.checkpoint import latest_checkpoint
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import Run
-from training.loop.stage import Stage
+from training.loop.task import Stage
 from training.loop.trainer import fit
 from training.metrics.reconstruction import reconstruction_metrics
-from training.stages.tokenizer import TokenizerConfig, _Trainer, restart_codes, train_tokenizer
+from training.stages.configs import TokenizerConfig
+from training.stages.tokenizer import (
+    _Trainer,
+    new_discriminator,
+    restart_codes,
+    train_tokenizer,
+    vq_config,
+)
 
 GAN: dict[str, object] = {"disc_weight": 0.5, "disc_channels": 16, "disc_layers": 2}
 
@@ -301,7 +308,7 @@ def test_the_image_must_be_large_enough_for_the_discriminator(tmp_path: Path) ->
 def test_shipped_configurations_can_be_built(path: Path) -> None:
     config = load_config(TokenizerConfig, path, {})
     with torch.device("meta"):
-        model, discriminator = VQModel(config.vq()), config.discriminator()
+        model, discriminator = VQModel(vq_config(config)), new_discriminator(config)
         images = torch.zeros(2, 3, config.image_size, config.image_size)
         assert model.decode(model.features(images)).shape == images.shape
         assert discriminator(images).numel() > 0
@@ -309,7 +316,7 @@ def test_shipped_configurations_can_be_built(path: Path) -> None:
 
 def test_the_shipped_recipe_is_upstreams() -> None:
     config = load_config(TokenizerConfig, next(p for p in CONFIGS if "imagenet256" in str(p)), {})
-    assert config.vq() == VQConfig.named("VQ-16")
+    assert vq_config(config) == VQConfig.named("VQ-16")
     assert (config.epochs, config.batch_size, config.lr, config.min_lr_ratio) == (40, 128, 1e-4, 1)
     assert (config.lpips_weight, config.disc_weight, config.disc_start) == (1, 0.5, 20000)
     assert (config.criterion, config.ema_decay, config.entropy_ratio) == ("last", 0, 0)
@@ -337,7 +344,7 @@ def test_the_average_follows_codes_that_restart(tmp_path: Path) -> None:
     assert restarted.any()
     live, average = (state[f"{of}.quantize.embedding.weight"] for of in ("model.0", "average"))
     torch.manual_seed(config.seed)
-    first = VQModel(config.vq()).quantize.embedding.weight
+    first = VQModel(vq_config(config)).quantize.embedding.weight
     assert not (live == first).all(dim=1)[restarted].any()
     assert torch.equal(average[restarted], live[restarted])
     assert not torch.equal(average[~restarted], live[~restarted])

@@ -18,12 +18,8 @@ from training.data.cluster_data import ClusterData
 from training.data.code_cache import CodeCache, read_index, write_index
 from training.loop.batches import item_words
 from training.metrics.step_cost import flops_per_image
-from training.stages.transformer import (
-    TransformerConfig,
-    adamw,
-    require_compiler,
-    train_transformer,
-)
+from training.stages.configs import TransformerConfig
+from training.stages.transformer import adamw, gpt_config, require_compiler, train_transformer
 
 
 def cluster_data(config: TransformerConfig) -> ClusterData:
@@ -73,7 +69,7 @@ def test_without_a_prior_the_vocabulary_is_flat(prepared: Path) -> None:
     config = transformer_config(prepared, prior=None)
     data = cluster_data(config)
     assert data.prior.num_clusters == 32
-    assert config.gpt(data).vocab_size == 32
+    assert gpt_config(config, data).vocab_size == 32
 
 
 def test_batches_are_the_clusters_of_one_variant(prepared: Path) -> None:
@@ -172,7 +168,7 @@ def test_the_validation_of_the_log_against_the_kept_weights(walks: Path, tmp_pat
 def test_mfu_where_the_peak_is_known(walks: Path, tmp_path: Path) -> None:
     known = walk_config(walks, tmp_path / "known", epochs=1, peak_tflops=2.0)
     train_transformer(known)
-    operations = flops_per_image(known.gpt(ClusterData(walks / "train", walks / "val", None)))
+    operations = flops_per_image(gpt_config(known, cluster_data(known)))
     for row in rows(known, "train"):
         assert row["mfu"] == pytest.approx(row["items_per_second"] * operations / 2e12)
     unknown = walk_config(walks, tmp_path / "unknown", epochs=1)

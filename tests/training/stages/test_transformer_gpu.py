@@ -11,7 +11,8 @@ import torch
 from tests.training.loop.test_distributed import NO_DROPOUT, train_and_signal
 from tests.training.rank_processes import all_well, run_ranks
 from tests.training.tiny_codes import walk_config
-from training.stages.transformer import TransformerConfig, train_transformer
+from training.stages.configs import TransformerConfig
+from training.stages.transformer import train_transformer
 
 pytestmark = pytest.mark.gpu
 

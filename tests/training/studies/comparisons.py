@@ -9,7 +9,7 @@ from training.metrics.cluster_statistics import ClusterDistances, ClusterSizes
 from training.metrics.image_quality import EXACT_PSNR
 from training.metrics.prior_measurement import Comparison, Impossible, PriorResult, Quality
 from training.metrics.semantic_replacement import Estimate
-from training.studies.compare_inputs import CompareConfig
+from training.stages.configs import CompareConfig
 
 
 def compare_config(root: Path, **changes: object) -> CompareConfig:

@@ -6,8 +6,9 @@ import pytest
 from masc_core.clustering.centroid_linkage import centroid_linkage
 from masc_core.clustering.methods import cluster_codes
 from masc_core.tree import Linkage, SemanticTree, build_tree
+from training.stages.configs import CANDIDATES
 from training.studies import candidate_priors
-from training.studies.candidate_priors import CANDIDATES, CandidateBuilder
+from training.studies.candidate_priors import CandidateBuilder
 
 ROWS = np.random.default_rng(0).normal(size=(24, 4))
 

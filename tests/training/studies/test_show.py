@@ -13,9 +13,10 @@ from tests.prior_trees import random_tree
 from tests.tiny_bundle import NUM_CLUSTERS, NUM_CODES, save_tiny_bundle
 from tests.training.studies.atlas_reader import AtlasReader
 from training.config import load_config
+from training.stages.configs import ShowConfig
 from training.studies import show
 from training.studies.show import show_prior
-from training.studies.show_inputs import ShowConfig, ShowInputs
+from training.studies.show_inputs import ShowInputs
 
 SHIPPED = Path(__file__).parents[3] / "models" / "cifar10" / "1"
 FILES = {"atlas.html", "atlas.png", "dendrogram.png", "sizes.png", ".lock"}

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-Report = Callable[[int, int, str], None]
 Indices = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
@@ -63,7 +62,3 @@ class Stage:
     restart_rows: Callable[[int], Sequence[tuple[Tensor, Tensor]]] = lambda _: ()
     after_epoch: Callable[[int], None] = lambda _: None
     speed: Callable[[float], dict[str, float]] = lambda _: {}
-
-
-def no_report(step: int, total: int, text: str) -> None:
-    """Report progress to nobody."""

@@ -1,0 +1,389 @@
+"""The keys of every stage's configuration, which are also the options of its command.
+
+Nothing here imports torch, so that a command shows its help at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from masc_core.bundle.manifest import Decoding, PlainName
+from masc_core.clustering.methods import METHODS
+from training.config import Frozen, LoopConfig, MayChange, StageConfig
+
+# Of a comparison: clusters of the sizes of the average-linkage cut with codes at random tell
+# geometry from skew.
+CANDIDATES = (*METHODS, "average-shuffled")
+DEFAULT_CANDIDATES = (
+    *("average", "kmeans++", "kmeans", "complete", "single", "centroid"),
+    *("balanced-kmeans", "random", "average-shuffled"),
+)
+WEIGHTS = "model, or ema, their moving average"
+LEAST_IMAGES = 4  # two to fit to and two to measure on: errors need two
+
+
+class TokenizerConfig(LoopConfig):
+    """Keys of a tokenizer run."""
+
+    data: MayChange[Path] = Field(
+        description="training images: class folders, tar shards or parquet files"
+    )
+    val_data: MayChange[Path] = Field(description="validation images, likewise")
+    val_images: int = Field(2000, ge=1, description="validation images, spread over the folder")
+    image_size: int = Field(64, ge=16, description="pixels a side, S")
+    num_codes: int = Field(2048, ge=2, description="V")
+    code_dim: int = Field(8, ge=1, description="E")
+    ch: int = Field(32, ge=32)
+    ch_mult: tuple[int, ...] = Field((1, 2, 2), description="channel multiplier of each level")
+    num_res_blocks: int = Field(2, ge=1)
+    z_channels: int = Field(64, ge=1)
+    commitment: float = Field(0.25, ge=0)
+    entropy_ratio: float = Field(0.0, ge=0, description="weight of the entropy loss; 0 is off")
+    lpips_weight: float = Field(1.0, ge=0, description="weight of LPIPS; 0 is off")
+    lpips_vgg: MayChange[Path | None] = Field(
+        None, description="VGG16's weights, as torchvision has them, .pth or .safetensors"
+    )
+    lpips_linear: MayChange[Path | None] = Field(None, description="LPIPS's own weights, vgg.pth")
+    disc_weight: float = Field(0.0, ge=0, description="weight of the GAN; 0 is off, 0.5 usual")
+    disc_start: int = Field(20000, ge=1, description="step from which on the GAN takes part")
+    disc_loss: Literal["hinge", "non-saturating"] = Field(
+        "hinge", description="hinge or non-saturating"
+    )
+    disc_adaptive: bool = Field(
+        default=False, description="balance the GAN's gradient at the last layer"
+    )
+    disc_channels: int = Field(64, ge=1, description="channels of the discriminator's first layer")
+    disc_layers: int = Field(3, ge=1, description="strided layers of the discriminator")
+    keep: Literal["psnr", "lpips", "last"] | None = Field(
+        None,
+        description="which weights to keep: those best by psnr or lpips, or the last ones "
+        "(default: psnr; last with a GAN, which makes images better and PSNR worse)",
+    )
+    crop: Literal["center", "random"] = Field(
+        "center", description="of training images: center, or random between 80 and 100 % of them"
+    )
+    flip: bool = Field(default=True, description="mirror training images at random")
+    restart_codes_every: int = Field(
+        0, ge=0, description="steps after which unused codes restart; 0 is never"
+    )
+    restart_codes_until: float = Field(
+        0.8, ge=0, le=1, description="share of the run after which no code restarts any more"
+    )
+
+    @property
+    def lpips_files(self) -> dict[str, Path]:
+        """The files that LPIPS needs, by key; empty when it is off."""
+        if self.lpips_vgg is None or self.lpips_linear is None or not self.lpips_weight:
+            return {}
+        return {"lpips_vgg": self.lpips_vgg, "lpips_linear": self.lpips_linear}
+
+    @property
+    def criterion(self) -> Literal["psnr", "lpips", "last"]:
+        """What decides which weights are kept."""
+        return self.keep or ("last" if self.disc_weight else "psnr")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if (self.lpips_vgg is None) != (self.lpips_linear is None):
+            raise ValueError("lpips_vgg and lpips_linear: LPIPS needs both files")
+        if self.keep == "lpips" and not self.lpips_files:
+            raise ValueError("keep: lpips needs lpips_vgg, lpips_linear and an lpips_weight")
+        return self
+
+
+class CodesConfig(StageConfig):
+    """Keys of a code extraction."""
+
+    tokenizer: Path = Field(
+        description="tokenizer.safetensors, or the folder of a bundle that has the encoder"
+    )
+    data: Path = Field(description="images: class folders, tar shards or parquet files")
+    image_size: int = Field(64, ge=8)
+    variants: Literal["none", "flip", "ten_crop"] = Field(
+        "flip", description="of each image: none (itself), flip (and mirrored) or ten_crop"
+    )
+    crop_range: float = Field(
+        1.1, ge=1, lt=2, description="the ten crops are cut from images so many times their size"
+    )
+    batch_size: int = Field(64, ge=1)
+    shard_images: int = Field(8192, ge=1, description="images a shard")
+
+
+class PriorConfig(StageConfig):
+    """Keys of a prior."""
+
+    tokenizer: Path = Field(
+        description="tokenizer.safetensors, the folder of a bundle, or a codebook (V, E) as .npy"
+    )
+    num_clusters: int = Field(ge=1, description="K")
+    method: str = Field("average", description=f"one of {', '.join(METHODS)}")
+    raw_rows: bool = Field(
+        default=False, description="cluster the rows as stored, not the normalised ones codes mean"
+    )
+    seed: int = Field(0, ge=0, lt=1 << 32, description="seed of what is random in the method")
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}")
+        return method
+
+
+class CompareConfig(StageConfig):
+    """Keys of a comparison."""
+
+    tokenizer: Path = Field(
+        description="tokenizer.safetensors, or the folder of a bundle with an encoder"
+    )
+    images: Path = Field(
+        description="images to measure on: class folders, tar shards or parquet files"
+    )
+    codes: Path | None = Field(
+        None, description="code cache of the training images; without it half of the images serve"
+    )
+    methods: tuple[str, ...] = Field(
+        DEFAULT_CANDIDATES,
+        description="ways to make a prior; the others are held against the first",
+    )
+    num_clusters: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="one K or several; without it V/2, V/4 and V/8"
+    )
+    priors: tuple[Path, ...] = Field((), description="files of further priors")
+    image_size: int = Field(64, ge=11)
+    max_images: int = Field(
+        1000, ge=LEAST_IMAGES, description="images to read, spread over the folder"
+    )
+    draws: int = Field(3, ge=2, description="times that all codes are replaced")
+    raw_rows: bool = Field(
+        default=False, description="cluster the rows as stored, not the normalised ones codes mean"
+    )
+    seed: int = Field(
+        0, ge=0, lt=1 << 32, description="seed of what is random in the methods, and of the draws"
+    )
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        for method in methods:
+            if method not in CANDIDATES:
+                raise ValueError(f"no method {method!r}; there are {', '.join(CANDIDATES)}")
+        return methods
+
+    @field_validator("methods", "num_clusters", "priors")
+    @classmethod
+    def _once(cls, values: tuple[object, ...]) -> tuple[object, ...]:
+        return tuple(dict.fromkeys(values))
+
+
+class ShowConfig(StageConfig):
+    """Keys of the pictures of a prior."""
+
+    tokenizer: Path = Field(description="tokenizer.safetensors, or the folder of a bundle")
+    prior: Path | None = Field(
+        None, description="folder of a prior run, or a prior's file; without it the bundle's prior"
+    )
+    raw_rows: bool = Field(
+        default=False,
+        description="where there is no tree.npz: build it over the rows as stored, not normalised",
+    )
+    leaves: int = Field(32, ge=2, le=512, description="branches that the dendrogram ends in")
+    shuffles: int = Field(4, ge=1, description="random neighbourhoods that a code is decoded in")
+    seed: int = Field(0, ge=0, lt=1 << 32, description="seed of the neighbourhoods")
+
+
+class TransformerConfig(LoopConfig):
+    """Keys of a transformer run."""
+
+    codes: MayChange[Path] = Field(description="code cache of the training images")
+    val_codes: MayChange[Path] = Field(description="code cache of the validation images")
+    prior: MayChange[Path | None] = Field(
+        None, description="prior.npz; the flat vocabulary without it"
+    )
+    init: MayChange[Path | None] = Field(
+        None,
+        description="transformer to start from: of LlamaGen, of a run, or the folder of a bundle",
+    )
+    dim: int = Field(256, ge=8)
+    n_layer: int = Field(8, ge=1)
+    n_head: int = Field(4, ge=1)
+    token_dropout: float = Field(0.1, ge=0, lt=1)
+    resid_dropout: float = Field(0.1, ge=0, lt=1)
+    ffn_dropout: float = Field(0.1, ge=0, lt=1)
+    class_dropout: float = Field(0.1, ge=0, lt=1, description="share of labels dropped for CFG")
+    weight_decay: float = Field(0.05, ge=0)
+    compile: MayChange[bool] = Field(
+        default=False, description="compile the training step with torch.compile"
+    )
+    parallel: MayChange[Literal["ddp", "fsdp"]] = Field(
+        "ddp", description="under torchrun: a copy of the model a rank, or a part of it"
+    )
+    checkpoint_activations: MayChange[bool] = Field(
+        default=False, description="compute activations again instead of keeping them"
+    )
+    peak_tflops: MayChange[float] = Field(
+        0.0, ge=0, description="of a device, for the MFU; 0 knows the usual GPUs"
+    )
+    sheet_epochs: MayChange[tuple[int, ...]] = Field(
+        (), description="epochs after which a sheet is drawn"
+    )
+    sheet_tokenizer: MayChange[Path | None] = Field(
+        None, description="tokenizer.safetensors for the sheets"
+    )
+
+
+class RefinerTraining(LoopConfig):
+    """Keys of a refiner run."""
+
+    codes: MayChange[Path] = Field(description="code cache of the training images")
+    val_codes: MayChange[Path] = Field(description="code cache of the validation images")
+    prior: MayChange[Path] = Field(description="prior.npz")
+    transformer: MayChange[Path] = Field(description="transformer.safetensors")
+    width: int = Field(512, ge=2)
+    n_head: int = Field(4, ge=1)
+    ffn_dim: int = Field(2048, ge=1)
+    autoregressive: bool = Field(default=True, description="read the codes before")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.05, ge=0)
+    singletons: bool = Field(
+        default=True,
+        description="count positions of one-code clusters in the mean that is learnt; without them "
+        "micro-batches weigh alike, whatever they have to learn",
+    )
+
+
+class ClassifierConfig(LoopConfig):
+    """Keys of a classifier run."""
+
+    data: MayChange[Path] = Field(
+        description="training images: class folders, tar shards or parquet files"
+    )
+    val_data: MayChange[Path] = Field(description="validation images, likewise")
+    image_size: int = Field(32, ge=8)
+    width: int = Field(32, ge=8, description="channels of the first stage")
+    weight_decay: float = Field(0.05, ge=0)
+
+
+class EvaluateConfig(Frozen):
+    """What to measure, and with what."""
+
+    model: str | None = Field(None, description="name of the model")
+    version: str | None = Field(None, description="default: the active one")
+    models: Path | None = Field(None, description="folder of the model bundles")
+    images_per_class: int = Field(
+        100, ge=0, description="0 measures what needs no generated images"
+    )
+    cfg_scale: float | None = Field(None, ge=1, le=20)
+    decoding: str | None = Field(None, description="what the model offers")
+    seed: int = Field(0, ge=0, description="of the first image of each class")
+    image_size: int | None = Field(
+        None, ge=8, description="pixels a side at which images are compared"
+    )
+    batch_size: int = Field(50, ge=1, description="images generated together")
+    reference: Path | None = Field(
+        None, description="real images, or .npz with mu and sigma of features"
+    )
+    inception_weights: Path | None = Field(
+        None, description="file for FID, IS, KID, precision, recall"
+    )
+    vgg_weights: Path | None = Field(
+        None, description="file for precision and recall in VGG16's features"
+    )
+    classifier: Path | None = Field(
+        None, description="folder of a classifier run, for class agreement"
+    )
+    codes: Path | None = Field(
+        None, description="code cache of validation images, for entropies on them"
+    )
+    codes_cfg_scale: float = Field(1.0, ge=1, le=20, description="guidance of those entropies")
+    out: Path | None = Field(None, description="folder for evaluation.json, curves")
+    save_images: bool = Field(default=False, description="write PNGs to out")
+    save_archive: bool = Field(default=False, description="write samples.npz, as ADM has it")
+    save_statistics: bool = Field(default=False, description="write the reference's statistics")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+
+class VersionConfig(Frozen):
+    """Keys of everything that becomes a version."""
+
+    name: PlainName = Field(description="name of the model")
+    version: PlainName | None = Field(
+        None, description="name of the version; the next number without it"
+    )
+    models: Path | None = Field(
+        None, description="folder of the bundles; MASC_MODELS_DIR, or models"
+    )
+    note: str = Field("", description="where the model comes from, for its manifest")
+    with_encoder: bool = Field(default=False, description="keep the tokenizer's encoder")
+    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")
+
+
+class PublishConfig(VersionConfig):
+    """Keys of a publication."""
+
+    tokenizer: Path = Field(
+        description="folder of the tokenizer run, or of the bundle whose tokenizer made the codes"
+    )
+    prior: Path | None = Field(None, description="folder of the prior; flat vocabulary without it")
+    codes: Path = Field(description="code cache of the training images")
+    transformer: Path = Field(description="folder of the transformer run")
+    refiner: Path | None = Field(
+        None, description="folder of the refiner run; offers refine decoding"
+    )
+    classifier: Path | None = Field(
+        None, description="folder of a classifier run, for class agreement"
+    )
+    evaluation: Path | None = Field(
+        None,
+        description="evaluation.json of masc evaluate on the same weights, published before as a "
+        "candidate; its figures are taken over",
+    )
+    images_per_class: int = Field(100, ge=1, description="images that the classifier judges")
+    cfg_scale: float = Field(1.0, ge=1, le=20, description="default CFG scale")
+    decoding: Decoding = Field("uniform", description="default in-cluster decoding")
+    activate: bool = Field(default=True, description="serve this version from now on")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+
+class ImportConfig(VersionConfig):
+    """Keys of an import."""
+
+    gpt: Path = Field(description="transformer, .pt or .safetensors")
+    tokenizer: Path = Field(description="VQ tokenizer, .pt or .safetensors")
+    image_size: int | None = Field(
+        None, ge=8, description="pixels a side, where the transformer's file does not tell"
+    )
+    n_head: int | None = Field(None, ge=1, description="heads, for a size that is not LlamaGen's")
+    classes: Path | None = Field(
+        None, description="class names, one a line; ImageNet's where there are 1000 classes"
+    )
+    gpt_weights: Literal["model", "ema"] = Field("model", description=WEIGHTS)
+    tokenizer_weights: Literal["model", "ema"] = Field("model", description=WEIGHTS)
+    weights_dtype: Literal["float16", "bfloat16", "float32"] = Field(
+        "float16", description="precision of the weights on the disk"
+    )
+    cfg_scale: float | None = Field(
+        None, ge=1, le=20, description="default CFG scale; the one suggested for the size"
+    )
+    samples: int = Field(
+        4, ge=0, description="images that are made, as they are served, for a first look; 0 is none"
+    )
+    activate: bool = Field(default=False, description="serve this version from now on")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; for the samples")
+
+
+class ImportTokenizerConfig(Frozen):
+    """Keys of a tokenizer's import."""
+
+    source: Path = Field(description="tokenizer of LlamaGen, .pt or .safetensors")
+    out: Path = Field(description="folder of the tokenizer run that this becomes")
+    weights: Literal["model", "ema"] = Field("model", description=WEIGHTS)
+    val_data: Path | None = Field(
+        None, description="images to measure it on: class folders, tar shards or parquet files"
+    )
+    val_images: int = Field(2000, ge=1, description="images, spread over the folder")
+    image_size: int = Field(256, ge=8, description="of the images")
+    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice")
