@@ -14,9 +14,7 @@ from tests.tiny_bundle import NUM_CLUSTERS, NUM_CODES, save_tiny_bundle
 from tests.training.studies.atlas_reader import AtlasReader
 from training.config import load_config
 from training.stages.configs import ShowConfig
-from training.studies import show
-from training.studies.show import show_prior
-from training.studies.show_inputs import ShowInputs
+from training.studies.show import ShowInputs, show_prior
 
 SHIPPED = Path(__file__).parents[3] / "models" / "cifar10" / "1"
 FILES = {"atlas.html", "atlas.png", "dendrogram.png", "sizes.png", ".lock"}
@@ -86,11 +84,8 @@ def test_a_prior_of_ones_own_in_place_of_the_bundles(bundle: Path, tmp_path: Pat
     assert show_prior(config).num_clusters == NUM_CODES
 
 
-def test_many_codes_are_several_pages(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(show, "CODES_PER_SHEET", 10)
-    shown = show_prior(bundle_config(bundle, tmp_path))
+def test_many_codes_are_several_pages(bundle: Path, tmp_path: Path) -> None:
+    shown = show_prior(bundle_config(bundle, tmp_path), codes_per_sheet=10)
     pages = [AtlasReader(page.read_text("utf-8")) for page in shown.pages]
     assert len(pages) > 3
     codes = [patch.code for page in pages for patch in page.patches]
