@@ -59,7 +59,7 @@ class VersionDraft:
         samples: bytes | None = None,
         codebook: CodebookFiles | None = None,
     ) -> Manifest:
-        """Add measured figures, a sheet of images and what people see of the codebook.
+        """Add metrics, a sheet of images and what people see of the codebook.
 
         Returns
         -------
@@ -73,8 +73,8 @@ class VersionDraft:
         for name, content in pictures.items():
             atomic_write(self._folder / name, content)
             files[name] = sha256_file(self._folder / name)
-        figures = {**self._manifest.metrics, **(metrics or {})}
-        self._manifest = self._manifest.model_copy(update={"metrics": figures, "files": files})
+        merged = {**self._manifest.metrics, **(metrics or {})}
+        self._manifest = self._manifest.model_copy(update={"metrics": merged, "files": files})
         return write_manifest(self._folder, self._manifest)
 
 
