@@ -27,14 +27,15 @@ from masc_core.settings import models_dir
 from training.config import set_threads
 from training.llamagen.class_names import read_class_names
 from training.llamagen.container import Container, Weights
-from training.llamagen.models import gpt_of, tokenizer_of
-from training.llamagen.sizes import (
+from training.llamagen.models import (
     OTHER_CFG,
     SUGGESTED_CFG,
+    gpt_of,
     read_gpt_config,
     read_image_size,
     read_vq_config,
     size_name,
+    tokenizer_of,
 )
 from training.loop.progress import Report, no_report
 from training.metrics.bundle_metrics import first_images

@@ -23,8 +23,7 @@ from masc_core.models.weights import save_tokenizer
 from training.config import set_threads
 from training.data.images import open_images
 from training.llamagen.container import Container
-from training.llamagen.models import tokenizer_of
-from training.llamagen.sizes import read_vq_config
+from training.llamagen.models import read_vq_config, tokenizer_of
 from training.loop.lock import lock_folder
 from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet
 from training.provenance import made_with

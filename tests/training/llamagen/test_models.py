@@ -18,12 +18,13 @@ from tests.golden_files import load_golden_json
 from tests.golden_gpt import GOLDEN_CONFIG
 from tests.training.llamagen.checkpoints import TINY_VQ, gpt_tensors, vq_tensors
 from training.llamagen.container import Container
-from training.llamagen.models import gpt_of, tokenizer_of
-from training.llamagen.sizes import (
+from training.llamagen.models import (
+    gpt_of,
     read_gpt_config,
     read_image_size,
     read_vq_config,
     size_name,
+    tokenizer_of,
 )
 
 
