@@ -22,12 +22,7 @@ from masc_core.io.files import atomic_write, sha256_file
 
 
 class VersionDraft:
-    """A bundle that nobody sees yet; use `draft_version`.
-
-    Attributes
-    ----------
-    version : its name
-    """
+    """A bundle that nobody sees yet; use `draft_version`."""
 
     def __init__(self, folder: Path, version: str) -> None:
         self.version = version
@@ -59,12 +54,7 @@ class VersionDraft:
         samples: bytes | None = None,
         codebook: CodebookFiles | None = None,
     ) -> Manifest:
-        """Add metrics, a sheet of images and what people see of the codebook.
-
-        Returns
-        -------
-        the manifest as it stays
-        """
+        """Add metrics, a sheet of images and what people see of the codebook."""
         if self._manifest is None:
             raise RuntimeError("a draft must be written before it is finished")
         pictures = {} if samples is None else {SAMPLES_FILE: samples}
@@ -82,15 +72,8 @@ class VersionDraft:
 def draft_version(models: Path, name: str, version: str | None) -> Iterator[VersionDraft]:
     """Lend a draft, which becomes a version when the block ends well.
 
-    Parameters
-    ----------
-    models : folder of the bundles
-    name : of the model
-    version : its name; None takes the number after the highest one
-
-    Raises
-    ------
-    ArtifactError : the version exists, or cannot be written
+    Without a version the number after the highest one is taken. An ArtifactError where the version
+    exists or cannot be written.
     """
     chosen = next_version(models / name) if version is None else version
     with new_bundle(models / name / chosen) as folder:

@@ -40,13 +40,9 @@ USAGE = "quantize.codebook_used"  # statistics of the training, which older file
 def read_gpt_config(
     container: Container, *, block_size: int, n_head: int | None = None
 ) -> GPTConfig:
-    """Sizes of a class-conditional transformer.
+    """Sizes of a class-conditional transformer of ``block_size`` L.
 
-    Parameters
-    ----------
-    container : its file
-    block_size : L
-    n_head : heads, where neither the file nor the table of released sizes tells
+    ``n_head`` is needed where neither the file nor the table of released sizes tells.
 
     Raises
     ------
@@ -88,13 +84,7 @@ def read_gpt_config(
 
 
 def read_image_size(container: Container, given: int | None, factor: int) -> int:
-    """Pixels a side of the images that a transformer was trained on.
-
-    Parameters
-    ----------
-    container : of the transformer
-    given : by the user, if at all
-    factor : pixels a side of one code
+    """Pixels a side of the images that a transformer was trained on; ``factor`` those of a code.
 
     Raises
     ------
@@ -121,12 +111,7 @@ def read_image_size(container: Container, given: int | None, factor: int) -> int
 
 
 def read_vq_config(container: Container) -> VQConfig:
-    """Sizes of a tokenizer.
-
-    Raises
-    ------
-    ArtifactError : the file does not hold such a tokenizer
-    """
+    """Sizes of a tokenizer; an ArtifactError where the file does not hold one."""
     tensors = container.tensors
     num_codes, code_dim = _shape(container, CODEBOOK, 2)
     ch = _shape(container, "encoder.conv_in.weight", 4)[0]
@@ -156,12 +141,7 @@ def size_name(config: GPTConfig) -> str | None:
 
 
 def gpt_of(container: Container, config: GPTConfig) -> GPT:
-    """A transformer, in evaluation mode.
-
-    Raises
-    ------
-    ArtifactError : the file lacks a tensor, has a surplus one, or one of another shape; names it
-    """
+    """A transformer, in evaluation mode; an ArtifactError names a tensor that does not fit."""
     with without_memory():
         empty = GPT(config)
     model = _filled(container, empty)
@@ -220,5 +200,5 @@ def _shape(container: Container, name: str, dimensions: int) -> tuple[int, ...]:
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     """One more than the highest number that names have in that place."""
-    found = (re.match(pattern, name) for name in tensors)
-    return 1 + max((int(match[1]) for match in found if match), default=-1)
+    matches = (re.match(pattern, name) for name in tensors)
+    return 1 + max((int(match[1]) for match in matches if match), default=-1)

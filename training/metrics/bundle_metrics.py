@@ -1,4 +1,4 @@
-"""Figures of a bundle: class agreement, entropy, speed, and a sheet of what it makes.
+"""Metrics of a bundle: class agreement, entropy, speed, and a sheet of what it makes.
 
 Class agreement is the share of generated images that a classifier of real images assigns to the
 class that was asked for; chance is one over the number of classes.
@@ -39,19 +39,17 @@ def class_agreement(
     batch_size: int = 50,
     report: Report = no_report,
 ) -> dict[str, float]:
-    """Generate images of every class with seeds 0, 1, 2, ... and let the classifier judge them.
+    """Generate images of every class with seeds 0, 1, 2, ... and classify them.
 
-    Returns
-    -------
-    ``class_agreement``, and mean ``entropy_bits`` and ``entropy_ratio`` a position
+    Also gives the mean ``entropy_bits`` and ``entropy_ratio`` per position.
     """
     num_images = images_per_class * len(bundle.manifest.class_names)
-    judged, agreed, bits = 0, 0, 0.0
+    count, agreed, bits = 0, 0, 0.0
     for batch in sample(bundle, default_spec(bundle), images_per_class, batch_size=batch_size):
-        judged += len(batch.labels)
+        count += len(batch.labels)
         agreed += int((predict(classifier, batch.pixels) == batch.labels).sum())
         bits += float(batch.entropies.sum())
-        report(judged, num_images, f"{agreed / judged:.1%} agree")
+        report(count, num_images, f"{agreed / count:.1%} agree")
     mean_bits = bits / num_images / bundle.manifest.num_positions
     return {
         "class_agreement": agreed / num_images,
@@ -84,12 +82,7 @@ def first_images(
 ) -> bytes:
     """PNG sheet, unselected: classes with seed 0, as many as there are or evenly spread.
 
-    Parameters
-    ----------
-    bundle : makes the images
-    columns : images a row
-    scale : enlargement; by default small images are enlarged
-    num_images : at most; one a class
+    ``scale`` enlarges images; by default small ones are enlarged.
     """
     names = bundle.manifest.class_names
     scale = scale or min(3, max(1, 256 // bundle.manifest.image_size))

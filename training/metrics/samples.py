@@ -61,8 +61,8 @@ def sample(
     spec : of every image but for class and seed; the first seed is its own
     images_per_class : each with a seed of its own, the same for all classes
     batch_size : images at a time, on each rank
-    image_size : S; models of 384 pixels are judged at 256
-    ranks : processes that share the work; the main one alone gets batches, and all have to iterate
+    image_size : S; models of 384 pixels are evaluated at 256
+    ranks : processes that share the work; collective: all iterate, the main one gets batches
     """
     ranks = ranks or Ranks(bundle.device)
     num_classes = len(bundle.manifest.class_names)
@@ -74,9 +74,9 @@ def sample(
     ]
     at_once = batch_size * ranks.count
     for start in range(0, total, at_once):
-        whole = specs[start : start + at_once]
-        share = -(-len(whole) // ranks.count)
-        own = whole[share * ranks.rank : share * (ranks.rank + 1)]
+        batch = specs[start : start + at_once]
+        share = -(-len(batch) // ranks.count)
+        own = batch[share * ranks.rank : share * (ranks.rank + 1)]
         pixels = np.zeros((share, size, size, 3), np.uint8)
         entropies = np.zeros((share, bundle.manifest.num_positions), np.float32)
         if own:  # the last ranks may be left without
@@ -84,8 +84,8 @@ def sample(
         all_pixels = ranks.gather(torch.from_numpy(pixels))
         all_entropies = ranks.gather(torch.from_numpy(entropies))
         if all_pixels is not None and all_entropies is not None:
-            labels = np.array([s.class_id for s in whole], np.int64)
-            count = len(whole)
+            labels = np.array([s.class_id for s in batch], np.int64)
+            count = len(batch)
             yield Samples(all_pixels.numpy()[:count], labels, all_entropies.numpy()[:count])
 
 

@@ -116,7 +116,7 @@ class _Evaluation:
                     append(batch.pixels)
                 if self.config.save_images:
                     _save_images(out / "images", stats.count, batch)
-                stats.take(batch, self.extractors)
+                stats.add(batch, self.extractors)
                 self.report(stats.count, self.total, "images")
         return stats
 
@@ -136,7 +136,7 @@ class _Evaluation:
         for extractor in self.extractors:
             reference = self._reference(extractor)
             if stats.count:
-                features, logits = stats.by(extractor.label)
+                features, logits = stats.of(extractor.label)
                 metrics |= compare(extractor.label, features, logits, reference)
         metrics = {"settings": self._settings(), "definitions": definitions(metrics), **metrics}
         metrics["curves"] = {name: curve.tolist() for name, curve in curves.items()}
