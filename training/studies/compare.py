@@ -13,17 +13,26 @@ Legend: N images, S pixels a side, L positions, V codes, K clusters, E code dime
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 from scipy.sparse import csr_array
 
+from masc_core.clustering.centroid_linkage import centroid_linkage, cut_in_merge_order
+from masc_core.clustering.methods import cluster_codes
+from masc_core.clustering.random_partition import random_partition
 from masc_core.device import resolve_device
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels
 from masc_core.io.files import atomic_write, sha256_file
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import MODES
+from masc_core.tree import Linkage, SemanticTree, build_tree
 from training.config import set_threads
 from training.data.code_cache import CodeCache
 from training.data.images import open_images
@@ -35,7 +44,6 @@ from training.metrics.prior_measurement import Comparison, Impossible, PriorMeas
 from training.metrics.semantic_replacement import ReplacementTest, encode_images
 from training.plot_png import png_bytes
 from training.stages.configs import LEAST_IMAGES, CompareConfig
-from training.studies.candidate_priors import Candidate, CandidateBuilder
 from training.studies.codebook_source import TrainedTokenizer
 from training.studies.compare_report import (
     as_json,
@@ -76,6 +84,70 @@ def compare_priors(config: CompareConfig, report: Report = no_report) -> Compari
         )
         _write(config, comparison, built)
     return comparison
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A prior, or why there is none: not every method makes every K.
+
+    Attributes
+    ----------
+    method : one of `CANDIDATES`, or the name of a prior that was made elsewhere
+    num_clusters : the K asked for
+    file : where the prior lies, or is to lie within a folder
+    prior : None where the method cannot make it
+    reason : why not
+    """
+
+    method: str
+    num_clusters: int
+    file: str
+    prior: ClusterMap | None
+    reason: str = ""
+
+
+class CandidateBuilder:
+    """Builds priors over one codebook (V, E): a tree is built once and cut at every K.
+
+    Everything runs on the CPU, so that a machine with a GPU finds the same clusters.
+    """
+
+    def __init__(self, rows: NDArray[np.float64], seed: int) -> None:
+        self._rows, self._seed = rows, seed
+        self._trees: dict[Linkage, SemanticTree] = {}
+
+    def build(self, methods: Sequence[str], num_clusters: Sequence[int]) -> Iterator[Candidate]:
+        """Every method at every K, the methods of one K together."""
+        for count in num_clusters:
+            for method in methods:
+                yield self._candidate(method, count)
+
+    def _candidate(self, method: str, num_clusters: int) -> Candidate:
+        file = f"{method}-{num_clusters}.npz"
+        try:
+            return Candidate(method, num_clusters, file, self._prior(method, num_clusters))
+        except ValueError as error:
+            return Candidate(method, num_clusters, file, None, str(error))
+
+    def _prior(self, method: str, num_clusters: int) -> ClusterMap:
+        match method:
+            case "average" | "single" | "complete":
+                return self._tree(method).cut(num_clusters)
+            case "centroid":
+                return cut_in_merge_order(self._centroid_merges, num_clusters)
+            case "average-shuffled":
+                sizes = self._tree("average").cut(num_clusters).sizes
+                return random_partition(len(self._rows), num_clusters, self._seed, sizes)
+        return cluster_codes(self._rows, num_clusters, method, seed=self._seed)
+
+    def _tree(self, linkage: Linkage) -> SemanticTree:
+        if linkage not in self._trees:
+            self._trees[linkage] = build_tree(self._rows, linkage)
+        return self._trees[linkage]
+
+    @cached_property
+    def _centroid_merges(self) -> NDArray[np.float64]:
+        return centroid_linkage(self._rows)
 
 
 class CompareInputs:
