@@ -193,8 +193,8 @@ class Bare:
 
     def __init__(self, case: Case, data: ClusterData, ranks: Ranks) -> None:
         self._case, self._device = case, ranks.device
-        self._player = trained(case, ranks.device)
-        self.model = self._player.model
+        self._trained = trained(case, ranks.device)
+        self.model = self._trained.model
         words = np.zeros((case.batch, 4), np.uint64)
         batch = data.batch(np.arange(case.batch), words)
         micro = case.micro_batch or case.batch
@@ -203,7 +203,7 @@ class Bare:
 
     def take(self, steps: int) -> float:
         """Seconds for some steps."""
-        model, optimizer = self.model, self._player.optimizer
+        model, optimizer = self.model, self._trained.optimizer
         model.train()
         started = time.perf_counter()
         for _ in range(steps):
@@ -211,7 +211,7 @@ class Bare:
             for part in self._parts:
                 kind = self._device.type
                 with torch.autocast(kind, dtype=torch.bfloat16, enabled=self._case.low):
-                    loss = self._player.objective(*part)["loss"] / len(self._parts)
+                    loss = self._trained.objective(*part)["loss"] / len(self._parts)
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -224,7 +224,7 @@ class Whole:
 
     def __init__(self, folder: Path, case: Case, data: ClusterData, ranks: Ranks) -> None:
         self._folder, self._case, self._data, self._ranks = folder, case, data, ranks
-        self._player = trained(case, ranks.device)
+        self._trained = trained(case, ranks.device)
 
     def take(self, steps: int) -> float:
         """Seconds of some steps, without the time until the first and after the last."""
@@ -247,7 +247,7 @@ class Whole:
             }
         )
         stage = Stage(
-            (self._player,),
+            (self._trained,),
             self._case.batch * (steps + 1),
             lambda indices, words: self._data.batch(indices % len(self._data.train), words),
             validate=lambda: {"objective": 0.0},

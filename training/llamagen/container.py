@@ -48,15 +48,15 @@ class Container:
     ----------
     path : of the file
     tensors : by the names that upstream's modules give them
-    rotations : shape of the rotation table (1 + L, D / 2, 2), where the file has one; weights alone
-        do not tell L and D
+    rope_shape : of the rope table (1 + L, D / 2, 2), where the file has one; weights alone do not
+        give L and D
     arguments : of the training script, where the file has them, as far as JSON can hold them
     steps : of the training, where the file says
     """
 
     path: Path
     tensors: Mapping[str, Tensor]
-    rotations: tuple[int, ...] | None = None
+    rope_shape: tuple[int, ...] | None = None
     arguments: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     steps: int | None = None
 
@@ -78,7 +78,7 @@ class Container:
         return cls(
             path=path,
             tensors={name: one for name, one in tensors.items() if not NO_WEIGHT.search(name)},
-            rotations=None if table is None else tuple(table.shape),
+            rope_shape=None if table is None else tuple(table.shape),
             arguments=dict(_plain(content.get("args"))),
             steps=steps if isinstance(steps, int) else None,
         )

@@ -1,8 +1,8 @@
 """Models of this project from LlamaGen's files: their sizes, read off the tensors, and the weights.
 
 Shapes tell everything but the number of heads, which the table of released sizes knows, and the
-number of positions, which the rotation table or the training's arguments tell, if anything in the
-file does. Tensors are taken as they are, in the precision of the file and where they are on the
+number of positions, which the rope table or the training's arguments have, if anything in the file
+does. Tensors are taken as they are, in the precision of the file and where they are on the
 disk: nothing is copied until it is used. Every name and shape is checked first.
 
 Legend: V codes, E code dim, C width, L positions, D head dim.
@@ -42,7 +42,7 @@ def read_gpt_config(
 ) -> GPTConfig:
     """Sizes of a class-conditional transformer of ``block_size`` L.
 
-    ``n_head`` is needed where neither the file nor the table of released sizes tells.
+    ``n_head`` is needed where neither the file nor the table of released sizes has it.
 
     Raises
     ------
@@ -58,9 +58,9 @@ def read_gpt_config(
             container.path, "has no null class: it cannot be guided, nor served (class dropout 0)"
         )
     n_layer = _count(container.tensors, r"layers\.(\d+)\.")
-    told = _told_by_rotations(container, dim, block_size)
+    stored = _heads_of_rope_table(container, dim, block_size)
     known = {size[:2]: size[2] for size in GPT_SIZES.values()}.get((dim, n_layer))
-    heads = n_head or told or known
+    heads = n_head or stored or known
     if heads is None:
         raise ConfigError(
             f"n_head: must be given: {container.path} has {n_layer} layers of {dim} channels, "
@@ -78,8 +78,8 @@ def read_gpt_config(
         raise ConfigError(
             f"n_head: {container.path} has the sizes of a model with {known} heads, not {heads}"
         )
-    if told not in {None, heads}:
-        raise ConfigError(f"n_head: {container.path} has {told} heads, not {heads}")
+    if stored not in {None, heads}:
+        raise ConfigError(f"n_head: {container.path} has {stored} heads, not {heads}")
     return config
 
 
@@ -88,21 +88,23 @@ def read_image_size(container: Container, given: int | None, factor: int) -> int
 
     Raises
     ------
-    ConfigError : the file tells another size than the given one, or nobody tells
+    ConfigError : the file has another size than the given one, or there is neither
     """
-    told: int | None = None
+    stored: int | None = None
     if isinstance(size := container.arguments.get("image_size"), int):
-        told = size
-    if container.rotations is not None:
-        told = round((container.rotations[0] - 1) ** 0.5) * factor
-    if given is None and told is None:
+        stored = size
+    if container.rope_shape is not None:
+        stored = round((container.rope_shape[0] - 1) ** 0.5) * factor
+    if given is None and stored is None:
         raise ConfigError(
             f"image_size: {container.path} does not tell it, nor do weights; LlamaGen's names end "
             "with it (256 or 384)"
         )
-    if told not in {None, given} and given is not None:
-        raise ConfigError(f"image_size: {container.path} was trained on {told} pixels, not {given}")
-    size = given or told or 0
+    if stored not in {None, given} and given is not None:
+        raise ConfigError(
+            f"image_size: {container.path} was trained on {stored} pixels, not {given}"
+        )
+    size = given or stored or 0
     if size < factor or size % factor:
         raise ConfigError(
             f"image_size: must be a multiple of {factor}, the pixels a side of one code, not {size}"
@@ -177,9 +179,9 @@ def _filled(container: Container, module: Module, optional: tuple[str, ...] = ()
     return module.requires_grad_(requires_grad=False)
 
 
-def _told_by_rotations(container: Container, dim: int, block_size: int) -> int | None:
-    """Heads, by the table of rotations (1 + L, D / 2, 2); None where the file has none."""
-    table = container.rotations
+def _heads_of_rope_table(container: Container, dim: int, block_size: int) -> int | None:
+    """Heads, by the rope table (1 + L, D / 2, 2); None where the file has none."""
+    table = container.rope_shape
     if table is None:
         return None
     if len(table) != 3 or table[1] < 1 or dim % (2 * table[1]):

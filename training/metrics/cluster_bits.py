@@ -104,9 +104,9 @@ def count_cached_pairs(cache: CodeCache) -> csr_array:
 
 def cluster_pairs(pairs: csr_array, prior: ClusterMap) -> csr_array:
     """Pairs of clusters, int64 (K+1, K), of pairs of codes, int64 (V+1, V)."""
-    listed = pairs.tocoo()
+    coo = pairs.tocoo()
     labels = np.append(prior.labels, prior.num_clusters)  # the start of an image stays itself
-    return _sum_pairs(listed.data, labels[listed.row], labels[listed.col], prior.num_clusters)
+    return _sum_pairs(coo.data, labels[coo.row], labels[coo.col], prior.num_clusters)
 
 
 def code_counts(pairs: csr_array) -> IntArray:
@@ -116,8 +116,8 @@ def code_counts(pairs: csr_array) -> IntArray:
 
 
 def _sum_pairs(counts: IntArray, before: IntArray, after: IntArray, size: int) -> csr_array:
-    listed = coo_array((counts, (before, after)), shape=(size + 1, size))
-    return listed.tocsr()  # adds up what stands in one place
+    pairs = coo_array((counts, (before, after)), shape=(size + 1, size))
+    return pairs.tocsr()  # adds up equal pairs
 
 
 def unigram_bits(fitted: IntArray, held_out: IntArray) -> float:

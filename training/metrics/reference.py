@@ -49,8 +49,8 @@ class Statistics:
         """Of features float32 (N, F); a ConfigError where N is below 2."""
         if len(features) < 2:
             raise ConfigError("a covariance needs at least two images")
-        found = torch_fidelity("metric_fid").fid_features_to_statistics(features)
-        return cls(found["mu"], found["sigma"])
+        moments = torch_fidelity("metric_fid").fid_features_to_statistics(features)
+        return cls(moments["mu"], moments["sigma"])
 
     def distance(self, other: Statistics) -> float:
         """Fréchet distance; 0 between equal ones, up to rounding.

@@ -46,7 +46,7 @@ class Samples:
 
 def sample(
     bundle: Bundle,
-    spec: SamplingParams,
+    params: SamplingParams,
     images_per_class: int,
     *,
     batch_size: int = 50,
@@ -58,7 +58,7 @@ def sample(
     Parameters
     ----------
     bundle : the model
-    spec : of every image but for class and seed; the first seed is its own
+    params : of every image but for class and seed; the first seed is its own
     images_per_class : each with a seed of its own, the same for all classes
     batch_size : images at a time, on each rank
     image_size : S; models of 384 pixels are evaluated at 256
@@ -68,13 +68,13 @@ def sample(
     num_classes = len(bundle.manifest.class_names)
     total = num_classes * images_per_class
     size = image_size or bundle.manifest.image_size
-    specs = [
-        replace(spec, class_id=i % num_classes, seed=(spec.seed + i // num_classes) % 2**63)
+    images = [
+        replace(params, class_id=i % num_classes, seed=(params.seed + i // num_classes) % 2**63)
         for i in range(total)
     ]
     at_once = batch_size * ranks.count
     for start in range(0, total, at_once):
-        batch = specs[start : start + at_once]
+        batch = images[start : start + at_once]
         share = -(-len(batch) // ranks.count)
         own = batch[share * ranks.rank : share * (ranks.rank + 1)]
         pixels = np.zeros((share, size, size, 3), np.uint8)
@@ -84,16 +84,16 @@ def sample(
         all_pixels = ranks.gather(torch.from_numpy(pixels))
         all_entropies = ranks.gather(torch.from_numpy(entropies))
         if all_pixels is not None and all_entropies is not None:
-            labels = np.array([s.class_id for s in batch], np.int64)
+            labels = np.array([image.class_id for image in batch], np.int64)
             count = len(batch)
             yield Samples(all_pixels.numpy()[:count], labels, all_entropies.numpy()[:count])
 
 
 def make_images(
-    bundle: Bundle, specs: Sequence[SamplingParams], image_size: int | None = None
+    bundle: Bundle, params: Sequence[SamplingParams], image_size: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Pixels uint8 (B, H, W, 3), resized if asked, and entropies float32 (B, L), bits."""
-    generated = generate(bundle.model, bundle.decoder, specs)
+    generated = generate(bundle.model, bundle.decoder, params)
     return bundle.render(generated.codes, image_size), generated.entropies.cpu().numpy()
 
 

@@ -36,7 +36,7 @@ from masc_core.settings import ModelSettings, read_settings
 from training.data.code_cache import CodeCache
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.progress import Report, no_report
-from training.metrics.bundle_metrics import default_spec, seconds_per_image
+from training.metrics.bundle_metrics import default_params, seconds_per_image
 from training.metrics.classifier import (
     WEIGHTS,
     classifier_accuracy,
@@ -225,7 +225,7 @@ class _Evaluation:
 def _spec(config: EvaluateConfig, bundle: Bundle) -> SamplingParams:
     given = {"cfg_scale": config.cfg_scale, "decoding": config.decoding}
     changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-    spec = replace(default_spec(bundle), seed=config.seed, **changes)
+    spec = replace(default_params(bundle), seed=config.seed, **changes)
     bundle.decoder.check(spec.decoding)
     return spec
 
