@@ -1,14 +1,16 @@
 """The command line: it composes server, worker and training.
 
-Errors that a user can cause are one line on standard error and exit status 2. The training half and
-torch are imported only by the commands that need them.
+Errors that a user can cause are one line on standard error and exit status 2. A command imports
+what it needs when it runs, so that all of them show their help at once. Those of training are in
+`training.cli`: each runs a file of `training.stages`, and a step is `training_step` in
+`training.loop.trainer`.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import astuple, dataclass
 from datetime import UTC
@@ -17,18 +19,15 @@ from socket import socket
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import JsonValue
 from rich.console import Console
-from rich.table import Table
 
-from masc_core.bundle.manifest import Manifest
-from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, ConfigError, MascError, RequestError
-from masc_core.settings import models_dir
-from server.auth.command import keys_app
-from worker.jobs.log import configure_logging
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from masc_core.bundle.manifest import Manifest
+    from masc_core.bundle.registry import Registry
     from server.settings import ServerSettings
     from worker.settings import WorkerSettings
 
@@ -109,11 +108,10 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.command("evaluate", help="Measure a published model: fidelity, agreement, entropy, speed.")(
         evaluate
     )
-    app.command("bench", help="Load a running service, and measure what it answers and how fast.")(
-        _bench() if asked[:1] == ["bench"] else _placeholder
-    )
+    app.command("bench")(bench)
     app.add_typer(_models_app(asked), name="models", help="The registry of model versions.")
-    app.add_typer(keys_app(), name="keys", help="API keys of the service.")
+    keys = _keys() if asked[:1] == ["keys"] else typer.Typer()
+    app.add_typer(keys, name="keys", help="API keys of the service.")
     return app
 
 
@@ -141,6 +139,7 @@ def serve(
     With a queue outside the process it is the front end alone, and `masc worker` makes the images.
     """
     from server.settings import load_settings as load_server_settings
+    from worker.jobs.log import configure_logging
 
     settings = load_server_settings(
         host=host, port=port, models_dir=models, queue_url=queue, default_model=model
@@ -176,6 +175,7 @@ def worker(
 
     from worker.build import build_worker
     from worker.jobs.connect import connect
+    from worker.jobs.log import configure_logging
     from worker.main import exposed, run_until_signal
     from worker.settings import load_settings
 
@@ -236,6 +236,62 @@ def generate(  # noqa: PLR0913 - options
     console.print(f"{len(written)} file(s): {written[0]}" + (" ..." if written[1:] else ""))
 
 
+def bench(  # noqa: PLR0913 - options
+    url: Annotated[str, typer.Argument(help="Address of the service.")] = "http://127.0.0.1:8000",
+    *,
+    rate: Annotated[
+        float | None, typer.Option(help="Open loop: Poisson arrivals, so many a second.")
+    ] = None,
+    clients: Annotated[
+        int | None, typer.Option(help="Closed loop: so many clients, each asks when answered.")
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option(help="Seconds; 10 if --requests is not given either.")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(help="Stop after so many requests.")] = None,
+    warm_up: Annotated[
+        float, typer.Option(help="Seconds of the same load that are not measured.")
+    ] = 0.0,
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="Name or id; each is drawn if not given.")
+    ] = None,
+    cfg_scale: Annotated[float | None, typer.Option(help="1 to 20; the model's default.")] = None,
+    num_images: Annotated[int, typer.Option(help="Images a request, 1 to 16.")] = 1,
+    file_format: Annotated[
+        str, typer.Option("--format", help="Of the images: png, jpeg or webp.")
+    ] = "png",
+    model: Annotated[str | None, typer.Option(help="Model; the service's default.")] = None,
+    seed: Annotated[
+        int, typer.Option(help="Of arrivals, classes and images; the same, the same requests.")
+    ] = 0,
+    timeout: Annotated[float, typer.Option(help="Seconds until a request is given up.")] = 60.0,
+    api_key: Annotated[
+        str | None, typer.Option(help="Sent as bearer token; better in MASC_API_KEY.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for bench.json and bench.png.")] = None,
+) -> None:
+    """Load a running service, and measure what it answers and how fast."""
+    from server.bench.cli import run_and_print
+
+    run_and_print(
+        url=url,
+        rate=rate,
+        clients=clients,
+        duration=duration,
+        requests=requests,
+        warm_up=warm_up,
+        class_name=class_name,
+        cfg_scale=cfg_scale,
+        num_images=num_images,
+        format=file_format,
+        model=model,
+        seed=seed,
+        timeout=timeout,
+        api_key=api_key,
+        out=out,
+    )
+
+
 def _models_app(arguments: Sequence[str]) -> typer.Typer:
     app = typer.Typer(no_args_is_help=True)
     app.command("list")(list_models)
@@ -250,10 +306,19 @@ def _models_app(arguments: Sequence[str]) -> typer.Typer:
 
 def list_models(models: Models = None) -> None:
     """List models and versions; ``*`` is served, ``previous`` is what a rollback leads to."""
+    from rich.table import Table
+
     table = Table("model", "version", "active", "created", "MB", "grid, clusters/codes", "figures")
-    for row in version_rows(Registry(models_dir(models))):
+    for row in version_rows(_registry(models)):
         table.add_row(*astuple(row))
     console.print(table)
+
+
+def _registry(models: Path | None) -> Registry:
+    from masc_core.bundle.registry import Registry
+    from masc_core.settings import models_dir
+
+    return Registry(models_dir(models))
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,13 +398,13 @@ def _figure_text(metrics: Mapping[str, JsonValue]) -> str:
 
 def activate(name: str, version: str, models: Models = None) -> None:
     """Make a version the one that is served; it is verified first."""
-    Registry(models_dir(models)).activate(name, version)
+    _registry(models).activate(name, version)
     console.print(f"{name} {version} is active")
 
 
 def rollback(name: str, models: Models = None) -> None:
     """Go back to the version that was active before; again, one further back."""
-    version = Registry(models_dir(models)).rollback(name)
+    version = _registry(models).rollback(name)
     console.print(f"{name} {version} is active again")
 
 
@@ -349,7 +414,7 @@ def verify(
     models: Models = None,
 ) -> None:
     """Check every file against its checksum: of a version, or of all versions of all models."""
-    registry = Registry(models_dir(models))
+    registry = _registry(models)
     if name is not None:
         _say_verified(registry.verify(name, version))
         return
@@ -374,6 +439,7 @@ def _serve_embedded(settings: ServerSettings, worker_settings: WorkerSettings) -
     """Run front end and worker in one process; the worker ends when the front end has drained."""
     from prometheus_client import CollectorRegistry
 
+    from masc_core.bundle.registry import Registry
     from server.app import create_app
     from server.process import serve
     from worker.build import build_worker
@@ -410,6 +476,7 @@ def _listen(settings: ServerSettings) -> AbstractContextManager[socket]:
 def _serve_front_end(settings: ServerSettings) -> None:
     from prometheus_client import CollectorRegistry
 
+    from masc_core.bundle.registry import Registry
     from server.app import create_app
     from server.process import serve
     from worker.jobs.connect import connect
@@ -424,10 +491,10 @@ def _training(attribute: str) -> Any:  # noqa: ANN401 - a Typer group or a comma
     return getattr(importlib.import_module("training.cli"), attribute)
 
 
-def _bench() -> Callable[..., None]:
-    from server.bench.cli import bench
+def _keys() -> typer.Typer:
+    from server.auth.command import keys_app
 
-    return bench
+    return keys_app()
 
 
 def _placeholder() -> None:

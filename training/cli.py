@@ -20,7 +20,6 @@ from rich.console import Console
 
 from masc_core.bundle.manifest import TOKENIZER_FILE, Manifest
 from masc_core.errors import ConfigError
-from masc_core.settings import models_dir
 from training.config import load_config
 from training.loop.progress import is_main_process, progress
 from training.stages.configs import (
@@ -317,6 +316,7 @@ def evaluate_command(config: EvaluateConfig) -> None:
 @stage_command(PublishConfig, resumes=False)
 def publish_command(config: PublishConfig) -> None:
     """Measure a trained model and publish it as a version."""
+    from masc_core.settings import models_dir
     from training.stages.publish import publish
 
     with progress("publish") as report:
@@ -328,6 +328,7 @@ def publish_command(config: PublishConfig) -> None:
 @stage_command(ImportConfig, resumes=False)
 def import_command(config: ImportConfig) -> None:
     """Take in a checkpoint of LlamaGen as a version."""
+    from masc_core.settings import models_dir
     from training.stages.import_model import import_model
 
     with progress("import") as report:

@@ -30,7 +30,8 @@ MayChange = Annotated[Value, _MayChange()]
 class Frozen(BaseModel):
     """Keys that are known, and stay as they are."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Help needs the fields alone: what validates them is built when there are values.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class StageConfig(Frozen):

@@ -6,7 +6,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from masc_core.errors import MascError
 from server.bench.client import load_api_key
-from server.bench.options import DEFAULT_URL, read_options
+from server.bench.options import read_options
 from server.bench.record import Record
 from server.bench.run import JSON_FILE, PLOT_FILE, check_folder, run_bench, write_results
 from server.bench.sample import outcome_of
@@ -27,58 +27,20 @@ console = Console(highlight=False)
 progress_console = Console(stderr=True, highlight=False)
 
 
-def bench(  # noqa: PLR0913 - options
-    url: Annotated[str, typer.Argument(help="Address of the service.")] = DEFAULT_URL,
-    *,
-    rate: Annotated[
-        float | None, typer.Option(help="Open loop: Poisson arrivals, so many a second.")
-    ] = None,
-    clients: Annotated[
-        int | None, typer.Option(help="Closed loop: so many clients, each asks when answered.")
-    ] = None,
-    duration: Annotated[
-        float | None, typer.Option(help="Seconds; 10 if --requests is not given either.")
-    ] = None,
-    requests: Annotated[int | None, typer.Option(help="Stop after so many requests.")] = None,
-    warm_up: Annotated[
-        float, typer.Option(help="Seconds of the same load that are not measured.")
-    ] = 0.0,
-    class_name: Annotated[
-        str | None, typer.Option("--class", help="Name or id; each is drawn if not given.")
-    ] = None,
-    cfg_scale: Annotated[float | None, typer.Option(help="1 to 20; the model's default.")] = None,
-    num_images: Annotated[int, typer.Option(help="Images a request, 1 to 16.")] = 1,
-    file_format: Annotated[
-        str, typer.Option("--format", help="Of the images: png, jpeg or webp.")
-    ] = "png",
-    model: Annotated[str | None, typer.Option(help="Model; the service's default.")] = None,
-    seed: Annotated[
-        int, typer.Option(help="Of arrivals, classes and images; the same, the same requests.")
-    ] = 0,
-    timeout: Annotated[float, typer.Option(help="Seconds until a request is given up.")] = 60.0,
-    api_key: Annotated[
-        str | None, typer.Option(help="Sent as bearer token; better in MASC_API_KEY.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help=f"Folder for {JSON_FILE} and {PLOT_FILE}.")
-    ] = None,
-) -> None:
-    """Load a running service, and measure what it answers and how fast."""
-    options = read_options(
-        url=url,
-        rate=rate,
-        clients=clients,
-        duration=duration,
-        requests=requests,
-        warm_up=warm_up,
-        class_name=class_name,
-        cfg_scale=cfg_scale,
-        num_images=num_images,
-        format=file_format,
-        model=model,
-        seed=seed,
-        timeout=timeout,
-    )
+def run_and_print(api_key: str | None, out: Path | None, **values: Any) -> None:  # noqa: ANN401
+    """Measure, print the figures, and write them to a folder if there is one.
+
+    Parameters
+    ----------
+    api_key, out : options of ``masc bench``
+    values : the others, as `BenchOptions` names them
+
+    Raises
+    ------
+    ConfigError : an option that cannot be used
+    MascError : no request was answered
+    """
+    options = read_options(**values)
     key = load_api_key(api_key)
     if out is not None:
         check_folder(out)

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from masc_core.clustering import methods
 from masc_core.errors import ConfigError
 from masc_core.models.gpt_config import GPTConfig
 from training.config import StageConfig, load_config, set_threads
 from training.metrics.step_cost import step_bytes
+from training.stages import configs
 from training.stages.configs import (
     ClassifierConfig,
     CodesConfig,
@@ -53,6 +55,10 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         return
     config = load_config(stage_of(path), path, {})
     assert str(config.out).startswith(f"runs/{path.parent.name}/")
+
+
+def test_the_methods_are_those_that_there_are() -> None:
+    assert configs.METHODS == methods.METHODS
 
 
 @pytest.mark.parametrize("size", ["b", "l", "xl"])

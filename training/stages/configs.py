@@ -1,6 +1,6 @@
 """The keys of every stage's configuration, which are also the options of its command.
 
-Nothing here imports torch, so that a command shows its help at once.
+Nothing here imports torch or NumPy, so that a command shows its help at once.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from masc_core.bundle.manifest import Decoding, PlainName
-from masc_core.clustering.methods import METHODS
 from training.config import Frozen, LoopConfig, MayChange, StageConfig
 
+# Those of `masc_core.clustering.methods`, as a test makes sure.
+METHODS = (
+    *("average", "single", "complete", "centroid", "kmeans", "kmeans++", "balanced-kmeans"),
+    *("random", "identity"),
+)
 # Of a comparison: clusters of the sizes of the average-linkage cut with codes at random tell
 # geometry from skew.
 CANDIDATES = (*METHODS, "average-shuffled")
