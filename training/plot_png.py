@@ -7,28 +7,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 120
 
 
 def new_figure(width: float, height: float) -> Figure:
     """Empty figure of that many inches."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - half a second, and --help draws nothing
-
     return Figure((width, height), layout="constrained")
 
 
 def png_bytes(figure: Figure) -> bytes:
     """Draw the figure; the file says neither when nor by what it was made."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - as above
-
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})

@@ -14,9 +14,12 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from masc_core.sampling.in_cluster import MODES
 from training.metrics.cluster_bits import ClusterBits
@@ -25,10 +28,6 @@ from training.metrics.image_quality import EXACT_PSNR
 from training.metrics.prior_measurement import Comparison, PriorResult, Quality
 from training.metrics.semantic_replacement import Estimate
 from training.plot_png import new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 FORMAT = 1
 ABSENT = "-"
@@ -245,8 +244,6 @@ def _by_method(priors: Sequence[PriorResult]) -> dict[str, list[PriorResult]]:
 
 
 def _size_bars(ax: Axes, priors: Sequence[PriorResult]) -> None:
-    import matplotlib as mpl  # noqa: PLC0415 - only where it is drawn
-
     shares = np.array([_group_shares(prior.sizes) for prior in priors])  # (priors, groups)
     shades = mpl.colormaps["cividis_r"](np.linspace(0, 1, shares.shape[1]))
     rows = range(len(priors))

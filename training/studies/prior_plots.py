@@ -6,19 +6,18 @@ Legend: V codes, K clusters, n branches, S pixels a side of a patch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 
 from masc_core.codebook import FloatArray
 from masc_core.images import Pixels
 from masc_core.prior import ClusterMap, IntArray
 from masc_core.semantic_tree import LeafOrder
 from training.plot_png import new_figure, png_bytes
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 COLOUR = "#0f6a72"
 PATCHES_PER_BRANCH = 24
@@ -80,8 +79,6 @@ def dendrogram(order: LeafOrder, patches: Pixels, num_branches: int) -> bytes:
 
 
 def _draw_lines(axes: Axes, top: TreeTop, order: LeafOrder) -> None:
-    from matplotlib.collections import LineCollection  # noqa: PLC0415 - only where it is drawn
-
     axes.add_collection(LineCollection(list(top.lines), colors=COLOUR, linewidths=1.2))
     highest = top.lines[:, :, 0].max() or 1.0  # 0 where all codes are equal
     axes.set(xlim=(1.03 * highest, 0), ylim=(len(top.branches) - 0.5, -0.5), yticks=[])
@@ -129,8 +126,6 @@ def size_histogram(prior: ClusterMap) -> bytes:
 
 def draw_sizes(axes: Axes, prior: ClusterMap) -> None:
     """Draw a stem for each size that occurs: a bar, one code wide, is too thin for large sizes."""
-    from matplotlib import ticker  # noqa: PLC0415 - only where it is drawn
-
     sizes, counts = np.unique(prior.sizes, return_counts=True)
     axes.set(xscale="log", xlim=(0.8, 1.3 * sizes[-1]), yscale="log", ylim=(0.7, 2 * counts.max()))
     axes.vlines(sizes, 0.7, counts, color=COLOUR, linewidth=1.5)
