@@ -40,12 +40,13 @@ def test_conditional_bits_agree_with_the_plain_formula() -> None:
     def pairs_of(stream: list[list[int]]) -> list[tuple[int, int]]:
         return [pair for image in stream for pair in zip([4, *image], image, strict=False)]
 
+    counts = Counter(pairs_of(fitted))
+    context_counts = Counter(before for before, _ in pairs_of(fitted))
+
     def bits(stream: list[list[int]], a: float, left_out: int) -> float:
-        seen = pairs_of(fitted)
         total = 0.0
         for b, c in pairs_of(stream):
-            n_bc = seen.count((b, c)) - left_out
-            n_b = sum(before == b for before, _ in seen) - left_out
+            n_bc, n_b = counts[b, c] - left_out, context_counts[b] - left_out
             total -= math.log2((n_bc + a * unigram(c)) / (n_b + a))
         return total / len(pairs_of(stream))
 

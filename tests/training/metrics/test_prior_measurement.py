@@ -21,7 +21,7 @@ OTHER = ClusterMap.from_labels([0, 1, 0, 1, 0, 1, 0, 1])
 FINE = ClusterMap.from_labels([0, 0, 1, 1, 2, 2, 3, 3])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def test() -> ReplacementTest:
     torch.manual_seed(0)
     model = VQModel(VQConfig(num_codes=8, ch=32, ch_mult=(1, 1), z_channels=32)).eval()
