@@ -174,7 +174,7 @@ def tokenizer_reconstruct(
 @stage_command(ImportTokenizerConfig, argument="source", resumes=False)
 def tokenizer_import(config: ImportTokenizerConfig) -> None:
     """Take in a tokenizer of LlamaGen, to extract codes and build priors with."""
-    from training.stages.import_tokenizer import import_tokenizer
+    from training.stages.import_llamagen import import_tokenizer
 
     metrics = import_tokenizer(config)
     measured = ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
@@ -329,7 +329,7 @@ def publish_command(config: PublishConfig) -> None:
 def import_command(config: ImportConfig) -> None:
     """Take in a checkpoint of LlamaGen as a version."""
     from masc_core.settings import models_dir
-    from training.stages.import_model import import_model
+    from training.stages.import_llamagen import import_model
 
     with progress("import") as report:
         manifest = import_model(config, report)

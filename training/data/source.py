@@ -143,3 +143,25 @@ def require_classes(source: ImageSource, key: str) -> None:
             f"{key}: {source.root} has one class only, {source.class_names[0]!r}; "
             "two are the least that can be told apart"
         )
+
+
+TABLE = "classes.txt"
+
+
+def read_class_table(folder: Path) -> tuple[tuple[str, str], ...]:
+    """Key and name of each class, in the order of the file; nothing where there is none.
+
+    Raises
+    ------
+    ArtifactError
+        The file cannot be read.
+    """
+    for path in (folder / TABLE, folder.parent / TABLE):
+        if path.is_file():
+            try:
+                lines = path.read_text("utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ArtifactError(path, f"cannot be read ({error})") from error
+            rows = (line.partition("\t") for line in lines if line.strip())
+            return tuple((key.strip(), name.strip() or key.strip()) for key, _, name in rows)
+    return ()

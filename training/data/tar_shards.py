@@ -23,8 +23,14 @@ from typing import BinaryIO
 import numpy as np
 
 from masc_core.errors import ArtifactError, ConfigError
-from training.data.class_table import TABLE, read_class_table
-from training.data.source import MOST_CLASSES, SUFFIXES, ImageSource, IntArray
+from training.data.source import (
+    MOST_CLASSES,
+    SUFFIXES,
+    TABLE,
+    ImageSource,
+    IntArray,
+    read_class_table,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,9 +7,11 @@ all of them have to see the folder.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -22,8 +24,6 @@ from masc_core.io.files import atomic_write
 from training.config import may_change
 from training.loop.checkpoint import checkpoint_config, latest_checkpoint, latest_step
 from training.loop.distributed import Ranks
-from training.loop.lock import lock_folder
-from training.loop.tensorboard_log import TensorBoardLog
 
 
 class Run:
@@ -155,3 +155,60 @@ class Run:
             return self.read_json("config.json")
         except (OSError, ValueError):
             return {}
+
+
+class TensorBoardLog:
+    """Event files in a folder.
+
+    Parameters
+    ----------
+    folder : where they are; a resumed run adds another one
+    step : where the run goes on; what an earlier file says of later steps is not shown
+
+    Raises
+    ------
+    ConfigError
+        TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an optional package
+        except ImportError as error:
+            raise ConfigError("tensorboard: is not installed; pip install tensorboard") from error
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def add(self, values: Mapping[str, object]) -> None:
+        """Take the numbers of a log line; it has ``kind`` and ``step``."""
+        kind, step = values["kind"], values["step"]
+        for name, value in values.items():
+            if name != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+LOCK = ".lock"
+
+
+def lock_folder(folder: Path) -> IO[str]:
+    """Make the folder and lock it, until the returned file is closed or the process ends.
+
+    Raises
+    ------
+    ConfigError
+        The folder cannot be written, or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("w")
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ConfigError(f"{folder}: another run is using this folder") from error
+    return file

@@ -9,16 +9,19 @@ dropout draws otherwise, and sums round otherwise.
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
-from typing import NoReturn
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 
 from masc_core.errors import ConfigError, DivergedError
 from training.config import LoopConfig
@@ -29,8 +32,6 @@ from training.loop.ema import EMA
 from training.loop.parallel import full_tensor, gradient_sync, reshard, wrap_ddp
 from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.schedule import learning_rate, set_learning_rate
-from training.loop.stop_request import StopRequest
 from training.loop.task import Stage
 
 Losses = dict[str, Tensor]
@@ -272,3 +273,51 @@ def _batches(config: LoopConfig, stage: Stage, ranks: Ranks) -> Batches:
         ranks.count,
         pinned=ranks.device.type == "cuda",
     )
+
+
+def learning_rate(
+    step: int, *, total_steps: int, peak: float, min_ratio: float, warmup_steps: int
+) -> float:
+    """Rate of optimiser step ``step`` (counted from 0) of ``total_steps``."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return peak * (min_ratio + (1 - min_ratio) * cosine)
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give every parameter group the same rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+class StopRequest:
+    """Turn the first SIGINT or SIGTERM into a request that the loop honours between two steps."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        except ValueError:  # only the main thread may set handlers
+            self._previous.clear()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        # Who presses Ctrl-C twice does not want to wait; a scheduler sends SIGTERM more than once.
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True

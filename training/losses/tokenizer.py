@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from masc_core.models.vq import VQModel
 from training.losses.adversarial import (
     AdversarialLoss,
+    PatchDiscriminator,
     accuracy,
     discriminator_logits,
     discriminator_loss,
     generator_loss,
     gradient_balance,
 )
-from training.losses.discriminator import PatchDiscriminator
 from training.losses.lpips import Lpips
 from training.metrics.reconstruction import pixels_to_float
 

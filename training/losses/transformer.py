@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from masc_core.models.gpt import GPT
-from training.losses.head import head_cross_entropy
 
 LN2 = math.log(2)  # of a bit
 
@@ -84,3 +85,71 @@ def position_cross_entropy_and_entropy(logits: Tensor, clusters: Tensor) -> Cros
     log_p = logits.float().log_softmax(dim=-1)
     true = log_p.gather(-1, clusters[..., None]).squeeze(-1)
     return CrossEntropyAndEntropy(-true / LN2, torch.special.entr(log_p.exp()).sum(-1) / LN2)
+
+
+CHUNK_LOGITS = 1 << 25  # 4,096 positions over 8,192 clusters; their float32 softmax is 128 MiB
+
+
+def head_cross_entropy(
+    hidden: Tensor, weight: Tensor, clusters: Tensor, chunk_logits: int = CHUNK_LOGITS
+) -> Tensor:
+    """Mean over the positions of the cross-entropy of ``hidden @ weight.T``, in nats.
+
+    Products have autocast's type where it is on; softmax and sums are float32.
+
+    Parameters
+    ----------
+    hidden : (N, C)
+    weight : (K, C), of the head
+    clusters : int64 (N,), the true ones
+    chunk_logits : how many logits there are at once; never fewer than one position's
+
+    Returns
+    -------
+    float32 scalar, which can be differentiated once
+    """
+    positions = max(1, chunk_logits // len(weight))
+    loss: Tensor = _HeadCrossEntropy.apply(hidden, weight, clusters, positions)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    """Computes the gradients of hidden states and weight with the loss, for a gradient of one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch has no type for it
+        hidden: Tensor,
+        weight: Tensor,
+        clusters: Tensor,
+        positions: int,
+    ) -> Tensor:
+        dtype = _product_dtype(hidden)
+        x, w = hidden.to(dtype), weight.to(dtype)
+        is_training = any(ctx.needs_input_grad)
+        loss = torch.zeros((), dtype=torch.float32, device=x.device)
+        x_grad, w_grad = torch.empty_like(x), torch.zeros_like(w, dtype=torch.float32)
+        for start in range(0, len(x), positions):
+            part = slice(start, start + positions)
+            true = clusters[part, None]
+            log_p = F.log_softmax(F.linear(x[part], w), dim=-1, dtype=torch.float32)
+            loss -= log_p.gather(1, true).sum()
+            if is_training:
+                # By the logits: the softmax, less one at the true cluster.
+                less = -torch.ones_like(true, dtype=torch.float32)
+                grad = log_p.exp_().scatter_add_(1, true, less).div_(len(x)).to(dtype)
+                x_grad[part] = grad @ w
+                w_grad += grad.t() @ x[part]
+        ctx.save_for_backward(x_grad.to(hidden.dtype), w_grad.to(weight.dtype))
+        return loss / len(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - as above
+        x_grad, w_grad = ctx.saved_tensors
+        return x_grad * grad.to(x_grad.dtype), w_grad * grad.to(w_grad.dtype), None, None
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

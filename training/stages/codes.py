@@ -40,8 +40,8 @@ from training.data.crops import ten_crop_source, ten_crops
 from training.data.images import open_images
 from training.data.source import ImageSource, IntArray, LabelledImages, require_classes
 from training.loop.distributed import Ranks, join_ranks
-from training.loop.lock import lock_folder
 from training.loop.progress import Report, no_report
+from training.loop.run_dir import lock_folder
 from training.metrics.reconstruction import to_float
 from training.stages.configs import CodesConfig
 from training.studies.codebook_source import TrainedTokenizer

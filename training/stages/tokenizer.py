@@ -37,7 +37,7 @@ from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
 from training.loop.task import Indices, Stage, TrainedModule, Words
 from training.loop.trainer import fit
-from training.losses.discriminator import PatchDiscriminator, num_patches
+from training.losses.adversarial import PatchDiscriminator, num_patches
 from training.losses.lpips import Lpips
 from training.losses.tokenizer import Adversary, Discrimination, Reconstruction
 from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet

@@ -18,6 +18,7 @@ import math
 import os
 import shlex
 import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +26,17 @@ from torch import Tensor, nn
 
 from masc_core.bundle.manifest import TRANSFORMER_FILE
 from masc_core.errors import ConfigError
+from masc_core.generation.generate import generate
+from masc_core.images import contact_sheet
+from masc_core.io.files import atomic_path
 from masc_core.io.tensors import without_memory
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
-from masc_core.models.weights import save_transformer
+from masc_core.models.vq import to_uint8
+from masc_core.models.weights import load_tokenizer, save_transformer
+from masc_core.prior import ClusterMap
+from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.params import SamplingParams
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import Ranks, join_ranks
@@ -40,7 +48,6 @@ from training.loop.trainer import fit
 from training.losses.transformer import NextCluster, NextClusterInChunks, cross_entropy_and_entropy
 from training.metrics.step_cost import flops_per_image, peak_flops
 from training.stages.configs import TransformerConfig
-from training.stages.sample_sheets import Sheets
 from training.stages.starting_point import start_from, start_sha256
 
 
@@ -226,3 +233,46 @@ def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+
+
+CLASSES = 20
+COLUMNS = 10
+LEAST_SIDE = 96  # pixels; smaller images are enlarged by a whole number
+CFG_SCALE = 2.0
+
+
+class Sheets:
+    """One image a class, of at most 20 classes spread over all; always the same seeds.
+
+    Parameters
+    ----------
+    tokenizer : tokenizer.safetensors, whose codes the prior groups
+    prior : cluster to code, uniformly
+    class_names : captions
+    """
+
+    def __init__(self, tokenizer: Path, prior: ClusterMap, class_names: tuple[str, ...]) -> None:
+        self._tokenizer = load_tokenizer(tokenizer)
+        if self._tokenizer.config.num_codes != prior.num_codes:
+            raise ConfigError(f"sheet_tokenizer: {tokenizer} has another codebook than the codes")
+        self._prior, self._names = prior, class_names
+        count = min(CLASSES, len(class_names))
+        self._classes = torch.linspace(0, len(class_names) - 1, count).long().tolist()
+
+    @torch.inference_mode()
+    def draw(self, model: GPT, path: Path) -> None:
+        """Write a sheet of the model, which is in evaluation mode."""
+        device = model.output.weight.device
+        guidance = CFG_SCALE if model.config.class_dropout else 1.0
+        specs = [SamplingParams(class_id=i, cfg_scale=guidance, seed=i) for i in self._classes]
+        made = generate(model, InClusterDecoder(self._prior, device=device), specs)
+        grid = math.isqrt(model.config.block_size)
+        decoder = self._tokenizer.to(device)
+        pixels = torch.cat([to_uint8(decoder.decode_codes(row[None], grid)) for row in made.codes])
+        names = [self._names[i] for i in self._classes]
+        scale = max(1, LEAST_SIDE // pixels.shape[1])
+        enlarged = pixels.repeat_interleave(scale, 1).repeat_interleave(scale, 2).cpu().numpy()
+        sheet = contact_sheet(list(enlarged), COLUMNS, captions=names)
+        path.parent.mkdir(exist_ok=True)
+        with atomic_path(path) as temporary:
+            sheet.save(temporary)

@@ -37,8 +37,8 @@ from training.config import set_threads
 from training.data.code_cache import CodeCache
 from training.data.images import open_images
 from training.data.source import LabelledImages
-from training.loop.lock import lock_folder
 from training.loop.progress import Report, no_report
+from training.loop.run_dir import lock_folder
 from training.metrics.cluster_bits import code_counts, count_cached_pairs, count_pairs
 from training.metrics.prior_measurement import Comparison, Impossible, PriorMeasurement, PriorResult
 from training.metrics.semantic_replacement import ReplacementTest, encode_images

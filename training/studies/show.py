@@ -30,8 +30,8 @@ from masc_core.prior import ClusterMap
 from masc_core.semantic_tree import LeafOrder
 from masc_core.tree import SemanticTree, build_tree
 from training.config import set_threads
-from training.loop.lock import lock_folder
 from training.loop.progress import Report, no_report
+from training.loop.run_dir import lock_folder
 from training.stages.configs import ShowConfig
 from training.stages.prior import TREE_FILE
 from training.studies.atlas import (

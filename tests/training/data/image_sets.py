@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from training.data.folder import ImageFolder
+from training.data.images import ImageFolder
 
 
 def png(seed: int, size: tuple[int, int] = (16, 16)) -> bytes:

@@ -12,7 +12,7 @@ from masc_core.errors import ArtifactError
 from masc_core.images import center_crop
 from tests.tiny_images import make_images
 from training.data.crops import random_crop
-from training.data.folder import ImageFolder
+from training.data.images import ImageFolder
 from training.data.pixels import Crop, TrainingPixels, Words
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from masc_core.errors import ConfigError
 from tests.tiny_images import make_images
-from training.data.folder import ImageFolder
+from training.data.images import ImageFolder
 from training.data.source import ImageSource, IntArray, require_classes
 
 

@@ -19,7 +19,7 @@ from tests.training.tiny_codes import walk_config
 from training.data.cluster_data import ClusterData
 from training.loop.checkpoint import latest_checkpoint, latest_step
 from training.loop.distributed import join_ranks
-from training.loop.lock import lock_folder
+from training.loop.run_dir import lock_folder
 from training.stages.configs import TransformerConfig
 from training.stages.transformer import train_transformer
 

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from masc_core.models.vq import VQConfig, VQModel
-from training.losses.adversarial import generator_loss
-from training.losses.discriminator import PatchDiscriminator
+from training.losses.adversarial import PatchDiscriminator, generator_loss
 from training.losses.lpips import Lpips
 from training.losses.tokenizer import Adversary, Discrimination, Reconstruction
 from training.metrics.reconstruction import pixels_to_float

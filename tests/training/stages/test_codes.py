@@ -19,9 +19,8 @@ from tests.training.rank_processes import all_well
 from tests.training.stage_configs import codes_config, photographs, power_cut
 from training.data.code_cache import CodeCache, shard_path
 from training.data.crops import ten_crops
-from training.data.folder import ImageFolder
-from training.data.images import open_images
-from training.loop.lock import lock_folder
+from training.data.images import ImageFolder, open_images
+from training.loop.run_dir import lock_folder
 from training.metrics.reconstruction import reconstruct
 from training.stages.codes import extract_codes
 

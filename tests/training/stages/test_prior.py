@@ -15,7 +15,7 @@ from masc_core.prior import ClusterMap
 from masc_core.tree import Linkage, SemanticTree, build_tree
 from tests.tiny_bundle import save_tiny_bundle, tiny_parts
 from tests.training.stage_configs import prior_config
-from training.loop.lock import lock_folder
+from training.loop.run_dir import lock_folder
 from training.stages.configs import PriorConfig
 from training.stages.prior import build_prior
 

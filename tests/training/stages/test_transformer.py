@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from masc_core.errors import ConfigError
 from masc_core.models.weights import load_transformer
@@ -19,7 +20,13 @@ from training.data.code_cache import CodeCache, read_index, write_index
 from training.loop.batches import item_words
 from training.metrics.step_cost import flops_per_image
 from training.stages.configs import TransformerConfig
-from training.stages.transformer import adamw, gpt_config, require_compiler, train_transformer
+from training.stages.transformer import (
+    Sheets,
+    adamw,
+    gpt_config,
+    require_compiler,
+    train_transformer,
+)
 
 
 def cluster_data(config: TransformerConfig) -> ClusterData:
@@ -188,3 +195,36 @@ def test_a_folder_of_a_model_of_another_width_is_refused(walks: Path, tmp_path: 
     train_transformer(walk_config(walks, tmp_path, epochs=1))
     with pytest.raises(ConfigError, match="was begun with other dim"):
         train_transformer(walk_config(walks, tmp_path, epochs=1, dim=24))
+
+
+def test_sheets_of_the_epochs_that_were_asked_for(walks: Path, tmp_path: Path) -> None:
+    config = walk_config(
+        walks,
+        tmp_path,
+        sheet_epochs=(1, 3, 9),
+        sheet_tokenizer=walks / "tokenizer.safetensors",
+    )
+    train_transformer(config)
+    sheets = sorted((tmp_path / "sheets").iterdir())
+    assert [path.name for path in sheets] == ["epoch-0001.png", "epoch-0003.png"]
+    with Image.open(sheets[0]) as first, Image.open(sheets[1]) as last:
+        assert first.size == last.size == (3 * 96 + 2 * 2, 96 + 14)
+        assert first.tobytes() != last.tobytes()
+
+
+def test_sheets_do_not_change_the_run(walks: Path, tmp_path: Path) -> None:
+    plain = walk_config(walks, tmp_path / "plain")
+    drawn = walk_config(
+        walks,
+        tmp_path / "drawn",
+        sheet_epochs=(1, 2),
+        sheet_tokenizer=walks / "tokenizer.safetensors",
+    )
+    assert train_transformer(plain) == train_transformer(drawn)
+
+
+def test_a_tokenizer_is_needed_and_has_to_be_the_codes_own(walks: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="sheet_tokenizer: is needed"):
+        train_transformer(walk_config(walks, tmp_path, sheet_epochs=(1,)))
+    with pytest.raises(ConfigError, match="has another codebook"):
+        Sheets(walks / "tokenizer.safetensors", ClusterMap.identity(13), ("one",))

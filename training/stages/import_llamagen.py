@@ -11,20 +11,27 @@ scale is the one that LlamaGen suggests for the size. Nothing in the files is ru
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import JsonValue
 
-from masc_core.bundle.manifest import Defaults, Manifest, ModelCard
+from masc_core.bundle.manifest import TOKENIZER_FILE, Defaults, Manifest, ModelCard
 from masc_core.bundle.registry import Registry
 from masc_core.bundle.write import BundleParts
-from masc_core.errors import ConfigError
-from masc_core.io.files import sha256_file
+from masc_core.errors import ArtifactError, ConfigError
+from masc_core.io.files import atomic_write, sha256_file
 from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.vq import VQModel
+from masc_core.models.weights import save_tokenizer
 from masc_core.prior import ClusterMap
 from masc_core.settings import models_dir
 from training.config import set_threads
+from training.data.images import open_images
 from training.llamagen.class_names import read_class_names
 from training.llamagen.container import Container, Weights
 from training.llamagen.models import (
@@ -38,9 +45,11 @@ from training.llamagen.models import (
     tokenizer_of,
 )
 from training.loop.progress import Report, no_report
+from training.loop.run_dir import lock_folder
 from training.metrics.bundle_metrics import first_images
+from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet
 from training.provenance import made_with
-from training.stages.configs import ImportConfig
+from training.stages.configs import ImportConfig, ImportTokenizerConfig
 from training.version_draft import VersionDraft, draft_version
 
 WEIGHT_TYPES = {
@@ -132,3 +141,48 @@ def source_of(container: Container, weights: Weights) -> dict[str, JsonValue]:
         "steps": container.steps,
         "arguments": dict(container.arguments),
     }
+
+
+def import_tokenizer(config: ImportTokenizerConfig) -> dict[str, Any]:
+    """Write the folder; returns the metrics on the validation images, if there are any.
+
+    Raises
+    ------
+    ConfigError
+        The folder is in use or cannot be written, or the images do not fit the tokenizer.
+    ArtifactError
+        The file is missing, damaged, or holds something else; or the folder has a tokenizer.
+    """
+    set_threads(config.threads)
+    container = Container.open(config.source, config.weights)
+    model = tokenizer_of(container, read_vq_config(container)).float()
+    with lock_folder(config.out):
+        path = config.out / TOKENIZER_FILE
+        if path.exists():
+            raise ArtifactError(path, "exists already; choose another folder or remove this one")
+        metrics = _measure(config, model)
+        _write_json(config.out / "metrics.json", metrics)
+        _write_json(
+            config.out / "config.json",
+            {
+                **asdict(model.config),
+                "imported": source_of(container, config.weights),
+                "made_with": made_with(),
+            },
+        )
+        save_tokenizer(path, model)  # last: a folder with it is complete
+    return metrics
+
+
+def _measure(config: ImportTokenizerConfig, model: VQModel) -> dict[str, Any]:
+    if config.val_data is None:
+        return {}
+    model.config.grid_size(config.image_size)
+    images = open_images(config.val_data)
+    pixels = images.read(config.image_size, images.spread(config.val_images)).pixels
+    reconstruction_sheet(model, pixels).save(config.out / "reconstructions.png")
+    return reconstruction_metrics(model, pixels)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    atomic_write(path, (json.dumps(value, indent=2) + "\n").encode())
