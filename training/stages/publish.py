@@ -89,7 +89,9 @@ def publish(config: PublishConfig, report: Report = no_report) -> Manifest:
         written = draft.write(card, parts, with_encoder=config.with_encoder)
         evaluation = _evaluation(config, written)
         bundle = draft.load(config.device)
-        metrics = _measure(config, bundle, report, judged="class_agreement" in evaluation)
+        metrics = _measure(
+            config, bundle, report, with_agreement="class_agreement" not in evaluation
+        )
         codebook = _codebook_files(parts.tokenizer, bundle.tokenizer, report)
         manifest = draft.finish(metrics | evaluation, first_images(bundle), codebook)
     if config.activate:
@@ -196,11 +198,11 @@ class TrainedRuns:
 
 
 def _measure(
-    config: PublishConfig, bundle: Bundle, report: Report, *, judged: bool
+    config: PublishConfig, bundle: Bundle, report: Report, *, with_agreement: bool
 ) -> dict[str, JsonValue]:
-    """Speed and, unless an evaluation has judged the images, class agreement."""
+    """Speed and, unless an evaluation has it, class agreement."""
     metrics: dict[str, Any] = {"device": str(bundle.device), **seconds_per_image(bundle)}
-    if config.classifier is not None and not judged:
+    if config.classifier is not None and with_agreement:
         classes = bundle.manifest.class_names
         classifier = load_classifier(config.classifier, classes).to(bundle.device)
         metrics["classifier_accuracy"] = classifier_accuracy(config.classifier)

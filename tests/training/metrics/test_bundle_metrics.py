@@ -32,22 +32,18 @@ class Constant(nn.Module):
         return self.bias.expand(len(images), -1)
 
 
-def test_a_judge_who_always_says_the_same_is_right_once_a_class(bundle: Bundle) -> None:
-    figures = class_agreement(bundle, Constant(3), images_per_class=3, batch_size=4)
-    assert figures["class_agreement"] == pytest.approx(1 / 5)
-    assert figures["class_agreement_images"] == 15
-
-
-def test_entropies_are_the_mean_over_all_images(bundle: Bundle) -> None:
-    figures = class_agreement(bundle, Constant(0), images_per_class=2, batch_size=3)
+def test_agreement_and_entropies_are_means_over_all_images(bundle: Bundle) -> None:
+    metrics = class_agreement(bundle, Constant(3), images_per_class=2, batch_size=3)
+    assert metrics["class_agreement"] == pytest.approx(1 / 5)  # of one class in five
+    assert metrics["class_agreement_images"] == 10
     images = [
         replace(default_params(bundle), class_id=label, seed=seed)
         for label in range(5)
         for seed in range(2)
     ]
-    expected = np.mean([make_images(bundle, [params])[1] for params in images])
-    assert figures["entropy_bits"] == pytest.approx(float(expected), rel=1e-6)
-    assert figures["entropy_ratio"] == pytest.approx(float(expected) / 4, rel=1e-6)
+    expected = np.mean([make_images(bundle, [image])[1] for image in images])
+    assert metrics["entropy_bits"] == pytest.approx(float(expected), rel=1e-6)
+    assert metrics["entropy_ratio"] == pytest.approx(float(expected) / 4, rel=1e-6)
 
 
 def test_defaults_are_the_manifests(bundle: Bundle) -> None:
@@ -61,9 +57,9 @@ def test_defaults_are_the_manifests(bundle: Bundle) -> None:
 
 
 def test_speed_is_a_positive_median(bundle: Bundle) -> None:
-    figures = seconds_per_image(bundle, repeats=3)
-    assert 0 < figures["seconds_per_image"] < 10
-    assert figures["seconds_per_image_threads"] == torch.get_num_threads()
+    metrics = seconds_per_image(bundle, repeats=3)
+    assert 0 < metrics["seconds_per_image"] < 10
+    assert metrics["seconds_per_image_threads"] == torch.get_num_threads()
 
 
 def test_the_sheet_shows_seed_zero_of_every_class(bundle: Bundle, tmp_path: Path) -> None:

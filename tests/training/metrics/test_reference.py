@@ -150,13 +150,13 @@ def test_statistics_of_all_go_with_features_of_some(tmp_path: Path) -> None:
 
 
 def test_statistics_serve_the_extractor_that_they_name(tmp_path: Path) -> None:
-    judge, second = extractor("classifier"), extractor("classifier", sha256="1")
-    statistics = Statistics.of(judge(IMAGES)[0])
-    statistics.save(tmp_path / "s.npz", judge.features_name)
+    classifier, second = extractor("classifier"), extractor("classifier", sha256="1")
+    statistics = Statistics.of(classifier(IMAGES)[0])
+    statistics.save(tmp_path / "s.npz", classifier.features_name)
     inception = extractor("inception", 9)
-    real = open_real(tmp_path / "s.npz", 8, [inception, judge])
+    real = open_real(tmp_path / "s.npz", 8, [inception, classifier])
     assert real.extract(inception, no_report) is None
-    reference = real.extract(judge, no_report)
+    reference = real.extract(classifier, no_report)
     assert reference is not None
     assert reference.features is None
     with pytest.raises(ConfigError, match="features that nothing gives: classifier 0"):

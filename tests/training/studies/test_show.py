@@ -36,20 +36,14 @@ def pictures(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def run_config(prepared: Path, out: Path, **changes: object) -> ShowConfig:
-    values: dict[str, object] = {
-        "tokenizer": prepared / "tokenizer" / "tokenizer.safetensors",
-        "prior": prepared / "prior",
-        "out": out,
-        "leaves": 8,
-        "shuffles": 1,
-    }
-    return ShowConfig.model_validate(values | changes)
-
-
 def bundle_config(bundle: Path, out: Path, **changes: object) -> ShowConfig:
     values: dict[str, object] = {"tokenizer": bundle, "out": out, "leaves": 8, "shuffles": 1}
     return ShowConfig.model_validate(values | changes)
+
+
+def run_config(prepared: Path, out: Path, **changes: object) -> ShowConfig:
+    tokenizer = prepared / "tokenizer" / "tokenizer.safetensors"
+    return bundle_config(tokenizer, out, **{"prior": prepared / "prior"} | changes)
 
 
 def names(folder: Path) -> set[str]:
