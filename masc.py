@@ -11,11 +11,10 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import astuple, dataclass
 from datetime import UTC
 from pathlib import Path
-from socket import socket
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -66,6 +65,12 @@ END_SECONDS = 3.0  # for the worker's thread, when there is nothing left for it 
 Models = Annotated[
     Path | None, typer.Option(help="Folder of the model bundles [env MASC_MODELS_DIR].")
 ]
+ServedModel = Annotated[
+    str | None,
+    typer.Option(help="Model to serve, where there are several [env MASC_DEFAULT_MODEL]."),
+]
+Queue = Annotated[str | None, typer.Option(help="Queue [env MASC_QUEUE_URL].")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [env MASC_DEVICE].")]
 
 
 def main() -> None:
@@ -125,14 +130,9 @@ def serve(
         int | None, typer.Option(help="Port; 0 takes a free one [env MASC_PORT].")
     ] = None,
     models: Models = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Model to serve, where there are several [env MASC_DEFAULT_MODEL]."),
-    ] = None,
-    queue: Annotated[str | None, typer.Option(help="Queue [env MASC_QUEUE_URL].")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda or cuda:N [env MASC_DEVICE].")
-    ] = None,
+    model: ServedModel = None,
+    queue: Queue = None,
+    device: Device = None,
 ) -> None:
     """Run the whole service: front end, in-process queue and one worker.
 
@@ -146,26 +146,23 @@ def serve(
     )
     configure_logging(settings.log_format)
     if not settings.queue_url.startswith("memory:"):
-        _serve_front_end(settings)
+        _serve(settings, None)
         return
     from worker.settings import load_settings as load_worker_settings
 
-    worker_settings = load_worker_settings(
-        models_dir=models, queue_url=queue, device=device, default_model=model
+    _serve(
+        settings,
+        load_worker_settings(
+            models_dir=models, queue_url=queue, device=device, default_model=model
+        ),
     )
-    _serve_embedded(settings, worker_settings)
 
 
 def worker(
-    queue: Annotated[str | None, typer.Option(help="Queue [env MASC_QUEUE_URL].")] = None,
+    queue: Queue = None,
     models: Models = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Model to serve, where there are several [env MASC_DEFAULT_MODEL]."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda or cuda:N [env MASC_DEVICE].")
-    ] = None,
+    model: ServedModel = None,
+    device: Device = None,
     metrics_port: Annotated[
         int | None, typer.Option(help="Port of the metrics; 0 takes one [env MASC_METRICS_PORT].")
     ] = None,
@@ -323,24 +320,15 @@ def _registry(models: Path | None) -> Registry:
 
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """A version in words.
-
-    Attributes
-    ----------
-    state : ``*`` for the active version, ``previous`` for the one that a rollback leads to
-    created : day, UTC
-    megabytes : of all its files
-    sizes : positions, clusters / codes
-    figures : the metrics that matter; what is wrong, where the version is damaged
-    """
+    """A version in words."""
 
     name: str
     version: str
-    state: str
-    created: str = ""
-    megabytes: str = ""
-    sizes: str = ""
-    figures: str = ""
+    state: str  # ``*`` for the active version, ``previous`` for the one that a rollback leads to
+    created: str = ""  # day, UTC
+    megabytes: str = ""  # of all its files
+    sizes: str = ""  # positions, clusters / codes
+    figures: str = ""  # the metrics that matter; what is wrong, where the version is damaged
 
 
 def version_rows(registry: Registry) -> list[VersionRow]:
@@ -435,56 +423,41 @@ def _say_verified(manifest: Manifest) -> None:
     console.print(f"{manifest.name} {manifest.version}: {count} files are as published")
 
 
-def _serve_embedded(settings: ServerSettings, worker_settings: WorkerSettings) -> None:
-    """Run front end and worker in one process; the worker ends when the front end has drained."""
+def _serve(settings: ServerSettings, worker_settings: WorkerSettings | None) -> None:
+    """Run the front end, and a worker in the same process if there are settings for one."""
     from prometheus_client import CollectorRegistry
 
     from masc_core.bundle.registry import Registry
     from server.app import create_app
-    from server.process import serve
-    from worker.build import build_worker
+    from server.process import listen, serve
     from worker.jobs.connect import connect
-    from worker.main import LoopThread
 
     metrics = CollectorRegistry()
     queue = connect(settings.queue_url, settings.limits)
     app = create_app(settings, queue, Registry(settings.models_dir), metrics)
-    with _listen(settings) as listener:
+    with listen(
+        settings.host,
+        settings.port,
+        keys=settings.api_keys_file is not None,
+        published_host=settings.published_host,
+    ) as listener:
+        if worker_settings is None:
+            serve(app, listener)
+            return
+        from worker.build import build_worker
+        from worker.main import LoopThread
+
         consumer = build_worker(worker_settings, queue, metrics)
         thread = LoopThread(consumer)
         thread.start()
         try:
             serve(app, listener, is_broken=lambda: thread.failure is not None)
         finally:
-            consumer.stop(0.0)  # every client has its answer, and no other can ask for what is left
+            # The front end has drained: every client has its answer.
+            consumer.stop(0.0)
             thread.join(END_SECONDS)
     if thread.failure is not None:
         raise thread.failure
-
-
-def _listen(settings: ServerSettings) -> AbstractContextManager[socket]:
-    from server.process import listen
-
-    return listen(
-        settings.host,
-        settings.port,
-        keys=settings.api_keys_file is not None,
-        published_host=settings.published_host,
-    )
-
-
-def _serve_front_end(settings: ServerSettings) -> None:
-    from prometheus_client import CollectorRegistry
-
-    from masc_core.bundle.registry import Registry
-    from server.app import create_app
-    from server.process import serve
-    from worker.jobs.connect import connect
-
-    queue = connect(settings.queue_url, settings.limits)
-    app = create_app(settings, queue, Registry(settings.models_dir), CollectorRegistry())
-    with _listen(settings) as listener:
-        serve(app, listener)
 
 
 def _training(attribute: str) -> Any:  # noqa: ANN401 - a Typer group or a command

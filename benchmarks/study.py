@@ -35,7 +35,7 @@ from training.stages.configs import (
     EvaluateConfig,
     PriorConfig,
     PublishConfig,
-    RefinerTraining,
+    RefinerTrainingConfig,
     TokenizerConfig,
     TransformerConfig,
 )
@@ -101,8 +101,9 @@ class Study:
             with progress("masc: refiner") as report:
                 weights = out / "transformer.safetensors"
                 train_refiner(
-                    self.config(RefinerTraining, "refiner.toml", out=parts["refiner"], prior=file,
-                                transformer=weights, **self.changes), report)  # fmt: skip
+                    self.config(RefinerTrainingConfig, "refiner.toml", out=parts["refiner"],
+                                prior=file, transformer=weights, **self.changes),
+                    report)  # fmt: skip
         self.publish(name, parts)
         return [self.measure(name, decoding) for decoding in DECODINGS[name]]
 

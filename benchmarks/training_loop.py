@@ -37,7 +37,7 @@ from training.config import LoopConfig
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import Run
-from training.loop.task import Stage, TrainedModule
+from training.loop.task import TrainedModule, TrainingTask
 from training.loop.trainer import fit
 from training.metrics.step_cost import flops_per_image, peak_flops, step_bytes
 from training.stages.transformer import adamw, objective_of
@@ -60,7 +60,7 @@ class Case:
     num_codes: int
     batch: int
     micro_batch: int
-    low: bool
+    bfloat16: bool
     compiled: bool
 
 
@@ -127,15 +127,17 @@ def cases(options: argparse.Namespace, device: torch.device) -> Iterator[Case]:
     gpu = device.type == "cuda"
     if options.quick:
         tiny = GPTConfig(16, 32, 2, 2, num_classes=10, block_size=16)
-        yield Case("tiny", tiny, 64, 8, 4, low=gpu, compiled=gpu)
+        yield Case("tiny", tiny, 64, 8, 4, bfloat16=gpu, compiled=gpu)
         return
     sizes = options.sizes or ("B,L" if gpu else "")
     if not sizes:
         shipped = GPTConfig(1024, 256, 6, 4, num_classes=10, block_size=64)
-        yield Case("shipped", shipped, 2048, 64, options.micro_batch, low=False, compiled=False)
+        yield Case(
+            "shipped", shipped, 2048, 64, options.micro_batch, bfloat16=False, compiled=False
+        )
     for size in filter(None, sizes.split(",")):
         gpt = GPTConfig.named(LLAMAGEN[size], vocab_size=8192)
-        yield Case(size, gpt, 16384, options.batch, options.micro_batch, low=gpu, compiled=gpu)
+        yield Case(size, gpt, 16384, options.batch, options.micro_batch, bfloat16=gpu, compiled=gpu)
 
 
 def measure(case: Case, ranks: Ranks, steps: int, turns: int) -> Row:
@@ -193,8 +195,8 @@ class Bare:
 
     def __init__(self, case: Case, data: ClusterData, ranks: Ranks) -> None:
         self._case, self._device = case, ranks.device
-        self._trained = trained(case, ranks.device)
-        self.model = self._trained.model
+        self._module = trained(case, ranks.device)
+        self.model = self._module.model
         words = np.zeros((case.batch, 4), np.uint64)
         batch = data.batch(np.arange(case.batch), words)
         micro = case.micro_batch or case.batch
@@ -203,15 +205,15 @@ class Bare:
 
     def take(self, steps: int) -> float:
         """Seconds for some steps."""
-        model, optimizer = self.model, self._trained.optimizer
+        model, optimizer = self.model, self._module.optimizer
         model.train()
         started = time.perf_counter()
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
             for part in self._parts:
                 kind = self._device.type
-                with torch.autocast(kind, dtype=torch.bfloat16, enabled=self._case.low):
-                    loss = self._trained.objective(*part)["loss"] / len(self._parts)
+                with torch.autocast(kind, dtype=torch.bfloat16, enabled=self._case.bfloat16):
+                    loss = self._module.objective(*part)["loss"] / len(self._parts)
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -224,7 +226,7 @@ class Whole:
 
     def __init__(self, folder: Path, case: Case, data: ClusterData, ranks: Ranks) -> None:
         self._folder, self._case, self._data, self._ranks = folder, case, data, ranks
-        self._trained = trained(case, ranks.device)
+        self._module = trained(case, ranks.device)
 
     def take(self, steps: int) -> float:
         """Seconds of some steps, without the time until the first and after the last."""
@@ -241,13 +243,13 @@ class Whole:
                 "epochs": 1,
                 "batch_size": self._case.batch,
                 "micro_batch": self._case.micro_batch,
-                "precision": "bfloat16" if self._case.low else "float32",
+                "precision": "bfloat16" if self._case.bfloat16 else "float32",
                 "log_every": 5,
                 "checkpoint_every": 10**9,
             }
         )
-        stage = Stage(
-            (self._trained,),
+        task = TrainingTask(
+            (self._module,),
             self._case.batch * (steps + 1),
             lambda indices, words: self._data.batch(indices % len(self._data.train), words),
             validate=lambda: {"objective": 0.0},
@@ -258,7 +260,7 @@ class Whole:
             tempfile.TemporaryDirectory() as out,
             Run(Path(out), config, ranks=self._ranks) as run,
         ):
-            fit(run, config, stage)
+            fit(run, config, task)
         return marks[1] - marks[0]
 
 

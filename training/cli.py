@@ -31,13 +31,13 @@ from training.stages.configs import (
     ImportTokenizerConfig,
     PriorConfig,
     PublishConfig,
-    RefinerTraining,
+    RefinerTrainingConfig,
     ShowConfig,
     TokenizerConfig,
     TransformerConfig,
 )
 
-MOST_SKIPPED = 20  # names to print
+MAX_SKIPPED = 20  # names to print
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -191,9 +191,9 @@ def codes_extract(config: CodesConfig) -> None:
     with progress("codes") as report:
         index = extract_codes(config, report)
     _say(f"{index.num_images} images, {len(index.skipped)} skipped", config.out)
-    for name in index.skipped[:MOST_SKIPPED]:
+    for name in index.skipped[:MAX_SKIPPED]:
         console.print(f"skipped: {name}")
-    if len(index.skipped) > MOST_SKIPPED:
+    if len(index.skipped) > MAX_SKIPPED:
         console.print(f"... all of them are listed in {config.out / INDEX}")
 
 
@@ -277,8 +277,8 @@ def transformer_acceleration(
 
 
 @refiner.command("train")
-@stage_command(RefinerTraining)
-def refiner_train(config: RefinerTraining) -> None:
+@stage_command(RefinerTrainingConfig)
+def refiner_train(config: RefinerTrainingConfig) -> None:
     """Train the refiner on a transformer's states."""
     from training.stages.refiner import train_refiner
 

@@ -26,7 +26,7 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from training.loop.distributed import Ranks
 from training.loop.parallel import compile_each, shard
-from training.losses.transformer import NextCluster, NextClusterInChunks
+from training.losses.transformer import ChunkedNextClusterLoss, NextClusterLoss
 
 BATCH, LAYERS, RANKS = 32, 2, 8
 
@@ -49,10 +49,10 @@ def step(parallel: str) -> None:
         if parallel == "fsdp":
             compile_each(model.blocks)
             with mock.patch("training.loop.parallel.init_device_mesh", _mesh):
-                shard(model, model.blocks, ranks, low=True, methods=["hidden"])
-            objective: nn.Module = NextClusterInChunks(model)
+                shard(model, model.blocks, ranks, bfloat16=True, methods=["hidden"])
+            objective: nn.Module = ChunkedNextClusterLoss(model)
         else:
-            objective = NextCluster(model)
+            objective = NextClusterLoss(model)
             objective.compile()
         with _cut(parallel == "ddp"), torch.autocast("cpu", dtype=torch.bfloat16):
             loss = objective(labels, clusters)["loss"]

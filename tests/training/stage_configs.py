@@ -14,7 +14,7 @@ from training.stages.codes import extract_codes
 from training.stages.configs import (
     CodesConfig,
     PriorConfig,
-    RefinerTraining,
+    RefinerTrainingConfig,
     TokenizerConfig,
     TransformerConfig,
 )
@@ -81,7 +81,7 @@ def transformer_config(root: Path, **changes: object) -> TransformerConfig:
     return TransformerConfig.model_validate(values | changes)
 
 
-def refiner_config(root: Path, transformer: Path, **changes: object) -> RefinerTraining:
+def refiner_config(root: Path, transformer: Path, **changes: object) -> RefinerTrainingConfig:
     values: dict[str, object] = {
         "out": root / "refiner",
         "codes": root / "codes-train",
@@ -96,7 +96,7 @@ def refiner_config(root: Path, transformer: Path, **changes: object) -> RefinerT
         "lr": 1e-2,
         "checkpoint_every": 1000,
     }
-    return RefinerTraining.model_validate(values | changes)
+    return RefinerTrainingConfig.model_validate(values | changes)
 
 
 @contextmanager

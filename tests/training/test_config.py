@@ -18,7 +18,7 @@ from training.stages.configs import (
     CompareConfig,
     PriorConfig,
     PublishConfig,
-    RefinerTraining,
+    RefinerTrainingConfig,
     ShowConfig,
     TokenizerConfig,
     TransformerConfig,
@@ -31,7 +31,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "codes-val": CodesConfig,
     "prior": PriorConfig,
     "transformer": TransformerConfig,
-    "refiner": RefinerTraining,
+    "refiner": RefinerTrainingConfig,
     "classifier": ClassifierConfig,
     "compare": CompareConfig,
     "show": ShowConfig,
@@ -42,7 +42,7 @@ def stage_of(path: Path) -> type[StageConfig]:
     """By the file's name, of which ``llamagen-b-masc`` and ``prior-kmeans`` have a variant."""
     first, last = path.stem.split("-")[0], path.stem.split("-")[-1]
     if first == "llamagen":
-        return RefinerTraining if last == "refiner" else TransformerConfig
+        return RefinerTrainingConfig if last == "refiner" else TransformerConfig
     return STAGES.get(path.stem) or STAGES[first]
 
 

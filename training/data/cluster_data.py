@@ -17,7 +17,8 @@ from torch import Tensor
 from masc_core.errors import ConfigError
 from masc_core.io.files import sha256_file
 from masc_core.prior import ClusterMap
-from training.data.code_cache import CodeCache, IntArray
+from training.data.code_cache import CodeCache
+from training.data.source import IntArray
 from training.loop.distributed import Ranks
 from training.loop.task import Indices, Words
 from training.metrics.cluster_bits import uniform_bits
@@ -38,10 +39,8 @@ class ClusterData:
 
     Raises
     ------
-    ConfigError
-        The caches and the prior do not belong together.
-    ArtifactError
-        A cache is missing, unfinished or damaged.
+    ConfigError : the caches and the prior do not belong together
+    ArtifactError : a cache is missing, unfinished or damaged
     """
 
     def __init__(

@@ -21,32 +21,25 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from masc_core.errors import ArtifactError
 from masc_core.io.files import atomic_path, atomic_write, sha256_file
+from training.data.source import IntArray
 
 INDEX = "index.json"
 AGAIN = "run `masc codes extract` again"
 
-IntArray = NDArray[np.int64]
 Codes = NDArray[np.uint16 | np.uint32]
 Variants = Literal["none", "flip", "ten_crop"]
 NUM_VARIANTS: dict[Variants, int] = {"none": 1, "flip": 2, "ten_crop": 10}
 
 
 class CodeShard(BaseModel):
-    """What is in a finished shard.
-
-    Attributes
-    ----------
-    num_images : n
-    codes_sha256, labels_sha256 : of its two files
-    skipped : names of the images that could not be read
-    """
+    """What is in a finished shard."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    num_images: int
-    codes_sha256: str
+    num_images: int  # n
+    codes_sha256: str  # of its two files
     labels_sha256: str
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()  # names of the images that could not be read
 
 
 class CodeIndex(BaseModel):
@@ -100,19 +93,12 @@ class CodeIndex(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class CodeCache:
-    """A complete cache, opened for reading.
-
-    Attributes
-    ----------
-    codes : one memory map (n, A, L) a shard
-    labels : int64 (N,)
-    starts : int64 (number of shards + 1,), first image of each shard
-    """
+    """A complete cache, opened for reading."""
 
     index: CodeIndex
-    codes: tuple[Codes, ...]
-    labels: IntArray
-    starts: IntArray
+    codes: tuple[Codes, ...]  # one memory map (n, A, L) a shard
+    labels: IntArray  # int64 (N,)
+    starts: IntArray  # int64 (number of shards + 1,), first image of each shard
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = True) -> CodeCache:
@@ -125,8 +111,7 @@ class CodeCache:
 
         Raises
         ------
-        ArtifactError
-            The cache is missing, unfinished or damaged; the file at fault is named.
+        ArtifactError : the cache is missing, unfinished or damaged; the file at fault is named
         """
         index = read_index(folder)
         if not index.complete:
@@ -150,8 +135,7 @@ class CodeCache:
 
         Raises
         ------
-        IndexError
-            There is no such image or variant.
+        IndexError : there is no such image or variant
         """
         if len(images) and not 0 <= images.min() <= images.max() < len(self):
             raise IndexError(f"images {images.min()}..{images.max()} of {len(self)}")
@@ -179,8 +163,7 @@ def open_shard(
 
     Raises
     ------
-    ArtifactError
-        One of its files is missing or damaged, and is named.
+    ArtifactError : one of its files is missing or damaged, and is named
     """
     shape = (shard.num_images, index.num_variants, index.num_positions)
     codes = shard_path(folder, "codes", number)

@@ -1,7 +1,8 @@
 """Find out how a set of images is stored: class folders, tar shards or parquet files.
 
-A path is a folder of class folders, a folder of ``.tar`` or of ``.parquet`` files, one such file,
-or a pattern of them: ``train-*.tar``, ``train-{000..146}.tar``, ``{a,b}.parquet``.
+A path is a folder of class folders (``root/<class>/<name>.jpg``), a folder of ``.tar`` or of
+``.parquet`` files, one such file, or a pattern of them: ``train-*.tar``, ``train-{000..146}.tar``,
+``{a,b}.parquet``.
 """
 
 from __future__ import annotations
@@ -31,10 +32,8 @@ def open_images(path: str | os.PathLike[str]) -> ImageSource:
 
     Raises
     ------
-    ConfigError
-        Nothing is there, or no images, or a mixture; the path is named.
-    ArtifactError
-        A file is damaged or not of the layout; it is named.
+    ConfigError : nothing is there, or no images, or a mixture; the path is named
+    ArtifactError : a file is damaged or not of the layout; it is named
     """
     root = Path(path)
     if root.is_dir():
@@ -91,13 +90,11 @@ def _expand(pattern: str) -> Iterable[str]:
 class ImageFolder(ImageSource):
     """The files of a folder-per-class set, in the order of their class and name.
 
-    Attributes
-    ----------
-    files : each image's place below ``root``
+    Classes are the sorted folder names, which a ``classes.txt`` may translate.
     """
 
     root: Path
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # each image's place below ``root``
     labels: IntArray
     class_names: tuple[str, ...]
 
@@ -107,8 +104,7 @@ class ImageFolder(ImageSource):
 
         Raises
         ------
-        ConfigError
-            The folder is missing, has no class folders, or a class folder holds no image.
+        ConfigError : the folder is missing, has no class folders, or a class folder holds no image
         """
         root = Path(root)
         if not root.is_dir():

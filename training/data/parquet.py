@@ -27,31 +27,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from masc_core.errors import ArtifactError, ConfigError
-from training.data.source import MOST_CLASSES, ImageSource, IntArray
+from training.data.source import MAX_CLASSES, ImageSource, IntArray
 
 KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ParquetImages(ImageSource):
-    """The rows of parquet files, in their order.
-
-    Attributes
-    ----------
-    files : the files
-    group_files, group_numbers : int64 (G,), each row group's file and its number there
-    starts : int64 (G+1,), first image of each row group
-    groups : reads them
-    """
+    """The rows of parquet files, in their order."""
 
     root: Path
-    files: tuple[Path, ...]
+    files: tuple[Path, ...]  # the files
     labels: IntArray
-    group_files: IntArray
+    group_files: IntArray  # int64 (G,), each row group's file and its number there
     group_numbers: IntArray
-    starts: IntArray
+    starts: IntArray  # int64 (G+1,), first image of each row group
     class_names: tuple[str, ...]
-    groups: _RowGroups
+    groups: _RowGroups  # reads them
 
     @classmethod
     def scan(cls, root: Path, files: Sequence[Path]) -> ParquetImages:
@@ -59,8 +51,7 @@ class ParquetImages(ImageSource):
 
         Raises
         ------
-        ArtifactError
-            A file cannot be read, lacks a column, or holds an impossible label.
+        ArtifactError : a file cannot be read, lacks a column, or holds an impossible label
         ConfigError
             There is no image, the files do not belong together, or they are several splits.
         """
@@ -220,7 +211,7 @@ def _read_labels(path: Path, columns: _Columns) -> tuple[IntArray, list[int]]:
     if column.null_count:
         raise ArtifactError(path, f"{column.null_count} of its images have no label")
     labels: IntArray = column.to_numpy().astype(np.int64)
-    highest = len(columns.class_names) or MOST_CLASSES
+    highest = len(columns.class_names) or MAX_CLASSES
     wrong = np.flatnonzero((labels < 0) | (labels >= highest))
     if len(wrong):
         row = int(wrong[0])

@@ -19,21 +19,20 @@ from threading import Lock
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from masc_core.errors import ArtifactError
 from masc_core.images import Pixels, center_crop
 from training.data.crops import random_crop
 from training.data.source import ImageSource, IntArray
+from training.loop.task import Words
 
 logger = logging.getLogger(__name__)
 
 Crop = Literal["center", "random"]
-Words = NDArray[np.uint64]
 
 MEMORY_BUDGET = 4 << 30
-MOST_THREADS = 16
+MAX_THREADS = 16
 
 
 class TrainingPixels:
@@ -53,8 +52,7 @@ class TrainingPixels:
 
     Raises
     ------
-    ArtifactError
-        Not one image can be read.
+    ArtifactError : not one image can be read
     """
 
     def __init__(
@@ -68,12 +66,12 @@ class TrainingPixels:
     ) -> None:
         self.source, self.image_size, self.crop, self.flip = source, image_size, crop, flip
         self._unreadable: set[int] = set()
-        self._noting = Lock()
-        self._threads = ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0))))
+        self._lock = Lock()
+        self._threads = ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0))))
         self.held: Pixels | None = None
         if crop == "center" and len(source) * image_size**2 * 3 <= budget:
             everything = np.arange(len(source))
-            self.held, self._stand_ins = self._decode(everything, None)
+            self.held, self._replacements = self._decode(everything, None)
         else:
             self._first_readable(0)
 
@@ -104,7 +102,7 @@ class TrainingPixels:
         if self.held is None:
             pixels, shown = self._decode(indices, words)
         else:
-            pixels, shown = self.held[indices], self._stand_ins[indices]
+            pixels, shown = self.held[indices], self._replacements[indices]
         if self.flip:
             mirrored = words[:, 0] >> np.uint64(63) == 1
             pixels[mirrored] = pixels[mirrored, :, ::-1]
@@ -137,11 +135,11 @@ class TrainingPixels:
             image = self.source.decode(at)
             if image is not None:
                 return at, image
-            self._pass_over(at)
+            self._replace(at)
         raise ArtifactError(self.source.root, "none of its images can be read")
 
-    def _pass_over(self, index: int) -> None:
-        with self._noting:  # several threads may have tried it at once
+    def _replace(self, index: int) -> None:
+        with self._lock:  # several threads may have tried it at once
             if index in self._unreadable:
                 return
             self._unreadable.add(index)

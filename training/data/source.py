@@ -30,7 +30,8 @@ IntArray = NDArray[np.int64]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # others run programs, or hold no photographs
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-MOST_CLASSES = 1_000_000  # beyond, a label is something else
+TABLE = "classes.txt"
+MAX_CLASSES = 1_000_000  # beyond, a label is something else
 
 # What Pillow raises for files that are not whole images of these formats.
 UNREADABLE = (
@@ -41,35 +42,20 @@ UNREADABLE = (
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """Images in memory.
+    """Images in memory."""
 
-    Attributes
-    ----------
-    pixels : uint8 (N, S, S, 3)
-    labels : int64 (N,), index into ``class_names``
-    class_names : one display name a class
-    skipped : names of the images that could not be read
-    """
-
-    pixels: Pixels
-    labels: IntArray
-    class_names: tuple[str, ...]
-    skipped: tuple[str, ...]
+    pixels: Pixels  # uint8 (N, S, S, 3)
+    labels: IntArray  # int64 (N,), index into ``class_names``
+    class_names: tuple[str, ...]  # one display name a class
+    skipped: tuple[str, ...]  # names of the images that could not be read
 
 
 class ImageSource(ABC):
-    """A set of images; every method may be called from any thread.
+    """A set of images; every method may be called from any thread."""
 
-    Attributes
-    ----------
-    root : what the user named
-    labels : int64 (N,), index into ``class_names``
-    class_names : one display name a class
-    """
-
-    root: Path
-    labels: IntArray
-    class_names: tuple[str, ...]
+    root: Path  # what the user named
+    labels: IntArray  # int64 (N,), index into ``class_names``
+    class_names: tuple[str, ...]  # one display name a class
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,8 +97,7 @@ class ImageSource(ABC):
 
         Raises
         ------
-        ArtifactError
-            Not one of all the images can be read; a part of them may come back empty.
+        ArtifactError : not one of all the images can be read; a part of them may come back empty
         """
         chosen = np.arange(len(self)) if indices is None else indices
         pixels = np.empty((len(chosen), image_size, image_size, 3), np.uint8)
@@ -145,16 +130,16 @@ def require_classes(source: ImageSource, key: str) -> None:
         )
 
 
-TABLE = "classes.txt"
-
-
 def read_class_table(folder: Path) -> tuple[tuple[str, str], ...]:
-    """Key and name of each class, in the order of the file; nothing where there is none.
+    """Key and name of each class, in the order of ``classes.txt``; nothing where there is none.
+
+    One line a class: its key (the name of its folder), a tab, the name to display; or that name
+    alone. The file stands in the folder of the images or in the folder above, where it serves
+    training and validation images alike.
 
     Raises
     ------
-    ArtifactError
-        The file cannot be read.
+    ArtifactError : the file cannot be read
     """
     for path in (folder / TABLE, folder.parent / TABLE):
         if path.is_file():

@@ -24,7 +24,7 @@ import numpy as np
 
 from masc_core.errors import ArtifactError, ConfigError
 from training.data.source import (
-    MOST_CLASSES,
+    MAX_CLASSES,
     SUFFIXES,
     TABLE,
     ImageSource,
@@ -35,22 +35,14 @@ from training.data.source import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TarShards(ImageSource):
-    """The samples of tar shards, in the order of the shards and of their members.
-
-    Attributes
-    ----------
-    shards : the files
-    keys : each sample's name, without the extension
-    shard_of : int64 (N,), index into ``shards``
-    offsets, lengths : int64 (N,), where in its shard an image's file lies, in bytes
-    """
+    """The samples of tar shards, in the order of the shards and of their members."""
 
     root: Path
-    shards: tuple[Path, ...]
-    keys: tuple[str, ...]
+    shards: tuple[Path, ...]  # the files
+    keys: tuple[str, ...]  # each sample's name, without the extension
     labels: IntArray
-    shard_of: IntArray
-    offsets: IntArray
+    shard_of: IntArray  # int64 (N,), index into ``shards``
+    offsets: IntArray  # int64 (N,), where in its shard an image's file lies, in bytes
     lengths: IntArray
     class_names: tuple[str, ...]
 
@@ -62,8 +54,7 @@ class TarShards(ImageSource):
         ------
         ArtifactError
             A shard cannot be read, or a sample has no label, two images or an impossible label.
-        ConfigError
-            There is no image.
+        ConfigError : there is no image
         """
         with ThreadPoolExecutor() as pool:
             found = list(pool.map(_samples_of, shards))
@@ -160,7 +151,7 @@ def _finish(shard: Path, key: str, parts: _Parts) -> _Sample:
     for extension, read in LABEL_READERS.items():
         if extension in parts.labels:
             label = read(parts.labels[extension])
-            if type(label) is not int or not 0 <= label < MOST_CLASSES:
+            if type(label) is not int or not 0 <= label < MAX_CLASSES:
                 raise ArtifactError(shard, f"{key}.{extension} names no class, but {label!r}")
             return _Sample(key, label, *parts.images[0])
     raise ArtifactError(shard, f"sample {key!r} has no label: neither {key}.cls nor {key}.json")

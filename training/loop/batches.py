@@ -18,33 +18,23 @@ from torch import Tensor
 
 from training.loop.task import Indices, Words
 
-AHEAD = 2  # steps
+PREFETCHED = 2  # steps
 
 Batch = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """The batches of a run, as one rank sees them.
+    """The batches of a run, as one rank sees them."""
 
-    Attributes
-    ----------
-    make : as `training.loop.task.Stage.batch`
-    num_items, seed : of the run
-    batch_size : items of the global batch
-    micro_batch : items of this rank that go through the model together
-    rank, num_ranks : whose share it is
-    pinned : whether a GPU copies from them
-    """
-
-    make: Callable[[Indices, Words], Batch]
-    num_items: int
+    make: Callable[[Indices, Words], Batch]  # as `TrainingTask.batch`
+    num_items: int  # of the run
     seed: int
-    batch_size: int
-    micro_batch: int
-    rank: int = 0
+    batch_size: int  # items of the global batch
+    micro_batch: int  # items of this rank that go through the model together
+    rank: int = 0  # whose share it is
     num_ranks: int = 1
-    pinned: bool = False
+    pinned: bool = False  # whether a GPU copies from them
 
     @property
     def steps_per_epoch(self) -> int:
@@ -59,14 +49,14 @@ class Batches:
         cuts = [slice(i, i + self.micro_batch) for i in range(0, len(indices), self.micro_batch)]
         return [self._make(indices[cut], words[cut]) for cut in cuts]
 
-    def ahead(self, first: int, end: int) -> Generator[list[Batch], None, None]:
+    def prefetch(self, first: int, end: int) -> Generator[list[Batch], None, None]:
         """The steps from ``first`` to before ``end``, made in a thread, until it is closed."""
         with ThreadPoolExecutor(1, "batches") as thread:
             waiting: deque[Future[list[Batch]]] = deque()
             try:
                 for step in range(first, end):
                     waiting.append(thread.submit(self.of_step, step))
-                    if len(waiting) > AHEAD:
+                    if len(waiting) > PREFETCHED:
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()

@@ -72,8 +72,7 @@ def checkpoint_config(path: Path) -> dict[str, Any]:
 
     Raises
     ------
-    ArtifactError
-        The checkpoint is damaged.
+    ArtifactError : the checkpoint is damaged
     """
     config: dict[str, Any] = _read_state(path)["config"]
     return config
@@ -91,8 +90,7 @@ def save_checkpoint(
 
     Raises
     ------
-    ArtifactError
-        It cannot be written; the earlier one is still there.
+    ArtifactError : it cannot be written; the earlier one is still there
     """
     root = folder / FOLDER
     final = root / f"{progress.step:07d}"
@@ -121,8 +119,7 @@ def load_checkpoint(
 
     Raises
     ------
-    ArtifactError
-        The checkpoint is damaged, or belongs to models of other shapes.
+    ArtifactError : the checkpoint is damaged, or belongs to models of other shapes
     """
     state = _read_state(path)
     try:

@@ -25,18 +25,12 @@ TIMEOUT = timedelta(minutes=30)  # the longest that ranks wait: for rank 0, whic
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """A process among its peers.
+    """A process among its peers."""
 
-    Attributes
-    ----------
-    rank, count : its number, and how many there are
-    device : where it computes
-    gloo_group : for what is no gradient; None when there is one rank
-    """
-
-    device: torch.device
-    rank: int = 0
+    device: torch.device  # where it computes
+    rank: int = 0  # its number, and how many there are
     count: int = 1
+    # for what is no gradient; None when there is one rank
     gloo_group: dist.ProcessGroup | None = None
 
     @property
@@ -44,24 +38,24 @@ class Ranks:
         """Whether this one writes what there is one of."""
         return self.rank == 0
 
-    def same(self, value: int) -> bool:
+    def all_equal(self, value: int) -> bool:
         """Whether a number is the same on all ranks; collective, call on every rank."""
-        return self._largest(value) == -self._largest(-value)
+        return self._all_reduce_max(value) == -self._all_reduce_max(-value)
 
     def any(self, flag: bool) -> bool:  # noqa: FBT001 - the value itself
         """Whether the flag is set on any rank; collective, call on every rank."""
-        return self._largest(int(flag)) > 0
+        return self._all_reduce_max(int(flag)) > 0
 
-    def _largest(self, value: int) -> int:
+    def _all_reduce_max(self, value: int) -> int:
         if self.gloo_group is None:
             return value
         shared = torch.tensor(value)
         dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.gloo_group)
         return int(shared)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait for all others."""
-        self._largest(0)
+        self._all_reduce_max(0)
 
     def all_reduce_mean(self, values: Tensor) -> Tensor:
         """Mean of a tensor over the ranks; collective, call on every rank."""
@@ -102,8 +96,7 @@ class Ranks:
 
         Raises
         ------
-        ConfigError
-            The main rank could not do it; on the main rank, its own error.
+        ConfigError : the main rank could not do it; on the main rank, its own error
         """
         failed = True
         try:
@@ -125,8 +118,7 @@ def join_ranks(device: str) -> Iterator[Ranks]:
 
     Raises
     ------
-    ConfigError
-        The device is not there.
+    ConfigError : the device is not there
     """
     if "LOCAL_RANK" not in os.environ:
         yield Ranks(resolve_device(device))
@@ -141,6 +133,6 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         gloo_group = dist.new_group(backend="gloo", timeout=TIMEOUT)
         ranks = Ranks(chosen, dist.get_rank(), dist.get_world_size(), gloo_group)
         yield ranks
-        ranks.wait()  # one that leaves early takes the connections of others with it
+        ranks.barrier()  # one that leaves early takes the connections of others with it
     finally:
         dist.destroy_process_group()

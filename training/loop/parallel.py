@@ -29,7 +29,7 @@ def shard(
     parts: Sequence[nn.Module],
     ranks: Ranks,
     *,
-    low: bool,
+    bfloat16: bool,
     methods: Sequence[str] = (),
 ) -> None:
     """Split a model's parameters over the ranks (FSDP2), to be gathered part by part.
@@ -39,11 +39,11 @@ def shard(
     model : changed in place, before it has an optimiser
     parts : modules of it that are gathered by themselves, such as the blocks
     ranks : collective, call on every rank
-    low : gather and compute in bfloat16; gradients are summed in float32
+    bfloat16 : gather and compute in bfloat16; gradients are summed in float32
     methods : of the model, which are called besides ``forward``; afterwards its own parameters, but
         not those of the parts, are there until the backward pass has ended
     """
-    dtype = torch.bfloat16 if low else None
+    dtype = torch.bfloat16 if bfloat16 else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     mesh = init_device_mesh(ranks.device.type, (ranks.count,))
     for part in parts:
@@ -94,13 +94,13 @@ def reshard(model: nn.Module) -> None:
 def compile_each(parts: Sequence[nn.Module]) -> None:
     """Compile parts of a model by themselves, so that FSDP can do its work between them.
 
-    To be called before `recompute` and `shard`, whose work is not to be compiled.
+    To be called before `checkpoint_activations` and `shard`, whose work is not to be compiled.
     """
     for part in parts:
         part.forward = torch.compile(part.forward)
 
 
-def recompute(parts: Sequence[nn.Module]) -> None:
+def checkpoint_activations(parts: Sequence[nn.Module]) -> None:
     """Let parts of a model keep their inputs alone, and compute the rest again when it is needed.
 
     To be called before `shard`.

@@ -25,6 +25,8 @@ from training.config import may_change
 from training.loop.checkpoint import checkpoint_config, latest_checkpoint, latest_step
 from training.loop.distributed import Ranks
 
+LOCK = ".lock"
+
 
 class Run:
     """Open a run's folder, creating it, and hold it until closed.
@@ -43,8 +45,7 @@ class Run:
 
     Raises
     ------
-    ConfigError
-        The folder is in use, cannot be written, or was begun with another configuration.
+    ConfigError : the folder is in use, cannot be written, or was begun with another configuration
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Run:
             if self.ranks.is_main:
                 self._open(with_tensorboard=getattr(config, "tensorboard", False))
         self.checkpoint = latest_checkpoint(folder)
-        if not self.ranks.same(latest_step(self.checkpoint)):
+        if not self.ranks.all_equal(latest_step(self.checkpoint)):
             self.close()
             raise ConfigError(f"{folder}: is not the same folder on every rank")
 
@@ -158,7 +159,7 @@ class Run:
 
 
 class TensorBoardLog:
-    """Event files in a folder.
+    """The numbers of the log, as TensorBoard's event files in a folder.
 
     Parameters
     ----------
@@ -167,8 +168,7 @@ class TensorBoardLog:
 
     Raises
     ------
-    ConfigError
-        TensorBoard is not installed.
+    ConfigError : TensorBoard is not installed
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -190,16 +190,12 @@ class TensorBoardLog:
         self._writer.close()
 
 
-LOCK = ".lock"
-
-
 def lock_folder(folder: Path) -> IO[str]:
     """Make the folder and lock it, until the returned file is closed or the process ends.
 
     Raises
     ------
-    ConfigError
-        The folder cannot be written, or another process holds it.
+    ConfigError : the folder cannot be written, or another process holds it
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

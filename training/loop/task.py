@@ -1,4 +1,4 @@
-"""What a stage brings to the loop."""
+"""What a stage gives the loop to train."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class TrainedModule:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """What is trained, on what, and what becomes of it.
+class TrainingTask:
+    """What is trained, on what, and what becomes of it; `training.loop.trainer.fit` runs it.
 
     Attributes
     ----------

@@ -32,27 +32,22 @@ from training.loop.ema import EMA
 from training.loop.parallel import full_tensor, gradient_sync, reshard, wrap_ddp
 from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.task import Stage
-
-Losses = dict[str, Tensor]
+from training.loop.task import TrainingTask
 
 
-def fit(run: Run, config: LoopConfig, stage: Stage, report: Report = no_report) -> Progress:
+def fit(run: Run, config: LoopConfig, task: TrainingTask, report: Report = no_report) -> Progress:
     """Train to the end of the last epoch, from the run's checkpoint if there is one.
 
     Raises
     ------
-    ConfigError
-        There are fewer items than a batch holds, the ranks cannot share a batch, or the memory of
-        the device is too small.
-    DivergedError
-        The loss became a NaN or an infinity.
-    KeyboardInterrupt
-        SIGINT or SIGTERM came; the state was saved first.
+    ConfigError : there are fewer items than a batch holds, the ranks cannot share a batch, or the
+        memory of the device is too small
+    DivergedError : the loss became a NaN or an infinity
+    KeyboardInterrupt : SIGINT or SIGTERM came; the state was saved first
     """
     try:
         with StopRequest() as stop:
-            return _Loop(run, config, stage, report, stop).fit()
+            return _Trainer(run, config, task, report, stop).fit()
     except torch.OutOfMemoryError as error:
         items = config.micro_batch_of(run.ranks.count)
         raise ConfigError(
@@ -60,37 +55,32 @@ def fit(run: Run, config: LoopConfig, stage: Stage, report: Report = no_report) 
         ) from error
 
 
-class _Loop:
+class _Trainer:
     """State of one call of `fit`."""
 
     def __init__(
-        self, run: Run, config: LoopConfig, stage: Stage, report: Report, stop: StopRequest
+        self, run: Run, config: LoopConfig, task: TrainingTask, report: Report, stop: StopRequest
     ) -> None:
-        self.run, self.config, self.stage, self.report, self.stop = run, config, stage, report, stop
-        self.ranks = run.ranks
-        self.batches = _batches(config, stage, self.ranks)
+        self.run, self.config, self.task, self.report, self.stop = run, config, task, report, stop
+        self.ranks, self.modules = run.ranks, task.trained_modules
+        self.batches = _batches(config, task, self.ranks)
         self.total = self.batches.steps_per_epoch * config.epochs
-        self.objectives = [wrap_ddp(trained, self.ranks) for trained in stage.trained_modules]
-        self.ema = (
-            EMA(stage.trained_modules[0].model, config.ema_decay) if config.ema_decay else None
-        )
+        self.objectives = [wrap_ddp(trained, self.ranks) for trained in self.modules]
+        self.ema = EMA(self.modules[0].model, config.ema_decay) if config.ema_decay else None
         self.progress = Progress()
         if run.checkpoint is not None:
-            self.progress = load_checkpoint(
-                run.checkpoint, stage.trained_modules, self.ema, self.ranks
-            )
+            self.progress = load_checkpoint(run.checkpoint, self.modules, self.ema, self.ranks)
         run.rewind_log(self.progress.step)
-        self.clock = time.perf_counter() - self.progress.seconds
-        self.paced = (self.progress.step, time.perf_counter())
-        self.losses: Losses = {}
-        self.all_finite = torch.ones(
-            (), dtype=torch.bool, device=self.ranks.device
-        )  # all gradients so far
+        self.started = time.perf_counter() - self.progress.seconds
+        self.last_log = (self.progress.step, time.perf_counter())
+        self.losses: dict[str, Tensor] = {}
+        # Of all gradients so far, and on the device: looking at each would wait for it.
+        self.all_finite = torch.ones((), dtype=torch.bool, device=self.ranks.device)
 
     def fit(self) -> Progress:
         """Take the steps that are left."""
         self.train_mode(on=True)
-        with closing(self.batches.ahead(self.progress.step, self.total)) as batches:
+        with closing(self.batches.prefetch(self.progress.step, self.total)) as batches:
             for batch in batches:
                 self.step(batch)
                 step = self.progress.step
@@ -104,7 +94,7 @@ class _Loop:
         return self.progress
 
     def step(self, batch: list[Batch]) -> None:
-        """One optimiser step, and what is to be said of it."""
+        """One training step, what the task does after it, and a line of the log."""
         config, step = self.config, self.progress.step + 1
         rate = learning_rate(
             self.progress.step,
@@ -115,62 +105,56 @@ class _Loop:
         )
         torch.manual_seed(step_seed(config.seed, self.progress.step, self.ranks.rank))
         self.losses = self.training_step(batch, rate)
-        self.stage.after_step(step)
-        for parameter, rows in self.stage.restart_rows(step):
-            self.forget(parameter, rows)
+        self.task.after_step(step)
+        for parameter, rows in self.task.restart_rows(step):
+            self.reset_rows(parameter, rows)
         self.progress = replace(self.progress, step=step)
         if step % config.log_every == 0 or step % config.checkpoint_every == 0:
             self.log_step(rate)
 
-    def training_step(self, batch: list[Batch], rate: float) -> Losses:
-        """Forward, backward, clip, update; returns means over the rank's micro-batches."""
-        device = self.ranks.device
-        for trained in self.stage.trained_modules:
+    def training_step(self, batch: list[Batch], rate: float) -> dict[str, Tensor]:
+        """Forward, backward, clip, update; returns the losses, means over the micro-batches."""
+        for trained in self.modules:
             trained.optimizer.zero_grad(set_to_none=True)
             set_learning_rate(trained.optimizer, rate)
-        sums: Losses = {}
-        for number, part in enumerate(batch):
-            tensors = tuple(tensor.to(device, non_blocking=True) for tensor in part)
+        means: dict[str, Tensor] = {}
+        for number, micro_batch in enumerate(batch):
+            tensors = [t.to(self.ranks.device, non_blocking=True) for t in micro_batch]
             for place, objective in enumerate(self.objectives):
                 with gradient_sync(objective, number, len(batch)):
-                    with self.autocast():
+                    with autocast(self.config, self.ranks.device):
                         losses = objective(*tensors)
                     (losses["loss"] / len(batch)).backward()
                 for name, value in losses.items():
                     if place and name == "loss":
                         continue  # the log has the first module's
                     share = value.detach() / len(batch)
-                    sums[name] = sums[name] + share if number else share
-        for trained in self.stage.trained_modules:
+                    means[name] = means[name] + share if number else share
+        for trained in self.modules:
             norm = clip_grad_norm_(trained.model.parameters(), self.config.grad_clip)
             self.all_finite = self.all_finite & full_tensor(norm).isfinite()
             trained.optimizer.step()
         if self.ema is not None:
             self.ema.update()
-        return sums
+        return means
 
-    def forget(self, parameter: Tensor, rows: Tensor) -> None:
+    def reset_rows(self, parameter: Tensor, rows: Tensor) -> None:
         """Start the average and the optimiser's moments of overwritten rows anew."""
         if self.ema is not None:
             self.ema.restart(parameter, rows)
-        for trained in self.stage.trained_modules:
+        for trained in self.modules:
             for moment in trained.optimizer.state.get(parameter, {}).values():
                 if moment.shape == parameter.shape:  # not the count of steps
                     moment[rows] = 0
 
-    def autocast(self) -> torch.autocast:
-        """The precision of the forward pass."""
-        low = self.config.precision == "bfloat16"
-        return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, enabled=low)
-
     def log_step(self, rate: float) -> None:
         """Log the losses, and the pace since the last time."""
-        step, (before, then) = self.progress.step, self.paced
+        step, (before, then) = self.progress.step, self.last_log
         values = self.finite_losses()
         now = time.perf_counter()
         pace = (step - before) * self.config.batch_size / (now - then)
-        self.paced = (step, now)
-        speed = self.stage.speed(pace)
+        self.last_log = (step, now)
+        speed = self.task.speed(pace)
         self.run.log(kind="train", step=step, lr=rate, items_per_second=pace, **speed, **values)
         self.report(step, self.total, f"loss {values['loss']:.4f}  {pace:.0f}/s")
 
@@ -180,16 +164,16 @@ class _Loop:
         self.finite_losses()
         with self.evaluating():
             with torch.inference_mode():
-                values = self.mean_over_ranks(self.stage.validate())
+                values = self.mean_over_ranks(self.task.validate())
             if not math.isfinite(values["objective"]):
                 raise DivergedError(f"the validation after step {step} is {values['objective']}")
             self.run.log(kind="validation", step=step, epoch=epoch, **values)
             with self.ranks.raise_on_all_ranks("keeping the weights"):
                 if values["objective"] < self.progress.best:
-                    self.stage.keep(values)
+                    self.task.keep(values)
                     self.progress = replace(self.progress, best=values["objective"])
             with self.ranks.raise_on_all_ranks("what follows an epoch"):
-                self.stage.after_epoch(epoch)
+                self.task.after_epoch(epoch)
         self.save()
 
     def mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
@@ -203,93 +187,39 @@ class _Loop:
         self.train_mode(on=False)
         with self.ema.in_place() if self.ema else nullcontext():
             yield
-        for trained in self.stage.trained_modules:
+        for trained in self.modules:
             reshard(trained.model)
         self.train_mode(on=True)
 
     def train_mode(self, *, on: bool) -> None:
         """Switch all models to training or to evaluation."""
-        for trained in self.stage.trained_modules:
+        for trained in self.modules:
             trained.model.train(on)
 
     def save(self) -> None:
         """Write the checkpoint, unless there is nothing finite to write."""
         self.finite_losses()
-        self.progress = replace(self.progress, seconds=time.perf_counter() - self.clock)
+        self.progress = replace(self.progress, seconds=time.perf_counter() - self.started)
         save_checkpoint(
-            self.run.folder,
-            self.progress,
-            self.stage.trained_modules,
-            self.ema,
-            self.run.config,
-            self.ranks,
+            self.run.folder, self.progress, self.modules, self.ema, self.run.config, self.ranks
         )
-        self.paced = (self.progress.step, time.perf_counter())  # of training alone
+        self.last_log = (self.progress.step, time.perf_counter())  # the pace of training alone
 
     def finite_losses(self) -> dict[str, float]:
         """The last step's losses, means over all ranks."""
         stacked = self.ranks.all_reduce_mean(torch.stack([v.float() for v in self.losses.values()]))
         values = dict(zip(self.losses, stacked.tolist(), strict=True))
         if not math.isfinite(values["loss"]):
-            self.refuse(f"the loss is {values['loss']}")
+            self.diverged(f"the loss is {values['loss']}")
         if self.ranks.any(not self.all_finite):
-            self.refuse("the gradient is not finite")
+            self.diverged("the gradient is not finite")
         return values
 
-    def refuse(self, reason: str) -> NoReturn:
+    def diverged(self, reason: str) -> NoReturn:
         """End a run that left the finite numbers; its last checkpoint is from before that."""
         raise DivergedError(
             f"{reason} at step {self.progress.step}; another run with a lower lr may help"
         )
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of a step's dropout on a rank, 64 bits."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
-
-
-def _batches(config: LoopConfig, stage: Stage, ranks: Ranks) -> Batches:
-    if stage.num_items < config.batch_size:
-        raise ConfigError(
-            f"batch_size: {config.batch_size} is more than the {stage.num_items} training items"
-        )
-    if config.batch_size % ranks.count:
-        raise ConfigError(
-            f"batch_size: {config.batch_size} cannot be shared by {ranks.count} ranks"
-        )
-    share = config.batch_size // ranks.count
-    micro = config.micro_batch_of(ranks.count)
-    if share % micro:
-        raise ConfigError(
-            f"micro_batch: {micro} does not divide a rank's share of the batch, {share}"
-        )
-    return Batches(
-        stage.batch,
-        stage.num_items,
-        config.seed,
-        config.batch_size,
-        micro,
-        ranks.rank,
-        ranks.count,
-        pinned=ranks.device.type == "cuda",
-    )
-
-
-def learning_rate(
-    step: int, *, total_steps: int, peak: float, min_ratio: float, warmup_steps: int
-) -> float:
-    """Rate of optimiser step ``step`` (counted from 0) of ``total_steps``."""
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return peak * (min_ratio + (1 - min_ratio) * cosine)
-
-
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every parameter group the same rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 class StopRequest:
@@ -302,7 +232,7 @@ class StopRequest:
     def __enter__(self) -> Self:
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._handle)
         except ValueError:  # only the main thread may set handlers
             self._previous.clear()
         return self
@@ -316,8 +246,63 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         # Who presses Ctrl-C twice does not want to wait; a scheduler sends SIGTERM more than once.
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+
+
+def learning_rate(
+    step: int, *, total_steps: int, peak: float, min_ratio: float, warmup_steps: int
+) -> float:
+    """Rate of a step counted from 0: linear warm-up, then a cosine to a share of the peak."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return peak * (min_ratio + (1 - min_ratio) * cosine)
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give every parameter group the same rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def autocast(config: LoopConfig, device: torch.device) -> torch.autocast:
+    """The precision of the forward pass, in training and in validation."""
+    enabled = config.precision == "bfloat16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of a step's dropout on a rank, 64 bits."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+
+
+def _batches(config: LoopConfig, task: TrainingTask, ranks: Ranks) -> Batches:
+    if task.num_items < config.batch_size:
+        raise ConfigError(
+            f"batch_size: {config.batch_size} is more than the {task.num_items} training items"
+        )
+    if config.batch_size % ranks.count:
+        raise ConfigError(
+            f"batch_size: {config.batch_size} cannot be shared by {ranks.count} ranks"
+        )
+    share = config.batch_size // ranks.count
+    micro = config.micro_batch_of(ranks.count)
+    if share % micro:
+        raise ConfigError(
+            f"micro_batch: {micro} does not divide a rank's share of the batch, {share}"
+        )
+    return Batches(
+        task.batch,
+        task.num_items,
+        config.seed,
+        config.batch_size,
+        micro,
+        ranks.rank,
+        ranks.count,
+        pinned=ranks.device.type == "cuda",
+    )

@@ -1,4 +1,4 @@
-"""The losses of a GAN on the logits of its discriminator, which are high for real images.
+"""The discriminator of a GAN, and the losses on its logits, which are high for real images.
 
 ==============  ==================================================  ===================
 kind            discriminator                                       generator
@@ -7,10 +7,14 @@ hinge           (mean relu(1 - D(x)) + mean relu(1 + D(y))) / 2     -mean D(y)
 non-saturating  (mean softplus(-D(x)) + mean softplus(D(y))) / 2    mean softplus(-D(y))
 ==============  ==================================================  ===================
 
-x is real, y made. LlamaGen's own "non-saturating" swaps the arguments of the cross entropy, so that
+x is real, y fake. LlamaGen's own "non-saturating" swaps the arguments of the cross entropy, so that
 constants become logits; here it is Goodfellow's.
 
 Goodfellow et al.: Generative Adversarial Nets. NeurIPS 2014. Lim, Ye: Geometric GAN. 2017.
+Isola, Zhu, Zhou, Efros: Image-to-Image Translation with Conditional Adversarial Networks. CVPR
+2017 (PatchGAN).
+
+Shapes: B images, H and W pixels, h and w patches.
 """
 
 from __future__ import annotations
@@ -28,24 +32,26 @@ from masc_core.errors import ConfigError
 
 AdversarialLoss = Literal["hinge", "non-saturating"]
 
-HIGHEST_BALANCE = 1e4
+MAX_BALANCE = 1e4
+KERNEL = 4
+WIDEST = 8  # multiples of `channels`
 
 
-def discriminator_loss(kind: AdversarialLoss, real: Tensor, made: Tensor) -> Tensor:
-    """Scalar that is small when the logits tell real images from made ones."""
+def discriminator_loss(kind: AdversarialLoss, real: Tensor, fake: Tensor) -> Tensor:
+    """Scalar that is small when the logits tell real images from fake ones."""
     if kind == "hinge":
-        return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + made).mean())
-    return 0.5 * (F.softplus(-real).mean() + F.softplus(made).mean())
+        return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
-def generator_loss(kind: AdversarialLoss, made: Tensor) -> Tensor:
-    """Scalar that is small when made images pass as real ones."""
-    return -made.mean() if kind == "hinge" else F.softplus(-made).mean()
+def generator_loss(kind: AdversarialLoss, fake: Tensor) -> Tensor:
+    """Scalar that is small when fake images pass as real ones."""
+    return -fake.mean() if kind == "hinge" else F.softplus(-fake).mean()
 
 
-def accuracy(real: Tensor, made: Tensor) -> Tensor:
+def accuracy(real: Tensor, fake: Tensor) -> Tensor:
     """Share of the logits with the right sign, a scalar; 1/2 by chance."""
-    return 0.5 * ((real > 0).float().mean() + (made < 0).float().mean())
+    return 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean())
 
 
 def discriminator_logits(discriminator: nn.Module, images: Tensor) -> Tensor:
@@ -65,19 +71,19 @@ def gradient_balance(reconstruction: Tensor, adversarial: Tensor, last: Tensor) 
         for loss in (reconstruction, adversarial)
     )
     balance: Tensor = next(pulls) / (next(pulls) + 1e-4)
-    return balance.clamp(0, HIGHEST_BALANCE).detach()
+    return balance.clamp(0, MAX_BALANCE).detach()
 
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return chain(module.named_parameters(), module.named_buffers())
 
 
-KERNEL = 4
-WIDEST = 8  # multiples of `channels`
-
-
 class PatchDiscriminator(nn.Module):
-    """Images to logits.
+    """Judge images patch by patch; state-dict compatible with LlamaGen's.
+
+    Strided 4x4 convolutions with batch normalisation and leaky ReLU, then one logit a patch.
+    Batches are normalised by their own statistics in training, so real and fake images go through
+    it separately.
 
     Parameters
     ----------

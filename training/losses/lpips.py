@@ -28,7 +28,7 @@ from training.torch_file import read_torch_file
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 WIDTHS = tuple(block[-1] for block in VGG16)
-LEAST_SIZE = 1 << (len(VGG16) - 1)  # pixels a side, or the last pooling leaves nothing
+MIN_SIZE = 1 << (len(VGG16) - 1)  # pixels a side, or the last pooling leaves nothing
 
 # Of ImageNet's pixels, after they were mapped to [-1, 1].
 SHIFT = (-0.030, -0.088, -0.188)
@@ -59,8 +59,7 @@ class Lpips(nn.Module):
 
         Raises
         ------
-        ArtifactError
-            A file is missing or damaged, or lacks a tensor of that name and shape.
+        ArtifactError : a file is missing or damaged, or lacks a tensor of that name and shape
         """
         module = cls()
         state = module.state_dict()

@@ -36,25 +36,17 @@ from training.metrics.reconstruction import pixels_to_float
 
 @dataclass(frozen=True, slots=True)
 class Adversary:
-    """The adversarial part.
+    """The adversarial part."""
 
-    Attributes
-    ----------
-    discriminator : who judges
-    kind : of the losses
-    weight : w
-    start : step, counted from 1, from which on it takes part
-    adaptive : multiply w by what makes it pull as hard as the reconstruction at the last layer
-    """
-
-    discriminator: PatchDiscriminator
-    kind: AdversarialLoss
-    weight: float
-    start: int
+    discriminator: PatchDiscriminator  # who judges
+    kind: AdversarialLoss  # of the losses
+    weight: float  # w
+    start: int  # step, counted from 1, from which on it takes part
+    # multiply w by what makes it pull as hard as the reconstruction at the last layer
     adaptive: bool
 
 
-class Reconstruction(nn.Module):
+class TokenizerLoss(nn.Module):
     """Loss of the tokenizer.
 
     Parameters
@@ -86,7 +78,7 @@ class Reconstruction(nn.Module):
         self.features, self.images = torch.empty(0), torch.empty(0)
 
     @property
-    def is_contest(self) -> bool:
+    def is_adversarial(self) -> bool:
         """Whether the adversary takes part in the step to come."""
         return self.adversary is not None and self.finished_steps + 1 >= self.adversary.start
 
@@ -102,7 +94,7 @@ class Reconstruction(nn.Module):
         if self.lpips is not None:
             parts["lpips"] = self.lpips(images, originals).mean()
             loss = loss + self.lpips_weight * parts["lpips"]
-        if self.adversary is not None and self.is_contest:
+        if self.adversary is not None and self.is_adversarial:
             parts["adversarial"] = self._adversarial(self.adversary, images, loss)
             loss = loss + parts["adversarial"]
         values = {name: part.detach() for name, part in parts.items()}
@@ -119,7 +111,7 @@ class Reconstruction(nn.Module):
         return adversary.weight * gradient_balance(loss, adversarial, last) * adversarial
 
 
-class Discrimination(nn.Module):
+class DiscriminatorLoss(nn.Module):
     """Loss of the discriminator, on what the tokenizer's objective made just before.
 
     Parameters
@@ -128,21 +120,21 @@ class Discrimination(nn.Module):
     reconstruction : the tokenizer's objective
     """
 
-    def __init__(self, adversary: Adversary, reconstruction: Reconstruction) -> None:
+    def __init__(self, adversary: Adversary, reconstruction: TokenizerLoss) -> None:
         super().__init__()
         self.model, self.adversary = adversary.discriminator, adversary
-        self._other = (reconstruction,)  # in a tuple, for it is no submodule
+        self._reconstruction = (reconstruction,)  # in a tuple, for it is no submodule
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Losses of images uint8 (B, S, S, 3), the ones that were just reconstructed."""
-        (other,) = self._other
-        if not other.is_contest:
+        (reconstruction,) = self._reconstruction
+        if not reconstruction.is_adversarial:
             # Zero gradients and not none: processes that are joined wait for those of all weights.
             return {"loss": 0 * torch.stack([p.sum() for p in self.model.parameters()]).sum()}
-        real, made = self.model(pixels_to_float(pixels)), self.model(other.images)
-        loss = discriminator_loss(self.adversary.kind, real.float(), made.float())
+        real, fake = self.model(pixels_to_float(pixels)), self.model(reconstruction.images)
+        loss = discriminator_loss(self.adversary.kind, real.float(), fake.float())
         return {
             "loss": self.adversary.weight * loss,
             "discriminator": loss.detach(),
-            "discriminator_accuracy": accuracy(real.detach(), made.detach()),
+            "discriminator_accuracy": accuracy(real.detach(), fake.detach()),
         }

@@ -1,6 +1,6 @@
 """What the transformer is trained for: the next cluster.
 
-Legend: B images, L positions, K clusters.
+Legend: B images, L positions, K clusters, C width, N = B L.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch.autograd.function import once_differentiable
 from masc_core.models.gpt import GPT
 
 LN2 = math.log(2)  # of a bit
+CHUNK_LOGITS = 1 << 25  # 4,096 positions over 8,192 clusters; their float32 softmax is 128 MiB
 
 
-class NextCluster(nn.Module):
+class NextClusterLoss(nn.Module):
     """Mean cross-entropy over all positions.
 
     Parameters
@@ -38,7 +39,7 @@ class NextCluster(nn.Module):
         return {"loss": loss, "bits": loss.detach() / LN2}
 
 
-class NextClusterInChunks(nn.Module):
+class ChunkedNextClusterLoss(nn.Module):
     """The same for a `GPT`, without the logits of all positions at once.
 
     For models that are not compiled together with their loss: a compiler fuses what follows the
@@ -54,7 +55,7 @@ class NextClusterInChunks(nn.Module):
         self.model = model
 
     def forward(self, labels: Tensor, clusters: Tensor) -> dict[str, Tensor]:
-        """As `NextCluster.forward`."""
+        """As `NextClusterLoss.forward`."""
         hidden = self.model.hidden(labels, clusters[:, :-1]).flatten(0, 1)
         loss = head_cross_entropy(hidden, self.model.output.weight, clusters.flatten())
         return {"loss": loss, "bits": loss.detach() / LN2}
@@ -62,16 +63,10 @@ class NextClusterInChunks(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class CrossEntropyAndEntropy:
-    """In bits.
+    """In bits."""
 
-    Attributes
-    ----------
-    cross_entropy : of the true clusters
-    entropy : how unsure the predictions are
-    """
-
-    cross_entropy: Tensor
-    entropy: Tensor
+    cross_entropy: Tensor  # of the true clusters
+    entropy: Tensor  # how unsure the predictions are
 
 
 def cross_entropy_and_entropy(logits: Tensor, clusters: Tensor) -> CrossEntropyAndEntropy:
@@ -87,13 +82,16 @@ def position_cross_entropy_and_entropy(logits: Tensor, clusters: Tensor) -> Cros
     return CrossEntropyAndEntropy(-true / LN2, torch.special.entr(log_p.exp()).sum(-1) / LN2)
 
 
-CHUNK_LOGITS = 1 << 25  # 4,096 positions over 8,192 clusters; their float32 softmax is 128 MiB
-
-
 def head_cross_entropy(
     hidden: Tensor, weight: Tensor, clusters: Tensor, chunk_logits: int = CHUNK_LOGITS
 ) -> Tensor:
     """Mean over the positions of the cross-entropy of ``hidden @ weight.T``, in nats.
+
+    The logits of all positions at once take 16 bytes a position and cluster in bfloat16 training:
+    themselves in both precisions, their softmax, and its gradient in both. Here one chunk of
+    positions after the other has its logits, its loss and, while they are at hand, its gradients:
+    as many products as before, and nothing is computed twice. (Hsu et al.: Liger Kernel: Efficient
+    Triton Kernels for LLM Training. 2024.)
 
     Products have autocast's type where it is on; softmax and sums are float32.
 

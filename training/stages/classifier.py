@@ -24,7 +24,7 @@ from training.data.source import LabelledImages, require_classes
 from training.loop.distributed import join_ranks
 from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.task import Indices, Stage, TrainedModule, Words
+from training.loop.task import Indices, TrainedModule, TrainingTask, Words
 from training.loop.trainer import fit
 from training.metrics.classifier import WEIGHTS, Classifier, predict
 from training.metrics.reconstruction import pixels_to_float
@@ -69,12 +69,12 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> di
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        trained = TrainedModule(model, Recognition(model), optimizer)
-        fit(run, config, Stage((trained,), len(train), batch, validate, keep), report)
+        trained = TrainedModule(model, ClassifierLoss(model), optimizer)
+        fit(run, config, TrainingTask((trained,), len(train), batch, validate, keep), report)
         return run.read_json("metrics.json")
 
 
-class Recognition(nn.Module):
+class ClassifierLoss(nn.Module):
     """Cross-entropy with a tenth of the target spread over all classes."""
 
     def __init__(self, model: Classifier) -> None:

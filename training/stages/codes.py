@@ -56,11 +56,9 @@ def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
 
     Raises
     ------
-    ConfigError
-        The images are no set with several classes, do not fit the tokenizer, or the folder is in
-        use, cannot be written, or was begun with something else.
-    ArtifactError
-        A file is damaged, or none of the images can be read.
+    ConfigError : the images are no set with several classes, do not fit the tokenizer, or the
+        folder is in use, cannot be written, or was begun with something else
+    ArtifactError : a file is damaged, or none of the images can be read
     """
     set_threads(config.threads)
     source = open_images(config.data)
@@ -81,17 +79,17 @@ def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
         shard_files=config.shard_images,
         class_names=source.class_names,
     )
-    with join_ranks(config.device) as ranks, _hold(config.out, header, ranks):
+    with join_ranks(config.device) as ranks, _claimed(config.out, header, ranks):
         model = tokenizer.model.to(ranks.device)
         skipped = 0
         for number in range(ranks.rank, header.num_shards, ranks.count):
-            if made := (shard := _whole_shard(config.out, header, number)) is None:
+            if made := (shard := _finished_shard(config.out, header, number)) is None:
                 shard = _make_shard(config, source, model, header, number)
             skipped += len(shard.skipped)
             if made:
                 done = min((number + ranks.count) * config.shard_images, len(source))
                 report(done, len(source), f"{skipped} skipped")
-        ranks.wait()
+        ranks.barrier()
         with ranks.raise_on_all_ranks(f"finishing {config.out}"):
             if ranks.is_main:
                 _finish(config.out, header)
@@ -102,17 +100,17 @@ def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
 
 
 @contextmanager
-def _hold(folder: Path, header: CodeIndex, ranks: Ranks) -> Iterator[None]:
+def _claimed(folder: Path, header: CodeIndex, ranks: Ranks) -> Iterator[None]:
     """Claim a folder for all ranks, which the main one locks."""
     with ExitStack() as held:
         with ranks.raise_on_all_ranks(f"opening {folder}"):
             if ranks.is_main:
                 held.enter_context(lock_folder(folder))
-                _begin(folder, header)
+                _claim(folder, header)
         yield
 
 
-def _begin(folder: Path, header: CodeIndex) -> None:
+def _claim(folder: Path, header: CodeIndex) -> None:
     """Claim the folder for this cache."""
     if not (folder / INDEX).exists():
         write_index(folder, header)
@@ -126,7 +124,7 @@ def _begin(folder: Path, header: CodeIndex) -> None:
         )
 
 
-def _whole_shard(folder: Path, header: CodeIndex, number: int) -> CodeShard | None:
+def _finished_shard(folder: Path, header: CodeIndex, number: int) -> CodeShard | None:
     """Entry of a shard that is there and undamaged."""
     shard = read_shard(folder, number)
     try:

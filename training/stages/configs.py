@@ -239,7 +239,7 @@ class TransformerConfig(LoopConfig):
     )
 
 
-class RefinerTraining(LoopConfig):
+class RefinerTrainingConfig(LoopConfig):
     """Keys of a refiner run."""
 
     codes: MayChange[Path] = Field(description="code cache of the training images")

@@ -1,9 +1,10 @@
-"""Take in a transformer and a tokenizer of LlamaGen as a version that is served as it is.
+r"""Take in a transformer and a tokenizer of LlamaGen as a version, or the tokenizer as a run.
 
 ::
 
     masc models import --gpt c2i_B_256.pt --tokenizer vq_ds16_c2i.pt --name llamagen-b \
         --image-size 256 --activate
+    masc tokenizer import vq_ds16_c2i.pt --out runs/imagenet/tokenizer
 
 The vocabulary stays flat: every code is its own cluster. Sizes are read off the files; the CFG
 scale is the one that LlamaGen suggests for the size. Nothing in the files is run.
@@ -64,11 +65,9 @@ def import_model(config: ImportConfig, report: Report = no_report) -> Manifest:
 
     Raises
     ------
-    ConfigError
-        The two do not belong together, or something must be said that the files do not.
-    ArtifactError
-        A file is missing, damaged, or holds something else; or the version exists, or cannot be
-        written.
+    ConfigError : the two do not belong together, or something must be said that the files do not
+    ArtifactError : a file is missing, damaged, or holds something else; or the version exists, or
+        cannot be written
     """
     set_threads(config.threads)
     models = models_dir(config.models)
@@ -144,12 +143,14 @@ def source_of(container: Container, weights: Weights) -> dict[str, JsonValue]:
 
 
 def import_tokenizer(config: ImportTokenizerConfig) -> dict[str, Any]:
-    """Write the folder; returns the metrics on the validation images, if there are any.
+    """Write what ``masc tokenizer train`` would have; returns metrics if there are images.
+
+    It has ``tokenizer.safetensors``, ``config.json``, ``metrics.json`` and, given images,
+    ``reconstructions.png``; ``codes extract`` and ``prior build`` go on from there.
 
     Raises
     ------
-    ConfigError
-        The folder is in use or cannot be written, or the images do not fit the tokenizer.
+    ConfigError : the folder is in use or cannot be written, or the images do not fit the tokenizer
     ArtifactError
         The file is missing, damaged, or holds something else; or the folder has a tokenizer.
     """

@@ -38,12 +38,10 @@ def build_prior(config: PriorConfig, report: Report = no_report) -> ClusterMap:
 
     Raises
     ------
-    ConfigError
-        No such device, more clusters than codes, a number of them that the method cannot make, too
-        little memory for the method, or a folder that is in use or cannot be written.
-    ArtifactError
-        The tokenizer or codebook is missing, damaged, or holds what cannot be clustered; or a file
-        cannot be written.
+    ConfigError : no such device, more clusters than codes, a number of them that the method cannot
+        make, too little memory for the method, or a folder that is in use or cannot be written
+    ArtifactError : the tokenizer or codebook is missing, damaged, or holds what cannot be
+        clustered; or a file cannot be written
     """
     set_threads(config.threads)
     device = resolve_device(config.device)

@@ -26,22 +26,21 @@ from training.data.cluster_data import ClusterData
 from training.loop.distributed import join_ranks
 from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.task import Stage, TrainedModule
-from training.loop.trainer import fit
+from training.loop.task import TrainedModule, TrainingTask
+from training.loop.trainer import autocast, fit
 from training.losses.refiner import InClusterLoss
 from training.losses.transformer import LN2
 from training.metrics.cluster_bits import frequency_bits
-from training.stages.configs import RefinerTraining
+from training.stages.configs import RefinerTrainingConfig
 from training.stages.transformer import adamw
 
 
-def train_refiner(config: RefinerTraining, report: Report = no_report) -> dict[str, Any]:
+def train_refiner(config: RefinerTrainingConfig, report: Report = no_report) -> dict[str, Any]:
     """Run the stage, or continue it; returns the validation metrics of the weights it kept.
 
     Raises
     ------
-    ConfigError
-        Codes, prior and transformer do not belong together, or there is nothing to refine.
+    ConfigError : codes, prior and transformer do not belong together, or there is nothing to refine
     """
     set_threads(config.threads)
     with join_ranks(config.device) as ranks:
@@ -69,17 +68,17 @@ def train_refiner(config: RefinerTraining, report: Report = no_report) -> dict[s
                 data.prior,
                 singletons=config.singletons,
             )
-            fit(run, config, _Trainer(run, config, data, objective, inputs).stage(), report)
+            fit(run, config, _RefinerTraining(run, config, data, objective, inputs).task(), report)
             return run.read_json("metrics.json")
 
 
-class _Trainer:
+class _RefinerTraining:
     """Validation of one run, and what it keeps."""
 
     def __init__(
         self,
         run: Run,
-        config: RefinerTraining,
+        config: RefinerTrainingConfig,
         data: ClusterData,
         objective: InClusterLoss,
         inputs: dict[str, str],
@@ -91,11 +90,11 @@ class _Trainer:
             "frequency_bits": frequency_bits(data.prior, data.train_counts, data.val_counts),
         }
 
-    def stage(self) -> Stage:
+    def task(self) -> TrainingTask:
         """Return what the loop needs."""
         refiner = self.objective.refiner
         optimizer = adamw(refiner, self.config.lr, self.config.weight_decay)
-        return Stage(
+        return TrainingTask(
             trained_modules=(TrainedModule(refiner, self.objective, optimizer),),
             num_items=len(self.data.train),
             batch=self.data.code_batch,
@@ -109,9 +108,9 @@ class _Trainer:
         The ranks share the batches.
         """
         ranks, size = self.run.ranks, self.config.micro_batch_of(self.run.ranks.count)
-        device, low = ranks.device, self.config.precision == "bfloat16"
+        device = ranks.device
         total, count, num_open = 0.0, 0, 0
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
+        with autocast(self.config, device):
             for start in range(size * ranks.rank, len(self.data.val), size * ranks.count):
                 labels, codes = self.data.val_code_batch(start, start + size)
                 losses, is_open = self.objective.losses(labels.to(device), codes.to(device))
@@ -133,7 +132,7 @@ class _Trainer:
             self.run.write_json("metrics.json", metrics)
 
 
-def _check(config: RefinerTraining, data: ClusterData) -> None:
+def _check(config: RefinerTrainingConfig, data: ClusterData) -> None:
     trained = read_inputs(config.transformer)
     for name in ("tokenizer", "prior"):
         if trained.get(name) != data.inputs[name]:

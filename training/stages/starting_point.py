@@ -39,18 +39,11 @@ HEAD = "output.weight"
 
 @dataclass(frozen=True, slots=True)
 class StartingPoint:
-    """A trained transformer and what its vocabulary means.
+    """A trained transformer and what its vocabulary means."""
 
-    Attributes
-    ----------
-    path : where it comes from
-    model : in evaluation mode on the CPU
-    prior : clusters that it predicts; its codes are those of the new model
-    """
-
-    path: Path
-    model: GPT
-    prior: ClusterMap
+    path: Path  # where it comes from
+    model: GPT  # in evaluation mode on the CPU
+    prior: ClusterMap  # clusters that it predicts; its codes are those of the new model
 
     @classmethod
     def open(
@@ -62,18 +55,15 @@ class StartingPoint:
         ----------
         path : a checkpoint of LlamaGen, a ``transformer.safetensors`` or the folder of its run, or
             the folder of a bundle
-        model, prior : the new transformer and its clusters
         inputs : hashes of the new run's ``tokenizer`` and ``prior``; a checkpoint of LlamaGen does
             not tell its tokenizer, and a bundle's is stored in another precision, so of these the
             number of codes alone is compared
 
         Raises
         ------
-        ArtifactError
-            A file is missing, damaged or of another kind.
-        ConfigError
-            It was trained over the codes of another tokenizer, or over clusters that the file does
-            not tell.
+        ArtifactError : a file is missing, damaged or of another kind
+        ConfigError : it was trained over the codes of another tokenizer, or over clusters that the
+            file does not tell
         """
         if (path / MANIFEST_FILE).is_file():
             bundle = load_bundle(path)
@@ -100,8 +90,7 @@ class StartingPoint:
 
         Raises
         ------
-        ConfigError
-            The sizes differ, or the clusters are not made of those of the starting point.
+        ConfigError : the sizes differ, or the clusters are not made of those of the starting point
         """
         self._check_sizes(model)
         owners = self._owners(prior)
@@ -149,13 +138,7 @@ def start_from(
 
 
 def start_sha256(path: Path) -> str:
-    """Hash of the weights that a starting point has.
-
-    Raises
-    ------
-    ArtifactError
-        They cannot be read.
-    """
+    """Hash of a starting point's weights; an `ArtifactError` where they cannot be read."""
     file = weights_path(path)
     try:
         return sha256_file(file)

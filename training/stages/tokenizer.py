@@ -35,11 +35,11 @@ from training.loop.checkpoint import latest_step
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.task import Indices, Stage, TrainedModule, Words
+from training.loop.task import Indices, TrainedModule, TrainingTask, Words
 from training.loop.trainer import fit
 from training.losses.adversarial import PatchDiscriminator, num_patches
 from training.losses.lpips import Lpips
-from training.losses.tokenizer import Adversary, Discrimination, Reconstruction
+from training.losses.tokenizer import Adversary, DiscriminatorLoss, TokenizerLoss
 from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet
 from training.stages.configs import TokenizerConfig
 
@@ -76,12 +76,12 @@ def train_tokenizer(config: TokenizerConfig, report: Report = no_report) -> dict
     lpips = Lpips.load(*config.lpips_files.values()) if config.lpips_files else None
     inputs |= {key: sha256_file(path) for key, path in config.lpips_files.items()}
     with join_ranks(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
-        trainer = _Trainer(run, config, lpips, data, val_data)
-        fit(run, config, trainer.stage(), report)
+        trainer = _TokenizerTraining(run, config, lpips, data, val_data)
+        fit(run, config, trainer.task(), report)
         return run.read_json("metrics.json")
 
 
-class _Trainer:
+class _TokenizerTraining:
     """Data, networks and validation of one run."""
 
     def __init__(
@@ -100,8 +100,8 @@ class _Trainer:
         model = VQModel(
             vq_config(config), beta=config.commitment, entropy_ratio=config.entropy_ratio
         )
-        self.model = _placed(model, self.ranks)
-        self.objective = Reconstruction(
+        self.model = _to_device(model, self.ranks)
+        self.objective = TokenizerLoss(
             self.model,
             self.lpips,
             config.lpips_weight,
@@ -114,7 +114,7 @@ class _Trainer:
         if not self.ranks.any(len(self.val_pixels) > 0):
             raise ArtifactError(val_data.root, "none of the images for validation can be read")
 
-    def stage(self) -> Stage:
+    def task(self) -> TrainingTask:
         """Return what the loop needs."""
         trained_modules = [
             TrainedModule(self.model, self.objective, _adam(self.model, self.config.lr))
@@ -122,11 +122,11 @@ class _Trainer:
         adversary = self.objective.adversary
         if adversary is not None:
             discriminator = adversary.discriminator
-            objective = Discrimination(adversary, self.objective)
+            objective = DiscriminatorLoss(adversary, self.objective)
             trained_modules.append(
                 TrainedModule(discriminator, objective, _adam(discriminator, self.config.lr))
             )
-        return Stage(
+        return TrainingTask(
             trained_modules=tuple(trained_modules),
             num_items=len(self.images),
             batch=self.batch,
@@ -177,7 +177,7 @@ class _Trainer:
             sheet.save(temporary)
 
 
-def _placed(network: Network, ranks: Ranks) -> Network:
+def _to_device(network: Network, ranks: Ranks) -> Network:
     """On the rank's device, channels last, as images and so gradients are: DDP wants them alike."""
     return network.to(ranks.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
@@ -190,7 +190,7 @@ def _adversary(config: TokenizerConfig, ranks: Ranks) -> Adversary | None:
     if not config.disc_weight:
         return None
     return Adversary(
-        _placed(new_discriminator(config), ranks),
+        _to_device(new_discriminator(config), ranks),
         config.disc_loss,
         config.disc_weight,
         config.disc_start,

@@ -40,15 +40,31 @@ from masc_core.sampling.params import SamplingParams
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import Ranks, join_ranks
-from training.loop.parallel import compile_each, full_state_dict, is_sharded, recompute, shard
+from training.loop.parallel import (
+    checkpoint_activations,
+    compile_each,
+    full_state_dict,
+    is_sharded,
+    shard,
+)
 from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.task import Stage, TrainedModule
-from training.loop.trainer import fit
-from training.losses.transformer import NextCluster, NextClusterInChunks, cross_entropy_and_entropy
+from training.loop.task import TrainedModule, TrainingTask
+from training.loop.trainer import autocast, fit
+from training.losses.transformer import (
+    ChunkedNextClusterLoss,
+    NextClusterLoss,
+    cross_entropy_and_entropy,
+)
 from training.metrics.step_cost import flops_per_image, peak_flops
 from training.stages.configs import TransformerConfig
 from training.stages.starting_point import start_from, start_sha256
+
+# Of the sheets.
+CLASSES = 20
+COLUMNS = 10
+MIN_SIDE = 96  # pixels; smaller images are enlarged by a whole number
+CFG_SCALE = 2.0
 
 
 def gpt_config(config: TransformerConfig, data: ClusterData) -> GPTConfig:
@@ -76,7 +92,7 @@ def train_transformer(config: TransformerConfig, report: Report = no_report) -> 
             data.inputs["init"] = start_sha256(config.init)
         with Run(config.out, config, data.inputs, ranks) as run:
             model = build_model(config, data, ranks)
-            fit(run, config, _Trainer(run, config, data, model).stage(), report)
+            fit(run, config, _TransformerTraining(run, config, data, model).task(), report)
             return run.read_json("metrics.json")
 
 
@@ -93,27 +109,29 @@ def build_model(config: TransformerConfig, data: ClusterData, ranks: Ranks) -> G
     if config.compile and is_shared:
         compile_each(model.blocks)
     if config.checkpoint_activations:
-        recompute(model.blocks)
+        checkpoint_activations(model.blocks)
     if is_shared:
-        shard_blocks(model, ranks, low=config.precision == "bfloat16")
+        shard_blocks(model, ranks, bfloat16=config.precision == "bfloat16")
     return model
 
 
-def shard_blocks(model: GPT, ranks: Ranks, *, low: bool) -> None:
-    """Split a model over the ranks, in place; ``low`` as for `shard`."""
-    shard(model, model.blocks, ranks, low=low, methods=["hidden"])  # which the objective calls
+def shard_blocks(model: GPT, ranks: Ranks, *, bfloat16: bool) -> None:
+    """Split a model over the ranks, in place; ``bfloat16`` as for `shard`."""
+    shard(
+        model, model.blocks, ranks, bfloat16=bfloat16, methods=["hidden"]
+    )  # which the objective calls
 
 
 def objective_of(model: GPT, *, compiled: bool) -> nn.Module:
     """What is minimised; compiled as a whole, loss and all, or in chunks of positions."""
     if not compiled:
-        return NextClusterInChunks(model)
-    objective = NextCluster(model)
+        return ChunkedNextClusterLoss(model)
+    objective = NextClusterLoss(model)
     objective.compile()
     return objective
 
 
-class _Trainer:
+class _TransformerTraining:
     """Loss and validation of one run."""
 
     def __init__(self, run: Run, config: TransformerConfig, data: ClusterData, model: GPT) -> None:
@@ -126,10 +144,10 @@ class _Trainer:
         self.peak = peak_flops(self.ranks.device, config.peak_tflops)
         self.sheets = _sheets(config, data)
 
-    def stage(self) -> Stage:
+    def task(self) -> TrainingTask:
         """Return what the loop needs."""
         optimizer = adamw(self.model, self.config.lr, self.config.weight_decay)
-        return Stage(
+        return TrainingTask(
             trained_modules=(TrainedModule(self.model, self.objective, optimizer),),
             num_items=len(self.data.train),
             batch=self.data.batch,
@@ -144,9 +162,8 @@ class _Trainer:
         size = self.config.micro_batch_of(self.ranks.count)
         count = len(self.data.val)
         sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
-        low = self.config.precision == "bfloat16"
         stride = size * self.ranks.count
-        with torch.autocast(self.ranks.device.type, dtype=torch.bfloat16, enabled=low):
+        with autocast(self.config, self.ranks.device):
             for base in range(0, count, stride):
                 start = base + size * self.ranks.rank
                 # All ranks gather a model's parts: one without images takes others' along.
@@ -235,12 +252,6 @@ def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 
-CLASSES = 20
-COLUMNS = 10
-LEAST_SIDE = 96  # pixels; smaller images are enlarged by a whole number
-CFG_SCALE = 2.0
-
-
 class Sheets:
     """One image a class, of at most 20 classes spread over all; always the same seeds.
 
@@ -270,7 +281,7 @@ class Sheets:
         decoder = self._tokenizer.to(device)
         pixels = torch.cat([to_uint8(decoder.decode_codes(row[None], grid)) for row in made.codes])
         names = [self._names[i] for i in self._classes]
-        scale = max(1, LEAST_SIDE // pixels.shape[1])
+        scale = max(1, MIN_SIDE // pixels.shape[1])
         enlarged = pixels.repeat_interleave(scale, 1).repeat_interleave(scale, 2).cpu().numpy()
         sheet = contact_sheet(list(enlarged), COLUMNS, captions=names)
         path.parent.mkdir(exist_ok=True)

@@ -9,13 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masc_core.errors import ArtifactError
-from training.data.code_cache import (
-    CodeCache,
-    CodeIndex,
-    read_index,
-    write_index,
-    write_shard,
-)
+from training.data.code_cache import CodeCache, CodeIndex, read_index, write_index, write_shard
 
 
 def write_cache(folder: Path, num_codes: int = 300, complete: bool = True) -> np.ndarray:

@@ -70,7 +70,7 @@ def test_words_are_uniform() -> None:
 
 def test_ahead_gives_the_steps_in_order() -> None:
     made = batches()
-    with closing(made.ahead(2, 9)) as steps:
+    with closing(made.prefetch(2, 9)) as steps:
         ahead = list(steps)
     assert [joined(step) for step in ahead] == [joined(made.of_step(i)) for i in range(2, 9)]
 
@@ -80,6 +80,6 @@ def test_an_error_in_the_thread_comes_out_and_the_thread_ends() -> None:
         raise ValueError("unreadable")
 
     made = Batches(broken, 50, 0, 12, 12)
-    with pytest.raises(ValueError, match="unreadable"), closing(made.ahead(0, 4)) as steps:
+    with pytest.raises(ValueError, match="unreadable"), closing(made.prefetch(0, 4)) as steps:
         next(steps)
     assert not [t for t in threading.enumerate() if t.name.startswith("batches")]

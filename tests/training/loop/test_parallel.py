@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from tests.training.rank_processes import all_well
 from training.loop.distributed import join_ranks
 from training.loop.ema import EMA
-from training.loop.parallel import compile_each, full_state_dict, recompute, reshard, shard
+from training.loop.parallel import (
+    checkpoint_activations,
+    compile_each,
+    full_state_dict,
+    reshard,
+    shard,
+)
 
 
 def network() -> nn.Sequential:
@@ -36,7 +42,7 @@ def test_what_is_computed_again_has_the_same_gradients() -> None:
         calls += 1
 
     next(frugal[1].children()).register_forward_hook(count)
-    recompute(list(frugal)[1:])
+    checkpoint_activations(list(frugal)[1:])
     pairs = zip(gradients(plain), gradients(frugal), strict=True)
     assert all(torch.equal(expected, actual) for expected, actual in pairs)
     assert calls == 2
@@ -55,7 +61,7 @@ def test_what_is_computed_again_is_compiled_too(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
     parts = list(compiled)[1:]
     compile_each(parts)
-    recompute(parts)
+    checkpoint_activations(parts)
     pairs = zip(gradients(plain), gradients(compiled), strict=True)
     assert all(torch.equal(expected, actual) for expected, actual in pairs)
     assert graphs
@@ -66,7 +72,7 @@ def a_sharded_model_computes_with_the_weights_that_it_has() -> None:
     with join_ranks("cpu") as ranks:
         whole = network().eval()
         sharded = copy.deepcopy(whole)
-        shard(sharded, list(sharded)[1:], ranks, low=False)
+        shard(sharded, list(sharded)[1:], ranks, bfloat16=False)
         average, expected = EMA(sharded, 0.5), EMA(whole, 0.5)
         for model in (whole, sharded):
             with torch.no_grad():

@@ -21,9 +21,9 @@ from masc_core.errors import ConfigError, DivergedError
 from tests.clock import Clock
 from training.config import LoopConfig
 from training.loop.batches import epoch_order
-from training.loop.checkpoint import latest_checkpoint
+from training.loop.checkpoint import latest_checkpoint, latest_step
 from training.loop.run_dir import Run
-from training.loop.task import Indices, Stage, TrainedModule, Words
+from training.loop.task import Indices, TrainedModule, TrainingTask, Words
 from training.loop.trainer import fit, learning_rate, set_learning_rate
 
 ITEMS = 22
@@ -36,7 +36,7 @@ def config(out: Path, **changes: object) -> LoopConfig:
 
 def regression(
     kept: list[float], after_step: Callable[[int], None] = lambda _: None, scale: float = 1.0
-) -> Stage:
+) -> TrainingTask:
     """A small regression with dropout, so that the random state matters."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(ITEMS, 5, generator=generator)
@@ -64,11 +64,11 @@ def regression(
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
     trained = TrainedModule(model, Error(), optimizer)
-    return Stage((trained,), ITEMS, batch, validate, keep, after_step)
+    return TrainingTask((trained,), ITEMS, batch, validate, keep, after_step)
 
 
-def weights(stage: Stage) -> dict[str, Tensor]:
-    return dict(stage.trained_modules[0].model.state_dict())
+def weights(task: TrainingTask) -> dict[str, Tensor]:
+    return dict(task.trained_modules[0].model.state_dict())
 
 
 def history(folder: Path) -> list[tuple[str, int, float]]:
@@ -76,57 +76,58 @@ def history(folder: Path) -> list[tuple[str, int, float]]:
     return [(row["kind"], row["step"], row.get("loss", row.get("objective"))) for row in rows]
 
 
-def run_whole(folder: Path) -> dict[str, Tensor]:
-    stage = regression([])
+def run_fit(folder: Path, task: TrainingTask) -> dict[str, Tensor]:
     with Run(folder, config(folder)) as run:
-        assert fit(run, config(folder), stage).step == 15
-    return weights(stage)
+        fit(run, config(folder), task)
+    return weights(task)
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 5, 7, 15])
-def test_a_run_stopped_by_a_signal_and_resumed_is_the_same_run(
-    tmp_path: Path, stop_at: int
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+    """Folder and weights of a run that nothing interrupts; 15 steps, 3 epochs."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run_fit(folder, regression([]))
+
+
+def sigterm() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def power_cut() -> None:
+    raise RuntimeError("power cut")
+
+
+@pytest.mark.parametrize(
+    ("end", "error", "at"),
+    [
+        *((sigterm, KeyboardInterrupt, step) for step in (1, 2, 5, 7, 15)),
+        *((power_cut, RuntimeError, step) for step in (1, 4, 5, 6, 11)),
+    ],
+)
+def test_a_run_that_was_interrupted_and_goes_on_is_the_same_run(
+    whole: tuple[Path, dict[str, Tensor]],
+    tmp_path: Path,
+    end: Callable[[], None],
+    error: type[BaseException],
+    at: int,
 ) -> None:
-    expected = run_whole(tmp_path / "whole")
-    folder = tmp_path / "stopped"
+    def after_step(step: int) -> None:
+        if step == at:
+            end()
 
-    def stop(step: int) -> None:
-        if step == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with Run(folder, config(folder)) as run, pytest.raises(KeyboardInterrupt):
-        fit(run, config(folder), regression([], stop))
-    stage = regression([])
-    with Run(folder, config(folder)) as run:
-        fit(run, config(folder), stage)
-    assert all(torch.equal(v, expected[k]) for k, v in weights(stage).items())
-    assert history(folder) == history(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("die_at", [1, 4, 5, 6, 11])
-def test_a_run_that_died_repeats_from_its_checkpoint(tmp_path: Path, die_at: int) -> None:
-    expected = run_whole(tmp_path / "whole")
-    folder = tmp_path / "died"
-
-    def die(step: int) -> None:
-        if step == die_at:
-            raise RuntimeError("power cut")
-
-    with Run(folder, config(folder)) as run, pytest.raises(RuntimeError, match="power cut"):
-        fit(run, config(folder), regression([], die))
-    stage = regression([])
-    with Run(folder, config(folder)) as run:
-        fit(run, config(folder), stage)
-    assert all(torch.equal(v, expected[k]) for k, v in weights(stage).items())
-    assert history(folder) == history(tmp_path / "whole")
+    with pytest.raises(error):
+        run_fit(tmp_path, regression([], after_step))
+    actual, (folder, expected) = run_fit(tmp_path, regression([])), whole
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
+    assert history(tmp_path) == history(folder)
+    assert latest_step(latest_checkpoint(tmp_path)) == 15
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
-    run_whole(tmp_path)
+    run_fit(tmp_path, regression([]))
     before = history(tmp_path)
     kept: list[float] = []
-    with Run(tmp_path, config(tmp_path)) as run:
-        fit(run, config(tmp_path), regression(kept))
+    run_fit(tmp_path, regression(kept))
     assert history(tmp_path) == before
     assert not kept
 
@@ -179,19 +180,19 @@ def test_a_gradient_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
         def forward(self, inputs: Tensor, outputs: Tensor) -> dict[str, Tensor]:
             return {"loss": (self.model.weight * 0).abs().sqrt().sum()}
 
-    stage, sharp = regression([]), Sharp()
+    task, sharp = regression([]), Sharp()
     trained = TrainedModule(sharp.model, sharp, torch.optim.AdamW(sharp.parameters()))
     often = config(tmp_path, checkpoint_every=1)
     with Run(tmp_path, often) as run:
         with pytest.raises(DivergedError, match="gradient is not finite at step 1"):
-            fit(run, often, replace(stage, trained_modules=(trained,)))
+            fit(run, often, replace(task, trained_modules=(trained,)))
         assert latest_checkpoint(run.folder) is None
 
 
 def test_a_validation_that_is_not_finite_is_no_result(tmp_path: Path) -> None:
-    stage = replace(regression([]), validate=lambda: {"objective": float("nan")})
+    task = replace(regression([]), validate=lambda: {"objective": float("nan")})
     with Run(tmp_path, config(tmp_path)) as run, pytest.raises(DivergedError, match="validation"):
-        fit(run, config(tmp_path), stage)
+        fit(run, config(tmp_path), task)
 
 
 class Scale(nn.Module):
@@ -208,9 +209,12 @@ class Scale(nn.Module):
         return {"loss": loss, self.name: loss.detach() + x.mean()}
 
 
-def test_every_module_sees_every_micro_batch_before_all_step(tmp_path: Path) -> None:
+def two_modules(
+    folder: Path, second_sign: float, grad_clip: float
+) -> tuple[list[Scale], list[tuple[str, int]]]:
+    """Two modules after one step of two micro-batches, [0, 1, 2, 3] shuffled, and what they saw."""
     seen: list[tuple[str, int]] = []
-    models = [Scale("first", 1.0, seen), Scale("second", -1.0, seen)]
+    models = [Scale("first", 1.0, seen), Scale("second", second_sign, seen)]
     trained_modules = tuple(
         TrainedModule(model, model, torch.optim.SGD(model.parameters(), lr=1.0)) for model in models
     )
@@ -218,36 +222,30 @@ def test_every_module_sees_every_micro_batch_before_all_step(tmp_path: Path) -> 
     def batch(indices: Indices, words: Words) -> tuple[Tensor, ...]:
         return (torch.from_numpy(indices).double(),)
 
-    stage = Stage(trained_modules, 4, batch, lambda: {"objective": 0.0}, lambda _: None)
-    once = config(tmp_path, epochs=1, micro_batch=2, lr=0.5, grad_clip=100)
-    with Run(tmp_path, once) as run:
-        fit(run, once, stage)
+    task = TrainingTask(trained_modules, 4, batch, lambda: {"objective": 0.0}, lambda _: None)
+    once = config(folder, epochs=1, micro_batch=2, lr=0.5, grad_clip=grad_clip)
+    with Run(folder, once) as run:
+        fit(run, once, task)
+    return models, seen
+
+
+def test_every_module_sees_every_micro_batch_before_all_step(tmp_path: Path) -> None:
+    models, seen = two_modules(tmp_path, -1.0, grad_clip=100)
     assert seen == [("first", 2), ("second", 2)] * 2
     assert [model.weight.item() for model in models] == [-0.5 * 1.5, 0.5 * 1.5]
     row = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
     assert (row["loss"], row["first"], row["second"]) == (0.0, 1.5, 1.5)
 
 
-def test_gradients_are_clipped_for_each_player_after_all_micro_batches(tmp_path: Path) -> None:
-    models = [Scale("first", 1.0, []), Scale("second", -0.1, [])]
-    trained_modules = tuple(
-        TrainedModule(model, model, torch.optim.SGD(model.parameters(), lr=1.0)) for model in models
-    )
-
-    def batch(indices: Indices, words: Words) -> tuple[Tensor, ...]:
-        return (torch.from_numpy(indices).double(),)
-
-    stage = Stage(trained_modules, 4, batch, lambda: {"objective": 0.0}, lambda _: None)
-    once = config(tmp_path, epochs=1, micro_batch=2, lr=0.5, grad_clip=0.3)
-    with Run(tmp_path, once) as run:
-        fit(run, once, stage)
+def test_gradients_are_clipped_for_each_module_after_all_micro_batches(tmp_path: Path) -> None:
+    models, _ = two_modules(tmp_path, -0.1, grad_clip=0.3)
     # The mean gradients are 1.5, which is clipped, and -0.15, which is not.
     assert [m.weight.item() for m in models] == pytest.approx([-0.5 * 0.3, 0.5 * 0.15], rel=1e-5)
 
 
 def test_overwritten_rows_start_their_average_and_moments_anew(tmp_path: Path) -> None:
-    stage = regression([])
-    model, optimizer = stage.trained_modules[0].model, stage.trained_modules[0].optimizer
+    task = regression([])
+    model, optimizer = task.trained_modules[0].model, task.trained_modules[0].optimizer
     weight = next(iter(model.parameters()))
     rows = torch.arange(len(weight)) < 3
 
@@ -260,7 +258,7 @@ def test_overwritten_rows_start_their_average_and_moments_anew(tmp_path: Path) -
 
     averaged = config(tmp_path, ema_decay=0.9)
     with Run(tmp_path, averaged) as run:
-        fit(run, averaged, replace(stage, restart_rows=restart_rows))
+        fit(run, averaged, replace(task, restart_rows=restart_rows))
     path = latest_checkpoint(tmp_path)
     assert path is not None
     (file,) = path.glob("*.safetensors")
@@ -271,22 +269,22 @@ def test_overwritten_rows_start_their_average_and_moments_anew(tmp_path: Path) -
     assert optimizer.state[weight]["step"] == 15
 
 
-def without_dropout(kept: list[float]) -> Stage:
-    stage = regression(kept)
-    for module in stage.trained_modules[0].model.modules():
+def without_dropout(kept: list[float]) -> TrainingTask:
+    task = regression(kept)
+    for module in task.trained_modules[0].model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return stage
+    return task
 
 
 def test_micro_batches_make_the_same_step_as_a_whole_batch(tmp_path: Path) -> None:
-    stages = {0: without_dropout([]), 1: without_dropout([]), 2: without_dropout([])}
-    for micro_batch, stage in stages.items():
+    tasks = {0: without_dropout([]), 1: without_dropout([]), 2: without_dropout([])}
+    for micro_batch, task in tasks.items():
         divided = config(tmp_path / str(micro_batch), micro_batch=micro_batch)
         with Run(divided.out, divided) as run:
-            fit(run, divided, stage)
+            fit(run, divided, task)
     for micro_batch in (1, 2):
-        torch.testing.assert_close(weights(stages[micro_batch]), weights(stages[0]))
+        torch.testing.assert_close(weights(tasks[micro_batch]), weights(tasks[0]))
         for actual, expected in zip(
             history(tmp_path / str(micro_batch)), history(tmp_path / "0"), strict=True
         ):
@@ -304,7 +302,7 @@ def test_a_micro_batch_beyond_the_batch_is_the_batch(tmp_path: Path) -> None:
     seen: list[tuple[str, int]] = []
     model = Scale("only", 1.0, seen)
     trained = TrainedModule(model, model, torch.optim.SGD(model.parameters(), lr=1.0))
-    stage = Stage(
+    task = TrainingTask(
         (trained,),
         8,
         lambda i, _: (torch.from_numpy(i).double(),),
@@ -313,7 +311,7 @@ def test_a_micro_batch_beyond_the_batch_is_the_batch(tmp_path: Path) -> None:
     )
     large = config(tmp_path, epochs=1, micro_batch=64)
     with Run(tmp_path, large) as run:
-        fit(run, large, stage)
+        fit(run, large, task)
     assert seen == [("only", 4)] * 2
 
 
@@ -326,10 +324,11 @@ def test_too_little_memory_names_the_key(tmp_path: Path) -> None:
         fit(run, plain, regression([], fill))
 
 
-def test_averaged_weights_are_validated_and_kept_but_not_trained_on(tmp_path: Path) -> None:
-    plain = run_whole(tmp_path / "plain")
-    stage = regression([])
-    model = stage.trained_modules[0].model
+def test_averaged_weights_are_validated_and_kept_but_not_trained_on(
+    whole: tuple[Path, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    task = regression([])
+    model = task.trained_modules[0].model
     at: dict[str, list[Tensor]] = {"step": [], "validate": [], "keep": [], "epoch": []}
 
     def note(name: str) -> None:
@@ -341,7 +340,7 @@ def test_averaged_weights_are_validated_and_kept_but_not_trained_on(tmp_path: Pa
         return {"objective": -float(len(at["validate"]))}
 
     watched = replace(
-        stage,
+        task,
         validate=validate,
         keep=lambda _: note("keep"),
         after_step=lambda _: note("step"),
@@ -350,7 +349,7 @@ def test_averaged_weights_are_validated_and_kept_but_not_trained_on(tmp_path: Pa
     averaged = config(tmp_path / "averaged", ema_decay=0.9)
     with Run(averaged.out, averaged) as run:
         fit(run, averaged, watched)
-    assert all(torch.equal(plain[name], value) for name, value in weights(stage).items())
+    assert all(torch.equal(whole[1][name], value) for name, value in weights(task).items())
     expected = next(regression([]).trained_modules[0].model.parameters()).detach().clone()
     for step, value in enumerate(at["step"], 1):
         expected.lerp_(value, 0.1)

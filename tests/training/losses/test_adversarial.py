@@ -7,7 +7,7 @@ from torch import Tensor
 from masc_core.errors import ConfigError
 from tests.golden_files import assert_close, load_golden
 from training.losses.adversarial import (
-    HIGHEST_BALANCE,
+    MAX_BALANCE,
     PatchDiscriminator,
     accuracy,
     discriminator_logits,
@@ -24,36 +24,36 @@ def golden_logits() -> tuple[dict[str, Tensor], Tensor, Tensor]:
 
 
 def test_hinge_losses_reproduce_upstream() -> None:
-    io, real, made = golden_logits()
-    loss = discriminator_loss("hinge", real, made)
+    io, real, fake = golden_logits()
+    loss = discriminator_loss("hinge", real, fake)
     assert_close(loss, io["hinge_d_loss"], atol=1e-5, rtol=1e-4)
-    assert_close(generator_loss("hinge", made), io["hinge_gen_loss"], atol=1e-5, rtol=1e-4)
+    assert_close(generator_loss("hinge", fake), io["hinge_gen_loss"], atol=1e-5, rtol=1e-4)
 
 
 def test_non_saturating_losses() -> None:
-    io, real, made = golden_logits()
+    io, real, fake = golden_logits()
     # What upstream calls vanilla; its "non-saturating" losses are not these.
-    loss = discriminator_loss("non-saturating", real, made)
+    loss = discriminator_loss("non-saturating", real, fake)
     assert_close(loss, io["vanilla_d_loss"], atol=1e-5, rtol=1e-4)
-    entropy = torch.nn.functional.binary_cross_entropy(made.sigmoid(), torch.ones_like(made))
-    assert_close(generator_loss("non-saturating", made), entropy, atol=1e-6, rtol=1e-5)
+    entropy = torch.nn.functional.binary_cross_entropy(fake.sigmoid(), torch.ones_like(fake))
+    assert_close(generator_loss("non-saturating", fake), entropy, atol=1e-6, rtol=1e-5)
 
 
 def test_accuracy_counts_signs() -> None:
-    real, made = torch.tensor([1.0, 2.0, -1.0, 3.0]), torch.tensor([-1.0, 1.0])
-    assert accuracy(real, made).item() == 0.5 * (3 / 4 + 1 / 2)
+    real, fake = torch.tensor([1.0, 2.0, -1.0, 3.0]), torch.tensor([-1.0, 1.0])
+    assert accuracy(real, fake).item() == 0.5 * (3 / 4 + 1 / 2)
 
 
 def test_the_generators_judge_is_left_without_gradients() -> None:
     io, _, _ = golden_logits()
     discriminator = golden_discriminator().train()
     discriminator(io["real"])
-    made = io["fake"].clone().requires_grad_()
-    logits = discriminator_logits(discriminator, made)
+    fake = io["fake"].clone().requires_grad_()
+    logits = discriminator_logits(discriminator, fake)
     assert_close(logits, io["logits_fake_train"], atol=1e-4, rtol=1e-3)
     generator_loss("hinge", logits).backward()  # type: ignore[no-untyped-call]
-    assert made.grad is not None
-    assert made.grad.abs().sum() > 0
+    assert fake.grad is not None
+    assert fake.grad.abs().sum() > 0
     assert all(p.grad is None and p.requires_grad for p in discriminator.parameters())
     statistics = discriminator.get_buffer("main.9.running_mean")
     assert_close(statistics, io["after.main.9.running_mean"], atol=1e-4, rtol=1e-3)
@@ -67,7 +67,7 @@ def test_balanced_losses_pull_equally_hard() -> None:
     assert not balance.requires_grad
     (pull,) = torch.autograd.grad(balance * other, weight, retain_graph=True)
     assert pull.norm().item() == pytest.approx(10, rel=1e-3)
-    assert gradient_balance(1e9 * weight.sum(), 0 * weight.sum(), weight) == HIGHEST_BALANCE
+    assert gradient_balance(1e9 * weight.sum(), 0 * weight.sum(), weight) == MAX_BALANCE
 
 
 def golden_discriminator() -> PatchDiscriminator:

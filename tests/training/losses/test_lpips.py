@@ -12,7 +12,7 @@ from torch import Tensor
 
 from masc_core.errors import ArtifactError
 from tests.training.losses.vgg_files import linear_weights, vgg_weights, write_weights
-from training.losses.lpips import LEAST_SIZE, Lpips
+from training.losses.lpips import MIN_SIZE, Lpips
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_agrees_with_the_definition(lpips: Lpips) -> None:
 
 
 def test_training_mode_and_gradients(lpips: Lpips) -> None:
-    images, references = drawn_images(4, LEAST_SIZE).chunk(2)
+    images, references = drawn_images(4, MIN_SIZE).chunk(2)
     quiet = lpips.eval()(images, references)
     images.requires_grad_()
     references.requires_grad_()

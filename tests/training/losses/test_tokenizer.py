@@ -7,7 +7,7 @@ from torch import Tensor
 from masc_core.models.vq import VQConfig, VQModel
 from training.losses.adversarial import PatchDiscriminator, generator_loss
 from training.losses.lpips import Lpips
-from training.losses.tokenizer import Adversary, Discrimination, Reconstruction
+from training.losses.tokenizer import Adversary, DiscriminatorLoss, TokenizerLoss
 from training.metrics.reconstruction import pixels_to_float
 
 START = 4
@@ -41,14 +41,14 @@ def gradients(module: torch.nn.Module) -> list[Tensor | None]:
 
 def test_the_loss_is_the_sum_of_its_weighted_parts() -> None:
     model, adversary, lpips = tiny_model(), tiny_adversary(), Lpips()
-    objective = Reconstruction(model, lpips, 0.7, adversary, finished_steps=START)
+    objective = TokenizerLoss(model, lpips, 0.7, adversary, finished_steps=START)
     values = objective(drawn_pixels())
     images = pixels_to_float(drawn_pixels())
-    made = objective.images
+    fake = objective.images
     expected = {
-        "mse": (made - images).square().mean(),
-        "lpips": lpips(made, images).mean(),
-        "adversarial": 0.5 * generator_loss("hinge", logits_of(adversary, made)),
+        "mse": (fake - images).square().mean(),
+        "lpips": lpips(fake, images).mean(),
+        "adversarial": 0.5 * generator_loss("hinge", logits_of(adversary, fake)),
     }
     for name, value in expected.items():
         assert values[name].item() == pytest.approx(value.item(), rel=1e-5)
@@ -60,20 +60,20 @@ def test_the_loss_is_the_sum_of_its_weighted_parts() -> None:
 
 
 def test_the_adversary_takes_part_from_its_step_on() -> None:
-    objective = Reconstruction(tiny_model(), adversary=tiny_adversary())
+    objective = TokenizerLoss(tiny_model(), adversary=tiny_adversary())
     contests = []
     for finished in range(6):
         objective.finished_steps = finished
-        assert objective.is_contest == ("adversarial" in objective(drawn_pixels()))
-        contests.append(objective.is_contest)
+        assert objective.is_adversarial == ("adversarial" in objective(drawn_pixels()))
+        contests.append(objective.is_adversarial)
     assert contests == [False, False, False, True, True, True]  # steps 1 to 6
-    assert not Reconstruction(tiny_model(), finished_steps=100).is_contest
+    assert not TokenizerLoss(tiny_model(), finished_steps=100).is_adversarial
 
 
 def test_the_discriminator_waits_for_its_step() -> None:
     adversary = tiny_adversary()
-    objective = Reconstruction(tiny_model(), adversary=adversary)
-    other = Discrimination(adversary, objective)
+    objective = TokenizerLoss(tiny_model(), adversary=adversary)
+    other = DiscriminatorLoss(adversary, objective)
     optimizer = torch.optim.Adam(other.model.parameters())
     before = {name: value.clone() for name, value in other.model.state_dict().items()}
     for finished in range(START):
@@ -90,12 +90,12 @@ def test_the_discriminator_waits_for_its_step() -> None:
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_neither_side_moves_the_other(adaptive: bool) -> None:
     model, adversary = tiny_model(), tiny_adversary(adaptive=adaptive)
-    objective = Reconstruction(model, adversary=adversary, finished_steps=START)
+    objective = TokenizerLoss(model, adversary=adversary, finished_steps=START)
     objective(drawn_pixels())["loss"].backward()
     assert gradients(adversary.discriminator) == [None] * len(gradients(adversary.discriminator))
     held = gradients(model)
     assert all(gradient is not None for gradient in held)
-    Discrimination(adversary, objective)(drawn_pixels())["loss"].backward()
+    DiscriminatorLoss(adversary, objective)(drawn_pixels())["loss"].backward()
     for before, after in zip(held, gradients(model), strict=True):
         assert before is not None
         assert after is not None
@@ -105,16 +105,16 @@ def test_neither_side_moves_the_other(adaptive: bool) -> None:
 
 def test_the_networks_are_parts_of_their_own_objective_alone() -> None:
     adversary = tiny_adversary()
-    objective = Reconstruction(tiny_model(), adversary=adversary)
+    objective = TokenizerLoss(tiny_model(), adversary=adversary)
     own = {id(p) for p in objective.parameters()}
-    others = {id(p) for p in Discrimination(adversary, objective).parameters()}
+    others = {id(p) for p in DiscriminatorLoss(adversary, objective).parameters()}
     assert others == {id(p) for p in adversary.discriminator.parameters()}
     assert not own & others
 
 
 def test_an_adaptive_weight_balances_the_gradients_at_the_last_layer() -> None:
     model, adversary = tiny_model(), tiny_adversary(adaptive=True, weight=1.0)
-    objective = Reconstruction(model, adversary=adversary, finished_steps=START)
+    objective = TokenizerLoss(model, adversary=adversary, finished_steps=START)
     pulls = []
     for finished in (0, START):
         objective.finished_steps = finished
@@ -129,22 +129,22 @@ def test_an_adaptive_weight_balances_the_gradients_at_the_last_layer() -> None:
 
 def test_the_discriminator_sees_the_reconstruction_of_the_batch() -> None:
     adversary = tiny_adversary(kind="non-saturating", weight=0.25)
-    objective = Reconstruction(tiny_model(), adversary=adversary, finished_steps=START)
+    objective = TokenizerLoss(tiny_model(), adversary=adversary, finished_steps=START)
     objective(drawn_pixels())
-    values = Discrimination(adversary, objective)(drawn_pixels())
+    values = DiscriminatorLoss(adversary, objective)(drawn_pixels())
     real = logits_of(adversary, pixels_to_float(drawn_pixels()))
-    made = logits_of(adversary, objective.images)
-    expected = -0.5 * (real.sigmoid().log().mean() + (-made).sigmoid().log().mean())
+    fake = logits_of(adversary, objective.images)
+    expected = -0.5 * (real.sigmoid().log().mean() + (-fake).sigmoid().log().mean())
     assert values["discriminator"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert values["loss"].item() == pytest.approx(0.25 * expected.item(), rel=1e-5)
-    right = (real > 0).sum() + (made < 0).sum()
+    right = (real > 0).sum() + (fake < 0).sum()
     assert values["discriminator_accuracy"].item() == right.item() / (2 * real.numel())
 
 
 def test_losses_in_bfloat16_are_summed_in_full_precision() -> None:
     adversary = tiny_adversary(adaptive=True)
-    objective = Reconstruction(tiny_model(), Lpips(), 1.0, adversary, finished_steps=START)
-    other = Discrimination(adversary, objective)
+    objective = TokenizerLoss(tiny_model(), Lpips(), 1.0, adversary, finished_steps=START)
+    other = DiscriminatorLoss(adversary, objective)
     exact = objective(drawn_pixels()) | {"rival": other(drawn_pixels())["loss"]}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         values = objective(drawn_pixels()) | {"rival": other(drawn_pixels())["loss"]}

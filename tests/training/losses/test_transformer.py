@@ -13,8 +13,8 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from tests.training.operators import Operators
 from training.losses.transformer import (
-    NextCluster,
-    NextClusterInChunks,
+    ChunkedNextClusterLoss,
+    NextClusterLoss,
     cross_entropy_and_entropy,
     head_cross_entropy,
 )
@@ -47,7 +47,7 @@ def test_impossible_clusters_add_nothing_to_the_entropy() -> None:
 def test_the_loss_is_the_mean_surprise_in_nats() -> None:
     torch.manual_seed(0)
     logits, clusters = torch.randn(3, 4, 7), torch.randint(7, (3, 4))
-    losses = NextCluster(Fixed(logits))(torch.zeros(3).long(), clusters)
+    losses = NextClusterLoss(Fixed(logits))(torch.zeros(3).long(), clusters)
     bits = float(cross_entropy_and_entropy(logits, clusters).cross_entropy) / 12
     assert float(losses["bits"]) == pytest.approx(bits)
     assert float(losses["loss"]) == pytest.approx(bits * math.log(2))
@@ -59,7 +59,7 @@ def test_in_chunks_the_model_is_told_the_same() -> None:
     nn.init.normal_(model.output.weight)
     labels, clusters = torch.tensor([0, 2, 1]), torch.randint(7, (3, 4))
     found = []
-    for objective in (NextCluster(model), NextClusterInChunks(model)):
+    for objective in (NextClusterLoss(model), ChunkedNextClusterLoss(model)):
         model.zero_grad()
         losses = objective(labels, clusters)
         losses["loss"].backward()

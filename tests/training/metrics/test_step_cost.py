@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
-from training.losses.transformer import NextCluster
+from training.losses.transformer import NextClusterLoss
 from training.metrics.step_cost import (
     block_bytes,
     flops_per_image,
@@ -25,7 +25,7 @@ CONFIG = GPTConfig(64, dim=96, n_layer=1, n_head=3, num_classes=5, block_size=64
 
 def test_operations_against_what_torch_counts() -> None:
     config = GPTConfig(vocab_size=64, dim=32, n_layer=2, n_head=2, num_classes=3, block_size=16)
-    objective = NextCluster(GPT(config))
+    objective = NextClusterLoss(GPT(config))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         objective(torch.zeros(5).long(), torch.zeros(5, 16).long())["loss"].backward()
     assert counter.get_total_flops() == 5 * flops_per_image(config)
@@ -58,7 +58,7 @@ def test_a_processor_has_a_peak_when_it_is_given() -> None:
 def kept_bytes(config: GPTConfig, images: int) -> int:
     """Of the tensors that a backward pass in bfloat16 waits for, each storage once."""
     torch.manual_seed(0)
-    objective = NextCluster(GPT(config).train())
+    objective = NextClusterLoss(GPT(config).train())
     tokens = torch.zeros(images, config.block_size, dtype=torch.int64)
     storages: dict[int, int] = {}
 

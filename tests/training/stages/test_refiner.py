@@ -22,7 +22,7 @@ from tests.training.rank_processes import all_well
 from tests.training.stage_configs import power_cut, refiner_config, transformer_config
 from training.data.cluster_data import ClusterData
 from training.data.code_cache import CodeCache
-from training.stages.configs import RefinerTraining
+from training.stages.configs import RefinerTrainingConfig
 from training.stages.refiner import train_refiner
 from training.stages.transformer import train_transformer
 
@@ -34,7 +34,9 @@ def transformer(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out / "transformer.safetensors"
 
 
-def config(prepared: Path, transformer: Path, out: Path, **changes: object) -> RefinerTraining:
+def config(
+    prepared: Path, transformer: Path, out: Path, **changes: object
+) -> RefinerTrainingConfig:
     return refiner_config(prepared, transformer, out=out, **changes)
 
 
@@ -93,7 +95,7 @@ def test_a_transformer_of_other_images_is_refused(
         train_refiner(config(prepared, other, tmp_path / "r"))
 
 
-def train_and_count(stage: RefinerTraining) -> None:
+def train_and_count(stage: RefinerTrainingConfig) -> None:
     seen: list[int] = []
     original = ClusterData.val_code_batch
 

@@ -22,12 +22,12 @@ from training.data.images import open_images
 from training.loop.checkpoint import latest_checkpoint
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import Run
-from training.loop.task import Stage
+from training.loop.task import TrainingTask
 from training.loop.trainer import fit
 from training.metrics.reconstruction import reconstruction_metrics
 from training.stages.configs import TokenizerConfig
 from training.stages.tokenizer import (
-    _Trainer,
+    _TokenizerTraining,
     new_discriminator,
     restart_codes,
     train_tokenizer,
@@ -158,16 +158,16 @@ def test_with_a_discriminator_the_last_weights_are_kept(contest: TokenizerConfig
 
 
 @pytest.fixture
-def contestants(tmp_path: Path) -> Stage:
+def contestants(tmp_path: Path) -> TrainingTask:
     """A stage with a discriminator that takes part at once."""
     changes = GAN | {"disc_start": 1, "crop": "random"}
     config = tokenizer_config(photographs(tmp_path), **changes)
     data, val_data = open_images(config.data), open_images(config.val_data)
     with Run(config.out, config) as run:
-        return _Trainer(run, config, None, data, val_data).stage()
+        return _TokenizerTraining(run, config, None, data, val_data).task()
 
 
-def test_the_words_of_an_item_decide_how_it_is_seen(contestants: Stage) -> None:
+def test_the_words_of_an_item_decide_how_it_is_seen(contestants: TrainingTask) -> None:
     words = np.random.default_rng(0).integers(0, 1 << 64, (8, 4), dtype=np.uint64)
     indices = np.full(8, 3)
     (pixels,), (again,) = (contestants.batch(indices, words) for _ in range(2))
@@ -179,7 +179,7 @@ def test_the_words_of_an_item_decide_how_it_is_seen(contestants: Stage) -> None:
     assert torch.equal(alone[0], pixels[5])
 
 
-def test_gradients_lie_in_memory_as_the_weights_do(contestants: Stage) -> None:
+def test_gradients_lie_in_memory_as_the_weights_do(contestants: TrainingTask) -> None:
     (pixels,) = contestants.batch(np.arange(4), np.zeros((4, 4), np.uint64))
     for trained in contestants.trained_modules:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -194,11 +194,11 @@ def train_and_tell(config: TokenizerConfig) -> None:
     """Train, and write what this rank ended with."""
     data, val_data = open_images(config.data), open_images(config.val_data)
     with join_ranks("cpu") as ranks, Run(config.out, config, {}, ranks) as run:
-        stage = _Trainer(run, config, None, data, val_data).stage()
-        fit(run, config, stage)
+        task = _TokenizerTraining(run, config, None, data, val_data).task()
+        fit(run, config, task)
         ends = {
             f"{number}.{name}": tensor.contiguous()
-            for number, trained in enumerate(stage.trained_modules)
+            for number, trained in enumerate(task.trained_modules)
             for name, tensor in trained.model.state_dict().items()
         }
         save_file(ends, config.out / f"rank{ranks.rank}.safetensors")
