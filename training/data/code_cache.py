@@ -102,16 +102,9 @@ class CodeCache:
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = True) -> CodeCache:
-        """Open a cache.
+        """Open a cache; with ``verify`` read it through, against the checksums in its index.
 
-        Parameters
-        ----------
-        folder : of the cache
-        verify : read it through once, against the checksums in its index
-
-        Raises
-        ------
-        ArtifactError : the cache is missing, unfinished or damaged; the file at fault is named
+        An `ArtifactError` where it is missing, unfinished or damaged names the file at fault.
         """
         index = read_index(folder)
         if not index.complete:
@@ -131,12 +124,7 @@ class CodeCache:
         return len(self.labels)
 
     def take(self, images: IntArray, variants: IntArray) -> IntArray:
-        """Codes int64 (B, L) of the named images, one variant of each, both int64 (B,).
-
-        Raises
-        ------
-        IndexError : there is no such image or variant
-        """
+        """Codes int64 (B, L) of the named images, one variant of each, both int64 (B,)."""
         if len(images) and not 0 <= images.min() <= images.max() < len(self):
             raise IndexError(f"images {images.min()}..{images.max()} of {len(self)}")
         out = np.empty((len(images), self.index.num_positions), np.int64)
@@ -159,12 +147,7 @@ class CodeCache:
 def open_shard(
     folder: Path, index: CodeIndex, number: int, shard: CodeShard, *, verify: bool = True
 ) -> tuple[Codes, IntArray]:
-    """Codes (n, A, L), mapped, and labels int64 (n,) of a shard.
-
-    Raises
-    ------
-    ArtifactError : one of its files is missing or damaged, and is named
-    """
+    """Codes (n, A, L), mapped, and labels int64 (n,); an `ArtifactError` names a damaged file."""
     shape = (shard.num_images, index.num_variants, index.num_positions)
     codes = shard_path(folder, "codes", number)
     labels = shard_path(folder, "labels", number)

@@ -100,12 +100,7 @@ class ImageFolder(ImageSource):
 
     @classmethod
     def scan(cls, root: str | os.PathLike[str]) -> ImageFolder:
-        """List the images below ``root``.
-
-        Raises
-        ------
-        ConfigError : the folder is missing, has no class folders, or a class folder holds no image
-        """
+        """List the images below ``root``; a `ConfigError` where a folder has none."""
         root = Path(root)
         if not root.is_dir():
             raise ConfigError(f"{root}: no such folder of images")

@@ -84,16 +84,9 @@ class TrainingPixels:
         return tuple(self.source.name(i) for i in sorted(self._unreadable))
 
     def take(self, indices: IntArray, words: Words) -> Pixels:
-        """Crops of images.
+        """Crops uint8 (B, S, S, 3) of the images ``indices``, int64 (B,).
 
-        Parameters
-        ----------
-        indices : int64 (B,)
-        words : uint64 (B, 4), random: of the mirror, of the crop's length, top and left
-
-        Returns
-        -------
-        uint8 (B, S, S, 3)
+        The random words, uint64 (B, 4), are of the mirror, of the crop's length, top and left.
         """
         return self.take_labelled(indices, words)[0]
 

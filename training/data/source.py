@@ -136,10 +136,6 @@ def read_class_table(folder: Path) -> tuple[tuple[str, str], ...]:
     One line a class: its key (the name of its folder), a tab, the name to display; or that name
     alone. The file stands in the folder of the images or in the folder above, where it serves
     training and validation images alike.
-
-    Raises
-    ------
-    ArtifactError : the file cannot be read
     """
     for path in (folder / TABLE, folder.parent / TABLE):
         if path.is_file():

@@ -68,12 +68,7 @@ def latest_step(path: Path | None) -> int:
 
 
 def checkpoint_config(path: Path) -> dict[str, Any]:
-    """Configuration and inputs of the run that wrote a checkpoint.
-
-    Raises
-    ------
-    ArtifactError : the checkpoint is damaged
-    """
+    """Configuration and inputs of the run that wrote it; an `ArtifactError` if it is damaged."""
     config: dict[str, Any] = _read_state(path)["config"]
     return config
 
@@ -88,9 +83,7 @@ def save_checkpoint(
 ) -> None:
     """Write the whole state of a run; collective, call on every rank.
 
-    Raises
-    ------
-    ArtifactError : it cannot be written; the earlier one is still there
+    An `ArtifactError` where that is not possible; the earlier one is still there.
     """
     root = folder / FOLDER
     final = root / f"{progress.step:07d}"
@@ -117,9 +110,7 @@ def load_checkpoint(
 ) -> Progress:
     """Put a saved state back, and return where the run stood; collective, call on every rank.
 
-    Raises
-    ------
-    ArtifactError : the checkpoint is damaged, or belongs to models of other shapes
+    An `ArtifactError` where it is damaged, or belongs to models of other shapes.
     """
     state = _read_state(path)
     try:

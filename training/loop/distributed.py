@@ -80,9 +80,7 @@ class Ranks:
     def gather(self, values: Tensor) -> Tensor | None:
         """Rows of all ranks, on the main rank, None elsewhere; collective, call on every rank.
 
-        Parameters
-        ----------
-        values : on the CPU, of one shape and type on all ranks
+        They are on the CPU, of one shape and type on all ranks.
         """
         if self.gloo_group is None:
             return values
@@ -92,12 +90,7 @@ class Ranks:
 
     @contextmanager
     def raise_on_all_ranks(self, what: str) -> Iterator[None]:
-        """Around work of the main rank: if it fails there, every rank fails.
-
-        Raises
-        ------
-        ConfigError : the main rank could not do it; on the main rank, its own error
-        """
+        """Around work of the main rank: if it fails there, all others get a `ConfigError`."""
         failed = True
         try:
             yield
@@ -112,13 +105,8 @@ class Ranks:
 def join_ranks(device: str) -> Iterator[Ranks]:
     """Take the place that torchrun gave this process; without torchrun, be alone.
 
-    Parameters
-    ----------
-    device : ``auto``, ``cpu`` or ``cuda``: each rank of a machine takes a GPU of its own
-
-    Raises
-    ------
-    ConfigError : the device is not there
+    On ``cuda``, as on ``auto`` with GPUs, each rank of a machine takes a GPU of its own; a
+    `ConfigError` where it is not there.
     """
     if "LOCAL_RANK" not in os.environ:
         yield Ranks(resolve_device(device))

@@ -15,26 +15,16 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA:
-    """The average, beside the model.
-
-    Parameters
-    ----------
-    model : whose parameters are averaged
-    decay : d, in (0, 1)
-
-    Attributes
-    ----------
-    values : by the parameter's name
-    """
+    """The averages of a model's parameters, ``values`` by name; the decay d is in (0, 1)."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self._take_in = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self._parameters = dict(model.named_parameters())
         self.values = {name: p.detach().clone() for name, p in self._parameters.items()}
 
     def update(self) -> None:
         """Take a step's parameters in, all of them in a few kernels."""
-        self._take_in(list(self.values.values()), list(self._parameters.values()), None)
+        self._average(list(self.values.values()), list(self._parameters.values()), None)
 
     @torch.no_grad()
     def restart(self, parameter: Tensor, rows: Tensor) -> None:

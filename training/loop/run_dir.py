@@ -161,14 +161,7 @@ class Run:
 class TensorBoardLog:
     """The numbers of the log, as TensorBoard's event files in a folder.
 
-    Parameters
-    ----------
-    folder : where they are; a resumed run adds another one
-    step : where the run goes on; what an earlier file says of later steps is not shown
-
-    Raises
-    ------
-    ConfigError : TensorBoard is not installed
+    A resumed run adds a file; what earlier ones say of steps after ``step`` is not shown.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -193,9 +186,7 @@ class TensorBoardLog:
 def lock_folder(folder: Path) -> IO[str]:
     """Make the folder and lock it, until the returned file is closed or the process ends.
 
-    Raises
-    ------
-    ConfigError : the folder cannot be written, or another process holds it
+    A `ConfigError` where it cannot be written, or another process holds it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -113,12 +113,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def num_patches(image_size: int, num_layers: int) -> int:
-    """Patches a side of a square image.
-
-    Raises
-    ------
-    ConfigError : the image is too small for that many layers
-    """
+    """Patches a side of a square image; a `ConfigError` where it is too small for the layers."""
     size = image_size
     for stride in [2] * num_layers + [1, 1]:
         size = (size + 2 - KERNEL) // stride + 1

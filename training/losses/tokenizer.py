@@ -112,13 +112,7 @@ class TokenizerLoss(nn.Module):
 
 
 class DiscriminatorLoss(nn.Module):
-    """Loss of the discriminator, on what the tokenizer's objective made just before.
-
-    Parameters
-    ----------
-    adversary : holds the discriminator
-    reconstruction : the tokenizer's objective
-    """
+    """Loss of the discriminator, on what the tokenizer's objective made just before."""
 
     def __init__(self, adversary: Adversary, reconstruction: TokenizerLoss) -> None:
         super().__init__()

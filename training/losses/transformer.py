@@ -21,12 +21,7 @@ CHUNK_LOGITS = 1 << 25  # 4,096 positions over 8,192 clusters; their float32 sof
 
 
 class NextClusterLoss(nn.Module):
-    """Mean cross-entropy over all positions.
-
-    Parameters
-    ----------
-    model : labels (B,) and clusters (B, L - 1) to logits (B, L, K)
-    """
+    """Mean cross-entropy over all positions of a model with logits (B, L, K)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -43,11 +38,7 @@ class ChunkedNextClusterLoss(nn.Module):
     """The same for a `GPT`, without the logits of all positions at once.
 
     For models that are not compiled together with their loss: a compiler fuses what follows the
-    logits, and needs no chunks.
-
-    Parameters
-    ----------
-    model : if it is sharded, FSDP must know of its ``hidden``
+    logits, and needs no chunks. If the model is sharded, FSDP must know of its ``hidden``.
     """
 
     def __init__(self, model: GPT) -> None:

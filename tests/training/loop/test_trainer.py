@@ -22,6 +22,7 @@ from tests.clock import Clock
 from training.config import LoopConfig
 from training.loop.batches import epoch_order
 from training.loop.checkpoint import latest_checkpoint, latest_step
+from training.loop.distributed import Ranks
 from training.loop.run_dir import Run
 from training.loop.task import Indices, TrainedModule, TrainingTask, Words
 from training.loop.trainer import fit, learning_rate, set_learning_rate
@@ -143,6 +144,13 @@ def test_keeps_only_what_improved(tmp_path: Path) -> None:
 def test_batches_larger_than_the_data_are_refused(tmp_path: Path) -> None:
     with Run(tmp_path, config(tmp_path)) as run, pytest.raises(ConfigError, match="batch_size"):
         fit(run, config(tmp_path, batch_size=23), regression([]))
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(tmp_path: Path) -> None:
+    odd, second = config(tmp_path, batch_size=7), Ranks(torch.device("cpu"), 1, 2)
+    message = "batch_size: 7 cannot be shared by 2 ranks"
+    with Run(tmp_path, odd, ranks=second) as run, pytest.raises(ConfigError, match=message):
+        fit(run, odd, regression([]))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Path) -> None:

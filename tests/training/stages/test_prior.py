@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 import pytest
@@ -61,12 +61,6 @@ def test_raw_rows_are_an_option(prepared: Path, tmp_path: Path) -> None:
     assert not np.array_equal(raw.labels, normalised.labels)
 
 
-def test_more_clusters_than_codes(prepared: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="num_clusters: 33 of 32"):
-        build_prior(prior_config(prepared, num_clusters=33, out=tmp_path / "p"))
-    assert not (tmp_path / "p").exists()
-
-
 @pytest.mark.parametrize("raw", [False, True])
 def test_a_bundle_gives_the_tree_of_its_codebook(tmp_path: Path, *, raw: bool) -> None:
     save_tiny_bundle(tmp_path)
@@ -81,23 +75,27 @@ def test_a_bundle_gives_the_tree_of_its_codebook(tmp_path: Path, *, raw: bool) -
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_writes_exactly_k_clusters(codebook: Path, method: str) -> None:
+def test_every_method_writes_exactly_k_clusters_and_its_tree(codebook: Path, method: str) -> None:
     count = 24 if method == "identity" else 6
     config = config_for(codebook, method=method, num_clusters=count, seed=3)
-    prior = build_prior(config)
+    reports: list[tuple[int, int, str]] = []
+    prior = build_prior(config, lambda *report: reports.append(report))
     expected = cluster_codes(ROWS, count, method, seed=3)
     assert prior.num_clusters == count
     assert np.array_equal(prior.labels, expected.labels)
     assert np.array_equal(ClusterMap.load(config.out / "prior.npz").labels, expected.labels)
     has_tree = method in get_args(Linkage)
     assert set(contents(config.out)) == ({"prior.npz", "tree.npz"} if has_tree else {"prior.npz"})
-
-
-@pytest.mark.parametrize("linkage", get_args(Linkage))
-def test_the_tree_is_that_of_the_method(codebook: Path, linkage: Linkage) -> None:
-    build_prior(config_for(codebook, method=linkage))
-    tree = SemanticTree.load(codebook.parent / "prior" / "tree.npz")
-    assert np.array_equal(tree.linkage, build_tree(ROWS, linkage).linkage)
+    if has_tree:
+        tree = SemanticTree.load(config.out / "tree.npz")
+        assert np.array_equal(tree.linkage, build_tree(ROWS, cast("Linkage", method)).linkage)
+    # The progress begins at once and ends at its total.
+    assert reports[0] == (0, 1, method)
+    assert all(0 <= step <= total for step, total, _ in reports)
+    assert reports[-1][:2] == (1, 1)
+    assert f"largest cluster {prior.sizes.max()}" in reports[-1][2]
+    if method in {"average", "single"}:
+        assert any(step == total > 1 for step, total, _ in reports)
 
 
 def test_the_tree_of_another_method_goes(codebook: Path) -> None:
@@ -118,22 +116,6 @@ def test_the_prior_opens_with_plain_numpy(codebook: Path) -> None:
     assert np.array_equal(mapping, prior.labels)
     first = [int(np.flatnonzero(mapping == cluster)[0]) for cluster in range(6)]
     assert first == sorted(first)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_progress_begins_at_once_and_ends_at_its_total(codebook: Path, method: str) -> None:
-    reports: list[tuple[int, int, str]] = []
-    count = 24 if method == "identity" else 6
-    prior = build_prior(
-        config_for(codebook, method=method, num_clusters=count),
-        lambda step, total, text: reports.append((step, total, text)),
-    )
-    assert reports[0] == (0, 1, method)
-    assert all(0 <= step <= total for step, total, _ in reports)
-    assert reports[-1][:2] == (1, 1)
-    assert f"largest cluster {prior.sizes.max()}" in reports[-1][2]
-    if method in {"average", "single"}:
-        assert any(step == total > 1 for step, total, _ in reports)
 
 
 @pytest.mark.parametrize(

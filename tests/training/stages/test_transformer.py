@@ -125,25 +125,6 @@ def test_decay_is_for_matrices_and_embeddings_alone(prepared: Path) -> None:
     assert decayed["betas"] == (0.9, 0.95)
 
 
-def test_the_log_is_json_with_a_pace(prepared: Path, tmp_path: Path) -> None:
-    config = transformer_config(prepared, out=tmp_path / "t", epochs=1)
-    train_transformer(config)
-    rows = [json.loads(line) for line in (config.out / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4]
-    assert all(row["items_per_second"] > 0 for row in rows if row["kind"] == "train")
-    assert rows[-1]["kind"] == "validation"
-
-
-def test_another_prior_does_not_continue_a_run(prepared: Path, tmp_path: Path) -> None:
-    config = transformer_config(prepared, out=tmp_path / "t", epochs=1)
-    train_transformer(config)
-    labels = ClusterMap.load(prepared / "prior" / "prior.npz").labels.copy()
-    labels[[0, -1]] = labels[[-1, 0]]
-    ClusterMap.from_labels(labels).save(tmp_path / "other.npz")
-    with pytest.raises(ConfigError, match="begun with other inputs"):
-        train_transformer(config.model_copy(update={"prior": tmp_path / "other.npz"}))
-
-
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     with pytest.raises(ConfigError, match="compile: needs a compiler"):
@@ -178,49 +159,55 @@ def test_mfu_where_the_peak_is_known(walks: Path, tmp_path: Path) -> None:
     operations = flops_per_image(gpt_config(known, cluster_data(known)))
     for row in rows(known, "train"):
         assert row["mfu"] == pytest.approx(row["items_per_second"] * operations / 2e12)
-    unknown = walk_config(walks, tmp_path / "unknown", epochs=1)
-    train_transformer(unknown)
-    assert not [row for row in rows(unknown, "train") if "mfu" in row]
 
 
-def test_activations_that_are_computed_again_change_nothing(walks: Path, tmp_path: Path) -> None:
-    plain = walk_config(walks, tmp_path / "plain")
-    frugal = walk_config(walks, tmp_path / "frugal", checkpoint_activations=True)
-    assert train_transformer(plain) == train_transformer(frugal)
+@pytest.fixture(scope="module")
+def plain(walks: Path, tmp_path_factory: pytest.TempPathFactory) -> TransformerConfig:
+    """Of a run that is over, to compare others with."""
+    config = walk_config(walks, tmp_path_factory.mktemp("plain"))
+    train_transformer(config)
+    assert not [row for row in rows(config, "train") if "mfu" in row]  # the peak is not known
+    return config
+
+
+def kept_metrics(config: TransformerConfig) -> object:
+    return json.loads((config.out / "metrics.json").read_text())
+
+
+def test_another_model_or_prior_does_not_continue_a_run(
+    plain: TransformerConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="was begun with other dim"):
+        train_transformer(plain.model_copy(update={"dim": 24}))
+    ClusterMap.from_labels(np.arange(12) // 2).save(tmp_path / "other.npz")
+    with pytest.raises(ConfigError, match="begun with other inputs"):
+        train_transformer(plain.model_copy(update={"prior": tmp_path / "other.npz"}))
+
+
+def test_activations_that_are_computed_again_change_nothing(
+    walks: Path, plain: TransformerConfig, tmp_path: Path
+) -> None:
+    frugal = walk_config(walks, tmp_path, checkpoint_activations=True)
+    assert train_transformer(frugal) == kept_metrics(plain)
     losses = [[row["loss"] for row in rows(config, "train")] for config in (plain, frugal)]
     assert losses[0] == losses[1]
 
 
-def test_a_folder_of_a_model_of_another_width_is_refused(walks: Path, tmp_path: Path) -> None:
-    train_transformer(walk_config(walks, tmp_path, epochs=1))
-    with pytest.raises(ConfigError, match="was begun with other dim"):
-        train_transformer(walk_config(walks, tmp_path, epochs=1, dim=24))
-
-
-def test_sheets_of_the_epochs_that_were_asked_for(walks: Path, tmp_path: Path) -> None:
+def test_sheets_of_the_epochs_that_were_asked_for_do_not_change_the_run(
+    walks: Path, plain: TransformerConfig, tmp_path: Path
+) -> None:
     config = walk_config(
         walks,
         tmp_path,
         sheet_epochs=(1, 3, 9),
         sheet_tokenizer=walks / "tokenizer.safetensors",
     )
-    train_transformer(config)
+    assert train_transformer(config) == kept_metrics(plain)
     sheets = sorted((tmp_path / "sheets").iterdir())
     assert [path.name for path in sheets] == ["epoch-0001.png", "epoch-0003.png"]
     with Image.open(sheets[0]) as first, Image.open(sheets[1]) as last:
         assert first.size == last.size == (3 * 96 + 2 * 2, 96 + 14)
         assert first.tobytes() != last.tobytes()
-
-
-def test_sheets_do_not_change_the_run(walks: Path, tmp_path: Path) -> None:
-    plain = walk_config(walks, tmp_path / "plain")
-    drawn = walk_config(
-        walks,
-        tmp_path / "drawn",
-        sheet_epochs=(1, 2),
-        sheet_tokenizer=walks / "tokenizer.safetensors",
-    )
-    assert train_transformer(plain) == train_transformer(drawn)
 
 
 def test_a_tokenizer_is_needed_and_has_to_be_the_codes_own(walks: Path, tmp_path: Path) -> None:
