@@ -52,8 +52,8 @@ OPTIONAL = {
     "aiohttp", "fastcluster", "matplotlib", "numba", "safetensors", "scipy", "sklearn",
     "tensorboard", "torch",
 }  # fmt: skip
-# Figures by which people choose between versions: key among the metrics, name, format.
-FIGURES = (
+# People choose between versions by these: key in the manifest, name, format.
+METRICS = (
     ("bits_per_position", "bits", ".3f"),
     ("psnr", "PSNR", ".2f"),
     ("frechet_inception_distance", "FID", ".2f"),
@@ -328,16 +328,11 @@ class VersionRow:
     created: str = ""  # day, UTC
     megabytes: str = ""  # of all its files
     sizes: str = ""  # positions, clusters / codes
-    figures: str = ""  # the metrics that matter; what is wrong, where the version is damaged
+    metrics: str = ""  # the metrics that matter; what is wrong, where the version is damaged
 
 
 def version_rows(registry: Registry) -> list[VersionRow]:
-    """Every version of every model; one that is damaged does not hide the others.
-
-    Raises
-    ------
-    ArtifactError : the registry's folder cannot be read
-    """
+    """Every version of every model; one that is damaged does not hide the others."""
     rows = []
     for name in registry.names():
         states = _version_states(registry, name)
@@ -361,9 +356,9 @@ def _version_row(registry: Registry, name: str, version: str, state: str) -> Ver
         folder = registry.path(name, version)
         size = sum((folder / file).stat().st_size for file in manifest.files)
     except ArtifactError as error:
-        return VersionRow(name, version, state, figures=f"damaged: {error.reason}")
+        return VersionRow(name, version, state, metrics=f"damaged: {error.reason}")
     except OSError as error:
-        return VersionRow(name, version, state, figures=f"damaged: {error.strerror}")
+        return VersionRow(name, version, state, metrics=f"damaged: {error.strerror}")
     return VersionRow(
         name,
         version,
@@ -371,13 +366,13 @@ def _version_row(registry: Registry, name: str, version: str, state: str) -> Ver
         created=f"{manifest.created.astimezone(UTC):%Y-%m-%d}",
         megabytes=f"{size / 1e6:.1f}",
         sizes=f"{manifest.grid}x{manifest.grid}, {manifest.num_clusters}/{manifest.num_codes}",
-        figures=_figure_text(manifest.metrics),
+        metrics=_metrics_text(manifest.metrics),
     )
 
 
-def _figure_text(metrics: Mapping[str, JsonValue]) -> str:
+def _metrics_text(metrics: Mapping[str, JsonValue]) -> str:
     found = []
-    for key, name, form in FIGURES:
+    for key, name, form in METRICS:
         value = metrics.get(key)
         if isinstance(value, int | float):
             found.append(f"{name} {value:{form}}")

@@ -17,9 +17,9 @@ def test_a_row_says_what_people_choose_by(tmp_path: Path) -> None:
     save_bundle(tmp_path / "tiny" / "2", card, tiny_parts())
     save_tiny_bundle(tmp_path)
     first, second = version_rows(Registry(tmp_path))
-    assert (first.version, first.state, first.figures) == ("1", "*", "")
+    assert (first.version, first.state, first.metrics) == ("1", "*", "")
     assert second.state == ""
-    assert second.figures == "bits 3.000, FID 12.35, agreement 50.0%"
+    assert second.metrics == "bits 3.000, FID 12.35, agreement 50.0%"
     assert second.sizes == "4x4, 16/32"
     files = (tmp_path / "tiny" / "2").iterdir()
     size = sum(path.stat().st_size for path in files if path.suffix != ".json")
@@ -32,5 +32,5 @@ def test_a_damaged_version_says_so_and_hides_nothing(tmp_path: Path) -> None:
     (tmp_path / "tiny" / "1" / "manifest.json").write_bytes(b"{}")
     (tmp_path / "tiny" / "2" / "prior.npz").unlink()
     first, second = version_rows(Registry(tmp_path))
-    assert first.figures.startswith("damaged: ")
-    assert second.figures == "damaged: No such file or directory"
+    assert first.metrics.startswith("damaged: ")
+    assert second.metrics == "damaged: No such file or directory"

@@ -105,14 +105,7 @@ def set_threads(threads: int) -> None:
 
 
 def load_config(config_class: type[Config], path: Path | None, flags: dict[str, Any]) -> Config:
-    """Read a TOML file, let flags override it, and validate.
-
-    Parameters
-    ----------
-    config_class : configuration of the stage
-    path : TOML file, or None for flags alone
-    flags : values by key; None means not given
-    """
+    """Read a TOML file if there is one, let flags that are not None override it, and validate."""
     values: dict[str, Any] = {}
     if path is not None:
         try:

@@ -17,12 +17,7 @@ GIT_SECONDS = 10.0
 
 
 def made_with(*others: str) -> dict[str, JsonValue]:
-    """Versions of the programs, and of this one its commit where it runs from a checkout.
-
-    Parameters
-    ----------
-    others : packages that a stage uses besides
-    """
+    """Versions of the programs and of other packages, and of a checkout its commit."""
     made: dict[str, JsonValue] = {
         "masc": _version("masc"),
         "python": platform.python_version(),

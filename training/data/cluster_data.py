@@ -29,8 +29,7 @@ class ClusterData:
 
     Parameters
     ----------
-    codes, val_codes : folders of the caches
-    prior : file of the prior; the flat vocabulary without it
+    codes, val_codes, prior : folders of the caches, and a file; the flat vocabulary without it
     ranks : collective, call on every rank; the main one checks the caches' checksums for all
 
     Attributes

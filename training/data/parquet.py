@@ -109,12 +109,7 @@ class ParquetImages(ImageSource):
 
 
 class _RowGroups:
-    """The images of row groups, the last used ones in memory.
-
-    Parameters
-    ----------
-    column : of the images
-    """
+    """The images of row groups, the last used ones in memory."""
 
     def __init__(self, column: str) -> None:
         self._column, self._lock = column, Lock()

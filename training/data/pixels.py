@@ -40,8 +40,6 @@ class TrainingPixels:
 
     Parameters
     ----------
-    source : the images
-    image_size : S
     crop : ``center``, or ADM's ``random`` one
     flip : whether to mirror half of the items
     budget : bytes of pixels to hold in memory at most

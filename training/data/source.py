@@ -88,16 +88,10 @@ class ImageSource(ABC):
         return np.linspace(0, count - 1, limit).astype(np.int64)
 
     def read(self, image_size: int, indices: IntArray | None = None) -> LabelledImages:
-        """Decode, centre-crop to ``image_size`` and hold in memory; skip what cannot be read.
+        """Decode, centre-crop to S pixels and hold in memory; skip what cannot be read.
 
-        Parameters
-        ----------
-        image_size : S
-        indices : which images, int64 (N,); all by default
-
-        Raises
-        ------
-        ArtifactError : not one of all the images can be read; a part of them may come back empty
+        Of all images, unless ``indices`` int64 (N,) names some. An `ArtifactError` where not one
+        of all can be read; a part of them may come back empty.
         """
         chosen = np.arange(len(self)) if indices is None else indices
         pixels = np.empty((len(chosen), image_size, image_size, 3), np.uint8)

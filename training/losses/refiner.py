@@ -22,9 +22,6 @@ class InClusterLoss(nn.Module):
 
     Parameters
     ----------
-    refiner : what learns
-    transformer : over the prior's clusters
-    prior : code to cluster
     singletons : whether positions whose cluster has one code, where there is nothing to learn,
         count in the mean
     """

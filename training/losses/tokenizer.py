@@ -47,15 +47,7 @@ class Adversary:
 
 
 class TokenizerLoss(nn.Module):
-    """Loss of the tokenizer.
-
-    Parameters
-    ----------
-    model : the tokenizer
-    lpips : on the same device; None leaves that part out
-    lpips_weight : p
-    adversary : None leaves that part out
-    finished_steps : of the run
+    """Loss of the tokenizer, without LPIPS or adversary where there is none.
 
     Attributes
     ----------

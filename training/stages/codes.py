@@ -171,12 +171,7 @@ def _batches(
 
 @torch.inference_mode()
 def encode_variants(model: VQModel, pixels: Pixels, config: CodesConfig) -> NDArray[np.int64]:
-    """Codes (B, A, L) of the variants of images.
-
-    Parameters
-    ----------
-    pixels : uint8 (B, S, S, 3), or (B, R, R, 3) where ten crops are cut from it
-    """
+    """Codes (B, A, L) of the variants of uint8 (B, S, S, 3), of (B, R, R, 3) for ten crops."""
     variants = [pixels]
     if config.variants == "flip":
         variants = [pixels, pixels[:, :, ::-1]]

@@ -57,15 +57,8 @@ from training.stages.configs import EvaluateConfig
 def evaluate(config: EvaluateConfig, report: Report = no_report) -> dict[str, Any]:
     """Measure, and write ``evaluation.json`` and ``curves.png`` if there is a place for them.
 
-    Returns
-    -------
-    metrics by name, with ``settings``, ``definitions``, and ``curves`` by position; nothing on
-    other ranks than the main one
-
-    Raises
-    ------
-    ConfigError, ArtifactError
-        Something that a figure needs is missing, damaged, or does not fit the model.
+    Returns metrics by name, with ``settings``, ``definitions``, and ``curves`` by position; nothing
+    on other ranks than the main one.
     """
     chosen = read_settings(
         ModelSettings, {"models_dir": config.models, "default_model": config.model}

@@ -147,11 +147,10 @@ def start_sha256(path: Path) -> str:
 
 
 def merge_rows(rows: Tensor, owners: NDArray[np.int64], weights: NDArray[np.float64]) -> Tensor:
-    """Weighted means of the rows that have the same owner.
+    """Weighted means of the rows (S, C) that have the same owner.
 
     Parameters
     ----------
-    rows : (S, C)
     owners : int64 (S,) in [0, K), each of which occurs
     weights : float64 (S,), at least one of each owner positive
 

@@ -200,19 +200,10 @@ def _adversary(config: TokenizerConfig, ranks: Ranks) -> Adversary | None:
 
 @torch.no_grad()
 def restart_codes(model: VQModel, features: Tensor, ranks: Ranks) -> Tensor:
-    """Put every code that the usage window has not seen on a random feature of a batch.
+    """Put every code that the usage window has not seen on a random feature (B, E, h, w).
 
-    The main rank's window and batch decide: DDP hands its buffers on, so the window holds the codes
-    of that rank's share.
-
-    Parameters
-    ----------
-    features : (B, E, h, w)
-    ranks : collective, call on every rank
-
-    Returns
-    -------
-    which codes restarted, bool (V,), the same on every rank
+    Returns which ones, bool (V,). Collective, call on every rank: the main rank's window and batch
+    decide. DDP hands its buffers on, so the window holds the codes of that rank's share.
     """
     quantizer = model.quantize
     window = quantizer.get_buffer("codebook_used").long()

@@ -253,14 +253,7 @@ def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW
 
 
 class Sheets:
-    """One image a class, of at most 20 classes spread over all; always the same seeds.
-
-    Parameters
-    ----------
-    tokenizer : tokenizer.safetensors, whose codes the prior groups
-    prior : cluster to code, uniformly
-    class_names : captions
-    """
+    """One image a class, of at most 20 classes spread over all; always the same seeds."""
 
     def __init__(self, tokenizer: Path, prior: ClusterMap, class_names: tuple[str, ...]) -> None:
         self._tokenizer = load_tokenizer(tokenizer)

@@ -13,7 +13,8 @@ from masc_core.images import center_crop
 from tests.tiny_images import make_images
 from training.data.crops import random_crop
 from training.data.images import ImageFolder
-from training.data.pixels import Crop, TrainingPixels, Words
+from training.data.pixels import Crop, TrainingPixels
+from training.loop.task import Words
 
 
 def words_for(count: int, seed: int = 0) -> Words:

@@ -48,7 +48,7 @@ def config(root: Path, **changes: object) -> EvaluateConfig:
 
 
 def test_every_figure_of_the_classifiers_features(root: Path, tmp_path: Path) -> None:
-    figures = evaluate(
+    metrics = evaluate(
         config(
             root,
             classifier=root / "judge",
@@ -61,42 +61,42 @@ def test_every_figure_of_the_classifiers_features(root: Path, tmp_path: Path) ->
             save_statistics=True,
         )
     )
-    assert 0 <= figures["class_agreement"] <= 1
-    assert 0 <= figures["classifier_accuracy"] <= 1
-    assert figures["frechet_classifier_distance"] > 0
-    assert 0 <= figures["precision_classifier"] <= 1
-    assert 0 <= figures["recall_classifier"] <= 1
-    assert not any("inception" in name for name in figures)
-    assert figures["images"] == PER_CLASS * len(CLASS_NAMES)
-    assert 0 < figures["entropy_ratio"] <= 1
-    assert 0 < figures["teacher_forced_entropy_ratio"] <= 1
-    assert figures["curves"].keys() == {
+    assert 0 <= metrics["class_agreement"] <= 1
+    assert 0 <= metrics["classifier_accuracy"] <= 1
+    assert metrics["frechet_classifier_distance"] > 0
+    assert 0 <= metrics["precision_classifier"] <= 1
+    assert 0 <= metrics["recall_classifier"] <= 1
+    assert not any("inception" in name for name in metrics)
+    assert metrics["images"] == PER_CLASS * len(CLASS_NAMES)
+    assert 0 < metrics["entropy_ratio"] <= 1
+    assert 0 < metrics["teacher_forced_entropy_ratio"] <= 1
+    assert metrics["curves"].keys() == {
         "free-running entropy",
         "teacher-forced entropy",
         "teacher-forced cross-entropy",
     }
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert written == json.loads(json.dumps(figures))
+    assert written == json.loads(json.dumps(metrics))
     assert written["settings"]["decoding"] == "uniform"
     assert written["settings"]["made_with"]["torch-fidelity"]
-    assert figures.keys() - {"settings", "definitions", "curves"} == figures["definitions"].keys()
+    assert metrics.keys() - {"settings", "definitions", "curves"} == metrics["definitions"].keys()
     with Image.open(tmp_path / "out" / "curves.png") as plot:
         assert np.asarray(plot).std() > 0
     images = sorted((tmp_path / "out" / "images").iterdir())
     with np.load(tmp_path / "out" / "samples.npz") as archive, Image.open(images[3]) as image:
-        assert archive["arr_0"].shape[0] == len(images) == figures["images"]
+        assert archive["arr_0"].shape[0] == len(images) == metrics["images"]
         assert np.array_equal(archive["arr_0"][3], np.asarray(image))
     saved = tmp_path / "out" / "statistics-classifier.npz"
     again = evaluate(config(root, classifier=root / "judge", reference=saved))
-    assert again["definitions"].keys() <= figures["definitions"].keys()
+    assert again["definitions"].keys() <= metrics["definitions"].keys()
     assert again["frechet_classifier_distance"] == pytest.approx(
-        figures["frechet_classifier_distance"]
+        metrics["frechet_classifier_distance"]
     )
     assert "precision_classifier" not in again
 
 
 def test_statistics_need_no_generated_images(root: Path, tmp_path: Path) -> None:
-    figures = evaluate(
+    metrics = evaluate(
         config(
             root,
             images_per_class=0,
@@ -106,7 +106,7 @@ def test_statistics_need_no_generated_images(root: Path, tmp_path: Path) -> None
             save_statistics=True,
         )
     )
-    assert set(figures["definitions"]) == {"seconds_per_image", "seconds_per_image_threads"}
+    assert set(metrics["definitions"]) == {"seconds_per_image", "seconds_per_image_threads"}
     assert {path.name for path in tmp_path.iterdir()} == {
         "evaluation.json",
         "statistics-classifier.npz",
@@ -139,8 +139,8 @@ def test_every_figure_of_inception(root: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(inception_state(), tmp_path / "inception.pth")
     weights: dict[str, Any] = {"inception_weights": tmp_path / "inception.pth"}
-    figures = evaluate(config(root, reference=root / "real", **weights))
-    named = {name for name in figures if "inception" in name}
+    metrics = evaluate(config(root, reference=root / "real", **weights))
+    named = {name for name in metrics if "inception" in name}
     assert named == {
         "inception_score_mean",
         "inception_score_std",
@@ -150,7 +150,7 @@ def test_every_figure_of_inception(root: Path, tmp_path: Path) -> None:
         "precision_inception",
         "recall_inception",
     }
-    assert all(np.isfinite(figures[name]) for name in named)
+    assert all(np.isfinite(metrics[name]) for name in named)
 
 
 @pytest.mark.parametrize(

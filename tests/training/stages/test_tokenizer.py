@@ -158,8 +158,8 @@ def test_with_a_discriminator_the_last_weights_are_kept(contest: TokenizerConfig
 
 
 @pytest.fixture
-def contestants(tmp_path: Path) -> TrainingTask:
-    """A stage with a discriminator that takes part at once."""
+def gan_task(tmp_path: Path) -> TrainingTask:
+    """Training with a discriminator that takes part at once."""
     changes = GAN | {"disc_start": 1, "crop": "random"}
     config = tokenizer_config(photographs(tmp_path), **changes)
     data, val_data = open_images(config.data), open_images(config.val_data)
@@ -167,21 +167,21 @@ def contestants(tmp_path: Path) -> TrainingTask:
         return _TokenizerTraining(run, config, None, data, val_data).task()
 
 
-def test_the_words_of_an_item_decide_how_it_is_seen(contestants: TrainingTask) -> None:
+def test_the_words_of_an_item_decide_how_it_is_seen(gan_task: TrainingTask) -> None:
     words = np.random.default_rng(0).integers(0, 1 << 64, (8, 4), dtype=np.uint64)
     indices = np.full(8, 3)
-    (pixels,), (again,) = (contestants.batch(indices, words) for _ in range(2))
+    (pixels,), (again,) = (gan_task.batch(indices, words) for _ in range(2))
     assert pixels.shape == (8, 16, 16, 3)
     assert pixels.dtype == torch.uint8
     assert torch.equal(pixels, again)
     assert len({image.numpy().tobytes() for image in pixels}) > 4
-    (alone,) = contestants.batch(indices[5:6], words[5:6])
+    (alone,) = gan_task.batch(indices[5:6], words[5:6])
     assert torch.equal(alone[0], pixels[5])
 
 
-def test_gradients_lie_in_memory_as_the_weights_do(contestants: TrainingTask) -> None:
-    (pixels,) = contestants.batch(np.arange(4), np.zeros((4, 4), np.uint64))
-    for trained in contestants.trained_modules:
+def test_gradients_lie_in_memory_as_the_weights_do(gan_task: TrainingTask) -> None:
+    (pixels,) = gan_task.batch(np.arange(4), np.zeros((4, 4), np.uint64))
+    for trained in gan_task.trained_modules:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = trained.objective(pixels)["loss"]
         loss.backward()
