@@ -64,7 +64,11 @@ def evaluate(config: EvaluateConfig, report: Report = no_report) -> dict[str, An
         ModelSettings, {"models_dir": config.models, "default_model": config.model}
     )
     registry = Registry(chosen.models_dir)
-    folder = registry.path(registry.default(chosen.default_model), config.version)
+    model = chosen.default_model
+    # A version that is named may be the candidate of a model without an active one.
+    if config.version is None or model not in registry.names():
+        model = registry.default(model)
+    folder = registry.path(model, config.version)
     with join_ranks(config.device) as ranks:
         bundle = load_bundle(folder, ranks.device, choose_dtype("auto", ranks.device))
         with ranks.raise_on_all_ranks("the evaluation"):
