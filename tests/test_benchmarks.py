@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.command_line import ROOT, environment
 
 # Starts each program in a process of its own, all of which share what the first one imports.
@@ -22,8 +24,9 @@ for program in sys.argv[1:]:
 LEGS = ("training", "swap")  # of the rehearsal, those that take seconds
 
 
-def test_every_program_tells_its_options(tmp_path: Path) -> None:
-    programs = sorted(map(str, (ROOT / "benchmarks").glob("*.py")))
+@pytest.mark.parametrize("part", range(3))
+def test_every_program_tells_its_options(tmp_path: Path, part: int) -> None:
+    programs = sorted(map(str, (ROOT / "benchmarks").glob("*.py")))[part::3]
     done = subprocess.run(
         [sys.executable, "-c", START_EACH, *programs],
         cwd=tmp_path,
