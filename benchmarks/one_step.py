@@ -57,20 +57,20 @@ SECONDS = 15.0  # of the load on the service
 NUM_CLUSTERS = 8192
 
 Parts = tuple[GPT, InClusterDecoder]
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 def main() -> None:
-    """Print the table, or be the process that takes one figure."""
+    """Print the table, or be the process that takes one measurement."""
     parser = argparse.ArgumentParser(description="measure the step and the service")
     parser.add_argument("--before", type=Path, help="another checkout, for the column before")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--figures", default=",".join(FIGURES), help="those to take")
+    parser.add_argument("--figures", default=",".join(MEASUREMENTS), help="those to take")
     parser.add_argument("--out", type=Path, help="folder for one-step-cpu.md")
-    parser.add_argument("--take", choices=sorted(FIGURES), help=argparse.SUPPRESS)
+    parser.add_argument("--take", choices=sorted(MEASUREMENTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.take:
-        sys.stdout.write(json.dumps(FIGURES[options.take]()) + "\n")
+        sys.stdout.write(json.dumps(MEASUREMENTS[options.take]()) + "\n")
         return
     roots = {"now": ROOT} if options.before is None else {"before": options.before, "now": ROOT}
     taken = take_all(options.figures.split(","), roots, options.turns)
@@ -81,22 +81,22 @@ def main() -> None:
         (options.out / "one-step-cpu.md").write_text("\n".join(table) + "\n", "utf-8")
 
 
-def take_all(names: list[str], roots: Mapping[str, Path], turns: int) -> dict[str, Figures]:
-    """Medians of all figures by checkout, of processes that run in turns."""
-    seen: dict[str, dict[str, list[float]]] = {root: {} for root in roots}
+def take_all(names: list[str], roots: Mapping[str, Path], turns: int) -> dict[str, Metrics]:
+    """Medians of all metrics by checkout, of processes that run in turns."""
+    values: dict[str, dict[str, list[float]]] = {root: {} for root in roots}
     for name in names:
         for _ in range(turns):
             for root, path in roots.items():
-                for figure, value in take(name, path).items():
-                    seen[root].setdefault(figure, []).append(value)
+                for metric, value in take(name, path).items():
+                    values[root].setdefault(metric, []).append(value)
     return {
-        root: {figure: statistics.median(values) for figure, values in figures.items()}
-        for root, figures in seen.items()
+        root: {metric: statistics.median(taken) for metric, taken in metrics.items()}
+        for root, metrics in values.items()
     }
 
 
-def take(name: str, root: Path) -> Figures:
-    """Let a process take one figure of a checkout."""
+def take(name: str, root: Path) -> Metrics:
+    """Let a process of one checkout take one measurement."""
     done = subprocess.run(  # noqa: S603 - our own program
         [sys.executable, __file__, "--take", name],
         cwd=root,
@@ -107,9 +107,9 @@ def take(name: str, root: Path) -> Figures:
     )
     if done.returncode:
         raise SystemExit(done.stderr)
-    figures: Figures = json.loads(done.stdout.splitlines()[-1])
-    sys.stderr.write(f"{root} {figures}\n")
-    return figures
+    metrics: Metrics = json.loads(done.stdout.splitlines()[-1])
+    sys.stderr.write(f"{root} {metrics}\n")
+    return metrics
 
 
 def environment(root: Path) -> dict[str, str]:
@@ -118,7 +118,7 @@ def environment(root: Path) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(root), "MASC_MODELS_DIR": str(MODELS)}
 
 
-def service() -> Figures:
+def service() -> Metrics:
     """Images/s of the whole service, and seconds until it is ready."""
     started = time.perf_counter()
     with served() as url:
@@ -167,7 +167,7 @@ def bench(arguments: list[str]) -> float:
     return float(report["throughput"]["images_per_second"])
 
 
-def engine() -> Figures:
+def engine() -> Metrics:
     """Images/s of the engine with as many images as clients, rendered."""
     bundle = shipped()
     rates = []
@@ -192,7 +192,7 @@ def refilled(bundle: Bundle, num_images: int) -> float:
     return num_images / (time.perf_counter() - started)
 
 
-def step() -> Figures:
+def step() -> Metrics:
     """Operators and milliseconds of a step of the shipped model."""
     torch.set_num_threads(1)
     bundle = shipped()
@@ -208,14 +208,14 @@ def step() -> Figures:
     return {"operators": len(profile.events() or ()), "ms": milliseconds}
 
 
-def stagger_shipped() -> Figures:
+def stagger_shipped() -> Metrics:
     """The shipped model, 16 images, one thread."""
     torch.set_num_threads(1)
     bundle = shipped()
     return {"stagger_shipped": staggered((bundle.model, bundle.decoder), 16, 9)}
 
 
-def stagger_gpt_b() -> Figures:
+def stagger_gpt_b() -> Metrics:
     """GPT-B, 8 images."""
     torch.manual_seed(0)
     model = GPT(GPTConfig.named("GPT-B", vocab_size=NUM_CLUSTERS)).eval()
@@ -268,7 +268,7 @@ def task(number: int) -> ImageTask:
     return ImageTask("bench", number, SamplingParams(number % 10, 3.0, seed=number))
 
 
-FIGURES: dict[str, Callable[[], Figures]] = {
+MEASUREMENTS: dict[str, Callable[[], Metrics]] = {
     "service": service,
     "engine": engine,
     "step": step,
@@ -276,7 +276,7 @@ FIGURES: dict[str, Callable[[], Figures]] = {
     "stagger_gpt_b": stagger_gpt_b,
 }
 
-# Figure, how it is written, and the row's name; a pair of figures is their ratio.
+# Metric, how it is written, and the row's name; a pair of metrics is their ratio.
 ROWS: list[tuple[str | tuple[str, str], str, str]] = [
     ("service", ".1f", f"service, shipped model, {CLIENTS} clients: images/s"),
     ("engine", ".1f", "its engine alone at that occupancy: images/s"),
@@ -289,20 +289,20 @@ ROWS: list[tuple[str | tuple[str, str], str, str]] = [
 ]
 
 
-def lines(taken: Mapping[str, Figures], roots: list[str]) -> list[str]:
+def lines(taken: Mapping[str, Metrics], roots: list[str]) -> list[str]:
     """The table in Markdown."""
     made = ["| figure | " + " | ".join(roots) + " |", "|---|" + "---|" * len(roots)]
-    for figure, form, name in ROWS:
-        needed = (figure,) if isinstance(figure, str) else figure
+    for metric, form, name in ROWS:
+        needed = (metric,) if isinstance(metric, str) else metric
         if all(one in taken[root] for one in needed for root in roots):
             cells = [format(value_of(taken[root], needed), form) for root in roots]
             made.append(f"| {name} | " + " | ".join(cells) + " |")
     return made
 
 
-def value_of(figures: Figures, needed: tuple[str, ...]) -> float:
-    """A figure, or the ratio of two."""
-    return figures[needed[0]] / figures[needed[1]] if len(needed) > 1 else figures[needed[0]]
+def value_of(metrics: Metrics, needed: tuple[str, ...]) -> float:
+    """A metric, or the ratio of two."""
+    return metrics[needed[0]] / metrics[needed[1]] if len(needed) > 1 else metrics[needed[0]]
 
 
 def heading() -> str:

@@ -22,13 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from masc_core.io.files import atomic_write
 from training.config import load_config
 from training.loop.progress import progress
-from training.metrics.curves import draw_curves
-from training.plot_png import png_bytes
+from training.plot_png import draw_curves, new_figure, png_bytes
 from training.stages.classifier import train_classifier
 from training.stages.codes import extract_codes
 from training.stages.configs import (
@@ -132,7 +130,7 @@ class Study:
             publish(base.model_copy(update=update), report)
 
     def measure(self, name: str, decoding: str) -> dict[str, Any]:
-        """Every figure of a variant under a decoding, once."""
+        """Every metric of a variant under a decoding, once."""
         out = self.runs / name / f"evaluation-{decoding}"
         if not (out / "evaluation.json").exists():
             classifier = self.config(ClassifierConfig, "classifier.toml")
@@ -152,9 +150,9 @@ class Study:
                     ),
                     report,
                 )
-        figures: dict[str, Any] = json.loads((out / "evaluation.json").read_text())
+        evaluation: dict[str, Any] = json.loads((out / "evaluation.json").read_text())
         metrics = json.loads((self.runs / name / "transformer" / "metrics.json").read_text())
-        return {"variant": name, "decoding": decoding, **metrics, **figures}
+        return {"variant": name, "decoding": decoding, **metrics, **evaluation}
 
 
 def main() -> None:
@@ -216,7 +214,7 @@ def describe(device: str) -> str:
 
 def training_curves(study: Study) -> bytes:
     """PNG of the bits that a code costs, by epoch; vocabularies of all sizes share that measure."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
     axes = figure.add_subplot()
     for name in METHODS:
         curve = read_curve(study.runs / name / "transformer", "fine_bits_per_position")

@@ -9,9 +9,9 @@ On a GPU the transformers have LlamaGen's sizes: 256 positions, 8,192 clusters o
 bfloat16, compiled. On the CPU there is the shipped model's size. One row a size: the bare loop is
 plain PyTorch over the same model, optimiser and clipping, with one batch that lies ready; `fit` is
 the project's, which reads and maps codes, logs, and checks every loss it logs. Both are timed in
-turns, and medians are compared. FLOPs are counted as in `training.metrics.flops`. GB are the
+turns, and medians are compared. FLOPs are counted as in `training.metrics.step_cost`. GB are the
 most that tensors took on the GPU, where both loops have a model, and in brackets what
-`training.metrics.memory` estimates for that.
+`training.metrics.step_cost` estimates for that.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import Run
 from training.loop.task import TrainedModule, TrainingTask
 from training.loop.trainer import fit
-from training.metrics.flops import flops_per_image, peak_flops
-from training.metrics.memory import step_bytes
+from training.metrics.step_cost import flops_per_image, peak_flops, step_bytes
 from training.stages.transformer import adamw, objective_of
 
 LLAMAGEN = {"B": "GPT-B", "L": "GPT-L", "XL": "GPT-XL"}

@@ -176,8 +176,8 @@ class Pair(NamedTuple):
     far: Worker
 
 
-class Figures(NamedTuple):
-    """What was measured of one checkout, as the cells of a column."""
+class Column(NamedTuple):
+    """What was measured of one checkout."""
 
     one_image: str
     one_image_heartbeats: str
@@ -187,7 +187,7 @@ class Figures(NamedTuple):
     watched_per_second: str
 
 
-LABELS = Figures(
+LABELS = Column(
     "scripts for one image of 64 positions, no stream (target: 8 at most)",
     "heartbeats meanwhile",
     "scripts for a job of 16 images with previews",
@@ -216,7 +216,7 @@ def main() -> None:
         (options.out / "worker-redis-cpu.md").write_text("\n".join(table) + "\n", "utf-8")
 
 
-async def measure(checkouts: Sequence[Path], rounds: int, num_jobs: int) -> list[Figures]:
+async def measure(checkouts: Sequence[Path], rounds: int, num_jobs: int) -> list[Column]:
     """One column for each checkout."""
     async with AsyncExitStack() as stack:
         server = stack.enter_context(RedisServer(appendonly="yes", appendfsync="everysec"))
@@ -240,7 +240,7 @@ async def measure(checkouts: Sequence[Path], rounds: int, num_jobs: int) -> list
             for worker in workers:
                 alone[worker] += [1000 * await worker.serve(some_jobs(1)) for _ in range(3)]
         return [
-            Figures(
+            Column(
                 *await count(pair.near, rounds),
                 f"{median(alone[pair.near]):.1f}, {median(alone[pair.far]):.1f}",
                 *(compare(speeds[pair.near], speeds[pair.far]) for speeds in (plain, watched)),

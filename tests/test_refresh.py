@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +53,7 @@ class Traffic:
         self.failed: list[str] = []
         self._url = url
         self._ended = threading.Event()
+        self._answered = threading.Condition()
 
     @contextmanager
     def flowing(self) -> Iterator[Traffic]:
@@ -69,24 +69,30 @@ class Traffic:
 
     def wait_for(self, version: str) -> None:
         """Wait until every class has been answered by a version, from now on."""
-        self.answers[version] = {}
-        deadline = time.monotonic() + 60
-        while {name for name, _ in list(self.answers[version])} != set(CLASSES):
-            assert not self.failed
-            assert time.monotonic() < deadline, f"version {version} does not come"
-            time.sleep(0.02)
+
+        def has_come() -> bool:
+            return bool(self.failed) or {name for name, _ in self.answers[version]} == set(CLASSES)
+
+        with self._answered:
+            self.answers[version] = {}
+            came = self._answered.wait_for(has_come, timeout=60)
+        assert not self.failed
+        assert came, f"version {version} does not come"
 
     def _ask(self, name: str) -> None:
         with httpx.Client(base_url=self._url, timeout=30) as client:
             for seed in itertools.cycle(range(SEEDS)):
                 answer = client.post("/generate", json={"class_name": name, "seed": seed})
-                if answer.status_code != 200:
-                    self.failed.append(answer.text)
+                with self._answered:
+                    if answer.status_code == 200:
+                        body = answer.json()
+                        made = self.answers.setdefault(body["model"]["version"], {})
+                        made.setdefault((name, seed), set()).add(body["images"][0]["b64"])
+                    else:
+                        self.failed.append(answer.text)
+                    self._answered.notify_all()
                 if self._ended.is_set() or self.failed:
                     return
-                body = answer.json()
-                made = self.answers.setdefault(body["model"]["version"], {})
-                made.setdefault((name, seed), set()).add(body["images"][0]["b64"])
 
 
 def train(run: Run, images: str, out: str, *more: str) -> None:

@@ -22,12 +22,7 @@ from masc_core.io.files import atomic_write, sha256_file
 
 
 class VersionDraft:
-    """A bundle that nobody sees yet; use `draft_version`.
-
-    Attributes
-    ----------
-    version : its name
-    """
+    """A bundle that nobody sees yet; use `draft_version`."""
 
     def __init__(self, folder: Path, version: str) -> None:
         self.version = version
@@ -59,12 +54,7 @@ class VersionDraft:
         samples: bytes | None = None,
         codebook: CodebookFiles | None = None,
     ) -> Manifest:
-        """Add measured figures, a sheet of images and what people see of the codebook.
-
-        Returns
-        -------
-        the manifest as it stays
-        """
+        """Add metrics, a sheet of images and what people see of the codebook."""
         if self._manifest is None:
             raise RuntimeError("a draft must be written before it is finished")
         pictures = {} if samples is None else {SAMPLES_FILE: samples}
@@ -73,8 +63,8 @@ class VersionDraft:
         for name, content in pictures.items():
             atomic_write(self._folder / name, content)
             files[name] = sha256_file(self._folder / name)
-        figures = {**self._manifest.metrics, **(metrics or {})}
-        self._manifest = self._manifest.model_copy(update={"metrics": figures, "files": files})
+        merged = {**self._manifest.metrics, **(metrics or {})}
+        self._manifest = self._manifest.model_copy(update={"metrics": merged, "files": files})
         return write_manifest(self._folder, self._manifest)
 
 
@@ -82,15 +72,8 @@ class VersionDraft:
 def draft_version(models: Path, name: str, version: str | None) -> Iterator[VersionDraft]:
     """Lend a draft, which becomes a version when the block ends well.
 
-    Parameters
-    ----------
-    models : folder of the bundles
-    name : of the model
-    version : its name; None takes the number after the highest one
-
-    Raises
-    ------
-    ArtifactError : the version exists, or cannot be written
+    Without a version the number after the highest one is taken. An ArtifactError where the version
+    exists or cannot be written.
     """
     chosen = next_version(models / name) if version is None else version
     with new_bundle(models / name / chosen) as folder:

@@ -10,7 +10,7 @@ from masc_core.clustering import methods
 from masc_core.errors import ConfigError
 from masc_core.models.gpt_config import GPTConfig
 from training.config import StageConfig, load_config, set_threads
-from training.metrics.memory import step_bytes
+from training.metrics.step_cost import step_bytes
 from training.stages import configs
 from training.stages.configs import (
     ClassifierConfig,

@@ -11,12 +11,7 @@ NUM_IMAGENET = 1000
 
 
 def read_class_names(num_classes: int, path: Path | None = None) -> tuple[str, ...]:
-    """Names in the order of the class ids; ImageNet's where there are 1,000 and no file is given.
-
-    Parameters
-    ----------
-    num_classes : how many there must be
-    path : a text file, a name a line
+    """Names in the order of the class ids, one per line of a text file; without it ImageNet's.
 
     Raises
     ------

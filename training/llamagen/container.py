@@ -32,12 +32,12 @@ from training.torch_file import read_torch_file
 Weights = Literal["model", "ema"]
 
 # Where the weights are, in the order in which upstream looks.
-PLACES = ("model", "module", "state_dict")
+KEYS = ("model", "module", "state_dict")
 # What wrappers put into names: torch.compile, FSDP, DDP.
 WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|^module\.")
 # Tables and caches of a live module that older files carry.
-STRAY = re.compile(r"(^|\.)(freqs_cis|kv_cache\.[kv]_cache)$")
-ROTATIONS = "freqs_cis"
+NO_WEIGHT = re.compile(r"(^|\.)(freqs_cis|kv_cache\.[kv]_cache)$")
+ROPE_TABLE = "freqs_cis"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +48,21 @@ class Container:
     ----------
     path : of the file
     tensors : by the names that upstream's modules give them
-    rotations : shape of the rotation table (1 + L, D / 2, 2), where the file has one; weights alone
-        do not tell L and D
+    rope_shape : of the rope table (1 + L, D / 2, 2), where the file has one; weights alone do not
+        give L and D
     arguments : of the training script, where the file has them, as far as JSON can hold them
     steps : of the training, where the file says
     """
 
     path: Path
     tensors: Mapping[str, Tensor]
-    rotations: tuple[int, ...] | None = None
+    rope_shape: tuple[int, ...] | None = None
     arguments: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     steps: int | None = None
 
     @classmethod
     def open(cls, path: Path, weights: Weights = "model") -> Container:
-        """Read a file.
-
-        Parameters
-        ----------
-        path : a ``.safetensors`` file, or one of ``torch.save``
-        weights : the trained weights, or their moving average where the file has one
+        """Read the weights, or their moving average, of a ``.safetensors`` or ``torch.save`` file.
 
         Raises
         ------
@@ -78,12 +73,12 @@ class Container:
         if not isinstance(content, Mapping):
             raise ArtifactError(path, f"holds a {type(content).__name__}, not named tensors")
         tensors = _named_tensors(path, _choose(path, content, weights))
-        table = tensors.get(ROTATIONS)
+        table = tensors.get(ROPE_TABLE)
         steps = content.get("steps")
         return cls(
             path=path,
-            tensors={name: one for name, one in tensors.items() if not STRAY.search(name)},
-            rotations=None if table is None else tuple(table.shape),
+            tensors={name: one for name, one in tensors.items() if not NO_WEIGHT.search(name)},
+            rope_shape=None if table is None else tuple(table.shape),
             arguments=dict(_plain(content.get("args"))),
             steps=steps if isinstance(steps, int) else None,
         )
@@ -93,31 +88,27 @@ def _choose(path: Path, content: Mapping[Any, Any], weights: Weights) -> Mapping
     if weights == "ema":
         if not isinstance(content.get("ema"), Mapping):
             raise ArtifactError(path, "has no moving average (ema) of its weights")
-        chosen: Mapping[Any, Any] = content["ema"]
-        return chosen
-    for place in PLACES:
-        if isinstance(content.get(place), Mapping):
-            held: Mapping[Any, Any] = content[place]
-            return held
-    return content
+        average: Mapping[Any, Any] = content["ema"]
+        return average
+    return next((content[key] for key in KEYS if isinstance(content.get(key), Mapping)), content)
 
 
 def _named_tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ArtifactError(
                 path,
                 f"holds {str(name)[:80]!r}, which is no tensor; of weights there is no sign under "
-                f"{', '.join(PLACES)}, nor at the top",
+                f"{', '.join(KEYS)}, nor at the top",
             )
         plain = WRAPPERS.sub("", name)
-        if plain in found:
+        if plain in tensors:
             raise ArtifactError(path, f"holds the tensor {plain} twice")
-        found[plain] = tensor
-    if not found:
+        tensors[plain] = tensor
+    if not tensors:
         raise ArtifactError(path, "holds no tensors")
-    return found
+    return tensors
 
 
 def _plain(arguments: object) -> Iterator[tuple[str, bool | int | float | str]]:

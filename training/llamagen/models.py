@@ -1,35 +1,149 @@
-"""Models of this project with LlamaGen's weights.
+"""Models of this project from LlamaGen's files: their sizes, read off the tensors, and the weights.
 
-The tensors are taken as they are, in the precision of the file and where they are on the disk:
-nothing is copied until it is used. Every name and shape is checked first.
+Shapes tell everything but the number of heads, which the table of released sizes knows, and the
+number of positions, which the rope table or the training's arguments have, if anything in the file
+does. Tensors are taken as they are, in the precision of the file and where they are on the
+disk: nothing is copied until it is used. Every name and shape is checked first.
+
+Legend: V codes, E code dim, C width, L positions, D head dim.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from masc_core.errors import ArtifactError
+from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.tensors import without_memory
 from masc_core.models.gpt import GPT, RopeTable
-from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.gpt_config import GPT_SIZES, GPTConfig
 from masc_core.models.vq import VQConfig, VQModel
 from training.llamagen.container import Container
 
 Module = TypeVar("Module", bound=nn.Module)
 
+# CFG scale that LlamaGen suggests for each size, and the default of its sampler for others.
+SUGGESTED_CFG = {"GPT-B": 2.0, "GPT-L": 2.0, "GPT-XL": 1.75, "GPT-XXL": 1.75, "GPT-3B": 1.65}
+OTHER_CFG = 1.5
+
+CLASSES = "cls_embedding.embedding_table.weight"
+CODES = "tok_embeddings.weight"
+CODEBOOK = "quantize.embedding.weight"
+QUERIES = "layers.0.attention.wqkv.weight"
 USAGE = "quantize.codebook_used"  # statistics of the training, which older files lack
 
 
-def gpt_of(container: Container, config: GPTConfig) -> GPT:
-    """A transformer, in evaluation mode.
+def read_gpt_config(
+    container: Container, *, block_size: int, n_head: int | None = None
+) -> GPTConfig:
+    """Sizes of a class-conditional transformer of ``block_size`` L.
+
+    ``n_head`` is needed where neither the file nor the table of released sizes has it.
 
     Raises
     ------
-    ArtifactError : the file lacks a tensor, has a surplus one, or one of another shape; names it
+    ArtifactError : the file does not hold such a transformer, or one of another L
+    ConfigError : the number of heads is not known, or the given one cannot be
     """
+    if CLASSES not in container.tensors and any("cap_proj" in name for name in container.tensors):
+        raise ArtifactError(container.path, "is conditioned on text; only classes are served")
+    vocab_size, dim = _shape(container, CODES, 2)
+    num_rows = _shape(container, CLASSES, 2)[0]
+    if container.arguments.get("num_classes", num_rows - 1) == num_rows:
+        raise ArtifactError(
+            container.path, "has no null class: it cannot be guided, nor served (class dropout 0)"
+        )
+    n_layer = _count(container.tensors, r"layers\.(\d+)\.")
+    stored = _heads_of_rope_table(container, dim, block_size)
+    known = {size[:2]: size[2] for size in GPT_SIZES.values()}.get((dim, n_layer))
+    heads = n_head or stored or known
+    if heads is None:
+        raise ConfigError(
+            f"n_head: must be given: {container.path} has {n_layer} layers of {dim} channels, "
+            "which is none of LlamaGen's sizes, and weights do not tell their heads"
+        )
+    config = GPTConfig(
+        vocab_size=vocab_size,
+        dim=dim,
+        n_layer=n_layer,
+        n_head=heads,
+        num_classes=num_rows - 1,
+        block_size=block_size,
+    )
+    if known not in {None, heads}:
+        raise ConfigError(
+            f"n_head: {container.path} has the sizes of a model with {known} heads, not {heads}"
+        )
+    if stored not in {None, heads}:
+        raise ConfigError(f"n_head: {container.path} has {stored} heads, not {heads}")
+    return config
+
+
+def read_image_size(container: Container, given: int | None, factor: int) -> int:
+    """Pixels a side of the images that a transformer was trained on; ``factor`` those of a code.
+
+    Raises
+    ------
+    ConfigError : the file has another size than the given one, or there is neither
+    """
+    stored: int | None = None
+    if isinstance(size := container.arguments.get("image_size"), int):
+        stored = size
+    if container.rope_shape is not None:
+        stored = round((container.rope_shape[0] - 1) ** 0.5) * factor
+    if given is None and stored is None:
+        raise ConfigError(
+            f"image_size: {container.path} does not tell it, nor do weights; LlamaGen's names end "
+            "with it (256 or 384)"
+        )
+    if stored not in {None, given} and given is not None:
+        raise ConfigError(
+            f"image_size: {container.path} was trained on {stored} pixels, not {given}"
+        )
+    size = given or stored or 0
+    if size < factor or size % factor:
+        raise ConfigError(
+            f"image_size: must be a multiple of {factor}, the pixels a side of one code, not {size}"
+        )
+    return size
+
+
+def read_vq_config(container: Container) -> VQConfig:
+    """Sizes of a tokenizer; an ArtifactError where the file does not hold one."""
+    tensors = container.tensors
+    num_codes, code_dim = _shape(container, CODEBOOK, 2)
+    ch = _shape(container, "encoder.conv_in.weight", 4)[0]
+    levels = _count(tensors, r"encoder\.conv_blocks\.(\d+)\.")
+    widths = [
+        _shape(container, f"encoder.conv_blocks.{i}.res.0.conv2.weight", 4)[0]
+        for i in range(levels)
+    ]
+    try:
+        return VQConfig(
+            num_codes=num_codes,
+            code_dim=code_dim,
+            ch=ch,
+            ch_mult=tuple(width // ch for width in widths),
+            num_res_blocks=_count(tensors, r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
+            z_channels=_shape(container, "post_quant_conv.weight", 4)[0],
+            l2_norm=bool(container.arguments.get("codebook_l2_norm", True)),
+        )
+    except ConfigError as error:
+        raise ArtifactError(container.path, f"is no tokenizer of LlamaGen: {error}") from error
+
+
+def size_name(config: GPTConfig) -> str | None:
+    """LlamaGen's name of the size; None for any other one."""
+    sizes = (config.dim, config.n_layer, config.n_head)
+    return next((name for name, known in GPT_SIZES.items() if known == sizes), None)
+
+
+def gpt_of(container: Container, config: GPTConfig) -> GPT:
+    """A transformer, in evaluation mode; an ArtifactError names a tensor that does not fit."""
     with without_memory():
         empty = GPT(config)
     model = _filled(container, empty)
@@ -63,3 +177,30 @@ def _filled(container: Container, module: Module, optional: tuple[str, ...] = ()
             raise ArtifactError(container.path, f"the tensor {name} belongs to no part of it")
     module.load_state_dict(dict(tensors), strict=False, assign=True)
     return module.requires_grad_(requires_grad=False)
+
+
+def _heads_of_rope_table(container: Container, dim: int, block_size: int) -> int | None:
+    """Heads, by the rope table (1 + L, D / 2, 2); None where the file has none."""
+    table = container.rope_shape
+    if table is None:
+        return None
+    if len(table) != 3 or table[1] < 1 or dim % (2 * table[1]):
+        raise ArtifactError(container.path, "has a table of rotations of a wrong shape")
+    if table[0] != block_size + 1:
+        raise ArtifactError(
+            container.path, f"was trained on {table[0] - 1} positions an image, not {block_size}"
+        )
+    return dim // (2 * table[1])
+
+
+def _shape(container: Container, name: str, dimensions: int) -> tuple[int, ...]:
+    tensor = container.tensors.get(name)
+    if tensor is None or tensor.dim() != dimensions or not tensor.numel():
+        raise ArtifactError(container.path, f"holds no {name} with {dimensions} dimensions")
+    return tuple(tensor.shape)
+
+
+def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """One more than the highest number that names have in that place."""
+    matches = (re.match(pattern, name) for name in tensors)
+    return 1 + max((int(match[1]) for match in matches if match), default=-1)

@@ -1,4 +1,4 @@
-"""The project's classifier of real images, as a judge of generated ones.
+"""The project's classifier of real images, which also classifies generated ones.
 
 Its features are the channel means before the head. A Fréchet distance in them can be had without
 anybody's weights; it is no FID, and is named after them.
@@ -79,7 +79,7 @@ def load_classifier(folder: Path, class_names: tuple[str, ...]) -> Classifier:
     ArtifactError
         A file of the run is missing or damaged.
     ConfigError
-        It tells other classes apart than ``class_names``, in this order.
+        It was trained on other classes than ``class_names``, in this order.
     """
     path = folder / WEIGHTS
     try:
@@ -94,13 +94,7 @@ def load_classifier(folder: Path, class_names: tuple[str, ...]) -> Classifier:
 
 
 def classifier_accuracy(folder: Path) -> float:
-    """Share of the real validation images that the classifier of a run's folder is right about.
-
-    Raises
-    ------
-    ArtifactError
-        The run has no metrics.
-    """
+    """Share of the real validation images that the classifier of a run's folder is right about."""
     path = folder / "metrics.json"
     try:
         return float(json.loads(path.read_text("utf-8"))["accuracy"])
@@ -138,8 +132,8 @@ def classifier_extractor(
     classifier: Classifier, device: torch.device, weights_sha256: str
 ) -> Extractor:
     """Features and logits of a classifier; ``weights_sha256`` is of its file."""
-    module = ClassifierFeatures(classifier)
-    return Extractor(LABEL, module, device, weights_sha256, has_logits=True)
+    features = ClassifierFeatures(classifier)
+    return Extractor(LABEL, features, device, weights_sha256, has_logits=True)
 
 
 def _unit(channels: int, out: int, stride: int = 1) -> nn.Sequential:

@@ -1,6 +1,6 @@
-"""Bits a position: what naming the cluster costs, and what naming the code within it costs.
+"""Bits per position: what naming the cluster costs, and what naming the code within it costs.
 
-Every figure is a held-out cross-entropy: a model is fitted to one stream of codes and codes another
+Every number is a held-out cross-entropy: a model is fitted to one stream of codes and codes another
 one. It is an upper bound of the entropy that does not shrink when contexts are many and samples
 few, as the entropy of observed frequencies does. With counts n of the fitted stream:
 
@@ -15,7 +15,12 @@ few, as the entropy of observed frequencies does. With counts n of the fitted st
 By the chain rule cluster bits plus in-cluster bits name the code: sums of different priors, and the
 flat vocabulary's cluster bits, compare.
 
-Legend: V codes, K clusters.
+All that the models need are pairs: ``pairs[b, c]`` counts how often c comes right after b in raster
+order; row V counts what stands first in an image, so every position is in one pair and the columns
+sum to the codes' own counts. Pairs of clusters are sums of pairs of codes: the stream is read once,
+whatever the number of priors.
+
+Legend: N images, L positions, V codes, K clusters.
 """
 
 from __future__ import annotations
@@ -26,23 +31,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 
 from masc_core.prior import ClusterMap
-from training.metrics.code_pairs import cluster_pairs, code_counts
+from training.data.code_cache import CodeCache
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 PSEUDO_COUNT = 0.5
-# Beyond these the model is that of the observed frequencies, or the unigram.
+# Beyond these a, the model is that of the observed frequencies, or the unigram.
 LOG_CONCENTRATIONS = (math.log(1e-3), math.log(1e7))
 LOG_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterBits:
-    """Bits a position under one prior.
+    """Bits per position under one prior.
 
     Attributes
     ----------
@@ -64,19 +69,55 @@ def cluster_bits(prior: ClusterMap, fitted: csr_array, held_out: csr_array) -> C
     Parameters
     ----------
     prior : over the V codes
-    fitted, held_out : int64 (V+1, V), pairs as `code_pairs.count_pairs` counts them
+    fitted, held_out : int64 (V+1, V), pairs as `count_pairs` counts them
     """
     fitted_clusters, clusters = cluster_pairs(fitted, prior), cluster_pairs(held_out, prior)
     conditional = conditional_bits(fitted_clusters, clusters)
-    most = np.log2(prior.num_clusters)
+    max_bits = np.log2(prior.num_clusters)
     usage = code_counts(held_out)
     return ClusterBits(
         unigram=unigram_bits(code_counts(fitted_clusters), code_counts(clusters)),
         conditional=conditional,
-        conditional_ratio=float(conditional / most) if most else 0.0,
+        conditional_ratio=float(conditional / max_bits) if max_bits else 0.0,
         uniform=uniform_bits(prior, usage),
         frequency=frequency_bits(prior, code_counts(fitted), usage),
     )
+
+
+def count_pairs(codes: NDArray[np.integer], num_codes: int) -> csr_array:
+    """Pairs int64 (V+1, V), without stored zeros, of codes (N, L) in [0, V) in raster order."""
+    start = np.full((len(codes), 1), num_codes, np.int64)
+    before = np.concatenate([start, codes[:, :-1]], axis=1, dtype=np.int64)
+    return _sum_pairs(
+        np.ones(codes.size, np.int64), before.ravel(), codes.ravel().astype(np.int64), num_codes
+    )
+
+
+def count_cached_pairs(cache: CodeCache) -> csr_array:
+    """Pairs of all variants of all images of a cache, int64 (V+1, V)."""
+    size = cache.index.num_codes
+    pairs = csr_array((size + 1, size), dtype=np.int64)
+    for shard in cache.codes:
+        pairs = pairs + count_pairs(shard.reshape(-1, cache.index.num_positions), size)
+    return pairs
+
+
+def cluster_pairs(pairs: csr_array, prior: ClusterMap) -> csr_array:
+    """Pairs of clusters, int64 (K+1, K), of pairs of codes, int64 (V+1, V)."""
+    coo = pairs.tocoo()
+    labels = np.append(prior.labels, prior.num_clusters)  # the start of an image stays itself
+    return _sum_pairs(coo.data, labels[coo.row], labels[coo.col], prior.num_clusters)
+
+
+def code_counts(pairs: csr_array) -> IntArray:
+    """How often each code (or cluster) occurs, int64 (V,)."""
+    counts: IntArray = np.asarray(pairs.sum(axis=0), dtype=np.int64)
+    return counts
+
+
+def _sum_pairs(counts: IntArray, before: IntArray, after: IntArray, size: int) -> csr_array:
+    pairs = coo_array((counts, (before, after)), shape=(size + 1, size))
+    return pairs.tocsr()  # adds up equal pairs
 
 
 def unigram_bits(fitted: IntArray, held_out: IntArray) -> float:

@@ -68,14 +68,14 @@ def cluster_sizes(prior: ClusterMap, usage: IntArray) -> ClusterSizes:
     shares = sizes / codes
     used = np.bincount(prior.labels, weights=usage) / usage.sum()  # (K,)
     values, numbers = np.unique(sizes, return_counts=True)
-    alone = sizes == 1
+    single = sizes == 1
     return ClusterSizes(
         largest=int(sizes.max()),
         mean=codes / prior.num_clusters,
         effective_clusters=float(2 ** -(shares * np.log2(shares)).sum()),
-        singleton_clusters=float(alone.mean()),
-        singleton_codes=float(alone.sum() / codes),
-        singleton_usage=float(used[alone].sum()),
+        singleton_clusters=float(single.mean()),
+        singleton_codes=float(single.sum() / codes),
+        singleton_usage=float(used[single].sum()),
         largest_usage=float(used[sizes.argmax()]),
         histogram=tuple(zip(values.tolist(), numbers.tolist(), strict=True)),
     )
@@ -90,8 +90,7 @@ def cluster_distances(
     ----------
     rows : float64 (V, E), the codebook
     prior : over the V codes
-    usage : int64 (V,), counts of the codes that are to be replaced
-    counts : int64 (V,), counts that frequency decoding draws by
+    usage, counts : int64 (V,), of the codes to be replaced, and what frequency decoding draws by
     """
     chances = np.stack(
         [np.ones(len(rows)), 1 / prior.sizes[prior.labels], draw_chances(prior, counts)], axis=1

@@ -1,4 +1,4 @@
-"""What the figures of an evaluation mean, in a sentence each; it is written beside them."""
+"""What the metrics of an evaluation mean, in a sentence each; it is written beside them."""
 
 from __future__ import annotations
 
@@ -55,6 +55,6 @@ DEFINITIONS = {
 }  # fmt: skip
 
 
-def definitions(figures: Iterable[str]) -> dict[str, str]:
-    """Of those of the figures that have one."""
-    return {name: DEFINITIONS[name] for name in figures if name in DEFINITIONS}
+def definitions(metrics: Iterable[str]) -> dict[str, str]:
+    """Of those of the metrics that have one."""
+    return {name: DEFINITIONS[name] for name in metrics if name in DEFINITIONS}

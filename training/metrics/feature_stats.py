@@ -1,4 +1,4 @@
-"""Generated images as extractors see them, and what that says beside real ones.
+"""Features of generated images, and their distances from those of real ones.
 
 Legend: N images, L positions, F features, C classes of an extractor.
 """
@@ -29,8 +29,8 @@ class FeatureStats:
         self._features: dict[str, list[Tensor]] = {}
         self._logits: dict[str, list[Tensor]] = {}
 
-    def take(self, batch: Samples, extractors: list[Extractor]) -> None:
-        """Look at a batch."""
+    def add(self, batch: Samples, extractors: list[Extractor]) -> None:
+        """Extract the features of a batch."""
         self.count += len(batch.labels)
         self.entropies += batch.entropies.sum(axis=0, dtype=np.float64)
         for extractor in extractors:
@@ -41,7 +41,7 @@ class FeatureStats:
                 if extractor.label == LABEL:
                     self.agreed += int((logits.argmax(1).numpy() == batch.labels).sum())
 
-    def by(self, label: str) -> tuple[Tensor, Tensor | None]:
+    def of(self, label: str) -> tuple[Tensor, Tensor | None]:
         """Features and, if it gives any, logits of all images, by one extractor."""
         logits = torch.cat(self._logits[label]) if label in self._logits else None
         return torch.cat(self._features[label]), logits
@@ -50,7 +50,7 @@ class FeatureStats:
 def compare(
     label: str, features: Tensor, logits: Tensor | None, reference: Reference | None
 ) -> dict[str, float]:
-    """Every figure that an extractor gives, named after it.
+    """Every metric that an extractor gives, named after it.
 
     Parameters
     ----------
@@ -69,6 +69,6 @@ def compare(
     if reference.features is not None:
         if label == "inception":
             metrics |= kernel_distance(features, reference.features)
-        found = precision_recall(features, reference.features)
-        metrics |= {f"{name}_{label}": value for name, value in found.items()}
+        shares = precision_recall(features, reference.features)
+        metrics |= {f"{name}_{label}": value for name, value in shares.items()}
     return metrics

@@ -5,7 +5,7 @@ caching are not, since its caches are pickled. Weights are read by `training.tor
 torch-fidelity, which unpickles whatever it is given, sees a copy that was written here.
 
 Precision and recall depend on the features: this project takes Inception's by default, as the ADM
-evaluator does, while torch-fidelity's own default is VGG16. Figures carry the name of the features.
+evaluator does, while torch-fidelity's own default is VGG16. Metrics carry the name of the features.
 
 Legend: N images, S pixels a side, F features, C classes of the extractor.
 """
@@ -56,13 +56,7 @@ DISTANCES_AT_ONCE = 2_000  # rows against all columns: 0.4 GB for 50,000 images
 
 @cache
 def torch_fidelity(module: str = "") -> ModuleType:
-    """torch-fidelity or a module of it, imported when it is needed.
-
-    Raises
-    ------
-    ConfigError
-        It is not installed.
-    """
+    """torch-fidelity or a module of it; a ConfigError where it is not installed."""
     try:
         importlib.import_module("torchvision")
     except RuntimeError:
@@ -84,7 +78,7 @@ class Extractor:
 
     Parameters
     ----------
-    label : name that figures carry
+    label : name that metrics carry
     module : of images uint8 (N, 3, S, S); gives features, then logits if any
     device : where it computes
     weights_sha256 : hash of the file that its weights are from
@@ -117,17 +111,12 @@ class Extractor:
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor | None]:
         """Features float32 (N, F) and logits float32 (N, C) of uint8 (N, S, S, 3), on the CPU."""
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self._device)
-        found = [part.float().cpu() for part in self._module(images)]
-        return found[0], found[1] if self.has_logits else None
+        outputs = [part.float().cpu() for part in self._module(images)]
+        return outputs[0], outputs[1] if self.has_logits else None
 
 
 def load_extractor(kind: Kind, weights: Path, device: torch.device) -> Extractor:
-    """One of torch-fidelity's extractors with weights from a local file.
-
-    Parameters
-    ----------
-    kind : ``inception`` or ``vgg``
-    weights : state dict, ``.pth`` or ``.safetensors``
+    """One of torch-fidelity's extractors, its state dict from a ``.pth`` or ``.safetensors`` file.
 
     Raises
     ------
@@ -155,28 +144,24 @@ def create(name: str, layers: list[str], weights: Path) -> nn.Module:
 
 def inception_score(logits: Tensor) -> dict[str, float]:
     """Mean and deviation over ten parts of the shuffled images; logits float32 (N, C)."""
-    found: dict[str, float] = torch_fidelity("metric_isc").isc_features_to_metric(logits)
-    return found
+    score: dict[str, float] = torch_fidelity("metric_isc").isc_features_to_metric(logits)
+    return score
 
 
 def kernel_distance(generated: Tensor, real: Tensor) -> dict[str, float]:
     """Mean and deviation over 100 subsets of at most 1,000 images; features float32 (N, F)."""
     size = min(1000, len(generated), len(real))
-    found: dict[str, float] = torch_fidelity("metric_kid").kid_features_to_metric(
+    distance: dict[str, float] = torch_fidelity("metric_kid").kid_features_to_metric(
         generated, real, kid_subset_size=size, verbose=False
     )
-    return found
+    return distance
 
 
 def precision_recall(generated: Tensor, real: Tensor) -> dict[str, float]:
     """Share of images in a ball of the other side's 3 nearest neighbours; float32 (N, F).
 
-    Of more than 10,000 real images that many are taken, evenly spread.
-
-    Raises
-    ------
-    ConfigError
-        A side has no more images than there are neighbours.
+    Of more than 10,000 real images that many are taken, evenly spread. A ConfigError where a side
+    has no more images than there are neighbours.
     """
     if min(len(generated), len(real)) < MIN_IMAGES:
         raise ConfigError(f"precision and recall need at least {MIN_IMAGES} images on either side")

@@ -73,14 +73,14 @@ def _luma(images: Pixels) -> Tensor:
 
 
 def _window_means(length: int) -> Tensor:
-    """Matrix (length - 10, length) that takes the mean under the window at each place it fits.
+    """Matrix (length - 10, length) that takes the mean under the window wherever it fits.
 
     The two-dimensional window is the product of two of these, which costs two matrix products.
     """
     offsets = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
     weights = torch.exp(-(offsets**2) / (2 * SIGMA**2))
-    places = length - WINDOW + 1
-    means = torch.zeros(places, length, dtype=torch.float64)
-    rows = torch.arange(places)[:, None]
+    num_windows = length - WINDOW + 1
+    means = torch.zeros(num_windows, length, dtype=torch.float64)
+    rows = torch.arange(num_windows)[:, None]
     means[rows, rows + torch.arange(WINDOW)] = weights / weights.sum()
     return means

@@ -6,18 +6,24 @@ Legend: V codes, K clusters, E code dimensions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 from scipy.sparse import csr_array
 
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import MODES, InClusterDecoder
-from training.metrics.cluster_bits import cluster_bits
-from training.metrics.cluster_statistics import cluster_distances, cluster_sizes
-from training.metrics.code_pairs import code_counts, count_pairs
-from training.metrics.comparison import PriorResult, Quality
+from training.metrics.cluster_bits import ClusterBits, cluster_bits, code_counts, count_pairs
+from training.metrics.cluster_statistics import (
+    ClusterDistances,
+    ClusterSizes,
+    cluster_distances,
+    cluster_sizes,
+)
 from training.metrics.semantic_replacement import (
+    Estimate,
     Replacement,
     ReplacementTest,
     over_draws,
@@ -25,6 +31,83 @@ from training.metrics.semantic_replacement import (
 )
 
 Replacements = Mapping[str, Replacement]  # by decoding
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Means over images of what `Replacement` has per image and draw, under one decoding.
+
+    Attributes
+    ----------
+    psnr_gain, ssim_gain : over the first method at the same K, paired by image; None where there is
+        no other
+    """
+
+    psnr: Estimate
+    ssim: Estimate
+    psnr_to_reconstruction: Estimate
+    ssim_to_reconstruction: Estimate
+    kept: Estimate
+    psnr_gain: Estimate | None
+    ssim_gain: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class PriorResult:
+    """Everything measured of one prior.
+
+    Attributes
+    ----------
+    method : how it was made, or the file it was read from
+    num_clusters : K
+    file : where it lies; empty for the flat vocabulary
+    quality : by decoding, ``uniform`` and ``frequency``
+    """
+
+    method: str
+    num_clusters: int
+    file: str
+    sizes: ClusterSizes
+    distances: ClusterDistances
+    bits: ClusterBits
+    quality: Mapping[str, Quality]
+
+
+@dataclass(frozen=True, slots=True)
+class Impossible:
+    """A prior that its method cannot make."""
+
+    method: str
+    num_clusters: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The results in the order in which they are to be read.
+
+    Attributes
+    ----------
+    flat : the flat vocabulary, K = V: the bits to compare with, and the tokenizer's own quality
+    rows : the methods of one K together, then the priors from files
+    provenance : what it was measured on
+    config : keys of the stage
+    """
+
+    flat: PriorResult
+    rows: tuple[PriorResult | Impossible, ...]
+    provenance: Mapping[str, JsonValue]
+    config: Mapping[str, JsonValue]
+
+    @property
+    def priors(self) -> tuple[PriorResult, ...]:
+        """The rows that could be made."""
+        return tuple(row for row in self.rows if isinstance(row, PriorResult))
+
+    @property
+    def impossible(self) -> tuple[Impossible, ...]:
+        """The rows that could not."""
+        return tuple(row for row in self.rows if isinstance(row, Impossible))
 
 
 class PriorMeasurement:
@@ -56,14 +139,7 @@ class PriorMeasurement:
         file: str,
         after_draw: Callable[[], None] = lambda: None,
     ) -> PriorResult:
-        """Measure a prior.
-
-        Parameters
-        ----------
-        method, file : as `training.metrics.comparison.PriorResult` names them
-        prior : over the V codes
-        after_draw : called after every draw of every decoding
-        """
+        """Measure a prior over the V codes; ``after_draw`` is called after every draw."""
         decoder = InClusterDecoder(prior, self._counts)
         replaced = {mode: self._test.run(decoder, mode, after_draw) for mode in MODES}
         first = self._firsts.setdefault(prior.num_clusters, replaced)

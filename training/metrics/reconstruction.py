@@ -35,12 +35,7 @@ def pixels_to_float(pixels: Tensor) -> Tensor:
 def reconstruct(
     model: VQModel, pixels: Pixels, batch_size: int = BATCH_SIZE
 ) -> tuple[Pixels, NDArray[np.int64]]:
-    """Encode and decode images.
-
-    Returns
-    -------
-    uint8 (N, S, S, 3) reconstructions and int64 (N, h*w) codes
-    """
+    """Reconstructions uint8 (N, S, S, 3) and codes int64 (N, h*w) of images uint8 (N, S, S, 3)."""
     images, codes = zip(*(pair for _, *pair in _batches(model, pixels, batch_size)), strict=True)
     return np.concatenate(images), np.concatenate(codes)
 

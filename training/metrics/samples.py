@@ -10,15 +10,20 @@ Legend: B images, L positions, S pixels a side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from masc_core.bundle.read import Bundle
 from masc_core.generation.generate import generate
+from masc_core.io.files import atomic_path
 from masc_core.sampling.params import SamplingParams
 from training.loop.distributed import Ranks
 
@@ -41,7 +46,7 @@ class Samples:
 
 def sample(
     bundle: Bundle,
-    spec: SamplingParams,
+    params: SamplingParams,
     images_per_class: int,
     *,
     batch_size: int = 50,
@@ -53,25 +58,25 @@ def sample(
     Parameters
     ----------
     bundle : the model
-    spec : of every image but for class and seed; the first seed is its own
+    params : of every image but for class and seed; the first seed is its own
     images_per_class : each with a seed of its own, the same for all classes
     batch_size : images at a time, on each rank
-    image_size : S; models of 384 pixels are judged at 256
-    ranks : processes that share the work; the main one alone gets batches, and all have to iterate
+    image_size : S; models of 384 pixels are evaluated at 256
+    ranks : processes that share the work; collective: all iterate, the main one gets batches
     """
     ranks = ranks or Ranks(bundle.device)
     num_classes = len(bundle.manifest.class_names)
     total = num_classes * images_per_class
     size = image_size or bundle.manifest.image_size
-    specs = [
-        replace(spec, class_id=i % num_classes, seed=(spec.seed + i // num_classes) % 2**63)
+    images = [
+        replace(params, class_id=i % num_classes, seed=(params.seed + i // num_classes) % 2**63)
         for i in range(total)
     ]
     at_once = batch_size * ranks.count
     for start in range(0, total, at_once):
-        whole = specs[start : start + at_once]
-        share = -(-len(whole) // ranks.count)
-        own = whole[share * ranks.rank : share * (ranks.rank + 1)]
+        batch = images[start : start + at_once]
+        share = -(-len(batch) // ranks.count)
+        own = batch[share * ranks.rank : share * (ranks.rank + 1)]
         pixels = np.zeros((share, size, size, 3), np.uint8)
         entropies = np.zeros((share, bundle.manifest.num_positions), np.float32)
         if own:  # the last ranks may be left without
@@ -79,14 +84,34 @@ def sample(
         all_pixels = ranks.gather(torch.from_numpy(pixels))
         all_entropies = ranks.gather(torch.from_numpy(entropies))
         if all_pixels is not None and all_entropies is not None:
-            labels = np.array([s.class_id for s in whole], np.int64)
-            count = len(whole)
+            labels = np.array([image.class_id for image in batch], np.int64)
+            count = len(batch)
             yield Samples(all_pixels.numpy()[:count], labels, all_entropies.numpy()[:count])
 
 
 def make_images(
-    bundle: Bundle, specs: Sequence[SamplingParams], image_size: int | None = None
+    bundle: Bundle, params: Sequence[SamplingParams], image_size: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Pixels uint8 (B, H, W, 3), resized if asked, and entropies float32 (B, L), bits."""
-    generated = generate(bundle.model, bundle.decoder, specs)
+    generated = generate(bundle.model, bundle.decoder, params)
     return bundle.render(generated.codes, image_size), generated.entropies.cpu().numpy()
+
+
+@contextmanager
+def image_archive(
+    path: Path, num_images: int, image_size: int
+) -> Iterator[Callable[[NDArray[np.uint8]], object]]:
+    """Write images as one ``.npz`` for the ADM evaluator: ``arr_0``, uint8 (N, S, S, 3).
+
+    What it gives appends a batch (B, S, S, 3), so that 50,000 images need no more memory than a
+    batch. ``path`` appears when all ``num_images`` are there.
+    """
+    shape = (num_images, image_size, image_size, 3)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with (
+        atomic_path(path) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as member,
+    ):
+        npy.write_array_header_1_0(member, header)
+        yield lambda pixels: member.write(np.ascontiguousarray(pixels).tobytes())

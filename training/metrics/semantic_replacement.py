@@ -92,13 +92,9 @@ class ReplacementTest:
         decoding: str,
         after_draw: Callable[[], None] = lambda: None,
     ) -> Replacement:
-        """Replace all codes D times.
+        """Replace all codes D times by ``uniform`` or ``frequency`` decoding.
 
-        Parameters
-        ----------
-        decoder : of the prior under test, on the CPU
-        decoding : ``uniform`` or ``frequency``
-        after_draw : called after each draw
+        ``decoder`` is that of the prior under test, on the CPU.
         """
         clusters = decoder.prior.encode(self.codes)
         draws = []

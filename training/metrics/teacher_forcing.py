@@ -1,4 +1,4 @@
-"""How surprised and how unsure a model is on real images, position by position.
+"""Cross-entropy and entropy of a model on real images, position by position.
 
 Every position is predicted with the true clusters before it, in evaluation mode, at temperature 1,
 without filters. At ``cfg_scale`` 1 that is the model itself; above, the guided distribution that
@@ -76,10 +76,10 @@ def teacher_forced(
         members += float(np.log2(prior.sizes[clusters]).sum())
         logits = _logits(bundle, torch.from_numpy(cache.labels[images]),
                          torch.from_numpy(clusters), cfg_scale)  # fmt: skip
-        found = position_cross_entropy_and_entropy(
+        bits = position_cross_entropy_and_entropy(
             logits, torch.from_numpy(clusters).to(bundle.device)
         )
-        sums += torch.stack([found.entropy, found.cross_entropy]).sum(dim=1).double().cpu()
+        sums += torch.stack([bits.entropy, bits.cross_entropy]).sum(dim=1).double().cpu()
         report(start + len(images), len(cache), "real images")
     entropy, cross = (sums / len(cache)).numpy()
     return TeacherForced(entropy, cross, members / len(cache) / length, len(cache))
@@ -97,13 +97,7 @@ def _logits(bundle: Bundle, labels: Tensor, clusters: Tensor, cfg_scale: float) 
 
 
 def check_codes(bundle: Bundle, cache: CodeCache) -> None:
-    """See that codes are of a bundle's kind.
-
-    Raises
-    ------
-    ConfigError
-        The cache is of another tokenizer, of other sizes or other classes.
-    """
+    """Raise a ConfigError where a cache is of another tokenizer, other sizes or other classes."""
     manifest, index = bundle.manifest, cache.index
     inputs = manifest.provenance.get("transformer")
     inputs = inputs.get("inputs") if isinstance(inputs, dict) else None
@@ -115,6 +109,6 @@ def check_codes(bundle: Bundle, cache: CodeCache) -> None:
         "positions": (index.num_positions, manifest.num_positions),
         "classes": (index.class_names, manifest.class_names),
     }
-    for name, (found, expected) in pairs.items():
-        if found != expected:
+    for name, (of_cache, of_model) in pairs.items():
+        if of_cache != of_model:
             raise ConfigError(f"codes: have other {name} than the model")

@@ -36,22 +36,20 @@ from masc_core.settings import ModelSettings, read_settings
 from training.data.code_cache import CodeCache
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.progress import Report, no_report
-from training.metrics.archive import image_archive
+from training.metrics.bundle_metrics import default_params, seconds_per_image
 from training.metrics.classifier import (
     WEIGHTS,
     classifier_accuracy,
     classifier_extractor,
     load_classifier,
 )
-from training.metrics.curves import draw_curves
 from training.metrics.definitions import definitions
 from training.metrics.feature_stats import FeatureStats, compare
 from training.metrics.fidelity import MIN_IMAGES, Extractor, load_extractor
-from training.metrics.real_images import RealImages, RealStatistics, open_real
-from training.metrics.reference import Reference
-from training.metrics.samples import Samples, sample
-from training.metrics.table import default_spec, seconds_per_image
+from training.metrics.reference import RealImages, RealStatistics, Reference, open_real
+from training.metrics.samples import Samples, image_archive, sample
 from training.metrics.teacher_forcing import Curve, check_codes, teacher_forced
+from training.plot_png import draw_curves
 from training.provenance import made_with
 from training.stages.configs import EvaluateConfig
 
@@ -66,7 +64,11 @@ def evaluate(config: EvaluateConfig, report: Report = no_report) -> dict[str, An
         ModelSettings, {"models_dir": config.models, "default_model": config.model}
     )
     registry = Registry(chosen.models_dir)
-    folder = registry.path(registry.default(chosen.default_model), config.version)
+    model = chosen.default_model
+    # A version that is named may be the candidate of a model without an active one.
+    if config.version is None or model not in registry.names():
+        model = registry.default(model)
+    folder = registry.path(model, config.version)
     with join_ranks(config.device) as ranks:
         bundle = load_bundle(folder, ranks.device, choose_dtype("auto", ranks.device))
         with ranks.raise_on_all_ranks("the evaluation"):
@@ -102,16 +104,16 @@ class _Evaluation:
         stats = FeatureStats(self.bundle.manifest.num_positions)
         out = self.config.out or Path()
         with ExitStack() as stack:
-            archive = None
+            append = None
             if self.config.save_archive:
                 place = out / "samples.npz"
-                archive = stack.enter_context(image_archive(place, self.total, self.image_size))
+                append = stack.enter_context(image_archive(place, self.total, self.image_size))
             for batch in _samples(self.config, self.bundle, ranks):
-                if archive is not None:
-                    archive.append(batch.pixels)
+                if append is not None:
+                    append(batch.pixels)
                 if self.config.save_images:
                     _save_images(out / "images", stats.count, batch)
-                stats.take(batch, self.extractors)
+                stats.add(batch, self.extractors)
                 self.report(stats.count, self.total, "images")
         return stats
 
@@ -131,7 +133,7 @@ class _Evaluation:
         for extractor in self.extractors:
             reference = self._reference(extractor)
             if stats.count:
-                features, logits = stats.by(extractor.label)
+                features, logits = stats.of(extractor.label)
                 metrics |= compare(extractor.label, features, logits, reference)
         metrics = {"settings": self._settings(), "definitions": definitions(metrics), **metrics}
         metrics["curves"] = {name: curve.tolist() for name, curve in curves.items()}
@@ -169,7 +171,7 @@ class _Evaluation:
     def _reference(self, extractor: Extractor) -> Reference | None:
         if self.real is None:
             return None
-        reference = self.real.seen_by(extractor, self.report)
+        reference = self.real.extract(extractor, self.report)
         if self.config.save_statistics and self.config.out is not None and reference is not None:
             place = self.config.out / f"statistics-{extractor.label}.npz"
             reference.statistics.save(place, extractor.features_name)
@@ -220,7 +222,7 @@ class _Evaluation:
 def _spec(config: EvaluateConfig, bundle: Bundle) -> SamplingParams:
     given = {"cfg_scale": config.cfg_scale, "decoding": config.decoding}
     changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-    spec = replace(default_spec(bundle), seed=config.seed, **changes)
+    spec = replace(default_params(bundle), seed=config.seed, **changes)
     bundle.decoder.check(spec.decoding)
     return spec
 

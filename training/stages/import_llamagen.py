@@ -35,19 +35,20 @@ from training.config import set_threads
 from training.data.images import open_images
 from training.llamagen.class_names import read_class_names
 from training.llamagen.container import Container, Weights
-from training.llamagen.models import gpt_of, tokenizer_of
-from training.llamagen.sizes import (
+from training.llamagen.models import (
     OTHER_CFG,
     SUGGESTED_CFG,
+    gpt_of,
     read_gpt_config,
     read_image_size,
     read_vq_config,
     size_name,
+    tokenizer_of,
 )
 from training.loop.progress import Report, no_report
 from training.loop.run_dir import lock_folder
+from training.metrics.bundle_metrics import first_images
 from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet
-from training.metrics.table import first_images
 from training.provenance import made_with
 from training.stages.configs import ImportConfig, ImportTokenizerConfig
 from training.version_draft import VersionDraft, draft_version

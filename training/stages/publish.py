@@ -1,42 +1,61 @@
-"""Publish a model: trained parts and measured figures become a version under the models folder.
+"""Publish a model: trained runs and what was measured become a version under the models folder.
 
 ::
 
     masc models publish training/configs/cifar10/publish.toml
 
-The figures in the manifest are measured on the bundle as it will be served, with its weights in the
+The metrics in the manifest are measured on the bundle as it will be served, with its weights in the
 precision of the file. It is listed once all of that is done, and whole. A version is never changed:
 publish another one.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
+from masc_core.bundle.codebook_view import CodebookFiles
 from masc_core.bundle.manifest import (
+    MANIFEST_FILE,
+    PRIOR_FILE,
+    REFINER_FILE,
+    TOKENIZER_FILE,
+    TRANSFORMER_FILE,
     Defaults,
     Manifest,
     ModelCard,
+    read_manifest,
 )
 from masc_core.bundle.read import Bundle
 from masc_core.bundle.registry import Registry
+from masc_core.bundle.write import BundleParts
 from masc_core.errors import ConfigError
+from masc_core.io.files import sha256_file
+from masc_core.models.vq import VQModel
+from masc_core.models.weights import load_refiner, load_transformer, read_inputs
+from masc_core.prior import ClusterMap
 from masc_core.settings import models_dir
+from masc_core.tree import build_tree
 from training.config import set_threads
+from training.data.code_cache import CodeCache, CodeIndex
 from training.loop.progress import Report, no_report
+from training.metrics.bundle_metrics import class_agreement, first_images, seconds_per_image
 from training.metrics.classifier import classifier_accuracy, load_classifier
-from training.metrics.table import class_agreement, first_images, seconds_per_image
 from training.provenance import made_with
 from training.stages.configs import PublishConfig
-from training.studies.pictures import codebook_files
-from training.trained_runs import TrainedRuns, read_figures
+from training.studies.codebook_source import TrainedTokenizer
+from training.studies.patches import code_patches
 from training.version_draft import draft_version
 
-# What an evaluation says beside figures of the images that the model makes.
+# What an evaluation holds beside metrics of the images that the model makes.
 LEFT_OUT = {"curves", "definitions"}
+TOKENIZER_METRICS = {"psnr", "ssim", "lpips", "codebook_usage"}  # that a bundle's tokenizer keeps
+SHUFFLES = 16  # random neighbourhoods of a code
 
 
 def publish(config: PublishConfig, report: Report = no_report) -> Manifest:
@@ -70,39 +89,169 @@ def publish(config: PublishConfig, report: Report = no_report) -> Manifest:
         written = draft.write(card, parts, with_encoder=config.with_encoder)
         evaluation = _evaluation(config, written)
         bundle = draft.load(config.device)
-        figures = _measure(config, bundle, report, judged="class_agreement" in evaluation)
-        figures |= evaluation
-        pictures = codebook_files(parts.tokenizer, bundle.tokenizer, report)
-        manifest = draft.finish(figures, first_images(bundle), pictures)
+        metrics = _measure(
+            config, bundle, report, with_agreement="class_agreement" not in evaluation
+        )
+        codebook = _codebook_files(parts.tokenizer, bundle.tokenizer, report)
+        manifest = draft.finish(metrics | evaluation, first_images(bundle), codebook)
     if config.activate:
         Registry(models).activate(manifest.name, manifest.version)
     return manifest
 
 
+@dataclass(frozen=True, slots=True)
+class TrainedRuns:
+    """Folders of the runs that a model is made of.
+
+    Every run names by hash what it was trained from, so parts that do not belong together are
+    refused however much their sizes agree.
+
+    Attributes
+    ----------
+    tokenizer : of the tokenizer run, or of the bundle whose tokenizer made the codes
+    prior : None for the flat vocabulary
+    codes : cache of the training images
+    transformer : of the transformer run
+    refiner : of the refiner run, if there is one
+    """
+
+    tokenizer: Path
+    prior: Path | None
+    codes: Path
+    transformer: Path
+    refiner: Path | None = None
+
+    def load(self) -> tuple[BundleParts, tuple[str, ...]]:
+        """What a bundle is made of, and the names of the classes; errors as of `publish`."""
+        tokenizer = TrainedTokenizer.open(
+            self.tokenizer if self._is_bundle else self.tokenizer / TOKENIZER_FILE
+        )
+        cache = CodeCache.open(self.codes)
+        if self.prior is None:
+            prior = ClusterMap.identity(tokenizer.model.config.num_codes)
+        else:
+            prior = ClusterMap.load(self.prior / PRIOR_FILE)
+        model = load_transformer(self.transformer / TRANSFORMER_FILE)
+        refiner = None if self.refiner is None else load_refiner(self.refiner / REFINER_FILE)
+        self._check_origin(tokenizer.sha256, cache.index)
+        parts = BundleParts(model, tokenizer.model, prior, cache.counts(), refiner=refiner)
+        return parts, cache.index.class_names
+
+    def metrics(self) -> dict[str, JsonValue]:
+        """What the runs measured on validation images; those of the refiner under its name."""
+        metrics = self._tokenizer_metrics() | _read_json(self.transformer / "metrics.json")
+        if self.refiner is not None:
+            metrics["refiner"] = _without_objective(_read_json(self.refiner / "metrics.json"))
+        return _without_objective(metrics)
+
+    def provenance(self) -> dict[str, JsonValue]:
+        """How the parts were trained, from what, and what came of it."""
+        provenance: dict[str, Any] = {"tokenizer": self._tokenizer_origin()}
+        weights = {"tokenizer": sha256_file(self.tokenizer / TOKENIZER_FILE)}
+        trained = {"transformer": self.transformer / TRANSFORMER_FILE}
+        if self.refiner is not None:
+            trained["refiner"] = self.refiner / REFINER_FILE
+        for name, path in trained.items():
+            config = _read_json(path.parent / "config.json")
+            provenance[name] = config | {"inputs": read_inputs(path)}
+            weights[name] = sha256_file(path)
+        return provenance | {"trained_weights": weights}
+
+    @property
+    def _is_bundle(self) -> bool:
+        return (self.tokenizer / MANIFEST_FILE).is_file()
+
+    def _check_origin(self, tokenizer: str, codes: CodeIndex) -> None:
+        """Raise unless all comes from this tokenizer and prior, the refiner from both models."""
+        if codes.tokenizer_sha256 != tokenizer:
+            raise ConfigError("codes: were made by another tokenizer")
+        prior = "identity" if self.prior is None else sha256_file(self.prior / PRIOR_FILE)
+        made_from = {"tokenizer": tokenizer, "prior": prior}
+        transformer = self.transformer / TRANSFORMER_FILE
+        inputs = read_inputs(transformer)
+        if not made_from.items() <= inputs.items():
+            raise ConfigError("transformer: was trained with another tokenizer or another prior")
+        if inputs.get("codes") != codes.files_sha256:
+            raise ConfigError("codes: are of other images than the transformer was trained on")
+        if self.refiner is None:
+            return
+        made_from["transformer"] = sha256_file(transformer)
+        if not made_from.items() <= read_inputs(self.refiner / REFINER_FILE).items():
+            raise ConfigError(
+                "refiner: was trained with another transformer, another tokenizer or another prior"
+            )
+
+    def _tokenizer_origin(self) -> dict[str, Any]:
+        if not self._is_bundle:
+            return _read_json(self.tokenizer / "config.json")
+        manifest = read_manifest(self.tokenizer)
+        return {
+            "bundle": f"{manifest.name} {manifest.version}",
+            "provenance": manifest.provenance.get("tokenizer"),
+        }
+
+    def _tokenizer_metrics(self) -> dict[str, Any]:
+        if not self._is_bundle:
+            return _read_json(self.tokenizer / "metrics.json")
+        metrics = read_manifest(self.tokenizer).metrics
+        return {key: metrics[key] for key in TOKENIZER_METRICS & metrics.keys()}
+
+
 def _measure(
-    config: PublishConfig, bundle: Bundle, report: Report, *, judged: bool
+    config: PublishConfig, bundle: Bundle, report: Report, *, with_agreement: bool
 ) -> dict[str, JsonValue]:
-    """Speed and, unless an evaluation has judged the images, class agreement."""
-    figures: dict[str, Any] = {"device": str(bundle.device), **seconds_per_image(bundle)}
-    if config.classifier is not None and not judged:
+    """Speed and, unless an evaluation has it, class agreement."""
+    metrics: dict[str, Any] = {"device": str(bundle.device), **seconds_per_image(bundle)}
+    if config.classifier is not None and with_agreement:
         classes = bundle.manifest.class_names
         classifier = load_classifier(config.classifier, classes).to(bundle.device)
-        figures["classifier_accuracy"] = classifier_accuracy(config.classifier)
-        figures |= class_agreement(bundle, classifier, config.images_per_class, report=report)
-    return figures
+        metrics["classifier_accuracy"] = classifier_accuracy(config.classifier)
+        metrics |= class_agreement(bundle, classifier, config.images_per_class, report=report)
+    return metrics
 
 
 def _evaluation(config: PublishConfig, written: Manifest) -> dict[str, JsonValue]:
-    """Figures of the images of an evaluation; its settings under one key."""
+    """Metrics of the images of an evaluation; its settings under one key."""
     if config.evaluation is None:
         return {}
-    figures = read_figures(config.evaluation)
-    settings = figures.pop("settings", None)
+    metrics = _read_json(config.evaluation)
+    settings = metrics.pop("settings", None)
     if not isinstance(settings, dict) or "weights_sha256" not in settings:
         raise ConfigError(f"evaluation: {config.evaluation} does not tell which weights it is of")
     if settings["weights_sha256"] != written.weights_sha256:
         raise ConfigError(f"evaluation: {config.evaluation} is of other weights than these")
-    taken = {k: v for k, v in figures.items() if k not in LEFT_OUT and "seconds" not in k}
-    if "class_agreement" in taken:
-        taken["class_agreement_images"] = taken["images"]
-    return {**taken, "evaluation": settings}
+    kept = {k: v for k, v in metrics.items() if k not in LEFT_OUT and "seconds" not in k}
+    if "class_agreement" in kept:
+        kept["class_agreement_images"] = kept["images"]
+    return {**kept, "evaluation": settings}
+
+
+def _codebook_files(tokenizer: VQModel, decoder: VQModel, report: Report) -> CodebookFiles:
+    """The tree over the codebook, and the patches of its codes.
+
+    The tree is that of average linkage over the rows as the decoder takes them, whatever the prior
+    is; where the prior is a cut of it, every cluster is one of its branches. So the rows are those
+    that the prior was made of, and not as a bundle rounds them.
+    """
+    patches = code_patches(decoder, shuffles=SHUFFLES, report=report)
+    rows = tokenizer.quantize.codebook().detach().cpu().double().numpy()
+    return CodebookFiles(build_tree(rows, report=report), patches)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Names and values of a run's file; a ConfigError where it cannot be read, or has a NaN."""
+    try:
+        value = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); is the run finished?") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: holds no names with values")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a figure")
+
+
+def _without_objective(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in metrics.items() if key != "objective"}

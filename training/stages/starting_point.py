@@ -32,8 +32,7 @@ from masc_core.models.gpt import GPT
 from masc_core.models.weights import load_transformer, read_inputs
 from masc_core.prior import ClusterMap
 from training.llamagen.container import Container
-from training.llamagen.models import gpt_of
-from training.llamagen.sizes import CLASSES, CODES, read_gpt_config
+from training.llamagen.models import CLASSES, CODES, gpt_of, read_gpt_config
 
 HEAD = "output.weight"
 

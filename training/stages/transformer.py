@@ -56,7 +56,7 @@ from training.losses.transformer import (
     NextClusterLoss,
     cross_entropy_and_entropy,
 )
-from training.metrics.flops import flops_per_image, peak_flops
+from training.metrics.step_cost import flops_per_image, peak_flops
 from training.stages.configs import TransformerConfig
 from training.stages.starting_point import start_from, start_sha256
 

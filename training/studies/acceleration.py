@@ -45,17 +45,10 @@ class Acceleration:
 def acceleration(
     base: Sequence[Point], other: Sequence[Point], *, extrapolate: bool = False
 ) -> Acceleration:
-    """Compare two curves of evaluations in the order of their epochs.
+    """Compare two curves of at least one evaluation each, in the order of their epochs.
 
-    Parameters
-    ----------
-    base, other : at least one point each
-    extrapolate : go on along the line through the last two points, if that goes down
-
-    Raises
-    ------
-    ConfigError
-        The baseline was not trained.
+    ``extrapolate`` goes on along the line through the last two points, if that goes down. A
+    ConfigError where the baseline was not trained.
     """
     base_epoch, target = base[-1]
     if base_epoch <= 0:
@@ -77,12 +70,7 @@ def crossing(before: Point, after: Point, target: float) -> float:
 
 
 def read_curve(run: Path, metric: str) -> list[Point]:
-    """Epochs and a metric of a run's validations.
-
-    Parameters
-    ----------
-    run : folder of a run, or a file of JSON lines with ``epoch`` and the metric
-    metric : its name, for example ``bits_per_position``
+    """Epochs and a metric of a run's folder, or of a file of JSON lines.
 
     Raises
     ------

@@ -40,13 +40,7 @@ class TrainedTokenizer:
 
     @classmethod
     def open(cls, path: Path) -> TrainedTokenizer:
-        """Read a tokenizer's file, or the tokenizer of a bundle's folder.
-
-        Raises
-        ------
-        ArtifactError
-            A file is missing or damaged.
-        """
+        """Read a tokenizer's file, or the tokenizer of a bundle's folder."""
         if not path.is_dir():
             return cls(str(path), load_tokenizer(path), sha256_file(path))
         bundle = load_bundle(path)

@@ -57,7 +57,7 @@ def code_patches(
     batch_size: int = 32,
     report: Report = no_report,
 ) -> Pixels:
-    """Decode every code among several random neighbourhoods and average.
+    """Decode every code among several random neighbourhoods and average; uint8 (V, f, f, 3).
 
     Parameters
     ----------
@@ -65,10 +65,6 @@ def code_patches(
     shuffles : of the codebook, >= 1
     seed : of the shuffles
     batch_size : grids decoded at once
-
-    Returns
-    -------
-    uint8 (V, f, f, 3)
 
     Raises
     ------
@@ -97,14 +93,7 @@ def enlarge(patches: Pixels, side: int) -> Pixels:
 
 
 class _Sums:
-    """Sums over positions, float64 on the CPU: all that patches take.
-
-    Parameters
-    ----------
-    num_codes : V
-    num_inputs : P
-    num_outputs : 3 f f
-    """
+    """Sums over positions, float64 on the CPU; ``num_inputs`` is P, ``num_outputs`` 3 f f."""
 
     def __init__(self, num_codes: int, num_inputs: int, num_outputs: int) -> None:
         self.counts = torch.zeros(num_codes, 1, dtype=torch.float64)

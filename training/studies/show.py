@@ -21,21 +21,30 @@ from pathlib import Path
 
 import numpy as np
 
-from masc_core.errors import ArtifactError
+from masc_core.bundle.manifest import PRIOR_FILE
+from masc_core.device import resolve_device
+from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels
 from masc_core.io.files import atomic_write
+from masc_core.prior import ClusterMap
 from masc_core.semantic_tree import LeafOrder
+from masc_core.tree import SemanticTree, build_tree
 from training.config import set_threads
 from training.loop.progress import Report, no_report
 from training.loop.run_dir import lock_folder
 from training.stages.configs import ShowConfig
-from training.studies.atlas import atlas_clusters, split_clusters
-from training.studies.atlas_page import Overview, atlas_pages, page_stem
-from training.studies.atlas_sheet import draw_sheet
-from training.studies.dendrogram import dendrogram
+from training.stages.prior import TREE_FILE
+from training.studies.atlas import (
+    Overview,
+    atlas_clusters,
+    atlas_pages,
+    draw_sheet,
+    page_stem,
+    split_clusters,
+)
+from training.studies.codebook_source import TrainedTokenizer
 from training.studies.patches import code_patches, enlarge
-from training.studies.show_inputs import ShowInputs
-from training.studies.size_histogram import size_histogram
+from training.studies.prior_plots import dendrogram, size_histogram
 
 PATCH_SIDE = 40  # pixels
 CODES_PER_SHEET = 2048
@@ -44,20 +53,16 @@ DENDROGRAM, SIZES = "dendrogram.png", "sizes.png"
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What was drawn.
-
-    Attributes
-    ----------
-    num_codes, num_clusters : V and K
-    pages : of the atlas, the first one first
-    """
+    """V and K of what was drawn, and the pages of the atlas, the first one first."""
 
     num_codes: int
     num_clusters: int
     pages: tuple[Path, ...]
 
 
-def show_prior(config: ShowConfig, report: Report = no_report) -> Shown:
+def show_prior(
+    config: ShowConfig, report: Report = no_report, codes_per_sheet: int = CODES_PER_SHEET
+) -> Shown:
     """Run the stage.
 
     Raises
@@ -76,19 +81,60 @@ def show_prior(config: ShowConfig, report: Report = no_report) -> Shown:
         report(0, 2, "tree")
         order = LeafOrder.of(inputs.tree())
         report(1, 2, "pictures")
-        files = _draw(config, inputs, order, enlarge(patches, PATCH_SIDE))
+        files = _draw(config, inputs, order, enlarge(patches, PATCH_SIDE), codes_per_sheet)
         _write(config.out, files)
         report(2, 2, "pictures")
     pages = tuple(config.out / name for name in files if name.endswith(".html"))
     return Shown(inputs.prior.num_codes, inputs.prior.num_clusters, pages)
 
 
+class ShowInputs:
+    """What the keys name, opened; whatever is wrong with it is found before anything takes long.
+
+    Attributes
+    ----------
+    tokenizer : what was opened
+    model : its model, on the device of the configuration
+    prior : over the tokenizer's V codes
+    has_tree : whether the tree lies beside the prior, or has to be built
+    """
+
+    def __init__(self, config: ShowConfig) -> None:
+        device = resolve_device(config.device)
+        path = config.prior or config.tokenizer  # a bundle is the folder of a prior too
+        if config.prior is None and not path.is_dir():
+            raise ConfigError("prior: only a bundle brings one, a tokenizer's file does not")
+        self.tokenizer = TrainedTokenizer.open(config.tokenizer)
+        self.prior = ClusterMap.load(path / PRIOR_FILE if path.is_dir() else path)
+        self._check("prior:", self.prior.num_codes)
+        self._tree: SemanticTree | None = None
+        if (path / TREE_FILE).exists():
+            self._tree = SemanticTree.load(path / TREE_FILE)
+            self._check(f"prior: {TREE_FILE}", self._tree.num_codes)
+        self.has_tree = self._tree is not None
+        self._raw_rows = config.raw_rows
+        self.model = self.tokenizer.model.to(device)
+
+    def tree(self) -> SemanticTree:
+        """Return the tree that was read, or build it over the codebook."""
+        return self._tree or build_tree(self.tokenizer.rows(raw=self._raw_rows))
+
+    def _check(self, key: str, num_codes: int) -> None:
+        expected = self.tokenizer.model.config.num_codes
+        if num_codes != expected:
+            raise ConfigError(f"{key} is over {num_codes} codes, the tokenizer has {expected}")
+
+
 def _draw(
-    config: ShowConfig, inputs: ShowInputs, order: LeafOrder, patches: Pixels
+    config: ShowConfig,
+    inputs: ShowInputs,
+    order: LeafOrder,
+    patches: Pixels,
+    codes_per_sheet: int,
 ) -> dict[str, bytes]:
     """Content of all files by name: pictures before the pages that show them."""
     clusters = atlas_clusters(inputs.prior, order)
-    sheets = [draw_sheet(part, patches) for part in split_clusters(clusters, CODES_PER_SHEET)]
+    sheets = [draw_sheet(part, patches) for part in split_clusters(clusters, codes_per_sheet)]
     overview = Overview(
         f"Codebook of {inputs.tokenizer.name}",
         _facts(config, inputs, order),

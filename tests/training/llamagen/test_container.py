@@ -24,7 +24,7 @@ def test_every_container_gives_the_same_tensors(tmp_path: Path, kind: str) -> No
     container = Container.open(save_checkpoint(tmp_path / "c.pt", expected, kind))
     assert container.tensors.keys() == expected.keys()
     assert all(torch.equal(container.tensors[name], one) for name, one in expected.items())
-    assert container.rotations == ((17, 8, 2) if kind == "old" else None)
+    assert container.rope_shape == ((17, 8, 2) if kind == "old" else None)
 
 
 def test_steps_and_plain_arguments_are_told(tmp_path: Path) -> None:

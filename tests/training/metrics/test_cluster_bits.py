@@ -1,20 +1,28 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.sparse import coo_array
 
 from masc_core.prior import ClusterMap
+from training.data.code_cache import CodeCache
 from training.metrics.cluster_bits import (
     cluster_bits,
+    cluster_pairs,
+    code_counts,
     conditional_bits,
+    count_cached_pairs,
+    count_pairs,
     frequency_bits,
     uniform_bits,
     unigram_bits,
 )
-from training.metrics.code_pairs import count_pairs
 
 PRIOR = ClusterMap.from_labels([0, 0, 1, 2, 2, 2, 3, 3])
 GENERATOR = np.random.default_rng(0)
@@ -32,12 +40,13 @@ def test_conditional_bits_agree_with_the_plain_formula() -> None:
     def pairs_of(stream: list[list[int]]) -> list[tuple[int, int]]:
         return [pair for image in stream for pair in zip([4, *image], image, strict=False)]
 
+    counts = Counter(pairs_of(fitted))
+    context_counts = Counter(before for before, _ in pairs_of(fitted))
+
     def bits(stream: list[list[int]], a: float, left_out: int) -> float:
-        seen = pairs_of(fitted)
         total = 0.0
         for b, c in pairs_of(stream):
-            n_bc = seen.count((b, c)) - left_out
-            n_b = sum(before == b for before, _ in seen) - left_out
+            n_bc, n_b = counts[b, c] - left_out, context_counts[b] - left_out
             total -= math.log2((n_bc + a * unigram(c)) / (n_b + a))
         return total / len(pairs_of(stream))
 
@@ -121,3 +130,40 @@ def test_with_much_data_cluster_and_code_bits_add_up_to_the_flat_ones() -> None:
     flat = cluster_bits(ClusterMap.identity(8), pairs, pairs)
     clustered = cluster_bits(PRIOR, pairs, pairs)
     assert clustered.unigram + clustered.frequency == pytest.approx(flat.unigram, abs=1e-4)
+
+
+def counted_one_by_one(codes: np.ndarray, size: int) -> np.ndarray:
+    pairs = Counter[tuple[int, int]]()
+    for image in codes.tolist():
+        pairs.update(zip([size, *image[:-1]], image, strict=True))
+    table = np.zeros((size + 1, size), np.int64)
+    for place, count in pairs.items():
+        table[place] = count
+    return table
+
+
+@given(
+    codes=st.integers(1, 5).flatmap(
+        lambda n: st.lists(st.lists(st.integers(0, 6), min_size=n, max_size=n), max_size=6).map(
+            lambda rows: np.array(rows, np.uint16).reshape(-1, n)
+        )
+    ),
+    labels=st.lists(st.integers(0, 3), min_size=7, max_size=7),
+)
+def test_pairs_of_codes_and_of_clusters(codes: np.ndarray, labels: list[int]) -> None:
+    pairs, prior = count_pairs(codes, 7), ClusterMap.from_labels(labels)
+    assert np.array_equal(pairs.toarray(), counted_one_by_one(codes, 7))
+    assert np.array_equal(code_counts(pairs), np.bincount(codes.ravel(), minlength=7))
+    clusters = cluster_pairs(pairs, prior)
+    expected = counted_one_by_one(prior.encode(codes), prior.num_clusters)
+    assert np.array_equal(clusters.toarray(), expected)
+    assert clusters.nnz == np.count_nonzero(expected)
+
+
+def test_a_cache_counts_every_variant_of_every_shard(prepared: Path) -> None:
+    cache = CodeCache.open(prepared / "codes-train")
+    everyone = np.arange(len(cache))
+    streams = [cache.take(everyone, np.full(len(cache), variant)) for variant in range(2)]
+    expected = counted_one_by_one(np.concatenate(streams), 32)
+    assert np.array_equal(count_cached_pairs(cache).toarray(), expected)
+    assert len(cache.codes) > 1

@@ -76,14 +76,14 @@ def classifier() -> Classifier:
     return Classifier(5, 16, 8).eval()
 
 
-def test_figures_are_those_of_torch_fidelity_from_the_same_images(classifier: Classifier) -> None:
+def test_metrics_are_those_of_torch_fidelity_from_the_same_images(classifier: Classifier) -> None:
     extractor = classifier_extractor(classifier, torch.device("cpu"), "0")
-    seen = FeatureStats(1)
+    stats = FeatureStats(1)
     for start in range(0, len(GENERATED), 7):
         pixels = GENERATED[start : start + 7]
         zeros = np.zeros(len(pixels), np.int64)
-        seen.take(Samples(pixels, zeros, np.zeros((len(pixels), 1), np.float32)), [extractor])
-    features, logits = seen.by(extractor.label)
+        stats.add(Samples(pixels, zeros, np.zeros((len(pixels), 1), np.float32)), [extractor])
+    features, logits = stats.of(extractor.label)
     found = compare("inception", features, logits, Reference.of(extractor(REAL)[0]))
     expected = torch_fidelity().calculate_metrics(
         input1=Pixels(GENERATED), input2=Pixels(REAL),
@@ -113,11 +113,11 @@ def test_agreement_counts_the_images_that_the_judge_knows(classifier: Classifier
     assert logits is not None
     labels = logits.argmax(1).numpy().copy()
     labels[:4] = (labels[:4] + 1) % 5
-    seen = FeatureStats(2)
+    stats = FeatureStats(2)
     entropies = np.arange(2 * len(labels), dtype=np.float32).reshape(-1, 2)
-    seen.take(Samples(GENERATED, labels, entropies), [extractor])
-    assert (seen.count, seen.agreed) == (30, 26)
-    assert np.array_equal(seen.entropies, entropies.sum(0))
+    stats.add(Samples(GENERATED, labels, entropies), [extractor])
+    assert (stats.count, stats.agreed) == (30, 26)
+    assert np.array_equal(stats.entropies, entropies.sum(0))
 
 
 def test_features_decide_what_is_measured(classifier: Classifier) -> None:

@@ -26,7 +26,7 @@ from training.metrics.reference import Statistics
 CPU = torch.device("cpu")
 
 
-def test_figures_on_given_features_are_those_of_both_evaluators() -> None:
+def test_metrics_of_given_features_are_those_of_both_evaluators() -> None:
     golden, results = load_golden("eval/metrics.safetensors"), load_golden_json("eval/metrics.json")
     generated, real = golden["gen_features"], golden["ref_features"]
     statistics = Statistics.of(generated)
@@ -118,7 +118,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("kind", ["inception", "vgg"])
-def test_files_that_are_no_weights_are_refused(kind: Kind, tmp_path: Path, weights: Path) -> None:
+def test_files_that_are_no_weights_are_refused(kind: Kind, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is missing; it has to be"):
         load_extractor(kind, tmp_path / "none.pth", CPU)
     evil = tmp_path / "evil.pth"

@@ -7,8 +7,8 @@ import torch
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import InClusterDecoder
+from training.metrics.cluster_bits import count_pairs
 from training.metrics.cluster_statistics import cluster_distances, cluster_sizes
-from training.metrics.code_pairs import count_pairs
 from training.metrics.image_quality import EXACT_PSNR, psnr
 from training.metrics.prior_measurement import PriorMeasurement
 from training.metrics.semantic_replacement import ReplacementTest, over_draws
@@ -21,7 +21,7 @@ OTHER = ClusterMap.from_labels([0, 1, 0, 1, 0, 1, 0, 1])
 FINE = ClusterMap.from_labels([0, 0, 1, 1, 2, 2, 3, 3])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def test() -> ReplacementTest:
     torch.manual_seed(0)
     model = VQModel(VQConfig(num_codes=8, ch=32, ch_mult=(1, 1), z_channels=32)).eval()

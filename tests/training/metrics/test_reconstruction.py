@@ -31,12 +31,17 @@ def small_model() -> VQModel:
     return VQModel(VQConfig(num_codes=8, ch=32, ch_mult=(1, 1), z_channels=32)).eval()
 
 
+@pytest.fixture(scope="module")
+def lpips() -> Lpips:
+    return Lpips()
+
+
 def drawn_pixels(count: int) -> Pixels:
     return np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
 
 
-def test_metrics_agree_with_the_plain_formulas() -> None:
-    model, pixels, lpips = small_model(), drawn_pixels(5), Lpips()
+def test_metrics_agree_with_the_plain_formulas(lpips: Lpips) -> None:
+    model, pixels = small_model(), drawn_pixels(5)
     images, codes = reconstruct(model, pixels, batch_size=2)
     counts = np.array([np.count_nonzero(codes == code) for code in range(8)])
     used = counts[counts > 0]
@@ -53,8 +58,8 @@ def test_metrics_agree_with_the_plain_formulas() -> None:
     assert "lpips" not in reconstruction_metrics(model, pixels)
 
 
-def test_shares_of_the_images_are_put_together() -> None:
-    model, pixels, lpips = small_model(), drawn_pixels(5), Lpips()
+def test_shares_of_the_images_are_put_together(lpips: Lpips) -> None:
+    model, pixels = small_model(), drawn_pixels(5)
     whole = reconstruction_metrics(model, pixels, lpips)
     shares: list[torch.Tensor] = []
 

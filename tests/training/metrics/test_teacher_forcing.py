@@ -37,7 +37,7 @@ def test_against_the_plain_loop(
     cache = cache_for(bundle, tmp_path / "codes")
     prior, length = bundle.decoder.prior, bundle.manifest.num_positions
     monkeypatch.setattr(teacher_forcing, "LOGITS_AT_ONCE", 3 * length * prior.num_clusters)
-    found = teacher_forced(bundle, cache, scale)
+    measured = teacher_forced(bundle, cache, scale)
     entropy, cross = np.zeros(length), np.zeros(length)
     for image in range(IMAGES):
         clusters = prior.encode(torch.from_numpy(cache.codes[0][image, 0].astype(np.int64)))
@@ -51,18 +51,18 @@ def test_against_the_plain_loop(
             probabilities = logits.softmax(0)
             entropy[p] -= float((probabilities * probabilities.log2()).sum())
             cross[p] -= float(probabilities[clusters[p]].log2())
-    assert found.entropy == pytest.approx(entropy / IMAGES, rel=1e-4)
-    assert found.cross_entropy == pytest.approx(cross / IMAGES, rel=1e-4)
-    assert found.num_images == IMAGES
-    figures = found.metrics(bundle.manifest.num_clusters)
+    assert measured.entropy == pytest.approx(entropy / IMAGES, rel=1e-4)
+    assert measured.cross_entropy == pytest.approx(cross / IMAGES, rel=1e-4)
+    assert measured.num_images == IMAGES
+    metrics = measured.metrics(bundle.manifest.num_clusters)
     sizes = prior.sizes[prior.encode(cache.codes[0][:, 0].astype(np.int64))]
-    assert figures["member_bits"] == pytest.approx(float(np.log2(sizes).mean()))
-    assert figures["fine_entropy_bits"] == pytest.approx(
-        figures["teacher_forced_entropy_bits"] + figures["member_bits"]
+    assert metrics["member_bits"] == pytest.approx(float(np.log2(sizes).mean()))
+    assert metrics["fine_entropy_bits"] == pytest.approx(
+        metrics["teacher_forced_entropy_bits"] + metrics["member_bits"]
     )
     largest = math.log2(bundle.manifest.num_clusters)
-    assert figures["teacher_forced_entropy_ratio"] == pytest.approx(
-        figures["teacher_forced_entropy_bits"] / largest
+    assert metrics["teacher_forced_entropy_ratio"] == pytest.approx(
+        metrics["teacher_forced_entropy_bits"] / largest
     )
 
 

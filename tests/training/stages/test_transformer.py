@@ -18,7 +18,7 @@ from tests.training.tiny_codes import walk_config
 from training.data.cluster_data import ClusterData
 from training.data.code_cache import CodeCache, read_index, write_index
 from training.loop.batches import item_words
-from training.metrics.flops import flops_per_image
+from training.metrics.step_cost import flops_per_image
 from training.stages.configs import TransformerConfig
 from training.stages.transformer import (
     Sheets,

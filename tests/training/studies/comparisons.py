@@ -6,8 +6,8 @@ from pathlib import Path
 
 from training.metrics.cluster_bits import ClusterBits
 from training.metrics.cluster_statistics import ClusterDistances, ClusterSizes
-from training.metrics.comparison import Comparison, Impossible, PriorResult, Quality
 from training.metrics.image_quality import EXACT_PSNR
+from training.metrics.prior_measurement import Comparison, Impossible, PriorResult, Quality
 from training.metrics.semantic_replacement import Estimate
 from training.stages.configs import CompareConfig
 

@@ -10,21 +10,25 @@ import torch
 
 from masc_core.bundle.read import load_bundle
 from masc_core.bundle.write import save_bundle
+from masc_core.clustering.centroid_linkage import centroid_linkage
+from masc_core.clustering.methods import cluster_codes
 from masc_core.errors import ArtifactError, ConfigError, MascError
 from masc_core.io.files import sha256_file
 from masc_core.models.weights import load_tokenizer, save_tokenizer
 from masc_core.prior import ClusterMap
-from masc_core.tree import build_tree
+from masc_core.tree import Linkage, SemanticTree, build_tree
 from tests.tiny_bundle import tiny_card, tiny_parts
 from tests.tiny_images import make_images
 from tests.training.studies.comparisons import compare_config
 from training.data.code_cache import CodeCache
 from training.data.images import open_images
-from training.metrics.cluster_bits import cluster_bits
-from training.metrics.code_pairs import count_cached_pairs, count_pairs
+from training.metrics.cluster_bits import cluster_bits, count_cached_pairs, count_pairs
 from training.metrics.semantic_replacement import encode_images
-from training.studies.compare import compare_priors
+from training.stages.configs import CANDIDATES
+from training.studies import compare
+from training.studies.compare import CandidateBuilder, compare_priors
 
+ROWS = np.random.default_rng(0).normal(size=(24, 4))
 FILES = {
     *("priors.json", "priors.md", "sizes.png", "rate_distortion.png"),
     *(
@@ -240,3 +244,57 @@ def test_an_unwritable_folder(prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be written"):
         compare_priors(compare_config(prepared, out=tmp_path / "file" / "p"))
+
+
+@pytest.mark.parametrize("method", CANDIDATES)
+def test_every_method_makes_what_it_is_named_for(method: str) -> None:
+    count = 24 if method == "identity" else 6
+    (candidate,) = CandidateBuilder(ROWS, seed=3).build([method], [count])
+    assert candidate.prior is not None
+    assert candidate.prior.num_clusters == count
+    assert candidate.file == f"{method}-{count}.npz"
+    if method != "average-shuffled":
+        expected = cluster_codes(ROWS, count, method, seed=3)
+        assert np.array_equal(candidate.prior.labels, expected.labels)
+
+
+def test_shuffled_clusters_have_the_sizes_of_the_tree_but_not_its_members() -> None:
+    average, shuffled = CandidateBuilder(ROWS, seed=0).build(["average", "average-shuffled"], [8])
+    assert average.prior is not None
+    assert shuffled.prior is not None
+    assert sorted(shuffled.prior.sizes) == sorted(average.prior.sizes)
+    assert not np.array_equal(shuffled.prior.labels, average.prior.labels)
+
+
+def test_trees_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    merged: list[None] = []
+
+    def counted_tree(rows: np.ndarray, linkage: Linkage) -> SemanticTree:
+        built.append(linkage)
+        return build_tree(rows, linkage)
+
+    def counted_merges(rows: np.ndarray) -> np.ndarray:
+        merged.append(None)
+        return centroid_linkage(rows)
+
+    monkeypatch.setattr(compare, "build_tree", counted_tree)
+    monkeypatch.setattr(compare, "centroid_linkage", counted_merges)
+    methods = ["average", "average-shuffled", "complete", "centroid"]
+    candidates = list(CandidateBuilder(ROWS, seed=0).build(methods, [12, 6, 3]))
+    assert built == ["average", "complete"]
+    assert len(merged) == 1
+    asked = [(c.method, c.num_clusters) for c in candidates]
+    assert asked == [(method, count) for count in (12, 6, 3) for method in methods]
+
+
+def test_what_a_method_cannot_make_has_a_reason() -> None:
+    uneven, flat, possible = CandidateBuilder(ROWS, seed=0).build(
+        ["balanced-kmeans", "identity", "average"], [5]
+    )
+    for candidate in (uneven, flat):
+        assert candidate.prior is None
+        assert "24" in candidate.reason
+        assert candidate.num_clusters == 5
+    assert possible.prior is not None
+    assert possible.reason == ""

@@ -1,9 +1,6 @@
-"""Picture of the top of a tree: its last merges, and codes of every branch that they join.
+"""Two pictures of a prior: the top of its tree, and the sizes of its clusters.
 
-The root is at the left, a merge is a vertical line at its height, and each branch ends at its own
-height, with the number of its codes and some of them, evenly spaced in the order of its leaves.
-
-Legend: V codes, n branches, S pixels a side of a patch.
+Legend: V codes, K clusters, n branches, S pixels a side of a patch.
 """
 
 from __future__ import annotations
@@ -12,16 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 
 from masc_core.codebook import FloatArray
 from masc_core.images import Pixels
-from masc_core.prior import IntArray
+from masc_core.prior import ClusterMap, IntArray
 from masc_core.semantic_tree import LeafOrder
-from training.plot_png import png_bytes
+from training.plot_png import new_figure, png_bytes
 
+COLOUR = "#0f6a72"
 PATCHES_PER_BRANCH = 24
 INCHES_PER_BRANCH = 0.3
 GAP = 2  # pixels between patches
@@ -61,7 +59,10 @@ class TreeTop:
 
 
 def dendrogram(order: LeafOrder, patches: Pixels, num_branches: int) -> bytes:
-    """Draw the top of a tree as PNG.
+    """PNG of the last merges of a tree, with codes of every branch that they join.
+
+    The root is at the left, a merge is a vertical line at its height, and each branch ends at its
+    own height, with the number of its codes and some of them, evenly spaced among its leaves.
 
     Parameters
     ----------
@@ -70,7 +71,7 @@ def dendrogram(order: LeafOrder, patches: Pixels, num_branches: int) -> bytes:
     num_branches : branches to show, at least 2; V where there are fewer codes
     """
     top = TreeTop.of(order, min(num_branches, order.tree.num_codes))
-    figure = Figure((14, 1.2 + INCHES_PER_BRANCH * len(top.branches)), layout="constrained")
+    figure = new_figure(14, 1.2 + INCHES_PER_BRANCH * len(top.branches))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(9, 10))
     _draw_lines(left, top, order)
     _draw_branches(right, top, order, patches)
@@ -78,7 +79,7 @@ def dendrogram(order: LeafOrder, patches: Pixels, num_branches: int) -> bytes:
 
 
 def _draw_lines(axes: Axes, top: TreeTop, order: LeafOrder) -> None:
-    axes.add_collection(LineCollection(list(top.lines), colors="#0f6a72", linewidths=1.2))
+    axes.add_collection(LineCollection(list(top.lines), colors=COLOUR, linewidths=1.2))
     highest = top.lines[:, :, 0].max() or 1.0  # 0 where all codes are equal
     axes.set(xlim=(1.03 * highest, 0), ylim=(len(top.branches) - 0.5, -0.5), yticks=[])
     axes.set_xlabel("mean distance between the codes that are joined")
@@ -109,6 +110,44 @@ def branch_strip(order: LeafOrder, patches: Pixels, node: int) -> Pixels:
     step = patches.shape[1] + GAP
     strip = np.full((step, PATCHES_PER_BRANCH * step, 3), 255, np.uint8)
     tiles: npt.NDArray[np.uint8] = strip.reshape(step, PATCHES_PER_BRANCH, step, 3)
-    for place, code in enumerate(order.codes[shown]):
-        tiles[:-GAP, place, :-GAP] = patches[code]
+    for column, code in enumerate(order.codes[shown]):
+        tiles[:-GAP, column, :-GAP] = patches[code]
     return strip
+
+
+def size_histogram(prior: ClusterMap) -> bytes:
+    """PNG of the number of clusters of each size, on two logarithmic axes."""
+    figure = new_figure(8, 4.5)
+    axes = figure.subplots()
+    draw_sizes(axes, prior)
+    axes.set_title(describe_sizes(prior), loc="left", fontsize=10)
+    return png_bytes(figure)
+
+
+def draw_sizes(axes: Axes, prior: ClusterMap) -> None:
+    """Draw a stem for each size that occurs: a bar, one code wide, is too thin for large sizes."""
+    sizes, counts = np.unique(prior.sizes, return_counts=True)
+    axes.set(xscale="log", xlim=(0.8, 1.3 * sizes[-1]), yscale="log", ylim=(0.7, 2 * counts.max()))
+    axes.vlines(sizes, 0.7, counts, color=COLOUR, linewidth=1.5)
+    axes.plot(sizes, counts, "o", color=COLOUR, markersize=5)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.set_minor_locator(ticker.NullLocator())
+        axis.set_minor_formatter(ticker.NullFormatter())
+    axes.set(xlabel="codes in a cluster", ylabel="clusters")
+    axes.grid(axis="y", color="#d5d6d3", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["right", "top"]].set_visible(False)
+
+
+def describe_sizes(prior: ClusterMap) -> str:
+    """Two lines: the numbers of codes and clusters, and how uneven the clusters are."""
+    num_codes, num_clusters = prior.num_codes, prior.num_clusters
+    singles = int(np.count_nonzero(prior.sizes == 1))
+    return (
+        f"V = {num_codes:,} codes in K = {num_clusters:,} clusters, {num_codes / num_clusters:.1f} "
+        f"in the mean, {prior.sizes.max():,} in the largest\n"
+        f"{singles:,} hold a single code: {singles / num_clusters:.1%} of the clusters, "
+        f"{singles / num_codes:.1%} of the codes"
+    )

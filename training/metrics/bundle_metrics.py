@@ -1,4 +1,4 @@
-"""Figures of a bundle: class agreement, entropy, speed, and a sheet of what it makes.
+"""Metrics of a bundle: class agreement, entropy, speed, and a sheet of what it makes.
 
 Class agreement is the share of generated images that a classifier of real images assigns to the
 class that was asked for; chance is one over the number of classes.
@@ -25,7 +25,7 @@ from training.metrics.samples import make_images, sample
 SHEET_IMAGES = 100
 
 
-def default_spec(bundle: Bundle) -> SamplingParams:
+def default_params(bundle: Bundle) -> SamplingParams:
     """What a request for class 0 and seed 0 gets that says nothing else."""
     defaults = bundle.manifest.defaults
     return SamplingParams(class_id=0, seed=0, **dict(defaults))
@@ -39,19 +39,17 @@ def class_agreement(
     batch_size: int = 50,
     report: Report = no_report,
 ) -> dict[str, float]:
-    """Generate images of every class with seeds 0, 1, 2, ... and let the classifier judge them.
+    """Generate images of every class with seeds 0, 1, 2, ... and classify them.
 
-    Returns
-    -------
-    ``class_agreement``, and mean ``entropy_bits`` and ``entropy_ratio`` a position
+    Also gives the mean ``entropy_bits`` and ``entropy_ratio`` per position.
     """
     num_images = images_per_class * len(bundle.manifest.class_names)
-    judged, agreed, bits = 0, 0, 0.0
-    for batch in sample(bundle, default_spec(bundle), images_per_class, batch_size=batch_size):
-        judged += len(batch.labels)
+    count, agreed, bits = 0, 0, 0.0
+    for batch in sample(bundle, default_params(bundle), images_per_class, batch_size=batch_size):
+        count += len(batch.labels)
         agreed += int((predict(classifier, batch.pixels) == batch.labels).sum())
         bits += float(batch.entropies.sum())
-        report(judged, num_images, f"{agreed / judged:.1%} agree")
+        report(count, num_images, f"{agreed / count:.1%} agree")
     mean_bits = bits / num_images / bundle.manifest.num_positions
     return {
         "class_agreement": agreed / num_images,
@@ -63,12 +61,12 @@ def class_agreement(
 
 def seconds_per_image(bundle: Bundle, repeats: int = 7) -> dict[str, float]:
     """Median seconds of one image at a time with the bundle's defaults, rendering included."""
-    spec = default_spec(bundle)
-    make_images(bundle, [spec])
+    params = default_params(bundle)
+    make_images(bundle, [params])
     seconds = []
     for seed in range(repeats):
         started = time.perf_counter()
-        make_images(bundle, [replace(spec, seed=seed)])
+        make_images(bundle, [replace(params, seed=seed)])
         seconds.append(time.perf_counter() - started)
     return {
         "seconds_per_image": statistics.median(seconds),
@@ -84,19 +82,14 @@ def first_images(
 ) -> bytes:
     """PNG sheet, unselected: classes with seed 0, as many as there are or evenly spread.
 
-    Parameters
-    ----------
-    bundle : makes the images
-    columns : images a row
-    scale : enlargement; by default small images are enlarged
-    num_images : at most; one a class
+    ``scale`` enlarges images; by default small ones are enlarged.
     """
     names = bundle.manifest.class_names
     scale = scale or min(3, max(1, 256 // bundle.manifest.image_size))
     count = min(num_images, len(names))
     classes = [int(i) for i in np.linspace(0, len(names) - 1, count).round()]
-    specs = [replace(default_spec(bundle), class_id=i) for i in classes]
-    batches = (specs[start : start + columns] for start in range(0, count, columns))
+    params = [replace(default_params(bundle), class_id=i) for i in classes]
+    batches = (params[start : start + columns] for start in range(0, count, columns))
     pixels = [make_images(bundle, batch)[0] for batch in batches]
     enlarged = np.concatenate(pixels).repeat(scale, axis=1).repeat(scale, axis=2)
     buffer = io.BytesIO()

@@ -18,12 +18,13 @@ from tests.golden_files import load_golden_json
 from tests.golden_gpt import GOLDEN_CONFIG
 from tests.training.llamagen.checkpoints import TINY_VQ, gpt_tensors, vq_tensors
 from training.llamagen.container import Container
-from training.llamagen.models import gpt_of, tokenizer_of
-from training.llamagen.sizes import (
+from training.llamagen.models import (
+    gpt_of,
     read_gpt_config,
     read_image_size,
     read_vq_config,
     size_name,
+    tokenizer_of,
 )
 
 
@@ -77,7 +78,7 @@ def test_heads_are_taken_from_the_table_of_rotations_or_must_be_given() -> None:
     with pytest.raises(ConfigError, match=r"n_head: must be given: .*2 layers of 64 channels"):
         read_gpt_config(container(tensors), block_size=16)
     assert read_gpt_config(container(tensors), block_size=16, n_head=4) == GOLDEN_CONFIG
-    told = container(tensors, rotations=(17, 8, 2))
+    told = container(tensors, rope_shape=(17, 8, 2))
     assert read_gpt_config(told, block_size=16) == GOLDEN_CONFIG
     with pytest.raises(ConfigError, match="has 4 heads, not 2"):
         read_gpt_config(told, block_size=16, n_head=2)
@@ -85,12 +86,12 @@ def test_heads_are_taken_from_the_table_of_rotations_or_must_be_given() -> None:
         read_gpt_config(told, block_size=25)
     for shape in ((17,), (17, 0, 2), (17, 7, 2)):
         with pytest.raises(ArtifactError, match="table of rotations of a wrong shape"):
-            read_gpt_config(container(tensors, rotations=shape), block_size=16)
+            read_gpt_config(container(tensors, rope_shape=shape), block_size=16)
 
 
 def test_the_image_size_is_told_given_or_asked_for() -> None:
     silent, by_argument = container({}), container({}, arguments={"image_size": 384})
-    by_table = container({}, rotations=(577, 32, 2))
+    by_table = container({}, rope_shape=(577, 32, 2))
     assert read_image_size(silent, 256, 16) == 256
     assert read_image_size(by_argument, None, 16) == read_image_size(by_table, 384, 16) == 384
     with pytest.raises(ConfigError, match=r"image_size: .* does not tell it"):
