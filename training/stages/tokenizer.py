@@ -243,7 +243,7 @@ class _Trainer:
 
 def _placed(network: Network, ranks: Ranks) -> Network:
     """On the rank's device, channels last, as images and so gradients are: DDP wants them alike."""
-    return network.to(ranks.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return network.to(ranks.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _adam(model: nn.Module, rate: float) -> Optimizer:
