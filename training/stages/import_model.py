@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from masc_core.bundle.manifest import Defaults, Manifest, ModelCard, PlainName
 from masc_core.bundle.registry import Registry
-from masc_core.bundle.write import BundleParts
+from masc_core.bundle.write import BundleDraft, BundleParts, draft_version
 from masc_core.errors import ConfigError
 from masc_core.io.files import sha256_file
 from masc_core.models.gpt_config import GPTConfig
@@ -41,7 +41,6 @@ from training.llamagen.sizes import (
 from training.loop.stage import Report, no_report
 from training.metrics.table import first_images
 from training.provenance import made_with
-from training.version_draft import VersionDraft, draft_version
 
 WEIGHT_TYPES = {
     "float16": torch.float16,
@@ -115,7 +114,7 @@ def import_model(config: ImportConfig, report: Report = no_report) -> Manifest:
     return manifest
 
 
-def _write(config: ImportConfig, draft: VersionDraft, report: Report) -> None:
+def _write(config: ImportConfig, draft: BundleDraft, report: Report) -> None:
     report(0, 4, "reading")
     gpt = Container.open(config.gpt, config.gpt_weights)
     vq = Container.open(config.tokenizer, config.tokenizer_weights)

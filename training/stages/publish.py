@@ -26,6 +26,7 @@ from masc_core.bundle.manifest import (
 )
 from masc_core.bundle.read import Bundle
 from masc_core.bundle.registry import Registry
+from masc_core.bundle.write import draft_version
 from masc_core.errors import ConfigError
 from masc_core.settings import models_dir
 from training.config import set_threads
@@ -35,7 +36,6 @@ from training.metrics.table import class_agreement, first_images, seconds_per_im
 from training.provenance import made_with
 from training.studies.pictures import codebook_files
 from training.trained_runs import TrainedRuns, read_figures
-from training.version_draft import draft_version
 
 # What an evaluation says beside figures of the images that the model makes.
 LEFT_OUT = {"curves", "definitions"}

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from masc_core.bundle.active_version import CURRENT_FILE
 from masc_core.bundle.manifest import TRANSFORMER_FILE
 from masc_core.bundle.read import load_bundle
-from masc_core.bundle.registry import Registry
+from masc_core.bundle.registry import CURRENT_FILE, Registry
 from masc_core.errors import ArtifactError
 from masc_core.io.files import atomic_write
 from tests.tiny_bundle import save_tiny_bundle
