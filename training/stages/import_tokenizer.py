@@ -21,7 +21,7 @@ from masc_core.bundle.manifest import TOKENIZER_FILE
 from masc_core.errors import ArtifactError
 from masc_core.io.files import atomic_write
 from masc_core.models.vq import VQModel
-from masc_core.models.weights import save_tokenizer
+from masc_core.models.weights import save_model
 from training.config import set_threads
 from training.data.images import open_images
 from training.llamagen.container import Container, Weights
@@ -74,7 +74,7 @@ def import_tokenizer(config: ImportTokenizerConfig) -> dict[str, Any]:
                 "made_with": made_with(),
             },
         )
-        save_tokenizer(path, model)  # last: a folder with it is complete
+        save_model(path, model)  # last: a folder with it is complete
     return metrics
 
 

@@ -28,7 +28,7 @@ from masc_core.bundle.manifest import TOKENIZER_FILE
 from masc_core.errors import ArtifactError
 from masc_core.io.files import atomic_path, sha256_file
 from masc_core.models.vq import VQConfig, VQModel
-from masc_core.models.weights import save_tokenizer
+from masc_core.models.weights import save_model
 from training.config import LoopConfig, MayChange, set_threads
 from training.data.images import open_images
 from training.data.pixels import Crop, TrainingPixels
@@ -234,7 +234,7 @@ class _Trainer:
         """Write the weights, their metrics and a sheet of reconstructions."""
         if not self.ranks.is_main:
             return
-        save_tokenizer(self.run.folder / TOKENIZER_FILE, self.model)
+        save_model(self.run.folder / TOKENIZER_FILE, self.model)
         self.run.write_json("metrics.json", metrics)
         sheet = reconstruction_sheet(self.model, self.val_pixels)
         with atomic_path(self.run.folder / "reconstructions.png") as temporary:

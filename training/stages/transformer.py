@@ -30,7 +30,7 @@ from masc_core.errors import ConfigError
 from masc_core.io.tensors import without_memory
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
-from masc_core.models.weights import save_transformer
+from masc_core.models.weights import save_model
 from training.config import LoopConfig, MayChange, set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import Ranks, join_ranks
@@ -210,7 +210,7 @@ class _Trainer:
         """Write the weights and their metrics."""
         model = self.gathered(torch.device("cpu"))
         if model is not None:
-            save_transformer(self.run.folder / TRANSFORMER_FILE, model, self.data.inputs)
+            save_model(self.run.folder / TRANSFORMER_FILE, model, self.data.inputs)
             self.run.write_json("metrics.json", metrics)
 
     def after_epoch(self, epoch: int) -> None:
