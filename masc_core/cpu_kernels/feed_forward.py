@@ -19,7 +19,7 @@ from masc_core.kernel import inline, reduction, serial
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """``x + residual`` and its norm; see `masc_core.models.fused.add_rms_norm`.
+    """``x + residual`` and its norm; see `masc_core.models.gpt.add_rms_norm`.
 
     Parameters
     ----------

@@ -14,8 +14,7 @@ from masc_core.errors import ConfigError
 from masc_core.models.gpt import GPT, RMSNorm
 from masc_core.models.gpt_config import GPT_SIZES, GPTConfig
 from masc_core.models.kv_cache import KVCache, Rows
-from masc_core.models.rope import cos_sin_table
-from tests.golden_files import assert_close, load_golden, load_golden_json
+from tests.golden_files import assert_close, cos_sin_of, load_golden, load_golden_json
 from tests.golden_gpt import GOLDEN_CONFIG, golden_gpt
 
 LOGITS = {"atol": 2e-4, "rtol": 2e-4}
@@ -82,7 +81,7 @@ def test_gradients_are_upstreams() -> None:
 def test_rope_table_is_upstreams_in_every_precision() -> None:
     expected = load_golden("gpt/io.safetensors")["rope_table"]
     model = GPT(GOLDEN_CONFIG)
-    assert_close(model.rope.table, cos_sin_table(expected), atol=1e-6, rtol=1e-6)
+    assert_close(model.rope.table, cos_sin_of(expected), atol=1e-6, rtol=1e-6)
     exact = model.rope.table.clone()
     assert model.bfloat16().output.weight.dtype == torch.bfloat16
     assert torch.equal(model.rope.table, exact)
@@ -148,20 +147,6 @@ def test_full_sizes_have_upstreams_keys(name: str) -> None:
     assert shapes == load_golden_json(f"shapes/llamagen_{name}_c2i_v16384.json")
     assert model.config.num_parameters == load_golden_json("shapes/param_counts.json")[name]
     assert sum(p.numel() for p in model.parameters()) == model.config.num_parameters
-
-
-@pytest.mark.parametrize(
-    ("name", "vocab_size", "count"),
-    [
-        ("GPT-B", 8192, 98_305_536),
-        ("GPT-L", 1024, 311_453_696),
-        ("GPT-XL", 512, 734_067_200),
-        ("GPT-XXL", 2048, 1_366_932_480),
-        ("GPT-3B", 4096, 3_018_016_000),
-    ],
-)
-def test_smaller_vocabularies_save_parameters(name: str, vocab_size: int, count: int) -> None:
-    assert GPTConfig.named(name, vocab_size=vocab_size).num_parameters == count
 
 
 def test_named_sizes() -> None:
