@@ -32,7 +32,7 @@ from tests.worker.tiny_worker import (
 )
 from worker.engine.engine import Engine
 from worker.engine.request import EngineOutput, ImageTask
-from worker.job_run import image_spec
+from worker.job_run import image_params
 from worker.jobs.job import MAX_SEED, GenerationRequest, Lease
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobFailure, JobResult, Outcome
@@ -96,7 +96,7 @@ def test_a_result_says_what_made_it(bundle: Bundle) -> None:
     assert (outcome.model, outcome.version) == ("tiny", "1")
     assert outcome.weights_sha256 == bundle.manifest.weights_sha256
     assert [image.seed for image in outcome.images] == [MAX_SEED, 0]
-    alone = generate(bundle.model, bundle.decoder, [image_spec(request, 1)]).entropies[0]
+    alone = generate(bundle.model, bundle.decoder, [image_params(request, 1)]).entropies[0]
     image = outcome.images[1]
     assert image.entropies == tuple(alone.tolist())
     assert image.entropy_bits == pytest.approx(float(alone.double().mean()))
@@ -218,7 +218,7 @@ def test_an_image_that_is_not_finite_fails_its_job_alone(bundle: Bundle) -> None
 def test_an_image_that_cannot_be_rendered_fails_its_job_alone(bundle: Bundle) -> None:
     other = replace(REQUEST, seed=8)
     codes = [
-        set(generate(bundle.model, bundle.decoder, [image_spec(r, 0)]).codes[0].tolist())
+        set(generate(bundle.model, bundle.decoder, [image_params(r, 0)]).codes[0].tolist())
         for r in (REQUEST, other)
     ]
     poison = min(codes[1] - codes[0])
@@ -239,7 +239,7 @@ class FaultyEngine(Engine):
     """Cannot run a batch that holds class 4, for a reason that nobody foresaw."""
 
     def step(self) -> Sequence[EngineOutput]:
-        if any(task.spec.class_id == 4 for task in self.tasks):
+        if any(task.params.class_id == 4 for task in self.tasks):
             raise RuntimeError("out of memory")
         return super().step()
 
@@ -288,7 +288,7 @@ def test_a_worker_is_ready_only_after_a_real_image(bundle: Bundle) -> None:
     batches = engine_of(loop).batches
     assert len(batches) == GRID**2
     ((task,),) = batches[:1]
-    assert task.spec.cfg_scale == bundle.manifest.defaults.cfg_scale
+    assert task.params.cfg_scale == bundle.manifest.defaults.cfg_scale
 
 
 def test_a_worker_whose_first_image_fails_says_so_and_is_not_ready(bundle: Bundle) -> None:
@@ -338,7 +338,7 @@ def test_an_engine_without_room_for_a_guided_image_is_refused(bundle: Bundle) ->
 
 def test_files_show_what_the_decoder_made(bundle: Bundle) -> None:
     (image,) = images(serve(bundle, [REQUEST])[0])
-    codes = generate(bundle.model, bundle.decoder, [image_spec(REQUEST, 0)]).codes
+    codes = generate(bundle.model, bundle.decoder, [image_params(REQUEST, 0)]).codes
     assert codes.shape == (1, GRID**2)
     assert np.ptp(bundle.render(codes)) > 0
     assert image.data.startswith(b"\x89PNG")

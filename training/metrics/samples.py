@@ -41,7 +41,7 @@ class Samples:
 
 def sample(
     bundle: Bundle,
-    spec: SamplingParams,
+    params: SamplingParams,
     images_per_class: int,
     *,
     batch_size: int = 50,
@@ -53,7 +53,7 @@ def sample(
     Parameters
     ----------
     bundle : the model
-    spec : of every image but for class and seed; the first seed is its own
+    params : of every image but for class and seed; the first seed is its own
     images_per_class : each with a seed of its own, the same for all classes
     batch_size : images at a time, on each rank
     image_size : S; models of 384 pixels are judged at 256
@@ -63,13 +63,13 @@ def sample(
     num_classes = len(bundle.manifest.class_names)
     total = num_classes * images_per_class
     size = image_size or bundle.manifest.image_size
-    specs = [
-        replace(spec, class_id=i % num_classes, seed=(spec.seed + i // num_classes) % 2**63)
+    params_list = [
+        replace(params, class_id=i % num_classes, seed=(params.seed + i // num_classes) % 2**63)
         for i in range(total)
     ]
     at_once = batch_size * ranks.count
     for start in range(0, total, at_once):
-        whole = specs[start : start + at_once]
+        whole = params_list[start : start + at_once]
         share = -(-len(whole) // ranks.count)
         own = whole[share * ranks.rank : share * (ranks.rank + 1)]
         pixels = np.zeros((share, size, size, 3), np.uint8)
@@ -85,8 +85,8 @@ def sample(
 
 
 def make_images(
-    bundle: Bundle, specs: Sequence[SamplingParams], image_size: int | None = None
+    bundle: Bundle, params_list: Sequence[SamplingParams], image_size: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Pixels uint8 (B, H, W, 3), resized if asked, and entropies float32 (B, L), bits."""
-    generated = generate(bundle.model, bundle.decoder, specs)
+    generated = generate(bundle.model, bundle.decoder, params_list)
     return bundle.render(generated.codes, image_size), generated.entropies.cpu().numpy()

@@ -25,7 +25,7 @@ from training.metrics.samples import make_images, sample
 SHEET_IMAGES = 100
 
 
-def default_spec(bundle: Bundle) -> SamplingParams:
+def default_params(bundle: Bundle) -> SamplingParams:
     """What a request for class 0 and seed 0 gets that says nothing else."""
     defaults = bundle.manifest.defaults
     return SamplingParams(class_id=0, seed=0, **dict(defaults))
@@ -47,7 +47,7 @@ def class_agreement(
     """
     num_images = images_per_class * len(bundle.manifest.class_names)
     judged, agreed, bits = 0, 0, 0.0
-    for batch in sample(bundle, default_spec(bundle), images_per_class, batch_size=batch_size):
+    for batch in sample(bundle, default_params(bundle), images_per_class, batch_size=batch_size):
         judged += len(batch.labels)
         agreed += int((predict(classifier, batch.pixels) == batch.labels).sum())
         bits += float(batch.entropies.sum())
@@ -63,12 +63,12 @@ def class_agreement(
 
 def seconds_per_image(bundle: Bundle, repeats: int = 7) -> dict[str, float]:
     """Median seconds of one image at a time with the bundle's defaults, rendering included."""
-    spec = default_spec(bundle)
-    make_images(bundle, [spec])
+    params = default_params(bundle)
+    make_images(bundle, [params])
     seconds = []
     for seed in range(repeats):
         started = time.perf_counter()
-        make_images(bundle, [replace(spec, seed=seed)])
+        make_images(bundle, [replace(params, seed=seed)])
         seconds.append(time.perf_counter() - started)
     return {
         "seconds_per_image": statistics.median(seconds),
@@ -95,8 +95,8 @@ def first_images(
     scale = scale or min(3, max(1, 256 // bundle.manifest.image_size))
     count = min(num_images, len(names))
     classes = [int(i) for i in np.linspace(0, len(names) - 1, count).round()]
-    specs = [replace(default_spec(bundle), class_id=i) for i in classes]
-    batches = (specs[start : start + columns] for start in range(0, count, columns))
+    params_list = [replace(default_params(bundle), class_id=i) for i in classes]
+    batches = (params_list[start : start + columns] for start in range(0, count, columns))
     pixels = [make_images(bundle, batch)[0] for batch in batches]
     enlarged = np.concatenate(pixels).repeat(scale, axis=1).repeat(scale, axis=2)
     buffer = io.BytesIO()

@@ -50,7 +50,7 @@ from training.metrics.fidelity import MIN_IMAGES, Extractor, load_extractor
 from training.metrics.real_images import RealImages, RealStatistics, open_real
 from training.metrics.reference import Reference
 from training.metrics.samples import Samples, sample
-from training.metrics.table import default_spec, seconds_per_image
+from training.metrics.table import default_params, seconds_per_image
 from training.metrics.teacher_forcing import Curve, check_codes, teacher_forced
 from training.provenance import made_with
 
@@ -117,7 +117,7 @@ class _Evaluation:
         self._check()
         if config.out is not None:
             config.out.mkdir(parents=True, exist_ok=True)
-        self.spec, self.image_size = _spec(config, bundle), _image_size(config, bundle)
+        self.params, self.image_size = _params(config, bundle), _image_size(config, bundle)
         self.cache = CodeCache.open(config.codes) if config.codes else None
         if self.cache is not None:
             check_codes(bundle, self.cache)
@@ -214,18 +214,18 @@ class _Evaluation:
         return metrics
 
     def _settings(self) -> dict[str, Any]:
-        manifest, config, spec = self.bundle.manifest, self.config, self.spec
+        manifest, config, params = self.bundle.manifest, self.config, self.params
         return {
             "model": manifest.name,
             "version": manifest.version,
             "weights_sha256": manifest.weights_sha256,
             "images_per_class": config.images_per_class,
             "image_size": self.image_size,
-            "cfg_scale": spec.cfg_scale,
-            "temperature": spec.temperature,
-            "top_k": spec.top_k,
-            "top_p": spec.top_p,
-            "decoding": spec.decoding,
+            "cfg_scale": params.cfg_scale,
+            "temperature": params.temperature,
+            "top_k": params.top_k,
+            "top_p": params.top_p,
+            "decoding": params.decoding,
             "first_seed": config.seed,
             "codes": str(config.codes) if config.codes else None,
             "codes_cfg_scale": config.codes_cfg_scale if config.codes else None,
@@ -246,12 +246,12 @@ class _Evaluation:
             atomic_write(self.config.out / "curves.png", draw_curves(name, curves))
 
 
-def _spec(config: EvaluateConfig, bundle: Bundle) -> SamplingParams:
+def _params(config: EvaluateConfig, bundle: Bundle) -> SamplingParams:
     given = {"cfg_scale": config.cfg_scale, "decoding": config.decoding}
     changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-    spec = replace(default_spec(bundle), seed=config.seed, **changes)
-    bundle.decoder.check(spec.decoding)
-    return spec
+    params = replace(default_params(bundle), seed=config.seed, **changes)
+    bundle.decoder.check(params.decoding)
+    return params
 
 
 def _image_size(config: EvaluateConfig, bundle: Bundle) -> int:
@@ -261,7 +261,7 @@ def _image_size(config: EvaluateConfig, bundle: Bundle) -> int:
 def _samples(config: EvaluateConfig, bundle: Bundle, ranks: Ranks) -> Iterator[Samples]:
     return sample(
         bundle,
-        _spec(config, bundle),
+        _params(config, bundle),
         config.images_per_class,
         batch_size=config.batch_size,
         image_size=_image_size(config, bundle),

@@ -47,8 +47,10 @@ class Sheets:
         """Write a sheet of the model, which is in evaluation mode."""
         device = model.output.weight.device
         guidance = CFG_SCALE if model.config.class_dropout else 1.0
-        specs = [SamplingParams(class_id=i, cfg_scale=guidance, seed=i) for i in self._classes]
-        made = generate(model, InClusterDecoder(self._prior, device=device), specs)
+        params_list = [
+            SamplingParams(class_id=i, cfg_scale=guidance, seed=i) for i in self._classes
+        ]
+        made = generate(model, InClusterDecoder(self._prior, device=device), params_list)
         grid = math.isqrt(model.config.block_size)
         decoder = self._tokenizer.to(device)
         pixels = torch.cat([to_uint8(decoder.decode_codes(row[None], grid)) for row in made.codes])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from masc_core.generation.slots import Slot, StepShape, has_filters, num_rows, refined_images
+from masc_core.generation.batch import Slot, StepShape, has_filters, num_rows, refined_images
 
 # One row costs what two cost, and would take other kernels than they do.
 ROWS = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072)

@@ -16,9 +16,7 @@ from collections.abc import Sequence
 import torch
 
 from masc_core.device import new_stream
-from masc_core.generation.batch import Batch
-from masc_core.generation.host_copy import HostCopy
-from masc_core.generation.slots import Slot, StepShape, lay_out
+from masc_core.generation.batch import Batch, HostCopy, Slot, StepShape, lay_out
 from masc_core.generation.step import Indices
 from masc_core.models.gpt import GPT
 from masc_core.models.kv_cache import has_triton

@@ -19,11 +19,10 @@ from typing import Protocol
 import torch
 
 from masc_core.errors import NonFiniteError
-from masc_core.generation.batch import Batch, Drawn, StepReport
-from masc_core.generation.host_copy import HostCopy
+from masc_core.generation.batch import Batch, Drawn, HostCopy, StepReport
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
-from masc_core.sampling.params import SamplingParams, check_specs
+from masc_core.sampling.params import SamplingParams, check_params
 from worker.engine.request import (
     EngineOutput,
     FailedImage,
@@ -52,7 +51,7 @@ class StepBatch(Protocol):
     def prepare(self) -> None:
         """Do ahead what would make the first steps slow."""
 
-    def join(self, specs: Sequence[SamplingParams]) -> list[int]:
+    def join(self, params_list: Sequence[SamplingParams]) -> list[int]:
         """Add images at their first position, all of them or none; return their slots."""
 
     def leave(self, slots: Collection[int]) -> None:
@@ -151,8 +150,8 @@ class Engine:
             raise ValueError(f"{task.num_rows} rows do not fit, {self.free_rows} are free")
         if any(not 0 < row < self._config.grid_size for row in task.preview_rows):
             raise ValueError(f"a preview must be after row 1 to {self._config.grid_size - 1}")
-        check_specs([task.spec], self._config)
-        self._decoder.check(task.spec.decoding)
+        check_params([task.params], self._config)
+        self._decoder.check(task.params.decoding)
         self._joining[task.key] = task
 
     def cancel(self, key: TaskKey) -> None:
@@ -186,7 +185,7 @@ class Engine:
         if not self._joining:
             return
         tasks = list(self._joining.values())
-        slots = self._batch.join([task.spec for task in tasks])
+        slots = self._batch.join([task.params for task in tasks])
         self._joining.clear()
         now, grid = time.perf_counter(), self._config.grid_size
         for task, slot in zip(tasks, slots, strict=True):

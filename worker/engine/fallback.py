@@ -14,8 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from masc_core.errors import MascError
-from masc_core.generation.batch import StepReport
-from masc_core.generation.host_copy import HostCopy
+from masc_core.generation.batch import HostCopy, StepReport
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
 from masc_core.sampling.params import SamplingParams
@@ -81,9 +80,9 @@ class FallbackBatch:
             self._backend = self._others.pop(0)
         self._on_prepared(self._backend.mode)
 
-    def join(self, specs: Sequence[SamplingParams]) -> list[int]:
+    def join(self, params_list: Sequence[SamplingParams]) -> list[int]:
         """Add images; see `StepBatch.join`."""
-        return self._made().join(specs)
+        return self._made().join(params_list)
 
     def leave(self, slots: Collection[int]) -> None:
         """Let images go; see `StepBatch.leave`."""

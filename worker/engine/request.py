@@ -22,14 +22,14 @@ class ImageTask:
     Attributes
     ----------
     job_id, index : the job, and which of its images
-    spec : what to draw
+    params : what to draw
     preview_rows : rows of the grid after each of which what is drawn is handed out, all of them
         less than the grid's height
     """
 
     job_id: str
     index: int
-    spec: SamplingParams
+    params: SamplingParams
     preview_rows: tuple[int, ...] = ()
 
     @property
@@ -40,7 +40,7 @@ class ImageTask:
     @property
     def num_rows(self) -> int:
         """Rows of the batch that it occupies."""
-        return self.spec.num_rows
+        return self.params.num_rows
 
 
 @dataclass(frozen=True, slots=True)

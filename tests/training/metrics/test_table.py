@@ -15,7 +15,7 @@ from tests.tiny_bundle import CLASS_NAMES
 from training.metrics.samples import make_images
 from training.metrics.table import (
     class_agreement,
-    default_spec,
+    default_params,
     first_images,
     seconds_per_image,
 )
@@ -40,19 +40,24 @@ def test_a_judge_who_always_says_the_same_is_right_once_a_class(bundle: Bundle) 
 
 def test_entropies_are_the_mean_over_all_images(bundle: Bundle) -> None:
     figures = class_agreement(bundle, Constant(0), images_per_class=2, batch_size=3)
-    specs = [
-        replace(default_spec(bundle), class_id=label, seed=seed)
+    params_list = [
+        replace(default_params(bundle), class_id=label, seed=seed)
         for label in range(5)
         for seed in range(2)
     ]
-    expected = np.mean([make_images(bundle, [spec])[1] for spec in specs])
+    expected = np.mean([make_images(bundle, [params])[1] for params in params_list])
     assert figures["entropy_bits"] == pytest.approx(float(expected), rel=1e-6)
     assert figures["entropy_ratio"] == pytest.approx(float(expected) / 4, rel=1e-6)
 
 
 def test_defaults_are_the_manifests(bundle: Bundle) -> None:
-    spec = default_spec(bundle)
-    assert (spec.class_id, spec.seed, spec.cfg_scale, spec.decoding) == (0, 0, 2.0, "uniform")
+    params = default_params(bundle)
+    assert (params.class_id, params.seed, params.cfg_scale, params.decoding) == (
+        0,
+        0,
+        2.0,
+        "uniform",
+    )
 
 
 def test_speed_is_a_positive_median(bundle: Bundle) -> None:
@@ -65,5 +70,5 @@ def test_the_sheet_shows_seed_zero_of_every_class(bundle: Bundle, tmp_path: Path
     with Image.open(io.BytesIO(first_images(bundle, columns=5, scale=1))) as image:
         sheet = np.asarray(image.convert("RGB"))
     for i in range(len(CLASS_NAMES)):
-        pixels, _ = make_images(bundle, [replace(default_spec(bundle), class_id=i)])
+        pixels, _ = make_images(bundle, [replace(default_params(bundle), class_id=i)])
         assert np.array_equal(sheet[:16, i * 18 : i * 18 + 16], pixels[0])

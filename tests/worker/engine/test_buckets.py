@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from masc_core.generation.slots import StepShape, allocate
+from masc_core.generation.batch import StepShape, allocate
 from masc_core.sampling.params import SamplingParams
 from worker.engine.buckets import buckets, choose
 
@@ -22,7 +22,7 @@ def test_shapes_of_a_capacity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("specs", "expected"),
+    ("params_list", "expected"),
     [
         ([PLAIN], (2, 1, False)),
         ([GUIDED], (2, 1, False)),
@@ -35,9 +35,9 @@ def test_shapes_of_a_capacity() -> None:
     ],
 )
 def test_a_batch_takes_the_smallest_shape(
-    specs: list[SamplingParams], expected: tuple[int, int, bool]
+    params_list: list[SamplingParams], expected: tuple[int, int, bool]
 ) -> None:
-    assert choose(buckets(12), allocate(specs, [], 12)) == StepShape(*expected)
+    assert choose(buckets(12), allocate(params_list, [], 12)) == StepShape(*expected)
 
 
 def test_only_who_asks_for_the_refiner_gets_a_shape_with_it() -> None:

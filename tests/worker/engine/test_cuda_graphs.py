@@ -24,13 +24,13 @@ from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import GRID
 from tests.worker.engine.test_engine import (
     LENGTH,
-    SPECS,
+    PARAMS,
     TASKS,
     Models,
     follow,
     models,
     run,
-    some_specs,
+    some_params,
 )
 from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import Engine
@@ -48,12 +48,12 @@ class Alone:
 
     def check(self, image: EngineOutput) -> None:
         assert isinstance(image, FinishedImage), image
-        spec = image.task.spec
-        if spec not in self.made:
-            self.made[spec] = generate(*self.models, [spec])
-        assert torch.equal(image.codes, self.made[spec].codes[0])
+        params = image.task.params
+        if params not in self.made:
+            self.made[params] = generate(*self.models, [params])
+        assert torch.equal(image.codes, self.made[params].codes[0])
         torch.testing.assert_close(
-            image.entropies, self.made[spec].entropies[0], rtol=1e-4, atol=1e-4
+            image.entropies, self.made[params].entropies[0], rtol=1e-4, atol=1e-4
         )
 
 
@@ -62,12 +62,12 @@ def test_random_schedules_give_every_image_what_it_gets_alone(
     models: Models, deterministic: bool
 ) -> None:
     rng = random.Random(deterministic)
-    alone, specs = Alone(models), some_specs(rng)
+    alone, params_list = Alone(models), some_params(rng)
     make = partial(GraphBatch, deterministic=deterministic)
     for _ in range(30):
         capacity = rng.choice([2, 3, 5, 8, 16, 33, 64])
         engine = Engine(*models, capacity_rows=capacity, make_batch=make)
-        for outcome in follow(engine, specs, rng):
+        for outcome in follow(engine, params_list, rng):
             alone.check(outcome)
 
 
@@ -147,7 +147,7 @@ def test_who_gets_the_slot_of_a_failed_image_does_not_fail(models: Models) -> No
     engine.add(TASKS[1])
     assert engine.step() == ()
     engine.cancel(TASKS[3].key)  # before anyone knows
-    other = ImageTask("other", 0, SPECS[1])
+    other = ImageTask("other", 0, PARAMS[1])
     engine.add(other)  # takes the slot
     outcomes = run(engine)
     assert set(outcomes) == {TASKS[1].key, other.key}
@@ -210,8 +210,8 @@ def made_alone(
     make = partial(GraphBatch, deterministic=deterministic)
     engine = Engine(*models, capacity, make_batch=make)
     made: dict[SamplingParams, EngineOutput] = {}
-    for i, spec in enumerate(some_specs(random.Random(1))):
-        (made[spec],) = run(engine, [ImageTask("alone", i, spec)]).values()
+    for i, params in enumerate(some_params(random.Random(1))):
+        (made[params],) = run(engine, [ImageTask("alone", i, params)]).values()
     return made
 
 
@@ -227,7 +227,7 @@ def test_deterministic_steps_give_an_image_the_same_bits_in_any_company(
     for _ in range(4):
         engine = Engine(*models, 32, make_batch=make)
         for outcome in follow(engine, list(alone), rng):
-            expected = alone[outcome.task.spec]
+            expected = alone[outcome.task.params]
             assert isinstance(outcome, FinishedImage)
             assert isinstance(expected, FinishedImage)
             assert torch.equal(outcome.codes, expected.codes)
@@ -244,7 +244,7 @@ def test_recorded_steps_in_float32_agree_with_the_plain_loop() -> None:
     engine.prepare()
     for outcome in follow(engine, list(alone), rng):
         assert isinstance(outcome, FinishedImage)
-        made = generate(*models, [outcome.task.spec])
+        made = generate(*models, [outcome.task.params])
         # After a draw that differs the image is another one: only the first one counts.
         same = (outcome.codes == made.codes[0].cpu()).int().cumprod(0).sum().item()
         positions += int(same)

@@ -49,8 +49,8 @@ def made(bundle: Bundle) -> Sequence[ClosingModel]:
 
 
 def tasks(num: int) -> list[ImageTask]:
-    spec = SamplingParams(class_id=0, cfg_scale=2.0, seed=0)
-    return [ImageTask("j", index, spec) for index in range(num)]
+    params = SamplingParams(class_id=0, cfg_scale=2.0, seed=0)
+    return [ImageTask("j", index, params) for index in range(num)]
 
 
 def test_jobs_go_to_the_version_that_they_were_made_for_or_else_to_the_newest(
