@@ -12,8 +12,6 @@ are ragged (sizes are very skewed), so a row costs two look-ups (uniform) or a b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -73,13 +71,6 @@ class InClusterDecoder:
         self._bases = torch.tensor(bases[:-1], device=device)
         self._totals = torch.tensor(np.diff(bases), device=device)
 
-    def modes(self, decodings: Sequence[str]) -> Tensor:
-        """The int64 (B,) that `decode` takes, for the names of the rows' decodings."""
-        for name in decodings:
-            self.check(name)
-        modes = [ALL_MODES[name] for name in decodings]
-        return torch.tensor(modes, dtype=torch.int64, device=self._members.device)
-
     def check(self, decoding: str) -> None:
         """Refuse a decoding that is not offered, with an `InvalidFieldError`."""
         if decoding not in self.decodings:
@@ -101,7 +92,7 @@ class InClusterDecoder:
         ----------
         clusters, seeds : int64 (B,)
         position : in the image, one for all rows or int64 (B,)
-        modes : int64 (B,); here ``REFINE`` draws as ``UNIFORM``
+        modes : int64 (B,), of ``ALL_MODES``; here ``REFINE`` draws as ``UNIFORM``
         """
         return self.sample_code(clusters, code_bits(seeds, position), modes)
 

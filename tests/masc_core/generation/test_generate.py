@@ -16,7 +16,7 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KVCache, Rows
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import ALL_MODES, InClusterDecoder
 from masc_core.sampling.params import SamplingParams
 from masc_core.sampling.rng import gumbel
 from masc_core.sampling.sampler import (
@@ -164,7 +164,7 @@ def test_is_the_slow_definition() -> None:
     for i, params in enumerate(params_list):
         clusters = torch.zeros(1, 0, dtype=torch.int64)
         codes, entropies = [], []
-        seed = torch.tensor([params.seed])
+        seed, mode = torch.tensor([params.seed]), torch.tensor([ALL_MODES[params.decoding]])
         for position in range(GOLDEN_CONFIG.block_size):
             with torch.inference_mode():
                 cond = model(torch.tensor([params.class_id]), clusters)[:, -1]
@@ -176,7 +176,7 @@ def test_is_the_slow_definition() -> None:
                 tempered, torch.tensor([params.top_k]), torch.tensor([params.top_p])
             )
             token = draw(kept, gumbel(seed, position, kept.shape[1]))
-            codes.append(decoder.decode(token, seed, position, decoder.modes([params.decoding])))
+            codes.append(decoder.decode(token, seed, position, mode))
             clusters = torch.cat([clusters, token[:, None]], dim=1)
         assert torch.equal(made.clusters[i], clusters[0])
         assert torch.equal(made.codes[i], torch.cat(codes))
