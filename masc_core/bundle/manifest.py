@@ -199,12 +199,7 @@ class Manifest(ModelCard):
 
 
 def read_manifest(folder: str | PathLike[str]) -> Manifest:
-    """Read ``manifest.json`` of a bundle's folder.
-
-    Raises
-    ------
-    ArtifactError : it is missing, no JSON, or not a manifest; says in one line what is wrong
-    """
+    """Read ``manifest.json`` of a folder; an `ArtifactError` says in one line what is wrong."""
     path = Path(folder) / MANIFEST_FILE
     with reading(path):
         text = path.read_bytes()
@@ -242,12 +237,7 @@ def seal_of(content: Mapping[str, JsonValue]) -> str:
 
 
 def verify_files(folder: str | PathLike[str], manifest: Manifest) -> None:
-    """Compare every listed file with its SHA-256; files that are not listed are ignored.
-
-    Raises
-    ------
-    ArtifactError : a file is missing, truncated or altered; names it
-    """
+    """Compare every listed file with its SHA-256; an `ArtifactError` names one that differs."""
     for name, expected in manifest.files.items():
         path = Path(folder) / name
         with reading(path):
@@ -257,12 +247,7 @@ def verify_files(folder: str | PathLike[str], manifest: Manifest) -> None:
 
 
 def check_hash(path: Path, actual: str, expected: str) -> None:
-    """Compare the SHA-256 of a file with what the manifest says.
-
-    Raises
-    ------
-    ArtifactError : they differ
-    """
+    """Raise an `ArtifactError` unless a file's SHA-256 is what the manifest says."""
     if actual != expected:
         raise ArtifactError(
             path,

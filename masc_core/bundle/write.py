@@ -72,17 +72,10 @@ def save_bundle(
 
 @contextmanager
 def draft_version(models: Path, name: str, version: str | None) -> Iterator[BundleDraft]:
-    """Lend a draft, which becomes a version when the block ends well.
+    """Lend a draft, which becomes a version of the model when the block ends well.
 
-    Parameters
-    ----------
-    models : folder of the bundles
-    name : of the model
-    version : its name; None takes the number after the highest one
-
-    Raises
-    ------
-    ArtifactError : the version exists, or cannot be written
+    Without a name the version is the number after the highest one. An `ArtifactError` says that it
+    exists, or cannot be written.
     """
     with _draft(models / name / (version or next_version(models / name))) as draft:
         yield draft
@@ -155,12 +148,7 @@ class BundleDraft:
         samples: bytes | None = None,
         codebook: CodebookFiles | None = None,
     ) -> Manifest:
-        """Add measured figures, a PNG of images and what people see of the codebook.
-
-        Returns
-        -------
-        the manifest as it stays
-        """
+        """Add measured figures, a PNG of images and what people see of the codebook."""
         if self._manifest is None:
             raise RuntimeError("a draft must be written before it is finished")
         pictures = {} if samples is None else {SAMPLES_FILE: samples}

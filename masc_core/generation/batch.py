@@ -131,15 +131,7 @@ class Batch:
         self._run(shape)
 
     def join(self, params_list: Sequence[SamplingParams]) -> list[int]:
-        """Add images at their first position, after those in the batch: all of them or none.
-
-        Parameters
-        ----------
-        params_list : of at least one image
-
-        Returns
-        -------
-        the slots by which the images are known until they leave
+        """Add images at their first position, all of them or none; return the slots they get.
 
         Raises
         ------
@@ -250,12 +242,7 @@ def num_rows(slots: Sequence[Slot]) -> int:
 def allocate(
     params_list: Sequence[SamplingParams], slots: Sequence[Slot], num_slots: int
 ) -> list[Slot]:
-    """Find room, among S slots, for images that join others together; no image is moved.
-
-    Raises
-    ------
-    ValueError : they need more than is free
-    """
+    """Find room, among S slots, for images that join others together; no image is moved."""
     taken = {index for slot in slots for index in (slot.index, slot.null)}
     free = [index for index in range(num_slots) if index not in taken]
     needed = sum(params.num_rows for params in params_list)

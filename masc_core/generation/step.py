@@ -112,10 +112,6 @@ class Step:
     compiled : whether `torch.compile` makes kernels of the parts, for the first number of rows and
         then once more for all others
     kernels : whether attention may take a compiled one; without either, only torch is needed
-
-    Attributes
-    ----------
-    tables : what it reads and writes
     """
 
     def __init__(
@@ -155,16 +151,9 @@ class Step:
         self._refine_code = part(refine_code_and_write)
 
     def __call__(self, indices: Indices, *, filters: bool) -> float:
-        """Do the step.
+        """Do the step; return the seconds in which clusters became codes (on a GPU: to enqueue it).
 
-        Parameters
-        ----------
-        indices : who is in it
-        filters : whether any of the images asks for top-k or top-p
-
-        Returns
-        -------
-        seconds in which clusters became codes; on a GPU those to enqueue that
+        ``filters`` says whether any of the images asks for top-k or top-p.
         """
         tables = self.tables
         noise = self._noise_on_side_stream(indices)

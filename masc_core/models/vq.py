@@ -187,7 +187,7 @@ class VectorQuantizer(nn.Module):
         return F.embedding(codes, self.codebook()).permute(0, 3, 1, 2)
 
     def usage(self) -> float:
-        """Share of the codebook seen among the last 65,536 training codes.
+        """Share of the codebook among the last 65,536 training codes.
 
         The window starts as zeros, as upstream's does, so code 0 counts until it has filled.
         """
