@@ -49,14 +49,20 @@ def publish(root: Path, name: str, version: str, content: bytes = b"weights") ->
     return folder
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Two models; ``a`` has three versions and ``v2`` active, ``b`` has one that is not active."""
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
     for version in ("v1", "v10", "v2"):
-        publish(tmp_path, "a", version)
-    publish(tmp_path, "b", "1")
-    Registry(tmp_path).activate("a", "v2")
-    return tmp_path
+        publish(root, "a", version)
+    publish(root, "b", "1")
+    Registry(root).activate("a", "v2")
+    return root
+
+
+@pytest.fixture
+def root(published: Path, tmp_path: Path) -> Path:
+    """Two models; ``a`` has three versions and ``v2`` active, ``b`` has one that is not active."""
+    return shutil.copytree(published, tmp_path / "models")
 
 
 def test_it_lists_models_and_versions(root: Path) -> None:

@@ -25,7 +25,7 @@ PARAMS = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def models() -> Models:
     parts = tiny_parts(refiner=True)
     return parts.model, InClusterDecoder(parts.prior, parts.counts, refiner=parts.refiner)
