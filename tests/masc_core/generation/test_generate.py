@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -39,13 +38,6 @@ RUNS = {
     "sampled_cfg1p5_T0p9_k20_p0p9": (1.5, math.inf),
 }
 SAMPLED = "sampled_cfg1p5_T0p9_k20_p0p9"
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def flat_decoder(vocab_size: int = GOLDEN_CONFIG.vocab_size) -> InClusterDecoder:

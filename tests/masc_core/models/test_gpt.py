@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +18,6 @@ from tests.golden_gpt import GOLDEN_CONFIG, golden_gpt
 
 LOGITS = {"atol": 2e-4, "rtol": 2e-4}
 RELEASED = ("GPT-B", "GPT-L", "GPT-XL", "GPT-XXL", "GPT-3B")
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def steps(model: GPT, labels: Tensor, tokens: Tensor, cache: KVCache) -> Tensor:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -120,13 +120,6 @@ TOLERANCES = [
     (torch.float32, {"rtol": 1e-5, "atol": 1e-5}),
     (torch.bfloat16, {"rtol": 1.6e-2, "atol": 1e-2}),
 ]
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])

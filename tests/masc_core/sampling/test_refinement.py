@@ -73,13 +73,6 @@ def test_no_cluster_depends_on_it() -> None:
     assert different.tolist() == [True, True, False, True]
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_threads", [1, 3])
 @pytest.mark.usefixtures("threads")
