@@ -342,7 +342,7 @@ class Bench:
     def _plain(self, batch: int) -> float:
         """Median seconds of a step of the plain loop."""
         marks: list[float] = []
-        specs = [task(index).spec for index in range(batch)]
+        params_list = [task(index).params for index in range(batch)]
 
         def note(position: int, _: Tensor) -> None:
             marks.append(time.perf_counter())
@@ -350,7 +350,7 @@ class Bench:
                 raise StopIteration
 
         with suppress(StopIteration):
-            generate(self.model, self.decoder, specs, note)
+            generate(self.model, self.decoder, params_list, note)
         return statistics.median(b - a for a, b in pairwise(marks))
 
     @torch.inference_mode()

@@ -53,11 +53,11 @@ def measure(bundle: Bundle, batch: int, repeats: int) -> tuple[float, float]:
     """Median seconds of a step, and of the whole batch with its rendering."""
     base = SamplingParams(class_id=0, seed=0, **dict(bundle.manifest.defaults))
     num_classes = len(bundle.manifest.class_names)
-    specs = [replace(base, class_id=i % num_classes, seed=i) for i in range(batch)]
+    params_list = [replace(base, class_id=i % num_classes, seed=i) for i in range(batch)]
     steps, totals = [], []
     for repeat in range(repeats + 1):
         started = time.perf_counter()
-        made = generate(bundle.model, bundle.decoder, specs)
+        made = generate(bundle.model, bundle.decoder, params_list)
         bundle.render(made.codes)
         if repeat:  # the first warms up
             totals.append(time.perf_counter() - started)

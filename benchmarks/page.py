@@ -30,10 +30,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from prometheus_client import CollectorRegistry
 
-from masc_core.bundle.active_version import CURRENT_FILE
 from masc_core.bundle.codebook_view import CodebookFiles
 from masc_core.bundle.manifest import PRIOR_FILE, SAMPLES_FILE, read_manifest, write_manifest
-from masc_core.bundle.registry import Registry
+from masc_core.bundle.registry import CURRENT_FILE, Registry
 from masc_core.io.files import atomic_write, sha256_file
 from masc_core.tree import build_tree
 from server.app import create_app

@@ -16,12 +16,8 @@ BFLOAT16_CAPABILITY = (8, 0)  # Ampere; earlier GPUs only emulate it
 def resolve_device(name: str) -> torch.device:
     """Return the device called ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
-    ``cuda`` is the first CUDA device, and so is ``auto``, or the CPU where there is none.
-
-    Raises
-    ------
-    ConfigError
-        No such device, or none of that kind on this machine.
+    ``cuda`` is the first CUDA device, and so is ``auto``, or the CPU where there is none. A device
+    that is not on this machine is a `ConfigError`.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,7 +36,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def use_device(device: torch.device) -> None:
-    """Let this thread work on the device. To be called by every thread that does.
+    """Let this thread work on the device; every thread that does calls it.
 
     Streams, recorded graphs and Triton's kernels go to the thread's current GPU, which is the first
     one until it is told otherwise, wherever the tensors lie.
@@ -53,12 +49,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Precision of that name; ``auto`` is bfloat16 where the device computes in it, else float32.
 
     GPUs do from compute capability 8.0 on. Of processors those do that have AVX512-BF16 or AMX:
-    there a step reads half as much; the others emulate it, where it is asked for by name.
-
-    Raises
-    ------
-    ConfigError
-        bfloat16 by name on a GPU without it.
+    there a step reads half as much; the others emulate it, where it is asked for by name. On a GPU
+    without it that is a `ConfigError`.
     """
     if name == "auto":
         name = "bfloat16" if _has_bfloat16(device) else "float32"
@@ -89,15 +81,15 @@ def processor_has(*names: str) -> bool:
 
 
 def set_threads(num: int | None) -> None:
-    """Let torch compute on so many cores; None leaves it as it is. Once, before it computes."""
+    """Let torch compute on so many cores, before it computes; None leaves it as it is."""
     if num is not None:
         torch.set_num_threads(num)
 
 
 def make_repeatable() -> None:
-    """Let the same work on a GPU have the same bits every time. Before anything is on it.
+    """Let the same work on a GPU have the same bits every time; call it before anything is there.
 
-    cuBLAS asks for a workspace of fixed size, cuDNN must not choose by the clock.
+    cuBLAS needs a workspace of fixed size, cuDNN must not choose by the clock.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
@@ -105,9 +97,9 @@ def make_repeatable() -> None:
 
 
 def keep_float32() -> None:
-    """Let products in float32 stay so on a GPU, for they are asked for where digits count.
+    """Compute float32 products on a GPU with all bits: float32 is asked for where digits count.
 
-    torch's compiler advises TF32, which keeps eleven bits of a number; that is not told anybody.
+    torch's compiler advises TF32, which keeps eleven bits of a number; its warning is silenced.
     """
     torch.set_float32_matmul_precision("highest")
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")

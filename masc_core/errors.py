@@ -3,33 +3,16 @@
 ::
 
     MascError
-    ├── ConfigError              a setting or a training configuration is wrong
-    │   └── DivergedError        training left the finite numbers
-    ├── ArtifactError            a file is missing, damaged or of the wrong kind
-    ├── RequestError             what a client asked for cannot be done
-    │   ├── InvalidFieldError    a field has a value outside its range
-    │   ├── UnknownClassError    no class of that id or name
-    │   ├── UnknownModelError    no model of that name
-    │   ├── VersionRefusedError  the version cannot be served
-    │   ├── UnknownJobError      no job of that id
-    │   ├── ResultGoneError      the job's outcome is kept no longer
-    │   └── IdempotencyConflictError    the key was used for another request
-    ├── AccessError              who asks may not
-    │   ├── UnauthorizedError    no key, or an unknown one
-    │   └── ForbiddenError       this key does not open it
-    ├── JobEndedError            a job ended before its images were there
-    │   ├── JobCancelledError    somebody cancelled it
-    │   └── DeadlineError        its time was up
-    ├── CapacityError            not now
-    │   ├── QueueFullError       the queue is at its limit
-    │   ├── ShareExceededError   a client's share of the queue is taken
-    │   ├── QueueDownError       the queue cannot be reached
-    │   ├── DrainingError        the front end is about to stop
-    │   ├── NoWorkerError        no worker is ready
-    │   └── RateLimitError       a client asks too often
-    └── EngineError              generation itself failed
-        ├── NonFiniteError       the model produced a NaN or an infinity
-        └── PoisonJobError       workers were lost with the job, again and again
+    ├── ConfigError ─── DivergedError
+    ├── ArtifactError
+    ├── RequestError ── InvalidFieldError, UnknownClassError, UnknownModelError,
+    │                   VersionRefusedError, UnknownJobError, ResultGoneError,
+    │                   IdempotencyConflictError
+    ├── AccessError ─── UnauthorizedError, ForbiddenError
+    ├── JobEndedError ─ JobCancelledError, DeadlineError
+    ├── CapacityError ─ QueueFullError, ShareExceededError, QueueDownError, DrainingError,
+    │                   NoWorkerError, RateLimitError
+    └── EngineError ─── NonFiniteError, PoisonJobError
 """
 
 from __future__ import annotations
@@ -51,13 +34,7 @@ class DivergedError(ConfigError):
 
 
 class ArtifactError(MascError):
-    """A file is missing, damaged or of the wrong kind.
-
-    Parameters
-    ----------
-    path : path of the file
-    reason : what is wrong with it, as the rest of a sentence
-    """
+    """A file is missing, damaged or of the wrong kind; ``reason`` is the rest of a sentence."""
 
     def __init__(self, path: str | PathLike[str], reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -66,13 +43,7 @@ class ArtifactError(MascError):
 
 
 class RequestError(MascError):
-    """What a client asked for cannot be done.
-
-    Parameters
-    ----------
-    field : name of the request's field at fault
-    message : what is wrong with it
-    """
+    """What a client asked for cannot be done; ``field`` is the request's that is at fault."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -132,13 +103,7 @@ class ForbiddenError(AccessError):
 
 
 class CapacityError(MascError):
-    """The service cannot take the work now.
-
-    Parameters
-    ----------
-    message : why
-    retry_after : seconds after which a new try is worth while
-    """
+    """The service cannot take the work now; try again in ``retry_after`` seconds."""
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
@@ -176,10 +141,7 @@ class EngineError(MascError):
 class NonFiniteError(EngineError):
     """The model produced a NaN or an infinity.
 
-    Parameters
-    ----------
-    message : what was not finite
-    indices : places in the batch of the images at fault; the others can be made without them
+    ``indices`` are those of the images at fault; the others of the batch can be made without them.
     """
 
     def __init__(self, message: str, indices: Sequence[int] = ()) -> None:

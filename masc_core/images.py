@@ -46,16 +46,7 @@ SAMPLE_COLUMNS = 10  # images a row of the sheet that a bundle brings
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """Scale the short side to ``size`` and cut the middle square, as ADM and LlamaGen do.
 
-    The crop's offset is rounded down.
-
-    Parameters
-    ----------
-    image : of any mode; the result is RGB
-    size : pixels a side, >= 1
-
-    Raises
-    ------
-    ValueError : a size below 1
+    The result is RGB; the crop's offset is rounded down.
     """
     image = scale_short_side(image, size)
     left, top = (image.width - size) // 2, (image.height - size) // 2
@@ -63,19 +54,10 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def scale_short_side(image: Image.Image, length: int) -> Image.Image:
-    """Scale an image so that its short side has ``length`` pixels, as ADM does.
+    """Scale an image so that its short side has ``length`` pixels, as ADM does; to RGB.
 
     Halve with a box filter while the short side is at least twice too long, then one bicubic
-    resize.
-
-    Parameters
-    ----------
-    image : of any mode; the result is RGB
-    length : in pixels, >= 1
-
-    Raises
-    ------
-    ValueError : a length below 1
+    resize. A length below 1 is a `ValueError`.
     """
     if length < 1:
         raise ValueError(f"the size must be at least 1, got {length}")
@@ -101,18 +83,10 @@ def contact_sheet(
     captions: Sequence[str] | None = None,
     gap: int = SHEET_GAP,
 ) -> Image.Image:
-    """Lay images of one size out in rows, on white.
+    """Lay images (H, W, 3) of one size out in rows, ``gap`` pixels apart, on white.
 
-    Parameters
-    ----------
-    images : at least one (H, W, 3)
-    columns : images a row
-    captions : one an image, written below it and cut off at its width
-    gap : pixels between the images
-
-    Raises
-    ------
-    ValueError : no images, images of different sizes, or another number of captions
+    Captions are written below the images and cut off at their width. No images, images of different
+    sizes, or another number of captions are a `ValueError`.
     """
     if not images or columns < 1:
         raise ValueError("a contact sheet needs at least one image and one column")

@@ -26,3 +26,9 @@ def load_golden_json(name: str) -> Any:
 def assert_close(actual: Tensor, expected: Tensor, *, atol: float, rtol: float) -> None:
     """``|a - b| <= atol + rtol * |b|`` everywhere."""
     torch.testing.assert_close(actual, expected, atol=atol, rtol=rtol)
+
+
+def cos_sin_of(table: Tensor) -> Tensor:
+    """Upstream's rotations (T, D/2, 2) as `masc_core.models.rope.rope_table` has them."""
+    cos, sin = table.repeat_interleave(2, dim=1).unbind(-1)  # twice a pair
+    return torch.stack([cos, sin * torch.tensor([-1, 1]).repeat(table.shape[1])], dim=1)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from masc_core.bundle.registry import Registry
 from masc_core.io.files import atomic_write
-from masc_core.models.weights import save_tokenizer
+from masc_core.models.weights import save_model
 from server.process import listen
 from tests.command_line import ROOT, Masc, environment, service
 from tests.tiny_bundle import save_tiny_bundle, tiny_parts
@@ -391,7 +391,7 @@ def test_commands_behind_a_double_dash_are_the_real_ones(masc: Masc, models: Pat
 def test_reconstruct_says_what_is_wrong(
     masc: Masc, tmp_path: Path, options: list[str], named: str
 ) -> None:
-    save_tokenizer(tmp_path / "tokenizer.safetensors", tiny_parts().tokenizer)
+    save_model(tmp_path / "tokenizer.safetensors", tiny_parts().tokenizer)
     photographs(tmp_path)
     done = masc("tokenizer", "reconstruct", tmp_path, tmp_path / "val", *options)
     assert done.status == 2

@@ -80,7 +80,6 @@ def tiny_parts(seed: int = 0, *, counts: bool = True, refiner: bool = False) -> 
         tokenizer=tokenizer.eval(),
         prior=build_tree(codebook).cut(NUM_CLUSTERS),
         counts=np.random.default_rng(seed).integers(0, 100, NUM_CODES) if counts else None,
-        samples=b"a picture",
         refiner=tiny_refiner(seed) if refiner else None,
     )
 

@@ -55,7 +55,7 @@ class RunningJob:
         rows = tuple(range(1, self.loaded.manifest.grid)) if self.job.previews else ()
         return [
             ImageTask(
-                self.job.id, index, image_spec(self.request, index), rows, self.request.format
+                self.job.id, index, image_params(self.request, index), rows, self.request.format
             )
             for index in range(self.request.num_images)
         ]
@@ -107,7 +107,7 @@ class RunningJob:
         )
 
 
-def image_spec(request: GenerationRequest, index: int) -> SamplingParams:
+def image_params(request: GenerationRequest, index: int) -> SamplingParams:
     """Return what the engine needs to know of image ``index``."""
     return SamplingParams(
         class_id=request.class_id,

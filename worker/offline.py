@@ -71,12 +71,12 @@ def generate_files(
     models = Registry(settings.models_dir)
     folder = models.path(models.default(settings.default_model))
     bundle = load_bundle(folder, device, choose_dtype(settings.dtype, device))
-    specs = image_specs(request, bundle.manifest)
-    pixels = _pixels(bundle, specs).repeat(scale, axis=1).repeat(scale, axis=2)
-    captions = [bundle.manifest.class_names[spec.class_id] for spec in specs]
+    params_list = image_params(request, bundle.manifest)
+    pixels = _pixels(bundle, params_list).repeat(scale, axis=1).repeat(scale, axis=2)
+    captions = [bundle.manifest.class_names[params.class_id] for params in params_list]
     try:
         if not out.suffix:
-            return _write_folder(out, specs, list(pixels), captions)
+            return _write_folder(out, params_list, list(pixels), captions)
         sheet = pixels[0]
         if len(pixels) > 1:
             sheet = np.asarray(contact_sheet(list(pixels), columns, captions=captions))
@@ -86,8 +86,8 @@ def generate_files(
     return [out]
 
 
-def image_specs(request: OfflineRequest, manifest: Manifest) -> list[SamplingParams]:
-    """One spec an image: the request over the model's defaults."""
+def image_params(request: OfflineRequest, manifest: Manifest) -> list[SamplingParams]:
+    """One params an image: the request over the model's defaults."""
     given = {
         name: value
         for name in ("cfg_scale", "temperature", "top_k", "top_p", "decoding")
@@ -122,21 +122,19 @@ def find_class(name: str, manifest: Manifest) -> int:
     )
 
 
-def _pixels(bundle: Bundle, specs: list[SamplingParams]) -> Pixels:
-    batches = [
-        bundle.render(generate(bundle.model, bundle.decoder, specs[start : start + BATCH]).codes)
-        for start in range(0, len(specs), BATCH)
-    ]
-    return np.concatenate(batches)
+def _pixels(bundle: Bundle, params_list: list[SamplingParams]) -> Pixels:
+    batches = (params_list[start : start + BATCH] for start in range(0, len(params_list), BATCH))
+    codes = (generate(bundle.model, bundle.decoder, batch).codes for batch in batches)
+    return np.concatenate([bundle.render(part) for part in codes])
 
 
 def _write_folder(
-    folder: Path, specs: list[SamplingParams], pixels: list[Pixels], captions: list[str]
+    folder: Path, params_list: list[SamplingParams], pixels: list[Pixels], captions: list[str]
 ) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for spec, image, caption in zip(specs, pixels, captions, strict=True):
-        name = f"{spec.class_id:03d}-{caption.replace('/', '-')}-{spec.seed}.png"
+    for params, image, caption in zip(params_list, pixels, captions, strict=True):
+        name = f"{params.class_id:03d}-{caption.replace('/', '-')}-{params.seed}.png"
         path = folder / name
         atomic_write(path, encode_image(image, "png"))
         written.append(path)

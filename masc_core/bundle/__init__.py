@@ -1,1 +1,1 @@
-"""Model bundles: a version of a model in a folder, and the registry of all of them."""
+"""Model bundles, a folder each: `manifest` says what is in it, `registry` which one is active."""

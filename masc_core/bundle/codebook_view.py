@@ -28,20 +28,10 @@ LARGEST_PATCH = 8  # pixels a side; larger ones are made smaller, for they are o
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CodebookFiles:
-    """A codebook to look at.
+    """A codebook to look at."""
 
-    Parameters
-    ----------
-    tree : over V codes
-    patches : uint8 (V, f, f, 3)
-
-    Raises
-    ------
-    ValueError : another number of patches than codes, or patches that are not square
-    """
-
-    tree: SemanticTree
-    patches: Pixels
+    tree: SemanticTree  # over V codes
+    patches: Pixels  # uint8 (V, f, f, 3)
 
     def __post_init__(self) -> None:
         expected = (self.tree.num_codes, self.patches.shape[1], self.patches.shape[1], 3)
@@ -63,12 +53,7 @@ def patch_columns(num_codes: int) -> int:
 
 
 def decode_tree(content: bytes, num_codes: int) -> SemanticTree:
-    """Read the tree of ``num_codes`` codes.
-
-    Raises
-    ------
-    ValueError : it is none, or over another number of codes
-    """
+    """Read the tree; a `ValueError` where it is none, or not over ``num_codes`` codes."""
     try:
         linkage = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except DAMAGE as error:
@@ -82,9 +67,7 @@ def decode_tree(content: bytes, num_codes: int) -> SemanticTree:
 def patch_side(content: bytes, num_codes: int) -> int:
     """Pixels a side of the patches on a sheet, of which only the head is read.
 
-    Raises
-    ------
-    ValueError : it is no image, or not of the size of a sheet of ``num_codes`` patches
+    A `ValueError` says that it is no image, or not of the size of ``num_codes`` patches.
     """
     try:
         with Image.open(io.BytesIO(content)) as sheet:
@@ -106,8 +89,7 @@ def _reduced(patches: Pixels) -> Pixels:
         return patches
     cut = side // times * times
     squares = patches[:, :cut, :cut].reshape(num_codes, cut // times, times, cut // times, times, 3)
-    means: Pixels = squares.mean(axis=(2, 4)).round().astype(np.uint8)
-    return means
+    return squares.mean(axis=(2, 4)).round().astype(np.uint8)
 
 
 def _sheet(patches: Pixels) -> Pixels:

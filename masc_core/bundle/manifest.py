@@ -1,8 +1,19 @@
-"""The manifest of a model bundle: what a bundle's folder holds, and everything needed to load it.
+"""The manifest of a model bundle: what is in its folder, and everything needed to load it.
 
-``manifest.json`` is the last file written into a bundle and lists every other one with its SHA-256,
-so a bundle without it, or that differs from it, was not published by us in this state.
-Where bundles live is `registry`'s business, how weights become models that of `read`.
+A bundle is one version of a model, ``<models>/<name>/<version>/``::
+
+    manifest.json                name, classes, defaults, sizes, provenance, figures; hashes
+    transformer.safetensors      the transformer, class to clusters
+    tokenizer.safetensors        codebook and VQ decoder; the encoder too if it was kept
+    prior.npz                    which cluster each code belongs to
+    token_counts.safetensors     optional: how often each code occurs, for "frequency" decoding
+    refiner.safetensors          optional: draws codes within clusters, for "refine" decoding
+    samples.png                  optional: a sheet of images
+    tree.npy, patches.webp       optional: the tree and the codes to look at (`codebook_view`)
+
+``manifest.json`` is the last file written and lists every other one with its SHA-256, so a bundle
+without it, or that differs from it, was not published by us in this state. `write` makes bundles,
+`read` makes models of them, `registry` knows which version of each is active.
 """
 
 from __future__ import annotations
@@ -28,7 +39,7 @@ from pydantic import (
 )
 
 from masc_core.errors import ArtifactError
-from masc_core.io.files import atomic_write, sha256_file
+from masc_core.io.files import atomic_write, reading, sha256_file
 
 MANIFEST_FILE = "manifest.json"
 TRANSFORMER_FILE = "transformer.safetensors"
@@ -43,13 +54,10 @@ WEIGHT_SUFFIXES = {".safetensors", ".npz"}
 
 Decoding = Literal["uniform", "frequency", "refine"]
 
-# One path component that is neither hidden nor a step upwards.
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-
 
 def is_plain_name(name: str) -> bool:
     """Whether a string is safe as one component of a path: ``[A-Za-z0-9._-]``, no leading dot."""
-    return _NAME.fullmatch(name) is not None
+    return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", name) is not None
 
 
 def _plain_name(name: str) -> str:
@@ -109,25 +117,15 @@ class Defaults(_Part):
 
 
 class ModelCard(_Part):
-    """What people say of a model, and no file can tell.
+    """What people say of a model, and no file can tell."""
 
-    Attributes
-    ----------
-    name, version : of the bundle; also its two folders under the registry's root
-    created : when it was made, with a time zone
-    class_names : one a class, in the order of the class ids
-    defaults : what a request gets that does not say
-    provenance : where it comes from (data, configurations, commits), free-form
-    metrics : measured figures, free-form
-    """
-
-    name: PlainName
+    name: PlainName  # also its folder, in which each version has one
     version: PlainName
     created: AwareDatetime
-    class_names: tuple[str, ...] = Field(min_length=1)
+    class_names: tuple[str, ...] = Field(min_length=1)  # in the order of the class ids
     defaults: Defaults = Defaults()
-    provenance: dict[str, JsonValue] = {}
-    metrics: dict[str, JsonValue] = {}
+    provenance: dict[str, JsonValue] = {}  # data, configurations, commits; free-form
+    metrics: dict[str, JsonValue] = {}  # measured figures, free-form
 
     def class_ids(self, name: str) -> tuple[int, ...]:
         """Every class of that name, case and surrounding space ignored; several may share one."""
@@ -136,30 +134,19 @@ class ModelCard(_Part):
 
 
 class Manifest(ModelCard):
-    """A model card, the sizes of the models, and the table of files.
-
-    Attributes
-    ----------
-    num_codes, num_clusters : V and K
-    grid : positions a side of an image
-    image_size : pixels a side of an image
-    refiner : None where there is none
-    decodings : in-cluster decodings that the bundle offers
-    files : SHA-256 of every file but the manifest itself
-    seal : SHA-256 of everything else in the manifest, which `write_manifest` fills in
-    """
+    """A model card, the sizes of the models, and the table of files."""
 
     schema_version: Literal[1] = 1
     gpt: GPTSection
     vq: VQSection
     refiner: RefinerSection | None = None
-    num_codes: int = Field(ge=2, le=1 << 24)
-    num_clusters: int = Field(ge=1, le=1 << 24)
-    grid: int = Field(ge=1)
-    image_size: int = Field(ge=1)
-    decodings: tuple[Decoding, ...] = Field(min_length=1)
-    files: dict[PlainName, Sha256]
-    seal: Sha256 | None = None
+    num_codes: int = Field(ge=2, le=1 << 24)  # V
+    num_clusters: int = Field(ge=1, le=1 << 24)  # K
+    grid: int = Field(ge=1)  # positions a side of an image
+    image_size: int = Field(ge=1)  # pixels a side
+    decodings: tuple[Decoding, ...] = Field(min_length=1)  # in-cluster, that the bundle offers
+    files: dict[PlainName, Sha256]  # every one but the manifest itself
+    seal: Sha256 | None = None  # of everything else in the manifest; see `seal_of`
 
     @field_validator("files")
     @classmethod
@@ -203,32 +190,21 @@ class Manifest(ModelCard):
 
         The same as ``sha256sum *.npz *.safetensors | LC_ALL=C sort -k2 | sha256sum``.
         """
-        return hash_of_hashes(self.files)
-
-
-def hash_of_hashes(files: Mapping[str, str]) -> str:
-    """Identifier of the weight files among ``files`` (name to SHA-256)."""
-    lines = [
-        f"{sha256}  {name}\n"
-        for name, sha256 in sorted(files.items())
-        if PurePath(name).suffix in WEIGHT_SUFFIXES
-    ]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+        lines = [
+            f"{sha256}  {name}\n"
+            for name, sha256 in sorted(self.files.items())
+            if PurePath(name).suffix in WEIGHT_SUFFIXES
+        ]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def read_manifest(folder: str | PathLike[str]) -> Manifest:
-    """Read ``manifest.json`` of a bundle's folder.
-
-    Raises
-    ------
-    ArtifactError : it is missing, no JSON, or not a manifest; says in one line what is wrong
-    """
+    """Read ``manifest.json`` of a folder; an `ArtifactError` says in one line what is wrong."""
     path = Path(folder) / MANIFEST_FILE
-    try:
+    with reading(path):
         text = path.read_bytes()
+    try:
         manifest = Manifest.model_validate_json(text)
-    except OSError as error:
-        raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -261,30 +237,17 @@ def seal_of(content: Mapping[str, JsonValue]) -> str:
 
 
 def verify_files(folder: str | PathLike[str], manifest: Manifest) -> None:
-    """Compare every listed file with its SHA-256; files that are not listed are ignored.
-
-    Raises
-    ------
-    ArtifactError : a file is missing, truncated or altered; names it
-    """
+    """Compare every listed file with its SHA-256; an `ArtifactError` names one that differs."""
     for name, expected in manifest.files.items():
         path = Path(folder) / name
-        try:
-            actual = sha256_file(path)
-        except FileNotFoundError as error:
-            raise ArtifactError(path, "is listed in the manifest but missing") from error
-        except OSError as error:
-            raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
-        check_hash(path, actual, expected)
+        with reading(path):
+            if not path.exists():
+                raise ArtifactError(path, "is listed in the manifest but missing")
+            check_hash(path, sha256_file(path), expected)
 
 
 def check_hash(path: Path, actual: str, expected: str) -> None:
-    """Compare the SHA-256 of a file with what the manifest says.
-
-    Raises
-    ------
-    ArtifactError : they differ
-    """
+    """Raise an `ArtifactError` unless a file's SHA-256 is what the manifest says."""
     if actual != expected:
         raise ArtifactError(
             path,

@@ -32,7 +32,7 @@ from masc_core.bundle.manifest import (
 )
 from masc_core.errors import ArtifactError, ConfigError, NonFiniteError
 from masc_core.images import Pixels
-from masc_core.io.tensors import fill_module, read_names, read_tensors, without_memory
+from masc_core.io.tensors import load_module, read_names, read_tensors
 from masc_core.models.conv import Decoder
 from masc_core.models.cpu_decoder import CPUDecoder
 from masc_core.models.gpt import GPT
@@ -53,22 +53,13 @@ COUNTS_KEY = "counts"
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A loaded bundle, in evaluation mode, ready to generate.
-
-    Attributes
-    ----------
-    manifest : what it is
-    model : the transformer, in the requested precision
-    decoder : cluster to code, with the refiner, in the same precision, if there is one
-    tokenizer : float32; lacks ``encoder`` and ``quant_conv`` where the bundle leaves them out
-    vq_decoder : the tokenizer's decoder as the device computes it fastest
-    """
+    """A loaded bundle, in evaluation mode, ready to generate."""
 
     manifest: Manifest
-    model: GPT
-    decoder: InClusterDecoder
-    tokenizer: VQModel
-    vq_decoder: Callable[[Tensor], Tensor]
+    model: GPT  # the transformer, in the requested precision
+    decoder: InClusterDecoder  # cluster to code; its refiner has the same precision
+    tokenizer: VQModel  # float32; without `encoder` and `quant_conv` where the bundle has none
+    vq_decoder: Callable[[Tensor], Tensor]  # the tokenizer's, as the device computes it fastest
 
     @property
     def device(self) -> torch.device:
@@ -82,10 +73,7 @@ class Bundle:
 
     @torch.inference_mode()
     def render(self, codes: Tensor, image_size: int | None = None) -> Pixels:
-        """Decode grids of codes to images.
-
-        On the CPU the images are decoded one by one, so that the last bits of an image do not
-        depend on its batch-mates.
+        """Decode grids of codes to images, uint8 (B, H, W, 3), less high where rows are missing.
 
         Parameters
         ----------
@@ -94,15 +82,12 @@ class Bundle:
         image_size : resize whole images to so many pixels a side, as LlamaGen does before it
             rounds: bicubic, without a filter against aliasing
 
-        Returns
-        -------
-        uint8 (B, H, W, 3), or less high where rows are missing
-
         Raises
         ------
         NonFiniteError : the decoder made a NaN or an infinity
         """
         codes = codes.to(self.device)
+        # On a CPU one by one: the last bits of an image do not depend on its batch-mates.
         at_once = 1 if self.device.type == "cpu" else SIZES[-1]
         pixels = [self._render(part, image_size) for part in torch.split(codes, at_once)]
         return torch.cat(pixels).cpu().numpy()
@@ -141,16 +126,17 @@ def load_bundle(
     gpt_config, vq_config = _configs(folder, manifest)
     prior = _load_prior(folder / PRIOR_FILE, manifest)
     counts = _load_counts(folder / COUNTS_FILE, manifest)
-    with without_memory():
-        empty = GPT(gpt_config)
-    model = fill_module(folder / TRANSFORMER_FILE, empty)
+    model = load_module(folder / TRANSFORMER_FILE, lambda: GPT(gpt_config))
     refiner = _load_refiner(folder, manifest)
     if refiner is not None:
         refiner = refiner.to(device, dtype)
     tokenizer = _load_tokenizer(folder / TOKENIZER_FILE, vq_config).to(device)
+    for part in (model, refiner, tokenizer):
+        if part is not None:
+            part.requires_grad_(requires_grad=False)
     return Bundle(
         manifest=manifest,
-        model=model.to(device, dtype).eval().requires_grad_(requires_grad=False),
+        model=model.to(device, dtype),
         decoder=InClusterDecoder(prior, counts, device, refiner),
         tokenizer=tokenizer,
         vq_decoder=serving_decoder(tokenizer.decoder, torch.device(device)),
@@ -202,20 +188,18 @@ def _load_refiner(folder: Path, manifest: Manifest) -> Refiner | None:
         )
     except ConfigError as error:
         raise ArtifactError(folder / MANIFEST_FILE, f"refiner: {error}") from error
-    with without_memory():
-        empty = Refiner(config)
-    refiner = fill_module(folder / REFINER_FILE, empty)
-    return refiner.eval().requires_grad_(requires_grad=False)
+    return load_module(folder / REFINER_FILE, lambda: Refiner(config))
 
 
 def _load_tokenizer(path: Path, config: VQConfig) -> VQModel:
-    with without_memory():
+    def build() -> VQModel:
         tokenizer = VQModel(config)
-    if not any(name.startswith(ENCODER_PREFIXES) for name in read_names(path)):
-        # Random weights must not pass for an encoder: whoever encodes gets an AttributeError.
-        del tokenizer.encoder, tokenizer.quant_conv
-    tokenizer = fill_module(path, tokenizer, optional=TRAINING_KEYS)
-    return tokenizer.eval().requires_grad_(requires_grad=False)
+        if not any(name.startswith(ENCODER_PREFIXES) for name in read_names(path)):
+            # Random weights must not pass for an encoder: whoever encodes gets an AttributeError.
+            del tokenizer.encoder, tokenizer.quant_conv
+        return tokenizer
+
+    return load_module(path, build, optional=TRAINING_KEYS)
 
 
 def serving_decoder(decoder: Decoder, device: torch.device) -> CPUDecoder | GPUDecoder:

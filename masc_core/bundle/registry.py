@@ -8,18 +8,17 @@
 
 Names come from URLs and JSON, so only plain names ever become part of a path, and everything else
 is an unknown model. Each call looks at the disk: another process may publish or activate meanwhile.
-This module does not load weights, and needs no torch.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from masc_core.bundle.active_version import CURRENT_FILE, ActiveVersion
 from masc_core.bundle.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -28,14 +27,21 @@ from masc_core.bundle.manifest import (
     verify_files,
 )
 from masc_core.errors import ArtifactError, ConfigError, UnknownModelError
+from masc_core.io.files import atomic_write, reading, writing
+
+CURRENT_FILE = "current"
+HISTORY_FILE = "history"
+LOCK_FILE = ".lock"
 
 
 class Registry:
-    """Bundles under a folder.
+    """Bundles under a folder, which may be missing until something is asked of it.
 
-    Parameters
-    ----------
-    root : the folder; may be missing until it is asked for something
+    Raises
+    ------
+    UnknownModelError : from whatever takes a name: no such model, or no such version of it
+    ArtifactError : from every method: a folder or file cannot be read, is damaged, or does not name
+        a version; names it
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -43,21 +49,11 @@ class Registry:
         self._manifests: dict[Path, tuple[tuple[int, int, int], Manifest]] = {}
 
     def names(self) -> tuple[str, ...]:
-        """Every model that has a version, active or not, sorted; empty when there is none.
-
-        Raises
-        ------
-        ArtifactError : the root is missing or cannot be read
-        """
+        """Every model that has a version, active or not, sorted; empty when there is none."""
         return tuple(sorted(name for name in self._folders(self.root) if self._versions(name)))
 
     def models(self) -> tuple[str, ...]:
-        """Every model that has an active version, sorted; at least one.
-
-        Raises
-        ------
-        ArtifactError : the root is missing, holds no model, or none of its models is active
-        """
+        """Every model that has an active version, sorted; an `ArtifactError` where none has."""
         names = self.names()
         if not names:
             for folder in self._folders(self.root):
@@ -77,7 +73,6 @@ class Registry:
         Raises
         ------
         ConfigError : the preferred one does not exist, or none is preferred among several
-        ArtifactError : as from `models`
         """
         models = self.models()
         listed = ", ".join(models)
@@ -90,25 +85,14 @@ class Registry:
         return models[0]
 
     def versions(self, name: str) -> tuple[str, ...]:
-        """Versions of a model, numbers in their names compared as numbers.
-
-        Raises
-        ------
-        UnknownModelError : no model of that name
-        """
-        found = self._versions(name) if is_plain_name(name) else ()
-        if not found:
+        """Versions of a model, numbers in their names compared as numbers."""
+        versions = self._versions(name) if is_plain_name(name) else ()
+        if not versions:
             raise UnknownModelError("model", f"there is no model {name!r}")
-        return found
+        return versions
 
     def current(self, name: str) -> str:
-        """Name of the active version.
-
-        Raises
-        ------
-        UnknownModelError : no model of that name
-        ArtifactError : no version is active, or the file that says so does not name one
-        """
+        """Name of the active version; an `ArtifactError` where none is."""
         path = self.root / name / CURRENT_FILE
         if is_plain_name(name) and path.is_file():
             self._refuse_missing_manifest(path)
@@ -135,13 +119,7 @@ class Registry:
             raise ArtifactError(choice.path, f"cannot be read: {error.strerror}") from error
 
     def path(self, name: str, version: str | None = None) -> Path:
-        """Folder of a version, by default the active one.
-
-        Raises
-        ------
-        UnknownModelError : no model of that name, or no such version of it
-        ArtifactError : as from `current`
-        """
+        """Folder of a version, by default the active one."""
         if version is None:
             version = self.current(name)
         elif version not in self.versions(name):
@@ -149,20 +127,10 @@ class Registry:
         return self.root / name / version
 
     def manifest(self, name: str, version: str | None = None) -> Manifest:
-        """Manifest of a version, by default the active one; parsed once for each state of the file.
-
-        Raises
-        ------
-        UnknownModelError : no model of that name, or no such version of it
-        ArtifactError : the manifest is damaged, or is that of another model or version
-        """
+        """Manifest of a version, by default the active one; parsed once per state of the file."""
         folder = self.path(name, version)
-        try:
+        with reading(folder / MANIFEST_FILE):
             status = (folder / MANIFEST_FILE).stat()
-        except OSError as error:
-            raise ArtifactError(
-                folder / MANIFEST_FILE, f"cannot be read: {error.strerror}"
-            ) from error
         state = (status.st_mtime_ns, status.st_size, status.st_ino)
         cached = self._manifests.get(folder)
         if cached is not None and cached[0] == state:
@@ -176,35 +144,19 @@ class Registry:
         return manifest
 
     def verify(self, name: str, version: str | None = None) -> Manifest:
-        """Check every file of a version, by default the active one, against its SHA-256.
-
-        Raises
-        ------
-        UnknownModelError : no model of that name, or no such version of it
-        ArtifactError : a file is missing, truncated or altered; names it
-        """
+        """Check every file of a version, by default the active one, against its SHA-256."""
         manifest = self.manifest(name, version)
         verify_files(self.path(name, manifest.version), manifest)
         return manifest
 
     def activate(self, name: str, version: str) -> None:
-        """Make a version the active one, after verifying it; a refused one changes nothing.
-
-        Raises
-        ------
-        UnknownModelError, ArtifactError : as from `verify`, or the choice cannot be written
-        """
+        """Make a version the active one, after verifying it; a refused one changes nothing."""
         self.verify(name, version)
-        with self._choosing(name) as choice:
+        with self._locked_choice(name) as choice:
             choice.choose(version)
 
     def previous(self, name: str) -> str | None:
-        """Name of the version that `rollback` would make active; None where there is none.
-
-        Raises
-        ------
-        UnknownModelError, ArtifactError : as from `current`
-        """
+        """Name of the version that `rollback` would make active; None where there is none."""
         earlier = ActiveVersion(self.root / name).earlier(self.current(name))
         versions = self._versions(name)  # one may have been removed since it was active
         return next((version for version in reversed(earlier) if version in versions), None)
@@ -218,15 +170,9 @@ class Registry:
         ----------
         name : of the model
         leaving : the version that must still be the active one; by default whichever is
-
-        Raises
-        ------
-        UnknownModelError : no model of that name
-        ArtifactError : none was active before, it is damaged, another version than ``leaving`` is
-            active, or the choice cannot be written; nothing has changed
         """
         self.current(name)
-        with self._choosing(name) as choice:
+        with self._locked_choice(name) as choice:
             active, version = self.current(name), self.previous(name)
             if leaving not in {None, active}:
                 raise ArtifactError(choice.path, f"names {active!r} by now, not {leaving!r}")
@@ -237,14 +183,10 @@ class Registry:
         return version
 
     @contextmanager
-    def _choosing(self, name: str) -> Iterator[ActiveVersion]:
-        """Lend the choice of a model's active version to one at a time."""
+    def _locked_choice(self, name: str) -> Iterator[ActiveVersion]:
         choice = ActiveVersion(self.root / name)
-        try:
-            with choice.locked():
-                yield choice
-        except OSError as error:
-            raise ArtifactError(choice.path, f"cannot be written: {error.strerror}") from error
+        with writing(choice.path), choice.locked():
+            yield choice
 
     def _refuse_missing_manifest(self, current: Path) -> None:
         """Tell a damaged bundle, which `current` names, from a folder that is none."""
@@ -257,25 +199,89 @@ class Registry:
         folder = self.root / name
         if not folder.is_dir():
             return ()
-        found = (
-            version
-            for version in self._folders(folder)
-            if (folder / version / MANIFEST_FILE).is_file()
-        )
-        return tuple(sorted(found, key=_natural))
+        versions = self._folders(folder)
+        listed = (v for v in versions if (folder / v / MANIFEST_FILE).is_file())
+        return tuple(sorted(listed, key=_natural))
 
     def _folders(self, path: Path) -> list[str]:
-        try:
-            return [
-                entry.name
-                for entry in path.iterdir()
-                if is_plain_name(entry.name) and entry.is_dir()
-            ]
-        except OSError as error:
-            raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
+        with reading(path):
+            entries = [entry for entry in path.iterdir() if is_plain_name(entry.name)]
+            return [entry.name for entry in entries if entry.is_dir()]
 
 
 def _natural(version: str) -> list[tuple[int, str]]:
     """Sort key under which v2 comes before v10."""
     parts = re.findall(r"\d+|\D+", version)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+class ActiveVersion:
+    """The choice among the versions in a model's folder.
+
+    ``current`` names the active version; ``history`` holds, one a line, what has been activated,
+    each version once and the latest last. Whatever stands behind the active version there was
+    rolled back from and counts no more, so ``current`` alone decides: a process that is killed
+    between the two files leaves a choice and its past that fit. A folder without ``history`` has no
+    past yet.
+
+    Raises
+    ------
+    ArtifactError : from every method: one of the files cannot be read; names it
+    OSError : from those that write
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / CURRENT_FILE
+        self._history = folder / HISTORY_FILE
+        self._lock = folder / LOCK_FILE
+
+    def read(self) -> str:
+        """Name of the active version, as the file has it; `FileNotFoundError` where none is."""
+        return _read_text(self.path).strip()
+
+    def stamp(self) -> tuple[int, int]:
+        """Changes whenever a version is made active, also if it was so before."""
+        status = self.path.stat()
+        return status.st_mtime_ns, status.st_ino  # the file is replaced, never written over
+
+    def earlier(self, active: str) -> tuple[str, ...]:
+        """Versions that were active before ``active``, which is so now, the latest last."""
+        activated = self._activated()
+        return activated[: activated.index(active)] if active in activated else activated
+
+    def choose(self, version: str) -> None:
+        """Make a version the active one; the one that was is its predecessor. Needs `locked`."""
+        past: list[str] = []
+        if self.path.is_file():
+            active = self.read()
+            past = [*self.earlier(active), active]
+        kept = [one for one in past if one != version]
+        atomic_write(self._history, "".join(f"{one}\n" for one in [*kept, version]).encode())
+        self.go_back(version)
+
+    def go_back(self, version: str) -> None:
+        """Make one of the `earlier` versions the active one again. Needs `locked`."""
+        atomic_write(self.path, f"{version}\n".encode())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other threads and processes from choosing until the block ends."""
+        with self._lock.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed
+            yield
+
+    def _activated(self) -> tuple[str, ...]:
+        try:
+            return tuple(_read_text(self._history).split())
+        except FileNotFoundError:
+            return ()
+
+
+def _read_text(path: Path) -> str:
+    """Content of a file; `FileNotFoundError` where there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(path, f"cannot be read: {error}") from error

@@ -1,6 +1,8 @@
-"""What a model bundle is made of, whether it belongs together, and its way into one folder.
+"""How a model bundle is written: its parts, whether they belong together, and a draft of a version.
 
-Weights are safetensors. A folder appears whole or not at all, and is never changed afterwards.
+Weights are safetensors. A draft stands beside its place under a hidden name, on the same disk, and
+is measured there as it will be served; it is listed whole or not at all, whenever its process ends,
+and never changed afterwards.
 
 Legend: V codes, K clusters.
 """
@@ -10,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import JsonValue
 
+from masc_core.bundle.codebook_view import CodebookFiles
 from masc_core.bundle.manifest import (
     COUNTS_FILE,
     PRIOR_FILE,
@@ -31,12 +34,13 @@ from masc_core.bundle.manifest import (
     VQSection,
     write_manifest,
 )
-from masc_core.bundle.read import COUNTS_KEY, ENCODER_PREFIXES, TRAINING_KEYS
+from masc_core.bundle.read import COUNTS_KEY, ENCODER_PREFIXES, TRAINING_KEYS, Bundle, load_bundle
+from masc_core.device import choose_dtype, resolve_device
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.io.files import atomic_folder, atomic_write, sha256_file
+from masc_core.io.files import atomic_folder, atomic_write, sha256_file, writing
 from masc_core.io.tensors import write_tensors
 from masc_core.models.gpt import GPT
-from masc_core.models.refiner import Refiner, RefinerConfig
+from masc_core.models.refiner import Refiner
 from masc_core.models.vq import VQModel
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import InClusterDecoder, offered
@@ -44,78 +48,16 @@ from masc_core.sampling.in_cluster import InClusterDecoder, offered
 
 @dataclass(frozen=True, slots=True)
 class BundleParts:
-    """What a bundle is made of.
+    """What a bundle is made of."""
 
-    Attributes
-    ----------
-    model : the transformer over the prior's K clusters, with a null class
-    tokenizer : its codebook has the prior's V codes
-    prior : code to cluster
-    counts : int (V,), how often each code occurs in the training data; offers ``frequency``
-    samples : a PNG that shows what the model makes
-    refiner : draws codes of this prior from the transformer's hidden states; offers ``refine``
-    """
-
-    model: GPT
-    tokenizer: VQModel
+    model: GPT  # the transformer over the prior's K clusters, with a null class
+    tokenizer: VQModel  # its codebook has the prior's V codes
     prior: ClusterMap
-    counts: npt.NDArray[np.integer] | None = None
-    samples: bytes | None = None
-    refiner: Refiner | None = None
+    counts: npt.NDArray[np.integer] | None = None  # of each code in the training data, int (V,)
+    refiner: Refiner | None = None  # draws codes of this prior from the model's hidden states
 
 
 def save_bundle(
-    folder: str | PathLike[str],
-    card: ModelCard,
-    parts: BundleParts,
-    *,
-    weights_dtype: torch.dtype = torch.float16,
-    with_encoder: bool = False,
-) -> Manifest:
-    """Write a new bundle; its folder, and the ones above it, are made.
-
-    Parameters
-    ----------
-    folder : must not exist yet
-    card : name, version, class names, defaults, provenance, metrics
-    parts : the models
-    weights_dtype : precision of the weights on disk
-    with_encoder : keep the tokenizer's encoder, which serving does not need
-
-    Returns
-    -------
-    the manifest that was written
-
-    Raises
-    ------
-    ConfigError : the parts do not belong together
-    ArtifactError : the folder exists or cannot be written, or a weight does not fit the precision
-    """
-    with new_bundle(folder) as draft:
-        return write_bundle(
-            draft, card, parts, weights_dtype=weights_dtype, with_encoder=with_encoder
-        )
-
-
-@contextmanager
-def new_bundle(folder: str | PathLike[str]) -> Iterator[Path]:
-    """Lend a folder for `write_bundle` that becomes ``folder`` when the block ends well.
-
-    Raises
-    ------
-    ArtifactError : the folder exists, or it cannot be written
-    """
-    folder = Path(folder)
-    if folder.exists():
-        raise ArtifactError(folder, "exists already; a published version is never changed")
-    try:
-        with atomic_folder(folder) as draft:
-            yield draft
-    except OSError as error:
-        raise ArtifactError(folder, f"cannot be written: {error.strerror}") from error
-
-
-def write_bundle(
     folder: Path,
     card: ModelCard,
     parts: BundleParts,
@@ -123,11 +65,101 @@ def write_bundle(
     weights_dtype: torch.dtype = torch.float16,
     with_encoder: bool = False,
 ) -> Manifest:
-    """Write a bundle into an empty folder; the rest as for `save_bundle`."""
-    _check_parts(parts)
-    _write_weights(folder, parts, weights_dtype, with_encoder=with_encoder)
-    files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
-    return write_manifest(folder, _manifest(card, parts, files))
+    """Write a new bundle; see `draft_version` and `BundleDraft.write`."""
+    with _draft(folder) as draft:
+        return draft.write(card, parts, weights_dtype=weights_dtype, with_encoder=with_encoder)
+
+
+@contextmanager
+def draft_version(models: Path, name: str, version: str | None) -> Iterator[BundleDraft]:
+    """Lend a draft, which becomes a version of the model when the block ends well.
+
+    Without a name the version is the number after the highest one. An `ArtifactError` says that it
+    exists, or cannot be written.
+    """
+    with _draft(models / name / (version or next_version(models / name))) as draft:
+        yield draft
+
+
+def next_version(folder: Path) -> str:
+    """Number after the highest one that a version in a model's folder has; 1 for the first."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
+    return str(1 + max(numbers, default=0))
+
+
+@contextmanager
+def _draft(folder: Path) -> Iterator[BundleDraft]:
+    if folder.exists():
+        raise ArtifactError(folder, "exists already; a published version is never changed")
+    with writing(folder), atomic_folder(folder) as draft:
+        yield BundleDraft(draft, folder.name)
+
+
+class BundleDraft:
+    """A bundle that nobody sees yet; use `draft_version`.
+
+    Attributes
+    ----------
+    version : its name
+    """
+
+    def __init__(self, folder: Path, version: str) -> None:
+        self.version = version
+        self._folder = folder
+        self._manifest: Manifest | None = None
+
+    def write(
+        self,
+        card: ModelCard,
+        parts: BundleParts,
+        *,
+        weights_dtype: torch.dtype = torch.float16,
+        with_encoder: bool = False,
+    ) -> Manifest:
+        """Write the bundle; return its manifest.
+
+        Parameters
+        ----------
+        card : name, version, class names, defaults, provenance, metrics
+        parts : the models
+        weights_dtype : precision of the weights on disk
+        with_encoder : keep the tokenizer's encoder, which serving does not need
+
+        Raises
+        ------
+        ConfigError : the parts do not belong together
+        ArtifactError : a weight does not fit the precision
+        """
+        _check_parts(parts)
+        _write_weights(self._folder, parts, weights_dtype, with_encoder=with_encoder)
+        files = {path.name: sha256_file(path) for path in sorted(self._folder.iterdir())}
+        self._manifest = write_manifest(self._folder, _manifest(card, parts, files))
+        return self._manifest
+
+    def load(self, device: str) -> Bundle:
+        """Load what was written, as a worker would."""
+        on = resolve_device(device)
+        return load_bundle(self._folder, on, choose_dtype("auto", on))
+
+    def finish(
+        self,
+        metrics: Mapping[str, JsonValue] | None = None,
+        samples: bytes | None = None,
+        codebook: CodebookFiles | None = None,
+    ) -> Manifest:
+        """Add measured figures, a PNG of images and what people see of the codebook."""
+        if self._manifest is None:
+            raise RuntimeError("a draft must be written before it is finished")
+        pictures = {} if samples is None else {SAMPLES_FILE: samples}
+        pictures |= {} if codebook is None else codebook.encode()
+        files = dict(self._manifest.files)
+        for name, content in pictures.items():
+            atomic_write(self._folder / name, content)
+            files[name] = sha256_file(self._folder / name)
+        figures = {**self._manifest.metrics, **(metrics or {})}
+        self._manifest = self._manifest.model_copy(update={"metrics": figures, "files": files})
+        return write_manifest(self._folder, self._manifest)
 
 
 def _check_parts(parts: BundleParts) -> None:
@@ -143,12 +175,8 @@ def _check_parts(parts: BundleParts) -> None:
         )
     if gpt.num_class_rows == gpt.num_classes:
         raise ConfigError("a transformer trained with class_dropout 0 cannot be guided, nor served")
-    if parts.refiner is not None:
-        _check_refiner(parts.refiner.config, parts)
-
-
-def _check_refiner(config: RefinerConfig, parts: BundleParts) -> None:
-    gpt, prior = parts.model.config, parts.prior
+    if parts.refiner is None:
+        return
     fitting = {
         "num_codes": prior.num_codes,
         "num_clusters": prior.num_clusters,
@@ -156,10 +184,26 @@ def _check_refiner(config: RefinerConfig, parts: BundleParts) -> None:
         "block_size": gpt.block_size,
     }
     for name, value in fitting.items():
-        if getattr(config, name) != value:
-            raise ConfigError(
-                f"the refiner has {name} {getattr(config, name)}, the other models have {value}"
-            )
+        actual = getattr(parts.refiner.config, name)
+        if actual != value:
+            raise ConfigError(f"the refiner has {name} {actual}, the other models have {value}")
+
+
+def _write_weights(
+    folder: Path, parts: BundleParts, dtype: torch.dtype, *, with_encoder: bool
+) -> None:
+    left_out = TRAINING_KEYS if with_encoder else (*TRAINING_KEYS, *ENCODER_PREFIXES)
+    tokenizer = parts.tokenizer.state_dict()
+    tokenizer = {name: w for name, w in tokenizer.items() if not name.startswith(left_out)}
+    write_tensors(folder / TRANSFORMER_FILE, parts.model.state_dict(), dtype)
+    write_tensors(folder / TOKENIZER_FILE, tokenizer, dtype)
+    parts.prior.save(folder / PRIOR_FILE)
+    if parts.counts is not None:
+        InClusterDecoder(parts.prior, parts.counts)  # refuses counts that do not fit
+        counts = torch.from_numpy(np.asarray(parts.counts).astype(np.int64))
+        write_tensors(folder / COUNTS_FILE, {COUNTS_KEY: counts}, dtype)
+    if parts.refiner is not None:
+        write_tensors(folder / REFINER_FILE, parts.refiner.state_dict(), dtype)
 
 
 def _manifest(card: ModelCard, parts: BundleParts, files: Mapping[str, str]) -> Manifest:
@@ -179,24 +223,3 @@ def _manifest(card: ModelCard, parts: BundleParts, files: Mapping[str, str]) -> 
         decodings=offered(counts=parts.counts is not None, refiner=refiner is not None),
         files=dict(files),
     )
-
-
-def _write_weights(
-    folder: Path, parts: BundleParts, dtype: torch.dtype, *, with_encoder: bool
-) -> None:
-    left_out = TRAINING_KEYS if with_encoder else (*TRAINING_KEYS, *ENCODER_PREFIXES)
-    write_tensors(folder / TRANSFORMER_FILE, parts.model.state_dict(), dtype)
-    write_tensors(
-        folder / TOKENIZER_FILE,
-        {k: v for k, v in parts.tokenizer.state_dict().items() if not k.startswith(left_out)},
-        dtype,
-    )
-    parts.prior.save(folder / PRIOR_FILE)
-    if parts.counts is not None:
-        InClusterDecoder(parts.prior, parts.counts)  # refuses counts that do not fit
-        counts = torch.from_numpy(np.asarray(parts.counts).astype(np.int64))
-        write_tensors(folder / COUNTS_FILE, {COUNTS_KEY: counts}, dtype)
-    if parts.refiner is not None:
-        write_tensors(folder / REFINER_FILE, parts.refiner.state_dict(), dtype)
-    if parts.samples is not None:
-        atomic_write(folder / SAMPLES_FILE, parts.samples)

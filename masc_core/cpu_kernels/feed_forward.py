@@ -19,16 +19,9 @@ from masc_core.kernel import inline, reduction, serial
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """``x + residual`` and its norm; see `masc_core.models.fused.add_rms_norm`.
+    """``x + residual`` and its norm; see `masc_core.models.gpt.add_rms_norm`.
 
-    Parameters
-    ----------
-    x, residual : (R, C), contiguous, of one type of ``DTYPES``
-    weight : (C,), of that type
-
-    Returns
-    -------
-    both (R, C), of that type
+    All are contiguous, of one type of ``DTYPES``.
     """
     total, normed = torch.empty_like(x), torch.empty_like(x)
     inputs = x.data_ptr(), residual.data_ptr(), weight.data_ptr()
@@ -39,16 +32,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """``silu(gate) * up``.
-
-    Parameters
-    ----------
-    gate_up : (R, 2 F), gates then factors, contiguous, of a type of ``DTYPES``
-
-    Returns
-    -------
-    (R, F), of that type
-    """
+    """``silu(gate) * up``, (R, F), of gates then factors (R, 2 F), contiguous, of ``DTYPES``."""
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(num_rows, width, dtype=gate_up.dtype)
     _swiglu(DTYPES[out.dtype], gate_up.data_ptr(), out.data_ptr(), num_rows, width)

@@ -19,12 +19,7 @@ _ROUNDS = 10
 
 
 def random_bits(seeds: Tensor, positions: Tensor, num: int, stream: int) -> Tensor:
-    """Uniform 32-bit words, int64 (B, num); see `masc_core.sampling.rng.random_bits`.
-
-    Parameters
-    ----------
-    seeds, positions : int64 (B,), contiguous
-    """
+    """Words (B, num) for contiguous int64 (B,); see `masc_core.sampling.rng.random_bits`."""
     num_blocks = -(-num // 4)
     words = torch.empty(len(seeds), 4 * num_blocks, dtype=torch.int64)
     addresses = seeds.data_ptr(), positions.data_ptr(), words.data_ptr()

@@ -1,8 +1,11 @@
-"""Images on their way through the transformer together, each at a position of its own.
+"""The images of a batch: who is in it, where, and what they have drawn.
 
 Everything is vectorised over the images; only when one joins or leaves are they looked at one by
 one. `generate` runs a batch from the first position to the last, the worker's engine lets images
 join and leave at any step, and a GPU records the steps (`worker.engine.cuda_graphs`).
+
+A step has the rows of its images, then one row for the null class of each guided image, then
+filling, which belongs to a slot that no image gets.
 
 Legend: n images that are read, L positions of an image, S slots.
 """
@@ -16,50 +19,64 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from masc_core.generation.host_copy import HostCopy
-from masc_core.generation.slots import (
-    Slot,
-    StepShape,
-    allocate,
-    has_filters,
-    lay_out,
-    num_rows,
-    refined_images,
+from masc_core.generation.step import (
+    CPU_ROW_MULTIPLE,
+    Indices,
+    Step,
+    Tables,
+    pack_params,
+    unpack_params,
 )
-from masc_core.generation.step import CPU_ROW_MULTIPLE, Indices, Step
-from masc_core.generation.tables import Tables, pack_params, unpack_params
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
-from masc_core.sampling.params import SamplingParams, check_specs
+from masc_core.sampling.params import SamplingParams, check_params
+
+NO_SLOT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The place of an image in a batch."""
+
+    params: SamplingParams
+    index: int  # of its row in the tables and of its conditional row in the cache
+    null: int  # of its row of the null class in the cache; ``NO_SLOT`` where it is not guided
+
+
+class StepShape(NamedTuple):
+    """Numbers of a step that a recorded one cannot change; all but ``filters`` count filling."""
+
+    rows: int  # R, of the transformer's batch
+    images: int  # B
+    filters: bool  # whether any image may ask for top-k or top-p
+    refined: int = 0  # n, images whose codes the refiner draws
+
+
+class Layout(NamedTuple):
+    """Who is in a step, as numbers; see `masc_core.generation.step.Indices`."""
+
+    slots: list[int]
+    owners: list[int]
+    is_null: list[int]
+    images: list[int]
+    partners: list[int]
+    refined: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What is known after a step.
+    """What is known after a step."""
 
-    Attributes
-    ----------
-    failed : slots of images that are known by now to have had logits that were not finite
-    code_seconds : time to turn clusters into codes; on a GPU the time to enqueue that
-    """
-
-    failed: Sequence[int]
-    code_seconds: float
+    failed: Sequence[int]  # slots of images known by now to have had logits that were not finite
+    code_seconds: float  # to turn clusters into codes; on a GPU to enqueue that
 
 
 class Drawn(NamedTuple):
-    """What images have drawn so far, on the CPU.
+    """What images have drawn so far, on the CPU."""
 
-    Attributes
-    ----------
-    codes : int64 (n, L)
-    entropies : float32 (n, L), bits
-    finite : bool (n,), whether all their logits were
-    """
-
-    codes: Tensor
-    entropies: Tensor
-    finite: Tensor
+    codes: Tensor  # int64 (n, L)
+    entropies: Tensor  # float32 (n, L), bits
+    finite: Tensor  # bool (n,), whether all their logits were
 
 
 class Batch:
@@ -75,6 +92,7 @@ class Batch:
     Attributes
     ----------
     reads_late : whether what is read after a step is better waited for after the next one
+    tables : what is known of the images, on the device
     """
 
     reads_late = False
@@ -91,54 +109,42 @@ class Batch:
         self._config, self._decoder, self._num_slots = model.config, decoder, num_slots
         self._device = model.output.weight.device
         self._step = Step(model, decoder, num_slots, compiled=compiled, kernels=kernels)
+        self.tables: Tables = self._step.tables
         self._slots: list[Slot] = []
         self._shape: StepShape | None = None  # of these images, once it is needed
         self._indices: Indices | None = None
 
     def __len__(self) -> int:
-        """Images that are here."""
+        """Number of images."""
         return len(self._slots)
 
     @property
     def num_rows(self) -> int:
-        """Rows of the transformer's batch that the images take, without filling."""
+        """Rows that the images take, without filling."""
         return num_rows(self._slots)
-
-    @property
-    def tables(self) -> Tables:
-        """What is known of the images, on the device."""
-        return self._step.tables
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Do a step of nobody, so that it is known to work; the images, if any, do not notice."""
+        """Do a step of filling alone, so that it is known to work; no image is affected."""
         shape = StepShape(rows=CPU_ROW_MULTIPLE, images=1, filters=False)
         self._shape, self._indices = None, self._lay_out(shape, ())
         self._run(shape)
 
-    def join(self, specs: Sequence[SamplingParams]) -> list[int]:
-        """Add images at their first position, behind those that are here: all of them or none.
-
-        Parameters
-        ----------
-        specs : at least one
-
-        Returns
-        -------
-        the slots by which the images are known until they leave
+    def join(self, params_list: Sequence[SamplingParams]) -> list[int]:
+        """Add images at their first position, all of them or none; return the slots they get.
 
         Raises
         ------
-        UnknownClassError, InvalidFieldError : a spec asks for what the model does not have
+        UnknownClassError, InvalidFieldError : an image asks for what the model does not have
         ValueError : the images do not fit
         """
-        check_specs(specs, self._config)
-        for spec in specs:
-            self._decoder.check(spec.decoding)
-        joining = allocate(specs, self._slots, self._num_slots)
+        check_params(params_list, self._config)
+        for params in params_list:
+            self._decoder.check(params.decoding)
+        joining = allocate(params_list, self._slots, self._num_slots)
         indices = [slot.index for slot in joining]
-        packed = self._upload(torch.cat([torch.tensor([indices]), pack_params(specs)]))
-        # Into slots of nobody: whatever fails, those who are here are not affected.
+        packed = self._upload(torch.cat([torch.tensor([indices]), pack_params(params_list)]))
+        # Into free slots: whatever fails, the images in the batch are not affected.
         self.tables.put(packed[0], unpack_params(packed[1:]))
         self._slots, self._shape = self._slots + joining, None
         return indices
@@ -162,7 +168,7 @@ class Batch:
         return HostCopy(tables.codes[chosen], tables.entropies[chosen], tables.finite[chosen])
 
     def _arrange(self) -> StepShape:
-        """Choose a shape for the images that are here, and say where in it they are."""
+        """Choose a shape for the images, and lay them out in it."""
         multiple = CPU_ROW_MULTIPLE if self._device.type == "cpu" else 1
         refined = len(refined_images(self._slots))
         shape = StepShape(
@@ -181,7 +187,6 @@ class Batch:
         return Indices(*torch.split(self._upload(flat), sizes))
 
     def _run(self, shape: StepShape) -> float:
-        """Do the step; return what `Step` does."""
         assert self._indices is not None  # noqa: S101 - `_arrange` came before
         return self._step(self._indices, filters=shape.filters)
 
@@ -198,6 +203,88 @@ class Batch:
         # From pinned memory: any other copy would wait for the work under way.
         on_gpu = self._device.type == "cuda"
         return made.pin_memory().to(self._device, non_blocking=True) if on_gpu else made
+
+
+class HostCopy:
+    """Copies of tensors on their way to the host; the device goes on meanwhile.
+
+    Parameters
+    ----------
+    tensors : as they are when the device has done what was enqueued so far; on a CPU they are
+        taken as they are, and must not be changed
+    """
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._tensors, self._arrived = tensors, None
+        if tensors[0].is_cuda:
+            self._tensors = tuple(_begin_copy(tensor) for tensor in tensors)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def wait(self) -> tuple[Tensor, ...]:
+        """Wait for the copies, and return them."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._tensors
+
+
+def _begin_copy(tensor: Tensor) -> Tensor:
+    # Only to pinned memory does a copy not wait for its end.
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def num_rows(slots: Sequence[Slot]) -> int:
+    """Rows of the transformer's batch that the images take."""
+    return sum(slot.params.num_rows for slot in slots)
+
+
+def allocate(
+    params_list: Sequence[SamplingParams], slots: Sequence[Slot], num_slots: int
+) -> list[Slot]:
+    """Find room, among S slots, for images that join others together; no image is moved."""
+    taken = {index for slot in slots for index in (slot.index, slot.null)}
+    free = [index for index in range(num_slots) if index not in taken]
+    needed = sum(params.num_rows for params in params_list)
+    if needed > len(free):
+        raise ValueError(f"{needed} rows do not fit, {len(free)} are free")
+    indices = iter(free)
+    return [
+        Slot(params, next(indices), NO_SLOT if params.num_rows == 1 else next(indices))
+        for params in params_list
+    ]
+
+
+def refined_images(slots: Sequence[Slot]) -> list[int]:
+    """Which of the images have their codes drawn by the refiner."""
+    return [image for image, slot in enumerate(slots) if slot.params.decoding == "refine"]
+
+
+def has_filters(slots: Sequence[Slot]) -> bool:
+    """Whether any image asks for top-k or top-p."""
+    return any(slot.params.top_k or slot.params.top_p < 1 for slot in slots)
+
+
+def lay_out(shape: StepShape, slots: Sequence[Slot], spare: int) -> Layout:
+    """Place images in a shape that holds them; ``spare`` is the slot of the filling."""
+    guided = [slot for slot in slots if slot.null != NO_SLOT]
+    rows = [(s.index, s.index, 0) for s in slots] + [(s.null, s.index, 1) for s in guided]
+    rows += [(spare, spare, 0)] * (shape.rows - len(rows))
+    cache, owners, is_null = map(list, zip(*rows, strict=True))
+    images = [slot.index for slot in slots]
+    null_rows = {slot.index: len(slots) + i for i, slot in enumerate(guided)}
+    partners = [null_rows.get(index, row) for row, index in enumerate(images)]
+    filling = range(len(slots), shape.images)
+    # One that is refined twice at once gets the same code twice.
+    refined = range(shape.images) if shape.refined == shape.images else refined_images(slots)
+    return Layout(
+        cache,
+        owners,
+        is_null,
+        images + [spare] * len(filling),
+        [*partners, *filling],
+        [*refined, *[*refined][:1] * (shape.refined - len(refined))],
+    )
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -21,36 +21,25 @@ from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
 from masc_core.sampling.params import SamplingParams
 
-OnStep = Callable[[int, Tensor], None]
-
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What `generate` made, on the model's device.
+    """What `generate` made, on the model's device."""
 
-    Attributes
-    ----------
-    codes : int64 (B, L), of the tokenizer, raster order
-    clusters : int64 (B, L), what the transformer predicted
-    entropies : float32 (B, L), bits; of the guided distribution before temperature and filters
-    prefill_seconds, decode_seconds : duration of the first position, and of all others
-    code_seconds : part of both that turned clusters into codes; on a GPU the time to enqueue it
-    """
-
-    codes: Tensor
-    clusters: Tensor
-    entropies: Tensor
-    prefill_seconds: float
-    decode_seconds: float
-    code_seconds: float
+    codes: Tensor  # int64 (B, L), of the tokenizer, raster order
+    clusters: Tensor  # int64 (B, L), what the transformer predicted
+    entropies: Tensor  # float32 (B, L), bits; with guidance, before temperature and filters
+    prefill_seconds: float  # of the first position
+    decode_seconds: float  # of all others
+    code_seconds: float  # of both, to turn clusters into codes; on a GPU to enqueue that
 
 
 @torch.inference_mode()
 def generate(
     model: GPT,
     decoder: InClusterDecoder,
-    specs: Sequence[SamplingParams],
-    on_step: OnStep | None = None,
+    params_list: Sequence[SamplingParams],
+    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Generated:
     """Generate a batch of images.
 
@@ -58,23 +47,23 @@ def generate(
     ----------
     model : in evaluation mode
     decoder : on the model's device
-    specs : the B images, at least one
+    params_list : of the B images, at least one
     on_step : called after each position p as ``on_step(p, codes)``, with the codes so far, int64
         (B, p + 1); what it raises ends the generation
 
     Raises
     ------
-    UnknownClassError, InvalidFieldError : a spec asks for what the model does not have
+    UnknownClassError, InvalidFieldError : as from `Batch.join`
     NonFiniteError : the logits of some images hold a NaN or an infinity; ``indices`` says of which
     ValueError : no images, or a model in training mode, where dropout makes results random
     """
     if model.training:
         raise ValueError("the model is in training mode")
-    batch = Batch(model, decoder, sum(spec.num_rows for spec in specs))
-    slots = batch.join(specs)
+    batch = Batch(model, decoder, sum(params.num_rows for params in params_list))
+    slots = batch.join(params_list)
     num_steps, device = model.config.block_size, model.output.weight.device
     images, tables = torch.tensor(slots, device=device), batch.tables
-    clusters = torch.empty(len(specs), num_steps, dtype=torch.int64, device=device)
+    clusters = torch.empty(len(params_list), num_steps, dtype=torch.int64, device=device)
     started = prefilled = time.perf_counter()
     code_seconds = 0.0
     for position in range(num_steps):

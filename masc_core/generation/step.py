@@ -3,57 +3,95 @@
 It is tensors alone: nothing is read on the host, and no shape depends on a value. What is known of
 images lies in tables with a row per slot; indices say which images are in this step. So a GPU can
 record a step once for some numbers of rows and images, and replay it for any images; a CPU runs it
-as it is. Between devices only the kernels differ (`masc_core.models.kv_cache`, `fused`).
+as it is. Between devices only the kernels differ (`masc_core.models.kv_cache`, `gpt`).
 
 What an image becomes depends on its `SamplingParams` alone: rows do not meet in any operation, and
-random words belong to (seed, position). On a CPU a row has the same bits in any company, in
+random words belong to (seed, position). On a CPU a row has the same bits in any batch, in
 products of the packed weights for every number of rows that is a multiple of ``CPU_ROW_MULTIPLE``.
 
-Legend: B images, R rows and n refined images of a step, all with filling; S slots; K clusters.
+Legend: B images, R rows and n refined images of a step, all with filling; S slots, L positions of
+an image, K clusters.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from masc_core.device import keep_float32, new_stream
-from masc_core.generation.tables import Tables
 from masc_core.models.compiled import Work, compile_part
 from masc_core.models.gpt import GPT, Block, Prediction
 from masc_core.models.kv_cache import KVCache, KVLayer, Rows
-from masc_core.sampling.in_cluster import REFINE, InClusterDecoder
-from masc_core.sampling.refinement import Refinement
+from masc_core.sampling.in_cluster import ALL_MODES, REFINE, InClusterDecoder, Refinement
+from masc_core.sampling.params import SamplingParams
 from masc_core.sampling.rng import code_bits, gumbel
 from masc_core.sampling.sampler import Sampled, sample
 
 # oneDNN is slower with two rows, and does not keep a row's bits for every other number of them.
 CPU_ROW_MULTIPLE = 4
 
+_FILLING = SamplingParams(class_id=0, cfg_scale=1.0, seed=0)
 
-class Indices(NamedTuple):
-    """Who is in a step, all int64.
 
-    Attributes
-    ----------
-    slots : (R,), where each row is in the cache
-    owners : (R,), slot of the image that the row belongs to
-    is_null : (R,), 1 where the row is of the null class, else 0
-    images : (B,), slots of the images, whose rows are the first B
-    partners : (B,), each one's row of the null class; its own row where it is not guided
-    refined : (n,), which of the B images the refiner looks at
+class BatchParams(NamedTuple):
+    """Sampling parameters of images, a column each, (n,) or (S + 1,)."""
+
+    seed: Tensor  # int64
+    class_id: Tensor  # int64
+    top_k: Tensor  # int64
+    decoding: Tensor  # int64, see `ALL_MODES`
+    cfg_scale: Tensor  # float32
+    temperature: Tensor  # float32
+    top_p: Tensor  # float64
+
+
+class Tables(NamedTuple):
+    """What is known of the images of a batch, with a row per slot, on the model's device.
+
+    The last row belongs to the filling of a step; its content means nothing.
     """
 
-    slots: Tensor
-    owners: Tensor
-    is_null: Tensor
-    images: Tensor
-    partners: Tensor
-    refined: Tensor
+    params: BatchParams  # (S + 1,) each
+    position: Tensor  # int64 (S + 1,), to be drawn next
+    token: Tensor  # int64 (S + 1,), drawn last
+    finite: Tensor  # bool (S + 1,), whether all logits so far were
+    codes: Tensor  # int64 (S + 1, L)
+    entropies: Tensor  # float32 (S + 1, L), bits
+
+    @classmethod
+    def empty(cls, num_slots: int, length: int, device: torch.device) -> Tables:
+        """Tables for S slots; all rows are of images that could be drawn."""
+        num = num_slots + 1
+        return cls(
+            unpack_params(pack_params([_FILLING] * num).to(device)),
+            position=torch.zeros(num, dtype=torch.int64, device=device),
+            token=torch.zeros(num, dtype=torch.int64, device=device),
+            finite=torch.ones(num, dtype=torch.bool, device=device),
+            codes=torch.zeros(num, length, dtype=torch.int64, device=device),
+            entropies=torch.zeros(num, length, dtype=torch.float32, device=device),
+        )
+
+    def put(self, slots: Tensor, params: BatchParams) -> None:
+        """Let images start in the slots, int64 (n,)."""
+        for table, column in zip(self.params, params, strict=True):
+            table[slots] = column
+        self.position[slots] = 0
+        self.finite[slots] = True
+
+
+class Indices(NamedTuple):
+    """Who is in a step, all int64."""
+
+    slots: Tensor  # (R,), where each row is in the cache
+    owners: Tensor  # (R,), slot of the image that the row belongs to
+    is_null: Tensor  # (R,), 1 where the row is of the null class, else 0
+    images: Tensor  # (B,), slots of the images, whose rows are the first B
+    partners: Tensor  # (B,), each one's row of the null class; its own where it is not guided
+    refined: Tensor  # (n,), which of the B images the refiner looks at
 
 
 class StepNoise(NamedTuple):
@@ -71,13 +109,9 @@ class Step:
     model : in evaluation mode; its weights are laid out for steps (`GPT.pack`)
     decoder : on the model's device
     num_slots : S
-    compiled : whether `torch.compile` makes kernels of the parts. All layers share one part, which
-        is compiled for the first number of rows and then once more for all others.
+    compiled : whether `torch.compile` makes kernels of the parts, for the first number of rows and
+        then once more for all others
     kernels : whether attention may take a compiled one; without either, only torch is needed
-
-    Attributes
-    ----------
-    tables : what it reads and writes
     """
 
     def __init__(
@@ -98,7 +132,7 @@ class Step:
         self._blocks = list(zip(model.blocks, self._cache.layers, strict=True))
         self._num_slots = num_slots
         self._refinement: Refinement | None = None  # once it is needed
-        self._side = new_stream(weight.device) if weight.is_cuda else None
+        self._side_stream = new_stream(weight.device) if weight.is_cuda else None
         if compiled:
             keep_float32()
         sizes = _sizes(model, decoder, num_slots) if compiled else None
@@ -106,61 +140,54 @@ class Step:
         def part(work: Work) -> Work:
             return compile_part(work, sizes) if compiled else work
 
-        self._enter = part(enter)
+        self._row_inputs = part(row_inputs)
         self._embed = part(model.embed)
         self._run_block = part(run_block)
         self._head = part(model.head)
-        self._noise = part(noise_of)
+        self._draw_noise = part(draw_noise)
         self._sample = part(sample_clusters)
         self._sample_filtered = part(sample_filtered)
-        self._pick = part(pick_and_write)
-        self._refine = part(refine_and_write)
+        self._sample_code = part(sample_code_and_write)
+        self._refine_code = part(refine_code_and_write)
 
     def __call__(self, indices: Indices, *, filters: bool) -> float:
-        """Do the step.
+        """Do the step; return the seconds in which clusters became codes (on a GPU: to enqueue it).
 
-        Parameters
-        ----------
-        indices : who is in it
-        filters : whether any of the images asks for top-k or top-p
-
-        Returns
-        -------
-        seconds in which clusters became codes; on a GPU those to enqueue that
+        ``filters`` says whether any of the images asks for top-k or top-p.
         """
         tables = self.tables
-        noise = self._noise_beside(indices)
+        noise = self._noise_on_side_stream(indices)
         hidden, logits = self.predict(indices)
-        if self._side is not None:
-            torch.cuda.current_stream().wait_stream(self._side)
+        if self._side_stream is not None:
+            torch.cuda.current_stream().wait_stream(self._side_stream)
         draw = self._sample_filtered if filters else self._sample
         sampled = draw(tables, indices, logits, noise.gumbel)
         started = time.perf_counter()
-        to_write = tables, indices, self._decoder, sampled, noise.bits
+        clusters = tables, indices, self._decoder, sampled, noise.bits
         if len(indices.refined):
-            self._refine(*to_write, self._refiner_at_work(), hidden)
+            self._refine_code(*clusters, self._lazy_refinement(), hidden)
         else:
-            self._pick(*to_write)
+            self._sample_code(*clusters)
         return time.perf_counter() - started
 
     def predict(self, indices: Indices) -> Prediction:
         """What the model makes of the rows, whose keys and values are then in the cache."""
-        rows = Rows(*self._enter(self.tables, indices, self._model.config.num_classes))
+        rows = Rows(*self._row_inputs(self.tables, indices, self._model.config.num_classes))
         x, residual, cos_sin = self._embed(rows)
         for block, layer in self._blocks:
             x, residual = self._run_block(block, x, residual, cos_sin, rows, layer)
         return self._head(x, residual)
 
-    def _noise_beside(self, indices: Indices) -> StepNoise:
+    def _noise_on_side_stream(self, indices: Indices) -> StepNoise:
         """Random numbers; on a GPU they are made while the model runs."""
         num_clusters = self._model.config.vocab_size
-        if self._side is None:
-            return self._noise(self.tables, indices, num_clusters)
-        self._side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._side):
-            return self._noise(self.tables, indices, num_clusters)
+        if self._side_stream is None:
+            return self._draw_noise(self.tables, indices, num_clusters)
+        self._side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side_stream):
+            return self._draw_noise(self.tables, indices, num_clusters)
 
-    def _refiner_at_work(self) -> Refinement:
+    def _lazy_refinement(self) -> Refinement:
         if self._refinement is None:
             decoder = self._decoder
             self._refinement = Refinement(
@@ -169,7 +196,7 @@ class Step:
         return self._refinement
 
 
-def enter(tables: Tables, indices: Indices, null_class: int) -> tuple[Tensor, Tensor, Tensor]:
+def row_inputs(tables: Tables, indices: Indices, null_class: int) -> tuple[Tensor, Tensor, Tensor]:
     """What each row takes in, its position and its slot, all int64 (R,)."""
     owners = indices.owners
     positions = tables.position[owners]
@@ -181,11 +208,11 @@ def enter(tables: Tables, indices: Indices, null_class: int) -> tuple[Tensor, Te
 def run_block(
     block: Block, x: Tensor, residual: Tensor, cos_sin: Tensor, rows: Rows, layer: KVLayer
 ) -> tuple[Tensor, Tensor]:
-    """One block of the model; see `Block.step`."""
+    """`Block.step` as a function, so that all layers share what is compiled."""
     return block.step(x, residual, cos_sin, rows, layer)
 
 
-def noise_of(tables: Tables, indices: Indices, num_clusters: int) -> StepNoise:
+def draw_noise(tables: Tables, indices: Indices, num_clusters: int) -> StepNoise:
     """Random numbers for the images; see `masc_core.sampling.rng`."""
     seeds, positions = tables.params.seed[indices.images], tables.position[indices.images]
     return StepNoise(gumbel(seeds, positions, num_clusters), code_bits(seeds, positions))
@@ -193,33 +220,33 @@ def noise_of(tables: Tables, indices: Indices, num_clusters: int) -> StepNoise:
 
 def sample_clusters(tables: Tables, indices: Indices, logits: Tensor, noise: Tensor) -> Sampled:
     """Draw the images' clusters from the rows' logits (R, K), where none has filters."""
-    return sample(*_to_sample(tables, indices, logits), None, None, noise)
+    return sample(*_logits_and_params(tables, indices, logits), None, None, noise)
 
 
 def sample_filtered(tables: Tables, indices: Indices, logits: Tensor, noise: Tensor) -> Sampled:
     """The same where some images have filters."""
     top_k, top_p = tables.params.top_k[indices.images], tables.params.top_p[indices.images]
-    return sample(*_to_sample(tables, indices, logits), top_k, top_p, noise)
+    return sample(*_logits_and_params(tables, indices, logits), top_k, top_p, noise)
 
 
-def _to_sample(
+def _logits_and_params(
     tables: Tables, indices: Indices, logits: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits with and without the class, scales and temperatures of the images."""
+    """What `sample` takes first: cond, uncond, cfg_scale and temperature of the images."""
     images, params = indices.images, tables.params
     cond, uncond = logits[: images.shape[0]], logits[indices.partners]
     return cond, uncond, params.cfg_scale[images], params.temperature[images]
 
 
-def pick_and_write(
+def sample_code_and_write(
     tables: Tables, indices: Indices, decoder: InClusterDecoder, sampled: Sampled, bits: Tensor
 ) -> None:
     """Turn clusters into codes, and note them."""
-    decodings = tables.params.decoding[indices.images]
-    write(tables, indices, sampled, decoder.pick(sampled.tokens, bits, decodings))
+    decoding = tables.params.decoding[indices.images]
+    write(tables, indices, sampled, decoder.sample_code(sampled.tokens, bits, decoding))
 
 
-def refine_and_write(
+def refine_code_and_write(
     tables: Tables,
     indices: Indices,
     decoder: InClusterDecoder,
@@ -229,8 +256,8 @@ def refine_and_write(
     hidden: Tensor,
 ) -> None:
     """The same where the refiner draws codes of some images, from hidden states (R, C)."""
-    decodings, refined = tables.params.decoding[indices.images], indices.refined
-    codes = decoder.pick(sampled.tokens, bits, decodings)
+    decoding, refined = tables.params.decoding[indices.images], indices.refined
+    codes = decoder.sample_code(sampled.tokens, bits, decoding)
     slots = indices.images[refined]
     positions = tables.position[slots]
     before = tables.codes[slots, (positions - 1).clamp(min=0)]
@@ -241,7 +268,7 @@ def refine_and_write(
         bits[refined],
         tables.params.temperature[slots],
     )
-    codes[refined] = torch.where(decodings[refined] == REFINE, drawn, codes[refined])
+    codes[refined] = torch.where(decoding[refined] == REFINE, drawn, codes[refined])
     write(tables, indices, sampled, codes)
 
 
@@ -253,9 +280,9 @@ def write(tables: Tables, indices: Indices, sampled: Sampled, codes: Tensor) -> 
     tables.entropies[images, positions] = sampled.entropies
     tables.finite[images] &= sampled.finite
     tables.token[images] = sampled.tokens
-    # What fills up stays at the first position, where attention is shortest.
-    nobody = len(tables.finite) - 1
-    tables.position[images] = torch.where(images < nobody, positions + 1, 0)
+    # Filling stays at the first position, where attention is shortest.
+    filling = len(tables.finite) - 1
+    tables.position[images] = torch.where(images < filling, positions + 1, 0)
 
 
 def _sizes(model: GPT, decoder: InClusterDecoder, num_slots: int) -> Hashable:
@@ -264,3 +291,31 @@ def _sizes(model: GPT, decoder: InClusterDecoder, num_slots: int) -> Hashable:
     refiner = decoder.refiner.config if "refine" in decoder.decodings else None
     sizes = (model.config, refiner, prior.num_codes, int(prior.sizes.max()), num_slots)
     return sizes, weight.dtype, weight.device
+
+
+def pack_params(params_list: Sequence[SamplingParams]) -> Tensor:
+    """Parameters of n images as one int64 (7, n), which is one copy to a device.
+
+    `InClusterDecoder.check` refuses decodings that are not known.
+    """
+    integers = [
+        [params.seed for params in params_list],
+        [params.class_id for params in params_list],
+        [params.top_k for params in params_list],
+        [ALL_MODES[params.decoding] for params in params_list],
+    ]
+    floats = [
+        [params.cfg_scale for params in params_list],
+        [params.temperature for params in params_list],
+        [params.top_p for params in params_list],
+    ]
+    bits = torch.tensor(floats, dtype=torch.float64).view(torch.int64)
+    return torch.cat([torch.tensor(integers, dtype=torch.int64), bits])
+
+
+def unpack_params(packed: Tensor) -> BatchParams:
+    """What `pack_params` packed, int64 (7, n)."""
+    seed, class_id, top_k, decoding = packed[:4].unbind()
+    cfg_scale, temperature, top_p = packed[4:].view(torch.float64).unbind()
+    floats = cfg_scale.float(), temperature.float(), top_p
+    return BatchParams(seed, class_id, top_k, decoding, *floats)

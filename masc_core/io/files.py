@@ -3,7 +3,8 @@
 A reader sees the old content or the new one, never a part: the content goes to a temporary file in
 the same folder, is flushed to the disk, and takes the name in one ``os.replace``. A process killed
 on the way leaves at most a hidden ``.tmp-*`` file, or folder, which the next one to make a folder
-in that place removes. Errors of the operating system pass through.
+in that place removes. Errors of the operating system pass through, unless `reading` or `writing`
+makes an `ArtifactError` of them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from masc_core.errors import ArtifactError
+
 TEMPORARY_PREFIX = ".tmp-"
 LEFTOVER_SECONDS = 60.0  # a folder has its lock long before
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise an `ArtifactError` that names the path where it cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(path, f"cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise an `ArtifactError` that names the path where it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(path, f"cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -29,16 +50,7 @@ def atomic_path(path: str | os.PathLike[str], mode: int | None = None) -> Iterat
 
     The temporary path keeps the file's name at its end, so that writers which look at the suffix
     (``numpy.savez``, Pillow) are content. When the block raises, the temporary file is removed and
-    ``path`` keeps what it had.
-
-    Parameters
-    ----------
-    path : what is replaced
-    mode : permissions of the file; by default those of any new file here
-
-    Raises
-    ------
-    FileNotFoundError : the folder does not exist, or the block wrote nothing
+    ``path`` keeps what it had. ``mode`` is the file's permissions, by default those of new files.
     """
     path = Path(path)
     temporary = temporary_sibling(path)
@@ -65,12 +77,8 @@ def atomic_write(path: str | os.PathLike[str], content: bytes, mode: int | None 
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Lend a new folder, which takes the name ``path`` when the block ends well.
 
-    Nothing may be at ``path``; the folders above it are made. When the block raises, all that it
-    wrote is removed.
-
-    Raises
-    ------
-    OSError : the folder cannot be made, or something is at ``path`` by the end of the block
+    The folders above it are made. When the block raises, or something is at ``path`` by its end,
+    all that it wrote is removed.
     """
     is_parent_new = not path.parent.exists()
     _remove_leftovers(path.parent)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from masc_core.errors import ArtifactError
-from masc_core.io.files import atomic_path
+from masc_core.io.files import atomic_path, reading, writing
 
 Array = npt.NDArray[Any]
 
@@ -42,19 +42,14 @@ DAMAGE = (
 def save_npz(path: str | PathLike[str], **arrays: npt.ArrayLike) -> None:
     """Write the arrays under their names to exactly ``path``, replacing it in one step.
 
-    Raises
-    ------
-    ArtifactError : the file cannot be written; a file that was there before is untouched
+    An `ArtifactError` says that it cannot be written; what was there before is untouched.
     """
     members: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
     for name, array in members.items():
         if array.dtype.hasobject:
             raise TypeError(f"array {name!r} holds Python objects, which only pickle can store")
-    try:
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **members)  # given a path, it would append a suffix
-    except OSError as error:
-        raise ArtifactError(path, f"cannot be written: {error.strerror or error}") from error
+    with writing(path), atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **members)  # given a path, it would append a suffix
 
 
 def load_npz(
@@ -72,11 +67,9 @@ def load_npz(
     ------
     ArtifactError : the file is missing, damaged, of another kind, or lacks one of the arrays
     """
-    try:
-        with Path(path).open("rb") as file:  # given a path, NumPy leaves a damaged file open
-            return read_npz(file, path, names, optional)
-    except OSError as error:
-        raise ArtifactError(path, f"cannot be read: {error.strerror or error}") from error
+    # Given a path, NumPy leaves a damaged file open.
+    with reading(path), Path(path).open("rb") as file:
+        return read_npz(file, path, names, optional)
 
 
 def read_npz(
@@ -85,20 +78,14 @@ def read_npz(
     names: Iterable[str],
     optional: Iterable[str] = (),
 ) -> dict[str, Array]:
-    """Read the named arrays, as `load_npz` does, of a file that is open or in memory.
-
-    Parameters
-    ----------
-    file : can be sought in
-    path : what errors call it
-    """
+    """Read the named arrays, as `load_npz` does, of an open file that errors call ``path``."""
     try:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ArtifactError(path, "is not an .npz file")
         with archive:
-            found = [*names, *(name for name in optional if name in archive)]
-            return {name: _read(path, archive, name) for name in found}
+            present = [*names, *(name for name in optional if name in archive)]
+            return {name: _read(path, archive, name) for name in present}
     except DAMAGE as error:
         raise ArtifactError(path, "is not an .npz file, or is damaged") from error
 

@@ -1,6 +1,7 @@
 """Named tensors in one safetensors file: written whole or not at all, checked before they are used.
 
-Weights may be stored in a lower precision than they are used in.
+Weights may be stored in a lower precision than they are used in. All that reads raises an
+`ArtifactError` where the file is missing, damaged or of another kind.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -45,38 +47,28 @@ def write_tensors(
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a file, on the CPU, as they are stored.
-
-    Raises
-    ------
-    ArtifactError : the file is missing, damaged or of another kind
-    """
-    try:
+    """Read all tensors of a file, on the CPU, as they are stored."""
+    with _reading(path):
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(path, f"cannot be read as safetensors: {error}") from error
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """Read the strings that `write_tensors` stored beside the tensors.
-
-    Raises
-    ------
-    ArtifactError : the file is missing, damaged or of another kind
-    """
-    with _opened(path) as file:
+    """Read the strings that `write_tensors` stored beside the tensors."""
+    with _reading(path), safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Names of the tensors of a file; their content is not read.
-
-    Raises
-    ------
-    ArtifactError : the file is missing, damaged or of another kind
-    """
-    with _opened(path) as file:
+    """Names of the tensors of a file; their content is not read."""
+    with _reading(path), safe_open(path, framework="pt") as file:
         return tuple(file.keys())
+
+
+def load_module(path: Path, build: Callable[[], Module], optional: tuple[str, ...] = ()) -> Module:
+    """Build a module without memory, and fill it as `fill_module` does; in evaluation mode."""
+    with without_memory():
+        module = build()
+    return fill_module(path, module, optional).eval()
 
 
 def fill_module(path: Path, module: Module, optional: tuple[str, ...] = ()) -> Module:
@@ -116,14 +108,14 @@ def fill_module(path: Path, module: Module, optional: tuple[str, ...] = ()) -> M
 def without_memory() -> Iterator[None]:
     """Build modules on the meta device, for `fill_module`; their values are not even drawn.
 
-    Drawing there imports torch's compiler, which takes seconds.
+    To draw or to normalise there imports torch's compiler, which takes two seconds.
     """
     with torch.device("meta"), _WithoutValues():
         yield
 
 
 class _WithoutValues(TorchFunctionMode):
-    """Lets what `torch.nn.init` fills be."""
+    """Lets what `torch.nn.init` fills and what is normalised be."""
 
     def __torch_function__(
         self,
@@ -135,14 +127,13 @@ class _WithoutValues(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"]
-        return func(*args, **kwargs)
+        return args[0] if func is F.normalize else func(*args, **kwargs)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:  # safetensors gives the open file no types
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
+        yield
     except (SafetensorError, OSError) as error:
         raise ArtifactError(path, f"cannot be read as safetensors: {error}") from error
 

@@ -40,8 +40,7 @@ class ResidualBlock(nn.Module):
         """(B, C_in, H, W) to (B, C_out, H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        out: Tensor = self.nin_shortcut(x) + h
-        return out
+        return self.nin_shortcut(x) + h
 
 
 class AttentionBlock(nn.Module):
@@ -74,8 +73,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H/2, W/2)."""
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
-        return out
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
@@ -87,51 +85,11 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, 2H, 2W)."""
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return out
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by attention at the lowest one."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, blocks: int, *, attend: bool, dropout: float
-    ) -> None:
-        super().__init__()
-        widths = [in_channels] + [out_channels] * blocks
-        self.res = nn.ModuleList(ResidualBlock(a, b, dropout) for a, b in pairwise(widths))
-        self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in range(blocks * attend))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) to (B, C_out, H, W)."""
-        for block in self.blocks():
-            x = block(x)
-        return x
-
-    def blocks(self) -> Iterator[nn.Module]:
-        """Yield the blocks in order, without the change of size at the end."""
-        for i, block in enumerate(self.res):
-            yield block
-            yield from self.attn[i : i + 1]
-
-
-class EncoderLevel(Level):
-    """A level that ends by halving the resolution, unless it is the last."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, blocks: int, *, last: bool, dropout: float
-    ) -> None:
-        super().__init__(in_channels, out_channels, blocks, attend=last, dropout=dropout)
-        self.downsample = nn.Identity() if last else Downsample(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) to (B, C_out, H/2, W/2), or at full size from the last level."""
-        out: Tensor = self.downsample(super().forward(x))
-        return out
-
-
-class DecoderLevel(Level):
-    """A level that ends by doubling the resolution, unless it is the last."""
+    """The residual blocks of one resolution, each followed by attention if it attends."""
 
     def __init__(
         self,
@@ -139,17 +97,29 @@ class DecoderLevel(Level):
         out_channels: int,
         blocks: int,
         *,
-        first: bool,
-        last: bool,
+        attend: bool,
         dropout: float,
+        down: bool = False,
+        up: bool = False,
     ) -> None:
-        super().__init__(in_channels, out_channels, blocks, attend=first, dropout=dropout)
-        self.upsample = nn.Identity() if last else Upsample(out_channels)
+        super().__init__()
+        widths = [in_channels] + [out_channels] * blocks
+        self.res = nn.ModuleList(ResidualBlock(a, b, dropout) for a, b in pairwise(widths))
+        self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in range(blocks * attend))
+        self.downsample = Downsample(out_channels) if down else nn.Identity()
+        self.upsample = Upsample(out_channels) if up else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) to (B, C_out, 2H, 2W), or at full size from the last level."""
-        out: Tensor = self.upsample(super().forward(x))
-        return out
+        """(B, C_in, H, W) to (B, C_out, H, W), or half or twice H and W."""
+        for block in self.blocks():
+            x = block(x)
+        return self.upsample(self.downsample(x))
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Yield the blocks in order, without the change of size at the end."""
+        for i, block in enumerate(self.res):
+            yield block
+            yield from self.attn[i : i + 1]
 
 
 def middle(channels: int, dropout: float) -> nn.ModuleList:
@@ -164,16 +134,7 @@ def middle(channels: int, dropout: float) -> nn.ModuleList:
 
 
 class Encoder(nn.Module):
-    """Images to a grid of features.
-
-    Parameters
-    ----------
-    ch : channels of level 0 before its multiplier
-    ch_mult : multiplier of each level, highest resolution first
-    num_res_blocks : residual blocks a level
-    z_channels : channels of the output
-    dropout : rate inside the residual blocks
-    """
+    """Images to a grid of features; parameters as in `masc_core.models.vq.VQConfig`."""
 
     def __init__(
         self, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, dropout: float
@@ -184,9 +145,9 @@ class Encoder(nn.Module):
         self.conv_blocks = nn.ModuleList()
         width = ch
         for i, multiplier in enumerate(ch_mult):
-            out = ch * multiplier
+            out, lowest = ch * multiplier, i == last
             self.conv_blocks.append(
-                EncoderLevel(width, out, num_res_blocks, last=i == last, dropout=dropout)
+                Level(width, out, num_res_blocks, attend=lowest, down=not lowest, dropout=dropout)
             )
             width = out
         self.mid = middle(width, dropout)
@@ -200,14 +161,13 @@ class Encoder(nn.Module):
             h = level(h)
         for block in self.mid:
             h = block(h)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
-        return out
+        return self.conv_out(F.silu(self.norm_out(h)))
 
 
 class Decoder(nn.Module):
-    """A grid of features to images; ``conv_blocks.0`` is the lowest resolution.
+    """A grid of features to images; levels have one residual block more than the encoder's.
 
-    Parameters are the encoder's; every level has one residual block more.
+    ``conv_blocks.0`` is the lowest resolution.
     """
 
     def __init__(
@@ -220,11 +180,9 @@ class Decoder(nn.Module):
         self.mid = middle(width, dropout)
         self.conv_blocks = nn.ModuleList()
         for i, multiplier in enumerate(reversed(ch_mult)):
-            out = ch * multiplier
+            out, blocks = ch * multiplier, num_res_blocks + 1
             self.conv_blocks.append(
-                DecoderLevel(
-                    width, out, num_res_blocks + 1, first=i == 0, last=i == last, dropout=dropout
-                )
+                Level(width, out, blocks, attend=i == 0, up=i != last, dropout=dropout)
             )
             width = out
         self.norm_out = group_norm(width)
@@ -237,5 +195,4 @@ class Decoder(nn.Module):
             h = block(h)
         for level in self.conv_blocks:
             h = level(h)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(h)))
-        return out
+        return self.conv_out(F.silu(self.norm_out(h)))

@@ -26,7 +26,7 @@ from masc_core.models.conv import (
     NORM_GROUPS,
     AttentionBlock,
     Decoder,
-    DecoderLevel,
+    Level,
     ResidualBlock,
     Upsample,
 )
@@ -70,7 +70,7 @@ class CPUDecoder:
 def _blocks(decoder: Decoder) -> Iterator[nn.Module]:
     """Yield what stands between the first convolution and the last, in order."""
     yield from decoder.mid
-    for level in cast("Iterable[DecoderLevel]", decoder.conv_blocks):
+    for level in cast("Iterable[Level]", decoder.conv_blocks):
         yield from level.blocks()
         if isinstance(level.upsample, Upsample):
             yield level.upsample

@@ -3,7 +3,7 @@
 A program has one row and one head. It rotates the row's query and key, stores key and value, and
 goes through the row's own positions in blocks, with the running maximum m and the running sum l of
 Milakov and Gimelshein: Online normalizer calculation for softmax, 2018. All sums are float32 and in
-an order that depends on the row's position alone, so a row has the same bits in any company.
+an order that depends on the row's position alone, so a row has the same bits in any batch.
 Same function as `masc_core.models.kv_cache.attend_plainly`; importing this module needs Triton.
 
 Legend: S slots, R rows, T positions, H heads, D head dim.
@@ -69,12 +69,12 @@ def _(
 
 
 @triton.jit
-def _rotated(vector, place, cos, sin, real):
+def _rotated(vector, channel, cos, sin, in_head):
     """Rotate the pairs of the D numbers at ``vector``, and round as they are stored."""
-    there = tl.load(vector + place, mask=real, other=0.0)
-    beside = tl.load(vector + (place ^ 1), mask=real, other=0.0)  # the other one of the pair
-    rotated = there.to(tl.float32) * cos + beside.to(tl.float32) * sin
-    return rotated.to(there.dtype)
+    x = tl.load(vector + channel, mask=in_head, other=0.0)
+    partner = tl.load(vector + (channel ^ 1), mask=in_head, other=0.0)  # the other one of the pair
+    rotated = x.to(tl.float32) * cos + partner.to(tl.float32) * sin
+    return rotated.to(x.dtype)
 
 
 @triton.jit
@@ -94,18 +94,18 @@ def _kernel(
     BLOCK: tl.constexpr,
 ):
     row, head = tl.program_id(0), tl.program_id(1)
-    place = tl.arange(0, WIDTH)
-    real = place < D
-    cos = tl.load(cos_sin + row * 2 * D + place, mask=real, other=0.0)
-    sin = tl.load(cos_sin + row * 2 * D + D + place, mask=real, other=0.0)
+    channel = tl.arange(0, WIDTH)
+    in_head = channel < D
+    cos = tl.load(cos_sin + row * 2 * D + channel, mask=in_head, other=0.0)
+    sin = tl.load(cos_sin + row * 2 * D + D + channel, mask=in_head, other=0.0)
     new = qkv + (row * 3 * H + head) * D
-    query = _rotated(new, place, cos, sin, real).to(tl.float32) * scale
-    key = _rotated(new + H * D, place, cos, sin, real)
-    value = tl.load(new + 2 * H * D + place, mask=real, other=0.0)
+    query = _rotated(new, channel, cos, sin, in_head).to(tl.float32) * scale
+    key = _rotated(new + H * D, channel, cos, sin, in_head)
+    value = tl.load(new + 2 * H * D + channel, mask=in_head, other=0.0)
     position = tl.load(positions + row)
     past = (tl.load(slots + row) * H + head) * T * D
-    tl.store(keys + past + position * D + place, key, mask=real)
-    tl.store(values + past + position * D + place, value, mask=real)
+    tl.store(keys + past + position * D + channel, key, mask=in_head)
+    tl.store(values + past + position * D + channel, value, mask=in_head)
 
     # The new position comes from registers: other threads need not see what was just stored.
     m = tl.sum(query * key.to(tl.float32))
@@ -113,18 +113,18 @@ def _kernel(
     attended = value.to(tl.float32)
     for start in range(0, position, BLOCK):
         time = start + tl.arange(0, BLOCK)
-        before = (time < position)[:, None] & real[None, :]
-        places = past + time[:, None] * D + place[None, :]
-        key_block = tl.load(keys + places, mask=before, other=0.0)
+        before = (time < position)[:, None] & in_head[None, :]
+        offsets = past + time[:, None] * D + channel[None, :]
+        key_block = tl.load(keys + offsets, mask=before, other=0.0)
         # Before the scores, whose sums are a barrier: both are on their way at the same time.
-        value_block = tl.load(values + places, mask=before, other=0.0)
+        value_block = tl.load(values + offsets, mask=before, other=0.0)
         products = tl.sum(key_block.to(tl.float32) * query[None, :], 1)
         scores = tl.where(time < position, products, float("-inf"))
         highest = tl.maximum(m, tl.max(scores))
         weights = tl.exp(scores - highest)
-        seen = tl.sum(weights[:, None] * value_block.to(tl.float32), 0)
-        attended = attended * tl.exp(m - highest) + seen
+        block_sum = tl.sum(weights[:, None] * value_block.to(tl.float32), 0)
+        attended = attended * tl.exp(m - highest) + block_sum
         l = l * tl.exp(m - highest) + tl.sum(weights)  # noqa: E741
         m = highest
     result = (attended / l).to(value.dtype)
-    tl.store(out + (row * H + head) * D + place, result, mask=real)
+    tl.store(out + (row * H + head) * D + channel, result, mask=in_head)

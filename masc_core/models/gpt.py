@@ -4,36 +4,35 @@ A pre-norm Llama: RMSNorm, attention with two-dimensional rotation, SwiGLU, no b
 is the class, then tokens in raster order; position p predicts token p, so the last token is never
 an input. Tokens are clusters, or codes where the prior is the identity.
 
-Legend: B rows, T positions, L tokens of an image, C width, H heads, D head dim, K vocabulary.
+What a step does between its products is loops that numba compiled on a CPU; elsewhere torch's
+operators, of which a compiler makes kernels.
+
+Legend: B images, R rows of a step, T positions, L tokens of an image, C width, H heads, D head dim,
+F hidden width of the feed-forward block, K vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from types import ModuleType
 from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masc_core.models.fused import add_rms_norm, rms_norm, swiglu
 from masc_core.models.gpt_config import GPTConfig
-from masc_core.models.kv_cache import KVCache, KVLayer, Rows
+from masc_core.models.kv_cache import KERNEL_DTYPES, KVCache, KVLayer, Rows
 from masc_core.models.projection import PackedWeight, Projection, can_pack
-from masc_core.models.rope import cos_sin_table, rope_2d, split_rotated
+from masc_core.models.rope import rope_table, split_rotated
 
 
 class Prediction(NamedTuple):
-    """What the transformer makes of rows at one position.
+    """What the transformer makes of rows at one position."""
 
-    Attributes
-    ----------
-    hidden : (R, C), after the final norm
-    logits : float32 (R, K)
-    """
-
-    hidden: Tensor
-    logits: Tensor
+    hidden: Tensor  # (R, C), after the final norm
+    logits: Tensor  # float32 (R, K)
 
 
 class GPT(nn.Module):
@@ -53,19 +52,14 @@ class GPT(nn.Module):
         nn.init.zeros_(self.output.weight)
 
     def forward(self, labels: Tensor, tokens: Tensor) -> Tensor:
-        """Logits of every position, teacher-forced.
+        """Logits of every position, teacher-forced: float32 (B, 1 + T, K), position p for token p.
 
         Parameters
         ----------
         labels : int64 (B,), classes; ``num_classes`` is the null class
         tokens : int64 (B, T), T < L
-
-        Returns
-        -------
-        float32 (B, 1 + T, K); position p predicts token p
         """
-        logits: Tensor = self.output(self.hidden(labels, tokens))
-        return logits.float()
+        return self.output(self.hidden(labels, tokens)).float()
 
     def hidden(self, labels: Tensor, tokens: Tensor) -> Tensor:
         """Hidden states (B, 1 + T, C) after the final norm; arguments as for `forward`."""
@@ -74,17 +68,10 @@ class GPT(nn.Module):
         cos_sin = self.rope(x.shape[1])
         for block in self.layers:
             x = block(x, cos_sin)
-        out: Tensor = self.norm(x)
-        return out
+        return self.norm(x)
 
     def step(self, rows: Rows, cache: KVCache) -> Prediction:
-        """One position of every row, with the earlier ones in the cache.
-
-        Parameters
-        ----------
-        rows : R of them; their positions are added to the cache
-        cache : holds the positions before
-        """
+        """One position of every row; the cache holds the earlier ones, and then these."""
         x, residual, cos_sin = self.embed(rows)
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             x, residual = block.step(x, residual, cos_sin, rows, layer)
@@ -108,7 +95,7 @@ class GPT(nn.Module):
         return [block for block in self.layers if isinstance(block, Block)]
 
     def embed(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """What the first block takes: two (R, C), whose sum it is, and the rows' rotations.
+        """What the first block takes: two (R, C), whose sum it is, and cos-sin (R, 2, D).
 
         The first is the class of a row at position 0, the token of any other; the second is 0.
         """
@@ -137,24 +124,18 @@ class ClassEmbedding(nn.Module):
         if self.training and self.dropout > 0:
             dropped = torch.rand(labels.shape, device=labels.device) < self.dropout
             labels = torch.where(dropped, self.null_class, labels)
-        out: Tensor = self.embedding_table(labels)
-        return out
+        return self.embedding_table(labels)
 
 
 class RopeTable(nn.Module):
-    """The rotations; they follow the model's device but stay float32, outside its state.
+    """The rotations; they follow the model's device but stay float32, outside its state."""
 
-    Attributes
-    ----------
-    table : float32 (1 + L, 2, D), see `masc_core.models.rope.cos_sin_table`
-    """
-
-    table: Tensor
+    table: Tensor  # float32 (1 + L, 2, D), see `masc_core.models.rope.rope_table`
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.sizes = (config.grid_size, config.head_dim, config.rope_base)
-        table = cos_sin_table(rope_2d(*self.sizes)).to(torch.get_default_device())
+        table = rope_table(*self.sizes).to(torch.get_default_device())
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, length: int) -> Tensor:
@@ -164,12 +145,12 @@ class RopeTable(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
         # Built anew: a cast would round it, and a module from the meta device has no values yet.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.table = cos_sin_table(rope_2d(*self.sizes)).to(self.table.device)
+        self.table = rope_table(*self.sizes).to(self.table.device)
         return self
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm; see `masc_core.models.fused.rms_norm`."""
+    """Root mean square norm; see `rms_norm`."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -198,8 +179,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos_sin: Tensor) -> Tensor:
         """(B, T, C) to the same shape."""
         x = x + self.attention(self.attention_norm(x), cos_sin)
-        out: Tensor = x + self.feed_forward(self.ffn_norm(x))
-        return out
+        return x + self.feed_forward(self.ffn_norm(x))
 
     def step(
         self, x: Tensor, residual: Tensor, cos_sin: Tensor, rows: Rows, cache: KVLayer
@@ -230,8 +210,7 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
         )
-        out: Tensor = self.resid_dropout(self.wo(y.transpose(1, 2).flatten(2)))
-        return out
+        return self.resid_dropout(self.wo(y.transpose(1, 2).flatten(2)))
 
     def step(self, x: Tensor, cos_sin: Tensor, rows: Rows, cache: KVLayer) -> Tensor:
         """(R, C) to the same shape, one position a row; ``cos_sin`` is (R, 2, D)."""
@@ -239,7 +218,7 @@ class Attention(nn.Module):
         return self.wo.step(y.flatten(1).to(x.dtype))
 
     def project(self, x: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Turned queries, turned keys and values, each (..., T, H, D), of (..., T, C)."""
+        """Rotated queries, rotated keys and values, each (..., T, H, D), of (..., T, C)."""
         return split_rotated(self._heads(self.wqkv(x)), cos_sin)
 
     def _heads(self, qkv: Tensor) -> Tensor:
@@ -279,15 +258,14 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to the same shape."""
-        out: Tensor = self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
-        return out
+        return self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
 
     def step(self, x: Tensor) -> Tensor:
         """(R, C) to the same shape, for one position."""
         return self.w2.step(swiglu(self._gate_up(x)))
 
     def _gate_up(self, x: Tensor) -> Tensor:
-        """``w1 x`` and ``w3 x`` side by side, (R, 2 ffn)."""
+        """``w1 x`` and ``w3 x`` side by side, (R, 2 F)."""
         if self._packed is not None:
             return self._packed.multiply(x)
         if self.w13 is not None:
@@ -302,6 +280,40 @@ class FeedForward(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # Blocks cannot be copied, and halves of a copy would be tensors of their own.
         return {**self.__dict__, "_packed": None, "w13": None}
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``x + residual``, both (R, C), and its norm; see `rms_norm`."""
+    if _has_kernels(x):
+        return _kernels().add_rms_norm(x, residual, weight, eps)
+    x = x + residual
+    return x, rms_norm(x, weight, eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps)`` in float32, cast back, then scaled in the low precision."""
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return normed.to(x.dtype) * weight
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """``silu(gate) * up`` (R, F) of gates and factors side by side, (R, 2 F)."""
+    if _has_kernels(gate_up):
+        return _kernels().swiglu(gate_up)
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def _has_kernels(x: Tensor) -> bool:
+    return x.is_cpu and x.dtype in KERNEL_DTYPES and not torch.compiler.is_compiling()
+
+
+@cache
+def _kernels() -> ModuleType:
+    from masc_core.cpu_kernels import feed_forward  # noqa: PLC0415 - takes half a second
+
+    return feed_forward
 
 
 def _init(module: nn.Module) -> None:

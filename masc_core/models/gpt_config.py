@@ -22,37 +22,23 @@ GPT_SIZES = {
 class GPTConfig:
     """Sizes and dropout rates of a transformer.
 
-    Attributes
-    ----------
-    vocab_size : K, what the transformer predicts: clusters, or codes in the flat vocabulary
-    dim, n_layer, n_head : width C, depth, heads H
-    num_classes : the class embedding has one row more, the null class of classifier-free guidance
-    block_size : L positions of an image, a perfect square
-    token_dropout, resid_dropout, ffn_dropout : rates after the embedding, ``wo`` and ``w2``
-    class_dropout : share of labels that training replaces by the null class; at 0 there is none
-    norm_eps, rope_base : constants of the norms and of the rotation's frequencies
-
-    Raises
-    ------
-    ConfigError
-        A value that no such transformer can have; the message starts with the field.
+    A value that no such transformer can have is a `ConfigError`, which starts with the field.
     """
 
-    vocab_size: int
-    dim: int
+    vocab_size: int  # K, what the transformer predicts: clusters, or codes
+    dim: int  # width C
     n_layer: int
-    n_head: int
-    num_classes: int = 1000
-    block_size: int = 256
-    token_dropout: float = 0.1
-    resid_dropout: float = 0.1
-    ffn_dropout: float = 0.1
-    class_dropout: float = 0.1
+    n_head: int  # H
+    num_classes: int = 1000  # without the null class of classifier-free guidance
+    block_size: int = 256  # L positions of an image, a perfect square
+    token_dropout: float = 0.1  # rate after the embedding
+    resid_dropout: float = 0.1  # after ``wo``
+    ffn_dropout: float = 0.1  # after ``w2``
+    class_dropout: float = 0.1  # share of labels that training replaces by the null class
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no such transformer can have."""
         for name in ("vocab_size", "dim", "n_layer", "n_head", "num_classes", "block_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1, not {getattr(self, name)}")

@@ -19,27 +19,21 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from masc_core.models.fused import KERNEL_DTYPES
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.rope import split_rotated
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16)  # of what numba compiles for a CPU
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of one step; they need not be at the same position.
+    """The rows of one step, all int64 (R,); they need not be at the same position."""
 
-    Attributes
-    ----------
-    ids : int64 (R,), the class at position 0, after that the token at the position before
-    positions : int64 (R,)
-    slots : int64 (R,), where the rows are in the cache
-    """
-
-    ids: Tensor
+    ids: Tensor  # the class at position 0, after that the token at the position before
     positions: Tensor
-    slots: Tensor
+    slots: Tensor  # where the rows are in the cache
 
     @classmethod
     def same_position(cls, ids: Tensor, position: int) -> Rows:
@@ -49,18 +43,11 @@ class Rows:
 
 
 class KVCache:
-    """Room for every position of ``num_slots`` sequences, in every layer.
+    """Room for every position of S sequences, in every layer of the transformer.
 
     Parameters
     ----------
-    config : of the transformer
-    num_slots : S
-    dtype, device : the transformer's
     kernels : whether attention may take one that is compiled
-
-    Attributes
-    ----------
-    layers : what each block remembers
     """
 
     def __init__(
@@ -100,18 +87,7 @@ class KVLayer:
         self._attend = choose_attention(dtype, device) if kernels else attend_plainly
 
     def step(self, qkv: Tensor, cos_sin: Tensor, rows: Rows) -> Tensor:
-        """Store the rows' keys and values; attend to them and to the earlier ones of each row.
-
-        Parameters
-        ----------
-        qkv : (R, 3 H, D), all queries, then all keys, then all values, not rotated
-        cos_sin : float32 (R, 2, D), see `masc_core.models.rope.cos_sin_table`
-        rows : R of them
-
-        Returns
-        -------
-        (R, H, D), of the type of ``qkv``
-        """
+        """Attention of the rows to their own positions; see `attend_plainly`."""
         return self._attend(qkv, cos_sin, rows.slots, rows.positions, self.keys, self.values)
 
 
@@ -141,7 +117,7 @@ def attend_plainly(
     Parameters
     ----------
     qkv : (R, 3 H, D), all queries, then all keys, then all values
-    cos_sin : float32 (R, 2, D), see `masc_core.models.rope.cos_sin_table`
+    cos_sin : float32 (R, 2, D), see `masc_core.models.rope.rope_table`
     slots, positions : int64 (R,); rows that share a slot leave it with anyone's entries
     keys, values : (S, H, T, D), changed in place
 
@@ -158,5 +134,4 @@ def attend_plainly(
     weights = scores.masked_fill(~past[:, None], -torch.inf).softmax(-1)
     # Not a product with zeros: what another image left behind its end may be a NaN.
     seen = values[slots].float().masked_fill(~past[:, None, :, None], 0.0)
-    attended: Tensor = (weights[..., None] * seen).sum(2)
-    return attended.to(qkv.dtype)
+    return (weights[..., None] * seen).sum(2).to(qkv.dtype)

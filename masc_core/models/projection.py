@@ -28,12 +28,9 @@ PORTION_ROWS = 2 * TILE_ROWS
 
 
 class PackedWeight:
-    """A copy of a layer's weight, and of its bias, in the order in which the processor reads it.
+    """A copy of a layer's weight (out, in) and bias, in the order in which the processor reads it.
 
-    Parameters
-    ----------
-    weight : (out, in), of a type for which `can_pack` holds
-    bias : (out,)
+    They are of a type for which `can_pack` holds.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -50,10 +47,7 @@ class PackedWeight:
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(x)]
 
     def _multiply(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._blocks, self._bias, "none", [], ""
-        )
-        return out
+        return torch.ops.mkldnn._linear_pointwise(x, self._blocks, self._bias, "none", [], "")
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -83,8 +77,7 @@ class Projection(nn.Linear):
         """(R, in) to (R, out), without a gradient."""
         if self._packed is not None:
             return self._packed.multiply(x)
-        out: Tensor = self(x)
-        return out
+        return self(x)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

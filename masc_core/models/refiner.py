@@ -29,33 +29,20 @@ from masc_core.models.projection import Projection
 class RefinerConfig:
     """Sizes and dropout rate of a refiner.
 
-    Attributes
-    ----------
-    num_codes, num_clusters : V and K
-    hidden_dim : C
-    block_size : positions of an image
-    width, n_head, ffn_dim : D, H, and the hidden width of the feed-forward block
-    autoregressive : whether it reads the codes before
-    dropout : rate after the sum of embeddings, attention and feed-forward block
-
-    Raises
-    ------
-    ConfigError
-        A value that no refiner can have; the message starts with the field.
+    A value that no refiner can have is a `ConfigError`, which starts with the field.
     """
 
-    num_codes: int
-    num_clusters: int
-    hidden_dim: int
-    block_size: int = 256
-    width: int = 512
-    n_head: int = 4
-    ffn_dim: int = 2048
-    autoregressive: bool = True
-    dropout: float = 0.1
+    num_codes: int  # V
+    num_clusters: int  # K
+    hidden_dim: int  # C
+    block_size: int = 256  # positions of an image
+    width: int = 512  # D
+    n_head: int = 4  # H
+    ffn_dim: int = 2048  # hidden width of the feed-forward block
+    autoregressive: bool = True  # whether it reads the codes before
+    dropout: float = 0.1  # rate after the sum of embeddings, attention and feed-forward block
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no refiner can have."""
         sizes = ("num_codes", "num_clusters", "hidden_dim", "block_size", "width", "n_head")
         for name in (*sizes, "ffn_dim"):
             if getattr(self, name) < 1:
@@ -83,12 +70,7 @@ class RefinerConfig:
 
 
 class Refiner(nn.Module):
-    """The model. Weights start as N(0, 0.02), biases as zeros, and so does the table of scores.
-
-    Attributes
-    ----------
-    code_scores : E_out, a table (V, D)
-    """
+    """The model. Weights start as N(0, 0.02), biases as zeros, and so does the table of scores."""
 
     def __init__(self, config: RefinerConfig) -> None:
         super().__init__()
@@ -107,22 +89,17 @@ class Refiner(nn.Module):
         self.ffn_in = Projection(width, config.ffn_dim, bias=True)
         self.ffn_out = Projection(config.ffn_dim, width, bias=True)
         self.norm = nn.LayerNorm(width)
-        self.code_scores = nn.Embedding(config.num_codes, width)
+        self.code_scores = nn.Embedding(config.num_codes, width)  # E_out
         self.apply(_init)
         nn.init.zeros_(self.code_scores.weight)
 
     def forward(self, hidden: Tensor, clusters: Tensor, codes: Tensor) -> Tensor:
-        """Vectors whose products with ``code_scores`` are the scores, teacher-forced.
+        """Vectors (B, T, D) whose products with ``code_scores`` are the scores, teacher-forced.
 
         Parameters
         ----------
         hidden : (B, T, C), of `masc_core.models.gpt.GPT.hidden`
-        clusters : int64 (B, T), z
-        codes : int64 (B, T), f; the last ones are not looked at
-
-        Returns
-        -------
-        (B, T, D)
+        clusters, codes : int64 (B, T), z and f; the last codes are not looked at
         """
         x = self.hidden_projection(hidden) + self.cluster_embedding(clusters)
         if self.config.autoregressive:
@@ -136,22 +113,17 @@ class Refiner(nn.Module):
         )
         x = x + self.dropout(self.attention_out(y.transpose(1, 2).flatten(2)))
         x = x + self.dropout(self.ffn_out(F.relu(self.ffn_in(self.ffn_norm(x)))))
-        out: Tensor = self.norm(x)
-        return out
+        return self.norm(x)
 
     def step(self, hidden: Tensor, clusters: Tensor, rows: Rows, cache: KVLayer) -> Tensor:
-        """One position of every row, with the earlier ones in the cache.
+        """One position of every row, with the earlier ones in the cache: (R, D), as `forward`.
 
         Parameters
         ----------
         hidden : (R, C)
         clusters : int64 (R,)
-        rows : R of them; their ids are the codes before, anything at position 0
+        rows : their ids are the codes before, anything at position 0
         cache : of this model's heads
-
-        Returns
-        -------
-        (R, D), as `forward`
         """
         x = self.hidden_projection.step(hidden) + self.cluster_embedding(clusters)
         if self.config.autoregressive:
@@ -161,8 +133,7 @@ class Refiner(nn.Module):
         y = cache.step(qkv, self._no_rotation(len(x), x.device), rows)
         x = x + self.attention_out.step(y.flatten(1).to(x.dtype))
         x = x + self.ffn_out.step(F.relu(self.ffn_in.step(self.ffn_norm(x))))
-        out: Tensor = self.norm(x)
-        return out
+        return self.norm(x)
 
     def pack(self) -> None:
         """Let steps read the weights in the processor's order; see `Projection.pack`."""
@@ -175,7 +146,7 @@ class Refiner(nn.Module):
         return qkv.view(*qkv.shape[:-1], 3 * self.config.n_head, self.config.head_dim)
 
     def _no_rotation(self, num_rows: int, device: torch.device) -> Tensor:
-        """Cosines of 1 and sines of 0 (R, 2, D / H): caches turn queries and keys."""
+        """Cosines of 1 and sines of 0 (R, 2, D / H), for a cache rotates queries and keys."""
         one = torch.ones(num_rows, 1, self.config.head_dim, device=device)
         return torch.cat([one, torch.zeros_like(one)], dim=1)
 

@@ -11,11 +11,12 @@ position scores it 0. Released weights depend on that.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def rope_2d(grid_size: int, head_dim: int, base: float = 10000.0) -> Tensor:
-    """Table of cosines and sines.
+def rope_table(grid_size: int, head_dim: int, base: float = 10000.0) -> Tensor:
+    """Cosines and signed sines of every channel, in the form that `apply_rope` takes.
 
     Parameters
     ----------
@@ -25,34 +26,19 @@ def rope_2d(grid_size: int, head_dim: int, base: float = 10000.0) -> Tensor:
 
     Returns
     -------
-    float32 (1 + grid_size**2, D/2, 2), on the CPU: row 0 is the class token's, row 1 + p that of
-    grid cell p
+    float32 (1 + grid_size**2, 2, D), on the CPU: ``cos`` twice a pair, and ``-sin, sin``. Row 0 is
+    the class token's, row 1 + p that of grid cell p
     """
     half = head_dim // 2
-    # On the CPU, the same numbers everywhere; on the meta device they would import the compiler.
-    frequencies = base ** (-2 * torch.arange(half // 2, device="cpu").float() / half)
-    angles = torch.outer(torch.arange(grid_size, device="cpu").float(), frequencies)  # (grid, D/4)
-    by_row = angles[:, None].expand(grid_size, grid_size, -1)
-    by_column = angles[None].expand(grid_size, grid_size, -1)
-    cells = torch.cat([by_row, by_column], dim=-1).flatten(0, 1)  # (grid^2, D/2)
-    table = torch.stack([cells.cos(), cells.sin()], dim=-1)
-    return torch.cat([torch.zeros(1, half, 2, device="cpu"), table])
-
-
-def cos_sin_table(table: Tensor) -> Tensor:
-    """Cosines and signed sines of every channel, in the form that `apply_rope` takes.
-
-    Parameters
-    ----------
-    table : float32 (T, D/2, 2), rows of `rope_2d`
-
-    Returns
-    -------
-    float32 (T, 2, D): ``cos`` twice a pair, and ``-sin, sin``
-    """
-    cos, sin = table.unbind(-1)  # (T, D/2)
-    twice = torch.stack([cos, cos], dim=-1).flatten(1)  # (T, D)
-    return torch.stack([twice, torch.stack([-sin, sin], dim=-1).flatten(1)], dim=1)
+    with torch.device("cpu"):  # whatever device the model is built on: the same numbers everywhere
+        frequencies = base ** (-2 * torch.arange(half // 2).float() / half)
+        angles = torch.outer(torch.arange(grid_size).float(), frequencies)  # (grid, D/4)
+        by_row = angles[:, None].expand(grid_size, grid_size, -1)
+        by_column = angles[None].expand(grid_size, grid_size, -1)
+        cells = torch.cat([by_row, by_column], dim=-1).flatten(0, 1)  # (grid^2, D/2)
+        cos, sin = F.pad(cells.cos(), (0, 0, 1, 0)), F.pad(cells.sin(), (0, 0, 1, 0))
+        twice = torch.stack([cos, cos], dim=-1).flatten(1)  # (1 + grid^2, D)
+        return torch.stack([twice, torch.stack([-sin, sin], dim=-1).flatten(1)], dim=1)
 
 
 def apply_rope(x: Tensor, cos_sin: Tensor) -> Tensor:
@@ -61,7 +47,7 @@ def apply_rope(x: Tensor, cos_sin: Tensor) -> Tensor:
     Parameters
     ----------
     x : (..., T, H, D), any float type
-    cos_sin : float32 (T, 2, D), one entry a token; see `cos_sin_table`
+    cos_sin : float32 (T, 2, D), one entry a token; see `rope_table`
 
     Returns
     -------
@@ -70,8 +56,7 @@ def apply_rope(x: Tensor, cos_sin: Tensor) -> Tensor:
     wide = x.float()
     swapped = wide.reshape(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
     cos, sin = cos_sin[:, 0, None], cos_sin[:, 1, None]  # (T, 1, D)
-    rotated: Tensor = wide * cos + swapped * sin
-    return rotated.to(x.dtype)
+    return (wide * cos + swapped * sin).to(x.dtype)
 
 
 def split_rotated(qkv: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:

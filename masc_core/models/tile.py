@@ -37,9 +37,9 @@ def pack(matrix: FloatArray) -> FloatArray:
 def tile_product(rows: int) -> Any:  # noqa: ANN401 - as untyped as numba's intrinsics
     """Return the compiled ``c[i, :16] = sum of a[i, k] b[k, :16] over k``, for i below `rows`.
 
-    It takes a, b, c and the depth, at least 1. Each matrix is a contiguous float32 array, the place
-    of its first element there, and how many elements on its next row begins. Of a and b what lies
-    behind is fetched into the cache: the next rows and the next panel.
+    It takes a, b, c and the depth, at least 1. Each matrix is a contiguous float32 array, the index
+    of its first element in it, and the stride of its rows. What follows in a and b, the next rows
+    and the next panel, is fetched into the cache.
     """
 
     @intrinsic
@@ -65,17 +65,17 @@ def _generator(rows: int) -> Callable[..., Any]:
         b_k = to.load(_vector(to, b, to.mul(k, b_row)), align=4)
         _prefetch(to, _vector(to, b, to.mul(to.add(k, depth), b_row)))
         _prefetch(to, _vector(to, a, to.mul(to.add(k, a_row), INDEX(rows))))
-        more = [
+        new_sums = [
             _add_product(to, to.gep(a, [to.add(to.mul(INDEX(i), a_row), k)]), b_k, sums[i])
             for i in range(rows)
         ]
         next_k = to.add(k, INDEX(1))
-        for phi, value in ((k, next_k), *zip(sums, more, strict=True)):
+        for phi, value in ((k, next_k), *zip(sums, new_sums, strict=True)):
             phi.add_incoming(ir.Constant(phi.type, None), start)
             phi.add_incoming(value, loop)
         to.cbranch(to.icmp_signed("<", next_k, depth), loop, end)
         to.position_at_end(end)
-        for i, total in enumerate(more):
+        for i, total in enumerate(new_sums):
             to.store(total, _vector(to, c, to.mul(INDEX(i), c_row)), align=4)
         return context.get_dummy_value()
 

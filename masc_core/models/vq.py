@@ -3,7 +3,8 @@
 ``image -> Encoder -> quant_conv -> VectorQuantizer -> post_quant_conv -> Decoder -> image``.
 Images are float in [-1, 1].
 
-Shapes: B images, H = W = image size, f downsampling factor, h = w = H / f, E code dim, V codes.
+Legend: B images, H = W = image size, f downsampling factor, h = w = H / f, N = B h w, E code dim,
+V codes.
 """
 
 from __future__ import annotations
@@ -11,25 +12,27 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masc_core.errors import ConfigError
 from masc_core.models.conv import NORM_GROUPS, Decoder, Encoder
-from masc_core.models.quantizer import Quantized, VectorQuantizer
+
+USAGE_WINDOW = 65536
 
 
 @dataclass(frozen=True, slots=True)
 class VQConfig:
     """Sizes of a tokenizer; the defaults are those of LlamaGen's VQ-16."""
 
-    num_codes: int = 16384
-    code_dim: int = 8
-    ch: int = 128
-    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
-    z_channels: int = 256
-    dropout: float = 0.0
-    l2_norm: bool = True
+    num_codes: int = 16384  # V
+    code_dim: int = 8  # E
+    ch: int = 128  # channels of level 0 before its multiplier
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)  # of each level, highest resolution first
+    num_res_blocks: int = 2  # a level of the encoder
+    z_channels: int = 256  # of what the decoder takes
+    dropout: float = 0.0  # rate inside the residual blocks
+    l2_norm: bool = True  # features and codebook on the unit sphere
 
     def __post_init__(self) -> None:
         """Refuse sizes that no such tokenizer can have."""
@@ -92,35 +95,137 @@ class VQModel(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Encoder features (B, E, h, w) of images (B, 3, H, W); H and W multiples of the factor."""
-        features: Tensor = self.quant_conv(self.encoder(images))
-        return features
+        return self.quant_conv(self.encoder(images))
 
     def encode(self, images: Tensor) -> Quantized:
         """Quantize images (B, 3, H, W) in [-1, 1]."""
-        quantized: Quantized = self.quantize(self.features(images))
-        return quantized
+        return self.quantize(self.features(images))
 
     def decode(self, quant: Tensor) -> Tensor:
         """Images (B, 3, H, W), nominally in [-1, 1], of code vectors (B, E, h, w)."""
-        images: Tensor = self.decoder(self.post_quant_conv(quant))
-        return images
+        return self.decoder(self.post_quant_conv(quant))
 
     def latents(self, codes: Tensor, width: int | None = None) -> Tensor:
         """What the decoder takes, (B, z_channels, h, w), of grids of codes (B, h*w)."""
         width = width or round(codes.shape[1] ** 0.5)
         vectors = self.quantize.lookup(codes.view(len(codes), -1, width))
-        latents: Tensor = self.post_quant_conv(vectors)
-        return latents
+        return self.post_quant_conv(vectors)
 
     def decode_codes(self, codes: Tensor, width: int | None = None) -> Tensor:
         """Images of grids of codes (B, h*w) int64 in raster order; by default they are square."""
-        images: Tensor = self.decoder(self.latents(codes, width))
-        return images
+        return self.decoder(self.latents(codes, width))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
         """Reconstruction (B, 3, H, W) and what the quantizer made on the way."""
         quantized = self.encode(images)
         return self.decode(quantized.quant), quantized
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """What the quantizer makes of features."""
+
+    quant: Tensor  # (B, E, h, w), the code vectors, with the straight-through gradient
+    codes: Tensor  # int64 (B, h*w), raster order
+    loss: Tensor  # scalar, codebook + commitment + entropy loss; zero in evaluation mode
+    parts: dict[str, Tensor]  # the three terms of ``loss``, detached
+
+
+class VectorQuantizer(nn.Module):
+    """Codebook of V vectors, ``code(z) = argmin_j |z - e_j|^2``.
+
+    Rows of the codebook are normalised on the fly, since the optimiser moves the raw ones. ``beta``
+    is the weight of the commitment loss, ``entropy_ratio`` that of the entropy loss; 0 is off.
+    """
+
+    def __init__(
+        self,
+        num_codes: int,
+        dim: int,
+        *,
+        beta: float = 0.25,
+        entropy_ratio: float = 0.0,
+        l2_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_codes, self.dim = num_codes, dim
+        self.beta, self.entropy_ratio, self.l2_norm = beta, entropy_ratio, l2_norm
+        self.embedding = nn.Embedding(num_codes, dim)
+        nn.init.uniform_(self.embedding.weight, -1.0 / num_codes, 1.0 / num_codes)
+        if l2_norm:
+            with torch.no_grad():
+                self.embedding.weight.copy_(F.normalize(self.embedding.weight))
+        self.register_buffer("codebook_used", torch.zeros(USAGE_WINDOW))
+
+    def codebook(self) -> Tensor:
+        """Effective codebook, float (V, E): the rows that codes stand for."""
+        weight = self.embedding.weight
+        return F.normalize(weight) if self.l2_norm else weight
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantize features of shape (B, E, h, w); in float32 whatever autocast says."""
+        with torch.autocast(z.device.type, enabled=False):
+            rows = z.float().permute(0, 2, 3, 1)  # (B, h, w, E)
+            rows = F.normalize(rows, dim=-1) if self.l2_norm else rows
+            codebook = self.codebook().float()
+            distances = squared_distances(rows.flatten(0, 2), codebook)  # (N, V)
+            codes = distances.argmin(dim=1)
+            nearest = F.embedding(codes, codebook).view(rows.shape)
+            parts = self._losses(rows, nearest, distances) if self.training else {}
+            if self.training:
+                self._note_usage(codes)
+            quant = rows + (nearest - rows).detach()  # straight-through
+        return Quantized(
+            quant=quant.permute(0, 3, 1, 2),
+            codes=codes.view(len(z), -1),
+            loss=torch.stack(list(parts.values())).sum() if parts else z.new_zeros(()),
+            parts={name: term.detach() for name, term in parts.items()},
+        )
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Code vectors (B, E, h, w) of codes (B, h, w) int64 in [0, V)."""
+        return F.embedding(codes, self.codebook()).permute(0, 3, 1, 2)
+
+    def usage(self) -> float:
+        """Share of the codebook among the last 65,536 training codes.
+
+        The window starts as zeros, as upstream's does, so code 0 counts until it has filled.
+        """
+        return len(torch.unique(self.get_buffer("codebook_used"))) / self.num_codes
+
+    def _losses(self, rows: Tensor, nearest: Tensor, distances: Tensor) -> dict[str, Tensor]:
+        losses = {
+            "codebook": F.mse_loss(nearest, rows.detach()),
+            "commitment": self.beta * F.mse_loss(rows, nearest.detach()),
+        }
+        if self.entropy_ratio:
+            losses["entropy"] = self.entropy_ratio * entropy_loss(-distances)
+        return losses
+
+    def _note_usage(self, codes: Tensor) -> None:
+        window = self.get_buffer("codebook_used")
+        newest = codes.detach()[-USAGE_WINDOW:].to(window.dtype)
+        window.copy_(torch.cat([window[len(newest) :], newest]))
+
+
+def squared_distances(rows: Tensor, codebook: Tensor) -> Tensor:
+    """``|z|^2 + |e|^2 - 2 z.e`` of rows (N, E) and codebook (V, E), as (N, V)."""
+    norms = rows.square().sum(1, keepdim=True) + codebook.square().sum(1)
+    return norms - 2 * rows @ codebook.t()
+
+
+def entropy_loss(affinity: Tensor, temperature: float = 0.01) -> Tensor:
+    """Mean entropy of the soft assignments minus the entropy of their mean.
+
+    Low when every vector is sure of its code and all codes are in use. ``affinity`` is (N, V).
+    """
+    scaled = affinity / temperature
+    probabilities = scaled.softmax(dim=-1)
+    # Upstream adds 1e-5 before the logarithms; inside the log-softmax it has no effect.
+    mean = probabilities.mean(dim=0)
+    entropy_of_mean = -(mean * (mean + 1e-5).log()).sum()
+    mean_entropy = -(probabilities * scaled.log_softmax(dim=-1)).sum(dim=-1).mean()
+    return mean_entropy - entropy_of_mean
 
 
 def to_uint8(images: Tensor) -> Tensor:

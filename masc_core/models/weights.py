@@ -2,103 +2,69 @@
 
 The header names the kind of model and its sizes, so a file loads without anything beside it: this
 is what training stages hand to each other. Bundles keep sizes in their manifest instead.
+
+All that reads raises an `ArtifactError` where the file is missing, damaged, or holds something
+else; models come in evaluation mode, on the CPU.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.io.tensors import fill_module, read_header, without_memory, write_tensors
+from masc_core.io.tensors import Module, load_module, read_header, write_tensors
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQConfig, VQModel
 
-Model = TypeVar("Model", GPT, VQModel, Refiner)
+_KINDS = {VQModel: "tokenizer", GPT: "transformer", Refiner: "refiner"}
 
 
-def save_tokenizer(path: Path, model: VQModel) -> None:
-    """Write a tokenizer."""
-    _save(path, "tokenizer", model)
-
-
-def load_tokenizer(path: Path) -> VQModel:
-    """Read a tokenizer, in evaluation mode on the CPU.
-
-    Raises
-    ------
-    ArtifactError : the file is missing, damaged, or holds something else
-    """
-    return _load(path, "tokenizer", _tokenizer)
-
-
-def save_transformer(path: Path, model: GPT, inputs: dict[str, str]) -> None:
-    """Write a transformer, with the hashes of what it was trained from, by name."""
-    _save(path, "transformer", model, {"inputs": json.dumps(inputs)})
-
-
-def load_transformer(path: Path) -> GPT:
-    """Read a transformer, in evaluation mode on the CPU.
-
-    Raises
-    ------
-    ArtifactError : the file is missing, damaged, or holds something else
-    """
-    return _load(path, "transformer", lambda sizes: GPT(GPTConfig(**sizes)))
-
-
-def save_refiner(path: Path, model: Refiner, inputs: dict[str, str]) -> None:
-    """Write a refiner, with the hashes of what it was trained from, by name."""
-    _save(path, "refiner", model, {"inputs": json.dumps(inputs)})
-
-
-def load_refiner(path: Path) -> Refiner:
-    """Read a refiner, in evaluation mode on the CPU.
-
-    Raises
-    ------
-    ArtifactError : the file is missing, damaged, or holds something else
-    """
-    return _load(path, "refiner", lambda sizes: Refiner(RefinerConfig(**sizes)))
-
-
-def read_inputs(path: Path) -> dict[str, str]:
-    """Hashes of what a transformer or a refiner was trained from, by name, as it was saved.
-
-    Raises
-    ------
-    ArtifactError : the file is missing, damaged or of another kind
-    """
-    inputs: dict[str, str] = json.loads(read_header(path).get("inputs", "{}"))
-    return inputs
-
-
-def _save(
-    path: Path, kind: str, model: GPT | VQModel | Refiner, more: dict[str, str] | None = None
+def save_model(
+    path: Path, model: GPT | VQModel | Refiner, inputs: Mapping[str, str] | None = None
 ) -> None:
-    config = json.dumps(dataclasses.asdict(model.config))
-    header = {"kind": kind, "config": config, **(more or {})}
+    """Write a model, with the hashes of what it was trained from, by name, if there are any."""
+    header = {"kind": _KINDS[type(model)], "config": json.dumps(dataclasses.asdict(model.config))}
+    if inputs is not None:
+        header["inputs"] = json.dumps(inputs)
     write_tensors(path, model.state_dict(), torch.float32, header)
 
 
-def _load(path: Path, kind: str, build: Callable[[dict[str, Any]], Model]) -> Model:
+def read_inputs(path: Path) -> dict[str, str]:
+    """Hashes of what a transformer or a refiner was trained from, by name, as it was saved."""
+    return json.loads(read_header(path).get("inputs", "{}"))
+
+
+def load_tokenizer(path: Path) -> VQModel:
+    """Read a tokenizer."""
+    return _load(path, "tokenizer", lambda sizes: VQModel(VQConfig(**sizes)))
+
+
+def load_transformer(path: Path) -> GPT:
+    """Read a transformer."""
+    return _load(path, "transformer", lambda sizes: GPT(GPTConfig(**sizes)))
+
+
+def load_refiner(path: Path) -> Refiner:
+    """Read a refiner."""
+    return _load(path, "refiner", lambda sizes: Refiner(RefinerConfig(**sizes)))
+
+
+def _load(path: Path, kind: str, build: Callable[[dict[str, Any]], Module]) -> Module:
     header = read_header(path)
     if header.get("kind") != kind:
         raise ArtifactError(path, f"is not a {kind} of this program")
     try:
-        with without_memory():
-            model = build(json.loads(header["config"]))
+        sizes = json.loads(header["config"])
+        # JSON has no tuples; `ch_mult` is the only one.
+        sizes |= {name: tuple(value) for name, value in sizes.items() if isinstance(value, list)}
+        return load_module(path, lambda: build(sizes))
     except (TypeError, KeyError, ValueError, ConfigError) as error:
         raise ArtifactError(path, f"has a header of another program ({error})") from error
-    return fill_module(path, model).eval()
-
-
-def _tokenizer(sizes: dict[str, Any]) -> VQModel:
-    return VQModel(VQConfig(**{**sizes, "ch_mult": tuple(sizes["ch_mult"])}))

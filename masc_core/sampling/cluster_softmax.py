@@ -1,10 +1,10 @@
 """Softmax over the codes of each row's cluster, without scores of any other code.
 
 ``log p(f | z) = s_f - log sum_{j in z} exp s_j``: what a softmax over all V codes gives whose other
-scores are minus infinity. Clusters are ragged and some are a hundred times the mean, so members of
-all rows stand one behind the other: time and memory go with the sum of the rows' cluster sizes.
+scores are minus infinity. Clusters are ragged and some are a hundred times the mean, so the codes
+of all rows stand one behind the other: time and memory go with the sum of the rows' cluster sizes.
 
-Legend: n rows, P members of all their clusters together, V codes, D width.
+Legend: n rows, P codes of all their clusters together, V codes, D width.
 """
 
 from __future__ import annotations
@@ -18,31 +18,17 @@ from torch import Tensor
 from masc_core.prior import ClusterMap
 
 
-class Members(NamedTuple):
-    """Codes of the rows' clusters, row by row.
+class RaggedCodes(NamedTuple):
+    """Codes of the rows' clusters, row by row."""
 
-    Attributes
-    ----------
-    sizes : int64 (n,), codes in each row's cluster
-    rows : int64 (P,), whose
-    ranks : int64 (P,), place in the cluster
-    codes : int64 (P,)
-    """
-
-    sizes: Tensor
-    rows: Tensor
-    ranks: Tensor
-    codes: Tensor
+    sizes: Tensor  # int64 (n,), codes in each row's cluster
+    rows: Tensor  # int64 (P,), whose
+    ranks: Tensor  # int64 (P,), index in the cluster
+    codes: Tensor  # int64 (P,)
 
 
 class ClusterSoftmax:
-    """Softmaxes within the clusters of a prior.
-
-    Parameters
-    ----------
-    prior : the partition
-    device : where the tables are
-    """
+    """Softmaxes within the clusters of a prior."""
 
     def __init__(self, prior: ClusterMap, device: torch.device | str = "cpu") -> None:
         self.largest = int(prior.sizes.max())
@@ -50,65 +36,60 @@ class ClusterSoftmax:
         self._offsets = torch.tensor(prior.offsets[:-1], device=device)
         self._sizes = torch.tensor(prior.sizes, device=device)
         labels = torch.tensor(prior.labels, device=device)
-        places = torch.empty_like(labels)
-        places[self._members] = torch.arange(len(labels), device=device)
-        self._ranks = places - self._offsets[labels]  # (V,)
+        indices = torch.empty_like(labels)
+        indices[self._members] = torch.arange(len(labels), device=device)
+        self._ranks = indices - self._offsets[labels]  # (V,)
 
     def loss(self, vectors: Tensor, table: Tensor, clusters: Tensor, codes: Tensor) -> Tensor:
-        """``-log p(f | z)`` of every row.
+        """``-log p(f | z)`` of every row, float32 (n,), nats.
 
         A cluster of one code has nothing to predict: its loss is 0, and costs nothing.
 
         Parameters
         ----------
-        vectors : (n, D), whose products with the rows of ``table`` are the scores
-        table : (V, D)
-        clusters : int64 (n,), z
-        codes : int64 (n,), f, members of these clusters
-
-        Returns
-        -------
-        float32 (n,), nats
+        vectors : (n, D), whose products with the rows of ``table`` (V, D) are the scores
+        clusters, codes : int64 (n,), z, and f, a code of that cluster
         """
         losses = torch.zeros(len(clusters), device=vectors.device)
         open_rows = (self._sizes[clusters] > 1).nonzero().flatten()
         if not len(open_rows):
             return losses + 0.0 * (vectors.sum() + table.sum())  # has gradients, all zero
-        members = self.members(clusters[open_rows])
+        ragged = self.ragged(clusters[open_rows])
         # Not by indexing, whose gradient on several cores sums in any order.
-        scores = member_scores(F.embedding(open_rows, vectors).float(), table, members)
-        starts = members.sizes.cumsum(0) - members.sizes
+        scores = _scores(F.embedding(open_rows, vectors).float(), table, ragged)
+        starts = ragged.sizes.cumsum(0) - ragged.sizes
         targets = scores[starts + self._ranks[codes[open_rows]]]
-        return losses.index_put((open_rows,), logsumexp(scores, members) - targets)
+        return losses.index_put((open_rows,), _logsumexp(scores, ragged) - targets)
 
-    def members(self, clusters: Tensor) -> Members:
+    def ragged(self, clusters: Tensor) -> RaggedCodes:
         """Codes of the clusters, int64 (n,), of the rows."""
         sizes = self._sizes[clusters]
         rows = torch.arange(len(clusters), device=clusters.device).repeat_interleave(sizes)
         starts = sizes.cumsum(0) - sizes
         ranks = torch.arange(len(rows), device=clusters.device) - starts[rows]
-        return Members(sizes, rows, ranks, self._members[self._offsets[clusters][rows] + ranks])
+        codes = self._members[self._offsets[clusters][rows] + ranks]
+        return RaggedCodes(sizes, rows, ranks, codes)
 
     def padded(self, clusters: Tensor) -> tuple[Tensor, Tensor]:
         """Codes of the clusters, int64 (n, largest), and where they are real, bool.
 
         The shape depends on no value, so that a GPU can record it; memory is that of the largest.
         """
-        places = torch.arange(self.largest, device=clusters.device)
+        ranks = torch.arange(self.largest, device=clusters.device)
         starts = self._offsets[clusters][:, None]
-        codes = self._members[(starts + places).clamp(max=len(self._members) - 1)]
-        return codes, places < self._sizes[clusters][:, None]
+        codes = self._members[(starts + ranks).clamp(max=len(self._members) - 1)]
+        return codes, ranks < self._sizes[clusters][:, None]
 
 
-def member_scores(vectors: Tensor, table: Tensor, members: Members) -> Tensor:
-    """Scores (P,), products of the rows' vectors (n, D), in their type, with those of codes."""
-    ours = F.embedding(members.rows, vectors)
-    theirs = F.embedding(members.codes, table).to(vectors.dtype)
+def _scores(vectors: Tensor, table: Tensor, ragged: RaggedCodes) -> Tensor:
+    """Products (P,) of the rows' vectors (n, D), in their type, with those of codes."""
+    ours = F.embedding(ragged.rows, vectors)
+    theirs = F.embedding(ragged.codes, table).to(vectors.dtype)
     return (ours * theirs).sum(-1)
 
 
-def logsumexp(scores: Tensor, members: Members) -> Tensor:
-    """Logarithm float32 (n,) of each row's sum of the exponentials of its scores (P,)."""
-    highest = torch.segment_reduce(scores.detach(), "max", lengths=members.sizes, unsafe=True)
-    powers = (scores - highest[members.rows]).exp()
-    return highest + torch.segment_reduce(powers, "sum", lengths=members.sizes, unsafe=True).log()
+def _logsumexp(scores: Tensor, ragged: RaggedCodes) -> Tensor:
+    """Logarithm (n,) of each row's sum of the exponentials of its scores (P,)."""
+    highest = torch.segment_reduce(scores.detach(), "max", lengths=ragged.sizes, unsafe=True)
+    powers = (scores - highest[ragged.rows]).exp()
+    return highest + torch.segment_reduce(powers, "sum", lengths=ragged.sizes, unsafe=True).log()

@@ -2,32 +2,33 @@
 
 ``uniform`` draws every code of the cluster alike; ``frequency`` draws code c with probability
 ``count(c) / sum of the counts in its cluster``, and uniformly where no code was ever counted.
-``refine`` asks a second model, in `masc_core.sampling.refinement`; here it draws as ``uniform``.
-Everything is integer arithmetic on random words that belong to (seed, position), so all devices
-and all batches agree bit for bit.
+Both are integer arithmetic on random words that belong to (seed, position), so all devices and all
+batches agree bit for bit. ``refine`` asks a second model: see `Refinement`.
 
-Legend: B rows, V codes, K clusters. Clusters are ragged (sizes are very skewed), so a row costs two
-look-ups (uniform) or a binary search over V (frequency), and no table is padded.
+Legend: B rows, V codes, K clusters, m codes of the largest one, C the transformer's width. Clusters
+are ragged (sizes are very skewed), so a row costs two look-ups (uniform) or a binary search over V
+(frequency), and no table is padded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from masc_core.bundle.manifest import Decoding
 from masc_core.errors import InvalidFieldError
+from masc_core.models.kv_cache import KVLayer, Rows
+from masc_core.models.projection import PackedWeight, can_pack
 from masc_core.models.refiner import Refiner
 from masc_core.prior import ClusterMap, IntArray
+from masc_core.sampling.cluster_softmax import ClusterSoftmax
 from masc_core.sampling.rng import code_bits
+from masc_core.sampling.sampler import MIN_TEMPERATURE
 
-UNIFORM = 0
-FREQUENCY = 1
-REFINE = 2
+UNIFORM, FREQUENCY, REFINE = 0, 1, 2
 MODES = {"uniform": UNIFORM, "frequency": FREQUENCY}  # that need no other model
 ALL_MODES = {**MODES, "refine": REFINE}
 
@@ -43,16 +44,12 @@ class InClusterDecoder:
     prior : the partition
     counts : int (V,), how often each code occurs in the training data; without them ``frequency``
         is not offered
-    device : where the tables live, and where `decode` works
+    device : where codes are drawn
     refiner : on that device, in evaluation mode; without one ``refine`` is not offered
 
     Attributes
     ----------
     decodings : what is offered
-
-    Raises
-    ------
-    ValueError : counts of another shape, not integers, or negative; names the code
     """
 
     def __init__(
@@ -74,21 +71,6 @@ class InClusterDecoder:
         self._bases = torch.tensor(bases[:-1], device=device)
         self._totals = torch.tensor(np.diff(bases), device=device)
 
-    def modes(self, decodings: Sequence[str]) -> Tensor:
-        """Turn the names of the rows' decodings into the int64 (B,) that `decode` takes.
-
-        Raises
-        ------
-        InvalidFieldError : a decoding that is not offered
-        """
-        for name in decodings:
-            self.check(name)
-        return torch.tensor(
-            [ALL_MODES[name] for name in decodings],
-            dtype=torch.int64,
-            device=self._members.device,
-        )
-
     def check(self, decoding: str) -> None:
         """Refuse a decoding that is not offered, with an `InvalidFieldError`."""
         if decoding not in self.decodings:
@@ -102,36 +84,101 @@ class InClusterDecoder:
         return self._refiner
 
     def decode(
-        self, clusters: Tensor, seeds: Tensor, position: int | Tensor, decodings: Tensor
+        self, clusters: Tensor, seeds: Tensor, position: int | Tensor, modes: Tensor
     ) -> Tensor:
-        """Draw one code a row.
+        """Draw one code a row, int64 (B,).
 
         Parameters
         ----------
-        clusters : int64 (B,), in 0..K-1
-        seeds : int64 (B,), the images' seeds
-        position : place in the image, one for all rows or int64 (B,)
-        decodings : int64 (B,); see `modes`
-
-        Returns
-        -------
-        int64 (B,), codes in 0..V-1
+        clusters, seeds : int64 (B,)
+        position : in the image, one for all rows or int64 (B,)
+        modes : int64 (B,), of ``ALL_MODES``; here ``REFINE`` draws as ``UNIFORM``
         """
-        return self.pick(clusters, code_bits(seeds, position), decodings)
+        return self.sample_code(clusters, code_bits(seeds, position), modes)
 
-    def pick(self, clusters: Tensor, bits: Tensor, decodings: Tensor) -> Tensor:
+    def sample_code(self, clusters: Tensor, bits: Tensor, modes: Tensor) -> Tensor:
         """Draw one code a row, as `decode` does, from the rows' `code_bits`, int64 (B,)."""
         uniform = self._offsets[clusters] + (bits * self._sizes[clusters] >> 32)
         totals = self._totals[clusters]
         targets = self._bases[clusters] + (bits * totals >> 32)
         # The first member whose cumulative count exceeds the target: never one with a count of 0.
         counted = torch.searchsorted(self._ends, targets, right=True)
-        by_count = (decodings == FREQUENCY) & (totals > 0)
+        by_count = (modes == FREQUENCY) & (totals > 0)
         return self._members[torch.where(by_count, counted, uniform)]
 
     def _refusal(self, decoding: str) -> InvalidFieldError:
         offer = " or ".join(map(repr, self.decodings))
         return InvalidFieldError("decoding", f"decoding must be {offer}, got {decoding!r}")
+
+
+class Refinement:
+    """Draws the codes of images in slots with the refiner, one position after the other.
+
+    A draw is the inverse of the distribution function at the image's own random word. The
+    temperature and the filters of an image concern its clusters; within a cluster the distribution
+    is the refiner's own, but at temperature 0 the most probable code is taken.
+
+    Parameters
+    ----------
+    refiner : in evaluation mode
+    prior : the partition
+    num_slots, kernels : as for `masc_core.models.kv_cache.KVCache`
+    """
+
+    def __init__(
+        self, refiner: Refiner, prior: ClusterMap, num_slots: int, *, kernels: bool = True
+    ) -> None:
+        refiner.pack()
+        config, table = refiner.config, refiner.code_scores.weight.detach()
+        shape = (num_slots, config.n_head, config.block_size, config.head_dim)
+        self._refiner, self._table = refiner, table
+        # In float32 even where the refiner is not: scores of similar codes differ by little.
+        self._packed_table = PackedWeight(table.float()) if can_pack(table.float()) else None
+        self._softmax = ClusterSoftmax(prior, table.device)
+        self._cache = KVLayer(shape, table.dtype, table.device, kernels=kernels)
+
+    def draw(
+        self, hidden: Tensor, clusters: Tensor, rows: Rows, bits: Tensor, temperatures: Tensor
+    ) -> Tensor:
+        """Draw the next code of every image, int64 (B,).
+
+        Parameters
+        ----------
+        hidden : (B, C), of the transformer's conditional rows
+        clusters : int64 (B,), just drawn
+        rows : their ids are the codes before, anything at position 0
+        bits : int64 (B,), see `masc_core.sampling.rng.code_bits`
+        temperatures : float32 (B,)
+        """
+        vectors = self._refiner.step(hidden.to(self._table.dtype), clusters, rows, self._cache)
+        codes, is_member = self._softmax.padded(clusters)
+        # A product with all codes: one with the members alone would have a shape of their number.
+        scores = self._scores(vectors).gather(1, codes).float()
+        indices = sample_index(scores.masked_fill(~is_member, -torch.inf), bits, temperatures)
+        return codes.gather(1, indices[:, None]).squeeze(1)
+
+    def _scores(self, vectors: Tensor) -> Tensor:
+        """Scores (B, V) of all codes, from what the refiner returns."""
+        if self._packed_table is not None:
+            return self._packed_table.multiply(vectors.float())
+        return F.linear(vectors, self._table)
+
+
+def sample_index(scores: Tensor, bits: Tensor, temperatures: Tensor) -> Tensor:
+    """Sample an index per row, int64 (B,), from the softmax of its scores.
+
+    Parameters
+    ----------
+    scores : float32 (B, m); minus infinity is a probability of zero
+    bits : int64 (B,), random words in [0, 2^32)
+    temperatures : float32 (B,), at 0 that of the highest score is taken
+    """
+    highest = scores.amax(-1, keepdim=True)
+    ends = (scores - highest).double().exp().cumsum(-1)
+    targets = (bits.double() + 0.5) * 2.0**-32 * ends[:, -1]
+    # The first whose end exceeds the target: never one with a probability of 0.
+    drawn = (ends <= targets[:, None]).sum(-1)
+    return torch.where(temperatures <= MIN_TEMPERATURE, scores.argmax(-1), drawn)
 
 
 def offered(*, counts: bool, refiner: bool) -> tuple[Decoding, ...]:
@@ -157,5 +204,4 @@ def _weigh_members(prior: ClusterMap, counts: npt.ArrayLike) -> IntArray:
     totals = np.add.reduceat(weights.astype(np.float64), prior.offsets[:-1])
     shifts = np.maximum(np.frexp(totals)[1] - TOTAL_BITS, 0)  # total < 2**exponent
     shifted = weights >> np.repeat(shifts, prior.sizes)
-    scaled: IntArray = np.maximum(shifted, np.minimum(weights, 1))
-    return scaled
+    return np.maximum(shifted, np.minimum(weights, 1))

@@ -14,29 +14,20 @@ from masc_core.models.gpt_config import GPTConfig
 class SamplingParams:
     """All that an image depends on besides the model.
 
-    Attributes
-    ----------
-    class_id : class of the model
-    cfg_scale : strength of classifier-free guidance, at least 1; 1 is off and costs half as much
-    seed : in [0, 2^63)
-    temperature : at least 0; at 0 the most probable token is taken. This and the filters concern
-        clusters; see `masc_core.sampling.refinement` for codes
-    top_k : keep the k most probable tokens; 0 is off
-    top_p : keep the most probable tokens that hold this much probability, in (0, 1]; 1 is off
-    decoding : how a code is drawn from a cluster, ``uniform``, ``frequency`` or ``refine``
+    Temperature and filters concern clusters; see `masc_core.sampling.in_cluster` for codes.
 
     Raises
     ------
-    InvalidFieldError : a value outside its range; `check_specs` tells what a model cannot do
+    InvalidFieldError : a value outside its range; `check_params` tells what a model cannot do
     """
 
-    class_id: int
-    cfg_scale: float
-    seed: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    decoding: str = "uniform"
+    class_id: int  # of the model
+    cfg_scale: float  # classifier-free guidance, at least 1; 1 is off and costs half as much
+    seed: int  # in [0, 2^63)
+    temperature: float = 1.0  # at least 0; at 0 the most probable token is taken
+    top_k: int = 0  # keep the k most probable tokens; 0 is off
+    top_p: float = 1.0  # keep the most probable tokens up to this probability, in (0, 1]; 1 is off
+    decoding: str = "uniform"  # how a code is drawn from a cluster; or "frequency", "refine"
 
     def __post_init__(self) -> None:
         """Refuse values that no model can serve."""
@@ -52,22 +43,23 @@ class SamplingParams:
         return 1 if self.cfg_scale == 1 else 2
 
 
-def check_specs(specs: Sequence[SamplingParams], config: GPTConfig) -> None:
+def check_params(params_list: Sequence[SamplingParams], config: GPTConfig) -> None:
     """Refuse images that a model of this configuration cannot make.
 
     Raises
     ------
-    UnknownClassError, InvalidFieldError : a spec asks for what the model does not have
+    UnknownClassError, InvalidFieldError : an image asks for what the model does not have
     ValueError : no images
     """
-    if not specs:
+    if not params_list:
         raise ValueError("no images to generate")
-    for spec in specs:
-        if not 0 <= spec.class_id < config.num_classes:
+    for params in params_list:
+        if not 0 <= params.class_id < config.num_classes:
+            expected = f"in 0..{config.num_classes - 1}"
             raise UnknownClassError(
-                "class_id", f"class_id must be in 0..{config.num_classes - 1}, got {spec.class_id}"
+                "class_id", f"class_id must be {expected}, got {params.class_id}"
             )
-        if spec.cfg_scale != 1 and config.num_class_rows == config.num_classes:
+        if params.cfg_scale != 1 and config.num_class_rows == config.num_classes:
             raise InvalidFieldError(
                 "cfg_scale", "cfg_scale must be 1: the model was trained without a null class"
             )

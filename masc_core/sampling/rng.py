@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 # Streams keep the draws of one (seed, position) apart.
-CLUSTER = 0
-CODE = 1
+CLUSTER, CODE = 0, 1
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -27,17 +26,7 @@ _ROUNDS = 10
 
 
 def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
-    """Ten rounds of the Philox bijection.
-
-    Parameters
-    ----------
-    counter : four int64 tensors of values in [0, 2^32), of shapes that broadcast
-    key : two such tensors
-
-    Returns
-    -------
-    four int64 tensors of values in [0, 2^32), of the broadcast shape
-    """
+    """Ten rounds of the Philox bijection; all int64 in [0, 2^32), of shapes that broadcast."""
     (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(_ROUNDS):
         high0, low0 = _multiply(_MULTIPLIERS[0], c0)
@@ -48,31 +37,27 @@ def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
 
 
 def random_bits(seeds: Tensor, position: int | Tensor, num: int, stream: int) -> Tensor:
-    """Uniform 32-bit words.
+    """Uniform 32-bit words, int64 (B, N).
 
     Parameters
     ----------
     seeds : int64 (B,), all 64 bits count
-    position : place in the image in [0, 2^32), one for all or int64 (B,)
+    position : in the image, in [0, 2^32), one for all or int64 (B,)
     num : N, words for each image; the first of them do not depend on it
     stream : ``CLUSTER`` or ``CODE``
-
-    Returns
-    -------
-    int64 (B, num), values in [0, 2^32)
     """
     if seeds.device.type == "cpu" and not torch.compiler.is_compiling():
         from masc_core.cpu_kernels import philox  # noqa: PLC0415 - takes half a second
 
-        places = torch.as_tensor(position, dtype=torch.int64).expand(len(seeds)).contiguous()
-        return philox.random_bits(seeds.contiguous(), places, num, stream)
+        positions = torch.as_tensor(position, dtype=torch.int64).expand(len(seeds)).contiguous()
+        return philox.random_bits(seeds.contiguous(), positions, num, stream)
     # The mask changes nothing but what a compiler makes of the first product: it multiplies bare
     # indices by the constant in 32 bits, where that does not fit.
     blocks = torch.arange(-(-num // 4), device=seeds.device) & _MASK  # (ceil(N / 4),)
-    places = torch.as_tensor(position, dtype=torch.int64, device=seeds.device)
+    positions = torch.as_tensor(position, dtype=torch.int64, device=seeds.device)
     # Filled on the device: a copy of a number from the host could not be part of a recorded graph.
     constants = seeds.new_full((), stream), seeds.new_zeros(())
-    counter = (blocks, places.view(-1, 1), *constants)
+    counter = (blocks, positions.view(-1, 1), *constants)
     key = ((seeds & _MASK)[:, None], (seeds >> 32 & _MASK)[:, None])
     words = torch.stack(philox4x32(counter, key), dim=-1)  # (B, ceil(N / 4), 4)
     return words.flatten(1)[:, :num]
@@ -81,13 +66,7 @@ def random_bits(seeds: Tensor, position: int | Tensor, num: int, stream: int) ->
 def gumbel(seeds: Tensor, position: int | Tensor, num: int) -> Tensor:
     """Gumbel noise ``-log(-log u)`` of the stream ``CLUSTER``, ``u = (word + 1/2) / 2^32``.
 
-    Parameters
-    ----------
-    seeds, position, num : as for `random_bits`
-
-    Returns
-    -------
-    float32 (B, num), in [-3.2, 22.9]
+    float32 (B, num), in [-3.2, 22.9]; arguments as for `random_bits`.
     """
     uniform = (random_bits(seeds, position, num, CLUSTER).double() + 0.5) * 2.0**-32  # exact
     # Logarithms differ by an ulp between devices; rounding float64 to float32 hides that.
@@ -95,12 +74,7 @@ def gumbel(seeds: Tensor, position: int | Tensor, num: int) -> Tensor:
 
 
 def code_bits(seeds: Tensor, position: int | Tensor) -> Tensor:
-    """One word of the stream ``CODE`` an image; ``seeds`` and ``position`` as for `random_bits`.
-
-    Returns
-    -------
-    int64 (B,), values in [0, 2^32)
-    """
+    """One word of the stream ``CODE`` an image, int64 (B,); arguments as for `random_bits`."""
     return random_bits(seeds, position, 1, CODE).squeeze(1)
 
 

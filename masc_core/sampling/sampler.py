@@ -21,18 +21,11 @@ MIN_TEMPERATURE = 1e-5
 
 
 class Sampled(NamedTuple):
-    """What was drawn, and what is told of the distribution.
+    """What was drawn, and what is told of the distribution."""
 
-    Attributes
-    ----------
-    tokens : int64 (B,)
-    entropies : float32 (B,), bits; of the guided distribution before temperature and filters
-    finite : bool (B,), whether the guided logits are; where not, the rest means nothing
-    """
-
-    tokens: Tensor
-    entropies: Tensor
-    finite: Tensor
+    tokens: Tensor  # int64 (B,)
+    entropies: Tensor  # float32 (B,), bits; with guidance, before temperature and filters
+    finite: Tensor  # bool (B,), whether the guided logits are; where not, the rest means nothing
 
 
 def sample(
@@ -49,7 +42,7 @@ def sample(
     Parameters
     ----------
     cond, uncond : float32 (B, K), logits given the class and given none; the same for a row that
-        is not guided, whose scale is 1
+        is not guided, whose cfg_scale is 1
     cfg_scale, temperature : float32 (B,)
     top_k, top_p : see `filter_logits`
     noise : float32 (B, K), of `masc_core.sampling.rng.gumbel` for the images' seeds and positions
@@ -62,30 +55,14 @@ def sample(
 
 
 def apply_cfg(cond: Tensor, uncond: Tensor, cfg_scale: Tensor) -> Tensor:
-    """Classifier-free guidance, ``uncond + cfg_scale (cond - uncond)``.
-
-    Parameters
-    ----------
-    cond, uncond : float32 (B, K), logits given the class and given none
-    cfg_scale : float32 (B,)
-
-    Returns
-    -------
-    float32 (B, K)
-    """
+    """Classifier-free guidance (B, K), ``uncond + cfg_scale (cond - uncond)``; see `sample`."""
     return uncond + cfg_scale[:, None] * (cond - uncond)
 
 
 def entropy_bits(logits: Tensor) -> Tensor:
-    """Entropy of the softmax, ``-sum p log2 p``, in bits.
+    """Entropy of the softmax of (B, K), ``-sum p log2 p``, float32 (B,), in bits.
 
-    Parameters
-    ----------
-    logits : float (B, K); minus infinity is a probability of zero, which adds nothing
-
-    Returns
-    -------
-    float32 (B,), in [0, log2 K]
+    A logit of minus infinity is a probability of zero, which adds nothing.
     """
     # In float64: float32 sums depend on how many rows there are, and on the device.
     logs = logits.double().log_softmax(-1)
@@ -95,17 +72,7 @@ def entropy_bits(logits: Tensor) -> Tensor:
 
 
 def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
-    """Divide each row by its temperature.
-
-    Parameters
-    ----------
-    logits : float32 (B, K)
-    temperature : float32 (B,), in effect at least ``MIN_TEMPERATURE``
-
-    Returns
-    -------
-    float32 (B, K)
-    """
+    """Divide rows (B, K) by their temperatures (B,), in effect at least ``MIN_TEMPERATURE``."""
     return logits / temperature.clamp(min=MIN_TEMPERATURE)[:, None]
 
 
@@ -118,10 +85,6 @@ def filter_logits(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) ->
     top_k : int64 (B,), keep the k largest and their ties; 0 and k >= K keep all; None: off for all
     top_p : float (B,), of what is left keep the most probable until their sum exceeds p, at least
         one, and of equal ones the lower ids first; 1 keeps all; None: off for all
-
-    Returns
-    -------
-    float (B, K), ``logits`` itself where no row filters
     """
     if top_k is None and top_p is None:
         return logits
@@ -139,15 +102,5 @@ def filter_logits(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) ->
 
 
 def draw(logits: Tensor, noise: Tensor) -> Tensor:
-    """Sample one token a row from the softmax.
-
-    Parameters
-    ----------
-    logits : float32 (B, K), tempered and filtered
-    noise : float32 (B, K), of `masc_core.sampling.rng.gumbel` for the images' seeds and positions
-
-    Returns
-    -------
-    int64 (B,)
-    """
+    """Sample a token per row, int64 (B,), from the softmax of (B, K); see `sample` for noise."""
     return (logits + noise).argmax(-1)

@@ -67,16 +67,18 @@ class Oracle:
             torch.set_num_threads(before)
 
     def _files(self, bodies: Sequence[Body]) -> list[list[bytes]]:
-        specs = [spec for body in bodies for spec in specs_of(body)]
+        params_list = [params for body in bodies for params in params_of(body)]
         files: list[bytes] = []
-        for start in range(0, len(specs), AT_ONCE):
-            made = generate(self.bundle.model, self.bundle.decoder, specs[start : start + AT_ONCE])
+        for start in range(0, len(params_list), AT_ONCE):
+            made = generate(
+                self.bundle.model, self.bundle.decoder, params_list[start : start + AT_ONCE]
+            )
             files += [encode_image(image, "png") for image in self.bundle.render(made.codes)]
         images = iter(files)
         return [[next(images) for _ in range(body["num_images"])] for body in bodies]
 
 
-def specs_of(body: Body) -> list[SamplingParams]:
+def params_of(body: Body) -> list[SamplingParams]:
     """One an image."""
     return [
         SamplingParams(

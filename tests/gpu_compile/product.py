@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from masc_core.device import keep_float32
-from masc_core.generation.slots import StepShape
+from masc_core.generation.batch import StepShape
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.gpu_decoder import compile_decoder

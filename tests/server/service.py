@@ -21,7 +21,6 @@ import httpx
 from PIL import Image, ImageDraw
 from prometheus_client import CollectorRegistry, generate_latest
 
-from masc_core.bundle.active_version import CURRENT_FILE
 from masc_core.bundle.manifest import (
     COUNTS_FILE,
     REFINER_FILE,
@@ -34,7 +33,7 @@ from masc_core.bundle.manifest import (
     VQSection,
     write_manifest,
 )
-from masc_core.bundle.registry import Registry
+from masc_core.bundle.registry import CURRENT_FILE, Registry
 from server.app import create_app
 from server.settings import ServerSettings
 from worker.jobs.job import GenerationRequest, Job, Lease, Preview, Progress, Started

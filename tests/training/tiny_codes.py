@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from masc_core.models.vq import VQConfig, VQModel
-from masc_core.models.weights import save_tokenizer
+from masc_core.models.weights import save_model
 from training.data.code_cache import CodeIndex, write_index, write_shard
 from training.stages.configs import TransformerConfig
 
@@ -53,7 +53,7 @@ def write_inputs(folder: Path) -> Path:
     write_codes(folder / "val", 11, seed=1)
     torch.manual_seed(0)
     tokenizer = VQModel(VQConfig(num_codes=NUM_CODES, ch=32, ch_mult=(1, 1, 1), z_channels=32))
-    save_tokenizer(folder / "tokenizer.safetensors", tokenizer)
+    save_model(folder / "tokenizer.safetensors", tokenizer)
     return folder
 
 

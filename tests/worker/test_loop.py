@@ -31,7 +31,7 @@ from tests.worker.tiny_worker import (
 )
 from worker.engine.engine import Engine
 from worker.engine.request import EngineOutput, ImageTask
-from worker.job_run import image_spec
+from worker.job_run import image_params
 from worker.jobs.job import MAX_SEED, GenerationRequest
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobFailure, JobResult, Outcome
@@ -97,7 +97,7 @@ def test_a_result_says_what_made_it(bundle: Bundle) -> None:
     assert (outcome.model, outcome.version) == ("tiny", "1")
     assert outcome.weights_sha256 == bundle.manifest.weights_sha256
     assert [image.seed for image in outcome.images] == [MAX_SEED, 0]
-    alone = generate(bundle.model, bundle.decoder, [image_spec(request, 1)]).entropies[0]
+    alone = generate(bundle.model, bundle.decoder, [image_params(request, 1)]).entropies[0]
     image = outcome.images[1]
     assert image.entropies == tuple(alone.tolist())
     assert image.entropy_bits == pytest.approx(float(alone.double().mean()))
@@ -204,7 +204,7 @@ def test_refined_images_are_the_same_among_others(tmp_path: Path) -> None:
 def test_an_image_that_cannot_be_rendered_fails_its_job_alone(bundle: Bundle) -> None:
     other = replace(REQUEST, seed=8)
     codes = [
-        set(generate(bundle.model, bundle.decoder, [image_spec(r, 0)]).codes[0].tolist())
+        set(generate(bundle.model, bundle.decoder, [image_params(r, 0)]).codes[0].tolist())
         for r in (REQUEST, other)
     ]
     poison = min(codes[1] - codes[0])
@@ -225,7 +225,7 @@ class FaultyEngine(Engine):
     """Cannot run a batch that holds class 4, for a reason that nobody foresaw."""
 
     def step(self) -> Sequence[EngineOutput]:
-        if any(task.spec.class_id == 4 for task in self.tasks):
+        if any(task.params.class_id == 4 for task in self.tasks):
             raise RuntimeError("out of memory")
         return super().step()
 
@@ -274,7 +274,7 @@ def test_a_worker_is_ready_only_after_a_real_image(bundle: Bundle) -> None:
     batches = engine_of(loop).batches
     assert len(batches) == GRID**2
     ((task,),) = batches[:1]
-    assert task.spec.cfg_scale == bundle.manifest.defaults.cfg_scale
+    assert task.params.cfg_scale == bundle.manifest.defaults.cfg_scale
 
 
 def test_a_worker_whose_first_image_fails_says_so_and_is_not_ready(bundle: Bundle) -> None:

@@ -191,7 +191,7 @@ def test_a_worker_whose_engine_fails_again_and_again_ends_and_says_so(bundle: Bu
 def test_errors_with_images_between_them_do_not_end_the_worker(bundle: Bundle) -> None:
     class PoisonedEngine(Engine):
         def step(self) -> Sequence[EngineOutput]:
-            if any(task.spec.class_id == 4 for task in self.tasks):
+            if any(task.params.class_id == 4 for task in self.tasks):
                 raise RuntimeError("out of memory")
             return super().step()
 

@@ -202,7 +202,7 @@ class PickyEngine(Engine):
     """Cannot run class 4."""
 
     def step(self) -> Sequence[EngineOutput]:
-        if any(task.spec.class_id == 4 for task in self.tasks):
+        if any(task.params.class_id == 4 for task in self.tasks):
             raise RuntimeError("out of memory")
         return super().step()
 

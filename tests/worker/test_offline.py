@@ -11,7 +11,7 @@ from masc_core.generation.generate import generate
 from masc_core.images import encode_image
 from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import save_tiny_bundle
-from worker.offline import OfflineRequest, find_class, generate_files, image_specs
+from worker.offline import OfflineRequest, find_class, generate_files, image_params
 from worker.settings import WorkerSettings, load_settings
 
 
@@ -25,17 +25,22 @@ def settings(models: Path) -> WorkerSettings:
 
 
 def test_what_is_not_given_is_the_models(manifest: Manifest) -> None:
-    (spec,) = image_specs(OfflineRequest(classes=("cat",)), manifest)
-    assert (spec.class_id, spec.seed, spec.cfg_scale, spec.decoding) == (2, 0, 2.0, "uniform")
+    (params,) = image_params(OfflineRequest(classes=("cat",)), manifest)
+    assert (params.class_id, params.seed, params.cfg_scale, params.decoding) == (
+        2,
+        0,
+        2.0,
+        "uniform",
+    )
     given = OfflineRequest(classes=("cat",), cfg_scale=1.0, temperature=0.5, top_k=3, top_p=0.9)
-    (spec,) = image_specs(given, manifest)
-    assert (spec.cfg_scale, spec.temperature, spec.top_k, spec.top_p) == (1.0, 0.5, 3, 0.9)
+    (params,) = image_params(given, manifest)
+    assert (params.cfg_scale, params.temperature, params.top_k, params.top_p) == (1.0, 0.5, 3, 0.9)
 
 
 def test_seeds_count_up_within_a_class_and_wrap(manifest: Manifest) -> None:
     request = OfflineRequest(classes=("0", "bee"), num_images=2, seed=2**63 - 1)
-    specs = image_specs(request, manifest)
-    assert [(s.class_id, s.seed) for s in specs] == [
+    params_list = image_params(request, manifest)
+    assert [(s.class_id, s.seed) for s in params_list] == [
         (0, 2**63 - 1), (0, 0), (1, 2**63 - 1), (1, 0),
     ]  # fmt: skip
 
@@ -76,8 +81,8 @@ def test_a_refined_image_is_the_plain_loops(tmp_path: Path) -> None:
     out = tmp_path / "dog.png"
     generate_files(settings(tmp_path / "models"), request, out, scale=1, columns=1)
     bundle = load_bundle(tmp_path / "models" / "tiny" / "1")
-    spec = SamplingParams(class_id=3, cfg_scale=2.0, seed=7, decoding="refine")
-    codes = generate(bundle.model, bundle.decoder, [spec]).codes
+    params = SamplingParams(class_id=3, cfg_scale=2.0, seed=7, decoding="refine")
+    codes = generate(bundle.model, bundle.decoder, [params]).codes
     assert out.read_bytes() == encode_image(bundle.render(codes)[0], "png")
 
 

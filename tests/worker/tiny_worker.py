@@ -18,7 +18,7 @@ from masc_core.generation.generate import generate
 from masc_core.images import encode_image
 from worker.engine.engine import Engine
 from worker.engine.request import EngineOutput, ImageTask
-from worker.job_run import image_spec
+from worker.job_run import image_params
 from worker.jobs.job import GenerationRequest, Job, Lease
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome
@@ -126,6 +126,6 @@ def failure(outcome: Outcome) -> JobFailure:
 def expected(bundle: Bundle, request: GenerationRequest) -> list[bytes]:
     files = []
     for index in range(request.num_images):
-        made = generate(bundle.model, bundle.decoder, [image_spec(request, index)])
+        made = generate(bundle.model, bundle.decoder, [image_params(request, index)])
         files.append(encode_image(bundle.render(made.codes)[0], request.format))
     return files

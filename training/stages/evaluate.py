@@ -90,7 +90,7 @@ class _Evaluation:
         self._check()
         if config.out is not None:
             config.out.mkdir(parents=True, exist_ok=True)
-        self.spec, self.image_size = _spec(config, bundle), _image_size(config, bundle)
+        self.params, self.image_size = _params(config, bundle), _image_size(config, bundle)
         self.cache = CodeCache.open(config.codes) if config.codes else None
         if self.cache is not None:
             check_codes(bundle, self.cache)
@@ -187,18 +187,18 @@ class _Evaluation:
         return metrics
 
     def _settings(self) -> dict[str, Any]:
-        manifest, config, spec = self.bundle.manifest, self.config, self.spec
+        manifest, config, params = self.bundle.manifest, self.config, self.params
         return {
             "model": manifest.name,
             "version": manifest.version,
             "weights_sha256": manifest.weights_sha256,
             "images_per_class": config.images_per_class,
             "image_size": self.image_size,
-            "cfg_scale": spec.cfg_scale,
-            "temperature": spec.temperature,
-            "top_k": spec.top_k,
-            "top_p": spec.top_p,
-            "decoding": spec.decoding,
+            "cfg_scale": params.cfg_scale,
+            "temperature": params.temperature,
+            "top_k": params.top_k,
+            "top_p": params.top_p,
+            "decoding": params.decoding,
             "first_seed": config.seed,
             "codes": str(config.codes) if config.codes else None,
             "codes_cfg_scale": config.codes_cfg_scale if config.codes else None,
@@ -219,12 +219,12 @@ class _Evaluation:
             atomic_write(self.config.out / "curves.png", draw_curves(name, curves))
 
 
-def _spec(config: EvaluateConfig, bundle: Bundle) -> SamplingParams:
+def _params(config: EvaluateConfig, bundle: Bundle) -> SamplingParams:
     given = {"cfg_scale": config.cfg_scale, "decoding": config.decoding}
     changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-    spec = replace(default_params(bundle), seed=config.seed, **changes)
-    bundle.decoder.check(spec.decoding)
-    return spec
+    params = replace(default_params(bundle), seed=config.seed, **changes)
+    bundle.decoder.check(params.decoding)
+    return params
 
 
 def _image_size(config: EvaluateConfig, bundle: Bundle) -> int:
@@ -234,7 +234,7 @@ def _image_size(config: EvaluateConfig, bundle: Bundle) -> int:
 def _samples(config: EvaluateConfig, bundle: Bundle, ranks: Ranks) -> Iterator[Samples]:
     return sample(
         bundle,
-        _spec(config, bundle),
+        _params(config, bundle),
         config.images_per_class,
         batch_size=config.batch_size,
         image_size=_image_size(config, bundle),

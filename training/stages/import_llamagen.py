@@ -23,12 +23,12 @@ from pydantic import JsonValue
 
 from masc_core.bundle.manifest import TOKENIZER_FILE, Defaults, Manifest, ModelCard
 from masc_core.bundle.registry import Registry
-from masc_core.bundle.write import BundleParts
+from masc_core.bundle.write import BundleDraft, BundleParts, draft_version
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.files import atomic_write, sha256_file
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import VQModel
-from masc_core.models.weights import save_tokenizer
+from masc_core.models.weights import save_model
 from masc_core.prior import ClusterMap
 from masc_core.settings import models_dir
 from training.config import set_threads
@@ -51,7 +51,6 @@ from training.metrics.bundle_metrics import first_images
 from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet
 from training.provenance import made_with
 from training.stages.configs import ImportConfig, ImportTokenizerConfig
-from training.version_draft import VersionDraft, draft_version
 
 WEIGHT_TYPES = {
     "float16": torch.float16,
@@ -84,7 +83,7 @@ def import_model(config: ImportConfig, report: Report = no_report) -> Manifest:
     return manifest
 
 
-def _write(config: ImportConfig, draft: VersionDraft, report: Report) -> None:
+def _write(config: ImportConfig, draft: BundleDraft, report: Report) -> None:
     report(0, 4, "reading")
     gpt = Container.open(config.gpt, config.gpt_weights)
     vq = Container.open(config.tokenizer, config.tokenizer_weights)
@@ -171,7 +170,7 @@ def import_tokenizer(config: ImportTokenizerConfig) -> dict[str, Any]:
                 "made_with": made_with(),
             },
         )
-        save_tokenizer(path, model)  # last: a folder with it is complete
+        save_model(path, model)  # last: a folder with it is complete
     return metrics
 
 

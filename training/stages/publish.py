@@ -33,7 +33,7 @@ from masc_core.bundle.manifest import (
 )
 from masc_core.bundle.read import Bundle
 from masc_core.bundle.registry import Registry
-from masc_core.bundle.write import BundleParts
+from masc_core.bundle.write import BundleParts, draft_version
 from masc_core.errors import ConfigError
 from masc_core.io.files import sha256_file
 from masc_core.models.vq import VQModel
@@ -50,7 +50,6 @@ from training.provenance import made_with
 from training.stages.configs import PublishConfig
 from training.studies.codebook_source import TrainedTokenizer
 from training.studies.patches import code_patches
-from training.version_draft import draft_version
 
 # What an evaluation holds beside metrics of the images that the model makes.
 LEFT_OUT = {"curves", "definitions"}

@@ -20,7 +20,7 @@ from masc_core.errors import ConfigError
 from masc_core.io.files import sha256_file
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
-from masc_core.models.weights import load_transformer, read_inputs, save_refiner
+from masc_core.models.weights import load_transformer, read_inputs, save_model
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import join_ranks
@@ -128,7 +128,7 @@ class _RefinerTraining:
     def keep(self, metrics: dict[str, float]) -> None:
         """Write the weights and their metrics."""
         if self.run.ranks.is_main:
-            save_refiner(self.run.folder / REFINER_FILE, self.objective.refiner, self.inputs)
+            save_model(self.run.folder / REFINER_FILE, self.objective.refiner, self.inputs)
             self.run.write_json("metrics.json", metrics)
 
 

@@ -26,7 +26,7 @@ from masc_core.bundle.manifest import TOKENIZER_FILE
 from masc_core.errors import ArtifactError
 from masc_core.io.files import atomic_path, sha256_file
 from masc_core.models.vq import VQConfig, VQModel
-from masc_core.models.weights import save_tokenizer
+from masc_core.models.weights import save_model
 from training.config import set_threads
 from training.data.images import open_images
 from training.data.pixels import TrainingPixels
@@ -170,7 +170,7 @@ class _TokenizerTraining:
         """Write the weights, their metrics and a sheet of reconstructions."""
         if not self.ranks.is_main:
             return
-        save_tokenizer(self.run.folder / TOKENIZER_FILE, self.model)
+        save_model(self.run.folder / TOKENIZER_FILE, self.model)
         self.run.write_json("metrics.json", metrics)
         sheet = reconstruction_sheet(self.model, self.val_pixels)
         with atomic_path(self.run.folder / "reconstructions.png") as temporary:
@@ -179,7 +179,7 @@ class _TokenizerTraining:
 
 def _to_device(network: Network, ranks: Ranks) -> Network:
     """On the rank's device, channels last, as images and so gradients are: DDP wants them alike."""
-    return network.to(ranks.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return network.to(ranks.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _adam(model: nn.Module, rate: float) -> Optimizer:

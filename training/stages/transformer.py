@@ -33,7 +33,7 @@ from masc_core.io.tensors import without_memory
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import to_uint8
-from masc_core.models.weights import load_tokenizer, save_transformer
+from masc_core.models.weights import load_tokenizer, save_model
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import InClusterDecoder
 from masc_core.sampling.params import SamplingParams
@@ -195,7 +195,7 @@ class _TransformerTraining:
         """Write the weights and their metrics."""
         model = self.gathered(torch.device("cpu"))
         if model is not None:
-            save_transformer(self.run.folder / TRANSFORMER_FILE, model, self.data.inputs)
+            save_model(self.run.folder / TRANSFORMER_FILE, model, self.data.inputs)
             self.run.write_json("metrics.json", metrics)
 
     def after_epoch(self, epoch: int) -> None:
@@ -268,8 +268,10 @@ class Sheets:
         """Write a sheet of the model, which is in evaluation mode."""
         device = model.output.weight.device
         guidance = CFG_SCALE if model.config.class_dropout else 1.0
-        specs = [SamplingParams(class_id=i, cfg_scale=guidance, seed=i) for i in self._classes]
-        made = generate(model, InClusterDecoder(self._prior, device=device), specs)
+        params_list = [
+            SamplingParams(class_id=i, cfg_scale=guidance, seed=i) for i in self._classes
+        ]
+        made = generate(model, InClusterDecoder(self._prior, device=device), params_list)
         grid = math.isqrt(model.config.block_size)
         decoder = self._tokenizer.to(device)
         pixels = torch.cat([to_uint8(decoder.decode_codes(row[None], grid)) for row in made.codes])

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import torch
 
 from masc_core.device import new_stream
-from masc_core.generation.batch import Batch
-from masc_core.generation.host_copy import HostCopy
-from masc_core.generation.slots import (
+from masc_core.generation.batch import (
+    Batch,
+    HostCopy,
     Slot,
     StepShape,
     has_filters,

@@ -22,11 +22,10 @@ from typing import Literal, NamedTuple
 import torch
 
 from masc_core.errors import MascError, NonFiniteError
-from masc_core.generation.batch import Batch, Drawn
-from masc_core.generation.host_copy import HostCopy
+from masc_core.generation.batch import Batch, Drawn, HostCopy
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
-from masc_core.sampling.params import check_specs
+from masc_core.sampling.params import check_params
 from worker.engine.request import (
     EngineOutput,
     FailedImage,
@@ -154,8 +153,8 @@ class Engine:
             raise ValueError(f"{task.num_rows} rows do not fit, {self.free_rows} are free")
         if any(not 0 < row < self._config.grid_size for row in task.preview_rows):
             raise ValueError(f"a preview must be after row 1 to {self._config.grid_size - 1}")
-        check_specs([task.spec], self._config)
-        self._decoder.check(task.spec.decoding)
+        check_params([task.params], self._config)
+        self._decoder.check(task.params.decoding)
         self._joining[task.key] = task
 
     def cancel(self, key: TaskKey) -> None:
@@ -209,7 +208,7 @@ class Engine:
         if not self._joining:
             return
         tasks = list(self._joining.values())
-        slots = self._batch.join([task.spec for task in tasks])
+        slots = self._batch.join([task.params for task in tasks])
         self._joining.clear()
         now, grid = time.perf_counter(), self._config.grid_size
         for task, slot in zip(tasks, slots, strict=True):

@@ -21,7 +21,7 @@ class ImageTask:
 
     job_id: str
     index: int  # which of the job's images
-    spec: SamplingParams
+    params: SamplingParams
     preview_rows: tuple[int, ...] = ()  # of the grid, after each of which there is a `PartialImage`
     format: ImageFormat = "png"  # of the file that is made of it afterwards
 
@@ -33,7 +33,7 @@ class ImageTask:
     @property
     def num_rows(self) -> int:
         """Rows of the batch that it occupies."""
-        return self.spec.num_rows
+        return self.params.num_rows
 
 
 @dataclass(frozen=True, slots=True)

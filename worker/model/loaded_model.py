@@ -213,8 +213,8 @@ class LoadedModel:
         """
         self.engine.prepare()
         defaults = self.manifest.defaults
-        spec = SamplingParams(class_id=0, cfg_scale=defaults.cfg_scale, seed=0)
-        self.engine.add(ImageTask(WARM_UP, 0, spec))
+        params = SamplingParams(class_id=0, cfg_scale=defaults.cfg_scale, seed=0)
+        self.engine.add(ImageTask(WARM_UP, 0, params))
         trial = ThreadTrial(self._cores or (torch.get_num_threads(),))
         outputs: Sequence[EngineOutput] = ()
         while not outputs:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from masc_core.bundle.active_version import ActiveVersion
 from masc_core.bundle.manifest import (
     MANIFEST_FILE,
     REQUIRED_FILES,
@@ -17,7 +16,7 @@ from masc_core.bundle.manifest import (
     VQSection,
     write_manifest,
 )
-from masc_core.bundle.registry import Registry
+from masc_core.bundle.registry import ActiveVersion, Registry
 from masc_core.errors import ArtifactError, ConfigError, MascError, UnknownModelError
 from masc_core.io.files import sha256_file
 from tests.tiny_bundle import edit_manifest
@@ -50,14 +49,20 @@ def publish(root: Path, name: str, version: str, content: bytes = b"weights") ->
     return folder
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Two models; ``a`` has three versions and ``v2`` active, ``b`` has one that is not active."""
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
     for version in ("v1", "v10", "v2"):
-        publish(tmp_path, "a", version)
-    publish(tmp_path, "b", "1")
-    Registry(tmp_path).activate("a", "v2")
-    return tmp_path
+        publish(root, "a", version)
+    publish(root, "b", "1")
+    Registry(root).activate("a", "v2")
+    return root
+
+
+@pytest.fixture
+def root(published: Path, tmp_path: Path) -> Path:
+    """Two models; ``a`` has three versions and ``v2`` active, ``b`` has one that is not active."""
+    return shutil.copytree(published, tmp_path / "models")
 
 
 def test_it_lists_models_and_versions(root: Path) -> None:
@@ -170,9 +175,8 @@ def test_a_choice_that_cannot_be_written_is_one_clear_line(root: Path) -> None:
         Registry(root).activate("b", "1")
 
 
-@pytest.mark.parametrize("file", REQUIRED_FILES)
-def test_verify_names_a_missing_file(root: Path, file: str) -> None:
-    registry = Registry(root)
+def test_verify_names_a_missing_file(root: Path) -> None:
+    registry, file = Registry(root), REQUIRED_FILES[-1]
     assert registry.verify("a") == registry.manifest("a")
     (root / "a" / "v2" / file).unlink()
     with pytest.raises(ArtifactError, match=f"v2/{file}: is listed in the manifest but missing"):
@@ -319,3 +323,26 @@ def test_while_one_chooses_others_wait(root: Path) -> None:
         assert Registry(root).current("a") == "v2"
     thread.join()
     assert Registry(root).current("a") == "v10"
+
+
+def test_a_kill_before_the_choice_is_written_leaves_the_earlier_one(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Registry(root).activate("a", "v10")
+
+    def die(choice: ActiveVersion, version: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ActiveVersion, "go_back", die)
+    with pytest.raises(KeyboardInterrupt):
+        Registry(root).activate("a", "v1")
+    assert (Registry(root).current("a"), Registry(root).previous("a")) == ("v10", "v2")
+
+
+def test_the_lock_is_given_back_when_the_block_fails(root: Path) -> None:
+    with pytest.raises(RuntimeError, match="lost"), ActiveVersion(root / "a").locked():
+        raise RuntimeError("lost")
+    thread = threading.Thread(target=Registry(root).activate, args=("a", "v10"), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()

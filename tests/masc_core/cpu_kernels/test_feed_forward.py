@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masc_core.cpu_kernels.feed_forward import add_rms_norm, swiglu
-from masc_core.models.fused import rms_norm
+from masc_core.models.gpt import rms_norm
 
 # Twice the distance of two neighbouring numbers of the type, relative to them.
 ULP = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-7}

@@ -17,7 +17,7 @@ from tests.tiny_bundle import GRID, tiny_parts
 SHIPPED = Path(__file__).parents[3] / "models" / "cifar10" / "1"
 MAX_OPERATORS = 500
 
-SPECS = [
+PARAMS = [
     SamplingParams(0, 2.0, seed=1, decoding="refine"),
     SamplingParams(1, 1.0, seed=2, top_k=3, decoding="frequency"),
     SamplingParams(2, 3.0, seed=3, top_p=0.7, temperature=0.8),
@@ -47,11 +47,11 @@ def test_a_step_of_the_shipped_model_is_few_calls() -> None:
 def test_without_kernels_a_step_draws_the_same(models: tuple[GPT, InClusterDecoder]) -> None:
     """What serves where Triton does not work is the same step."""
     batch = Batch(*models, 8, kernels=False)
-    slots = batch.join(SPECS)
+    slots = batch.join(PARAMS)
     for _ in range(GRID**2):
         assert not batch.step().failed
     codes, entropies, _ = batch.read(slots).wait()
-    made = generate(*models, SPECS)
+    made = generate(*models, PARAMS)
     assert torch.equal(codes, made.codes)
     torch.testing.assert_close(entropies, made.entropies, rtol=1e-4, atol=1e-4)
 
@@ -59,9 +59,9 @@ def test_without_kernels_a_step_draws_the_same(models: tuple[GPT, InClusterDecod
 def test_what_fills_up_changes_nothing(models: tuple[GPT, InClusterDecoder]) -> None:
     """Rows of nobody are at the first position of a slot of their own, however long that goes."""
     batch = Batch(*models, 6)
-    spec = replace(SPECS[1], decoding="uniform")
-    batch.join([spec])  # one row, and three that fill up
+    params = replace(PARAMS[1], decoding="uniform")
+    batch.join([params])  # one row, and three that fill up
     for _ in range(GRID**2):
         batch.step()
     assert batch.tables.position.tolist() == [GRID**2, *[0] * 6]
-    assert torch.equal(batch.tables.codes[0], generate(*models, [spec]).codes[0])
+    assert torch.equal(batch.tables.codes[0], generate(*models, [params]).codes[0])

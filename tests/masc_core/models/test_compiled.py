@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.fx import GraphModule
 
-from masc_core.generation.slots import StepShape, lay_out
+from masc_core.generation.batch import StepShape, lay_out
 from masc_core.generation.step import Indices, Step
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
@@ -54,7 +54,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     for module in ("gpt", "projection"):  # as on a GPU: oneDNN's blocks cannot be traced
         monkeypatch.setattr(f"masc_core.models.{module}.can_pack", lambda _: False)
-    monkeypatch.setattr("masc_core.sampling.refinement.can_pack", lambda _: False)
+    monkeypatch.setattr("masc_core.sampling.in_cluster.can_pack", lambda _: False)
     torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", compile_)
     return made
@@ -86,8 +86,8 @@ def test_all_shapes_share_three_graphs_of_a_part(graphs: Counter[str]) -> None:
         run(step, shape)
     del graphs[VARIABLE]
     assert set(graphs) == {
-        *("enter", "GPT.embed", "run_block", "GPT.head", "noise_of"),
-        *("sample_filtered", "refine_and_write"),
+        *("row_inputs", "GPT.embed", "run_block", "GPT.head", "draw_noise"),
+        *("sample_filtered", "refine_code_and_write"),
     }
     assert max(graphs.values()) <= MAX_GRAPHS
     before = sum(graphs.values())

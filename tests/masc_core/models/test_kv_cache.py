@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,11 @@ from masc_core.models.kv_cache import (
     attend_plainly,
     choose_attention,
 )
-from masc_core.models.rope import cos_sin_table, rope_2d
+from masc_core.models.rope import rope_table
 
 CONFIG = GPTConfig(vocab_size=5, dim=24, n_layer=2, n_head=2, num_classes=3, block_size=16)
 UNROTATED = torch.stack([torch.ones(5, 12), torch.zeros(5, 12)], dim=1)
-COS_SIN = cos_sin_table(rope_2d(12, 20))  # 145 positions, more than a kernel takes at once
+COS_SIN = rope_table(12, 20)  # 145 positions, more than a kernel takes at once
 
 
 def case(dtype: torch.dtype, device: str = "cpu") -> dict[str, Any]:
@@ -120,13 +120,6 @@ TOLERANCES = [
     (torch.float32, {"rtol": 1e-5, "atol": 1e-5}),
     (torch.bfloat16, {"rtol": 1.6e-2, "atol": 1e-2}),
 ]
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,13 +10,6 @@ from masc_core.models.projection import Projection
 
 DTYPES = [torch.float32, torch.bfloat16]
 HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def projection(dim_in: int, dim_out: int, dtype: torch.dtype = torch.float32) -> Projection:

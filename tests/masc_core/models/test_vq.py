@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from masc_core.errors import ConfigError
-from masc_core.models.vq import VQ_SIZES, VQConfig, VQModel, to_uint8
+from masc_core.io.tensors import without_memory
+from masc_core.models.vq import (
+    USAGE_WINDOW,
+    VQ_SIZES,
+    VectorQuantizer,
+    VQConfig,
+    VQModel,
+    squared_distances,
+    to_uint8,
+)
 from tests.golden_files import assert_close, load_golden, load_golden_json
 
 GOLDEN_SIZES = {
@@ -72,7 +81,7 @@ def test_training_losses_and_usage(case: str) -> None:
     ],
 )
 def test_full_sizes_have_upstreams_keys(name: str, total: int, encoder: int, decoder: int) -> None:
-    with torch.device("meta"):
+    with without_memory():
         model = VQModel(VQConfig.named(name))
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     assert shapes == load_golden_json(f"shapes/llamagen_{name}.json")
@@ -117,3 +126,73 @@ def test_levels_are_upstreams() -> None:
     assert levels.dtype == torch.uint8
     for channel in range(3):
         assert torch.equal(levels[0, 0, :, channel], golden["dec.uint8"])
+
+
+def golden_quantizer(*, l2_norm: bool) -> VectorQuantizer:
+    quantizer = VectorQuantizer(24, 4, beta=0.25, entropy_ratio=0.1, l2_norm=l2_norm)
+    with torch.no_grad():
+        quantizer.embedding.weight.copy_(load_golden("vq_quantizer/io.safetensors")["codebook"])
+    return quantizer
+
+
+@pytest.mark.parametrize(("case", "usage"), [("l2", 0.625), ("raw", 0.5416666666666666)])
+def test_reproduces_upstream_in_training(case: str, usage: float) -> None:
+    io = load_golden("vq_quantizer/io.safetensors")
+    quantizer = golden_quantizer(l2_norm=case == "l2").train()
+    z = io["z"].clone().requires_grad_()
+    out = quantizer(z)
+    assert torch.equal(out.codes.flatten(), io[f"{case}.indices"])
+    assert_close(out.quant, io[f"{case}.z_q"], atol=1e-5, rtol=1e-4)
+    for part, name in [("codebook", "vq"), ("commitment", "commit"), ("entropy", "entropy")]:
+        assert_close(out.parts[part], io[f"{case}.{name}_loss"], atol=1e-5, rtol=1e-4)
+    (0.01 * out.quant.square().sum() + out.loss).backward()
+    assert z.grad is not None
+    assert quantizer.embedding.weight.grad is not None
+    assert_close(z.grad, io[f"{case}.grad_z"], atol=1e-4, rtol=1e-2)
+    expected = io[f"{case}.grad_codebook"]
+    assert_close(quantizer.embedding.weight.grad, expected, atol=1e-4, rtol=1e-2)
+    assert quantizer.usage() == usage
+
+
+def test_finds_the_nearest_row() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(50, 4, generator=generator, dtype=torch.float64)
+    codebook = torch.randn(24, 4, generator=generator, dtype=torch.float64)
+    expected = torch.cdist(rows, codebook).square()
+    torch.testing.assert_close(squared_distances(rows, codebook), expected)
+
+
+def test_effective_codebook_is_on_the_sphere_whatever_the_rows() -> None:
+    quantizer = golden_quantizer(l2_norm=True)
+    with torch.no_grad():
+        quantizer.embedding.weight.mul_(3.0)
+    assert_close(quantizer.codebook().norm(dim=1), torch.ones(24), atol=1e-6, rtol=0)
+    codes = torch.arange(24).view(1, 4, 6)
+    looked_up = quantizer.lookup(codes).permute(0, 2, 3, 1).reshape(24, 4)
+    assert torch.equal(looked_up, quantizer.codebook())
+
+
+def test_usage_window_forgets_the_oldest_codes() -> None:
+    quantizer = golden_quantizer(l2_norm=True).train()
+    window = quantizer.get_buffer("codebook_used")
+    window.copy_(torch.arange(USAGE_WINDOW) % 24)
+    codes = quantizer(load_golden("vq_quantizer/io.safetensors")["z"]).codes.flatten()
+    assert torch.equal(window[-18:].long(), codes)
+    assert torch.equal(window[:-18].long(), (torch.arange(18, USAGE_WINDOW) % 24))
+
+
+def test_more_codes_in_a_batch_than_the_window_holds() -> None:
+    quantizer = VectorQuantizer(4, 2).train()
+    out = quantizer(torch.randn(1, 2, 257, 256))
+    newest = out.codes.flatten()[-USAGE_WINDOW:]
+    assert torch.equal(quantizer.get_buffer("codebook_used").long(), newest)
+
+
+def test_autocast_does_not_lower_the_precision_of_distances() -> None:
+    quantizer = golden_quantizer(l2_norm=True).eval()
+    z = load_golden("vq_quantizer/io.safetensors")["z"]
+    exact = quantizer(z)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = quantizer(z)
+    assert torch.equal(exact.codes, mixed.codes)
+    assert torch.equal(exact.quant, mixed.quant)

@@ -12,18 +12,16 @@ from masc_core.models.weights import (
     load_tokenizer,
     load_transformer,
     read_inputs,
-    save_refiner,
-    save_tokenizer,
-    save_transformer,
+    save_model,
 )
 from tests.tiny_bundle import tiny_parts, tiny_refiner
 
 
 def test_models_come_back_with_their_sizes(tmp_path: Path) -> None:
     parts, refiner = tiny_parts(), tiny_refiner()
-    save_tokenizer(tmp_path / "t", parts.tokenizer)
-    save_transformer(tmp_path / "g", parts.model, {"prior": "abc"})
-    save_refiner(tmp_path / "r", refiner, {"transformer": "def"})
+    save_model(tmp_path / "t", parts.tokenizer)
+    save_model(tmp_path / "g", parts.model, {"prior": "abc"})
+    save_model(tmp_path / "r", refiner, {"transformer": "def"})
     read = load_refiner(tmp_path / "r")
     assert read.config == refiner.config
     assert read_inputs(tmp_path / "r") == {"transformer": "def"}
@@ -40,7 +38,7 @@ def test_models_come_back_with_their_sizes(tmp_path: Path) -> None:
 
 
 def test_one_is_not_taken_for_the_other(tmp_path: Path) -> None:
-    save_tokenizer(tmp_path / "t", tiny_parts().tokenizer)
+    save_model(tmp_path / "t", tiny_parts().tokenizer)
     with pytest.raises(ArtifactError, match="is not a transformer"):
         load_transformer(tmp_path / "t")
 

@@ -58,11 +58,11 @@ def test_is_the_dense_softmax_with_its_gradients(
 def test_memory_goes_with_the_clusters_of_the_rows() -> None:
     prior = ClusterMap.from_labels([0] * 500 + list(range(1, 101)) + [7, 8])
     clusters = torch.tensor([7, 3, 8, 7])
-    members = ClusterSoftmax(prior).members(clusters)
-    assert members.sizes.tolist() == [2, 1, 2, 2]
-    assert members.rows.tolist() == [0, 0, 1, 2, 2, 3, 3]
-    assert members.ranks.tolist() == [0, 1, 0, 0, 1, 0, 1]
-    assert members.codes.tolist() == [506, 600, 502, 507, 601, 506, 600]
+    ragged = ClusterSoftmax(prior).ragged(clusters)
+    assert ragged.sizes.tolist() == [2, 1, 2, 2]
+    assert ragged.rows.tolist() == [0, 0, 1, 2, 2, 3, 3]
+    assert ragged.ranks.tolist() == [0, 1, 0, 0, 1, 0, 1]
+    assert ragged.codes.tolist() == [506, 600, 502, 507, 601, 506, 600]
 
 
 def test_padded_members_are_the_same_ones() -> None:
@@ -70,4 +70,4 @@ def test_padded_members_are_the_same_ones() -> None:
     softmax, clusters = ClusterSoftmax(prior), torch.tensor([8, 0, 3, 8])
     codes, real = softmax.padded(clusters)
     assert codes.shape == (4, prior.sizes.max())
-    assert torch.equal(codes[real], softmax.members(clusters).codes)
+    assert torch.equal(codes[real], softmax.ragged(clusters).codes)

@@ -160,18 +160,17 @@ def test_empty_batch() -> None:
     assert decoder.decode(nothing, nothing, 0, nothing).shape == (0,)
 
 
-def test_modes_are_what_is_offered() -> None:
+def test_only_decodings_that_are_offered_pass() -> None:
     prior = ClusterMap.identity(3)
     counted, plain = InClusterDecoder(prior, [1, 2, 3]), InClusterDecoder(prior)
     assert counted.decodings == ("uniform", "frequency")
-    assert counted.modes(["frequency", "uniform"]).tolist() == [FREQUENCY, UNIFORM]
-    assert counted.modes([]).dtype == torch.int64
+    counted.check("frequency")
     assert plain.decodings == ("uniform",)
     with pytest.raises(InvalidFieldError, match="must be 'uniform', got 'frequency'") as caught:
-        plain.modes(["uniform", "frequency"])
+        plain.check("frequency")
     assert caught.value.field == "decoding"
     with pytest.raises(InvalidFieldError, match="must be 'uniform' or 'frequency', got 'best'"):
-        counted.modes(["best"])
+        counted.check("best")
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,13 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import InClusterDecoder, sample_index
 from masc_core.sampling.params import SamplingParams
-from masc_core.sampling.refinement import sample_index
 from masc_core.sampling.rng import code_bits
 from tests.tiny_bundle import GRID, tiny_parts
 
 PARTS = tiny_parts(refiner=True)
-SPECS = [
+PARAMS = [
     SamplingParams(class_id=0, cfg_scale=2.0, seed=1, decoding="refine"),
     SamplingParams(class_id=3, cfg_scale=1.0, seed=2, temperature=0.7, top_k=9, decoding="refine"),
     SamplingParams(class_id=1, cfg_scale=1.0, seed=3),
@@ -44,41 +43,34 @@ def refiner() -> Refiner:
 
 def test_is_the_slow_definition() -> None:
     """The whole image anew at every position, and a softmax over all codes of which few stay."""
-    made = generate(PARTS.model, decoder_with(refiner()), SPECS)
+    made = generate(PARTS.model, decoder_with(refiner()), PARAMS)
     labels = torch.tensor(PARTS.prior.labels)
-    for spec, clusters, codes in zip(SPECS, made.clusters, made.codes, strict=True):
-        if spec.decoding != "refine":
+    for params, clusters, codes in zip(PARAMS, made.clusters, made.codes, strict=True):
+        if params.decoding != "refine":
             continue
         with torch.inference_mode():
-            hidden = PARTS.model.hidden(torch.tensor([spec.class_id]), clusters[None, :-1])
+            hidden = PARTS.model.hidden(torch.tensor([params.class_id]), clusters[None, :-1])
         drawn = torch.zeros(1, GRID**2, dtype=torch.int64)
         for position in range(GRID**2):
             with torch.inference_mode():
                 vectors = refiner()(hidden, clusters[None], drawn)[0, position]
                 scores = refiner().code_scores.weight @ vectors
             scores = scores.masked_fill(labels != clusters[position], -math.inf)
-            bits = code_bits(torch.tensor([spec.seed]), position)
-            temperature = torch.tensor([spec.temperature])
+            bits = code_bits(torch.tensor([params.seed]), position)
+            temperature = torch.tensor([params.temperature])
             drawn[0, position] = sample_index(scores[None], bits, temperature)
         assert torch.equal(codes, drawn[0])
 
 
 def test_no_cluster_depends_on_it() -> None:
-    made = generate(PARTS.model, decoder_with(refiner()), SPECS)
+    made = generate(PARTS.model, decoder_with(refiner()), PARAMS)
     plain = generate(
-        PARTS.model, decoder_with(None), [replace(spec, decoding="uniform") for spec in SPECS]
+        PARTS.model, decoder_with(None), [replace(params, decoding="uniform") for params in PARAMS]
     )
     assert torch.equal(made.clusters, plain.clusters)
     assert np.array_equal(PARTS.prior.encode(made.codes.numpy()), made.clusters)
     different = (made.codes != plain.codes).any(1)
     assert different.tolist() == [True, True, False, True]
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -95,13 +87,13 @@ def test_a_refined_image_has_the_same_bits_at_the_papers_width(
     torch.nn.init.normal_(wide.code_scores.weight, std=0.1)
     prior = ClusterMap.from_labels(np.random.default_rng(0).permutation(np.arange(512) % 64))
     decoder = InClusterDecoder(prior, refiner=wide)
-    specs = [SamplingParams(i % 5, 1.0, seed=i, decoding="refine") for i in range(21)]
+    params_list = [SamplingParams(i % 5, 1.0, seed=i, decoding="refine") for i in range(21)]
     torch.set_num_threads(num_threads)
     with recorded_vectors(wide) as together:
-        codes = generate(model, decoder, specs).codes
+        codes = generate(model, decoder, params_list).codes
     for images in ([0], [9], [20, 3], list(range(17))):
         with recorded_vectors(wide) as alone:
-            made = generate(model, decoder, [specs[i] for i in images])
+            made = generate(model, decoder, [params_list[i] for i in images])
         assert torch.equal(made.codes, codes[images])
         for few, many in zip(alone, together, strict=True):
             assert torch.equal(few[: len(images)], many[images])
@@ -125,9 +117,9 @@ class NoRefiner(Refiner):
 
 def test_who_does_not_ask_does_not_pay() -> None:
     decoder = decoder_with(NoRefiner(refiner().config))
-    generate(PARTS.model, decoder, SPECS[2:3])
+    generate(PARTS.model, decoder, PARAMS[2:3])
     with pytest.raises(AssertionError):
-        generate(PARTS.model, decoder, SPECS)
+        generate(PARTS.model, decoder, PARAMS)
 
 
 def test_draws_follow_the_softmax() -> None:

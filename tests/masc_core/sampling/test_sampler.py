@@ -74,8 +74,8 @@ def test_mixed_rows_have_the_bits_of_single_rows() -> None:
     entropies = entropy_bits(logits)
     for i in range(40):
         row = slice(i, i + 1)
-        heated = apply_temperature(logits[row], temperature[row])
-        assert torch.equal(filter_logits(heated, top_k[row], top_p[row]), mixed[row])
+        tempered = apply_temperature(logits[row], temperature[row])
+        assert torch.equal(filter_logits(tempered, top_k[row], top_p[row]), mixed[row])
         assert torch.equal(entropy_bits(logits[row]), entropies[row])
 
 

@@ -11,7 +11,7 @@ import torch
 from masc_core.bundle.write import save_bundle
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.files import sha256_file
-from masc_core.models.weights import load_tokenizer, save_tokenizer
+from masc_core.models.weights import load_tokenizer, save_model
 from tests.tiny_bundle import tiny_card, tiny_parts
 from tests.tiny_images import make_images
 from tests.training.data.image_sets import as_parquet, as_tars
@@ -126,7 +126,7 @@ def test_the_tokenizer_of_a_bundle_serves_if_it_has_its_encoder(tmp_path: Path) 
     whole, half = tmp_path / "whole", tmp_path / "half"
     save_bundle(whole, card, parts, weights_dtype=torch.float32, with_encoder=True)
     save_bundle(half, card, parts)
-    save_tokenizer(tmp_path / "t.safetensors", parts.tokenizer)
+    save_model(tmp_path / "t.safetensors", parts.tokenizer)
     from_file = codes_config(tmp_path, "val", tokenizer=tmp_path / "t.safetensors")
     from_bundle = codes_config(tmp_path, "val", tokenizer=whole, out=tmp_path / "codes")
     index = extract_codes(from_bundle)

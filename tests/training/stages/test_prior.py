@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from masc_core.clustering.methods import METHODS, cluster_codes
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.models.weights import load_tokenizer, save_tokenizer
+from masc_core.models.weights import load_tokenizer, save_model
 from masc_core.prior import ClusterMap
 from masc_core.tree import Linkage, SemanticTree, build_tree
 from tests.tiny_bundle import save_tiny_bundle, tiny_parts
@@ -51,7 +51,7 @@ def test_raw_rows_are_an_option(prepared: Path, tmp_path: Path) -> None:
     model = load_tokenizer(prepared / "tokenizer" / "tokenizer.safetensors")
     weight = model.quantize.embedding.weight
     weight.data *= torch.arange(1, len(weight) + 1)[:, None]
-    save_tokenizer(tmp_path / "t.safetensors", model)
+    save_model(tmp_path / "t.safetensors", model)
     config = prior_config(prepared, tokenizer=tmp_path / "t.safetensors", out=tmp_path / "p")
     normalised = build_prior(config)
     raw = build_prior(config.model_copy(update={"raw_rows": True}))

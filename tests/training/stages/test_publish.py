@@ -19,7 +19,7 @@ from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.files import sha256_file
 from masc_core.io.tensors import read_tensors
 from masc_core.models.refiner import Refiner, RefinerConfig
-from masc_core.models.weights import load_transformer, read_inputs, save_refiner
+from masc_core.models.weights import load_transformer, read_inputs, save_model
 from masc_core.prior import ClusterMap
 from tests.command_line import ROOT, environment
 from tests.training.stage_configs import codes_config, prior_config, transformer_config
@@ -160,7 +160,7 @@ def save_refiner_run(folder: Path, trained: Path, **changes: str) -> Path:
     )
     inputs = read_inputs(path) | {"transformer": sha256_file(path)}
     folder.mkdir()
-    save_refiner(folder / "refiner.safetensors", refiner, inputs | changes)
+    save_model(folder / "refiner.safetensors", refiner, inputs | changes)
     (folder / "config.json").write_text('{"width": 16}')
     (folder / "metrics.json").write_text('{"objective": 1, "bits": 1.5}')
     return folder

@@ -15,7 +15,7 @@ from masc_core.models.weights import (
     load_refiner,
     load_transformer,
     read_inputs,
-    save_transformer,
+    save_model,
 )
 from masc_core.prior import ClusterMap
 from tests.training.rank_processes import all_well
@@ -90,7 +90,7 @@ def test_a_transformer_of_other_images_is_refused(
 ) -> None:
     sizes = replace(load_transformer(transformer).config, **changes)
     other = tmp_path / "other.safetensors"
-    save_transformer(other, GPT(sizes), read_inputs(transformer))
+    save_model(other, GPT(sizes), read_inputs(transformer))
     with pytest.raises(ConfigError, match=complaint):
         train_refiner(config(prepared, other, tmp_path / "r"))
 

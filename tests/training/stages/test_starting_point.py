@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from masc_core.bundle.write import BundleParts, save_bundle
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.models.gpt import GPT
-from masc_core.models.weights import load_tokenizer, load_transformer, save_transformer
+from masc_core.models.weights import load_tokenizer, load_transformer, save_model
 from masc_core.prior import ClusterMap
 from masc_core.tree import SemanticTree
 from tests.golden_files import load_golden
@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_refused(prepared: Path, flat: Path, tmp_path: Path
     file = flat / "transformer.safetensors"
     with pytest.raises(ConfigError, match="was trained with another tokenizer"):
         StartingPoint.open(file, model, data.prior, data.inputs | {"tokenizer": "other"})
-    save_transformer(tmp_path / "t.safetensors", model, data.inputs | {"prior": "another"})
+    save_model(tmp_path / "t.safetensors", model, data.inputs | {"prior": "another"})
     with pytest.raises(ConfigError, match="was trained over another prior, which it does not hold"):
         start_from(tmp_path / "t.safetensors", model, data.prior, data.inputs)
     with pytest.raises(ArtifactError, match="cannot be read"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from masc_core.errors import ArtifactError
-from masc_core.models.weights import save_tokenizer
+from masc_core.models.weights import save_model
 from tests.tiny_bundle import save_tiny_bundle, tiny_parts
 from training.studies.codebook_source import TrainedTokenizer, read_rows
 
@@ -44,7 +44,7 @@ def test_rows_of_a_tokenizer_are_normalised_unless_asked_for_raw(tmp_path: Path)
     model = tiny_parts().tokenizer
     weight = model.quantize.embedding.weight
     weight.data *= torch.arange(1, len(weight) + 1)[:, None]
-    save_tokenizer(tmp_path / "t.safetensors", model)
+    save_model(tmp_path / "t.safetensors", model)
     stored = weight.detach().double().numpy()
     assert np.array_equal(read_rows(tmp_path / "t.safetensors", raw=True), stored)
     rows = read_rows(tmp_path / "t.safetensors", raw=False)
@@ -74,7 +74,7 @@ def test_rows_of_an_array_are_taken_as_they_are(
 
 def test_a_tokenizer_knows_where_it_came_from(bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
-    save_tokenizer(path, tiny_parts().tokenizer)
+    save_model(path, tiny_parts().tokenizer)
     from_file, from_bundle = TrainedTokenizer.open(path), TrainedTokenizer.open(bundle)
     assert (from_file.name, from_bundle.name) == (str(path), "tiny 1")
     assert (from_file.has_encoder, from_bundle.has_encoder) == (True, False)

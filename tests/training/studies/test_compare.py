@@ -14,7 +14,7 @@ from masc_core.clustering.centroid_linkage import centroid_linkage
 from masc_core.clustering.methods import cluster_codes
 from masc_core.errors import ArtifactError, ConfigError, MascError
 from masc_core.io.files import sha256_file
-from masc_core.models.weights import load_tokenizer, save_tokenizer
+from masc_core.models.weights import load_tokenizer, save_model
 from masc_core.prior import ClusterMap
 from masc_core.tree import Linkage, SemanticTree, build_tree
 from tests.tiny_bundle import tiny_card, tiny_parts
@@ -156,7 +156,7 @@ def test_raw_rows_are_an_option(prepared: Path, tmp_path: Path, raw: bool) -> No
     model = load_tokenizer(prepared / "tokenizer" / "tokenizer.safetensors")
     weight = model.quantize.embedding.weight
     weight.data *= torch.arange(1, len(weight) + 1)[:, None]  # normalised rows stay as they are
-    save_tokenizer(tmp_path / "t.safetensors", model)
+    save_model(tmp_path / "t.safetensors", model)
     changes = {"tokenizer": tmp_path / "t.safetensors", "codes": None, "methods": ("average",)}
     compare_priors(compare_config(prepared, out=tmp_path / "p", raw_rows=raw, **changes))
     rows = weight if raw else model.quantize.codebook()

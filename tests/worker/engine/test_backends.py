@@ -11,15 +11,14 @@ from prometheus_client import CollectorRegistry
 
 from masc_core.bundle.read import Bundle
 from masc_core.errors import NonFiniteError
-from masc_core.generation.batch import Batch
-from masc_core.generation.slots import StepShape
+from masc_core.generation.batch import Batch, StepShape
 from masc_core.images import encode_image
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
 from tests.worker.tiny_worker import REQUEST, expected
 from worker.engine.engine import Backend, Engine, EngineMode
 from worker.engine.request import FinishedImage, ImageTask
-from worker.job_run import image_spec
+from worker.job_run import image_params
 from worker.main import engine_backends
 from worker.metrics import WorkerMetrics
 from worker.model.loaded_model import LoadedModel
@@ -73,7 +72,7 @@ def test_what_cannot_be_compiled_is_served_eagerly(
     ]
     assert all("ptxas fatal" in str(record.exc_info) for record in caplog.records)
     request = replace(REQUEST, num_images=1)
-    loaded.engine.add(ImageTask("job", 0, image_spec(request, 0)))
+    loaded.engine.add(ImageTask("job", 0, image_params(request, 0)))
     drawn = [o for _ in range(bundle.model.config.block_size) for o in loaded.engine.step()]
     (image,) = (outcome for outcome in drawn if isinstance(outcome, FinishedImage))
     pixels = bundle.render(image.codes[None])

@@ -16,7 +16,7 @@ from worker.engine.engine import BatchFactory
 
 Models = tuple[GPT, InClusterDecoder]
 
-SPECS = [
+PARAMS = [
     SamplingParams(0, 2.0, seed=1),
     SamplingParams(1, 1.0, seed=2, top_k=3),
     SamplingParams(3, 3.0, seed=3),
@@ -34,11 +34,11 @@ def models() -> Models:
 def test_it_remembers_what_was_drawn(models: Models, make: BatchFactory) -> None:
     batch = make(*models, 8)
     batch.prepare()
-    first, second = batch.join(SPECS[:2])
+    first, second = batch.join(PARAMS[:2])
     with torch.inference_mode():
         for _ in range(3):
             assert not batch.step().failed
-        (third,) = batch.join(SPECS[2:])
+        (third,) = batch.join(PARAMS[2:])
         assert batch.num_rows == 5
         for _ in range(GRID**2 - 3):
             batch.step()
@@ -47,8 +47,8 @@ def test_it_remembers_what_was_drawn(models: Models, make: BatchFactory) -> None
             batch.step()
         codes, entropies, finite = batch.read([third, first, second]).wait()
     assert finite.all()
-    for i, spec in enumerate([SPECS[2], *SPECS[:2]]):
-        made = generate(*models, [spec])
+    for i, params in enumerate([PARAMS[2], *PARAMS[:2]]):
+        made = generate(*models, [params])
         assert torch.equal(codes[i], made.codes[0])
         torch.testing.assert_close(entropies[i], made.entropies[0])
 
@@ -56,12 +56,12 @@ def test_it_remembers_what_was_drawn(models: Models, make: BatchFactory) -> None
 @BATCHES
 def test_slots_of_those_who_left_are_given_again(models: Models, make: BatchFactory) -> None:
     batch = make(*models, 4)
-    slots = batch.join([SPECS[1]] * 4)
+    slots = batch.join([PARAMS[1]] * 4)
     with pytest.raises(ValueError, match="1 rows do not fit, 0 are free"):
-        batch.join(SPECS[1:2])
+        batch.join(PARAMS[1:2])
     batch.leave(slots[1:3])
     assert batch.num_rows == 2
-    assert batch.join(SPECS[:1]) == [slots[1]]
+    assert batch.join(PARAMS[:1]) == [slots[1]]
 
 
 @BATCHES
@@ -70,14 +70,14 @@ def test_who_is_not_finite_is_told_by_a_step_or_at_the_end(
     models: Models, make: BatchFactory, position: int
 ) -> None:
     batch = make(*models, 8)
-    slots = batch.join(SPECS)
+    slots = batch.join(PARAMS)
     failed: set[int] = set()
     with torch.inference_mode():
         for step in range(GRID**2):
             if step == position:
                 models[0].cls_embedding.embedding_table.weight[3] = math.nan
                 batch.leave(slots[2:])  # it comes anew, and is the only one of its class
-                slots[2:] = batch.join(SPECS[2:])
+                slots[2:] = batch.join(PARAMS[2:])
             failed |= set(batch.step().failed)
         if position:
             failed |= {

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from masc_core.errors import NonFiniteError
+from masc_core.generation.batch import StepShape, allocate
 from masc_core.generation.generate import generate
-from masc_core.generation.slots import StepShape, allocate
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
@@ -25,14 +25,14 @@ from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import GRID
 from tests.worker.engine.test_engine import (
     LENGTH,
-    SPECS,
+    PARAMS,
     TASKS,
     Alone,
     Models,
     follow,
     models,
     run,
-    some_specs,
+    some_params,
 )
 from worker.engine.cuda_graphs import GraphBatch, buckets, choose
 from worker.engine.engine import Backend, Engine
@@ -48,12 +48,12 @@ def test_random_schedules_give_every_image_what_it_gets_alone(
     models: Models, deterministic: bool
 ) -> None:
     rng = random.Random(deterministic)
-    alone, specs = Alone(models, TOLERANCE), some_specs(rng)
+    alone, params_list = Alone(models, TOLERANCE), some_params(rng)
     make = partial(GraphBatch, deterministic=deterministic)
     for _ in range(20):
         capacity = rng.choice([2, 3, 5, 8, 16, 33, 64])
         engine = Engine(*models, capacity_rows=capacity, backends=[Backend("graphs", make)])
-        for outcome in follow(engine, specs, rng):
+        for outcome in follow(engine, params_list, rng):
             alone.check(outcome)
 
 
@@ -133,7 +133,7 @@ def test_who_gets_the_slot_of_a_failed_image_does_not_fail(models: Models) -> No
     engine.add(TASKS[1])
     assert engine.step() == ()
     engine.cancel(TASKS[3].key)  # before anyone knows
-    other = ImageTask("other", 0, SPECS[1])
+    other = ImageTask("other", 0, PARAMS[1])
     engine.add(other)  # takes the slot
     outcomes = run(engine)
     assert set(outcomes) == {TASKS[1].key, other.key}
@@ -196,8 +196,8 @@ def made_alone(
     make = partial(GraphBatch, deterministic=deterministic)
     engine = Engine(*models, capacity, backends=[Backend("graphs", make)])
     made: dict[SamplingParams, EngineOutput] = {}
-    for i, spec in enumerate(some_specs(random.Random(1))):
-        (made[spec],) = run(engine, [ImageTask("alone", i, spec)]).values()
+    for i, params in enumerate(some_params(random.Random(1))):
+        (made[params],) = run(engine, [ImageTask("alone", i, params)]).values()
     return made
 
 
@@ -213,7 +213,7 @@ def test_deterministic_steps_give_an_image_the_same_bits_in_any_company(
     for _ in range(4):
         engine = Engine(*models, 32, backends=[Backend("graphs", make)])
         for outcome in follow(engine, list(alone), rng):
-            expected = alone[outcome.task.spec]
+            expected = alone[outcome.task.params]
             assert isinstance(outcome, FinishedImage)
             assert isinstance(expected, FinishedImage)
             assert torch.equal(outcome.codes, expected.codes)
@@ -230,7 +230,7 @@ def test_recorded_steps_in_float32_agree_with_the_plain_loop() -> None:
     engine.prepare()
     for outcome in follow(engine, list(alone), rng):
         assert isinstance(outcome, FinishedImage)
-        made = generate(*models, [outcome.task.spec])
+        made = generate(*models, [outcome.task.params])
         # After a draw that differs the image is another one: only the first one counts.
         same = (outcome.codes == made.codes[0].cpu()).int().cumprod(0).sum().item()
         positions += int(same)
@@ -254,7 +254,7 @@ def test_shapes_of_a_capacity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("specs", "expected"),
+    ("params_list", "expected"),
     [
         ([PLAIN], (2, 1, False)),
         ([GUIDED], (2, 1, False)),
@@ -267,9 +267,9 @@ def test_shapes_of_a_capacity() -> None:
     ],
 )
 def test_a_batch_takes_the_smallest_shape(
-    specs: list[SamplingParams], expected: tuple[int, int, bool]
+    params_list: list[SamplingParams], expected: tuple[int, int, bool]
 ) -> None:
-    assert choose(buckets(12), allocate(specs, [], 12)) == StepShape(*expected)
+    assert choose(buckets(12), allocate(params_list, [], 12)) == StepShape(*expected)
 
 
 def test_only_who_asks_for_the_refiner_gets_a_shape_with_it() -> None:

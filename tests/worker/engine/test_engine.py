@@ -33,14 +33,14 @@ from worker.engine.request import (
 Models = tuple[GPT, InClusterDecoder]
 
 LENGTH = GRID**2
-SPECS = [
+PARAMS = [
     SamplingParams(class_id=0, cfg_scale=2.0, seed=1),
     SamplingParams(class_id=1, cfg_scale=1.0, seed=2),
     SamplingParams(class_id=2, cfg_scale=7.5, seed=2**63 - 1, temperature=0.7, top_k=3),
     SamplingParams(class_id=3, cfg_scale=1.0, seed=0, top_p=0.5, decoding="frequency"),
     SamplingParams(class_id=4, cfg_scale=1.5, seed=1, decoding="refine"),
 ]
-TASKS = [ImageTask("job", i, spec) for i, spec in enumerate(SPECS)]
+TASKS = [ImageTask("job", i, params) for i, params in enumerate(PARAMS)]
 
 
 @pytest.fixture
@@ -58,13 +58,13 @@ class Alone:
 
     def check(self, image: EngineOutput) -> None:
         assert isinstance(image, FinishedImage), image
-        spec = image.task.spec
-        if spec not in self.made:
-            self.made[spec] = generate(*self.models, [spec])
-        assert torch.equal(image.codes, self.made[spec].codes[0])
+        params = image.task.params
+        if params not in self.made:
+            self.made[params] = generate(*self.models, [params])
+        assert torch.equal(image.codes, self.made[params].codes[0])
         torch.testing.assert_close(
             image.entropies,
-            self.made[spec].entropies[0],
+            self.made[params].entropies[0],
             rtol=self.tolerance,
             atol=self.tolerance,
         )
@@ -89,10 +89,10 @@ def test_a_batch_gives_each_image_what_it_gets_alone(models: Models) -> None:
         assert isinstance(outcome, FinishedImage)
         assert outcome.prefill_seconds > 0
         assert outcome.decode_seconds > outcome.code_seconds > 0
-    assert len({tuple(made.codes[0].tolist()) for made in alone.made.values()}) == len(SPECS)
+    assert len({tuple(made.codes[0].tolist()) for made in alone.made.values()}) == len(PARAMS)
 
 
-def some_specs(rng: random.Random) -> list[SamplingParams]:
+def some_params(rng: random.Random) -> list[SamplingParams]:
     """Few enough that every one is met in many schedules."""
     return [
         SamplingParams(
@@ -115,11 +115,11 @@ def being_read(engine: Engine) -> list[ImageTask]:
 
 
 def follow(
-    engine: Engine, specs: Sequence[SamplingParams], rng: random.Random
+    engine: Engine, params_list: Sequence[SamplingParams], rng: random.Random
 ) -> list[EngineOutput]:
     """A random schedule: arrivals in bursts and one by one, cancellations, until all is done."""
     burst, patience = rng.choice([0.1, 0.5, 1.0]), rng.choice([0.0, 0.02])
-    waiting = [ImageTask("job", i, rng.choice(specs)) for i in range(rng.randint(1, 40))]
+    waiting = [ImageTask("job", i, rng.choice(params_list)) for i in range(rng.randint(1, 40))]
     added: dict[TaskKey, ImageTask] = {}
     outcomes: list[EngineOutput] = []
     cancelled: set[TaskKey] = set()
@@ -149,13 +149,13 @@ def test_random_schedules_give_every_image_what_it_gets_alone(
     models: Models, dtype: torch.dtype, num_threads: int
 ) -> None:
     rng = random.Random(f"{dtype} {num_threads}")
-    alone, specs = Alone((models[0].to(dtype), models[1])), some_specs(rng)
+    alone, params_list = Alone((models[0].to(dtype), models[1])), some_params(rng)
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
         for _ in range(30):
             engine = Engine(*models, capacity_rows=rng.choice([2, 3, 5, 8, 16, 33, 64]))
-            for outcome in follow(engine, specs, rng):
+            for outcome in follow(engine, params_list, rng):
                 alone.check(outcome)
     finally:
         torch.set_num_threads(before)
@@ -182,9 +182,9 @@ def test_rows_are_counted(models: Models) -> None:
 def test_a_task_that_the_model_cannot_do_is_refused_at_once(models: Models) -> None:
     engine = Engine(*models, capacity_rows=16)
     with pytest.raises(UnknownClassError):
-        engine.add(replace(TASKS[0], spec=replace(SPECS[0], class_id=99)))
+        engine.add(replace(TASKS[0], params=replace(PARAMS[0], class_id=99)))
     with pytest.raises(InvalidFieldError, match="decoding"):
-        engine.add(replace(TASKS[0], spec=replace(SPECS[0], decoding="best")))
+        engine.add(replace(TASKS[0], params=replace(PARAMS[0], decoding="best")))
     for row in (0, GRID):
         with pytest.raises(ValueError, match="preview"):
             engine.add(replace(TASKS[0], preview_rows=(row,)))
@@ -272,15 +272,15 @@ def test_an_image_that_is_not_finite_fails_alone(models: Models) -> None:
 
 
 def test_images_that_fail_later_and_one_by_one_leave_the_others_alone(models: Models) -> None:
-    specs = [replace(SPECS[0], seed=seed) for seed in range(12)]
-    drawn = [set(generate(*models, [spec]).clusters[0, :-1].tolist()) for spec in specs]
+    params_list = [replace(PARAMS[0], seed=seed) for seed in range(12)]
+    drawn = [set(generate(*models, [params]).clusters[0, :-1].tolist()) for params in params_list]
     poison = next(
         cluster for cluster in range(16) if 3 <= sum(cluster in seen for seen in drawn) <= 9
     )
     with torch.no_grad():
         models[0].tok_embeddings.weight[poison] = math.inf
     alone, engine = Alone(models), Engine(*models, 64)
-    outcomes = run(engine, [ImageTask("job", i, spec) for i, spec in enumerate(specs)])
+    outcomes = run(engine, [ImageTask("job", i, params) for i, params in enumerate(params_list)])
     assert len(outcomes) == 12
     for i, seen in enumerate(drawn):
         if poison in seen:
@@ -391,10 +391,10 @@ def test_after_a_join_that_failed_all_are_where_they_were(
 def test_twenty_thousand_requests_leave_nothing_behind(models: Models) -> None:
     rng = random.Random(0)
     alone, engine = Alone(models), Engine(*models, capacity_rows=64)
-    specs = some_specs(rng)
+    params_list = some_params(rng)
     num_done, memory = 0, 0
     for index in range(20_000):
-        task = ImageTask("job", index, rng.choice(specs))
+        task = ImageTask("job", index, rng.choice(params_list))
         while task.num_rows > engine.free_rows:
             for outcome in engine.step():
                 alone.check(outcome)

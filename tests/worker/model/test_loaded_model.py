@@ -28,7 +28,7 @@ from tests.tiny_bundle import GRID, IMAGE_SIZE
 from tests.worker.tiny_worker import REQUEST, RecordingEngine, expected, make_loaded
 from worker.engine.engine import Engine
 from worker.engine.request import EngineOutput, FailedImage, ImageTask
-from worker.job_run import image_spec
+from worker.job_run import image_params
 from worker.jobs.job import GenerationRequest, Preview, Progress
 from worker.model.loaded_model import (
     MAX_CREDIT,
@@ -98,7 +98,7 @@ def tasks(
     job_id: str = "a", rows: tuple[int, ...] = (), request: GenerationRequest = REQUEST
 ) -> list[ImageTask]:
     return [
-        ImageTask(job_id, index, image_spec(request, index), rows, request.format)
+        ImageTask(job_id, index, image_params(request, index), rows, request.format)
         for index in range(request.num_images)
     ]
 
@@ -187,7 +187,7 @@ def test_previews_are_the_upper_rows_of_what_becomes_of_the_image(bundle: Bundle
     assert [(one.image, one.rows, one.num_rows, one.format) for one in previews] == [
         (0, rows, GRID, "jpeg") for rows in (1, 2, 3)
     ]
-    codes = generate(bundle.model, bundle.decoder, [image_spec(REQUEST, 0)]).codes
+    codes = generate(bundle.model, bundle.decoder, [image_params(REQUEST, 0)]).codes
     for report in previews:
         upper = bundle.render(codes[:, : report.rows * GRID])[0]
         assert report.data == encode_image(upper, "jpeg")
@@ -350,7 +350,7 @@ def test_a_report_of_a_job_that_is_dropped_after_a_failure_is_not_given(bundle: 
 
 def test_a_task_that_the_engine_refuses_concerns_its_job_alone(bundle: Bundle) -> None:
     loaded = make_loaded(bundle)
-    unknown = replace(tasks("b")[0], spec=replace(tasks("b")[0].spec, class_id=99))
+    unknown = replace(tasks("b")[0], params=replace(tasks("b")[0].params, class_id=99))
     loaded.add([*tasks("a"), unknown])
     with pytest.raises(Exception, match="class"):
         loaded.step()

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from masc_core.bundle.active_version import CURRENT_FILE
 from masc_core.bundle.manifest import TRANSFORMER_FILE
 from masc_core.bundle.read import Bundle, load_bundle
-from masc_core.bundle.registry import Registry
+from masc_core.bundle.registry import CURRENT_FILE, Registry
 from masc_core.errors import ArtifactError
 from masc_core.io.files import atomic_write
 from masc_core.sampling.params import SamplingParams
@@ -57,8 +56,8 @@ def made(bundle: Bundle) -> Sequence[ClosingModel]:
 
 
 def tasks(num: int) -> list[ImageTask]:
-    spec = SamplingParams(class_id=0, cfg_scale=2.0, seed=0)
-    return [ImageTask("j", index, spec) for index in range(num)]
+    params = SamplingParams(class_id=0, cfg_scale=2.0, seed=0)
+    return [ImageTask("j", index, params) for index in range(num)]
 
 
 def test_jobs_go_to_the_version_that_they_were_made_for_or_else_to_the_newest(

@@ -6,8 +6,8 @@ import pytest
 
 from masc_core.bundle.read import load_bundle
 from masc_core.bundle.registry import Registry
+from masc_core.bundle.write import BundleDraft, draft_version, next_version
 from tests.tiny_bundle import tiny_card, tiny_parts
-from training.version_draft import VersionDraft, draft_version, next_version
 
 
 def test_a_draft_is_measured_before_it_is_listed(tmp_path: Path) -> None:
@@ -16,14 +16,14 @@ def test_a_draft_is_measured_before_it_is_listed(tmp_path: Path) -> None:
         draft.write(tiny_card(version=draft.version), tiny_parts())
         assert draft.load("cpu").manifest.version == "1"
         assert registry.names() == ()
-        written = draft.finish({"fid": 3.5}, b"another picture")
+        written = draft.finish({"fid": 3.5}, b"a picture")
     assert registry.verify("tiny", "1") == written
     assert load_bundle(tmp_path / "tiny" / "1").manifest.metrics == {"psnr_db": 0.0, "fid": 3.5}
-    assert (tmp_path / "tiny" / "1" / "samples.png").read_bytes() == b"another picture"
+    assert (tmp_path / "tiny" / "1" / "samples.png").read_bytes() == b"a picture"
 
 
 def test_a_draft_that_was_not_written_cannot_be_finished(tmp_path: Path) -> None:
-    draft = VersionDraft(tmp_path, "1")
+    draft = BundleDraft(tmp_path, "1")
     with pytest.raises(RuntimeError, match="must be written"):
         draft.finish()
 
