@@ -8,13 +8,10 @@ Legend: V codes, E code dimensions, K clusters.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy.typing as npt
 
-from masc_core.clustering.balanced_kmeans import balanced_kmeans
-from masc_core.clustering.centroid_linkage import centroid_linkage, cut_in_merge_order
-from masc_core.clustering.kmeans import kmeans
 from masc_core.clustering.random_partition import random_partition
 from masc_core.codebook import check_num_clusters, checked_rows
 from masc_core.prior import ClusterMap
@@ -62,16 +59,24 @@ def cluster_codes(
     """
     rows = checked_rows(codebook)
     check_num_clusters(num_clusters, len(rows))
-    match method:
+    match method:  # Numba and scikit-learn take a second to import: only where they are needed
         case "average" | "single" | "complete":
             prior = build_tree(rows, method, device=device).cut(num_clusters)
         case "centroid":
+            from masc_core.clustering.centroid_linkage import (  # noqa: PLC0415
+                centroid_linkage,
+                cut_in_merge_order,
+            )
+
             prior = cut_in_merge_order(centroid_linkage(rows), num_clusters)
-        case "kmeans":
-            prior = kmeans(rows, num_clusters, "random", seed=seed)
-        case "kmeans++":
-            prior = kmeans(rows, num_clusters, "k-means++", seed=seed)
+        case "kmeans" | "kmeans++":
+            from masc_core.clustering.kmeans import kmeans  # noqa: PLC0415
+
+            init: Literal["random", "k-means++"] = "random" if method == "kmeans" else "k-means++"
+            prior = kmeans(rows, num_clusters, init, seed=seed)
         case "balanced-kmeans":
+            from masc_core.clustering.balanced_kmeans import balanced_kmeans  # noqa: PLC0415
+
             prior = balanced_kmeans(rows, num_clusters, seed)
         case "random":
             prior = random_partition(len(rows), num_clusters, seed)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,8 +15,21 @@ from masc_core.clustering.methods import METHODS, cluster_codes
 from masc_core.prior import ClusterMap
 from tests.masc_core.clustering.codebooks import clustered_rows
 
+ROOT = Path(__file__).parents[3]
 KMEANS: dict[str, Literal["random", "k-means++"]] = {"kmeans": "random", "kmeans++": "k-means++"}
 PARTITIONS = tuple(method for method in METHODS if method != "identity")
+
+
+def test_the_names_are_known_without_what_clusters() -> None:
+    program = (
+        "import sys; sys.modules.update(sklearn=None, numba=None, scipy=None, torch=None)\n"
+        "from masc_core.clustering.methods import METHODS, cluster_codes\n"
+        "print(cluster_codes([[0.0], [1.0]], 2, 'identity').num_clusters, len(METHODS))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout == "2 9\n"
 
 
 def test_public_names() -> None:
