@@ -15,15 +15,12 @@ from math import isqrt
 
 import numpy as np
 
-from masc_core.tree.upgma.candidates import Candidates
-from masc_core.tree.upgma.clusters import Clusters
+from masc_core.tree.upgma.candidates import Candidates, Searcher
+from masc_core.tree.upgma.clusters import Clusters, spatial_order
 from masc_core.tree.upgma.dense import chain, mean_distances
-from masc_core.tree.upgma.duplicates import DistinctRows, distinct_rows
-from masc_core.tree.upgma.history import History
+from masc_core.tree.upgma.distances import LANES
+from masc_core.tree.upgma.history import DistinctRows, History, distinct_rows
 from masc_core.tree.upgma.hubs import Hubs
-from masc_core.tree.upgma.search import Searcher
-from masc_core.tree.upgma.spatial import spatial_order
-from masc_core.tree.upgma.tiles import LANES
 from masc_core.tree.upgma.types import FloatArray, IntArray, Report
 
 WIDTH = 16  # entries of a candidate list

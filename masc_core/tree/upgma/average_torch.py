@@ -18,8 +18,7 @@ from torch import Tensor
 from masc_core.device import resolve_device
 from masc_core.tree.upgma.average import WIDTH, usual_dense
 from masc_core.tree.upgma.dense import chain
-from masc_core.tree.upgma.duplicates import distinct_rows
-from masc_core.tree.upgma.history import History
+from masc_core.tree.upgma.history import History, distinct_rows
 from masc_core.tree.upgma.torch_candidates import TorchCandidates
 from masc_core.tree.upgma.torch_clusters import TorchClusters
 from masc_core.tree.upgma.types import FloatArray, Report

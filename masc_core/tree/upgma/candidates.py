@@ -15,11 +15,19 @@ import numba
 import numpy as np
 
 from masc_core.kernel import inline, kernel
+from masc_core.tree.upgma.candidate_lists import (
+    NOBODY,
+    Lists,
+    crop,
+    insert,
+    merge_lists,
+    new_draft,
+    store,
+)
 from masc_core.tree.upgma.clusters import ROUNDING, Clusters
-from masc_core.tree.upgma.found import Found
-from masc_core.tree.upgma.lists import NOBODY, Lists, crop, insert, new_draft, store
-from masc_core.tree.upgma.pairs import Members, distance, mean_distance
-from masc_core.tree.upgma.rounds import merge_lists
+from masc_core.tree.upgma.distances import Members, distance, mean_distance
+from masc_core.tree.upgma.hubs import Hubs
+from masc_core.tree.upgma.search import BoxSearch, Found, MemberSearch, ProductSearch, Search
 from masc_core.tree.upgma.types import BoolArray, FloatArray, IdArray, IntArray, Slot
 
 BUDGET = 2048.0  # pairs of points that keeping one entry may cost
@@ -159,3 +167,78 @@ def _fill_exhaustively(
                 )
                 crop(draft, width)
         store(draft, lists, i)
+
+
+WANTED = 32  # centroids that are looked at
+MEMBERS_WANTED = 20  # clusters, where what is known of them is nearly exact
+MANY_DIMENSIONS = 48  # from here on matrix products win (benchmarks/tree.py)
+SAMPLE = 256  # rows that tell whether centroids of small clusters are worth asking
+ALONE = 8  # rows that look at every other cluster at once
+FEW = 64.0  # points of a cluster whose members may all be asked
+WIDE = 512.0  # points of a cluster that becomes a hub rather than look at all others
+
+
+class Searcher:
+    """Fills empty lists, and remembers whether centroids are worth asking.
+
+    Parameters
+    ----------
+    clusters, candidates, hubs : as they are when `fill_empty` is called
+    """
+
+    def __init__(self, clusters: Clusters, candidates: Candidates, hubs: Hubs) -> None:
+        self._clusters = clusters
+        self._candidates = candidates
+        self._hubs = hubs
+        self._centroids_tell = True
+
+    def fill_empty(self) -> None:
+        """See to it that every alive slot knows its nearest neighbour, from a list or as a hub."""
+        clusters = self._clusters
+        empty = self._unknown(np.flatnonzero(clusters.listed))
+        if len(empty) <= ALONE:
+            pass  # making a search ready would take longer
+        elif clusters.points.shape[1] < MANY_DIMENSIONS:
+            empty = self._ask(BoxSearch(clusters), empty, WANTED)
+        else:
+            empty = self._ask_centroids(empty)
+            few = clusters.sizes[empty] <= FEW
+            if few.any():
+                left = self._ask(MemberSearch(clusters), empty[few], MEMBERS_WANTED)
+                empty = np.concatenate([empty[~few], left])
+        if len(empty):
+            empty = self._add_hubs(empty)
+            self._candidates.fill_exhaustively(clusters, empty)
+
+    def _unknown(self, rows: IntArray) -> IntArray:
+        """Those of ``rows`` (R,) whose lists are empty, with no hub surely nearer than all else."""
+        empty = self._candidates.empty(rows)
+        known = self._hubs.distances() <= self._candidates.lists.lower_bound
+        unknown: IntArray = empty[~known[empty]]
+        return unknown
+
+    def _add_hubs(self, rows: IntArray) -> IntArray:
+        """Make hubs of wide clusters among ``rows`` (R,); the others that still know none."""
+        wide = rows[self._clusters.sizes[rows] >= WIDE][: self._hubs.room]
+        if not len(wide):
+            return rows
+        self._hubs.add(wide)
+        self._candidates.drop(wide)
+        return self._unknown(np.setdiff1d(rows, wide))
+
+    def _ask_centroids(self, rows: IntArray) -> IntArray:
+        few = self._clusters.sizes[rows] <= FEW
+        asked = rows if self._centroids_tell else rows[~few]
+        if not len(asked):
+            return rows
+        left = self._ask(ProductSearch(self._clusters), asked, WANTED)
+        if self._centroids_tell:
+            self._centroids_tell = len(rows) < SAMPLE or 2 * len(left) <= len(rows)
+            return left
+        return np.concatenate([rows[few], left])
+
+    def _ask(self, search: Search, rows: IntArray, num_wanted: int) -> IntArray:
+        """Fill the lists of ``rows``; those that still know none."""
+        for found in search.nearest(rows, min(num_wanted, len(self._clusters.alive))):
+            self._candidates.fill(self._clusters, found)
+        return self._unknown(rows)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from masc_core.kernel import serial
-from masc_core.tree.upgma.pairs import Members
-from masc_core.tree.upgma.products import Products
+from masc_core.tree.upgma.distances import Members, Products
 from masc_core.tree.upgma.types import BoolArray, FloatArray, IdArray, IntArray
 
 ROUNDING = float(64 * np.finfo(np.float64).eps)  # relative error of a mean, a square and a root
@@ -166,3 +165,32 @@ def _gather(runs: IntArray, heads: IntArray, num_points: int) -> tuple[IntArray,
             run = runs[run, 2]
         stops[i] = at
     return order, stops
+
+
+LEAF = 64
+
+
+def spatial_order(points: FloatArray) -> IntArray:
+    """Halve the points along their widest dimension until few are left, as a k-d tree does.
+
+    Parameters
+    ----------
+    points : (N, E)
+
+    Returns
+    -------
+    int64 (N,), a permutation; every aligned stretch of `LEAF` points is a leaf
+    """
+    order = np.arange(len(points))
+    pending = [(0, len(points))]
+    while pending:
+        start, stop = pending.pop()
+        if stop - start <= LEAF:
+            continue
+        part = order[start:stop]
+        here = points[part]
+        values = here[:, np.argmax(np.ptp(here, axis=0))]
+        half = -(-(stop - start) // (2 * LEAF)) * LEAF
+        order[start:stop] = part[np.argpartition(values, half - 1)]
+        pending += [(start, start + half), (start + half, stop)]
+    return order

@@ -16,11 +16,17 @@ import numba
 import numpy as np
 
 from masc_core.kernel import inline, kernel, serial
+from masc_core.tree.upgma.candidates import MANY_DIMENSIONS
 from masc_core.tree.upgma.clusters import Clusters
-from masc_core.tree.upgma.pairs import Members, distance
-from masc_core.tree.upgma.products import CANCELLED, Products, Squares
-from masc_core.tree.upgma.search import MANY_DIMENSIONS
-from masc_core.tree.upgma.tiles import add_distances, tiles_of
+from masc_core.tree.upgma.distances import (
+    CANCELLED,
+    Members,
+    Products,
+    Squares,
+    add_distances,
+    distance,
+    tiles_of,
+)
 from masc_core.tree.upgma.types import FloatArray, IntArray
 
 CHUNK = 128  # points whose distances to all others are taken at a time

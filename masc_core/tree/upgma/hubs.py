@@ -17,7 +17,7 @@ import numpy as np
 
 from masc_core.kernel import kernel
 from masc_core.tree.upgma.clusters import Clusters
-from masc_core.tree.upgma.pairs import Members, pair_sum
+from masc_core.tree.upgma.distances import Members, pair_sum
 from masc_core.tree.upgma.types import BoolArray, FloatArray, IdArray, IntArray, Slot
 
 MOST = 16  # hubs; each takes 8 bytes a cluster

@@ -10,9 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from masc_core.tree.upgma.candidates import BUDGET
+from masc_core.tree.upgma.candidates import BUDGET, WANTED
 from masc_core.tree.upgma.clusters import ROUNDING
-from masc_core.tree.upgma.search import WANTED
 from masc_core.tree.upgma.torch_clusters import TorchClusters
 
 CHUNK_PAIRS = 1 << 25  # distances that are held at a time

@@ -13,8 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from masc_core.tree.upgma.duplicates import DistinctRows
-from masc_core.tree.upgma.products import CANCELLED
+from masc_core.tree.upgma.distances import CANCELLED
+from masc_core.tree.upgma.history import DistinctRows
 
 CHUNK_PAIRS = 1 << 24  # pairs of points that are held at a time
 

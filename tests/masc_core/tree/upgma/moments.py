@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from masc_core.tree.upgma.clusters import Clusters
-from masc_core.tree.upgma.spatial import spatial_order
+from masc_core.tree.upgma.clusters import Clusters, spatial_order
 from masc_core.tree.upgma.types import FloatArray, IntArray
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.cluster import hierarchy
 from scipy.spatial import distance
 
-from masc_core.tree.upgma import average, search
+from masc_core.tree.upgma import average, candidates
 from masc_core.tree.upgma.average import average_linkage
 from masc_core.tree.upgma.hubs import Hubs
 from tests.masc_core.tree.upgma.oracles import (
@@ -33,9 +33,9 @@ ROOT = Path(__file__).parents[4]
 def narrow_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few candidates, so that small codebooks go through every stage of a search."""
     monkeypatch.setattr(average, "WIDTH", 3)
-    monkeypatch.setattr(search, "WANTED", 4)
-    monkeypatch.setattr(search, "MEMBERS_WANTED", 4)
-    monkeypatch.setattr(search, "ALONE", 0)
+    monkeypatch.setattr(candidates, "WANTED", 4)
+    monkeypatch.setattr(candidates, "MEMBERS_WANTED", 4)
+    monkeypatch.setattr(candidates, "ALONE", 0)
 
 
 @settings(max_examples=200, deadline=None)
@@ -61,7 +61,7 @@ def test_shapes_that_hurt(rows: Rows) -> None:
 @given(distinct_distances(), st.sampled_from([1, 5]), st.sampled_from([1.0, 2.0, 9.0]))
 def test_hubs_give_the_same_tree(rows: Rows, num_dense: int, wide: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "WIDE", wide)
+        patch.setattr(candidates, "WIDE", wide)
         assert_scipys(rows, average_linkage(rows, silent, num_dense))
 
 
@@ -71,7 +71,7 @@ def test_hubs_merge_true_minima_where_distances_are_equal(
     rows: Rows, num_dense: int, wide: float
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "WIDE", wide)
+        patch.setattr(candidates, "WIDE", wide)
         assert_greedy(rows, average_linkage(rows, silent, num_dense))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masc_core.tree.upgma.lists import Lists, crop, insert, new_draft, store
+from masc_core.tree.upgma.candidate_lists import Lists, crop, insert, new_draft, store
 
 NODES = np.arange(100, 150)
 
