@@ -1,10 +1,8 @@
-"""Squared distances by matrix products, and how far they may be off.
+"""Distances between points: of two clusters' members, of a point to a tile, by matrix products.
 
-``|a - b|^2 = |a|^2 + |b|^2 - 2 a b``, with vectors that are centred, or centred anew around the
-rows that ask where these lie close together: an error is relative to the distance from the centre,
-so near vectors are told apart even where all of them are far from the others.
+``S(A, B) = sum of w_p w_q ||x_p - x_q|| over p in A, q in B``, so that ``D(A, B) = S / (|A| |B|)``.
 
-Legend: n vectors, E dimensions, R rows.
+Legend: N points, E dimensions, n slots or vectors, R rows.
 """
 
 from __future__ import annotations
@@ -15,6 +13,13 @@ import numpy as np
 
 from masc_core.kernel import inline, reduction
 from masc_core.tree.upgma.types import FloatArray, IntArray, ProductArray, Slot
+
+MANY_DIMENSIONS = 48  # from here on matrix products win (benchmarks/tree.py)
+LANES = 8  # dimensions whose squares are added in one pass; others are filled up with zeros
+CANCELLED = 1e-5  # squared distances below this share of the squared norms have lost their digits
+FAR_OFF = 16.0  # times their own spread: rows so far from the centre get one of their own
+STEP = 4096  # vectors that are rounded at a time
+TINY = float(np.finfo(np.float64).tiny)
 
 
 class Members(NamedTuple):
@@ -78,11 +83,12 @@ def pair_sum(members: Members, i: Slot, j: Slot, limit: float) -> float:
     return total
 
 
-LANES = 8  # dimensions whose squares are added in one pass
-
-
 def tiles_of(points: FloatArray, width: int, fill: float) -> FloatArray:
-    """Points (N, E) as tiles (ceil(N / width), E, width), the last one filled up with ``fill``."""
+    """Points (N, E) as tiles (ceil(N / width), E, width), the last one filled up with ``fill``.
+
+    In a tile the points stand side by side, so that a vector instruction holds one dimension of
+    several of them.
+    """
     num_points, dimensions = points.shape
     num_tiles = -(-num_points // width)
     padded = np.full((num_tiles * width, dimensions), fill)
@@ -130,14 +136,6 @@ def add_distances(tile: FloatArray, point: FloatArray, weight: float, out: Float
         )
 
 
-CANCELLED = 1e-5  # squared distances below this share of the squared norms have lost their digits
-FAR_OFF = 16.0  # times their own spread: rows so far from the centre get one of their own
-STEP = 4096  # vectors that are rounded at a time
-TINY = float(np.finfo(np.float64).tiny)
-
-View = tuple[ProductArray, ProductArray]
-
-
 class Squares(NamedTuple):
     """Parts of the squared distances of some rows to all vectors, in units of `Products.scale`.
 
@@ -151,7 +149,11 @@ class Squares(NamedTuple):
 
 
 class Products:
-    """Vectors (n, E) that are multiplied with parts of themselves.
+    """Squared distances of vectors (n, E) by matrix products, and how far they may be off.
+
+    ``|a - b|^2 = |a|^2 + |b|^2 - 2 a b``, with vectors that are centred, or centred anew around
+    the rows that ask where these lie close together: an error is relative to the distance from the
+    centre, so near vectors are told apart even where all of them are far from the others.
 
     Attributes
     ----------
@@ -163,7 +165,7 @@ class Products:
         self.scale = max(float(np.ptp(vectors)), TINY)  # float32 cannot square all of float64
         self._dtype = dtype
         centred = self._seen_from(vectors.mean(axis=0))
-        self._views: tuple[View, ...] = ((centred, _norms(centred)),)
+        self._views: tuple[tuple[ProductArray, ProductArray], ...] = ((centred, _norms(centred)),)
         # Rounding of the entries, of E products and of their sum.
         self._margin = dtype(4 * (vectors.shape[1] + 8) * np.finfo(dtype).eps)
 
@@ -178,7 +180,7 @@ class Products:
         products = vectors[begin:] @ vectors[rows].T
         return Squares(products, norms[rows], norms[begin:], self._margin)
 
-    def _around(self, rows: IntArray) -> View:
+    def _around(self, rows: IntArray) -> tuple[ProductArray, ProductArray]:
         """Vectors as seen from ``rows`` if these are together and far off, and squared norms."""
         for view in self._views:
             centre = view[0][rows].mean(axis=0, dtype=np.float64)
