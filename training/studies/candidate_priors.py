@@ -16,10 +16,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from masc_core.clustering.centroid_linkage import centroid_linkage, cut_in_merge_order
-from masc_core.clustering.methods import METHODS, cluster_codes
-from masc_core.clustering.random_partition import random_partition
+from masc_core.clustering.centroid_linkage import centroid_linkage
+from masc_core.clustering.methods import METHODS, cluster_codes, random_partition
 from masc_core.prior import ClusterMap
+from masc_core.semantic_tree import cut_merges
 from masc_core.tree import Linkage, SemanticTree, build_tree
 
 # Tells geometry from skew: clusters of the sizes of the average-linkage cut, codes at random.
@@ -77,7 +77,7 @@ class CandidateBuilder:
             case "average" | "single" | "complete":
                 return self._tree(method).cut(num_clusters)
             case "centroid":
-                return cut_in_merge_order(self._centroid_merges, num_clusters)
+                return cut_merges(self._centroid_merges, num_clusters)
             case "average-shuffled":
                 sizes = self._tree("average").cut(num_clusters).sizes
                 return random_partition(len(self._rows), num_clusters, self._seed, sizes)
