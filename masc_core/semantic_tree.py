@@ -108,8 +108,8 @@ class LeafOrder:
     Attributes
     ----------
     tree : of V codes
-    codes : int64 (V,), from the first place to the last
-    starts : int64 (2V-1,), place of the first leaf under each node; of a code, its own place
+    codes : int64 (V,), from the first position to the last
+    starts : int64 (2V-1,), position of the first leaf under each node; of a code, its own
     sizes : int64 (2V-1,), leaves under each node
     heights : float64 (2V-1,), of each node; 0 of a code
     """
@@ -134,13 +134,13 @@ class LeafOrder:
         return cls(tree, np.argsort(starts[:num_codes]), starts, sizes, heights)
 
     def sort(self, codes: npt.ArrayLike) -> IntArray:
-        """Codes, int64 (n,), in the order of their places."""
+        """Codes, int64 (n,), in the order of the leaves."""
         array = np.asarray(codes, dtype=np.int64)
         ordered: IntArray = array[np.argsort(self.starts[array])]
         return ordered
 
     def firsts(self, prior: ClusterMap) -> IntArray:
-        """Place of the first code of each cluster, int64 (K,)."""
+        """Position of the first code of each cluster, int64 (K,)."""
         firsts: IntArray = np.minimum.reduceat(self.starts[prior.members], prior.offsets[:-1])
         return firsts
 
@@ -154,9 +154,9 @@ class LeafOrder:
         base = len(self.codes) + 1
         keys, wanted = self.starts * base + self.sizes, firsts * base + prior.sizes
         by_key = np.argsort(keys)
-        found = by_key[np.searchsorted(keys, wanted, sorter=by_key).clip(max=len(keys) - 1)]
-        is_one = (keys[found] == wanted) & (lasts - firsts + 1 == prior.sizes)
-        return np.where(is_one, found, -1)
+        nodes = by_key[np.searchsorted(keys, wanted, sorter=by_key).clip(max=len(keys) - 1)]
+        is_one = (keys[nodes] == wanted) & (lasts - firsts + 1 == prior.sizes)
+        return np.where(is_one, nodes, -1)
 
 
 def _checked_linkage(linkage: Array) -> Array:

@@ -34,8 +34,8 @@ COMPACT_BELOW = 0.8  # share of slots alive
 NUM_CENTROIDS = 32  # nearest centroids that are looked at
 FEW_ROWS = 8  # rows that look at every other cluster at once
 NUM_CLUSTERS = 20  # nearest clusters, where what is known of them is nearly exact
-SAMPLE = 256  # rows that tell whether centroids of small clusters are worth asking
-FEW_POINTS = 64.0  # points of a cluster whose members may all be asked
+SAMPLE = 256  # rows that show whether centroids of small clusters are worth comparing
+FEW_POINTS = 64.0  # points of a cluster whose members may all be compared
 MANY_POINTS = 512.0  # points of a cluster that gets a row of distances rather than look at all
 
 
@@ -55,7 +55,7 @@ class Candidates:
     def __init__(self, clusters: Clusters, width: int) -> None:
         self._clusters = clusters
         self._distance_rows = DistanceRows(clusters)
-        self._centroids_tell = True
+        self._centroids_help = True
         num_slots = len(clusters.alive)
         self.lists = Lists(
             np.full((num_slots, width), NO_SLOT),
@@ -95,10 +95,10 @@ class Candidates:
     def fill_empty(self) -> None:
         """See to it that every alive slot knows its nearest neighbour, by its list or a row.
 
-        Centroids are asked first. In many dimensions their distances tell little about clusters, so
-        products of the members are asked next. What is left are wide clusters, and ties: more
-        neighbours at about one distance than were wanted. The wide ones get a row of distances
-        while there is room, the others look at every other cluster.
+        Centroids are compared first. In many dimensions their distances say little about clusters,
+        so members are compared next. What is left are wide clusters, and ties: more neighbours at
+        about one distance than were looked at. The wide ones get a row of distances while there is
+        room, the others look at every other cluster.
         """
         clusters = self._clusters
         empty = self._unknown(np.flatnonzero(clusters.listed))
@@ -123,14 +123,14 @@ class Candidates:
         return unknown
 
     def _ask_centroids(self, rows: IntArray) -> IntArray:
-        """As `_ask`; small clusters no more once centroids told most of them nothing."""
+        """As `_ask`; small clusters only until centroids filled less than half of the lists."""
         few = self._clusters.sizes[rows] <= FEW_POINTS
-        asked = rows if self._centroids_tell else rows[~few]
+        asked = rows if self._centroids_help else rows[~few]
         if not len(asked):
             return rows
         left = self._ask(ProductSearch(self._clusters), asked, NUM_CENTROIDS)
-        if self._centroids_tell:
-            self._centroids_tell = len(rows) < SAMPLE or 2 * len(left) <= len(rows)
+        if self._centroids_help:
+            self._centroids_help = len(rows) < SAMPLE or 2 * len(left) <= len(rows)
             return left
         return np.concatenate([rows[few], left])
 

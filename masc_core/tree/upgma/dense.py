@@ -57,7 +57,7 @@ def distance_matrix(members: Members, report: Report) -> FloatArray:
     matrix = np.zeros((num_clusters, num_clusters))
     add = _adder(members)
     for first in range(0, num_points, CHUNK):
-        # Earlier clusters have met these points already. Groups hold about as many points each.
+        # Earlier clusters have these points already. Groups hold about as many points each.
         low = int(owners[first])
         at = np.linspace(starts[low], num_points, GROUPS + 1).astype(np.int64)
         groups = np.maximum(np.searchsorted(starts, at), low)
@@ -112,18 +112,18 @@ def _add_products(
     begin = starts[groups[0]]
     count = min(CHUNK, len(members.points) - first)
     for g in numba.prange(len(groups) - 1):
-        sums, far = np.empty(CHUNK), np.empty(CHUNK)
+        sums, squared = np.empty(CHUNK), np.empty(CHUNK)
         for c in range(groups[g], groups[g + 1]):
             sums[:] = 0.0
             for q in range(starts[c], starts[c + 1]):
                 norm, product = squares.norms[q - begin], squares.products[q - begin]
                 for r in range(count):
-                    far[r] = own[r] + norm - (product[r] + product[r])
+                    squared[r] = own[r] + norm - (product[r] + product[r])
                 for r in range(count):
-                    if far[r] < CANCELLED * (own[r] + norm):
-                        far[r] = (distance(members.points, first + r, q) / scale) ** 2
+                    if squared[r] < CANCELLED * (own[r] + norm):
+                        squared[r] = (distance(members.points, first + r, q) / scale) ** 2
                 for r in range(count):
-                    sums[r] += members.weights[q] * scale * np.sqrt(far[r])
+                    sums[r] += members.weights[q] * scale * np.sqrt(squared[r])
             _add_rows(first, sums, c, grouping, members, matrix)
 
 

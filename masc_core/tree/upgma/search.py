@@ -2,8 +2,8 @@
 
 The mean distance of two clusters is never less than the distance of their centroids (Jensen's
 inequality), so a cluster beyond the m nearest centroids is at least as far as the last of these.
-Centroids are found by boxes in few dimensions, by matrix products in many, where boxes tell
-nothing. Where centroids tell nothing either, products of the members with all points give the mean
+Centroids are found by boxes in few dimensions, by matrix products in many, where no box can be
+skipped. Where centroids do not help either, products of the members with all points give the mean
 distances themselves, but for rounding.
 
 Legend: N points, n slots, E dimensions, R rows that ask, m neighbours wanted, M members of the
@@ -25,7 +25,7 @@ from masc_core.tree.upgma.types import FloatArray, IdArray, IntArray, ProductArr
 
 CHUNK_BYTES = 16 << 20  # of what a search holds at a time
 BLOCK = 64
-MAX_MEMBERS = 128  # asked for at a time: so few are most often near each other
+MAX_MEMBERS = 128  # multiplied at a time: so few are most often near each other
 
 
 class SearchResult(NamedTuple):

@@ -56,7 +56,7 @@ class TorchCandidates:
         return first, second, distances
 
     def fill_empty(self) -> None:
-        """Fill every empty list: from the nearest centroids or, if these tell too little, all."""
+        """Fill every empty list: from the nearest centroids or, if these are too few, all."""
         step = max(1, CHUNK_DISTANCES // self._clusters.count)
         empty = self._empty()
         for start in range(0, len(empty), step):
@@ -207,8 +207,8 @@ class TorchCandidates:
         side, mine = side.gather(1, entries.order), both.gather(1, entries.order)
         # The distance from the other half: of the next entry where both halves list the neighbour.
         theirs = entries.of_duplicate(mine)
-        # Else of the half that does not: it has to meet every point of the neighbour after the
-        # round, whose two halves lie one behind the other (`TorchClusters.arrange`).
+        # Else it is summed from the half that does not list it to all points of the neighbour after
+        # the round, whose two halves lie one behind the other (`TorchClusters.arrange`).
         half = torch.stack([into, dropped], 1).gather(1, 1 - side)
         neighbour = entries.ids.clamp(min=0)
         second = partner[neighbour]

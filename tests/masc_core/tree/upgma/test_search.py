@@ -25,6 +25,7 @@ SEARCHES = (BoxSearch, ProductSearch, MemberSearch)
 
 
 @pytest.mark.parametrize("wanted", [1, 2, 5, 40])
+@settings(deadline=None)  # the first call compiles
 @given(
     values=st.lists(st.integers(0, 20), min_size=1, max_size=70),
     block=st.integers(1, 64),
