@@ -1,7 +1,5 @@
 """The full history of merges of a codebook's codes, its cuts, and the order of its leaves.
 
-Cutting the tree at K undoes the last K-1 merges.
-
 Legend: V codes, K clusters. Nodes are numbered as in SciPy: 0..V-1 are the codes, V+i is the
 cluster that merge i makes.
 """
@@ -14,7 +12,7 @@ from os import PathLike
 import numpy as np
 import numpy.typing as npt
 
-from masc_core.codebook import FloatArray
+from masc_core.codebook import FloatArray, check_num_clusters
 from masc_core.errors import ArtifactError
 from masc_core.io.npz import Array, load_npz, save_npz
 from masc_core.prior import ClusterMap, IntArray
@@ -53,23 +51,8 @@ class SemanticTree:
         return self.linkage[:, 2]
 
     def cut(self, num_clusters: int) -> ClusterMap:
-        """Partition into exactly ``num_clusters`` clusters: the first V-K merges, ties or not.
-
-        Raises
-        ------
-        ValueError : K outside 1..V
-        """
-        if not 1 <= num_clusters <= self.num_codes:
-            raise ValueError(f"K must be in 1..{self.num_codes}, got {num_clusters}")
-        num_merges = self.num_codes - num_clusters
-        parent = np.arange(self.num_codes + num_merges)
-        merged = self.linkage[:num_merges, :2].astype(np.int64)
-        parent[merged] = np.arange(self.num_codes, len(parent))[:, None]
-        while True:  # the distance to the root halves in every round, so log2(V) rounds do
-            above = parent[parent]
-            if np.array_equal(above, parent):
-                return ClusterMap.from_labels(parent[: self.num_codes])
-            parent = above
+        """Partition by `cut_merges`, which undoes the last K-1 merges, ties or not."""
+        return cut_merges(self.linkage, num_clusters)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write an ``.npz`` file with the array ``linkage``, replacing ``path`` in one step."""
@@ -90,6 +73,30 @@ class SemanticTree:
             raise ArtifactError(path, f"is not a usable tree: {error}") from error
 
 
+def cut_merges(merges: FloatArray, num_clusters: int) -> ClusterMap:
+    """Partition into exactly ``num_clusters`` clusters: the first V-K merges, however high.
+
+    Parameters
+    ----------
+    merges : float64 (V-1, 4), SciPy's convention, in the order in which they are made
+    num_clusters : K
+
+    Raises
+    ------
+    ValueError : K outside 1..V
+    """
+    num_codes = len(merges) + 1
+    check_num_clusters(num_clusters, num_codes)
+    kept = merges[: num_codes - num_clusters, :2].astype(np.int64)
+    parent = np.arange(num_codes + len(kept))
+    parent[kept] = np.arange(num_codes, len(parent))[:, None]
+    while True:  # the distance to the root halves in every round, so log2(V) rounds do
+        above = parent[parent]
+        if np.array_equal(above, parent):
+            return ClusterMap.from_labels(parent[:num_codes])
+        parent = above
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LeafOrder:
     """The order of a tree's leaves, in which codes that look alike stand side by side.
@@ -101,8 +108,8 @@ class LeafOrder:
     Attributes
     ----------
     tree : of V codes
-    codes : int64 (V,), from the first place to the last
-    starts : int64 (2V-1,), place of the first leaf under each node; of a code, its own place
+    codes : int64 (V,), from the first position to the last
+    starts : int64 (2V-1,), position of the first leaf under each node; of a code, its own
     sizes : int64 (2V-1,), leaves under each node
     heights : float64 (2V-1,), of each node; 0 of a code
     """
@@ -127,13 +134,13 @@ class LeafOrder:
         return cls(tree, np.argsort(starts[:num_codes]), starts, sizes, heights)
 
     def sort(self, codes: npt.ArrayLike) -> IntArray:
-        """Codes, int64 (n,), in the order of their places."""
+        """Codes, int64 (n,), in the order of the leaves."""
         array = np.asarray(codes, dtype=np.int64)
         ordered: IntArray = array[np.argsort(self.starts[array])]
         return ordered
 
     def firsts(self, prior: ClusterMap) -> IntArray:
-        """Place of the first code of each cluster, int64 (K,)."""
+        """Position of the first code of each cluster, int64 (K,)."""
         firsts: IntArray = np.minimum.reduceat(self.starts[prior.members], prior.offsets[:-1])
         return firsts
 
@@ -147,9 +154,9 @@ class LeafOrder:
         base = len(self.codes) + 1
         keys, wanted = self.starts * base + self.sizes, firsts * base + prior.sizes
         by_key = np.argsort(keys)
-        found = by_key[np.searchsorted(keys, wanted, sorter=by_key).clip(max=len(keys) - 1)]
-        is_one = (keys[found] == wanted) & (lasts - firsts + 1 == prior.sizes)
-        return np.where(is_one, found, -1)
+        nodes = by_key[np.searchsorted(keys, wanted, sorter=by_key).clip(max=len(keys) - 1)]
+        is_one = (keys[nodes] == wanted) & (lasts - firsts + 1 == prior.sizes)
+        return np.where(is_one, nodes, -1)
 
 
 def _checked_linkage(linkage: Array) -> Array:

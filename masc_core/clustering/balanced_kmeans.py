@@ -13,42 +13,31 @@ Legend: V codes, E code dimensions, K clusters.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
 from masc_core.clustering.distances import first_lowest, squared_distances
-from masc_core.codebook import FloatArray, check_num_clusters, checked_rows
+from masc_core.codebook import FloatArray
 from masc_core.prior import ClusterMap, IntArray
-
-if TYPE_CHECKING:  # NumPy rows need no torch
-    from torch import Tensor
 
 MAX_ROUNDS = 100
 
 
-def balanced_kmeans(
-    codebook: npt.ArrayLike | Tensor, num_clusters: int, seed: int = 0
-) -> ClusterMap:
+def balanced_kmeans(rows: FloatArray, num_clusters: int, seed: int = 0) -> ClusterMap:
     """Clusters of equal size, around centres that start at K rows drawn without replacement.
 
     A round takes O(V K E) time, the memory is linear in V.
 
     Parameters
     ----------
-    codebook : float (V, E), array or tensor, V >= 2, of rows of any length
-    num_clusters : K, a divisor of V
+    rows : float64 (V, E), of any length, see `checked_rows`
+    num_clusters : K, in 1..V
     seed : of the first centres
 
     Raises
     ------
-    ValueError : a codebook that is not 2-D, has fewer than two rows or a row with a NaN or an
-        infinity; K outside 1..V or no divisor of V
+    ValueError : K is no divisor of V
     """
-    rows = checked_rows(codebook)
-    check_num_clusters(num_clusters, len(rows))
     if len(rows) % num_clusters:
         raise ValueError(
             f"clusters of equal size need a K that divides the {len(rows)} codes, "

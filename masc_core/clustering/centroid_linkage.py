@@ -6,29 +6,25 @@ lowest merges, then the one whose higher node is.
 
 Centroid distance is not reducible: a merged cluster can be nearer to a third one than its parts
 were, so heights can fall and a threshold on them cuts no tree. Merge order is the only order there
-is; a cut undoes the last K-1 merges.
+is: `masc_core.semantic_tree.cut_merges` keeps the first V-K merges.
 
 fastcluster's has the same heights to 6e-16, but no rule for ties, and equal rows do not stay at
 distance 0.
 
-Legend: V codes, E code dimensions, K clusters. Nodes are numbered as in SciPy: 0..V-1 are the
+Legend: V codes, E code dimensions. Nodes are numbered as in SciPy: 0..V-1 are the
 codes, V+i is the cluster that merge i makes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
 from masc_core.clustering.distances import first_lowest, squared_distances
-from masc_core.codebook import FloatArray, check_num_clusters, checked_rows
-from masc_core.prior import ClusterMap, IntArray
-
-if TYPE_CHECKING:  # NumPy rows need no torch
-    from torch import Tensor
+from masc_core.codebook import FloatArray
+from masc_core.prior import IntArray
 
 
 class _Clusters(NamedTuple):
@@ -45,7 +41,7 @@ class _Clusters(NamedTuple):
     bounds: FloatArray  # squared distance to it; a lower bound where it is not known
 
 
-def centroid_linkage(codebook: npt.ArrayLike | Tensor) -> FloatArray:
+def centroid_linkage(rows: FloatArray) -> FloatArray:
     """Every merge of a codebook's rows in merge order, exact in float64.
 
     The time is that of a few scans of all centroids for every merge, O(V^2 E) unless the data are
@@ -53,19 +49,13 @@ def centroid_linkage(codebook: npt.ArrayLike | Tensor) -> FloatArray:
 
     Parameters
     ----------
-    codebook : float (V, E), array or tensor, V >= 2
+    rows : float64 (V, E), see `checked_rows`
 
     Returns
     -------
     float64 (V-1, 4), SciPy's convention: the two nodes merged, the lower first, the height (their
     distance, in the codebook's unit), the number of codes in the result. Heights can fall
-
-    Raises
-    ------
-    ValueError : a codebook that is not 2-D, has fewer than two rows or a row with a NaN or an
-        infinity
     """
-    rows = checked_rows(codebook)
     # A power of two scales exactly, and keeps squares from overflow and underflow.
     exponent = np.frexp(np.abs(rows).max())[1]
     num_codes = len(rows)
@@ -74,32 +64,11 @@ def centroid_linkage(codebook: npt.ArrayLike | Tensor) -> FloatArray:
     clusters = _singletons(np.ldexp(rows, -exponent), num_codes + round_size)
     num_slots = num_codes
     for start in range(0, num_codes - 1, round_size):
-        merged = merges[start : start + round_size]
-        _merge_nearest(clusters, num_slots, num_codes + start, merged)
-        num_slots = _compact(clusters, num_slots + len(merged))
+        part = merges[start : start + round_size]
+        _merge_nearest(clusters, num_slots, num_codes + start, part)
+        num_slots = _compact(clusters, num_slots + len(part))
     merges[:, 2] = np.ldexp(merges[:, 2], exponent)
     return merges
-
-
-def cut_in_merge_order(merges: FloatArray, num_clusters: int) -> ClusterMap:
-    """Partition into exactly ``num_clusters`` clusters: the first V-K merges, however high.
-
-    Parameters
-    ----------
-    merges : float64 (V-1, 4), as from `centroid_linkage`
-    num_clusters : K
-
-    Raises
-    ------
-    ValueError : K outside 1..V
-    """
-    num_codes = len(merges) + 1
-    check_num_clusters(num_clusters, num_codes)
-    kept = merges[: num_codes - num_clusters, :2].astype(np.int64)
-    cluster = np.arange(num_codes + len(kept))
-    for node in range(len(cluster) - 1, num_codes - 1, -1):  # from the roots down
-        cluster[kept[node - num_codes]] = cluster[node]
-    return ClusterMap.from_labels(cluster[:num_codes])
 
 
 def _singletons(rows: FloatArray, capacity: int) -> _Clusters:
@@ -132,15 +101,15 @@ def _merge_nearest(clusters: _Clusters, num_slots: int, next_node: int, merges: 
     """Make ``len(merges)`` merges; merge i puts its cluster into slot ``num_slots + i``."""
     distances = np.empty(len(clusters.bounds))
     for i in range(len(merges)):
-        joined = num_slots + i
-        a, b = _nearest_pair(clusters, joined, distances)
+        merged = num_slots + i
+        a, b = _nearest_pair(clusters, merged, distances)
         merges[i, 0] = clusters.nodes[a]
         merges[i, 1] = clusters.nodes[b]
         merges[i, 2] = np.sqrt(clusters.bounds[a])
         merges[i, 3] = clusters.sizes[a] + clusters.sizes[b]
-        clusters.nodes[joined] = next_node + i
-        _join(clusters, a, b, joined)
-        _meet(clusters, a, b, joined, distances)
+        clusters.nodes[merged] = next_node + i
+        _merge(clusters, a, b, merged)
+        _update_neighbours(clusters, a, b, merged, distances)
 
 
 @njit(cache=True)
@@ -158,13 +127,13 @@ def _nearest_pair(clusters: _Clusters, num_slots: int, distances: FloatArray) ->
 
 
 @njit(cache=True)
-def _join(clusters: _Clusters, a: int, b: int, joined: int) -> None:
+def _merge(clusters: _Clusters, a: int, b: int, merged: int) -> None:
     points, sizes = clusters.points, clusters.sizes
-    sizes[joined] = sizes[a] + sizes[b]
-    weight = sizes[b] / sizes[joined]
+    sizes[merged] = sizes[a] + sizes[b]
+    weight = sizes[b] / sizes[merged]
     for k in range(len(points)):
         # In this form the mean of equal numbers is that number, so equal rows stay at distance 0.
-        points[k, joined] = points[k, a] + weight * (points[k, b] - points[k, a])
+        points[k, merged] = points[k, a] + weight * (points[k, b] - points[k, a])
     for slot in (a, b):
         points[:, slot] = np.inf
         sizes[slot] = 0
@@ -172,15 +141,17 @@ def _join(clusters: _Clusters, a: int, b: int, joined: int) -> None:
 
 
 @njit(cache=True)
-def _meet(clusters: _Clusters, a: int, b: int, joined: int, distances: FloatArray) -> None:
-    """Tell every cluster that ``joined`` is there and that ``a`` and ``b`` are not."""
+def _update_neighbours(
+    clusters: _Clusters, a: int, b: int, merged: int, distances: FloatArray
+) -> None:
+    """Tell every cluster that ``merged`` is there and that ``a`` and ``b`` are not."""
     points, nearest, bounds = clusters.points, clusters.nearest, clusters.bounds
-    squared_distances(points[:, joined], points, 0, distances[:joined])
-    for slot in range(joined):
+    squared_distances(points[:, merged], points, 0, distances[:merged])
+    for slot in range(merged):
         if distances[slot] < bounds[slot]:
             bounds[slot] = distances[slot]
-            nearest[slot] = joined
+            nearest[slot] = merged
         elif nearest[slot] == a or nearest[slot] == b:
             nearest[slot] = -1  # whatever is left is no nearer
-    bounds[joined] = np.inf
-    nearest[joined] = -1
+    bounds[merged] = np.inf
+    nearest[merged] = -1

@@ -6,27 +6,21 @@ that is farthest from its centre, the step that scikit-learn takes itself betwee
 never raises the inertia, and where only equal rows are left to part it parts them, as a tree does.
 
 Lloyd, IEEE Transactions on Information Theory 28, 1982; Arthur, Vassilvitskii, SODA 2007.
-This module does not normalise the rows.
-
 Legend: V codes, E code dimensions, K clusters.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from masc_core.codebook import FloatArray, check_num_clusters, checked_rows
+from masc_core.codebook import FloatArray
 from masc_core.prior import ClusterMap, IntArray
-
-if TYPE_CHECKING:  # NumPy rows need no torch
-    from torch import Tensor
 
 NUM_RUNS = 10
 MAX_ITERATIONS = 300
@@ -34,7 +28,7 @@ TOLERANCE = 1e-4  # of the centres' movement, in variances of the rows
 
 
 def kmeans(
-    codebook: npt.ArrayLike | Tensor,
+    rows: FloatArray,
     num_clusters: int,
     init: Literal["random", "k-means++"] = "k-means++",
     *,
@@ -47,19 +41,16 @@ def kmeans(
 
     Parameters
     ----------
-    codebook : float (V, E), array or tensor, V >= 2
-    num_clusters : K
+    rows : float64 (V, E), see `checked_rows`
+    num_clusters : K, in 1..V
     init : how the first centres are drawn, ``"random"`` rows or ``"k-means++"``
     seed : of the first centres of all runs, 0..2^32-1
     num_runs : runs of which the best counts
 
     Raises
     ------
-    ValueError : a codebook that is not 2-D, has fewer than two rows or a row with a NaN or an
-        infinity; K outside 1..V; another init, no run, a seed out of range
+    ValueError : another init, no run, a seed out of range
     """
-    rows = checked_rows(codebook)
-    check_num_clusters(num_clusters, len(rows))
     model = KMeans(
         num_clusters,
         init=init,

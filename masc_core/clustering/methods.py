@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import numpy.typing as npt
 
-from masc_core.clustering.random_partition import random_partition
 from masc_core.codebook import check_num_clusters, checked_rows
-from masc_core.prior import ClusterMap
+from masc_core.prior import ClusterMap, IntArray
+from masc_core.semantic_tree import cut_merges
 from masc_core.tree import build_tree
 
 if TYPE_CHECKING:  # NumPy rows need no torch
@@ -63,12 +64,9 @@ def cluster_codes(
         case "average" | "single" | "complete":
             prior = build_tree(rows, method, device=device).cut(num_clusters)
         case "centroid":
-            from masc_core.clustering.centroid_linkage import (  # noqa: PLC0415
-                centroid_linkage,
-                cut_in_merge_order,
-            )
+            from masc_core.clustering.centroid_linkage import centroid_linkage  # noqa: PLC0415
 
-            prior = cut_in_merge_order(centroid_linkage(rows), num_clusters)
+            prior = cut_merges(centroid_linkage(rows), num_clusters)
         case "kmeans" | "kmeans++":
             from masc_core.clustering.kmeans import kmeans  # noqa: PLC0415
 
@@ -81,15 +79,57 @@ def cluster_codes(
         case "random":
             prior = random_partition(len(rows), num_clusters, seed)
         case "identity":
-            prior = _identity(len(rows), num_clusters)
+            if num_clusters != len(rows):
+                raise ValueError(
+                    f"identity makes {len(rows)} clusters of {len(rows)} codes, not {num_clusters}"
+                )
+            prior = ClusterMap.identity(len(rows))
         case _:
             raise ValueError(f"method {method!r} is not offered, only {', '.join(METHODS)} are")
     return prior
 
 
-def _identity(num_codes: int, num_clusters: int) -> ClusterMap:
-    if num_clusters != num_codes:
+def random_partition(
+    num_codes: int, num_clusters: int, seed: int = 0, sizes: npt.ArrayLike | None = None
+) -> ClusterMap:
+    """Exactly K clusters with members drawn at random: what a prior is worth beyond its sizes.
+
+    A uniform random permutation of the codes is dealt out to clusters of fixed sizes. By default
+    these are as equal as possible: no other K sizes give a lower ``sum sizes^2 / V``, the mean
+    number of codes in a code's cluster. Drawing a cluster for each code by itself would leave
+    clusters empty, one in seven for K = V / 2.
+
+    Parameters
+    ----------
+    num_codes : V
+    num_clusters : K
+    seed : of the permutation
+    sizes : int (K,), codes of each cluster, none of them 0, in any order; by default V // K, and
+        one more in V % K of them
+
+    Raises
+    ------
+    ValueError : K outside 1..V; sizes that are not K positive integers with the sum V
+    """
+    check_num_clusters(num_clusters, num_codes)
+    if sizes is None:
+        counts = num_codes // num_clusters + (np.arange(num_clusters) < num_codes % num_clusters)
+    else:
+        counts = _checked_sizes(np.asarray(sizes), num_codes, num_clusters)
+    labels = np.empty(num_codes, dtype=np.int64)
+    order = np.random.default_rng(seed).permutation(num_codes)
+    labels[order] = np.repeat(np.arange(num_clusters), counts)
+    return ClusterMap.from_labels(labels)
+
+
+def _checked_sizes(sizes: IntArray, num_codes: int, num_clusters: int) -> IntArray:
+    if sizes.shape != (num_clusters,) or sizes.dtype.kind not in "iu":
         raise ValueError(
-            f"identity makes {num_codes} clusters of {num_codes} codes, not {num_clusters}"
+            f"sizes must be {num_clusters} integers, got shape {sizes.shape} of {sizes.dtype}"
         )
-    return ClusterMap.identity(num_codes)
+    empty = np.flatnonzero(sizes < 1)
+    if len(empty):
+        raise ValueError(f"cluster {empty[0]} has the size {sizes[empty[0]]}")
+    if sizes.sum() != num_codes:
+        raise ValueError(f"sizes add up to {sizes.sum()}, but there are {num_codes} codes")
+    return sizes

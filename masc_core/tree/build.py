@@ -8,7 +8,6 @@ Legend: V codes, E code dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -17,14 +16,12 @@ import numpy.typing as npt
 from masc_core.codebook import FloatArray, checked_rows
 from masc_core.errors import ConfigError
 from masc_core.semantic_tree import SemanticTree
+from masc_core.tree.upgma.types import Report
 
 if TYPE_CHECKING:  # a tree is built of arrays without torch
     from torch import Tensor
 
-__all__ = ["FloatArray", "Linkage", "Report", "SemanticTree", "build_tree"]
-
 Linkage = Literal["average", "single", "complete"]
-Report = Callable[[int, int, str], None]
 
 
 def build_tree(
@@ -84,13 +81,9 @@ def _merges(rows: FloatArray, linkage: Linkage, device: str, report: Report) -> 
         merges: FloatArray = fastcluster.linkage_vector(rows, "single")
         report(len(merges), len(merges), "spanning tree")
         return merges
-    if device != "cpu":
-        from masc_core.tree.upgma.average_torch import average_linkage_torch  # noqa: PLC0415
-
-        return average_linkage_torch(rows, device, report)
     from masc_core.tree.upgma.average import average_linkage  # noqa: PLC0415
 
-    return average_linkage(rows, report)
+    return average_linkage(rows, report, None if device == "cpu" else device)
 
 
 def _power_of_two(rows: FloatArray) -> float:

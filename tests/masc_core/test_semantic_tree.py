@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.cluster import hierarchy
 
+from masc_core.errors import ArtifactError
 from masc_core.prior import ClusterMap
 from masc_core.semantic_tree import LeafOrder
-from masc_core.tree import SemanticTree
+from masc_core.tree import SemanticTree, build_tree
 from tests.prior_trees import random_order, random_tree
+
+ROOT = Path(__file__).parents[2]
 
 trees = st.builds(random_tree, st.integers(2, 40), st.integers(0, 1000))
 
@@ -74,3 +82,79 @@ def test_neighbours_that_join_later_are_no_branch() -> None:
     joins_last = int(order.tree.linkage[-1, 1]) == int(order.codes[-1])
     assert (order.branches(prior)[prior.labels[order.codes[0]]] >= 0) == joins_last
     assert not joins_last
+
+
+def test_cut_of_a_tree_as_deep_as_it_can_be() -> None:
+    num_codes = 16_384
+    merge = np.arange(num_codes - 1)
+    nodes = np.stack([np.where(merge == 0, 0, num_codes + merge - 1), merge + 1], axis=1)
+    tree = SemanticTree(np.column_stack([nodes, merge + 1.0, merge + 2.0]))
+    prior = tree.cut(8_192)
+    assert prior.labels.tolist() == [0] * 8_193 + list(range(1, 8_192))
+
+
+@pytest.mark.parametrize("num_clusters", [-1, 0, 6])
+def test_k_outside_the_codes_is_refused(num_clusters: int) -> None:
+    with pytest.raises(ValueError, match=rf"K must be in 1\.\.5, got {num_clusters}"):
+        build_tree(np.arange(5.0)[:, None]).cut(num_clusters)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    tree = build_tree(np.random.default_rng(1).normal(size=(30, 3)))
+    tree.save(tmp_path / "tree.npz")
+    assert np.array_equal(SemanticTree.load(tmp_path / "tree.npz").linkage, tree.linkage)
+
+
+def test_reading_a_tree_needs_neither_torch_nor_scipy(tmp_path: Path) -> None:
+    path = tmp_path / "tree.npz"
+    build_tree(np.array([[0.0], [5.0], [1.0]])).save(path)
+    program = (
+        "import sys; sys.modules.update(torch=None, scipy=None)\n"
+        "from masc_core.tree import SemanticTree\n"
+        f"print(*SemanticTree.load({str(path)!r}).cut(2).encode([2, 1]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout == "0 1\n"
+
+
+GOOD = [[0.0, 1.0, 1.0, 2.0], [2.0, 3.0, 2.0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        ((0, 0), 0.5, "merge 0 joins a node that does not exist"),
+        ((0, 1), -1.0, "merge 0 joins a node that does not exist"),
+        ((0, 1), 3.0, "merge 0 joins a node that does not exist"),
+        ((1, 1), 4.0, "merge 1 joins a node that does not exist"),
+        ((1, 0), 1.0, "merge 1 joins a node that has been joined before"),
+        ((0, 1), 0.0, "merge 0 joins a node that has been joined before"),
+        ((1, 2), 0.5, "merge 1 is lower than the one before it"),
+        ((0, 2), -1.0, "merge 0 is lower than the one before it, or negative"),
+        ((1, 3), 4.0, "merge 1 has the wrong size"),
+        ((1, 2), np.inf, "merge 1 has a NaN or an infinity"),
+        ((0, 3), np.nan, "merge 0 has a NaN or an infinity"),
+    ],
+)
+def test_files_that_hold_no_tree_are_refused(
+    tmp_path: Path, at: tuple[int, int], value: float, message: str
+) -> None:
+    path = tmp_path / "tree.npz"
+    linkage = np.array(GOOD)
+    np.savez(path, linkage=linkage)
+    assert SemanticTree.load(path).num_codes == 3
+    linkage[at] = value
+    np.savez(path, linkage=linkage)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        SemanticTree.load(path)
+    assert caught.value.path == str(path)
+
+
+@pytest.mark.parametrize(
+    "linkage", [np.zeros((2, 3)), np.zeros((0, 4)), np.zeros(4), np.array(GOOD, dtype=np.float32)]
+)
+def test_arrays_that_are_no_linkage_are_refused(linkage: npt.NDArray[np.float64]) -> None:
+    with pytest.raises(ValueError, match="a linkage"):
+        SemanticTree(linkage)

@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 from scipy.sparse import csr_array
 
-from masc_core.clustering.centroid_linkage import centroid_linkage, cut_in_merge_order
-from masc_core.clustering.methods import cluster_codes
-from masc_core.clustering.random_partition import random_partition
+from masc_core.clustering.centroid_linkage import centroid_linkage
+from masc_core.clustering.methods import cluster_codes, random_partition
 from masc_core.device import resolve_device
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels
 from masc_core.io.files import atomic_write, sha256_file
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import MODES
+from masc_core.semantic_tree import cut_merges
 from masc_core.tree import Linkage, SemanticTree, build_tree
 from training.config import set_threads
 from training.data.code_cache import CodeCache
@@ -134,7 +134,7 @@ class CandidateBuilder:
             case "average" | "single" | "complete":
                 return self._tree(method).cut(num_clusters)
             case "centroid":
-                return cut_in_merge_order(self._centroid_merges, num_clusters)
+                return cut_merges(self._centroid_merges, num_clusters)
             case "average-shuffled":
                 sizes = self._tree("average").cut(num_clusters).sizes
                 return random_partition(len(self._rows), num_clusters, self._seed, sizes)

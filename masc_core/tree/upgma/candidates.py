@@ -3,10 +3,9 @@
 A list of cluster ``i`` holds clusters with their exact distances, ascending. Every cluster that is
 not in it is at least ``lower_bound[i]`` away. While the list has an entry, its first one is
 therefore a nearest neighbour, without a look at anything else. Merging keeps the lists true
-(`masc_core.tree.upgma.rounds`); one that runs empty is filled again by a search
-(`masc_core.tree.upgma.search`).
+(`candidate_lists`); one that runs empty is filled again by a search (`search`).
 
-Legend: n slots, of which some are alive; k entries a list; R rows.
+Legend: n slots, of which some are alive; k entries a list; R rows; p merges.
 """
 
 from __future__ import annotations
@@ -15,22 +14,37 @@ import numba
 import numpy as np
 
 from masc_core.kernel import inline, kernel
+from masc_core.tree.upgma.candidate_lists import (
+    NO_SLOT,
+    Lists,
+    crop,
+    insert,
+    new_draft,
+    store,
+    update_lists,
+)
 from masc_core.tree.upgma.clusters import ROUNDING, Clusters
-from masc_core.tree.upgma.found import Found
-from masc_core.tree.upgma.lists import NOBODY, Lists, crop, insert, new_draft, store
-from masc_core.tree.upgma.pairs import Members, distance, mean_distance
-from masc_core.tree.upgma.rounds import merge_lists
-from masc_core.tree.upgma.types import BoolArray, FloatArray, IdArray, IntArray, Slot
+from masc_core.tree.upgma.distance_rows import DistanceRows
+from masc_core.tree.upgma.distances import MANY_DIMENSIONS, Members, distance, mean_distance
+from masc_core.tree.upgma.search import BoxSearch, MemberSearch, ProductSearch, SearchResult
+from masc_core.tree.upgma.types import BoolArray, FloatArray, IntArray, Slot
 
-BUDGET = 2048.0  # pairs of points that keeping one entry may cost
+MAX_PAIRS = 2048.0  # pairs of points that keeping one entry may cost
+COMPACT_BELOW = 0.8  # share of slots alive
+NUM_CENTROIDS = 32  # nearest centroids that are looked at
+FEW_ROWS = 8  # rows that look at every other cluster at once
+NUM_CLUSTERS = 20  # nearest clusters, where what is known of them is nearly exact
+SAMPLE = 256  # rows that show whether centroids of small clusters are worth comparing
+FEW_POINTS = 64.0  # points of a cluster whose members may all be compared
+MANY_POINTS = 512.0  # points of a cluster that gets a row of distances rather than look at all
 
 
 class Candidates:
-    """The lists of all slots, empty at first.
+    """The lists of all clusters, empty at first.
 
     Parameters
     ----------
-    num_clusters : n
+    clusters : changed by `merge`
     width : k
 
     Attributes
@@ -38,66 +52,129 @@ class Candidates:
     lists : see `Lists`
     """
 
-    def __init__(self, num_clusters: int, width: int) -> None:
+    def __init__(self, clusters: Clusters, width: int) -> None:
+        self._clusters = clusters
+        self._distance_rows = DistanceRows(clusters)
+        self._centroids_help = True
+        num_slots = len(clusters.alive)
         self.lists = Lists(
-            np.full((num_clusters, width), NOBODY),
-            np.full((num_clusters, width), np.inf),
-            np.zeros(num_clusters, np.int32),
-            np.zeros(num_clusters),
+            np.full((num_slots, width), NO_SLOT),
+            np.full((num_slots, width), np.inf),
+            np.zeros(num_slots, np.int32),
+            np.zeros(num_slots),
         )
 
-    def empty(self, rows: IntArray) -> IntArray:
-        """Those of ``rows`` (R,) whose lists are empty."""
-        empty: IntArray = rows[self.lists.lengths[rows] == 0]
-        return empty
+    def reciprocal(self) -> tuple[IntArray, IntArray, FloatArray]:
+        """Pairs of slots that are each other's nearest, (p,) lower and higher, and distances."""
+        alive = np.flatnonzero(self._clusters.alive)
+        nearest = self.lists.ids[:, 0].astype(np.int64)
+        distances = np.where(self.lists.lengths > 0, self.lists.distances[:, 0], np.inf)
+        self._distance_rows.update_nearest(nearest, distances)
+        into = alive[(nearest[nearest[alive]] == alive) & (alive < nearest[alive])]
+        if len(into):
+            return into, nearest[into], distances[into]
+        # Rounding hides a tie from one side: the least distance of all is a true minimum.
+        least = alive[[np.argmin(distances[alive])]]
+        pair = np.sort([least, nearest[least]], axis=0)
+        return pair[0], pair[1], distances[least]
 
-    def nearest(self) -> tuple[IntArray, FloatArray]:
-        """First entry of every list, and its distance: infinite where there is none, (n,)."""
-        full = self.lists.lengths > 0
-        distances = np.where(full, self.lists.distances[:, 0], np.inf)
-        return self.lists.ids[:, 0].astype(np.int64), distances
+    def merge(self, into: IntArray, dropped: IntArray, nodes: IntArray) -> None:
+        """Merge slots, (p,) each, into the lower ones, which become ``nodes`` of the tree."""
+        clusters = self._clusters
+        clusters.nodes[into] = nodes
+        self._distance_rows.merge(into, dropped)
+        by_row = clusters.has_row[into] | clusters.has_row[dropped]
+        self._drop(np.concatenate([into[by_row], dropped[by_row]]))
+        partner = np.full(len(clusters.alive), -1, np.int32)
+        partner[into[~by_row]], partner[dropped[~by_row]] = dropped[~by_row], into[~by_row]
+        update_lists(partner, clusters.alive, clusters.members(), self.lists, MAX_PAIRS)
+        clusters.merge(into, dropped)
+        if clusters.count < COMPACT_BELOW * len(clusters.alive):
+            self._compact()
 
-    def drop(self, slots: IntArray) -> None:
-        """Forget the lists of ``slots`` (R,), and these slots in all others."""
-        if not len(slots):
-            return
-        dropped = np.zeros(len(self.lists.lengths), np.bool_)
-        dropped[slots] = True
-        self.lists.lengths[slots] = 0
-        _drop(dropped, self.lists)
+    def fill_empty(self) -> None:
+        """See to it that every alive slot knows its nearest neighbour, by its list or a row.
 
-    def fill(self, clusters: Clusters, found: Found) -> None:
-        """Replace the lists of the rows of ``found`` by the nearest of what was found."""
-        _fill(found.rows, found.ids, found.counts, found.outside, clusters.members(), self.lists)
+        Centroids are compared first. In many dimensions their distances say little about clusters,
+        so members are compared next. What is left are wide clusters, and ties: more neighbours at
+        about one distance than were looked at. The wide ones get a row of distances while there is
+        room, the others look at every other cluster.
+        """
+        clusters = self._clusters
+        empty = self._unknown(np.flatnonzero(clusters.listed))
+        if len(empty) <= FEW_ROWS:
+            pass  # making a search ready would take longer
+        elif clusters.points.shape[1] < MANY_DIMENSIONS:
+            empty = self._ask(BoxSearch(clusters), empty, NUM_CENTROIDS)
+        else:
+            empty = self._ask_centroids(empty)
+            few = clusters.sizes[empty] <= FEW_POINTS
+            if few.any():
+                left = self._ask(MemberSearch(clusters), empty[few], NUM_CLUSTERS)
+                empty = np.concatenate([empty[~few], left])
+        if len(empty):
+            self._fill_exhaustively(self._without_wide(empty))
 
-    def fill_exhaustively(self, clusters: Clusters, rows: IntArray) -> None:
+    def _unknown(self, rows: IntArray) -> IntArray:
+        """Those of ``rows`` (R,) with an empty list, and no row that is surely nearer than all."""
+        empty = rows[self.lists.lengths[rows] == 0]
+        known = self._distance_rows.least() <= self.lists.lower_bound
+        unknown: IntArray = empty[~known[empty]]
+        return unknown
+
+    def _ask_centroids(self, rows: IntArray) -> IntArray:
+        """As `_ask`; small clusters only until centroids filled less than half of the lists."""
+        few = self._clusters.sizes[rows] <= FEW_POINTS
+        asked = rows if self._centroids_help else rows[~few]
+        if not len(asked):
+            return rows
+        left = self._ask(ProductSearch(self._clusters), asked, NUM_CENTROIDS)
+        if self._centroids_help:
+            self._centroids_help = len(rows) < SAMPLE or 2 * len(left) <= len(rows)
+            return left
+        return np.concatenate([rows[few], left])
+
+    def _ask(
+        self, search: BoxSearch | MemberSearch | ProductSearch, rows: IntArray, num_neighbours: int
+    ) -> IntArray:
+        """Fill the lists of ``rows``; those that still know none."""
+        for result in search.nearest(rows, min(num_neighbours, len(self._clusters.alive))):
+            _fill(result, self._clusters.members(), self.lists)
+        return self._unknown(rows)
+
+    def _without_wide(self, rows: IntArray) -> IntArray:
+        """Give wide clusters among ``rows`` (R,) a row of distances; those that still know none."""
+        wide = self._distance_rows.add(rows[self._clusters.sizes[rows] >= MANY_POINTS])
+        if not len(wide):
+            return rows
+        self._drop(wide)
+        return self._unknown(np.setdiff1d(rows, wide))
+
+    def _fill_exhaustively(self, rows: IntArray) -> None:
         """Replace the lists of ``rows`` (R,) by the nearest of all, whatever that takes."""
+        clusters = self._clusters
         rounding = clusters.rounding(rows, np.zeros(len(rows)))
-        _fill_exhaustively(
+        _fill_from_all(
             rows, rounding, clusters.listed, clusters.centroids, clusters.members(), self.lists
         )
 
-    def merge(self, clusters: Clusters, into: IntArray, dropped: IntArray) -> None:
-        """Bring the lists to the state after a round, of which ``clusters`` has only the new nodes.
+    def _drop(self, slots: IntArray) -> None:
+        """Forget the lists of ``slots`` (R,), and these slots in all others."""
+        if len(slots):
+            dropped = np.zeros(len(self.lists.lengths), np.bool_)
+            dropped[slots] = True
+            self.lists.lengths[slots] = 0
+            _remove(dropped, self.lists)
 
-        Parameters
-        ----------
-        into, dropped : int64 (p,), the slots that merge, lower ones, which survive, and higher ones
-        """
-        if not len(into):
-            return
-        partner = np.full(len(clusters.alive), -1, np.int32)
-        partner[into], partner[dropped] = dropped, into
-        merge_lists(partner, clusters.alive, clusters.members(), self.lists, BUDGET)
-
-    def compact(self, kept: IntArray, place: IdArray) -> None:
-        """Keep the lists of the slots ``kept``; ``place`` (n,) is the new number of each slot."""
+    def _compact(self) -> None:
+        kept, number = self._clusters.compact()
         ids, distances, lengths, lower_bound = self.lists
-        self.lists = Lists(place[ids[kept]], distances[kept], lengths[kept], lower_bound[kept])
+        self.lists = Lists(number[ids[kept]], distances[kept], lengths[kept], lower_bound[kept])
+        self._distance_rows.compact(kept, number)
 
 
 @kernel
-def _drop(dropped: BoolArray, lists: Lists) -> None:
+def _remove(dropped: BoolArray, lists: Lists) -> None:
     for i in numba.prange(len(dropped)):
         _close_gaps(i, dropped, lists)
 
@@ -114,27 +191,21 @@ def _close_gaps(i: Slot, dropped: BoolArray, lists: Lists) -> None:
 
 
 @kernel
-def _fill(
-    rows: IntArray,
-    found: IdArray,
-    counts: IntArray,
-    outside: FloatArray,
-    members: Members,
-    lists: Lists,
-) -> None:
+def _fill(result: SearchResult, members: Members, lists: Lists) -> None:
+    """Replace the lists of the rows of ``result`` by the nearest of what was found."""
     width = lists.ids.shape[1]
-    for r in numba.prange(len(rows)):
-        i = rows[r]
-        draft = new_draft(width + 1, outside[r])
-        for c in range(counts[r]):
-            j = found[r, c]
+    for r in numba.prange(len(result.rows)):
+        i = result.rows[r]
+        draft = new_draft(width + 1, result.lower_bound[r])
+        for c in range(result.counts[r]):
+            j = result.ids[r, c]
             insert(draft, members.nodes, i, j, mean_distance(members, i, j, draft.lower_bound[0]))
             crop(draft, width)
         store(draft, lists, i)
 
 
 @kernel
-def _fill_exhaustively(
+def _fill_from_all(
     rows: IntArray,
     rounding: FloatArray,
     listed: BoolArray,

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from masc_core.kernel import serial
-from masc_core.tree.upgma.pairs import Members
-from masc_core.tree.upgma.products import Products
-from masc_core.tree.upgma.types import BoolArray, FloatArray, IdArray, IntArray
+from masc_core.tree.upgma.dense import distance_matrix
+from masc_core.tree.upgma.distances import LANES, Members, Products
+from masc_core.tree.upgma.history import DistinctRows
+from masc_core.tree.upgma.types import BoolArray, FloatArray, IdArray, IntArray, Report
 
 ROUNDING = float(64 * np.finfo(np.float64).eps)  # relative error of a mean, a square and a root
+LEAF = 64  # points of a leaf of the spatial order
 
 
 @dataclass(slots=True)
@@ -28,7 +30,6 @@ class Clusters:
     ----------
     points : float64 (N, E), in an order that changes
     weights : float64 (N,), how often each point occurs
-    origin : int64 (N,), the points' numbers in the caller's order
     runs : int64 (N, 3), stretches of ``points``: start, stop, next run of the same cluster or -1
     heads, tails : int64 (n,), first and last run of each cluster
     sizes : float64 (n,), total weight; 0 in a dead slot
@@ -36,12 +37,11 @@ class Clusters:
     norms : float64 (n,), mean Euclidean norm of the members
     nodes : int64 (n,), node of the tree
     alive : bool (n,)
-    hubs : bool (n,), alive, but not to be found by searches (`masc_core.tree.upgma.hubs`)
+    has_row : bool (n,), alive, but in no list (`masc_core.tree.upgma.distance_rows`)
     """
 
     points: FloatArray
     weights: FloatArray
-    origin: IntArray
     runs: IntArray
     heads: IntArray
     tails: IntArray
@@ -50,22 +50,22 @@ class Clusters:
     norms: FloatArray
     nodes: IntArray
     alive: BoolArray
-    hubs: BoolArray
+    has_row: BoolArray
     _products: Products | None = None
 
     @classmethod
-    def singletons(
-        cls, points: FloatArray, weights: FloatArray, nodes: IntArray, order: IntArray
-    ) -> Clusters:
-        """Every point by itself, in the given order of slots."""
-        count = len(points)
-        slots = np.arange(count)
-        runs = np.stack([slots, slots + 1, np.full(count, -1)], axis=1)
-        points = np.ascontiguousarray(points[order])
+    def singletons(cls, distinct: DistinctRows) -> Clusters:
+        """Every distinct row by itself, its dimensions filled up with zeros."""
+        padding = -distinct.points.shape[1] % LANES
+        points = np.pad(distinct.points, ((0, 0), (0, padding))) if padding else distinct.points
+        order = spatial_order(points)
+        points, weights = np.ascontiguousarray(points[order]), distinct.weights[order]
+        slots = np.arange(len(points))
+        runs = np.stack([slots, slots + 1, np.full(len(points), -1)], axis=1)
         return cls(
-            points, weights[order], order, runs, slots.copy(), slots.copy(), weights[order],
-            points.copy(), np.linalg.norm(points, axis=1), nodes[order], np.ones(count, bool),
-            np.zeros(count, bool),
+            points, weights, runs, slots.copy(), slots.copy(), weights.copy(), points.copy(),
+            np.linalg.norm(points, axis=1), distinct.nodes[order], np.ones(len(points), bool),
+            np.zeros(len(points), bool),
         )  # fmt: skip
 
     @property
@@ -76,33 +76,23 @@ class Clusters:
     @property
     def listed(self) -> BoolArray:
         """Slots that searches find, bool (n,)."""
-        return self.alive & ~self.hubs
+        return self.alive & ~self.has_row
 
-    def merge(self, into: IntArray, dropped: IntArray) -> None:
-        """Add the clusters in the slots ``dropped`` to those in ``into``, pair by pair."""
-        total = self.sizes[into] + self.sizes[dropped]
-        share = self.sizes[dropped] / total
-        self.norms[into] += share * (self.norms[dropped] - self.norms[into])
-        self.centroids[into] += share[:, None] * (self.centroids[dropped] - self.centroids[into])
-        self.sizes[into] = total
-        self.runs[self.tails[into], 2] = self.heads[dropped]
-        self.tails[into] = self.tails[dropped]
-        self.alive[dropped] = False
-        self.hubs[into] |= self.hubs[dropped]
-        self.hubs[dropped] = False
-        self.sizes[dropped] = 0.0
-
-    def owners(self) -> IntArray:
-        """The slot of each point, int64 (N,)."""
-        slots = np.flatnonzero(self.alive)
-        order, stops = _gather(self.runs, self.heads[slots], len(self.points))
-        owners = np.empty(len(self.points), np.int64)
-        owners[order] = np.repeat(slots, np.diff(stops, prepend=0))
-        return owners
+    def nodes_of(self, slots: IntArray) -> IntArray:
+        """Node of the tree in each of ``slots`` (p,)."""
+        return self.nodes[slots]
 
     def members(self) -> Members:
         """Who belongs to which cluster, for compiled loops."""
         return Members(self.points, self.weights, self.runs, self.heads, self.sizes, self.nodes)
+
+    def owners(self) -> IntArray:
+        """The slot of each point, int64 (N,)."""
+        slots = np.flatnonzero(self.alive)
+        points, counts = self.points_of(slots)
+        owners = np.empty(len(self.points), np.int64)
+        owners[points] = np.repeat(slots, counts)
+        return owners
 
     def points_of(self, slots: IntArray) -> tuple[IntArray, IntArray]:
         """Points of some clusters, one after the other (M,), and how many each has."""
@@ -123,6 +113,20 @@ class Clusters:
         """
         return ROUNDING * (2 * self.norms[slots] + distances)
 
+    def merge(self, into: IntArray, dropped: IntArray) -> None:
+        """Add the clusters in the slots ``dropped`` to those in ``into``, pair by pair."""
+        total = self.sizes[into] + self.sizes[dropped]
+        share = self.sizes[dropped] / total
+        self.norms[into] += share * (self.norms[dropped] - self.norms[into])
+        self.centroids[into] += share[:, None] * (self.centroids[dropped] - self.centroids[into])
+        self.sizes[into] = total
+        self.runs[self.tails[into], 2] = self.heads[dropped]
+        self.tails[into] = self.tails[dropped]
+        self.alive[dropped] = False
+        self.has_row[into] |= self.has_row[dropped]
+        self.has_row[dropped] = False
+        self.sizes[dropped] = 0.0
+
     def compact(self) -> tuple[IntArray, IdArray]:
         """Renumber the slots without gaps.
 
@@ -131,24 +135,27 @@ class Clusters:
         int64 (m,), the slots kept, and int32 (n,), the new number of each slot (-1: dead)
         """
         kept = np.flatnonzero(self.alive)
-        place = np.full(len(self.alive), -1, np.int32)
-        place[kept] = np.arange(len(kept), dtype=np.int32)
+        number = np.full(len(self.alive), -1, np.int32)
+        number[kept] = np.arange(len(kept), dtype=np.int32)
         order, stops = _gather(self.runs, self.heads[kept], len(self.points))
-        self.points = self.points[order]
+        self.points, self.weights = self.points[order], self.weights[order]
         self._products = None
-        self.weights = self.weights[order]
-        self.origin = self.origin[order]
         slots = np.arange(len(kept))
         starts = np.concatenate([np.zeros(1, np.int64), stops[:-1]])
         self.runs = np.stack([starts, stops, np.full(len(kept), -1)], axis=1)
         self.heads, self.tails = slots, slots.copy()
-        self.sizes = self.sizes[kept]
-        self.centroids = self.centroids[kept]
-        self.norms = self.norms[kept]
-        self.nodes = self.nodes[kept]
-        self.alive = np.ones(len(kept), bool)
-        self.hubs = self.hubs[kept]
-        return kept, place
+        self.sizes, self.centroids = self.sizes[kept], self.centroids[kept]
+        self.norms, self.nodes = self.norms[kept], self.nodes[kept]
+        self.alive, self.has_row = np.ones(len(kept), bool), self.has_row[kept]
+        return kept, number
+
+    def distance_matrix(self, report: Report) -> tuple[FloatArray, FloatArray, IntArray]:
+        """Average distances of all clusters, (n, n), infinite on the diagonal; sizes and nodes.
+
+        Compacts the slots.
+        """
+        self.compact()
+        return distance_matrix(self.members(), report), self.sizes, self.nodes
 
 
 @serial
@@ -166,3 +173,27 @@ def _gather(runs: IntArray, heads: IntArray, num_points: int) -> tuple[IntArray,
             run = runs[run, 2]
         stops[i] = at
     return order, stops
+
+
+def spatial_order(points: FloatArray) -> IntArray:
+    """An order in which neighbours in space are neighbours in memory.
+
+    Points (N, E) are halved along their widest dimension until few are left, as in a k-d tree.
+
+    Returns
+    -------
+    int64 (N,), a permutation; every aligned stretch of `LEAF` points is a leaf
+    """
+    order = np.arange(len(points))
+    pending = [(0, len(points))]
+    while pending:
+        start, stop = pending.pop()
+        if stop - start <= LEAF:
+            continue
+        part = order[start:stop]
+        here = points[part]
+        values = here[:, np.argmax(np.ptp(here, axis=0))]
+        half = -(-(stop - start) // (2 * LEAF)) * LEAF
+        order[start:stop] = part[np.argpartition(values, half - 1)]
+        pending += [(start, start + half), (start + half, stop)]
+    return order

@@ -16,73 +16,69 @@ import numba
 import numpy as np
 
 from masc_core.kernel import inline, kernel, serial
-from masc_core.tree.upgma.clusters import Clusters
-from masc_core.tree.upgma.pairs import Members, distance
-from masc_core.tree.upgma.products import CANCELLED, Products, Squares
-from masc_core.tree.upgma.search import MANY_DIMENSIONS
-from masc_core.tree.upgma.tiles import add_distances, tiles_of
-from masc_core.tree.upgma.types import FloatArray, IntArray
+from masc_core.tree.upgma.distances import (
+    CANCELLED,
+    MANY_DIMENSIONS,
+    Members,
+    Products,
+    Squares,
+    add_distances,
+    distance,
+    tiles_of,
+)
+from masc_core.tree.upgma.types import FloatArray, IntArray, Report
 
 CHUNK = 128  # points whose distances to all others are taken at a time
 GROUPS = 64  # parts into which the clusters are divided among threads
 
 
 class Grouping(NamedTuple):
-    """Which points the clusters own, and how the clusters are divided among threads.
+    """Which points the clusters own, and how the clusters are divided among threads."""
 
-    Attributes
-    ----------
-    starts : int64 (m+1,), cluster ``c`` owns the points ``starts[c]:starts[c + 1]``
-    owners : int64 (N,), cluster of each point
-    groups : int64 (`GROUPS` + 1,), group ``g`` is the clusters ``groups[g]:groups[g + 1]``
-    """
-
-    starts: IntArray
-    owners: IntArray
-    groups: IntArray
+    starts: IntArray  # (m+1,), cluster `c` owns the points `starts[c]:starts[c + 1]`
+    owners: IntArray  # (N,), cluster of each point
+    groups: IntArray  # (GROUPS + 1,), group `g` is the clusters `groups[g]:groups[g + 1]`
 
 
-def mean_distances(clusters: Clusters, report: Callable[[int], None]) -> FloatArray:
-    """Average distances of compact clusters.
+def distance_matrix(members: Members, report: Report) -> FloatArray:
+    """Average distances of clusters whose members are next to each other, in the order of slots.
 
     Parameters
     ----------
-    clusters : without dead slots, members next to each other
-    report : called with the number of points done
+    report : called with points done, points in all, and "distances"
 
     Returns
     -------
     float64 (m, m), symmetric, infinite on the diagonal
     """
-    num_points, num_clusters = len(clusters.points), len(clusters.sizes)
-    starts = np.append(clusters.runs[:, 0], num_points)
+    num_points, num_clusters = len(members.points), len(members.sizes)
+    starts = np.append(members.runs[:, 0], num_points)
     owners = np.repeat(np.arange(num_clusters), np.diff(starts))
     matrix = np.zeros((num_clusters, num_clusters))
-    add = _adder(clusters)
+    add = _adder(members)
     for first in range(0, num_points, CHUNK):
-        # Earlier clusters have met these points already. Groups hold about as many points each.
+        # Earlier clusters have these points already. Groups hold about as many points each.
         low = int(owners[first])
         at = np.linspace(starts[low], num_points, GROUPS + 1).astype(np.int64)
         groups = np.maximum(np.searchsorted(starts, at), low)
         add(first, Grouping(starts, owners, groups), matrix)
-        report(min(first + CHUNK, num_points))
-    _normalise(matrix, clusters.sizes)
+        report(min(first + CHUNK, num_points), num_points, "distances")
+    _normalise(matrix, members.sizes)
     return matrix
 
 
-def _adder(clusters: Clusters) -> Callable[[int, Grouping, FloatArray], None]:
+def _adder(members: Members) -> Callable[[int, Grouping, FloatArray], None]:
     """What adds the distances of the `CHUNK` points from ``first`` on to the matrix."""
-    members = clusters.members()
-    if clusters.points.shape[1] < MANY_DIMENSIONS:
-        tiles = tiles_of(clusters.points, CHUNK, fill=0.0)
+    if members.points.shape[1] < MANY_DIMENSIONS:
+        tiles = tiles_of(members.points, CHUNK, fill=0.0)
         return lambda first, grouping, matrix: _add_direct(
             first, tiles[first // CHUNK], grouping, members, matrix
         )
-    products = Products(clusters.points, np.float64)
+    products = Products(members.points, np.float64)
 
     def add(first: int, grouping: Grouping, matrix: FloatArray) -> None:
         # Always as many: BLAS may round a narrower product by the number of its threads.
-        rows = np.minimum(np.arange(first, first + CHUNK), len(clusters.points) - 1)
+        rows = np.minimum(np.arange(first, first + CHUNK), len(members.points) - 1)
         squares = products.onto(rows, int(grouping.starts[grouping.groups[0]]))
         _add_products(first, squares, products.scale, grouping, members, matrix)
 
@@ -116,18 +112,18 @@ def _add_products(
     begin = starts[groups[0]]
     count = min(CHUNK, len(members.points) - first)
     for g in numba.prange(len(groups) - 1):
-        sums, far = np.empty(CHUNK), np.empty(CHUNK)
+        sums, squared = np.empty(CHUNK), np.empty(CHUNK)
         for c in range(groups[g], groups[g + 1]):
             sums[:] = 0.0
             for q in range(starts[c], starts[c + 1]):
                 norm, product = squares.norms[q - begin], squares.products[q - begin]
                 for r in range(count):
-                    far[r] = own[r] + norm - (product[r] + product[r])
+                    squared[r] = own[r] + norm - (product[r] + product[r])
                 for r in range(count):
-                    if far[r] < CANCELLED * (own[r] + norm):
-                        far[r] = (distance(members.points, first + r, q) / scale) ** 2
+                    if squared[r] < CANCELLED * (own[r] + norm):
+                        squared[r] = (distance(members.points, first + r, q) / scale) ** 2
                 for r in range(count):
-                    sums[r] += members.weights[q] * scale * np.sqrt(far[r])
+                    sums[r] += members.weights[q] * scale * np.sqrt(squared[r])
             _add_rows(first, sums, c, grouping, members, matrix)
 
 

@@ -1,21 +1,23 @@
-"""Certified candidate lists on a device: see `masc_core.tree.upgma.candidates` and ``rounds``.
+"""Certified candidate lists on a device: see `candidates` and `candidate_lists`.
 
 A list is a row of ``ids`` and ``distances``, sorted, with infinite distances behind its entries.
 
-Legend: n clusters, k entries a list, R rows, p merges.
+Legend: n clusters, k entries a list, R rows, m entries of a row, p merges.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from masc_core.tree.upgma.candidates import BUDGET
+from masc_core.tree.upgma.candidates import MAX_PAIRS, NUM_CENTROIDS
 from masc_core.tree.upgma.clusters import ROUNDING
-from masc_core.tree.upgma.search import WANTED
 from masc_core.tree.upgma.torch_clusters import TorchClusters
+from masc_core.tree.upgma.types import FloatArray, IntArray
 
-CHUNK_PAIRS = 1 << 25  # distances that are held at a time
+CHUNK_DISTANCES = 1 << 25  # distances that are held at a time
 
 
 class TorchCandidates:
@@ -39,20 +41,23 @@ class TorchCandidates:
         self.distances = clusters.sizes.new_full(shape, torch.inf)
         self.lower_bound = clusters.sizes.new_zeros(clusters.count)
 
-    def reciprocal(self) -> tuple[Tensor, Tensor, Tensor]:
+    def reciprocal(self) -> tuple[IntArray, IntArray, FloatArray]:
         """Pairs of clusters that are each other's nearest, (p,) lower and higher, and distances."""
         nearest = self.ids[:, 0]
         own = torch.arange(len(nearest), device=nearest.device)
         into = own[(nearest[nearest] == own) & (own < nearest)]
-        if not len(into):  # rounding hides a tie from one side: the least of all is a true minimum
+        if len(into):
+            pairs = into, nearest[into], self.distances[into, 0]
+        else:  # rounding hides a tie from one side: the least of all is a true minimum
             least = self.distances[:, 0].argmin()
             pair = torch.stack([least, nearest[least]]).sort().values
-            return pair[:1], pair[1:], self.distances[least, :1]
-        return into, nearest[into], self.distances[into, 0]
+            pairs = pair[:1], pair[1:], self.distances[least, :1]
+        first, second, distances = (tensor.cpu().numpy() for tensor in pairs)
+        return first, second, distances
 
     def fill_empty(self) -> None:
-        """Fill every empty list: from the nearest centroids or, if these tell too little, all."""
-        step = max(1, CHUNK_PAIRS // self._clusters.count)
+        """Fill every empty list: from the nearest centroids or, if these are too few, all."""
+        step = max(1, CHUNK_DISTANCES // self._clusters.count)
         empty = self._empty()
         for start in range(0, len(empty), step):
             self._fill_from_centroids(empty[start : start + step])
@@ -61,23 +66,23 @@ class TorchCandidates:
         for start in range(0, len(empty), step):
             self._fill_from_members(empty[start : start + step])
 
-    def merge(self, into: Tensor, dropped: Tensor) -> None:
-        """Merge pairs of clusters (p,), of which the nodes are the new ones already."""
+    def merge(self, first: IntArray, second: IntArray, nodes: IntArray) -> None:
+        """Merge clusters, (p,) each, into the lower ones, which become ``nodes`` of the tree."""
         clusters = self._clusters
+        device = clusters.nodes.device
+        into, dropped, made = (torch.from_numpy(a).to(device) for a in (first, second, nodes))
+        clusters.nodes[into] = made
         partner = torch.full_like(clusters.nodes, -1)
         partner[into], partner[dropped] = dropped, into
         clusters.arrange(partner)
-        ids, distances, lower_bound = self._refreshed(partner)
-        joint = self._united(into, dropped, partner, ids, distances, lower_bound)
+        ids, distances, lower_bound = self._updated(partner)
+        joint = self._joined(into, dropped, partner, ids, distances, lower_bound)
         ids[into], distances[into], lower_bound[into] = joint
         kept = torch.ones_like(partner, dtype=torch.bool)
         kept[dropped] = False
-        place = clusters.merge(into, dropped)
-        self.ids, self.distances, self.lower_bound = (
-            place[ids[kept]],
-            distances[kept],
-            lower_bound[kept],
-        )
+        number = clusters.merge(into, dropped)
+        self.ids, self.distances = number[ids[kept]], distances[kept]
+        self.lower_bound = lower_bound[kept]
 
     def _empty(self) -> Tensor:
         return (~self.distances[:, 0].isfinite()).nonzero()[:, 0]
@@ -112,77 +117,75 @@ class TorchCandidates:
         centroids = clusters.centroids - clusters.centroids.mean(0)  # lose fewer digits
         norms = centroids.square().sum(1)
         both = norms[rows][:, None] + norms
+        # Less what the product may be off by: rounding of the entries, of E products and their sum.
         margin = 4 * (centroids.shape[1] + 8) * torch.finfo(torch.float64).eps
         squares = both * (1 - margin) - 2 * (centroids[rows] @ centroids.T)  # (R, n)
         squares.scatter_(1, rows[:, None], torch.inf)
-        wanted = min(WANTED, clusters.count)
-        least, ids = squares.topk(wanted, largest=False)
-        found = least.isfinite()
-        outside = least[:, -1].clamp(min=0).sqrt()  # infinite where all others were found
+        least, ids = squares.topk(min(NUM_CENTROIDS, clusters.count), largest=False)
+        lower_bound = least[:, -1].clamp(min=0).sqrt()  # infinite where all others were found
+        # Less what rounding may have moved the centroids by (`Clusters.rounding`).
         raw = clusters.centroids[rows].square().sum(1).sqrt() + norms[rows].sqrt()
-        outside -= ROUNDING * (2 * raw + outside).nan_to_num(posinf=0.0)
+        lower_bound -= ROUNDING * (2 * raw + lower_bound).nan_to_num(posinf=0.0)
+        others = least.isfinite()
         distances = torch.full_like(least, torch.inf)
-        own = rows[:, None].expand_as(ids)[found]
-        distances[found] = clusters.mean_distances(own, ids[found])
-        self._store(rows, ids, distances, outside)
+        own = rows[:, None].expand_as(ids)[others]
+        distances[others] = clusters.mean_distances(own, ids[others])
+        self._store(rows, ids, distances, lower_bound)
 
     def _fill_from_members(self, rows: Tensor) -> None:
         clusters = self._clusters
         counts = clusters.counts[rows]
+        # Every point of every row, and which row it belongs to.
         which = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
         within = torch.arange(len(which), device=rows.device) - (counts.cumsum(0) - counts)[which]
         members = clusters.starts[rows][which] + within
         means = clusters.sizes.new_zeros(len(rows), clusters.count)  # (R, n)
-        step = max(1, CHUNK_PAIRS // len(clusters.points))
+        step = max(1, CHUNK_DISTANCES // len(clusters.points))
         for start in range(0, len(members), step):
             part = members[start : start + step]
             sums = clusters.sums_by_cluster(part) * clusters.weights[part]
-            owners, parts = torch.unique_consecutive(
+            owners, lengths = torch.unique_consecutive(
                 which[start : start + step], return_counts=True
             )
-            means[owners] += torch.segment_reduce(sums.T.contiguous(), "sum", lengths=parts)
+            means[owners] += torch.segment_reduce(sums.T.contiguous(), "sum", lengths=lengths)
         means /= clusters.sizes[rows][:, None] * clusters.sizes
         means.scatter_(1, rows[:, None], torch.inf)
-        wanted = min(self.ids.shape[1] + 1, clusters.count)
-        distances, ids = means.topk(wanted, largest=False)
+        distances, ids = means.topk(min(self.ids.shape[1] + 1, clusters.count), largest=False)
         self._store(rows, ids, distances, torch.full_like(clusters.sizes[rows], torch.inf))
 
-    def _refreshed(self, partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The lists before the round, in terms of the clusters after it (their lower halves)."""
-        sizes = self._clusters.sizes
+    def _updated(self, partner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The lists before the round, in terms of the clusters after it (their lower halves).
+
+        ``D(i, A u B) = (|A| D(i, A) + |B| D(i, B)) / (|A| + |B|)`` for every listed A.
+        """
+        sizes, counts = self._clusters.sizes, self._clusters.counts
         own = torch.arange(len(partner), device=partner.device)[:, None]
-        ids, distances, lower_bound = self.ids, self.distances, self.lower_bound.clone()
-        other = partner[ids]
-        lower = torch.where(other >= 0, torch.minimum(ids, other), ids)
-        listed = distances.isfinite() & (other != own)
-        # Both halves in one list: the second of two neighbours in the order of new numbers.
-        key = torch.where(listed, lower, -1 - torch.arange(ids.shape[1], device=ids.device))
-        key, order = key.sort(dim=1, stable=True)
-        ids, other, distances = (t.gather(1, order) for t in (ids, other, distances))
-        listed = key >= 0
-        duplicate = torch.zeros_like(listed)
-        duplicate[:, 1:] = (key[:, 1:] == key[:, :-1]) & listed[:, 1:]
-        leads = torch.zeros_like(listed)
-        leads[:, :-1] = duplicate[:, 1:]
-        rest = torch.full_like(distances, torch.nan)
-        rest[:, :-1] = torch.where(leads[:, :-1], distances[:, 1:], torch.nan)
-        one_sided = listed & (other >= 0) & ~duplicate & ~leads
-        too_costly = one_sided & (self._costs(own, other.clamp(min=0)) > BUDGET)
-        there, total = sizes[ids], sizes[ids] + sizes[other.clamp(min=0)]
-        lowered = (there * distances + (total - there) * lower_bound[:, None]) / total
-        lower_bound = torch.minimum(lower_bound, lowered.where(too_costly, torch.inf).amin(1))
+        other = partner[self.ids]  # B, or -1 where A does not merge
+        lower = torch.where(other >= 0, torch.minimum(self.ids, other), self.ids)
+        # What merges with the list's own cluster leaves the list.
+        entries = _paired(lower, self.distances.isfinite() & (other != own))
+        ids, other, distances = (
+            tensor.gather(1, entries.order) for tensor in (self.ids, other, self.distances)
+        )
+        # D(i, B): that of the next entry where both halves are listed; summed where only A is and
+        # that is not too costly; else no more than the lower bound is known of it.
+        rest = entries.of_duplicate(distances)
+        one_sided = entries.listed & (other >= 0) & ~entries.duplicate & ~entries.leads
+        costs = counts[own] * counts[other.clamp(min=0)]  # pairs of points
+        too_costly = one_sided & (costs > MAX_PAIRS)
+        size, total = sizes[ids], sizes[ids] + sizes[other.clamp(min=0)]
+        # The bound that the formula gives with the lower bound in place of D(i, B).
+        lowered = (size * distances + (total - size) * self.lower_bound[:, None]) / total
+        lower_bound = torch.minimum(self.lower_bound, lowered.where(too_costly, torch.inf).amin(1))
         rows, columns = (one_sided & ~too_costly).nonzero(as_tuple=True)
         rest[rows, columns] = self._clusters.mean_distances(rows, other[rows, columns])
-        mean = (there * distances + (total - there) * rest) / total
-        distances = torch.where(leads | (one_sided & ~too_costly), mean, distances)
-        distances = distances.masked_fill(~listed | duplicate | too_costly, torch.inf)
-        return self._sorted(own[:, 0], key.clamp(min=0), distances, lower_bound)
+        mean = (size * distances + (total - size) * rest) / total
+        distances = torch.where(entries.leads | (one_sided & ~too_costly), mean, distances)
+        removed = ~entries.listed | entries.duplicate | too_costly
+        distances = distances.masked_fill(removed, torch.inf)
+        return self._sorted(own[:, 0], entries.ids.clamp(min=0), distances, lower_bound)
 
-    def _costs(self, first: Tensor, second: Tensor) -> Tensor:
-        """Pairs of points that the distance of two clusters takes."""
-        return self._clusters.counts[first] * self._clusters.counts[second]
-
-    def _united(
+    def _joined(
         self,
         into: Tensor,
         dropped: Tensor,
@@ -191,46 +194,66 @@ class TorchCandidates:
         distances: Tensor,
         lower_bound: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The lists of the clusters that the round makes, from those of their halves."""
+        """The lists of the clusters that the round makes, from those of their halves (n, k)."""
         clusters = self._clusters
         width = ids.shape[1]
         share = clusters.sizes[dropped] / (clusters.sizes[into] + clusters.sizes[dropped])
-        limits = torch.stack([lower_bound[into], lower_bound[dropped]], 1)  # (p, 2)
-        shares = torch.stack([1 - share, share], 1)
-        limit = (shares * limits).sum(1)
-        joined = torch.cat([ids[into], ids[dropped]], 1)
-        known = torch.cat([distances[into], distances[dropped]], 1)
-        side = torch.arange(2, device=ids.device).repeat_interleave(width).expand_as(joined)
-        key = torch.where(known.isfinite(), joined, -1 - torch.arange(2 * width, device=ids.device))
-        key, order = key.sort(dim=1, stable=True)
-        known, side = known.gather(1, order), side.gather(1, order)
-        listed = key >= 0
-        duplicate = torch.zeros_like(listed)
-        duplicate[:, 1:] = (key[:, 1:] == key[:, :-1]) & listed[:, 1:]
-        leads = torch.zeros_like(listed)
-        leads[:, :-1] = duplicate[:, 1:]
-        rest = torch.full_like(known, torch.nan)
-        rest[:, :-1] = torch.where(leads[:, :-1], known[:, 1:], torch.nan)
-        # The half that does not know this neighbour, and how many points that one has.
-        halves = torch.stack([into, dropped], 1)
-        half = halves.gather(1, 1 - side)
-        there = key.clamp(min=0)
-        partners = partner[there]
-        points = clusters.counts[there] + torch.where(
-            partners >= 0, clusters.counts[partners.clamp(min=0)], 0
-        )
-        one_sided = listed & ~duplicate & ~leads
-        too_costly = one_sided & (clusters.counts[half] * points > BUDGET)
+        shares = torch.stack([1 - share, share], 1)  # (p, 2)
+        bounds = torch.stack([lower_bound[into], lower_bound[dropped]], 1)  # (p, 2)
+        bound = (shares * bounds).sum(1)  # of what is in neither list
+        both = torch.cat([distances[into], distances[dropped]], 1)  # (p, 2k)
+        entries = _paired(torch.cat([ids[into], ids[dropped]], 1), both.isfinite())
+        side = torch.arange(2, device=ids.device).repeat_interleave(width).expand_as(both)
+        side, mine = side.gather(1, entries.order), both.gather(1, entries.order)
+        # The distance from the other half: of the next entry where both halves list the neighbour.
+        theirs = entries.of_duplicate(mine)
+        # Else it is summed from the half that does not list it to all points of the neighbour after
+        # the round, whose two halves lie one behind the other (`TorchClusters.arrange`).
+        half = torch.stack([into, dropped], 1).gather(1, 1 - side)
+        neighbour = entries.ids.clamp(min=0)
+        second = partner[neighbour]
+        points = clusters.counts[neighbour]
+        points += torch.where(second >= 0, clusters.counts[second.clamp(min=0)], 0)
+        one_sided = entries.listed & ~entries.duplicate & ~entries.leads
+        too_costly = one_sided & (clusters.counts[half] * points > MAX_PAIRS)
         weight = shares.gather(1, side)
-        lowered = weight * known + (1 - weight) * limits.gather(1, 1 - side)
-        limit = torch.minimum(limit, lowered.where(too_costly, torch.inf).amin(1))
+        lowered = weight * mine + (1 - weight) * bounds.gather(1, 1 - side)
+        bound = torch.minimum(bound, lowered.where(too_costly, torch.inf).amin(1))
         rows, columns = (one_sided & ~too_costly).nonzero(as_tuple=True)
-        rest[rows, columns] = clusters.mean_distances(
-            half[rows, columns], there[rows, columns], points[rows, columns]
+        theirs[rows, columns] = clusters.mean_distances(
+            half[rows, columns], neighbour[rows, columns], points[rows, columns]
         )
-        mean = weight * known + (1 - weight) * rest
-        mean = mean.masked_fill(~listed | duplicate | too_costly, torch.inf)
-        return self._sorted(into, there, mean, limit)
+        mean = weight * mine + (1 - weight) * theirs
+        removed = ~entries.listed | entries.duplicate | too_costly
+        return self._sorted(into, neighbour, mean.masked_fill(removed, torch.inf), bound)
+
+
+class _Entries(NamedTuple):
+    """Entries of lists (R, m), sorted so that two of the same cluster are neighbours."""
+
+    order: Tensor  # where they were before
+    ids: Tensor  # negative where nothing is listed
+    listed: Tensor
+    duplicate: Tensor  # the second of two
+    leads: Tensor  # the first of two
+
+    def of_duplicate(self, distances: Tensor) -> Tensor:
+        """For the first of two entries the distance of the second; NaN for all others."""
+        rest = torch.full_like(distances, torch.nan)
+        rest[:, :-1] = torch.where(self.leads[:, :-1], distances[:, 1:], torch.nan)
+        return rest
+
+
+def _paired(ids: Tensor, listed: Tensor) -> _Entries:
+    # Negative numbers, no two alike, keep apart what is not listed.
+    unlisted = -1 - torch.arange(ids.shape[1], device=ids.device)
+    ids, order = torch.where(listed, ids, unlisted).sort(dim=1, stable=True)
+    listed = ids >= 0
+    duplicate = torch.zeros_like(listed)
+    duplicate[:, 1:] = (ids[:, 1:] == ids[:, :-1]) & listed[:, 1:]
+    leads = torch.zeros_like(listed)
+    leads[:, :-1] = duplicate[:, 1:]
+    return _Entries(order, ids, listed, duplicate, leads)
 
 
 def _tie(first: Tensor, second: Tensor) -> Tensor:

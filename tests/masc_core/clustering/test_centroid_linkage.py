@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from scipy.cluster import hierarchy
 
-from masc_core.clustering.centroid_linkage import centroid_linkage, cut_in_merge_order
+from masc_core.clustering.centroid_linkage import centroid_linkage
 from masc_core.codebook import FloatArray
+from masc_core.semantic_tree import cut_merges
 from tests.masc_core.clustering.codebooks import clustered_rows, codebooks
 
 Merge = tuple[float, ...]
@@ -75,7 +76,7 @@ def test_a_height_can_fall() -> None:
     merges = centroid_linkage(triangle)
     assert merge_list(merges) == [(0, 1, 1.0, 2), (2, 3, 0.9, 3)]
     # A threshold between the heights would find the second merge without the first.
-    assert cut_in_merge_order(merges, 2).labels.tolist() == [0, 0, 1]
+    assert cut_merges(merges, 2).labels.tolist() == [0, 0, 1]
 
 
 def test_of_equally_near_pairs_the_lowest_nodes_merge() -> None:
@@ -88,7 +89,7 @@ def test_thousands_of_equal_rows() -> None:
     merges = centroid_linkage(np.full((5_000, 3), 0.1))
     assert not merges[:, 2].any()
     assert merge_list(merges[:3]) == [(0, 1, 0, 2), (2, 3, 0, 2), (4, 5, 0, 2)]
-    assert [cut_in_merge_order(merges, k).num_clusters for k in (1, 77, 5_000)] == [1, 77, 5_000]
+    assert [cut_merges(merges, k).num_clusters for k in (1, 77, 5_000)] == [1, 77, 5_000]
 
 
 def test_thousands_of_rows_of_which_few_differ() -> None:
@@ -98,7 +99,7 @@ def test_thousands_of_rows_of_which_few_differ() -> None:
     merges = centroid_linkage(distinct[which])
     assert not merges[:-6, 2].any()
     assert merges[-6:, 2].all()
-    assert np.array_equal(cut_in_merge_order(merges, 7).labels, which)
+    assert np.array_equal(cut_merges(merges, 7).labels, which)
 
 
 @pytest.mark.parametrize("exponent", [-900, 900])
@@ -113,7 +114,7 @@ def test_the_unit_of_the_rows_changes_only_heights(exponent: int) -> None:
 @given(codebooks(max_rows=20))
 def test_cuts_are_exact_and_nested(rows: FloatArray) -> None:
     merges = centroid_linkage(rows)
-    priors = [cut_in_merge_order(merges, k) for k in range(1, len(rows) + 1)]
+    priors = [cut_merges(merges, k) for k in range(1, len(rows) + 1)]
     for num_clusters, prior in enumerate(priors, start=1):
         assert prior.num_clusters == num_clusters
         finer = priors[min(num_clusters, len(rows) - 1)]
@@ -124,9 +125,4 @@ def test_cuts_are_exact_and_nested(rows: FloatArray) -> None:
 @pytest.mark.parametrize("num_clusters", [0, 6])
 def test_k_outside_the_codes_is_refused(num_clusters: int) -> None:
     with pytest.raises(ValueError, match=rf"K must be in 1\.\.5, got {num_clusters}"):
-        cut_in_merge_order(centroid_linkage(np.eye(5)), num_clusters)
-
-
-def test_bad_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match="row 1 has a NaN"):
-        centroid_linkage(np.array([[0.0], [np.nan]]))
+        cut_merges(centroid_linkage(np.eye(5)), num_clusters)

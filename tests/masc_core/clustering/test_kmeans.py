@@ -82,17 +82,6 @@ def test_empty_clusters_get_the_farthest_rows_that_have_company() -> None:
     assert labels.tolist() == [0, 0, 0, 2, 0, 2]
 
 
-@pytest.mark.parametrize("num_clusters", [0, 10])
-def test_k_outside_the_codes_is_refused(num_clusters: int) -> None:
-    with pytest.raises(ValueError, match=rf"K must be in 1\.\.9, got {num_clusters}"):
-        kmeans(np.eye(9), num_clusters)
-
-
-def test_bad_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match="row 1 has a NaN"):
-        kmeans(np.array([[0.0], [np.nan]]), 1)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"num_runs": 0}, "n_init"), ({"init": "x"}, "init"), ({"seed": -1}, "random_state")],

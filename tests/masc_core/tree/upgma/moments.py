@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial import distance
 
 from masc_core.tree.upgma.clusters import Clusters
-from masc_core.tree.upgma.spatial import spatial_order
+from masc_core.tree.upgma.history import DistinctRows
 from masc_core.tree.upgma.types import FloatArray, IntArray
 
 
@@ -21,17 +22,24 @@ def members_of(clusters: Clusters, slot: int) -> list[int]:
 
 def average_distances(clusters: Clusters) -> FloatArray:
     """D of every two alive slots, float64 (n, n); infinite elsewhere."""
-    count = len(clusters.alive)
-    distances = np.full((count, count), np.inf)
-    members = {int(i): members_of(clusters, int(i)) for i in np.flatnonzero(clusters.alive)}
-    for i, first in members.items():
-        for j, second in members.items():
-            if i != j:
-                gaps = clusters.points[first][:, None] - clusters.points[second]
-                weights = np.outer(clusters.weights[first], clusters.weights[second])
-                far = np.linalg.norm(gaps, axis=2)
-                distances[i, j] = np.average(far, weights=weights)
+    alive = np.flatnonzero(clusters.alive)
+    weights = np.zeros((len(alive), len(clusters.points)))  # of every point in every cluster
+    for row, slot in enumerate(alive):
+        members = members_of(clusters, int(slot))
+        weights[row, members] = clusters.weights[members]
+    weights /= weights.sum(axis=1, keepdims=True)
+    distances = np.full((len(clusters.alive),) * 2, np.inf)
+    pairwise = distance.cdist(clusters.points, clusters.points)
+    distances[np.ix_(alive, alive)] = weights @ pairwise @ weights.T
+    np.fill_diagonal(distances, np.inf)
     return distances
+
+
+def clusters_of(points: FloatArray, weights: FloatArray | None = None) -> Clusters:
+    """Every point a cluster."""
+    count = len(points)
+    weights = np.ones(count) if weights is None else weights
+    return Clusters.singletons(DistinctRows(points, weights, np.arange(count)))
 
 
 def singletons(seed: int) -> Clusters:
@@ -43,8 +51,7 @@ def singletons(seed: int) -> Clusters:
         points = np.round(points)  # ties
     if rng.random() < 0.3:
         points *= rng.pareto(1.0, size=(count, 1))
-    weights = rng.integers(1, 4, count).astype(float)
-    return Clusters.singletons(points, weights, np.arange(count), spatial_order(points))
+    return clusters_of(points, rng.integers(1, 4, count).astype(float))
 
 
 def some_moment(seed: int) -> Clusters:

@@ -6,16 +6,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.cluster import hierarchy
 from scipy.spatial import distance
 
-from masc_core.tree.upgma import average, search
+from masc_core.tree.upgma import average, candidates, torch_candidates, torch_clusters
 from masc_core.tree.upgma.average import average_linkage
-from masc_core.tree.upgma.hubs import Hubs
+from masc_core.tree.upgma.distance_rows import DistanceRows
+from masc_core.tree.upgma.types import IntArray
 from tests.masc_core.tree.upgma.oracles import (
     HURTFUL,
     Rows,
@@ -28,66 +28,76 @@ from tests.masc_core.tree.upgma.oracles import (
 
 ROOT = Path(__file__).parents[4]
 
+# The processor with few clusters that are wide, and the GPU's program on the processor.
+PROGRAMS = pytest.mark.parametrize(
+    ("device", "many_points"), [(None, 512.0), (None, 1.0), (None, 9.0), ("cpu", 512.0)]
+)
+
 
 @pytest.fixture(autouse=True)
 def narrow_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few candidates, so that small codebooks go through every stage of a search."""
-    monkeypatch.setattr(average, "WIDTH", 3)
-    monkeypatch.setattr(search, "WANTED", 4)
-    monkeypatch.setattr(search, "MEMBERS_WANTED", 4)
-    monkeypatch.setattr(search, "ALONE", 0)
+    """Few candidates and small chunks, so that small codebooks go through every stage."""
+    monkeypatch.setattr(average, "LIST_LENGTH", 3)
+    monkeypatch.setattr(candidates, "NUM_CLUSTERS", 4)
+    monkeypatch.setattr(candidates, "FEW_ROWS", 0)
+    for module in (candidates, torch_candidates):
+        monkeypatch.setattr(module, "NUM_CENTROIDS", 4)
+    for module in (torch_candidates, torch_clusters):
+        monkeypatch.setattr(module, "CHUNK_DISTANCES", 1000)
+    monkeypatch.setattr(torch_clusters, "CHUNK_PAIRS", 1000)
 
 
-@settings(max_examples=200, deadline=None)
-@given(distinct_distances(), st.sampled_from([1, 5, 2048]))
-def test_heights_and_partitions_are_scipys(rows: Rows, num_dense: int) -> None:
-    assert_scipys(rows, average_linkage(rows, silent, num_dense))
-
-
-@settings(max_examples=200, deadline=None)
-@given(ties(), st.sampled_from([1, 5, 2048]))
-def test_every_merge_is_a_true_minimum_where_distances_are_equal(
-    rows: Rows, num_dense: int
+@PROGRAMS
+@settings(max_examples=100, deadline=None)
+@given(rows=distinct_distances(), num_dense=st.sampled_from([1, 5, 2048]))
+def test_heights_and_partitions_are_scipys(
+    rows: Rows, num_dense: int, device: str | None, many_points: float
 ) -> None:
-    assert_greedy(rows, average_linkage(rows, silent, num_dense))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "MANY_POINTS", many_points)
+        assert_scipys(rows, average_linkage(rows, silent, device, num_dense))
+
+
+@PROGRAMS
+@settings(max_examples=100, deadline=None)
+@given(rows=ties(), num_dense=st.sampled_from([1, 5, 2048]))
+def test_every_merge_is_a_true_minimum_where_distances_are_equal(
+    rows: Rows, num_dense: int, device: str | None, many_points: float
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "MANY_POINTS", many_points)
+        assert_greedy(rows, average_linkage(rows, silent, device, num_dense))
 
 
 @pytest.mark.parametrize("rows", HURTFUL.values(), ids=HURTFUL)
-def test_shapes_that_hurt(rows: Rows) -> None:
-    assert_greedy(rows, average_linkage(rows, silent, num_dense=1))
-
-
-@settings(max_examples=150, deadline=None)
-@given(distinct_distances(), st.sampled_from([1, 5]), st.sampled_from([1.0, 2.0, 9.0]))
-def test_hubs_give_the_same_tree(rows: Rows, num_dense: int, wide: float) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "WIDE", wide)
-        assert_scipys(rows, average_linkage(rows, silent, num_dense))
-
-
-@settings(max_examples=150, deadline=None)
-@given(ties(), st.sampled_from([1, 5]), st.sampled_from([1.0, 2.0, 9.0]))
-def test_hubs_merge_true_minima_where_distances_are_equal(
-    rows: Rows, num_dense: int, wide: float
+@pytest.mark.parametrize(("device", "num_dense"), [(None, 1), ("cpu", 1), ("cpu", 2048)])
+@pytest.mark.parametrize("narrow", [True, False])
+def test_shapes_that_hurt(
+    rows: Rows,
+    device: str | None,
+    num_dense: int,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    narrow: bool,
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "WIDE", wide)
-        assert_greedy(rows, average_linkage(rows, silent, num_dense))
+    if not narrow:  # lists as they are, everything in one chunk
+        monkeypatch.undo()
+    assert_greedy(rows, average_linkage(rows, silent, device, num_dense))
 
 
 @pytest.mark.parametrize("dimensions", [8, 64])
-def test_a_clump_that_takes_in_a_cloud_becomes_a_hub(
+def test_a_clump_that_takes_in_a_cloud_gets_a_row_of_distances(
     dimensions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
     made: list[int] = []
-    add = Hubs.add
+    add = DistanceRows.add
 
-    def counting(hubs: Hubs, slots: npt.NDArray[np.int64]) -> None:
-        made.extend(slots.tolist())
-        add(hubs, slots)
+    def counting(rows: DistanceRows, slots: IntArray) -> IntArray:
+        made.extend(added := add(rows, slots))
+        return added
 
-    monkeypatch.setattr(Hubs, "add", counting)
+    monkeypatch.setattr(DistanceRows, "add", counting)
     rng = np.random.default_rng(6)
     cloud = rng.normal(size=(1000, dimensions))
     rows = np.concatenate([1e-3 * rng.normal(size=(700, dimensions)), cloud])
@@ -119,10 +129,40 @@ def test_two_clumps_far_apart_keep_their_digits() -> None:
     np.testing.assert_allclose(linkage[:, 2], oracle[:, 2], rtol=1e-8)
 
 
-def test_progress_counts_up_and_names_what_is_done() -> None:
+def test_a_small_clump_far_away_keeps_its_digits() -> None:
+    rows = 1e-6 * np.random.default_rng(0).normal(size=(400, 2))
+    rows[:200] += 1e3
+    heights = average_linkage(rows, silent, "cpu")[:, 2]
+    np.testing.assert_allclose(heights, average_linkage(rows, silent)[:, 2], rtol=1e-9)
+
+
+@pytest.mark.parametrize("dimensions", [8, 64])
+def test_a_gpus_program_makes_the_same_tree(
+    dimensions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    rows = np.random.default_rng(1).normal(size=(1500, dimensions))
+    linkage = average_linkage(rows, silent, "cpu", num_dense=60)
+    np.testing.assert_allclose(linkage, average_linkage(rows, silent, num_dense=60), rtol=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dimensions", [8, 64])
+def test_the_same_tree_on_a_gpu_every_time(
+    dimensions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    rows = np.random.default_rng(1).normal(size=(5000, dimensions))
+    linkage = average_linkage(rows, silent, "cuda")
+    np.testing.assert_allclose(linkage, average_linkage(rows, silent), rtol=1e-9)
+    assert np.array_equal(linkage, average_linkage(rows, silent, "cuda"))
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_progress_counts_up_and_names_what_is_done(device: str | None) -> None:
     seen: list[tuple[int, int, str]] = []
     rows = np.random.default_rng(3).normal(size=(400, 2))
-    average_linkage(rows, lambda *progress: seen.append(progress), num_dense=50)
+    average_linkage(rows, lambda *progress: seen.append(progress), device, num_dense=50)
     assert {what for _, _, what in seen} == {"neighbours", "distances"}
     for what in ("neighbours", "distances"):
         done = [d for d, _, w in seen if w == what]
@@ -142,17 +182,16 @@ PROGRAM = """
 import hashlib
 import numpy as np
 from masc_core.tree import build_tree
-rows = np.random.default_rng(5).normal(size=(3000, {dimensions}))
-print(hashlib.sha256(build_tree(rows).linkage.tobytes()).hexdigest())
+for dimensions in (8, 64):
+    rows = np.random.default_rng(5).normal(size=(3000, dimensions))
+    print(hashlib.sha256(build_tree(rows).linkage.tobytes()).hexdigest())
 """
 
 
-@pytest.mark.parametrize("dimensions", [8, 64])
-def test_any_number_of_threads_gives_the_same_bits(dimensions: int) -> None:
-    program = PROGRAM.format(dimensions=dimensions)
+def test_any_number_of_threads_gives_the_same_bits() -> None:
     digests = {
         subprocess.run(
-            [sys.executable, "-c", program],
+            [sys.executable, "-c", PROGRAM],
             cwd=ROOT,
             env=os.environ | {"NUMBA_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
             check=True,

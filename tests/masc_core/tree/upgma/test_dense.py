@@ -5,9 +5,8 @@ import pytest
 from scipy.cluster import hierarchy
 from scipy.spatial import distance
 
-from masc_core.tree.upgma.clusters import Clusters
-from masc_core.tree.upgma.dense import CHUNK, chain, mean_distances
-from tests.masc_core.tree.upgma.moments import average_distances, random_pairs
+from masc_core.tree.upgma.dense import CHUNK, chain
+from tests.masc_core.tree.upgma.moments import average_distances, clusters_of, random_pairs
 
 
 @pytest.mark.parametrize("dimensions", [8, 16, 64])
@@ -16,16 +15,14 @@ def test_means_over_the_members(dimensions: int, offset: float) -> None:
     rng = np.random.default_rng(0)
     count = 2 * CHUNK + 37  # no multiple of what is taken at a time
     points = rng.normal(size=(count, dimensions)) + offset * (np.arange(count) % 2)[:, None]
-    weights = rng.integers(1, 5, count).astype(float)
-    clusters = Clusters.singletons(points, weights, np.arange(count), np.arange(count))
+    clusters = clusters_of(points, rng.integers(1, 5, count).astype(float))
     for _ in range(3):
         clusters.merge(*random_pairs(clusters, rng))
-    clusters.compact()
     done: list[int] = []
-    matrix = mean_distances(clusters, done.append)
-    expected = average_distances(clusters)
-    np.testing.assert_allclose(matrix, expected, rtol=1e-9)
+    matrix, sizes, _ = clusters.distance_matrix(lambda points, _total, _what: done.append(points))
+    np.testing.assert_allclose(matrix, average_distances(clusters), rtol=1e-9)
     assert np.array_equal(matrix, matrix.T)
+    assert np.array_equal(sizes, clusters.sizes)
     assert done[-1] == count
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from masc_core.tree.upgma.spatial import LEAF, spatial_order
+from masc_core.tree.upgma.clusters import LEAF, spatial_order
 
 
 @pytest.mark.parametrize("count", [1, LEAF, LEAF + 1, 1000])

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masc_core.tree.upgma.lists import Lists, crop, insert, new_draft, store
+from masc_core.tree.upgma.candidate_lists import Lists, crop, insert, new_draft, store
 
 NODES = np.arange(100, 150)
 
@@ -15,19 +15,19 @@ def test_a_stored_list_is_the_nearest_and_says_what_it_left_out(
     distances: list[int], width: int, lower_bound: int
 ) -> None:
     draft = new_draft(width + 1, float(lower_bound))
-    for j, far in enumerate(distances):
-        insert(draft, NODES, 30, j, float(far))
+    for j, distance in enumerate(distances):
+        insert(draft, NODES, 30, j, float(distance))
         crop(draft, width)
     lists = Lists(
         np.zeros((1, width), np.int32), np.zeros((1, width)), np.zeros(1, np.int32), np.zeros(1)
     )
     store(draft, lists, 0)
     kept = lists.distances[0, : lists.lengths[0]]
-    eligible = sorted(far for far in distances if far <= lower_bound)
+    eligible = sorted(distance for distance in distances if distance <= lower_bound)
     assert kept.tolist() == eligible[: min(width, len(kept))]
     left_out = set(range(len(distances))) - set(lists.ids[0, : lists.lengths[0]].tolist())
     assert all(distances[j] >= lists.lower_bound[0] for j in left_out)
-    assert all(far <= lists.lower_bound[0] for far in kept)
+    assert all(kept <= lists.lower_bound[0])
     if not left_out:
         assert lists.lower_bound[0] == lower_bound
 
@@ -42,6 +42,6 @@ def test_equal_distances_are_in_one_order_from_both_ends() -> None:
                 insert(draft, NODES, i, int(j), 1.0)
         order[i] = draft.ids[:7].tolist()
     first = {frozenset((i, order[i][0])) for i in order}
-    mutual = [p for p in pairs if order[p[0]][0] == p[1] and order[p[1]][0] == p[0]]
+    mutual = [(i, j) for i, j in pairs if order[i][0] == j and order[j][0] == i]
     assert mutual  # one order of all pairs has a least one
     assert len(first) > 1  # and it is not the order of the ids

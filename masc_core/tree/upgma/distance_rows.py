@@ -1,13 +1,13 @@
-"""Wide clusters that know their average distance to every other one.
+"""Rows of distances for wide clusters, which candidate lists serve badly.
 
-Where thousands of codes lie close together among spread ones, their cluster is the nearest
-neighbour of most others, and takes them in one after the other. A candidate list is a poor memory
-there: the cluster's own list runs empty again and again, and a search has to sum over all of its
-members. Such a hub keeps a row of distances instead, and is in no list. A merge updates the row
-(Lance and Williams, 1967) with that of the cluster taken in, which is summed once: a point's
-distances to all others are taken once at most, however many merges there are.
+Where thousands of codes lie close together among spread ones (unused codes of a codebook), their
+cluster is the nearest neighbour of most others, and takes them in one after the other. Its list
+would run empty again and again, and every search sum over all of its members. Such a cluster keeps
+its average distance to every other one instead, and is in no list. A merge updates the row (Lance
+and Williams, 1967) with that of the cluster taken in, which is summed once: a point's distances to
+all others are taken once at most, however many merges there are.
 
-Legend: n slots, h hubs.
+Legend: n slots, h rows.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 
 from masc_core.kernel import kernel
 from masc_core.tree.upgma.clusters import Clusters
-from masc_core.tree.upgma.pairs import Members, pair_sum
+from masc_core.tree.upgma.distances import Members, pair_sum
 from masc_core.tree.upgma.types import BoolArray, FloatArray, IdArray, IntArray, Slot
 
-MOST = 16  # hubs; each takes 8 bytes a cluster
+MAX_ROWS = 16  # each takes 8 bytes a cluster
 
 
-class Hubs:
-    """The hubs of one moment, none at first.
+class DistanceRows:
+    """The rows of one moment, none at first.
 
     Parameters
     ----------
@@ -32,8 +32,8 @@ class Hubs:
 
     Attributes
     ----------
-    slots : int64 (h,), the hubs
-    rows : float64 (h, n), average distances; infinite to dead slots, and to the hub itself
+    slots : int64 (h,), the clusters that have a row
+    rows : float64 (h, n), average distances; infinite to dead slots, and to the cluster itself
     """
 
     def __init__(self, clusters: Clusters) -> None:
@@ -41,31 +41,28 @@ class Hubs:
         self.slots = np.empty(0, np.int64)
         self.rows = np.empty((0, len(clusters.alive)))
 
-    @property
-    def room(self) -> int:
-        """How many clusters may still become hubs."""
-        return MOST - len(self.slots)
-
-    def add(self, slots: IntArray) -> None:
-        """Make the clusters in ``slots`` hubs, at most `room`; lists have to drop them."""
+    def add(self, slots: IntArray) -> IntArray:
+        """Give rows to ``slots`` while there is room; those that got one. Lists must drop them."""
+        slots = slots[: MAX_ROWS - len(self.slots)]
         for slot in slots:
             row = self._row(slot)
-            self._clusters.hubs[slot] = True
+            self._clusters.has_row[slot] = True
             self.slots = np.append(self.slots, slot)
             self.rows = np.concatenate([self.rows, row[None]])
+        return slots
 
-    def distances(self) -> FloatArray:
-        """Average distance of every slot to the nearest hub, float64 (n,); infinite without any."""
+    def least(self) -> FloatArray:
+        """Distance of every slot to the nearest cluster with a row, (n,); infinite without any."""
         least: FloatArray = self.rows.min(axis=0, initial=np.inf)
         return least
 
-    def nearer(self, nearest: IntArray, distances: FloatArray) -> None:
-        """Let hubs into what every slot knows of its nearest neighbour, and hubs know theirs.
+    def update_nearest(self, nearest: IntArray, distances: FloatArray) -> None:
+        """Complete what every slot knows from its list, in place.
 
         Parameters
         ----------
-        nearest : int64 (n,), the nearest that is no hub, changed in place
-        distances : float64 (n,), its average distance, changed in place
+        nearest : int64 (n,), the nearest without a row
+        distances : float64 (n,), its average distance
         """
         for slot, row in zip(self.slots, self.rows, strict=True):
             nearest[row < distances] = slot
@@ -85,27 +82,28 @@ class Hubs:
             return
         clusters = self._clusters
         sizes = clusters.sizes[into], clusters.sizes[dropped]
-        taken = np.flatnonzero(clusters.hubs[into] | clusters.hubs[dropped])
-        slots = np.setdiff1d(self.slots, np.concatenate([into[taken], dropped[taken]]))
+        changed = np.flatnonzero(clusters.has_row[into] | clusters.has_row[dropped])
+        slots = np.setdiff1d(self.slots, np.concatenate([into[changed], dropped[changed]]))
         rows = [self._row(slot) for slot in slots]
-        for pair in taken:
+        for pair in changed:
             first, second = self._row(into[pair]), self._row(dropped[pair])
             rows.append(_mean(first, second, sizes[0][pair], sizes[1][pair]))
-        self.slots = np.concatenate([slots, into[taken]])
+        self.slots = np.concatenate([slots, into[changed]])
         self.rows = np.stack(rows)
+        # The columns merge as the clusters do.
         self.rows[:, into] = _mean(self.rows[:, into], self.rows[:, dropped], *sizes)
         self.rows[:, dropped] = np.inf
         self.rows[np.arange(len(self.slots)), self.slots] = np.inf
 
-    def compact(self, kept: IntArray, place: IdArray) -> None:
-        """Keep the slots ``kept``; ``place`` (n,) is the new number of each slot."""
-        self.slots = place[self.slots].astype(np.int64)
+    def compact(self, kept: IntArray, number: IdArray) -> None:
+        """Keep the slots ``kept``; ``number`` (n,) is the new number of each slot."""
+        self.slots = number[self.slots].astype(np.int64)
         self.rows = np.ascontiguousarray(self.rows[:, kept])
 
     def _row(self, slot: Slot) -> FloatArray:
         """Average distances of any cluster, (n,)."""
         clusters = self._clusters
-        if clusters.hubs[slot]:
+        if clusters.has_row[slot]:
             known: FloatArray = self.rows[np.argmax(self.slots == slot)]
             return known
         row = np.full(len(clusters.alive), np.inf)

@@ -1,0 +1,252 @@
+"""Candidate lists inside compiled loops: sorted insertion, ties, and what merges do to them.
+
+Average linkage is a weighted mean of distances (Lance and Williams, 1967):
+
+    D(i, A u B) = (|A| D(i, A) + |B| D(i, B)) / (|A| + |B|)
+
+so a cluster made of two that were outside a list stays outside, and the list of ``i u j`` holds
+what the lists of ``i`` and ``j`` held, with the lower bound
+``(|i| lower_bound[i] + |j| lower_bound[j]) / (|i| + |j|)``.
+An unknown distance on the right is summed over members, and given up as soon as it is too large
+to matter. Where that would be too costly the entry is left out instead, and ``lower_bound`` lowered
+to what the formula gives with it in place of the unknown distance.
+
+Legend: n slots, of which some are alive; k entries a list.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from masc_core.kernel import inline, kernel
+from masc_core.tree.upgma.distances import Members, mean_distance, pair_sum
+from masc_core.tree.upgma.types import BoolArray, FloatArray, IdArray, IntArray, Slot
+
+NO_SLOT = np.int32(-1)
+
+
+class Lists(NamedTuple):
+    """The lists of all slots."""
+
+    ids: IdArray  # (n, k), slots, in ascending order of distance
+    distances: FloatArray  # (n, k)
+    lengths: IdArray  # (n,)
+    lower_bound: FloatArray  # (n,), no cluster outside the list is nearer
+
+
+class Draft(NamedTuple):
+    """A list in the making, with room for more than it will keep."""
+
+    ids: IdArray  # (at least k + 1,), in ascending order of distance
+    distances: FloatArray
+    length: IntArray  # (1,)
+    lower_bound: FloatArray  # (1,), no cluster outside the list is nearer
+
+
+@kernel
+def update_lists(
+    partner: IdArray, alive: BoolArray, members: Members, lists: Lists, max_pairs: float
+) -> None:
+    """Bring the lists to the state after a round of merges.
+
+    Parameters
+    ----------
+    partner : int32 (n,), the slot that each merges with, or -1; the lower slot survives
+    alive : bool (n,), before the round
+    members : before the round, but for the nodes
+    max_pairs : pairs of points that keeping an entry may cost
+    """
+    width = lists.ids.shape[1]
+    for slot in numba.prange(len(partner)):
+        i, j = np.int64(slot), np.int64(partner[slot])
+        if not alive[i] or 0 <= j < i or not _changes(i, partner, lists):
+            continue
+        draft = new_draft(width + 1, lists.lower_bound[i])
+        _update(draft, i, partner, members, lists, max_pairs)
+        if j >= 0:
+            other = new_draft(width + 1, lists.lower_bound[j])
+            _update(other, j, partner, members, lists, max_pairs)
+            both = members.sizes[i] + members.sizes[j]
+            share = members.sizes[j] / both
+            joint = new_draft(
+                2 * width + 1, (1.0 - share) * draft.lower_bound[0] + share * other.lower_bound[0]
+            )
+            _join(joint, draft, other, i, j, partner, members, max_pairs)
+            _join(joint, other, draft, j, i, partner, members, max_pairs)
+            draft = joint
+        store(draft, lists, i)
+
+
+@inline
+def _changes(i: Slot, partner: IdArray, lists: Lists) -> bool:
+    """Whether slot ``i``, or anything in its list, merges."""
+    changes: bool = partner[i] >= 0
+    for c in range(lists.lengths[i]):
+        changes = changes or partner[lists.ids[i, c]] >= 0
+    return changes
+
+
+@inline
+def _update(
+    draft: Draft, i: Slot, partner: IdArray, members: Members, lists: Lists, max_pairs: float
+) -> None:
+    """The list that slot ``i`` had before the round, of the clusters after it but its own."""
+    sizes, ids, distances = members.sizes, lists.ids[i], lists.distances[i]
+    for c in range(lists.lengths[i]):
+        a, b = ids[c], partner[ids[c]]
+        if b == i:
+            continue
+        if b < 0:
+            insert(draft, members.nodes, i, a, distances[c])
+            continue
+        at = _index_of(b, ids, lists.lengths[i])
+        if 0 <= at < c:
+            continue  # the pair has been entered already
+        total = sizes[a] + sizes[b]
+        if at >= 0:  # both parts are listed: no distance is summed
+            mean = (sizes[a] * distances[c] + sizes[b] * distances[at]) / total
+        elif sizes[i] * sizes[b] > max_pairs:
+            least = (sizes[a] * distances[c] + sizes[b] * draft.lower_bound[0]) / total
+            draft.lower_bound[0] = min(draft.lower_bound[0], least)
+            continue
+        else:
+            # D(i, b) beyond this would put the mean above the lower bound.
+            bound = (draft.lower_bound[0] * total - sizes[a] * distances[c]) / sizes[b]
+            other = mean_distance(members, i, b, bound)
+            mean = (sizes[a] * distances[c] + sizes[b] * other) / total
+        insert(draft, members.nodes, i, min(a, b), mean)
+
+
+@inline
+def _join(
+    joint: Draft,
+    mine: Draft,
+    theirs: Draft,
+    i: Slot,
+    j: Slot,
+    partner: IdArray,
+    members: Members,
+    max_pairs: float,
+) -> None:
+    """Enter what the list of ``i`` holds into that of ``i u j``; strike it out of that of ``j``.
+
+    What the list of ``j`` does not hold is at least ``theirs.lower_bound`` away from ``j``.
+    """
+    sizes = members.sizes
+    both = sizes[i] + sizes[j]
+    for c in range(mine.length[0]):
+        a, distance = mine.ids[c], mine.distances[c]
+        if a == NO_SLOT:
+            continue
+        at = _index_of(a, theirs.ids, theirs.length[0])
+        if at >= 0:
+            other = theirs.distances[at]
+            theirs.ids[at] = NO_SLOT
+        elif sizes[j] * _size_after(a, partner, members) > max_pairs:
+            least = (sizes[i] * distance + sizes[j] * theirs.lower_bound[0]) / both
+            joint.lower_bound[0] = min(joint.lower_bound[0], least)
+            continue
+        else:
+            bound = (joint.lower_bound[0] * both - sizes[i] * distance) / sizes[j]
+            other = _distance_after(j, a, partner, members, bound)
+        mean = (sizes[i] * distance + sizes[j] * other) / both
+        insert(joint, members.nodes, min(i, j), a, mean)
+
+
+@inline
+def _index_of(j: Slot, ids: IdArray, length: int) -> int:
+    """Index of ``j`` in ``ids[:length]``, or -1."""
+    for c in range(length):
+        if ids[c] == j:
+            return c
+    return -1
+
+
+@inline
+def _size_after(j: Slot, partner: IdArray, members: Members) -> float:
+    """Size of what slot ``j`` is after the round."""
+    other = partner[j]
+    size: float = members.sizes[j] if other < 0 else members.sizes[j] + members.sizes[other]
+    return size
+
+
+@inline
+def _distance_after(i: Slot, j: Slot, partner: IdArray, members: Members, limit: float) -> float:
+    """D of slot ``i`` before the round to what slot ``j`` is after it; infinity above ``limit``."""
+    scale = members.sizes[i] * _size_after(j, partner, members)
+    total = pair_sum(members, i, j, limit * scale)
+    if partner[j] >= 0 and total <= limit * scale:
+        total += pair_sum(members, i, partner[j], limit * scale - total)
+    mean: float = total / scale
+    return mean if mean <= limit else np.inf
+
+
+@inline
+def new_draft(room: int, lower_bound: float) -> Draft:
+    """An empty list."""
+    return Draft(
+        np.empty(room, np.int32), np.empty(room), np.zeros(1, np.int64), np.full(1, lower_bound)
+    )
+
+
+@inline
+def insert(draft: Draft, nodes: IntArray, i: Slot, j: Slot, distance: float) -> None:
+    """Put ``j`` at its place in the list of ``i``, unless it is farther than ``lower_bound``.
+
+    Parameters
+    ----------
+    draft : has room for one more entry
+    nodes : int64 (n,), node of the tree in each slot
+    """
+    if distance > draft.lower_bound[0]:
+        return
+    at = draft.length[0]
+    while at > 0 and (
+        draft.distances[at - 1] > distance
+        or (
+            draft.distances[at - 1] == distance
+            and _tie(nodes[i], nodes[draft.ids[at - 1]]) > _tie(nodes[i], nodes[j])
+        )
+    ):
+        draft.ids[at], draft.distances[at] = draft.ids[at - 1], draft.distances[at - 1]
+        at -= 1
+    draft.ids[at], draft.distances[at] = j, distance
+    draft.length[0] += 1
+
+
+@inline
+def crop(draft: Draft, width: int) -> None:
+    """Leave out what has no room among ``width`` entries, or is farther than ``lower_bound``."""
+    if draft.length[0] > width:
+        draft.lower_bound[0] = min(draft.lower_bound[0], draft.distances[width])
+        draft.length[0] = width
+    while draft.length[0] > 0 and draft.distances[draft.length[0] - 1] > draft.lower_bound[0]:
+        draft.length[0] -= 1
+
+
+@inline
+def store(draft: Draft, lists: Lists, i: Slot) -> None:
+    """Make the draft the list of slot ``i``."""
+    crop(draft, lists.ids.shape[1])
+    length = draft.length[0]
+    lists.ids[i, :length] = draft.ids[:length]
+    lists.distances[i, :length] = draft.distances[:length]
+    lists.lengths[i] = length
+    lists.lower_bound[i] = draft.lower_bound[0]
+
+
+@inline
+def _tie(first: Slot, second: Slot) -> np.uint64:
+    """Hash of a pair of nodes, in either order (the finaliser of SplitMix64).
+
+    A fixed order of equal distances would make every cluster choose the same neighbour where all
+    distances are equal, and merge one pair a round.
+    """
+    low, high = np.uint64(min(first, second)), np.uint64(max(first, second))
+    x = high * np.uint64(0x9E3779B97F4A7C15) + low
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
