@@ -35,8 +35,10 @@ from tests.mutation.targets import TARGETS, Target, sources_of
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
 EXPLAINED = Path(__file__).with_name("explained.toml")
-PYTEST = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
-          "-W", "ignore::pytest.PytestAssertRewriteWarning")  # fmt: skip
+PYTEST = (
+    *("-x", "-q", "--timeout=0", "-p", "no:cacheprovider", "-p", "no:xdist"),
+    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
+)
 OURS = {"masc", "masc_core", "training", "worker", "server", "tests"}
 LIMIT_SECONDS, LIMIT_FACTOR = 60.0, 3.0
 
