@@ -42,7 +42,7 @@ TARGETS: dict[str, Target] = {
     "sampling": Target(
         tuple(f"masc_core/sampling/{name}.py" for name in ("sampler", "rng", "in_cluster")),
         tuple(f"tests/masc_core/sampling/test_{name}.py"
-              for name in ("sampler", "rng", "params", "in_cluster")),
+              for name in ("sampler", "rng", "params", "in_cluster", "refinement")),
     ),
     "cluster softmax": Target(
         ("masc_core/sampling/cluster_softmax.py",),
