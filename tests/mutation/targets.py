@@ -33,7 +33,7 @@ QUEUE = Target(
     ("worker/jobs/redis/scripts/*.lua",),
     (f"{JOBS}/test_queue_contract.py", f"{REDIS}/test_leases.py", f"{REDIS}/test_front_ends.py",
      f"{REDIS}/test_consumer.py", f"{REDIS}/test_random_walks.py", f"{REDIS}/test_traces.py"),
-    options=("-k", "not memory or bound"),
+    options=("-k", "(not memory or bound) and not thousand"),
 )  # fmt: skip
 # Loops run as plain Python: compiled, each mutant would take a minute of compilation.
 INTERPRETED = (("NUMBA_DISABLE_JIT", "1"),)
