@@ -28,7 +28,7 @@ TORCH_INDEX ?= $(if $(filter $(TORCH),$(DEFAULT_TORCH)),$(DEFAULT_INDEX))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve install test lint format bench gpu-compile clean
+.PHONY: help serve install test lint format bench mutants gpu-compile clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,9 @@ bench: $(VENV)/.stamp-test ## Run every benchmark; each prints its table
 	@for program in $(filter-out benchmarks/study.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$program"; $(BIN)/python "$$program" $(ARGS) || exit; \
 	done
+
+mutants: $(VENV)/.stamp-mutation ## Count the planted faults that the tests notice
+	@$(BIN)/python -m tests.mutation $(ARGS)
 
 gpu-compile: $(GPU_VENV)/.stamp ## Compile what a GPU runs, on a machine without one
 	@$(GPU_VENV)/bin/python -m tests.gpu_compile $(ARGS)

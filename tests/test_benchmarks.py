@@ -33,7 +33,7 @@ def test_every_program_tells_its_options(tmp_path: Path, part: int) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
     )
     ended = [line.split() for line in done.stdout.splitlines() if line.startswith(str(ROOT))]
     assert ended == [[program, "0"] for program in programs], done.stderr

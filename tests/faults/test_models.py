@@ -1,9 +1,8 @@
-"""Versions change every few seconds under load, and no request notices but by what it is told."""
+"""Versions change every two seconds under load, and no request notices but by what it is told."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,12 @@ from tests.tiny_bundle import CLASS_NAMES, save_tiny_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-SECONDS, PERIOD = 60.0, 5.0
+PERIOD = 2.0
+MIN_CHANGES, MIN_ANSWERS = 10, 100  # of each version
 ADMIN = "the key of an admin"
 
 
-def test_versions_change_every_five_seconds_for_a_minute(logs: Path, redis: RedisServer) -> None:
+def test_versions_change_every_two_seconds_under_load(logs: Path, redis: RedisServer) -> None:
     models, keys = logs.parent / "models", logs.parent / "admins.toml"
     for version in ("2", "1"):
         save_tiny_bundle(models, version=version, seed=int(version))
@@ -37,14 +37,14 @@ def test_versions_change_every_five_seconds_for_a_minute(logs: Path, redis: Redi
         assert files_of(answer) == expected[version][index]
         made[version] += 1
 
-    async def load(client: Client, until: float) -> None:
-        while time.monotonic() < until:
+    async def load(client: Client, changing: asyncio.Task[None]) -> None:
+        while not changing.done():
             await asyncio.gather(*(ask(client, body, i) for i, body in enumerate(bodies)))
 
-    async def change(client: Client, until: float) -> int:
+    async def change(client: Client) -> None:
         url = f"{client.urls[0]}/admin/models/tiny/activate"
         changes = 0
-        while time.monotonic() < until - PERIOD:
+        while changes < MIN_CHANGES or min(made.values()) <= MIN_ANSWERS:
             await asyncio.sleep(PERIOD)
             version = "2" if changes % 2 == 0 else "1"
             headers = {"X-API-Key": ADMIN}
@@ -52,18 +52,16 @@ def test_versions_change_every_five_seconds_for_a_minute(logs: Path, redis: Redi
             assert answer.status_code == 200, answer.text
             assert answer.json()["num_workers"] == 2
             changes += 1
-        return changes
 
-    async def run(cluster: Cluster) -> int:
-        until = time.monotonic() + SECONDS
+    async def run(cluster: Cluster) -> None:
         async with Client([one.url for one in cluster.front_ends], at_once=20) as client:
-            _, changes = await asyncio.gather(load(client, until), change(client, until))
+            changing = asyncio.create_task(change(client))
+            await load(client, changing)
+            await changing
             assert client.tally.failed == []
             assert client.tally.rejected == 0
-            return changes
 
     with Cluster(logs, models, redis, admin_keys_file=keys) as cluster:
         cluster.start(workers=2, front_ends=2)
-        assert asyncio.run(run(cluster)) >= 8
-        assert min(made.values()) > 100
+        asyncio.run(run(cluster))
         cluster.assert_at_rest()

@@ -64,6 +64,7 @@ class Exchange:
         if self.read < len(self.pieces):
             piece = self.pieces[self.read]
             self.read += 1
+            await asyncio.sleep(0)  # a network never has it at once
             more = self.read < len(self.pieces) or not self.complete
             return {"type": "http.request", "body": piece, "more_body": more}
         await self.gone.wait()

@@ -12,6 +12,7 @@ import pytest
 
 from masc_core.io.files import (
     LEFTOVER_SECONDS,
+    TEMPORARY_PREFIX,
     atomic_folder,
     atomic_path,
     atomic_write,
@@ -155,3 +156,41 @@ def test_what_a_killed_process_left_is_removed_and_nothing_that_is_in_use(tmp_pa
         with atomic_folder(tmp_path / "2"):
             pass
     assert names(tmp_path) == [".tmp-file", ".tmp-new", "1", "2"]
+
+
+def test_content_is_on_the_disk_before_its_name_and_the_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[str, list[str]]] = []
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        there = [name for name in names(tmp_path) if not name.startswith(TEMPORARY_PREFIX)]
+        flushed.append((path.name.rpartition("-")[2], there))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / ".tmp-left").mkdir()
+    os.utime(tmp_path / ".tmp-left", (0, 0))
+    before = names(Path("/proc/self/fd"))
+    atomic_write(tmp_path / "file", b"")
+    with atomic_folder(tmp_path / "folder"):
+        pass
+    parent = tmp_path.name.rpartition("-")[2]
+    assert flushed == [
+        ("file", []),
+        (parent, ["file"]),
+        ("folder", ["file"]),
+        (parent, ["file", "folder"]),
+    ]
+    assert names(Path("/proc/self/fd")) == before  # nothing is left open
+
+
+def removed_folder(path: Path) -> None:
+    with atomic_folder(path) as draft:
+        draft.rmdir()
+        raise KeyboardInterrupt
+
+
+def test_what_went_wrong_is_told_even_if_there_is_nothing_to_tidy_up(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        removed_folder(tmp_path / "1")

@@ -110,3 +110,11 @@ def test_gpu_makes_the_same_numbers() -> None:
     assert torch.equal(words.cpu(), random_bits(seeds, positions, 4096, CLUSTER))
     noise = gumbel(seeds.cuda(), positions.cuda(), 4096)
     assert torch.equal(noise.cpu(), gumbel(seeds, positions, 4096))
+
+
+def test_what_a_compiler_sees_makes_the_same_numbers() -> None:
+    seeds = torch.tensor([0, -1, 2**40 + 3])
+    positions = torch.tensor([0, 7, 2**32 - 1])
+    traced = torch.compile(random_bits, backend="eager", fullgraph=True, dynamic=False)
+    words = traced(seeds, positions, 101, CODE)
+    assert torch.equal(words, random_bits(seeds, positions, 101, CODE))

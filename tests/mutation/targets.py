@@ -1,0 +1,120 @@
+"""What is mutated, and the tests that have to notice.
+
+Folders and patterns are below the project's root; the tests that notice most come first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+JOBS, REDIS = "tests/worker/jobs", "tests/worker/jobs/redis"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Sources that keep one promise.
+
+    Parameters
+    ----------
+    sources : of Python or Lua
+    tests : files or folders
+    variables : of the tests' environment
+    options : of pytest
+    """
+
+    sources: tuple[str, ...]
+    tests: tuple[str, ...]
+    variables: tuple[tuple[str, str], ...] = ()
+    options: tuple[str, ...] = ()
+
+
+QUEUE = Target(
+    ("worker/jobs/redis/scripts/*.lua",),
+    (f"{JOBS}/test_queue_contract.py", f"{REDIS}/test_leases.py", f"{REDIS}/test_front_ends.py",
+     f"{REDIS}/test_consumer.py", f"{REDIS}/test_random_walks.py", f"{REDIS}/test_traces.py"),
+    options=("-k", "(not memory or bound) and not thousand"),
+)  # fmt: skip
+# Loops run as plain Python: compiled, each mutant would take a minute of compilation.
+INTERPRETED = (("NUMBA_DISABLE_JIT", "1"),)
+
+TARGETS: dict[str, Target] = {
+    "sampling": Target(
+        tuple(f"masc_core/sampling/{name}.py" for name in ("sampler", "rng", "in_cluster")),
+        tuple(f"tests/masc_core/sampling/test_{name}.py"
+              for name in ("sampler", "rng", "params", "in_cluster")),
+    ),
+    "cluster softmax": Target(
+        ("masc_core/sampling/cluster_softmax.py",),
+        ("tests/masc_core/sampling/test_cluster_softmax.py",),
+    ),
+    "tree": Target(
+        ("masc_core/tree/build.py", "masc_core/semantic_tree.py"),
+        ("tests/masc_core/test_semantic_tree.py", "tests/masc_core/tree/test_build.py"),
+    ),
+    "tree merges": Target(
+        tuple(f"masc_core/tree/upgma/{name}.py"
+              for name in ("average", "candidate_lists", "clusters")),
+        ("tests/masc_core/tree/upgma/test_average.py", "tests/masc_core/tree/upgma"),
+        INTERPRETED,
+    ),
+    "queue scripts": QUEUE,
+    "queue in Redis": Target(
+        ("worker/jobs/redis/producer.py", "worker/jobs/redis/consumer.py"),
+        (*QUEUE.tests, f"{REDIS}/test_outages.py"),
+        options=QUEUE.options,
+    ),
+    "queue in memory": Target(
+        ("worker/jobs/memory.py",),
+        (f"{JOBS}/test_queue_contract.py", f"{JOBS}/test_memory.py"),
+        options=("-k", "not redis"),
+    ),
+    "keys": Target(
+        tuple(f"server/auth/{name}.py" for name in ("dependencies", "api_keys")),
+        tuple(f"tests/server/auth/test_{name}.py"
+              for name in ("dependencies", "api_keys", "command")),
+    ),
+    "limits": Target(
+        ("server/auth/rate_limit.py", "server/middleware/body_limit.py", "worker/jobs/queue.py"),
+        ("tests/server/auth/test_rate_limit.py", "tests/server/middleware/test_body_limit.py",
+         f"{JOBS}/test_memory.py", f"{JOBS}/test_queue_contract.py"),
+    ),
+    "atomic files": Target(("masc_core/io/files.py",), ("tests/masc_core/io/test_files.py",)),
+    "registry": Target(
+        ("masc_core/bundle/registry.py",),
+        tuple(f"tests/masc_core/bundle/test_{name}.py" for name in ("registry",)),
+    ),
+    "checkpoint": Target(
+        ("training/loop/checkpoint.py",),
+        ("tests/training/loop/test_checkpoint.py", "tests/training/loop/test_trainer.py",
+         "tests/training/loop/test_distributed.py"),
+    ),
+    "training loop": Target(
+        ("training/loop/trainer.py",),
+        ("tests/training/loop/test_trainer.py", "tests/training/loop/test_distributed.py"),
+    ),
+    "worker loop": Target(
+        ("worker/loop.py",),
+        ("tests/worker/test_loop.py", "tests/worker/test_loop_life.py",
+         "tests/worker/test_loop_versions.py", "tests/worker/test_loop_redis.py"),
+    ),
+}  # fmt: skip
+
+
+def sources_of(root: Path, target: Target) -> list[Path]:
+    """Its sources.
+
+    Raises
+    ------
+    FileNotFoundError : a pattern, or a file of tests, that is nowhere: it has moved
+    """
+    files: list[Path] = []
+    for pattern in target.sources:
+        found = sorted(root.glob(pattern))
+        if not found:
+            raise FileNotFoundError(f"targets.py: there is no {pattern}")
+        files += found
+    for test in target.tests:
+        if not (root / test).exists():
+            raise FileNotFoundError(f"targets.py: there is no {test}")
+    return files
