@@ -14,12 +14,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from masc_core.bundle.registry import Registry
-from masc_core.errors import ArtifactError, VersionRefusedError
+from masc_core.errors import ArtifactError, QueueDownError, VersionRefusedError
 from worker.jobs.queue import JobProducer, WorkerStatus
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
+FOLLOW_SECONDS = 600.0  # after an answer that did not wait for the workers
 FORGET_SECONDS = 5.0  # for workers to take back a refusal
 
 
@@ -42,6 +43,7 @@ class Activator:
     def __init__(self, registry: Registry, queue: JobProducer) -> None:
         self._registry, self._queue = registry, queue
         self._lock = asyncio.Lock()
+        self._followed: asyncio.Task[None] | None = None  # what goes on after an answer
 
     async def activate(self, name: str, version: str, seconds: float) -> ActivateAnswer:
         """Make a version the active one, and wait up to ``seconds`` until the workers serve it.
@@ -53,6 +55,7 @@ class Activator:
             was active before is active again
         """
         async with self._lock:
+            await self.close()
             previous = self._current(name)
             if previous != version:
                 await self._wait_for_old_refusals(name, version)
@@ -62,22 +65,53 @@ class Activator:
                 raise VersionRefusedError("version", error.reason) from error
             if previous == version:
                 await self._wait_for_old_refusals(name, version)
-            deadline = time.monotonic() + seconds
-            while True:
-                workers = await self._workers(name)
-                await self._undo_if_refused(workers, name, version, previous)
-                ready = [one for one in workers if one.ready]
-                serving = sum(one.version == version for one in ready)
-                is_done = serving == len(ready) and (serving > 0 or not workers)
-                if is_done or time.monotonic() >= deadline:
-                    return ActivateAnswer(
-                        model=name,
-                        version=version,
-                        previous=previous,
-                        state="serving" if is_done else "pending",
-                        num_workers=serving,
-                    )
+            is_done, serving = await self._wait(name, version, previous, seconds)
+            if not is_done:
+                follow = self._follow(name, version, previous)
+                self._followed = asyncio.get_running_loop().create_task(follow)
+            return ActivateAnswer(
+                model=name,
+                version=version,
+                previous=previous,
+                state="serving" if is_done else "pending",
+                num_workers=serving,
+            )
+
+    async def close(self) -> None:
+        """Follow an activation no longer that was answered before its end."""
+        if self._followed is not None:
+            self._followed.cancel()
+            await asyncio.gather(self._followed, return_exceptions=True)
+            self._followed = None
+
+    async def _wait(
+        self, name: str, version: str, previous: str | None, seconds: float
+    ) -> tuple[bool, int]:
+        """Whether all ready workers serve the version within so many seconds, and how many do."""
+        deadline = time.monotonic() + seconds
+        while True:
+            workers = await self._workers(name)
+            await self._undo_if_refused(workers, name, version, previous)
+            ready = [one for one in workers if one.ready]
+            serving = sum(one.version == version for one in ready)
+            is_done = serving == len(ready) and (serving > 0 or not workers)
+            if is_done or time.monotonic() >= deadline:
+                return is_done, serving
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _follow(self, name: str, version: str, previous: str | None) -> None:
+        """Undo an activation that workers refuse after the client had its answer."""
+        deadline = time.monotonic() + FOLLOW_SECONDS
+        while time.monotonic() < deadline and self._current(name) == version:
+            try:
+                is_done, _ = await self._wait(name, version, previous, FOLLOW_SECONDS)
+            except QueueDownError:
                 await asyncio.sleep(POLL_SECONDS)
+            except VersionRefusedError:  # which is logged
+                return
+            else:
+                if is_done:
+                    return
 
     async def _workers(self, name: str) -> list[WorkerStatus]:
         return [one for one in await self._queue.workers() if one.model == name]

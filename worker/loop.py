@@ -153,12 +153,12 @@ class WorkerLoop:
         self._announce(ready=False, detail="warming up")
         started = time.perf_counter()
         try:
-            self._versions.newest.warm_up()
+            self._warm_up_newest()
         except Exception as error:
             reason = str(error) if isinstance(error, MascError) else "see the log"
             self._announce(ready=False, detail=f"the warm-up image failed: {reason}")
             raise
-        self._announce(ready=True)
+        self._announce(ready=True, refusal=self._reloader and self._reloader.refusal)
         logger.info(
             "worker %s serves %s %s after a warm-up image of %.2f s",
             self.worker_id,
@@ -166,6 +166,19 @@ class WorkerLoop:
             self._versions.newest.manifest.version,
             time.perf_counter() - started,
         )
+
+    def _warm_up_newest(self) -> None:
+        """Make the first image, with the version before where this one cannot make it."""
+        try:
+            self._versions.newest.warm_up()
+        except MascError as error:
+            if self._reloader is None:
+                raise
+            loaded = self._reloader.load_previous(error)
+            self._versions.newest.close()
+            self._versions = ModelVersions(loaded)
+            self._metrics.serve(loaded.bundle)
+            loaded.warm_up()
 
     def step(self) -> None:
         """Claim jobs, step the engine of every loaded version once, report what came of it."""

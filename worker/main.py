@@ -40,7 +40,7 @@ from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
 from worker.model.loaded_model import LoadedModel
 from worker.model.threads import available_cores, numbers_to_try
-from worker.model.versions import ModelReloader
+from worker.model.versions import ModelReloader, load_first
 from worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ def build_worker(
     settings: WorkerSettings, queue: JobConsumer, metrics_registry: CollectorRegistry
 ) -> WorkerLoop:
     """Load the active version of the model to serve, and return the loop that serves it.
+
+    Where that one cannot be loaded, or makes no image, it is the version before it.
 
     Raises
     ------
@@ -78,13 +80,13 @@ def build_worker(
         engine = Engine(bundle.model, bundle.decoder, rows, metrics.step, backends, metrics.engine)
         return LoadedModel(bundle, engine, cores=cores)
 
-    loaded = load(models.path(name))
+    loaded, refusal = load_first(models, name, load)
     return WorkerLoop(
         queue,
         loaded,
         metrics,
         f"{socket.gethostname()}-{os.getpid()}",
-        reloader=ModelReloader(models, name, loaded.manifest.version, load),
+        reloader=ModelReloader(models, name, loaded.manifest.version, load, refusal=refusal),
         tracer=open_tracer("masc-worker", settings.traces_endpoint),
         stall_seconds=settings.stall_seconds,
         drain_seconds=settings.drain_seconds,

@@ -24,7 +24,7 @@ from masc_core.bundle.read import Bundle
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, ConfigError, EngineError, NonFiniteError
 from masc_core.generation.batch import Batch
-from tests.tiny_bundle import save_tiny_bundle
+from tests.tiny_bundle import save_tiny_bundle, spoil
 from tests.worker.tiny_worker import REQUEST, WatchedQueue, make_loop, submit
 from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import BatchFactory, Engine
@@ -270,6 +270,39 @@ def test_without_a_usable_bundle_it_does_not_start(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match=TRANSFORMER_FILE):
         build(tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["a damaged file", "no image"])
+def test_started_on_a_version_that_cannot_be_served_it_serves_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    for version in ("1", "2"):
+        save_tiny_bundle(tmp_path, version=version, seed=int(version))
+    folder = tmp_path / "tiny" / "2"
+    if fault == "no image":
+        spoil(folder)
+    else:
+        path = folder / TRANSFORMER_FILE
+        path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    queue = MemoryQueue()
+    loop = build_worker(
+        load_settings(models_dir=tmp_path, device="cpu"), queue, CollectorRegistry()
+    )
+    loop.warm_up()
+    assert loop.status.ready
+    assert (loop.status.version, loop.status.refused) == ("1", "2")
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert line.startswith("tiny 2 is refused, the version before it, 1, is served: ")
+
+
+def test_without_a_version_before_it_one_that_makes_no_image_ends_the_worker(
+    tmp_path: Path,
+) -> None:
+    save_tiny_bundle(tmp_path)
+    spoil(tmp_path / "tiny" / "1")
+    loop = build(tmp_path)
+    with pytest.raises(NonFiniteError):
+        loop.warm_up()
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -83,6 +83,42 @@ class Refusal(NamedTuple):
     reason: str = ""
 
 
+def load_first(
+    registry: Registry, name: str, load: Callable[[Path], LoadedModel]
+) -> tuple[LoadedModel, Refusal]:
+    """The active version of a model, or the one before it where that one cannot be loaded.
+
+    Raises
+    ------
+    MascError : why the active one cannot be loaded, where there is none before it
+    """
+    version = registry.current(name)
+    try:
+        return load(registry.path(name, version)), Refusal()
+    except MascError as error:
+        return _load_previous(registry, name, load, Refusal(version, str(error)), error)
+
+
+def _load_previous(
+    registry: Registry,
+    name: str,
+    load: Callable[[Path], LoadedModel],
+    refusal: Refusal,
+    error: MascError,
+) -> tuple[LoadedModel, Refusal]:
+    previous = registry.previous(name)
+    if previous is None:
+        raise error
+    logger.error(
+        "%s %s is refused, the version before it, %s, is served: %s; masc models rollback makes "
+        "that the active one", name, refusal.version, previous, refusal.reason,
+    )  # fmt: skip
+    return load(registry.path(name, previous)), refusal
+
+
+NO_REFUSAL = Refusal()
+
+
 class ModelReloader:
     """Follows the active version of one model, from `start` to `close`.
 
@@ -95,6 +131,7 @@ class ModelReloader:
     registry, name : the model
     serving : its version that is served
     load : loads a version from its folder
+    refusal : the active version, where that one could not be loaded
     poll_seconds : between two looks at the registry
     """
 
@@ -105,17 +142,35 @@ class ModelReloader:
         serving: str,
         load: Callable[[Path], LoadedModel],
         poll_seconds: float = POLL_SECONDS,
+        refusal: Refusal = NO_REFUSAL,
     ) -> None:
         self._registry, self._name, self._load = registry, name, load
         self._poll_seconds = poll_seconds
         self._newest = serving
-        self._tried: tuple[int, int] | None = None  # the latest activation that was looked into
+        # The latest activation that was looked into.
+        self._tried = registry.activation(name) if refusal.version else None
         self._ready: LoadedModel | None = None
         self._lock = threading.Lock()
-        self.refusal = Refusal()
+        self.refusal = refusal
         self._ending = threading.Event()
         self._has_closed = False
         self._thread = threading.Thread(target=self._run, name="reloader", daemon=True)
+
+    def load_previous(self, error: MascError) -> LoadedModel:
+        """The version before the one that is served, whose first image failed; before `start`.
+
+        Raises
+        ------
+        MascError : the same, where there is none
+        """
+        refusal = Refusal(self._newest, str(error))
+        if self.refusal.version or self._registry.current(self._name) != self._newest:
+            raise error
+        loaded, self.refusal = _load_previous(
+            self._registry, self._name, self._load, refusal, error
+        )
+        self._newest, self._tried = loaded.manifest.version, self._registry.activation(self._name)
+        return loaded
 
     def start(self) -> None:
         """Start polling."""

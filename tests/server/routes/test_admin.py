@@ -186,6 +186,22 @@ def test_a_worker_that_is_not_ready_does_not_serve_it_yet(tmp_path: Path) -> Non
     assert (answer.status_code, answer.json()["state"]) == (202, "pending")
 
 
+def test_a_refusal_after_the_answer_is_undone_too(tmp_path: Path) -> None:
+    async def run() -> None:
+        here.queue.announce(WorkerStatus("w", ready=True, model="tiny", version="1"))
+        answer = await here.activate("2", wait_seconds=0)
+        assert answer.status_code == 202
+        assert here.registry.current("tiny") == "2"
+        refusing = WorkerStatus("w", ready=True, model="tiny", version="1", refused="2")
+        here.queue.announce(refusing)
+        async with asyncio.timeout(10):
+            while here.registry.current("tiny") != "1":  # noqa: ASYNC110 - of the registry
+                await asyncio.sleep(0.01)
+
+    here = FrontEnd(tmp_path)
+    asyncio.run(run())
+
+
 def test_without_workers_only_the_choice_changes(tmp_path: Path) -> None:
     here = FrontEnd(tmp_path)
     answer = asyncio.run(here.activate("2"))
