@@ -24,7 +24,7 @@ from masc_core.bundle.read import Bundle
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, ConfigError, EngineError, NonFiniteError
 from masc_core.generation.batch import Batch
-from tests.tiny_bundle import save_tiny_bundle, spoil
+from tests.tiny_bundle import save_tiny_bundle
 from tests.worker.tiny_worker import REQUEST, WatchedQueue, make_loop, submit
 from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import BatchFactory, Engine
@@ -34,7 +34,7 @@ from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobResult
 from worker.loop import WorkerLoop
 from worker.main import LoopThread, build_worker, engine_backends, exposed, run_until_signal
-from worker.model.loaded_model import WARM_UP
+from worker.model.loaded_model import WARM_UP, LoadedModel
 from worker.settings import load_settings
 
 
@@ -272,17 +272,31 @@ def test_without_a_usable_bundle_it_does_not_start(tmp_path: Path) -> None:
         build(tmp_path)
 
 
+def fail_first_image(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """As where logits overflow in the precision of this machine: its weights are finite."""
+    warm_up = LoadedModel.warm_up
+
+    def warm_up_or_fail(self: LoadedModel) -> None:
+        if self.manifest.version == version:
+            raise NonFiniteError("the logits have a NaN")
+        warm_up(self)
+
+    monkeypatch.setattr(LoadedModel, "warm_up", warm_up_or_fail)
+
+
 @pytest.mark.parametrize("fault", ["a damaged file", "no image"])
 def test_started_on_a_version_that_cannot_be_served_it_serves_the_one_before(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
 ) -> None:
     for version in ("1", "2"):
         save_tiny_bundle(tmp_path, version=version, seed=int(version))
-    folder = tmp_path / "tiny" / "2"
     if fault == "no image":
-        spoil(folder)
+        fail_first_image(monkeypatch, "2")
     else:
-        path = folder / TRANSFORMER_FILE
+        path = tmp_path / "tiny" / "2" / TRANSFORMER_FILE
         path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     queue = MemoryQueue()
     loop = build_worker(
@@ -296,10 +310,10 @@ def test_started_on_a_version_that_cannot_be_served_it_serves_the_one_before(
 
 
 def test_without_a_version_before_it_one_that_makes_no_image_ends_the_worker(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_tiny_bundle(tmp_path)
-    spoil(tmp_path / "tiny" / "1")
+    fail_first_image(monkeypatch, "1")
     loop = build(tmp_path)
     with pytest.raises(NonFiniteError):
         loop.warm_up()
