@@ -144,6 +144,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
             yield
         finally:
+            await state.drain.until_released()
             await state.activator.close()
             await state.rate_limits.close()
 

@@ -36,6 +36,8 @@ MAX_HEAD_BYTES: Final = 48 * 1024
 PART_BYTES: Final = 16 * 1024
 LINGER_SECONDS: Final = 2.0  # for a refused client to read why
 LINGER_BYTES: Final = 4 * 1024 * 1024
+MAX_LINGERING: Final = 32
+STALL_SECONDS: Final = 60.0  # in which a client takes nothing of its answer
 RESERVED_FILES: Final = 96  # the queue's connections, bundles, logs, and a burst of new sockets
 QUIET_SECONDS: Final = 60.0
 
@@ -77,7 +79,9 @@ class BoundedConfig(uvicorn.Config):
         self.metrics = metrics
         self.head_seconds = settings.head_timeout
         self.max_connections = possible_connections(settings.max_connections)
-        self.without_request: dict[BoundedConnection, None] = {}  # the longest waiting first
+        # The longest waiting first.
+        self.without_request: dict[BoundedConnection, None] = {}
+        self.refused: dict[BoundedConnection, None] = {}
 
 
 class BoundedConnection(H11Protocol):
@@ -94,13 +98,15 @@ class BoundedConnection(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._deadline: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
         self._refused = False
         self._discarded = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request, in the place of another connection if there are too many."""
         super().connection_made(transport)
-        self._note_state(expect_bytes=True)
+        self.config.without_request[self] = None
+        self._deadline = self.loop.call_later(self.config.head_seconds, self._time_is_up)
         if len(self.connections) > self.config.max_connections:
             self._make_room()
 
@@ -114,10 +120,26 @@ class BoundedConnection(H11Protocol):
         super().on_response_complete()
         self._note_state(expect_bytes=False)
 
+    def pause_writing(self) -> None:
+        """The client does not read as fast as it is answered."""
+        super().pause_writing()
+        self._watch_reader(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        super().resume_writing()
+        self._stop_stall()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """No other request has come."""
+        self._close()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._stop_deadline()
+        self._stop_stall()
         self.config.without_request.pop(self, None)
+        self.config.refused.pop(self, None)
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
@@ -150,7 +172,14 @@ class BoundedConnection(H11Protocol):
             self.config.without_request.pop(self, None)
             return
         self.config.without_request.setdefault(self)
-        if expect_bytes and self._deadline is None:
+        is_between = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        if is_between and self.scope is not None and self.timeout_keep_alive_task is None:
+            # What came was the rest of a request that had its answer.
+            self._stop_deadline()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        elif expect_bytes and not is_between and self._deadline is None:
             self._deadline = self.loop.call_later(self.config.head_seconds, self._time_is_up)
 
     def _stop_deadline(self) -> None:
@@ -164,9 +193,38 @@ class BoundedConnection(H11Protocol):
             self._refuse(408, f"a request's head has to be there within {seconds} s", "timeout")
         else:
             self._count("timeout")
+            self._close()
+
+    def _close(self) -> None:
+        """Close, at once where a client leaves an answer unread."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
             self.transport.close()
 
+    def _watch_reader(self, unread: int) -> None:
+        """End a connection whose client has taken nothing for a while; slow ones stay."""
+
+        def look_again() -> None:
+            still_unread = self.transport.get_write_buffer_size()
+            if still_unread < unread:
+                self._watch_reader(still_unread)
+            else:
+                self._count("timeout")
+                self.transport.abort()
+
+        self._stop_stall()
+        self._stall = self.loop.call_later(STALL_SECONDS, look_again)
+
+    def _stop_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
     def _make_room(self) -> None:
+        if self.config.refused:
+            self._abort_oldest_refused()
+            return
         longest_waiting = next(iter(self.config.without_request), self)
         if longest_waiting is self:
             self._refuse(503, "there are too many connections", "full", {"Retry-After": "1"})
@@ -174,7 +232,12 @@ class BoundedConnection(H11Protocol):
         del self.config.without_request[longest_waiting]
         longest_waiting._stop_deadline()  # noqa: SLF001 - of the same class
         self._count("full")
-        longest_waiting.transport.close()
+        longest_waiting._close()  # noqa: SLF001
+
+    def _abort_oldest_refused(self) -> None:
+        oldest = next(iter(self.config.refused))
+        del self.config.refused[oldest]
+        oldest.transport.abort()
 
     def _refuse(
         self, status: int, detail: str, reason: Reason, headers: dict[str, str] | None = None
@@ -182,25 +245,30 @@ class BoundedConnection(H11Protocol):
         """Answer with a problem document, if there is no answer yet, and close."""
         self._count(reason)
         self._refused = True
+        self.config.refused[self] = None
+        if len(self.config.refused) > MAX_LINGERING:
+            self._abort_oldest_refused()
         self._stop_deadline()
         self.config.without_request.pop(self, None)
+        is_head = self._has_request and self.scope["method"] == "HEAD"
         if self._has_request:
             self.cycle.disconnected = True  # what the application still sends goes nowhere
             self.cycle.message_event.set()
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             answer = problem(status, detail, headers={**(headers or {}), "Connection": "close"})
-            self._send(answer)
+            self._send(answer, with_body=not is_head)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         # A socket that is closed while bytes arrive takes back what the client has not yet read.
         self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
-    def _send(self, answer: Response) -> None:
-        for event in (
+    def _send(self, answer: Response, *, with_body: bool) -> None:
+        events = [
             h11.Response(status_code=answer.status_code, headers=answer.raw_headers),
-            h11.Data(data=bytes(answer.body)),
+            *([h11.Data(data=bytes(answer.body))] if with_body else []),
             h11.EndOfMessage(),
-        ):
+        ]
+        for event in events:
             self.transport.write(self.conn.send(event) or b"")
 
     def _discard(self, size: int) -> None:

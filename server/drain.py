@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from masc_core.errors import DrainingError
 
@@ -31,6 +32,7 @@ class Drain:
         self._num_working = 0
         self._has_given_up = False
         self._waiting: set[asyncio.Future[None]] = set()
+        self._releasing: set[asyncio.Future[None]] = set()
 
     @property
     def is_draining(self) -> bool:
@@ -76,6 +78,17 @@ class Drain:
             await waiting
         finally:
             self._waiting.discard(waiting)
+
+    async def release(self, releasing: Coroutine[Any, Any, None]) -> None:
+        """Run to its end what gives a job back, whoever is cancelled meanwhile."""
+        task = asyncio.ensure_future(releasing)
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+        await asyncio.shield(task)
+
+    async def until_released(self) -> None:
+        """Wait for what `release` began, before the queue is closed."""
+        await asyncio.gather(*self._releasing, return_exceptions=True)
 
     @contextmanager
     def working(self) -> Iterator[None]:

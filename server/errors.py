@@ -207,13 +207,12 @@ def install(app: FastAPI, answers: Mapping[str, Callable[[Exception], Response]]
 
     Parameters
     ----------
-    answers : what errors look like below a path that has a form of its own, by its prefix
+    answers : what errors look like at and below a path that has a form of its own
     """
 
     async def answer(request: Request, error: Exception) -> Response:
-        path = get_route_path(request.scope)
-        form = next((answers[prefix] for prefix in answers if path.startswith(prefix)), response_to)
-        return form(error)
+        first = "/" + get_route_path(request.scope).split("/")[1]
+        return answers.get(first, response_to)(error)
 
     for error in (*HANDLED_ERRORS, Exception):
         app.add_exception_handler(error, answer)

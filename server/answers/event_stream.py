@@ -28,6 +28,7 @@ from worker.jobs.job import Job, NumberedEvent, Preview
 from worker.jobs.outcome import JobResult
 
 KEEP_ALIVE_SECONDS = 15.0
+LAST_EVENT_SECONDS = 1.0  # for a client to take it, when the front end ends
 # When a browser comes back after the connection broke, in milliseconds. A line of the first event:
 # alone it would be an event without data, which clients stumble over.
 RETRY: Final = format_sse_event(retry=2000).removesuffix(b"\n\n") + b"\n"
@@ -42,6 +43,7 @@ class EventStream(EventSourceResponse):
     events : encoded; closed when the stream ends
     headers : in addition to those of every stream
     on_close : called when the stream is over, however it ends, even before its first byte
+    drain : of the front end, which may give up before the stream is over
     keep_alive_seconds : of silence, until a comment is sent
     """
 
@@ -50,28 +52,39 @@ class EventStream(EventSourceResponse):
         events: AsyncGenerator[bytes, None],
         headers: Mapping[str, str] | None = None,
         on_close: Callable[[], Awaitable[None]] | None = None,
+        drain: Drain | None = None,
         keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     ) -> None:
         super().__init__(events, headers={**HEADERS, **(headers or {})})
-        self._events, self._on_close = events, on_close
+        self._events, self._on_close, self._drain = events, on_close, drain
         self._keep_alive_seconds = keep_alive_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until they end or the client disconnects."""
         disconnect = asyncio.ensure_future(wait_for_disconnect(receive))
         sending = asyncio.ensure_future(self._send(send))
+        given_up = asyncio.ensure_future(self._until_given_up())
         try:
-            await asyncio.wait({disconnect, sending}, return_when="FIRST_COMPLETED")
+            await asyncio.wait({disconnect, sending, given_up}, return_when="FIRST_COMPLETED")
             if sending.done():
                 sending.result()
-            else:
+            elif disconnect.done():
                 set_final_status(scope, CLIENT_CLOSED_REQUEST)
         finally:
-            await _cancel(disconnect)
-            await _cancel(sending)
-            await self._events.aclose()
+            for task in (disconnect, sending, given_up):
+                task.cancel()
             if self._on_close is not None:
                 await self._on_close()
+            await asyncio.gather(disconnect, sending, given_up, return_exceptions=True)
+            await self._events.aclose()
+
+    async def _until_given_up(self) -> None:
+        """Return when the front end has given up, and the last event had its time."""
+        if self._drain is None:
+            await asyncio.get_running_loop().create_future()
+            return
+        await self._drain.until_given_up()
+        await asyncio.sleep(LAST_EVENT_SECONDS)
 
     async def _send(self, send: Send) -> None:
         headers, status = self.raw_headers, self.status_code
@@ -158,13 +171,12 @@ def stream_generation(
     async def release_job() -> None:
         is_late = loop.time() >= until
         with working:
-            await release(state.queue, job, expired=is_late and seconds >= job.timeout)
+            await release(state, job, expired=is_late and seconds >= job.timeout)
 
     headers = {"Content-Location": f"/jobs/{job.id}/events", "Vary": "Accept"}
     delivery = partial(stage, state.metrics, scope, "deliver")
-    return EventStream(
-        sse_events(updates, encoder, scope, delivery), headers=headers, on_close=release_job
-    )
+    events = sse_events(updates, encoder, scope, delivery)
+    return EventStream(events, headers, release_job, state.drain)
 
 
 async def unless_given_up(

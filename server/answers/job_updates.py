@@ -65,10 +65,10 @@ async def wait_for_result(state: AppState, job: Job, receive: Receive, seconds: 
             given_up.cancel()
             outcome.cancel()
             expired, has_ended = is_late and seconds >= job.timeout, outcome.done()
-            await release(state.queue, job, expired=expired, has_ended=has_ended)
+            await release(state, job, expired=expired, has_ended=has_ended)
 
 
-async def release(queue: JobProducer, job: Job, *, expired: bool, has_ended: bool = False) -> None:
+async def release(state: AppState, job: Job, *, expired: bool, has_ended: bool = False) -> None:
     """Cancel and forget a job that no request waits for any more.
 
     Parameters
@@ -77,8 +77,7 @@ async def release(queue: JobProducer, job: Job, *, expired: bool, has_ended: boo
     expired : whether its own time is up: it ends even if it is kept
     has_ended : whether its outcome is known, so there is nothing to cancel
     """
-    # Cancelled meanwhile, it goes on: nobody draws for a client that left.
-    await asyncio.shield(_release(queue, job, expired=expired, has_ended=has_ended))
+    await state.drain.release(_release(state.queue, job, expired=expired, has_ended=has_ended))
 
 
 async def _release(queue: JobProducer, job: Job, *, expired: bool, has_ended: bool) -> None:

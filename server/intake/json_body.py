@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from decimal import Decimal
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -109,8 +110,11 @@ def _parse_int(text: str) -> int:
 
 def _parse_float(text: str) -> float | int:
     """A number without a fraction is an integer, as in JSON Schema, however it is written."""
-    number = float(text)
-    return int(number) if number.is_integer() and abs(number) < TOO_LARGE else number
+    if len(text) <= MAX_DIGITS:
+        exact = Decimal(text)  # a float would round a large seed to another one
+        if exact == exact.to_integral_value() and exact.copy_abs() < TOO_LARGE:
+            return int(exact)
+    return float(text)
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ names without a dot, which nobody outside of the network can own.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.errors import problem
 
 LOOPBACK_NAMES = ("*.localhost",)
+HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[^\s:\[\]@/%]+)(:[0-9]*)?")
 DETAIL = "this service is not known as {!r}; MASC_ALLOWED_HOSTS names what it is called"
 
 
@@ -41,8 +43,13 @@ class AllowedHosts:
         await self._app(scope, receive, send)
 
     def _allows(self, host: str) -> bool:
-        name = _without_port(host).rstrip(".").lower()
-        if "." not in name or "*" in self._names or name in self._names or is_address(name):
+        if not host or "*" in self._names:
+            return True
+        match = HOST.fullmatch(host)
+        if match is None:
+            return False
+        name = match["name"].rstrip(".").lower()
+        if "." not in name or name in self._names or is_address(name):
             return True
         labels = name.split(".")
         return any(f"*.{'.'.join(labels[i:])}" in self._names for i in range(1, len(labels)))
@@ -77,9 +84,3 @@ def is_address(host: str) -> bool:
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address; of names only ``localhost`` counts."""
     return ipaddress.ip_address(host).is_loopback if is_address(host) else host == "localhost"
-
-
-def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]

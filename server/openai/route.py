@@ -54,7 +54,7 @@ from worker.jobs.outcome import ImageOutput, JobResult
 
 router = APIRouter(tags=["OpenAI"])
 
-PREFIX = "/v1/"  # errors below have OpenAI's form
+PREFIX = "/v1"  # errors there have OpenAI's form
 ENDPOINT = "/v1/images/generations"
 SHARED = ("cfg_scale", "seed", "temperature", "top_k", "top_p", "decoding", "model")
 RESPONSE: Responses = {
@@ -120,14 +120,14 @@ async def generations(
         return Response(content, media_type="application/json")
 
 
-@router.get(f"{PREFIX}models", summary="The models, as OpenAI's API lists them")
+@router.get(f"{PREFIX}/models", summary="The models, as OpenAI's API lists them")
 async def list_models(state: State) -> OpenAIModelList:
     """Every model that requests can name; `/models` says more of them."""
     return OpenAIModelList(data=[_model(manifest) for manifest in await served_manifests(state)])
 
 
 @router.get(
-    PREFIX + "models/{name}",
+    PREFIX + "/models/{name}",
     summary="A model, as OpenAI's API has it",
     responses=openai_problems("unknown-model"),
 )

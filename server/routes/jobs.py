@@ -196,7 +196,8 @@ async def events(
         return Response(status_code=204)
     encoder = JobEvents(status.job, entropies=entropies, first_image=cursor.images)
     updates = job_updates(state.queue, job_id, cursor.after)
-    return EventStream(sse_events(unless_given_up(updates, state.drain), encoder))
+    events = sse_events(unless_given_up(updates, state.drain), encoder)
+    return EventStream(events, drain=state.drain)
 
 
 def _document(answer: JobAnswer, status: int = 200, **headers: str) -> Response:

@@ -9,12 +9,13 @@ import resource
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
+import server.connections
 from server.connections import MAX_HEAD_BYTES, OnceAMinute, possible_connections
 from tests.server.listening import listening
 from tests.server.service import Service, draw
@@ -22,6 +23,7 @@ from tests.stopwatch import Stopwatch
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+NOWHERE = b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\n"
 ENDLESS = {
     "headers": (HEAD, (b"X-%d: 1\r\n" % i for i in itertools.count())),
     "a value": (HEAD + b"X: ", itertools.repeat(b"y" * 1000)),
@@ -184,6 +186,88 @@ def test_where_every_connection_has_a_request_another_one_is_refused(
         service.painter.gate.set()
         for connection in working:
             assert draw(1, 3, "png")[:4] in connection.recv(1 << 20)
+
+
+def test_a_head_request_is_refused_without_a_body_and_a_traceback(
+    roomy: tuple[Service, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, port = roomy
+    with closing(connect(port)) as connection:
+        request = b"HEAD / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+        connection.sendall(request)
+        head, _, body = read_all(connection).partition(b"\r\n\r\n")
+    assert head.split()[1] in {b"400", b"200"}
+    assert body == b""
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_refused_clients_that_stay_take_no_room(impatient: tuple[Service, int]) -> None:
+    _, port = impatient
+    with ExitStack() as stack:
+        for _ in range(60):
+            connection = stack.enter_context(closing(connect(port)))
+            connection.sendall(b"junk\r\n\r\n")
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+
+
+def test_clients_that_read_nothing_make_room_too(impatient: tuple[Service, int]) -> None:
+    _, port = impatient
+    with ExitStack() as stack:
+        for _ in range(40):
+            connection = socket.socket()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", port))
+            stack.enter_context(closing(connection))
+            with suppress(OSError):
+                connection.sendall((HEAD.replace(b"healthz", b"openapi.json") + b"\r\n") * 20)
+        deadline = time.monotonic() + 10
+        while True:
+            with suppress(httpx.TransportError):
+                if httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200:
+                    break
+            assert time.monotonic() < deadline
+
+
+def test_who_takes_nothing_of_an_answer_is_ended_and_who_is_slow_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.connections, "STALL_SECONDS", 0.5)
+    with Service(tmp_path) as service, listening(service) as port:
+        both = []
+        for _ in range(2):
+            connection = socket.socket()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", port))
+            connection.settimeout(10)
+            connection.sendall((HEAD.replace(b"healthz", b"openapi.json") + b"\r\n") * 200)
+            both.append(connection)
+        silent, slow = both
+        deadline = time.monotonic() + 10
+        while not service.sample("masc_connections_refused_total", reason="timeout"):
+            assert slow.recv(65536)
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        with suppress(ConnectionResetError):
+            read_all(silent)
+        assert slow.recv(65536)
+        slow.close()
+        silent.close()
+
+
+def test_a_body_that_comes_after_the_answer_does_not_end_the_connection(
+    impatient: tuple[Service, int],
+) -> None:
+    service, port = impatient
+    with closing(connect(port)) as connection:
+        connection.sendall(
+            b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n"
+        )
+        assert connection.recv(65536).startswith(b"HTTP/1.1 404")
+        connection.sendall(b"hello")
+        time.sleep(1.0)  # twice the deadline of a head
+        connection.sendall(HEAD + b"\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    assert service.sample("masc_connections_refused_total", reason="timeout") == 0
 
 
 def test_an_upgrade_is_ignored(roomy: tuple[Service, int]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,32 @@ def test_work_that_takes_too_long_is_given_up_and_every_client_told(
 
         assert serve_with(service, client) < 10
         assert service.queue._ends == {"cancelled": 2}
+    assert "Traceback" not in caplog.text
+
+
+def test_the_job_of_a_client_that_reads_nothing_is_cancelled_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Service(tmp_path, drain_seconds=1.0) as service:
+        service.painter.rows = threading.Semaphore(0)
+        body = json.dumps(BODY | {"stream": True, "num_images": 16}).encode()
+        head = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+        def client(connection: httpx.Client) -> None:
+            url = connection.base_url
+            with socket.socket() as silent:
+                silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                silent.connect((url.host, url.port or 0))
+                silent.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                while not service.painter.requests:
+                    time.sleep(0.001)
+                os.kill(os.getpid(), signal.SIGTERM)
+                with suppress(httpx.TransportError):
+                    while True:
+                        connection.get("/healthz")
+
+        assert serve_with(service, client) < 10
+        assert service.queue._ends == {"cancelled": 1}
     assert "Traceback" not in caplog.text
 
 

@@ -54,6 +54,9 @@ def test_errors_name_the_path_to_the_field() -> None:
 
 
 def test_numbers_without_a_fraction_are_integers_however_they_are_written() -> None:
+    large = parse_object(b'{"a": 9007199254740993.0, "b": 3.00000000000000000001, "c": 1e-400}')
+    assert large == {"a": 9007199254740993, "b": 3.0, "c": 0.0}
+    assert [type(number) for number in large.values()] == [int, float, float]
     numbers = parse_object(b'{"a": 3.0, "b": 3.5, "c": 1e3, "d": -0.0, "e": 1e300, "f": 1e999}')
     assert numbers == {"a": 3, "b": 3.5, "c": 1000, "d": 0, "e": 1e300, "f": float("inf")}
     assert [name for name, number in numbers.items() if isinstance(number, int)] == ["a", "c", "d"]

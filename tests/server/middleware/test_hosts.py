@@ -13,7 +13,15 @@ from tests.server.service import Service, assert_problem
 @pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/generate", "/no/where"])
 def test_a_name_from_outside_is_not_answered(tmp_path: Path, path: str) -> None:
     with Service(tmp_path, working=False) as service:
-        for name in ("evil.example", "evil.example:8000", "LOCALHOST.evil.example.", "127.0.0.1.x"):
+        for name in (
+            "evil.example",
+            "evil.example:8000",
+            "LOCALHOST.evil.example.",
+            "127.0.0.1.x",
+            "[::1].evil.example",
+            "127.0.0.1:80@evil.example",
+            "x:evil.example",
+        ):
             answer = service.call(
                 "POST" if path == "/generate" else "GET", path, headers={"Host": name}
             )

@@ -75,6 +75,7 @@ def test_what_concerns_the_operator_stays_in_the_log() -> None:
         ("POST", "/v1/chat/completions", 404),
         ("GET", "/v1/models/unknown", 404),
         ("GET", "/v1/", 404),
+        ("GET", "/v1", 404),
     ],
 )
 def test_every_path_of_the_api_answers_in_its_form(
@@ -86,3 +87,7 @@ def test_every_path_of_the_api_answers_in_its_form(
     assert error["type"] == "invalid_request_error"
     assert error["message"]
     assert ("allow" in answer.headers) is (status == 405)
+
+
+def test_paths_that_only_begin_alike_have_our_form(service: Service) -> None:
+    assert service.get("/v10").json()["status"] == 404
