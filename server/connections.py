@@ -173,7 +173,8 @@ class BoundedConnection(H11Protocol):
             return
         self.config.without_request.setdefault(self)
         is_between = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
-        if is_between and self.scope is not None and self.timeout_keep_alive_task is None:
+        had_request = getattr(self.cycle, "response_complete", False)
+        if is_between and had_request and self.timeout_keep_alive_task is None:
             # What came was the rest of a request that had its answer.
             self._stop_deadline()
             self.timeout_keep_alive_task = self.loop.call_later(

@@ -158,7 +158,7 @@ class WorkerLoop:
             reason = str(error) if isinstance(error, MascError) else "see the log"
             self._announce(ready=False, detail=f"the warm-up image failed: {reason}")
             raise
-        self._announce(ready=True, refusal=self._reloader and self._reloader.refusal)
+        self._announce(ready=True, refusal=self._reloader.refusal if self._reloader else None)
         logger.info(
             "worker %s serves %s %s after a warm-up image of %.2f s",
             self.worker_id,

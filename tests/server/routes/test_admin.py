@@ -187,6 +187,8 @@ def test_a_worker_that_is_not_ready_does_not_serve_it_yet(tmp_path: Path) -> Non
 
 
 def test_a_refusal_after_the_answer_is_undone_too(tmp_path: Path) -> None:
+    here = FrontEnd(tmp_path)
+
     async def run() -> None:
         here.queue.announce(WorkerStatus("w", ready=True, model="tiny", version="1"))
         answer = await here.activate("2", wait_seconds=0)
@@ -198,7 +200,6 @@ def test_a_refusal_after_the_answer_is_undone_too(tmp_path: Path) -> None:
             while here.registry.current("tiny") != "1":  # noqa: ASYNC110 - of the registry
                 await asyncio.sleep(0.01)
 
-    here = FrontEnd(tmp_path)
     asyncio.run(run())
 
 
