@@ -14,7 +14,7 @@ import math
 import resource
 import sys
 import time
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import h11
 import uvicorn
@@ -24,12 +24,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from server.errors import problem
-from server.metrics import ServerMetrics
+from server.metrics import Reason, ServerMetrics
 from server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
-
-Reason = Literal["full", "invalid", "timeout"]
 
 # Of a request line with all headers, of a chunk's size, or of trailers; h11 looks after each part.
 MAX_HEAD_BYTES: Final = 48 * 1024

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -21,6 +21,7 @@ from worker.jobs.queue import END_STATES, REDELIVERIES, QueueStats, Totals
 from worker.jobs.stages import SECONDS_BUCKETS, stage_histogram
 
 RequestOutcome = Literal["ok", "invalid", "not_found", "rejected", "error", "cancelled", "timeout"]
+Reason = Literal["full", "invalid", "timeout"]  # why a connection was closed
 OTHER_ENDPOINT = "other"
 _FINAL_STATUS: Final = "masc.status"
 
@@ -48,6 +49,8 @@ class ServerMetrics:
             ["reason"],
             registry=registry,
         )
+        for reason in get_args(Reason):
+            self.connections_refused.labels(reason)
         self.request_seconds = Histogram(
             "masc_request_duration_seconds",
             "Time from a request's arrival to the end of its answer.",

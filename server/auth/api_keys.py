@@ -29,14 +29,16 @@ import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from masc_core.bundle.manifest import Sha256, is_plain_name
 from masc_core.errors import ConfigError, ForbiddenError, UnauthorizedError
-from server.settings import ServerSettings
+
+if TYPE_CHECKING:  # `masc keys` needs none
+    from server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 

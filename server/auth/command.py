@@ -22,7 +22,6 @@ from rich.table import Table
 from masc_core.errors import ConfigError
 from masc_core.io.files import atomic_write
 from server.auth.api_keys import hash_key, new_key, parse_keys, read_keys
-from server.settings import load_settings
 
 console = Console(highlight=False)
 
@@ -101,6 +100,8 @@ def revoke(name: str, file: File = None) -> None:
 
 
 def _keys_file(given: Path | None) -> Path:
+    from server.settings import load_settings  # noqa: PLC0415 - brings the queue's modules
+
     path = load_settings(api_keys_file=given).api_keys_file
     if path is None:
         raise ConfigError("which file? give --file, or set MASC_API_KEYS_FILE")
