@@ -36,6 +36,7 @@ from training.data.code_cache import (
     write_index,
     write_shard,
 )
+from training.data.codebook_source import TrainedTokenizer
 from training.data.crops import ten_crop_source, ten_crops
 from training.data.images import open_images
 from training.data.source import ImageSource, IntArray, LabelledImages, require_classes
@@ -44,7 +45,6 @@ from training.loop.progress import Report, no_report
 from training.loop.run_dir import lock_folder
 from training.metrics.reconstruction import to_float
 from training.stages.configs import CodesConfig
-from training.studies.codebook_source import TrainedTokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -43,13 +43,13 @@ from masc_core.settings import models_dir
 from masc_core.tree import build_tree
 from training.config import set_threads
 from training.data.code_cache import CodeCache, CodeIndex
+from training.data.codebook_source import TrainedTokenizer
+from training.data.patches import code_patches
 from training.loop.progress import Report, no_report
 from training.metrics.bundle_metrics import class_agreement, first_images, seconds_per_image
 from training.metrics.classifier import classifier_accuracy, load_classifier
 from training.provenance import made_with
 from training.stages.configs import PublishConfig
-from training.studies.codebook_source import TrainedTokenizer
-from training.studies.patches import code_patches
 
 # What an evaluation holds beside metrics of the images that the model makes.
 LEFT_OUT = {"curves", "definitions"}
