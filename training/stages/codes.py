@@ -48,7 +48,7 @@ from training.stages.configs import CodesConfig
 
 logger = logging.getLogger(__name__)
 
-NOUNS = {"tokenizer_sha256": "tokenizer", "files_sha256": "set of images"}
+FIELD_LABELS = {"tokenizer_sha256": "tokenizer", "files_sha256": "set of images"}
 
 
 def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
@@ -116,7 +116,7 @@ def _claim(folder: Path, header: CodeIndex) -> None:
         write_index(folder, header)
     begun = read_index(folder).model_copy(update={"shards": ()}).model_dump()
     wanted = header.model_dump()
-    changed = [NOUNS.get(key, key) for key in wanted if wanted[key] != begun[key]]
+    changed = [FIELD_LABELS.get(key, key) for key in wanted if wanted[key] != begun[key]]
     if changed:
         raise ConfigError(
             f"{folder}: was begun with another {', another '.join(changed)}; "

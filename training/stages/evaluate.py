@@ -122,8 +122,9 @@ class _Evaluation:
         metrics: dict[str, Any] = dict(seconds_per_image(self.bundle))
         curves: dict[str, Curve] = {}
         if self.cache is not None:
-            scale = self.config.codes_cfg_scale
-            found = teacher_forced(self.bundle, self.cache, scale, self.report)
+            found = teacher_forced(
+                self.bundle, self.cache, self.config.codes_cfg_scale, self.report
+            )
             metrics |= found.metrics(self.bundle.manifest.num_clusters)
             curves["teacher-forced entropy"] = found.entropy
             curves["teacher-forced cross-entropy"] = found.cross_entropy

@@ -225,14 +225,14 @@ def _evaluation(config: PublishConfig, written: Manifest) -> dict[str, JsonValue
     return {**kept, "evaluation": settings}
 
 
-def _codebook_files(tokenizer: VQModel, decoder: VQModel, report: Report) -> CodebookFiles:
+def _codebook_files(tokenizer: VQModel, vq_decoder: VQModel, report: Report) -> CodebookFiles:
     """The tree over the codebook, and the patches of its codes.
 
     The tree is that of average linkage over the rows as the decoder takes them, whatever the prior
     is; where the prior is a cut of it, every cluster is one of its branches. So the rows are those
     that the prior was made of, and not as a bundle rounds them.
     """
-    patches = code_patches(decoder, shuffles=SHUFFLES, report=report)
+    patches = code_patches(vq_decoder, shuffles=SHUFFLES, report=report)
     rows = tokenizer.quantize.codebook().detach().cpu().double().numpy()
     return CodebookFiles(build_tree(rows, report=report), patches)
 
