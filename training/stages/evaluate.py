@@ -16,7 +16,6 @@ processes generate; the first one does the rest.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,7 +29,7 @@ from masc_core.bundle.registry import Registry
 from masc_core.device import choose_dtype
 from masc_core.errors import ConfigError
 from masc_core.images import encode_image
-from masc_core.io.files import atomic_write, sha256_file
+from masc_core.io.files import atomic_write, sha256_file, write_json
 from masc_core.sampling.params import SamplingParams
 from masc_core.settings import ModelSettings, read_settings
 from training.data.code_cache import CodeCache
@@ -213,8 +212,7 @@ class _Evaluation:
     def _write(self, metrics: dict[str, Any], curves: dict[str, Curve]) -> None:
         if self.config.out is None:
             return
-        text = json.dumps(metrics, indent=1) + "\n"
-        atomic_write(self.config.out / "evaluation.json", text.encode())
+        write_json(self.config.out / "evaluation.json", metrics, indent=1)
         if curves:
             name = f"{self.bundle.manifest.name} {self.bundle.manifest.version}"
             atomic_write(self.config.out / "curves.png", draw_curves(name, curves))
