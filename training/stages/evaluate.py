@@ -73,7 +73,8 @@ def evaluate(config: EvaluateConfig, report: Report = no_report) -> dict[str, An
         with ranks.raise_on_all_ranks("the evaluation"):
             evaluation = _Evaluation(config, bundle, report) if ranks.is_main else None
         if evaluation is None:
-            for _ in _samples(config, bundle, ranks):
+            params = _params(config, bundle)
+            for _ in _samples(config, bundle, params, _image_size(config, bundle), ranks):
                 pass
             return {}
         stats = evaluation.generate(ranks)
@@ -107,7 +108,7 @@ class _Evaluation:
             if self.config.save_archive:
                 place = out / "samples.npz"
                 append = stack.enter_context(image_archive(place, self.total, self.image_size))
-            for batch in _samples(self.config, self.bundle, ranks):
+            for batch in _samples(self.config, self.bundle, self.params, self.image_size, ranks):
                 if append is not None:
                     append(batch.pixels)
                 if self.config.save_images:
@@ -230,13 +231,15 @@ def _image_size(config: EvaluateConfig, bundle: Bundle) -> int:
     return config.image_size or bundle.manifest.image_size
 
 
-def _samples(config: EvaluateConfig, bundle: Bundle, ranks: Ranks) -> Iterator[Samples]:
+def _samples(
+    config: EvaluateConfig, bundle: Bundle, params: SamplingParams, image_size: int, ranks: Ranks
+) -> Iterator[Samples]:
     return sample(
         bundle,
-        _params(config, bundle),
+        params,
         config.images_per_class,
         batch_size=config.batch_size,
-        image_size=_image_size(config, bundle),
+        image_size=image_size,
         ranks=ranks,
     )
 

@@ -58,7 +58,7 @@ from training.losses.transformer import (
 )
 from training.metrics.step_cost import flops_per_image, peak_flops
 from training.stages.configs import TransformerConfig
-from training.stages.starting_point import start_from, start_sha256
+from training.stages.starting_point import StartingPoint, start_sha256
 
 # Of the sheets.
 CLASSES = 20
@@ -103,7 +103,8 @@ def build_model(config: TransformerConfig, data: ClusterData, ranks: Ranks) -> G
     torch.manual_seed(config.seed)
     model = GPT(gpt_config(config, data))
     if config.init is not None:
-        start_from(config.init, model, data.prior, data.inputs, data.train_counts)
+        start = StartingPoint.open(config.init, model, data.prior, data.inputs)
+        start.fill(model, data.prior, data.train_counts)
     model = model.to(ranks.device)
     is_shared = config.parallel == "fsdp" and ranks.count > 1
     if config.compile and is_shared:
