@@ -40,7 +40,7 @@ from training.loop.run_dir import Run
 from training.loop.task import TrainedModule, TrainingTask
 from training.loop.trainer import fit
 from training.metrics.step_cost import flops_per_image, peak_flops, step_bytes
-from training.stages.transformer import adamw, objective_of
+from training.stages.transformer import adamw, loss_module_of
 
 LLAMAGEN = {"B": "GPT-B", "L": "GPT-L", "XL": "GPT-XL"}
 WARM_UP = 3
@@ -186,8 +186,8 @@ def trained(case: Case, device: torch.device) -> TrainedModule:
     """A model and its optimiser."""
     torch.manual_seed(0)
     model = GPT(case.gpt).to(device)
-    objective = objective_of(model, compiled=case.compiled)
-    return TrainedModule(model, objective, adamw(model, 1e-4, 0.05))
+    loss_module = loss_module_of(model, compiled=case.compiled)
+    return TrainedModule(model, loss_module, adamw(model, 1e-4, 0.05))
 
 
 class Bare:
@@ -213,7 +213,7 @@ class Bare:
             for part in self._parts:
                 kind = self._device.type
                 with torch.autocast(kind, dtype=torch.bfloat16, enabled=self._case.bfloat16):
-                    loss = self._module.objective(*part)["loss"] / len(self._parts)
+                    loss = self._module.loss_module(*part)["loss"] / len(self._parts)
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -253,7 +253,7 @@ class Whole:
             self._case.batch * (steps + 1),
             lambda indices, words: self._data.batch(indices % len(self._data.train), words),
             validate=lambda: {"objective": 0.0},
-            keep=lambda _: None,
+            save_best=lambda _: None,
             after_step=after_step,
         )
         with (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from masc_core.errors import ArtifactError
 
@@ -73,6 +75,17 @@ def atomic_write(path: str | os.PathLike[str], content: bytes, mode: int | None 
         temporary.write_bytes(content)
 
 
+def write_json(path: str | os.PathLike[str], value: Any, indent: int = 2) -> None:  # noqa: ANN401 - whatever JSON can hold
+    """Replace a JSON file in one go."""
+    atomic_write(path, (json.dumps(value, indent=indent) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike[str], *, allow_nan: bool = True) -> Any:  # noqa: ANN401 - whatever JSON can hold
+    """Read a JSON file; a ValueError where it is none, or has a NaN or an infinity unallowed."""
+    refuse = None if allow_nan else _refuse_constant
+    return json.loads(Path(path).read_text("utf-8"), parse_constant=refuse)
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Lend a new folder, which takes the name ``path`` when the block ends well.
@@ -115,6 +128,10 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a figure")
 
 
 def _usual_mode(unused: Path) -> int:

@@ -116,7 +116,7 @@ class Cursor:
     is_at_end: bool = False
 
     @classmethod
-    def behind(cls, event_id: str) -> Self:
+    def from_last_event_id(cls, event_id: str) -> Self:
         """Cursor after the event of an id that matches `EVENT_ID`; empty is the beginning."""
         name, _, index = event_id.partition(".")
         match name:

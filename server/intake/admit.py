@@ -101,12 +101,12 @@ def _class_of_name(name: str, manifest: Manifest) -> int:
     return ids[0]
 
 
-def time_limit(given: float | None, most: float) -> float:
-    """Time limit of a request in seconds; ``most`` is the maximum and the default."""
+def time_limit(given: float | None, maximum: float) -> float:
+    """Time limit of a request in seconds; ``maximum`` is also the default."""
     if given is None:
-        return most
-    if given > most:
-        raise InvalidFieldError(HEADER, f"must be at most {most:g} seconds here")
+        return maximum
+    if given > maximum:
+        raise InvalidFieldError(HEADER, f"must be at most {maximum:g} seconds here")
     return given
 
 

@@ -20,7 +20,7 @@ from worker.jobs.job import Idempotency
 HEADER: Final = "Idempotency-Key"
 REPLAYED: Final = "Idempotency-Replayed"
 REPLAY_HEADER: Final = {REPLAYED: "`true` if this is the answer to an earlier request."}
-_MARK: Final = "masc.replayed"
+_REPLAYED_KEY: Final = "masc.replayed"
 
 IdempotencyKey = Annotated[
     str | None,
@@ -35,24 +35,26 @@ IdempotencyKey = Annotated[
 ]
 
 
-def idempotency(key: str | None, endpoint: str, body: BaseModel, wanted: str) -> Idempotency | None:
+def idempotency(
+    key: str | None, endpoint: str, body: BaseModel, response_kind: str
+) -> Idempotency | None:
     """Key and fingerprint of a request; None without a key.
 
     Parameters
     ----------
     body : validated, so that spelling and order do not count
-    wanted : the kind of answer, where a header decides
+    response_kind : media type of the answer, where a header decides
     """
     if key is None:
         return None
-    request = [endpoint, body.model_dump(mode="json"), wanted]
+    request = [endpoint, body.model_dump(mode="json"), response_kind]
     text = json.dumps(request, sort_keys=True, separators=(",", ":"))
     return Idempotency(key, hashlib.sha256(text.encode()).hexdigest())
 
 
 def mark_replay(scope: Scope) -> None:
     """Mark the answer to a request as that of an earlier one."""
-    scope[_MARK] = True
+    scope[_REPLAYED_KEY] = True
 
 
 class MarkReplays:
@@ -65,7 +67,7 @@ class MarkReplays:
         """Handle one connection."""
 
         async def add_header(message: Message) -> None:
-            if message["type"] == "http.response.start" and scope.get(_MARK):
+            if message["type"] == "http.response.start" and scope.get(_REPLAYED_KEY):
                 MutableHeaders(scope=message)[REPLAYED] = "true"
             await send(message)
 

@@ -82,7 +82,7 @@ async def generate(
     file_wanted = image_format(accept)
     with stage(state.metrics, request.scope, "admit"):
         seconds = time_limit(given_seconds, state.settings.request_timeout)
-        wanted = EVENTS if streams else file_wanted or ""
+        response_kind = EVENTS if streams else file_wanted or ""
         job = await admit(
             state,
             request.scope,
@@ -91,7 +91,7 @@ async def generate(
             seconds=seconds,
             keep=key is not None,
             previews=streams,
-            idempotency=idempotency(key, ENDPOINT, body, wanted),
+            idempotency=idempotency(key, ENDPOINT, body, response_kind),
         )
     if streams:
         encoder = JobEvents(job, entropies=body.entropies)

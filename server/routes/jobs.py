@@ -191,7 +191,7 @@ async def events(
     await request.body()  # so that what comes next is the client's going away
     status = await own_job_status(state.queue, client, job_id)
     await job_outcome(state.queue, status)  # what is kept no longer is no stream
-    cursor = Cursor.behind(last_id or last_event_id or "")
+    cursor = Cursor.from_last_event_id(last_id or last_event_id or "")
     if cursor.is_at_end:
         return Response(status_code=204)
     encoder = JobEvents(status.job, entropies=entropies, first_image=cursor.images)

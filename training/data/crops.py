@@ -14,7 +14,6 @@ from masc_core.images import Pixels, scale_short_side
 
 # ADM: the crop is between these shares of the short side.
 MIN_SHARE, MAX_SHARE = 0.8, 1.0
-NUM_CROPS = 10
 
 
 def random_crop(image: Image.Image, size: int, words: tuple[int, int, int]) -> Image.Image:

@@ -33,7 +33,6 @@ OTHER_CFG = 1.5
 CLASSES = "cls_embedding.embedding_table.weight"
 CODES = "tok_embeddings.weight"
 CODEBOOK = "quantize.embedding.weight"
-QUERIES = "layers.0.attention.wqkv.weight"
 USAGE = "quantize.codebook_used"  # statistics of the training, which older files lack
 
 

@@ -67,7 +67,7 @@ class Batches:
     def _indices(self, step: int) -> Indices:
         epoch, number = divmod(step, self.steps_per_epoch)
         start = number * self.batch_size
-        return _order(self.num_items, self.seed, epoch)[start : start + self.batch_size]
+        return epoch_order(self.num_items, self.seed, epoch)[start : start + self.batch_size]
 
     def _make(self, indices: Indices, words: Words) -> Batch:
         batch = self.make(indices, words)
@@ -82,12 +82,9 @@ def item_words(seed: int, step: int, batch_size: int) -> Words:
     return words
 
 
+@lru_cache(maxsize=2)  # batches of the next epoch are made before this one has ended
 def epoch_order(num_items: int, seed: int, epoch: int) -> Indices:
     """Permutation int64 (num_items,) of an epoch; a function of its arguments alone."""
     generator = torch.Generator().manual_seed((seed << 20) + epoch)
     order: Indices = torch.randperm(num_items, generator=generator).numpy()
     return order
-
-
-# Of two epochs: batches of the next one are made before this one has ended.
-_order = lru_cache(maxsize=2)(epoch_order)

@@ -47,7 +47,7 @@ FIELDS = ("step", "best", "seconds", "config")
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TrainState:
     """Where a run stands: finished optimiser steps, and the best validation value so far."""
 
     step: int = 0
@@ -75,7 +75,7 @@ def checkpoint_config(path: Path) -> dict[str, Any]:
 
 def save_checkpoint(
     folder: Path,
-    progress: Progress,
+    state: TrainState,
     trained_modules: tuple[TrainedModule, ...],
     ema: EMA | None,
     config: Mapping[str, Any],
@@ -86,7 +86,7 @@ def save_checkpoint(
     An `ArtifactError` where that is not possible; the earlier one is still there.
     """
     root = folder / FOLDER
-    final = root / f"{progress.step:07d}"
+    final = root / f"{state.step:07d}"
     partial = root / f"{TEMPORARY_PREFIX}{final.name}"
     with ranks.raise_on_all_ranks("writing a checkpoint"), _writing(final, partial):
         if ranks.is_main:
@@ -102,12 +102,12 @@ def save_checkpoint(
         saver.save(tensors, storage_writer=writer, planner=planner, no_dist=ranks.count == 1)
     with ranks.raise_on_all_ranks("writing a checkpoint"), _writing(final, partial):
         if ranks.is_main:
-            _complete(partial, final, {**asdict(progress), "config": dict(config)})
+            _complete(partial, final, {**asdict(state), "config": dict(config)})
 
 
 def load_checkpoint(
     path: Path, trained_modules: tuple[TrainedModule, ...], ema: EMA | None, ranks: Ranks
-) -> Progress:
+) -> TrainState:
     """Put a saved state back, and return where the run stood; collective, call on every rank.
 
     An `ArtifactError` where it is damaged, or belongs to models of other shapes.
@@ -126,7 +126,7 @@ def load_checkpoint(
                 value.copy_(rows[name])
     except (OSError, SafetensorError, CheckpointException, RuntimeError, KeyError) as error:
         raise ArtifactError(path, f"cannot be read ({_reason(error)})") from error
-    return Progress(int(state["step"]), float(state["best"]), float(state["seconds"]))
+    return TrainState(int(state["step"]), float(state["best"]), float(state["seconds"]))
 
 
 def _tensors(trained_modules: tuple[TrainedModule, ...], ema: EMA | None) -> dict[str, Tensor]:

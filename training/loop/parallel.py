@@ -59,23 +59,23 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def wrap_ddp(trained: TrainedModule, ranks: Ranks) -> nn.Module:
-    """The objective, whose gradients are means over the ranks."""
+    """The loss module, whose gradients are means over the ranks."""
     if ranks.count == 1 or is_sharded(trained.model):
-        return trained.objective
+        return trained.loss_module
     devices = [ranks.device] if ranks.device.type == "cuda" else None
     return DistributedDataParallel(
-        trained.objective, device_ids=devices, gradient_as_bucket_view=True
+        trained.loss_module, device_ids=devices, gradient_as_bucket_view=True
     )
 
 
-def gradient_sync(objective: nn.Module, number: int, count: int) -> AbstractContextManager[Any]:
+def gradient_sync(loss_module: nn.Module, number: int, count: int) -> AbstractContextManager[Any]:
     """Leave the exchange of gradients to the last of ``count`` micro-batches, counted from 0."""
     last = number == count - 1
     if count == 1:
         return nullcontext()
-    if isinstance(objective, DistributedDataParallel):
-        return nullcontext() if last else objective.no_sync()
-    for module in objective.modules():
+    if isinstance(loss_module, DistributedDataParallel):
+        return nullcontext() if last else loss_module.no_sync()
+    for module in loss_module.modules():
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(last)
     return nullcontext()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from pydantic import BaseModel
 
 from masc_core.errors import ConfigError
-from masc_core.io.files import atomic_write
+from masc_core.io.files import atomic_write, read_json, write_json
 from training.config import may_change
 from training.loop.checkpoint import checkpoint_config, latest_checkpoint, latest_step
 from training.loop.distributed import Ranks
@@ -112,11 +111,11 @@ class Run:
     def write_json(self, name: str, value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
         """Write a JSON file of the run, atomically."""
         if self.ranks.is_main:
-            atomic_write(self.folder / name, (json.dumps(value, indent=2) + os.linesep).encode())
+            write_json(self.folder / name, value)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the run."""
-        value: dict[str, Any] = json.loads((self.folder / name).read_text("utf-8"))
+        value: dict[str, Any] = read_json(self.folder / name)
         return value
 
     def _open(self, *, with_tensorboard: bool) -> None:

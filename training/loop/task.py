@@ -21,13 +21,13 @@ class TrainedModule:
     Attributes
     ----------
     model : its weights are saved and clipped; those of the first may be averaged, too
-    objective : holds the model; ``objective(*batch)`` gives named scalar tensors, of which the one
+    loss_module : holds the model; called with a batch, it gives named scalar tensors. The one
         called ``loss`` is minimised, and logged for the first module. Ranks are joined around it
     optimizer : of the model's parameters
     """
 
     model: nn.Module
-    objective: nn.Module
+    loss_module: nn.Module
     optimizer: Optimizer
 
 
@@ -44,21 +44,21 @@ class TrainingTask:
         tensors on the CPU. All random choices about the data come from the words. Called ahead of
         time, in a thread of its own
     validate : after every epoch, named values; the one called ``objective`` is to be small
-    keep : write the weights that users take; called with the values when ``objective`` improved,
-        on every rank: a model may lie in parts, but the main rank alone is to write
+    save_best : write the weights that users take; called with the values when ``objective``
+        improved, on every rank: a model may lie in parts, but the main rank alone is to write
     after_step : called with the number of finished steps
     restart_rows : called after that; overwrites rows of parameters, and returns each of these with
         a mask of its rows, bool (rows,): their average and moments start anew
     after_epoch : called with the number of finished epochs, after the validation
-    speed : items a second to further numbers for the log
+    extra_metrics : items a second to further numbers for the log
     """
 
     trained_modules: tuple[TrainedModule, ...]
     num_items: int
     batch: Callable[[Indices, Words], tuple[Tensor, ...]]
     validate: Callable[[], dict[str, float]]
-    keep: Callable[[dict[str, float]], None]
+    save_best: Callable[[dict[str, float]], None]
     after_step: Callable[[int], None] = lambda _: None
     restart_rows: Callable[[int], Sequence[tuple[Tensor, Tensor]]] = lambda _: ()
     after_epoch: Callable[[int], None] = lambda _: None
-    speed: Callable[[float], dict[str, float]] = lambda _: {}
+    extra_metrics: Callable[[float], dict[str, float]] = lambda _: {}

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from masc_core.errors import ConfigError, DivergedError
 from training.config import LoopConfig
 from training.loop.batches import Batch, Batches
-from training.loop.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.loop.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from training.loop.distributed import Ranks
 from training.loop.ema import EMA
 from training.loop.parallel import full_tensor, gradient_sync, reshard, wrap_ddp
@@ -35,7 +35,7 @@ from training.loop.run_dir import Run
 from training.loop.task import TrainingTask
 
 
-def fit(run: Run, config: LoopConfig, task: TrainingTask, report: Report = no_report) -> Progress:
+def fit(run: Run, config: LoopConfig, task: TrainingTask, report: Report = no_report) -> TrainState:
     """Train to the end of the last epoch, from the run's checkpoint if there is one.
 
     Raises
@@ -65,25 +65,25 @@ class _Trainer:
         self.ranks, self.modules = run.ranks, task.trained_modules
         self.batches = _batches(config, task, self.ranks)
         self.total = self.batches.steps_per_epoch * config.epochs
-        self.objectives = [wrap_ddp(trained, self.ranks) for trained in self.modules]
+        self.loss_modules = [wrap_ddp(trained, self.ranks) for trained in self.modules]
         self.ema = EMA(self.modules[0].model, config.ema_decay) if config.ema_decay else None
-        self.progress = Progress()
+        self.state = TrainState()
         if run.checkpoint is not None:
-            self.progress = load_checkpoint(run.checkpoint, self.modules, self.ema, self.ranks)
-        run.rewind_log(self.progress.step)
-        self.started = time.perf_counter() - self.progress.seconds
-        self.last_log = (self.progress.step, time.perf_counter())
+            self.state = load_checkpoint(run.checkpoint, self.modules, self.ema, self.ranks)
+        run.rewind_log(self.state.step)
+        self.started = time.perf_counter() - self.state.seconds
+        self.last_log = (self.state.step, time.perf_counter())
         self.losses: dict[str, Tensor] = {}
         # Of all gradients so far, and on the device: looking at each would wait for it.
         self.all_finite = torch.ones((), dtype=torch.bool, device=self.ranks.device)
 
-    def fit(self) -> Progress:
+    def fit(self) -> TrainState:
         """Take the steps that are left."""
         self.train_mode(on=True)
-        with closing(self.batches.prefetch(self.progress.step, self.total)) as batches:
+        with closing(self.batches.prefetch(self.state.step, self.total)) as batches:
             for batch in batches:
                 self.step(batch)
-                step = self.progress.step
+                step = self.state.step
                 stopped = self.ranks.any(self.stop.requested)
                 if step % self.batches.steps_per_epoch == 0:
                     self.end_epoch(step // self.batches.steps_per_epoch)
@@ -91,24 +91,24 @@ class _Trainer:
                     self.save()
                 if stopped:
                     raise KeyboardInterrupt
-        return self.progress
+        return self.state
 
     def step(self, batch: list[Batch]) -> None:
         """One training step, what the task does after it, and a line of the log."""
-        config, step = self.config, self.progress.step + 1
+        config, step = self.config, self.state.step + 1
         rate = learning_rate(
-            self.progress.step,
+            self.state.step,
             total_steps=self.total,
             peak=config.lr,
             min_ratio=config.min_lr_ratio,
             warmup_steps=config.warmup_steps,
         )
-        torch.manual_seed(step_seed(config.seed, self.progress.step, self.ranks.rank))
+        torch.manual_seed(step_seed(config.seed, self.state.step, self.ranks.rank))
         self.losses = self.training_step(batch, rate)
         self.task.after_step(step)
         for parameter, rows in self.task.restart_rows(step):
             self.reset_rows(parameter, rows)
-        self.progress = replace(self.progress, step=step)
+        self.state = replace(self.state, step=step)
         if step % config.log_every == 0 or step % config.checkpoint_every == 0:
             self.log_step(rate)
 
@@ -120,10 +120,10 @@ class _Trainer:
         means: dict[str, Tensor] = {}
         for number, micro_batch in enumerate(batch):
             tensors = [t.to(self.ranks.device, non_blocking=True) for t in micro_batch]
-            for place, objective in enumerate(self.objectives):
-                with gradient_sync(objective, number, len(batch)):
+            for place, loss_module in enumerate(self.loss_modules):
+                with gradient_sync(loss_module, number, len(batch)):
                     with autocast(self.config, self.ranks.device):
-                        losses = objective(*tensors)
+                        losses = loss_module(*tensors)
                     (losses["loss"] / len(batch)).backward()
                 for name, value in losses.items():
                     if place and name == "loss":
@@ -148,19 +148,26 @@ class _Trainer:
                     moment[rows] = 0
 
     def log_step(self, rate: float) -> None:
-        """Log the losses, and the pace since the last time."""
-        step, (before, then) = self.progress.step, self.last_log
+        """Log the losses, and the items a second since the last time."""
+        step, (before, then) = self.state.step, self.last_log
         values = self.finite_losses()
         now = time.perf_counter()
-        pace = (step - before) * self.config.batch_size / (now - then)
+        items_per_second = (step - before) * self.config.batch_size / (now - then)
         self.last_log = (step, now)
-        speed = self.task.speed(pace)
-        self.run.log(kind="train", step=step, lr=rate, items_per_second=pace, **speed, **values)
-        self.report(step, self.total, f"loss {values['loss']:.4f}  {pace:.0f}/s")
+        extra = self.task.extra_metrics(items_per_second)
+        self.run.log(
+            kind="train",
+            step=step,
+            lr=rate,
+            items_per_second=items_per_second,
+            **extra,
+            **values,
+        )
+        self.report(step, self.total, f"loss {values['loss']:.4f}  {items_per_second:.0f}/s")
 
     def end_epoch(self, epoch: int) -> None:
         """Validate, keep the weights if they are the best so far, save."""
-        step = self.progress.step
+        step = self.state.step
         self.finite_losses()
         with self.evaluating():
             with torch.inference_mode():
@@ -169,9 +176,9 @@ class _Trainer:
                 raise DivergedError(f"the validation after step {step} is {values['objective']}")
             self.run.log(kind="validation", step=step, epoch=epoch, **values)
             with self.ranks.raise_on_all_ranks("keeping the weights"):
-                if values["objective"] < self.progress.best:
-                    self.task.keep(values)
-                    self.progress = replace(self.progress, best=values["objective"])
+                if values["objective"] < self.state.best:
+                    self.task.save_best(values)
+                    self.state = replace(self.state, best=values["objective"])
             with self.ranks.raise_on_all_ranks("what follows an epoch"):
                 self.task.after_epoch(epoch)
         self.save()
@@ -199,11 +206,11 @@ class _Trainer:
     def save(self) -> None:
         """Write the checkpoint, unless there is nothing finite to write."""
         self.finite_losses()
-        self.progress = replace(self.progress, seconds=time.perf_counter() - self.started)
+        self.state = replace(self.state, seconds=time.perf_counter() - self.started)
         save_checkpoint(
-            self.run.folder, self.progress, self.modules, self.ema, self.run.config, self.ranks
+            self.run.folder, self.state, self.modules, self.ema, self.run.config, self.ranks
         )
-        self.last_log = (self.progress.step, time.perf_counter())  # the pace of training alone
+        self.last_log = (self.state.step, time.perf_counter())  # counts training alone
 
     def finite_losses(self) -> dict[str, float]:
         """The last step's losses, means over all ranks."""
@@ -218,7 +225,7 @@ class _Trainer:
     def diverged(self, reason: str) -> NoReturn:
         """End a run that left the finite numbers; its last checkpoint is from before that."""
         raise DivergedError(
-            f"{reason} at step {self.progress.step}; another run with a lower lr may help"
+            f"{reason} at step {self.state.step}; another run with a lower lr may help"
         )
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from masc_core.errors import ArtifactError, ConfigError
+from masc_core.io.files import read_json
 from masc_core.io.tensors import fill_module, read_header
 from training.metrics.fidelity import Extractor
 from training.metrics.reconstruction import pixels_to_float, to_float
@@ -83,7 +84,7 @@ def load_classifier(folder: Path, class_names: tuple[str, ...]) -> Classifier:
     """
     path = folder / WEIGHTS
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = read_json(folder / "config.json")
         names = json.loads(read_header(path)["classes"])
         model = Classifier(len(names), config["image_size"], config["width"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -97,7 +98,7 @@ def classifier_accuracy(folder: Path) -> float:
     """Share of the real validation images that the classifier of a run's folder is right about."""
     path = folder / "metrics.json"
     try:
-        return float(json.loads(path.read_text("utf-8"))["accuracy"])
+        return float(read_json(path)["accuracy"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(path, f"has no accuracy ({error})") from error
 

@@ -92,8 +92,8 @@ def _logits(bundle: Bundle, labels: Tensor, clusters: Tensor, cfg_scale: float) 
     if cfg_scale == 1:
         return logits
     null: Tensor = bundle.model(torch.full_like(labels, bundle.model.config.num_classes), inputs)
-    scales = torch.full((logits.shape[0] * logits.shape[1],), cfg_scale, device=bundle.device)
-    return apply_cfg(logits.flatten(0, 1), null.flatten(0, 1), scales).view_as(logits)
+    cfg_scales = torch.full((logits.shape[0] * logits.shape[1],), cfg_scale, device=bundle.device)
+    return apply_cfg(logits.flatten(0, 1), null.flatten(0, 1), cfg_scales).view_as(logits)
 
 
 def check_codes(bundle: Bundle, cache: CodeCache) -> None:

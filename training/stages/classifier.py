@@ -60,7 +60,7 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> di
             accuracy = right / total
             return {"objective": -accuracy, "accuracy": accuracy}
 
-        def keep(metrics: dict[str, float]) -> None:
+        def save_best(metrics: dict[str, float]) -> None:
             if ranks.is_main:
                 header = {"classes": json.dumps(data.class_names)}
                 write_tensors(run.folder / WEIGHTS, model.state_dict(), torch.float32, header)
@@ -70,7 +70,7 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> di
             model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         trained = TrainedModule(model, ClassifierLoss(model), optimizer)
-        fit(run, config, TrainingTask((trained,), len(train), batch, validate, keep), report)
+        fit(run, config, TrainingTask((trained,), len(train), batch, validate, save_best), report)
         return run.read_json("metrics.json")
 
 

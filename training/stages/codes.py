@@ -36,6 +36,7 @@ from training.data.code_cache import (
     write_index,
     write_shard,
 )
+from training.data.codebook_source import TrainedTokenizer
 from training.data.crops import ten_crop_source, ten_crops
 from training.data.images import open_images
 from training.data.source import ImageSource, IntArray, LabelledImages, require_classes
@@ -44,11 +45,10 @@ from training.loop.progress import Report, no_report
 from training.loop.run_dir import lock_folder
 from training.metrics.reconstruction import to_float
 from training.stages.configs import CodesConfig
-from training.studies.codebook_source import TrainedTokenizer
 
 logger = logging.getLogger(__name__)
 
-NOUNS = {"tokenizer_sha256": "tokenizer", "files_sha256": "set of images"}
+FIELD_LABELS = {"tokenizer_sha256": "tokenizer", "files_sha256": "set of images"}
 
 
 def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
@@ -116,7 +116,7 @@ def _claim(folder: Path, header: CodeIndex) -> None:
         write_index(folder, header)
     begun = read_index(folder).model_copy(update={"shards": ()}).model_dump()
     wanted = header.model_dump()
-    changed = [NOUNS.get(key, key) for key in wanted if wanted[key] != begun[key]]
+    changed = [FIELD_LABELS.get(key, key) for key in wanted if wanted[key] != begun[key]]
     if changed:
         raise ConfigError(
             f"{folder}: was begun with another {', another '.join(changed)}; "

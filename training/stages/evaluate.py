@@ -16,7 +16,6 @@ processes generate; the first one does the rest.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,7 +29,7 @@ from masc_core.bundle.registry import Registry
 from masc_core.device import choose_dtype
 from masc_core.errors import ConfigError
 from masc_core.images import encode_image
-from masc_core.io.files import atomic_write, sha256_file
+from masc_core.io.files import atomic_write, sha256_file, write_json
 from masc_core.sampling.params import SamplingParams
 from masc_core.settings import ModelSettings, read_settings
 from training.data.code_cache import CodeCache
@@ -74,7 +73,8 @@ def evaluate(config: EvaluateConfig, report: Report = no_report) -> dict[str, An
         with ranks.raise_on_all_ranks("the evaluation"):
             evaluation = _Evaluation(config, bundle, report) if ranks.is_main else None
         if evaluation is None:
-            for _ in _samples(config, bundle, ranks):
+            params = _params(config, bundle)
+            for _ in _samples(config, bundle, params, _image_size(config, bundle), ranks):
                 pass
             return {}
         stats = evaluation.generate(ranks)
@@ -108,7 +108,7 @@ class _Evaluation:
             if self.config.save_archive:
                 place = out / "samples.npz"
                 append = stack.enter_context(image_archive(place, self.total, self.image_size))
-            for batch in _samples(self.config, self.bundle, ranks):
+            for batch in _samples(self.config, self.bundle, self.params, self.image_size, ranks):
                 if append is not None:
                     append(batch.pixels)
                 if self.config.save_images:
@@ -122,8 +122,9 @@ class _Evaluation:
         metrics: dict[str, Any] = dict(seconds_per_image(self.bundle))
         curves: dict[str, Curve] = {}
         if self.cache is not None:
-            scale = self.config.codes_cfg_scale
-            found = teacher_forced(self.bundle, self.cache, scale, self.report)
+            found = teacher_forced(
+                self.bundle, self.cache, self.config.codes_cfg_scale, self.report
+            )
             metrics |= found.metrics(self.bundle.manifest.num_clusters)
             curves["teacher-forced entropy"] = found.entropy
             curves["teacher-forced cross-entropy"] = found.cross_entropy
@@ -212,8 +213,7 @@ class _Evaluation:
     def _write(self, metrics: dict[str, Any], curves: dict[str, Curve]) -> None:
         if self.config.out is None:
             return
-        text = json.dumps(metrics, indent=1) + "\n"
-        atomic_write(self.config.out / "evaluation.json", text.encode())
+        write_json(self.config.out / "evaluation.json", metrics, indent=1)
         if curves:
             name = f"{self.bundle.manifest.name} {self.bundle.manifest.version}"
             atomic_write(self.config.out / "curves.png", draw_curves(name, curves))
@@ -231,13 +231,15 @@ def _image_size(config: EvaluateConfig, bundle: Bundle) -> int:
     return config.image_size or bundle.manifest.image_size
 
 
-def _samples(config: EvaluateConfig, bundle: Bundle, ranks: Ranks) -> Iterator[Samples]:
+def _samples(
+    config: EvaluateConfig, bundle: Bundle, params: SamplingParams, image_size: int, ranks: Ranks
+) -> Iterator[Samples]:
     return sample(
         bundle,
-        _params(config, bundle),
+        params,
         config.images_per_class,
         batch_size=config.batch_size,
-        image_size=_image_size(config, bundle),
+        image_size=image_size,
         ranks=ranks,
     )
 

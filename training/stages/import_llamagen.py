@@ -12,10 +12,8 @@ scale is the one that LlamaGen suggests for the size. Nothing in the files is ru
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ from masc_core.bundle.manifest import TOKENIZER_FILE, Defaults, Manifest, ModelC
 from masc_core.bundle.registry import Registry
 from masc_core.bundle.write import BundleDraft, BundleParts, draft_version
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.io.files import atomic_write, sha256_file
+from masc_core.io.files import sha256_file, write_json
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import VQModel
 from masc_core.models.weights import save_model
@@ -161,8 +159,8 @@ def import_tokenizer(config: ImportTokenizerConfig) -> dict[str, Any]:
         if path.exists():
             raise ArtifactError(path, "exists already; choose another folder or remove this one")
         metrics = _measure(config, model)
-        _write_json(config.out / "metrics.json", metrics)
-        _write_json(
+        write_json(config.out / "metrics.json", metrics)
+        write_json(
             config.out / "config.json",
             {
                 **asdict(model.config),
@@ -182,7 +180,3 @@ def _measure(config: ImportTokenizerConfig, model: VQModel) -> dict[str, Any]:
     pixels = images.read(config.image_size, images.spread(config.val_images)).pixels
     reconstruction_sheet(model, pixels).save(config.out / "reconstructions.png")
     return reconstruction_metrics(model, pixels)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    atomic_write(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -25,10 +25,10 @@ from masc_core.errors import ConfigError
 from masc_core.prior import ClusterMap
 from masc_core.tree import Linkage, SemanticTree, build_tree
 from training.config import set_threads
+from training.data.codebook_source import read_rows
 from training.loop.progress import Report, no_report
 from training.loop.run_dir import lock_folder
 from training.stages.configs import PriorConfig
-from training.studies.codebook_source import read_rows
 
 TREE_FILE = "tree.npz"
 

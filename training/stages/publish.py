@@ -11,7 +11,6 @@ publish another one.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +34,7 @@ from masc_core.bundle.read import Bundle
 from masc_core.bundle.registry import Registry
 from masc_core.bundle.write import BundleParts, draft_version
 from masc_core.errors import ConfigError
-from masc_core.io.files import sha256_file
+from masc_core.io.files import read_json, sha256_file
 from masc_core.models.vq import VQModel
 from masc_core.models.weights import load_refiner, load_transformer, read_inputs
 from masc_core.prior import ClusterMap
@@ -43,13 +42,13 @@ from masc_core.settings import models_dir
 from masc_core.tree import build_tree
 from training.config import set_threads
 from training.data.code_cache import CodeCache, CodeIndex
+from training.data.codebook_source import TrainedTokenizer
+from training.data.patches import code_patches
 from training.loop.progress import Report, no_report
 from training.metrics.bundle_metrics import class_agreement, first_images, seconds_per_image
 from training.metrics.classifier import classifier_accuracy, load_classifier
 from training.provenance import made_with
 from training.stages.configs import PublishConfig
-from training.studies.codebook_source import TrainedTokenizer
-from training.studies.patches import code_patches
 
 # What an evaluation holds beside metrics of the images that the model makes.
 LEFT_OUT = {"curves", "definitions"}
@@ -138,9 +137,9 @@ class TrainedRuns:
 
     def metrics(self) -> dict[str, JsonValue]:
         """What the runs measured on validation images; those of the refiner under its name."""
-        metrics = self._tokenizer_metrics() | _read_json(self.transformer / "metrics.json")
+        metrics = self._tokenizer_metrics() | _read_values(self.transformer / "metrics.json")
         if self.refiner is not None:
-            metrics["refiner"] = _without_objective(_read_json(self.refiner / "metrics.json"))
+            metrics["refiner"] = _without_objective(_read_values(self.refiner / "metrics.json"))
         return _without_objective(metrics)
 
     def provenance(self) -> dict[str, JsonValue]:
@@ -151,7 +150,7 @@ class TrainedRuns:
         if self.refiner is not None:
             trained["refiner"] = self.refiner / REFINER_FILE
         for name, path in trained.items():
-            config = _read_json(path.parent / "config.json")
+            config = _read_values(path.parent / "config.json")
             provenance[name] = config | {"inputs": read_inputs(path)}
             weights[name] = sha256_file(path)
         return provenance | {"trained_weights": weights}
@@ -182,7 +181,7 @@ class TrainedRuns:
 
     def _tokenizer_origin(self) -> dict[str, Any]:
         if not self._is_bundle:
-            return _read_json(self.tokenizer / "config.json")
+            return _read_values(self.tokenizer / "config.json")
         manifest = read_manifest(self.tokenizer)
         return {
             "bundle": f"{manifest.name} {manifest.version}",
@@ -191,7 +190,7 @@ class TrainedRuns:
 
     def _tokenizer_metrics(self) -> dict[str, Any]:
         if not self._is_bundle:
-            return _read_json(self.tokenizer / "metrics.json")
+            return _read_values(self.tokenizer / "metrics.json")
         metrics = read_manifest(self.tokenizer).metrics
         return {key: metrics[key] for key in TOKENIZER_METRICS & metrics.keys()}
 
@@ -213,7 +212,7 @@ def _evaluation(config: PublishConfig, written: Manifest) -> dict[str, JsonValue
     """Metrics of the images of an evaluation; its settings under one key."""
     if config.evaluation is None:
         return {}
-    metrics = _read_json(config.evaluation)
+    metrics = _read_values(config.evaluation)
     settings = metrics.pop("settings", None)
     if not isinstance(settings, dict) or "weights_sha256" not in settings:
         raise ConfigError(f"evaluation: {config.evaluation} does not tell which weights it is of")
@@ -225,31 +224,27 @@ def _evaluation(config: PublishConfig, written: Manifest) -> dict[str, JsonValue
     return {**kept, "evaluation": settings}
 
 
-def _codebook_files(tokenizer: VQModel, decoder: VQModel, report: Report) -> CodebookFiles:
+def _codebook_files(tokenizer: VQModel, vq_decoder: VQModel, report: Report) -> CodebookFiles:
     """The tree over the codebook, and the patches of its codes.
 
     The tree is that of average linkage over the rows as the decoder takes them, whatever the prior
     is; where the prior is a cut of it, every cluster is one of its branches. So the rows are those
     that the prior was made of, and not as a bundle rounds them.
     """
-    patches = code_patches(decoder, shuffles=SHUFFLES, report=report)
+    patches = code_patches(vq_decoder, shuffles=SHUFFLES, report=report)
     rows = tokenizer.quantize.codebook().detach().cpu().double().numpy()
     return CodebookFiles(build_tree(rows, report=report), patches)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_values(path: Path) -> dict[str, Any]:
     """Names and values of a run's file; a ConfigError where it cannot be read, or has a NaN."""
     try:
-        value = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
+        value = read_json(path, allow_nan=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); is the run finished?") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: holds no names with values")
     return value
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a figure")
 
 
 def _without_objective(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -62,13 +62,15 @@ def train_refiner(config: RefinerTrainingConfig, report: Report = no_report) -> 
                 autoregressive=config.autoregressive,
                 dropout=config.dropout,
             )
-            objective = InClusterLoss(
+            loss_module = InClusterLoss(
                 Refiner(sizes).to(ranks.device),
                 transformer.to(ranks.device),
                 data.prior,
                 singletons=config.singletons,
             )
-            fit(run, config, _RefinerTraining(run, config, data, objective, inputs).task(), report)
+            fit(
+                run, config, _RefinerTraining(run, config, data, loss_module, inputs).task(), report
+            )
             return run.read_json("metrics.json")
 
 
@@ -80,10 +82,10 @@ class _RefinerTraining:
         run: Run,
         config: RefinerTrainingConfig,
         data: ClusterData,
-        objective: InClusterLoss,
+        loss_module: InClusterLoss,
         inputs: dict[str, str],
     ) -> None:
-        self.run, self.config, self.data, self.objective = run, config, data, objective
+        self.run, self.config, self.data, self.loss_module = run, config, data, loss_module
         self.inputs = inputs
         self.baselines = {
             "uniform_bits": data.member_bits(),
@@ -92,14 +94,14 @@ class _RefinerTraining:
 
     def task(self) -> TrainingTask:
         """Return what the loop needs."""
-        refiner = self.objective.refiner
+        refiner = self.loss_module.refiner
         optimizer = adamw(refiner, self.config.lr, self.config.weight_decay)
         return TrainingTask(
-            trained_modules=(TrainedModule(refiner, self.objective, optimizer),),
+            trained_modules=(TrainedModule(refiner, self.loss_module, optimizer),),
             num_items=len(self.data.train),
             batch=self.data.code_batch,
             validate=self.validate,
-            keep=self.keep,
+            save_best=self.save_best,
         )
 
     def validate(self) -> dict[str, float]:
@@ -113,7 +115,7 @@ class _RefinerTraining:
         with autocast(self.config, device):
             for start in range(size * ranks.rank, len(self.data.val), size * ranks.count):
                 labels, codes = self.data.val_code_batch(start, start + size)
-                losses, is_open = self.objective.losses(labels.to(device), codes.to(device))
+                losses, is_open = self.loss_module.losses(labels.to(device), codes.to(device))
                 total += float(losses.double().sum()) / LN2
                 count, num_open = count + len(losses), num_open + int(is_open.sum())
         bits, positions, open_positions = ranks.all_reduce_sum(total, count, num_open)
@@ -125,10 +127,10 @@ class _RefinerTraining:
             **self.baselines,
         }
 
-    def keep(self, metrics: dict[str, float]) -> None:
+    def save_best(self, metrics: dict[str, float]) -> None:
         """Write the weights and their metrics."""
         if self.run.ranks.is_main:
-            save_model(self.run.folder / REFINER_FILE, self.objective.refiner, self.inputs)
+            save_model(self.run.folder / REFINER_FILE, self.loss_module.refiner, self.inputs)
             self.run.write_json("metrics.json", metrics)
 
 

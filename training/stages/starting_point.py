@@ -126,17 +126,6 @@ def weights_path(path: Path) -> Path:
     return path / TRANSFORMER_FILE if path.is_dir() else path
 
 
-def start_from(
-    path: Path,
-    model: GPT,
-    prior: ClusterMap,
-    inputs: Mapping[str, str],
-    counts: NDArray[np.int64] | None = None,
-) -> None:
-    """Give a new model the weights of a starting point; see `StartingPoint`."""
-    StartingPoint.open(path, model, prior, inputs).fill(model, prior, counts)
-
-
 def start_sha256(path: Path) -> str:
     """Hash of a starting point's weights; an `ArtifactError` where they cannot be read."""
     file = weights_path(path)

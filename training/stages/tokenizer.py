@@ -101,7 +101,7 @@ class _TokenizerTraining:
             vq_config(config), beta=config.commitment, entropy_ratio=config.entropy_ratio
         )
         self.model = _to_device(model, self.ranks)
-        self.objective = TokenizerLoss(
+        self.loss_module = TokenizerLoss(
             self.model,
             self.lpips,
             config.lpips_weight,
@@ -117,21 +117,21 @@ class _TokenizerTraining:
     def task(self) -> TrainingTask:
         """Return what the loop needs."""
         trained_modules = [
-            TrainedModule(self.model, self.objective, _adam(self.model, self.config.lr))
+            TrainedModule(self.model, self.loss_module, _adam(self.model, self.config.lr))
         ]
-        adversary = self.objective.adversary
+        adversary = self.loss_module.adversary
         if adversary is not None:
             discriminator = adversary.discriminator
-            objective = DiscriminatorLoss(adversary, self.objective)
+            rival = DiscriminatorLoss(adversary, self.loss_module)
             trained_modules.append(
-                TrainedModule(discriminator, objective, _adam(discriminator, self.config.lr))
+                TrainedModule(discriminator, rival, _adam(discriminator, self.config.lr))
             )
         return TrainingTask(
             trained_modules=tuple(trained_modules),
             num_items=len(self.images),
             batch=self.batch,
             validate=self.validate,
-            keep=self.keep,
+            save_best=self.save_best,
             after_step=self.after_step,
             restart_rows=self.restart_rows,
         )
@@ -142,7 +142,7 @@ class _TokenizerTraining:
 
     def after_step(self, step: int) -> None:
         """Count steps."""
-        self.objective.finished_steps = step
+        self.loss_module.finished_steps = step
 
     def restart_rows(self, step: int) -> list[tuple[Tensor, Tensor]]:
         """Restart unused codes when it is time."""
@@ -151,7 +151,7 @@ class _TokenizerTraining:
         every = config.restart_codes_every
         if not every or step % every or step > config.restart_codes_until * total:
             return []
-        rows = restart_codes(self.model, self.objective.features, self.ranks)
+        rows = restart_codes(self.model, self.loss_module.features, self.ranks)
         return [(self.model.quantize.embedding.weight, rows)]
 
     def validate(self) -> dict[str, float]:
@@ -162,11 +162,11 @@ class _TokenizerTraining:
         objectives = {
             "psnr": -values["psnr"],
             "lpips": values.get("lpips", 0.0),
-            "last": -float(self.objective.finished_steps),  # better every time
+            "last": -float(self.loss_module.finished_steps),  # better every time
         }
         return {"objective": objectives[self.config.criterion], **values}
 
-    def keep(self, metrics: dict[str, float]) -> None:
+    def save_best(self, metrics: dict[str, float]) -> None:
         """Write the weights, their metrics and a sheet of reconstructions."""
         if not self.ranks.is_main:
             return

@@ -58,7 +58,7 @@ from training.losses.transformer import (
 )
 from training.metrics.step_cost import flops_per_image, peak_flops
 from training.stages.configs import TransformerConfig
-from training.stages.starting_point import start_from, start_sha256
+from training.stages.starting_point import StartingPoint, start_sha256
 
 # Of the sheets.
 CLASSES = 20
@@ -103,7 +103,8 @@ def build_model(config: TransformerConfig, data: ClusterData, ranks: Ranks) -> G
     torch.manual_seed(config.seed)
     model = GPT(gpt_config(config, data))
     if config.init is not None:
-        start_from(config.init, model, data.prior, data.inputs, data.train_counts)
+        start = StartingPoint.open(config.init, model, data.prior, data.inputs)
+        start.fill(model, data.prior, data.train_counts)
     model = model.to(ranks.device)
     is_shared = config.parallel == "fsdp" and ranks.count > 1
     if config.compile and is_shared:
@@ -119,16 +120,16 @@ def shard_blocks(model: GPT, ranks: Ranks, *, bfloat16: bool) -> None:
     """Split a model over the ranks, in place; ``bfloat16`` as for `shard`."""
     shard(
         model, model.blocks, ranks, bfloat16=bfloat16, methods=["hidden"]
-    )  # which the objective calls
+    )  # which the loss module calls
 
 
-def objective_of(model: GPT, *, compiled: bool) -> nn.Module:
+def loss_module_of(model: GPT, *, compiled: bool) -> nn.Module:
     """What is minimised; compiled as a whole, loss and all, or in chunks of positions."""
     if not compiled:
         return ChunkedNextClusterLoss(model)
-    objective = NextClusterLoss(model)
-    objective.compile()
-    return objective
+    loss_module = NextClusterLoss(model)
+    loss_module.compile()
+    return loss_module
 
 
 class _TransformerTraining:
@@ -139,7 +140,7 @@ class _TransformerTraining:
         self.ranks = run.ranks
         # Validation calls the model, for its last batch has another shape, and its share of a run
         # is small.
-        self.objective = objective_of(model, compiled=config.compile and not is_sharded(model))
+        self.loss_module = loss_module_of(model, compiled=config.compile and not is_sharded(model))
         self.unigram_bits, self.member_bits = data.unigram_bits(), data.member_bits()
         self.peak = peak_flops(self.ranks.device, config.peak_tflops)
         self.sheets = _sheets(config, data)
@@ -148,13 +149,13 @@ class _TransformerTraining:
         """Return what the loop needs."""
         optimizer = adamw(self.model, self.config.lr, self.config.weight_decay)
         return TrainingTask(
-            trained_modules=(TrainedModule(self.model, self.objective, optimizer),),
+            trained_modules=(TrainedModule(self.model, self.loss_module, optimizer),),
             num_items=len(self.data.train),
             batch=self.data.batch,
             validate=self.validate,
-            keep=self.keep,
+            save_best=self.save_best,
             after_epoch=self.after_epoch,
-            speed=self.speed,
+            extra_metrics=self.extra_metrics,
         )
 
     def validate(self) -> dict[str, float]:
@@ -191,7 +192,7 @@ class _TransformerTraining:
         found = cross_entropy_and_entropy(logits, clusters)
         return torch.stack([found.cross_entropy, found.entropy]).double()
 
-    def keep(self, metrics: dict[str, float]) -> None:
+    def save_best(self, metrics: dict[str, float]) -> None:
         """Write the weights and their metrics."""
         model = self.gathered(torch.device("cpu"))
         if model is not None:
@@ -217,7 +218,7 @@ class _TransformerTraining:
         copy.load_state_dict(state)
         return copy.eval()
 
-    def speed(self, images_per_second: float) -> dict[str, float]:
+    def extra_metrics(self, images_per_second: float) -> dict[str, float]:
         """MFU of all devices together, where their peak is known."""
         if self.peak is None:
             return {}
@@ -267,17 +268,19 @@ class Sheets:
     def draw(self, model: GPT, path: Path) -> None:
         """Write a sheet of the model, which is in evaluation mode."""
         device = model.output.weight.device
-        guidance = CFG_SCALE if model.config.class_dropout else 1.0
+        cfg_scale = CFG_SCALE if model.config.class_dropout else 1.0
         params_list = [
-            SamplingParams(class_id=i, cfg_scale=guidance, seed=i) for i in self._classes
+            SamplingParams(class_id=i, cfg_scale=cfg_scale, seed=i) for i in self._classes
         ]
         made = generate(model, InClusterDecoder(self._prior, device=device), params_list)
         grid = math.isqrt(model.config.block_size)
-        decoder = self._tokenizer.to(device)
-        pixels = torch.cat([to_uint8(decoder.decode_codes(row[None], grid)) for row in made.codes])
+        vq_decoder = self._tokenizer.to(device)
+        pixels = torch.cat(
+            [to_uint8(vq_decoder.decode_codes(row[None], grid)) for row in made.codes]
+        )
         names = [self._names[i] for i in self._classes]
-        scale = max(1, MIN_SIDE // pixels.shape[1])
-        enlarged = pixels.repeat_interleave(scale, 1).repeat_interleave(scale, 2).cpu().numpy()
+        times = max(1, MIN_SIDE // pixels.shape[1])
+        enlarged = pixels.repeat_interleave(times, 1).repeat_interleave(times, 2).cpu().numpy()
         sheet = contact_sheet(list(enlarged), COLUMNS, captions=names)
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path) as temporary:

@@ -35,6 +35,7 @@ from masc_core.semantic_tree import cut_merges
 from masc_core.tree import Linkage, SemanticTree, build_tree
 from training.config import set_threads
 from training.data.code_cache import CodeCache
+from training.data.codebook_source import TrainedTokenizer
 from training.data.images import open_images
 from training.data.source import LabelledImages
 from training.loop.progress import Report, no_report
@@ -44,7 +45,6 @@ from training.metrics.prior_measurement import Comparison, Impossible, PriorMeas
 from training.metrics.semantic_replacement import ReplacementTest, encode_images
 from training.plot_png import png_bytes
 from training.stages.configs import LEAST_IMAGES, CompareConfig
-from training.studies.codebook_source import TrainedTokenizer
 from training.studies.compare_report import (
     as_json,
     as_markdown,

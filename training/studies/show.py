@@ -30,6 +30,8 @@ from masc_core.prior import ClusterMap
 from masc_core.semantic_tree import LeafOrder
 from masc_core.tree import SemanticTree, build_tree
 from training.config import set_threads
+from training.data.codebook_source import TrainedTokenizer
+from training.data.patches import code_patches, enlarge
 from training.loop.progress import Report, no_report
 from training.loop.run_dir import lock_folder
 from training.stages.configs import ShowConfig
@@ -42,8 +44,6 @@ from training.studies.atlas import (
     page_stem,
     split_clusters,
 )
-from training.studies.codebook_source import TrainedTokenizer
-from training.studies.patches import code_patches, enlarge
 from training.studies.prior_plots import dendrogram, size_histogram
 
 PATCH_SIDE = 40  # pixels

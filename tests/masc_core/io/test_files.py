@@ -16,7 +16,9 @@ from masc_core.io.files import (
     atomic_folder,
     atomic_path,
     atomic_write,
+    read_json,
     sha256_file,
+    write_json,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -45,6 +47,17 @@ def test_atomic_write_creates_and_replaces(tmp_path: Path) -> None:
     atomic_write(str(path), b"two")
     assert path.read_bytes() == b"two"
     assert names(tmp_path) == ["name"]
+
+
+def test_json_comes_back_and_constants_are_refused_where_asked(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": [1, 2.5], "b": "é"})
+    assert read_json(path, allow_nan=False) == {"a": [1, 2.5], "b": "é"}
+    assert path.read_bytes().endswith(b"}\n")
+    path.write_text('{"a": NaN}')
+    assert np.isnan(read_json(path)["a"])
+    with pytest.raises(ValueError, match="NaN is not a figure"):
+        read_json(path, allow_nan=False)
 
 
 def test_a_failing_block_keeps_the_old_content_and_leaves_nothing(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def shown(*updates: object, **options: object) -> list[Event]:
 )
 def test_the_place_behind_an_event(event_id: str, cursor: Cursor) -> None:
     assert re.search(EVENT_ID, event_id)
-    assert Cursor.behind(event_id) == cursor
+    assert Cursor.from_last_event_id(event_id) == cursor
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import nn
 
 from masc_core.errors import ArtifactError
 from training.loop.checkpoint import (
-    Progress,
+    TrainState,
     checkpoint_config,
     latest_checkpoint,
     latest_step,
@@ -22,7 +22,7 @@ from training.loop.distributed import Ranks
 from training.loop.ema import EMA
 from training.loop.task import TrainedModule
 
-STANDING = Progress(7, 1.5, 60.0)
+STANDING = TrainState(7, 1.5, 60.0)
 ALONE = Ranks(torch.device("cpu"))
 
 
@@ -43,8 +43,8 @@ def untrained(seed: int, width: int = 3) -> TrainedModule:
     return TrainedModule(model, model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=True))
 
 
-def saved(folder: Path, progress: Progress = STANDING) -> Path:
-    save_checkpoint(folder, progress, (trained(0),), None, {"lr": 0.1}, ALONE)
+def saved(folder: Path, state: TrainState = STANDING) -> Path:
+    save_checkpoint(folder, state, (trained(0),), None, {"lr": 0.1}, ALONE)
     path = latest_checkpoint(folder)
     assert path is not None
     return path
@@ -57,12 +57,14 @@ def test_everything_comes_back(tmp_path: Path, make: object) -> None:
     with torch.no_grad():
         next(trained_modules[0].model.parameters()).add_(1)
     average.update()
-    save_checkpoint(tmp_path, Progress(7, 1.5, 60.0), trained_modules, average, {"lr": 0.1}, ALONE)
+    save_checkpoint(
+        tmp_path, TrainState(7, 1.5, 60.0), trained_modules, average, {"lr": 0.1}, ALONE
+    )
     others = (make(2), make(3, width=5))  # type: ignore[operator]
     other_average = EMA(others[0].model, 0.5)
     path = latest_checkpoint(tmp_path)
     assert path is not None
-    assert load_checkpoint(path, others, other_average, ALONE) == Progress(7, 1.5, 60.0)
+    assert load_checkpoint(path, others, other_average, ALONE) == TrainState(7, 1.5, 60.0)
     assert checkpoint_config(path) == {"lr": 0.1}
     for module, other in zip(trained_modules, others, strict=True):
         pairs = zip(module.model.parameters(), other.model.parameters(), strict=True)
@@ -78,9 +80,9 @@ def test_everything_comes_back(tmp_path: Path, make: object) -> None:
 
 def test_the_latest_takes_the_place_of_the_others(tmp_path: Path) -> None:
     assert latest_step(latest_checkpoint(tmp_path)) == 0
-    first = saved(tmp_path, Progress(9))
+    first = saved(tmp_path, TrainState(9))
     (tmp_path / "checkpoints" / ".tmp-0000010").mkdir()
-    second = saved(tmp_path, Progress(10))
+    second = saved(tmp_path, TrainState(10))
     assert latest_step(second) == 10
     assert [path.name for path in first.parent.iterdir()] == ["0000010"]
 
@@ -101,7 +103,7 @@ def test_other_parts_are_refused(tmp_path: Path) -> None:
     path, module = saved(tmp_path), untrained(0)
     with pytest.raises(ArtifactError, match=r"lacks average\.bias"):
         load_checkpoint(path, (module,), EMA(module.model, 0.5), ALONE)
-    save_checkpoint(tmp_path, Progress(8), (trained(0), trained(1)), None, {}, ALONE)
+    save_checkpoint(tmp_path, TrainState(8), (trained(0), trained(1)), None, {}, ALONE)
     latest = latest_checkpoint(tmp_path)
     assert latest is not None
     with pytest.raises(ArtifactError, match=r"has model\.1\.bias"):
@@ -137,14 +139,14 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("room", [0, 100, 800])
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, room: int) -> None:
-    first = saved(tmp_path, Progress(9))
+    first = saved(tmp_path, TrainState(9))
     with (
         files_of_at_most(room),
         pytest.raises(ArtifactError, match=r"0000010: cannot be written .*File too large"),
     ):
-        saved(tmp_path, Progress(10))
+        saved(tmp_path, TrainState(10))
     assert [path.name for path in first.parent.iterdir()] == ["0000009"]
     module = untrained(0)
-    assert load_checkpoint(first, (module,), None, ALONE) == Progress(9)
+    assert load_checkpoint(first, (module,), None, ALONE) == TrainState(9)
     assert torch.equal(next(module.model.parameters()), next(trained(0).model.parameters()))
-    assert latest_step(saved(tmp_path, Progress(10))) == 10
+    assert latest_step(saved(tmp_path, TrainState(10))) == 10

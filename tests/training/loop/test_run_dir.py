@@ -9,7 +9,7 @@ import torch
 
 from masc_core.errors import ConfigError
 from training.config import LoopConfig, MayChange
-from training.loop.checkpoint import Progress, save_checkpoint
+from training.loop.checkpoint import TrainState, save_checkpoint
 from training.loop.distributed import Ranks
 from training.loop.run_dir import Run
 from training.loop.task import TrainedModule
@@ -27,7 +27,7 @@ def write_checkpoint(folder: Path, begun: dict[str, Any]) -> None:
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.AdamW(model.parameters())
     trained = TrainedModule(model, model, optimizer)
-    save_checkpoint(folder, Progress(), (trained,), None, begun, Ranks(torch.device("cpu")))
+    save_checkpoint(folder, TrainState(), (trained,), None, begun, Ranks(torch.device("cpu")))
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from masc_core.bundle.write import BundleParts, save_bundle
@@ -22,7 +24,7 @@ from tests.training.llamagen.checkpoints import save_checkpoint
 from tests.training.stage_configs import transformer_config
 from training.data.cluster_data import ClusterData
 from training.stages.configs import TransformerConfig
-from training.stages.starting_point import StartingPoint, merge_rows, start_from
+from training.stages.starting_point import StartingPoint, merge_rows
 from training.stages.transformer import gpt_config, train_transformer
 
 FLAT = {"prior": None, "epochs": 20}
@@ -38,6 +40,16 @@ def flat(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def data_of(config: TransformerConfig) -> ClusterData:
     return ClusterData(config.codes, config.val_codes, config.prior)
+
+
+def start_from(
+    path: Path,
+    model: GPT,
+    prior: ClusterMap,
+    inputs: Mapping[str, str],
+    counts: NDArray[np.int64] | None = None,
+) -> None:
+    StartingPoint.open(path, model, prior, inputs).fill(model, prior, counts)
 
 
 @torch.no_grad()

@@ -183,7 +183,7 @@ def test_gradients_lie_in_memory_as_the_weights_do(gan_task: TrainingTask) -> No
     (pixels,) = gan_task.batch(np.arange(4), np.zeros((4, 4), np.uint64))
     for trained in gan_task.trained_modules:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = trained.objective(pixels)["loss"]
+            loss = trained.loss_module(pixels)["loss"]
         loss.backward()
         for name, parameter in trained.model.named_parameters():
             assert parameter.grad is not None

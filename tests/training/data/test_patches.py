@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from masc_core.errors import NonFiniteError
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
-from training.studies.patches import code_patches, enlarge
+from training.data.patches import code_patches, enlarge
 
 
 def make_model(num_codes: int = 40, seed: int = 0) -> VQModel:

@@ -11,7 +11,7 @@ import torch
 from masc_core.errors import ArtifactError
 from masc_core.models.weights import save_model
 from tests.tiny_bundle import save_tiny_bundle, tiny_parts
-from training.studies.codebook_source import TrainedTokenizer, read_rows
+from training.data.codebook_source import TrainedTokenizer, read_rows
 
 ROWS = np.random.default_rng(0).normal(size=(24, 4))
 
