@@ -305,7 +305,7 @@ def test_after_an_exception_the_images_go_on_where_they_were(
         if where == "model":
             patch.setattr(models[0].layers[-1], "step", fail)
         else:
-            patch.setattr(models[1], "pick", fail)
+            patch.setattr(models[1], "sample_code", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             engine.step()
     assert engine.free_rows == 13
