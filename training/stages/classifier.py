@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.tensors import write_tensors
+from masc_core.progress import ProgressCallback, no_progress
 from training.config import set_threads
 from training.data.images import open_images
 from training.data.pixels import TrainingPixels
 from training.data.source import LabelledImages, require_classes
 from training.loop.distributed import join_ranks
-from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
 from training.loop.task import Indices, TrainedModule, TrainingTask, Words
 from training.loop.trainer import fit
@@ -31,7 +31,9 @@ from training.metrics.reconstruction import pixels_to_float
 from training.stages.configs import ClassifierConfig
 
 
-def train_classifier(config: ClassifierConfig, report: Report = no_report) -> dict[str, Any]:
+def train_classifier(
+    config: ClassifierConfig, report: ProgressCallback = no_progress
+) -> dict[str, Any]:
     """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
     set_threads(config.threads)
     torch.manual_seed(config.seed)

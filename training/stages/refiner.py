@@ -21,10 +21,10 @@ from masc_core.io.files import sha256_file
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.weights import load_transformer, read_inputs, save_model
+from masc_core.progress import ProgressCallback, no_progress
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import join_ranks
-from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
 from training.loop.task import TrainedModule, TrainingTask
 from training.loop.trainer import autocast, fit
@@ -35,7 +35,9 @@ from training.stages.configs import RefinerTrainingConfig
 from training.stages.transformer import adamw
 
 
-def train_refiner(config: RefinerTrainingConfig, report: Report = no_report) -> dict[str, Any]:
+def train_refiner(
+    config: RefinerTrainingConfig, report: ProgressCallback = no_progress
+) -> dict[str, Any]:
     """Run the stage, or continue it; returns the validation metrics of the weights it kept.
 
     Raises

@@ -16,6 +16,7 @@ import numba
 import numpy as np
 
 from masc_core.kernel import inline, kernel, serial
+from masc_core.progress import ProgressCallback
 from masc_core.tree.upgma.distances import (
     CANCELLED,
     MANY_DIMENSIONS,
@@ -26,7 +27,7 @@ from masc_core.tree.upgma.distances import (
     distance,
     tiles_of,
 )
-from masc_core.tree.upgma.types import FloatArray, IntArray, Report
+from masc_core.tree.upgma.types import FloatArray, IntArray
 
 CHUNK = 128  # points whose distances to all others are taken at a time
 GROUPS = 64  # parts into which the clusters are divided among threads
@@ -40,7 +41,7 @@ class Grouping(NamedTuple):
     groups: IntArray  # (GROUPS + 1,), group `g` is the clusters `groups[g]:groups[g + 1]`
 
 
-def distance_matrix(members: Members, report: Report) -> FloatArray:
+def distance_matrix(members: Members, report: ProgressCallback) -> FloatArray:
     """Average distances of clusters whose members are next to each other, in the order of slots.
 
     Parameters
