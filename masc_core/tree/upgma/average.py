@@ -69,16 +69,16 @@ def average_linkage(
     num_left = usual_dense(*rows.shape) if num_dense is None else num_dense
     while clusters.count > num_left:
         candidates.fill_empty()
-        into, dropped, heights = candidates.reciprocal()
+        into, dropped, heights = candidates.reciprocal_neighbours()
         excess = clusters.count - num_left
         into, dropped, heights = into[:excess], dropped[:excess], heights[:excess]
-        nodes = history.note(clusters.nodes_of(into), clusters.nodes_of(dropped), heights)
+        nodes = history.append(clusters.nodes_of(into), clusters.nodes_of(dropped), heights)
         candidates.merge(into, dropped, nodes)
         report(history.num_merges, len(rows) - 1, "neighbours")
     if clusters.count > 1:
         matrix, sizes, nodes = clusters.distance_matrix(report)
         for i, j, height in zip(*chain(matrix, sizes), strict=True):
-            nodes[i] = history.note(nodes[[i]], nodes[[j]], np.array([height]))[0]
+            nodes[i] = history.append(nodes[[i]], nodes[[j]], np.array([height]))[0]
     return history.linkage()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from masc_core.device import resolve_device
 from masc_core.progress import ProgressCallback
-from masc_core.tree.upgma.distances import CANCELLED
+from masc_core.tree.upgma.distances import CANCELLATION_SHARE
 from masc_core.tree.upgma.history import DistinctRows
 from masc_core.tree.upgma.types import FloatArray, IntArray
 
@@ -149,7 +149,7 @@ class TorchClusters:
         norms = points.square().sum(1)
         both = norms[:, None] + norms[part]
         squares = both - 2 * (points @ points[part].T)  # (N, R)
-        cancelled = (squares < CANCELLED * both).nonzero()
+        cancelled = (squares < CANCELLATION_SHARE * both).nonzero()
         for pairs in torch.split(cancelled, CHUNK_PAIRS):
             q, r = pairs.unbind(1)
             squares[q, r] = (self.points[q] - self.points[part[r]]).square().sum(1)

@@ -12,4 +12,4 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 IdArray = npt.NDArray[np.int32]
 ProductArray = npt.NDArray[np.float32] | npt.NDArray[np.float64]
-Slot = int | np.integer[Any]  # the loops' counters are unsigned, ids are int32
+ClusterIndex = int | np.integer[Any]  # the loops' counters are unsigned, ids are int32
