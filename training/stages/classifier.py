@@ -24,7 +24,7 @@ from training.data.pixels import TrainingPixels
 from training.data.source import LabelledImages, require_classes
 from training.loop.distributed import join_ranks
 from training.loop.run_dir import Run
-from training.loop.task import Indices, TrainedModule, TrainingTask, Words
+from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
 from training.loop.trainer import fit
 from training.metrics.classifier import WEIGHTS, Classifier, predict
 from training.metrics.reconstruction import pixels_to_float
@@ -51,7 +51,7 @@ def train_classifier(
         model = Classifier(len(data.class_names), config.image_size, config.width)
         model = model.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-        def batch(indices: Indices, words: Words) -> tuple[Tensor, Tensor]:
+        def batch(indices: Indices, words: RandomBits) -> tuple[Tensor, Tensor]:
             pixels, labels = train.take_labelled(indices, words)
             return torch.from_numpy(augment(pixels, words)), torch.from_numpy(labels)
 
@@ -96,7 +96,7 @@ def num_right(model: Classifier, images: LabelledImages) -> int:
     return int((predict(model, images.pixels) == images.labels).sum())
 
 
-def augment(pixels: NDArray[np.uint8], words: Words) -> NDArray[np.uint8]:
+def augment(pixels: NDArray[np.uint8], words: RandomBits) -> NDArray[np.uint8]:
     """Mirror and shift by up to an eighth, each image by its words; uint8 (B, S, S, 3) both."""
     size = pixels.shape[1]
     border = size // 8

@@ -111,14 +111,17 @@ class _RefinerTraining:
         """
         ranks, size = self.run.ranks, self.config.micro_batch_of(self.run.ranks.count)
         device = ranks.device
-        total, count, num_open = 0.0, 0, 0
+        total, count, num_multi_code = 0.0, 0, 0
         with autocast(self.config, device):
             for start in range(size * ranks.rank, len(self.data.val), size * ranks.count):
                 labels, codes = self.data.val_code_batch(start, start + size)
-                losses, is_open = self.objective.losses(labels.to(device), codes.to(device))
+                losses, is_multi_code = self.objective.losses(labels.to(device), codes.to(device))
                 total += float(losses.double().sum()) / LN2
-                count, num_open = count + len(losses), num_open + int(is_open.sum())
-        bits, positions, open_positions = ranks.all_reduce_sum(total, count, num_open)
+                count, num_multi_code = (
+                    count + len(losses),
+                    num_multi_code + int(is_multi_code.sum()),
+                )
+        bits, positions, open_positions = ranks.all_reduce_sum(total, count, num_multi_code)
         return {
             "objective": bits / positions,
             "in_cluster_bits": bits / positions,

@@ -35,7 +35,7 @@ from training.data.source import ImageSource
 from training.loop.checkpoint import latest_step
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import Run
-from training.loop.task import Indices, TrainedModule, TrainingTask, Words
+from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
 from training.loop.trainer import fit
 from training.losses.adversarial import PatchDiscriminator, num_patches
 from training.losses.lpips import Lpips
@@ -138,7 +138,7 @@ class _TokenizerTraining:
             restart_rows=self.restart_rows,
         )
 
-    def batch(self, indices: Indices, words: Words) -> tuple[Tensor]:
+    def batch(self, indices: Indices, words: RandomBits) -> tuple[Tensor]:
         """Pixels uint8 (B, S, S, 3) of training images, cropped and mirrored by the words."""
         return (torch.from_numpy(self.images.take(indices, words)),)
 
