@@ -73,7 +73,7 @@ class Candidates:
         into = alive[(nearest[nearest[alive]] == alive) & (alive < nearest[alive])]
         if len(into):
             return into, nearest[into], distances[into]
-        # Rounding hides a tie from one side: the least distance of all is a true minimum.
+        # Rounding can leave a tie without a mutual pair; the closest pair of all can always merge.
         least = alive[[np.argmin(distances[alive])]]
         pair = np.sort([least, nearest[least]], axis=0)
         return pair[0], pair[1], distances[least]
