@@ -294,7 +294,7 @@ class Bench:
         make = partial(GraphBatch, deterministic=True) if deterministic else self.make_batch
         return Engine(
             *(self.model, self.decoder, 2 * batch),
-            observe=lambda _, s: steps.append(s),
+            on_step=lambda _, s: steps.append(s),
             backends=[Backend("graphs", make)],
         )
 

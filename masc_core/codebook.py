@@ -1,4 +1,4 @@
-"""A codebook: the V rows that a tokenizer's codes stand for, and what makes one fit to cluster.
+"""A codebook: the vectors of a tokenizer's V codes, and the checks before they are clustered.
 
 Every prior starts from the same finite float64 (V, E) array and makes 1..V clusters of it, so all
 of them refuse the same input with the same words. Rows are not normalised.

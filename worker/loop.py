@@ -30,7 +30,7 @@ from worker.model.loaded_model import (
     ImageEvent,
     LoadedModel,
     MadeImage,
-    Report,
+    ModelEvent,
 )
 from worker.model.versions import ModelReloader, ModelVersions, Refusal
 from worker.queue_client import QueueClient
@@ -80,8 +80,8 @@ class WorkerLoop:
         self._heartbeat = Heartbeat(queue, worker_id, lambda: self._queue.leases, stall_seconds)
         self._stopping = threading.Event()
         self._drain_seconds, self._drain_end = drain_seconds, float("inf")
-        self._reports: deque[Report] = deque()  # of versions, not handled yet
-        self._handled: set[str] = set()  # job of the report that is being handled
+        self._events: deque[ModelEvent] = deque()  # of versions, not handled yet
+        self._handled: set[str] = set()  # job of the event that is being handled
         self._num_failures = 0  # of engines, since the last image
         self._num_bad_steps = 0  # one after another
         metrics.serve(loaded.bundle)
@@ -105,7 +105,7 @@ class WorkerLoop:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is claimed that has not been reported."""
-        return not self._running and self._queue.is_clear
+        return not self._running and self._queue.is_drained
 
     def run(self) -> None:
         """Warm up, then serve until `stop`.
@@ -192,12 +192,12 @@ class WorkerLoop:
             self._hand_back_waiting()
         # run
         for loaded in self._versions:
-            self._reports += loaded.step()
+            self._events += loaded.step()
         # report
-        while self._reports:
-            report = self._reports.popleft()
-            self._handled = {report.task.job_id}  # whose failure it is, if handling it fails
-            self._handle(report)
+        while self._events:
+            event = self._events.popleft()
+            self._handled = {event.task.job_id}  # whose failure it is, if handling it fails
+            self._handle(event)
         self._handled = set()
         self._queue.flush()
         self._metrics.rows_active.set(sum(loaded.rows_active for loaded in self._versions))
@@ -222,15 +222,15 @@ class WorkerLoop:
 
     def _fail_jobs(self, error: Exception) -> None:
         """Fail the jobs that an error affects; there may be none, the queue can have one too."""
-        in_engines = set[str]().union(*(loaded.affected for loaded in self._versions))
-        jobs = sorted(in_engines | self._handled | self._queue.affected)
+        in_engines = set[str]().union(*(loaded.jobs_at_risk for loaded in self._versions))
+        jobs = sorted(in_engines | self._handled | self._queue.jobs_at_risk)
         logger.error(
             "worker %s: an error that affects jobs %s", self.worker_id, jobs, exc_info=error
         )
         self._num_failures += bool(in_engines)
-        self._handled, self._queue.affected = set(), set()
+        self._handled, self._queue.jobs_at_risk = set(), set()
         for loaded in self._versions:
-            loaded.affected = set()
+            loaded.jobs_at_risk = set()
         for job_id in jobs:
             self._fail(job_id, error)
 
@@ -281,28 +281,28 @@ class WorkerLoop:
         except (RequestError, CapacityError) as error:
             self._fail(lease.job_id, error)
 
-    def _handle(self, report: Report) -> None:
-        job = self._running.get(report.task.job_id)
+    def _handle(self, event: ModelEvent) -> None:
+        job = self._running.get(event.task.job_id)
         if job is None:  # it has ended meanwhile
             return
-        match report:
+        match event:
             case EnteredImage():
                 if job.job.previews and not job.is_started:
                     self._queue.report(job.lease, Started(job.loaded.manifest.version))
-                job.entered(report.at)
+                job.entered(event.at)
             case ImageEvent():
-                self._queue.report(job.lease, report.event)
+                self._queue.report(job.lease, event.event)
             case MadeImage():
                 self._num_failures = 0
-                self._metrics.image(job.request, job.made(report))
+                self._metrics.image(job.request, job.made(event))
                 if job.is_complete:
                     result = job.result()
                     self._metrics.job(result, job.code_seconds)
                     self._end(job, result)
             case FailedImage():
-                if not isinstance(report.error, MascError):
-                    logger.error("an image of job %s", job.job.id, exc_info=report.error)
-                self._fail(job.job.id, report.error)
+                if not isinstance(event.error, MascError):
+                    logger.error("an image of job %s", job.job.id, exc_info=event.error)
+                self._fail(job.job.id, event.error)
 
     def _fail(self, job_id: str, error: BaseException) -> None:
         """End a job without images."""
@@ -321,7 +321,7 @@ class WorkerLoop:
         # if this fails the job is still here, to give back
         self._running[job_id].loaded.drop(job_id)
         del self._running[job_id]
-        self._reports = deque(one for one in self._reports if one.task.job_id != job_id)
+        self._events = deque(one for one in self._events if one.task.job_id != job_id)
 
     def _close_reloader(self, reloader: ModelReloader) -> None:
         seconds_left = self._drain_end - time.monotonic()

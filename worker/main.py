@@ -96,8 +96,8 @@ def build_worker(
 def engine_backends(settings: WorkerSettings, device: torch.device) -> Sequence[Backend]:
     """How the batch may be stepped, the best backend first.
 
-    Images that must have the same bits in any company get one backend only. On a CPU they have
-    them anyway.
+    Images that must be the same bit for bit whatever else is in the batch get one backend only. On
+    a CPU they always are.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def engine_backends(settings: WorkerSettings, device: torch.device) -> Sequence[
         return [Backend("eager", Batch), eager]
     return [
         Backend("graphs", GraphBatch),
-        Backend("compiled", partial(GraphBatch, recorded=False)),
+        Backend("compiled", partial(GraphBatch, captured=False)),
         eager,
     ]
 

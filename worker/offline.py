@@ -71,7 +71,7 @@ def generate_files(
     models = Registry(settings.models_dir)
     folder = models.path(models.default(settings.default_model))
     bundle = load_bundle(folder, device, choose_dtype(settings.dtype, device))
-    params_list = image_params(request, bundle.manifest)
+    params_list = params_of_request(request, bundle.manifest)
     pixels = _pixels(bundle, params_list).repeat(scale, axis=1).repeat(scale, axis=2)
     captions = [bundle.manifest.class_names[params.class_id] for params in params_list]
     try:
@@ -86,7 +86,7 @@ def generate_files(
     return [out]
 
 
-def image_params(request: OfflineRequest, manifest: Manifest) -> list[SamplingParams]:
+def params_of_request(request: OfflineRequest, manifest: Manifest) -> list[SamplingParams]:
     """One params an image: the request over the model's defaults."""
     given = {
         name: value

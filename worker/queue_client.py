@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0  # between two claims without an arrival, whose message may be lost
 PAUSE_SECONDS = 0.5  # between two tries to reach a queue that is away
 STALE_SECONDS = 1.0  # after which a loop that has not asked gets no more jobs: it may hang
-MAX_TOGETHER = 256  # reports in a call
+MAX_BATCH = 256  # reports in a call
 MAX_BYTES = 1_000_000  # of images in a call, after which it takes no further report
-MAX_WAITING = 1024  # reports in the outbox, before events are dropped
+MAX_OUTBOX = 1024  # reports in the outbox, before events are dropped
 
 Answer = TypeVar("Answer")
 
@@ -49,7 +49,7 @@ class QueueClient:
 
     Attributes
     ----------
-    affected : the job whose report has raised the latest error
+    jobs_at_risk : id of the job whose report has raised the latest error
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class QueueClient:
         self._inbox: list[Lease] = []
         self._outbox: deque[JobReport] = deque()
         self._sending: Sequence[JobReport] = ()
-        self._max_together = MAX_TOGETHER
+        self._max_batch = MAX_BATCH
         self._model, self._rows = "", 0  # that the loop has for its jobs, with those in the inbox
         self._asked_at = clock()  # when it said so
         self._is_claiming = False
@@ -74,7 +74,7 @@ class QueueClient:
         self._is_down, self._is_closing = False, False
         self._error: Exception | None = None  # of the thread, for the loop
         self._thread: threading.Thread | None = None
-        self.affected: set[str] = set()
+        self.jobs_at_risk: set[str] = set()
         queue.on_arrival(self._arrived)
 
     def __enter__(self) -> Self:
@@ -97,13 +97,13 @@ class QueueClient:
                 self._send()
             except Exception:
                 logger.exception("not everything could be reported")
-                if self._outbox and self._outbox[0][0].job_id in self.affected:
+                if self._outbox and self._outbox[0][0].job_id in self.jobs_at_risk:
                     self._outbox.popleft()  # an outcome, which would fail again
             else:
                 break
 
     @property
-    def is_clear(self) -> bool:
+    def is_drained(self) -> bool:
         """Whether nothing is to be reported, and no job waits for the loop or is being claimed."""
         with self._changed:
             return not (self._outbox or self._sending or self._inbox or self._is_claiming)
@@ -166,7 +166,7 @@ class QueueClient:
                 return
             self._outbox.append((lease, report))
             for kind in (Preview, Progress):
-                if len(self._outbox) > MAX_WAITING:
+                if len(self._outbox) > MAX_OUTBOX:
                     self._outbox = deque(x for x in self._outbox if not isinstance(x[1], kind))
 
     def flush(self) -> None:
@@ -241,17 +241,17 @@ class QueueClient:
             try:
                 answers = self._try(partial(self._queue.report, batch))
             except Exception:
-                is_alone, self._max_together = len(batch) == 1, 1
+                is_alone, self._max_batch = len(batch) == 1, 1
                 self._end_call(outcomes if is_alone else batch)
                 if is_alone:
-                    self.affected = {batch[0][0].job_id}
+                    self.jobs_at_risk = {batch[0][0].job_id}
                     raise
                 continue
             self._end_call(outcomes if answers is None else ())
             if answers is None:
                 return
             self._note_ends(batch, answers, now)
-        self._max_together = MAX_TOGETHER
+        self._max_batch = MAX_BATCH
 
     def _note_ends(self, batch: Sequence[JobReport], answers: Sequence[bool], now: float) -> None:
         for (lease, report), is_accepted in zip(batch, answers, strict=True):
@@ -266,7 +266,7 @@ class QueueClient:
         batch: list[JobReport] = []
         num_bytes = 0
         with self._changed:
-            while self._outbox and len(batch) < self._max_together and num_bytes < MAX_BYTES:
+            while self._outbox and len(batch) < self._max_batch and num_bytes < MAX_BYTES:
                 batch.append(self._outbox.popleft())
                 num_bytes += _num_bytes(batch[-1][1])
             self._sending = batch

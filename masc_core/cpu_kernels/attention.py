@@ -2,7 +2,7 @@
 
 Every (row, head) is a task of its own: it rotates the query and the key, stores key and value, and
 goes through the row's own positions. Sums are float32, in an order that depends on the row's
-position alone. Same function as `masc_core.models.kv_cache.attend_plainly`.
+position alone. Same function as `masc_core.models.kv_cache.attention_reference`.
 
 Legend: S slots, R rows, T positions, H heads, D head dim.
 """
@@ -31,7 +31,7 @@ _parallel = threading.Lock()
 def attend(
     qkv: Tensor, cos_sin: Tensor, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor
 ) -> Tensor:
-    """Rotate and store what is new, and attend; see `masc_core.models.kv_cache.attend_plainly`.
+    """Rotate and store what is new, and attend, as `kv_cache.attention_reference` does.
 
     All tensors are contiguous; ``qkv``, ``keys`` and ``values`` are of one type of ``DTYPES``.
     """

@@ -5,7 +5,7 @@ one. `generate` runs a batch from the first position to the last, the worker's e
 join and leave at any step, and a GPU records the steps (`worker.engine.cuda_graphs`).
 
 A step has the rows of its images, then one row for the null class of each guided image, then
-filling, which belongs to a slot that no image gets.
+padding, which belongs to a slot that no image gets.
 
 Legend: n images that are read, L positions of an image, S slots.
 """
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from masc_core.generation.step import (
     CPU_ROW_MULTIPLE,
-    Indices,
     Step,
+    StepInputs,
     Tables,
     pack_params,
     unpack_params,
@@ -40,11 +40,11 @@ class Slot:
 
     params: SamplingParams
     index: int  # of its row in the tables and of its conditional row in the cache
-    null: int  # of its row of the null class in the cache; ``NO_SLOT`` where it is not guided
+    uncond: int  # of its row of the null class in the cache; ``NO_SLOT`` where it is not guided
 
 
 class StepShape(NamedTuple):
-    """Numbers of a step that a recorded one cannot change; all but ``filters`` count filling."""
+    """Numbers of a step that a recorded one cannot change; all but ``filters`` count padding."""
 
     rows: int  # R, of the transformer's batch
     images: int  # B
@@ -53,13 +53,13 @@ class StepShape(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Who is in a step, as numbers; see `masc_core.generation.step.Indices`."""
+    """Who is in a step, as numbers; see `masc_core.generation.step.StepInputs`."""
 
     slots: list[int]
-    owners: list[int]
-    is_null: list[int]
+    slot_of_row: list[int]
+    is_uncond: list[int]
     images: list[int]
-    partners: list[int]
+    uncond_rows: list[int]
     refined: list[int]
 
 
@@ -91,11 +91,11 @@ class Batch:
 
     Attributes
     ----------
-    reads_late : whether what is read after a step is better waited for after the next one
+    async_copy : whether what is read after a step is better waited for after the next one
     tables : what is known of the images, on the device
     """
 
-    reads_late = False
+    async_copy = False
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Batch:
         self.tables: Tables = self._step.tables
         self._slots: list[Slot] = []
         self._shape: StepShape | None = None  # of these images, once it is needed
-        self._indices: Indices | None = None
+        self._inputs: StepInputs | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -120,14 +120,14 @@ class Batch:
 
     @property
     def num_rows(self) -> int:
-        """Rows that the images take, without filling."""
+        """Rows that the images take, without padding."""
         return num_rows(self._slots)
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Do a step of filling alone, so that it is known to work; no image is affected."""
+        """Do a step of padding alone, so that it is known to work; no image is affected."""
         shape = StepShape(rows=CPU_ROW_MULTIPLE, images=1, filters=False)
-        self._shape, self._indices = None, self._lay_out(shape, ())
+        self._shape, self._inputs = None, self._lay_out(shape, ())
         self._run(shape)
 
     def join(self, params_list: Sequence[SamplingParams]) -> list[int]:
@@ -177,18 +177,18 @@ class Batch:
             filters=has_filters(self._slots),
             refined=_round_up(refined, multiple),
         )
-        self._indices = self._lay_out(shape, self._slots)
+        self._inputs = self._lay_out(shape, self._slots)
         return shape
 
-    def _lay_out(self, shape: StepShape, slots: Sequence[Slot]) -> Indices:
-        layout = lay_out(shape, slots, spare=self._num_slots)
+    def _lay_out(self, shape: StepShape, slots: Sequence[Slot]) -> StepInputs:
+        layout = lay_out(shape, slots, padding_slot=self._num_slots)
         sizes = [len(part) for part in layout]
         flat = torch.tensor([index for part in layout for index in part])
-        return Indices(*torch.split(self._upload(flat), sizes))
+        return StepInputs(*torch.split(self._upload(flat), sizes))
 
     def _run(self, shape: StepShape) -> float:
-        assert self._indices is not None  # noqa: S101 - `_arrange` came before
-        return self._step(self._indices, filters=shape.filters)
+        assert self._inputs is not None  # noqa: S101 - `_arrange` came before
+        return self._step(self._inputs, filters=shape.filters)
 
     def _failed(self) -> list[int]:
         """Slots of images that had logits that were not finite; waits for the device."""
@@ -243,7 +243,7 @@ def allocate(
     params_list: Sequence[SamplingParams], slots: Sequence[Slot], num_slots: int
 ) -> list[Slot]:
     """Find room, among S slots, for images that join others together; no image is moved."""
-    taken = {index for slot in slots for index in (slot.index, slot.null)}
+    taken = {index for slot in slots for index in (slot.index, slot.uncond)}
     free = [index for index in range(num_slots) if index not in taken]
     needed = sum(params.num_rows for params in params_list)
     if needed > len(free):
@@ -265,24 +265,24 @@ def has_filters(slots: Sequence[Slot]) -> bool:
     return any(slot.params.top_k or slot.params.top_p < 1 for slot in slots)
 
 
-def lay_out(shape: StepShape, slots: Sequence[Slot], spare: int) -> Layout:
-    """Place images in a shape that holds them; ``spare`` is the slot of the filling."""
-    guided = [slot for slot in slots if slot.null != NO_SLOT]
-    rows = [(s.index, s.index, 0) for s in slots] + [(s.null, s.index, 1) for s in guided]
-    rows += [(spare, spare, 0)] * (shape.rows - len(rows))
-    cache, owners, is_null = map(list, zip(*rows, strict=True))
+def lay_out(shape: StepShape, slots: Sequence[Slot], padding_slot: int) -> Layout:
+    """Place images in a shape that holds them; ``padding_slot`` is the slot of the padding."""
+    guided = [slot for slot in slots if slot.uncond != NO_SLOT]
+    rows = [(s.index, s.index, 0) for s in slots] + [(s.uncond, s.index, 1) for s in guided]
+    rows += [(padding_slot, padding_slot, 0)] * (shape.rows - len(rows))
+    cache, slot_of_row, is_uncond = map(list, zip(*rows, strict=True))
     images = [slot.index for slot in slots]
-    null_rows = {slot.index: len(slots) + i for i, slot in enumerate(guided)}
-    partners = [null_rows.get(index, row) for row, index in enumerate(images)]
-    filling = range(len(slots), shape.images)
+    uncond_row_of = {slot.index: len(slots) + i for i, slot in enumerate(guided)}
+    uncond_rows = [uncond_row_of.get(index, row) for row, index in enumerate(images)]
+    padding = range(len(slots), shape.images)
     # One that is refined twice at once gets the same code twice.
     refined = range(shape.images) if shape.refined == shape.images else refined_images(slots)
     return Layout(
         cache,
-        owners,
-        is_null,
-        images + [spare] * len(filling),
-        [*partners, *filling],
+        slot_of_row,
+        is_uncond,
+        images + [padding_slot] * len(padding),
+        [*uncond_rows, *padding],
         [*refined, *[*refined][:1] * (shape.refined - len(refined))],
     )
 

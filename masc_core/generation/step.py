@@ -1,15 +1,15 @@
 """One step of a batch: every image draws its next position. The same code on every device.
 
 It is tensors alone: nothing is read on the host, and no shape depends on a value. What is known of
-images lies in tables with a row per slot; indices say which images are in this step. So a GPU can
-record a step once for some numbers of rows and images, and replay it for any images; a CPU runs it
-as it is. Between devices only the kernels differ (`masc_core.models.kv_cache`, `gpt`).
+images lies in tables with a row per slot; the inputs say which images are in this step. So a GPU
+can record a step once for some numbers of rows and images, and replay it for any images; a CPU runs
+it as it is. Between devices only the kernels differ (`masc_core.models.kv_cache`, `gpt`).
 
 What an image becomes depends on its `SamplingParams` alone: rows do not meet in any operation, and
 random words belong to (seed, position). On a CPU a row has the same bits in any batch, in
 products of the packed weights for every number of rows that is a multiple of ``CPU_ROW_MULTIPLE``.
 
-Legend: B images, R rows and n refined images of a step, all with filling; S slots, L positions of
+Legend: B images, R rows and n refined images of a step, all with padding; S slots, L positions of
 an image, K clusters.
 """
 
@@ -26,7 +26,7 @@ from masc_core.device import keep_float32, new_stream
 from masc_core.models.compiled import Work, compile_part
 from masc_core.models.gpt import GPT, Block, Prediction
 from masc_core.models.kv_cache import KVCache, KVLayer, Rows
-from masc_core.sampling.in_cluster import ALL_MODES, REFINE, InClusterDecoder, Refinement
+from masc_core.sampling.in_cluster import ALL_MODES, REFINE, InClusterDecoder, RefinerSampler
 from masc_core.sampling.params import SamplingParams
 from masc_core.sampling.rng import code_bits, gumbel
 from masc_core.sampling.sampler import Sampled, sample
@@ -34,7 +34,7 @@ from masc_core.sampling.sampler import Sampled, sample
 # oneDNN is slower with two rows, and does not keep a row's bits for every other number of them.
 CPU_ROW_MULTIPLE = 4
 
-_FILLING = SamplingParams(class_id=0, cfg_scale=1.0, seed=0)
+_PADDING = SamplingParams(class_id=0, cfg_scale=1.0, seed=0)
 
 
 class BatchParams(NamedTuple):
@@ -52,7 +52,7 @@ class BatchParams(NamedTuple):
 class Tables(NamedTuple):
     """What is known of the images of a batch, with a row per slot, on the model's device.
 
-    The last row belongs to the filling of a step; its content means nothing.
+    The last row belongs to the padding of a step; its content means nothing.
     """
 
     params: BatchParams  # (S + 1,) each
@@ -67,7 +67,7 @@ class Tables(NamedTuple):
         """Tables for S slots; all rows are of images that could be drawn."""
         num = num_slots + 1
         return cls(
-            unpack_params(pack_params([_FILLING] * num).to(device)),
+            unpack_params(pack_params([_PADDING] * num).to(device)),
             position=torch.zeros(num, dtype=torch.int64, device=device),
             token=torch.zeros(num, dtype=torch.int64, device=device),
             finite=torch.ones(num, dtype=torch.bool, device=device),
@@ -83,14 +83,14 @@ class Tables(NamedTuple):
         self.finite[slots] = True
 
 
-class Indices(NamedTuple):
+class StepInputs(NamedTuple):
     """Who is in a step, all int64."""
 
     slots: Tensor  # (R,), where each row is in the cache
-    owners: Tensor  # (R,), slot of the image that the row belongs to
-    is_null: Tensor  # (R,), 1 where the row is of the null class, else 0
+    slot_of_row: Tensor  # (R,), slot of the image that the row belongs to
+    is_uncond: Tensor  # (R,), 1 where the row is of the null class, else 0
     images: Tensor  # (B,), slots of the images, whose rows are the first B
-    partners: Tensor  # (B,), each one's row of the null class; its own where it is not guided
+    uncond_rows: Tensor  # (B,), each one's row of the null class; its own where it is not guided
     refined: Tensor  # (n,), which of the B images the refiner looks at
 
 
@@ -98,7 +98,7 @@ class StepNoise(NamedTuple):
     """Random numbers of a step: float32 (B, K) for clusters, int64 (B,) for codes."""
 
     gumbel: Tensor
-    bits: Tensor
+    random_bits: Tensor
 
 
 class Step:
@@ -131,7 +131,7 @@ class Step:
         self._cache = KVCache(config, num_slots + 1, weight.dtype, weight.device, kernels=kernels)
         self._blocks = list(zip(model.blocks, self._cache.layers, strict=True))
         self._num_slots = num_slots
-        self._refinement: Refinement | None = None  # once it is needed
+        self._refiner_sampler: RefinerSampler | None = None  # once it is needed
         self._side_stream = new_stream(weight.device) if weight.is_cuda else None
         if compiled:
             keep_float32()
@@ -150,59 +150,61 @@ class Step:
         self._sample_code = part(sample_code_and_write)
         self._refine_code = part(refine_code_and_write)
 
-    def __call__(self, indices: Indices, *, filters: bool) -> float:
+    def __call__(self, inputs: StepInputs, *, filters: bool) -> float:
         """Do the step; return the seconds in which clusters became codes (on a GPU: to enqueue it).
 
         ``filters`` says whether any of the images asks for top-k or top-p.
         """
         tables = self.tables
-        noise = self._noise_on_side_stream(indices)
-        hidden, logits = self.predict(indices)
+        noise = self._noise_on_side_stream(inputs)
+        hidden, logits = self.predict(inputs)
         if self._side_stream is not None:
             torch.cuda.current_stream().wait_stream(self._side_stream)
         draw = self._sample_filtered if filters else self._sample
-        sampled = draw(tables, indices, logits, noise.gumbel)
+        sampled = draw(tables, inputs, logits, noise.gumbel)
         started = time.perf_counter()
-        clusters = tables, indices, self._decoder, sampled, noise.bits
-        if len(indices.refined):
-            self._refine_code(*clusters, self._lazy_refinement(), hidden)
+        clusters = tables, inputs, self._decoder, sampled, noise.random_bits
+        if len(inputs.refined):
+            self._refine_code(*clusters, self._lazy_refiner_sampler(), hidden)
         else:
             self._sample_code(*clusters)
         return time.perf_counter() - started
 
-    def predict(self, indices: Indices) -> Prediction:
+    def predict(self, inputs: StepInputs) -> Prediction:
         """What the model makes of the rows, whose keys and values are then in the cache."""
-        rows = Rows(*self._row_inputs(self.tables, indices, self._model.config.num_classes))
+        rows = Rows(*self._row_inputs(self.tables, inputs, self._model.config.num_classes))
         x, residual, cos_sin = self._embed(rows)
         for block, layer in self._blocks:
             x, residual = self._run_block(block, x, residual, cos_sin, rows, layer)
         return self._head(x, residual)
 
-    def _noise_on_side_stream(self, indices: Indices) -> StepNoise:
+    def _noise_on_side_stream(self, inputs: StepInputs) -> StepNoise:
         """Random numbers; on a GPU they are made while the model runs."""
         num_clusters = self._model.config.vocab_size
         if self._side_stream is None:
-            return self._draw_noise(self.tables, indices, num_clusters)
+            return self._draw_noise(self.tables, inputs, num_clusters)
         self._side_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._side_stream):
-            return self._draw_noise(self.tables, indices, num_clusters)
+            return self._draw_noise(self.tables, inputs, num_clusters)
 
-    def _lazy_refinement(self) -> Refinement:
-        if self._refinement is None:
+    def _lazy_refiner_sampler(self) -> RefinerSampler:
+        if self._refiner_sampler is None:
             decoder = self._decoder
-            self._refinement = Refinement(
+            self._refiner_sampler = RefinerSampler(
                 decoder.refiner, decoder.prior, self._num_slots + 1, kernels=self._kernels
             )
-        return self._refinement
+        return self._refiner_sampler
 
 
-def row_inputs(tables: Tables, indices: Indices, null_class: int) -> tuple[Tensor, Tensor, Tensor]:
+def row_inputs(
+    tables: Tables, inputs: StepInputs, null_class: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """What each row takes in, its position and its slot, all int64 (R,)."""
-    owners = indices.owners
-    positions = tables.position[owners]
-    classes = torch.where(indices.is_null == 1, null_class, tables.params.class_id[owners])
-    ids = torch.where(positions == 0, classes, tables.token[owners])
-    return ids, positions, indices.slots
+    slot_of_row = inputs.slot_of_row
+    positions = tables.position[slot_of_row]
+    classes = torch.where(inputs.is_uncond == 1, null_class, tables.params.class_id[slot_of_row])
+    ids = torch.where(positions == 0, classes, tables.token[slot_of_row])
+    return ids, positions, inputs.slots
 
 
 def run_block(
@@ -212,77 +214,81 @@ def run_block(
     return block.step(x, residual, cos_sin, rows, layer)
 
 
-def draw_noise(tables: Tables, indices: Indices, num_clusters: int) -> StepNoise:
+def draw_noise(tables: Tables, inputs: StepInputs, num_clusters: int) -> StepNoise:
     """Random numbers for the images; see `masc_core.sampling.rng`."""
-    seeds, positions = tables.params.seed[indices.images], tables.position[indices.images]
+    seeds, positions = tables.params.seed[inputs.images], tables.position[inputs.images]
     return StepNoise(gumbel(seeds, positions, num_clusters), code_bits(seeds, positions))
 
 
-def sample_clusters(tables: Tables, indices: Indices, logits: Tensor, noise: Tensor) -> Sampled:
+def sample_clusters(tables: Tables, inputs: StepInputs, logits: Tensor, noise: Tensor) -> Sampled:
     """Draw the images' clusters from the rows' logits (R, K), where none has filters."""
-    return sample(*_logits_and_params(tables, indices, logits), None, None, noise)
+    return sample(*_logits_and_params(tables, inputs, logits), None, None, noise)
 
 
-def sample_filtered(tables: Tables, indices: Indices, logits: Tensor, noise: Tensor) -> Sampled:
+def sample_filtered(tables: Tables, inputs: StepInputs, logits: Tensor, noise: Tensor) -> Sampled:
     """The same where some images have filters."""
-    top_k, top_p = tables.params.top_k[indices.images], tables.params.top_p[indices.images]
-    return sample(*_logits_and_params(tables, indices, logits), top_k, top_p, noise)
+    top_k, top_p = tables.params.top_k[inputs.images], tables.params.top_p[inputs.images]
+    return sample(*_logits_and_params(tables, inputs, logits), top_k, top_p, noise)
 
 
 def _logits_and_params(
-    tables: Tables, indices: Indices, logits: Tensor
+    tables: Tables, inputs: StepInputs, logits: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `sample` takes first: cond, uncond, cfg_scale and temperature of the images."""
-    images, params = indices.images, tables.params
-    cond, uncond = logits[: images.shape[0]], logits[indices.partners]
+    images, params = inputs.images, tables.params
+    cond, uncond = logits[: images.shape[0]], logits[inputs.uncond_rows]
     return cond, uncond, params.cfg_scale[images], params.temperature[images]
 
 
 def sample_code_and_write(
-    tables: Tables, indices: Indices, decoder: InClusterDecoder, sampled: Sampled, bits: Tensor
+    tables: Tables,
+    inputs: StepInputs,
+    decoder: InClusterDecoder,
+    sampled: Sampled,
+    random_bits: Tensor,
 ) -> None:
     """Turn clusters into codes, and note them."""
-    decoding = tables.params.decoding[indices.images]
-    write(tables, indices, sampled, decoder.sample_code(sampled.tokens, bits, decoding))
+    decoding = tables.params.decoding[inputs.images]
+    write(tables, inputs, sampled, decoder.sample_code(sampled.tokens, random_bits, decoding))
 
 
 def refine_code_and_write(
     tables: Tables,
-    indices: Indices,
+    inputs: StepInputs,
     decoder: InClusterDecoder,
     sampled: Sampled,
-    bits: Tensor,
-    refinement: Refinement,
+    random_bits: Tensor,
+    refiner_sampler: RefinerSampler,
     hidden: Tensor,
 ) -> None:
     """The same where the refiner draws codes of some images, from hidden states (R, C)."""
-    decoding, refined = tables.params.decoding[indices.images], indices.refined
-    codes = decoder.sample_code(sampled.tokens, bits, decoding)
-    slots = indices.images[refined]
+    decoding, refined = tables.params.decoding[inputs.images], inputs.refined
+    codes = decoder.sample_code(sampled.tokens, random_bits, decoding)
+    slots = inputs.images[refined]
     positions = tables.position[slots]
     before = tables.codes[slots, (positions - 1).clamp(min=0)]
-    drawn = refinement.draw(
+    drawn = refiner_sampler.draw(
         hidden[refined],
         sampled.tokens[refined],
         Rows(before, positions, slots),
-        bits[refined],
+        random_bits[refined],
         tables.params.temperature[slots],
     )
     codes[refined] = torch.where(decoding[refined] == REFINE, drawn, codes[refined])
-    write(tables, indices, sampled, codes)
+    write(tables, inputs, sampled, codes)
 
 
-def write(tables: Tables, indices: Indices, sampled: Sampled, codes: Tensor) -> None:
+def write(tables: Tables, inputs: StepInputs, sampled: Sampled, codes: Tensor) -> None:
     """Note what was drawn, and let the images go to their next positions."""
-    images = indices.images
+    images = inputs.images
     positions = tables.position[images]
     tables.codes[images, positions] = codes
     tables.entropies[images, positions] = sampled.entropies
     tables.finite[images] &= sampled.finite
     tables.token[images] = sampled.tokens
-    # Filling stays at the first position, where attention is shortest.
-    filling = len(tables.finite) - 1
-    tables.position[images] = torch.where(images < filling, positions + 1, 0)
+    # Padding stays at the first position, where attention is shortest.
+    padding = len(tables.finite) - 1
+    tables.position[images] = torch.where(images < padding, positions + 1, 0)
 
 
 def _sizes(model: GPT, decoder: InClusterDecoder, num_slots: int) -> Hashable:
@@ -309,8 +315,8 @@ def pack_params(params_list: Sequence[SamplingParams]) -> Tensor:
         [params.temperature for params in params_list],
         [params.top_p for params in params_list],
     ]
-    bits = torch.tensor(floats, dtype=torch.float64).view(torch.int64)
-    return torch.cat([torch.tensor(integers, dtype=torch.int64), bits])
+    float_bits = torch.tensor(floats, dtype=torch.float64).view(torch.int64)
+    return torch.cat([torch.tensor(integers, dtype=torch.int64), float_bits])
 
 
 def unpack_params(packed: Tensor) -> BatchParams:

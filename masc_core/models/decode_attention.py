@@ -4,7 +4,7 @@ A program has one row and one head. It rotates the row's query and key, stores k
 goes through the row's own positions in blocks, with the running maximum m and the running sum l of
 Milakov and Gimelshein: Online normalizer calculation for softmax, 2018. All sums are float32 and in
 an order that depends on the row's position alone, so a row has the same bits in any batch.
-Same function as `masc_core.models.kv_cache.attend_plainly`; importing this module needs Triton.
+Same function as `masc_core.models.kv_cache.attention_reference`; importing this needs Triton.
 
 Legend: S slots, R rows, T positions, H heads, D head dim.
 """
@@ -39,7 +39,7 @@ def block_size(dim: int, dtype: torch.dtype) -> int:
 def attend(
     qkv: Tensor, cos_sin: Tensor, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor
 ) -> Tensor:
-    """Rotate and store what is new, and attend; see `masc_core.models.kv_cache.attend_plainly`."""
+    """Rotate and store what is new, and attend, as `kv_cache.attention_reference` does."""
     num_heads, length, dim = keys.shape[1:]
     out = torch.empty(len(qkv), num_heads, dim, dtype=qkv.dtype, device=qkv.device)
     _kernel[len(qkv), num_heads](

@@ -4,7 +4,7 @@ The cache lives outside the model, so that a model can be trained, evaluated and
 a state dict never holds it. Row r of a step attends to the first ``positions[r] + 1`` entries of
 slot ``slots[r]``: no row sees another, and nothing is read on the host, so that a GPU can record a
 step once and replay it for any rows. What differs between devices is how attention is computed: by
-`masc_core.cpu_kernels` (numba), by `decode_attention` (Triton), or by `attend_plainly`, which
+`masc_core.cpu_kernels` (numba), by `decode_attention` (Triton), or by `attention_reference`, which
 defines both.
 
 Legend: S slots, R rows, T positions, H heads, D head dim.
@@ -84,10 +84,10 @@ class KVLayer:
     ) -> None:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
-        self._attend = choose_attention(dtype, device) if kernels else attend_plainly
+        self._attend = choose_attention(dtype, device) if kernels else attention_reference
 
     def step(self, qkv: Tensor, cos_sin: Tensor, rows: Rows) -> Tensor:
-        """Attention of the rows to their own positions; see `attend_plainly`."""
+        """Attention of the rows to their own positions; see `attention_reference`."""
         return self._attend(qkv, cos_sin, rows.slots, rows.positions, self.keys, self.values)
 
 
@@ -101,7 +101,7 @@ def choose_attention(dtype: torch.dtype, device: torch.device) -> Attention:
         from masc_core.cpu_kernels import attention  # noqa: PLC0415 - takes half a second
 
         return attention.attend
-    return attend_plainly
+    return attention_reference
 
 
 def has_triton() -> bool:
@@ -109,7 +109,7 @@ def has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def attend_plainly(
+def attention_reference(
     qkv: Tensor, cos_sin: Tensor, slots: Tensor, positions: Tensor, keys: Tensor, values: Tensor
 ) -> Tensor:
     """Rotate and store what is new, and attend to it and to what is before.

@@ -51,15 +51,15 @@ class ClusterSoftmax:
         clusters, codes : int64 (n,), z, and f, a code of that cluster
         """
         losses = torch.zeros(len(clusters), device=vectors.device)
-        open_rows = (self._sizes[clusters] > 1).nonzero().flatten()
-        if not len(open_rows):
+        multi_code_rows = (self._sizes[clusters] > 1).nonzero().flatten()
+        if not len(multi_code_rows):
             return losses + 0.0 * (vectors.sum() + table.sum())  # has gradients, all zero
-        ragged = self.ragged(clusters[open_rows])
+        ragged = self.ragged(clusters[multi_code_rows])
         # Not by indexing, whose gradient on several cores sums in any order.
-        scores = _scores(F.embedding(open_rows, vectors).float(), table, ragged)
+        scores = _scores(F.embedding(multi_code_rows, vectors).float(), table, ragged)
         starts = ragged.sizes.cumsum(0) - ragged.sizes
-        targets = scores[starts + self._ranks[codes[open_rows]]]
-        return losses.index_put((open_rows,), _logsumexp(scores, ragged) - targets)
+        targets = scores[starts + self._ranks[codes[multi_code_rows]]]
+        return losses.index_put((multi_code_rows,), _logsumexp(scores, ragged) - targets)
 
     def ragged(self, clusters: Tensor) -> RaggedCodes:
         """Codes of the clusters, int64 (n,), of the rows."""

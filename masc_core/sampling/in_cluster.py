@@ -3,7 +3,7 @@
 ``uniform`` draws every code of the cluster alike; ``frequency`` draws code c with probability
 ``count(c) / sum of the counts in its cluster``, and uniformly where no code was ever counted.
 Both are integer arithmetic on random words that belong to (seed, position), so all devices and all
-batches agree bit for bit. ``refine`` asks a second model: see `Refinement`.
+batches agree bit for bit. ``refine`` asks a second model: see `RefinerSampler`.
 
 Legend: B rows, V codes, K clusters, m codes of the largest one, C the transformer's width. Clusters
 are ragged (sizes are very skewed), so a row costs two look-ups (uniform) or a binary search over V
@@ -62,14 +62,14 @@ class InClusterDecoder:
         self.prior, self._refiner = prior, refiner
         self.decodings = offered(counts=counts is not None, refiner=refiner is not None)
         weights = _weigh_members(prior, np.zeros_like(prior.labels) if counts is None else counts)
-        ends = np.cumsum(weights)
-        bases = np.concatenate([[0], ends])[prior.offsets]  # (K+1,)
+        cdf = np.cumsum(weights)
+        cdf_offsets = np.concatenate([[0], cdf])[prior.offsets]  # (K+1,)
         self._members = torch.tensor(prior.members, device=device)
         self._offsets = torch.tensor(prior.offsets[:-1], device=device)
         self._sizes = torch.tensor(prior.sizes, device=device)
-        self._ends = torch.tensor(ends, device=device)
-        self._bases = torch.tensor(bases[:-1], device=device)
-        self._totals = torch.tensor(np.diff(bases), device=device)
+        self._cdf = torch.tensor(cdf, device=device)
+        self._cdf_offsets = torch.tensor(cdf_offsets[:-1], device=device)
+        self._cluster_counts = torch.tensor(np.diff(cdf_offsets), device=device)
 
     def check(self, decoding: str) -> None:
         """Refuse a decoding that is not offered, with an `InvalidFieldError`."""
@@ -96,13 +96,13 @@ class InClusterDecoder:
         """
         return self.sample_code(clusters, code_bits(seeds, position), modes)
 
-    def sample_code(self, clusters: Tensor, bits: Tensor, modes: Tensor) -> Tensor:
+    def sample_code(self, clusters: Tensor, random_bits: Tensor, modes: Tensor) -> Tensor:
         """Draw one code a row, as `decode` does, from the rows' `code_bits`, int64 (B,)."""
-        uniform = self._offsets[clusters] + (bits * self._sizes[clusters] >> 32)
-        totals = self._totals[clusters]
-        targets = self._bases[clusters] + (bits * totals >> 32)
+        uniform = self._offsets[clusters] + (random_bits * self._sizes[clusters] >> 32)
+        totals = self._cluster_counts[clusters]
+        targets = self._cdf_offsets[clusters] + (random_bits * totals >> 32)
         # The first member whose cumulative count exceeds the target: never one with a count of 0.
-        counted = torch.searchsorted(self._ends, targets, right=True)
+        counted = torch.searchsorted(self._cdf, targets, right=True)
         by_count = (modes == FREQUENCY) & (totals > 0)
         return self._members[torch.where(by_count, counted, uniform)]
 
@@ -111,7 +111,7 @@ class InClusterDecoder:
         return InvalidFieldError("decoding", f"decoding must be {offer}, got {decoding!r}")
 
 
-class Refinement:
+class RefinerSampler:
     """Draws the codes of images in slots with the refiner, one position after the other.
 
     A draw is the inverse of the distribution function at the image's own random word. The
@@ -138,7 +138,12 @@ class Refinement:
         self._cache = KVLayer(shape, table.dtype, table.device, kernels=kernels)
 
     def draw(
-        self, hidden: Tensor, clusters: Tensor, rows: Rows, bits: Tensor, temperatures: Tensor
+        self,
+        hidden: Tensor,
+        clusters: Tensor,
+        rows: Rows,
+        random_bits: Tensor,
+        temperatures: Tensor,
     ) -> Tensor:
         """Draw the next code of every image, int64 (B,).
 
@@ -147,14 +152,16 @@ class Refinement:
         hidden : (B, C), of the transformer's conditional rows
         clusters : int64 (B,), just drawn
         rows : their ids are the codes before, anything at position 0
-        bits : int64 (B,), see `masc_core.sampling.rng.code_bits`
+        random_bits : int64 (B,), see `masc_core.sampling.rng.code_bits`
         temperatures : float32 (B,)
         """
         vectors = self._refiner.step(hidden.to(self._table.dtype), clusters, rows, self._cache)
         codes, is_member = self._softmax.padded(clusters)
         # A product with all codes: one with the members alone would have a shape of their number.
         scores = self._scores(vectors).gather(1, codes).float()
-        indices = sample_index(scores.masked_fill(~is_member, -torch.inf), bits, temperatures)
+        indices = sample_index(
+            scores.masked_fill(~is_member, -torch.inf), random_bits, temperatures
+        )
         return codes.gather(1, indices[:, None]).squeeze(1)
 
     def _scores(self, vectors: Tensor) -> Tensor:
@@ -164,20 +171,20 @@ class Refinement:
         return F.linear(vectors, self._table)
 
 
-def sample_index(scores: Tensor, bits: Tensor, temperatures: Tensor) -> Tensor:
+def sample_index(scores: Tensor, random_bits: Tensor, temperatures: Tensor) -> Tensor:
     """Sample an index per row, int64 (B,), from the softmax of its scores.
 
     Parameters
     ----------
     scores : float32 (B, m); minus infinity is a probability of zero
-    bits : int64 (B,), random words in [0, 2^32)
+    random_bits : int64 (B,), random words in [0, 2^32)
     temperatures : float32 (B,), at 0 that of the highest score is taken
     """
     highest = scores.amax(-1, keepdim=True)
-    ends = (scores - highest).double().exp().cumsum(-1)
-    targets = (bits.double() + 0.5) * 2.0**-32 * ends[:, -1]
+    cdf = (scores - highest).double().exp().cumsum(-1)
+    targets = (random_bits.double() + 0.5) * 2.0**-32 * cdf[:, -1]
     # The first whose end exceeds the target: never one with a probability of 0.
-    drawn = (ends <= targets[:, None]).sum(-1)
+    drawn = (cdf <= targets[:, None]).sum(-1)
     return torch.where(temperatures <= MIN_TEMPERATURE, scores.argmax(-1), drawn)
 
 

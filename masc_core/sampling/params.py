@@ -39,8 +39,13 @@ class SamplingParams:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the transformer's batch that the image takes: two if it is guided."""
-        return 1 if self.cfg_scale == 1 else 2
+        """Rows of the transformer's batch that the image takes."""
+        return rows_per_image(self.cfg_scale)
+
+
+def rows_per_image(cfg_scale: float) -> int:
+    """Rows of the transformer's batch that an image takes: two if it is guided."""
+    return 1 if cfg_scale == 1 else 2
 
 
 def check_params(params_list: Sequence[SamplingParams], config: GPTConfig) -> None:

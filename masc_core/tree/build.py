@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from masc_core.codebook import FloatArray, checked_rows
 from masc_core.errors import ConfigError
+from masc_core.progress import ProgressCallback, no_progress
 from masc_core.semantic_tree import SemanticTree
-from masc_core.tree.upgma.types import Report
 
 if TYPE_CHECKING:  # a tree is built of arrays without torch
     from torch import Tensor
@@ -28,7 +28,7 @@ def build_tree(
     codebook: npt.ArrayLike | Tensor,
     linkage: Linkage = "average",
     device: str = "cpu",
-    report: Report | None = None,
+    report: ProgressCallback = no_progress,
 ) -> SemanticTree:
     """Exact tree of a codebook; distances are Euclidean, in float64.
 
@@ -57,7 +57,7 @@ def build_tree(
     scale = _power_of_two(rows)
     rows /= scale  # changes no digit, and squares cannot overflow
     try:
-        merges = _merges(rows, linkage, device, report or _silent)
+        merges = _merges(rows, linkage, device, report)
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
         if not missing:
@@ -67,7 +67,9 @@ def build_tree(
     return SemanticTree(merges)
 
 
-def _merges(rows: FloatArray, linkage: Linkage, device: str, report: Report) -> FloatArray:
+def _merges(
+    rows: FloatArray, linkage: Linkage, device: str, report: ProgressCallback
+) -> FloatArray:
     # Only the extra `training` brings what building needs, and reading a tree needs none of it.
     if linkage == "complete":
         from scipy.cluster import hierarchy  # noqa: PLC0415
@@ -90,7 +92,3 @@ def _power_of_two(rows: FloatArray) -> float:
     """The power of two below the largest entry."""
     largest = float(np.abs(rows).max())
     return float(np.ldexp(1.0, int(np.frexp(largest)[1]) - 1)) if largest else 1.0
-
-
-def _silent(_done: int, _total: int, _what: str) -> None:
-    pass

@@ -83,7 +83,7 @@ class Recorded:
         chosen = [shape for shape in self.batch._shapes if shape.rows in ROWS]
         for shape in chosen:
             with torch.inference_mode():
-                self.batch._record(shape)
+                self.batch._capture(shape)
             yield shape
 
 

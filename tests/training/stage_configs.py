@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from masc_core.progress import ProgressCallback
 from tests.tiny_images import make_images
-from training.loop.progress import Report
 from training.stages.codes import extract_codes
 from training.stages.configs import (
     CodesConfig,
@@ -100,7 +100,7 @@ def refiner_config(root: Path, transformer: Path, **changes: object) -> RefinerT
 
 
 @contextmanager
-def power_cut(at: int) -> Iterator[Report]:
+def power_cut(at: int) -> Iterator[ProgressCallback]:
     """Lend a report for a stage, which is cut off when it reports ``at``."""
 
     def report(done: int, total: int, text: str) -> None:

@@ -11,7 +11,7 @@ from masc_core.generation.generate import generate
 from masc_core.images import encode_image
 from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import save_tiny_bundle
-from worker.offline import OfflineRequest, find_class, generate_files, image_params
+from worker.offline import OfflineRequest, find_class, generate_files, params_of_request
 from worker.settings import WorkerSettings, load_settings
 
 
@@ -25,7 +25,7 @@ def settings(models: Path) -> WorkerSettings:
 
 
 def test_what_is_not_given_is_the_models(manifest: Manifest) -> None:
-    (params,) = image_params(OfflineRequest(classes=("cat",)), manifest)
+    (params,) = params_of_request(OfflineRequest(classes=("cat",)), manifest)
     assert (params.class_id, params.seed, params.cfg_scale, params.decoding) == (
         2,
         0,
@@ -33,13 +33,13 @@ def test_what_is_not_given_is_the_models(manifest: Manifest) -> None:
         "uniform",
     )
     given = OfflineRequest(classes=("cat",), cfg_scale=1.0, temperature=0.5, top_k=3, top_p=0.9)
-    (params,) = image_params(given, manifest)
+    (params,) = params_of_request(given, manifest)
     assert (params.cfg_scale, params.temperature, params.top_k, params.top_p) == (1.0, 0.5, 3, 0.9)
 
 
 def test_seeds_count_up_within_a_class_and_wrap(manifest: Manifest) -> None:
     request = OfflineRequest(classes=("0", "bee"), num_images=2, seed=2**63 - 1)
-    params_list = image_params(request, manifest)
+    params_list = params_of_request(request, manifest)
     assert [(s.class_id, s.seed) for s in params_list] == [
         (0, 2**63 - 1), (0, 0), (1, 2**63 - 1), (1, 0),
     ]  # fmt: skip

@@ -22,9 +22,9 @@ from worker.jobs.queue import HAND_BACK, JobReport, WorkerStatus
 from worker.jobs.stages import TIMED_STAGES
 from worker.jobs.tracing import Tracer
 from worker.queue_client import (
+    MAX_BATCH,
     MAX_BYTES,
-    MAX_TOGETHER,
-    MAX_WAITING,
+    MAX_OUTBOX,
     PAUSE_SECONDS,
     POLL_SECONDS,
     STALE_SECONDS,
@@ -125,7 +125,7 @@ def ids(leases: Sequence[Lease]) -> list[str]:
 def settled(client: QueueClient) -> None:
     """Wait until all is said."""
     with client._changed:
-        assert client._changed.wait_for(lambda: client.is_clear, 20)
+        assert client._changed.wait_for(lambda: client.is_drained, 20)
 
 
 def test_what_is_reported_to_a_queue_that_is_there_arrives_together() -> None:
@@ -136,9 +136,9 @@ def test_what_is_reported_to_a_queue_that_is_there_arrives_together() -> None:
     client.report(two, HAND_BACK)
     client.report(three, STARTED)
     client.report(one, RESULT)
-    assert not client.is_clear
+    assert not client.is_drained
     client.flush()
-    assert client.is_clear
+    assert client.is_drained
     assert [state(queue, f"j{i}") for i in range(3)] == ["ok", "waiting", "running"]
     client.flush()
     assert queue.tries == ["claim", "report"]
@@ -157,12 +157,12 @@ def test_outcomes_wait_in_order_for_a_queue_that_is_away_and_events_do_not() -> 
     for _ in range(4):
         clock.now += PAUSE_SECONDS
         client.flush()
-    assert not client.is_clear
+    assert not client.is_drained
     assert ids(client.leases) == ["j0", "j1", "j2"]  # they are still renewed
     queue.is_away = False
     clock.now += PAUSE_SECONDS
     client.flush()
-    assert client.is_clear
+    assert client.is_drained
     assert queue.reported == list(zip(leases, outcomes, strict=True))
     assert [state(queue, lease.job_id) for lease in leases] == ["ok", "error", "ok"]
     assert client.leases == []
@@ -207,7 +207,7 @@ def test_a_result_that_comes_too_late_is_refused_and_forgotten(
     assert client.abandoned([lease]) == {"j0"}
     client.report(lease, RESULT)
     client.flush()
-    assert client.is_clear
+    assert client.is_drained
     assert state(queue, "j0") == "cancelled"
     assert "job j0: the result came too late" in caplog.text
 
@@ -259,7 +259,7 @@ def test_an_event_that_cannot_be_told_is_dropped_and_its_job_is_known() -> None:
         client.report(lease, STARTED)
     with pytest.raises(KeyError):
         client.flush()
-    assert client.affected == {"j1"}
+    assert client.jobs_at_risk == {"j1"}
     client.flush()
     assert queue.reported == [(leases[0], STARTED), (leases[2], STARTED)]
 
@@ -276,7 +276,7 @@ def test_an_outcome_that_cannot_be_told_is_tried_again_and_the_rest_goes_back_at
         for _ in range(3):
             with pytest.raises(KeyError):
                 client.flush()
-            assert client.affected == {"j1"}
+            assert client.jobs_at_risk == {"j1"}
     assert [state(queue, f"j{i}") for i in range(3)] == ["ok", "running", "waiting"]
     assert "not everything could be reported" in caplog.text
 
@@ -295,7 +295,7 @@ def test_calls_are_of_bounded_size() -> None:
     queue = AwayQueue()
     client = QueueClient(queue, Clock())
     one, two = claimed(queue, client, 2)
-    for _ in range(2 * MAX_TOGETHER):
+    for _ in range(2 * MAX_BATCH):
         client.report(one, STARTED)
     for _ in range(3):
         client.report(one, replace(PREVIEW, data=bytes(MAX_BYTES // 2)))
@@ -303,7 +303,7 @@ def test_calls_are_of_bounded_size() -> None:
     for lease in (one, two):
         client.report(lease, replace(RESULT, images=(image,)))
     client.flush()
-    assert [len(together) for together in queue.reports] == [MAX_TOGETHER, MAX_TOGETHER, 2, 2, 1]
+    assert [len(together) for together in queue.reports] == [MAX_BATCH, MAX_BATCH, 2, 2, 1]
 
 
 def test_a_full_outbox_drops_previews_then_progress_and_no_outcome() -> None:
@@ -311,11 +311,11 @@ def test_a_full_outbox_drops_previews_then_progress_and_no_outcome() -> None:
     client = QueueClient(queue, Clock())
     one, two, three = claimed(queue, client, 3)
     first, second = Progress(0, 1, 8), Progress(0, 2, 8)
-    events: list[Event] = [first, PREVIEW, second, PREVIEW, *[STARTED] * (MAX_WAITING - 4)]
+    events: list[Event] = [first, PREVIEW, second, PREVIEW, *[STARTED] * (MAX_OUTBOX - 4)]
     for event in events:
         client.report(one, event)
-    started: list[JobReport] = [(one, STARTED)] * (MAX_WAITING - 4)
-    assert len(client._outbox) == MAX_WAITING
+    started: list[JobReport] = [(one, STARTED)] * (MAX_OUTBOX - 4)
+    assert len(client._outbox) == MAX_OUTBOX
     client.report(two, RESULT)
     assert list(client._outbox) == [(one, first), (one, second), *started, (two, RESULT)]
     client.report(one, RESULT)
@@ -365,7 +365,7 @@ def test_a_thread_claims_beside_the_loop_what_there_is_room_for() -> None:
             assert client.claim("tiny", 4, 0.0) == []
             assert queue.is_called.wait(20)
             assert client.claim("tiny", 4, 0.0) == []  # the same rows
-            assert not client.is_clear
+            assert not client.is_drained
         assert ids(client.claim("tiny", 4, 10.0)) == ["j2", "j3"]
         settled(client)
         assert state(queue, "j4") == "waiting"
@@ -445,7 +445,7 @@ def test_what_has_ended_is_reported_before_the_end_and_the_rest_is_given_back() 
             assert queue.is_called.wait(20)
             client.report(one, STARTED)
             client.report(one, RESULT)
-    assert client.is_clear
+    assert client.is_drained
     assert [state(queue, f"j{i}") for i in range(3)] == ["ok", "waiting", "waiting"]
     assert client.leases == []
 
@@ -491,7 +491,7 @@ def test_an_error_of_the_thread_is_raised_in_the_loop(broken: Event | Outcome) -
         client.flush()
         with pytest.raises(KeyError):
             client.claim("tiny", ROOM, 20.0)
-        assert client.affected == {"j1"}
+        assert client.jobs_at_risk == {"j1"}
         if isinstance(broken, JobResult):
             with pytest.raises(KeyError):
                 client.claim("tiny", ROOM, 20.0)

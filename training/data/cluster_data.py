@@ -20,7 +20,7 @@ from masc_core.prior import ClusterMap
 from training.data.code_cache import CodeCache
 from training.data.source import IntArray
 from training.loop.distributed import Ranks
-from training.loop.task import Indices, Words
+from training.loop.task import Indices, RandomBits
 from training.metrics.cluster_bits import uniform_bits
 
 
@@ -75,12 +75,12 @@ class ClusterData:
         """L."""
         return self.train.index.num_positions
 
-    def batch(self, indices: Indices, words: Words) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Indices, words: RandomBits) -> tuple[Tensor, Tensor]:
         """Labels (B,) and clusters (B, L) of training images, a random variant of each."""
         labels, codes = self.code_batch(indices, words)
         return labels, self.prior.encode(codes)
 
-    def code_batch(self, indices: Indices, words: Words) -> tuple[Tensor, Tensor]:
+    def code_batch(self, indices: Indices, words: RandomBits) -> tuple[Tensor, Tensor]:
         """The same with codes int64 (B, L)."""
         variants = (words[:, 0] % self.train.index.num_variants).astype(np.int64)
         codes = self.train.take(indices, variants)

@@ -42,7 +42,7 @@ from torch import Tensor
 from masc_core.errors import NonFiniteError
 from masc_core.images import Pixels
 from masc_core.models.vq import VQModel, to_uint8
-from training.loop.progress import Report, no_report
+from masc_core.progress import ProgressCallback, no_progress
 
 GRID = 8  # positions a side
 LEAST_GRIDS = 16  # a shuffle, so that a small codebook has enough positions to fit to
@@ -55,7 +55,7 @@ def code_patches(
     shuffles: int = 4,
     seed: int = 0,
     batch_size: int = 32,
-    report: Report = no_report,
+    report: ProgressCallback = no_progress,
 ) -> Pixels:
     """Decode every code among several random neighbourhoods and average; uint8 (V, f, f, 3).
 

@@ -25,7 +25,7 @@ from masc_core.errors import ArtifactError
 from masc_core.images import Pixels, center_crop
 from training.data.crops import random_crop
 from training.data.source import ImageSource, IntArray
-from training.loop.task import Words
+from training.loop.task import RandomBits
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +81,14 @@ class TrainingPixels:
         """Names of the images that were found to be unreadable, so far."""
         return tuple(self.source.name(i) for i in sorted(self._unreadable))
 
-    def take(self, indices: IntArray, words: Words) -> Pixels:
+    def take(self, indices: IntArray, words: RandomBits) -> Pixels:
         """Crops uint8 (B, S, S, 3) of the images ``indices``, int64 (B,).
 
         The random words, uint64 (B, 4), are of the mirror, of the crop's length, top and left.
         """
         return self.take_labelled(indices, words)[0]
 
-    def take_labelled(self, indices: IntArray, words: Words) -> tuple[Pixels, IntArray]:
+    def take_labelled(self, indices: IntArray, words: RandomBits) -> tuple[Pixels, IntArray]:
         """Crops of images, as `take`, and the labels int64 (B,) of what they show."""
         if self.held is None:
             pixels, shown = self._decode(indices, words)
@@ -99,7 +99,7 @@ class TrainingPixels:
             pixels[mirrored] = pixels[mirrored, :, ::-1]
         return pixels, self.source.labels[shown]
 
-    def _decode(self, indices: IntArray, words: Words | None) -> tuple[Pixels, IntArray]:
+    def _decode(self, indices: IntArray, words: RandomBits | None) -> tuple[Pixels, IntArray]:
         """Crops uint8 (B, S, S, 3), and int64 (B,) which images they show."""
         pixels = np.empty((len(indices), self.image_size, self.image_size, 3), np.uint8)
         shown = np.empty(len(indices), np.int64)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.loop.task import Indices, Words
+from training.loop.task import Indices, RandomBits
 
 PREFETCHED = 2  # steps
 
@@ -27,7 +27,7 @@ Batch = tuple[Tensor, ...]
 class Batches:
     """The batches of a run, as one rank sees them."""
 
-    make: Callable[[Indices, Words], Batch]  # as `TrainingTask.batch`
+    make: Callable[[Indices, RandomBits], Batch]  # as `TrainingTask.batch`
     num_items: int  # of the run
     seed: int
     batch_size: int  # items of the global batch
@@ -69,16 +69,16 @@ class Batches:
         start = number * self.batch_size
         return epoch_order(self.num_items, self.seed, epoch)[start : start + self.batch_size]
 
-    def _make(self, indices: Indices, words: Words) -> Batch:
+    def _make(self, indices: Indices, words: RandomBits) -> Batch:
         batch = self.make(indices, words)
         return tuple(tensor.pin_memory() for tensor in batch) if self.pinned else batch
 
 
-def item_words(seed: int, step: int, batch_size: int) -> Words:
+def item_words(seed: int, step: int, batch_size: int) -> RandomBits:
     """Four random 64-bit words for each item of a global batch, uint64 (batch_size, 4)."""
     # The generator counts up in the counter's first word: steps do not overlap.
     generator = np.random.Philox(key=seed, counter=[0, step, 0, 0])
-    words: Words = generator.random_raw(4 * batch_size).reshape(batch_size, 4)
+    words: RandomBits = generator.random_raw(4 * batch_size).reshape(batch_size, 4)
     return words
 
 

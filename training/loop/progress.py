@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from masc_core.progress import ProgressCallback
+
 SECONDS_BETWEEN_LINES = 30.0
-
-Report = Callable[[int, int, str], None]  # what is done, of how much, and a few words
-
-
-def no_report(step: int, total: int, text: str) -> None:
-    """Report progress to nobody."""
 
 
 def is_main_process() -> bool:
@@ -25,7 +21,7 @@ def is_main_process() -> bool:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Report]:
+def progress(title: str) -> Iterator[ProgressCallback]:
     """Lend a report function for the length of a stage."""
     console = Console(stderr=True, quiet=not is_main_process())
     if not console.is_terminal:
@@ -47,7 +43,7 @@ def progress(title: str) -> Iterator[Report]:
         yield report
 
 
-def _lines(console: Console, title: str) -> Report:
+def _lines(console: Console, title: str) -> ProgressCallback:
     last = 0.0
 
     def report(step: int, total: int, text: str) -> None:

@@ -24,18 +24,20 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from masc_core.errors import ConfigError, DivergedError
+from masc_core.progress import ProgressCallback, no_progress
 from training.config import LoopConfig
 from training.loop.batches import Batch, Batches
 from training.loop.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from training.loop.distributed import Ranks
 from training.loop.ema import EMA
 from training.loop.parallel import full_tensor, gradient_sync, reshard, wrap_ddp
-from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
 from training.loop.task import TrainingTask
 
 
-def fit(run: Run, config: LoopConfig, task: TrainingTask, report: Report = no_report) -> TrainState:
+def fit(
+    run: Run, config: LoopConfig, task: TrainingTask, report: ProgressCallback = no_progress
+) -> TrainState:
     """Train to the end of the last epoch, from the run's checkpoint if there is one.
 
     Raises
@@ -59,7 +61,12 @@ class _Trainer:
     """State of one call of `fit`."""
 
     def __init__(
-        self, run: Run, config: LoopConfig, task: TrainingTask, report: Report, stop: StopRequest
+        self,
+        run: Run,
+        config: LoopConfig,
+        task: TrainingTask,
+        report: ProgressCallback,
+        stop: StopRequest,
     ) -> None:
         self.run, self.config, self.task, self.report, self.stop = run, config, task, report, stop
         self.ranks, self.modules = run.ranks, task.trained_modules

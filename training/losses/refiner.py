@@ -38,8 +38,8 @@ class InClusterLoss(nn.Module):
 
     def forward(self, labels: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """``loss`` in nats, ``bits`` a position, of labels int64 (B,) and codes int64 (B, L)."""
-        losses, is_open = self.losses(labels, codes)
-        count = len(losses) if self._singletons else is_open.sum().clamp(min=1)
+        losses, is_multi_code = self.losses(labels, codes)
+        count = len(losses) if self._singletons else is_multi_code.sum().clamp(min=1)
         return {"loss": losses.sum() / count, "bits": losses.detach().mean() / LN2}
 
     def losses(self, labels: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,8 @@ from torch import nn
 
 from masc_core.bundle.read import Bundle
 from masc_core.images import SAMPLE_COLUMNS, contact_sheet
+from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.params import SamplingParams
-from training.loop.progress import Report, no_report
 from training.metrics.classifier import predict
 from training.metrics.samples import make_images, sample
 
@@ -37,7 +37,7 @@ def class_agreement(
     images_per_class: int,
     *,
     batch_size: int = 50,
-    report: Report = no_report,
+    report: ProgressCallback = no_progress,
 ) -> dict[str, float]:
     """Generate images of every class with seeds 0, 1, 2, ... and classify them.
 

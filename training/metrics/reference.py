@@ -29,9 +29,9 @@ from torch import Tensor
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels
 from masc_core.io.npz import load_npz, save_npz
+from masc_core.progress import ProgressCallback
 from training.data.images import open_images
 from training.data.source import ImageSource
-from training.loop.progress import Report
 from training.metrics.fidelity import MIN_IMAGES, Extractor, torch_fidelity
 
 EXTRACTED_AT_ONCE = 100
@@ -94,13 +94,13 @@ class RealImages:
     image_size: int
     images: ImageSource
 
-    def extract(self, extractor: Extractor, report: Report) -> Reference:
+    def extract(self, extractor: Extractor, report: ProgressCallback) -> Reference:
         """Features of all that can be read; a ConfigError where they are too few."""
         features = _extract(extractor, self._batches(extractor, report))
         _require_images(self.path, len(features))
         return Reference.of(features)
 
-    def _batches(self, extractor: Extractor, report: Report) -> Iterator[Pixels]:
+    def _batches(self, extractor: Extractor, report: ProgressCallback) -> Iterator[Pixels]:
         total = len(self.images)
         for start in range(0, total, EXTRACTED_AT_ONCE):
             indices = np.arange(start, min(start + EXTRACTED_AT_ONCE, total))
@@ -143,7 +143,7 @@ class RealStatistics:
         statistics = Statistics(mu.astype(np.float32), sigma.astype(np.float64))
         return cls(path, statistics, str(arrays.get("features", "inception")), images)
 
-    def extract(self, extractor: Extractor, report: Report) -> Reference | None:
+    def extract(self, extractor: Extractor, report: ProgressCallback) -> Reference | None:
         """The statistics and the features of the images; None where neither serves."""
         images, own = self.images, extractor.features_name == self.features_name
         if images is None:

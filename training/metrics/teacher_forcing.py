@@ -20,9 +20,9 @@ from torch import Tensor
 
 from masc_core.bundle.read import Bundle
 from masc_core.errors import ConfigError
+from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.sampler import apply_cfg
 from training.data.code_cache import CodeCache
-from training.loop.progress import Report, no_report
 from training.losses.transformer import position_cross_entropy_and_entropy
 
 Curve = NDArray[np.float64]
@@ -62,7 +62,7 @@ class TeacherForced:
 
 @torch.inference_mode()
 def teacher_forced(
-    bundle: Bundle, cache: CodeCache, cfg_scale: float = 1.0, report: Report = no_report
+    bundle: Bundle, cache: CodeCache, cfg_scale: float = 1.0, report: ProgressCallback = no_progress
 ) -> TeacherForced:
     """Measure a bundle on the codes of real images that fit it, their first variant."""
     prior, length = bundle.decoder.prior, bundle.manifest.num_positions

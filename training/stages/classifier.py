@@ -17,21 +17,23 @@ from torch import Tensor, nn
 
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.tensors import write_tensors
+from masc_core.progress import ProgressCallback, no_progress
 from training.config import set_threads
 from training.data.images import open_images
 from training.data.pixels import TrainingPixels
 from training.data.source import LabelledImages, require_classes
 from training.loop.distributed import join_ranks
-from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.task import Indices, TrainedModule, TrainingTask, Words
+from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
 from training.loop.trainer import fit
 from training.metrics.classifier import WEIGHTS, Classifier, predict
 from training.metrics.reconstruction import pixels_to_float
 from training.stages.configs import ClassifierConfig
 
 
-def train_classifier(config: ClassifierConfig, report: Report = no_report) -> dict[str, Any]:
+def train_classifier(
+    config: ClassifierConfig, report: ProgressCallback = no_progress
+) -> dict[str, Any]:
     """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
     set_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -49,7 +51,7 @@ def train_classifier(config: ClassifierConfig, report: Report = no_report) -> di
         model = Classifier(len(data.class_names), config.image_size, config.width)
         model = model.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-        def batch(indices: Indices, words: Words) -> tuple[Tensor, Tensor]:
+        def batch(indices: Indices, words: RandomBits) -> tuple[Tensor, Tensor]:
             pixels, labels = train.take_labelled(indices, words)
             return torch.from_numpy(augment(pixels, words)), torch.from_numpy(labels)
 
@@ -94,7 +96,7 @@ def num_right(model: Classifier, images: LabelledImages) -> int:
     return int((predict(model, images.pixels) == images.labels).sum())
 
 
-def augment(pixels: NDArray[np.uint8], words: Words) -> NDArray[np.uint8]:
+def augment(pixels: NDArray[np.uint8], words: RandomBits) -> NDArray[np.uint8]:
     """Mirror and shift by up to an eighth, each image by its words; uint8 (B, S, S, 3) both."""
     size = pixels.shape[1]
     border = size // 8

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels
 from masc_core.models.vq import VQModel
+from masc_core.progress import ProgressCallback, no_progress
 from training.config import set_threads
 from training.data.code_cache import (
     INDEX,
@@ -41,7 +42,6 @@ from training.data.crops import ten_crop_source, ten_crops
 from training.data.images import open_images
 from training.data.source import ImageSource, IntArray, LabelledImages, require_classes
 from training.loop.distributed import Ranks, join_ranks
-from training.loop.progress import Report, no_report
 from training.loop.run_dir import lock_folder
 from training.metrics.reconstruction import to_float
 from training.stages.configs import CodesConfig
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 FIELD_LABELS = {"tokenizer_sha256": "tokenizer", "files_sha256": "set of images"}
 
 
-def extract_codes(config: CodesConfig, report: Report = no_report) -> CodeIndex:
+def extract_codes(config: CodesConfig, report: ProgressCallback = no_progress) -> CodeIndex:
     """Run the stage, or finish it.
 
     Raises

@@ -30,11 +30,11 @@ from masc_core.device import choose_dtype
 from masc_core.errors import ConfigError
 from masc_core.images import encode_image
 from masc_core.io.files import atomic_write, sha256_file, write_json
+from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.params import SamplingParams
 from masc_core.settings import ModelSettings, read_settings
 from training.data.code_cache import CodeCache
 from training.loop.distributed import Ranks, join_ranks
-from training.loop.progress import Report, no_report
 from training.metrics.bundle_metrics import default_params, seconds_per_image
 from training.metrics.classifier import (
     WEIGHTS,
@@ -53,7 +53,7 @@ from training.provenance import made_with
 from training.stages.configs import EvaluateConfig
 
 
-def evaluate(config: EvaluateConfig, report: Report = no_report) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, report: ProgressCallback = no_progress) -> dict[str, Any]:
     """Measure, and write ``evaluation.json`` and ``curves.png`` if there is a place for them.
 
     Returns metrics by name, with ``settings``, ``definitions``, and ``curves`` by position; nothing
@@ -84,7 +84,7 @@ def evaluate(config: EvaluateConfig, report: Report = no_report) -> dict[str, An
 class _Evaluation:
     """One model's metrics on their way."""
 
-    def __init__(self, config: EvaluateConfig, bundle: Bundle, report: Report) -> None:
+    def __init__(self, config: EvaluateConfig, bundle: Bundle, report: ProgressCallback) -> None:
         self.config, self.bundle, self.report = config, bundle, report
         self.total = config.images_per_class * len(bundle.manifest.class_names)
         self._check()

@@ -28,6 +28,7 @@ from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import VQModel
 from masc_core.models.weights import save_model
 from masc_core.prior import ClusterMap
+from masc_core.progress import ProgressCallback, no_progress
 from masc_core.settings import models_dir
 from training.config import set_threads
 from training.data.images import open_images
@@ -43,7 +44,6 @@ from training.llamagen.models import (
     size_name,
     tokenizer_of,
 )
-from training.loop.progress import Report, no_report
 from training.loop.run_dir import lock_folder
 from training.metrics.bundle_metrics import first_images
 from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet
@@ -57,7 +57,7 @@ WEIGHT_TYPES = {
 }
 
 
-def import_model(config: ImportConfig, report: Report = no_report) -> Manifest:
+def import_model(config: ImportConfig, report: ProgressCallback = no_progress) -> Manifest:
     """Write a version of the checkpoints.
 
     Raises
@@ -81,7 +81,7 @@ def import_model(config: ImportConfig, report: Report = no_report) -> Manifest:
     return manifest
 
 
-def _write(config: ImportConfig, draft: BundleDraft, report: Report) -> None:
+def _write(config: ImportConfig, draft: BundleDraft, report: ProgressCallback) -> None:
     report(0, 4, "reading")
     gpt = Container.open(config.gpt, config.gpt_weights)
     vq = Container.open(config.tokenizer, config.tokenizer_weights)

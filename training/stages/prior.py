@@ -23,17 +23,17 @@ from masc_core.clustering.methods import cluster_codes
 from masc_core.device import resolve_device
 from masc_core.errors import ConfigError
 from masc_core.prior import ClusterMap
+from masc_core.progress import ProgressCallback, no_progress
 from masc_core.tree import Linkage, SemanticTree, build_tree
 from training.config import set_threads
 from training.data.codebook_source import read_rows
-from training.loop.progress import Report, no_report
 from training.loop.run_dir import lock_folder
 from training.stages.configs import PriorConfig
 
 TREE_FILE = "tree.npz"
 
 
-def build_prior(config: PriorConfig, report: Report = no_report) -> ClusterMap:
+def build_prior(config: PriorConfig, report: ProgressCallback = no_progress) -> ClusterMap:
     """Run the stage.
 
     Raises
@@ -63,7 +63,7 @@ def build_prior(config: PriorConfig, report: Report = no_report) -> ClusterMap:
 
 
 def _cluster(
-    rows: npt.NDArray[np.float64], config: PriorConfig, device: str, report: Report
+    rows: npt.NDArray[np.float64], config: PriorConfig, device: str, report: ProgressCallback
 ) -> tuple[SemanticTree | None, ClusterMap]:
     if config.method in get_args(Linkage):
         on = device if config.method == "average" else "cpu"

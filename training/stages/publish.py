@@ -38,13 +38,13 @@ from masc_core.io.files import read_json, sha256_file
 from masc_core.models.vq import VQModel
 from masc_core.models.weights import load_refiner, load_transformer, read_inputs
 from masc_core.prior import ClusterMap
+from masc_core.progress import ProgressCallback, no_progress
 from masc_core.settings import models_dir
 from masc_core.tree import build_tree
 from training.config import set_threads
 from training.data.code_cache import CodeCache, CodeIndex
 from training.data.codebook_source import TrainedTokenizer
 from training.data.patches import code_patches
-from training.loop.progress import Report, no_report
 from training.metrics.bundle_metrics import class_agreement, first_images, seconds_per_image
 from training.metrics.classifier import classifier_accuracy, load_classifier
 from training.provenance import made_with
@@ -56,7 +56,7 @@ TOKENIZER_METRICS = {"psnr", "ssim", "lpips", "codebook_usage"}  # that a bundle
 SHUFFLES = 16  # random neighbourhoods of a code
 
 
-def publish(config: PublishConfig, report: Report = no_report) -> Manifest:
+def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Manifest:
     """Measure and write a version, and make it the active one.
 
     Raises
@@ -196,7 +196,7 @@ class TrainedRuns:
 
 
 def _measure(
-    config: PublishConfig, bundle: Bundle, report: Report, *, with_agreement: bool
+    config: PublishConfig, bundle: Bundle, report: ProgressCallback, *, with_agreement: bool
 ) -> dict[str, JsonValue]:
     """Speed and, unless an evaluation has it, class agreement."""
     metrics: dict[str, Any] = {"device": str(bundle.device), **seconds_per_image(bundle)}
@@ -224,7 +224,9 @@ def _evaluation(config: PublishConfig, written: Manifest) -> dict[str, JsonValue
     return {**kept, "evaluation": settings}
 
 
-def _codebook_files(tokenizer: VQModel, vq_decoder: VQModel, report: Report) -> CodebookFiles:
+def _codebook_files(
+    tokenizer: VQModel, vq_decoder: VQModel, report: ProgressCallback
+) -> CodebookFiles:
     """The tree over the codebook, and the patches of its codes.
 
     The tree is that of average linkage over the rows as the decoder takes them, whatever the prior

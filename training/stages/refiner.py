@@ -21,10 +21,10 @@ from masc_core.io.files import sha256_file
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.weights import load_transformer, read_inputs, save_model
+from masc_core.progress import ProgressCallback, no_progress
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import join_ranks
-from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
 from training.loop.task import TrainedModule, TrainingTask
 from training.loop.trainer import autocast, fit
@@ -35,7 +35,9 @@ from training.stages.configs import RefinerTrainingConfig
 from training.stages.transformer import adamw
 
 
-def train_refiner(config: RefinerTrainingConfig, report: Report = no_report) -> dict[str, Any]:
+def train_refiner(
+    config: RefinerTrainingConfig, report: ProgressCallback = no_progress
+) -> dict[str, Any]:
     """Run the stage, or continue it; returns the validation metrics of the weights it kept.
 
     Raises
@@ -111,14 +113,17 @@ class _RefinerTraining:
         """
         ranks, size = self.run.ranks, self.config.micro_batch_of(self.run.ranks.count)
         device = ranks.device
-        total, count, num_open = 0.0, 0, 0
+        total, count, num_multi_code = 0.0, 0, 0
         with autocast(self.config, device):
             for start in range(size * ranks.rank, len(self.data.val), size * ranks.count):
                 labels, codes = self.data.val_code_batch(start, start + size)
-                losses, is_open = self.loss_module.losses(labels.to(device), codes.to(device))
+                losses, is_multi_code = self.loss_module.losses(labels.to(device), codes.to(device))
                 total += float(losses.double().sum()) / LN2
-                count, num_open = count + len(losses), num_open + int(is_open.sum())
-        bits, positions, open_positions = ranks.all_reduce_sum(total, count, num_open)
+                count, num_multi_code = (
+                    count + len(losses),
+                    num_multi_code + int(is_multi_code.sum()),
+                )
+        bits, positions, open_positions = ranks.all_reduce_sum(total, count, num_multi_code)
         return {
             "objective": bits / positions,
             "in_cluster_bits": bits / positions,

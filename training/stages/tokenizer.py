@@ -27,15 +27,15 @@ from masc_core.errors import ArtifactError
 from masc_core.io.files import atomic_path, sha256_file
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.models.weights import save_model
+from masc_core.progress import ProgressCallback, no_progress
 from training.config import set_threads
 from training.data.images import open_images
 from training.data.pixels import TrainingPixels
 from training.data.source import ImageSource
 from training.loop.checkpoint import latest_step
 from training.loop.distributed import Ranks, join_ranks
-from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
-from training.loop.task import Indices, TrainedModule, TrainingTask, Words
+from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
 from training.loop.trainer import fit
 from training.losses.adversarial import PatchDiscriminator, num_patches
 from training.losses.lpips import Lpips
@@ -68,7 +68,9 @@ def new_discriminator(config: TokenizerConfig) -> PatchDiscriminator:
     return PatchDiscriminator(config.disc_channels, config.disc_layers)
 
 
-def train_tokenizer(config: TokenizerConfig, report: Report = no_report) -> dict[str, Any]:
+def train_tokenizer(
+    config: TokenizerConfig, report: ProgressCallback = no_progress
+) -> dict[str, Any]:
     """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
     set_threads(config.threads)
     data, val_data = open_images(config.data), open_images(config.val_data)
@@ -136,7 +138,7 @@ class _TokenizerTraining:
             restart_rows=self.restart_rows,
         )
 
-    def batch(self, indices: Indices, words: Words) -> tuple[Tensor]:
+    def batch(self, indices: Indices, words: RandomBits) -> tuple[Tensor]:
         """Pixels uint8 (B, S, S, 3) of training images, cropped and mirrored by the words."""
         return (torch.from_numpy(self.images.take(indices, words)),)
 

@@ -35,6 +35,7 @@ from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import to_uint8
 from masc_core.models.weights import load_tokenizer, save_model
 from masc_core.prior import ClusterMap
+from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.in_cluster import InClusterDecoder
 from masc_core.sampling.params import SamplingParams
 from training.config import set_threads
@@ -47,7 +48,6 @@ from training.loop.parallel import (
     is_sharded,
     shard,
 )
-from training.loop.progress import Report, no_report
 from training.loop.run_dir import Run
 from training.loop.task import TrainedModule, TrainingTask
 from training.loop.trainer import autocast, fit
@@ -83,7 +83,9 @@ def gpt_config(config: TransformerConfig, data: ClusterData) -> GPTConfig:
     )
 
 
-def train_transformer(config: TransformerConfig, report: Report = no_report) -> dict[str, Any]:
+def train_transformer(
+    config: TransformerConfig, report: ProgressCallback = no_progress
+) -> dict[str, Any]:
     """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
     set_threads(config.threads)
     with join_ranks(config.device) as ranks:

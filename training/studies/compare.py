@@ -30,6 +30,7 @@ from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels
 from masc_core.io.files import atomic_write, sha256_file
 from masc_core.prior import ClusterMap
+from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.in_cluster import MODES
 from masc_core.semantic_tree import cut_merges
 from masc_core.tree import Linkage, SemanticTree, build_tree
@@ -38,7 +39,6 @@ from training.data.code_cache import CodeCache
 from training.data.codebook_source import TrainedTokenizer
 from training.data.images import open_images
 from training.data.source import LabelledImages
-from training.loop.progress import Report, no_report
 from training.loop.run_dir import lock_folder
 from training.metrics.cluster_bits import code_counts, count_cached_pairs, count_pairs
 from training.metrics.prior_measurement import Comparison, Impossible, PriorMeasurement, PriorResult
@@ -56,7 +56,7 @@ from training.studies.compare_report import (
 MEASURED, FITTED = slice(0, None, 2), slice(1, None, 2)
 
 
-def compare_priors(config: CompareConfig, report: Report = no_report) -> Comparison:
+def compare_priors(config: CompareConfig, report: ProgressCallback = no_progress) -> Comparison:
     """Run the stage.
 
     Raises
@@ -214,7 +214,9 @@ def _usual_clusters(num_codes: int) -> tuple[int, ...]:
 class _Progress:
     """Counts what is done: the encoding, every prior built, every draw of every decoding."""
 
-    def __init__(self, config: CompareConfig, inputs: CompareInputs, report: Report) -> None:
+    def __init__(
+        self, config: CompareConfig, inputs: CompareInputs, report: ProgressCallback
+    ) -> None:
         candidates = len(config.methods) * len(inputs.num_clusters)
         self.tests = len(MODES) * config.draws
         self._total = 1 + candidates + (candidates + len(inputs.given)) * self.tests

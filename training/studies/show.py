@@ -27,12 +27,12 @@ from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels
 from masc_core.io.files import atomic_write
 from masc_core.prior import ClusterMap
+from masc_core.progress import ProgressCallback, no_progress
 from masc_core.semantic_tree import LeafOrder
 from masc_core.tree import SemanticTree, build_tree
 from training.config import set_threads
 from training.data.codebook_source import TrainedTokenizer
 from training.data.patches import code_patches, enlarge
-from training.loop.progress import Report, no_report
 from training.loop.run_dir import lock_folder
 from training.stages.configs import ShowConfig
 from training.stages.prior import TREE_FILE
@@ -61,7 +61,9 @@ class Shown:
 
 
 def show_prior(
-    config: ShowConfig, report: Report = no_report, codes_per_sheet: int = CODES_PER_SHEET
+    config: ShowConfig,
+    report: ProgressCallback = no_progress,
+    codes_per_sheet: int = CODES_PER_SHEET,
 ) -> Shown:
     """Run the stage.
 

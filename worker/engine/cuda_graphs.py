@@ -1,10 +1,10 @@
-"""A batch on a GPU: a whole step is one recorded graph.
+"""A batch on a GPU: a whole step is one captured graph.
 
-A graph is recorded for each shape in `buckets` when it is first needed, or ahead; a batch takes the
-smallest that holds it. Replaying one reads tables and indices on the device, so the host writes
-only when images join or leave. What images have drawn, and that logits were not finite, it reads
-one step late: the device always has the next step to do.
-On a CPU the same steps are done without being recorded, for tests.
+A graph is captured for each shape in `capture_shapes` when it is first needed, or ahead; a batch
+takes the smallest that holds it. Replaying one reads tables and inputs on the device, so the host
+writes only when images join or leave. What images have drawn, and that logits were not finite, it
+reads one step late: the device always has the next step to do.
+On a CPU the same steps are done without being captured, for tests.
 
 Legend: S slots.
 """
@@ -26,7 +26,7 @@ from masc_core.generation.batch import (
     num_rows,
     refined_images,
 )
-from masc_core.generation.step import Indices
+from masc_core.generation.step import StepInputs
 from masc_core.models.gpt import GPT
 from masc_core.models.kv_cache import has_triton
 from masc_core.sampling.in_cluster import InClusterDecoder
@@ -44,12 +44,12 @@ class GraphBatch(Batch):
     model : in evaluation mode; on a GPU its feed-forward weights are laid out anew
     decoder : on the model's device
     num_slots : S
-    deterministic : let every step have one shape, that of a full batch, so that an image has the
-        same bits in any company; small batches then take as long as full ones
-    recorded : whether steps are recorded, or done one by one; on a CPU they are not
+    deterministic : let every step have one shape, that of a full batch, so that an image is the
+        same bit for bit whatever else is in the batch; small batches then take as long as full ones
+    captured : whether steps are captured, or done one by one; on a CPU they are not
     """
 
-    reads_late = True
+    async_copy = True
 
     def __init__(
         self,
@@ -58,59 +58,59 @@ class GraphBatch(Batch):
         num_slots: int,
         *,
         deterministic: bool = False,
-        recorded: bool = True,
+        captured: bool = True,
     ) -> None:
         on_gpu = model.output.weight.is_cuda
-        self._recorded, self._compiled = on_gpu and recorded, on_gpu and has_triton()
+        self._captured, self._compiled = on_gpu and captured, on_gpu and has_triton()
         super().__init__(model, decoder, num_slots, compiled=self._compiled)
-        self._shapes = buckets(
+        self._shapes = capture_shapes(
             num_slots, only_largest=deterministic, with_refiner="refine" in decoder.decodings
         )
-        num_indices = len(Indices._fields), self._shapes[-1].rows
-        self._all_indices = torch.zeros(num_indices, dtype=torch.int64).to(self._device)
+        num_inputs = len(StepInputs._fields), self._shapes[-1].rows
+        self._all_inputs = torch.zeros(num_inputs, dtype=torch.int64).to(self._device)
         self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
         self._flags: tuple[Sequence[Slot], HostCopy] | None = None  # of the step before
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Record all shapes, or compile; the images, if any, do not notice."""
+        """Capture all shapes, or compile; the images, if any, do not notice."""
         self._shape = None
         for shape in self._shapes:
-            if self._recorded:
-                self._record(shape)
+            if self._captured:
+                self._capture(shape)
             elif self._compiled:
-                self._write_indices(shape, ())
+                self._write_inputs(shape, ())
                 self._run_now(shape)
 
     def _arrange(self) -> StepShape:
-        shape = choose(self._shapes, self._slots)
-        if self._recorded:
-            self._record(shape)
-        self._write_indices(shape, self._slots)
+        shape = select_shape(self._shapes, self._slots)
+        if self._captured:
+            self._capture(shape)
+        self._write_inputs(shape, self._slots)
         return shape
 
-    def _write_indices(self, shape: StepShape, slots: Sequence[Slot]) -> None:
-        width = self._all_indices.shape[1]
-        layout = lay_out(shape, slots, spare=self._num_slots)
+    def _write_inputs(self, shape: StepShape, slots: Sequence[Slot]) -> None:
+        width = self._all_inputs.shape[1]
+        layout = lay_out(shape, slots, padding_slot=self._num_slots)
         rows = [row + [0] * (width - len(row)) for row in layout]
-        self._all_indices.copy_(self._upload(torch.tensor(rows)))
+        self._all_inputs.copy_(self._upload(torch.tensor(rows)))
 
     def _run(self, shape: StepShape) -> float:
-        if not self._recorded:
+        if not self._captured:
             return self._run_now(shape)
         self._graphs[shape].replay()
         return 0.0
 
     def _run_now(self, shape: StepShape) -> float:
         numbers = (shape.rows,) * 3 + (shape.images,) * 2 + (shape.refined,)
-        parts = [row[:num] for row, num in zip(self._all_indices, numbers, strict=True)]
-        return self._step(Indices(*parts), filters=shape.filters)
+        parts = [row[:num] for row, num in zip(self._all_inputs, numbers, strict=True)]
+        return self._step(StepInputs(*parts), filters=shape.filters)
 
-    def _record(self, shape: StepShape) -> None:
-        """Record a step, once. Before and after it the indices say that no image is here."""
+    def _capture(self, shape: StepShape) -> None:
+        """Capture a step, once. Before and after it the inputs say that no image is here."""
         if shape in self._graphs:
             return
-        self._write_indices(shape, ())
+        self._write_inputs(shape, ())
         stream = new_stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
@@ -138,7 +138,7 @@ class GraphBatch(Batch):
         return [s.index for s in slots if id(s) in here and not values[s.index]]
 
 
-def buckets(
+def capture_shapes(
     capacity: int, *, only_largest: bool = False, with_refiner: bool = False
 ) -> list[StepShape]:
     """All shapes for a capacity in rows, smaller ones first.
@@ -165,13 +165,13 @@ def buckets(
     ]
 
 
-def choose(fitting: Sequence[StepShape], slots: Sequence[Slot]) -> StepShape:
+def select_shape(shapes: Sequence[StepShape], slots: Sequence[Slot]) -> StepShape:
     """Return the first shape, of those in ascending order, that holds the images."""
     rows = num_rows(slots)
     kind = has_filters(slots), bool(refined_images(slots))
     return next(
         shape
-        for shape in fitting
+        for shape in shapes
         if shape.rows >= rows and shape.images >= len(slots)
         if (shape.filters, bool(shape.refined)) == kind
     )

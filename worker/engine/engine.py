@@ -4,7 +4,7 @@ Every image needs the same number of steps from a prompt of one token, so there 
 shared prefixes and no preemption: an image keeps its slot to the end. The output for a task is the
 same whatever else is in the batch.
 
-Where the device has a queue of its own (`Batch.reads_late`), outputs are read while the next step
+Where the device has a queue of its own (`Batch.async_copy`), outputs are read while the next step
 runs.
 """
 
@@ -60,7 +60,7 @@ class _Running:
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class _PendingCopy:
     """A copy to the host that is under way: of these tasks, each after so many rows of its grid."""
 
     due: Sequence[tuple[_Running, int]]
@@ -75,7 +75,7 @@ class Engine:
     model : the transformer, in evaluation mode
     decoder : cluster to code, on the model's device
     capacity_rows : rows of the transformer's batch; a guided image takes two, others one
-    observe : called after each step of the transformer with its rows and its seconds
+    on_step : called after each step of the transformer with its rows and its seconds
     backends : the fastest first; `prepare` goes on to the next where one does not work
     on_prepared : called with the mode of the backend that does
 
@@ -89,14 +89,14 @@ class Engine:
         model: GPT,
         decoder: InClusterDecoder,
         capacity_rows: int,
-        observe: Callable[[int, float], None] | None = None,
+        on_step: Callable[[int, float], None] | None = None,
         backends: Sequence[Backend] = (Backend("cpu", Batch),),
         on_prepared: Callable[[EngineMode], None] = lambda _: None,
     ) -> None:
         if model.training:
             raise ValueError("the model is in training mode")
         self.capacity_rows = capacity_rows
-        self._config, self._decoder, self._observe = model.config, decoder, observe
+        self._config, self._decoder, self._on_step = model.config, decoder, on_step
         self._parts = model, decoder, capacity_rows
         self._backend, *self._slower_backends = backends
         self._on_prepared = on_prepared
@@ -104,8 +104,8 @@ class Engine:
         self._running: dict[TaskKey, _Running] = {}  # without their last output, in order
         self._by_slot: dict[int, _Running] = {}  # those of them that still have positions to draw
         # by step: what is to be read after it, and how many rows of the grid are drawn then
-        self._due: defaultdict[int, list[tuple[_Running, int]]] = defaultdict(list)
-        self._reads: list[_Read] = []
+        self._outputs_due: defaultdict[int, list[tuple[_Running, int]]] = defaultdict(list)
+        self._pending_copies: list[_PendingCopy] = []
         self._outputs: list[EngineOutput] = []  # not handed out yet
         self._num_steps = 0
         self._code_seconds = 0.0
@@ -173,14 +173,15 @@ class Engine:
         or to cancel: no output is lost.
         """
         self._join()
-        if self._by_slot and not self._due.get(self._num_steps):  # else the last read has failed
+        has_failed = bool(self._outputs_due.get(self._num_steps))  # the copy after the last step
+        if self._by_slot and not has_failed:
             self._draw()
-        if self._batch.reads_late:
-            self._finish_reads()  # of the step before, while the device does this one
-            self._begin_read()
+        if self._batch.async_copy:
+            self._finish_copies()  # of the step before, while the device does this one
+            self._begin_copy()
         else:
-            self._begin_read()
-            self._finish_reads()
+            self._begin_copy()
+            self._finish_copies()
         outputs, self._outputs = self._outputs, []
         return tuple(outputs)
 
@@ -215,7 +216,7 @@ class Engine:
             running = _Running(task, slot, now, self._code_seconds)
             self._running[task.key] = self._by_slot[slot] = running
             for row in {*task.preview_rows, grid}:
-                self._due[self._num_steps + row * grid].append((running, row))
+                self._outputs_due[self._num_steps + row * grid].append((running, row))
 
     def _draw(self) -> None:
         started, rows = time.perf_counter(), self._batch.num_rows
@@ -226,24 +227,25 @@ class Engine:
         for running in self._by_slot.values():
             running.prefilled = running.prefilled or now
         self._fail([self._by_slot[slot] for slot in report.failed])
-        if self._observe is not None:
-            self._observe(rows, now - started)
+        if self._on_step is not None:
+            self._on_step(rows, now - started)
 
-    def _begin_read(self) -> None:
+    def _begin_copy(self) -> None:
         """Begin to read what is due after this step; until that has worked it stays due."""
-        due = [one for one in self._due.get(self._num_steps, ()) if self._is_running(one[0])]
+        outputs = self._outputs_due.get(self._num_steps, ())
+        due = [output for output in outputs if self._is_running(output[0])]
         if due:
             copy = self._batch.read([running.slot for running, _ in due])
-            self._reads.append(_Read(due, copy))
+            self._pending_copies.append(_PendingCopy(due, copy))
             self._leave_batch([one for one, row in due if row == self._config.grid_size])
-        self._due.pop(self._num_steps, None)
+        self._outputs_due.pop(self._num_steps, None)
 
-    def _finish_reads(self) -> None:
-        """Make outputs of what was read; until that has worked it is kept."""
-        while self._reads:
-            read = self._reads[0]
-            drawn, now = Drawn(*read.copy.wait()), time.perf_counter()
-            for index, (running, row) in enumerate(read.due):
+    def _finish_copies(self) -> None:
+        """Make outputs of what was copied; until that has worked it is kept."""
+        while self._pending_copies:
+            pending = self._pending_copies[0]
+            drawn, now = Drawn(*pending.copy.wait()), time.perf_counter()
+            for index, (running, row) in enumerate(pending.due):
                 if not self._is_running(running):  # cancelled, or failed
                     continue
                 if not drawn.finite[index]:
@@ -252,7 +254,7 @@ class Engine:
                 self._outputs.append(self._output(running, row, drawn, index, now))
                 if row == self._config.grid_size:
                     self._remove([running])
-            self._reads.pop(0)
+            self._pending_copies.pop(0)
 
     def _output(
         self, running: _Running, row: int, drawn: Drawn, index: int, now: float

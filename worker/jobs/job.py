@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from masc_core.bundle.manifest import Decoding
 from masc_core.images import ImageFormat
+from masc_core.sampling.params import rows_per_image
 
 MAX_SEED = 2**63 - 1
 DEFAULT_TIMEOUT = 300.0
@@ -37,8 +38,8 @@ class GenerationRequest:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the transformer's batch that this request occupies: two an image when guided."""
-        return self.num_images * (1 if self.cfg_scale == 1.0 else 2)
+        """Rows of the transformer's batch that this request occupies."""
+        return self.num_images * rows_per_image(self.cfg_scale)
 
     def image_seed(self, index: int) -> int:
         """Seed of image ``index``."""
@@ -61,8 +62,8 @@ class Job:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     submitted_at: float = field(default_factory=time.time)  # since the epoch: processes compare it
     timeout: float = DEFAULT_TIMEOUT  # seconds from its acceptance to its deadline
-    owner: str = ""  # name of the key of who asked; empty for anybody
-    keep: bool = False  # whether the outcome stays for a while, or only until it is forgotten
+    owner: str = ""  # name of the API key that it came with; empty where none is asked for
+    keep: bool = False  # whether it outlasts the connection that it came over, outcome included
     previews: bool = False  # whether a client watches what is drawn so far
     idempotency: Idempotency | None = None  # None where every submission is a job of its own
     trace: str = ""  # ``traceparent`` of what it is a part of, empty where nothing is traced

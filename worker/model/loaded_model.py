@@ -83,7 +83,7 @@ class MadeImage:
         return self.image.task
 
 
-Report = EnteredImage | ImageEvent | MadeImage | FailedImage
+ModelEvent = EnteredImage | ImageEvent | MadeImage | FailedImage
 
 
 class _Encoding(NamedTuple):
@@ -143,7 +143,7 @@ class LoadedModel:
 
     Attributes
     ----------
-    affected : after `step` failed, the jobs whose work was under way; otherwise none
+    jobs_at_risk : after `step` raised, ids of the jobs whose work was under way; otherwise none
 
     Raises
     ------
@@ -161,7 +161,7 @@ class LoadedModel:
         if engine.capacity_rows < 2:
             raise ConfigError("a worker needs room for two rows, which a guided image takes")
         self.bundle, self.engine = bundle, engine
-        self.affected: set[str] = set()
+        self.jobs_at_risk: set[str] = set()
         self._budget = budget or PreviewBudget()
         self._cores = cores
         self._num_threads: int | None = None  # once it was tried
@@ -172,7 +172,7 @@ class LoadedModel:
         self._backlog: deque[ImageTask] = deque()
         self._in_engine: dict[TaskKey, ImageTask] = {}
         self._encoding: deque[_Encoding] = deque()
-        self._reports: list[Report] = []  # not handed out yet
+        self._events: list[ModelEvent] = []  # not handed out yet
 
     @property
     def manifest(self) -> Manifest:
@@ -181,27 +181,27 @@ class LoadedModel:
 
     @property
     def max_bits(self) -> float:
-        """Largest entropy of a prediction, the logarithm of K."""
+        """Entropy of a uniform prediction, the most there can be: log2(K)."""
         return math.log2(self.manifest.num_clusters)
 
     @property
     def free_rows(self) -> int:
-        """Rows of the engine that nothing here needs."""
+        """Rows of the engine that are free when all images of the backlog have theirs."""
         return self.engine.free_rows - self.rows_waiting
 
     @property
     def rows_waiting(self) -> int:
-        """Rows that what waits for the engine needs."""
+        """Rows of the engine that the images of the backlog need."""
         return sum(task.num_rows for task in self._backlog)
 
     @property
     def rows_active(self) -> int:
-        """Rows of the engine in use."""
+        """Rows of the engine that its images take."""
         return self.engine.capacity_rows - self.engine.free_rows
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is to be done."""
+        """Whether no image waits, is drawn or is encoded."""
         return not (self._backlog or self._in_engine or self._encoding)
 
     def warm_up(self) -> None:
@@ -238,20 +238,20 @@ class LoadedModel:
             self.engine.cancel(key)
             del self._in_engine[key]
         self._encoding = deque(one for one in self._encoding if one.image.task.job_id != job_id)
-        self._reports = [report for report in self._reports if report.task.job_id != job_id]
+        self._events = [event for event in self._events if event.task.job_id != job_id]
 
-    def step(self) -> Sequence[Report]:
+    def step(self) -> Sequence[ModelEvent]:
         """Fill the engine, step it, and collect what renderer and pool have done.
 
-        After an exception, which only the engine raises, no report is lost: they come next time.
+        After an exception, which only the engine raises, no event is lost: they come next time.
         """
         self._fill_engine()
         if self._in_engine:
             self._step_engine()
-        self.affected = set()
+        self.jobs_at_risk = set()
         self._collect_encoded()
-        reports, self._reports = self._reports, []
-        return reports
+        events, self._events = self._events, []
+        return events
 
     def close(self) -> None:
         """End the threads; nothing is asked for any more."""
@@ -261,20 +261,20 @@ class LoadedModel:
     def _fill_engine(self) -> None:
         while self._backlog and self._backlog[0].num_rows <= self.engine.free_rows:
             task = self._backlog.popleft()
-            self.affected = {task.job_id}
+            self.jobs_at_risk = {task.job_id}
             self.engine.add(task)
             self._in_engine[task.key] = task
-            self._reports.append(EnteredImage(task, time.time()))
+            self._events.append(EnteredImage(task, time.time()))
 
     def _step_engine(self) -> None:
-        self.affected = {job_id for job_id, _ in self._in_engine}
+        self.jobs_at_risk = {job_id for job_id, _ in self._in_engine}
         if self._num_threads and self._num_threads != torch.get_num_threads():
             torch.set_num_threads(self._num_threads)  # it was warmed up by another thread
         for output in self.engine.step():
             match output:
                 case PartialImage(task=task):
                     progress = Progress(task.index, output.rows, self.manifest.grid)
-                    self._reports.append(ImageEvent(task, progress))
+                    self._events.append(ImageEvent(task, progress))
                     paid = self._budget.pay()
                     if paid is not None:
                         self._start_encoding(output, PREVIEW_FORMAT, paid)
@@ -283,7 +283,7 @@ class LoadedModel:
                     self._start_encoding(output, task.format)
                 case FailedImage(task=task):
                     del self._in_engine[task.key]
-                    self._reports.append(output)
+                    self._events.append(output)
 
     def _start_encoding(
         self, image: FinishedImage | PartialImage, file_format: ImageFormat, paid: float = 0.0
@@ -297,11 +297,11 @@ class LoadedModel:
             must_wait = not self._in_engine or len(self._encoding) > MAX_ENCODING
             encoding = self._encoding.popleft()
             if must_wait or encoding.file.done():
-                self._reports += self._report(encoding)
+                self._events += self._encoded_event(encoding)
             else:
                 self._encoding.append(encoding)
 
-    def _report(self, encoding: _Encoding) -> Sequence[Report]:
+    def _encoded_event(self, encoding: _Encoding) -> Sequence[ModelEvent]:
         """The file, or what prevented it; nothing for a preview that failed: nobody misses it."""
         image, error = encoding.image, encoding.file.exception()
         if error is not None:

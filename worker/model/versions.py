@@ -45,10 +45,10 @@ class ModelVersions:
 
     @property
     def free_rows(self) -> int:
-        """Rows that can be given work: those of the newest, less what waits for an older one.
+        """Rows to claim jobs for: free ones of the newest, less those that older ones wait for.
 
-        Otherwise jobs for an older one, which take none of the newest's rows, would be claimed
-        without end.
+        A job for an older version takes none of the newest's rows: without the subtraction such
+        jobs would be claimed without end.
         """
         waiting = sum(retired.loaded.rows_waiting for retired in self._retired)
         return self.newest.free_rows - waiting

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from masc_core.progress import ProgressCallback
 from masc_core.tree.upgma.candidates import Candidates
 from masc_core.tree.upgma.clusters import Clusters
 from masc_core.tree.upgma.dense import chain
 from masc_core.tree.upgma.history import History, distinct_rows
-from masc_core.tree.upgma.types import FloatArray, Report
+from masc_core.tree.upgma.types import FloatArray
 
 if TYPE_CHECKING:
     from masc_core.tree.upgma.torch_candidates import TorchCandidates
@@ -31,7 +32,7 @@ LIST_LENGTH = 16  # candidates of a cluster
 
 def average_linkage(
     rows: FloatArray,
-    report: Report,
+    report: ProgressCallback,
     torch_device: str | None = None,
     num_dense: int | None = None,
 ) -> FloatArray:
@@ -68,16 +69,16 @@ def average_linkage(
     num_left = usual_dense(*rows.shape) if num_dense is None else num_dense
     while clusters.count > num_left:
         candidates.fill_empty()
-        into, dropped, heights = candidates.reciprocal()
+        into, dropped, heights = candidates.reciprocal_neighbours()
         excess = clusters.count - num_left
         into, dropped, heights = into[:excess], dropped[:excess], heights[:excess]
-        nodes = history.note(clusters.nodes_of(into), clusters.nodes_of(dropped), heights)
+        nodes = history.append(clusters.nodes_of(into), clusters.nodes_of(dropped), heights)
         candidates.merge(into, dropped, nodes)
         report(history.num_merges, len(rows) - 1, "neighbours")
     if clusters.count > 1:
         matrix, sizes, nodes = clusters.distance_matrix(report)
         for i, j, height in zip(*chain(matrix, sizes), strict=True):
-            nodes[i] = history.note(nodes[[i]], nodes[[j]], np.array([height]))[0]
+            nodes[i] = history.append(nodes[[i]], nodes[[j]], np.array([height]))[0]
     return history.linkage()
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from masc_core.kernel import inline, kernel
 from masc_core.tree.upgma.distances import Members, mean_distance, pair_sum
-from masc_core.tree.upgma.types import BoolArray, FloatArray, IdArray, IntArray, Slot
+from masc_core.tree.upgma.types import BoolArray, ClusterIndex, FloatArray, IdArray, IntArray
 
 NO_SLOT = np.int32(-1)
 
@@ -37,8 +37,8 @@ class Lists(NamedTuple):
     lower_bound: FloatArray  # (n,), no cluster outside the list is nearer
 
 
-class Draft(NamedTuple):
-    """A list in the making, with room for more than it will keep."""
+class BoundedList(NamedTuple):
+    """A sorted list in the making, which `truncate` keeps to a length."""
 
     ids: IdArray  # (at least k + 1,), in ascending order of distance
     distances: FloatArray
@@ -64,24 +64,24 @@ def update_lists(
         i, j = np.int64(slot), np.int64(partner[slot])
         if not alive[i] or 0 <= j < i or not _changes(i, partner, lists):
             continue
-        draft = new_draft(width + 1, lists.lower_bound[i])
-        _update(draft, i, partner, members, lists, max_pairs)
+        list_i = new_bounded_list(width + 1, lists.lower_bound[i])
+        _apply_merges(list_i, i, partner, members, lists, max_pairs)
         if j >= 0:
-            other = new_draft(width + 1, lists.lower_bound[j])
-            _update(other, j, partner, members, lists, max_pairs)
-            both = members.sizes[i] + members.sizes[j]
-            share = members.sizes[j] / both
-            joint = new_draft(
-                2 * width + 1, (1.0 - share) * draft.lower_bound[0] + share * other.lower_bound[0]
+            list_j = new_bounded_list(width + 1, lists.lower_bound[j])
+            _apply_merges(list_j, j, partner, members, lists, max_pairs)
+            total = members.sizes[i] + members.sizes[j]
+            share = members.sizes[j] / total
+            merged = new_bounded_list(
+                2 * width + 1, (1.0 - share) * list_i.lower_bound[0] + share * list_j.lower_bound[0]
             )
-            _join(joint, draft, other, i, j, partner, members, max_pairs)
-            _join(joint, other, draft, j, i, partner, members, max_pairs)
-            draft = joint
-        store(draft, lists, i)
+            _merge_lists(merged, list_i, list_j, i, j, partner, members, max_pairs)
+            _merge_lists(merged, list_j, list_i, j, i, partner, members, max_pairs)
+            list_i = merged
+        store_list(list_i, lists, i)
 
 
 @inline
-def _changes(i: Slot, partner: IdArray, lists: Lists) -> bool:
+def _changes(i: ClusterIndex, partner: IdArray, lists: Lists) -> bool:
     """Whether slot ``i``, or anything in its list, merges."""
     changes: bool = partner[i] >= 0
     for c in range(lists.lengths[i]):
@@ -90,8 +90,13 @@ def _changes(i: Slot, partner: IdArray, lists: Lists) -> bool:
 
 
 @inline
-def _update(
-    draft: Draft, i: Slot, partner: IdArray, members: Members, lists: Lists, max_pairs: float
+def _apply_merges(
+    bounded: BoundedList,
+    i: ClusterIndex,
+    partner: IdArray,
+    members: Members,
+    lists: Lists,
+    max_pairs: float,
 ) -> None:
     """The list that slot ``i`` had before the round, of the clusters after it but its own."""
     sizes, ids, distances = members.sizes, lists.ids[i], lists.distances[i]
@@ -100,7 +105,7 @@ def _update(
         if b == i:
             continue
         if b < 0:
-            insert(draft, members.nodes, i, a, distances[c])
+            insert(bounded, members.nodes, i, a, distances[c])
             continue
         at = _index_of(b, ids, lists.lengths[i])
         if 0 <= at < c:
@@ -109,55 +114,55 @@ def _update(
         if at >= 0:  # both parts are listed: no distance is summed
             mean = (sizes[a] * distances[c] + sizes[b] * distances[at]) / total
         elif sizes[i] * sizes[b] > max_pairs:
-            least = (sizes[a] * distances[c] + sizes[b] * draft.lower_bound[0]) / total
-            draft.lower_bound[0] = min(draft.lower_bound[0], least)
+            least = (sizes[a] * distances[c] + sizes[b] * bounded.lower_bound[0]) / total
+            bounded.lower_bound[0] = min(bounded.lower_bound[0], least)
             continue
         else:
             # D(i, b) beyond this would put the mean above the lower bound.
-            bound = (draft.lower_bound[0] * total - sizes[a] * distances[c]) / sizes[b]
+            bound = (bounded.lower_bound[0] * total - sizes[a] * distances[c]) / sizes[b]
             other = mean_distance(members, i, b, bound)
             mean = (sizes[a] * distances[c] + sizes[b] * other) / total
-        insert(draft, members.nodes, i, min(a, b), mean)
+        insert(bounded, members.nodes, i, min(a, b), mean)
 
 
 @inline
-def _join(
-    joint: Draft,
-    mine: Draft,
-    theirs: Draft,
-    i: Slot,
-    j: Slot,
+def _merge_lists(
+    merged: BoundedList,
+    list_i: BoundedList,
+    list_j: BoundedList,
+    i: ClusterIndex,
+    j: ClusterIndex,
     partner: IdArray,
     members: Members,
     max_pairs: float,
 ) -> None:
     """Enter what the list of ``i`` holds into that of ``i u j``; strike it out of that of ``j``.
 
-    What the list of ``j`` does not hold is at least ``theirs.lower_bound`` away from ``j``.
+    What the list of ``j`` does not hold is at least ``list_j.lower_bound`` away from ``j``.
     """
     sizes = members.sizes
-    both = sizes[i] + sizes[j]
-    for c in range(mine.length[0]):
-        a, distance = mine.ids[c], mine.distances[c]
+    total = sizes[i] + sizes[j]
+    for c in range(list_i.length[0]):
+        a, distance = list_i.ids[c], list_i.distances[c]
         if a == NO_SLOT:
             continue
-        at = _index_of(a, theirs.ids, theirs.length[0])
+        at = _index_of(a, list_j.ids, list_j.length[0])
         if at >= 0:
-            other = theirs.distances[at]
-            theirs.ids[at] = NO_SLOT
+            other = list_j.distances[at]
+            list_j.ids[at] = NO_SLOT
         elif sizes[j] * _size_after(a, partner, members) > max_pairs:
-            least = (sizes[i] * distance + sizes[j] * theirs.lower_bound[0]) / both
-            joint.lower_bound[0] = min(joint.lower_bound[0], least)
+            least = (sizes[i] * distance + sizes[j] * list_j.lower_bound[0]) / total
+            merged.lower_bound[0] = min(merged.lower_bound[0], least)
             continue
         else:
-            bound = (joint.lower_bound[0] * both - sizes[i] * distance) / sizes[j]
+            bound = (merged.lower_bound[0] * total - sizes[i] * distance) / sizes[j]
             other = _distance_after(j, a, partner, members, bound)
-        mean = (sizes[i] * distance + sizes[j] * other) / both
-        insert(joint, members.nodes, min(i, j), a, mean)
+        mean = (sizes[i] * distance + sizes[j] * other) / total
+        insert(merged, members.nodes, min(i, j), a, mean)
 
 
 @inline
-def _index_of(j: Slot, ids: IdArray, length: int) -> int:
+def _index_of(j: ClusterIndex, ids: IdArray, length: int) -> int:
     """Index of ``j`` in ``ids[:length]``, or -1."""
     for c in range(length):
         if ids[c] == j:
@@ -166,7 +171,7 @@ def _index_of(j: Slot, ids: IdArray, length: int) -> int:
 
 
 @inline
-def _size_after(j: Slot, partner: IdArray, members: Members) -> float:
+def _size_after(j: ClusterIndex, partner: IdArray, members: Members) -> float:
     """Size of what slot ``j`` is after the round."""
     other = partner[j]
     size: float = members.sizes[j] if other < 0 else members.sizes[j] + members.sizes[other]
@@ -174,7 +179,9 @@ def _size_after(j: Slot, partner: IdArray, members: Members) -> float:
 
 
 @inline
-def _distance_after(i: Slot, j: Slot, partner: IdArray, members: Members, limit: float) -> float:
+def _distance_after(
+    i: ClusterIndex, j: ClusterIndex, partner: IdArray, members: Members, limit: float
+) -> float:
     """D of slot ``i`` before the round to what slot ``j`` is after it; infinity above ``limit``."""
     scale = members.sizes[i] * _size_after(j, partner, members)
     total = pair_sum(members, i, j, limit * scale)
@@ -185,61 +192,65 @@ def _distance_after(i: Slot, j: Slot, partner: IdArray, members: Members, limit:
 
 
 @inline
-def new_draft(room: int, lower_bound: float) -> Draft:
+def new_bounded_list(room: int, lower_bound: float) -> BoundedList:
     """An empty list."""
-    return Draft(
+    return BoundedList(
         np.empty(room, np.int32), np.empty(room), np.zeros(1, np.int64), np.full(1, lower_bound)
     )
 
 
 @inline
-def insert(draft: Draft, nodes: IntArray, i: Slot, j: Slot, distance: float) -> None:
+def insert(
+    bounded: BoundedList, nodes: IntArray, i: ClusterIndex, j: ClusterIndex, distance: float
+) -> None:
     """Put ``j`` at its place in the list of ``i``, unless it is farther than ``lower_bound``.
 
     Parameters
     ----------
-    draft : has room for one more entry
+    bounded : has room for one more entry
     nodes : int64 (n,), node of the tree in each slot
     """
-    if distance > draft.lower_bound[0]:
+    if distance > bounded.lower_bound[0]:
         return
-    at = draft.length[0]
+    at = bounded.length[0]
     while at > 0 and (
-        draft.distances[at - 1] > distance
+        bounded.distances[at - 1] > distance
         or (
-            draft.distances[at - 1] == distance
-            and _tie(nodes[i], nodes[draft.ids[at - 1]]) > _tie(nodes[i], nodes[j])
+            bounded.distances[at - 1] == distance
+            and _tie(nodes[i], nodes[bounded.ids[at - 1]]) > _tie(nodes[i], nodes[j])
         )
     ):
-        draft.ids[at], draft.distances[at] = draft.ids[at - 1], draft.distances[at - 1]
+        bounded.ids[at], bounded.distances[at] = bounded.ids[at - 1], bounded.distances[at - 1]
         at -= 1
-    draft.ids[at], draft.distances[at] = j, distance
-    draft.length[0] += 1
+    bounded.ids[at], bounded.distances[at] = j, distance
+    bounded.length[0] += 1
 
 
 @inline
-def crop(draft: Draft, width: int) -> None:
+def truncate(bounded: BoundedList, width: int) -> None:
     """Leave out what has no room among ``width`` entries, or is farther than ``lower_bound``."""
-    if draft.length[0] > width:
-        draft.lower_bound[0] = min(draft.lower_bound[0], draft.distances[width])
-        draft.length[0] = width
-    while draft.length[0] > 0 and draft.distances[draft.length[0] - 1] > draft.lower_bound[0]:
-        draft.length[0] -= 1
+    if bounded.length[0] > width:
+        bounded.lower_bound[0] = min(bounded.lower_bound[0], bounded.distances[width])
+        bounded.length[0] = width
+    while (
+        bounded.length[0] > 0 and bounded.distances[bounded.length[0] - 1] > bounded.lower_bound[0]
+    ):
+        bounded.length[0] -= 1
 
 
 @inline
-def store(draft: Draft, lists: Lists, i: Slot) -> None:
-    """Make the draft the list of slot ``i``."""
-    crop(draft, lists.ids.shape[1])
-    length = draft.length[0]
-    lists.ids[i, :length] = draft.ids[:length]
-    lists.distances[i, :length] = draft.distances[:length]
+def store_list(bounded: BoundedList, lists: Lists, i: ClusterIndex) -> None:
+    """Truncate it, and make it the list of slot ``i``."""
+    truncate(bounded, lists.ids.shape[1])
+    length = bounded.length[0]
+    lists.ids[i, :length] = bounded.ids[:length]
+    lists.distances[i, :length] = bounded.distances[:length]
     lists.lengths[i] = length
-    lists.lower_bound[i] = draft.lower_bound[0]
+    lists.lower_bound[i] = bounded.lower_bound[0]
 
 
 @inline
-def _tie(first: Slot, second: Slot) -> np.uint64:
+def _tie(first: ClusterIndex, second: ClusterIndex) -> np.uint64:
     """Hash of a pair of nodes, in either order (the finaliser of SplitMix64).
 
     A fixed order of equal distances would make every cluster choose the same neighbour where all

@@ -1,4 +1,4 @@
-"""Certified candidate lists: a few near clusters for each, and a distance that no other is under.
+"""Certified candidate lists: some near clusters of each, and a lower bound on all other distances.
 
 A list of cluster ``i`` holds clusters with their exact distances, ascending. Every cluster that is
 not in it is at least ``lower_bound[i]`` away. While the list has an entry, its first one is
@@ -17,17 +17,17 @@ from masc_core.kernel import inline, kernel
 from masc_core.tree.upgma.candidate_lists import (
     NO_SLOT,
     Lists,
-    crop,
     insert,
-    new_draft,
-    store,
+    new_bounded_list,
+    store_list,
+    truncate,
     update_lists,
 )
 from masc_core.tree.upgma.clusters import ROUNDING, Clusters
 from masc_core.tree.upgma.distance_rows import DistanceRows
 from masc_core.tree.upgma.distances import MANY_DIMENSIONS, Members, distance, mean_distance
 from masc_core.tree.upgma.search import BoxSearch, MemberSearch, ProductSearch, SearchResult
-from masc_core.tree.upgma.types import BoolArray, FloatArray, IntArray, Slot
+from masc_core.tree.upgma.types import BoolArray, ClusterIndex, FloatArray, IntArray
 
 MAX_PAIRS = 2048.0  # pairs of points that keeping one entry may cost
 COMPACT_BELOW = 0.8  # share of slots alive
@@ -64,7 +64,7 @@ class Candidates:
             np.zeros(num_slots),
         )
 
-    def reciprocal(self) -> tuple[IntArray, IntArray, FloatArray]:
+    def reciprocal_neighbours(self) -> tuple[IntArray, IntArray, FloatArray]:
         """Pairs of slots that are each other's nearest, (p,) lower and higher, and distances."""
         alive = np.flatnonzero(self._clusters.alive)
         nearest = self.lists.ids[:, 0].astype(np.int64)
@@ -73,7 +73,7 @@ class Candidates:
         into = alive[(nearest[nearest[alive]] == alive) & (alive < nearest[alive])]
         if len(into):
             return into, nearest[into], distances[into]
-        # Rounding hides a tie from one side: the least distance of all is a true minimum.
+        # Rounding can leave a tie without a mutual pair; the closest pair of all can always merge.
         least = alive[[np.argmin(distances[alive])]]
         pair = np.sort([least, nearest[least]], axis=0)
         return pair[0], pair[1], distances[least]
@@ -105,12 +105,12 @@ class Candidates:
         if len(empty) <= FEW_ROWS:
             pass  # making a search ready would take longer
         elif clusters.points.shape[1] < MANY_DIMENSIONS:
-            empty = self._ask(BoxSearch(clusters), empty, NUM_CENTROIDS)
+            empty = self._search(BoxSearch(clusters), empty, NUM_CENTROIDS)
         else:
-            empty = self._ask_centroids(empty)
+            empty = self._search_centroids(empty)
             few = clusters.sizes[empty] <= FEW_POINTS
             if few.any():
-                left = self._ask(MemberSearch(clusters), empty[few], NUM_CLUSTERS)
+                left = self._search(MemberSearch(clusters), empty[few], NUM_CLUSTERS)
                 empty = np.concatenate([empty[~few], left])
         if len(empty):
             self._fill_exhaustively(self._without_wide(empty))
@@ -122,19 +122,19 @@ class Candidates:
         unknown: IntArray = empty[~known[empty]]
         return unknown
 
-    def _ask_centroids(self, rows: IntArray) -> IntArray:
-        """As `_ask`; small clusters only until centroids filled less than half of the lists."""
+    def _search_centroids(self, rows: IntArray) -> IntArray:
+        """As `_search`; small clusters only until centroids filled less than half of the lists."""
         few = self._clusters.sizes[rows] <= FEW_POINTS
-        asked = rows if self._centroids_help else rows[~few]
-        if not len(asked):
+        queries = rows if self._centroids_help else rows[~few]
+        if not len(queries):
             return rows
-        left = self._ask(ProductSearch(self._clusters), asked, NUM_CENTROIDS)
+        left = self._search(ProductSearch(self._clusters), queries, NUM_CENTROIDS)
         if self._centroids_help:
             self._centroids_help = len(rows) < SAMPLE or 2 * len(left) <= len(rows)
             return left
         return np.concatenate([rows[few], left])
 
-    def _ask(
+    def _search(
         self, search: BoxSearch | MemberSearch | ProductSearch, rows: IntArray, num_neighbours: int
     ) -> IntArray:
         """Fill the lists of ``rows``; those that still know none."""
@@ -180,7 +180,7 @@ def _remove(dropped: BoolArray, lists: Lists) -> None:
 
 
 @inline
-def _close_gaps(i: Slot, dropped: BoolArray, lists: Lists) -> None:
+def _close_gaps(i: ClusterIndex, dropped: BoolArray, lists: Lists) -> None:
     ids, distances = lists.ids[i], lists.distances[i]
     length = 0
     for c in range(lists.lengths[i]):
@@ -196,12 +196,14 @@ def _fill(result: SearchResult, members: Members, lists: Lists) -> None:
     width = lists.ids.shape[1]
     for r in numba.prange(len(result.rows)):
         i = result.rows[r]
-        draft = new_draft(width + 1, result.lower_bound[r])
+        bounded = new_bounded_list(width + 1, result.lower_bound[r])
         for c in range(result.counts[r]):
             j = result.ids[r, c]
-            insert(draft, members.nodes, i, j, mean_distance(members, i, j, draft.lower_bound[0]))
-            crop(draft, width)
-        store(draft, lists, i)
+            insert(
+                bounded, members.nodes, i, j, mean_distance(members, i, j, bounded.lower_bound[0])
+            )
+            truncate(bounded, width)
+        store_list(bounded, lists, i)
 
 
 @kernel
@@ -216,7 +218,7 @@ def _fill_from_all(
     num_slots, width = lists.ids.shape
     for r in numba.prange(len(rows)):
         i = rows[r]
-        draft = new_draft(width + 1, np.inf)
+        bounded = new_bounded_list(width + 1, np.inf)
         for step in range(2, 2 * num_slots + 2):
             # Outwards from i: neighbours in the order of slots are neighbours in space.
             j = i + step // 2 * (1 - 2 * (step % 2))
@@ -224,9 +226,13 @@ def _fill_from_all(
                 continue
             # D is at least the distance of the centroids, whose rounding grows with it.
             least = distance(centroids, i, j) * (1.0 - ROUNDING) - rounding[r]
-            if least <= draft.lower_bound[0]:
+            if least <= bounded.lower_bound[0]:
                 insert(
-                    draft, members.nodes, i, j, mean_distance(members, i, j, draft.lower_bound[0])
+                    bounded,
+                    members.nodes,
+                    i,
+                    j,
+                    mean_distance(members, i, j, bounded.lower_bound[0]),
                 )
-                crop(draft, width)
-        store(draft, lists, i)
+                truncate(bounded, width)
+        store_list(bounded, lists, i)

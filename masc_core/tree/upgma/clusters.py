@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from masc_core.kernel import serial
+from masc_core.progress import ProgressCallback
 from masc_core.tree.upgma.dense import distance_matrix
 from masc_core.tree.upgma.distances import LANES, Members, Products
 from masc_core.tree.upgma.history import DistinctRows
-from masc_core.tree.upgma.types import BoolArray, FloatArray, IdArray, IntArray, Report
+from masc_core.tree.upgma.types import BoolArray, FloatArray, IdArray, IntArray
 
 ROUNDING = float(64 * np.finfo(np.float64).eps)  # relative error of a mean, a square and a root
 LEAF = 64  # points of a leaf of the spatial order
@@ -149,7 +150,7 @@ class Clusters:
         self.alive, self.has_row = np.ones(len(kept), bool), self.has_row[kept]
         return kept, number
 
-    def distance_matrix(self, report: Report) -> tuple[FloatArray, FloatArray, IntArray]:
+    def distance_matrix(self, report: ProgressCallback) -> tuple[FloatArray, FloatArray, IntArray]:
         """Average distances of all clusters, (n, n), infinite on the diagonal; sizes and nodes.
 
         Compacts the slots.

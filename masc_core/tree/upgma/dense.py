@@ -16,17 +16,18 @@ import numba
 import numpy as np
 
 from masc_core.kernel import inline, kernel, serial
+from masc_core.progress import ProgressCallback
 from masc_core.tree.upgma.distances import (
-    CANCELLED,
+    CANCELLATION_SHARE,
     MANY_DIMENSIONS,
     Members,
     Products,
-    Squares,
+    SquaredDistanceParts,
     add_distances,
     distance,
     tiles_of,
 )
-from masc_core.tree.upgma.types import FloatArray, IntArray, Report
+from masc_core.tree.upgma.types import FloatArray, IntArray
 
 CHUNK = 128  # points whose distances to all others are taken at a time
 GROUPS = 64  # parts into which the clusters are divided among threads
@@ -40,7 +41,7 @@ class Grouping(NamedTuple):
     groups: IntArray  # (GROUPS + 1,), group `g` is the clusters `groups[g]:groups[g + 1]`
 
 
-def distance_matrix(members: Members, report: Report) -> FloatArray:
+def distance_matrix(members: Members, report: ProgressCallback) -> FloatArray:
     """Average distances of clusters whose members are next to each other, in the order of slots.
 
     Parameters
@@ -79,7 +80,7 @@ def _adder(members: Members) -> Callable[[int, Grouping, FloatArray], None]:
     def add(first: int, grouping: Grouping, matrix: FloatArray) -> None:
         # Always as many: BLAS may round a narrower product by the number of its threads.
         rows = np.minimum(np.arange(first, first + CHUNK), len(members.points) - 1)
-        squares = products.onto(rows, int(grouping.starts[grouping.groups[0]]))
+        squares = products.all_to_rows(rows, int(grouping.starts[grouping.groups[0]]))
         _add_products(first, squares, products.scale, grouping, members, matrix)
 
     return add
@@ -102,7 +103,7 @@ def _add_direct(
 @kernel
 def _add_products(
     first: int,
-    squares: Squares,
+    squares: SquaredDistanceParts,
     scale: float,
     grouping: Grouping,
     members: Members,
@@ -120,7 +121,7 @@ def _add_products(
                 for r in range(count):
                     squared[r] = own[r] + norm - (product[r] + product[r])
                 for r in range(count):
-                    if squared[r] < CANCELLED * (own[r] + norm):
+                    if squared[r] < CANCELLATION_SHARE * (own[r] + norm):
                         squared[r] = (distance(members.points, first + r, q) / scale) ** 2
                 for r in range(count):
                     sums[r] += members.weights[q] * scale * np.sqrt(squared[r])

@@ -18,7 +18,7 @@ import numpy as np
 from masc_core.kernel import kernel
 from masc_core.tree.upgma.clusters import Clusters
 from masc_core.tree.upgma.distances import Members, pair_sum
-from masc_core.tree.upgma.types import BoolArray, FloatArray, IdArray, IntArray, Slot
+from masc_core.tree.upgma.types import BoolArray, ClusterIndex, FloatArray, IdArray, IntArray
 
 MAX_ROWS = 16  # each takes 8 bytes a cluster
 
@@ -100,7 +100,7 @@ class DistanceRows:
         self.slots = number[self.slots].astype(np.int64)
         self.rows = np.ascontiguousarray(self.rows[:, kept])
 
-    def _row(self, slot: Slot) -> FloatArray:
+    def _row(self, slot: ClusterIndex) -> FloatArray:
         """Average distances of any cluster, (n,)."""
         clusters = self._clusters
         if clusters.has_row[slot]:
@@ -123,7 +123,7 @@ def _mean(
 
 
 @kernel
-def _sum_up(slot: Slot, others: BoolArray, members: Members, row: FloatArray) -> None:
+def _sum_up(slot: ClusterIndex, others: BoolArray, members: Members, row: FloatArray) -> None:
     """Average distances of one slot to ``others`` (n,), to their places in ``row`` (n,)."""
     for i in numba.prange(len(row)):
         if others[i] and i != slot:

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from masc_core.kernel import inline, reduction
-from masc_core.tree.upgma.types import FloatArray, IntArray, ProductArray, Slot
+from masc_core.tree.upgma.types import ClusterIndex, FloatArray, IntArray, ProductArray
 
 MANY_DIMENSIONS = 48  # from here on matrix products win (benchmarks/tree.py)
 LANES = 8  # dimensions whose squares are added in one pass; others are filled up with zeros
-CANCELLED = 1e-5  # squared distances below this share of the squared norms have lost their digits
-FAR_OFF = 16.0  # times their own spread: rows so far from the centre get one of their own
+CANCELLATION_SHARE = 1e-5  # of the squared norms: squared distances below it have lost their digits
+RECENTRE_RATIO = 16.0  # times their own spread: rows so far from the centre get one of their own
 STEP = 4096  # vectors that are rounded at a time
 TINY = float(np.finfo(np.float64).tiny)
 
@@ -43,7 +43,7 @@ class Members(NamedTuple):
 
 
 @reduction
-def distance(points: FloatArray, p: Slot, q: Slot) -> float:
+def distance(points: FloatArray, p: ClusterIndex, q: ClusterIndex) -> float:
     """Euclidean distance of two rows of ``points`` (N, E)."""
     first, second = points[p], points[q]
     total = 0.0
@@ -55,7 +55,7 @@ def distance(points: FloatArray, p: Slot, q: Slot) -> float:
 
 
 @inline
-def mean_distance(members: Members, i: Slot, j: Slot, limit: float) -> float:
+def mean_distance(members: Members, i: ClusterIndex, j: ClusterIndex, limit: float) -> float:
     """D of two slots, or infinity as soon as it is known to exceed ``limit``."""
     scale = members.sizes[i] * members.sizes[j]
     total: float = pair_sum(members, i, j, limit * scale) / scale
@@ -63,7 +63,7 @@ def mean_distance(members: Members, i: Slot, j: Slot, limit: float) -> float:
 
 
 @inline
-def pair_sum(members: Members, i: Slot, j: Slot, limit: float) -> float:
+def pair_sum(members: Members, i: ClusterIndex, j: ClusterIndex, limit: float) -> float:
     """S of two slots, or a number above ``limit`` as soon as S is known to exceed it."""
     points, weights, runs = members.points, members.weights, members.runs
     total: float = 0.0
@@ -136,7 +136,7 @@ def add_distances(tile: FloatArray, point: FloatArray, weight: float, out: Float
         )
 
 
-class Squares(NamedTuple):
+class SquaredDistanceParts(NamedTuple):
     """Parts of the squared distances of some rows to all vectors, in units of `Products.scale`.
 
     ``own[r] + norms[j] - 2 products[r, j]`` is off by at most ``margin * (own[r] + norms[j])``.
@@ -157,7 +157,7 @@ class Products:
 
     Attributes
     ----------
-    scale : float, what a distance of 1 in `Squares` stands for
+    scale : float, what a distance of 1 in `SquaredDistanceParts` stands for
     """
 
     def __init__(self, vectors: FloatArray, dtype: type[np.float32 | np.float64]) -> None:
@@ -169,23 +169,23 @@ class Products:
         # Rounding of the entries, of E products and of their sum.
         self._margin = dtype(4 * (vectors.shape[1] + 8) * np.finfo(dtype).eps)
 
-    def of(self, rows: IntArray) -> Squares:
+    def rows_to_all(self, rows: IntArray) -> SquaredDistanceParts:
         """Products of the vectors ``rows`` (R,) with all, (R, n)."""
         vectors, norms = self._around(rows)
-        return Squares(vectors[rows] @ vectors.T, norms[rows], norms, self._margin)
+        return SquaredDistanceParts(vectors[rows] @ vectors.T, norms[rows], norms, self._margin)
 
-    def onto(self, rows: IntArray, begin: int) -> Squares:
+    def all_to_rows(self, rows: IntArray, begin: int) -> SquaredDistanceParts:
         """Products of the vectors from ``begin`` on with ``rows`` (R,), (n - begin, R)."""
         vectors, norms = self._around(rows)
         products = vectors[begin:] @ vectors[rows].T
-        return Squares(products, norms[rows], norms[begin:], self._margin)
+        return SquaredDistanceParts(products, norms[rows], norms[begin:], self._margin)
 
     def _around(self, rows: IntArray) -> tuple[ProductArray, ProductArray]:
         """Vectors as seen from ``rows`` if these are together and far off, and squared norms."""
         for view in self._views:
             centre = view[0][rows].mean(axis=0, dtype=np.float64)
             far_off = np.vdot(centre, centre)
-            if view[1][rows].mean(dtype=np.float64) - far_off >= far_off / FAR_OFF**2:
+            if view[1][rows].mean(dtype=np.float64) - far_off >= far_off / RECENTRE_RATIO**2:
                 return view
         vectors = self._seen_from(self._vectors[rows].mean(axis=0))
         # The next rows may well be near these.

@@ -22,7 +22,7 @@ class History:
         self._nodes = np.empty((num_codes - 1, 2), np.int64)
         self._heights = np.empty(num_codes - 1)
 
-    def note(self, first: IntArray, second: IntArray, heights: FloatArray) -> IntArray:
+    def append(self, first: IntArray, second: IntArray, heights: FloatArray) -> IntArray:
         """Note merges of nodes, (p,) each; the nodes that they make, int64 (p,)."""
         start, stop = self.num_merges, self.num_merges + len(first)
         self._nodes[start:stop, 0] = first
@@ -67,7 +67,7 @@ def distinct_rows(rows: FloatArray, history: History) -> DistinctRows:
     nodes = lowest.astype(np.int64)
     for code in np.flatnonzero(lowest[owners] != np.arange(len(rows))):
         point = owners[code]
-        nodes[point] = history.note(nodes[[point]], np.array([code]), np.zeros(1))[0]
+        nodes[point] = history.append(nodes[[point]], np.array([code]), np.zeros(1))[0]
     by_code = np.argsort(lowest)
     return DistinctRows(points[by_code], counts[by_code].astype(np.float64), nodes[by_code])
 

@@ -20,7 +20,13 @@ import numpy as np
 
 from masc_core.kernel import inline, kernel
 from masc_core.tree.upgma.clusters import Clusters
-from masc_core.tree.upgma.distances import Members, Products, Squares, tile_squares, tiles_of
+from masc_core.tree.upgma.distances import (
+    Members,
+    Products,
+    SquaredDistanceParts,
+    tile_squares,
+    tiles_of,
+)
 from masc_core.tree.upgma.types import FloatArray, IdArray, IntArray, ProductArray
 
 CHUNK_BYTES = 16 << 20  # of what a search holds at a time
@@ -31,7 +37,7 @@ MAX_MEMBERS = 128  # multiplied at a time: so few are most often near each other
 class SearchResult(NamedTuple):
     """The clusters that may be near, for some of the rows."""
 
-    rows: IntArray  # (R,), the slots that asked
+    rows: IntArray  # (R,), the queries
     ids: IdArray  # (R, m), slots that may be near, in no order
     counts: IntArray  # (R,), valid entries of `ids`
     lower_bound: FloatArray  # (R,), no other cluster is nearer in average distance
@@ -84,7 +90,7 @@ class ProductSearch:
         for part in _chunks(rows, 4 * len(self._slots) + 12 * num_neighbours):
             own = self._position[part]
             heap = empty_heap(len(part), num_neighbours)
-            _select(own, self._products.of(own), heap)
+            _select(own, self._products.rows_to_all(own), heap)
             heap.ids[:] = self._slots[heap.ids]
             distances = np.sqrt(np.maximum(farthest(heap), 0.0)) * self._products.scale
             yield _result(self._clusters, part, heap, distances)
@@ -115,7 +121,7 @@ class MemberSearch:
                 rows[first:last],
                 stops[first:last] - done,
                 part,
-                self._products.of(part),
+                self._products.rows_to_all(part),
                 self._owners,
                 clusters.members()._replace(sizes=self._sizes),
                 heap,
@@ -181,7 +187,7 @@ def _visit(
 
 
 @kernel
-def _select(rows: IntArray, squares: Squares, heap: NearestHeap) -> None:
+def _select(rows: IntArray, squares: SquaredDistanceParts, heap: NearestHeap) -> None:
     norms = squares.norms
     for r in numba.prange(len(rows)):
         distances = np.empty(BLOCK, norms.dtype)
@@ -199,7 +205,7 @@ def _add_up(
     rows: IntArray,
     stops: IntArray,
     part: IntArray,
-    squares: Squares,
+    squares: SquaredDistanceParts,
     owners: IntArray,
     members: Members,
     heap: NearestHeap,

@@ -41,7 +41,7 @@ class TorchCandidates:
         self.distances = clusters.sizes.new_full(shape, torch.inf)
         self.lower_bound = clusters.sizes.new_zeros(clusters.count)
 
-    def reciprocal(self) -> tuple[IntArray, IntArray, FloatArray]:
+    def reciprocal_neighbours(self) -> tuple[IntArray, IntArray, FloatArray]:
         """Pairs of clusters that are each other's nearest, (p,) lower and higher, and distances."""
         nearest = self.ids[:, 0]
         own = torch.arange(len(nearest), device=nearest.device)
@@ -76,8 +76,8 @@ class TorchCandidates:
         partner[into], partner[dropped] = dropped, into
         clusters.arrange(partner)
         ids, distances, lower_bound = self._updated(partner)
-        joint = self._joined(into, dropped, partner, ids, distances, lower_bound)
-        ids[into], distances[into], lower_bound[into] = joint
+        merged = self._joined(into, dropped, partner, ids, distances, lower_bound)
+        ids[into], distances[into], lower_bound[into] = merged
         kept = torch.ones_like(partner, dtype=torch.bool)
         kept[dropped] = False
         number = clusters.merge(into, dropped)
@@ -116,10 +116,10 @@ class TorchCandidates:
         clusters = self._clusters
         centroids = clusters.centroids - clusters.centroids.mean(0)  # lose fewer digits
         norms = centroids.square().sum(1)
-        both = norms[rows][:, None] + norms
+        norm_sums = norms[rows][:, None] + norms
         # Less what the product may be off by: rounding of the entries, of E products and their sum.
         margin = 4 * (centroids.shape[1] + 8) * torch.finfo(torch.float64).eps
-        squares = both * (1 - margin) - 2 * (centroids[rows] @ centroids.T)  # (R, n)
+        squares = norm_sums * (1 - margin) - 2 * (centroids[rows] @ centroids.T)  # (R, n)
         squares.scatter_(1, rows[:, None], torch.inf)
         least, ids = squares.topk(min(NUM_CENTROIDS, clusters.count), largest=False)
         lower_bound = least[:, -1].clamp(min=0).sqrt()  # infinite where all others were found
@@ -163,14 +163,14 @@ class TorchCandidates:
         other = partner[self.ids]  # B, or -1 where A does not merge
         lower = torch.where(other >= 0, torch.minimum(self.ids, other), self.ids)
         # What merges with the list's own cluster leaves the list.
-        entries = _paired(lower, self.distances.isfinite() & (other != own))
+        entries = _pair_entries(lower, self.distances.isfinite() & (other != own))
         ids, other, distances = (
             tensor.gather(1, entries.order) for tensor in (self.ids, other, self.distances)
         )
         # D(i, B): that of the next entry where both halves are listed; summed where only A is and
         # that is not too costly; else no more than the lower bound is known of it.
-        rest = entries.of_duplicate(distances)
-        one_sided = entries.listed & (other >= 0) & ~entries.duplicate & ~entries.leads
+        rest = entries.distance_of_duplicate(distances)
+        one_sided = entries.listed & (other >= 0) & ~entries.duplicate & ~entries.first_of_pair
         costs = counts[own] * counts[other.clamp(min=0)]  # pairs of points
         too_costly = one_sided & (costs > MAX_PAIRS)
         size, total = sizes[ids], sizes[ids] + sizes[other.clamp(min=0)]
@@ -180,7 +180,7 @@ class TorchCandidates:
         rows, columns = (one_sided & ~too_costly).nonzero(as_tuple=True)
         rest[rows, columns] = self._clusters.mean_distances(rows, other[rows, columns])
         mean = (size * distances + (total - size) * rest) / total
-        distances = torch.where(entries.leads | (one_sided & ~too_costly), mean, distances)
+        distances = torch.where(entries.first_of_pair | (one_sided & ~too_costly), mean, distances)
         removed = ~entries.listed | entries.duplicate | too_costly
         distances = distances.masked_fill(removed, torch.inf)
         return self._sorted(own[:, 0], entries.ids.clamp(min=0), distances, lower_bound)
@@ -201,12 +201,15 @@ class TorchCandidates:
         shares = torch.stack([1 - share, share], 1)  # (p, 2)
         bounds = torch.stack([lower_bound[into], lower_bound[dropped]], 1)  # (p, 2)
         bound = (shares * bounds).sum(1)  # of what is in neither list
-        both = torch.cat([distances[into], distances[dropped]], 1)  # (p, 2k)
-        entries = _paired(torch.cat([ids[into], ids[dropped]], 1), both.isfinite())
-        side = torch.arange(2, device=ids.device).repeat_interleave(width).expand_as(both)
-        side, mine = side.gather(1, entries.order), both.gather(1, entries.order)
+        all_distances = torch.cat([distances[into], distances[dropped]], 1)  # (p, 2k)
+        entries = _pair_entries(torch.cat([ids[into], ids[dropped]], 1), all_distances.isfinite())
+        side = torch.arange(2, device=ids.device).repeat_interleave(width).expand_as(all_distances)
+        side, listed_distances = (
+            side.gather(1, entries.order),
+            all_distances.gather(1, entries.order),
+        )
         # The distance from the other half: of the next entry where both halves list the neighbour.
-        theirs = entries.of_duplicate(mine)
+        other_distances = entries.distance_of_duplicate(listed_distances)
         # Else it is summed from the half that does not list it to all points of the neighbour after
         # the round, whose two halves lie one behind the other (`TorchClusters.arrange`).
         half = torch.stack([into, dropped], 1).gather(1, 1 - side)
@@ -214,16 +217,16 @@ class TorchCandidates:
         second = partner[neighbour]
         points = clusters.counts[neighbour]
         points += torch.where(second >= 0, clusters.counts[second.clamp(min=0)], 0)
-        one_sided = entries.listed & ~entries.duplicate & ~entries.leads
+        one_sided = entries.listed & ~entries.duplicate & ~entries.first_of_pair
         too_costly = one_sided & (clusters.counts[half] * points > MAX_PAIRS)
         weight = shares.gather(1, side)
-        lowered = weight * mine + (1 - weight) * bounds.gather(1, 1 - side)
+        lowered = weight * listed_distances + (1 - weight) * bounds.gather(1, 1 - side)
         bound = torch.minimum(bound, lowered.where(too_costly, torch.inf).amin(1))
         rows, columns = (one_sided & ~too_costly).nonzero(as_tuple=True)
-        theirs[rows, columns] = clusters.mean_distances(
+        other_distances[rows, columns] = clusters.mean_distances(
             half[rows, columns], neighbour[rows, columns], points[rows, columns]
         )
-        mean = weight * mine + (1 - weight) * theirs
+        mean = weight * listed_distances + (1 - weight) * other_distances
         removed = ~entries.listed | entries.duplicate | too_costly
         return self._sorted(into, neighbour, mean.masked_fill(removed, torch.inf), bound)
 
@@ -235,25 +238,25 @@ class _Entries(NamedTuple):
     ids: Tensor  # negative where nothing is listed
     listed: Tensor
     duplicate: Tensor  # the second of two
-    leads: Tensor  # the first of two
+    first_of_pair: Tensor  # the first of two
 
-    def of_duplicate(self, distances: Tensor) -> Tensor:
+    def distance_of_duplicate(self, distances: Tensor) -> Tensor:
         """For the first of two entries the distance of the second; NaN for all others."""
         rest = torch.full_like(distances, torch.nan)
-        rest[:, :-1] = torch.where(self.leads[:, :-1], distances[:, 1:], torch.nan)
+        rest[:, :-1] = torch.where(self.first_of_pair[:, :-1], distances[:, 1:], torch.nan)
         return rest
 
 
-def _paired(ids: Tensor, listed: Tensor) -> _Entries:
+def _pair_entries(ids: Tensor, listed: Tensor) -> _Entries:
     # Negative numbers, no two alike, keep apart what is not listed.
     unlisted = -1 - torch.arange(ids.shape[1], device=ids.device)
     ids, order = torch.where(listed, ids, unlisted).sort(dim=1, stable=True)
     listed = ids >= 0
     duplicate = torch.zeros_like(listed)
     duplicate[:, 1:] = (ids[:, 1:] == ids[:, :-1]) & listed[:, 1:]
-    leads = torch.zeros_like(listed)
-    leads[:, :-1] = duplicate[:, 1:]
-    return _Entries(order, ids, listed, duplicate, leads)
+    first_of_pair = torch.zeros_like(listed)
+    first_of_pair[:, :-1] = duplicate[:, 1:]
+    return _Entries(order, ids, listed, duplicate, first_of_pair)
 
 
 def _tie(first: Tensor, second: Tensor) -> Tensor:

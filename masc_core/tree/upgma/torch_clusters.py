@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from masc_core.device import resolve_device
-from masc_core.tree.upgma.distances import CANCELLED
+from masc_core.progress import ProgressCallback
+from masc_core.tree.upgma.distances import CANCELLATION_SHARE
 from masc_core.tree.upgma.history import DistinctRows
-from masc_core.tree.upgma.types import FloatArray, IntArray, Report
+from masc_core.tree.upgma.types import FloatArray, IntArray
 
 CHUNK_PAIRS = 1 << 24  # pairs of points that are held at a time
 CHUNK_DISTANCES = 1 << 25  # distances that are held at a time
@@ -124,7 +125,7 @@ class TorchClusters:
         )
         return totals[:, 0] / totals[:, 1]
 
-    def distance_matrix(self, report: Report) -> tuple[FloatArray, FloatArray, IntArray]:
+    def distance_matrix(self, report: ProgressCallback) -> tuple[FloatArray, FloatArray, IntArray]:
         """Average distances of all clusters, (n, n), infinite on the diagonal; sizes and nodes."""
         count, num_points = self.count, len(self.points)
         matrix = self.points.new_zeros(count, count)
@@ -148,7 +149,7 @@ class TorchClusters:
         norms = points.square().sum(1)
         both = norms[:, None] + norms[part]
         squares = both - 2 * (points @ points[part].T)  # (N, R)
-        cancelled = (squares < CANCELLED * both).nonzero()
+        cancelled = (squares < CANCELLATION_SHARE * both).nonzero()
         for pairs in torch.split(cancelled, CHUNK_PAIRS):
             q, r = pairs.unbind(1)
             squares[q, r] = (self.points[q] - self.points[part[r]]).square().sum(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,5 +12,4 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 IdArray = npt.NDArray[np.int32]
 ProductArray = npt.NDArray[np.float32] | npt.NDArray[np.float64]
-Report = Callable[[int, int, str], None]  # work done, work in all, what is being done
-Slot = int | np.integer[Any]  # the loops' counters are unsigned, ids are int32
+ClusterIndex = int | np.integer[Any]  # the loops' counters are unsigned, ids are int32

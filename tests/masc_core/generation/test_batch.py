@@ -117,7 +117,7 @@ def test_no_slot_is_given_twice_and_none_is_lost() -> None:
             slots.pop(rng.randrange(len(slots)))
             continue
         slots += allocate(params_list, slots, 13)
-        taken = [index for slot in slots for index in (slot.index, slot.null) if index != NO_SLOT]
+        taken = [index for slot in slots for index in (slot.index, slot.uncond) if index != NO_SLOT]
         assert len(set(taken)) == len(taken) == num_rows(slots)
         assert set(taken) <= set(range(13))
 
@@ -129,30 +129,32 @@ def test_every_row_is_somebodys_and_filling_is_nobodys() -> None:
         slots = allocate(params_list, [], 20)
         rows, images = num_rows(slots) + rng.randint(0, 3), len(slots) + rng.randint(0, 3)
         rows = max(rows, images, 2)
-        layout = lay_out(StepShape(rows, images, filters=False), slots, spare=20)
-        assert len(layout.slots) == len(layout.owners) == len(layout.is_null) == rows
-        assert len(layout.images) == len(layout.partners) == images
+        layout = lay_out(StepShape(rows, images, filters=False), slots, padding_slot=20)
+        assert len(layout.slots) == len(layout.slot_of_row) == len(layout.is_uncond) == rows
+        assert len(layout.images) == len(layout.uncond_rows) == images
         assert not layout.refined
         seen = [slot for slot in layout.slots if slot != 20]
         assert len(set(seen)) == len(seen) == sum(params.num_rows for params in params_list)
         assert layout.images[len(slots) :] == [20] * (images - len(slots))
         for image, slot in enumerate(slots):
             assert layout.images[image] == layout.slots[image] == slot.index
-            assert (layout.owners[image], layout.is_null[image]) == (slot.index, 0)
-            partner = layout.partners[image]
-            assert layout.owners[partner] == slot.index
-            assert layout.is_null[partner] == (slot.null != NO_SLOT)
-            assert layout.slots[partner] == (slot.null if slot.null != NO_SLOT else slot.index)
+            assert (layout.slot_of_row[image], layout.is_uncond[image]) == (slot.index, 0)
+            uncond_row = layout.uncond_rows[image]
+            assert layout.slot_of_row[uncond_row] == slot.index
+            assert layout.is_uncond[uncond_row] == (slot.uncond != NO_SLOT)
+            assert layout.slots[uncond_row] == (
+                slot.uncond if slot.uncond != NO_SLOT else slot.index
+            )
 
 
 @pytest.mark.parametrize(("num_refined", "expected"), [(2, [1, 3]), (4, [1, 3, 1, 1])])
 def test_the_refiner_looks_at_who_asks_for_it(num_refined: int, expected: list[int]) -> None:
     slots = allocate([PLAIN, REFINED, GUIDED, REFINED, PLAIN], [], 8)
     shape = StepShape(8, 5, filters=False, refined=num_refined)
-    assert lay_out(shape, slots, spare=8).refined == expected
+    assert lay_out(shape, slots, padding_slot=8).refined == expected
 
 
 def test_where_there_is_room_for_all_the_refiner_looks_at_all() -> None:
     slots = allocate([PLAIN, REFINED], [], 8)
     shape = StepShape(4, 4, filters=False, refined=4)
-    assert lay_out(shape, slots, spare=8).refined == [0, 1, 2, 3]
+    assert lay_out(shape, slots, padding_slot=8).refined == [0, 1, 2, 3]

@@ -18,13 +18,13 @@ import torch
 from torch.fx import GraphModule
 
 from masc_core.generation.batch import StepShape, lay_out
-from masc_core.generation.step import Indices, Step
+from masc_core.generation.step import Step, StepInputs
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import InClusterDecoder
-from worker.engine.cuda_graphs import buckets
+from worker.engine.cuda_graphs import capture_shapes
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own
 CAPACITY = 8
@@ -73,14 +73,14 @@ def step_of(width: int, *, refines: bool = False, largest: int = 2) -> Step:
 
 @torch.inference_mode()
 def run(step: Step, shape: StepShape) -> None:
-    layout = lay_out(shape, (), spare=CAPACITY)
-    indices = (torch.tensor(part, dtype=torch.int64) for part in layout)
-    step(Indices(*indices), filters=shape.filters)
+    layout = lay_out(shape, (), padding_slot=CAPACITY)
+    inputs = (torch.tensor(part, dtype=torch.int64) for part in layout)
+    step(StepInputs(*inputs), filters=shape.filters)
 
 
 def test_all_shapes_share_three_graphs_of_a_part(graphs: Counter[str]) -> None:
     # Those with filters and refiner have all parts, and take longest: the others are left out.
-    shapes = [s for s in buckets(4, with_refiner=True) if s.filters and s.refined]
+    shapes = [s for s in capture_shapes(4, with_refiner=True) if s.filters and s.refined]
     step = step_of(16, refines=True)
     for shape in shapes:
         run(step, shape)

@@ -15,7 +15,7 @@ from masc_core.models.kv_cache import (
     Attention,
     KVCache,
     Rows,
-    attend_plainly,
+    attention_reference,
     choose_attention,
 )
 from masc_core.models.rope import rope_table
@@ -81,7 +81,7 @@ def test_room_is_for_every_position_of_every_slot() -> None:
     [
         (torch.float32, attention.attend),
         (torch.bfloat16, attention.attend),
-        (torch.float64, attend_plainly),
+        (torch.float64, attention_reference),
     ],
 )
 def test_a_cpu_has_a_kernel_for_what_models_are_served_in(
@@ -90,7 +90,7 @@ def test_a_cpu_has_a_kernel_for_what_models_are_served_in(
     assert choose_attention(dtype, torch.device("cpu")) is attention
 
 
-@pytest.mark.parametrize("attend", [attend_plainly, attention.attend])
+@pytest.mark.parametrize("attend", [attention_reference, attention.attend])
 def test_what_others_left_in_a_slot_does_not_matter(attend: Callable[..., Tensor]) -> None:
     given = case(torch.float32)
     expected = attend(**given)
@@ -105,7 +105,7 @@ def check_kernel(
     attend: Callable[..., Tensor], dtype: torch.dtype, device: str, tolerance: dict[str, Any]
 ) -> None:
     plain, fused = case(dtype, device), case(dtype, device)
-    expected, actual = attend_plainly(**plain), attend(**fused)
+    expected, actual = attention_reference(**plain), attend(**fused)
     torch.testing.assert_close(actual, expected, **tolerance)
     torch.testing.assert_close(fused["keys"], plain["keys"], **tolerance)
     assert torch.equal(fused["values"], plain["values"])

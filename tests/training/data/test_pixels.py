@@ -14,10 +14,10 @@ from tests.tiny_images import make_images
 from training.data.crops import random_crop
 from training.data.images import ImageFolder
 from training.data.pixels import Crop, TrainingPixels
-from training.loop.task import Words
+from training.loop.task import RandomBits
 
 
-def words_for(count: int, seed: int = 0) -> Words:
+def words_for(count: int, seed: int = 0) -> RandomBits:
     return np.random.default_rng(seed).integers(0, 2**64, (count, 4), dtype=np.uint64)
 
 

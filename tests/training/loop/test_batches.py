@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from training.loop.batches import Batch, Batches, epoch_order, item_words
-from training.loop.task import Indices, Words
+from training.loop.task import Indices, RandomBits
 
 
-def as_tensors(indices: Indices, words: Words) -> tuple[Tensor, Tensor]:
+def as_tensors(indices: Indices, words: RandomBits) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(indices), torch.from_numpy(words.astype(np.int64))
 
 
@@ -76,7 +76,7 @@ def test_ahead_gives_the_steps_in_order() -> None:
 
 
 def test_an_error_in_the_thread_comes_out_and_the_thread_ends() -> None:
-    def broken(indices: Indices, words: Words) -> tuple[Tensor, ...]:
+    def broken(indices: Indices, words: RandomBits) -> tuple[Tensor, ...]:
         raise ValueError("unreadable")
 
     made = Batches(broken, 50, 0, 12, 12)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from masc_core.errors import ArtifactError, ConfigError
+from masc_core.progress import no_progress
 from tests.tiny_images import make_images
-from training.loop.progress import no_report
 from training.metrics.fidelity import Extractor
 from training.metrics.reference import RealStatistics, Reference, Statistics, open_real
 
@@ -127,7 +127,7 @@ def test_images_serve_every_extractor(tmp_path: Path) -> None:
     make_images(tmp_path, per_class=3, seed=0)
     real = open_real(tmp_path, 8, [])
     for label, width in (("inception", 6), ("classifier", 4)):
-        reference = real.extract(extractor(label, width), no_report)
+        reference = real.extract(extractor(label, width), no_progress)
         assert reference is not None
         assert reference.features is not None
         assert reference.features.shape == (9, width)
@@ -138,13 +138,13 @@ def test_statistics_of_all_go_with_features_of_some(tmp_path: Path) -> None:
     whole = adm(tmp_path / "adm.npz")
     one, other = extractor("inception"), extractor("vgg", 3)
     real = open_real(tmp_path / "adm.npz", 8, [one, other])
-    reference = real.extract(one, no_report)
+    reference = real.extract(one, no_progress)
     assert reference is not None
     assert np.array_equal(reference.statistics.mu, whole.mu)
     assert reference.features is not None
     assert reference.features.shape == (65, 6)
     assert np.array_equal(reference.features[64].numpy(), IMAGES[64].reshape(-1, 3)[:6, 0])
-    reference = real.extract(other, no_report)
+    reference = real.extract(other, no_progress)
     assert reference is not None
     assert len(reference.statistics.mu) == 3
 
@@ -155,8 +155,8 @@ def test_statistics_serve_the_extractor_that_they_name(tmp_path: Path) -> None:
     statistics.save(tmp_path / "s.npz", classifier.features_name)
     inception = extractor("inception", 9)
     real = open_real(tmp_path / "s.npz", 8, [inception, classifier])
-    assert real.extract(inception, no_report) is None
-    reference = real.extract(classifier, no_report)
+    assert real.extract(inception, no_progress) is None
+    reference = real.extract(classifier, no_progress)
     assert reference is not None
     assert reference.features is None
     with pytest.raises(ConfigError, match="features that nothing gives: classifier 0"):
@@ -178,4 +178,4 @@ def test_three_images_are_too_few(tmp_path: Path) -> None:
         path.write_bytes(b"no image")
     real = open_real(tmp_path / "broken", 8, [])
     with pytest.raises(ConfigError, match="at least 4 images, and has 3"):
-        real.extract(extractor("inception"), no_report)
+        real.extract(extractor("inception"), no_progress)

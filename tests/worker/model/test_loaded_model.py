@@ -36,8 +36,8 @@ from worker.model.loaded_model import (
     ImageEvent,
     LoadedModel,
     MadeImage,
+    ModelEvent,
     PreviewBudget,
-    Report,
 )
 from worker.model.render import Renderer
 from worker.model.threads import ThreadTrial
@@ -103,8 +103,8 @@ def tasks(
     ]
 
 
-def step_to_the_end(loaded: LoadedModel) -> list[Report]:
-    reports: list[Report] = []
+def step_to_the_end(loaded: LoadedModel) -> list[ModelEvent]:
+    reports: list[ModelEvent] = []
     for _ in range(1000):
         reports += loaded.step()
         if loaded.is_idle:
@@ -112,12 +112,12 @@ def step_to_the_end(loaded: LoadedModel) -> list[Report]:
     raise AssertionError("it does not come to an end")
 
 
-def files(reports: Sequence[Report], job_id: str = "a") -> list[bytes]:
+def files(reports: Sequence[ModelEvent], job_id: str = "a") -> list[bytes]:
     made = [one for one in reports if isinstance(one, MadeImage) and one.task.job_id == job_id]
     return [one.file.data for one in sorted(made, key=lambda one: one.task.index)]
 
 
-def events(reports: Sequence[Report], kind: type[AnyEvent]) -> list[AnyEvent]:
+def events(reports: Sequence[ModelEvent], kind: type[AnyEvent]) -> list[AnyEvent]:
     all_events = [report.event for report in reports if isinstance(report, ImageEvent)]
     return [event for event in all_events if isinstance(event, kind)]
 
@@ -318,16 +318,16 @@ class FailingEngine(Engine):
 def test_an_engine_that_fails_names_whom_it_concerns_and_loses_no_report(bundle: Bundle) -> None:
     loaded = make_loaded(bundle, engine=FailingEngine, budget=Plenty())
     loaded.add([*tasks("a", ALL_ROWS), *tasks("b", request=WEBP)])
-    reports: list[Report] = []
+    reports: list[ModelEvent] = []
     num_failures = 0
     while not loaded.is_idle:
         try:
             reports += loaded.step()
         except RuntimeError:
             num_failures += 1
-            assert loaded.affected == {"a", "b"}
+            assert loaded.jobs_at_risk == {"a", "b"}
         else:
-            assert not loaded.affected
+            assert not loaded.jobs_at_risk
     assert num_failures == 3
     assert [type(report) for report in reports].count(EnteredImage) == 2
     assert [preview.rows for preview in events(reports, Preview)] == list(ALL_ROWS)
@@ -354,7 +354,7 @@ def test_a_task_that_the_engine_refuses_concerns_its_job_alone(bundle: Bundle) -
     loaded.add([*tasks("a"), unknown])
     with pytest.raises(Exception, match="class"):
         loaded.step()
-    assert loaded.affected == {"b"}
+    assert loaded.jobs_at_risk == {"b"}
     loaded.drop("b")
     assert files(step_to_the_end(loaded)) == expected(bundle, REQUEST)
 

@@ -4,7 +4,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masc_core.tree.upgma.candidate_lists import Lists, crop, insert, new_draft, store
+from masc_core.tree.upgma.candidate_lists import (
+    Lists,
+    insert,
+    new_bounded_list,
+    store_list,
+    truncate,
+)
 
 NODES = np.arange(100, 150)
 
@@ -14,14 +20,14 @@ NODES = np.arange(100, 150)
 def test_a_stored_list_is_the_nearest_and_says_what_it_left_out(
     distances: list[int], width: int, lower_bound: int
 ) -> None:
-    draft = new_draft(width + 1, float(lower_bound))
+    bounded = new_bounded_list(width + 1, float(lower_bound))
     for j, distance in enumerate(distances):
-        insert(draft, NODES, 30, j, float(distance))
-        crop(draft, width)
+        insert(bounded, NODES, 30, j, float(distance))
+        truncate(bounded, width)
     lists = Lists(
         np.zeros((1, width), np.int32), np.zeros((1, width)), np.zeros(1, np.int32), np.zeros(1)
     )
-    store(draft, lists, 0)
+    store_list(bounded, lists, 0)
     kept = lists.distances[0, : lists.lengths[0]]
     eligible = sorted(distance for distance in distances if distance <= lower_bound)
     assert kept.tolist() == eligible[: min(width, len(kept))]
@@ -36,11 +42,11 @@ def test_equal_distances_are_in_one_order_from_both_ends() -> None:
     pairs = [(i, j) for i in range(8) for j in range(8) if i != j]
     order = {}
     for i in range(8):
-        draft = new_draft(8, np.inf)
+        bounded = new_bounded_list(8, np.inf)
         for j in np.random.default_rng(i).permutation(8):
             if j != i:
-                insert(draft, NODES, i, int(j), 1.0)
-        order[i] = draft.ids[:7].tolist()
+                insert(bounded, NODES, i, int(j), 1.0)
+        order[i] = bounded.ids[:7].tolist()
     first = {frozenset((i, order[i][0])) for i in order}
     mutual = [(i, j) for i, j in pairs if order[i][0] == j and order[j][0] == i]
     assert mutual  # one order of all pairs has a least one

@@ -33,7 +33,7 @@ def assert_true(candidates: Candidates, clusters: Clusters) -> None:
 def assert_knows_nearest(candidates: Candidates, clusters: Clusters) -> None:
     """The pairs that merge are each other's nearest."""
     distances = average_distances(clusters)
-    for i, j, height in zip(*candidates.reciprocal(), strict=True):
+    for i, j, height in zip(*candidates.reciprocal_neighbours(), strict=True):
         assert i < j
         nearest = min(distances[i].min(), distances[j].min())
         assert height == pytest.approx(distances[i, j], rel=1e-10)

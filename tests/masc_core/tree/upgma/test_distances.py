@@ -33,12 +33,12 @@ def test_errors_are_within_the_margin(
     vectors[150:] += offset
     products = Products(vectors * unit, dtype)
     for rows in (np.arange(20), np.arange(150, 170), np.arange(290, 300), np.arange(140, 160)):
-        squares = products.of(rows)
+        squares = products.rows_to_all(rows)
         both = squares.own[:, None].astype(float) + squares.norms
         ours = both - 2.0 * squares.products.astype(float)
         exact = distance.cdist(vectors[rows], vectors, "sqeuclidean") / (products.scale / unit) ** 2
         assert np.all(np.abs(ours - exact) <= squares.margin * both)
-        onto = products.onto(rows, 100)
+        onto = products.all_to_rows(rows, 100)
         assert onto.products.shape == (200, len(rows))
         np.testing.assert_allclose(onto.products.T, squares.products[:, 100:], rtol=1e-4, atol=1e-6)
 
@@ -48,13 +48,13 @@ def test_rows_far_off_are_seen_from_near_by() -> None:
     vectors = rng.normal(size=(200, 64)) + 1e6 * np.repeat([0, 1], 100)[:, None]
     products = Products(vectors, np.float32)
     for rows in (np.arange(100, 120), np.arange(20), np.arange(120, 140)):
-        squares = products.of(rows)
+        squares = products.rows_to_all(rows)
         assert (
             float(np.max(squares.own)) < 1e-9
         )  # 64 dimensions of length one, in units of a million
 
 
 def test_equal_vectors_have_no_distance() -> None:
-    squares = Products(np.full((5, 8), 3.0), np.float64).of(np.arange(5))
+    squares = Products(np.full((5, 8), 3.0), np.float64).rows_to_all(np.arange(5))
     assert not np.any(squares.own)
     assert not np.any(squares.products)
