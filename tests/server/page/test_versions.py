@@ -56,7 +56,7 @@ def test_an_open_page_goes_over_to_the_version_that_is_served(
 
 
 def thumbnail(version: str) -> str:
-    return f"/models/tiny/classes/0/thumbnail?v={version}"
+    return f"models/tiny/classes/0/thumbnail?v={version}"
 
 
 def test_a_run_in_another_version_brings_the_page_up_to_it(pictured: Service, page: Page) -> None:
