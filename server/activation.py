@@ -104,14 +104,14 @@ class Activator:
         deadline = time.monotonic() + FOLLOW_SECONDS
         while time.monotonic() < deadline and self._current(name) == version:
             try:
-                is_done, _ = await self._wait(name, version, previous, FOLLOW_SECONDS)
+                is_done, _ = await self._wait(name, version, previous, 0.0)
             except QueueDownError:
-                await asyncio.sleep(POLL_SECONDS)
+                is_done = False
             except VersionRefusedError:  # which is logged
                 return
-            else:
-                if is_done:
-                    return
+            if is_done:
+                return
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _workers(self, name: str) -> list[WorkerStatus]:
         return [one for one in await self._queue.workers() if one.model == name]
