@@ -18,7 +18,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
-from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -211,8 +210,8 @@ def install(app: FastAPI, answers: Mapping[str, Callable[[Exception], Response]]
     """
 
     async def answer(request: Request, error: Exception) -> Response:
-        first = "/" + get_route_path(request.scope).split("/")[1]
-        return answers.get(first, response_to)(error)
+        first, _, _ = request.scope["path"].removeprefix("/").partition("/")
+        return answers.get(f"/{first}", response_to)(error)
 
     for error in (*HANDLED_ERRORS, Exception):
         app.add_exception_handler(error, answer)
