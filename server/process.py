@@ -27,9 +27,7 @@ OPEN_TO_ALL = (
     "reached at %s without API keys: everyone who can reach this machine can use the service. "
     "To close it: masc keys create NAME --file keys.toml, and set MASC_API_KEYS_FILE=keys.toml"
 )
-CLOSE_SECONDS = (
-    3  # for what still runs to tell its client; others can resume their streams elsewhere
-)
+CLOSE_SECONDS = 3  # for what still runs to tell its client; streams can be resumed elsewhere
 
 
 class DrainingServer(uvicorn.Server):

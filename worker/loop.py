@@ -32,7 +32,7 @@ from worker.model.loaded_model import (
     MadeImage,
     ModelEvent,
 )
-from worker.model.versions import ModelReloader, ModelVersions, Refusal
+from worker.model.versions import NO_REFUSAL, ModelReloader, ModelVersions, Refusal
 from worker.queue_client import QueueClient
 
 logger = logging.getLogger(__name__)
@@ -328,7 +328,7 @@ class WorkerLoop:
         reloader.close(max(0.0, min(seconds_left, self._drain_seconds)))
 
     def _announce(self, *, ready: bool, detail: str = "", refusal: Refusal | None = None) -> None:
-        manifest, refused = self._versions.newest.manifest, refusal or Refusal()
+        manifest, refused = self._versions.newest.manifest, refusal or NO_REFUSAL
         self._heartbeat.announce(
             WorkerStatus(
                 worker_id=self.worker_id,

@@ -19,26 +19,20 @@ HEADER = "X-API-Key"
 CLIENT_KEY = "An API key, where the service wants one."
 ADMIN_KEY = "The key of an admin."
 
-ClientBearer = Annotated[
-    HTTPAuthorizationCredentials | None,
-    Security(HTTPBearer(scheme_name="bearer", description=CLIENT_KEY, auto_error=False)),
-]
-ClientHeader = Annotated[
-    str | None,
-    Security(
-        APIKeyHeader(name=HEADER, scheme_name="key", description=CLIENT_KEY, auto_error=False)
-    ),
-]
-AdminBearer = Annotated[
-    HTTPAuthorizationCredentials | None,
-    Security(HTTPBearer(scheme_name="admin-bearer", description=ADMIN_KEY, auto_error=False)),
-]
-AdminHeader = Annotated[
-    str | None,
-    Security(
-        APIKeyHeader(name=HEADER, scheme_name="admin-key", description=ADMIN_KEY, auto_error=False)
-    ),
-]
+
+def _bearer(scheme: str, description: str) -> HTTPBearer:
+    return HTTPBearer(scheme_name=scheme, description=description, auto_error=False)
+
+
+def _header(scheme: str, description: str) -> APIKeyHeader:
+    return APIKeyHeader(name=HEADER, scheme_name=scheme, description=description, auto_error=False)
+
+
+Bearer = HTTPAuthorizationCredentials | None
+ClientBearer = Annotated[Bearer, Security(_bearer("bearer", CLIENT_KEY))]
+ClientHeader = Annotated[str | None, Security(_header("key", CLIENT_KEY))]
+AdminBearer = Annotated[Bearer, Security(_bearer("admin-bearer", ADMIN_KEY))]
+AdminHeader = Annotated[str | None, Security(_header("admin-key", ADMIN_KEY))]
 
 
 async def known_client(state: State, bearer: ClientBearer, header: ClientHeader) -> Client:

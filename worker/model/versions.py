@@ -83,6 +83,9 @@ class Refusal(NamedTuple):
     reason: str = ""
 
 
+NO_REFUSAL = Refusal()
+
+
 def load_first(
     registry: Registry, name: str, load: Callable[[Path], LoadedModel]
 ) -> tuple[LoadedModel, Refusal]:
@@ -94,7 +97,7 @@ def load_first(
     """
     version = registry.current(name)
     try:
-        return load(registry.path(name, version)), Refusal()
+        return load(registry.path(name, version)), NO_REFUSAL
     except MascError as error:
         return _load_previous(registry, name, load, Refusal(version, str(error)), error)
 
@@ -114,9 +117,6 @@ def _load_previous(
         "that the active one", name, refusal.version, previous, refusal.reason,
     )  # fmt: skip
     return load(registry.path(name, previous)), refusal
-
-
-NO_REFUSAL = Refusal()
 
 
 class ModelReloader:
@@ -201,9 +201,9 @@ class ModelReloader:
             logger.debug("the active version cannot be read: %s", error)
             return
         if version == self._newest:
-            self.refusal = Refusal()
+            self.refusal = NO_REFUSAL
         elif activation != self._tried or version != self.refusal.version:
-            self.refusal = Refusal()  # an earlier one says nothing about this try
+            self.refusal = NO_REFUSAL  # an earlier one says nothing about this try
             self._tried = activation
             self._prepare(version)
 
@@ -228,7 +228,7 @@ class ModelReloader:
                 loaded.close()
                 return
             self._offer(loaded)
-            self._newest, self.refusal = version, Refusal()
+            self._newest, self.refusal = version, NO_REFUSAL
 
     def _offer(self, loaded: LoadedModel) -> None:
         """Let a version be taken, instead of an earlier one that has not been."""

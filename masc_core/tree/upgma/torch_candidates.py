@@ -14,10 +14,8 @@ from torch import Tensor
 
 from masc_core.tree.upgma.candidates import MAX_PAIRS, NUM_CENTROIDS
 from masc_core.tree.upgma.clusters import ROUNDING
-from masc_core.tree.upgma.torch_clusters import TorchClusters
+from masc_core.tree.upgma.torch_clusters import CHUNK_DISTANCES, TorchClusters
 from masc_core.tree.upgma.types import FloatArray, IntArray
-
-CHUNK_DISTANCES = 1 << 25  # distances that are held at a time
 
 
 class TorchCandidates:
