@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -17,7 +19,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from masc_core.bundle.registry import Registry
 from masc_core.io.files import atomic_write
@@ -97,6 +99,23 @@ def test_generate_gives_the_pixels_that_the_service_gives(
     )
     assert done.status == 0, done.stderr
     assert out.read_bytes() == answer.content
+
+
+@pytest.mark.parametrize("file_format", ["png", "jpeg", "webp"])
+def test_a_file_says_how_to_make_it_again(client: httpx.Client, file_format: str) -> None:
+    body = {"class_name": "bee", "seed": 5, "num_images": 2, "cfg_scale": 1.5, "top_k": 9}
+    images = client.post("/generate", json={**body, "format": file_format}).json()["images"]
+    second = base64.b64decode(images[1]["b64"])
+    with Image.open(io.BytesIO(second)) as image:
+        tags = image.info.get("Description") or image.getexif()[ExifTags.Base.ImageDescription]
+    made_with = json.loads(tags)
+    assert made_with["class_name"] == "bee"
+    assert made_with["request"] | {"seed": 6, "cfg_scale": 1.5, "top_k": 9} == made_with["request"]
+    headers = {"Accept": f"image/{file_format}"}
+    again = client.post("/generate", json=made_with["request"], headers=headers)
+    assert again.content == second
+    model = client.post("/generate", json=made_with["request"]).json()["model"]
+    assert made_with | {k: model[k] for k in ("version", "weights_sha256")} == made_with
 
 
 def test_generate_writes_sheets_and_folders(masc: Masc, models: Path, tmp_path: Path) -> None:

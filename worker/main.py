@@ -78,7 +78,7 @@ def build_worker(
         logger.info("loaded %s %s onto %s", name, bundle.manifest.version, device)
         rows = settings.max_batch
         engine = Engine(bundle.model, bundle.decoder, rows, metrics.step, backends, metrics.engine)
-        return LoadedModel(bundle, engine, cores=cores)
+        return LoadedModel(bundle, engine, cores=cores, image_metadata=settings.image_metadata)
 
     loaded, refusal = load_first(models, name, load)
     return WorkerLoop(

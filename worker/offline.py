@@ -74,13 +74,24 @@ def generate_files(
     params_list = params_of_request(request, bundle.manifest)
     pixels = _pixels(bundle, params_list).repeat(scale, axis=1).repeat(scale, axis=2)
     captions = [bundle.manifest.class_names[params.class_id] for params in params_list]
+    descriptions = [""] * len(pixels)
+    if settings.image_metadata:
+        descriptions = [bundle.manifest.describe_image(params) for params in params_list]
     try:
         if not out.suffix:
-            return _write_folder(out, params_list, list(pixels), captions)
-        sheet = pixels[0]
+            out.mkdir(parents=True, exist_ok=True)
+            names = [
+                f"{params.class_id:03d}-{caption.replace('/', '-')}-{params.seed}.png"
+                for params, caption in zip(params_list, captions, strict=True)
+            ]
+            for name, image, description in zip(names, pixels, descriptions, strict=True):
+                atomic_write(out / name, encode_image(image, "png", description))
+            return [out / name for name in names]
+        sheet, description = pixels[0], descriptions[0]
         if len(pixels) > 1:
             sheet = np.asarray(contact_sheet(list(pixels), columns, captions=captions))
-        atomic_write(out, encode_image(sheet, FORMATS[out.suffix.lower()]))
+            description = ""  # a sheet is of many
+        atomic_write(out, encode_image(sheet, FORMATS[out.suffix.lower()], description))
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written ({error.strerror})") from error
     return [out]
@@ -126,16 +137,3 @@ def _pixels(bundle: Bundle, params_list: list[SamplingParams]) -> Pixels:
     batches = (params_list[start : start + BATCH] for start in range(0, len(params_list), BATCH))
     codes = (generate(bundle.model, bundle.decoder, batch).codes for batch in batches)
     return np.concatenate([bundle.render(part) for part in codes])
-
-
-def _write_folder(
-    folder: Path, params_list: list[SamplingParams], pixels: list[Pixels], captions: list[str]
-) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for params, image, caption in zip(params_list, pixels, captions, strict=True):
-        name = f"{params.class_id:03d}-{caption.replace('/', '-')}-{params.seed}.png"
-        path = folder / name
-        atomic_write(path, encode_image(image, "png"))
-        written.append(path)
-    return written

@@ -27,6 +27,7 @@ class WorkerSettings(QueueSettings):
         whatever else is in the batch; small batches then take as long as full ones
     threads : of the CPU that the transformer and the decoder use; by default what proves
         fastest at the start
+    image_metadata : whether the files of images say what they were made with
     stall_seconds : without the end of a step, after which the worker is not ready, and its jobs
         go to others
     drain_seconds : for the images that have begun when it is told to stop
@@ -43,6 +44,7 @@ class WorkerSettings(QueueSettings):
     cuda_graphs: bool = True
     deterministic: bool = False
     threads: Annotated[int, Field(ge=1)] | None = None
+    image_metadata: bool = True
     stall_seconds: Seconds = 30.0
     drain_seconds: Seconds = 25.0
     metrics_host: str = "127.0.0.1"

@@ -18,6 +18,7 @@ without it, or that differs from it, was not published by us in this state. `wri
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -40,6 +41,7 @@ from pydantic import (
 
 from masc_core.errors import ArtifactError
 from masc_core.io.files import atomic_write, reading, sha256_file
+from masc_core.sampling.params import SamplingParams
 
 MANIFEST_FILE = "manifest.json"
 TRANSFORMER_FILE = "transformer.safetensors"
@@ -196,6 +198,20 @@ class Manifest(ModelCard):
             if PurePath(name).suffix in WEIGHT_SUFFIXES
         ]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def describe_image(self, params: SamplingParams) -> str:
+        """What an image was made with, as JSON in ASCII, for its file.
+
+        ``request`` is the body of a ``POST /generate`` that makes it again.
+        """
+        return json.dumps(
+            {
+                "request": {"model": self.name, **dataclasses.asdict(params)},
+                "class_name": self.class_names[params.class_id],
+                "version": self.version,
+                "weights_sha256": self.weights_sha256,
+            }
+        )
 
 
 def read_manifest(folder: str | PathLike[str]) -> Manifest:

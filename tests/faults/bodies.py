@@ -69,11 +69,12 @@ class Oracle:
     def _files(self, bodies: Sequence[Body]) -> list[list[bytes]]:
         params_list = [params for body in bodies for params in params_of(body)]
         files: list[bytes] = []
+        describe = self.bundle.manifest.describe_image
         for start in range(0, len(params_list), AT_ONCE):
-            made = generate(
-                self.bundle.model, self.bundle.decoder, params_list[start : start + AT_ONCE]
-            )
-            files += [encode_image(image, "png") for image in self.bundle.render(made.codes)]
+            batch = params_list[start : start + AT_ONCE]
+            made = generate(self.bundle.model, self.bundle.decoder, batch)
+            for params, image in zip(batch, self.bundle.render(made.codes), strict=True):
+                files.append(encode_image(image, "png", describe(params)))
         images = iter(files)
         return [[next(images) for _ in range(body["num_images"])] for body in bodies]
 

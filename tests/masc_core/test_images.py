@@ -6,7 +6,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.numpy import load_file
 
 from masc_core.images import (
@@ -73,6 +73,23 @@ def test_equal_pixels_give_equal_bytes(name: ImageFormat) -> None:
     pixels = photograph()
     assert encode_image(pixels, name) == encode_image(pixels.copy(), name)
     assert encode_image(pixels, name) != encode_image(255 - pixels, name)
+
+
+@pytest.mark.parametrize("name", get_args(ImageFormat))
+def test_a_file_can_say_what_it_is(name: ImageFormat) -> None:
+    described = encode_image(photograph(), name, '{"seed": 7}')
+    with (
+        Image.open(io.BytesIO(described)) as image,
+        Image.open(io.BytesIO(encode_image(photograph(), name))) as plain,
+    ):
+        tags = image.getexif()
+        assert image.info.get("Description", tags.get(ExifTags.Base.ImageDescription)) == (
+            '{"seed": 7}'
+        )
+        assert not plain.getexif()
+        assert "Description" not in plain.info
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(plain))
+    assert described == encode_image(photograph(), name, '{"seed": 7}')
 
 
 def test_contact_sheet_places_images_row_by_row() -> None:

@@ -83,7 +83,8 @@ def test_a_refined_image_is_the_plain_loops(tmp_path: Path) -> None:
     bundle = load_bundle(tmp_path / "models" / "tiny" / "1")
     params = SamplingParams(class_id=3, cfg_scale=2.0, seed=7, decoding="refine")
     codes = generate(bundle.model, bundle.decoder, [params]).codes
-    assert out.read_bytes() == encode_image(bundle.render(codes)[0], "png")
+    description = bundle.manifest.describe_image(params)
+    assert out.read_bytes() == encode_image(bundle.render(codes)[0], "png", description)
 
 
 def test_places_that_cannot_be_written(models: Path, tmp_path: Path) -> None:

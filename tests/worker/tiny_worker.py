@@ -126,6 +126,8 @@ def failure(outcome: Outcome) -> JobFailure:
 def expected(bundle: Bundle, request: GenerationRequest) -> list[bytes]:
     files = []
     for index in range(request.num_images):
-        made = generate(bundle.model, bundle.decoder, [image_params(request, index)])
-        files.append(encode_image(bundle.render(made.codes)[0], request.format))
+        params = image_params(request, index)
+        made = generate(bundle.model, bundle.decoder, [params])
+        description = bundle.manifest.describe_image(params)
+        files.append(encode_image(bundle.render(made.codes)[0], request.format, description))
     return files

@@ -140,6 +140,7 @@ class LoadedModel:
     engine : runs the bundle's transformer
     budget : of previews
     cores : numbers of threads that `warm_up` tries, to take the fastest; none leaves torch's
+    image_metadata : whether the files say what they were made with
 
     Attributes
     ----------
@@ -157,13 +158,14 @@ class LoadedModel:
         budget: PreviewBudget | None = None,
         *,
         cores: Sequence[int] = (),
+        image_metadata: bool = True,
     ) -> None:
         if engine.capacity_rows < 2:
             raise ConfigError("a worker needs room for two rows, which a guided image takes")
         self.bundle, self.engine = bundle, engine
         self.jobs_at_risk: set[str] = set()
         self._budget = budget or PreviewBudget()
-        self._cores = cores
+        self._cores, self._image_metadata = cores, image_metadata
         self._num_threads: int | None = None  # once it was tried
         self._renderer = Renderer(bundle)
         self._pool = ThreadPoolExecutor(
@@ -225,7 +227,7 @@ class LoadedModel:
             self._num_threads = trial.best()
             torch.set_num_threads(self._num_threads)
             logger.info("steps take %d of %d cores", self._num_threads, self._cores[-1])
-        _encode(self._renderer.submit(outputs[0].codes), "png")
+        _encode(self._renderer.submit(outputs[0].codes), "png", self._description(params))
 
     def add(self, tasks: Iterable[ImageTask]) -> None:
         """Take images; they come into the engine in order."""
@@ -288,8 +290,14 @@ class LoadedModel:
     def _start_encoding(
         self, image: FinishedImage | PartialImage, file_format: ImageFormat, paid: float = 0.0
     ) -> None:
-        file = self._pool.submit(_encode, self._renderer.submit(image.codes), file_format)
+        is_finished = isinstance(image, FinishedImage)
+        description = self._description(image.task.params) if is_finished else ""
+        pixels = self._renderer.submit(image.codes)
+        file = self._pool.submit(_encode, pixels, file_format, description)
         self._encoding.append(_Encoding(image, file, paid))
+
+    def _description(self, params: SamplingParams) -> str:
+        return self.manifest.describe_image(params) if self._image_metadata else ""
 
     def _collect_encoded(self) -> None:
         """Take what the pool has done; wait if the engine has nothing to do, or the pool a lot."""
@@ -315,8 +323,8 @@ class LoadedModel:
         return [ImageEvent(image.task, preview)]
 
 
-def _encode(rendered: Future[Rendered], file_format: ImageFormat) -> EncodedFile:
+def _encode(rendered: Future[Rendered], file_format: ImageFormat, description: str) -> EncodedFile:
     pixels, vq_decode_seconds = rendered.result()
     started = time.perf_counter()
-    data = encode_image(pixels, file_format)
+    data = encode_image(pixels, file_format, description)
     return EncodedFile(data, vq_decode_seconds, time.perf_counter() - started)

@@ -72,11 +72,13 @@ def test_what_cannot_be_compiled_is_served_eagerly(
     ]
     assert all("ptxas fatal" in str(record.exc_info) for record in caplog.records)
     request = replace(REQUEST, num_images=1)
-    loaded.engine.add(ImageTask("job", 0, image_params(request, 0)))
+    params = image_params(request, 0)
+    loaded.engine.add(ImageTask("job", 0, params))
     drawn = [o for _ in range(bundle.model.config.block_size) for o in loaded.engine.step()]
     (image,) = (outcome for outcome in drawn if isinstance(outcome, FinishedImage))
     pixels = bundle.render(image.codes[None])
-    assert encode_image(pixels[0], REQUEST.format) == expected(bundle, request)[0]
+    description = bundle.manifest.describe_image(params)
+    assert encode_image(pixels[0], REQUEST.format, description) == expected(bundle, request)[0]
     loaded.close()
 
 

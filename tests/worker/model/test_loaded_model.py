@@ -81,9 +81,9 @@ class Gate:
         self.opened = threading.Event()
         self.opened.set()
 
-    def __call__(self, pixels: Pixels, file_format: ImageFormat) -> bytes:
+    def __call__(self, pixels: Pixels, file_format: ImageFormat, description: str) -> bytes:
         assert self.opened.wait(10)
-        return encode_image(pixels, file_format)
+        return encode_image(pixels, file_format, description)
 
 
 @pytest.fixture
@@ -142,6 +142,14 @@ def test_tasks_come_into_the_engine_in_order_and_out_as_files(bundle: Bundle) ->
     assert files(reports, "a") == expected(bundle, three)
     assert files(reports, "b") == expected(bundle, one)
     assert (loaded.free_rows, loaded.rows_active) == (4, 0)
+
+
+def test_files_say_nothing_of_how_they_were_made_where_that_is_not_wanted(bundle: Bundle) -> None:
+    loaded = make_loaded(bundle, image_metadata=False)
+    loaded.add(tasks())
+    codes = generate(bundle.model, bundle.decoder, [image_params(REQUEST, 0)]).codes
+    plain = encode_image(bundle.render(codes)[0], REQUEST.format)
+    assert files(step_to_the_end(loaded)) == [plain]
 
 
 def test_the_engine_goes_on_while_files_are_made(bundle: Bundle, gate: Gate) -> None:
@@ -249,10 +257,10 @@ def test_a_preview_that_fails_harms_nobody(
             raise RuntimeError("out of memory")
         return render(self, codes)
 
-    def no_jpeg(pixels: Pixels, file_format: ImageFormat) -> bytes:
+    def no_jpeg(pixels: Pixels, file_format: ImageFormat, description: str) -> bytes:
         if file_format == "jpeg":
             raise OSError("no such encoder")
-        return encode_image(pixels, file_format)
+        return encode_image(pixels, file_format, description)
 
     wanted = expected(bundle, REQUEST)
     if broken == "render":
@@ -380,8 +388,8 @@ def test_the_warm_up_image_goes_all_the_way(
 ) -> None:
     made = list[bytes]()
 
-    def remember(pixels: Pixels, file_format: ImageFormat) -> bytes:
-        made.append(encode_image(pixels, file_format))
+    def remember(pixels: Pixels, file_format: ImageFormat, description: str) -> bytes:
+        made.append(encode_image(pixels, file_format, description))
         return made[-1]
 
     monkeypatch.setattr(worker.model.loaded_model, "encode_image", remember)
