@@ -30,6 +30,7 @@ from server.intake.idempotency import MarkReplays
 from server.metrics import MeasureRequests, ServerMetrics
 from server.middleware.body_limit import BodyLimit
 from server.middleware.hosts import AllowedHosts, allowed_names
+from server.middleware.root_path import RootPath
 from server.middleware.security import SecurityHeaders
 from server.middleware.tracing import TraceRequests
 from server.openai import route as openai
@@ -79,6 +80,7 @@ def create_app(
         description=DESCRIPTION,
         version=health.software_version(),
         openapi_url=None,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         docs_url=None,  # both fetch their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
@@ -123,6 +125,8 @@ def create_app(
     tracer = open_tracer("masc-server", settings.traces_endpoint)
     if tracer is not None:
         app.add_middleware(TraceRequests, tracer=tracer)
+    if settings.root_path:
+        app.add_middleware(RootPath, root_path=settings.root_path)
     for routes in (generate, jobs, openai, models, codebook, health, admin, page):
         app.include_router(routes.router)
     _describe(app)

@@ -22,6 +22,7 @@ class ServerSettings(QueueSettings):
         whether missing keys are warned of
     allowed_hosts : names under which it may be called, with commas between; see
         `server.middleware.hosts`
+    root_path : below which a proxy shows the service to its clients, such as ``/masc``
     cors_origins : origins whose pages may use it, with commas between, or ``*``
     models_dir : folder of the model bundles
     default_model : the model of requests that name none; required if there are several
@@ -45,6 +46,7 @@ class ServerSettings(QueueSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     published_host: str = ""
     allowed_hosts: str = ""
+    root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9_~][A-Za-z0-9._~-]*)*$")] = ""
     cors_origins: str = ""
     models_dir: Path = Path("models")
     default_model: str | None = None

@@ -41,6 +41,10 @@ class AppState:
     # Of served versions, by name and version.
     manifests: dict[tuple[str, str], Manifest] = field(default_factory=dict)
 
+    def job_url(self, job_id: str) -> str:
+        """Absolute path of a job, as clients see it."""
+        return f"{self.settings.root_path}/jobs/{job_id}"
+
     async def manifest(self, name: str | None = None) -> Manifest:
         """Manifest of a model, by default of the default model; see `version_of`."""
         if name is None:

@@ -173,7 +173,7 @@ def stream_generation(
         with working:
             await release(state, job, expired=is_late and seconds >= job.timeout)
 
-    headers = {"Content-Location": f"/jobs/{job.id}/events", "Vary": "Accept"}
+    headers = {"Content-Location": f"{state.job_url(job.id)}/events", "Vary": "Accept"}
     delivery = partial(stage, state.metrics, scope, "deliver")
     events = sse_events(updates, encoder, scope, delivery)
     return EventStream(events, headers, release_job, state.drain)

@@ -32,6 +32,7 @@ from server.schemas.job import (
     QueuedEvent,
     StartedEvent,
 )
+from server.state import AppState
 from worker.jobs.job import Job, NumberedEvent, Preview, Progress, Started
 from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome
 from worker.jobs.queue import END_STATES, JobProducer, JobStatus
@@ -64,10 +65,11 @@ async def job_outcome(queue: JobProducer, status: JobStatus) -> Outcome | None:
         raise QueueDownError("the queue cannot be reached", OUTCOME_SECONDS) from None
 
 
-async def job_answer(queue: JobProducer, status: JobStatus, *, entropies: bool) -> JobAnswer:
+async def job_answer(state: AppState, status: JobStatus, *, entropies: bool) -> JobAnswer:
     """All that is known of a job; ``entropies`` adds those of every position."""
-    job, waiting = status.job, await queue_position(queue, status)
-    outcome = await job_outcome(queue, status)
+    job, waiting = status.job, await queue_position(state.queue, status)
+    outcome = await job_outcome(state.queue, status)
+    url = state.job_url(job.id)
     return JobAnswer(
         id=job.id,
         state=status.state,
@@ -76,12 +78,12 @@ async def job_answer(queue: JobProducer, status: JobStatus, *, entropies: bool) 
         created=dt.datetime.fromtimestamp(job.submitted_at, dt.UTC),
         timeout=job.timeout,
         request=JobRequest(**dataclasses.asdict(job.request)),
-        events=f"/jobs/{job.id}/events",
-        **_end_fields(job, outcome, entropies=entropies),
+        events=f"{url}/events",
+        **_end_fields(job, outcome, url, entropies=entropies),
     )
 
 
-def _end_fields(job: Job, outcome: Outcome | None, *, entropies: bool) -> dict[str, Any]:
+def _end_fields(job: Job, outcome: Outcome | None, url: str, *, entropies: bool) -> dict[str, Any]:
     if outcome is None:
         return {}
     if isinstance(outcome, JobFailure):
@@ -89,7 +91,7 @@ def _end_fields(job: Job, outcome: Outcome | None, *, entropies: bool) -> dict[s
     images = [
         JobImage(
             index=index,
-            url=f"/jobs/{job.id}/images/{index}",
+            url=f"{url}/images/{index}",
             **image_facts(image, job.request.format, entropies=entropies),
         )
         for index, image in enumerate(outcome.images)

@@ -110,11 +110,11 @@ async def submit(
         )
     try:
         status = await state.queue.status(job.id)
-        answer = await job_answer(state.queue, status, entropies=False)
+        answer = await job_answer(state, status, entropies=False)
     except QueueDownError:  # it has been accepted all the same, and can be asked for later
         unknown = JobStatus(job, "waiting", None, 0)
-        answer = await job_answer(state.queue, unknown, entropies=False)
-    return _document(answer, 202, Location=f"{router.prefix}/{job.id}")
+        answer = await job_answer(state, unknown, entropies=False)
+    return _document(answer, 202, Location=state.job_url(job.id))
 
 
 @router.get(
@@ -128,7 +128,7 @@ async def show(
 ) -> Response:
     """Tell how many jobs are ahead of it, or how it ended; its images are fetched one by one."""
     status = await own_job_status(state.queue, client, job_id)
-    return _document(await job_answer(state.queue, status, entropies=entropies))
+    return _document(await job_answer(state, status, entropies=entropies))
 
 
 @router.delete(

@@ -21,6 +21,7 @@ def test_every_setting_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None
         "port": 9000,
         "published_host": "192.0.2.1",
         "allowed_hosts": "masc.example",
+        "root_path": "/masc",
         "cors_origins": "https://app.example",
         "queue_url": "memory://here",
         "traces_endpoint": "http://127.0.0.1:4318",
