@@ -9,18 +9,21 @@ what it needs when it runs, so that all of them show their help at once. Those o
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from masc_core.errors import ArtifactError, ConfigError, MascError, RequestError
+from masc_core.settings import expand_path
+from masc_core.terminal import error_output, escape_what_cannot_be_encoded, output
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -29,9 +32,6 @@ if TYPE_CHECKING:
     from masc_core.bundle.registry import Registry
     from server.settings import ServerSettings
     from worker.settings import WorkerSettings
-
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 # Groups of `training.cli`, and what the overview says of them.
 TRAINING_GROUPS = {
@@ -70,27 +70,31 @@ ServedModel = Annotated[
     typer.Option(help="Model to serve, where there are several [env MASC_DEFAULT_MODEL]."),
 ]
 Queue = Annotated[str | None, typer.Option(help="Queue [env MASC_QUEUE_URL].")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [env MASC_DEVICE].")]
 
 
 def main() -> None:
     """Entry point of ``masc`` and ``python -m masc``."""
+    escape_what_cannot_be_encoded()
+    # Pictures go to files: what Jupyter sets for its own would have to be installed here.
+    os.environ["MPLBACKEND"] = "agg"
     try:
-        build_app(sys.argv[1:])(prog_name="masc")
+        build_app(_arguments())(prog_name="masc")
     except MascError as error:
-        errors.print(f"masc: {error}", markup=False)
+        _complain(str(error))
         sys.exit(2 if isinstance(error, ConfigError | ArtifactError | RequestError) else 1)
     except ModuleNotFoundError as error:
         if error.name not in OPTIONAL:
             raise
-        extra = "bench" if _asked(sys.argv[1:])[:1] == ["bench"] else "training"
-        errors.print(f"masc: this command needs {error.name}: pip install 'masc\\[{extra}]'")
+        extra = "bench" if _asked(_arguments())[:1] == ["bench"] else "training"
+        _complain(f"this command needs {error.name}: pip install 'masc[{extra}]'")
         sys.exit(2)
     except OSError as error:
-        errors.print(f"masc: {error}", markup=False)
+        _complain(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        errors.print("masc: interrupted")
+        _complain("interrupted")
         sys.exit(130)
 
 
@@ -118,6 +122,12 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     keys = _keys() if asked[:1] == ["keys"] else typer.Typer()
     app.add_typer(keys, name="keys", help="API keys of the service.")
     return app
+
+
+def _arguments() -> Sequence[str]:
+    """What was typed: so far, where a shell asks how it could go on."""
+    words = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS", "")
+    return words.split()[1:] if "_MASC_COMPLETE" in os.environ else sys.argv[1:]
 
 
 def _asked(arguments: Sequence[str]) -> list[str]:
@@ -198,7 +208,12 @@ def generate(  # noqa: PLR0913 - options
     ] = None,
     *,
     out: Annotated[
-        Path, typer.Option(help="An image file (a sheet, if there are several) or a folder.")
+        Path,
+        typer.Option(
+            parser=expand_path,
+            metavar="PATH",
+            help="An image file (a sheet, if there are several) or a folder.",
+        ),
     ] = Path("generated.png"),
     num_images: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Image i of a class uses seed + i.")] = 0,
@@ -229,7 +244,7 @@ def generate(  # noqa: PLR0913 - options
         decoding=decoding,
     )
     written = generate_files(settings, request, out, scale=scale, columns=columns)
-    console.print(f"{len(written)} file(s): {written[0]}" + (" ..." if written[1:] else ""))
+    _say(f"{len(written)} file(s): {written[0]}" + (" ..." if written[1:] else ""))
 
 
 def bench(  # noqa: PLR0913 - options
@@ -264,7 +279,13 @@ def bench(  # noqa: PLR0913 - options
     api_key: Annotated[
         str | None, typer.Option(help="Sent as bearer token; better in MASC_API_KEY.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for bench.json and bench.png.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=expand_path, metavar="PATH", help="Folder for bench.json and bench.png."
+        ),
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Load a running service, and measure what it answers and how fast."""
     from server.bench.cli import run_and_print
@@ -285,6 +306,7 @@ def bench(  # noqa: PLR0913 - options
         timeout=timeout,
         api_key=api_key,
         out=out,
+        as_json=as_json,
     )
 
 
@@ -300,14 +322,17 @@ def _models_app(arguments: Sequence[str]) -> typer.Typer:
     return app
 
 
-def list_models(models: Models = None) -> None:
+def list_models(models: Models = None, *, as_json: Json = False) -> None:
     """List models and versions; ``*`` is served, ``previous`` is what a rollback leads to."""
     from rich.table import Table
 
+    if as_json:
+        output().print_json(json.dumps([asdict(row) for row in version_rows(_registry(models))]))
+        return
     table = Table("model", "version", "active", "created", "MB", "grid, clusters/codes", "figures")
     for row in version_rows(_registry(models)):
         table.add_row(*astuple(row))
-    console.print(table)
+    output().print(table)
 
 
 def _registry(models: Path | None) -> Registry:
@@ -381,13 +406,13 @@ def _metrics_text(metrics: Mapping[str, JsonValue]) -> str:
 def activate(name: str, version: str, models: Models = None) -> None:
     """Make a version the one that is served; it is verified first."""
     _registry(models).activate(name, version)
-    console.print(f"{name} {version} is active")
+    _say(f"{name} {version} is active")
 
 
 def rollback(name: str, models: Models = None) -> None:
     """Go back to the version that was active before; again, one further back."""
     version = _registry(models).rollback(name)
-    console.print(f"{name} {version} is active again")
+    _say(f"{name} {version} is active again")
 
 
 def verify(
@@ -407,14 +432,14 @@ def verify(
                 _say_verified(registry.verify(model, one))
             except ArtifactError as error:
                 damaged += 1
-                errors.print(f"masc: {error}", markup=False)
+                _complain(str(error))
     if damaged:
         raise typer.Exit(2)
 
 
 def _say_verified(manifest: Manifest) -> None:
     count = len(manifest.files)
-    console.print(f"{manifest.name} {manifest.version}: {count} files are as published")
+    _say(f"{manifest.name} {manifest.version}: {count} files are as published")
 
 
 def _serve(settings: ServerSettings, worker_settings: WorkerSettings | None) -> None:
@@ -451,6 +476,14 @@ def _serve(settings: ServerSettings, worker_settings: WorkerSettings | None) -> 
             thread.join(END_SECONDS)
     if thread.failure is not None:
         raise thread.failure
+
+
+def _say(text: str) -> None:
+    output().print(text, soft_wrap=True)
+
+
+def _complain(text: str) -> None:
+    error_output().print(f"masc: {text}")
 
 
 def _training(attribute: str) -> Any:  # noqa: ANN401 - a Typer group or a command

@@ -7,12 +7,13 @@ its variable. An empty variable counts as absent. Variables of other processes a
 from __future__ import annotations
 
 import logging
+import os
 import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -26,6 +27,22 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "MASC_"
 SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://\S+:\d+", re.IGNORECASE)
+
+
+def expand_path(path: str | Path) -> Path:
+    """A path with the home folder for a leading ``~``, which shells put in only at times.
+
+    One of an unknown user stays as it is.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - `Path.expanduser` refuses unknown users
+
+
+def expand_paths(value: object) -> object:
+    """A field's value with what `expand_path` makes of a path, or of those in a tuple."""
+    if isinstance(value, Path):
+        return expand_path(value)
+    return tuple(map(expand_paths, value)) if type(value) is tuple else value
+
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -60,6 +77,11 @@ class ProcessSettings(BaseSettings):
         frozen=True,
         protected_namespaces=(),
     )
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expand(cls, value: object) -> object:
+        return expand_paths(value)
 
     @classmethod
     def settings_customise_sources(  # noqa: D102 - pydantic-settings'

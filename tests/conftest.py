@@ -53,7 +53,6 @@ def masc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     def run(*arguments: str | Path, **variables: str | Path) -> Done:
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["masc", *map(str, arguments)])
-            patch.setattr(command_line.console, "width", 200)  # whatever COLUMNS was on import
             for name, value in variables.items():
                 patch.setenv(name, str(value))
             with pytest.raises(SystemExit) as ended:

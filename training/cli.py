@@ -16,10 +16,11 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from rich.console import Console
 
 from masc_core.bundle.manifest import TOKENIZER_FILE, Manifest
 from masc_core.errors import ConfigError
+from masc_core.settings import expand_path
+from masc_core.terminal import output
 from training.config import load_config
 from training.loop.progress import is_main_process, progress
 from training.stages.configs import (
@@ -40,8 +41,6 @@ from training.stages.configs import (
 MAX_SKIPPED = 20  # names to print
 
 Config = TypeVar("Config", bound=BaseModel)
-
-console = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
 
 
 def stage_command(
@@ -118,6 +117,11 @@ def _show(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def _argument(text: str) -> Any:  # noqa: ANN401 - Typer's
+    """A path that no configuration checks."""
+    return typer.Argument(parser=expand_path, help=text)
+
+
 def _group() -> None:
     """Keep a group of one command a group; `masc` has its help."""
 
@@ -147,11 +151,14 @@ def tokenizer_train(config: TokenizerConfig) -> None:
 
 @tokenizer.command("reconstruct")
 def tokenizer_reconstruct(
-    run: Annotated[Path, typer.Argument(help="folder of a tokenizer run")],
-    images: Annotated[Path, typer.Argument(help="class folders, tar shards or parquet files")],
-    out: Annotated[Path, typer.Option(help="sheet of originals above reconstructions")] = Path(
-        "reconstructions.png"
-    ),
+    run: Annotated[Path, _argument("folder of a tokenizer run")],
+    images: Annotated[Path, _argument("class folders, tar shards or parquet files")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=expand_path, metavar="PATH", help="sheet of originals above reconstructions"
+        ),
+    ] = Path("reconstructions.png"),
     image_size: Annotated[int, typer.Option(min=8)] = 64,
     count: Annotated[int, typer.Option(min=1, help="images, spread over the folder")] = 32,
 ) -> None:
@@ -192,9 +199,9 @@ def codes_extract(config: CodesConfig) -> None:
         index = extract_codes(config, report)
     _say(f"{index.num_images} images, {len(index.skipped)} skipped", config.out)
     for name in index.skipped[:MAX_SKIPPED]:
-        console.print(f"skipped: {name}")
+        _print(f"skipped: {name}")
     if len(index.skipped) > MAX_SKIPPED:
-        console.print(f"... all of them are listed in {config.out / INDEX}")
+        _print(f"... all of them are listed in {config.out / INDEX}")
 
 
 @prior.command("build")
@@ -254,8 +261,8 @@ def transformer_train(config: TransformerConfig) -> None:
 
 @transformer.command("acceleration")
 def transformer_acceleration(
-    base: Annotated[Path, typer.Argument(help="folder of the baseline's run")],
-    others: Annotated[list[Path], typer.Argument(help="folders of other runs")],
+    base: Annotated[Path, _argument("folder of the baseline's run")],
+    others: Annotated[list[Path], _argument("folders of other runs")],
     *,
     metric: Annotated[str, typer.Option(help="of the validations; to be small")] = (
         "fine_bits_per_position"
@@ -273,7 +280,7 @@ def transformer_acceleration(
         said = "not reached" if found.saved is None else f"{found.saved:.1%} of the epochs saved"
         where = "" if found.epoch is None else f", at epoch {found.epoch:.2f}"
         note = " (extrapolated)" if found.extrapolated else ""
-        console.print(f"{other}: {said}{where}{note}; {metric} {found.target:.4f} of {base}")
+        _print(f"{other}: {said}{where}{note}; {metric} {found.target:.4f} of {base}")
 
 
 @refiner.command("train")
@@ -310,7 +317,7 @@ def evaluate_command(config: EvaluateConfig) -> None:
     with progress("evaluate") as report:
         metrics = evaluate(config, report)
     long = {"curves", "definitions"}
-    console.print_json(json.dumps({k: v for k, v in metrics.items() if k not in long}))
+    _print(json.dumps({k: v for k, v in metrics.items() if k not in long}, indent=2))
 
 
 @stage_command(PublishConfig, resumes=False)
@@ -322,7 +329,7 @@ def publish_command(config: PublishConfig) -> None:
     with progress("publish") as report:
         manifest = publish(config, report)
     _say_version(models_dir(config.models), manifest)
-    console.print_json(json.dumps(manifest.metrics))
+    _print(json.dumps(manifest.metrics, indent=2))
 
 
 @stage_command(ImportConfig, resumes=False)
@@ -343,4 +350,8 @@ def _say_version(models: Path, manifest: Manifest) -> None:
 
 
 def _say(result: str, where: Path) -> None:
-    console.print(f"{result}: {where}")
+    _print(f"{result}: {where}")
+
+
+def _print(text: str) -> None:
+    output(quiet=not is_main_process()).print(text, soft_wrap=True)

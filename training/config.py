@@ -10,9 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from masc_core.errors import ConfigError
+from masc_core.settings import expand_path, expand_paths
 
 Precision = Literal["float32", "bfloat16"]
 Config = TypeVar("Config", bound=BaseModel)
@@ -32,6 +33,11 @@ class Frozen(BaseModel):
 
     # Help needs the fields alone: what validates them is built when there are values.
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expand(cls, value: object) -> object:
+        return expand_paths(value)
 
 
 class StageConfig(Frozen):
@@ -108,6 +114,7 @@ def load_config(config_class: type[Config], path: Path | None, flags: dict[str, 
     """Read a TOML file if there is one, let flags that are not None override it, and validate."""
     values: dict[str, Any] = {}
     if path is not None:
+        path = expand_path(path)
         try:
             values = tomllib.loads(path.read_text("utf-8"))
         except OSError as error:

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from masc_core.errors import ConfigError
 from masc_core.io.files import atomic_write
+from masc_core.terminal import output
 from server.auth.api_keys import hash_key, new_key, parse_keys, read_keys
-
-console = Console(highlight=False)
 
 PRIVATE = 0o600
 # The head of an entry, and the comments right above it.
@@ -74,13 +72,21 @@ def create(
     typer.echo(key)
 
 
-def list_keys(file: File = None) -> None:
+def list_keys(
+    file: File = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
     """List whose keys there are, and their limits where they have their own."""
+    if as_json:
+        keys = [key.model_dump(exclude={"sha256"}) for key in read_keys(_keys_file(file))]
+        output().print_json(json.dumps(keys))
+        return
     table = Table("name", "requests a minute", "share of the queue")
     for key in read_keys(_keys_file(file)):
         own = (key.requests_per_minute, key.queue_share)
         table.add_row(key.name, *("default" if limit is None else str(limit) for limit in own))
-    console.print(table)
+    output().print(table)
 
 
 def revoke(name: str, file: File = None) -> None:
@@ -96,7 +102,7 @@ def revoke(name: str, file: File = None) -> None:
         if len(starts) != len(names) + 1:
             raise ConfigError(f"{path}: not every entry begins with [[keys]], edit it by hand")
         _replace(path, content[: starts[index]] + content[starts[index + 1] :])
-    console.print(f"{name} is revoked")
+    output().print(f"{name} is revoked", soft_wrap=True)
 
 
 def _keys_file(given: Path | None) -> Path:

@@ -15,12 +15,12 @@ from typing import Any
 
 import typer
 from pydantic import SecretStr
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from masc_core.errors import ConfigError, MascError
 from masc_core.io.files import atomic_write
+from masc_core.terminal import error_output, output
 from server.bench.client import Target, load_api_key, open_session, status_class
 from server.bench.load import Load, Plan, Record
 from server.bench.options import BenchOptions, read_options
@@ -33,16 +33,19 @@ INTERRUPTED = 130  # exit code
 
 Watch = Callable[[Record], AbstractContextManager[object]]
 
-console = Console(highlight=False)
-progress_console = Console(stderr=True, highlight=False)
 
-
-def run_and_print(api_key: str | None, out: Path | None, **values: Any) -> None:  # noqa: ANN401
+def run_and_print(
+    api_key: str | None,
+    out: Path | None,
+    *,
+    as_json: bool,
+    **values: Any,  # noqa: ANN401
+) -> None:
     """Measure, print the figures, and write them to a folder if there is one.
 
     Parameters
     ----------
-    api_key, out : options of ``masc bench``
+    api_key, out, as_json : options of ``masc bench``
     values : the others, as `BenchOptions` names them
 
     Raises
@@ -56,10 +59,14 @@ def run_and_print(api_key: str | None, out: Path | None, **values: Any) -> None:
         check_folder(out)
     _allow_many_connections()
     report, record = run_bench(options, key, _progress)
-    console.print(report_tables(report))
+    if as_json:
+        output().print_json(report.model_dump_json())
+    else:
+        output().print(report_tables(report))
     if out is not None:
         write_results(out, report, record)
-        console.print(f"{out / JSON_FILE} {out / PLOT_FILE}", markup=False, soft_wrap=True)
+        if not as_json:
+            output().print(f"{out / JSON_FILE} {out / PLOT_FILE}", soft_wrap=True)
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)
     if report.errors == report.sent:
@@ -76,12 +83,13 @@ def _allow_many_connections() -> None:
 @contextmanager
 def _progress(record: Record) -> Iterator[None]:
     """Show the counts of a growing record, where there is a terminal."""
-    if not progress_console.is_terminal:
+    console = error_output()
+    if not console.is_terminal:
         yield
         return
     with Live(
         get_renderable=lambda: Text(_counts(record)),
-        console=progress_console,
+        console=console,
         refresh_per_second=4,
         transient=True,
     ):

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from masc_core.progress import ProgressCallback
+from masc_core.terminal import error_output
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -23,16 +24,16 @@ def is_main_process() -> bool:
 @contextmanager
 def progress(title: str) -> Iterator[ProgressCallback]:
     """Lend a report function for the length of a stage."""
-    console = Console(stderr=True, quiet=not is_main_process())
+    console = error_output(quiet=not is_main_process())
     if not console.is_terminal:
         yield _lines(console, title)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=None, text="")
@@ -51,6 +52,6 @@ def _lines(console: Console, title: str) -> ProgressCallback:
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES or step >= total:
             last = now
-            console.print(f"{title} {step}/{total}  {text}", highlight=False)
+            console.print(f"{title} {step}/{total}  {text}")
 
     return report

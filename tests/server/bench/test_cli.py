@@ -125,7 +125,7 @@ def test_progress_is_for_terminals(
     monkeypatch: pytest.MonkeyPatch, terminal: bool, shown: bool
 ) -> None:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
-    monkeypatch.setattr(cli, "progress_console", console)
+    monkeypatch.setattr(cli, "error_output", lambda: console)
     with cli._progress(mixed_record()):
         pass
     assert isinstance(console.file, io.StringIO)

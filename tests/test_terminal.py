@@ -1,0 +1,154 @@
+"""The command line on other terminals than ours, and behind pipes; shells and their habits."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from masc_core import kernel
+from masc_core.bundle.registry import Registry
+from masc_core.settings import models_dir
+from server.settings import load_settings
+from tests.command_line import ROOT, Masc, environment
+from tests.tiny_bundle import save_tiny_bundle
+from training.config import load_config
+from training.stages.configs import CodesConfig, CompareConfig
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    root = tmp_path / "models"
+    save_tiny_bundle(root)
+    return root
+
+
+def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`masc` with its output into a pipe, as `masc ... | cat` has it."""
+    return subprocess.run(
+        [sys.executable, "-m", "masc", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_table_behind_a_pipe_has_one_line_a_row(models: Path) -> None:
+    registry = Registry(models)
+    name = "a-name-of-a-model-that-is-longer-than-many-a-terminal-" * 2
+    save_tiny_bundle(models, name=name[:120])
+    done = run("models", "list", "--models", models, COLUMNS="40")
+    rows = [line for line in done.stdout.splitlines() if "4x4" in line]
+    assert len(rows) == len(registry.names()) == 2
+    assert any(name[:120] in row for row in rows)
+
+
+def test_tables_can_be_had_as_json(masc: Masc, models: Path, tmp_path: Path) -> None:
+    (row,) = json.loads(masc("models", "list", "--json", "--models", models).stdout)
+    assert (row["name"], row["version"], row["state"]) == ("tiny", "1", "*")
+    file = tmp_path / "keys.toml"
+    assert masc("keys", "create", "bob", "--file", file, "--queue-share", "0.5").status == 0
+    listed = masc("keys", "list", "--file", file, "--json").stdout
+    assert json.loads(listed) == [{"name": "bob", "requests_per_minute": None, "queue_share": 0.5}]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_what_a_terminal_cannot_show_is_escaped(models: Path, encoding: str) -> None:
+    listed = run("models", "list", "--models", models, PYTHONIOENCODING=encoding)
+    assert listed.returncode == 0
+    assert "┃" not in listed.stdout
+    wrong = run("generate", "日本", "--models", models, PYTHONIOENCODING=encoding)
+    assert wrong.returncode == 2
+    assert r"no class '\u65e5\u672c'" in wrong.stderr
+    assert len(wrong.stderr.splitlines()) == 1
+
+
+def test_names_are_printed_as_they_are(masc: Masc, models: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a [red] :smile: [/b]"
+    folder.mkdir(parents=True)
+    out = folder / "x[bold].png"
+    done = masc("generate", "bee", "--out", out, "--models", models)
+    assert done.stdout == f"1 file(s): {out}\n"
+    missing = folder / "no[/]where" / "x.png"
+    assert f"there is no folder {missing.parent}" in masc("generate", "--out", missing).stderr
+
+
+def test_home_is_found_wherever_a_path_is_read(
+    masc: Masc, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = masc("generate", "bee", "--out=~/bee.png", "--models=~/models")
+    assert done.stdout == f"1 file(s): {tmp_path / 'bee.png'}\n"
+    assert masc("generate", "bee", "--out", "~/b", MASC_MODELS_DIR="~/models").status == 0
+    assert (tmp_path / "b").is_dir()
+    assert models_dir(Path("~/models")) == models
+    keys = load_settings(api_keys_file="~/keys.toml", models_dir="~").api_keys_file
+    assert keys == tmp_path / "keys.toml"
+    (tmp_path / "codes.toml").write_text('tokenizer = "~/t"\ndata = "~"\nout = "o"\n')
+    codes = load_config(CodesConfig, Path("~/codes.toml"), {})
+    assert (codes.tokenizer, codes.data, codes.out) == (tmp_path / "t", tmp_path, Path("o"))
+    options = {"tokenizer": "t", "images": "~/i", "out": "o", "priors": ["~/p.npz", "q.npz"]}
+    compared = load_config(CompareConfig, None, options)
+    assert compared.priors == (tmp_path / "p.npz", Path("q.npz"))
+    nobody = load_config(
+        CodesConfig, None, {"tokenizer": "~nobody-here/t", "data": "d", "out": "o"}
+    )
+    assert nobody.tokenizer == Path("~nobody-here/t")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("masc tok", ["tokenizer"]),
+        ("masc tokenizer ", ["train", "reconstruct", "import"]),
+        ("masc models ", ["list", "publish", "import", "activate", "rollback", "verify"]),
+        ("masc transformer train --grad", ["--grad-clip"]),
+        ("masc models publish --refi", ["--refiner"]),
+        ("masc keys create --que", ["--queue-share"]),
+        ("masc evaluate --infer", []),
+    ],
+)
+def test_shells_complete_every_command(typed: str, offered: list[str]) -> None:
+    words = typed.split(" ")
+    variables = {"_MASC_COMPLETE": "complete_bash", "COMP_WORDS": typed}
+    done = run(COMP_CWORD=str(len(words) - 1), **variables)
+    assert done.stdout.split() == offered
+
+
+def test_a_backend_of_jupyter_is_of_no_concern() -> None:
+    program = (
+        "import masc, sys; sys.argv[1:] = ['--help']\ntry: masc.main()\nexcept SystemExit: pass"
+    )
+    backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment() | backend,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_loops_that_cannot_be_kept_are_compiled_all_the_same(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    source: dict[str, object] = {}
+    # Numba finds no place for what comes from no file, as for a folder that cannot be written.
+    exec("def double(x):\n    return 2 * x\ndef half(x):\n    return x / 2", source)  # noqa: S102
+    kernel._warn_of_no_cache.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert kernel.serial(source["double"])(3) == 6  # type: ignore[type-var, operator]
+        assert kernel.kernel(source["half"])(3) == 1.5  # type: ignore[type-var, operator]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "NUMBA_CACHE_DIR" in caplog.text
+    assert os.linesep not in caplog.records[0].getMessage()
