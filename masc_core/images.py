@@ -39,6 +39,7 @@ ENCODERS: Mapping[ImageFormat, Mapping[str, Any]] = {
     "webp": {"format": "WEBP", "lossless": True, "method": 0, "quality": 0},
 }
 
+MAX_ASPECT = 64
 CAPTION_HEIGHT = 14
 SHEET_GAP = 2  # pixels between the images of a contact sheet
 SAMPLE_COLUMNS = 10  # images a row of the sheet that a bundle brings
@@ -54,20 +55,38 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image in RGB; 16-bit grey by its upper bytes, as Pillow reads 16-bit colours."""
+    if image.mode.startswith("I"):  # Pillow would take all from 255 on for white
+        upper = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
+        image = Image.fromarray(upper.astype(np.uint8))
+    return image.convert("RGB")
+
+
 def scale_short_side(image: Image.Image, length: int) -> Image.Image:
     """Scale an image so that its short side has ``length`` pixels, as ADM does; to RGB.
 
     Halve with a box filter while the short side is at least twice too long, then one bicubic
-    resize. A length below 1 is a `ValueError`.
+    resize. Of a strip, more than `MAX_ASPECT` times as long as wide, only the middle of that
+    aspect is scaled: a few bytes can be a strip that would fill the memory. A length below 1 is a
+    `ValueError`.
     """
     if length < 1:
         raise ValueError(f"the size must be at least 1, got {length}")
-    image = image.convert("RGB")
+    image = to_rgb(_middle(image))
     while min(image.size) >= 2 * length:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = length / min(image.size)
     rounded = (round(image.width * scale), round(image.height * scale))
     return image.resize(rounded, Image.Resampling.BICUBIC)
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    longest = MAX_ASPECT * min(image.size)
+    if max(image.size) <= longest:
+        return image
+    left, top = (max(0, side - longest) // 2 for side in image.size)
+    return image.crop((left, top, image.width - left, image.height - top))
 
 
 def encode_image(

@@ -12,11 +12,13 @@ from safetensors.numpy import load_file
 from masc_core.images import (
     CAPTION_HEIGHT,
     ENCODERS,
+    MAX_ASPECT,
     ImageFormat,
     Pixels,
     center_crop,
     contact_sheet,
     encode_image,
+    scale_short_side,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "eval" / "images.safetensors"
@@ -51,6 +53,31 @@ def test_center_crop_leaves_an_image_of_that_size_alone() -> None:
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
 def test_center_crop_makes_every_mode_rgb(mode: str) -> None:
     assert center_crop(Image.fromarray(photograph()).convert(mode), 8).mode == "RGB"
+
+
+@pytest.mark.parametrize("used_bits", [16, 12])
+def test_sixteen_bits_of_grey_are_as_light_as_eight(tmp_path: Path, used_bits: int) -> None:
+    grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 4
+    deep = grey * 257 >> (16 - used_bits)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as image:
+        read = np.asarray(center_crop(image, 8))
+    np.testing.assert_array_equal(read, np.repeat((deep >> 8)[..., None], 3, -1))
+
+
+@pytest.mark.parametrize("shape", [(2, 50_000), (50_000, 2), (1, 1_000_000)])
+def test_only_what_is_kept_of_a_strip_is_scaled(shape: tuple[int, int]) -> None:
+    strip = Image.fromarray(np.zeros(shape, np.uint8))
+    scaled = scale_short_side(strip, 256)
+    assert min(scaled.size) == 256
+    assert max(scaled.size) == 256 * MAX_ASPECT
+    assert center_crop(strip, 256).size == (256, 256)
+
+
+def test_the_middle_of_a_strip_is_kept() -> None:
+    wide = np.zeros((4, 400, 3), np.uint8)
+    wide[:, 198:202] = 255
+    assert np.asarray(center_crop(Image.fromarray(wide), 4)).min() == 255
 
 
 def test_center_crop_refuses_an_empty_square() -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.images import Pixels, center_crop
+from masc_core.images import Pixels, center_crop, to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class ImageSource(ABC):
         """Decode an image into RGB, or return None where that is not possible."""
         try:
             with Image.open(io.BytesIO(self.encoded(index)), formats=FORMATS) as image:
-                return image.convert("RGB")
+                return to_rgb(image)
         except UNREADABLE:
             return None
 
