@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import filterfalse
 from pathlib import Path
 
 import numpy as np
 
 from masc_core.errors import ConfigError
 from training.data.parquet import ParquetImages
-from training.data.source import SUFFIXES, ImageSource, IntArray, read_class_table
+from training.data.source import SUFFIXES, ImageSource, IntArray, printable, read_class_table
 from training.data.tar_shards import TarShards
+
+logger = logging.getLogger(__name__)
 
 SHARDS = {".tar": TarShards.scan, ".parquet": ParquetImages.scan}
 BRACES = re.compile(r"\{([^{}]*)\}")
@@ -90,7 +95,8 @@ def _expand(pattern: str) -> Iterable[str]:
 class ImageFolder(ImageSource):
     """The files of a folder-per-class set, in the order of their class and name.
 
-    Classes are the sorted folder names, which a ``classes.txt`` may translate.
+    Classes are the sorted folder names, which a ``classes.txt`` may translate; folders within
+    belong to their class. What is no image is counted in the log; hidden files are of no concern.
     """
 
     root: Path
@@ -109,17 +115,29 @@ class ImageFolder(ImageSource):
             raise ConfigError(f"{root}: no class folders; expected {root}/<class>/<image>")
         files: list[str] = []
         sizes: list[int] = []
+        others: Counter[str] = Counter()
         for folder in folders:
-            found = _images_in(root / folder)
+            found = _images_in(root / folder, others)
             files += (f"{folder}/{name}" for name in found)
             sizes.append(len(found))
+        others.update(
+            f"{path.suffix} beside the class folders"
+            for path in root.iterdir()
+            if path.suffix.lower() in SUFFIXES and path.is_file()
+        )
+        if others:
+            kinds = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+            told = ", ".join(f"{count} {printable(kind)}" for kind, count in kinds)
+            where = printable(str(root))
+            logger.warning("%s: %d files are left out: %s", where, others.total(), told)
         names = dict(read_class_table(root))
         labels = np.repeat(np.arange(len(folders), dtype=np.int64), sizes)
-        return cls(root, tuple(files), labels, tuple(names.get(f, f) for f in folders))
+        class_names = tuple(printable(names.get(folder, folder)) for folder in folders)
+        return cls(root, tuple(files), labels, class_names)
 
     def name(self, index: int) -> str:
         """Path of an image."""
-        return str(self.root / self.files[index])
+        return printable(str(self.root / self.files[index]))
 
     def encoded(self, index: int) -> bytes:
         """Content of an image's file."""
@@ -129,18 +147,39 @@ class ImageFolder(ImageSource):
         """SHA-256 over the files' places below the root and their sizes, in order."""
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(f"{file}\t{(self.root / file).stat().st_size}\n".encode())
+            try:
+                size = (self.root / file).stat().st_size
+            except OSError:  # a link to nothing, which is skipped when it is read
+                size = -1
+            digest.update(f"{file}\t{size}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
 
 def is_class_folder(path: Path) -> bool:
-    """Whether a path is a folder, and not a hidden one as file managers and notebooks make."""
-    return path.is_dir() and not path.name.startswith(".")
+    """Whether a path is a folder, and none that file managers, notebooks and archives make."""
+    return path.is_dir() and not _is_hidden(path.name)
 
 
-def _images_in(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        found = [e.name for e in entries if os.path.splitext(e.name)[1].lower() in SUFFIXES]  # noqa: PTH122 - a million names
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _images_in(folder: Path, others: Counter[str]) -> list[str]:
+    """Places of the images below a folder, sorted; other files are counted by their suffix."""
+    found: list[str] = []
+    entered = set[str]()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        # A link may lead back up.
+        known = os.path.realpath(place) in entered
+        entered.add(os.path.realpath(place))
+        folders[:] = [] if known else [name for name in folders if not _is_hidden(name)]
+        below = os.path.relpath(place, folder)
+        for name in () if known else filterfalse(_is_hidden, files):
+            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a million names
+            if suffix in SUFFIXES:
+                found.append(name if below == "." else f"{below}/{name}")
+            else:
+                others[suffix or "without a suffix"] += 1
     if not found:
         raise ConfigError(f"{folder}: a class folder without images")
     return sorted(found)

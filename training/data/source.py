@@ -28,8 +28,21 @@ logger = logging.getLogger(__name__)
 
 IntArray = NDArray[np.int64]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # others run programs, or hold no photographs
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+# Formats of Pillow that are read, and what their files end with; others run programs, or hold no
+# photographs.
+SUFFIXES_OF = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "JPEG2000": (".jp2",),
+    "AVIF": (".avif",),
+}
+Image.init()
+FORMATS = tuple(name for name in SUFFIXES_OF if name in Image.OPEN)  # builds differ
+SUFFIXES = frozenset(suffix for name in FORMATS for suffix in SUFFIXES_OF[name])
 TABLE = "classes.txt"
 MAX_CLASSES = 1_000_000  # beyond, a label is something else
 
@@ -113,6 +126,11 @@ class ImageSource(ABC):
         if not ok.all():
             pixels, labels = pixels[ok], labels[ok]
         return LabelledImages(pixels, labels, self.class_names, skipped)
+
+
+def printable(name: str) -> str:
+    """A name with escapes for bytes that are no UTF-8, for people and for JSON."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def require_classes(source: ImageSource, key: str) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import logging
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from tests.tiny_images import CLASSES, make_images
 from tests.training.data.image_sets import as_parquet, as_tars, png, write_parquet, write_tar
 from training.data.images import ImageFolder, open_images
 from training.data.parquet import ParquetImages
+from training.data.source import SUFFIXES_OF
 from training.data.tar_shards import TarShards
 
 SAMPLE = [("0.png", png(0)), ("0.cls", b"0")]
@@ -121,6 +125,68 @@ def test_unreadable_files_are_skipped_and_named(
     assert len(images.pixels) == 4
     assert [Path(p).name for p in images.skipped] == ["000.png", "001.png"]
     assert "skipped 2" in caplog.text
+
+
+def test_every_format_is_taken_and_subfolders_too(tmp_path: Path) -> None:
+    root = make_images(tmp_path / "train", per_class=1)
+    for name, suffixes in SUFFIXES_OF.items():
+        for suffix in suffixes:
+            place = root / "bar" / "more" / name
+            place.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (9, 9, 9)).save(place / f"x{suffix.upper()}", name)
+    folder = ImageFolder.scan(root)
+    assert len(folder) == 3 + sum(map(len, SUFFIXES_OF.values()))
+    images = folder.read(16)
+    assert not images.skipped
+    assert images.labels.tolist().count(0) == 1 + sum(map(len, SUFFIXES_OF.values()))
+
+
+def test_what_is_left_out_is_counted_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_images(tmp_path / "train", per_class=1)
+    for name in ("bar/a.heic", "bar/sub/b.HEIC", "disc/notes.txt", "disc/README", "loose.png"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"x")
+    for name in ("bar/.DS_Store", "bar/._000.png", "__MACOSX/bar/000.png", "bar/.sub/x.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")  # nobody put these there
+    with caplog.at_level(logging.WARNING):
+        folder = ImageFolder.scan(root)
+    assert len(folder) == 3
+    assert folder.class_names == CLASSES
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{root}: 5 files are left out: 2 .heic, 1 .png beside the class folders, 1 .txt, "
+        "1 without a suffix"
+    )
+
+
+def test_links_to_nothing_are_skipped_and_links_upwards_entered_once(tmp_path: Path) -> None:
+    root = make_images(tmp_path / "train", per_class=1)
+    (root / "bar" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (root / "bar" / "again").symlink_to(root / "bar")
+    folder = ImageFolder.scan(root)
+    assert folder.files[:2] == ("bar/000.png", "bar/gone.png")
+    before = folder.fingerprint()
+    images = folder.read(16)
+    assert (len(images.pixels), images.skipped) == (3, (str(root / "bar" / "gone.png"),))
+    (root / "bar" / "000.png").rename(tmp_path / "nowhere.png")
+    assert folder.fingerprint() != before
+
+
+def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
+    root = make_images(tmp_path / "train", per_class=1)
+    strange = Path(os.fsdecode(os.fsencode(root) + b"/caf\xe9"))
+    strange.mkdir()
+    Path(os.fsdecode(os.fsencode(strange) + b"/\xff.png")).write_bytes(b"no image")
+    shutil.copy(root / "bar" / "000.png", strange)
+    folder = ImageFolder.scan(root)
+    assert folder.class_names == ("bar", r"caf\udce9", "disc", "stripes")
+    assert len(folder.fingerprint()) == 64
+    skipped = folder.read(16).skipped
+    assert skipped == (rf"{root}/caf\udce9/\udcff.png",)
+    assert json.loads(json.dumps(skipped).encode()) == list(skipped)
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
