@@ -52,7 +52,7 @@ def test_learns_and_leaves_weights_metrics_and_a_sheet(tmp_path: Path) -> None:
         ch=64,
         ch_mult=(1, 1),
         lr=4e-3,
-        epochs=20,
+        epochs=10,
         restart_codes_every=20,
         checkpoint_every=1000,
     )

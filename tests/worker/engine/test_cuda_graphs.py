@@ -50,7 +50,7 @@ def test_random_schedules_give_every_image_what_it_gets_alone(
     rng = random.Random(deterministic)
     alone, params_list = Alone(models, TOLERANCE), some_params(rng)
     make = partial(GraphBatch, deterministic=deterministic)
-    for _ in range(20):
+    for _ in range(10):
         capacity = rng.choice([2, 3, 5, 8, 16, 33, 64])
         engine = Engine(*models, capacity_rows=capacity, backends=[Backend("graphs", make)])
         for outcome in follow(engine, params_list, rng):

@@ -153,7 +153,7 @@ def test_random_schedules_give_every_image_what_it_gets_alone(
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        for _ in range(30):
+        for _ in range(15):
             engine = Engine(*models, capacity_rows=rng.choice([2, 3, 5, 8, 16, 33, 64]))
             for outcome in follow(engine, params_list, rng):
                 alone.check(outcome)
