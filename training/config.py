@@ -32,7 +32,7 @@ class Frozen(BaseModel):
     """Keys that are known, and stay as they are."""
 
     # Help needs the fields alone: what validates them is built when there are values.
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False)
 
     @field_validator("*", mode="after")
     @classmethod

@@ -124,6 +124,13 @@ def test_wrong_files_name_the_key(tmp_path: Path, text: str, named: str) -> None
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("text", ["inf", "nan"])
+def test_rates_are_finite(text: str) -> None:
+    values = {"codes": "c", "val_codes": "v", "out": "o", "lr": text}
+    with pytest.raises(ConfigError, match="lr: Input should be a finite number"):
+        load_config(TransformerConfig, None, values)
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(PriorConfig, tmp_path / "none.toml", {})

@@ -18,7 +18,7 @@ from masc_core.errors import ConfigError
 from masc_core.io.files import sha256_file
 from masc_core.prior import ClusterMap
 from training.data.code_cache import CodeCache
-from training.data.source import IntArray
+from training.data.source import IntArray, require_same_classes
 from training.loop.distributed import Ranks
 from training.loop.task import Indices, RandomBits
 from training.metrics.cluster_bits import uniform_bits
@@ -50,7 +50,9 @@ class ClusterData:
             self.train = CodeCache.open(codes, verify=ranks.is_main)
             self.val = CodeCache.open(val_codes, verify=ranks.is_main)
         index = self.train.index
-        for key in ("tokenizer_sha256", "num_codes", "num_positions", "class_names"):
+        names = self.val.index.class_names
+        require_same_classes("val_codes", names, "codes", index.class_names)
+        for key in ("tokenizer_sha256", "num_codes", "num_positions"):
             if getattr(index, key) != getattr(self.val.index, key):
                 raise ConfigError(f"val_codes: has another {key} than codes")
         self.prior = ClusterMap.load(prior) if prior else ClusterMap.identity(index.num_codes)

@@ -13,6 +13,7 @@ import logging
 import struct
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ Image.init()
 FORMATS = tuple(name for name in SUFFIXES_OF if name in Image.OPEN)  # builds differ
 SUFFIXES = frozenset(suffix for name in FORMATS for suffix in SUFFIXES_OF[name])
 TABLE = "classes.txt"
+MAX_LISTED = 3
 MAX_CLASSES = 1_000_000  # beyond, a label is something else
 
 # What Pillow raises for files that are not whole images of these formats.
@@ -140,6 +142,28 @@ def require_classes(source: ImageSource, key: str) -> None:
             f"{key}: {source.root} has one class only, {source.class_names[0]!r}; "
             "two are the least that can be told apart"
         )
+
+
+def require_same_classes(
+    key: str, names: Sequence[str], other_key: str, others: Sequence[str]
+) -> None:
+    """Raise a `ConfigError` where two sets have not the same classes in order; it names them."""
+    if tuple(names) == tuple(others):
+        return
+    missing = [name for name in others if name not in names]
+    unknown = [name for name in names if name not in others]
+    said = [
+        f"{what} {listed(different)}"
+        for what, different in (("lacks", missing), ("has besides", unknown))
+        if different
+    ] or ["has them in another order"]
+    raise ConfigError(f"{key}: its classes are not those of {other_key}: it {', and '.join(said)}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, for people."""
+    shown = ", ".join(map(repr, names[:MAX_LISTED]))
+    return shown if len(names) <= MAX_LISTED else f"{shown} and {len(names) - MAX_LISTED} more"
 
 
 def read_class_table(folder: Path) -> tuple[tuple[str, str], ...]:

@@ -72,3 +72,12 @@ def compare(
         shares = precision_recall(features, reference.features)
         metrics |= {f"{name}_{label}": value for name, value in shares.items()}
     return metrics
+
+
+def caution(label: str, features: Tensor) -> list[str]:
+    """What to say of a Fréchet distance of too few images, float32 (N, F), for its covariance."""
+    count, width = features.shape
+    if count > width:
+        return []
+    few = f"{count} images in {width} features"
+    return [f"{label}: a Fréchet distance of {few} compares only with others of that number"]

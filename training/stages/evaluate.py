@@ -16,6 +16,7 @@ processes generate; the first one does the rest.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -43,7 +44,7 @@ from training.metrics.classifier import (
     load_classifier,
 )
 from training.metrics.definitions import definitions
-from training.metrics.feature_stats import FeatureStats, compare
+from training.metrics.feature_stats import FeatureStats, caution, compare
 from training.metrics.fidelity import MIN_IMAGES, Extractor, load_extractor
 from training.metrics.reference import RealImages, RealStatistics, Reference, open_real
 from training.metrics.samples import Samples, image_archive, sample
@@ -51,6 +52,8 @@ from training.metrics.teacher_forcing import Curve, check_codes, teacher_forced
 from training.plot_png import draw_curves
 from training.provenance import made_with
 from training.stages.configs import EvaluateConfig
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(config: EvaluateConfig, report: ProgressCallback = no_progress) -> dict[str, Any]:
@@ -131,12 +134,18 @@ class _Evaluation:
         if stats.count:
             metrics |= self._free_running(stats)
             curves["free-running entropy"] = stats.entropies / stats.count
+        cautions: list[str] = []
         for extractor in self.extractors:
             reference = self._reference(extractor)
             if stats.count:
                 features, logits = stats.of(extractor.label)
                 metrics |= compare(extractor.label, features, logits, reference)
+                if reference is not None and extractor.label != "vgg":
+                    cautions += caution(extractor.label, features)
         metrics = {"settings": self._settings(), "definitions": definitions(metrics), **metrics}
+        if cautions:
+            logger.warning("%s", "; ".join(cautions))
+            metrics["cautions"] = cautions
         metrics["curves"] = {name: curve.tolist() for name, curve in curves.items()}
         self._write(metrics, curves)
         return metrics

@@ -64,6 +64,7 @@ def test_every_figure_of_the_classifiers_features(root: Path, tmp_path: Path) ->
     assert 0 <= metrics["class_agreement"] <= 1
     assert 0 <= metrics["classifier_accuracy"] <= 1
     assert metrics["frechet_classifier_distance"] > 0
+    assert "classifier: a Fréchet distance of 10 images in 32 features" in metrics["cautions"][0]
     assert 0 <= metrics["precision_classifier"] <= 1
     assert 0 <= metrics["recall_classifier"] <= 1
     assert not any("inception" in name for name in metrics)
@@ -79,7 +80,8 @@ def test_every_figure_of_the_classifiers_features(root: Path, tmp_path: Path) ->
     assert written == json.loads(json.dumps(metrics))
     assert written["settings"]["decoding"] == "uniform"
     assert written["settings"]["made_with"]["torch-fidelity"]
-    assert metrics.keys() - {"settings", "definitions", "curves"} == metrics["definitions"].keys()
+    explained = metrics.keys() - {"settings", "definitions", "curves", "cautions"}
+    assert explained == metrics["definitions"].keys()
     with Image.open(tmp_path / "out" / "curves.png") as plot:
         assert np.asarray(plot).std() > 0
     images = sorted((tmp_path / "out" / "images").iterdir())
