@@ -70,5 +70,5 @@ def _load(path: Path, kind: str, build: Callable[[dict[str, Any]], Module]) -> M
         # JSON has no tuples; `ch_mult` is the only one.
         sizes |= {name: tuple(value) for name, value in sizes.items() if isinstance(value, list)}
         return load_module(path, lambda: build(sizes))
-    except (TypeError, KeyError, ValueError, ConfigError) as error:
+    except (TypeError, AttributeError, KeyError, ValueError, ConfigError) as error:
         raise ArtifactError(path, f"has a header of another program ({error})") from error
