@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from masc_core.errors import ArtifactError
+from masc_core.io.bounded import MAX_CODES
 from masc_core.io.npz import Array, load_npz, read_npz, save_npz
 
 if TYPE_CHECKING:  # a front end reads priors without torch
@@ -131,21 +132,22 @@ class ClusterMap:
         save_npz(path, mapping=self.labels, k=self.num_clusters, n=self.num_codes)
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> ClusterMap:
-        """Read the public mapping format.
+    def load(cls, path: str | PathLike[str], max_codes: int = MAX_CODES) -> ClusterMap:
+        """Read the public mapping format, of at most so many codes.
 
         Raises
         ------
-        ArtifactError : the file is missing, damaged, contradicts itself, or numbers its clusters
-            otherwise: a model's weights hold to the numbering that they were trained with, so
-            renumbering here would silently pair them with the wrong clusters
+        ArtifactError : the file is missing, damaged, too large, contradicts itself, or numbers its
+            clusters otherwise: a model's weights hold to the numbering that they were trained with,
+            so renumbering here would silently pair them with the wrong clusters
         """
-        return cls._checked(load_npz(path, _ARRAYS), path)
+        return cls._checked(load_npz(path, _ARRAYS, max_bytes=8 * max_codes), path)
 
     @classmethod
-    def parse(cls, content: bytes, path: str | PathLike[str]) -> ClusterMap:
+    def parse(cls, content: bytes, path: str | PathLike[str], max_codes: int) -> ClusterMap:
         """Read the content of a file as `load` does; ``path`` is what errors call it."""
-        return cls._checked(read_npz(io.BytesIO(content), path, _ARRAYS), path)
+        arrays = read_npz(io.BytesIO(content), path, _ARRAYS, max_bytes=8 * max_codes)
+        return cls._checked(arrays, path)
 
     @classmethod
     def _checked(cls, arrays: Mapping[str, Array], path: str | PathLike[str]) -> ClusterMap:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from masc_core.codebook import FloatArray, check_num_clusters
 from masc_core.errors import ArtifactError
+from masc_core.io.bounded import MAX_CODES
 from masc_core.io.npz import Array, load_npz, save_npz
 from masc_core.prior import ClusterMap, IntArray
 
@@ -66,7 +67,7 @@ class SemanticTree:
         ------
         ArtifactError : the file is missing, damaged, or does not describe a tree
         """
-        linkage = load_npz(path, ["linkage"])["linkage"]
+        linkage = load_npz(path, ["linkage"], max_bytes=32 * MAX_CODES)["linkage"]
         try:
             return cls(linkage)
         except ValueError as error:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from masc_core.errors import ConfigError
+from masc_core.io.bounded import read_file
 from masc_core.settings import expand_path, expand_paths
 
 Precision = Literal["float32", "bfloat16"]
@@ -116,10 +117,10 @@ def load_config(config_class: type[Config], path: Path | None, flags: dict[str, 
     if path is not None:
         path = expand_path(path)
         try:
-            values = tomllib.loads(path.read_text("utf-8"))
+            values = tomllib.loads(read_file(path).decode())
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: is not TOML ({error})") from error
     values |= {key: value for key, value in flags.items() if value is not None}
     try:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from masc_core.errors import ArtifactError
+from masc_core.io.bounded import check_file
 
 # All that torch's restricted reader raises on what is damaged or hostile.
 DAMAGE = (
@@ -44,7 +45,10 @@ def read_torch_file(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
     """
     try:
         # Only the archives that torch.save writes since 2020 can stay on the disk.
+        check_file(path)
         on_disk = zipfile.is_zipfile(path)
+        if on_disk:
+            _refuse_packed(path)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles newer than torch's own: read or refused
             return torch.load(path, map_location="cpu", mmap=on_disk, weights_only=True)
@@ -54,6 +58,13 @@ def read_torch_file(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
         raise ArtifactError(path, _refusal(str(error))) from error
     except DAMAGE as error:
         raise ArtifactError(path, "is not a file of torch.save, or is damaged") from error
+
+
+def _refuse_packed(path: Path) -> None:
+    """Raise a ValueError where a member takes more memory than it has bytes; torch packs none."""
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("it is packed")
 
 
 def _refusal(message: str) -> str:

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from masc_core.bundle.manifest import PATCHES_FILE, TREE_FILE
 from masc_core.images import Pixels
-from masc_core.io.npz import DAMAGE
+from masc_core.io.npz import DAMAGE, read_npy
 from masc_core.semantic_tree import SemanticTree
 
-TREE_FILE = "tree.npy"
-PATCHES_FILE = "patches.webp"
 LARGEST_PATCH = 8  # pixels a side; larger ones are made smaller, for they are only looked at
 
 
@@ -55,7 +54,7 @@ def patch_columns(num_codes: int) -> int:
 def decode_tree(content: bytes, num_codes: int) -> SemanticTree:
     """Read the tree; a `ValueError` where it is none, or not over ``num_codes`` codes."""
     try:
-        linkage = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        linkage = read_npy(io.BytesIO(content), len(content), 32 * num_codes)
     except DAMAGE as error:
         raise ValueError("is not an .npy array of numbers, or is damaged") from error
     tree = SemanticTree(linkage)
@@ -70,7 +69,7 @@ def patch_side(content: bytes, num_codes: int) -> int:
     A `ValueError` says that it is no image, or not of the size of ``num_codes`` patches.
     """
     try:
-        with Image.open(io.BytesIO(content)) as sheet:
+        with Image.open(io.BytesIO(content), formats=["WEBP"]) as sheet:
             width, height = sheet.size
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError("is not an image") from error

@@ -40,6 +40,7 @@ from pydantic import (
 )
 
 from masc_core.errors import ArtifactError
+from masc_core.io.bounded import MAX_CODES, parse_json, read_file
 from masc_core.io.files import atomic_write, reading, sha256_file
 from masc_core.sampling.params import SamplingParams
 
@@ -52,7 +53,14 @@ REFINER_FILE = "refiner.safetensors"
 SAMPLES_FILE = "samples.png"
 
 REQUIRED_FILES = (TRANSFORMER_FILE, TOKENIZER_FILE, PRIOR_FILE)
+TREE_FILE = "tree.npy"
+PATCHES_FILE = "patches.webp"
 WEIGHT_SUFFIXES = {".safetensors", ".npz"}
+
+MAX_BYTES = 4 << 20  # of a manifest; as objects of Python it can take thirty times as much
+MAX_FILES = 64
+MAX_OTHER_BYTES = 256 << 20  # of a file of no known kind, and of a picture
+OVERHEAD = 2 << 20  # of a file beyond its numbers
 
 Decoding = Literal["uniform", "frequency", "refine"]
 
@@ -142,12 +150,12 @@ class Manifest(ModelCard):
     gpt: GPTSection
     vq: VQSection
     refiner: RefinerSection | None = None
-    num_codes: int = Field(ge=2, le=1 << 24)  # V
-    num_clusters: int = Field(ge=1, le=1 << 24)  # K
+    num_codes: int = Field(ge=2, le=MAX_CODES)  # V
+    num_clusters: int = Field(ge=1, le=MAX_CODES)  # K
     grid: int = Field(ge=1)  # positions a side of an image
     image_size: int = Field(ge=1)  # pixels a side
     decodings: tuple[Decoding, ...] = Field(min_length=1)  # in-cluster, that the bundle offers
-    files: dict[PlainName, Sha256]  # every one but the manifest itself
+    files: dict[PlainName, Sha256] = Field(max_length=MAX_FILES)  # all but the manifest itself
     seal: Sha256 | None = None  # of everything else in the manifest; see `seal_of`
 
     @field_validator("files")
@@ -180,6 +188,33 @@ class Manifest(ModelCard):
             if wrong:
                 raise ValueError(reason)
         return self
+
+    def max_bytes(self, name: str) -> int:
+        """The most bytes that a listed file may have, by the sizes that are stated here.
+
+        They bound what is read before anything is known of a file's content, so they are generous:
+        eight bytes a number, and every convolution as wide as the widest.
+        """
+        gpt, vq, v, k = self.gpt, self.vq, self.num_codes, self.num_clusters
+        channels = vq.ch * max(vq.ch_mult)
+        blocks = len(vq.ch_mult) * (2 * vq.num_res_blocks + 3) + 4  # with two convolutions of 3x3
+        numbers = {
+            TRANSFORMER_FILE: gpt.dim * (2 * k + gpt.num_classes + 2)
+            + gpt.n_layer * gpt.dim * (12 * gpt.dim + 1024),
+            TOKENIZER_FILE: blocks * channels * (25 * channels + 100)
+            + 18 * channels * (vq.z_channels + 6)
+            + 2 * (vq.z_channels + 1) * (vq.code_dim + 1)
+            + v * vq.code_dim,
+            PRIOR_FILE: v,
+            COUNTS_FILE: v,
+            TREE_FILE: 4 * v,
+            PATCHES_FILE: 128 * v,  # 16 pixels a side, of four bytes
+        }
+        if (refiner := self.refiner) is not None:
+            tables = 2 * v + k + gpt.dim + gpt.block_size
+            layer = 4 * refiner.width + 2 * refiner.ffn_dim + 16
+            numbers[REFINER_FILE] = refiner.width * (tables + layer) + refiner.ffn_dim
+        return 8 * numbers[name] + OVERHEAD if name in numbers else MAX_OTHER_BYTES
 
     @property
     def num_positions(self) -> int:
@@ -218,14 +253,18 @@ def read_manifest(folder: str | PathLike[str]) -> Manifest:
     """Read ``manifest.json`` of a folder; an `ArtifactError` says in one line what is wrong."""
     path = Path(folder) / MANIFEST_FILE
     with reading(path):
-        text = path.read_bytes()
+        text = read_file(path, MAX_BYTES)
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise ArtifactError(path, f"{where}: {first['msg']}" if where else first["msg"]) from error
-    if manifest.seal != seal_of(json.loads(text)):
+    try:
+        seal = seal_of(parse_json(text))
+    except ValueError as error:
+        raise ArtifactError(path, f"is not JSON of text and numbers: {error}") from error
+    if manifest.seal != seal:
         raise ArtifactError(path, "was altered after it was published: its seal does not fit")
     return manifest
 
@@ -236,8 +275,11 @@ def write_manifest(folder: str | PathLike[str], manifest: Manifest) -> Manifest:
     absent = {"refiner"} if manifest.refiner is None else set()
     seal = seal_of(manifest.model_dump(mode="json", exclude=absent))
     sealed = manifest.model_copy(update={"seal": seal})
-    text = sealed.model_dump_json(indent=2, exclude=absent)
-    atomic_write(Path(folder) / MANIFEST_FILE, text.encode() + b"\n")
+    text = sealed.model_dump_json(indent=2, exclude=absent).encode() + b"\n"
+    path = Path(folder) / MANIFEST_FILE
+    if len(text) > MAX_BYTES:
+        raise ArtifactError(path, f"would have {len(text):,} bytes, more than {MAX_BYTES:,}")
+    atomic_write(path, text)
     return sealed
 
 
@@ -259,7 +301,7 @@ def verify_files(folder: str | PathLike[str], manifest: Manifest) -> None:
         with reading(path):
             if not path.exists():
                 raise ArtifactError(path, "is listed in the manifest but missing")
-            check_hash(path, sha256_file(path), expected)
+            check_hash(path, sha256_file(path, manifest.max_bytes(name)), expected)
 
 
 def check_hash(path: Path, actual: str, expected: str) -> None:

@@ -32,7 +32,7 @@ from masc_core.bundle.manifest import (
 )
 from masc_core.errors import ArtifactError, ConfigError, NonFiniteError
 from masc_core.images import Pixels
-from masc_core.io.tensors import load_module, read_names, read_tensors
+from masc_core.io.tensors import load_module, read_shapes, read_tensors
 from masc_core.models.conv import Decoder
 from masc_core.models.cpu_decoder import CPUDecoder
 from masc_core.models.gpt import GPT
@@ -154,7 +154,7 @@ def _configs(folder: Path, manifest: Manifest) -> tuple[GPTConfig, VQConfig]:
 
 
 def _load_prior(path: Path, manifest: Manifest) -> ClusterMap:
-    prior = ClusterMap.load(path)
+    prior = ClusterMap.load(path, manifest.num_codes)
     if (prior.num_codes, prior.num_clusters) != (manifest.num_codes, manifest.num_clusters):
         raise ArtifactError(
             path,
@@ -194,7 +194,7 @@ def _load_refiner(folder: Path, manifest: Manifest) -> Refiner | None:
 def _load_tokenizer(path: Path, config: VQConfig) -> VQModel:
     def build() -> VQModel:
         tokenizer = VQModel(config)
-        if not any(name.startswith(ENCODER_PREFIXES) for name in read_names(path)):
+        if not any(name.startswith(ENCODER_PREFIXES) for name in read_shapes(path)):
             # Random weights must not pass for an encoder: whoever encodes gets an AttributeError.
             del tokenizer.encoder, tokenizer.quant_conv
         return tokenizer

@@ -27,11 +27,13 @@ from masc_core.bundle.manifest import (
     verify_files,
 )
 from masc_core.errors import ArtifactError, ConfigError, UnknownModelError
+from masc_core.io.bounded import open_lock, read_file
 from masc_core.io.files import atomic_write, reading, writing
 
 CURRENT_FILE = "current"
 HISTORY_FILE = "history"
 LOCK_FILE = ".lock"
+MAX_BYTES = 1 << 20  # of the first two
 
 
 class Registry:
@@ -190,7 +192,8 @@ class Registry:
 
     def _refuse_missing_manifest(self, current: Path) -> None:
         """Tell a damaged bundle, which `current` names, from a folder that is none."""
-        version = current.read_text(encoding="utf-8", errors="replace").strip()
+        with reading(current):
+            version = read_file(current, MAX_BYTES).decode(errors="replace").strip()
         folder = current.parent / version
         if is_plain_name(version) and folder.is_dir() and not (folder / MANIFEST_FILE).is_file():
             raise ArtifactError(folder / MANIFEST_FILE, "is missing")
@@ -266,7 +269,7 @@ class ActiveVersion:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other threads and processes from choosing until the block ends."""
-        with self._lock.open("a") as file:
+        with open_lock(self._lock) as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed
             yield
 
@@ -280,8 +283,10 @@ class ActiveVersion:
 def _read_text(path: Path) -> str:
     """Content of a file; `FileNotFoundError` where there is none."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_file(path, MAX_BYTES).decode()
     except FileNotFoundError:
         raise
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise ArtifactError(path, f"cannot be read: {error}") from error

@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from masc_core.errors import ArtifactError
+from masc_core.io.bounded import open_file, parse_json, read_file, size_of
 
 TEMPORARY_PREFIX = ".tmp-"
 LEFTOVER_SECONDS = 60.0  # a folder has its lock long before
+HASH_BYTES = 1 << 20  # at a time
 
 
 @contextmanager
@@ -81,9 +83,8 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int = 2) -> Non
 
 
 def read_json(path: str | os.PathLike[str], *, allow_nan: bool = True) -> Any:  # noqa: ANN401 - whatever JSON can hold
-    """Read a JSON file; a ValueError where it is none, or has a NaN or an infinity unallowed."""
-    refuse = None if allow_nan else _refuse_constant
-    return json.loads(Path(path).read_text("utf-8"), parse_constant=refuse)
+    """Read a JSON file, as `parse_json` does."""
+    return parse_json(read_file(path).decode(), allow_nan=allow_nan)
 
 
 @contextmanager
@@ -110,10 +111,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     flush(path.parent)
 
 
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content, as 64 lower-case hexadecimal digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_file(path: str | os.PathLike[str], max_bytes: int | None = None) -> str:
+    """SHA-256 of a file's content, as 64 lower-case hexadecimal digits; `open_file` opens it."""
+    digest = hashlib.sha256()
+    with open_file(path, max_bytes) as file:
+        left = size_of(file)
+        while left > 0 and (block := file.read(min(left, HASH_BYTES))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -128,10 +134,6 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a figure")
 
 
 def _usual_mode(unused: Path) -> int:

@@ -6,7 +6,7 @@ Weights may be stored in a lower precision than they are used in. All that reads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from masc_core.errors import ArtifactError
+from masc_core.io.bounded import open_file
 from masc_core.io.files import atomic_path
+
+MAX_HEADER_BYTES = 16 << 20  # a hundred thousand tensors
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -58,10 +61,18 @@ def read_header(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def read_names(path: Path) -> tuple[str, ...]:
-    """Names of the tensors of a file; their content is not read."""
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a file, by name; their content is not read."""
     with _reading(path), safe_open(path, framework="pt") as file:
-        return tuple(file.keys())
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+
+
+def check_tensors_file(path: Path) -> None:
+    """Raise an `OSError` or a `SafetensorError` unless safetensors may read a file's head."""
+    with open_file(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise SafetensorError(f"its head is to have {length:,} bytes")
 
 
 def load_module(path: Path, build: Callable[[], Module], optional: tuple[str, ...] = ()) -> Module:
@@ -86,15 +97,13 @@ def fill_module(path: Path, module: Module, optional: tuple[str, ...] = ()) -> M
     ArtifactError : the file cannot be read, lacks a tensor, has a surplus one, one of another
         shape, or a NaN or an infinity; names the tensor
     """
-    tensors = read_tensors(path)
-    expected = module.state_dict()
-    lacking = [name for name in expected if name not in tensors and name not in optional]
+    shapes, expected = read_shapes(path), module.state_dict()
+    lacking = [name for name in expected if name not in shapes and name not in optional]
     if lacking:
         raise ArtifactError(path, f"the tensor {lacking[0]} is not in it")
-    _refuse_first(path, tensors, lambda k: k not in expected, "belongs to no module")
-    _refuse_first(
-        path, tensors, lambda k: tensors[k].shape != expected[k].shape, "has a wrong shape"
-    )
+    _refuse_first(path, shapes, lambda k: k not in expected, "belongs to no module")
+    _refuse_first(path, shapes, lambda k: shapes[k] != expected[k].shape, "has a wrong shape")
+    tensors = read_tensors(path)
     _refuse_first(path, tensors, lambda k: _not_finite(tensors[k]), "has a NaN or an infinity")
     if any(tensor.is_meta for tensor in expected.values()):
         module.to_empty(device="cpu")
@@ -133,8 +142,11 @@ class _WithoutValues(TorchFunctionMode):
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
+        check_tensors_file(path)
         yield
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise ArtifactError(path, f"cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
         raise ArtifactError(path, f"cannot be read as safetensors: {error}") from error
 
 
@@ -149,7 +161,7 @@ def _not_finite(tensor: Tensor) -> bool:
 
 
 def _refuse_first(
-    path: Path, names: Mapping[str, Tensor], wrong: Callable[[str], bool], complaint: str
+    path: Path, names: Iterable[str], wrong: Callable[[str], bool], complaint: str
 ) -> None:
     for name in names:
         if wrong(name):

@@ -16,6 +16,7 @@ GPT_SIZES = {
     "GPT-XXXL": (2560, 48, 40),
     "GPT-3B": (3200, 24, 32),
 }
+MAX_LAYERS = 1024  # each is an object, even before it has weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class GPTConfig:
         for name in ("vocab_size", "dim", "n_layer", "n_head", "num_classes", "block_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1, not {getattr(self, name)}")
+        if self.n_layer > MAX_LAYERS:
+            raise ConfigError(f"n_layer: must be at most {MAX_LAYERS}, not {self.n_layer}")
         for name in ("norm_eps", "rope_base"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: must be positive, not {getattr(self, name)}")

@@ -19,6 +19,7 @@ from masc_core.errors import ConfigError
 from masc_core.models.conv import NORM_GROUPS, Decoder, Encoder
 
 USAGE_WINDOW = 65536
+MAX_LEVELS, MAX_RES_BLOCKS = 10, 64  # each block is an object, even before it has weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,10 @@ class VQConfig:
             raise ConfigError("a codebook needs at least two codes of at least one dimension")
         if not self.ch_mult or min(self.ch_mult) < 1 or self.num_res_blocks < 1:
             raise ConfigError("ch_mult and num_res_blocks must be positive")
+        if len(self.ch_mult) > MAX_LEVELS or self.num_res_blocks > MAX_RES_BLOCKS:
+            raise ConfigError(
+                f"a tokenizer has at most {MAX_LEVELS} levels of {MAX_RES_BLOCKS} blocks"
+            )
         if self.ch < 1 or self.ch % NORM_GROUPS:
             raise ConfigError(f"ch must be a multiple of {NORM_GROUPS}, not {self.ch}")
         if not 0.0 <= self.dropout < 1.0:

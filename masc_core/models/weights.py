@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from masc_core.errors import ArtifactError, ConfigError
+from masc_core.io.bounded import parse_json
 from masc_core.io.tensors import Module, load_module, read_header, write_tensors
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
@@ -39,7 +40,10 @@ def save_model(
 
 def read_inputs(path: Path) -> dict[str, str]:
     """Hashes of what a transformer or a refiner was trained from, by name, as it was saved."""
-    return json.loads(read_header(path).get("inputs", "{}"))
+    try:
+        return dict(parse_json(read_header(path).get("inputs", "{}")))
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(path, f"has a header of another program ({error})") from error
 
 
 def load_tokenizer(path: Path) -> VQModel:
@@ -62,9 +66,9 @@ def _load(path: Path, kind: str, build: Callable[[dict[str, Any]], Module]) -> M
     if header.get("kind") != kind:
         raise ArtifactError(path, f"is not a {kind} of this program")
     try:
-        sizes = json.loads(header["config"])
+        sizes = parse_json(header["config"])
         # JSON has no tuples; `ch_mult` is the only one.
         sizes |= {name: tuple(value) for name, value in sizes.items() if isinstance(value, list)}
         return load_module(path, lambda: build(sizes))
-    except (TypeError, KeyError, ValueError, ConfigError) as error:
+    except (TypeError, AttributeError, KeyError, ValueError, ConfigError) as error:
         raise ArtifactError(path, f"has a header of another program ({error})") from error

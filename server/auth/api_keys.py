@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-import os
 import secrets
 import stat
 import time
@@ -36,6 +35,7 @@ from pydantic_core import PydanticCustomError
 
 from masc_core.bundle.manifest import Sha256, is_plain_name
 from masc_core.errors import ConfigError, ForbiddenError, UnauthorizedError
+from masc_core.io.bounded import read_file
 
 if TYPE_CHECKING:  # `masc keys` needs none
     from server.settings import ServerSettings
@@ -46,6 +46,7 @@ KEY_PREFIX = "masc_"  # lets a key that got lost be recognised as one
 KEY_BYTES = 32
 ANONYMOUS = "anonymous"  # who asks where there are no keys
 CHECK_SECONDS = 1.0
+MAX_BYTES = 4 << 20  # of a file of keys; 30,000 of them
 
 
 def _client_name(name: str) -> str:
@@ -127,9 +128,7 @@ def hash_key(key: str) -> str:
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
     """Read a file of keys; one that is open to others is warned of. Errors as from `parse_keys`."""
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            content = file.read()
+        content, mode = read_file(path, MAX_BYTES), path.stat().st_mode
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     if mode & stat.S_IRWXO:

@@ -19,9 +19,10 @@ import typer
 from rich.table import Table
 
 from masc_core.errors import ConfigError
+from masc_core.io.bounded import read_file
 from masc_core.io.files import atomic_write
 from masc_core.terminal import output
-from server.auth.api_keys import hash_key, new_key, parse_keys, read_keys
+from server.auth.api_keys import MAX_BYTES, hash_key, new_key, parse_keys, read_keys
 
 PRIVATE = 0o600
 # The head of an entry, and the comments right above it.
@@ -130,7 +131,7 @@ def _content(path: Path) -> str:
     if not path.exists():
         return ""
     read_keys(path)
-    return path.read_bytes().decode()
+    return read_file(path, MAX_BYTES).decode()
 
 
 def _replace(path: Path, content: str) -> None:

@@ -16,9 +16,18 @@ from typing import Generic, TypeVar
 
 from starlette.exceptions import HTTPException
 
-from masc_core.bundle.codebook_view import PATCHES_FILE, TREE_FILE, decode_tree, patch_side
-from masc_core.bundle.manifest import PRIOR_FILE, SAMPLES_FILE, Manifest, check_hash
+from masc_core.bundle.codebook_view import decode_tree, patch_side
+from masc_core.bundle.manifest import (
+    PATCHES_FILE,
+    PRIOR_FILE,
+    SAMPLES_FILE,
+    TREE_FILE,
+    Manifest,
+    check_hash,
+)
 from masc_core.errors import ArtifactError
+from masc_core.io.bounded import read_file
+from masc_core.io.files import reading
 from masc_core.prior import ClusterMap
 from server.codebook_view.codebook import Codebook
 from server.codebook_view.thumbnails import cut_thumbnails, is_sheet
@@ -100,9 +109,9 @@ class CodebookCache:
         return await self._codebooks.get(manifest)
 
     def _cut_thumbnails(self, manifest: Manifest) -> tuple[bytes, ...]:
-        if SAMPLES_FILE not in manifest.files:
+        if not self.has_thumbnails(manifest):
             return ()
-        sheet = read_file(self._models, manifest, SAMPLES_FILE)
+        sheet = read_listed(self._models, manifest, SAMPLES_FILE)
         try:
             return cut_thumbnails(sheet, len(manifest.class_names))
         except ValueError:  # any picture may be published as samples
@@ -111,7 +120,7 @@ class CodebookCache:
     def _read_codebook(self, manifest: Manifest) -> CodebookView:
         folder = self._models / manifest.name / manifest.version
         names = (TREE_FILE, PATCHES_FILE, PRIOR_FILE)
-        content = {name: read_file(self._models, manifest, name) for name in names}
+        content = {name: read_listed(self._models, manifest, name) for name in names}
         name = TREE_FILE
         try:
             tree = decode_tree(content[name], manifest.num_codes)
@@ -119,7 +128,10 @@ class CodebookCache:
             side = patch_side(content[name], manifest.num_codes)
         except ValueError as error:
             raise ArtifactError(folder / name, str(error)) from error
-        prior = ClusterMap.parse(content[PRIOR_FILE], folder / PRIOR_FILE)
+        prior = ClusterMap.parse(content[PRIOR_FILE], folder / PRIOR_FILE, manifest.num_codes)
+        if prior.num_codes != manifest.num_codes:
+            reason = f"is over {prior.num_codes} codes, not {manifest.num_codes}"
+            raise ArtifactError(folder / PRIOR_FILE, reason)
         return CodebookView(Codebook(tree, prior), content[PATCHES_FILE], side)
 
 
@@ -127,12 +139,10 @@ def _key(manifest: Manifest) -> Key:
     return manifest.name, manifest.version, manifest.seal
 
 
-def read_file(models: Path, manifest: Manifest, name: str) -> bytes:
+def read_listed(models: Path, manifest: Manifest, name: str) -> bytes:
     """Content of a file that the manifest lists; `ArtifactError` if it is missing or altered."""
     path = models / manifest.name / manifest.version / name
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
+    with reading(path):
+        content = read_file(path, manifest.max_bytes(name))
     check_hash(path, hashlib.sha256(content).hexdigest(), manifest.files[name])
     return content

@@ -8,15 +8,20 @@ classes would give a class the image of another.
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from masc_core.images import CAPTION_HEIGHT, SAMPLE_COLUMNS, SHEET_GAP
+from masc_core.io.bounded import open_file
 
 SIDE = 64  # pixels at most
 WHITE = ((255, 255),) * 3  # lowest and highest value of each channel where a sheet is empty
 MAX_PIXELS = 32_000_000  # 128 MB while they are decoded; a hundred images of 512 pixels a side
+MAX_BYTES = 3 * MAX_PIXELS
+PNG_HEAD = struct.Struct(">16sII")  # begins with what follows
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 _UNREADABLE = (UnidentifiedImageError, OSError, Image.DecompressionBombError)
 
@@ -24,25 +29,25 @@ _UNREADABLE = (UnidentifiedImageError, OSError, Image.DecompressionBombError)
 def cut_thumbnails(sheet: bytes, num_classes: int) -> tuple[bytes, ...]:
     """WebP files, one a class; `ValueError` if it is not a sheet of so many classes."""
     try:
-        with Image.open(io.BytesIO(sheet)) as opened:
+        with Image.open(io.BytesIO(sheet), formats=["PNG"]) as opened:
             side = side_of_tiles(opened.size, num_classes)
             image = opened if opened.mode == "RGB" else opened.convert("RGB")
-            tiles = [image.crop(_box(index, side, CAPTION_HEIGHT)) for index in range(num_classes)]
+            if image.crop(_box(num_classes - 1, side, CAPTION_HEIGHT)).getextrema() == WHITE:
+                raise ValueError(f"has fewer than {num_classes} images")
+            return tuple(_encode(image.crop(_box(index, side, 0))) for index in range(num_classes))
     except _UNREADABLE as error:
         raise ValueError("is not an image that can be read") from error
-    if tiles[-1].getextrema() == WHITE:
-        raise ValueError(f"has fewer than {num_classes} images")
-    return tuple(_encode(tile.crop((0, 0, side, side))) for tile in tiles)
 
 
 def is_sheet(path: Path, num_classes: int) -> bool:
-    """Whether a file has the size of a sheet of so many classes; none of its pixels are read."""
+    """Whether a PNG has the size of a sheet of so many classes; no more than its head is read."""
     try:
-        with Image.open(path) as opened:
-            side_of_tiles(opened.size, num_classes)
-    except (ValueError, *_UNREADABLE):
+        with open_file(path, MAX_BYTES) as file:
+            signature, width, height = PNG_HEAD.unpack(file.read(PNG_HEAD.size))
+        side_of_tiles((width, height), num_classes)
+    except (OSError, struct.error, ValueError):
         return False
-    return True
+    return bool(signature == PNG_SIGNATURE)
 
 
 def side_of_tiles(size: tuple[int, int], num_classes: int) -> int:

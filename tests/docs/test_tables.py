@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from masc_core.bundle import manifest as bundle
-from masc_core.bundle.codebook_view import PATCHES_FILE, TREE_FILE
+from masc_core.bundle.manifest import PATCHES_FILE, TREE_FILE
 from server.errors import PROBLEM_TYPES
 from server.schemas.generate import GenerateBody
 from server.schemas.job import EVENT_MODELS

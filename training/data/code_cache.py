@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from masc_core.errors import ArtifactError
+from masc_core.io.bounded import open_file, read_file, size_of
 from masc_core.io.files import atomic_path, atomic_write, sha256_file
+from masc_core.io.npz import check_npy
 from training.data.source import IntArray
 
 INDEX = "index.json"
@@ -183,7 +185,7 @@ def read_shard(folder: Path, number: int) -> CodeShard | None:
     """Entry of a shard, or None where it is not finished."""
     path = _entry_path(folder, number)
     try:
-        return CodeShard.model_validate_json(path.read_bytes())
+        return CodeShard.model_validate_json(read_file(path))
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
@@ -199,7 +201,7 @@ def read_index(folder: Path) -> CodeIndex:
     """Read the header of a cache, complete or not."""
     path = folder / INDEX
     try:
-        return CodeIndex.model_validate_json(path.read_bytes())
+        return CodeIndex.model_validate_json(read_file(path))
     except FileNotFoundError as error:
         raise ArtifactError(folder, "holds no code cache") from error
     except (OSError, ValidationError) as error:
@@ -223,6 +225,8 @@ def _open_array(
     path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic], sha256: str | None
 ) -> NDArray[Any]:
     try:
+        with open_file(path) as file:
+            check_npy(file, size_of(file), size_of(file))
         whole = sha256 is None or sha256_file(path) == sha256
         # A plain array over the map: indexing a memmap costs several times as much.
         array: NDArray[Any] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))

@@ -15,8 +15,9 @@ from masc_core.bundle.manifest import TOKENIZER_FILE
 from masc_core.bundle.read import load_bundle
 from masc_core.codebook import checked_rows
 from masc_core.errors import ArtifactError
+from masc_core.io.bounded import open_file, size_of
 from masc_core.io.files import sha256_file
-from masc_core.io.npz import DAMAGE, Array
+from masc_core.io.npz import DAMAGE, Array, read_npy
 from masc_core.models.vq import VQModel
 from masc_core.models.weights import load_tokenizer
 
@@ -83,8 +84,8 @@ def read_rows(path: Path, *, raw: bool) -> npt.NDArray[np.float64]:
 
 def _read_array(path: Path) -> Array:
     try:
-        with path.open("rb") as file:  # np.load would also open archives and pickles
-            return np.lib.format.read_array(file, allow_pickle=False)
+        with open_file(path) as file:  # np.load would also open archives and pickles
+            return read_npy(file, size_of(file), size_of(file))
     except OSError as error:
         raise ArtifactError(path, f"cannot be read: {error.strerror or error}") from error
     except DAMAGE as error:

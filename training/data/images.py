@@ -21,8 +21,16 @@ from pathlib import Path
 import numpy as np
 
 from masc_core.errors import ConfigError
+from masc_core.io.bounded import read_file
 from training.data.parquet import ParquetImages
-from training.data.source import SUFFIXES, ImageSource, IntArray, printable, read_class_table
+from training.data.source import (
+    MAX_IMAGE_BYTES,
+    SUFFIXES,
+    ImageSource,
+    IntArray,
+    printable,
+    read_class_table,
+)
 from training.data.tar_shards import TarShards
 
 logger = logging.getLogger(__name__)
@@ -141,7 +149,7 @@ class ImageFolder(ImageSource):
 
     def encoded(self, index: int) -> bytes:
         """Content of an image's file."""
-        return (self.root / self.files[index]).read_bytes()
+        return read_file(self.root / self.files[index], MAX_IMAGE_BYTES)
 
     def fingerprint(self) -> str:
         """SHA-256 over the files' places below the root and their sizes, in order."""

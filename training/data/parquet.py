@@ -12,7 +12,6 @@ cheap, and a set of that size; for an arbitrary order of a larger one a whole gr
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -27,9 +26,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from masc_core.errors import ArtifactError, ConfigError
+from masc_core.io.bounded import check_file, parse_json
 from training.data.source import MAX_CLASSES, ImageSource, IntArray
 
 KEPT_BYTES = 1 << 30
+MAX_ROWS, MAX_GROUP_BYTES = 100_000_000, 4 << 30  # of a file, of what a group takes in memory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,14 +170,16 @@ def _columns(path: Path) -> _Columns:
 def _schema(path: Path) -> tuple[Any, dict[str, dict[str, Any]]]:
     """Arrow schema of a file, and the features that ``datasets`` describes in it."""
     try:
+        check_file(path)
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(path, f"is no parquet file ({error})") from error
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
         return schema, {}
-    return schema, {k: v for k, v in features.items() if isinstance(v, dict)}
+    described = features.items() if isinstance(features, dict) else ()
+    return schema, {k: v for k, v in described if isinstance(v, dict)}
 
 
 def _of_type(features: dict[str, dict[str, Any]], kind: str) -> list[str]:
@@ -197,6 +200,7 @@ def _read_labels(path: Path, columns: _Columns) -> tuple[IntArray, list[int]]:
     """Labels int64 (n,) of a file, and the number of images in each of its row groups."""
     try:
         with pq.ParquetFile(path) as file:
+            _refuse_large(path, file.metadata)
             column = file.read([columns.label]).column(0)
             groups = [
                 file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)
@@ -214,6 +218,14 @@ def _read_labels(path: Path, columns: _Columns) -> tuple[IntArray, list[int]]:
             path, f"row {row} has the label {labels[row]}, which is none of {highest} classes"
         )
     return labels, groups
+
+
+def _refuse_large(path: Path, metadata: pq.FileMetaData) -> None:
+    sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+    if metadata.num_rows > MAX_ROWS or max(sizes, default=0) > MAX_GROUP_BYTES:
+        raise ArtifactError(
+            path, f"has {metadata.num_rows:,} rows, in groups of {max(sizes):,} bytes and less"
+        )
 
 
 def _refuse_splits(root: Path, files: Sequence[Path]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import struct
 import zlib
 from abc import ABC, abstractmethod
@@ -24,6 +25,7 @@ from PIL import Image
 
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels, center_crop, to_rgb
+from masc_core.io.bounded import read_file
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ SUFFIXES = frozenset(suffix for name in FORMATS for suffix in SUFFIXES_OF[name])
 TABLE = "classes.txt"
 MAX_LISTED = 3
 MAX_CLASSES = 1_000_000  # beyond, a label is something else
+MAX_IMAGE_BYTES = 256 << 20  # of a file
+MAX_PIXELS = 100_000_000  # of an image; decoded they take four bytes each, in every thread
 
 # What Pillow raises for files that are not whole images of these formats.
 UNREADABLE = (
@@ -81,7 +85,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def encoded(self, index: int) -> bytes:
-        """Content of an image's file; an `OSError` where it cannot be had."""
+        """Content of an image's file; an `OSError` where it cannot be had, or is too large."""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -91,7 +95,7 @@ class ImageSource(ABC):
         """Decode an image into RGB, or return None where that is not possible."""
         try:
             with Image.open(io.BytesIO(self.encoded(index)), formats=FORMATS) as image:
-                return to_rgb(image)
+                return to_rgb(image) if math.prod(image.size) <= MAX_PIXELS else None
         except UNREADABLE:
             return None
 
@@ -176,7 +180,7 @@ def read_class_table(folder: Path) -> tuple[tuple[str, str], ...]:
     for path in (folder / TABLE, folder.parent / TABLE):
         if path.is_file():
             try:
-                lines = path.read_text("utf-8").splitlines()
+                lines = read_file(path).decode().splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise ArtifactError(path, f"cannot be read ({error})") from error
             rows = (line.partition("\t") for line in lines if line.strip())

@@ -12,7 +12,6 @@ costs the same. Hence no compressed tars: their members have no offsets.
 from __future__ import annotations
 
 import hashlib
-import json
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,14 +22,20 @@ from typing import BinaryIO
 import numpy as np
 
 from masc_core.errors import ArtifactError, ConfigError
+from masc_core.io.bounded import open_file, parse_json
 from training.data.source import (
     MAX_CLASSES,
+    MAX_IMAGE_BYTES,
     SUFFIXES,
     TABLE,
     ImageSource,
     IntArray,
     read_class_table,
 )
+
+# Of a member, by its extension: of what holds a label, and of an image.
+MAX_BYTES = {"cls": 1 << 10, "json": 1 << 20} | {s[1:]: MAX_IMAGE_BYTES for s in SUFFIXES}
+MAX_HEADER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +89,7 @@ class TarShards(ImageSource):
         """Content of an image's file."""
         shard: Path = self.shards[self.shard_of[index]]
         try:
-            with shard.open("rb") as file:
+            with open_file(shard) as file:
                 file.seek(int(self.offsets[index]))
                 return file.read(int(self.lengths[index]))
         except OSError as error:
@@ -117,24 +122,28 @@ class _Parts:
 def _samples_of(shard: Path) -> list[_Sample]:
     parts: dict[str, _Parts] = {}
     try:
-        with shard.open("rb") as file:
+        with open_file(shard) as file:
             for key, extension, offset, length in _members(file):
                 sample = parts.setdefault(key, _Parts())
+                if length > MAX_BYTES.get(extension, length):
+                    raise ArtifactError(shard, f"{key}.{extension} has {length:,} bytes")
                 if f".{extension}" in SUFFIXES:
                     sample.images.append((offset, length))
                 elif extension in LABEL_READERS:
                     file.seek(offset)
                     sample.labels[extension] = file.read(length)
-    except (OSError, tarfile.TarError, EOFError) as error:
+    except (OSError, tarfile.TarError, EOFError, ValueError, RecursionError) as error:
         raise ArtifactError(shard, f"is no whole, uncompressed tar file ({error})") from error
     return [_finish(shard, key, sample) for key, sample in parts.items() if sample.images]
 
 
 def _members(file: BinaryIO) -> Iterator[tuple[str, str, int, int]]:
     """Sample, extension, offset and length of each file in a tar, in order."""
-    with tarfile.open(fileobj=file, mode="r:") as archive:
+    with tarfile.open(fileobj=_Headers(file), mode="r:") as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined] # or else it remembers a million of them
+            if member.size < 0:  # the reader would go back, for ever
+                raise EOFError(f"{member.name} has {member.size} bytes")
             folder, slash, name = member.name.rpartition("/")
             stem, _, extension = name.partition(".")
             if member.isreg() and stem:
@@ -143,6 +152,19 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, str, int, int]]:
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise EOFError(f"it is cut off or damaged at byte {archive.offset}")
+
+
+class _Headers:
+    """A tar file for its reader, to which a long name may be as long as the file says."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a name in it has {size:,} bytes")
+        return self._file.read(size)
 
 
 def _finish(shard: Path, key: str, parts: _Parts) -> _Sample:
@@ -166,7 +188,7 @@ def _read_cls(content: bytes) -> object:
 
 def _read_json(content: bytes) -> object:
     try:
-        value = json.loads(content)
+        value = parse_json(content)
     except ValueError:
         return content[:40].decode(errors="replace")
     return value.get("label") if isinstance(value, dict) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from masc_core.errors import ArtifactError, ConfigError
+from masc_core.io.bounded import read_file
 
 IMAGENET = Path(__file__).with_name("imagenet1k.txt")
 NUM_IMAGENET = 1000
@@ -26,7 +27,7 @@ def read_class_names(num_classes: int, path: Path | None = None) -> tuple[str, .
             )
         path = IMAGENET
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = read_file(path).decode().splitlines()
     except OSError as error:
         raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from masc_core.errors import ArtifactError
@@ -102,6 +103,8 @@ def _named_tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
                 f"holds {str(name)[:80]!r}, which is no tensor; of weights there is no sign under "
                 f"{', '.join(KEYS)}, nor at the top",
             )
+        if not _is_whole(tensor):
+            raise ArtifactError(path, f"the tensor {name} has more numbers than the file")
         plain = WRAPPERS.sub("", name)
         if plain in tensors:
             raise ArtifactError(path, f"holds the tensor {plain} twice")
@@ -109,6 +112,13 @@ def _named_tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
     if not tensors:
         raise ArtifactError(path, "holds no tensors")
     return tensors
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether each number has its own place: of strides of 0 a file makes a tensor of any size."""
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _plain(arguments: object) -> Iterator[tuple[str, bool | int | float | str]]:

@@ -36,7 +36,9 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.optim import Optimizer
 
 from masc_core.errors import ArtifactError
+from masc_core.io.bounded import parse_json, read_file
 from masc_core.io.files import TEMPORARY_PREFIX, atomic_write, flush
+from masc_core.io.tensors import check_tensors_file
 from training.loop.distributed import Ranks
 from training.loop.ema import EMA
 from training.loop.task import TrainedModule
@@ -115,6 +117,8 @@ def load_checkpoint(
     state = _read_state(path)
     try:
         with _quiet():
+            for file in path.glob("*.safetensors"):
+                check_tensors_file(file)
             reader = HuggingFaceStorageReader(str(path))
             stored = reader.read_metadata().state_dict_metadata
             _make_moments(trained_modules, set(stored))
@@ -187,7 +191,7 @@ def _complete(partial: Path, final: Path, state: dict[str, Any]) -> None:
 def _read_state(path: Path) -> dict[str, Any]:
     file = path / STATE
     try:
-        state = json.loads(file.read_text("utf-8"))
+        state = parse_json(read_file(file))
         return {field: state[field] for field in FIELDS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(file, f"is not the state of a checkpoint ({error})") from error

@@ -13,18 +13,20 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, BinaryIO, Self
 
 import torch
 from pydantic import BaseModel
 
 from masc_core.errors import ConfigError
+from masc_core.io.bounded import open_lock, parse_json, read_file
 from masc_core.io.files import atomic_write, read_json, write_json
 from training.config import may_change
 from training.loop.checkpoint import checkpoint_config, latest_checkpoint, latest_step
 from training.loop.distributed import Ranks
 
 LOCK = ".lock"
+MAX_LOG_BYTES = 1 << 30
 
 
 class Run:
@@ -58,7 +60,7 @@ class Run:
         self.log_path = folder / "log.jsonl"
         self.config: dict[str, Any] = config.model_dump(mode="json") | {"inputs": inputs or {}}
         self._may_change = may_change(config)
-        self._lock: IO[str] | None = None
+        self._lock: BinaryIO | None = None
         self._tensorboard: TensorBoardLog | None = None
         with self.ranks.raise_on_all_ranks(f"opening {folder}"):
             if self.ranks.is_main:
@@ -100,9 +102,9 @@ class Run:
         if not self.ranks.is_main or not self.log_path.exists():
             return
         kept = []
-        for line in self.log_path.read_text("utf-8").splitlines():
+        for line in read_file(self.log_path, MAX_LOG_BYTES).decode().splitlines():
             try:
-                if json.loads(line).get("step", 0) <= step:
+                if parse_json(line).get("step", 0) <= step:
                     kept.append(line + "\n")
             except ValueError:
                 continue  # the line that was being written when the run was killed
@@ -182,14 +184,14 @@ class TensorBoardLog:
         self._writer.close()
 
 
-def lock_folder(folder: Path) -> IO[str]:
+def lock_folder(folder: Path) -> BinaryIO:
     """Make the folder and lock it, until the returned file is closed or the process ends.
 
     A `ConfigError` where it cannot be written, or another process holds it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("w")
+        file = open_lock(folder / LOCK)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from error
     try:

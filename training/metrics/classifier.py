@@ -6,7 +6,6 @@ anybody's weights; it is no FID, and is named after them.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from masc_core.errors import ArtifactError, ConfigError
+from masc_core.io.bounded import parse_json
 from masc_core.io.files import read_json
-from masc_core.io.tensors import fill_module, read_header
+from masc_core.io.tensors import fill_module, read_header, without_memory
 from training.metrics.fidelity import Extractor
 from training.metrics.reconstruction import pixels_to_float, to_float
 
@@ -85,8 +85,9 @@ def load_classifier(folder: Path, class_names: tuple[str, ...]) -> Classifier:
     path = folder / WEIGHTS
     try:
         config = read_json(folder / "config.json")
-        names = json.loads(read_header(path)["classes"])
-        model = Classifier(len(names), config["image_size"], config["width"])
+        names = parse_json(read_header(path)["classes"])
+        with without_memory():
+            model = Classifier(len(names), config["image_size"], config["width"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(path, f"holds no classifier ({error})") from error
     if tuple(names) != class_names:

@@ -108,6 +108,9 @@ class RealImages:
             report(start + len(indices), total, f"{extractor.label} of {self.path}")
 
 
+MAX_BYTES = 8 << 30  # of an array: ten thousand images of 512 pixels a side
+
+
 @dataclass(frozen=True, slots=True)
 class RealStatistics:
     """What a file holds.
@@ -129,7 +132,9 @@ class RealStatistics:
     def open(cls, path: Path) -> RealStatistics:
         """Read a file; an ArtifactError where it is missing, damaged, or holds no statistics."""
         try:
-            arrays = load_npz(path, ("mu", "sigma"), optional=("arr_0", "features"))
+            arrays = load_npz(
+                path, ("mu", "sigma"), optional=("arr_0", "features"), max_bytes=MAX_BYTES
+            )
         except ArtifactError as error:
             reason = f"holds no statistics of features ({error.reason})"
             raise ArtifactError(path, reason) from error

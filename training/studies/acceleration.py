@@ -9,12 +9,12 @@ Zheng et al.'s "percentage of epochs saved". The metric is to be small.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from masc_core.errors import ArtifactError, ConfigError
+from masc_core.io.bounded import parse_json, read_file
 
 Point = tuple[float, float]  # epoch and metric
 
@@ -81,7 +81,7 @@ def read_curve(run: Path, metric: str) -> list[Point]:
     """
     path = run / "log.jsonl" if run.is_dir() else run
     try:
-        rows = _rows(path.read_text("utf-8").splitlines())
+        rows = _rows(read_file(path).decode().splitlines())
         points = [
             (float(r["epoch"]), float(r[metric])) for r in rows if {"epoch", metric} <= r.keys()
         ]
@@ -94,9 +94,9 @@ def read_curve(run: Path, metric: str) -> list[Point]:
 
 def _rows(lines: list[str]) -> list[dict[str, float]]:
     """Objects of the lines; a last one that was being written when a run was killed is left out."""
-    rows = [json.loads(line) for line in lines[:-1]]
+    rows = [parse_json(line) for line in lines[:-1]]
     try:
-        return [*rows, *(json.loads(line) for line in lines[-1:])]
+        return [*rows, *(parse_json(line) for line in lines[-1:])]
     except ValueError:
         if not rows:
             raise

@@ -47,7 +47,7 @@ def test_fill_module_converts_and_lets_optional_tensors_be(tmp_path: Path) -> No
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="cannot be read as safetensors"):
+    with pytest.raises(ArtifactError, match="missing: cannot be read: No such file"):
         read_tensors(tmp_path / "missing")
     (tmp_path / "text").write_text("no tensors, but a text that is longer than a header")
     with pytest.raises(ArtifactError, match="cannot be read as safetensors"):

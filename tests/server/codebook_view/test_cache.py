@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from masc_core.bundle.manifest import PRIOR_FILE, SAMPLES_FILE, Manifest
 from masc_core.errors import ArtifactError
-from server.codebook_view.cache import MAX_VERSIONS, CodebookCache, VersionCache, read_file
+from server.codebook_view.cache import MAX_VERSIONS, CodebookCache, VersionCache, read_listed
 from tests.server.asgi import until
 from tests.server.pictured_model import PRIOR, samples, write_pictured
 
@@ -89,13 +90,13 @@ def test_what_failed_is_tried_again(manifest: Manifest) -> None:
 def test_the_prior_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = write_pictured(tmp_path)
     opened: list[str] = []
-    real = Path.open
+    real = os.open
 
-    def note(path: Path, *arguments: str, **options: str) -> object:
-        opened.append(path.name)
-        return real(path, *arguments, **options)  # type: ignore[call-overload]
+    def note(path: str, flags: int, mode: int = 0o777) -> int:
+        opened.append(Path(path).name)
+        return real(path, flags, mode)
 
-    monkeypatch.setattr(Path, "open", note)
+    monkeypatch.setattr(os, "open", note)
     shown = asyncio.run(CodebookCache(tmp_path).codebook(manifest))
     assert (shown.codebook.prior.labels == PRIOR.labels).all()
     assert opened.count(PRIOR_FILE) == 1
@@ -106,7 +107,7 @@ def test_a_file_that_was_altered_or_is_gone_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tiny" / "v1" / SAMPLES_FILE
     path.write_bytes(samples()[:-1])
     with pytest.raises(ArtifactError, match=r"samples\.png: is truncated or altered"):
-        read_file(tmp_path, manifest, SAMPLES_FILE)
+        read_listed(tmp_path, manifest, SAMPLES_FILE)
     path.unlink()
     with pytest.raises(ArtifactError, match=r"samples\.png: cannot be read: No such file"):
-        read_file(tmp_path, manifest, SAMPLES_FILE)
+        read_listed(tmp_path, manifest, SAMPLES_FILE)

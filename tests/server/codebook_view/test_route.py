@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masc_core.bundle.codebook_view import PATCHES_FILE, TREE_FILE, CodebookFiles
-from masc_core.bundle.manifest import SAMPLES_FILE
+from masc_core.bundle.codebook_view import CodebookFiles
+from masc_core.bundle.manifest import PATCHES_FILE, PRIOR_FILE, SAMPLES_FILE, TREE_FILE
 from masc_core.prior import ClusterMap
 from masc_core.semantic_tree import SemanticTree
 from server.codebook_view.route import MAX_ANCESTORS
+from tests.hostile_files import IRREGULAR, memory_below, packed_zeros, sparse, write_prior
 from tests.server.pictured_model import (
     NUM_CODES,
     PATCHES,
     PRIOR,
     TREE,
     add_files,
+    samples,
     write_pictured,
 )
 from tests.server.service import CLASS_NAMES, NUM_CLUSTERS, Service, assert_problem, write_model
@@ -247,3 +249,55 @@ def test_another_version_shows_its_own_codebook(tmp_path: Path) -> None:
         assert get(service, "")["version"] == "v1"
         write_model(service.root, version="v2")
         assert_problem(service.get("/models/tiny/codebook"), 404)
+
+
+FILES = (PRIOR_FILE, TREE_FILE, PATCHES_FILE, SAMPLES_FILE)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", IRREGULAR)
+def test_what_is_no_file_keeps_nobody_waiting(tmp_path: Path, name: str, kind: str) -> None:
+    write_pictured(tmp_path / "models")
+    path = tmp_path / "models" / "tiny" / "v1" / name
+    path.unlink()
+    IRREGULAR[kind](path)
+    with Service(tmp_path) as service:
+        (model,) = service.get("/models").json()["models"]
+        assert model["has_thumbnails"] == (name != SAMPLES_FILE)
+        asked = "classes/0/thumbnail" if name == SAMPLES_FILE else "codebook"
+        assert_problem(service.get(f"/models/tiny/{asked}"), 404 if name == SAMPLES_FILE else 500)
+        assert service.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_large_file_takes_no_memory(tmp_path: Path, name: str) -> None:
+    manifest = write_pictured(tmp_path / "models")
+    path = tmp_path / "models" / "tiny" / "v1" / name
+    if name == PRIOR_FILE:
+        write_prior(path, packed_zeros("(100000000,)", size=10**8), n=10**8)
+    elif name == TREE_FILE:
+        path.write_bytes(packed_zeros("(1000000000, 4)", "<f8", size=1000))
+    elif name == SAMPLES_FILE:
+        sparse(path, 3_000_000_000)
+        with path.open("r+b") as file:  # the head is that of a sheet
+            file.write(samples()[:1000])
+    else:
+        sparse(path, 3_000_000_000)
+    if path.stat().st_size < 1 << 20:
+        add_files(path.parent, manifest, {name: path.read_bytes()})
+    with Service(tmp_path) as service, memory_below(32 << 20):
+        service.get("/models")
+        asked = "classes/0/thumbnail" if name == SAMPLES_FILE else "codebook"
+        assert_problem(service.get(f"/models/tiny/{asked}"), 404 if name == SAMPLES_FILE else 500)
+
+
+def test_a_bomb_of_pixels_is_no_sheet(tmp_path: Path) -> None:
+    manifest = write_pictured(tmp_path / "models")
+    folder = tmp_path / "models" / "tiny" / "v1"
+    bomb = samples()
+    bomb = bomb[:16] + (100_000).to_bytes(4, "big") * 2 + bomb[24:]
+    add_files(folder, manifest, {SAMPLES_FILE: bomb})
+    with Service(tmp_path) as service:
+        (model,) = service.get("/models").json()["models"]
+        assert not model["has_thumbnails"]
+        assert_problem(service.get("/models/tiny/classes/0/thumbnail"), 404)

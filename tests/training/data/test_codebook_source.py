@@ -128,7 +128,7 @@ def test_a_missing_file(tmp_path: Path, name: str) -> None:
 
 def test_a_folder_called_like_an_array(tmp_path: Path) -> None:
     (tmp_path / "c.npy").mkdir()
-    with pytest.raises(ArtifactError, match=r"c\.npy: cannot be read: Is a directory"):
+    with pytest.raises(ArtifactError, match=r"c\.npy: cannot be read: not a regular file"):
         read_rows(tmp_path / "c.npy", raw=False)
 
 
