@@ -2,7 +2,8 @@
 
 A path is a folder of class folders (``root/<class>/<name>.jpg``), a folder of ``.tar`` or of
 ``.parquet`` files, one such file, or a pattern of them: ``train-*.tar``, ``train-{000..146}.tar``,
-``{a,b}.parquet``.
+``{a,b}.parquet``. Behind a ``#`` the columns of parquet files may be named:
+``train.parquet#image=img&label=fine_label``.
 """
 
 from __future__ import annotations
@@ -26,16 +27,20 @@ from training.data.parquet import ParquetImages
 from training.data.source import (
     MAX_IMAGE_BYTES,
     SUFFIXES,
+    TABLE,
     ImageSource,
     IntArray,
     printable,
     read_class_table,
+    warn_of_empty_classes,
 )
 from training.data.tar_shards import TarShards
 
 logger = logging.getLogger(__name__)
 
-SHARDS = {".tar": TarShards.scan, ".parquet": ParquetImages.scan}
+SHARDS = (".tar", ".parquet")
+COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst", ".zip")
+COLUMNS = ("image", "label")  # of parquet files, that a path may name
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -48,9 +53,13 @@ def open_images(path: str | os.PathLike[str]) -> ImageSource:
     ConfigError : nothing is there, or no images, or a mixture; the path is named
     ArtifactError : a file is damaged or not of the layout; it is named
     """
-    root = Path(path)
+    root, columns = _split_columns(Path(path))
     if root.is_dir():
-        files = sorted(p for p in root.iterdir() if p.is_file() and p.suffix in SHARDS)
+        files = sorted(
+            p
+            for p in root.iterdir()
+            if p.suffix.lower() in SHARDS and p.is_file() and not _is_hidden(p.name)
+        )
         if not files:
             return ImageFolder.scan(root)
         if any(is_class_folder(p) for p in root.iterdir()):
@@ -61,13 +70,30 @@ def open_images(path: str | os.PathLike[str]) -> ImageSource:
         files = [root]
     else:
         files = _matches(root)
-    suffixes = {file.suffix for file in files}
+    suffixes = {file.suffix.lower() for file in files}
     if len(suffixes) > 1:
         raise ConfigError(f"{root}: names files of several kinds: {', '.join(sorted(suffixes))}")
-    scan = SHARDS.get(suffixes.pop())
-    if scan is None:
-        raise ConfigError(f"{root}: no set of images; it may be of class folders, .tar or .parquet")
-    return scan(root, files)
+    suffix = suffixes.pop()
+    if suffix == ".parquet":
+        return ParquetImages.scan(root, files, **columns)
+    if columns:
+        raise ConfigError(f"{path}: only parquet files have columns")
+    if suffix == ".tar":
+        return TarShards.scan(root, files)
+    if files[0].name.lower().endswith(COMPRESSED):
+        raise ConfigError(f"{files[0]}: is compressed; unpack it to a .tar or to class folders")
+    raise ConfigError(f"{root}: no set of images; it may be of class folders, .tar or .parquet")
+
+
+def _split_columns(path: Path) -> tuple[Path, dict[str, str]]:
+    """A path, and the columns that it names behind a ``#``."""
+    head, hash_sign, tail = str(path).rpartition("#")
+    if not hash_sign or path.exists():
+        return path, {}
+    columns = dict(part.partition("=")[::2] for part in tail.split("&"))
+    if not columns.keys() <= set(COLUMNS) or not all(columns.values()):
+        raise ConfigError(f"{path}: behind the # stands image=NAME, label=NAME, or both with a &")
+    return Path(head), columns
 
 
 def _matches(pattern: Path) -> list[Path]:
@@ -120,7 +146,9 @@ class ImageFolder(ImageSource):
             raise ConfigError(f"{root}: no such folder of images")
         folders = sorted(path.name for path in root.iterdir() if is_class_folder(path))
         if not folders:
-            raise ConfigError(f"{root}: no class folders; expected {root}/<class>/<image>")
+            packed = [p for p in root.iterdir() if p.name.lower().endswith(COMPRESSED)]
+            hint = f"; {packed[0].name} is compressed" if packed else ""
+            raise ConfigError(f"{root}: no class folders; expected {root}/<class>/<image>{hint}")
         files: list[str] = []
         sizes: list[int] = []
         others: Counter[str] = Counter()
@@ -141,6 +169,16 @@ class ImageFolder(ImageSource):
         names = dict(read_class_table(root))
         labels = np.repeat(np.arange(len(folders), dtype=np.int64), sizes)
         class_names = tuple(printable(names.get(folder, folder)) for folder in folders)
+        if not files:
+            raise ConfigError(f"{root}: its class folders hold no images")
+        if all(file.count("/") > 1 for file in files):
+            raise ConfigError(
+                f"{root}: no image lies in a class folder, all are deeper; is {root / folders[0]} "
+                "the set of images?"
+            )
+        warn_of_empty_classes(root, labels, class_names)
+        if names and not names.keys() & set(folders):
+            logger.warning("%s: its %s names none of its folders", printable(str(root)), TABLE)
         return cls(root, tuple(files), labels, class_names)
 
     def name(self, index: int) -> str:
@@ -188,6 +226,4 @@ def _images_in(folder: Path, others: Counter[str]) -> list[str]:
                 found.append(name if below == "." else f"{below}/{name}")
             else:
                 others[suffix or "without a suffix"] += 1
-    if not found:
-        raise ConfigError(f"{folder}: a class folder without images")
     return sorted(found)

@@ -1,8 +1,9 @@
 """Parquet files of encoded images and labels, as Hugging Face's ``datasets`` writes them.
 
-A column of structs ``{bytes, path}`` holds the images, an integer one the labels. Which ones, and
-what the classes are called, is in the schema's metadata; without it, the columns are ``image`` and
-``label``, and classes are called by their numbers.
+A column of structs ``{bytes, path}``, or of the bytes alone, holds the images, an integer one the
+labels. Which ones, unless the user says so, and what the classes are called, is in the schema's
+metadata; without it, the columns are ``image`` and ``label``, and the classes that occur are called
+by their numbers.
 
 Images are read by row groups, of which the last ones are kept, up to `KEPT_BYTES`. So order is
 cheap, and a set of that size; for an arbitrary order of a larger one a whole group (as written,
@@ -27,7 +28,13 @@ import pyarrow.parquet as pq
 
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import check_file, parse_json
-from training.data.source import MAX_CLASSES, ImageSource, IntArray
+from training.data.source import (
+    MAX_CLASSES,
+    ImageSource,
+    IntArray,
+    numbered_classes,
+    warn_of_empty_classes,
+)
 
 KEPT_BYTES = 1 << 30
 MAX_ROWS, MAX_GROUP_BYTES = 100_000_000, 4 << 30  # of a file, of what a group takes in memory
@@ -47,8 +54,12 @@ class ParquetImages(ImageSource):
     groups: _RowGroups  # reads them
 
     @classmethod
-    def scan(cls, root: Path, files: Sequence[Path]) -> ParquetImages:
+    def scan(
+        cls, root: Path, files: Sequence[Path], image: str = "", label: str = ""
+    ) -> ParquetImages:
         """Read the labels and the shape of ``files``; ``root`` is what the user named.
+
+        ``image`` and ``label`` name columns; empty, they are found.
 
         Raises
         ------
@@ -57,10 +68,10 @@ class ParquetImages(ImageSource):
             There is no image, the files do not belong together, or they are several splits.
         """
         _refuse_splits(root, files)
-        columns = _columns(files[0])
+        columns = _columns(files[0], image, label)
         parts, groups = [], []
         for number, path in enumerate(files):
-            if _columns(path) != columns:
+            if _columns(path, image, label) != columns:
                 raise ConfigError(f"{path}: has other columns or classes than {files[0]}")
             labels, sizes = _read_labels(path, columns)
             parts.append(labels)
@@ -70,7 +81,10 @@ class ParquetImages(ImageSource):
             raise ConfigError(f"{root}: its parquet files hold no images")
         group_files, group_numbers, sizes = np.array(groups, np.int64).T.copy()
         starts = np.concatenate([[0], np.cumsum(sizes)])
-        names = columns.class_names or tuple(map(str, range(int(labels.max()) + 1)))
+        names = columns.class_names
+        if not names:
+            labels, names = numbered_classes(labels)
+        warn_of_empty_classes(root, labels, names)
         return cls(
             root=root,
             files=tuple(files),
@@ -79,7 +93,7 @@ class ParquetImages(ImageSource):
             group_numbers=group_numbers,
             starts=starts,
             class_names=names,
-            groups=_RowGroups(columns.image),
+            groups=_RowGroups(columns.image, in_structs=columns.in_structs),
         )
 
     def name(self, index: int) -> str:
@@ -112,8 +126,8 @@ class ParquetImages(ImageSource):
 class _RowGroups:
     """The images of row groups, the last used ones in memory."""
 
-    def __init__(self, column: str) -> None:
-        self._column, self._lock = column, Lock()
+    def __init__(self, column: str, *, in_structs: bool = True) -> None:
+        self._column, self._in_structs, self._lock = column, in_structs, Lock()
         self._kept: OrderedDict[tuple[Path, int], pa.Array] = OrderedDict()
         self._bytes = 0
         self._footers: dict[Path, pq.FileMetaData] = {}  # to parse each file's once
@@ -136,12 +150,15 @@ class _RowGroups:
         try:
             with pq.ParquetFile(path, metadata=self._footers.get(path)) as file:
                 self._footers[path] = file.metadata
-                column = file.read_row_group(number, [f"{self._column}.bytes"]).column(0)
+                name = f"{self._column}.bytes" if self._in_structs else self._column
+                column = file.read_row_group(number, [name]).column(0)
         except (FileNotFoundError, PermissionError) as error:
             raise ArtifactError(path, f"cannot be read any more ({error})") from error
         except pa.ArrowException as error:
             raise OSError(str(error)) from error
-        return pc.struct_field(column, "bytes").combine_chunks()
+        if self._in_structs:
+            column = pc.struct_field(column, "bytes")
+        return column.combine_chunks()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,20 +168,22 @@ class _Columns:
     image: str
     label: str
     class_names: tuple[str, ...]
+    in_structs: bool  # whether the images are fields ``bytes``, or bytes by themselves
 
 
-def _columns(path: Path) -> _Columns:
+def _columns(path: Path, image: str = "", label: str = "") -> _Columns:
     schema, features = _schema(path)
-    image = _column(path, schema, "image", _of_type(features, "Image"))
-    label = _column(path, schema, "label", _of_type(features, "ClassLabel"))
+    image = _column(path, schema, image, "image", _of_type(features, "Image"))
+    label = _column(path, schema, label, "label", _of_type(features, "ClassLabel"))
     kind = schema.field(image).type
-    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+    in_structs = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    if not in_structs and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
         raise ArtifactError(path, f"its column {image!r} holds no encoded images, but {kind}")
     kind = schema.field(label).type
     if not pa.types.is_integer(kind):
         raise ArtifactError(path, f"its column {label!r} holds no class numbers, but {kind}")
     names = features.get(label, {}).get("names") or ()
-    return _Columns(image, label, tuple(map(str, names)))
+    return _Columns(image, label, tuple(map(str, names)), in_structs)
 
 
 def _schema(path: Path) -> tuple[Any, dict[str, dict[str, Any]]]:
@@ -186,12 +205,14 @@ def _of_type(features: dict[str, dict[str, Any]], kind: str) -> list[str]:
     return [name for name, feature in features.items() if feature.get("_type") == kind]
 
 
-def _column(path: Path, schema: Any, usual: str, described: list[str]) -> str:  # noqa: ANN401 - untyped
-    """The only column that is described as such, or the one of the usual name."""
-    name = described[0] if len(described) == 1 else usual
+def _column(path: Path, schema: Any, given: str, usual: str, described: list[str]) -> str:  # noqa: ANN401 - untyped
+    """The given column, the only one that is described as such, or the one of the usual name."""
+    name = given or (described[0] if len(described) == 1 else usual)
     if name not in schema.names:
         raise ArtifactError(
-            path, f"has no column {name!r}; its columns are {', '.join(schema.names)}"
+            path,
+            f"has no column {name!r}; its columns are {', '.join(schema.names)}, and "
+            f"{path.name}#{usual}=NAME chooses one",
         )
     return name
 

@@ -148,6 +148,20 @@ def require_classes(source: ImageSource, key: str) -> None:
         )
 
 
+def numbered_classes(labels: IntArray) -> tuple[IntArray, tuple[str, ...]]:
+    """Labels and names of classes that have only numbers: those that occur, in their order."""
+    numbers, renumbered = np.unique(labels, return_inverse=True)
+    return renumbered.astype(np.int64), tuple(map(str, numbers))
+
+
+def warn_of_empty_classes(root: Path, labels: IntArray, names: Sequence[str]) -> None:
+    """Say which of the classes have no image; they stay, so that other sets have the same."""
+    counts = np.bincount(labels, minlength=len(names)).tolist()
+    empty = [name for name, count in zip(names, counts, strict=True) if not count]
+    if empty:
+        logger.warning("%s: there are no images of %s", printable(str(root)), listed(empty))
+
+
 def require_same_classes(
     key: str, names: Sequence[str], other_key: str, others: Sequence[str]
 ) -> None:

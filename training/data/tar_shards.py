@@ -1,9 +1,9 @@
 """Tar shards in WebDataset's layout.
 
-Members that share a name up to its first dot are a sample: ``0001.jpg`` (or jpeg, png, webp, bmp)
-is the image; ``0001.cls`` holds its class, an integer as text, or else ``0001.json`` does as
-``{"label": 3}``. Class names are the lines of a ``classes.txt``; without one, classes are called by
-their numbers.
+Members that share a name up to its first dot are a sample: ``0001.jpg`` (or another image) is the
+image, ``0001.image.jpg`` where there is no such; ``0001.cls`` holds its class, an integer as text,
+or else ``0001.json`` does as ``{"label": 3}``. Class names are the lines of a ``classes.txt``;
+without one, the classes that occur are called by their numbers.
 
 The headers are read once, and from then on an image is found by its offset: any order of reading
 costs the same. Hence no compressed tars: their members have no offsets.
@@ -12,6 +12,7 @@ costs the same. Hence no compressed tars: their members have no offsets.
 from __future__ import annotations
 
 import hashlib
+import logging
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +31,14 @@ from training.data.source import (
     TABLE,
     ImageSource,
     IntArray,
+    listed,
+    numbered_classes,
+    printable,
     read_class_table,
+    warn_of_empty_classes,
 )
+
+logger = logging.getLogger(__name__)
 
 # Of a member, by its extension: of what holds a label, and of an image.
 MAX_BYTES = {"cls": 1 << 10, "json": 1 << 20} | {s[1:]: MAX_IMAGE_BYTES for s in SUFFIXES}
@@ -62,14 +69,24 @@ class TarShards(ImageSource):
         ConfigError : there is no image
         """
         with ThreadPoolExecutor() as pool:
-            found = list(pool.map(_samples_of, shards))
+            found, left_out = zip(*pool.map(_samples_of, shards), strict=True)
         samples = [sample for part in found for sample in part]
         if not samples:
             raise ConfigError(f"{root}: its tar shards hold no images")
+        names_left_out = [
+            f"{shard}:{key}" for shard, keys in zip(shards, left_out, strict=True) for key in keys
+        ]
+        if names_left_out:
+            logger.warning(
+                "%d samples have no image and are left out: %s (a sample's name ends at the first "
+                "dot)", len(names_left_out), listed(names_left_out),
+            )  # fmt: skip
         numbers = [(s.label, s.offset, s.length) for s in samples]
         labels, offsets, lengths = np.array(numbers, np.int64).T.copy()
         shard_of = np.repeat(np.arange(len(found)), [len(part) for part in found])
-        names = _class_names(shards[0].parent, int(labels.max()))
+        names = tuple(name for _, name in read_class_table(shards[0].parent))
+        if not names:
+            labels, names = numbered_classes(labels)
         wrong = np.flatnonzero(labels >= len(names))
         if len(wrong):
             where, label = shards[shard_of[wrong[0]]], labels[wrong[0]]
@@ -78,12 +95,13 @@ class TarShards(ImageSource):
                 f"sample {samples[wrong[0]].key!r} has the label {label}, "
                 f"but {TABLE} names {len(names)} classes",
             )
+        warn_of_empty_classes(root, labels, names)
         keys = tuple(sample.key for sample in samples)
         return cls(root, tuple(shards), keys, labels, shard_of, offsets, lengths, names)
 
     def name(self, index: int) -> str:
         """Shard and sample, as ``train-000.tar:0001``."""
-        return f"{self.shards[self.shard_of[index]]}:{self.keys[index]}"
+        return printable(f"{self.shards[self.shard_of[index]]}:{self.keys[index]}")
 
     def encoded(self, index: int) -> bytes:
         """Content of an image's file."""
@@ -99,7 +117,7 @@ class TarShards(ImageSource):
         """SHA-256 over the samples' names, labels and sizes, in order."""
         digest = hashlib.sha256()
         for row in zip(self.keys, self.labels, self.lengths, strict=True):
-            digest.update("{}\t{}\t{}\n".format(*row).encode())
+            digest.update("{}\t{}\t{}\n".format(*row).encode(errors="surrogateescape"))
         return digest.hexdigest()
 
 
@@ -116,25 +134,33 @@ class _Parts:
     """Members of a sample as they are met."""
 
     images: list[tuple[int, int]] = field(default_factory=list)
+    nested: list[tuple[int, int]] = field(default_factory=list)  # as in ``0001.image.jpg``
     labels: dict[str, bytes] = field(default_factory=dict)
 
 
-def _samples_of(shard: Path) -> list[_Sample]:
+def _samples_of(shard: Path) -> tuple[list[_Sample], list[str]]:
+    """Samples of a shard, and the keys of those that have no image."""
     parts: dict[str, _Parts] = {}
     try:
         with open_file(shard) as file:
             for key, extension, offset, length in _members(file):
                 sample = parts.setdefault(key, _Parts())
-                if length > MAX_BYTES.get(extension, length):
-                    raise ArtifactError(shard, f"{key}.{extension} has {length:,} bytes")
-                if f".{extension}" in SUFFIXES:
-                    sample.images.append((offset, length))
-                elif extension in LABEL_READERS:
+                kind = extension.rpartition(".")[2]
+                if length > MAX_BYTES.get(kind, length):
+                    raise ArtifactError(shard, f"{printable(key)}.{extension} has {length:,} bytes")
+                if f".{kind}" in SUFFIXES:
+                    (sample.images if kind == extension else sample.nested).append((offset, length))
+                elif kind in LABEL_READERS and (kind == extension or kind not in sample.labels):
                     file.seek(offset)
-                    sample.labels[extension] = file.read(length)
+                    sample.labels[kind] = file.read(length)
     except (OSError, tarfile.TarError, EOFError, ValueError, RecursionError) as error:
         raise ArtifactError(shard, f"is no whole, uncompressed tar file ({error})") from error
-    return [_finish(shard, key, sample) for key, sample in parts.items() if sample.images]
+    samples = [
+        _finish(shard, key, sample)
+        for key, sample in parts.items()
+        if sample.images or sample.nested
+    ]
+    return samples, [key for key, one in parts.items() if not (one.images or one.nested)]
 
 
 def _members(file: BinaryIO) -> Iterator[tuple[str, str, int, int]]:
@@ -146,8 +172,11 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, str, int, int]]:
                 raise EOFError(f"{member.name} has {member.size} bytes")
             folder, slash, name = member.name.rpartition("/")
             stem, _, extension = name.partition(".")
-            if member.isreg() and stem:
-                yield folder + slash + stem, extension.lower(), member.offset_data, member.size
+            if member.isdir() or not stem or "__MACOSX" in folder.split("/"):
+                continue
+            # A link has no content of its own, and so no image.
+            known = extension.lower() if member.isreg() else ""
+            yield folder + slash + stem, known, member.offset_data, member.size
         # The reader takes any bad header for the end, which is a block of zeros.
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -168,14 +197,16 @@ class _Headers:
 
 
 def _finish(shard: Path, key: str, parts: _Parts) -> _Sample:
-    if len(parts.images) > 1:
-        raise ArtifactError(shard, f"sample {key!r} has {len(parts.images)} images")
+    images = parts.images or parts.nested
+    if len(images) > 1:
+        reason = f"sample {key!r} has {len(images)} images: its name ends at its first dot"
+        raise ArtifactError(shard, reason)
     for extension, read in LABEL_READERS.items():
         if extension in parts.labels:
             label = read(parts.labels[extension])
             if type(label) is not int or not 0 <= label < MAX_CLASSES:
                 raise ArtifactError(shard, f"{key}.{extension} names no class, but {label!r}")
-            return _Sample(key, label, *parts.images[0])
+            return _Sample(key, label, *images[0])
     raise ArtifactError(shard, f"sample {key!r} has no label: neither {key}.cls nor {key}.json")
 
 
@@ -196,10 +227,3 @@ def _read_json(content: bytes) -> object:
 
 # The first that a sample has counts: other programs write all sorts of things beside a label.
 LABEL_READERS: dict[str, Callable[[bytes], object]] = {"cls": _read_cls, "json": _read_json}
-
-
-def _class_names(folder: Path, highest: int) -> tuple[str, ...]:
-    table = read_class_table(folder)
-    if table:
-        return tuple(name for _, name in table)
-    return tuple(map(str, range(highest + 1)))

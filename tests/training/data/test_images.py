@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -204,7 +206,9 @@ def test_spread_touches_every_class(tmp_path: Path) -> None:
     assert folder.spread(1000).tolist() == list(range(30))
 
 
-def test_missing_empty_and_classless_folders(tmp_path: Path) -> None:
+def test_missing_empty_and_classless_folders(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         ImageFolder.scan(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="no class folders"):
@@ -213,7 +217,19 @@ def test_missing_empty_and_classless_folders(tmp_path: Path) -> None:
     (tmp_path / "train" / ".thumbnails").mkdir()
     assert ImageFolder.scan(tmp_path / "train").class_names == CLASSES
     (tmp_path / "train" / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"empty: a class folder without images"):
+    with caplog.at_level(logging.WARNING):
+        assert ImageFolder.scan(tmp_path / "train").class_names == (
+            *CLASSES[:2],
+            "empty",
+            CLASSES[2],
+        )
+    assert f"{tmp_path / 'train'}: there are no images of 'empty'" in caplog.text
+    shutil.rmtree(tmp_path / "train" / "empty")
+    with pytest.raises(ConfigError, match=r"is .*train the set of images\?"):
+        ImageFolder.scan(tmp_path)
+    for folder in (tmp_path / "train").iterdir():
+        (folder / "000.png").unlink(missing_ok=True)
+    with pytest.raises(ConfigError, match="its class folders hold no images"):
         ImageFolder.scan(tmp_path / "train")
 
 
@@ -224,3 +240,50 @@ def test_the_fingerprint_is_of_names_and_sizes(tmp_path: Path) -> None:
     assert ImageFolder.scan(copy).fingerprint() == before
     (root / "bar" / "000.png").rename(root / "bar" / "001.png")
     assert ImageFolder.scan(root).fingerprint() != before
+
+
+def test_a_table_of_other_folders_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = make_images(tmp_path / "train", per_class=1)
+    (root / "classes.txt").write_text("n01\ta fish\nn02\ta bird\n")
+    with caplog.at_level(logging.WARNING):
+        assert ImageFolder.scan(root).class_names == CLASSES
+    assert f"{root}: its classes.txt names none of its folders" in caplog.text
+
+
+def test_shards_are_known_by_their_names(tmp_path: Path) -> None:
+    write_tar(tmp_path / "A.TAR", SAMPLE)
+    (tmp_path / "._A.TAR").write_bytes(b"of a file manager")
+    assert len(open_images(tmp_path)) == 1
+    for name in ("x.tar.gz", "x.tgz", "x.zip"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(ConfigError, match=f"{name}: is compressed; unpack it"):
+            open_images(tmp_path / name)
+    (tmp_path / "A.TAR").unlink()
+    with pytest.raises(ConfigError, match=r"no class folders.*is compressed"):
+        open_images(tmp_path)
+
+
+def test_columns_of_parquet_files_can_be_chosen(tmp_path: Path) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = [{"bytes": png(i), "path": ""} for i in range(2)]
+    columns = {
+        "img": pa.array(images, kind),
+        "raw": pa.array([png(2), png(3)], pa.binary()),
+        "fine_label": pa.array([3, 7]),
+        "coarse_label": pa.array([1, 1]),
+    }
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(ArtifactError, match=r"no column 'image'; its.*train.parquet#image=NAME"):
+        open_images(path)
+    fine = open_images(f"{path}#image=img&label=fine_label")
+    assert (fine.class_names, fine.labels.tolist()) == (("3", "7"), [0, 1])
+    assert fine.encoded(1) == png(1)
+    coarse = open_images(f"{tmp_path}/*.parquet#image=raw&label=coarse_label")
+    assert (coarse.class_names, coarse.encoded(1)) == (("1",), png(3))
+    for wrong in ("#label", "#text=x", "#image="):
+        with pytest.raises(ConfigError, match="behind the # stands image=NAME"):
+            open_images(f"{path}{wrong}")
+    write_tar(tmp_path / "a.tar", SAMPLE)
+    with pytest.raises(ConfigError, match="only parquet files have columns"):
+        open_images(f"{tmp_path / 'a.tar'}#label=x")

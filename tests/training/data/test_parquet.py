@@ -74,7 +74,7 @@ def test_rows_without_bytes_and_damaged_pages_are_unreadable(tmp_path: Path) -> 
     [
         ({"picture": [1], "label": [0]}, "has no column 'image'; its columns are picture, label"),
         ({"image": [{"bytes": b""}], "class": [0]}, "has no column 'label'"),
-        ({"image": [b""], "label": [0]}, "column 'image' holds no encoded images, but binary"),
+        ({"image": ["x"], "label": [0]}, "column 'image' holds no encoded images, but string"),
         ({"image": [{"path": ""}], "label": [0]}, "holds no encoded images, but struct"),
         ({"image": [{"bytes": b""}], "label": ["cat"]}, "holds no class numbers, but string"),
         ({"image": [{"bytes": b""}] * 2, "label": [0, None]}, "1 of its images have no label"),

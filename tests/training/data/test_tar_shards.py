@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import logging
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,3 +118,54 @@ def test_a_shard_that_goes_away_is_an_error(tmp_path: Path) -> None:
 def test_huge_labels_are_something_else(tmp_path: Path) -> None:
     with pytest.raises((ArtifactError, ConfigError), match="names no class, but 1000000"):
         scan(tmp_path, [("0.png", png(0)), ("0.cls", b"1000000")])
+
+
+def test_a_sample_without_an_image_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        shards = scan(
+            tmp_path,
+            [("a.png", png(0)), ("a.cls", b"0"), ("b.cls", b"1"), ("__MACOSX/._a.png", b"")],
+            [("c.heic", b""), ("c.cls", b"0"), ("d.txt", b""), ("._e.png", b"")],
+        )
+    assert shards.keys == ("a",)
+    (record,) = caplog.records
+    for part in ("3 samples have no image", "0.tar:b", "1.tar:c", "first dot"):
+        assert part in record.getMessage()
+
+
+def test_names_with_dots_follow_webdatasets_rule(tmp_path: Path) -> None:
+    members = [("1.image.jpg", png(1)), ("1.label.cls", b"4"), ("2_2.0.png", png(2))]
+    shards = scan(tmp_path, [*members, ("2_2.0.cls", b"5"), ("2_2.cls", b"6")])
+    assert shards.keys == ("1", "2_2")
+    assert shards.class_names == ("4", "6")
+    assert [shards.encoded(i) for i in range(2)] == [png(1), png(2)]
+    with pytest.raises(ArtifactError, match="sample '2_2' has 2 images: its name ends at its firs"):
+        scan(tmp_path, [("2_2.0.png", b""), ("2_2.1.png", b""), ("2_2.0.cls", b"5")])
+
+
+def test_classes_are_those_that_occur(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = [
+        (f"{i}.{kind}", c) for i in (1, 2, 3) for kind, c in (("cls", b"%d" % i), ("png", png(i)))
+    ]
+    shards = scan(tmp_path, members)
+    assert shards.class_names == ("1", "2", "3")
+    assert shards.labels.tolist() == [0, 1, 2]
+    assert not caplog.records
+    (tmp_path / "classes.txt").write_text("zero\none\ntwo\nthree\n")
+    with caplog.at_level(logging.WARNING):
+        assert scan(tmp_path, members).class_names == ("zero", "one", "two", "three")
+    assert f"{tmp_path}: there are no images of 'zero'" in caplog.text
+
+
+def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", encoding="latin-1", format=tarfile.GNU_FORMAT) as archive:
+        for name, content in (("caf\xe9.png", b"no image"), ("caf\xe9.cls", b"0")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    shards = TarShards.scan(path, [path])
+    assert shards.name(0) == rf"{path}:caf\udce9"
+    assert len(shards.fingerprint()) == 64
