@@ -9,6 +9,7 @@ what it needs when it runs, so that all of them show their help at once. Those o
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -75,6 +76,9 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [env
 
 def main() -> None:
     """Entry point of ``masc`` and ``python -m masc``."""
+    from worker.jobs.log import configure_logging
+
+    configure_logging("text", logging.WARNING, "%(message)s")  # `serve` and `worker` set their own
     try:
         build_app(sys.argv[1:])(prog_name="masc")
     except MascError as error:
