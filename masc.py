@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,10 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [env
 
 def main() -> None:
     """Entry point of ``masc`` and ``python -m masc``."""
+    from worker.jobs.log import configure_logging
+
     escape_what_cannot_be_encoded()
+    configure_logging("text", logging.WARNING, "%(message)s")  # `serve` and `worker` set their own
     # Pictures go to files: what Jupyter sets for its own would have to be installed here.
     os.environ["MPLBACKEND"] = "agg"
     try:

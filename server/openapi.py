@@ -36,7 +36,6 @@ from masc_core.errors import (
 )
 from server.errors import INVALID, MEDIA_TYPE, PROBLEM_TYPES, FieldProblem, ProblemType, problem
 
-CLIENT_SCHEMES = {"bearer", "key"}
 REF = "#/components/schemas/{model}"
 Responses = dict[int | str, dict[str, Any]]
 
@@ -220,15 +219,17 @@ def document(
     schemas.update(schemas_of_models["$defs"])
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    for path in description["paths"].values():
-        for operation in path.values():
+    for path, operations in description["paths"].items():
+        for operation in operations.values():
             for parameter in operation.get("parameters", ()):
                 _drop_null(parameter["schema"])
             invalid = operation["responses"].get("422", {})
             if MEDIA_TYPE not in invalid.get("content", {}):
                 operation["responses"].pop("422", None)
-            if CLIENT_SCHEMES & {name for way in operation.get("security", ()) for name in way}:
-                operation["security"].append({})  # a service without keys wants none
+            # Below /admin a key is needed; elsewhere a service without keys wants none, and an
+            # admin's only shows more.
+            if "security" in operation and not path.startswith("/admin/"):
+                operation["security"].append({})
     return description
 
 

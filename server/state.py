@@ -110,7 +110,7 @@ class AppState:
 def _why_not(model: str, workers: Sequence[WorkerStatus]) -> str:
     if not workers:
         return "no worker has announced itself"
-    states = [f"{w.worker_id}: {w.detail or _state(w)}" for w in workers[:3]]
+    states = dict.fromkeys(worker.public_detail or _state(worker) for worker in workers[:3])
     return f"no worker is ready for the model {model!r} ({'; '.join(states)})"
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 from fastapi import Depends, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from masc_core.errors import RateLimitError
+from masc_core.errors import AccessError, RateLimitError
 from server.auth.api_keys import Client
 from server.state import State
 
@@ -62,6 +62,18 @@ async def known_admin(state: State, bearer: AdminBearer, header: AdminHeader) ->
 
 
 AdminDependency = Annotated[str, Depends(known_admin)]
+
+
+async def has_admin_key(state: State, bearer: AdminBearer, header: AdminHeader) -> bool:
+    """Whether an admin asks; anybody may."""
+    try:
+        state.access.admin(_key(bearer, header))
+    except AccessError:
+        return False
+    return True
+
+
+IsAdmin = Annotated[bool, Depends(has_admin_key)]
 
 
 def _key(bearer: HTTPAuthorizationCredentials | None, header: str | None) -> str | None:

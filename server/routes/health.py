@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Annotated
 
@@ -12,13 +13,17 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from masc_core.errors import CapacityError, QueueDownError
+from server.auth.dependencies import IsAdmin
 from server.openapi import Responses, problems
 from server.state import AppState, State
-from worker.jobs.queue import QueueStats
+from worker.jobs.queue import QueueStats, WorkerStatus
 
 router = APIRouter(tags=["operation"])
 
 PACKAGE = "masc"
+WorkerId = Annotated[
+    str, Field(description="Names a host and a process; for others than admins a number.")
+]
 METRICS_RESPONSE: Responses = {
     200: {"content": {"text/plain": {"schema": {"type": "string"}, "example": "masc_ready 1.0\n"}}}
 }
@@ -33,7 +38,7 @@ class Health(BaseModel):
 class Worker(BaseModel):
     """A worker that is ready, and the version it serves."""
 
-    id: str
+    id: WorkerId
     version: str
 
 
@@ -66,11 +71,14 @@ class QueueState(BaseModel):
 class WorkerState(BaseModel):
     """A worker, as it announces itself."""
 
-    id: str
+    id: WorkerId
     ready: bool
     model: str
     version: str
-    detail: Annotated[str, Field(description="Why it is not ready; may be empty.")]
+    detail: Annotated[
+        str,
+        Field(description="Why it is not ready; may be empty. What an error said is for admins."),
+    ]
 
 
 class Status(BaseModel):
@@ -96,14 +104,16 @@ async def healthz() -> Health:
     summary="Whether images can be made",
     responses=problems("no-worker", "queue-down", "draining"),
 )
-async def readyz(state: State) -> Readiness:
+async def readyz(state: State, is_admin: IsAdmin) -> Readiness:
     """Answer 200 once a worker has made a warm-up image with the default model."""
     state.drain.check()
     workers = await state.ready_workers(state.default_model)
     return Readiness(
         status="ready",
         model=state.default_model,
-        workers=[Worker(id=w.worker_id, version=w.version) for w in workers],
+        workers=[
+            Worker(id=name, version=w.version) for name, w in _named(workers, is_admin=is_admin)
+        ],
     )
 
 
@@ -132,7 +142,7 @@ async def version() -> Version:
 
 
 @router.get("/status", summary="How the service is at this moment")
-async def status(state: State) -> Status:
+async def status(state: State, is_admin: IsAdmin) -> Status:
     """Tell what waits and runs, and how every worker is; for people and the page."""
     stats = await _stats(state)
     try:
@@ -146,11 +156,24 @@ async def status(state: State) -> Status:
         queue=None if stats is None else _queue_state(stats),
         workers=[
             WorkerState(
-                id=w.worker_id, ready=w.ready, model=w.model, version=w.version, detail=w.detail
+                id=name,
+                ready=w.ready,
+                model=w.model,
+                version=w.version,
+                detail=w.detail if is_admin else w.public_detail,
             )
-            for w in sorted(workers, key=lambda worker: worker.worker_id)
+            for name, w in _named(workers, is_admin=is_admin)
         ],
     )
+
+
+def _named(
+    workers: Sequence[WorkerStatus], *, is_admin: bool
+) -> Iterator[tuple[str, WorkerStatus]]:
+    """Workers in the order of their ids, under these for an admin, and else under numbers."""
+    ordered = sorted(workers, key=lambda worker: worker.worker_id)
+    for number, worker in enumerate(ordered, start=1):
+        yield worker.worker_id if is_admin else str(number), worker
 
 
 def software_version() -> str:

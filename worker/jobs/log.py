@@ -5,9 +5,30 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from types import TracebackType
 from typing import Literal
 
 LogFormat = Literal["text", "json"]
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+# Whatever ends a line, moves the cursor or turns the direction of writing: names of files, models
+# and clients come from outside, and must not look like lines of their own.
+CONTROL = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F)]
+CONTROL += range(0x2066, 0x206A)
+ESCAPES = {code: f"\\u{code:04x}" for code in CONTROL} | {10: "\\n", 13: "\\r", 9: "\\t"}
+
+
+class TextFormatter(logging.Formatter):
+    """One line a record, and indented lines below it for an exception; no control characters."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Format the line."""
+        return super().formatMessage(record).translate(ESCAPES)
+
+    def formatException(self, ei: ExcInfo) -> str:  # noqa: N802 - logging's name
+        """Format an exception; no line of it begins as that of a record."""
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"  {line.translate(ESCAPES)}" for line in lines)
 
 
 class JsonFormatter(logging.Formatter):
@@ -23,14 +44,15 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+        return json.dumps(entry, ensure_ascii=False).translate(ESCAPES)
 
 
-def configure_logging(log_format: LogFormat, level: int = logging.INFO) -> None:
+def configure_logging(
+    log_format: LogFormat,
+    level: int = logging.INFO,
+    line: str = "%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+) -> None:
     """Send the logs of all loggers to standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    if log_format == "json":
-        handler.setFormatter(JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter(line))
     logging.basicConfig(level=level, handlers=[handler], force=True)

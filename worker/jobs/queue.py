@@ -90,6 +90,13 @@ class WorkerStatus:
     detail: str = ""  # why it is not ready, or why it refused a version
     refused: str = ""  # the active version, if it cannot serve it
 
+    @property
+    def public_detail(self) -> str:
+        """The detail without what an error said, which may hold paths and names of hosts."""
+        if self.refused:
+            return f"refuses version {self.refused}"
+        return self.detail.partition(":")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class HandBack:

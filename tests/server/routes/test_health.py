@@ -4,11 +4,13 @@ import asyncio
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.server.auth.test_api_keys import ROOT, write_keys
 from tests.server.service import Service, assert_problem
 from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.outcome import JobFailure
@@ -51,7 +53,8 @@ def test_ready_once_a_worker_is(idle: Service) -> None:
 
     idle.announce(ready=False, detail="warming up")
     response = idle.get("/readyz")
-    assert "painter: warming up" in assert_problem(response, 503)["detail"]
+    detail = assert_problem(response, 503)["detail"]
+    assert detail == "no worker is ready for the model 'tiny' (warming up)"
     assert int(response.headers["retry-after"]) >= 1
 
     idle.announce(model="other")
@@ -61,7 +64,7 @@ def test_ready_once_a_worker_is(idle: Service) -> None:
     assert idle.get("/readyz").json() == {
         "status": "ready",
         "model": "tiny",
-        "workers": [{"id": "painter", "version": "v1"}],
+        "workers": [{"id": "1", "version": "v1"}],
     }
     assert value(idle, "masc_ready") == 1
 
@@ -119,9 +122,9 @@ def test_the_status_says_how_queue_and_workers_are(own_service: Service) -> None
     assert status["default_model"] == "tiny"
     assert status["draining"] is False
     assert status["version"] == own_service.get("/version").json()["version"]
-    assert [worker["id"] for worker in status["workers"]] == ["painter", "second"]
+    assert [worker["id"] for worker in status["workers"]] == ["1", "2"]
     assert status["workers"][1] == {
-        "id": "second",
+        "id": "2",
         "ready": False,
         "model": "",
         "version": "",
@@ -141,3 +144,27 @@ def test_jobs_that_wait_are_counted(own_service: Service) -> None:
         assert time.monotonic() < deadline, queue
     assert queue["depth"] == 2
     assert queue["oldest_seconds"] > 0
+
+
+@pytest.mark.parametrize("refused", ["", "7"])
+def test_hosts_and_paths_are_for_admins(tmp_path: Path, refused: str) -> None:
+    keys = write_keys(tmp_path)
+    detail = "the warm-up image failed: /srv/models/tiny/7/prior.npz: is damaged"
+    secrets = ("host-17", "/srv", "prior.npz")
+    with Service(tmp_path, working=False, admin_keys_file=keys["admin_keys_file"]) as service:
+        announced = WorkerStatus("host-17", False, "tiny", "6", detail, refused)
+        service.queue.announce(announced)
+        for path in ("/readyz", "/status", "/generate"):
+            method = "POST" if path == "/generate" else "GET"
+            body = {"json": {"class_id": 0}} if method == "POST" else {}
+            for headers in ({}, {"X-API-Key": "of nobody"}):
+                text = service.call(method, path, headers=headers, **body).text
+                assert not any(secret in text for secret in secrets)
+        (worker,) = service.get("/status", **{"X-API-Key": ROOT}).json()["workers"]
+        assert (worker["id"], worker["detail"]) == ("host-17", detail)
+        (worker,) = service.get("/status").json()["workers"]
+        assert worker["detail"] == ("refuses version 7" if refused else "the warm-up image failed")
+        service.queue.announce(replace(announced, ready=True))
+        assert service.get("/readyz").json()["workers"] == [{"id": "1", "version": "6"}]
+        (worker,) = service.get("/readyz", **{"X-API-Key": ROOT}).json()["workers"]
+        assert worker["id"] == "host-17"

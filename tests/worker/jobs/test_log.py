@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from worker.jobs.log import JsonFormatter, configure_logging
+from worker.jobs.log import JsonFormatter, TextFormatter, configure_logging
 
 
 def record(**changes: object) -> logging.LogRecord:
@@ -41,3 +41,27 @@ def test_logs_go_to_standard_error(capsys: pytest.CaptureFixture[str], log_forma
     assert "hello" in captured.err
     assert not captured.out
     assert captured.err.startswith("{") == (log_format == "json")
+
+
+HOSTILE = "x\n2026-01-01 INFO    server: forged\r\x1b[2J\x85\u2028\u202e\x00\x7f"
+
+
+def test_no_text_from_outside_makes_lines_of_its_own() -> None:
+    formatter = TextFormatter("%(levelname)s %(name)s: %(message)s")
+    line = formatter.format(record(args=(HOSTILE,)))
+    assert line == (
+        r"WARNING worker: job x\n2026-01-01 INFO    server: forged"
+        r"\r\u001b[2J\u0085\u2028\u202e\u0000\u007f"
+    )
+    entry = JsonFormatter().format(record(args=(HOSTILE,)))
+    assert entry.isprintable()
+    assert json.loads(entry)["message"] == f"job {HOSTILE}"
+
+
+def test_lines_of_an_exception_are_indented() -> None:
+    error = RuntimeError(HOSTILE)
+    text = TextFormatter("%(message)s").format(record(exc_info=(type(error), error, None)))
+    first, *others = text.split("\n")
+    assert first == "job ü1"
+    assert len(others) == 2
+    assert all(line.startswith("  ") and line.isprintable() for line in others)
