@@ -11,9 +11,7 @@ import platform
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 
-from masc_core.errors import QueueDownError
 from worker.jobs.job import Event, Lease
 from worker.jobs.outcome import JobFailure, JobResult, Outcome, end_state, frees_key
 from worker.jobs.queue import HandBack, JobConsumer, JobReport, QueueLimits, WorkerStatus
@@ -41,16 +39,11 @@ class RedisConsumer(JobConsumer):
         self._scripts = Caller(client, settings_of(limits, db))
         self._name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._updates = LeaseUpdates(client, self._scripts, channels_of(db), self._name)
-        self._models: set[str] = set()  # that were claimed from
         self._last_try = ("", 0)  # the latest job that was on its last try, and its token
 
     def close(self) -> None:
         """Disconnect; what is claimed stays so until its leases run out."""
         self._updates.close()
-        was_used, self._models = bool(self._models), set()
-        if was_used:
-            with suppress(QueueDownError):
-                self._scripts.run("delete_consumer", self._name)
         self._client.close()
 
     @property
@@ -115,12 +108,9 @@ class RedisConsumer(JobConsumer):
         self._scripts.run("remove_worker", worker_id)
 
     def _claim_now(self, model: str, max_rows: int) -> list[Lease]:
-        is_first = model not in self._models
-        self._models.add(model)
         self._updates.start()
         with self._updates.held.claiming():
-            arguments = (model, max_rows, self._name, int(is_first), *self._last_try)
-            claimed = self._scripts.run("claim", *arguments)
+            claimed = self._scripts.run("claim", model, max_rows, self._name, *self._last_try)
             leases = [lease for fields in claimed if (lease := self._read(*fields)) is not None]
             self._updates.held.add(leases)
         return leases

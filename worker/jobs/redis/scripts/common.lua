@@ -96,9 +96,6 @@ local function end_job(id, state, outcome, frees_key)
     dequeue(id, job)
   end
   redis.call('ZREM', key('leases'), id)
-  local stream, entry = key('stream', job.model), job.seq .. '-1'
-  redis.call('XACK', stream, 'workers', entry) -- also from the group's list of pending entries
-  redis.call('XDEL', stream, entry)
   redis.call('ZREM', key('deadlines'), id)
   redis.call('HSET', name, 'state', state)
   redis.call('HDEL', name, 'model', 'rows', 'owner', 'seq', 'token', 'holder', 'submitted',

@@ -32,7 +32,6 @@ redis.call('HSET', key('job', id), 'job', payload, 'model', model, 'rows', rows,
   'submitted', submitted_ms, 'deadline', now + timeout_ms, 'events', 0)
 redis.call('ZADD', key('deadlines'), now + timeout_ms, id)
 redis.call('SADD', key('models'), model)
-redis.call('XADD', key('stream', model), seq .. '-1', 'job', id, 'rows', rows)
 enqueue(id, {model = model, seq = seq, owner = owner})
 if name ~= '' then
   redis.call('HSET', key('key', name), 'job', id, 'print', fingerprint)
