@@ -200,7 +200,7 @@ def worker(
     if settings.queue_url.startswith("memory:"):
         raise ConfigError("MASC_QUEUE_URL: a worker by itself needs a queue outside the process")
     registry = CollectorRegistry()
-    with closing(connect(settings.queue_url, settings.limits)) as jobs:
+    with closing(connect(settings.queue_url, settings.limits, settings.queue_prefix)) as jobs:
         consumer = build_worker(settings, jobs, registry)
         with exposed(consumer, registry, settings.metrics_host, settings.metrics_port):
             run_until_signal(consumer)
@@ -456,7 +456,7 @@ def _serve(settings: ServerSettings, worker_settings: WorkerSettings | None) -> 
     from worker.jobs.connect import connect
 
     metrics = CollectorRegistry()
-    queue = connect(settings.queue_url, settings.limits)
+    queue = connect(settings.queue_url, settings.limits, settings.queue_prefix)
     app = create_app(settings, queue, Registry(settings.models_dir), metrics)
     with listen(
         settings.host,

@@ -22,7 +22,6 @@ from masc_core.errors import ConfigError
 from server import errors, openapi
 from server.activation import Activator
 from server.auth.api_keys import Access
-from server.auth.rate_limit import RateLimits
 from server.codebook_view import route as codebook
 from server.codebook_view.cache import CodebookCache
 from server.drain import Drain
@@ -73,7 +72,7 @@ def create_app(
     """
     default = _default_manifest(registry, settings.default_model)
     metrics = ServerMetrics(metrics_registry)
-    access, rate_limits = Access(settings), RateLimits(settings.queue_url)
+    access = Access(settings)
     app = FastAPI(
         title="MASC",
         summary="Image generation server",
@@ -95,7 +94,6 @@ def create_app(
         metrics=metrics,
         drain=drain,
         access=access,
-        rate_limits=rate_limits,
         activator=Activator(registry, queue),
         codebook_cache=CodebookCache(registry.root),
         manifests={(default.name, default.version): default},
@@ -150,7 +148,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         finally:
             await state.drain.until_released()
             await state.activator.close()
-            await state.rate_limits.close()
 
 
 def _describe(app: FastAPI) -> None:

@@ -196,3 +196,13 @@ def _families(stats: QueueStats) -> Iterator[Metric]:
         "Results refused because their worker had lost its lease.",
         totals.fenced,
     )
+    yield CounterMetricFamily(
+        "masc_unreadable_records",
+        "Records set aside or passed over: damaged, or of another version.",
+        totals.unreadable,
+    )
+    yield CounterMetricFamily(
+        "masc_results_dropped",
+        "Kept results that went early, because all together were too large.",
+        totals.results_dropped,
+    )

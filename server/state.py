@@ -14,7 +14,6 @@ from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, NoWorkerError, UnknownModelError
 from server.activation import Activator
 from server.auth.api_keys import Access
-from server.auth.rate_limit import RateLimits
 from server.codebook_view.cache import CodebookCache
 from server.drain import Drain
 from server.metrics import ServerMetrics
@@ -35,7 +34,6 @@ class AppState:
     metrics: ServerMetrics
     drain: Drain
     access: Access
-    rate_limits: RateLimits
     activator: Activator
     codebook_cache: CodebookCache
     # Of served versions, by name and version.

@@ -87,6 +87,8 @@ CONTRACT = (
 )
 # Beyond the contract; dashboards and alerts rely on them as well.
 FURTHER = (
+    _metric("masc_unreadable_records_total", "counter", FRONT),
+    _metric("masc_results_dropped_total", "counter", FRONT),
     _metric("masc_connections_refused_total", "counter", FRONT, "reason"),
     _metric("masc_queue_up", "gauge", FRONT),
     _metric("masc_jobs_running", "gauge", FRONT),

@@ -14,7 +14,7 @@ from masc_core.errors import (
 )
 from masc_core.sampling.params import SamplingParams
 from worker.engine.request import ImageTask
-from worker.jobs.job import GenerationRequest, Job, Lease
+from worker.jobs.job import MAX_IMAGES, GenerationRequest, Job, Lease
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
 from worker.model.loaded_model import LoadedModel, MadeImage
 
@@ -144,8 +144,8 @@ def check_request(request: GenerationRequest, manifest: Manifest) -> None:
         )
     if request.decoding not in manifest.decodings:
         raise InvalidFieldError("decoding", f"{manifest.name} offers no {request.decoding!r}")
-    if request.num_images < 1:
-        raise InvalidFieldError("num_images", "num_images must be at least 1")
+    if not 1 <= request.num_images <= MAX_IMAGES:
+        raise InvalidFieldError("num_images", f"num_images must be from 1 to {MAX_IMAGES}")
 
 
 def _means_the_same(request: GenerationRequest, manifest: Manifest) -> bool:

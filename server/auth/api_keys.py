@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 KEY_PREFIX = "masc_"  # lets a key that got lost be recognised as one
 KEY_BYTES = 32
 ANONYMOUS = "anonymous"  # who asks where there are no keys
+OWNER_DIGITS = 16  # of the hash of a key, in the name of its jobs' owner
 CHECK_SECONDS = 1.0
 MAX_BYTES = 4 << 20  # of a file of keys; 30,000 of them
 
@@ -189,14 +190,21 @@ class Client:
 
     Attributes
     ----------
-    name : the owner of a job; shows in the log
+    name : shows in the log
     requests_per_minute : how many it may start; 0 is no limit
     queue_share : share of the queue that its waiting jobs may take, above 0 and up to 1
+    key : what tells its key from an earlier one of the same name; empty where there are no keys
     """
 
     name: str
     requests_per_minute: int = 0
     queue_share: float = 1.0
+    key: str = ""
+
+    @property
+    def owner(self) -> str:
+        """The owner of its jobs, which no later key of the same name is."""
+        return f"{self.name}:{self.key}" if self.key else self.name
 
 
 class Access:
@@ -231,6 +239,7 @@ class Access:
             entry.name,
             self._settings.rate_limit if rate is None else rate,
             self._settings.queue_share if share is None else share,
+            entry.sha256[:OWNER_DIGITS],
         )
 
     def admin(self, key: str | None) -> str:

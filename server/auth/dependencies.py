@@ -44,12 +44,20 @@ ClientDependency = Annotated[Client, Depends(known_client)]
 
 
 async def limited_client(state: State, client: ClientDependency) -> Client:
-    """Count a request that starts work; `RateLimitError` if it is one too many in this minute."""
-    try:
-        await state.rate_limits.count(client)
-    except RateLimitError:
+    """Count a request that starts work.
+
+    All front ends of one queue count together.
+
+    Raises
+    ------
+    RateLimitError : it is one too many in this minute
+    QueueDownError : as admission would
+    """
+    limit = client.requests_per_minute
+    wait = await state.queue.count_request(client.name, limit) if limit else 0.0
+    if wait:
         state.metrics.rejections.labels("rate_limit").inc()
-        raise
+        raise RateLimitError(f"{client.name} may start {limit} requests a minute", wait)
     return client
 
 

@@ -142,7 +142,7 @@ async def admit(
     job = Job(
         request,
         timeout=seconds,
-        owner=client.name,
+        owner=client.owner,
         keep=keep,
         previews=previews,
         idempotency=idempotency,
@@ -156,7 +156,7 @@ async def admit(
         reason = problem_type_of(error).slug.replace("-", "_")
         state.metrics.rejections.labels(reason).inc()
         raise
-    logger.info("job %s of %s", receipt.job_id, job.owner)
+    logger.info("job %s of %s", receipt.job_id, client.name)
     if receipt.is_new:
         return job
     mark_replay(scope)

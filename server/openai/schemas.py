@@ -14,7 +14,6 @@ from pydantic_core import PydanticCustomError
 from masc_core.images import ImageFormat
 from server.schemas.generate import (
     EXAMPLE_B64,
-    MAX_IMAGES,
     CfgScale,
     InClusterDecoding,
     ModelName,
@@ -23,6 +22,7 @@ from server.schemas.generate import (
     TopK,
     TopP,
 )
+from worker.jobs.job import MAX_IMAGES
 
 MAX_PARTIAL_IMAGES = 3
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from masc_core.bundle.manifest import Decoding
 from masc_core.images import ImageFormat
-from worker.jobs.job import MAX_SEED
+from worker.jobs.job import MAX_IMAGES, MAX_SEED
 
 MAX_TEMPERATURE = 10.0
 
@@ -106,8 +106,6 @@ class Stages(BaseModel):
     encode: float
     total: Annotated[float, Field(description="From submission to the encoded images.")]
 
-
-MAX_IMAGES = 16
 
 EXAMPLE_REQUEST: dict[str, Any] = {"class_name": "ship", "cfg_scale": 3.0, "seed": 3}
 EXAMPLE_ANSWER: dict[str, Any] = {

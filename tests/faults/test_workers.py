@@ -17,7 +17,6 @@ from tests.faults.client import Client
 from tests.faults.cluster import SHIPPED, Cluster, Process
 from tests.faults.unlucky_worker import POISON
 from tests.redis_server import RedisServer
-from worker.jobs.redis.client import PREFIX
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -51,8 +50,8 @@ def has_jobs(redis: RedisServer, worker: Process) -> bool:
     holder = f"{platform.node()}-{worker.pid}-"  # then a random part
     with redis.client() as client:
         client.ping()  # when it answers, all that the worker had sent before has been carried out
-        jobs = client.zrange(f"{PREFIX}leases", 0, -1)
-        holders = [client.hget(f"{PREFIX}job:{job}", "holder") for job in jobs]
+        jobs = client.zrange("{masc}:leases", 0, -1)
+        holders = [client.hget(f"{{masc}}:job:{job}", "holder") for job in jobs]
     return any(name is not None and name.startswith(holder) for name in holders)
 
 

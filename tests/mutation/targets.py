@@ -75,7 +75,7 @@ TARGETS: dict[str, Target] = {
               for name in ("dependencies", "api_keys", "command")),
     ),
     "limits": Target(
-        ("server/auth/rate_limit.py", "server/middleware/body_limit.py", "worker/jobs/queue.py"),
+        ("server/middleware/body_limit.py", "worker/jobs/queue.py"),
         ("tests/server/auth/test_rate_limit.py", "tests/server/middleware/test_body_limit.py",
          f"{JOBS}/test_memory.py", f"{JOBS}/test_queue_contract.py"),
     ),

@@ -120,8 +120,11 @@ def test_the_queue_is_told_as_it_is_at_the_scrape() -> None:
         ("masc_jobs_ended_total", "expired"): 1,
         ("masc_jobs_redelivered_total", "lease_expired"): 4,
         ("masc_jobs_redelivered_total", "handed_back"): 0,
+        ("masc_jobs_redelivered_total", "unreadable"): 0,
         ("masc_jobs_dead_lettered_total",): 5,
         ("masc_fenced_results_total",): 6,
+        ("masc_unreadable_records_total",): 0,
+        ("masc_results_dropped_total",): 0,
     }
     metrics.queue.stats = None
     assert registry.get_sample_value("masc_queue_depth") is None

@@ -6,18 +6,19 @@ from urllib.parse import urlsplit
 
 from masc_core.errors import ConfigError
 from worker.jobs.memory import MemoryQueue
-from worker.jobs.queue import JobQueue, QueueLimits
+from worker.jobs.queue import DEFAULT_PREFIX, JobQueue, QueueLimits
 from worker.jobs.redis.queue import RedisQueue
 
 VARIABLE = "MASC_QUEUE_URL"
 REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 
-def connect(url: str, limits: QueueLimits) -> JobQueue:
+def connect(url: str, limits: QueueLimits, prefix: str = DEFAULT_PREFIX) -> JobQueue:
     """Open the queue at ``url``.
 
     ``memory://`` is a queue inside this process. ``redis://``, ``rediss://`` and ``unix://`` are
-    Redis' own URLs; a server that cannot be reached may still come, any other fault is an error.
+    Redis' own URLs, ``prefix`` is that of the keys in it; a server that cannot be reached may still
+    come, any other fault is an error.
 
     Raises
     ------
@@ -29,11 +30,11 @@ def connect(url: str, limits: QueueLimits) -> JobQueue:
         if scheme == "memory":
             return MemoryQueue(limits)
         if scheme in REDIS_SCHEMES:
-            return RedisQueue(url, limits)
-    except ValueError as error:
-        raise ConfigError(f"{VARIABLE}: the URL cannot be read") from error
+            return RedisQueue(url, limits, prefix)
+    except ValueError:
+        raise ConfigError(f"{VARIABLE}: the URL cannot be read") from None
     except ConfigError as error:
-        raise ConfigError(f"{VARIABLE}: {error}") from error
+        raise ConfigError(f"{VARIABLE}: {error}") from None
     raise ConfigError(
         f"{VARIABLE}: no queue for a URL of the kind {scheme!r}, use memory:// or redis://"
     )

@@ -11,6 +11,7 @@ from masc_core.images import ImageFormat
 from masc_core.sampling.params import rows_per_image
 
 MAX_SEED = 2**63 - 1
+MAX_IMAGES = 16  # of one request
 DEFAULT_TIMEOUT = 300.0
 
 

@@ -48,6 +48,7 @@ from worker.jobs.queue import (
 from worker.jobs.watchers import Watchers
 
 MAX_TOMBSTONES = 10_000  # jobs that are remembered without their outcomes
+LIMIT_SECONDS = 60.0  # that a client's window for its number of requests lasts
 WINDOW_SECONDS = 30.0  # of the drain rate
 
 
@@ -117,9 +118,11 @@ class MemoryQueue(JobConsumer):
         self._tombstones: OrderedDict[str, _Record] = OrderedDict()  # without them
         self._by_key: dict[tuple[str, str], _Record] = {}
         self._workers: dict[str, WorkerStatus] = {}
+        self._windows: dict[tuple[str, int], tuple[float, int]] = {}  # begin, and requests so far
         self._watchers = Watchers()
         self._rate = DrainRate(clock)
-        self._accepted, self._fenced = 0, 0
+        self._accepted, self._fenced, self._results_dropped = 0, 0, 0
+        self._result_bytes = 0  # of all outcomes in ``_ended``
         self._ends: Counter[EndState] = Counter()
         self._redelivered: Counter[Redelivery] = Counter()
 
@@ -201,6 +204,16 @@ class MemoryQueue(JobConsumer):
             if record is not None and record.is_over and not record.job.keep:
                 self._drop(record)
 
+    async def count_request(self, client: str, per_minute: int) -> float:
+        """Count a request in its client's window of a minute."""
+        with self._arrival:
+            now = self._clock()
+            began, number = self._windows.get((client, per_minute), (now, 0))
+            if now - began >= LIMIT_SECONDS:
+                began, number = now, 0
+            self._windows[client, per_minute] = began, number + 1
+            return 0.0 if number < per_minute else began + LIMIT_SECONDS - now
+
     async def stats(self) -> QueueStats:
         """State of the queue."""
         with self._arrival:
@@ -208,7 +221,11 @@ class MemoryQueue(JobConsumer):
             head = next(iter(self._waiting.values()), None)
             age = 0.0 if head is None else max(0.0, time.time() - head.job.submitted_at)
             totals = Totals(
-                self._accepted, dict(self._ends), dict(self._redelivered), fenced=self._fenced
+                self._accepted,
+                dict(self._ends),
+                dict(self._redelivered),
+                fenced=self._fenced,
+                results_dropped=self._results_dropped,
             )
             rate = self._rate.per_second()
             return QueueStats(len(self._waiting), len(self._running), age, rate, totals)
@@ -351,7 +368,12 @@ class MemoryQueue(JobConsumer):
         record.state, record.outcome = end_state(outcome), outcome
         record.ended = self._clock()
         self._ends[record.state] += 1
+        size = _num_bytes(outcome)
+        while self._ended and self._result_bytes + size > self._limits.max_result_bytes:
+            self._bury(next(iter(self._ended)))
+            self._results_dropped += 1
         self._ended[record.job.id] = record
+        self._result_bytes += size
         if frees_key(outcome):
             self._release_key(record)
         self._watchers.notify(record.job.id)
@@ -363,17 +385,24 @@ class MemoryQueue(JobConsumer):
             if record.deadline <= now:
                 self._end(record, EXPIRED)
         while self._ended and now - _oldest(self._ended).ended >= limits.result_seconds:
-            job_id, record = self._ended.popitem(last=False)
-            record.outcome, record.events = None, []
-            self._tombstones[job_id] = record
+            self._bury(next(iter(self._ended)))
         while self._tombstones and (
             now - _oldest(self._tombstones).ended >= limits.tombstone_seconds
             or len(self._tombstones) > MAX_TOMBSTONES
         ):
             self._drop(_oldest(self._tombstones))
 
+    def _bury(self, job_id: str) -> None:
+        """Keep the outcome of a job no longer."""
+        record = self._ended.pop(job_id)
+        self._result_bytes -= _num_bytes(record.outcome)
+        record.outcome, record.events = None, []
+        self._tombstones[job_id] = record
+
     def _drop(self, record: _Record) -> None:
-        for records in (self._records, self._ended, self._tombstones):
+        if record.job.id in self._ended:
+            self._bury(record.job.id)
+        for records in (self._records, self._tombstones):
             records.pop(record.job.id, None)
         self._release_key(record)
 
@@ -383,6 +412,10 @@ class MemoryQueue(JobConsumer):
         key = record.job.owner, record.job.idempotency.key
         if self._by_key.get(key) is record:
             del self._by_key[key]
+
+
+def _num_bytes(outcome: Outcome | None) -> int:
+    return sum(len(image.data) for image in outcome.images) if isinstance(outcome, JobResult) else 0
 
 
 def _outcome_of(record: _Record) -> Outcome:

@@ -18,12 +18,13 @@ from worker.jobs.job import Event, Job, Lease, NumberedEvent
 from worker.jobs.outcome import EndState, Outcome
 
 JobState = Literal["waiting", "running"] | EndState
-# Why a job was delivered again: its worker was lost, or gave it back.
-Redelivery = Literal["lease_expired", "handed_back"]
+# Why a job was delivered again: its worker was lost, gave it back, or is too old to read it.
+Redelivery = Literal["lease_expired", "handed_back", "unreadable"]
 
 END_STATES: tuple[EndState, ...] = get_args(EndState)
 REDELIVERIES: tuple[Redelivery, ...] = get_args(Redelivery)
 
+DEFAULT_PREFIX = "masc"
 DEFAULT_RETRY_AFTER = 5.0
 MAX_RETRY_AFTER = 120.0
 
@@ -36,6 +37,7 @@ class QueueLimits:
     lease_seconds: float = 10.0  # after which a silent worker has lost its jobs
     max_deliveries: int = 3  # after so many workers were lost with it, a job is given up
     result_seconds: float = 600.0  # how long an outcome that is kept stays
+    max_result_bytes: int = 512 * 2**20  # of all outcomes; beyond, the oldest are kept no longer
     tombstone_seconds: float = 86_400.0  # how long afterwards its end and its key are known
 
 
@@ -66,6 +68,8 @@ class Totals:
     redelivered: Mapping[Redelivery, int] = field(default_factory=dict)
     dead_lettered: int = 0
     fenced: int = 0
+    unreadable: int = 0  # records that were set aside: damaged, or of another version
+    results_dropped: int = 0  # outcomes that went early, because all together were too large
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,16 @@ class JobProducer(Protocol):
 
     async def forget(self, job_id: str) -> None:
         """Keep the outcome no longer, unless the job says `keep`."""
+
+    async def count_request(self, client: str, per_minute: int) -> float:
+        """Count a request in its client's window of a minute, which begins with the first one.
+
+        Across the border of two windows twice the number can come within a minute.
+
+        Returns
+        -------
+        seconds until the next window, 0 for one of the first ``per_minute`` requests
+        """
 
     async def stats(self) -> QueueStats:
         """State of the queue."""

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from masc_core.settings import ProcessSettings, Seconds
-from worker.jobs.queue import QueueLimits
+from worker.jobs.queue import DEFAULT_PREFIX, QueueLimits
 
 
 class QueueSettings(ProcessSettings):
@@ -19,18 +19,22 @@ class QueueSettings(ProcessSettings):
     Attributes
     ----------
     queue_url : ``memory://``, ``redis://...``, ``rediss://...`` or ``unix://...``
+    queue_prefix : of all keys in Redis, between braces; one for each service that shares it
     max_queue : jobs of one model that may wait
     lease_seconds : after which a silent worker has lost its jobs
     max_deliveries : after so many workers were lost with it, a job is given up
     result_seconds : how long the images of a job can be fetched
+    max_result_bytes : that all kept results may take together; beyond, the oldest go
     traces_endpoint : URL of the collector that gets traces of jobs; empty is none
     """
 
     queue_url: str = "memory://"
+    queue_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = DEFAULT_PREFIX
     max_queue: Annotated[int, Field(ge=1)] = 256
     lease_seconds: Seconds = 10.0
     max_deliveries: Annotated[int, Field(ge=1)] = 3
     result_seconds: Seconds = 600.0
+    max_result_bytes: Annotated[int, Field(ge=1)] = 512 * 2**20
     traces_endpoint: str = ""
 
     @property
@@ -41,4 +45,5 @@ class QueueSettings(ProcessSettings):
             lease_seconds=self.lease_seconds,
             max_deliveries=self.max_deliveries,
             result_seconds=self.result_seconds,
+            max_result_bytes=self.max_result_bytes,
         )

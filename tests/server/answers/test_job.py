@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.answers.job import EVENT_ID, Cursor, JobEvents
+from server.auth.api_keys import hash_key
 from server.schemas.job import QueuedEvent
 from tests.server.auth.test_api_keys import ALICE, BOB, write_keys
 from tests.server.service import Service, assert_problem, draw, paint
@@ -38,6 +39,22 @@ def test_a_job_is_its_owner_s_alone(guarded: Service, method: str, rest: str) ->
     assert_problem(guarded.call(method, location + rest, headers=key(BOB)), 404, "id")
     assert_problem(guarded.call(method, location + rest), 401)
     assert guarded.call(method, location + rest, headers=key(ALICE)).status_code in {200, 204}
+
+
+def test_a_new_key_under_a_revoked_name_has_none_of_its_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.auth.api_keys.CHECK_SECONDS", 0.0)
+    files = write_keys(tmp_path)
+    with Service(tmp_path, **files) as service:
+        order = {"Idempotency-Key": "order-7"}
+        first = service.submit(key(ALICE) | order)
+        path = files["api_keys_file"]
+        path.write_text(path.read_text().replace(hash_key(ALICE), hash_key("another")))
+        for method, rest in OF_A_JOB:
+            location = first.headers["location"] + rest
+            assert_problem(service.call(method, location, headers=key("another")), 404, "id")
+        assert service.submit(key("another") | order).headers["location"] != location
 
 
 def test_an_idempotency_key_is_its_owner_s_alone(guarded: Service) -> None:

@@ -256,9 +256,9 @@ def test_without_keys_everyone_is_one_client_with_the_whole_queue() -> None:
 
 def test_limits_are_those_of_the_entry_or_else_of_the_settings(tmp_path: Path) -> None:
     keys = access(tmp_path, rate_limit=7, queue_share=0.1)
-    assert keys.client(ALICE) == Client("alice", 7, 0.1)
-    assert keys.client(BOB) == Client("bob", 0, 1.0)
-    assert access(tmp_path).client(ALICE) == Client("alice", 0, 0.5)
+    assert keys.client(ALICE) == Client("alice", 7, 0.1, hash_key(ALICE)[:16])
+    assert keys.client(BOB) == Client("bob", 0, 1.0, hash_key(BOB)[:16])
+    assert access(tmp_path).client(ALICE) == Client("alice", 0, 0.5, hash_key(ALICE)[:16])
 
 
 @pytest.mark.parametrize("key", [None, "", "wrong", ROOT, hash_key(ALICE)])

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import httpx
 import pytest
 from fastapi import APIRouter, Depends
 
-from server.auth.api_keys import Client
+from masc_core.io.files import atomic_write
+from server.auth.api_keys import OWNER_DIGITS, Client, hash_key
 from server.auth.dependencies import AdminDependency, ClientDependency, known_client
 from server.state import app_state
 from tests.server.asgi import Exchange
@@ -62,6 +65,7 @@ def test_a_key_comes_in_either_header(guarded: Service, headers: dict[str, str])
     assert generate(guarded, headers).status_code == 200
     assert guarded.get("/probe/client", **headers).json() == {
         "name": "alice",
+        "key": hash_key(ALICE)[:OWNER_DIGITS],
         "requests_per_minute": 0,
         "queue_share": 0.5,
     }
@@ -162,3 +166,23 @@ def test_the_log_has_the_name_and_nothing_has_the_key(
     everything += [f"{answer.headers} {answer.text}" for answer in answers]
     for secret in (ALICE, ROOT):
         assert not any(secret in text for text in everything)
+
+
+def test_a_new_key_of_a_revoked_name_has_nothing_of_the_old_owner_s(tmp_path: Path) -> None:
+    with Service(tmp_path, **write_keys(tmp_path)) as service:
+        again = {"Idempotency-Key": "k"}
+        made = service.call("POST", "/jobs", json={"class_id": 0}, headers=HEADER | again)
+        where = made.headers["Location"]
+        assert service.get(where, **HEADER).status_code == 200
+        new = {"X-API-Key": "another key of alice"}
+        entry = f'[[keys]]\nname = "alice"\nsha256 = "{hash_key(new["X-API-Key"])}"\n'
+        atomic_write(tmp_path / "api_keys_file", entry.encode(), mode=0o600)
+        until = time.monotonic() + 10.0
+        while service.get(where, **HEADER).status_code != 401:
+            assert time.monotonic() < until
+        for path in (where, f"{where}/images/0", f"{where}/events"):
+            assert_problem(service.get(path, **new), 404, "id")
+        assert_problem(service.call("DELETE", where, headers=new), 404, "id")
+        other = service.call("POST", "/jobs", json={"class_id": 0}, headers=new | again)
+        assert other.status_code == 202
+        assert other.headers["Location"] != where

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from masc_core.errors import ConfigError, QueueFullError
 from tests.redis_server import RedisServer
+from tests.worker.jobs.samples import job, result
 from worker.jobs.connect import connect
 from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.queue import QueueLimits
@@ -29,11 +31,59 @@ def test_redis_is_a_queue_with_the_given_limits(redis_url: str) -> None:
         assert queue.claim("tiny", 1, 0.0) == []
 
 
-@pytest.mark.parametrize("url", ["redis://:hush@h:port/0", "redis://:hush@h/0?socket_timeout=soon"])
-def test_a_url_of_redis_that_cannot_be_read_is_refused(url: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("redis://:hush@h:port/0", "cannot be read"),
+        ("redis://:hush/x@h:6379/0", "%2F"),  # else the port is a part of the password
+        ("redis://:12/hush@h:6379/0", "%2F"),
+        ("redis://:12#hush@h:6379/0", "%23"),
+        ("redis://:12?hush@h:6379/0", "%3F"),
+        ("redis://:hu[sh@h:6379/0", "cannot be read"),
+        ("redis://:hush@h/first", "number of a database"),
+        ("redis://:hush@h/0?db=first", "cannot be read"),
+        ("redis://h/0?password=a&hush=b", "other options"),
+        ("redis://:hush@h/0?decode_responses=1", "other options"),
+        ("redis://:hush@h/0?ssl_ca_certs=/etc/ssl/cert.pem", "other options"),
+        ("rediss://:hush@h/0?ssl_ca_certs=/nowhere/hush.pem", "No such file"),
+        ("rediss://:hush@h/0?ssl_cert_reqs=hush", "ssl_cert_reqs"),
+        ("unix://hush.sock?db=0", "absolute path"),
+    ],
+)
+def test_a_url_of_redis_that_cannot_be_read_is_one_line_without_a_password(
+    url: str, reason: str
+) -> None:
     with pytest.raises(ConfigError) as refusal:
         connect(url, QueueLimits())
-    assert str(refusal.value) == "MASC_QUEUE_URL: the URL cannot be read"
+    message = str(refusal.value)
+    assert message.startswith("MASC_QUEUE_URL: ")
+    assert reason in message
+    assert "hush" not in message
+    assert "\n" not in message
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("login", ["", "ann:p%2Fw%23d%40%3F@"])
+async def test_a_socket_is_as_good_as_an_address(tmp_path: Path, login: str) -> None:
+    path = tmp_path / "redis.sock"
+    with RedisServer(unixsocket=str(path)) as server:
+        with server.client() as inside:
+            inside.acl_setuser(
+                "ann",
+                enabled=True,
+                passwords=["+p/w#d@?"],
+                keys=["*"],
+                channels=["*"],
+                commands=["+@all"],
+            )
+        queue = connect(f"unix://{login}{path}?db=2", QueueLimits())
+        async with queue:
+            sent = job()
+            await queue.submit(sent)
+            (lease,) = await asyncio.to_thread(queue.claim, "tiny", 1, 0.0)
+            assert queue.finish(lease, result())
+            assert await queue.outcome(sent.id) == result()
+            assert [bool(await queue.count_request("ann", 1)) for _ in range(2)] == [False, True]
 
 
 def test_a_wrong_password_names_the_variable_only() -> None:

@@ -17,8 +17,9 @@ VARIABLES = {
     "MASC_LEASE_SECONDS": "3.5",
     "MASC_MAX_DELIVERIES": "2",
     "MASC_RESULT_SECONDS": "60",
+    "MASC_MAX_RESULT_BYTES": "1000",
 }
-LIMITS = QueueLimits(max_jobs=7, lease_seconds=3.5, max_deliveries=2, result_seconds=60.0)
+LIMITS = QueueLimits(7, 3.5, 2, 60.0, 1000)
 
 
 @pytest.fixture(autouse=True)

@@ -9,30 +9,33 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Self
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError
 
-from masc_core.errors import QueueDownError
-from worker.jobs.queue import QueueLimits
+from masc_core.errors import ConfigError, QueueDownError
+from worker.jobs.queue import DEFAULT_PREFIX, QueueLimits
 from worker.jobs.redis.connection import (
+    PASSING,
     RETRY_AFTER,
     AsyncRedis,
     BlockingRedis,
     reachable_queue,
 )
 
-PREFIX = "{masc}:"  # of every key; the braces keep them on one node of a cluster
 UNKEPT_SECONDS = 60.0  # for an outcome that nobody fetches, because its front end has died
 MAX_ENDED = 100_000  # jobs that are remembered after their end
 MAX_TOGETHER = 64  # calls in one pipeline
 PARTS = 10  # of a time-out; see `loop_timeout`
 CANCEL_AGAIN_SECONDS = 0.1
+
+COMMAND = re.compile(r"redis\.p?call\('([A-Z]+)'")
 
 Argument = bytes | str | float
 
@@ -49,23 +52,35 @@ class Script:
 def load_script(name: str) -> Script:
     """Read the script of that name, with all that it shares with the others."""
     folder = resources.files(__package__) / "scripts"
-    text = (folder / "common.lua").read_text("utf-8") + (folder / f"{name}.lua").read_text("utf-8")
+    common, text = ((folder / f"{part}.lua").read_text("utf-8") for part in ("common", name))
+    flags, _, text = text.partition("\n")  # which Redis takes from the first line
+    text = f"{flags}\n{common}{text}"
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-def channels_of(db: int) -> str:
-    """Prefix of the channels; unlike keys, all databases of a server share them."""
-    return f"{PREFIX}{db}:"
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in Redis a queue is, and its limits as the scripts take them."""
+
+    keys: str  # prefix of every key; its braces keep them on one node of a cluster
+    channels: str  # prefix of the channels: unlike keys, all databases of a server share them
+    settings: bytes
+
+    @classmethod
+    def of(cls, limits: QueueLimits, db: int, prefix: str = DEFAULT_PREFIX) -> Self:
+        """The place of the queue with this prefix in a database."""
+        channels = f"{{{prefix}}}:{db}:"
+        return cls(f"{{{prefix}}}:", channels, _settings(limits, channels))
 
 
-def settings_of(limits: QueueLimits, db: int) -> bytes:
-    """The limits as the scripts take them."""
+def _settings(limits: QueueLimits, channels: str) -> bytes:
     return json.dumps(
         {
-            "channels": channels_of(db),
+            "channels": channels,
             "max_jobs": limits.max_jobs,
             "max_deliveries": limits.max_deliveries,
             "max_ended": MAX_ENDED,
+            "max_result_bytes": limits.max_result_bytes,
             "lease_ms": milliseconds(limits.lease_seconds),
             "result_ms": milliseconds(limits.result_seconds),
             "unkept_ms": milliseconds(min(limits.result_seconds, UNKEPT_SECONDS)),
@@ -74,26 +89,59 @@ def settings_of(limits: QueueLimits, db: int) -> bytes:
     ).encode()
 
 
+def check_access(client: BlockingRedis, place: Place) -> None:
+    """Look whether the user may do what the scripts do; raises `ConfigError`.
+
+    A server that is away, or a replica, is not asked: it may still come.
+    """
+    folder = resources.files(__package__) / "scripts"
+    texts = [file.read_text("utf-8") for file in folder.iterdir()]
+    commands = {name for text in texts for name in COMMAND.findall(text)}
+    commands |= {"EVALSHA", "PING", "SUBSCRIBE"}
+    script = (folder / "check_access.lua").read_text("utf-8")
+    try:
+        refused = client.eval(script, 1, place.keys, place.channels, *sorted(commands))
+    except NoPermissionError as error:
+        raise ConfigError(f"Redis answers {error}") from None
+    except PASSING:
+        return
+    if refused:
+        names = ", ".join(name.decode() for name in refused)
+        raise ConfigError(
+            f"Redis' user may not use {names}: it needs ~{place.keys}* &{place.channels}* +@all "
+            "-@admin -@dangerous +info"
+        )
+
+
 def milliseconds(seconds: float) -> int:
     """Whole milliseconds, at least one: Redis takes an expiry of 0 for an error."""
     return max(1, round(seconds * 1000))
 
 
 class Caller:
-    """Calls scripts from any thread, each over a connection of its own; see `settings_of`."""
+    """Calls scripts from any thread, each over a connection of its own.
 
-    def __init__(self, client: BlockingRedis, settings: bytes) -> None:
-        self._client, self._settings = client, settings
+    ``on_read_only`` is called when Redis turns out to be a replica, which after a failover may be
+    where connections still lead; new ones look its name up again.
+    """
+
+    def __init__(self, client: BlockingRedis, place: Place) -> None:
+        self._client, self._place = client, place
+        self.on_read_only: Callable[[ReadOnlyError], None] = lambda _: None
 
     def run(self, name: str, *args: Argument) -> Any:  # noqa: ANN401 - as scripts return
         """Run a script; raises `QueueDownError`."""
         script = load_script(name)
-        arguments = (PREFIX, self._settings, *args)
+        arguments = (self._place.keys, self._place.settings, *args)
         with reachable_queue():
             try:
-                return self._client.evalsha(script.sha, 1, *arguments)
-            except NoScriptError:
+                with suppress(NoScriptError):
+                    return self._client.evalsha(script.sha, 1, *arguments)
                 return self._client.eval(script.text, 1, *arguments)
+            except ReadOnlyError as error:
+                self._client.connection_pool.disconnect(inuse_connections=False)
+                self.on_read_only(error)
+                raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +164,12 @@ class AsyncCaller:
 
     Calls that meet travel in one pipeline, so that a hundred cost little more than one. A caller
     that stops waiting, after some ``seconds`` or before, leaves the connection to the others.
+    ``on_read_only`` is that of `Caller`.
     """
 
-    def __init__(self, client: AsyncRedis, settings: bytes, seconds: float) -> None:
-        self._client, self._settings, self._seconds = client, settings, seconds
+    def __init__(self, client: AsyncRedis, place: Place, seconds: float) -> None:
+        self._client, self._place, self._seconds = client, place, seconds
+        self.on_read_only: Callable[[ReadOnlyError], None] = lambda _: None
         self._waiting: list[_Call] = []
         self._sending: asyncio.Task[None] | None = None
 
@@ -163,13 +213,18 @@ class AsyncCaller:
             again = await self._evaluate([calls[i] for i in unknown], by_digest=False)
             for i, answer in zip(unknown, again, strict=True):
                 answers[i] = answer
+        for answer in answers:
+            if isinstance(answer, ReadOnlyError):
+                self.on_read_only(answer)
+                await self._client.connection_pool.disconnect()
+                break
         return answers
 
     async def _evaluate(self, calls: Sequence[_Call], *, by_digest: bool) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
         for call in calls:
             script = ("EVALSHA", call.script.sha) if by_digest else ("EVAL", call.script.text)
-            pipeline.execute_command(*script, 1, PREFIX, self._settings, *call.args)
+            pipeline.execute_command(*script, 1, self._place.keys, self._place.settings, *call.args)
         return await pipeline.execute(raise_on_error=False)
 
 

@@ -18,6 +18,7 @@ from worker.jobs.queue import WorkerStatus
 T = TypeVar("T")
 
 CodecError = msgspec.MsgspecError
+UnknownValueError = msgspec.ValidationError
 
 _OUTCOMES: Mapping[str, type[Outcome]] = {kind.__name__: kind for kind in (JobResult, JobFailure)}
 _EVENTS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in (Started, Progress, Preview)}
@@ -34,8 +35,20 @@ def encode_with_kind(value: Event | Outcome) -> bytes:
 
 
 def decode_job(data: bytes) -> Job:
-    """Decode a job; this and the others raise `CodecError` if it is none."""
-    return msgspec.msgpack.decode(data, type=Job)
+    """Decode a job.
+
+    Raises
+    ------
+    CodecError : it is none, as of the others below
+    UnknownValueError : it is a job, with a value that this version does not know
+    """
+    try:
+        return msgspec.msgpack.decode(data, type=Job)
+    except UnknownValueError:
+        fields = msgspec.msgpack.decode(data)
+        if not isinstance(fields, dict) or not isinstance(fields.get("request"), dict):
+            raise msgspec.DecodeError("there is no request in it") from None
+        raise
 
 
 def decode_worker(data: bytes) -> WorkerStatus:

@@ -7,9 +7,13 @@ message holds the URL, which may hold a password.
 from __future__ import annotations
 
 import logging
+import re
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
+from urllib.parse import parse_qsl, urlsplit
 
 import redis.asyncio
 from redis.backoff import NoBackoff
@@ -29,22 +33,26 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from masc_core.errors import ConfigError, QueueDownError
+from masc_core.errors import ConfigError, QueueDownError, QueueFullError
 
 logger = logging.getLogger(__name__)
 
 AsyncRedis: TypeAlias = redis.asyncio.Redis
 BlockingRedis: TypeAlias = redis.Redis
 
-MIN_VERSION = (6, 2)
+MIN_VERSION = (7, 0)
 CONNECT_SECONDS = 0.5
 ANSWER_SECONDS = 3.0  # also for a result of many megabytes
 SILENCE_SECONDS = 1.0  # on a subscription, after which the server is asked whether it is there
 RETRY_SECONDS = 0.25  # between two tries to reach it
 RETRY_AFTER = 2.0
 # Redis' own reasons not to serve anybody at the moment: errors, or the first word of one.
-PASSING: Final = (ConnectionError, TimeoutError, MasterDownError, OutOfMemoryError, ReadOnlyError)
+PASSING: Final = (ConnectionError, TimeoutError, MasterDownError, ReadOnlyError)
 PASSING_WORDS: Final = ("BUSY", "MISCONF", "NOREPLICAS")
+CERTIFICATES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password")
+OPTIONS: Final = ("db", "username", "password")  # of a URL; the others below only with TLS
+TLS_OPTIONS: Final = (*CERTIFICATES, "ssl_cert_reqs", "ssl_check_hostname")
+CERT_REQS: Final = ("none", "optional", "required")
 
 
 def _options() -> dict[str, Any]:
@@ -55,6 +63,50 @@ def _options() -> dict[str, Any]:
         "retry": Retry(NoBackoff(), 0),
         "client_name": "masc",
     }
+
+
+def check_url(url: str) -> None:
+    """Refuse what the client library would misread, or find at the first connection only.
+
+    Raises
+    ------
+    ValueError : such a URL; no message holds a part of it that may be of a password
+    ConfigError : the same, with what is known to be wrong
+    """
+    parts = urlsplit(url)
+    if "#" in url or "@" in parts.path + parts.query:
+        raise ConfigError("the URL cannot be read: in a password, write / # ? @ as %2F %23 %3F %40")
+    allowed = OPTIONS + (TLS_OPTIONS if parts.scheme == "rediss" else ())
+    options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+    if not options.keys() <= set(allowed):
+        raise ConfigError(f"the URL has other options than {', '.join(allowed)}")
+    if parts.scheme == "unix":
+        if parts.hostname or not parts.path:
+            raise ConfigError("the URL needs an absolute path, as in unix:///run/redis.sock?db=0")
+    elif not re.fullmatch(r"(/\d*)?", parts.path):
+        raise ConfigError("the URL's path is no number of a database")
+    if options.get("ssl_cert_reqs", CERT_REQS[0]) not in CERT_REQS:
+        raise ConfigError(f"the URL's ssl_cert_reqs is none of {', '.join(CERT_REQS)}")
+    # What cannot be read raises ValueError.
+    _ = int(options.get("db", 0)), (parts.hostname or "").encode("idna"), parts.port
+    _check_certificates(**{name: options.get(name) for name in CERTIFICATES})
+
+
+def _check_certificates(
+    ssl_ca_certs: str | None,
+    ssl_ca_path: str | None,
+    ssl_certfile: str | None,
+    ssl_keyfile: str | None,
+    ssl_password: str | None,
+) -> None:
+    context = ssl.create_default_context()
+    try:
+        if ssl_ca_certs or ssl_ca_path:
+            context.load_verify_locations(ssl_ca_certs, ssl_ca_path)
+        if ssl_certfile:
+            context.load_cert_chain(ssl_certfile, ssl_keyfile, ssl_password or "")
+    except OSError as error:
+        raise ConfigError(f"the certificates of the URL: {error.strerror}") from error
 
 
 def connect_async(url: str) -> AsyncRedis:
@@ -74,13 +126,20 @@ def database_of(client: AsyncRedis | BlockingRedis) -> int:
 
 @contextmanager
 def reachable_queue() -> Iterator[None]:
-    """Turn whatever goes wrong with Redis into `QueueDownError`."""
+    """Turn whatever goes wrong with Redis into `QueueDownError`, or `QueueFullError`."""
     try:
         yield
+    except OutOfMemoryError as error:
+        raise QueueFullError("the queue has no memory left for more jobs", RETRY_AFTER) from error
     except RedisError as error:
         if not isinstance(error, PASSING) and not str(error).startswith(PASSING_WORDS):
-            logger.exception("the queue's Redis refuses a command")
+            _log_refusal(str(error))
         raise QueueDownError("the queue cannot be reached", RETRY_AFTER) from error
+
+
+@lru_cache(maxsize=64)  # once: the same may meet every call
+def _log_refusal(reason: str) -> None:
+    logger.error("the queue's Redis refuses a command: %s", reason)
 
 
 def check_server(client: BlockingRedis) -> None:

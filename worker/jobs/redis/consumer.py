@@ -6,51 +6,47 @@ misses shows when the leases are renewed. See `worker.jobs.queue` for what the m
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 
-from masc_core.errors import QueueDownError
 from worker.jobs.job import Event, Lease
 from worker.jobs.outcome import JobFailure, JobResult, Outcome, end_state, frees_key
 from worker.jobs.queue import HandBack, JobConsumer, JobReport, QueueLimits, WorkerStatus
-from worker.jobs.redis.client import Caller, channels_of, settings_of
+from worker.jobs.redis.client import Caller, Place
 from worker.jobs.redis.codec import (
     CodecError,
+    UnknownValueError,
     decode_job,
     encode,
     encode_with_kind,
 )
-from worker.jobs.redis.connection import BlockingRedis, database_of
+from worker.jobs.redis.connection import BlockingRedis
 from worker.jobs.redis.leases import LeaseUpdates
+
+logger = logging.getLogger(__name__)
 
 MAX_EVENTS = 1000  # of a job that are kept
 CLAIM_POLL_SECONDS = 0.5  # while a claim waits: leases of others may run out meanwhile
-UNREADABLE = JobFailure("EngineError", "the job comes from a version that this worker cannot read")
 
 
 class RedisConsumer(JobConsumer):
     """See `JobConsumer`."""
 
-    def __init__(self, client: BlockingRedis, limits: QueueLimits) -> None:
-        db = database_of(client)
+    def __init__(self, client: BlockingRedis, limits: QueueLimits, place: Place) -> None:
         self._client, self._limits = client, limits
-        self._scripts = Caller(client, settings_of(limits, db))
+        self._scripts = Caller(client, place)
         self._name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._updates = LeaseUpdates(client, self._scripts, channels_of(db), self._name)
-        self._models: set[str] = set()  # that were claimed from
+        self._updates = LeaseUpdates(client, self._scripts, place.channels, self._name)
+        self._passed_over: dict[str, float] = {}  # jobs of a newer version, until their deadline
         self._last_try = ("", 0)  # the latest job that was on its last try, and its token
 
     def close(self) -> None:
         """Disconnect; what is claimed stays so until its leases run out."""
         self._updates.close()
-        was_used, self._models = bool(self._models), set()
-        if was_used:
-            with suppress(QueueDownError):
-                self._scripts.run("delete_consumer", self._name)
         self._client.close()
 
     @property
@@ -115,23 +111,33 @@ class RedisConsumer(JobConsumer):
         self._scripts.run("remove_worker", worker_id)
 
     def _claim_now(self, model: str, max_rows: int) -> list[Lease]:
-        is_first = model not in self._models
-        self._models.add(model)
         self._updates.start()
-        with self._updates.held.claiming():
-            arguments = (model, max_rows, self._name, int(is_first), *self._last_try)
-            claimed = self._scripts.run("claim", *arguments)
-            leases = [lease for fields in claimed if (lease := self._read(*fields)) is not None]
-            self._updates.held.add(leases)
-        return leases
+        while True:
+            now = time.monotonic()
+            self._passed_over = {one: end for one, end in self._passed_over.items() if end > now}
+            with self._updates.held.claiming():
+                claimed = self._scripts.run(
+                    "claim", model, max_rows, self._name, *self._last_try, *self._passed_over
+                )
+                leases = [lease for fields in claimed if (lease := self._read(*fields)) is not None]
+                self._updates.held.add(leases)
+            if leases or not claimed:
+                return leases
 
     def _read(
         self, job_id: bytes, token: int, milliseconds_left: int, data: bytes, is_last_try: int
     ) -> Lease | None:
+        """Read a job; one that is damaged is set aside, one of a newer version left to others."""
         try:
             lease = Lease(decode_job(data), token, milliseconds_left / 1000)
+        except UnknownValueError as error:
+            name, seconds = job_id.decode(), milliseconds_left / 1000
+            logger.warning("job %s is left to workers of another version: %s", name, error)
+            self._passed_over[name] = time.monotonic() + seconds
+            self._scripts.run("report", MAX_EVENTS, name, token, "unread", b"", 0)
+            return None
         except CodecError:
-            self._scripts.run("report", MAX_EVENTS, job_id, token, *_fields(UNREADABLE))
+            self._scripts.run("set_aside", job_id)
             return None
         if is_last_try:
             self._last_try = (lease.job_id, token)

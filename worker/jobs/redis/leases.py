@@ -94,6 +94,7 @@ class LeaseUpdates:
             client, (self._own_channel, f"{channels}arrivals"), self._on_message, self._on_connected
         )
         self.start, self.close = pubsub.start, pubsub.close
+        scripts.on_read_only = pubsub.reconnect
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
         """Have it called with the model whose queue is no longer empty; empty if any may be."""
@@ -112,9 +113,8 @@ class LeaseUpdates:
             self.held.drop(job_id.decode(), int(token))
 
     def _on_connected(self) -> None:
-        held = self.held.tokens
-        if held:
-            pairs = [part for pair in held.items() for part in pair]
+        pairs = [part for pair in self.held.tokens.items() for part in pair]
+        if pairs or self.num_arrivals:  # not the first time; a replica refuses it
             for job_id, token in self._scripts.run("check_leases", *pairs):
                 self.held.drop(job_id.decode(), token)
         self._arrived("")

@@ -9,12 +9,15 @@ See `worker.jobs.queue` for what the methods do.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, Self
 
 from masc_core.errors import (
+    CapacityError,
     IdempotencyConflictError,
     PoisonJobError,
     QueueDownError,
@@ -36,22 +39,27 @@ from worker.jobs.queue import (
     WorkerStatus,
     retry_after,
 )
-from worker.jobs.redis.client import AsyncCaller, channels_of, milliseconds, settings_of
+from worker.jobs.redis.client import AsyncCaller, Place, milliseconds
 from worker.jobs.redis.codec import (
+    CodecError,
     decode_event,
     decode_job,
     decode_outcome,
     decode_worker,
     encode,
 )
-from worker.jobs.redis.connection import RETRY_SECONDS, connect_async, database_of
+from worker.jobs.redis.connection import RETRY_AFTER, RETRY_SECONDS, connect_async
 from worker.jobs.redis.pubsub import PubSubTask
 from worker.jobs.watchers import Watchers
 
+logger = logging.getLogger(__name__)
+
 CALL_SECONDS = 0.65  # so that a client hears within a second that the queue is away
 RESULT_SECONDS = 10.0  # an outcome may be large, and its reader waits for it anyway
+LOOK_SECONDS = 5.0  # between two looks at a job of which nothing is heard: messages can be lost
 WORKERS_SECONDS = 1.0  # for which the list of workers is kept without a message about them
 MAX_EVENTS_TOGETHER = 32
+MAX_LOGGED = 1000
 POISONED = JobFailure(
     PoisonJobError.__name__, "workers were lost while they ran the job, again and again"
 )
@@ -65,23 +73,27 @@ OUTCOME_OF_STATE: dict[str, Outcome] = {  # of a job that ended without one of i
 class RedisProducer:
     """See `JobProducer`."""
 
-    def __init__(self, url: str, limits: QueueLimits) -> None:
-        self._url, self._limits = url, limits
+    def __init__(self, url: str, limits: QueueLimits, place: Place) -> None:
+        self._url, self._limits, self._place = url, limits, place
         self._front_id = uuid.uuid4().hex[:12]
         self._watchers = Watchers()
+        self._logged: set[str] = set()  # what could not be read
         self._unconfirmed: set[str] = set()  # ids of jobs whose submission was not answered
 
     async def __aenter__(self) -> Self:
         """Connect; if Redis is away, when it comes."""
         self._connections = connect_async(self._url)
-        db = database_of(self._connections)
-        settings = settings_of(self._limits, db)
-        self._calls = AsyncCaller(self._connections, settings, CALL_SECONDS)
-        self._results = AsyncCaller(self._connections, settings, RESULT_SECONDS)
-        self._worker_list = _WorkerList(self._calls)
-        self._front_channel = f"{channels_of(db)}front:{self._front_id}"
-        channels = (self._front_channel, f"{channels_of(db)}workers")
+        self._calls = AsyncCaller(self._connections, self._place, CALL_SECONDS)
+        self._results = AsyncCaller(self._connections, self._place, RESULT_SECONDS)
+        self._worker_list = _WorkerList(self._calls, self._unreadable)
+        prefix = self._place.channels
+        self._front_channel, self._aside_channel = (
+            f"{prefix}front:{self._front_id}",
+            f"{prefix}unreadable",
+        )
+        channels = (self._front_channel, self._aside_channel, f"{prefix}workers")
         self._pubsub = PubSubTask(self._connections, channels, self._on_message, self._on_connected)
+        self._calls.on_read_only = self._results.on_read_only = self._pubsub.reconnect
         await self._pubsub.start()
         return self
 
@@ -129,8 +141,14 @@ class RedisProducer:
             while True:
                 state, rest, _ = await self._get_result(job_id)
                 if state in END_STATES:
-                    return decode_outcome(rest) if rest else OUTCOME_OF_STATE[state]
-                await changed.wait(rest / 1000)
+                    break
+                await changed.wait(min(rest / 1000, LOOK_SECONDS))
+        if not rest and state in OUTCOME_OF_STATE:
+            return OUTCOME_OF_STATE[state]
+        try:
+            return decode_outcome(rest)
+        except CodecError as error:
+            raise await self._unreadable("an outcome", error) from error
 
     async def events(self, job_id: str, after: int = 0) -> AsyncIterator[NumberedEvent]:
         """Events of a job."""
@@ -139,12 +157,17 @@ class RedisProducer:
                 state, rest, events = await self._get_result(job_id, after, MAX_EVENTS_TOGETHER)
                 for number, data in events:
                     after = number
-                    yield NumberedEvent(number, decode_event(data))
+                    try:
+                        event = decode_event(data)
+                    except CodecError as error:
+                        await self._unreadable("an event", error)
+                    else:
+                        yield NumberedEvent(number, event)
                 if len(events) == MAX_EVENTS_TOGETHER:
                     continue
                 if state in END_STATES:
                     return
-                await changed.wait(rest / 1000)
+                await changed.wait(min(rest / 1000, LOOK_SECONDS))
 
     async def status(self, job_id: str) -> JobStatus:
         """Where a job is."""
@@ -152,7 +175,10 @@ class RedisProducer:
         if status is None:
             raise _unknown(job_id)
         data, state, deliveries, position = status
-        return JobStatus(decode_job(data), state.decode(), position, deliveries)
+        try:
+            return JobStatus(decode_job(data), state.decode(), position, deliveries)
+        except CodecError as error:
+            raise await self._unreadable("a job", error) from error
 
     async def cancel(
         self, job_id: str, state: Literal["cancelled", "expired"] = "cancelled"
@@ -164,10 +190,16 @@ class RedisProducer:
         """Keep the outcome no longer, unless the job says so."""
         await self._calls.run("forget", job_id)
 
+    async def count_request(self, client: str, per_minute: int) -> float:
+        """Count a request in its client's window of a minute."""
+        milliseconds_left = await self._calls.run("count_request", client, per_minute)
+        return float(milliseconds_left) / 1000
+
     async def stats(self) -> QueueStats:
         """State of the queue."""
         depth, running, age_milliseconds, rate, totals = await self._calls.run("stats")
-        counts = {name.decode(): int(n) for name, n in zip(*[iter(totals)] * 2, strict=True)}
+        pairs = zip(*[iter(totals)] * 2, strict=True)
+        counts = {name.decode(): int(n) for name, n in pairs if n.isdigit()}
         return QueueStats(depth, running, age_milliseconds / 1000, float(rate), _totals(counts))
 
     async def workers(self) -> Sequence[WorkerStatus]:
@@ -185,6 +217,19 @@ class RedisProducer:
         for job_id in tuple(self._unconfirmed):
             await self.cancel(job_id)
             self._unconfirmed.discard(job_id)
+
+    async def _unreadable(self, what: str, error: CodecError) -> CapacityError:
+        """Log and count what cannot be read, the same once; returns what to say of it.
+
+        Whoever asks again may get to a front end that can, while versions change.
+        """
+        reason = f"{what} cannot be read, it may be of another version: {error}"
+        if reason not in self._logged and len(self._logged) < MAX_LOGGED:
+            self._logged.add(reason)
+            logger.warning(reason)
+            with suppress(QueueDownError):
+                await self._calls.run("count_unreadable")
+        return CapacityError(f"{what} is of a version that this server cannot read", RETRY_AFTER)
 
     async def _get_result(
         self, job_id: str, after: int = 0, count: int = 0
@@ -208,10 +253,14 @@ class RedisProducer:
     def _on_message(self, channel: str, message: bytes) -> None:
         if channel == self._front_channel:
             self._watchers.notify(message.decode())
+        elif channel == self._aside_channel:
+            name, job_id = f"{self._place.keys}unreadable", message.decode()
+            logger.error("job %s is set aside, as %s:%s: it cannot be read", job_id, name, job_id)
         else:
             self._worker_list.has_changed()
 
-    def _on_connected(self) -> None:
+    async def _on_connected(self) -> None:
+        await self._calls.run("stats")  # which a replica refuses
         self._watchers.notify_all()
         self._worker_list.has_changed()
 
@@ -219,8 +268,12 @@ class RedisProducer:
 class _WorkerList:
     """The list of workers, read again after `WORKERS_SECONDS` or a message about a change."""
 
-    def __init__(self, calls: AsyncCaller) -> None:
-        self._calls = calls
+    def __init__(
+        self,
+        calls: AsyncCaller,
+        unreadable: Callable[[str, CodecError], Awaitable[CapacityError]],
+    ) -> None:
+        self._calls, self._unreadable = calls, unreadable
         self._reading: asyncio.Future[None] | None = None
         self._workers: Sequence[WorkerStatus] = ()
         self._num_changes, self._num_seen = 0, -1
@@ -241,7 +294,13 @@ class _WorkerList:
 
     async def _read(self) -> None:
         seen, now = self._num_changes, time.monotonic()
-        self._workers = tuple(map(decode_worker, await self._calls.run("workers")))
+        workers: list[WorkerStatus] = []
+        for data in await self._calls.run("workers"):
+            try:
+                workers.append(decode_worker(data))
+            except CodecError as error:
+                await self._unreadable("an announcement of a worker", error)
+        self._workers = tuple(workers)
         self._num_seen, self._read_at = seen, now
 
 
@@ -262,4 +321,6 @@ def _totals(counts: dict[str, int]) -> Totals:
         {why: n for why in REDELIVERIES if (n := counts.get(f"redelivered:{why}", 0))},
         counts.get("dead_lettered", 0),
         counts.get("fenced", 0),
+        counts.get("unreadable", 0),
+        counts.get("results_dropped", 0),
     )

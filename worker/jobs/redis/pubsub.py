@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from redis.asyncio.client import PubSub as AsyncPubSub
@@ -37,7 +37,7 @@ class PubSubTask:
     client : connection to Redis
     channels : their names
     on_message : called with a message's channel and text
-    on_connected : called after every subscription
+    on_connected : called after every subscription, which holds if it raises no `QueueDownError`
     """
 
     def __init__(
@@ -45,11 +45,12 @@ class PubSubTask:
         client: AsyncRedis,
         channels: Sequence[str],
         on_message: Callable[[str, bytes], None],
-        on_connected: Callable[[], None],
+        on_connected: Callable[[], Awaitable[None]],
     ) -> None:
         self._client, self._channels = client, channels
         self._on_message, self._on_connected = on_message, on_connected
         self._connected, self._tried = asyncio.Event(), asyncio.Event()
+        self._lost: Exception | None = None  # why the server is not the right one any more
         self._listening: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -61,6 +62,10 @@ class PubSubTask:
         """Unsubscribe."""
         await end_task(self._listening)
 
+    def reconnect(self, reason: Exception) -> None:
+        """Say why, when the connection is about to be closed from outside."""
+        self._lost = reason
+
     async def wait_until_connected(self) -> None:
         """Wait until the subscription holds."""
         await self._connected.wait()
@@ -71,11 +76,12 @@ class PubSubTask:
                 async with self._client.pubsub() as pubsub:
                     await self._subscribe(pubsub)
                     await self._receive(pubsub)
-            except (RedisError, OSError) as error:
+            except (RedisError, OSError, QueueDownError) as error:
                 if self._connected.is_set() or not self._tried.is_set():
-                    logger.warning("the queue is away: %s", error)
+                    logger.warning("the queue is away: %s", self._lost or error)
             except Exception:
                 logger.exception("the queue's news cannot be followed")
+            self._lost = None
             self._connected.clear()
             self._tried.set()
             await asyncio.sleep(RETRY_SECONDS)
@@ -85,11 +91,11 @@ class PubSubTask:
         for _ in self._channels:
             if await pubsub.get_message(timeout=ANSWER_SECONDS) is None:
                 raise TimeoutError("the subscription is not confirmed")
+        await self._on_connected()
         if self._tried.is_set():
             logger.info("the queue is back")
         self._connected.set()
         self._tried.set()
-        self._on_connected()
 
     async def _receive(self, pubsub: AsyncPubSub) -> None:
         is_asked = False  # whether the server is there
@@ -121,6 +127,7 @@ class PubSubThread:
         self._on_message, self._on_connected = on_message, on_connected
         self._lock = threading.Lock()
         self._closing = threading.Event()
+        self._lost: Exception | None = None  # why the server is not the right one any more
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -129,6 +136,10 @@ class PubSubThread:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._listen, name="queue-news", daemon=True)
                 self._thread.start()
+
+    def reconnect(self, reason: Exception) -> None:
+        """Subscribe anew, within a moment."""
+        self._lost = reason
 
     def close(self) -> None:
         """Unsubscribe."""
@@ -150,6 +161,7 @@ class PubSubThread:
                     is_up = True
                     self._receive(pubsub)
             except (RedisError, OSError, QueueDownError) as error:
+                self._lost = None
                 if is_up:
                     logger.warning("the queue is away: %s", error)
                 is_up = False
@@ -168,6 +180,8 @@ class PubSubThread:
         is_asked = False  # whether the server is there
         while not self._closing.is_set():
             message = pubsub.get_message(timeout=SILENCE_SECONDS)
+            if self._lost is not None:
+                raise ConnectionError(str(self._lost))
             if message is None:
                 if is_asked:
                     raise TimeoutError("the server does not answer")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from worker.jobs.queue import QueueLimits
-from worker.jobs.redis.connection import check_server, connect_blocking
+from worker.jobs.queue import DEFAULT_PREFIX, QueueLimits
+from worker.jobs.redis.client import Place, check_access
+from worker.jobs.redis.connection import check_server, check_url, connect_blocking, database_of
 from worker.jobs.redis.consumer import RedisConsumer
 from worker.jobs.redis.producer import RedisProducer
 
@@ -15,18 +16,23 @@ class RedisQueue(RedisProducer, RedisConsumer):
     ----------
     url : of Redis: ``redis://``, ``rediss://`` or ``unix://``
     limits : of the queue; the same in all processes that share it
+    prefix : of its keys and channels, between braces
 
     Raises
     ------
     ValueError : the URL cannot be read
-    ConfigError : its server is no Redis, too old or does not let us in
+    ConfigError : its server is no Redis, too old, or does not let us do what the queue does
     """
 
-    def __init__(self, url: str, limits: QueueLimits) -> None:
+    def __init__(self, url: str, limits: QueueLimits, prefix: str = DEFAULT_PREFIX) -> None:
+        check_url(url)
         client = connect_blocking(url)
+        place = Place.of(limits, database_of(client), prefix)
         check_server(client)
-        RedisProducer.__init__(self, url, limits)
-        RedisConsumer.__init__(self, client, limits)
+        check_access(client, place)
+        client.connection_pool.disconnect()  # a front end needs no more of it
+        RedisProducer.__init__(self, url, limits, place)
+        RedisConsumer.__init__(self, client, limits, place)
 
     async def __aexit__(self, *_: object) -> None:
         """Disconnect both sides; the jobs stay."""

@@ -12,18 +12,18 @@ from masc_core.errors import QueueDownError
 from tests.redis_server import RedisServer
 from tests.stopwatch import Stopwatch
 from worker.jobs.queue import QueueLimits
-from worker.jobs.redis.client import MAX_TOGETHER, AsyncCaller, end_task, loop_timeout, settings_of
+from worker.jobs.redis.client import MAX_TOGETHER, AsyncCaller, Place, end_task, loop_timeout
 from worker.jobs.redis.connection import connect_async
 
 pytestmark = pytest.mark.anyio
 
-SETTINGS = settings_of(QueueLimits(), 0)
+PLACE = Place.of(QueueLimits(), 0)
 
 
 @pytest.fixture
 async def caller(redis_url: str) -> AsyncIterator[AsyncCaller]:
     client = connect_async(redis_url)
-    caller = AsyncCaller(client, SETTINGS, seconds=5.0)
+    caller = AsyncCaller(client, PLACE, seconds=5.0)
     yield caller
     await caller.close()
     await client.aclose()
@@ -76,7 +76,7 @@ async def test_what_was_given_up_before_it_was_sent_is_not_done(caller: AsyncCal
 async def test_patience_has_an_end() -> None:
     with RedisServer() as server:
         client = connect_async(server.url)
-        caller = AsyncCaller(client, SETTINGS, seconds=0.2)
+        caller = AsyncCaller(client, PLACE, seconds=0.2)
         await caller.run("stats")
         server.hang()
         started = time.monotonic()
@@ -93,7 +93,7 @@ async def test_patience_has_an_end() -> None:
 async def test_closing_leaves_nobody_waiting() -> None:
     with RedisServer() as server:
         client = connect_async(server.url)
-        caller = AsyncCaller(client, SETTINGS, seconds=60.0)
+        caller = AsyncCaller(client, PLACE, seconds=60.0)
         await caller.run("stats")
         server.hang()
         calls = [asyncio.create_task(caller.run("stats"))]

@@ -11,7 +11,7 @@ import pytest
 import redis
 from redis.exceptions import BusyLoadingError, OutOfMemoryError, ResponseError
 
-from masc_core.errors import ConfigError, QueueDownError
+from masc_core.errors import ConfigError, QueueDownError, QueueFullError
 from tests.redis_server import RedisServer
 from worker.jobs.redis.connection import (
     check_server,
@@ -83,14 +83,14 @@ def test_something_else_is_an_error(answer: bytes) -> None:
 
 
 def test_an_old_redis_is_an_error() -> None:
-    body = b"redis_version:6.0.16\r\nmaxmemory_policy:noeviction\r\n"
+    body = b"redis_version:6.2.14\r\nmaxmemory_policy:noeviction\r\n"
 
     def answer(asked: bytes) -> bytes:
         ready = b"+OK\r\n" * asked.count(b"\r\nCLIENT\r\n")
         asks_info = b"\r\n$4\r\nINFO\r\n" in asked
         return ready + (b"$%d\r\n%s\r\n" % (len(body), body) if asks_info else b"")
 
-    with answering(answer) as url, pytest.raises(ConfigError, match=r"6\.2 .* this one is 6\.0"):
+    with answering(answer) as url, pytest.raises(ConfigError, match=r"7\.0 .* this one is 6\.2"):
         check(url)
 
 
@@ -129,7 +129,6 @@ async def test_the_database_is_that_of_the_url(path: str, db: int) -> None:
         redis.ConnectionError("refused"),
         redis.TimeoutError("slow"),
         BusyLoadingError("LOADING"),
-        OutOfMemoryError("command not allowed"),
         ResponseError("MISCONF Redis is configured to save RDB snapshots"),
     ],
 )
@@ -139,7 +138,13 @@ def test_what_passes_is_no_bug(error: Exception, caplog: pytest.LogCaptureFixtur
     assert caplog.records == []
 
 
-def test_what_does_not_pass_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(QueueDownError), reachable_queue():
-        raise ResponseError("ERR user_script:1: Script attempted to access")
-    assert caplog.records[0].levelno == logging.ERROR
+def test_a_full_redis_is_a_full_queue() -> None:
+    with pytest.raises(QueueFullError), reachable_queue():
+        raise OutOfMemoryError("command not allowed")
+
+
+def test_what_does_not_pass_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        with pytest.raises(QueueDownError), reachable_queue():
+            raise ResponseError("ERR user_script:1: Script attempted to access")
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]

@@ -211,28 +211,6 @@ async def test_a_worker_without_news_learns_of_its_losses_when_it_renews(
         assert worker.abandoned(leases) == {jobs[0].id}
 
 
-async def test_consumers_come_and_go(
-    redis_url: str, make_worker: MakeWorker, inside: redis.Redis
-) -> None:
-    def consumers() -> int:
-        return len(inside.xinfo_consumers("{masc}:stream:tiny", "workers"))
-
-    limits = QueueLimits(tombstone_seconds=0.5)
-    async with RedisQueue(redis_url, limits) as front:
-        await submit(front, job(), job())
-        killed = make_worker(limits)
-        killed.finish(claim(killed, 1)[0], result())
-        left = make_worker(limits)
-        (lease,) = claim(left, 1)
-        assert consumers() == 2
-        left.close()
-        assert consumers() == 1
-        await asyncio.sleep(0.6)
-        claim(make_worker(limits))
-        assert consumers() == 0
-        assert killed.finish(lease, result())  # who holds it is a matter of the token alone
-
-
 LEASE = Lease(job(), 1, 60.0)
 LATER = replace(LEASE, token=2)
 

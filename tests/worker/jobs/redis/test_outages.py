@@ -10,7 +10,7 @@ from typing import Self
 
 import pytest
 
-from masc_core.errors import QueueDownError, UnknownJobError
+from masc_core.errors import QueueDownError, QueueFullError, ResultGoneError, UnknownJobError
 from tests.redis_server import RedisServer
 from tests.stopwatch import Stopwatch
 from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit, until
@@ -282,19 +282,135 @@ async def test_a_redis_that_has_forgotten_everything_begins_anew(server: RedisSe
                 await asyncio.wait_for(outcome, 5.0)
 
 
-async def test_a_full_redis_takes_no_more_but_loses_nothing() -> None:
+async def test_a_full_redis_takes_no_more_but_loses_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limits = QueueLimits(max_jobs=100_000)
     with (
         RedisServer(maxmemory="3mb") as server,
-        closing(RedisQueue(server.url, QueueLimits(max_jobs=100_000))) as worker,
+        closing(RedisQueue(server.url, limits)) as worker,
     ):
-        async with RedisQueue(server.url, QueueLimits(max_jobs=100_000)) as front:
+        async with RedisQueue(server.url, limits) as front:
             accepted = []
-            with pytest.raises(QueueDownError):  # noqa: PT012 - until it is
+            with pytest.raises(QueueFullError):  # noqa: PT012 - until it is
                 while True:
                     accepted.append(job(owner="x" * 1000))
                     await front.submit(accepted[-1])
             accepted.pop()
-            with server.client() as inside:
-                inside.config_set("maxmemory", "100mb")
-            assert (await front.stats()).totals.accepted == len(accepted)
-            assert jobs_of(claim(worker, len(accepted))) == accepted
+            leases = claim(worker, len(accepted))
+            assert jobs_of(leases) == accepted
+            worker.announce(WorkerStatus("a", ready=True))
+            worker.renew(leases)
+            assert worker.abandoned(leases) == set()
+            assert len(await front.workers()) == 1
+            assert (await front.status(accepted[0].id)).state == "running"
+            assert await front.count_request("ann", 1) == 0
+            await front.cancel(accepted[0].id)
+            worker.emit(leases[1], Progress(0, 1, 8))
+            assert await asyncio.to_thread(worker.finish, leases[1], result())
+            assert await front.outcome(accepted[1].id) == result()
+            worker.hand_back(leases[2:])
+            totals = (await front.stats()).totals
+            assert totals.ended == {"cancelled": 1, "ok": 1}
+            assert totals.redelivered == {"handed_back": len(accepted) - 2}
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_kept_results_have_a_bound_that_no_client_gets_beyond(server: RedisServer) -> None:
+    limits = QueueLimits(max_result_bytes=1_000_000)
+    big = result("x" * 100_000)
+    with closing(RedisQueue(server.url, limits)) as worker, server.client() as inside:
+        async with RedisQueue(server.url, limits) as front:
+            jobs = [job(keep=True) for _ in range(40)]
+            for one in jobs:
+                await submit(front, one)
+                assert worker.finish(claim(worker)[0], big)
+            for one in jobs[:30]:
+                with pytest.raises(ResultGoneError):
+                    await front.outcome(one.id)
+            assert [await front.outcome(one.id) for one in jobs[-9:]] == [big] * 9
+            kept = [inside.strlen(str(name)) for name in inside.scan_iter("{masc}:outcome:*")]
+            assert sum(kept) <= limits.max_result_bytes
+            assert int(inside.hget("{masc}:totals", "result_bytes") or 0) == sum(kept)
+            assert (await front.stats()).totals.results_dropped == len(jobs) - len(kept)
+
+
+class Door:
+    """A name of Redis: new connections go to the server that it means at the moment."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
+        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._relaying: set[asyncio.Future[None]] = set()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for relaying in self._relaying:
+            relaying.cancel()
+        await asyncio.gather(*self._relaying, return_exceptions=True)
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self.port)
+        for source, target in ((reader, back), (there, writer)):
+            self._relaying.add(asyncio.ensure_future(self._pass_on(source, target)))
+
+    @staticmethod
+    async def _pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await source.read(65536):
+                target.write(data)
+        target.close()
+
+
+def follow(server: RedisServer, other: RedisServer) -> None:
+    """Make a server the replica of another, and wait until it has its data."""
+    with server.client() as inside:
+        inside.replicaof("127.0.0.1", other.port)
+        until = time.monotonic() + 10.0
+        while inside.info("replication").get("master_link_status") != "up":
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["for good", "and back"])
+async def test_after_a_failover_the_name_is_looked_up_again(
+    server: RedisServer, back: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RedisServer(**{"repl-diskless-sync-delay": "0"}) as other:
+        async with Door(server.port) as door:
+            worker = await asyncio.to_thread(RedisQueue, door.url, LIMITS)
+            front = await asyncio.to_thread(RedisQueue, door.url, LIMITS)
+            async with front, worker:
+                sent = [job(keep=True) for _ in range(4)]
+                await submit(front, *sent)
+                leases = await asyncio.to_thread(claim, worker)
+                waiting = [asyncio.create_task(front.outcome(one.id)) for one in sent]
+                await until(lambda: len(front._watchers.watched) == 4)
+                await asyncio.to_thread(follow, other, server)
+                with server.client() as old, other.client() as new:
+                    new.replicaof("NO", "ONE")
+                    old.replicaof("127.0.0.1", other.port)  # it stays up, and answers
+                    for call in every_call(front).values():
+                        await refused_in_time(call)
+                    with pytest.raises(QueueDownError):
+                        await asyncio.to_thread(worker.renew, leases)
+                    if back:
+                        old.replicaof("NO", "ONE")
+                    else:
+                        door.port = other.port
+                await served_again(front)
+                await asyncio.to_thread(worker.renew, leases)
+                assert worker.abandoned(leases) == set()
+                for lease in leases:
+                    assert await asyncio.to_thread(worker.finish, lease, result(lease.job_id))
+                outcomes = await asyncio.wait_for(asyncio.gather(*waiting), 7.0)
+                assert outcomes == [result(one.id) for one in sent]
+                assert (await front.stats()).totals == Totals(4, {"ok": 4})
+                await asyncio.to_thread(worker.close)
+                await asyncio.to_thread(front.close)
+    assert caplog.text.count("the queue is away: You can't write against a read only replica") >= 1
+    assert caplog.text.count("the queue is away") <= 2  # once each: front end, worker

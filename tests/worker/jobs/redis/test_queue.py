@@ -12,6 +12,7 @@ from tests.worker.jobs.redis.conftest import MakeWorker
 from tests.worker.jobs.samples import job, result, submit
 from worker.jobs.job import Lease, Started
 from worker.jobs.queue import QueueLimits
+from worker.jobs.redis.client import Place
 from worker.jobs.redis.connection import connect_blocking
 from worker.jobs.redis.consumer import RedisConsumer
 from worker.jobs.redis.producer import RedisProducer
@@ -20,11 +21,12 @@ from worker.jobs.redis.queue import RedisQueue
 pytestmark = pytest.mark.anyio
 
 LIMITS = QueueLimits(max_jobs=1000, lease_seconds=0.3, max_deliveries=1000)
+PLACE = Place.of(LIMITS, 0)
 
 
 async def test_the_two_sides_do_not_touch_each_other(redis_url: str) -> None:
-    with closing(RedisConsumer(connect_blocking(redis_url), LIMITS)) as consumer:
-        async with RedisProducer(redis_url, LIMITS) as producer:
+    with closing(RedisConsumer(connect_blocking(redis_url), LIMITS, PLACE)) as consumer:
+        async with RedisProducer(redis_url, LIMITS, PLACE) as producer:
             mine, yours = {*vars(producer), *vars(RedisProducer)}, vars(RedisConsumer).keys()
             common = mine & {*vars(consumer), *yours}
     assert {name for name in common if not name.startswith("__")} == {"_limits"}

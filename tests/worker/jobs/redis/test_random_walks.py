@@ -33,7 +33,7 @@ from worker.jobs.redis.queue import RedisQueue
 
 LIMITS = QueueLimits(max_jobs=6, lease_seconds=3600.0, max_deliveries=2)
 SHARE = 0.5  # three jobs
-PLACES_OF_ALL_JOBS = {"totals", "seq", "models", "drained", "dead", "ended"}
+PLACES_OF_ALL_JOBS = {"totals", "seq", "models", "drained", "dead", "ended", "results"}
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Walk(RuleBasedStateMachine):
 
     def check_what_is_left(self) -> None:
         kept = [one for one in self.expected if one.job.keep]
-        places = {"job", "outcome", "events", "key", "stream"} | PLACES_OF_ALL_JOBS
+        places = {"job", "outcome", "events", "key"} | PLACES_OF_ALL_JOBS
         names = [str(key).removeprefix("{masc}:").split(":") for key in self.inside.scan_iter()]
         assert {place for place, *_ in names} <= places
         assert {name[-1] for name in names if name[0] in {"job", "outcome"}} == {
@@ -99,12 +99,9 @@ class Walk(RuleBasedStateMachine):
         }
         for name in names:
             key = "{masc}:" + ":".join(name)
-            if name[0] == "stream":
-                assert self.inside.xlen(key) == 0
-                assert all(g["pending"] == 0 for g in self.inside.xinfo_groups(key))
-            elif name[0] == "key":
+            if name[0] == "key":
                 assert self.inside.hget(key, "job") in {one.job.id for one in kept}
-            if name[0] not in PLACES_OF_ALL_JOBS | {"stream"}:
+            if name[0] not in PLACES_OF_ALL_JOBS:
                 assert self.inside.pttl(key) > 0
 
     def line(self, model: str) -> list[Expected]:

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Announce the status of a worker, for as long as a lease.
 
 local worker, status = ARGV[2], ARGV[3]

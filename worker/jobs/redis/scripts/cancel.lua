@@ -1,5 +1,7 @@
+#!lua flags=allow-oom
 -- End a job without images.
 
-if is_live(read(ARGV[2], 'state').state) then
-  end_without_outcome(ARGV[2], ARGV[3])
+local job = read(ARGV[2])
+if job and is_live(job.state) then
+  end_without_outcome(ARGV[2], job, ARGV[3])
 end

@@ -1,6 +1,7 @@
+#!lua flags=allow-oom
 -- Leave nothing of a job that has ended, unless its outcome is to be kept.
 
-local job = read(ARGV[2], 'state', 'keep')
-if job.state and not is_live(job.state) and job.keep ~= '1' then
+local job = read(ARGV[2])
+if job and not is_live(job.state) and job.keep ~= '1' then
   drop(ARGV[2])
 end

@@ -1,25 +1,26 @@
+#!lua flags=allow-oom
 -- How a job has ended, with at most ARGV[5] of its events from number ARGV[4] on.
 --
 -- While it has not ended, the same step registers the front end for messages: none is missed.
 
 local id, front, first, count = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 
-local job = read(id, 'state', 'deadline')
-if not job.state then
+local job = read(id)
+if not job then
   return {'unknown'}
 end
 local events = {}
 if count > 0 then
-  for _, entry in ipairs(redis.call('XRANGE', key('events', id), first, '+', 'COUNT', count)) do
-    events[#events + 1] = {tonumber(string.match(entry[1], '%d+')), entry[2][2]}
+  for _, entry in ipairs(redis.pcall('XRANGE', key('events', id), first, '+', 'COUNT', count)) do
+    events[#events + 1] = {tonumber(string.match(entry[1], '%d+')), entry[2][2] or ''}
   end
 end
 if is_live(job.state) then
-  redis.call('SADD', key('watch', id), front)
-  return {job.state, tonumber(job.deadline) - now, events}
+  redis.pcall('SADD', key('watch', id), front)
+  return {job.state, job.deadline - now, events}
 end
-local outcome = redis.call('GET', key('outcome', id))
-if not outcome then
+local outcome = redis.pcall('GET', key('outcome', id))
+if type(outcome) ~= 'string' then
   return {'gone'}
 end
 return {job.state, count > 0 and '' or outcome, events}

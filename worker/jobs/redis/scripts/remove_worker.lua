@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Remove a worker from the list.
 
 if redis.call('HDEL', key('workers'), ARGV[2]) == 1 then

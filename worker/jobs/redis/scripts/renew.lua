@@ -1,14 +1,11 @@
+#!lua flags=allow-oom
 -- Renew leases, given as pairs of job and token; returns those that are lost.
 
 local lost = {}
 for i = 2, #ARGV, 2 do
   local id, token = ARGV[i], ARGV[i + 1]
-  if holds(id, token) then
-    local job = read(id, 'model', 'seq', 'holder')
+  if held(id, token) then
     redis.call('ZADD', key('leases'), now + settings.lease_ms, id) -- from now, not from its end
-    -- Only resets the idle time that XPENDING shows; the sorted set above decides.
-    redis.pcall('XCLAIM', key('stream', job.model), 'workers', job.holder, 0, job.seq .. '-1',
-      'FORCE', 'JUSTID')
   else -- it ran out, and the job is waiting, ended, or has a higher token
     lost[#lost + 1] = {id, tonumber(token)}
   end

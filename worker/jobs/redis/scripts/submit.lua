@@ -1,3 +1,4 @@
+#!lua
 -- Accept a job, or answer why not.
 
 local id, payload, model, rows, owner = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -18,7 +19,7 @@ local depth = redis.call('ZCARD', key('waiting', model))
 if depth >= settings.max_jobs then
   return {'full', depth, drain_rate()}
 end
-local own = tonumber(redis.call('HGET', key('owners', model), owner) or 0)
+local own = tonumber(redis.pcall('HGET', key('owners', model), owner)) or 0
 if own >= share then
   return {'share', depth, drain_rate(), own}
 end
@@ -26,13 +27,19 @@ end
 if redis.call('ZCARD', key('deadlines')) == 0 then
   restart_throughput()
 end
-local seq = redis.call('INCR', key('seq'))
+local seq = redis.pcall('INCR', key('seq'))
+if type(seq) == 'table' then -- it cannot be read: begin anew, behind all that were given
+  seq = now
+  redis.call('SET', key('seq'), seq)
+end
 redis.call('HSET', key('job', id), 'job', payload, 'model', model, 'rows', rows, 'owner', owner,
   'keep', keep, 'key', name, 'seq', seq, 'state', 'waiting', 'token', 0, 'deliveries', 0,
   'submitted', submitted_ms, 'deadline', now + timeout_ms, 'events', 0)
 redis.call('ZADD', key('deadlines'), now + timeout_ms, id)
 redis.call('SADD', key('models'), model)
-redis.call('XADD', key('stream', model), seq .. '-1', 'job', id, 'rows', rows)
+if redis.call('PTTL', key('stream', model)) == -1 then -- left by versions that kept one
+  redis.call('PEXPIRE', key('stream', model), settings.tombstone_ms)
+end
 enqueue(id, {model = model, seq = seq, owner = owner})
 if name ~= '' then
   redis.call('HSET', key('key', name), 'job', id, 'print', fingerprint)

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Statuses of the workers that announced theirs within the time of a lease.
 
 for _, worker in ipairs(due('heard', now)) do

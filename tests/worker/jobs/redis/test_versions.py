@@ -1,0 +1,148 @@
+"""Processes of neighbouring versions over one Redis."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+
+from masc_core.errors import CapacityError
+from tests.worker.jobs.redis.conftest import MakeWorker
+from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit
+from worker.jobs.job import Job, NumberedEvent, Progress
+from worker.jobs.queue import QueueLimits, Totals
+from worker.jobs.redis.codec import encode, encode_with_kind
+from worker.jobs.redis.queue import RedisQueue
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = QueueLimits()
+STREAM = "{masc}:stream:tiny"
+
+
+def accept_as_before(inside: redis.Redis, sent: Job) -> None:
+    """Accept a job as the version before did: with an entry in a stream, too."""
+    seq, now = inside.incr("{masc}:seq"), round(1000 * time.time())
+    fields: dict[str | bytes, str | bytes | int]
+    fields = {"job": encode(sent), "model": "tiny", "rows": 1, "owner": "", "keep": 1, "key": ""}
+    fields |= {"seq": seq, "state": "waiting", "token": 0, "deliveries": 0, "events": 0}
+    fields |= {"submitted": now, "deadline": now + 60_000}
+    inside.hset("{masc}:job:" + sent.id, mapping=fields)  # type: ignore[arg-type]  # invariant
+    inside.zadd("{masc}:deadlines", {sent.id: now + 60_000})
+    inside.sadd("{masc}:models", "tiny")
+    inside.xadd(STREAM, {"job": sent.id, "rows": 1}, f"{seq}-1")
+    inside.zadd("{masc}:waiting:tiny", {sent.id: seq})
+    inside.hincrby("{masc}:owners:tiny", "", 1)
+    inside.hincrby("{masc}:totals", "accepted", 1)
+
+
+async def test_jobs_of_the_version_before_go_on(
+    redis_url: str, make_worker: MakeWorker, inside: redis.Redis
+) -> None:
+    worker = make_worker(LIMITS)
+    before = [job(keep=True) for _ in range(3)]
+    for one in before:
+        accept_as_before(inside, one)
+    inside.xgroup_create(STREAM, "workers", "0")
+    async with RedisQueue(redis_url, LIMITS) as front:
+        assert [(await front.status(one.id)).position for one in before] == [0, 1, 2]
+        new = job(keep=True)
+        await submit(front, new)
+        leases = claim(worker)
+        assert jobs_of(leases) == [*before, new]
+        for lease in leases:
+            assert worker.finish(lease, result(lease.job_id))
+        for one in (*before, new):
+            assert await front.outcome(one.id) == result(one.id)
+        assert (await front.stats()).totals == Totals(4, {"ok": 4})
+    # Workers of the version before still look for it, and it goes once there can be none.
+    assert 0 < inside.ttl(STREAM) <= LIMITS.tombstone_seconds
+
+
+def as_of_a_newer_version(inside: redis.Redis, sent: Job, **changes: object) -> None:
+    """Let a job ask for what this version does not know, besides a field that it does not."""
+    fields: dict[str, Any] = msgspec.msgpack.decode(encode(sent))
+    fields["request"] |= changes
+    fields["priority"] = 5
+    data: Any = msgspec.msgpack.encode(fields)
+    inside.hset("{masc}:job:" + sent.id, "job", data)
+
+
+async def test_unknown_fields_are_passed_over(
+    redis_url: str, make_worker: MakeWorker, inside: redis.Redis
+) -> None:
+    async with RedisQueue(redis_url, LIMITS) as front:
+        sent = job()
+        await submit(front, sent)
+        as_of_a_newer_version(inside, sent, sharpness=3)
+        assert jobs_of(claim(make_worker(LIMITS))) == [sent]
+        assert (await front.status(sent.id)).job == sent
+
+
+async def test_a_job_of_a_newer_version_is_left_to_workers_that_know_it(
+    redis_url: str,
+    make_worker: MakeWorker,
+    inside: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    old = make_worker(LIMITS)
+    async with RedisQueue(redis_url, LIMITS) as front:
+        jobs = [job(keep=True) for _ in range(5)]
+        await submit(front, *jobs)
+        for one in jobs[:3]:
+            as_of_a_newer_version(inside, one, decoding="by-ear")
+        for _ in range(4):  # as often as it looks, it does not fail them
+            assert jobs_of(claim(old, 1)) in ([jobs[3]], [jobs[4]], [])
+        assert caplog.text.count("is left to workers of another version") == 3
+        with pytest.raises(CapacityError, match="of a version that this server cannot read"):
+            await front.status(jobs[0].id)
+        totals = (await front.stats()).totals
+        assert totals.redelivered == {"unreadable": 3}
+        assert totals.ended == {}
+        for one in jobs[:3]:  # as a newer worker reads it
+            as_of_a_newer_version(inside, one)
+        leases = claim(make_worker(LIMITS))
+        assert jobs_of(leases) == jobs[:3]
+        assert [lease.token for lease in leases] == [2, 2, 2]
+        assert [(await front.status(one.id)).deliveries for one in jobs[:3]] == [1, 1, 1]
+
+
+async def test_events_of_an_unknown_kind_are_left_out(
+    redis_url: str,
+    make_worker: MakeWorker,
+    inside: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = make_worker(LIMITS)
+    async with RedisQueue(redis_url, LIMITS) as front:
+        sent = job(keep=True)
+        await submit(front, sent)
+        (lease,) = claim(worker)
+        newer = msgspec.msgpack.encode(("Rotated", {"degrees": 90}))
+        for number, data in enumerate((newer, encode_with_kind(Progress(0, 1, 8)), newer), start=1):
+            event: Any = {"event": data}
+            inside.xadd("{masc}:events:" + sent.id, event, f"{number}-1")
+        worker.finish(lease, result())
+        assert await collect(front, sent.id) == [NumberedEvent(2, Progress(0, 1, 8))]
+        assert (await front.stats()).totals.unreadable == 1
+    assert caplog.text.count("an event cannot be read") == 1
+
+
+async def test_an_outcome_of_an_unknown_kind_is_left_to_front_ends_that_know_it(
+    redis_url: str, make_worker: MakeWorker, inside: redis.Redis
+) -> None:
+    worker = make_worker(LIMITS)
+    async with RedisQueue(redis_url, LIMITS) as front:
+        sent = job(keep=True)
+        await submit(front, sent)
+        worker.finish(claim(worker)[0], result())
+        newer: Any = msgspec.msgpack.encode(("Film", {"seconds": 3}))
+        inside.set("{masc}:outcome:" + sent.id, newer)
+        for _ in range(2):
+            with pytest.raises(CapacityError) as refusal:
+                await front.outcome(sent.id)
+            assert refusal.value.retry_after > 0
+        assert (await front.stats()).totals.unreadable == 1

@@ -1,0 +1,4 @@
+#!lua flags=allow-oom
+-- Count a record that a front end cannot read.
+
+add_total('unreadable')
