@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from masc_core.arrays import IntArray
 from masc_core.errors import ConfigError
 from training.data.parquet import ParquetImages
-from training.data.source import SUFFIXES, ImageSource, IntArray, read_class_table
+from training.data.source import SUFFIXES, ImageSource, read_class_table
 from training.data.tar_shards import TarShards
 
 SHARDS = {".tar": TarShards.scan, ".parquet": ParquetImages.scan}

@@ -26,8 +26,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
-from training.data.source import MAX_CLASSES, ImageSource, IntArray
+from training.data.source import MAX_CLASSES, ImageSource
 
 KEPT_BYTES = 1 << 30
 

@@ -18,15 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels, center_crop
 
 logger = logging.getLogger(__name__)
 
-IntArray = NDArray[np.int64]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # others run programs, or hold no photographs
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})

@@ -22,15 +22,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
-from training.data.source import (
-    MAX_CLASSES,
-    SUFFIXES,
-    TABLE,
-    ImageSource,
-    IntArray,
-    read_class_table,
-)
+from training.data.source import MAX_CLASSES, SUFFIXES, TABLE, ImageSource, read_class_table
 
 
 @dataclass(frozen=True, slots=True, eq=False)
