@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
+from masc_core.arrays import IntArray
 from masc_core.prior import ClusterMap
 from training.data.code_cache import CodeCache, CodeIndex, write_index, write_shard
-from training.data.source import IntArray
 
 NUM_CODES, NUM_CLUSTERS, POSITIONS, CLASSES = 16384, 8192, 256, 1000
 THREADS = (1, 2)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from masc_core.arrays import FloatArray
+
 if TYPE_CHECKING:  # priors are built without torch
     from torch import Tensor
-
-FloatArray = npt.NDArray[np.float64]
 
 
 def checked_rows(codebook: npt.ArrayLike | Tensor) -> FloatArray:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeGuard, overload
 import numpy as np
 import numpy.typing as npt
 
+from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError
 from masc_core.io.bounded import MAX_CODES
 from masc_core.io.npz import Array, load_npz, read_npz, save_npz
@@ -24,7 +25,6 @@ from masc_core.io.npz import Array, load_npz, read_npz, save_npz
 if TYPE_CHECKING:  # a front end reads priors without torch
     from torch import Tensor
 
-IntArray = npt.NDArray[np.int64]
 
 _ARRAYS = ("mapping", "k", "n")
 

@@ -12,11 +12,12 @@ from os import PathLike
 import numpy as np
 import numpy.typing as npt
 
-from masc_core.codebook import FloatArray, check_num_clusters
+from masc_core.arrays import FloatArray, IntArray
+from masc_core.codebook import check_num_clusters
 from masc_core.errors import ArtifactError
 from masc_core.io.bounded import MAX_CODES
 from masc_core.io.npz import Array, load_npz, save_npz
-from masc_core.prior import ClusterMap, IntArray
+from masc_core.prior import ClusterMap
 
 
 @dataclass(frozen=True, slots=True, eq=False)

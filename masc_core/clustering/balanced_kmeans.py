@@ -16,9 +16,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from masc_core.arrays import FloatArray, IntArray
 from masc_core.clustering.distances import first_lowest, squared_distances
-from masc_core.codebook import FloatArray
-from masc_core.prior import ClusterMap, IntArray
+from masc_core.prior import ClusterMap
 
 MAX_ROUNDS = 100
 

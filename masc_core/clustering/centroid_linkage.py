@@ -22,9 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from masc_core.arrays import FloatArray, IntArray
 from masc_core.clustering.distances import first_lowest, squared_distances
-from masc_core.codebook import FloatArray
-from masc_core.prior import IntArray
 
 
 class _Clusters(NamedTuple):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from masc_core.codebook import FloatArray
+from masc_core.arrays import FloatArray
 
 # Numba compiles these into their callers and keeps the result by the date of the caller's file:
 # after a change here, delete __pycache__.

@@ -19,8 +19,8 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from masc_core.codebook import FloatArray
-from masc_core.prior import ClusterMap, IntArray
+from masc_core.arrays import FloatArray, IntArray
+from masc_core.prior import ClusterMap
 
 NUM_RUNS = 10
 MAX_ITERATIONS = 300

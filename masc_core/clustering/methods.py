@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from masc_core.arrays import IntArray
 from masc_core.codebook import check_num_clusters, checked_rows
-from masc_core.prior import ClusterMap, IntArray
+from masc_core.prior import ClusterMap
 from masc_core.semantic_tree import cut_merges
 from masc_core.tree import build_tree
 

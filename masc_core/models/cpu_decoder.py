@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from masc_core.arrays import Float32Array
 from masc_core.kernel import unchecked
 from masc_core.models.conv import (
     NORM_EPSILON,
@@ -30,7 +31,7 @@ from masc_core.models.conv import (
     ResidualBlock,
     Upsample,
 )
-from masc_core.models.tile import COLUMNS, ROWS, FloatArray, pack, tile_product
+from masc_core.models.tile import COLUMNS, ROWS, pack, tile_product
 from masc_core.models.winograd import Convolution, convolve
 
 # Multiplications below which handing work to another thread, some 50 microseconds, does not pay.
@@ -59,7 +60,7 @@ class CPUDecoder:
         images = [self._decode(image.permute(1, 2, 0).numpy()) for image in z]
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
-    def _decode(self, z: FloatArray) -> FloatArray:
+    def _decode(self, z: Float32Array) -> Float32Array:
         missing = self._conv_in.weights.shape[2] - z.shape[2]
         x = _convolve(np.pad(z, ((0, 0), (0, 0), (0, missing))), self._conv_in)
         for block in self._blocks:
@@ -76,7 +77,7 @@ def _blocks(decoder: Decoder) -> Iterator[nn.Module]:
             yield level.upsample
 
 
-def _prepared(block: nn.Module) -> Callable[[FloatArray], FloatArray]:
+def _prepared(block: nn.Module) -> Callable[[Float32Array], Float32Array]:
     match block:
         case ResidualBlock():
             return _Residual.of(block)
@@ -92,21 +93,21 @@ def _convolution(conv: nn.Conv2d) -> Convolution:
     return Convolution.of(*_weights(conv))
 
 
-def _weights(layer: nn.Conv2d | nn.GroupNorm) -> tuple[FloatArray, FloatArray]:
+def _weights(layer: nn.Conv2d | nn.GroupNorm) -> tuple[Float32Array, Float32Array]:
     weight, bias = (parameter.detach().numpy() for parameter in layer.parameters())
     return weight, bias
 
 
 @dataclass(frozen=True, slots=True)
 class _Norm:
-    weight: FloatArray
-    bias: FloatArray
+    weight: Float32Array
+    bias: Float32Array
 
     @classmethod
     def of(cls, norm: nn.GroupNorm) -> Self:
         return cls(*_weights(norm))
 
-    def affine(self, x: FloatArray) -> FloatArray:
+    def affine(self, x: Float32Array) -> Float32Array:
         """Factor and summand (2, C) of each channel of x (H, W, C)."""
         height, width, channels = x.shape
         sums = np.empty((-(-height // SUMMED), 2, channels))
@@ -118,8 +119,8 @@ class _Norm:
 class _Linear:
     """A 1x1 convolution: panels of a matrix (C, N), and N summands."""
 
-    panels: FloatArray
-    bias: FloatArray
+    panels: Float32Array
+    bias: Float32Array
 
     @classmethod
     def of(cls, *convs: nn.Conv2d) -> Self:
@@ -127,7 +128,7 @@ class _Linear:
         weights, biases = zip(*map(_weights, convs), strict=True)
         return cls(pack(np.concatenate(weights)[:, :, 0, 0].T), np.concatenate(biases))
 
-    def __call__(self, x: FloatArray) -> FloatArray:
+    def __call__(self, x: Float32Array) -> Float32Array:
         """(n, C) to (n, N)."""
         return _multiplied(x, self.panels) + self.bias
 
@@ -147,7 +148,7 @@ class _Residual:
             shortcut=_Linear.of(shortcut) if isinstance(shortcut, nn.Conv2d) else None,
         )
 
-    def __call__(self, x: FloatArray) -> FloatArray:
+    def __call__(self, x: Float32Array) -> Float32Array:
         h = _convolve(x, self.convs[0], norm=self.norms[0])
         if self.shortcut:
             x = self.shortcut(x.reshape(-1, x.shape[2])).reshape(h.shape)
@@ -168,7 +169,7 @@ class _Attention:
             projection=_Linear.of(block.proj_out),
         )
 
-    def __call__(self, x: FloatArray) -> FloatArray:
+    def __call__(self, x: Float32Array) -> Float32Array:
         factor, summand = self.norm.affine(x)
         rows = x.reshape(-1, x.shape[2])
         q, k, v = np.split(self.qkv(rows * factor + summand), 3, axis=1)
@@ -179,13 +180,13 @@ class _Attention:
 
 
 def _convolve(
-    x: FloatArray,
+    x: Float32Array,
     conv: Convolution,
     *,
     norm: _Norm | None = None,
     factor: int = 1,
-    add_to: FloatArray | None = None,
-) -> FloatArray:
+    add_to: Float32Array | None = None,
+) -> Float32Array:
     """Convolve x (H / factor, W / factor, C), after norm and swish if there is a norm.
 
     The result goes into `add_to` (H, W, N), if given, which may be what was normalised before.
@@ -199,7 +200,7 @@ def _convolve(
     return out
 
 
-def _multiplied(x: FloatArray, panels: FloatArray) -> FloatArray:
+def _multiplied(x: Float32Array, panels: Float32Array) -> Float32Array:
     """A matrix (n, C) times panels (N / 16, C, 16), as (n, N)."""
     out = np.empty((len(x), len(panels) * COLUMNS), np.float32)
     _split(_multiply, out.size * x.shape[1], np.ascontiguousarray(x), panels, out)
@@ -222,7 +223,9 @@ def _pool() -> ThreadPoolExecutor:
 
 
 @unchecked
-def _multiply(x: FloatArray, panels: FloatArray, out: FloatArray, part: int, parts: int) -> None:
+def _multiply(
+    x: Float32Array, panels: Float32Array, out: Float32Array, part: int, parts: int
+) -> None:
     depth, n = x.shape[1], out.shape[1]
     for start in range(part * MULTIPLIED, len(x), parts * MULTIPLIED):
         stop = min(start + MULTIPLIED, len(x))
@@ -239,7 +242,7 @@ def _multiply(x: FloatArray, panels: FloatArray, out: FloatArray, part: int, par
 
 
 @unchecked
-def _add_up(x: FloatArray, sums: npt.NDArray[np.float64], part: int, parts: int) -> None:
+def _add_up(x: Float32Array, sums: npt.NDArray[np.float64], part: int, parts: int) -> None:
     """Sums and sums of squares of every channel, of so many rows of pixels each."""
     for block in range(part, len(sums), parts):
         total, squares = sums[block]
@@ -256,8 +259,8 @@ def _add_up(x: FloatArray, sums: npt.NDArray[np.float64], part: int, parts: int)
 
 @unchecked
 def _affine(
-    sums: npt.NDArray[np.float64], pixels: int, weight: FloatArray, bias: FloatArray
-) -> FloatArray:
+    sums: npt.NDArray[np.float64], pixels: int, weight: Float32Array, bias: Float32Array
+) -> Float32Array:
     """``x factor + summand`` is group normalisation."""
     channels = len(weight)
     size = channels // NORM_GROUPS

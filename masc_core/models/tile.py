@@ -12,12 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-FloatArray = npt.NDArray[np.float32]
+from masc_core.arrays import Float32Array
 
 COLUMNS = 16
 ROWS = 6  # 12 of AVX2's 16 registers are sums then, the others hold what comes in
@@ -27,7 +26,7 @@ VECTOR = ir.VectorType(ir.FloatType(), COLUMNS)
 ALL_FIRST = ir.Constant(ir.VectorType(ir.IntType(32), COLUMNS), [0] * COLUMNS)
 
 
-def pack(matrix: FloatArray) -> FloatArray:
+def pack(matrix: Float32Array) -> Float32Array:
     """A matrix (K, N) as panels (N / 16, K, 16), the last filled up with zeros."""
     depth, width = matrix.shape
     padded = np.pad(matrix, ((0, 0), (0, -width % COLUMNS)))

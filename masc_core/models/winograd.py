@@ -21,8 +21,9 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from masc_core.arrays import Float32Array
 from masc_core.kernel import unchecked
-from masc_core.models.tile import COLUMNS, ROWS, FloatArray, tile_product
+from masc_core.models.tile import COLUMNS, ROWS, tile_product
 
 # The points of each m: small, and in pairs of opposite sign. Errors are 1e-5 of the output at most.
 # With m = 6, a fifth of the multiplications, what is between leaves the cache: no faster.
@@ -59,13 +60,13 @@ class Convolution(NamedTuple):
     out_of : ``A^T`` (m, a)
     """
 
-    weights: FloatArray
-    bias: FloatArray
-    into: FloatArray
-    out_of: FloatArray
+    weights: Float32Array
+    bias: Float32Array
+    into: Float32Array
+    out_of: Float32Array
 
     @classmethod
-    def of(cls, weight: FloatArray, bias: FloatArray) -> Self:
+    def of(cls, weight: Float32Array, bias: Float32Array) -> Self:
         """Transform a weight (N, C, 3, 3); channels are filled up with zeros."""
         weight = np.pad(weight, [(0, -size % COLUMNS) for size in weight.shape[:2]] + [(0, 0)] * 2)
         n, c = weight.shape[:2]
@@ -117,14 +118,14 @@ def _scratch_ends(
 
 @unchecked
 def convolve(  # noqa: PLR0913, PLR0917 - of a kernel that is called once a layer
-    x: FloatArray,
-    affine: FloatArray,
+    x: Float32Array,
+    affine: Float32Array,
     factor: int,
     conv: Convolution,
     tile_rows: int,
     add: bool,  # noqa: FBT001
-    out: FloatArray,
-    scratch: FloatArray,
+    out: Float32Array,
+    scratch: Float32Array,
     part: int,
     parts: int,
 ) -> None:
@@ -164,7 +165,9 @@ def convolve(  # noqa: PLR0913, PLR0917 - of a kernel that is called once a laye
 
 
 @unchecked
-def _read(x: FloatArray, affine: FloatArray, factor: int, top: int, strip: FloatArray) -> None:
+def _read(
+    x: Float32Array, affine: Float32Array, factor: int, top: int, strip: Float32Array
+) -> None:
     """Fill a strip that begins a pixel above `top` and a pixel left of the image."""
     height, width = len(x) * factor, x.shape[1] * factor
     for i in range(len(strip)):
@@ -183,7 +186,7 @@ def _read(x: FloatArray, affine: FloatArray, factor: int, top: int, strip: Float
 
 
 @unchecked
-def _swish(x: FloatArray, affine: FloatArray, out: FloatArray) -> None:
+def _swish(x: Float32Array, affine: Float32Array, out: Float32Array) -> None:
     """``z / (1 + exp(-z))`` without a function that keeps the loop from being vectorised.
 
     Padé's approximation makes ``exp(z / 16)`` a quotient ``p / q``, the rest is
@@ -204,7 +207,7 @@ def _swish(x: FloatArray, affine: FloatArray, out: FloatArray) -> None:
 
 @unchecked
 def _transform_patches(
-    strip: FloatArray, into: FloatArray, count: int, patch: FloatArray, patches: FloatArray
+    strip: Float32Array, into: Float32Array, count: int, patch: Float32Array, patches: Float32Array
 ) -> None:
     """``B^T d B`` of every tile, first along columns, then along rows."""
     a, c = len(into), strip.shape[2]
@@ -222,7 +225,9 @@ def _transform_patches(
 
 
 @unchecked
-def _multiply(patches: FloatArray, weights: FloatArray, count: int, products: FloatArray) -> None:
+def _multiply(
+    patches: Float32Array, weights: Float32Array, count: int, products: Float32Array
+) -> None:
     """The products of a column's elements (a, tiles, C) with their weights (a, N / 16, C, 16)."""
     a, panels, c, _ = weights.shape
     from_element = patches.shape[1] * c
@@ -239,7 +244,7 @@ def _multiply(patches: FloatArray, weights: FloatArray, count: int, products: Fl
 
 @unchecked
 def _sum_rows(
-    products: FloatArray, out_of: FloatArray, j: int, count: int, tiles: FloatArray
+    products: Float32Array, out_of: Float32Array, j: int, count: int, tiles: Float32Array
 ) -> None:
     """``A^T`` times a column, which is still in the cache."""
     _, panels, most, _ = products.shape
@@ -252,13 +257,13 @@ def _sum_rows(
 
 @unchecked
 def _write(
-    tiles: FloatArray,
+    tiles: Float32Array,
     conv: Convolution,
     add: bool,  # noqa: FBT001
     top: int,
     count: int,
-    row: FloatArray,
-    out: FloatArray,
+    row: Float32Array,
+    out: Float32Array,
 ) -> None:
     """The rest of ``A^T Y A``, into those pixels that there are."""
     height, width, channels = out.shape
@@ -280,11 +285,11 @@ def _write(
 
 @unchecked
 def _apply(
-    matrix: FloatArray,
-    x: FloatArray,
+    matrix: Float32Array,
+    x: Float32Array,
     at: int,
     x_row: int,
-    out: FloatArray,
+    out: Float32Array,
     to: int,
     out_row: int,
     channels: int,

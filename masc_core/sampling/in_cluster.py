@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from masc_core.arrays import IntArray
 from masc_core.bundle.manifest import Decoding
 from masc_core.errors import InvalidFieldError
 from masc_core.models.kv_cache import KVLayer, Rows
 from masc_core.models.projection import PackedWeight, can_pack
 from masc_core.models.refiner import Refiner
-from masc_core.prior import ClusterMap, IntArray
+from masc_core.prior import ClusterMap
 from masc_core.sampling.cluster_softmax import ClusterSoftmax
 from masc_core.sampling.rng import code_bits
 from masc_core.sampling.sampler import MIN_TEMPERATURE

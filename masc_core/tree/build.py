@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from masc_core.codebook import FloatArray, checked_rows
+from masc_core.arrays import FloatArray
+from masc_core.codebook import checked_rows
 from masc_core.errors import ConfigError
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.semantic_tree import SemanticTree

@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
-from masc_core.prior import ClusterMap, IntArray
+from masc_core.arrays import IntArray
+from masc_core.prior import ClusterMap
 from masc_core.semantic_tree import LeafOrder, SemanticTree
 
 Height = Annotated[float, Field(description="Mean distance at which the branch merged.")]

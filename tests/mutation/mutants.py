@@ -2,7 +2,8 @@
 
 A site is a place and a kind of fault. It has variants (for `<` every other comparison), of which
 one is taken, so that a sample spreads over the text. Left out is what nobody can notice:
-annotations, which nothing evaluates, options of dataclasses, and `strict` of `zip`.
+annotations, which nothing evaluates, options of dataclasses, `strict` of `zip`, and that an
+argument has to be named.
 """
 
 from __future__ import annotations
@@ -142,6 +143,12 @@ class _Meaning(ast.NodeTransformer):
     def visit_arg(self, node: ast.arg) -> ast.arg:
         node.annotation = None
         return node
+
+    def visit_arguments(self, node: ast.arguments) -> ast.AST:
+        node.args = [*node.posonlyargs, *node.args, *node.kwonlyargs]
+        node.defaults += [default for default in node.kw_defaults if default is not None]
+        node.posonlyargs, node.kwonlyargs, node.kw_defaults = [], [], []
+        return self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import resource
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -16,7 +17,12 @@ import httpx
 import pytest
 
 import server.connections
-from server.connections import MAX_HEAD_BYTES, OnceAMinute, possible_connections
+from server.connections import (
+    MAX_HEAD_BYTES,
+    MAX_LINGERING,
+    OnceAMinute,
+    possible_connections,
+)
 from tests.server.listening import listening
 from tests.server.service import Service, draw
 from tests.stopwatch import Stopwatch
@@ -65,6 +71,15 @@ def read_all(connection: socket.socket) -> bytes:
     while part := connection.recv(65536):
         parts.append(part)
     return b"".join(parts)
+
+
+def is_reset(connection: socket.socket, milliseconds: int = 0) -> bool:
+    """Whether more that is sent finds the other end closed."""
+    with suppress(OSError):
+        connection.sendall(b"more")
+    poll = select.poll()
+    poll.register(connection, 0)  # errors alone
+    return bool(poll.poll(milliseconds))
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
@@ -208,6 +223,23 @@ def test_refused_clients_that_stay_take_no_room(impatient: tuple[Service, int]) 
             connection = stack.enter_context(closing(connect(port)))
             connection.sendall(b"junk\r\n\r\n")
         assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+
+
+def test_of_refused_clients_that_stay_the_oldest_is_closed(
+    roomy: tuple[Service, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.connections, "LINGER_SECONDS", 60.0)
+    _, port = roomy
+    with ExitStack() as stack:
+        refused = []
+        for _ in range(MAX_LINGERING + 1):
+            connection = stack.enter_context(closing(connect(port)))
+            connection.sendall(b"junk\r\n\r\n")
+            assert read_all(connection).startswith(b"HTTP/1.1 400 ")
+            refused.append(connection)
+        oldest, *others = refused
+        assert any(is_reset(oldest, milliseconds=10) for _ in range(200))
+        assert [is_reset(one, milliseconds=10) for one in others] == [False] * MAX_LINGERING
 
 
 def test_clients_that_read_nothing_make_room_too(impatient: tuple[Service, int]) -> None:

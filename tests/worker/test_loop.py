@@ -201,7 +201,9 @@ def test_refined_images_are_the_same_among_others(tmp_path: Path) -> None:
     assert expected(bundle, refined) != expected(bundle, replace(refined, decoding="uniform"))
 
 
-def test_an_image_that_cannot_be_rendered_fails_its_job_alone(bundle: Bundle) -> None:
+def test_an_image_that_cannot_be_rendered_fails_its_job_alone(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
     other = replace(REQUEST, seed=8)
     codes = [
         set(generate(bundle.model, bundle.decoder, [image_params(r, 0)]).codes[0].tolist())
@@ -211,13 +213,17 @@ def test_an_image_that_cannot_be_rendered_fails_its_job_alone(bundle: Bundle) ->
     torch.nn.init.constant_(bundle.tokenizer.quantize.embedding.weight[poison], math.nan)
     good, bad = serve(bundle, [REQUEST, other])
     assert failure(bad).error == "NonFiniteError"
+    assert not [record for record in caplog.records if record.exc_info]  # it says all by itself
     assert [image.data for image in images(good)] == expected(bundle, REQUEST)
 
 
-def test_an_image_that_cannot_be_encoded_fails_its_job_alone(bundle: Bundle) -> None:
+def test_an_image_that_cannot_be_encoded_fails_its_job_alone(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
     unknown = replace(REQUEST, format=cast("ImageFormat", "gif"))
     bad, good = serve(bundle, [unknown, REQUEST])
     assert failure(bad) == JobFailure("EngineError", "the generation failed unexpectedly")
+    assert [record.levelname for record in caplog.records if record.exc_info] == ["ERROR"]
     assert [image.data for image in images(good)] == expected(bundle, REQUEST)
 
 

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from masc_core.arrays import IntArray
 from masc_core.errors import ConfigError
 from masc_core.io.files import sha256_file
 from masc_core.prior import ClusterMap
 from training.data.code_cache import CodeCache
-from training.data.source import IntArray, require_same_classes
+from training.data.source import require_same_classes
 from training.loop.distributed import Ranks
 from training.loop.task import Indices, RandomBits
 from training.metrics.cluster_bits import uniform_bits

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError
 from masc_core.io.bounded import open_file, read_file, size_of
 from masc_core.io.files import atomic_path, atomic_write, sha256_file
 from masc_core.io.npz import check_npy
-from training.data.source import IntArray
 
 INDEX = "index.json"
 AGAIN = "run `masc codes extract` again"

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from masc_core.arrays import IntArray
 from masc_core.errors import ConfigError
 from masc_core.io.bounded import read_file
 from training.data.parquet import ParquetImages
@@ -29,7 +30,6 @@ from training.data.source import (
     SUFFIXES,
     TABLE,
     ImageSource,
-    IntArray,
     printable,
     read_class_table,
     warn_of_empty_classes,

@@ -26,12 +26,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import check_file, parse_json
 from training.data.source import (
     MAX_CLASSES,
     ImageSource,
-    IntArray,
     numbered_classes,
     warn_of_empty_classes,
 )

@@ -21,10 +21,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError
 from masc_core.images import Pixels, center_crop
 from training.data.crops import random_crop
-from training.data.source import ImageSource, IntArray
+from training.data.source import ImageSource
 from training.loop.task import RandomBits
 
 logger = logging.getLogger(__name__)

@@ -20,16 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels, center_crop, to_rgb
 from masc_core.io.bounded import read_file
 
 logger = logging.getLogger(__name__)
 
-IntArray = NDArray[np.int64]
 
 # Formats of Pillow that are read, and what their files end with; others run programs, or hold no
 # photographs.

@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import open_file, parse_json
 from training.data.source import (
@@ -30,7 +31,6 @@ from training.data.source import (
     SUFFIXES,
     TABLE,
     ImageSource,
-    IntArray,
     listed,
     numbered_classes,
     printable,
@@ -165,7 +165,8 @@ def _samples_of(shard: Path) -> tuple[list[_Sample], list[str]]:
 
 def _members(file: BinaryIO) -> Iterator[tuple[str, str, int, int]]:
     """Sample, extension, offset and length of each file in a tar, in order."""
-    with tarfile.open(fileobj=_Headers(file), mode="r:") as archive:
+    headers: Any = _Headers(file)
+    with tarfile.open(fileobj=headers, mode="r:") as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined] # or else it remembers a million of them
             if member.size < 0:  # the reader would go back, for ever

@@ -33,11 +33,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.sparse import coo_array, csr_array
 
+from masc_core.arrays import FloatArray, IntArray
 from masc_core.prior import ClusterMap
 from training.data.code_cache import CodeCache
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 PSEUDO_COUNT = 0.5
 # Beyond these a, the model is that of the observed frequencies, or the unigram.

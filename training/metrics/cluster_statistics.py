@@ -8,13 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
+from masc_core.arrays import FloatArray, IntArray
 from masc_core.prior import ClusterMap
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 # Rows of a distance matrix held at once: 128 MB for a cluster of 16,384 codes.
 ROWS_AT_ONCE = 1024

@@ -17,12 +17,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from masc_core.arrays import FloatArray
 from masc_core.images import Pixels
-
-FloatArray = NDArray[np.float64]
 
 LEVELS = 255.0
 LEAST_ERROR = 1e-10

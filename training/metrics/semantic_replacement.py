@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from masc_core.arrays import FloatArray
 from masc_core.images import Pixels
 from masc_core.models.vq import VQModel, to_uint8
 from masc_core.sampling.in_cluster import MODES, InClusterDecoder
@@ -22,8 +23,6 @@ from training.metrics.image_quality import psnr, ssim
 from training.metrics.reconstruction import to_float
 
 BATCH_SIZE = 64  # part of the result's last bits: convolutions choose their algorithm by it
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

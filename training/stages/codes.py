@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels
 from masc_core.models.vq import VQModel
@@ -40,7 +41,7 @@ from training.data.code_cache import (
 from training.data.codebook_source import TrainedTokenizer
 from training.data.crops import ten_crop_source, ten_crops
 from training.data.images import open_images
-from training.data.source import ImageSource, IntArray, LabelledImages, require_classes
+from training.data.source import ImageSource, LabelledImages, require_classes
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import lock_folder
 from training.metrics.reconstruction import to_float

@@ -21,8 +21,9 @@ import numpy as np
 from jinja2 import Template
 from PIL import Image, ImageDraw, ImageFont
 
+from masc_core.arrays import IntArray
 from masc_core.images import Pixels, encode_image
-from masc_core.prior import ClusterMap, IntArray
+from masc_core.prior import ClusterMap
 from masc_core.semantic_tree import LeafOrder
 
 PAGE = Path(__file__).with_name("atlas.html")

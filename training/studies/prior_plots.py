@@ -13,9 +13,9 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from masc_core.codebook import FloatArray
+from masc_core.arrays import FloatArray, IntArray
 from masc_core.images import Pixels
-from masc_core.prior import ClusterMap, IntArray
+from masc_core.prior import ClusterMap
 from masc_core.semantic_tree import LeafOrder
 from training.plot_png import new_figure, png_bytes
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from masc_core.arrays import FloatArray
 from masc_core.progress import ProgressCallback
 from masc_core.tree.upgma.candidates import Candidates
 from masc_core.tree.upgma.clusters import Clusters
 from masc_core.tree.upgma.dense import chain
 from masc_core.tree.upgma.history import History, distinct_rows
-from masc_core.tree.upgma.types import FloatArray
 
 if TYPE_CHECKING:
     from masc_core.tree.upgma.torch_candidates import TorchCandidates

@@ -21,9 +21,10 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from masc_core.arrays import BoolArray, FloatArray, IdArray, IntArray
 from masc_core.kernel import inline, kernel
 from masc_core.tree.upgma.distances import Members, mean_distance, pair_sum
-from masc_core.tree.upgma.types import BoolArray, ClusterIndex, FloatArray, IdArray, IntArray
+from masc_core.tree.upgma.types import ClusterIndex
 
 NO_SLOT = np.int32(-1)
 

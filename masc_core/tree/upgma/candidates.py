@@ -13,6 +13,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from masc_core.arrays import BoolArray, FloatArray, IntArray
 from masc_core.kernel import inline, kernel
 from masc_core.tree.upgma.candidate_lists import (
     NO_SLOT,
@@ -27,7 +28,7 @@ from masc_core.tree.upgma.clusters import ROUNDING, Clusters
 from masc_core.tree.upgma.distance_rows import DistanceRows
 from masc_core.tree.upgma.distances import MANY_DIMENSIONS, Members, distance, mean_distance
 from masc_core.tree.upgma.search import BoxSearch, MemberSearch, ProductSearch, SearchResult
-from masc_core.tree.upgma.types import BoolArray, ClusterIndex, FloatArray, IntArray
+from masc_core.tree.upgma.types import ClusterIndex
 
 MAX_PAIRS = 2048.0  # pairs of points that keeping one entry may cost
 COMPACT_BELOW = 0.8  # share of slots alive

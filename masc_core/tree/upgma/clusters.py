@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from masc_core.arrays import BoolArray, FloatArray, IdArray, IntArray
 from masc_core.kernel import serial
 from masc_core.progress import ProgressCallback
 from masc_core.tree.upgma.dense import distance_matrix
 from masc_core.tree.upgma.distances import LANES, Members, Products
 from masc_core.tree.upgma.history import DistinctRows
-from masc_core.tree.upgma.types import BoolArray, FloatArray, IdArray, IntArray
 
 ROUNDING = float(64 * np.finfo(np.float64).eps)  # relative error of a mean, a square and a root
 LEAF = 64  # points of a leaf of the spatial order

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from masc_core.arrays import FloatArray, IntArray
 from masc_core.kernel import inline, kernel, serial
 from masc_core.progress import ProgressCallback
 from masc_core.tree.upgma.distances import (
@@ -27,7 +28,6 @@ from masc_core.tree.upgma.distances import (
     distance,
     tiles_of,
 )
-from masc_core.tree.upgma.types import FloatArray, IntArray
 
 CHUNK = 128  # points whose distances to all others are taken at a time
 GROUPS = 64  # parts into which the clusters are divided among threads

@@ -15,10 +15,11 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from masc_core.arrays import BoolArray, FloatArray, IdArray, IntArray
 from masc_core.kernel import kernel
 from masc_core.tree.upgma.clusters import Clusters
 from masc_core.tree.upgma.distances import Members, pair_sum
-from masc_core.tree.upgma.types import BoolArray, ClusterIndex, FloatArray, IdArray, IntArray
+from masc_core.tree.upgma.types import ClusterIndex
 
 MAX_ROWS = 16  # each takes 8 bytes a cluster
 

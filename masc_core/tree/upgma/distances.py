@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from masc_core.arrays import FloatArray, IntArray
 from masc_core.kernel import inline, reduction
-from masc_core.tree.upgma.types import ClusterIndex, FloatArray, IntArray, ProductArray
+from masc_core.tree.upgma.types import ClusterIndex, ProductArray
 
 MANY_DIMENSIONS = 48  # from here on matrix products win (benchmarks/tree.py)
 LANES = 8  # dimensions whose squares are added in one pass; others are filled up with zeros

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from masc_core.arrays import FloatArray, IntArray
 from masc_core.kernel import serial
-from masc_core.tree.upgma.types import FloatArray, IntArray
 
 
 class History:

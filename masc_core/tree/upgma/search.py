@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from masc_core.arrays import FloatArray, IdArray, IntArray
 from masc_core.kernel import inline, kernel
 from masc_core.tree.upgma.clusters import Clusters
 from masc_core.tree.upgma.distances import (
@@ -27,7 +28,7 @@ from masc_core.tree.upgma.distances import (
     tile_squares,
     tiles_of,
 )
-from masc_core.tree.upgma.types import FloatArray, IdArray, IntArray, ProductArray
+from masc_core.tree.upgma.types import ProductArray
 
 CHUNK_BYTES = 16 << 20  # of what a search holds at a time
 BLOCK = 64

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from masc_core.arrays import FloatArray, IntArray
 from masc_core.tree.upgma.candidates import MAX_PAIRS, NUM_CENTROIDS
 from masc_core.tree.upgma.clusters import ROUNDING
 from masc_core.tree.upgma.torch_clusters import CHUNK_DISTANCES, TorchClusters
-from masc_core.tree.upgma.types import FloatArray, IntArray
 
 
 class TorchCandidates:

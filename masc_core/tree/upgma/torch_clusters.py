@@ -14,11 +14,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from masc_core.arrays import FloatArray, IntArray
 from masc_core.device import resolve_device
 from masc_core.progress import ProgressCallback
 from masc_core.tree.upgma.distances import CANCELLATION_SHARE
 from masc_core.tree.upgma.history import DistinctRows
-from masc_core.tree.upgma.types import FloatArray, IntArray
 
 CHUNK_PAIRS = 1 << 24  # pairs of points that are held at a time
 CHUNK_DISTANCES = 1 << 25  # distances that are held at a time

@@ -8,14 +8,12 @@ import pytest
 from PIL import Image
 
 from masc_core.bundle.codebook_view import (
-    PATCHES_FILE,
-    TREE_FILE,
     CodebookFiles,
     decode_tree,
     patch_columns,
     patch_side,
 )
-from masc_core.bundle.manifest import read_manifest
+from masc_core.bundle.manifest import PATCHES_FILE, TREE_FILE, read_manifest
 from masc_core.images import Pixels
 from tests.prior_trees import random_tree
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from masc_core.codebook import FloatArray
+from masc_core.arrays import FloatArray
 
 
 @st.composite

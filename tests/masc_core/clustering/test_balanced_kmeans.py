@@ -5,10 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from masc_core.arrays import FloatArray, IntArray
 from masc_core.clustering import balanced_kmeans as module
 from masc_core.clustering.balanced_kmeans import balanced_kmeans
-from masc_core.codebook import FloatArray
-from masc_core.prior import IntArray
 from tests.golden_files import load_golden
 from tests.masc_core.clustering.codebooks import clustered_rows, codebooks
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from scipy.cluster import hierarchy
 
+from masc_core.arrays import FloatArray
 from masc_core.clustering.centroid_linkage import centroid_linkage
-from masc_core.codebook import FloatArray
 from masc_core.semantic_tree import cut_merges
 from tests.masc_core.clustering.codebooks import clustered_rows, codebooks
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
+from masc_core.arrays import FloatArray
 from masc_core.clustering import kmeans as module
 from masc_core.clustering.kmeans import kmeans
-from masc_core.codebook import FloatArray
 from masc_core.prior import ClusterMap
 from tests.masc_core.clustering.codebooks import clustered_rows, codebooks
 

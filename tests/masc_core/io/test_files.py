@@ -49,6 +49,13 @@ def test_atomic_write_creates_and_replaces(tmp_path: Path) -> None:
     assert names(tmp_path) == ["name"]
 
 
+def test_a_block_that_wrote_nothing_raises_its_own_error(tmp_path: Path) -> None:
+    for write in (atomic_path, atomic_folder):
+        with pytest.raises(KeyboardInterrupt), write(tmp_path / "name"):
+            raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
 def test_json_comes_back_and_constants_are_refused_where_asked(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": [1, 2.5], "b": "é"})

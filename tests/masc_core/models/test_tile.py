@@ -3,14 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from masc_core.arrays import Float32Array
 from masc_core.kernel import unchecked
-from masc_core.models.tile import COLUMNS, FloatArray, pack, tile_product
+from masc_core.models.tile import COLUMNS, pack, tile_product
 
 six_rows, one_row = tile_product(6), tile_product(1)
 
 
 @unchecked
-def multiply_six(a: FloatArray, panels: FloatArray, c: FloatArray) -> None:
+def multiply_six(a: Float32Array, panels: Float32Array, c: Float32Array) -> None:
     depth = a.shape[1]
     for p in range(len(panels)):
         b = (panels, p * depth * 16, 16)
@@ -18,14 +19,14 @@ def multiply_six(a: FloatArray, panels: FloatArray, c: FloatArray) -> None:
 
 
 @unchecked
-def multiply_one(a: FloatArray, panels: FloatArray, c: FloatArray, row: int) -> None:
+def multiply_one(a: Float32Array, panels: Float32Array, c: Float32Array, row: int) -> None:
     depth = a.shape[1]
     for p in range(len(panels)):
         to = (c, row * c.shape[1] + p * 16, c.shape[1])
         one_row((a, row * depth, depth), (panels, p * depth * 16, 16), to, depth)
 
 
-def matrices(depth: int, width: int) -> tuple[FloatArray, FloatArray]:
+def matrices(depth: int, width: int) -> tuple[Float32Array, Float32Array]:
     generator = np.random.default_rng(0)
     return (
         generator.standard_normal((6, depth), np.float32),

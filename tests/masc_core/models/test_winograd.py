@@ -5,23 +5,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from masc_core.models.tile import FloatArray
+from masc_core.arrays import Float32Array
 from masc_core.models.winograd import POINTS, Convolution, convolve, winograd_matrices
 
 
-def normal(*shape: int, seed: int = 0) -> FloatArray:
+def normal(*shape: int, seed: int = 0) -> Float32Array:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def computed(
-    x: FloatArray,
+    x: Float32Array,
     conv: Convolution,
     *,
-    affine: FloatArray | None = None,
+    affine: Float32Array | None = None,
     factor: int = 1,
-    add_to: FloatArray | None = None,
+    add_to: Float32Array | None = None,
     parts: int = 1,
-) -> FloatArray:
+) -> Float32Array:
     height, width = x.shape[0] * factor, x.shape[1] * factor
     shape = (height, width, len(conv.bias))
     out = np.full(shape, np.nan, np.float32) if add_to is None else add_to.copy()
@@ -33,7 +33,7 @@ def computed(
     return out
 
 
-def expected(x: FloatArray, weight: FloatArray, bias: FloatArray) -> FloatArray:
+def expected(x: Float32Array, weight: Float32Array, bias: Float32Array) -> Float32Array:
     """In float64, by definition."""
     image, kernel, summand = (torch.from_numpy(array).double() for array in (x, weight, bias))
     out = F.conv2d(image.permute(2, 0, 1)[None], kernel, summand, padding=1)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from masc_core.arrays import IntArray
 from masc_core.errors import InvalidFieldError
-from masc_core.prior import ClusterMap, IntArray
+from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import FREQUENCY, UNIFORM, InClusterDecoder
 from masc_core.sampling.rng import CODE, random_bits
 

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from masc_core.arrays import IntArray
 from masc_core.errors import ConfigError
 from tests.tiny_images import make_images
 from training.data.images import ImageFolder
-from training.data.source import ImageSource, IntArray, require_classes
+from training.data.source import ImageSource, require_classes
 
 
 @dataclass(eq=False)

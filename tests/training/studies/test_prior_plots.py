@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.cluster import hierarchy
 
-from masc_core.prior import ClusterMap, IntArray
+from masc_core.arrays import IntArray
+from masc_core.prior import ClusterMap
 from masc_core.semantic_tree import LeafOrder
 from masc_core.tree import build_tree
 from tests.prior_trees import random_order, random_patches

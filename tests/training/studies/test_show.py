@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from masc_core.codebook import FloatArray
+from masc_core.arrays import FloatArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.files import TEMPORARY_PREFIX
 from masc_core.prior import ClusterMap

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import distance
 
+from masc_core.arrays import FloatArray, IntArray
 from masc_core.tree.upgma.clusters import Clusters
 from masc_core.tree.upgma.history import DistinctRows
-from masc_core.tree.upgma.types import FloatArray, IntArray
 
 
 def members_of(clusters: Clusters, slot: int) -> list[int]:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from scipy.cluster import hierarchy
 from scipy.spatial import distance
 
+from masc_core.arrays import IntArray
 from masc_core.tree.upgma import average, candidates, torch_candidates, torch_clusters
 from masc_core.tree.upgma.average import average_linkage
 from masc_core.tree.upgma.distance_rows import DistanceRows
-from masc_core.tree.upgma.types import IntArray
 from tests.masc_core.tree.upgma.oracles import (
     HURTFUL,
     Rows,

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from masc_core.arrays import FloatArray, IntArray
 from masc_core.tree.upgma.clusters import Clusters
 from masc_core.tree.upgma.search import (
     BoxSearch,
@@ -17,7 +18,6 @@ from masc_core.tree.upgma.search import (
     limit,
     offer,
 )
-from masc_core.tree.upgma.types import FloatArray, IntArray
 from tests.masc_core.tree.upgma.moments import average_distances, clusters_of, some_moment
 
 Search = BoxSearch | MemberSearch | ProductSearch

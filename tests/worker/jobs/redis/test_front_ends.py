@@ -200,7 +200,7 @@ async def test_what_workers_announce_is_known_everywhere_at_once(
     worker = make_worker(LIMITS)
     ready, not_ready = WorkerStatus("a", ready=True), WorkerStatus("a", ready=False)
     seconds: list[float] = []
-    for status in (ready, not_ready, ready, not_ready, None):
+    for status in (ready, not_ready, ready, None, ready, None):
         if status is None:
             worker.remove_worker("a")
         else:
