@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -139,7 +139,8 @@ def _samples_of(shard: Path) -> list[_Sample]:
 
 def _members(file: BinaryIO) -> Iterator[tuple[str, str, int, int]]:
     """Sample, extension, offset and length of each file in a tar, in order."""
-    with tarfile.open(fileobj=_Headers(file), mode="r:") as archive:
+    headers: Any = _Headers(file)
+    with tarfile.open(fileobj=headers, mode="r:") as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined] # or else it remembers a million of them
             if member.size < 0:  # the reader would go back, for ever
