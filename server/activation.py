@@ -62,7 +62,7 @@ class Activator:
             try:
                 await asyncio.to_thread(self._registry.activate, name, version)
             except ArtifactError as error:
-                raise VersionRefusedError("version", error.reason) from error
+                raise VersionRefusedError("version", str(error)) from error
             if previous == version:
                 await self._wait_for_old_refusals(name, version)
             is_done, serving = await self._wait(name, version, previous, seconds)
