@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from server.settings import ServerSettings
     from worker.settings import WorkerSettings
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False)  # names in files may look like markup
+errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 # Groups of `training.cli`, and what the overview says of them.
 TRAINING_GROUPS = {
@@ -82,16 +82,16 @@ def main() -> None:
     try:
         build_app(sys.argv[1:])(prog_name="masc")
     except MascError as error:
-        errors.print(f"masc: {error}", markup=False)
+        errors.print(f"masc: {error}")
         sys.exit(2 if isinstance(error, ConfigError | ArtifactError | RequestError) else 1)
     except ModuleNotFoundError as error:
         if error.name not in OPTIONAL:
             raise
         extra = "bench" if _asked(sys.argv[1:])[:1] == ["bench"] else "training"
-        errors.print(f"masc: this command needs {error.name}: pip install 'masc\\[{extra}]'")
+        errors.print(f"masc: this command needs {error.name}: pip install 'masc[{extra}]'")
         sys.exit(2)
     except OSError as error:
-        errors.print(f"masc: {error}", markup=False)
+        errors.print(f"masc: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
         errors.print("masc: interrupted")
@@ -411,7 +411,7 @@ def verify(
                 _say_verified(registry.verify(model, one))
             except ArtifactError as error:
                 damaged += 1
-                errors.print(f"masc: {error}", markup=False)
+                errors.print(f"masc: {error}")
     if damaged:
         raise typer.Exit(2)
 

@@ -485,3 +485,12 @@ masc.main()
     assert done.returncode == 2
     assert done.stderr == f"masc: this command needs {missing}: pip install 'masc[bench]'\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_what_looks_like_markup_in_a_file_is_text(masc: Masc, tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path)
+    path = tmp_path / "tiny" / "1" / "manifest.json"
+    path.write_text(path.read_text().replace('"seal"', '"[/red]": 1, "seal"'))
+    done = masc("models", "list", "--models", tmp_path)
+    assert done.status == 0
+    assert "damaged: [/red]" in done.stdout

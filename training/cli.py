@@ -41,7 +41,7 @@ MAX_SKIPPED = 20  # names to print
 
 Config = TypeVar("Config", bound=BaseModel)
 
-console = Console(highlight=False, soft_wrap=True, quiet=not is_main_process())
+console = Console(highlight=False, markup=False, soft_wrap=True, quiet=not is_main_process())
 
 
 def stage_command(
