@@ -38,9 +38,10 @@ serve: $(VENV)/.stamp-worker $(VENV)/.stamp-kernels ## Run the service with the 
 
 install: $(VENV)/.stamp-evaluation ## Install everything for training and serving into .venv
 
-# One test file at a time on each core; torch's own threads would only fight for them.
+# One test file at a time on each core; torch's own threads would only fight for them. Bytecode is kept
+# whatever the environment says: every process that a test starts would compile all it imports anew.
 test: $(VENV)/.stamp-test ## Run the tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.stamp-test ## Check style and types
 	@$(BIN)/ruff check .
