@@ -352,18 +352,25 @@ class Door:
         for relaying in self._relaying:
             relaying.cancel()
         await asyncio.gather(*self._relaying, return_exceptions=True)
+        await asyncio.sleep(0)  # in which the transports close
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError:
+            writer.close()
+            return
         for source, target in ((reader, back), (there, writer)):
             self._relaying.add(asyncio.ensure_future(self._pass_on(source, target)))
 
     @staticmethod
     async def _pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            while data := await source.read(65536):
-                target.write(data)
-        target.close()
+        try:
+            with suppress(ConnectionError):
+                while data := await source.read(65536):
+                    target.write(data)
+        finally:
+            target.close()
 
 
 def follow(server: RedisServer, other: RedisServer) -> None:
