@@ -79,7 +79,9 @@ def test_images_that_are_no_files_are_skipped(tmp_path: Path, kind: str) -> None
     sparse(folder / "c.png", 5_000_000_000)
     images = ImageFolder.scan(tmp_path / "set").read(16)
     assert len(images.labels) == 1
-    assert [Path(name).name for name in images.skipped] == ["a.png", "c.png"]
+    entered = ["c.png"]  # a folder is no image, whatever it is called, but may hold some
+    skipped = entered if kind == "folder" else ["a.png", "c.png"]
+    assert [Path(name).name for name in images.skipped] == skipped
 
 
 def test_a_bomb_of_pixels_is_skipped(tmp_path: Path) -> None:
