@@ -239,9 +239,11 @@ class Manifest(ModelCard):
 
         ``request`` is the body of a ``POST /generate`` that makes it again.
         """
+        # Beyond K top-k keeps all, and equal images are to have equal files.
+        effective = dataclasses.replace(params, top_k=min(params.top_k, self.num_clusters))
         return json.dumps(
             {
-                "request": {"model": self.name, **dataclasses.asdict(params)},
+                "request": {"model": self.name, **dataclasses.asdict(effective)},
                 "class_name": self.class_names[params.class_id],
                 "version": self.version,
                 "weights_sha256": self.weights_sha256,

@@ -164,12 +164,13 @@ class AsyncCaller:
 
     Calls that meet travel in one pipeline, so that a hundred cost little more than one. A caller
     that stops waiting, after some ``seconds`` or before, leaves the connection to the others.
-    ``on_read_only`` is that of `Caller`.
+    ``on_read_only`` is that of `Caller`; ``on_down`` is called when a call finds no server.
     """
 
     def __init__(self, client: AsyncRedis, place: Place, seconds: float) -> None:
         self._client, self._place, self._seconds = client, place, seconds
         self.on_read_only: Callable[[ReadOnlyError], None] = lambda _: None
+        self.on_down: Callable[[], None] = lambda: None
         self._waiting: list[_Call] = []
         self._sending: asyncio.Task[None] | None = None
 
@@ -184,7 +185,11 @@ class AsyncCaller:
                 with reachable_queue():
                     return await call.answer
         except TimeoutError:
+            self.on_down()
             raise QueueDownError("the queue does not answer", RETRY_AFTER) from None
+        except QueueDownError:
+            self.on_down()
+            raise
 
     async def close(self) -> None:
         """Send nothing more; whoever still waits for an answer is cancelled."""

@@ -93,7 +93,11 @@ class RedisProducer:
         )
         channels = (self._front_channel, self._aside_channel, f"{prefix}workers")
         self._pubsub = PubSubTask(self._connections, channels, self._on_message, self._on_connected)
-        self._calls.on_read_only = self._results.on_read_only = self._pubsub.reconnect
+        for calls in (self._calls, self._results):
+            calls.on_read_only, calls.on_down = (
+                self._pubsub.reconnect,
+                self._worker_list.has_changed,
+            )
         await self._pubsub.start()
         return self
 

@@ -335,6 +335,22 @@ async def test_kept_results_have_a_bound_that_no_client_gets_beyond(server: Redi
             assert (await front.stats()).totals.results_dropped == len(jobs) - len(kept)
 
 
+async def test_once_a_call_has_failed_nobody_counts_as_ready(server: RedisServer) -> None:
+    worker = await asyncio.to_thread(RedisQueue, server.url, LIMITS)
+    front = await asyncio.to_thread(RedisQueue, server.url, LIMITS)
+    async with front, worker:
+        status = WorkerStatus("w", ready=True, model="m", version="1")
+        await asyncio.to_thread(worker.announce, status)
+        assert await front.workers() == (status,)
+        await asyncio.to_thread(server.kill)
+        with pytest.raises(QueueDownError):
+            await front.submit(job())
+        with pytest.raises(QueueDownError):
+            await front.workers()
+        await asyncio.to_thread(worker.close)
+        await asyncio.to_thread(front.close)
+
+
 class Door:
     """A name of Redis: new connections go to the server that it means at the moment."""
 
