@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masc_core.errors import ArtifactError, ConfigError, MascError, RequestError
+from masc_core.escapes import ESCAPES
 from masc_core.settings import expand_path
 from masc_core.terminal import error_output, escape_what_cannot_be_encoded, output
 
@@ -483,11 +484,11 @@ def _serve(settings: ServerSettings, worker_settings: WorkerSettings | None) -> 
 
 
 def _say(text: str) -> None:
-    output().print(text, soft_wrap=True)
+    output().print(text.translate(ESCAPES), soft_wrap=True)
 
 
 def _complain(text: str) -> None:
-    error_output().print(f"masc: {text}")
+    error_output().print(f"masc: {text.translate(ESCAPES)}")
 
 
 def _training(attribute: str) -> Any:  # noqa: ANN401 - a Typer group or a command

@@ -40,6 +40,7 @@ ENCODERS: Mapping[ImageFormat, Mapping[str, Any]] = {
 }
 
 MAX_ASPECT = 64
+MAX_EXIF = 60_000  # bytes; a segment of a JPEG ends at 65,535
 CAPTION_HEIGHT = 14
 SHEET_GAP = 2  # pixels between the images of a contact sheet
 SAMPLE_COLUMNS = 10  # images a row of the sheet that a bundle brings
@@ -97,13 +98,13 @@ def encode_image(
     """Encode an image (H, W, 3) as a file of the format; equal arguments give equal bytes.
 
     A description, in ASCII, becomes the text ``Description`` of a PNG, and the EXIF tag
-    ``ImageDescription`` of the others.
+    ``ImageDescription`` of the others, in which there is no room for more than `MAX_EXIF`.
     """
     buffer, options = io.BytesIO(), dict(ENCODERS[format])
     if description and format == "png":
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text("Description", description)
-    elif description:
+    elif 0 < len(description) <= MAX_EXIF:
         options["exif"] = Image.Exif()
         options["exif"][ExifTags.Base.ImageDescription] = description
     Image.fromarray(pixels).save(buffer, **options)

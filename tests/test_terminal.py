@@ -80,6 +80,14 @@ def test_names_are_printed_as_they_are(masc: Masc, models: Path, tmp_path: Path)
     assert f"there is no folder {missing.parent}" in masc("generate", "--out", missing).stderr
 
 
+def test_names_make_no_lines_of_their_own(masc: Masc, models: Path) -> None:
+    done = masc("generate", "x\nmasc: all is well\x1b[31m\u202e\u200f", "--models", models)
+    assert done.status == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert r"x\nmasc: all is well" in done.stderr.replace("\\\\", "\\")
+    assert not set("\x1b\u202e\u200f") & set(done.stderr)
+
+
 def test_home_is_found_wherever_a_path_is_read(
     masc: Masc, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

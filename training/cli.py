@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from masc_core.bundle.manifest import TOKENIZER_FILE, Manifest
 from masc_core.errors import ConfigError
+from masc_core.escapes import ESCAPES
 from masc_core.settings import expand_path
 from masc_core.terminal import output
 from training.config import load_config
@@ -317,7 +318,7 @@ def evaluate_command(config: EvaluateConfig) -> None:
     with progress("evaluate") as report:
         metrics = evaluate(config, report)
     long = {"curves", "definitions"}
-    _print(json.dumps({k: v for k, v in metrics.items() if k not in long}, indent=2))
+    _print_json({k: v for k, v in metrics.items() if k not in long})
 
 
 @stage_command(PublishConfig, resumes=False)
@@ -329,7 +330,7 @@ def publish_command(config: PublishConfig) -> None:
     with progress("publish") as report:
         manifest = publish(config, report)
     _say_version(models_dir(config.models), manifest)
-    _print(json.dumps(manifest.metrics, indent=2))
+    _print_json(manifest.metrics)
 
 
 @stage_command(ImportConfig, resumes=False)
@@ -354,4 +355,8 @@ def _say(result: str, where: Path) -> None:
 
 
 def _print(text: str) -> None:
-    output(quiet=not is_main_process()).print(text, soft_wrap=True)
+    output(quiet=not is_main_process()).print(text.translate(ESCAPES), soft_wrap=True)
+
+
+def _print_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
+    output(quiet=not is_main_process()).print_json(json.dumps(value))

@@ -171,7 +171,7 @@ class WorkerLoop:
         """Make the first image, with the version before where this one cannot make it."""
         try:
             self._versions.newest.warm_up()
-        except MascError as error:
+        except Exception as error:
             if self._reloader is None:
                 raise
             loaded = self._reloader.load_previous(error)

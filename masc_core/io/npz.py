@@ -28,6 +28,9 @@ MAX_OVERHEAD = 1 << 20  # of a file beyond its arrays
 # Everything that zipfile and numpy raise on a damaged or hostile archive.
 DAMAGE = (
     ValueError,
+    TypeError,
+    AttributeError,
+    IndexError,
     KeyError,
     EOFError,
     MemoryError,

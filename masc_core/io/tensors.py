@@ -23,6 +23,8 @@ from masc_core.io.bounded import open_file
 from masc_core.io.files import atomic_path
 
 MAX_HEADER_BYTES = 16 << 20  # a hundred thousand tensors
+# Others are no weights, or cannot be converted without loss.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -95,7 +97,7 @@ def fill_module(path: Path, module: Module, optional: tuple[str, ...] = ()) -> M
     Raises
     ------
     ArtifactError : the file cannot be read, lacks a tensor, has a surplus one, one of another
-        shape, or a NaN or an infinity; names the tensor
+        shape or type, or a NaN or an infinity; names the tensor
     """
     shapes, expected = read_shapes(path), module.state_dict()
     lacking = [name for name in expected if name not in shapes and name not in optional]
@@ -104,6 +106,9 @@ def fill_module(path: Path, module: Module, optional: tuple[str, ...] = ()) -> M
     _refuse_first(path, shapes, lambda k: k not in expected, "belongs to no module")
     _refuse_first(path, shapes, lambda k: shapes[k] != expected[k].shape, "has a wrong shape")
     tensors = read_tensors(path)
+    _refuse_first(
+        path, tensors, lambda k: not _fits(tensors[k].dtype, expected[k]), "has a wrong type"
+    )
     _refuse_first(path, tensors, lambda k: _not_finite(tensors[k]), "has a NaN or an infinity")
     if any(tensor.is_meta for tensor in expected.values()):
         module.to_empty(device="cpu")
@@ -154,6 +159,10 @@ def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     tensor = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
     # Safetensors stores plain row-major tensors, and refuses views that share memory.
     return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _fits(dtype: torch.dtype, expected: Tensor) -> bool:
+    return dtype in FLOATS if expected.is_floating_point() else dtype == expected.dtype
 
 
 def _not_finite(tensor: Tensor) -> bool:

@@ -119,6 +119,10 @@ def test_a_file_can_say_what_it_is(name: ImageFormat) -> None:
     assert described == encode_image(photograph(), name, '{"seed": 7}')
 
 
+def test_what_fits_no_jpeg_is_left_out() -> None:
+    assert encode_image(photograph(), "jpeg", "x" * 70_000) == encode_image(photograph(), "jpeg")
+
+
 def test_contact_sheet_places_images_row_by_row() -> None:
     images = [np.full((4, 6, 3), value, np.uint8) for value in (10, 20, 30, 40, 50)]
     sheet = np.asarray(contact_sheet(images, columns=3, gap=2))

@@ -8,14 +8,10 @@ import sys
 from types import TracebackType
 from typing import Literal
 
+from masc_core.escapes import ESCAPES
+
 LogFormat = Literal["text", "json"]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
-
-# Whatever ends a line, moves the cursor or turns the direction of writing: names of files, models
-# and clients come from outside, and must not look like lines of their own.
-CONTROL = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F)]
-CONTROL += range(0x2066, 0x206A)
-ESCAPES = {code: f"\\u{code:04x}" for code in CONTROL} | {10: "\\n", 13: "\\r", 9: "\\t"}
 
 
 class TextFormatter(logging.Formatter):

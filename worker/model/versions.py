@@ -86,6 +86,10 @@ class Refusal(NamedTuple):
 NO_REFUSAL = Refusal()
 
 
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, MascError) else "see the worker's log"
+
+
 def load_first(
     registry: Registry, name: str, load: Callable[[Path], LoadedModel]
 ) -> tuple[LoadedModel, Refusal]:
@@ -93,13 +97,13 @@ def load_first(
 
     Raises
     ------
-    MascError : why the active one cannot be loaded, where there is none before it
+    Exception : why the active one cannot be loaded, where there is none before it
     """
     version = registry.current(name)
     try:
         return load(registry.path(name, version)), NO_REFUSAL
-    except MascError as error:
-        return _load_previous(registry, name, load, Refusal(version, str(error)), error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the one before may do
+        return _load_previous(registry, name, load, Refusal(version, _reason(error)), error)
 
 
 def _load_previous(
@@ -107,7 +111,7 @@ def _load_previous(
     name: str,
     load: Callable[[Path], LoadedModel],
     refusal: Refusal,
-    error: MascError,
+    error: Exception,
 ) -> tuple[LoadedModel, Refusal]:
     previous = registry.previous(name)
     if previous is None:
@@ -156,14 +160,14 @@ class ModelReloader:
         self._has_closed = False
         self._thread = threading.Thread(target=self._run, name="reloader", daemon=True)
 
-    def load_previous(self, error: MascError) -> LoadedModel:
+    def load_previous(self, error: Exception) -> LoadedModel:
         """The version before the one that is served, whose first image failed; before `start`.
 
         Raises
         ------
-        MascError : the same, where there is none
+        Exception : the same, where there is none
         """
-        refusal = Refusal(self._newest, str(error))
+        refusal = Refusal(self._newest, _reason(error))
         if self.refusal.version or self._registry.current(self._name) != self._newest:
             raise error
         loaded, self.refusal = _load_previous(
@@ -218,7 +222,7 @@ class ModelReloader:
                 and self._registry.activation(self._name) == self._tried
             )
         except Exception as error:  # whatever it is, the old version goes on
-            reason = str(error) if isinstance(error, MascError) else "see the worker's log"
+            reason = _reason(error)
             logger.exception("%s %s is refused", self._name, version)
             if loaded is not None:
                 loaded.close()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from masc_core.errors import ArtifactError
@@ -44,6 +45,14 @@ def test_fill_module_converts_and_lets_optional_tensors_be(tmp_path: Path) -> No
     assert torch.equal(target.bias, bias)
     with pytest.raises(ArtifactError, match="the tensor bias is not in it"):
         fill_module(path, target)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.float8_e4m3fn, torch.int64])
+def test_weights_of_a_type_that_is_none_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"weight": torch.ones(2, 3).to(dtype), "bias": torch.ones(2)}, path)
+    with pytest.raises(ArtifactError, match="the tensor weight has a wrong type"):
+        fill_module(path, torch.nn.Linear(3, 2))
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.tiny_bundle import GRID, save_tiny_bundle
 from worker.engine.engine import Engine
 from worker.engine.request import ImageTask
 from worker.model.loaded_model import LoadedModel
-from worker.model.versions import RETIRE_SECONDS, ModelReloader, ModelVersions, Refusal
+from worker.model.versions import RETIRE_SECONDS, ModelReloader, ModelVersions, Refusal, load_first
 
 
 class ClosingModel(LoadedModel):
@@ -291,6 +291,20 @@ def test_what_nobody_foresaw_is_refused_without_its_text(models: Registry) -> No
     reloader = ModelReloader(models, "tiny", "1", load)
     reloader.check()
     assert reloader.refusal == Refusal("2", "see the worker's log")
+
+
+def test_a_start_takes_the_version_before_whatever_the_active_one_fails_with(
+    models: Registry, loader: Loader
+) -> None:
+    def load(folder: Path) -> LoadedModel:
+        if folder.name == "2":
+            raise NotImplementedError("of a library")
+        return loader(folder)
+
+    models.activate("tiny", "2")
+    loaded, refusal = load_first(models, "tiny", load)
+    assert (loaded.manifest.version, refusal) == ("1", Refusal("2", "see the worker's log"))
+    loaded.close()
 
 
 def test_a_registry_that_cannot_be_read_changes_nothing(

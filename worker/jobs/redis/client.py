@@ -17,15 +17,15 @@ from functools import cache
 from importlib import resources
 from typing import Any, Self
 
-from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from masc_core.errors import ConfigError, QueueDownError
 from worker.jobs.queue import DEFAULT_PREFIX, QueueLimits
 from worker.jobs.redis.connection import (
-    PASSING,
     RETRY_AFTER,
     AsyncRedis,
     BlockingRedis,
+    is_passing,
     reachable_queue,
 )
 
@@ -101,10 +101,10 @@ def check_access(client: BlockingRedis, place: Place) -> None:
     script = (folder / "check_access.lua").read_text("utf-8")
     try:
         refused = client.eval(script, 1, place.keys, place.channels, *sorted(commands))
-    except NoPermissionError as error:
+    except RedisError as error:
+        if is_passing(error):
+            return
         raise ConfigError(f"Redis answers {error}") from None
-    except PASSING:
-        return
     if refused:
         names = ", ".join(name.decode() for name in refused)
         raise ConfigError(

@@ -7,7 +7,7 @@ neighbouring versions can share a queue. Nothing is unpickled.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -43,9 +43,9 @@ def decode_job(data: bytes) -> Job:
     UnknownValueError : it is a job, with a value that this version does not know
     """
     try:
-        return msgspec.msgpack.decode(data, type=Job)
+        return _decode(data, Job)
     except UnknownValueError:
-        fields = msgspec.msgpack.decode(data)
+        fields = _decode(data, Any)
         if not isinstance(fields, dict) or not isinstance(fields.get("request"), dict):
             raise msgspec.DecodeError("there is no request in it") from None
         raise
@@ -53,7 +53,7 @@ def decode_job(data: bytes) -> Job:
 
 def decode_worker(data: bytes) -> WorkerStatus:
     """Decode an announcement."""
-    return msgspec.msgpack.decode(data, type=WorkerStatus)
+    return _decode(data, WorkerStatus)
 
 
 def decode_outcome(data: bytes) -> Outcome:
@@ -67,7 +67,14 @@ def decode_event(data: bytes) -> Event:
 
 
 def _decode_by_kind(data: bytes, kinds: Mapping[str, type[T]]) -> T:
-    name, fields = msgspec.msgpack.decode(data, type=tuple[str, msgspec.Raw])
+    name, fields = _decode(data, tuple[str, msgspec.Raw])
     if name not in kinds:
         raise msgspec.ValidationError(f"nothing is known of the kind {name!r}")
-    return msgspec.msgpack.decode(fields, type=kinds[name])
+    return _decode(fields, kinds[name])
+
+
+def _decode(data: bytes | msgspec.Raw, kind: Any) -> Any:  # noqa: ANN401 - a type, and one of it
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except (UnicodeDecodeError, RecursionError) as error:  # which msgspec lets through
+        raise msgspec.DecodeError(f"{type(error).__name__}: {error}") from error

@@ -48,7 +48,7 @@ RETRY_SECONDS = 0.25  # between two tries to reach it
 RETRY_AFTER = 2.0
 # Redis' own reasons not to serve anybody at the moment: errors, or the first word of one.
 PASSING: Final = (ConnectionError, TimeoutError, MasterDownError, ReadOnlyError)
-PASSING_WORDS: Final = ("BUSY", "MISCONF", "NOREPLICAS")
+PASSING_WORDS: Final = ("BUSY", "CLUSTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN")
 CERTIFICATES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password")
 OPTIONS: Final = ("db", "username", "password")  # of a URL; the others below only with TLS
 TLS_OPTIONS: Final = (*CERTIFICATES, "ssl_cert_reqs", "ssl_check_hostname")
@@ -132,9 +132,14 @@ def reachable_queue() -> Iterator[None]:
     except OutOfMemoryError as error:
         raise QueueFullError("the queue has no memory left for more jobs", RETRY_AFTER) from error
     except RedisError as error:
-        if not isinstance(error, PASSING) and not str(error).startswith(PASSING_WORDS):
+        if not is_passing(error):
             _log_refusal(str(error))
         raise QueueDownError("the queue cannot be reached", RETRY_AFTER) from error
+
+
+def is_passing(error: RedisError) -> bool:
+    """Whether Redis may serve us in a while, without anybody changing us."""
+    return isinstance(error, PASSING) or str(error).startswith(PASSING_WORDS)
 
 
 @lru_cache(maxsize=64)  # once: the same may meet every call

@@ -203,7 +203,7 @@ class RedisProducer:
         """State of the queue."""
         depth, running, age_milliseconds, rate, totals = await self._calls.run("stats")
         pairs = zip(*[iter(totals)] * 2, strict=True)
-        counts = {name.decode(): int(n) for name, n in pairs if n.isdigit()}
+        counts = {name.decode(errors="replace"): int(n) for name, n in pairs if n.isdigit()}
         return QueueStats(depth, running, age_milliseconds / 1000, float(rate), _totals(counts))
 
     async def workers(self) -> Sequence[WorkerStatus]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
 
@@ -57,3 +59,15 @@ def test_anything_else_is_an_error(data: bytes) -> None:
 def test_a_kind_that_is_not_known_is_an_error() -> None:
     with pytest.raises(CodecError, match="Rotated"):
         decode_event(msgspec.msgpack.encode(("Rotated", {"degrees": 90})))
+
+
+@pytest.mark.parametrize("decode", [decode_job, decode_worker, decode_outcome, decode_event])
+@pytest.mark.parametrize(
+    "data",
+    [b"\x81\xa8worker\xffd\xa1w", b"\x92\xa7Started\x81\xa7version\xa1\xff", b"\x91" * 100_000],
+)
+def test_text_that_is_no_utf_8_and_depth_are_errors_like_any_other(
+    decode: Callable[[bytes], object], data: bytes
+) -> None:
+    with pytest.raises(CodecError):
+        decode(data)
