@@ -23,9 +23,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masc_core.errors import ArtifactError, ConfigError, MascError, RequestError
-from masc_core.escapes import ESCAPES
 from masc_core.settings import expand_path
-from masc_core.terminal import error_output, escape_what_cannot_be_encoded, output
+from masc_core.terminal import (
+    Json,
+    complain,
+    escape_what_cannot_be_encoded,
+    output,
+    print_table,
+    say,
+)
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -72,7 +78,6 @@ ServedModel = Annotated[
     typer.Option(help="Model to serve, where there are several [env MASC_DEFAULT_MODEL]."),
 ]
 Queue = Annotated[str | None, typer.Option(help="Queue [env MASC_QUEUE_URL].")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [env MASC_DEVICE].")]
 
 
@@ -87,19 +92,19 @@ def main() -> None:
     try:
         build_app(_arguments())(prog_name="masc")
     except MascError as error:
-        _complain(str(error))
+        complain(str(error))
         sys.exit(2 if isinstance(error, ConfigError | ArtifactError | RequestError) else 1)
     except ModuleNotFoundError as error:
         if error.name not in OPTIONAL:
             raise
         extra = "bench" if _asked(_arguments())[:1] == ["bench"] else "training"
-        _complain(f"this command needs {error.name}: pip install 'masc[{extra}]'")
+        complain(f"this command needs {error.name}: pip install 'masc[{extra}]'")
         sys.exit(2)
     except OSError as error:
-        _complain(str(error))
+        complain(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        _complain("interrupted")
+        complain("interrupted")
         sys.exit(130)
 
 
@@ -249,7 +254,7 @@ def generate(  # noqa: PLR0913 - options
         decoding=decoding,
     )
     written = generate_files(settings, request, out, scale=scale, columns=columns)
-    _say(f"{len(written)} file(s): {written[0]}" + (" ..." if written[1:] else ""))
+    say(f"{len(written)} file(s): {written[0]}" + (" ..." if written[1:] else ""))
 
 
 def bench(  # noqa: PLR0913 - options
@@ -329,15 +334,12 @@ def _models_app(arguments: Sequence[str]) -> typer.Typer:
 
 def list_models(models: Models = None, *, as_json: Json = False) -> None:
     """List models and versions; ``*`` is served, ``previous`` is what a rollback leads to."""
-    from rich.table import Table
-
+    rows = version_rows(_registry(models))
     if as_json:
-        output().print_json(json.dumps([asdict(row) for row in version_rows(_registry(models))]))
+        output().print_json(json.dumps([asdict(row) for row in rows]))
         return
-    table = Table("model", "version", "active", "created", "MB", "grid, clusters/codes", "figures")
-    for row in version_rows(_registry(models)):
-        table.add_row(*astuple(row))
-    output().print(table)
+    heads = ("model", "version", "active", "created", "MB", "grid, clusters/codes", "figures")
+    print_table(heads, map(astuple, rows))
 
 
 def _registry(models: Path | None) -> Registry:
@@ -411,13 +413,13 @@ def _metrics_text(metrics: Mapping[str, JsonValue]) -> str:
 def activate(name: str, version: str, models: Models = None) -> None:
     """Make a version the one that is served; it is verified first."""
     _registry(models).activate(name, version)
-    _say(f"{name} {version} is active")
+    say(f"{name} {version} is active")
 
 
 def rollback(name: str, models: Models = None) -> None:
     """Go back to the version that was active before; again, one further back."""
     version = _registry(models).rollback(name)
-    _say(f"{name} {version} is active again")
+    say(f"{name} {version} is active again")
 
 
 def verify(
@@ -437,14 +439,14 @@ def verify(
                 _say_verified(registry.verify(model, one))
             except ArtifactError as error:
                 damaged += 1
-                _complain(str(error))
+                complain(str(error))
     if damaged:
         raise typer.Exit(2)
 
 
 def _say_verified(manifest: Manifest) -> None:
     count = len(manifest.files)
-    _say(f"{manifest.name} {manifest.version}: {count} files are as published")
+    say(f"{manifest.name} {manifest.version}: {count} files are as published")
 
 
 def _serve(settings: ServerSettings, worker_settings: WorkerSettings | None) -> None:
@@ -481,14 +483,6 @@ def _serve(settings: ServerSettings, worker_settings: WorkerSettings | None) -> 
             thread.join(END_SECONDS)
     if thread.failure is not None:
         raise thread.failure
-
-
-def _say(text: str) -> None:
-    output().print(text.translate(ESCAPES), soft_wrap=True)
-
-
-def _complain(text: str) -> None:
-    error_output().print(f"masc: {text.translate(ESCAPES)}")
 
 
 def _training(attribute: str) -> Any:  # noqa: ANN401 - a Typer group or a command

@@ -1,17 +1,26 @@
 """What commands print, on whatever terminal, or where there is none.
 
-Names from outside are printed as they are: square brackets are no markup. What a terminal or a file
-cannot show is escaped, and a table whose reader is a program has one line a row.
+In names from outside square brackets are no markup, and what ends a line or moves the cursor is
+escaped, as is what a terminal or a file cannot show. A table whose reader is a program has one line
+a row.
 """
 
 from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterable, Sequence
+from typing import Annotated
 
+import typer
 from rich.console import Console
+from rich.table import Table
+
+from masc_core.escapes import ESCAPES
 
 PIPED_WIDTH = 10_000  # columns; no table is as wide
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def output(*, quiet: bool = False) -> Console:
@@ -25,6 +34,24 @@ def error_output(*, quiet: bool = False) -> Console:
     return Console(
         stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True
     )
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """Print a line."""
+    output(quiet=quiet).print(text.translate(ESCAPES), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """Print a line of what went wrong to standard error."""
+    error_output().print(f"masc: {text.translate(ESCAPES)}")
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows of text under their heads."""
+    table = Table(*heads)
+    for row in rows:
+        table.add_row(*(cell.translate(ESCAPES) for cell in row))
+    output().print(table)
 
 
 def escape_what_cannot_be_encoded() -> None:

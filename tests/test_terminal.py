@@ -88,6 +88,15 @@ def test_names_make_no_lines_of_their_own(masc: Masc, models: Path) -> None:
     assert not set("\x1b\u202e\u200f") & set(done.stderr)
 
 
+def test_a_table_has_no_lines_of_a_names_own(masc: Masc, models: Path) -> None:
+    manifest = models / "tiny" / "1" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "x\ntiny 2 * \x1b[31m": 1}))
+    listed = masc("models", "list", "--models", models).stdout
+    assert r"damaged: x\ntiny 2 * \u001b[31m" in listed
+    assert "\x1b" not in listed
+
+
 def test_home_is_found_wherever_a_path_is_read(
     masc: Masc, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

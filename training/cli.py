@@ -19,9 +19,8 @@ from pydantic.fields import FieldInfo
 
 from masc_core.bundle.manifest import TOKENIZER_FILE, Manifest
 from masc_core.errors import ConfigError
-from masc_core.escapes import ESCAPES
 from masc_core.settings import expand_path
-from masc_core.terminal import output
+from masc_core.terminal import output, say
 from training.config import load_config
 from training.loop.progress import is_main_process, progress
 from training.stages.configs import (
@@ -355,7 +354,7 @@ def _say(result: str, where: Path) -> None:
 
 
 def _print(text: str) -> None:
-    output(quiet=not is_main_process()).print(text.translate(ESCAPES), soft_wrap=True)
+    say(text, quiet=not is_main_process())
 
 
 def _print_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from masc_core.errors import ConfigError
 from masc_core.io.bounded import read_file
 from masc_core.io.files import atomic_write
-from masc_core.terminal import output
+from masc_core.terminal import Json, output, print_table, say
 from server.auth.api_keys import MAX_BYTES, hash_key, new_key, parse_keys, read_keys
 
 PRIVATE = 0o600
@@ -73,21 +72,18 @@ def create(
     typer.echo(key)
 
 
-def list_keys(
-    file: File = None,
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
-) -> None:
+def list_keys(file: File = None, *, as_json: Json = False) -> None:
     """List whose keys there are, and their limits where they have their own."""
+    keys = read_keys(_keys_file(file))
     if as_json:
-        keys = [key.model_dump(exclude={"sha256"}) for key in read_keys(_keys_file(file))]
-        output().print_json(json.dumps(keys))
+        output().print_json(json.dumps([key.model_dump(exclude={"sha256"}) for key in keys]))
         return
-    table = Table("name", "requests a minute", "share of the queue")
-    for key in read_keys(_keys_file(file)):
-        own = (key.requests_per_minute, key.queue_share)
-        table.add_row(key.name, *("default" if limit is None else str(limit) for limit in own))
-    output().print(table)
+    rows = [(key.name, _limit(key.requests_per_minute), _limit(key.queue_share)) for key in keys]
+    print_table(("name", "requests a minute", "share of the queue"), rows)
+
+
+def _limit(own: float | None) -> str:
+    return "default" if own is None else str(own)
 
 
 def revoke(name: str, file: File = None) -> None:
@@ -103,7 +99,7 @@ def revoke(name: str, file: File = None) -> None:
         if len(starts) != len(names) + 1:
             raise ConfigError(f"{path}: not every entry begins with [[keys]], edit it by hand")
         _replace(path, content[: starts[index]] + content[starts[index + 1] :])
-    output().print(f"{name} is revoked", soft_wrap=True)
+    say(f"{name} is revoked")
 
 
 def _keys_file(given: Path | None) -> Path:

@@ -215,12 +215,14 @@ def _images_in(folder: Path, others: Counter[str]) -> list[str]:
     found: list[str] = []
     entered = set[str]()
     for place, folders, files in os.walk(folder, followlinks=True):
-        # A link may lead back up.
-        known = os.path.realpath(place) in entered
-        entered.add(os.path.realpath(place))
-        folders[:] = [] if known else [name for name in folders if not _is_hidden(name)]
+        real = os.path.realpath(place)
+        if real in entered:  # a link has led back up
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = filterfalse(_is_hidden, folders)
         below = os.path.relpath(place, folder)
-        for name in () if known else filterfalse(_is_hidden, files):
+        for name in filterfalse(_is_hidden, files):
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a million names
             if suffix in SUFFIXES:
                 found.append(name if below == "." else f"{below}/{name}")
