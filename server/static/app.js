@@ -2,7 +2,7 @@
 
 import { className, hasClass, showClasses } from "./classes.js";
 import { openCodebook, recolourCodebook } from "./codebook.js";
-import { count, duration, element, write } from "./dom.js";
+import { count, duration, element, turns, write } from "./dom.js";
 import { complain, fill, offer, read } from "./form.js";
 import { openHistory, remember } from "./history.js";
 import { Result } from "./result.js";
@@ -18,13 +18,16 @@ let wanted = null; // the one that was asked for; another than the model until i
 let running = null; // AbortController of the run under way
 let isServed = false; // images can be made
 let notServed = "It is not known yet whether the service is ready."; // or why it is not
+const beginOffer = turns();
 let served = ""; // by whom, when the models were last asked for
 
 // Models
 
 /** Offer the models that are ready, or all of them while none is. */
 async function offerModels() {
+  const isLast = beginOffer();
   const { models: found } = await ask("models");
+  if (!isLast()) return;
   const ready = found.filter((one) => one.ready);
   models = ready.length ? ready : found;
   const chosen =

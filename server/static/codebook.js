@@ -1,7 +1,7 @@
 // The codebook view: pages of clusters, and the branch that was chosen among them.
 
 import { showBranch } from "./branch.js";
-import { count, element, make, tell, write } from "./dom.js";
+import { count, element, make, tell, turns, write } from "./dom.js";
 import { Patches } from "./patches.js";
 import { ask } from "./service.js";
 
@@ -14,6 +14,8 @@ let book = null; // of the model that is shown
 let wanted = null; // the model whose book was asked for last
 let offset = 0;
 let total = 0;
+const beginPage = turns();
+const beginChoice = turns();
 
 /** Show the codebook of a model, and a node of its tree if one is given. */
 export async function openCodebook(model, node) {
@@ -88,8 +90,9 @@ async function turn(to) {
     limit: String(PAGE),
   });
   const asked = book;
+  const isLast = beginPage();
   const page = await asked.ask(`clusters?${query}&`);
-  if (book !== asked) return;
+  if (book !== asked || !isLast()) return;
   ({ offset, total } = page);
   element("clusters").replaceChildren(...page.clusters.map((cluster) => make("li", {}, card(cluster))));
   mark();
@@ -130,15 +133,16 @@ async function chooseCluster(id) {
   }, false);
 }
 
-/** Show what is found, unless another book is there by then. */
+/** Show what is found, unless another book is there by then, or something else was looked for. */
 async function choose(find, quietly) {
   const asked = book;
+  const isLast = beginChoice();
   const question = (kind) => (number) => (number === null ? null : asked.ask(`${kind}/${number}?`));
   try {
     const [branch, cluster] = await find(question("nodes"), question("clusters"));
-    if (book === asked) show(branch, cluster, quietly);
+    if (book === asked && isLast()) show(branch, cluster, quietly);
   } catch (error) {
-    if (book === asked) tell(element("find-error"), error.message);
+    if (book === asked && isLast()) tell(element("find-error"), error.message);
   }
 }
 
@@ -176,6 +180,7 @@ find.addEventListener("submit", (event) => {
   const text = element("find-number").value.trim();
   const most = (kind === "code" ? book.num_codes : book.num_clusters) - 1;
   if (!/^\d+$/.test(text) || Number(text) > most) {
+    beginChoice(); // what is still asked for would take the line away again
     tell(element("find-error"), `There are ${kind}s 0 to ${most.toLocaleString("en")}.`);
     element("find-number").setAttribute("aria-invalid", "true");
     return;

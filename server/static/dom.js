@@ -33,6 +33,15 @@ export function tell(node, text) {
   node.hidden = !text;
 }
 
+/** Begin something, and get to ask whether nothing was begun since: an answer may overtake a later one. */
+export function turns() {
+  let last = 0;
+  return () => {
+    const mine = ++last;
+    return () => mine === last;
+  };
+}
+
 export const count = (number, noun) =>
   `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 

@@ -21,6 +21,7 @@ const STAGES = {
 
 let looks = [];
 let timer = 0;
+let looking = null;
 
 export function openStatus() {
   clearInterval(timer);
@@ -32,7 +33,15 @@ export function closeStatus() {
   clearInterval(timer);
 }
 
-async function look() {
+/** Look again, unless the look before is not answered yet. */
+function look() {
+  looking ??= lookOnce().finally(() => {
+    looking = null;
+  });
+  return looking;
+}
+
+async function lookOnce() {
   try {
     const [status, text, models] = await Promise.all([
       ask("status"),

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.server.listening import listening
 from tests.server.page.browser import Visitor, visiting
@@ -76,7 +76,7 @@ def test_a_code_and_a_cluster_are_found_by_number(visitor: Visitor) -> None:
     page.get_by_label("What to find").select_option("code")
     page.get_by_label("Find", exact=True).fill("7")
     page.get_by_role("button", name="Go").click()
-    expect(page.locator("#branch")).to_contain_text(f"{PRIOR.labels[7]}")
+    expect(page.locator("#branch .codes li").filter(has_text="7")).to_be_visible()
     page.get_by_label("Find", exact=True).fill("99")
     page.get_by_role("button", name="Go").click()
     expect(page.locator("#find-error")).to_have_text("There are codes 0 to 31.")
@@ -85,6 +85,37 @@ def test_a_code_and_a_cluster_are_found_by_number(visitor: Visitor) -> None:
     page.get_by_label("Find", exact=True).press("Enter")
     expect(page.locator("#branch h2")).to_have_text("Cluster 3")
     expect(page.locator("#find-error")).to_be_hidden()
+
+
+def test_an_answer_that_was_overtaken_shows_nothing(visitor: Visitor) -> None:
+    page = open_codebook(visitor)
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/codebook/clusters/2?*", hold)
+    page.route("**/codebook/clusters?sort=size&*", hold)
+    find = page.get_by_label("Find", exact=True)
+
+    with page.expect_request("**/codebook/clusters?sort=size&*"):
+        page.get_by_label("Order").select_option("size")
+    page.get_by_label("Order").select_option("tree")
+    with page.expect_request("**/codebook/clusters/2?*"):
+        find.fill("2")
+        find.press("Enter")
+    find.fill("99")
+    find.press("Enter")
+    expect(page.locator("#find-error")).to_have_text(f"There are clusters 0 to {NUM_CLUSTERS - 1}.")
+    first = page.locator("#clusters button").first.inner_text()
+    for route in held:
+        with page.expect_response(route.request.url):
+            route.continue_()
+    page.evaluate("() => new Promise((ready) => requestAnimationFrame(() => setTimeout(ready)))")
+
+    expect(page.locator("#find-error")).to_have_text(f"There are clusters 0 to {NUM_CLUSTERS - 1}.")
+    expect(page.locator("#branch h2")).to_have_text("The whole tree")
+    assert page.locator("#clusters button").first.inner_text() == first
 
 
 def test_the_address_leads_to_a_branch(visitor: Visitor) -> None:
