@@ -228,6 +228,12 @@ def generate(  # noqa: PLR0913 - options
     num_images: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Image i of a class uses seed + i.")] = 0,
     cfg_scale: Annotated[float | None, typer.Option(min=1.0, max=20.0)] = None,
+    cfg_schedule: Annotated[
+        str | None, typer.Option(help="constant, step, linear, linear_re or triangular")
+    ] = None,
+    cfg_start: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Share of positions before a step.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0)] = None,
     top_k: Annotated[int | None, typer.Option(min=0)] = None,
     top_p: Annotated[float | None, typer.Option(max=1.0)] = None,
@@ -248,6 +254,8 @@ def generate(  # noqa: PLR0913 - options
         num_images=num_images,
         seed=seed,
         cfg_scale=cfg_scale,
+        cfg_schedule=cfg_schedule,
+        cfg_start=cfg_start,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,

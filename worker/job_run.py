@@ -117,6 +117,8 @@ def image_params(request: GenerationRequest, index: int) -> SamplingParams:
         top_k=request.top_k,
         top_p=request.top_p,
         decoding=request.decoding,
+        cfg_schedule=request.cfg_schedule,
+        cfg_start=request.cfg_start,
     )
 
 

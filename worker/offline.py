@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from masc_core.bundle.manifest import Manifest
+from masc_core.bundle.manifest import Defaults, Manifest
 from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.bundle.registry import Registry
 from masc_core.device import choose_dtype, resolve_device
@@ -45,6 +45,8 @@ class OfflineRequest:
     top_k: int | None = None
     top_p: float | None = None
     decoding: str | None = None
+    cfg_schedule: str | None = None
+    cfg_start: float | None = None
 
 
 def generate_files(
@@ -101,7 +103,7 @@ def params_of_request(request: OfflineRequest, manifest: Manifest) -> list[Sampl
     """One params an image: the request over the model's defaults."""
     given = {
         name: value
-        for name in ("cfg_scale", "temperature", "top_k", "top_p", "decoding")
+        for name in Defaults.model_fields
         if (value := getattr(request, name)) is not None
     }
     base = SamplingParams(class_id=0, seed=request.seed, **{**dict(manifest.defaults), **given})

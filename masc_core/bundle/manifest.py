@@ -42,6 +42,7 @@ from pydantic import (
 from masc_core.errors import ArtifactError
 from masc_core.io.bounded import MAX_CODES, parse_json, read_file
 from masc_core.io.files import atomic_write, reading, sha256_file
+from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, WITH_START, CFGSchedule
 from masc_core.sampling.params import SamplingParams
 
 MANIFEST_FILE = "manifest.json"
@@ -124,6 +125,8 @@ class Defaults(_Part):
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     decoding: Decoding = "uniform"
+    cfg_schedule: CFGSchedule = "constant"
+    cfg_start: float = Field(default=DEFAULT_CFG_START, ge=0.0, le=1.0)
 
 
 class ModelCard(_Part):
@@ -241,9 +244,14 @@ class Manifest(ModelCard):
         """
         # Beyond K top-k keeps all, and equal images are to have equal files.
         effective = dataclasses.replace(params, top_k=min(params.top_k, self.num_clusters))
+        request = dataclasses.asdict(effective)
+        if params.cfg_schedule not in WITH_START:
+            del request["cfg_start"]
+        if params.cfg_schedule == "constant":
+            del request["cfg_schedule"]
         return json.dumps(
             {
-                "request": {"model": self.name, **dataclasses.asdict(effective)},
+                "request": {"model": self.name, **request},
                 "class_name": self.class_names[params.class_id],
                 "version": self.version,
                 "weights_sha256": self.weights_sha256,
@@ -273,8 +281,12 @@ def read_manifest(folder: str | PathLike[str]) -> Manifest:
 
 def write_manifest(folder: str | PathLike[str], manifest: Manifest) -> Manifest:
     """Write ``manifest.json`` into a bundle's folder, sealed, in one step; return it as written."""
-    # Without a refiner nothing is said of one: what older versions wrote, and can read.
-    absent = {"refiner"} if manifest.refiner is None else set()
+    # Nothing is said of what there is not: what older versions wrote, and can read.
+    absent: dict[str, bool | set[str]] = {}
+    if manifest.refiner is None:
+        absent["refiner"] = True
+    if manifest.defaults.cfg_schedule == "constant":
+        absent["defaults"] = {"cfg_schedule", "cfg_start"}
     seal = seal_of(manifest.model_dump(mode="json", exclude=absent))
     sealed = manifest.model_copy(update={"seal": seal})
     text = sealed.model_dump_json(indent=2, exclude=absent).encode() + b"\n"

@@ -143,7 +143,8 @@ class Batch:
             self._decoder.check(params.decoding)
         joining = allocate(params_list, self._slots, self._num_slots)
         indices = [slot.index for slot in joining]
-        packed = self._upload(torch.cat([torch.tensor([indices]), pack_params(params_list)]))
+        packed_params = pack_params(params_list, self._config.block_size)
+        packed = self._upload(torch.cat([torch.tensor([indices]), packed_params]))
         # Into free slots: whatever fails, the images in the batch are not affected.
         self.tables.put(packed[0], unpack_params(packed[1:]))
         self._slots, self._shape = self._slots + joining, None

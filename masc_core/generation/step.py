@@ -38,13 +38,13 @@ _PADDING = SamplingParams(class_id=0, cfg_scale=1.0, seed=0)
 
 
 class BatchParams(NamedTuple):
-    """Sampling parameters of images, a column each, (n,) or (S + 1,)."""
+    """Sampling parameters of images, (n,) or (S + 1,) each but for the guidance."""
 
     seed: Tensor  # int64
     class_id: Tensor  # int64
     top_k: Tensor  # int64
     decoding: Tensor  # int64, see `ALL_MODES`
-    cfg_scale: Tensor  # float32
+    cfg_scale: Tensor  # float32, of every position: (n, L) or (S + 1, L)
     temperature: Tensor  # float32
     top_p: Tensor  # float64
 
@@ -55,7 +55,7 @@ class Tables(NamedTuple):
     The last row belongs to the padding of a step; its content means nothing.
     """
 
-    params: BatchParams  # (S + 1,) each
+    params: BatchParams
     position: Tensor  # int64 (S + 1,), to be drawn next
     token: Tensor  # int64 (S + 1,), drawn last
     finite: Tensor  # bool (S + 1,), whether all logits so far were
@@ -67,7 +67,7 @@ class Tables(NamedTuple):
         """Tables for S slots; all rows are of images that could be drawn."""
         num = num_slots + 1
         return cls(
-            unpack_params(pack_params([_PADDING] * num).to(device)),
+            unpack_params(pack_params([_PADDING] * num, length).to(device)),
             position=torch.zeros(num, dtype=torch.int64, device=device),
             token=torch.zeros(num, dtype=torch.int64, device=device),
             finite=torch.ones(num, dtype=torch.bool, device=device),
@@ -237,7 +237,8 @@ def _logits_and_params(
     """What `sample` takes first: cond, uncond, cfg_scale and temperature of the images."""
     images, params = inputs.images, tables.params
     cond, uncond = logits[: images.shape[0]], logits[inputs.uncond_rows]
-    return cond, uncond, params.cfg_scale[images], params.temperature[images]
+    cfg_scale = params.cfg_scale[images, tables.position[images]]
+    return cond, uncond, cfg_scale, params.temperature[images]
 
 
 def sample_code_and_write(
@@ -299,8 +300,8 @@ def _sizes(model: GPT, decoder: InClusterDecoder, num_slots: int) -> Hashable:
     return sizes, weight.dtype, weight.device
 
 
-def pack_params(params_list: Sequence[SamplingParams]) -> Tensor:
-    """Parameters of n images as one int64 (7, n), which is one copy to a device.
+def pack_params(params_list: Sequence[SamplingParams], num_positions: int) -> Tensor:
+    """Parameters of n images as one int64 (6 + L, n), which is one copy to a device.
 
     `InClusterDecoder.check` refuses decodings that are not known.
     """
@@ -311,17 +312,16 @@ def pack_params(params_list: Sequence[SamplingParams]) -> Tensor:
         [ALL_MODES[params.decoding] for params in params_list],
     ]
     floats = [
-        [params.cfg_scale for params in params_list],
-        [params.temperature for params in params_list],
-        [params.top_p for params in params_list],
+        [params.temperature, params.top_p, *params.cfg_scales(num_positions)]
+        for params in params_list
     ]
-    float_bits = torch.tensor(floats, dtype=torch.float64).view(torch.int64)
+    float_bits = torch.tensor(floats, dtype=torch.float64).T.contiguous().view(torch.int64)
     return torch.cat([torch.tensor(integers, dtype=torch.int64), float_bits])
 
 
 def unpack_params(packed: Tensor) -> BatchParams:
-    """What `pack_params` packed, int64 (7, n)."""
+    """What `pack_params` packed, int64 (6 + L, n)."""
     seed, class_id, top_k, decoding = packed[:4].unbind()
-    cfg_scale, temperature, top_p = packed[4:].view(torch.float64).unbind()
-    floats = cfg_scale.float(), temperature.float(), top_p
+    temperature, top_p, *_ = values = packed[4:].view(torch.float64)
+    floats = values[2:].T.float(), temperature.float(), top_p
     return BatchParams(seed, class_id, top_k, decoding, *floats)

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 
 from masc_core.errors import InvalidFieldError, UnknownClassError
 from masc_core.models.gpt_config import GPTConfig
+from masc_core.sampling.cfg_schedule import (
+    CFG_SCHEDULES,
+    DEFAULT_CFG_START,
+    CFGSchedule,
+    scheduled_scales,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +34,17 @@ class SamplingParams:
     top_k: int = 0  # keep the k most probable tokens; 0 is off
     top_p: float = 1.0  # keep the most probable tokens up to this probability, in (0, 1]; 1 is off
     decoding: str = "uniform"  # how a code is drawn from a cluster; or "frequency", "refine"
+    cfg_schedule: CFGSchedule = "constant"  # how cfg_scale goes over the positions
+    cfg_start: float = DEFAULT_CFG_START  # share of the positions before guidance begins, in [0, 1]
 
     def __post_init__(self) -> None:
         """Refuse values that no model can serve."""
         _require("cfg_scale", "1 or more", self.cfg_scale, 1 <= self.cfg_scale < math.inf)
+        if self.cfg_schedule not in CFG_SCHEDULES:
+            known = ", ".join(CFG_SCHEDULES)
+            message = f"cfg_schedule must be one of {known}, not {self.cfg_schedule!r}"
+            raise InvalidFieldError("cfg_schedule", message)
+        _require("cfg_start", "in [0, 1]", self.cfg_start, 0 <= self.cfg_start <= 1)
         _require("seed", "in [0, 2^63)", self.seed, 0 <= self.seed < 2**63)
         _require("temperature", "0 or more", self.temperature, 0 <= self.temperature < math.inf)
         _require("top_k", "0 or more", self.top_k, 0 <= self.top_k < 2**63)
@@ -41,6 +54,10 @@ class SamplingParams:
     def num_rows(self) -> int:
         """Rows of the transformer's batch that the image takes."""
         return rows_per_image(self.cfg_scale)
+
+    def cfg_scales(self, num_positions: int) -> list[float]:
+        """Guidance of each of the L positions; see `scheduled_scales`."""
+        return scheduled_scales(self.cfg_scale, self.cfg_schedule, self.cfg_start, num_positions)
 
 
 def rows_per_image(cfg_scale: float) -> int:

@@ -15,6 +15,7 @@ from starlette.types import Scope
 from masc_core.bundle.manifest import Manifest
 from masc_core.errors import CapacityError, InvalidFieldError, UnknownClassError
 from masc_core.images import ImageFormat
+from masc_core.sampling.cfg_schedule import WITH_START, CFGSchedule
 from server.auth.api_keys import Client
 from server.errors import problem_type_of
 from server.intake.idempotency import mark_replay
@@ -49,13 +50,17 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
     Raises
     ------
     UnknownClassError : the model has no such class
-    InvalidFieldError : not exactly one class is given, or a decoding that the model lacks
+    InvalidFieldError : not exactly one class is given, a decoding that the model lacks, or a start
+        for a schedule without one
     """
     defaults = manifest.defaults
     decoding = body.decoding or defaults.decoding
     if decoding not in manifest.decodings:
         offered = ", ".join(manifest.decodings)
         raise InvalidFieldError("decoding", f"{manifest.name} offers {offered}, not {decoding}")
+    schedule: CFGSchedule = body.cfg_schedule or defaults.cfg_schedule
+    if body.cfg_start is not None and schedule not in WITH_START:
+        raise InvalidFieldError("cfg_start", f"the schedule {schedule} has none; step has")
     class_id = resolve_class(body, manifest)
     return GenerationRequest(
         model=manifest.name,
@@ -70,6 +75,8 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
         format=body.format or default_format,
         version=manifest.version,
         class_name=manifest.class_names[class_id],
+        cfg_schedule=schedule,
+        cfg_start=_first(body.cfg_start, defaults.cfg_start),
     )
 
 

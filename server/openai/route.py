@@ -56,7 +56,17 @@ router = APIRouter(tags=["OpenAI"])
 
 PREFIX = "/v1"  # errors there have OpenAI's form
 ENDPOINT = "/v1/images/generations"
-SHARED = ("cfg_scale", "seed", "temperature", "top_k", "top_p", "decoding", "model")
+SHARED = (
+    "cfg_scale",
+    "cfg_schedule",
+    "cfg_start",
+    "seed",
+    "temperature",
+    "top_k",
+    "top_p",
+    "decoding",
+    "model",
+)
 RESPONSE: Responses = {
     200: {
         "model": OpenAIAnswer,

@@ -15,6 +15,8 @@ from masc_core.images import ImageFormat
 from server.schemas.generate import (
     EXAMPLE_B64,
     CfgScale,
+    CFGStart,
+    ChosenCFGSchedule,
     InClusterDecoding,
     ModelName,
     Seed,
@@ -80,6 +82,8 @@ class OpenAIBody(BaseModel):
     style: Ignored = None
     user: Ignored = None
     cfg_scale: CfgScale = None
+    cfg_schedule: ChosenCFGSchedule = None
+    cfg_start: CFGStart = None
     seed: Seed = None
     temperature: Temperature = None
     top_k: TopK = None

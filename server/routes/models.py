@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from masc_core.bundle.manifest import Decoding, Manifest
 from masc_core.errors import ArtifactError
+from masc_core.sampling.cfg_schedule import CFGSchedule
 from server.codebook_view.cache import has_codebook
 from server.openapi import problems
 from server.state import AppState, State
@@ -27,6 +28,8 @@ class Defaults(BaseModel):
     top_k: int
     top_p: float
     decoding: Decoding
+    cfg_schedule: CFGSchedule
+    cfg_start: float
 
 
 class ModelSummary(BaseModel):

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from masc_core.bundle.manifest import Decoding
 from masc_core.images import ImageFormat
+from masc_core.sampling.cfg_schedule import CFGSchedule
 from worker.jobs.job import MAX_IMAGES, MAX_SEED
 
 MAX_TEMPERATURE = 10.0
@@ -19,6 +20,23 @@ CfgScale = Annotated[
         le=20.0,
         allow_inf_nan=False,
         description="Scale of the classifier-free guidance; 1 is none. Default: the model's.",
+    ),
+]
+ChosenCFGSchedule = Annotated[
+    CFGSchedule | None,
+    Field(
+        description="How the scale goes over an image's positions: the same for all, from "
+        "`cfg_start` on (`step`, or `rectangular`), rising (`linear`), falling (`linear_re`), or "
+        "first one and then the other (`triangular`). Default: the model's."
+    ),
+]
+CFGStart = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of the positions before `step` guides. Default: the model's.",
     ),
 ]
 Seed = Annotated[
@@ -150,6 +168,8 @@ class ImagesBody(BaseModel):
         Field(max_length=200, description="Name of the class, in upper or lower case."),
     ] = None
     cfg_scale: CfgScale = None
+    cfg_schedule: ChosenCFGSchedule = None
+    cfg_start: CFGStart = None
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="How many images.")] = 1
     seed: Seed = None
     temperature: Temperature = None

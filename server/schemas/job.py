@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from masc_core.bundle.manifest import Decoding
 from masc_core.images import ImageFormat
+from masc_core.sampling.cfg_schedule import CFGSchedule
 from server.errors import Problem
 from server.schemas.generate import Image, ImageFacts, ImagesBody, ModelVersion, Stages
 from worker.jobs.queue import JobState
@@ -27,6 +28,8 @@ EXAMPLE_JOB: dict[str, Any] = {
         "class_id": 8,
         "class_name": "ship",
         "cfg_scale": 3.0,
+        "cfg_schedule": "constant",
+        "cfg_start": 0.18,
         "num_images": 1,
         "seed": 3,
         "temperature": 1.0,
@@ -55,6 +58,8 @@ class JobRequest(BaseModel):
     class_id: int
     class_name: str
     cfg_scale: float
+    cfg_schedule: CFGSchedule
+    cfg_start: float
     num_images: int
     seed: Annotated[int, Field(description="Image `i` uses `seed + i`, modulo 2^63.")]
     temperature: float

@@ -14,6 +14,8 @@ const CONTROLS = {
   class_id: "search",
   class_name: "search",
   cfg_scale: "cfg",
+  cfg_schedule: "cfg-schedule",
+  cfg_start: "cfg-start",
   num_images: "count",
   seed: "seed",
   decoding: "decodings",
@@ -27,6 +29,7 @@ const CONTROLS = {
 const HINTS = {
   images: "",
   cfg: "One image a scale, all from the same seed.",
+  schedules: "One image a CFG schedule, all from the same seed.",
   decodings: "One image a decoding, all from the same seed.",
 };
 
@@ -44,6 +47,9 @@ export function fill(settings) {
     if (value !== undefined) element(id).value = value;
   };
   set("cfg", settings.cfg_scale);
+  // The two names of a step are one function.
+  set("cfg-schedule", settings.cfg_schedule === "rectangular" ? "step" : settings.cfg_schedule);
+  set("cfg-start", settings.cfg_start);
   set("count", settings.num_images);
   set("temperature", settings.temperature);
   set("top-k", settings.top_k);
@@ -69,6 +75,7 @@ export function read(model) {
     model: model.name,
     class_id: chosenClass(),
     cfg_scale: Number(element("cfg").value),
+    cfg_schedule: element("cfg-schedule").value,
     num_images: Number(element("count").value),
     decoding: checked("decoding"),
     seed: 0,
@@ -80,6 +87,7 @@ export function read(model) {
   };
   if (settings.class_id === null) throw wrong("class_id", "Choose a class first.");
   if (settings.compare === "cfg") settings.scales = scales();
+  if (settings.cfg_schedule === "step" || settings.compare === "schedules") settings.cfg_start = start();
   if (element("random").checked) {
     element("seed").value = Math.floor(Math.random() * DRAWN_BELOW);
   }
@@ -135,6 +143,12 @@ function number(id, name) {
   return value;
 }
 
+function start() {
+  const value = number("cfg-start", "CFG start");
+  if (value < 0 || value > 1) throw wrong("cfg_start", "CFG start must be from 0 to 1.");
+  return value;
+}
+
 function scales() {
   const parts = element("scales").value.split(/[\s,;]+/).filter(Boolean);
   const found = [...new Set(parts.map(Number))];
@@ -152,6 +166,8 @@ function showValues() {
   const compare = checked("compare");
   element("cfg-field").hidden = compare === "cfg";
   element("scales-field").hidden = compare !== "cfg";
+  element("schedule-field").hidden = compare === "schedules";
+  element("start-field").hidden = compare !== "schedules" && element("cfg-schedule").value !== "step";
   element("count-field").hidden = compare !== "images";
   element("decoding-field").hidden = compare === "decodings";
   tell(element("compare-hint"), HINTS[compare] ?? "");

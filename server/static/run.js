@@ -2,6 +2,7 @@
 
 import { generate } from "./service.js";
 
+const SCHEDULES = ["constant", "step", "linear", "linear_re", "triangular"];
 const MOST_AT_ONCE = 3; // browsers have six connections a host, and the page needs some besides
 
 /**
@@ -9,10 +10,18 @@ const MOST_AT_ONCE = 3; // browsers have six connections a host, and the page ne
  * @returns {{title: string, requests: object[], cells: {label: string, request: number, image: number}[]}}
  */
 export function plan(settings, name, decodings) {
-  const { compare, scales, ...body } = settings;
+  const { compare, scales, cfg_start: start, ...shared } = settings;
+  const body = shared.cfg_schedule === "step" ? { ...shared, cfg_start: start } : shared;
   if (compare === "cfg") {
     const labelled = scales.map((scale) => [`CFG ${scale}`, { cfg_scale: scale }]);
     return row(`${name} · CFG scales · ${body.decoding}`, body, labelled);
+  }
+  if (compare === "schedules") {
+    const labelled = SCHEDULES.map((schedule) => [
+      schedule === "step" ? `step from ${start}` : schedule,
+      { cfg_schedule: schedule, cfg_start: schedule === "step" ? start : undefined }, // left out of JSON
+    ]);
+    return row(`${name} · CFG schedules · CFG ${body.cfg_scale} · ${body.decoding}`, body, labelled);
   }
   if (compare === "decodings") {
     const labelled = decodings.map((decoding) => [decoding, { decoding }]);

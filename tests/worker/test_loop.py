@@ -16,6 +16,7 @@ from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.errors import ConfigError, NonFiniteError
 from masc_core.generation.generate import generate
 from masc_core.images import ImageFormat
+from masc_core.sampling.cfg_schedule import CFG_SCHEDULES
 from tests.tiny_bundle import CLASS_NAMES, GRID, NUM_CLUSTERS, save_tiny_bundle
 from tests.worker.tiny_worker import (
     REQUEST,
@@ -48,6 +49,7 @@ OTHERS = [
         top_k=(0, 3)[i // 2 % 2],
         top_p=(1.0, 0.8)[i // 4 % 2],
         decoding=("uniform", "frequency")[i % 2],
+        cfg_schedule=CFG_SCHEDULES[i % len(CFG_SCHEDULES)],
         num_images=1 + i % 2,
         format=FORMATS[i % 3],
     )

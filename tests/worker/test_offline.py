@@ -32,8 +32,17 @@ def test_what_is_not_given_is_the_models(manifest: Manifest) -> None:
         2.0,
         "uniform",
     )
-    given = OfflineRequest(classes=("cat",), cfg_scale=1.0, temperature=0.5, top_k=3, top_p=0.9)
+    given = OfflineRequest(
+        ("cat",),
+        cfg_scale=1.0,
+        temperature=0.5,
+        top_k=3,
+        top_p=0.9,
+        cfg_schedule="step",
+        cfg_start=0.5,
+    )
     (params,) = params_of_request(given, manifest)
+    assert (params.cfg_schedule, params.cfg_start) == ("step", 0.5)
     assert (params.cfg_scale, params.temperature, params.top_k, params.top_p) == (1.0, 0.5, 3, 0.9)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from masc_core.bundle.manifest import Decoding, PlainName
+from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, CFGSchedule
 from training.config import Frozen, LoopConfig, MayChange, StageConfig
 
 # Those of `masc_core.clustering.methods`, as a test makes sure.
@@ -347,6 +348,10 @@ class PublishConfig(VersionConfig):
     )
     images_per_class: int = Field(100, ge=1, description="images that the classifier judges")
     cfg_scale: float = Field(1.0, ge=1, le=20, description="default CFG scale")
+    cfg_schedule: CFGSchedule = Field("constant", description="default CFG schedule")
+    cfg_start: float = Field(
+        DEFAULT_CFG_START, ge=0, le=1, description="default share of positions before a step"
+    )
     decoding: Decoding = Field("uniform", description="default in-cluster decoding")
     activate: bool = Field(default=True, description="serve this version from now on")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")

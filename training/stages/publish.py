@@ -80,7 +80,12 @@ def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Ma
             version=draft.version,
             created=datetime.now(UTC).replace(microsecond=0),
             class_names=class_names,
-            defaults=Defaults(cfg_scale=config.cfg_scale, decoding=config.decoding),
+            defaults=Defaults(
+                cfg_scale=config.cfg_scale,
+                cfg_schedule=config.cfg_schedule,
+                cfg_start=config.cfg_start,
+                decoding=config.decoding,
+            ),
             provenance={"note": config.note, **runs.provenance(), "made_with": made_with()},
             metrics=runs.metrics(),
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from masc_core.bundle.manifest import Decoding
 from masc_core.images import ImageFormat
+from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, CFGSchedule
 from masc_core.sampling.params import rows_per_image
 
 MAX_SEED = 2**63 - 1
@@ -36,6 +37,8 @@ class GenerationRequest:
     format: ImageFormat = "png"
     version: str = ""
     class_name: str = ""
+    cfg_schedule: CFGSchedule = "constant"
+    cfg_start: float = DEFAULT_CFG_START
 
     @property
     def num_rows(self) -> int:

@@ -25,6 +25,8 @@ from masc_core.bundle.manifest import (
 )
 from masc_core.errors import ArtifactError
 from masc_core.io.files import sha256_file
+from masc_core.sampling.cfg_schedule import CFGSchedule
+from masc_core.sampling.params import SamplingParams
 
 DIGEST = "0123456789abcdef" * 4
 REFINER = {"width": 16, "n_head": 2, "ffn_dim": 32}
@@ -77,6 +79,34 @@ def test_without_a_refiner_nothing_is_said_of_one(tmp_path: Path) -> None:
     shipped = Path(__file__).parents[3] / "models" / "cifar10" / "1"
     read = read_manifest(shipped)
     assert write_manifest(tmp_path, read) == read  # with the same seal
+
+
+def test_of_constant_guidance_no_schedule_is_told(tmp_path: Path) -> None:
+    write_manifest(tmp_path, manifest())
+    assert json.loads((tmp_path / MANIFEST_FILE).read_text())["defaults"].keys() == {
+        "cfg_scale", "temperature", "top_k", "top_p", "decoding",
+    }  # fmt: skip
+    defaults = {"cfg_scale": 2.0, "cfg_schedule": "step", "cfg_start": 0.3}
+    write_manifest(tmp_path, manifest(defaults=defaults))
+    assert read_manifest(tmp_path).defaults.cfg_start == 0.3
+
+
+@pytest.mark.parametrize(
+    ("schedule", "told"),
+    [
+        ("constant", {}),
+        ("linear", {"cfg_schedule": "linear"}),
+        ("step", {"cfg_schedule": "step", "cfg_start": 0.3}),
+    ],
+)
+def test_a_description_has_the_fields_that_a_request_may(
+    schedule: CFGSchedule, told: dict[str, object]
+) -> None:
+    params = SamplingParams(1, 2.0, 7, cfg_schedule=schedule, cfg_start=0.3)
+    request = json.loads(manifest().describe_image(params))["request"]
+    assert {
+        name: request[name] for name in request if name in ("cfg_schedule", "cfg_start")
+    } == told
 
 
 def test_a_manifest_is_frozen() -> None:

@@ -15,6 +15,7 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KVCache, Rows
 from masc_core.prior import ClusterMap
+from masc_core.sampling.cfg_schedule import CFG_SCHEDULES
 from masc_core.sampling.in_cluster import ALL_MODES, InClusterDecoder
 from masc_core.sampling.params import SamplingParams
 from masc_core.sampling.rng import gumbel
@@ -69,8 +70,10 @@ def mixed_params(num: int, num_classes: int) -> list[SamplingParams]:
             top_k=rng.choice([0, 0, 40, 5]),
             top_p=rng.choice([1.0, 1.0, 0.9]),
             decoding=rng.choice(["uniform", "frequency"]),
+            cfg_schedule=CFG_SCHEDULES[i % len(CFG_SCHEDULES)],
+            cfg_start=i % 3 / 2,
         )
-        for _ in range(num)
+        for i in range(num)
     ]
 
 
@@ -161,7 +164,8 @@ def test_is_the_slow_definition() -> None:
             with torch.inference_mode():
                 cond = model(torch.tensor([params.class_id]), clusters)[:, -1]
                 uncond = model(torch.tensor([NULL]), clusters)[:, -1]
-            logits = apply_cfg(cond, uncond, torch.tensor([params.cfg_scale]))
+            cfg_scale = params.cfg_scales(GOLDEN_CONFIG.block_size)[position]
+            logits = apply_cfg(cond, uncond, torch.tensor([cfg_scale], dtype=torch.float32))
             entropies.append(entropy_bits(logits))
             tempered = apply_temperature(logits, torch.tensor([params.temperature]))
             kept = filter_logits(

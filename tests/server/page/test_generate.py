@@ -45,6 +45,8 @@ def test_every_setting_arrives(pictured: Service, page: Page) -> None:
     page.get_by_label("Guidance").fill("7.5")
     page.get_by_role("radio", name="frequency").check()
     page.get_by_text("More", exact=True).click()
+    page.get_by_label("CFG schedule").select_option("step")
+    page.get_by_label("CFG start").fill("0.25")
     page.get_by_label("Temperature").fill("0.8")
     page.get_by_label("Top-k").fill("12")
     page.get_by_label("Top-p").fill("0.9")
@@ -54,6 +56,7 @@ def test_every_setting_arrives(pictured: Service, page: Page) -> None:
     (request,) = pictured.painter.requests
     assert (request.cfg_scale, request.decoding, request.format) == (7.5, "frequency", "webp")
     assert (request.temperature, request.top_k, request.top_p) == (0.8, 12, 0.9)
+    assert (request.cfg_schedule, request.cfg_start) == ("step", 0.25)
     assert str(request.seed) == page.get_by_label("Seed", exact=True).input_value()
 
 
@@ -191,6 +194,28 @@ def test_a_row_of_cfg_scales_shares_a_seed(pictured: Service, page: Page) -> Non
     assert len({request.seed for request in pictured.painter.requests}) == 1
     expect(page.locator(".comparison .label")).to_have_text(["CFG 1", "CFG 2.5", "CFG 9"])
     expect(page.locator(".comparison img")).to_have_count(3)
+
+
+def test_a_row_of_schedules_shares_a_scale(pictured: Service, page: Page) -> None:
+    page.get_by_role("radio", name="Schedule row").check()
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("CFG start").fill("2")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#error")).to_have_text("CFG start must be from 0 to 1.")
+    page.get_by_label("CFG start").fill("0.3")
+    generate(page)
+    finished(page)
+    requests = pictured.painter.requests
+    assert {(request.cfg_scale, request.seed) for request in requests} == {(3.0, requests[0].seed)}
+    assert {request.cfg_schedule: request.cfg_start for request in requests} == {
+        "constant": 0.18,
+        "step": 0.3,
+        "linear": 0.18,
+        "linear_re": 0.18,
+        "triangular": 0.18,
+    }
+    labels = ["constant", "step from 0.3", "linear", "linear_re", "triangular"]
+    expect(page.locator(".comparison .label")).to_have_text(labels)
 
 
 def test_a_row_leaves_connections_for_the_page(

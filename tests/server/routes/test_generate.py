@@ -101,7 +101,18 @@ def test_the_answer_s_type(
         assert f"image/{file_format.lower()}" == content_type
 
 
-OPTIONAL = ("cfg_scale", "seed", "temperature", "top_k", "top_p", "decoding", "format", "model")
+OPTIONAL = (
+    "cfg_scale",
+    "cfg_schedule",
+    "cfg_start",
+    "seed",
+    "temperature",
+    "top_k",
+    "top_p",
+    "decoding",
+    "format",
+    "model",
+)
 
 
 @pytest.mark.parametrize("body", [{}, dict.fromkeys(OPTIONAL)], ids=["absent", "null"])
@@ -115,18 +126,54 @@ def test_defaults_are_the_model_s(
 
 
 def test_every_default_of_a_manifest_is_used(tmp_path: Path) -> None:
-    defaults = Defaults(cfg_scale=1.0, temperature=0.5, top_k=4, top_p=0.25, decoding="frequency")
+    defaults = Defaults(
+        cfg_scale=1.0,
+        temperature=0.5,
+        top_k=4,
+        top_p=0.25,
+        decoding="frequency",
+        cfg_schedule="step",
+        cfg_start=0.4,
+    )
     write_model(tmp_path / "models", defaults=defaults)
     with Service(tmp_path) as service:
         service.generate(seed=1)
         service.generate(
-            seed=1, cfg_scale=2.0, temperature=1, top_k=0, top_p=1.0, decoding="uniform"
+            seed=1,
+            cfg_scale=2.0,
+            temperature=1,
+            top_k=0,
+            top_p=1.0,
+            decoding="uniform",
+            cfg_start=0.1,
         )
         assert service.painter.requests == [
             GenerationRequest(
-                "tiny", 0, 1.0, 1, 1, 0.5, 4, 0.25, "frequency", "png", "v1", "goldfish"
+                "tiny",
+                0,
+                1.0,
+                1,
+                1,
+                0.5,
+                4,
+                0.25,
+                "frequency",
+                "png",
+                "v1",
+                "goldfish",
+                "step",
+                0.4,
             ),
-            GenerationRequest("tiny", 0, 2.0, 1, version="v1", class_name="goldfish"),
+            GenerationRequest(
+                "tiny",
+                0,
+                2.0,
+                1,
+                version="v1",
+                class_name="goldfish",
+                cfg_schedule="step",
+                cfg_start=0.1,
+            ),
         ]
 
 
@@ -214,6 +261,11 @@ NAN, INFINITY = float("nan"), float("inf")
         ({"class_id": 0, "cfg_scale": 10**400}, 422, ["cfg_scale"]),
         ({"class_id": 0, "cfg_scale": "3"}, 422, ["cfg_scale"]),
         ({"class_id": 0, "cfg_scale": True}, 422, ["cfg_scale"]),
+        ({"class_id": 0, "cfg_schedule": "cosine"}, 422, ["cfg_schedule"]),
+        ({"class_id": 0, "cfg_schedule": "step", "cfg_start": 1.1}, 422, ["cfg_start"]),
+        ({"class_id": 0, "cfg_schedule": "step", "cfg_start": NAN}, 422, ["cfg_start"]),
+        ({"class_id": 0, "cfg_schedule": "linear", "cfg_start": 0.5}, 422, ["cfg_start"]),
+        ({"class_id": 0, "cfg_start": 0.5}, 422, ["cfg_start"]),
         ({"class_id": 0, "num_images": 0}, 422, ["num_images"]),
         ({"class_id": 0, "num_images": 17}, 422, ["num_images"]),
         ({"class_id": 0, "num_images": 2.5}, 422, ["num_images"]),

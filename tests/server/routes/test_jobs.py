@@ -48,6 +48,8 @@ def test_a_job_is_accepted(own_service: Service) -> None:
         "class_id": 3,
         "class_name": "teapot",
         "cfg_scale": 3.0,
+        "cfg_schedule": "constant",
+        "cfg_start": 0.18,
         "num_images": 2,
         "seed": 7,
         "temperature": 1.0,

@@ -31,6 +31,8 @@ def test_the_list_says_what_each_model_offers(service: Service) -> None:
             "top_k": 0,
             "top_p": 1.0,
             "decoding": "uniform",
+            "cfg_schedule": "constant",
+            "cfg_start": 0.18,
         },
         "has_thumbnails": False,
         "has_codebook": False,

@@ -49,6 +49,8 @@ def config(prepared: Path, trained: Path, models: Path, **changes: object) -> Pu
         "codes": prepared / "codes-train",
         "transformer": trained,
         "cfg_scale": 1.5,
+        "cfg_schedule": "step",
+        "cfg_start": 0.25,
         "decoding": "frequency",
         "note": "drawn shapes",
     }
@@ -64,6 +66,7 @@ def test_a_version_holds_parts_figures_and_provenance(
     assert registry.verify("shapes") == manifest
     assert manifest.class_names == ("bar", "disc", "stripes")
     assert manifest.defaults.cfg_scale == 1.5
+    assert (manifest.defaults.cfg_schedule, manifest.defaults.cfg_start) == ("step", 0.25)
     assert manifest.provenance["note"] == "drawn shapes"
     metrics = json.loads((trained / "metrics.json").read_text())
     assert manifest.metrics["bits_per_position"] == metrics["bits_per_position"]

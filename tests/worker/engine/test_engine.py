@@ -17,6 +17,7 @@ from masc_core.errors import InvalidFieldError, NonFiniteError, UnknownClassErro
 from masc_core.generation.batch import Batch
 from masc_core.generation.generate import Generated, generate
 from masc_core.models.gpt import GPT
+from masc_core.sampling.cfg_schedule import CFG_SCHEDULES
 from masc_core.sampling.in_cluster import InClusterDecoder
 from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import GRID, tiny_parts
@@ -103,8 +104,9 @@ def some_params(rng: random.Random) -> list[SamplingParams]:
             top_k=rng.choice([0, 0, 3]),
             top_p=rng.choice([1.0, 1.0, 0.7]),
             decoding=rng.choice(["uniform", "frequency", "refine"]),
+            cfg_schedule=CFG_SCHEDULES[i % len(CFG_SCHEDULES)],
         )
-        for _ in range(24)
+        for i in range(24)
     ]
 
 
