@@ -42,6 +42,7 @@ from pydantic import (
 from masc_core.errors import ArtifactError
 from masc_core.io.bounded import MAX_CODES, parse_json, read_file
 from masc_core.io.files import atomic_write, reading, sha256_file
+from masc_core.models.gpt_config import Positions
 from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, WITH_START, CFGSchedule
 from masc_core.sampling.params import SamplingParams
 
@@ -95,6 +96,7 @@ class GPTSection(_Part):
     block_size: int = Field(ge=1, le=1 << 16)
     norm_eps: float = Field(default=1e-5, gt=0)
     rope_base: float = Field(default=10000.0, gt=0)
+    positions: Positions = "rope2d"
 
 
 class VQSection(_Part):
@@ -202,7 +204,7 @@ class Manifest(ModelCard):
         channels = vq.ch * max(vq.ch_mult)
         blocks = len(vq.ch_mult) * (2 * vq.num_res_blocks + 3) + 4  # with two convolutions of 3x3
         numbers = {
-            TRANSFORMER_FILE: gpt.dim * (2 * k + gpt.num_classes + 2)
+            TRANSFORMER_FILE: gpt.dim * (2 * k + gpt.num_classes + gpt.block_size + 3)
             + gpt.n_layer * gpt.dim * (12 * gpt.dim + 1024),
             TOKENIZER_FILE: blocks * channels * (25 * channels + 100)
             + 18 * channels * (vq.z_channels + 6)
@@ -285,6 +287,8 @@ def write_manifest(folder: str | PathLike[str], manifest: Manifest) -> Manifest:
     absent: dict[str, bool | set[str]] = {}
     if manifest.refiner is None:
         absent["refiner"] = True
+    if manifest.gpt.positions == "rope2d":
+        absent["gpt"] = {"positions"}
     if manifest.defaults.cfg_schedule == "constant":
         absent["defaults"] = {"cfg_schedule", "cfg_start"}
     seal = seal_of(manifest.model_dump(mode="json", exclude=absent))

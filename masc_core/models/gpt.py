@@ -1,7 +1,8 @@
-"""The class-conditional transformer, state-dict compatible with LlamaGen's GPT.
+"""The class-conditional transformer, state-dict compatible with LlamaGen's GPT and GigaTok's.
 
-A pre-norm Llama: RMSNorm, attention with two-dimensional rotation, SwiGLU, no biases. The sequence
-is the class, then tokens in raster order; position p predicts token p, so the last token is never
+A pre-norm Llama: RMSNorm, attention, SwiGLU, no biases. Positions are two-dimensional rotations as
+in LlamaGen, or learned vectors as in GigaTok, whose codes have no place in a grid. The sequence is
+the class, then tokens in raster order; position p predicts token p, so the last token is never
 an input. Tokens are clusters, or codes where the prior is the identity.
 
 What a step does between its products is loops that numba compiled on a CPU; elsewhere torch's
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KERNEL_DTYPES, KVCache, KVLayer, Rows
 from masc_core.models.projection import PackedWeight, Projection, can_pack
-from masc_core.models.rope import rope_table, split_rotated
+from masc_core.models.rope import no_rotation, rope_table, split_rotated
 
 
 class Prediction(NamedTuple):
@@ -43,6 +44,9 @@ class GPT(nn.Module):
         self.config = config
         self.cls_embedding = ClassEmbedding(config)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        if config.positions == "learned":
+            positions = torch.randn(1 + config.block_size, config.dim) * config.dim**-0.5
+            self.positional_embedding = nn.Parameter(positions)
         self.tok_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -64,7 +68,10 @@ class GPT(nn.Module):
     def hidden(self, labels: Tensor, tokens: Tensor) -> Tensor:
         """Hidden states (B, 1 + T, C) after the final norm; arguments as for `forward`."""
         classes = self.cls_embedding(labels)[:, None]
-        x = self.tok_dropout(torch.cat([classes, self.tok_embeddings(tokens)], dim=1))
+        x = torch.cat([classes, self.tok_embeddings(tokens)], dim=1)
+        if self.config.positions == "learned":
+            x = x + self.positional_embedding[: x.shape[1]]
+        x = self.tok_dropout(x)
         cos_sin = self.rope(x.shape[1])
         for block in self.layers:
             x = block(x, cos_sin)
@@ -103,6 +110,8 @@ class GPT(nn.Module):
         classes: Tensor = self.cls_embedding(rows.ids.where(first, 0))
         tokens: Tensor = self.tok_embeddings(rows.ids.where(~first, 0))
         x = torch.where(first[:, None], classes, tokens)
+        if self.config.positions == "learned":
+            x = x + self.positional_embedding[rows.positions]
         return x, torch.zeros_like(x), self.rope.table[rows.positions]
 
     def head(self, x: Tensor, residual: Tensor) -> Prediction:
@@ -128,15 +137,17 @@ class ClassEmbedding(nn.Module):
 
 
 class RopeTable(nn.Module):
-    """The rotations; they follow the model's device but stay float32, outside its state."""
+    """The rotations; they follow the model's device but stay float32, outside its state.
+
+    Where positions are learned every rotation is by nothing.
+    """
 
     table: Tensor  # float32 (1 + L, 2, D), see `masc_core.models.rope.rope_table`
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.sizes = (config.grid_size, config.head_dim, config.rope_base)
-        table = rope_table(*self.sizes).to(torch.get_default_device())
-        self.register_buffer("table", table, persistent=False)
+        self._config = config
+        self.register_buffer("table", self._build(torch.get_default_device()), persistent=False)
 
     def forward(self, length: int) -> Tensor:
         """Entries of the first positions, (length, 2, D)."""
@@ -145,8 +156,14 @@ class RopeTable(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
         # Built anew: a cast would round it, and a module from the meta device has no values yet.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.table = rope_table(*self.sizes).to(self.table.device)
+        self.table = self._build(self.table.device)
         return self
+
+    def _build(self, device: torch.device) -> Tensor:
+        config = self._config
+        if config.positions == "learned":
+            return no_rotation(1 + config.block_size, config.head_dim).to(device)
+        return rope_table(config.grid_size, config.head_dim, config.rope_base).to(device)
 
 
 class RMSNorm(nn.Module):

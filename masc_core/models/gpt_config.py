@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from masc_core.errors import ConfigError
 
@@ -16,6 +17,7 @@ GPT_SIZES = {
     "GPT-XXXL": (2560, 48, 40),
     "GPT-3B": (3200, 24, 32),
 }
+Positions = Literal["rope2d", "learned"]
 MAX_LAYERS = 1024  # each is an object, even before it has weights
 
 
@@ -38,8 +40,9 @@ class GPTConfig:
     class_dropout: float = 0.1  # share of labels that training replaces by the null class
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
+    positions: Positions = "rope2d"  # rotation by the grid's cell, or a learned vector ("learned")
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: C901 - a list of checks
         for name in ("vocab_size", "dim", "n_layer", "n_head", "num_classes", "block_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1, not {getattr(self, name)}")
@@ -55,6 +58,8 @@ class GPTConfig:
             )
         if self.grid_size**2 != self.block_size:
             raise ConfigError(f"block_size: {self.block_size} is not a square grid")
+        if self.positions not in get_args(Positions):
+            raise ConfigError(f"positions: must be rope2d or learned, not {self.positions!r}")
         for name in ("token_dropout", "resid_dropout", "ffn_dropout", "class_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name}: must be in [0, 1), not {getattr(self, name)}")
@@ -91,7 +96,9 @@ class GPTConfig:
 
     @property
     def num_parameters(self) -> int:
-        """``2 K C + classes C + C + n_layer (4 C^2 + 3 C ffn + 2 C)``."""
+        """``2 K C + classes C + C + n_layer (4 C^2 + 3 C ffn + 2 C)``; ``(1 + L) C`` if learned."""
         layer = 4 * self.dim**2 + 3 * self.dim * self.ffn_dim + 2 * self.dim
         embeddings = 2 * self.vocab_size + self.num_class_rows
+        if self.positions == "learned":
+            embeddings += 1 + self.block_size
         return (embeddings + 1) * self.dim + self.n_layer * layer

@@ -41,6 +41,14 @@ def rope_table(grid_size: int, head_dim: int, base: float = 10000.0) -> Tensor:
         return torch.stack([twice, torch.stack([-sin, sin], dim=-1).flatten(1)], dim=1)
 
 
+def no_rotation(num_positions: int, head_dim: int) -> Tensor:
+    """The same for positions that do not turn, float32 (num_positions, 2, D)."""
+    with torch.device("cpu"):
+        return torch.stack([torch.ones(head_dim), torch.zeros(head_dim)]).repeat(
+            num_positions, 1, 1
+        )
+
+
 def apply_rope(x: Tensor, cos_sin: Tensor) -> Tensor:
     """Rotate the pairs of queries or keys: ``(a, b) -> (a cos - b sin, b cos + a sin)``.
 

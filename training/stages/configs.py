@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from masc_core.bundle.manifest import Decoding, PlainName
+from masc_core.models.gpt_config import Positions
 from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, CFGSchedule
 from training.config import Frozen, LoopConfig, MayChange, StageConfig
 
@@ -215,6 +216,9 @@ class TransformerConfig(LoopConfig):
     dim: int = Field(256, ge=8)
     n_layer: int = Field(8, ge=1)
     n_head: int = Field(4, ge=1)
+    positions: Positions = Field(
+        "rope2d", description="learned: a vector each, for codes that are no grid"
+    )
     token_dropout: float = Field(0.1, ge=0, lt=1)
     resid_dropout: float = Field(0.1, ge=0, lt=1)
     ffn_dropout: float = Field(0.1, ge=0, lt=1)

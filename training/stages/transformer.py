@@ -80,6 +80,7 @@ def gpt_config(config: TransformerConfig, data: ClusterData) -> GPTConfig:
         resid_dropout=config.resid_dropout,
         ffn_dropout=config.ffn_dropout,
         class_dropout=config.class_dropout,
+        positions=config.positions,
     )
 
 

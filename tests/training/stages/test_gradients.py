@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,14 @@ from training.loop.task import TrainedModule
 from training.losses.transformer import ChunkedNextClusterLoss, NextClusterLoss
 from training.stages.transformer import shard_blocks
 
-SIZES = {"vocab_size": 7, "dim": 8, "n_layer": 2, "n_head": 2, "num_classes": 3, "block_size": 4}
+SIZES: dict[str, Any] = {
+    "vocab_size": 7,
+    "dim": 8,
+    "n_layer": 2,
+    "n_head": 2,
+    "num_classes": 3,
+    "block_size": 4,
+}
 BATCH = 8
 
 

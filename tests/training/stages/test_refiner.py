@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_parts_that_do_not_belong_together_are_refused(
     ],
 )
 def test_a_transformer_of_other_images_is_refused(
-    prepared: Path, transformer: Path, tmp_path: Path, changes: dict[str, int], complaint: str
+    prepared: Path, transformer: Path, tmp_path: Path, changes: dict[str, Any], complaint: str
 ) -> None:
     sizes = replace(load_transformer(transformer).config, **changes)
     other = tmp_path / "other.safetensors"
