@@ -4,7 +4,7 @@
 scores are minus infinity. Clusters are ragged and some are a hundred times the mean, so the codes
 of all rows stand one behind the other: time and memory go with the sum of the rows' cluster sizes.
 
-Legend: n rows, P codes of all their clusters together, V codes, D width.
+Legend: n rows, P codes of all their clusters together, V codes, K clusters, D width.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ class ClusterSoftmax:
 
     Attributes
     ----------
+    num_clusters : K
     largest : codes of the largest cluster
     labels : int64 (V,), cluster of each code
     """
 
     def __init__(self, prior: ClusterMap, device: torch.device | str = "cpu") -> None:
+        self.num_clusters = prior.num_clusters
         self.largest = int(prior.sizes.max())
         self._members = torch.tensor(prior.members, device=device)
         self._offsets = torch.tensor(prior.offsets[:-1], device=device)

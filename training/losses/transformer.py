@@ -94,6 +94,20 @@ def position_cross_entropy_and_entropy(logits: Tensor, clusters: Tensor) -> Cros
     return CrossEntropyAndEntropy(-true / LN2, torch.special.entr(log_p.exp()).sum(-1) / LN2)
 
 
+def cluster_cross_entropy_and_entropy(
+    logits: Tensor, clusters: Tensor, softmax: ClusterSoftmax
+) -> CrossEntropyAndEntropy:
+    """The same for the clusters of a partition of the vocabulary, which sum its probabilities."""
+    log_p = logits.float().log_softmax(dim=-1).flatten(0, 1)  # (N, K)
+    found = _cluster_log_p(log_p, clusters.flatten(), softmax)
+    labels = softmax.labels.expand_as(log_p)
+    p = log_p.new_zeros(len(log_p), softmax.num_clusters).scatter_add_(1, labels, log_p.exp())
+    return CrossEntropyAndEntropy(
+        (-found.log_p / LN2).view_as(clusters),
+        (torch.special.entr(p).sum(-1) / LN2).view_as(clusters),
+    )
+
+
 Levels = Sequence[tuple[ClusterSoftmax, float]]
 
 

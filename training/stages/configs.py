@@ -207,6 +207,14 @@ class TransformerConfig(LoopConfig):
     prior: MayChange[Path | None] = Field(
         None, description="prior.npz; the flat vocabulary without it"
     )
+    partitions: MayChange[tuple[Path, ...]] = Field(
+        (),
+        description="priors of whose clusters the loss knows, too: one for IAR, nested cuts of a "
+        "tree for several levels",
+    )
+    partition_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (), description="weight of the loss of each, IAR's lambda; without it 1"
+    )
     init: MayChange[Path | None] = Field(
         None,
         description="transformer to start from: of LlamaGen, of a run, or the folder of a bundle",
@@ -237,6 +245,15 @@ class TransformerConfig(LoopConfig):
     sheet_tokenizer: MayChange[Path | None] = Field(
         None, description="tokenizer.safetensors for the sheets"
     )
+
+    @model_validator(mode="after")
+    def _one_weight_a_partition(self) -> Self:
+        if self.partition_weights and len(self.partition_weights) != len(self.partitions):
+            raise ValueError(
+                f"partition_weights: {len(self.partition_weights)} for "
+                f"{len(self.partitions)} partitions"
+            )
+        return self
 
 
 class RefinerTrainingConfig(LoopConfig):
