@@ -21,6 +21,7 @@ from masc_core.prior import ClusterMap
 from training.llamagen.container import Container, is_whole
 from training.torch_file import read_torch_file
 
+INTEGERS = (torch.int64, torch.int32, torch.int16)
 CLUSTER_SIZE = 128  # of the release
 CLUSTER_SIZE_ARGUMENT = "cluster_size"  # of the training; LlamaGen's has none
 
@@ -30,7 +31,7 @@ def read_mapping(path: Path) -> Tensor:
     content = read_torch_file(path)
     if not isinstance(content, Tensor) or not is_whole(content):
         raise ArtifactError(path, "is no mapping of IAR: it holds no tensor alone")
-    if content.dim() != 1 or content.dtype.is_floating_point or content.dtype.is_complex:
+    if content.dim() != 1 or content.dtype not in INTEGERS:
         raise ArtifactError(
             path, f"is no mapping of IAR: it holds {content.dtype} {tuple(content.shape)}"
         )
@@ -61,7 +62,7 @@ def read_cluster_size(container: Container, given: int | None) -> int:
     if not container.arguments:
         return given or CLUSTER_SIZE
     stored = container.arguments.get(CLUSTER_SIZE_ARGUMENT)
-    if not isinstance(stored, int) or stored < 1:
+    if not isinstance(stored, int) or not 1 <= stored <= MAX_CODES:
         raise ConfigError(
             f"mapping: {container.path} has LlamaGen's numbers of codes, for its training had no "
             f"{CLUSTER_SIZE_ARGUMENT}; leave the mapping out"

@@ -56,17 +56,25 @@ class ChunkedNextClusterLoss(nn.Module):
     """The same for a `GPT`, without the logits of all positions at once, and with levels.
 
     For models that are not compiled together with their loss: a compiler fuses what follows the
-    logits, and needs no chunks. If the model is sharded, FSDP must know of its ``hidden``.
+    logits, and needs no chunks. Levels are never compiled: their sums have as many terms as the
+    targets' clusters have members. If the model is sharded, FSDP must know of its ``hidden``.
+
+    Parameters
+    ----------
+    compiled : compile the model up to the hidden states
     """
 
-    def __init__(self, model: GPT, levels: Sequence[ClusterLevel] = ()) -> None:
+    def __init__(
+        self, model: GPT, levels: Sequence[ClusterLevel] = (), *, compiled: bool = False
+    ) -> None:
         super().__init__()
         self.model, self._levels = model, on_device(levels, model.output.weight.device)
+        self._hidden = torch.compile(model.hidden) if compiled else model.hidden
         self._names = ["bits", *(f"cluster_bits_{one.partition.num_clusters}" for one in levels)]
 
     def forward(self, labels: Tensor, clusters: Tensor) -> dict[str, Tensor]:
         """As `NextClusterLoss.forward`, and ``cluster_bits_k`` of a level of k clusters."""
-        hidden = self.model.hidden(labels, clusters[:, :-1]).flatten(0, 1)
+        hidden = self._hidden(labels, clusters[:, :-1]).flatten(0, 1)
         loss, parts = head_cross_entropy(
             hidden, self.model.output.weight, clusters.flatten(), self._levels
         )
@@ -95,16 +103,20 @@ def position_cross_entropy_and_entropy(logits: Tensor, clusters: Tensor) -> Cros
 
 
 def cluster_cross_entropy_and_entropy(
-    logits: Tensor, clusters: Tensor, softmax: ClusterSoftmax
+    logits: Tensor, clusters: Tensor, softmax: ClusterSoftmax, chunk_logits: int = CHUNK_LOGITS
 ) -> CrossEntropyAndEntropy:
     """The same for the clusters of a partition of the vocabulary, which sum its probabilities."""
-    log_p = logits.float().log_softmax(dim=-1).flatten(0, 1)  # (N, K)
-    found = _cluster_log_p(log_p, clusters.flatten(), softmax)
-    labels = softmax.labels.expand_as(log_p)
-    p = log_p.new_zeros(len(log_p), softmax.num_clusters).scatter_add_(1, labels, log_p.exp())
+    positions = max(1, chunk_logits // logits.shape[-1])
+    cross_entropies, entropies = [], []
+    parts = torch.split(logits.flatten(0, 1), positions)
+    for part, true in zip(parts, torch.split(clusters.flatten(), positions), strict=True):
+        log_p = part.float().log_softmax(dim=-1)
+        cross_entropies.append(-_cluster_log_p(log_p, true, softmax).log_p / LN2)
+        labels = softmax.labels.expand_as(log_p)
+        p = log_p.new_zeros(len(log_p), softmax.num_clusters).scatter_add_(1, labels, log_p.exp_())
+        entropies.append(torch.special.entr(p).sum(-1) / LN2)
     return CrossEntropyAndEntropy(
-        (-found.log_p / LN2).view_as(clusters),
-        (torch.special.entr(p).sum(-1) / LN2).view_as(clusters),
+        torch.cat(cross_entropies).view_as(clusters), torch.cat(entropies).view_as(clusters)
     )
 
 

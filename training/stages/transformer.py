@@ -114,7 +114,7 @@ def build_model(config: TransformerConfig, data: ClusterData, ranks: Ranks) -> G
         start.fill(model, data.prior, data.train_counts)
     model = model.to(ranks.device)
     is_shared = config.parallel == "fsdp" and ranks.count > 1
-    if config.compile and (is_shared or config.partitions):
+    if config.compile and is_shared:
         compile_each(model.blocks)
     if config.checkpoint_activations:
         checkpoint_activations(model.blocks)
@@ -131,13 +131,9 @@ def shard_blocks(model: GPT, ranks: Ranks, *, bfloat16: bool) -> None:
 
 
 def loss_module_of(model: GPT, levels: Sequence[ClusterLevel] = (), *, compiled: bool) -> nn.Module:
-    """What is minimised; compiled as a whole, loss and all, or in chunks of positions.
-
-    With levels always in chunks: their sums have as many terms as the targets' clusters have
-    members, and what has a shape of its own at every step cannot be compiled.
-    """
+    """What is minimised; compiled as a whole, loss and all, or in chunks of positions."""
     if levels or not compiled:
-        return ChunkedNextClusterLoss(model, levels)
+        return ChunkedNextClusterLoss(model, levels, compiled=compiled)
     loss_module = NextClusterLoss(model)
     loss_module.compile()
     return loss_module
@@ -149,11 +145,11 @@ class _TransformerTraining:
     def __init__(self, run: Run, config: TransformerConfig, data: ClusterData, model: GPT) -> None:
         self.run, self.config, self.data, self.model = run, config, data, model
         self.ranks = run.ranks
-        # Validation calls the model, for its last batch has another shape, and its share of a run
-        # is small.
         partitions = [partition.over(data.prior) for partition in data.partitions]
         weights = config.partition_weights or (1.0,) * len(partitions)
         levels = [ClusterLevel(*pair) for pair in zip(partitions, weights, strict=True)]
+        # Validation calls the model, for its last batch has another shape, and its share of a run
+        # is small.
         compiled = config.compile and not is_sharded(model)
         self.loss_module = loss_module_of(model, levels, compiled=compiled)
         self.levels = [ClusterLevelMetrics(one, self.ranks.device) for one in partitions]

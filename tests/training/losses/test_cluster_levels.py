@@ -13,10 +13,12 @@ from torch import Tensor
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
+from masc_core.sampling.cluster_softmax import ClusterSoftmax
 from tests.golden_files import assert_close, load_golden
 from training.losses.transformer import (
     ChunkedNextClusterLoss,
     ClusterLevel,
+    cluster_cross_entropy_and_entropy,
     head_cross_entropy,
     on_device,
 )
@@ -90,6 +92,12 @@ def test_unequal_clusters_are_those_of_the_definition(golden: dict[str, Tensor])
     _, _, token_alone = losses_of(logits, targets)
     expected = golden["unequal.grad_logits"].flatten(0, 1)
     assert_close(both - token_alone, expected, atol=1e-5, rtol=1e-5)
+    found = cluster_cross_entropy_and_entropy(
+        golden["logits"], golden["tokens"], ClusterSoftmax(partition)
+    )
+    log_p = golden["unequal.cluster_logprob"]
+    entropy = -(log_p.exp() * log_p).sum(-1) / math.log(2)
+    assert_close(found.entropy, entropy, atol=1e-5, rtol=1e-5)
 
 
 def test_extreme_logits_overflow_nothing(golden: dict[str, Tensor]) -> None:
@@ -141,6 +149,23 @@ def test_one_cluster_a_token_doubles_the_loss_and_one_for_all_adds_nothing() -> 
     _, parts, grad = losses_of(logits, targets, ClusterLevel(everything, 1.0))
     assert float(parts[1]) == pytest.approx(0, abs=1e-6)
     assert_close(grad, plain, atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("positions", [1, 7, 1000])
+def test_the_entropy_of_clusters_sums_the_probabilities_of_tokens(positions: int) -> None:
+    logits, targets = numbers()
+    logits[0] = 0
+    logits[0, targets[0]] = 1e4  # of all others the probability is 0
+    shaped, softmax = logits.view(4, 10, V), ClusterSoftmax(UNEQUAL)
+    found = cluster_cross_entropy_and_entropy(
+        shaped, targets.view(4, 10), softmax, chunk_logits=positions * V
+    )
+    p = logits.double().softmax(-1)
+    sums = torch.stack([p[:, UNEQUAL.labels == k].sum(-1) for k in range(7)], dim=-1)
+    entropy = torch.special.entr(sums).sum(-1) / math.log(2)
+    assert_close(found.entropy.double().flatten(), entropy, atol=1e-5, rtol=1e-5)
+    cross = by_definition(logits, targets, UNEQUAL) / math.log(2)
+    assert_close(found.cross_entropy.double().flatten(), cross, atol=1e-6, rtol=1e-5)
 
 
 def test_numbers_of_the_tokens_do_not_matter() -> None:

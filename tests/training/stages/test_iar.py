@@ -125,7 +125,7 @@ def test_a_random_partition_is_no_better_than_none(prepared: Path, tmp_path: Pat
     ClusterMap.from_labels(labels).save(tmp_path / "random.npz")
     plain = train_transformer(iar_config(prepared, tmp_path / "plain"))
     random = train_transformer(iar_config(prepared, tmp_path / "run", tmp_path / "random.npz"))
-    assert random["bits_per_position"] > 0.99 * plain["bits_per_position"]
+    assert random["bits_per_position"] >= plain["bits_per_position"]
 
 
 def test_partitions_that_do_not_fit_are_refused(
