@@ -127,6 +127,21 @@ class ClusterMap:
         self._check_range(int(array.min()), int(array.max()))
         return np.asarray(self.labels[array], dtype=np.int64)  # 0-d stays an array
 
+    def over(self, finer: ClusterMap) -> ClusterMap:
+        """The same partition, of the clusters of a finer one instead of its codes.
+
+        Raises
+        ------
+        ValueError : it is over another number of codes, or divides a cluster; names a code of that
+        """
+        if finer.num_codes != self.num_codes:
+            raise ValueError(f"is over {self.num_codes} codes, not {finer.num_codes}")
+        owners = self.labels[finer.members[finer.offsets[:-1]]]
+        divided = np.flatnonzero(owners[finer.labels] != self.labels)
+        if len(divided):
+            raise ValueError(f"divides the cluster of code {divided[0]}")
+        return ClusterMap(owners)
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write the public mapping format: ``.npz`` of ``mapping`` int64 (V,), ``k`` and ``n``."""
         save_npz(path, mapping=self.labels, k=self.num_clusters, n=self.num_codes)

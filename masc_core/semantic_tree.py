@@ -141,6 +141,17 @@ class LeafOrder:
         ordered: IntArray = array[np.argsort(self.starts[array])]
         return ordered
 
+    def chunks(self, num_clusters: int) -> ClusterMap:
+        """Partition into K runs of V / K neighbours; a ValueError where K is no divisor of V."""
+        check_num_clusters(num_clusters, len(self.codes))
+        size, rest = divmod(len(self.codes), num_clusters)
+        if rest:
+            raise ValueError(
+                f"clusters of equal size need a K that divides the {len(self.codes)} codes, "
+                f"got {num_clusters}"
+            )
+        return ClusterMap.from_labels(self.starts[: len(self.codes)] // size)
+
     def firsts(self, prior: ClusterMap) -> IntArray:
         """Position of the first code of each cluster, int64 (K,)."""
         firsts: IntArray = np.minimum.reduceat(self.starts[prior.members], prior.offsets[:-1])

@@ -29,6 +29,7 @@ from training.stages.configs import (
     CompareConfig,
     EvaluateConfig,
     ImportConfig,
+    ImportPriorConfig,
     ImportTokenizerConfig,
     PriorConfig,
     PublishConfig,
@@ -219,6 +220,16 @@ def prior_build(config: PriorConfig) -> None:
     )
 
 
+@prior.command("import")
+@stage_command(ImportPriorConfig, argument="source", resumes=False)
+def prior_import(config: ImportPriorConfig) -> None:
+    """Take in IAR's clusters, from its mapping."""
+    from training.stages.prior import import_prior
+
+    taken = import_prior(config)
+    _say(f"{taken.num_codes} codes in {taken.num_clusters} clusters", config.out)
+
+
 @prior.command("compare")
 @stage_command(CompareConfig, resumes=False)
 def prior_compare(config: CompareConfig) -> None:
@@ -247,7 +258,7 @@ def prior_show(config: ShowConfig) -> None:
 @transformer.command("train")
 @stage_command(TransformerConfig)
 def transformer_train(config: TransformerConfig) -> None:
-    """Train the transformer on clusters."""
+    """Train the transformer on clusters, or on codes with a loss of their clusters."""
     from training.stages.transformer import train_transformer
 
     with progress("transformer") as report:
@@ -334,7 +345,7 @@ def publish_command(config: PublishConfig) -> None:
 
 @stage_command(ImportConfig, resumes=False)
 def import_command(config: ImportConfig) -> None:
-    """Take in a checkpoint of LlamaGen as a version."""
+    """Take in a checkpoint of LlamaGen or IAR as a version."""
     from masc_core.settings import models_dir
     from training.stages.import_llamagen import import_model
 

@@ -8,6 +8,7 @@ A bundle is one version of a model, ``<models>/<name>/<version>/``::
     prior.npz                    which cluster each code belongs to
     token_counts.safetensors     optional: how often each code occurs, for "frequency" decoding
     refiner.safetensors          optional: draws codes within clusters, for "refine" decoding
+    partition-<k>.npz            optional: k clusters of which the training's loss knew, too
     samples.png                  optional: a sheet of images
     tree.npy, patches.webp       optional: the tree and the codes to look at (`codebook_view`)
 
@@ -65,6 +66,11 @@ MAX_OTHER_BYTES = 256 << 20  # of a file of no known kind, and of a picture
 OVERHEAD = 2 << 20  # of a file beyond its numbers
 
 Decoding = Literal["uniform", "frequency", "refine"]
+
+
+def partition_file(num_clusters: int) -> str:
+    """File of a partition into so many clusters."""
+    return f"partition-{num_clusters}.npz"
 
 
 def is_plain_name(name: str) -> bool:
@@ -214,12 +220,18 @@ class Manifest(ModelCard):
             COUNTS_FILE: v,
             TREE_FILE: 4 * v,
             PATCHES_FILE: 128 * v,  # 16 pixels a side, of four bytes
-        }
+        } | {partition_file(clusters): v for clusters in self.partitions}
         if (refiner := self.refiner) is not None:
             tables = 2 * v + k + gpt.dim + gpt.block_size
             layer = 4 * refiner.width + 2 * refiner.ffn_dim + 16
             numbers[REFINER_FILE] = refiner.width * (tables + layer) + refiner.ffn_dim
         return 8 * numbers[name] + OVERHEAD if name in numbers else MAX_OTHER_BYTES
+
+    @property
+    def partitions(self) -> tuple[int, ...]:
+        """Numbers of clusters of the partitions that the loss knew of, ascending."""
+        found = (re.fullmatch(r"partition-([1-9][0-9]*)\.npz", name) for name in self.files)
+        return tuple(sorted(int(match[1]) for match in found if match))
 
     @property
     def num_positions(self) -> int:

@@ -27,6 +27,7 @@ from masc_core.bundle.manifest import (
     TOKENIZER_FILE,
     TRANSFORMER_FILE,
     Manifest,
+    partition_file,
     read_manifest,
     verify_files,
 )
@@ -60,6 +61,7 @@ class Bundle:
     decoder: InClusterDecoder  # cluster to code; its refiner has the same precision
     tokenizer: VQModel  # float32; without `encoder` and `quant_conv` where the bundle has none
     vq_decoder: Callable[[Tensor], Tensor]  # the tokenizer's, as the device computes it fastest
+    partitions: tuple[ClusterMap, ...] = ()  # of which the training's loss knew; the coarsest first
 
     @property
     def device(self) -> torch.device:
@@ -124,7 +126,8 @@ def load_bundle(
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
     gpt_config, vq_config = _configs(folder, manifest)
-    prior = _load_prior(folder / PRIOR_FILE, manifest)
+    prior = _load_prior(folder / PRIOR_FILE, manifest, manifest.num_clusters)
+    partitions = _load_partitions(folder, manifest, prior)
     counts = _load_counts(folder / COUNTS_FILE, manifest)
     model = load_module(folder / TRANSFORMER_FILE, lambda: GPT(gpt_config))
     refiner = _load_refiner(folder, manifest)
@@ -140,6 +143,7 @@ def load_bundle(
         decoder=InClusterDecoder(prior, counts, device, refiner),
         tokenizer=tokenizer,
         vq_decoder=serving_decoder(tokenizer.decoder, torch.device(device)),
+        partitions=partitions,
     )
 
 
@@ -153,15 +157,27 @@ def _configs(folder: Path, manifest: Manifest) -> tuple[GPTConfig, VQConfig]:
         raise ArtifactError(folder / MANIFEST_FILE, str(error)) from error
 
 
-def _load_prior(path: Path, manifest: Manifest) -> ClusterMap:
+def _load_prior(path: Path, manifest: Manifest, num_clusters: int) -> ClusterMap:
     prior = ClusterMap.load(path, manifest.num_codes)
-    if (prior.num_codes, prior.num_clusters) != (manifest.num_codes, manifest.num_clusters):
+    if (prior.num_codes, prior.num_clusters) != (manifest.num_codes, num_clusters):
         raise ArtifactError(
             path,
             f"has {prior.num_codes} codes in {prior.num_clusters} clusters, "
-            f"the manifest says {manifest.num_codes} in {manifest.num_clusters}",
+            f"the manifest says {manifest.num_codes} in {num_clusters}",
         )
     return prior
+
+
+def _load_partitions(folder: Path, manifest: Manifest, prior: ClusterMap) -> tuple[ClusterMap, ...]:
+    partitions = []
+    for num_clusters in manifest.partitions:
+        path = folder / partition_file(num_clusters)
+        partitions.append(_load_prior(path, manifest, num_clusters))
+        try:
+            partitions[-1].over(prior)
+        except ValueError as error:
+            raise ArtifactError(path, str(error)) from error
+    return tuple(partitions)
 
 
 def _load_counts(path: Path, manifest: Manifest) -> npt.NDArray[np.int64] | None:

@@ -9,7 +9,7 @@ Legend: V codes, K clusters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from masc_core.bundle.manifest import (
     ModelCard,
     RefinerSection,
     VQSection,
+    partition_file,
     write_manifest,
 )
 from masc_core.bundle.read import COUNTS_KEY, ENCODER_PREFIXES, TRAINING_KEYS, Bundle, load_bundle
@@ -55,6 +56,7 @@ class BundleParts:
     prior: ClusterMap
     counts: npt.NDArray[np.integer] | None = None  # of each code in the training data, int (V,)
     refiner: Refiner | None = None  # draws codes of this prior from the model's hidden states
+    partitions: Sequence[ClusterMap] = ()  # of the codes, of which the training's loss knew
 
 
 def save_bundle(
@@ -173,6 +175,11 @@ def _check_parts(parts: BundleParts) -> None:
         raise ConfigError(
             f"the tokenizer has {vq.num_codes} codes, but the prior has {prior.num_codes}"
         )
+    for partition in parts.partitions:
+        try:
+            partition.over(prior)
+        except ValueError as error:
+            raise ConfigError(f"the partition into {partition.num_clusters} {error}") from error
     if gpt.num_class_rows == gpt.num_classes:
         raise ConfigError("a transformer trained with class_dropout 0 cannot be guided, nor served")
     if parts.refiner is None:
@@ -198,6 +205,8 @@ def _write_weights(
     write_tensors(folder / TRANSFORMER_FILE, parts.model.state_dict(), dtype)
     write_tensors(folder / TOKENIZER_FILE, tokenizer, dtype)
     parts.prior.save(folder / PRIOR_FILE)
+    for partition in parts.partitions:
+        partition.save(folder / partition_file(partition.num_clusters))
     if parts.counts is not None:
         InClusterDecoder(parts.prior, parts.counts)  # refuses counts that do not fit
         counts = torch.from_numpy(np.asarray(parts.counts).astype(np.int64))

@@ -1,7 +1,8 @@
 """Every way to make a prior of a codebook, by its name.
 
-``average`` is MASC's own; the others are what it is compared with. The rows are clustered as given,
-except that IAR's ``balanced-kmeans`` normalises them by definition.
+``average`` is MASC's own, and ``leaf-order`` its tree's leaves in chunks of equal size; the others
+are what they are compared with. The rows are clustered as given, except that IAR's
+``balanced-kmeans`` normalises them by definition.
 
 Legend: V codes, E code dimensions, K clusters.
 """
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from masc_core.arrays import IntArray
 from masc_core.codebook import check_num_clusters, checked_rows
 from masc_core.prior import ClusterMap
-from masc_core.semantic_tree import cut_merges
+from masc_core.semantic_tree import LeafOrder, cut_merges
 from masc_core.tree import build_tree
 
 if TYPE_CHECKING:  # NumPy rows need no torch
@@ -30,6 +31,7 @@ METHODS = (
     "kmeans",
     "kmeans++",
     "balanced-kmeans",
+    "leaf-order",
     "random",
     "identity",
 )
@@ -51,19 +53,23 @@ def cluster_codes(
     num_clusters : K
     method : one of `METHODS`
     seed : of ``kmeans``, ``kmeans++``, ``balanced-kmeans`` and ``random``; the others draw nothing
-    device : where ``average``, ``single`` and ``complete`` build their tree; the others use the CPU
+    device : where ``average``, ``leaf-order``, ``single`` and ``complete`` build their tree; the
+        others use the CPU
 
     Raises
     ------
     ValueError : a codebook that is not 2-D, has fewer than two rows or a row with a NaN or an
         infinity; a K that is not in 1..V, or that the method does not allow (``identity``: V,
-        ``balanced-kmeans``: a divisor of V); a method or a device that is not offered
+        ``balanced-kmeans`` and ``leaf-order``: a divisor of V); a method or a device that is not
+        offered
     """
     rows = checked_rows(codebook)
     check_num_clusters(num_clusters, len(rows))
     match method:  # Numba and scikit-learn take a second to import: only where they are needed
         case "average" | "single" | "complete":
             prior = build_tree(rows, method, device=device).cut(num_clusters)
+        case "leaf-order":
+            prior = LeafOrder.of(build_tree(rows, device=device)).chunks(num_clusters)
         case "centroid":
             from masc_core.clustering.centroid_linkage import centroid_linkage  # noqa: PLC0415
 

@@ -4,7 +4,7 @@
 scores are minus infinity. Clusters are ragged and some are a hundred times the mean, so the codes
 of all rows stand one behind the other: time and memory go with the sum of the rows' cluster sizes.
 
-Legend: n rows, P codes of all their clusters together, V codes, D width.
+Legend: n rows, P codes of all their clusters together, V codes, K clusters, D width.
 """
 
 from __future__ import annotations
@@ -28,17 +28,25 @@ class RaggedCodes(NamedTuple):
 
 
 class ClusterSoftmax:
-    """Softmaxes within the clusters of a prior."""
+    """Softmaxes within the clusters of a prior.
+
+    Attributes
+    ----------
+    num_clusters : K
+    largest : codes of the largest cluster
+    labels : int64 (V,), cluster of each code
+    """
 
     def __init__(self, prior: ClusterMap, device: torch.device | str = "cpu") -> None:
+        self.num_clusters = prior.num_clusters
         self.largest = int(prior.sizes.max())
         self._members = torch.tensor(prior.members, device=device)
         self._offsets = torch.tensor(prior.offsets[:-1], device=device)
         self._sizes = torch.tensor(prior.sizes, device=device)
-        labels = torch.tensor(prior.labels, device=device)
-        indices = torch.empty_like(labels)
-        indices[self._members] = torch.arange(len(labels), device=device)
-        self._ranks = indices - self._offsets[labels]  # (V,)
+        self.labels = torch.tensor(prior.labels, device=device)
+        indices = torch.empty_like(self.labels)
+        indices[self._members] = torch.arange(len(indices), device=device)
+        self._ranks = indices - self._offsets[self.labels]  # (V,)
 
     def loss(self, vectors: Tensor, table: Tensor, clusters: Tensor, codes: Tensor) -> Tensor:
         """``-log p(f | z)`` of every row, float32 (n,), nats.
@@ -59,7 +67,7 @@ class ClusterSoftmax:
         scores = _scores(F.embedding(multi_code_rows, vectors).float(), table, ragged)
         starts = ragged.sizes.cumsum(0) - ragged.sizes
         targets = scores[starts + self._ranks[codes[multi_code_rows]]]
-        return losses.index_put((multi_code_rows,), _logsumexp(scores, ragged) - targets)
+        return losses.index_put((multi_code_rows,), logsumexp(scores, ragged) - targets)
 
     def ragged(self, clusters: Tensor) -> RaggedCodes:
         """Codes of the clusters, int64 (n,), of the rows."""
@@ -88,7 +96,7 @@ def _scores(vectors: Tensor, table: Tensor, ragged: RaggedCodes) -> Tensor:
     return (ours * theirs).sum(-1)
 
 
-def _logsumexp(scores: Tensor, ragged: RaggedCodes) -> Tensor:
+def logsumexp(scores: Tensor, ragged: RaggedCodes) -> Tensor:
     """Logarithm (n,) of each row's sum of the exponentials of its scores (P,)."""
     highest = torch.segment_reduce(scores.detach(), "max", lengths=ragged.sizes, unsafe=True)
     powers = (scores - highest[ragged.rows]).exp()

@@ -24,6 +24,7 @@ from masc_core.bundle.manifest import (
     TREE_FILE,
     Manifest,
     check_hash,
+    partition_file,
 )
 from masc_core.errors import ArtifactError
 from masc_core.io.bounded import read_file
@@ -119,7 +120,11 @@ class CodebookCache:
 
     def _read_codebook(self, manifest: Manifest) -> CodebookView:
         folder = self._models / manifest.name / manifest.version
-        names = (TREE_FILE, PATCHES_FILE, PRIOR_FILE)
+        prior_name = PRIOR_FILE
+        if manifest.num_clusters == manifest.num_codes and manifest.partitions:
+            # Of a flat vocabulary what there is to see are the clusters that its training knew of.
+            prior_name = partition_file(manifest.partitions[-1])
+        names = (TREE_FILE, PATCHES_FILE, prior_name)
         content = {name: read_listed(self._models, manifest, name) for name in names}
         name = TREE_FILE
         try:
@@ -128,10 +133,11 @@ class CodebookCache:
             side = patch_side(content[name], manifest.num_codes)
         except ValueError as error:
             raise ArtifactError(folder / name, str(error)) from error
-        prior = ClusterMap.parse(content[PRIOR_FILE], folder / PRIOR_FILE, manifest.num_codes)
+        path = folder / prior_name
+        prior = ClusterMap.parse(content[prior_name], path, manifest.num_codes)
         if prior.num_codes != manifest.num_codes:
             reason = f"is over {prior.num_codes} codes, not {manifest.num_codes}"
-            raise ArtifactError(folder / PRIOR_FILE, reason)
+            raise ArtifactError(path, reason)
         return CodebookView(Codebook(tree, prior), content[PATCHES_FILE], side)
 
 

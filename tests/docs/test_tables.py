@@ -62,4 +62,6 @@ def without_names(routes: set[str]) -> set[str]:
 def test_every_file_of_a_bundle_is_told() -> None:
     written = {name for cells in ARCHITECTURE.rows("file") for name in INLINE.findall(cells[0])}
     known: dict[str, Any] = {k: v for k, v in vars(bundle).items() if k.endswith("_FILE")}
-    assert written | {bundle.MANIFEST_FILE} == {*known.values(), TREE_FILE, PATCHES_FILE}
+    partitions = bundle.partition_file(128).replace("128", "<k>")
+    told = {*known.values(), TREE_FILE, PATCHES_FILE, partitions}
+    assert written | {bundle.MANIFEST_FILE} == told

@@ -128,6 +128,16 @@ def test_encode_refuses_fractions(prior: ClusterMap) -> None:
         prior.encode(torch.tensor([1.0]))
 
 
+def test_a_partition_over_the_clusters_of_a_finer_one(prior: ClusterMap) -> None:
+    coarse = ClusterMap.from_labels(np.array([0, 1, 1])[prior.labels])
+    assert coarse.over(prior).labels.tolist() == [0, 1, 1]
+    assert coarse.over(ClusterMap.identity(6)).labels.tolist() == coarse.labels.tolist()
+    with pytest.raises(ValueError, match="divides the cluster of code"):
+        prior.over(coarse)
+    with pytest.raises(ValueError, match="is over 6 codes, not 5"):
+        coarse.over(ClusterMap.identity(5))
+
+
 def test_file_is_the_public_mapping_format(prior: ClusterMap, tmp_path: Path) -> None:
     prior.save(tmp_path / "prior.npz")
     with np.load(tmp_path / "prior.npz") as archive:

@@ -54,6 +54,17 @@ def test_every_cluster_of_a_cut_is_a_branch(num_clusters: int) -> None:
         assert sorted(under) == np.flatnonzero(prior.labels == number).tolist()
 
 
+def test_chunks_are_neighbours_of_equal_number() -> None:
+    order = random_order(24)
+    for num_clusters in (1, 2, 6, 24):
+        prior = order.chunks(num_clusters)
+        expected = {frozenset(part) for part in order.codes.reshape(num_clusters, -1).tolist()}
+        members = {frozenset(part) for part in prior.members.reshape(num_clusters, -1).tolist()}
+        assert members == expected
+    with pytest.raises(ValueError, match="a K that divides the 24 codes, got 5"):
+        order.chunks(5)
+
+
 def test_a_cluster_that_is_no_branch_has_none() -> None:
     order = random_order(25)
     first, last = order.codes[0], order.codes[-1]

@@ -9,6 +9,7 @@ import torch
 from masc_core.clustering import methods
 from masc_core.errors import ConfigError
 from masc_core.models.gpt_config import GPTConfig
+from tests.golden_files import load_golden_json
 from training.config import StageConfig, load_config, set_threads
 from training.metrics.step_cost import step_bytes
 from training.stages import configs
@@ -39,9 +40,9 @@ STAGES: dict[str, type[StageConfig]] = {
 
 
 def stage_of(path: Path) -> type[StageConfig]:
-    """By the file's name, of which ``llamagen-b-masc`` and ``prior-kmeans`` have a variant."""
+    """By the file's name, which may be a variant, as ``iar-b-masc`` and ``prior-kmeans``."""
     first, last = path.stem.split("-")[0], path.stem.split("-")[-1]
-    if first == "llamagen":
+    if first in {"llamagen", "iar"}:
         return RefinerTrainingConfig if last == "refiner" else TransformerConfig
     return STAGES.get(path.stem) or STAGES[first]
 
@@ -82,6 +83,25 @@ def test_the_runs_of_the_paper(size: str, vocabulary: str) -> None:
         named = replace(named, vocab_size=8192)
     steps = 1_281_167 // config.batch_size * config.epochs
     title = f"{round(named.num_parameters / 1e6)} million parameters, {steps:,} steps."
+    assert path.read_text("utf-8").splitlines()[0].endswith(title)
+
+
+@pytest.mark.parametrize("size", ["b", "l", "xl"])
+@pytest.mark.parametrize("clusters", ["kmeans", "masc"])
+def test_the_runs_of_iar_are_flat_ones_with_clusters_in_the_loss(size: str, clusters: str) -> None:
+    folder = CONFIGS / "imagenet256"
+    path = folder / f"iar-{size}-{clusters}.toml"
+    config = load_config(TransformerConfig, path, {})
+    flat = load_config(TransformerConfig, folder / f"llamagen-{size}-flat.toml", {})
+    for key in ("prior", "dim", "n_layer", "n_head", "codes", "val_codes", "micro_batch"):
+        assert getattr(config, key) == getattr(flat, key)
+    assert (config.lr, config.min_lr_ratio, config.batch_size) == (1e-4, 1, 256)
+    prior = load_config(PriorConfig, folder / f"prior-iar-{clusters}.toml", {})
+    assert (prior.num_clusters, config.partitions) == (128, (prior.out / "prior.npz",))
+    assert config.out == Path("runs/imagenet256") / path.stem
+    parameters = load_golden_json("shapes/param_counts.json")[f"GPT-{size.upper()}"]
+    steps = 1_281_167 // config.batch_size * config.epochs
+    title = f"{round(parameters / 1e6)} million parameters, {steps:,} steps."
     assert path.read_text("utf-8").splitlines()[0].endswith(title)
 
 

@@ -29,6 +29,7 @@ from training.data.source import MAX_PIXELS, read_class_table
 from training.data.tar_shards import TarShards
 from training.llamagen.class_names import read_class_names
 from training.llamagen.container import Container
+from training.llamagen.iar import read_mapping
 from training.loop.checkpoint import checkpoint_config
 from training.metrics.classifier import classifier_accuracy
 from training.studies.acceleration import read_curve
@@ -45,6 +46,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "tokenizer.safetensors": lambda path: read_rows(path, raw=True),
     "gpt.safetensors": Container.open,
     "gpt.pt": Container.open,
+    "mapping.pt": read_mapping,
     "transformer.safetensors": load_transformer,
     "state.json": lambda path: checkpoint_config(path.parent),
     "metrics.json": lambda path: classifier_accuracy(path.parent),

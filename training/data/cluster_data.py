@@ -7,6 +7,8 @@ Legend: B images, L positions, V codes.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from training.loop.distributed import Ranks
 from training.loop.task import Indices, RandomBits
 from training.metrics.cluster_bits import uniform_bits
 
+PARTITION = "partition-"  # and the number of clusters: its name among the inputs
+
 
 class ClusterData:
     """Code caches of training and validation, and the prior.
@@ -31,11 +35,14 @@ class ClusterData:
     Parameters
     ----------
     codes, val_codes, prior : folders of the caches, and a file; the flat vocabulary without it
+    partitions : files of priors, of whose clusters the loss or a measurement knows, too
     ranks : collective, call on every rank; the main one checks the caches' checksums for all
 
     Attributes
     ----------
-    inputs : hashes of images, tokenizer and prior, to which the trained weights hold
+    inputs : hashes of images, tokenizer, prior and partitions, to which the trained weights hold
+    partitions : of the codes, each with another number of clusters, made of whole clusters of the
+        prior
 
     Raises
     ------
@@ -44,7 +51,12 @@ class ClusterData:
     """
 
     def __init__(
-        self, codes: Path, val_codes: Path, prior: Path | None, ranks: Ranks | None = None
+        self,
+        codes: Path,
+        val_codes: Path,
+        prior: Path | None,
+        ranks: Ranks | None = None,
+        partitions: Sequence[Path] = (),
     ) -> None:
         ranks = ranks or Ranks(torch.device("cpu"))
         with ranks.raise_on_all_ranks("reading the code caches"):
@@ -67,6 +79,16 @@ class ClusterData:
             raise ConfigError(
                 f"prior: is over {self.prior.num_codes} codes, the caches hold {index.num_codes}"
             )
+        self.partitions = tuple(ClusterMap.load(path) for path in partitions)
+        for path, partition in zip(partitions, self.partitions, strict=True):
+            try:
+                partition.over(self.prior)
+            except ValueError as error:
+                raise ConfigError(f"partitions: {path} {error}") from error
+            name = f"{PARTITION}{partition.num_clusters}"
+            if name in self.inputs:
+                raise ConfigError(f"partitions: two have {partition.num_clusters} clusters")
+            self.inputs[name] = partition_sha256(partition)
 
     @property
     def num_classes(self) -> int:
@@ -124,3 +146,8 @@ class ClusterData:
         )
         shares = counts[counts > 0] / counts.sum()
         return float(-(shares * np.log2(shares)).sum())
+
+
+def partition_sha256(partition: ClusterMap) -> str:
+    """Hash of a partition, whatever file it comes from."""
+    return hashlib.sha256(partition.labels.tobytes()).hexdigest()

@@ -103,7 +103,7 @@ def _named_tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
                 f"holds {str(name)[:80]!r}, which is no tensor; of weights there is no sign under "
                 f"{', '.join(KEYS)}, nor at the top",
             )
-        if not _is_whole(tensor):
+        if not is_whole(tensor):
             raise ArtifactError(path, f"the tensor {name} has more numbers than the file")
         plain = WRAPPERS.sub("", name)
         if plain in tensors:
@@ -114,7 +114,7 @@ def _named_tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def _is_whole(tensor: Tensor) -> bool:
+def is_whole(tensor: Tensor) -> bool:
     """Whether each number has its own place: of strides of 0 a file makes a tensor of any size."""
     if tensor.layout is not torch.strided or tensor.is_meta:
         return False

@@ -23,6 +23,7 @@ from masc_core.models.gpt import GPT, RopeTable
 from masc_core.models.gpt_config import GPT_SIZES, GPTConfig
 from masc_core.models.vq import VQConfig, VQModel
 from training.llamagen.container import Container
+from training.llamagen.iar import CLUSTER_SIZE_ARGUMENT, renumber
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -141,12 +142,35 @@ def size_name(config: GPTConfig) -> str | None:
     return next((name for name, known in GPT_SIZES.items() if known == sizes), None)
 
 
-def gpt_of(container: Container, config: GPTConfig) -> GPT:
-    """A transformer, in evaluation mode; an ArtifactError names a tensor that does not fit."""
+def gpt_of(container: Container, config: GPTConfig, mapping: Tensor | None = None) -> GPT:
+    """A transformer, in evaluation mode.
+
+    Parameters
+    ----------
+    mapping : of a transformer of IAR, see `training.llamagen.iar`; its codes get the numbers of
+        LlamaGen's tokenizer
+
+    Raises
+    ------
+    ArtifactError : names a tensor that does not fit
+    ConfigError : the codes have IAR's numbers and there is no mapping, or it is of other codes
+    """
+    if mapping is None and CLUSTER_SIZE_ARGUMENT in container.arguments:
+        raise ConfigError(
+            f"mapping: {container.path} has IAR's numbers of codes; masc models import takes it "
+            "with --mapping, the file of IAR that renumbers them"
+        )
+    if mapping is not None and len(mapping) != config.vocab_size:
+        raise ConfigError(
+            f"mapping: is of {len(mapping)} codes, but {container.path} predicts "
+            f"{config.vocab_size}"
+        )
     with without_memory():
         empty = GPT(config)
     model = _filled(container, empty)
     model.rope = RopeTable(config)  # no weight, so not in the file
+    if mapping is not None:
+        renumber(model, mapping)
     return model.eval()
 
 

@@ -60,6 +60,8 @@ class Run:
         self.log_path = folder / "log.jsonl"
         self.config: dict[str, Any] = config.model_dump(mode="json") | {"inputs": inputs or {}}
         self._may_change = may_change(config)
+        # Keys that came after a run was begun do not end it while they are at their default.
+        self._set = config.model_dump(exclude_defaults=True).keys() | {"inputs"}
         self._lock: BinaryIO | None = None
         self._tensorboard: TensorBoardLog | None = None
         with self.ranks.raise_on_all_ranks(f"opening {folder}"):
@@ -142,7 +144,7 @@ class Run:
         if begun is not None:
             changed = [
                 key
-                for key in sorted(begun.keys() | self.config.keys())
+                for key in sorted(begun.keys() | self._set)
                 if key not in self._may_change and begun.get(key) != self.config.get(key)
             ]
             if changed:

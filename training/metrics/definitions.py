@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 FEATURES = {
@@ -32,6 +33,14 @@ DEFINITIONS = {
     "vocabularies.",
     "fine_cross_entropy_bits": "teacher_forced_cross_entropy_bits + member_bits: bits a code.",
     "teacher_forced_images": "Real images, the first variant of each.",
+    "cluster_bits": "-log2 of the probability of the true cluster, the sum of those of its codes, "
+    "in a partition that the training's loss knew of; the number is its clusters'. Under the same "
+    "distribution; mean over positions and real images, or over those whose cluster has at "
+    "least the size named, and less than the next one of 2, 16, 128 and 1024.",
+    "cluster_share": "Share of the positions with a true cluster of that size.",
+    "cluster_entropy_bits": "Entropy of the clusters of such a partition, whose probabilities are "
+    "sums of those of codes.",
+    "cluster_entropy_ratio": "cluster_entropy_bits / log2(clusters).",
     "class_agreement": "Share of the generated images that the classifier gives the class asked "
     "for.",
     "classifier_accuracy": "Share of the real validation images that the classifier gives their "
@@ -56,5 +65,6 @@ DEFINITIONS = {
 
 
 def definitions(metrics: Iterable[str]) -> dict[str, str]:
-    """Of those of the metrics that have one."""
-    return {name: DEFINITIONS[name] for name in metrics if name in DEFINITIONS}
+    """Of those of the metrics that have one; numbers at the end of a name are left out."""
+    plain = {name: re.sub(r"(_\d+)(_size_\d+)?$", "", name) for name in metrics}
+    return {name: DEFINITIONS[key] for name, key in plain.items() if key in DEFINITIONS}

@@ -11,7 +11,7 @@ Legend: B images, L positions, K clusters.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.sampler import apply_cfg
 from training.data.code_cache import CodeCache
 from training.losses.transformer import position_cross_entropy_and_entropy
+from training.metrics.cluster_levels import NUM_SUMS, ClusterLevelMetrics
 
 Curve = NDArray[np.float64]
 LOGITS_AT_ONCE = 2**26  # 256 MB of them, and about four times as much on the way to the entropies
@@ -39,12 +40,14 @@ class TeacherForced:
     member_bits : bits to tell a code from the others of its cluster when all are alike: the mean
         of ``log2 |cluster|`` over the true codes
     num_images : how many
+    levels : figures of the clusters of the bundle's partitions, by name
     """
 
     entropy: Curve
     cross_entropy: Curve
     member_bits: float
     num_images: int
+    levels: dict[str, float] = field(default_factory=dict)
 
     def metrics(self, num_clusters: int) -> dict[str, float]:
         """Means over positions; ``fine_bits`` bounds what a code costs under uniform decoding."""
@@ -57,6 +60,7 @@ class TeacherForced:
             "fine_entropy_bits": entropy + self.member_bits,
             "fine_cross_entropy_bits": cross + self.member_bits,
             "teacher_forced_images": self.num_images,
+            **self.levels,
         }
 
 
@@ -69,6 +73,8 @@ def teacher_forced(
     batch_size = min(256, max(1, LOGITS_AT_ONCE // (length * prior.num_clusters)))
     sums = torch.zeros(2, length, dtype=torch.float64)
     members = 0.0
+    levels = [ClusterLevelMetrics(one.over(prior), bundle.device) for one in bundle.partitions]
+    level_sums = torch.zeros(len(levels), NUM_SUMS, dtype=torch.float64)
     for start in range(0, len(cache), batch_size):
         images = np.arange(start, min(start + batch_size, len(cache)))
         codes = cache.take(images, np.zeros_like(images))
@@ -76,13 +82,17 @@ def teacher_forced(
         members += float(np.log2(prior.sizes[clusters]).sum())
         logits = _logits(bundle, torch.from_numpy(cache.labels[images]),
                          torch.from_numpy(clusters), cfg_scale)  # fmt: skip
-        bits = position_cross_entropy_and_entropy(
-            logits, torch.from_numpy(clusters).to(bundle.device)
-        )
+        true = torch.from_numpy(clusters).to(bundle.device)
+        bits = position_cross_entropy_and_entropy(logits, true)
+        for number, level in enumerate(levels):
+            level_sums[number] += level.sums(logits, true).cpu()
         sums += torch.stack([bits.entropy, bits.cross_entropy]).sum(dim=1).double().cpu()
         report(start + len(images), len(cache), "real images")
     entropy, cross = (sums / len(cache)).numpy()
-    return TeacherForced(entropy, cross, members / len(cache) / length, len(cache))
+    figures: dict[str, float] = {}
+    for level, of_level in zip(levels, level_sums / len(cache) / length, strict=True):
+        figures |= level.metrics(of_level)
+    return TeacherForced(entropy, cross, members / len(cache) / length, len(cache), figures)
 
 
 def _logits(bundle: Bundle, labels: Tensor, clusters: Tensor, cfg_scale: float) -> Tensor:

@@ -18,7 +18,7 @@ from training.config import Frozen, LoopConfig, MayChange, StageConfig
 # Those of `masc_core.clustering.methods`, as a test makes sure.
 METHODS = (
     *("average", "single", "complete", "centroid", "kmeans", "kmeans++", "balanced-kmeans"),
-    *("random", "identity"),
+    *("leaf-order", "random", "identity"),
 )
 # Of a comparison: clusters of the sizes of the average-linkage cut with codes at random tell
 # geometry from skew.
@@ -139,6 +139,14 @@ class PriorConfig(StageConfig):
         return method
 
 
+class ImportPriorConfig(Frozen):
+    """Keys of the import of IAR's clusters."""
+
+    source: Path = Field(description="IAR's mapping, .pt")
+    out: Path = Field(description="folder of the prior that this becomes")
+    cluster_size: int = Field(128, ge=1, description="codes of each cluster")
+
+
 class CompareConfig(StageConfig):
     """Keys of a comparison."""
 
@@ -209,6 +217,14 @@ class TransformerConfig(LoopConfig):
     prior: MayChange[Path | None] = Field(
         None, description="prior.npz; the flat vocabulary without it"
     )
+    partitions: MayChange[tuple[Path, ...]] = Field(
+        (),
+        description="priors of whose clusters the loss knows, too: one for IAR, nested cuts of a "
+        "tree for several levels",
+    )
+    partition_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (), description="weight of the loss of each, IAR's lambda; without it 1"
+    )
     init: MayChange[Path | None] = Field(
         None,
         description="transformer to start from: of LlamaGen, of a run, or the folder of a bundle",
@@ -242,6 +258,15 @@ class TransformerConfig(LoopConfig):
     sheet_tokenizer: MayChange[Path | None] = Field(
         None, description="tokenizer.safetensors for the sheets"
     )
+
+    @model_validator(mode="after")
+    def _one_weight_a_partition(self) -> Self:
+        if self.partition_weights and len(self.partition_weights) != len(self.partitions):
+            raise ValueError(
+                f"partition_weights: {len(self.partition_weights)} for "
+                f"{len(self.partitions)} partitions"
+            )
+        return self
 
 
 class RefinerTrainingConfig(LoopConfig):
@@ -370,6 +395,12 @@ class ImportConfig(VersionConfig):
         None, ge=8, description="pixels a side, where the transformer's file does not tell"
     )
     n_head: int | None = Field(None, ge=1, description="heads, for a size that is not LlamaGen's")
+    mapping: Path | None = Field(
+        None, description="of a transformer of IAR: its mapping, .pt, by which codes are renumbered"
+    )
+    cluster_size: int | None = Field(
+        None, ge=1, description="codes of IAR's clusters, where its file does not tell; 128"
+    )
     classes: Path | None = Field(
         None, description="class names, one a line; ImageNet's where there are 1000 classes"
     )
@@ -386,6 +417,12 @@ class ImportConfig(VersionConfig):
     )
     activate: bool = Field(default=False, description="serve this version from now on")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; for the samples")
+
+    @model_validator(mode="after")
+    def _clusters_are_of_a_mapping(self) -> Self:
+        if self.cluster_size is not None and self.mapping is None:
+            raise ValueError("cluster_size: is of a mapping, and none is given")
+        return self
 
 
 class ImportTokenizerConfig(Frozen):

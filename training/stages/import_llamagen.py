@@ -7,7 +7,8 @@ r"""Take in a transformer and a tokenizer of LlamaGen as a version, or the token
     masc tokenizer import vq_ds16_c2i.pt --out runs/imagenet/tokenizer
 
 The vocabulary stays flat: every code is its own cluster. Sizes are read off the files; the CFG
-scale is the one that LlamaGen suggests for the size. Nothing in the files is run.
+scale is the one that LlamaGen suggests for the size. A transformer of IAR comes with ``--mapping``,
+by which it gets the numbers of LlamaGen's tokenizer back. Nothing in the files is run.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from training.config import set_threads
 from training.data.images import open_images
 from training.llamagen.class_names import read_class_names
 from training.llamagen.container import Container, Weights
+from training.llamagen.iar import clusters_of, read_cluster_size, read_mapping
 from training.llamagen.models import (
     OTHER_CFG,
     SUGGESTED_CFG,
@@ -94,10 +96,25 @@ def _write(config: ImportConfig, draft: BundleDraft, report: ProgressCallback) -
             f"tokenizer: {config.tokenizer} has {vq_config.num_codes} codes, but {config.gpt} "
             f"predicts {gpt_config.vocab_size}"
         )
+    imported: dict[str, JsonValue] = {
+        "gpt": source_of(gpt, config.gpt_weights) | {"size": size_name(gpt_config)},
+        "tokenizer": source_of(vq, config.tokenizer_weights),
+    }
+    mapping, partitions = None, []
+    if config.mapping is not None:
+        mapping = read_mapping(config.mapping)
+        cluster_size = read_cluster_size(gpt, config.cluster_size)
+        partitions.append(clusters_of(mapping, cluster_size))
+        imported["mapping"] = {
+            "file": config.mapping.name,
+            "sha256": sha256_file(config.mapping),
+            "cluster_size": cluster_size,
+        }
     parts = BundleParts(
-        model=gpt_of(gpt, gpt_config),
+        model=gpt_of(gpt, gpt_config, mapping),
         tokenizer=tokenizer_of(vq, vq_config),
         prior=ClusterMap.identity(vq_config.num_codes),
+        partitions=partitions,
     )
     card = ModelCard(
         name=config.name,
@@ -107,10 +124,7 @@ def _write(config: ImportConfig, draft: BundleDraft, report: ProgressCallback) -
         defaults=Defaults(cfg_scale=config.cfg_scale or suggested_cfg(gpt_config)),
         provenance={
             "note": config.note,
-            "imported": {
-                "gpt": source_of(gpt, config.gpt_weights) | {"size": size_name(gpt_config)},
-                "tokenizer": source_of(vq, config.tokenizer_weights),
-            },
+            "imported": imported,
             "made_with": made_with(),
         },
     )

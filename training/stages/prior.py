@@ -5,6 +5,7 @@
     masc prior build training/configs/cifar10/prior.toml
     masc prior build --tokenizer models/cifar10/1 --num-clusters 512 --out runs/prior-512
     masc prior build --tokenizer codebook.npy --num-clusters 8192 --method kmeans++ --out runs/km
+    masc prior import mapping-kmeans+nearest-cluster_size=128.pt --out runs/prior-iar
 
 Writes ``prior.npz`` and, where the method makes one, ``tree.npz``: the whole tree, so that another
 K is a cut away.
@@ -24,11 +25,13 @@ from masc_core.device import resolve_device
 from masc_core.errors import ConfigError
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
+from masc_core.semantic_tree import LeafOrder
 from masc_core.tree import Linkage, SemanticTree, build_tree
 from training.config import set_threads
 from training.data.codebook_source import read_rows
+from training.llamagen.iar import clusters_of, read_mapping
 from training.loop.run_dir import lock_folder
-from training.stages.configs import PriorConfig
+from training.stages.configs import ImportPriorConfig, PriorConfig
 
 TREE_FILE = "tree.npz"
 
@@ -65,14 +68,25 @@ def build_prior(config: PriorConfig, report: ProgressCallback = no_progress) -> 
 def _cluster(
     rows: npt.NDArray[np.float64], config: PriorConfig, device: str, report: ProgressCallback
 ) -> tuple[SemanticTree | None, ClusterMap]:
-    if config.method in get_args(Linkage):
-        on = device if config.method == "average" else "cpu"
-        tree = build_tree(rows, config.method, on, report)  # type: ignore[arg-type] # checked
-        return tree, tree.cut(config.num_clusters)
+    linkage = "average" if config.method == "leaf-order" else config.method
     try:
+        if linkage in get_args(Linkage):
+            on = device if linkage == "average" else "cpu"
+            tree = build_tree(rows, linkage, on, report)  # type: ignore[arg-type] # checked
+            if config.method == "leaf-order":
+                return tree, LeafOrder.of(tree).chunks(config.num_clusters)
+            return tree, tree.cut(config.num_clusters)
         return None, cluster_codes(rows, config.num_clusters, config.method, seed=config.seed)
     except ValueError as error:  # the rows are good, so it is K
         raise ConfigError(f"num_clusters: {error}") from error
+
+
+def import_prior(config: ImportPriorConfig) -> ClusterMap:
+    """Write the clusters of IAR's mapping as a prior; errors as of `build_prior`."""
+    prior = clusters_of(read_mapping(config.source), config.cluster_size)
+    with lock_folder(config.out):
+        _write(config.out, None, prior)
+    return prior
 
 
 def _write(folder: Path, tree: SemanticTree | None, prior: ClusterMap) -> None:

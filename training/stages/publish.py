@@ -42,6 +42,7 @@ from masc_core.progress import ProgressCallback, no_progress
 from masc_core.settings import models_dir
 from masc_core.tree import build_tree
 from training.config import set_threads
+from training.data.cluster_data import PARTITION, partition_sha256
 from training.data.code_cache import CodeCache, CodeIndex
 from training.data.codebook_source import TrainedTokenizer
 from training.data.patches import code_patches
@@ -137,7 +138,9 @@ class TrainedRuns:
         model = load_transformer(self.transformer / TRANSFORMER_FILE)
         refiner = None if self.refiner is None else load_refiner(self.refiner / REFINER_FILE)
         self._check_origin(tokenizer.sha256, cache.index)
-        parts = BundleParts(model, tokenizer.model, prior, cache.counts(), refiner=refiner)
+        parts = BundleParts(
+            model, tokenizer.model, prior, cache.counts(), refiner, self._partitions()
+        )
         return parts, cache.index.class_names
 
     def metrics(self) -> dict[str, JsonValue]:
@@ -159,6 +162,19 @@ class TrainedRuns:
             provenance[name] = config | {"inputs": read_inputs(path)}
             weights[name] = sha256_file(path)
         return provenance | {"trained_weights": weights}
+
+    def _partitions(self) -> list[ClusterMap]:
+        """What the transformer's loss knew of, which its run keeps beside the weights."""
+        partitions = []
+        for name, sha256 in read_inputs(self.transformer / TRANSFORMER_FILE).items():
+            if name.startswith(PARTITION):
+                path = self.transformer / f"{name}.npz"
+                partitions.append(ClusterMap.load(path))
+                if partition_sha256(partitions[-1]) != sha256:
+                    raise ConfigError(
+                        f"transformer: was trained with another partition than {path}"
+                    )
+        return partitions
 
     @property
     def _is_bundle(self) -> bool:

@@ -110,15 +110,13 @@ class StartingPoint:
 
     def _owners(self, prior: ClusterMap) -> NDArray[np.int64]:
         """Cluster of the new prior that holds each of the starting point's, int64 (S,)."""
-        first = self.prior.members[self.prior.offsets[:-1]]
-        owners = prior.labels[first]
-        split = np.flatnonzero(owners[self.prior.labels] != prior.labels)
-        if len(split):
+        try:
+            return prior.over(self.prior).labels
+        except ValueError as error:
             raise ConfigError(
-                f"init: {self.path} predicts clusters that the prior divides (the one of code "
-                f"{split[0]}); start from the flat vocabulary, or from the same or a finer prior"
-            )
-        return owners
+                f"init: {self.path} predicts clusters that the prior does not keep whole: it "
+                f"{error}; start from the flat vocabulary, or from the same or a finer prior"
+            ) from error
 
 
 def weights_path(path: Path) -> Path:
@@ -148,7 +146,7 @@ def merge_rows(rows: Tensor, owners: NDArray[np.int64], weights: NDArray[np.floa
     (K, C), of the type of the rows; a row that is alone is the same to the last bit
     """
     shares = torch.from_numpy(weights / np.bincount(owners, weights=weights)[owners])
-    index = torch.from_numpy(owners)
+    index = torch.tensor(owners)
     merged = torch.zeros(int(owners.max()) + 1, rows.shape[1], dtype=torch.float64)
     merged.index_add_(0, index, rows.double() * shares[:, None])
     return merged.to(rows.dtype)

@@ -1,15 +1,17 @@
-"""Train the transformer on clusters.
+"""Train the transformer on clusters, or on codes with a loss of their clusters beside.
 
 ::
 
     masc transformer train training/configs/cifar10/transformer.toml
     torchrun --nproc-per-node 8 -m masc transformer train \
         training/configs/imagenet256/llamagen-l-masc.toml
+    masc transformer train training/configs/imagenet256/iar-b-masc.toml
 
 LlamaGen's recipe: AdamW, dropout, a share of the labels dropped for guidance. The rate falls as a
 cosine to ``min_lr_ratio`` of its peak, which at 1 is constant, as LlamaGen's is.
 Under torchrun every rank holds the whole model (DDP) or a part of it (``parallel = "fsdp"``).
-Writes ``transformer.safetensors``, ``metrics.json`` and, at the epochs asked for, ``sheets/``.
+Writes ``transformer.safetensors``, the partitions of its loss as ``partition-<clusters>.npz``,
+``metrics.json`` and, at the epochs asked for, ``sheets/``.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ import math
 import os
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from masc_core.bundle.manifest import TRANSFORMER_FILE
+from masc_core.bundle.manifest import TRANSFORMER_FILE, partition_file
 from masc_core.errors import ConfigError
 from masc_core.generation.generate import generate
 from masc_core.images import contact_sheet
@@ -53,9 +56,11 @@ from training.loop.task import TrainedModule, TrainingTask
 from training.loop.trainer import autocast, fit
 from training.losses.transformer import (
     ChunkedNextClusterLoss,
+    ClusterLevel,
     NextClusterLoss,
     cross_entropy_and_entropy,
 )
+from training.metrics.cluster_levels import NUM_SUMS, ClusterLevelMetrics
 from training.metrics.step_cost import flops_per_image, peak_flops
 from training.stages.configs import TransformerConfig
 from training.stages.starting_point import StartingPoint, start_sha256
@@ -90,7 +95,7 @@ def train_transformer(
     """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
     set_threads(config.threads)
     with join_ranks(config.device) as ranks:
-        data = ClusterData(config.codes, config.val_codes, config.prior, ranks)
+        data = ClusterData(config.codes, config.val_codes, config.prior, ranks, config.partitions)
         if config.init is not None:
             data.inputs["init"] = start_sha256(config.init)
         with Run(config.out, config, data.inputs, ranks) as run:
@@ -126,10 +131,10 @@ def shard_blocks(model: GPT, ranks: Ranks, *, bfloat16: bool) -> None:
     )  # which the loss module calls
 
 
-def loss_module_of(model: GPT, *, compiled: bool) -> nn.Module:
+def loss_module_of(model: GPT, levels: Sequence[ClusterLevel] = (), *, compiled: bool) -> nn.Module:
     """What is minimised; compiled as a whole, loss and all, or in chunks of positions."""
-    if not compiled:
-        return ChunkedNextClusterLoss(model)
+    if levels or not compiled:
+        return ChunkedNextClusterLoss(model, levels, compiled=compiled)
     loss_module = NextClusterLoss(model)
     loss_module.compile()
     return loss_module
@@ -141,9 +146,14 @@ class _TransformerTraining:
     def __init__(self, run: Run, config: TransformerConfig, data: ClusterData, model: GPT) -> None:
         self.run, self.config, self.data, self.model = run, config, data, model
         self.ranks = run.ranks
+        partitions = [partition.over(data.prior) for partition in data.partitions]
+        weights = config.partition_weights or (1.0,) * len(partitions)
+        levels = [ClusterLevel(*pair) for pair in zip(partitions, weights, strict=True)]
         # Validation calls the model, for its last batch has another shape, and its share of a run
         # is small.
-        self.loss_module = loss_module_of(model, compiled=config.compile and not is_sharded(model))
+        compiled = config.compile and not is_sharded(model)
+        self.loss_module = loss_module_of(model, levels, compiled=compiled)
+        self.levels = [ClusterLevelMetrics(one, self.ranks.device) for one in partitions]
         self.unigram_bits, self.member_bits = data.unigram_bits(), data.member_bits()
         self.peak = peak_flops(self.ranks.device, config.peak_tflops)
         self.sheets = _sheets(config, data)
@@ -165,21 +175,22 @@ class _TransformerTraining:
         """Teacher-forced bits a position on the validation codes; the ranks share the batches."""
         size = self.config.micro_batch_of(self.ranks.count)
         count = len(self.data.val)
-        sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
+        sums = torch.zeros(
+            2 + len(self.levels) * NUM_SUMS, dtype=torch.float64, device=self.ranks.device
+        )
         stride = size * self.ranks.count
         with autocast(self.config, self.ranks.device):
             for base in range(0, count, stride):
                 start = base + size * self.ranks.rank
                 # All ranks gather a model's parts: one without images takes others' along.
                 labels, clusters = self.data.val_batch(start % count, start % count + size)
-                found = self.cross_entropy_and_entropy(labels, clusters)
-                sums += found * (start < count)
+                sums += self.sums(labels, clusters) * (start < count)
         sums = (
             self.ranks.all_reduce_mean(sums) * self.ranks.count / (count * self.data.num_positions)
         )
-        bits, entropy = sums.tolist()
+        bits, entropy = sums[:2].tolist()
         largest = math.log2(max(2, self.data.prior.num_clusters))
-        return {
+        metrics = {
             "objective": bits,
             "bits_per_position": bits,
             "fine_bits_per_position": bits + self.member_bits,
@@ -187,18 +198,26 @@ class _TransformerTraining:
             "teacher_forced_entropy_ratio": entropy / largest,
             "unigram_bits": self.unigram_bits,
         }
+        for level, means in zip(
+            self.levels, sums[2:].view(len(self.levels), NUM_SUMS), strict=True
+        ):
+            metrics |= level.metrics(means)
+        return metrics
 
-    def cross_entropy_and_entropy(self, labels: Tensor, clusters: Tensor) -> Tensor:
-        """Sums over a batch's positions of cross-entropy and entropy, bits, float64 (2,)."""
+    def sums(self, labels: Tensor, clusters: Tensor) -> Tensor:
+        """Sums over a batch's positions, float64: cross-entropy, entropy, those of each level."""
         clusters = clusters.to(self.ranks.device)
         logits = self.model(labels.to(self.ranks.device), clusters[:, :-1])
         found = cross_entropy_and_entropy(logits, clusters)
-        return torch.stack([found.cross_entropy, found.entropy]).double()
+        own = torch.stack([found.cross_entropy, found.entropy]).double()
+        return torch.cat([own, *(level.sums(logits, clusters) for level in self.levels)])
 
     def save_best(self, metrics: dict[str, float]) -> None:
         """Write the weights and their metrics."""
         model = self.gathered(torch.device("cpu"))
         if model is not None:
+            for partition in self.data.partitions:
+                partition.save(self.run.folder / partition_file(partition.num_clusters))
             save_model(self.run.folder / TRANSFORMER_FILE, model, self.data.inputs)
             self.run.write_json("metrics.json", metrics)
 

@@ -34,6 +34,7 @@ from masc_core.models.vq import to_uint8
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import InClusterDecoder
 from masc_core.sampling.params import SamplingParams
+from masc_core.tree import build_tree
 from tests.tiny_bundle import (
     CLASS_NAMES,
     GRID,
@@ -110,6 +111,29 @@ def test_loading_gives_back_what_was_saved(tmp_path: Path, parts: BundleParts) -
     assert not bundle.model.training
     assert not bundle.tokenizer.training
     assert not any(weight.requires_grad for weight in bundle.model.parameters())
+
+
+def test_partitions_travel_in_a_bundle(tmp_path: Path, parts: BundleParts) -> None:
+    cuts = [build_tree(parts.tokenizer.quantize.codebook().detach()).cut(k) for k in (3, 7)]
+    manifest = save_bundle(tmp_path / "1", tiny_card(), replace(parts, partitions=cuts[::-1]))
+    assert manifest.partitions == (3, 7)
+    loaded = load_bundle(tmp_path / "1").partitions
+    assert [one.labels.tolist() for one in loaded] == [one.labels.tolist() for one in cuts]
+    path = tmp_path / "1" / "partition-7.npz"
+    damaged = {
+        "has 32 codes in 6 clusters, the manifest says 32 in 7": np.arange(NUM_CODES) % 6,
+        "has 31 codes in 7 clusters, the manifest says 32 in 7": np.arange(NUM_CODES - 1) % 7,
+        "divides the cluster of code": np.arange(NUM_CODES) % 7,
+    }
+    for complaint, labels in damaged.items():
+        ClusterMap.from_labels(labels).save(path)
+        relist(tmp_path / "1", "partition-7.npz")
+        with pytest.raises(ArtifactError, match=f"partition-7.npz: {complaint}"):
+            load_bundle(tmp_path / "1")
+    wrong = ClusterMap.from_labels(np.arange(NUM_CODES) % 7)
+    with pytest.raises(ConfigError, match="the partition into 7 divides the cluster of code"):
+        save_bundle(tmp_path / "2", tiny_card(), replace(parts, partitions=[wrong]))
+    assert not (tmp_path / "2").exists()
 
 
 def test_float16_files_are_widened_to_the_requested_precision(

@@ -32,12 +32,13 @@ def test_the_names_are_known_without_what_clusters() -> None:
     run = subprocess.run(
         [sys.executable, "-c", program], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
-    assert run.stdout == "2 9\n"
+    assert run.stdout == "2 10\n"
 
 
 def test_public_names() -> None:
     trees, runs = ("average", "single", "complete", "centroid"), ("kmeans", "kmeans++")
-    assert (*trees, *runs, "balanced-kmeans", "random", "identity") == METHODS
+    equal = ("balanced-kmeans", "leaf-order")
+    assert (*trees, *runs, *equal, "random", "identity") == METHODS
 
 
 @pytest.mark.parametrize("method", PARTITIONS)
@@ -102,7 +103,7 @@ def test_identity_is_the_flat_vocabulary() -> None:
 
 def test_the_device_is_that_of_trees() -> None:
     rows = clustered_rows(8)
-    for method in ("average", "single", "complete"):
+    for method in ("average", "single", "complete", "leaf-order"):
         with pytest.raises(ValueError, match="abacus"):
             cluster_codes(rows, 4, method, device="abacus")
     for method in ("centroid", "kmeans", "kmeans++", "balanced-kmeans", "random"):

@@ -46,6 +46,25 @@ def arguments(**changes: Any) -> argparse.Namespace:
     return argparse.Namespace(**(values | changes), resume=None)
 
 
+def renumbered(tensors: dict[str, Tensor], mapping: Tensor, *names: str) -> dict[str, Tensor]:
+    """Tensors whose rows IAR has moved: row ``i`` is row ``mapping[i]`` then."""
+    moved = {name: torch.empty_like(tensors[name]) for name in names}
+    for name, rows in moved.items():
+        rows[mapping] = tensors[name]
+    return tensors | moved
+
+
+def save_iar_checkpoint(path: Path, mapping: Tensor, **changes: Any) -> Path:
+    """The transformer as IAR would have trained it, over the new numbers."""
+    tensors = renumbered(gpt_tensors(), mapping, "tok_embeddings.weight", "output.weight")
+    trained = {"cluster_size": 8, "lambda_cce": 1.0, "mapping_path": "mapping.pt"}
+    torch.save(
+        {"model": tensors, "optimizer": {}, "steps": 7, "args": arguments(**trained | changes)},
+        path,
+    )
+    return path
+
+
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], kind: str) -> Path:
     """Write tensors as the named kind of trainer leaves them."""
     caches = {f"layers.0.attention.kv_cache.{one}_cache": torch.zeros(2, 4, 17, 16) for one in "kv"}

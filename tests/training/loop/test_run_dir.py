@@ -70,6 +70,14 @@ def test_keys_that_may_change_are_marked_on_their_fields(tmp_path: Path) -> None
         Run(tmp_path, Keys(out=tmp_path, source=Path("moved"), width=2))
 
 
+def test_a_key_that_came_later_ends_no_run_unless_it_is_set(tmp_path: Path) -> None:
+    with Run(tmp_path, Keys(out=tmp_path)) as run:
+        write_checkpoint(tmp_path, {k: v for k, v in run.config.items() if k != "width"})
+    Run(tmp_path, Keys(out=tmp_path)).close()
+    with pytest.raises(ConfigError, match="begun with other width;"):
+        Run(tmp_path, Keys(out=tmp_path, width=2))
+
+
 def test_log_lines_and_rewind(tmp_path: Path) -> None:
     with Run(tmp_path, config(tmp_path)) as run:
         for step in (1, 2, 3):

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
+from masc_core.prior import ClusterMap
 from tests.training.rank_processes import all_well
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.parallel import full_tensor, gradient_sync, is_sharded, wrap_ddp
 from training.loop.task import TrainedModule
-from training.losses.transformer import ChunkedNextClusterLoss, NextClusterLoss
+from training.losses.transformer import ChunkedNextClusterLoss, ClusterLevel, NextClusterLoss
 from training.stages.transformer import shard_blocks
 
 SIZES: dict[str, Any] = {
@@ -49,15 +50,18 @@ def exchanged(model: nn.Module, ranks: Ranks) -> bool:
 
 
 def micro_batches_have_the_gradients_of_the_batch() -> None:
-    expected = model()
-    NextClusterLoss(expected)(*batch())["loss"].backward()
+    plain, with_level = model(), model()
+    NextClusterLoss(plain)(*batch())["loss"].backward()
+    level = ClusterLevel(ClusterMap.from_labels([0, 1, 1, 2, 0, 1, 1]), 0.5)
+    ChunkedNextClusterLoss(with_level, [level])(*batch())["loss"].backward()
+    cases: list[tuple[GPT, list[ClusterLevel]]] = [(plain, []), (with_level, [level])]
     with join_ranks("cpu") as ranks:
-        for parallel, micro_batch in product(("ddp", "fsdp"), (4, 2, 1)):
+        for parallel, micro_batch, (expected, levels) in product(("ddp", "fsdp"), (4, 2, 1), cases):
             found = model()
             if parallel == "fsdp":
                 shard_blocks(found, ranks, bfloat16=False)
             trained = TrainedModule(
-                found, ChunkedNextClusterLoss(found), torch.optim.SGD(found.parameters())
+                found, ChunkedNextClusterLoss(found, levels), torch.optim.SGD(found.parameters())
             )
             objective = wrap_ddp(trained, ranks)
             share = [tensor[ranks.rank :: ranks.count] for tensor in batch()]

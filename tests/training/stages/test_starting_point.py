@@ -132,7 +132,7 @@ def test_a_finer_prior_of_a_bundle_is_merged_and_another_one_refused(
     rows = trained.output.weight[np.unique(data.prior.labels[group])]
     torch.testing.assert_close(model.output.weight[coarser.labels[0]], rows.mean(0))
     model = GPT(replace(trained.config, vocab_size=24))
-    with pytest.raises(ConfigError, match=r"predicts clusters that the prior divides \(the one of"):
+    with pytest.raises(ConfigError, match="not keep whole: it divides the cluster of"):
         start_from(tmp_path / "bundle", model, finer, {})
     with pytest.raises(ConfigError, match="is over 32 codes, the new model over 24"):
         start_from(tmp_path / "bundle", model, ClusterMap.identity(24), {})

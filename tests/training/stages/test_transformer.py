@@ -64,10 +64,15 @@ def test_continues_where_it_stopped(prepared: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, when it compiles
-def test_compiled_training_reaches_the_same_loss(prepared: Path, tmp_path: Path) -> None:
-    plain = train_transformer(transformer_config(prepared, out=tmp_path / "a", epochs=1))
+@pytest.mark.parametrize("with_clusters", [False, True])
+def test_compiled_training_reaches_the_same_loss(
+    prepared: Path, tmp_path: Path, *, with_clusters: bool
+) -> None:
+    prior = prepared / "prior" / "prior.npz"
+    changes = {"prior": None, "partitions": (prior,)} if with_clusters else {}
+    plain = train_transformer(transformer_config(prepared, out=tmp_path / "a", epochs=1, **changes))
     fast = train_transformer(
-        transformer_config(prepared, out=tmp_path / "b", epochs=1, compile=True)
+        transformer_config(prepared, out=tmp_path / "b", epochs=1, compile=True, **changes)
     )
     assert fast["bits_per_position"] == pytest.approx(plain["bits_per_position"], rel=1e-2)
 
