@@ -52,6 +52,7 @@ from masc_core.errors import (
     UnknownModelError,
     VersionRefusedError,
 )
+from masc_core.escapes import shorten
 from server.middleware.security import HEADERS
 
 logger = logging.getLogger(__name__)
@@ -180,10 +181,11 @@ def problem(
         status, uri, title = kind, "about:blank", _phrase(kind)
     else:
         status, uri, title = kind.status, kind.type, kind.title
-    document: dict[str, Any] = {"type": uri, "title": title, "status": status, "detail": detail}
+    document: dict[str, Any] = {"type": uri, "title": title, "status": status}
+    document["detail"] = shorten(detail)
     if errors:
         document["errors"] = [
-            {"field": e.field[:MAX_FIELD_LENGTH], "message": e.message}
+            {"field": e.field[:MAX_FIELD_LENGTH], "message": shorten(e.message)}
             for e in errors[:MAX_FIELD_ERRORS]
         ]
     content = json.dumps(document, ensure_ascii=False, allow_nan=False)

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from masc_core.escapes import quoted
 from server.answers.images import cached_response
 
 STATIC = Path(__file__).parents[1] / "static"
@@ -49,6 +50,6 @@ async def static(name: str, request: Request) -> Response:
 def _serve(name: str, request: Request) -> Response:
     content = _files().get(name)
     if content is None:
-        raise HTTPException(404, f"there is no file {name!r}")
+        raise HTTPException(404, f"there is no file {quoted(name)}")
     # Names stay the same from version to version, so a browser asks each time and mostly gets 304.
     return cached_response(request, content, MEDIA_TYPES[Path(name).suffix], "no-cache")

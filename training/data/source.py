@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from masc_core.arrays import IntArray
+from masc_core.bundle.manifest import check_class_names
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels, center_crop, to_rgb
 from masc_core.io.bounded import read_file
@@ -139,7 +140,11 @@ def printable(name: str) -> str:
 
 
 def require_classes(source: ImageSource, key: str) -> None:
-    """Raise a `ConfigError` where there are no two classes to tell apart; names the key."""
+    """Raise a `ConfigError` where there are no two classes to tell apart; names the key.
+
+    Or where a model could not have classes of these names.
+    """
+    check_class_names(source.class_names, f"{key}: classes of {printable(str(source.root))}")
     if len(source.class_names) < 2:
         raise ConfigError(
             f"{key}: {source.root} has one class only, {source.class_names[0]!r}; "
