@@ -19,12 +19,13 @@ from starlette.responses import JSONResponse, Response
 from masc_core.bundle.manifest import Manifest
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ConfigError
-from server import errors, openapi
+from server import error_forms, openapi
 from server.activation import Activator
 from server.auth.api_keys import Access
 from server.codebook_view import route as codebook
 from server.codebook_view.cache import CodebookCache
 from server.drain import Drain
+from server.error_forms import AnswerUnexpected
 from server.intake.idempotency import MarkReplays
 from server.metrics import MeasureRequests, ServerMetrics
 from server.middleware.body_limit import BodyLimit
@@ -33,7 +34,6 @@ from server.middleware.root_path import RootPath
 from server.middleware.security import SecurityHeaders
 from server.middleware.tracing import TraceRequests
 from server.openai import route as openai
-from server.openai.errors import openai_response
 from server.openai.schemas import CompletedEvent, OpenAIBody, PartialImageEvent
 from server.routes import admin, generate, health, jobs, models, page
 from server.schemas.generate import GenerateBody
@@ -98,8 +98,9 @@ def create_app(
         codebook_cache=CodebookCache(registry.root),
         manifests={(default.name, default.version): default},
     )
-    errors.install(app, {openai.PREFIX: openai_response})
+    error_forms.install(app)
     # The last one added is the outermost.
+    app.add_middleware(AnswerUnexpected)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
     names = allowed_names(
         settings.allowed_hosts,
@@ -111,10 +112,10 @@ def create_app(
         app.add_middleware(AllowedHosts, names=names)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(MarkReplays)
-    if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
+    if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=origins,
+            allow_origins=settings.cors_origins.split(","),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["*", "Location", "Retry-After"],
