@@ -29,6 +29,7 @@ from server.error_forms import AnswerUnexpected
 from server.intake.idempotency import MarkReplays
 from server.metrics import MeasureRequests, ServerMetrics
 from server.middleware.body_limit import BodyLimit
+from server.middleware.head_requests import HeadAsGet
 from server.middleware.hosts import AllowedHosts, allowed_names
 from server.middleware.root_path import RootPath
 from server.middleware.security import SecurityHeaders
@@ -116,9 +117,10 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins.split(","),
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["*", "Location", "Retry-After"],
+            allow_private_network=True,  # who lists origins means it, on this machine too
         )
     app.add_middleware(MeasureRequests, metrics=metrics)
     tracer = open_tracer("masc-server", settings.traces_endpoint)
@@ -126,6 +128,7 @@ def create_app(
         app.add_middleware(TraceRequests, tracer=tracer)
     if settings.root_path:
         app.add_middleware(RootPath, root_path=settings.root_path)
+    app.add_middleware(HeadAsGet)
     for routes in (generate, jobs, openai, models, codebook, health, admin, page):
         app.include_router(routes.router)
     _describe(app)

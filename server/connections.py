@@ -120,7 +120,7 @@ class BoundedConnection(H11Protocol):
     def on_response_complete(self) -> None:
         """Wait for the next request; uvicorn's time of keep-alive runs until its first byte."""
         super().on_response_complete()
-        self._note_state(expect_bytes=False)
+        self._note_state(expect_bytes=bool(self.conn.trailing_data[0]))
 
     def pause_writing(self) -> None:
         """The client does not read as fast as it is answered."""

@@ -33,14 +33,12 @@ def _files() -> Mapping[str, bytes]:
     return {path.name: path.read_bytes() for path in STATIC.iterdir() if path.suffix in MEDIA_TYPES}
 
 
-@router.head("/")
 @router.get("/")
 async def page(request: Request) -> Response:
     """Serve the page itself."""
     return _serve("index.html", request)
 
 
-@router.head("/static/{name}")
 @router.get("/static/{name}")
 async def static(name: str, request: Request) -> Response:
     """Serve a script, a style sheet or a picture of the page."""
