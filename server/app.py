@@ -101,7 +101,7 @@ def create_app(
     )
     error_forms.install(app)
     # The last one added is the outermost.
-    app.add_middleware(AnswerUnexpected)
+    app.add_middleware(AnswerUnexpected, drain=drain)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
     names = allowed_names(
         settings.allowed_hosts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from fastapi import FastAPI, Request
@@ -12,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from masc_core.errors import MascError
+from server.drain import Drain
 from server.errors import InvalidBodyError, response_to
 from server.openai.errors import PREFIX, openai_response
 
@@ -44,13 +46,14 @@ def install(app: FastAPI) -> None:
 
 
 class AnswerUnexpected:
-    """Pure ASGI middleware that answers what nobody foresaw, and logs it.
+    """Pure ASGI middleware that answers what nobody foresaw, and what the end of the process cuts.
 
     Starlette would do so outside of all middleware: a page of another origin could not read it.
+    Whoever is cancelled at the end, such as a client whose body is not all there, gets 503.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+        self._app, self._drain = app, drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -61,10 +64,18 @@ class AnswerUnexpected:
             has_begun = True
             await send(message)
 
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
         try:
             await self._app(scope, receive, note_start)
+        except asyncio.CancelledError:
+            if not self._drain.has_given_up:
+                raise
+            if not has_begun:
+                await error_response(scope["path"], self._drain.error())(scope, receive, send)
         except Exception as error:
-            if has_begun or scope["type"] != "http":
+            if has_begun:
                 raise
             logger.exception("%s %s", scope["method"], scope["path"])
             await error_response(scope["path"], error)(scope, receive, send)
