@@ -48,6 +48,7 @@ DESCRIPTION = """Images of a class, from an autoregressive model over clusters o
 
 Errors are problem documents (RFC 9457)."""
 BODIES = (GenerateBody, JobBody, OpenAIBody, admin.ActivateBody)
+ROUTES = (generate, jobs, openai, models, codebook, health, admin, page)
 STREAMED: tuple[type[BaseModel], ...] = (*EVENT_MODELS.values(), PartialImageEvent, CompletedEvent)
 
 
@@ -68,9 +69,11 @@ def create_app(
 
     Raises
     ------
-    ConfigError : the default model is none, or several and none is chosen; as from `Access`
+    ConfigError : the default model is none, or several and none is chosen; the root path begins
+        like a route; as from `Access`
     ArtifactError : there is no model, or the default model's manifest is damaged
     """
+    _check_root_path(settings.root_path)
     default = _default_manifest(registry, settings.default_model)
     metrics = ServerMetrics(metrics_registry)
     access = Access(settings)
@@ -129,10 +132,17 @@ def create_app(
     if settings.root_path:
         app.add_middleware(RootPath, root_path=settings.root_path)
     app.add_middleware(HeadAsGet)
-    for routes in (generate, jobs, openai, models, codebook, health, admin, page):
+    for routes in ROUTES:
         app.include_router(routes.router)
     _describe(app)
     return app
+
+
+def _check_root_path(root_path: str) -> None:
+    """Refuse one like a route's: whether a proxy has taken it off, nobody could tell."""
+    paths = [route.path for routes in ROUTES for route in routes.router.routes]
+    if root_path.split("/")[:2] in [path.split("/")[:2] for path in paths] and root_path:
+        raise ConfigError(f"MASC_ROOT_PATH: {root_path} begins like the service's own paths")
 
 
 def _default_manifest(registry: Registry, preferred: str | None) -> Manifest:

@@ -16,6 +16,7 @@ from worker.jobs.settings import QueueSettings
 
 HOST_NAME = re.compile(r"\*|(\*\.)?\w[\w.-]*|\[?[\da-f.]*:[\da-f.]*:[\da-f:.]*\]?", re.ASCII)
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s,?#@*]+", re.ASCII)
+ROOT_PATH = re.compile(r"(/[a-z0-9_~][a-z0-9._~-]*)*/?", re.ASCII | re.IGNORECASE)
 
 
 def _host_name(name: str) -> str:
@@ -30,6 +31,12 @@ def _origin(origin: str) -> str:
         raise ValueError("an origin is like https://app.example, without a path")
     usual = {"http": ":80", "https": ":443"}.get(origin.partition(":")[0], "")
     return origin.removesuffix(usual)
+
+
+def _path(path: str) -> str:
+    if not ROOT_PATH.fullmatch(path):
+        raise ValueError("a path is like /masc, of letters, digits and . _ ~ -")
+    return path.rstrip("/")
 
 
 def _each(check: Callable[[str], str], listed: str) -> str:
@@ -71,7 +78,7 @@ class ServerSettings(QueueSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     published_host: str = ""
     allowed_hosts: Annotated[str, AfterValidator(partial(_each, _host_name))] = ""
-    root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9_~][A-Za-z0-9._~-]*)*$")] = ""
+    root_path: Annotated[str, AfterValidator(_path)] = ""
     cors_origins: Annotated[str, AfterValidator(partial(_each, _origin))] = ""
     models_dir: Path = Path("models")
     default_model: str | None = None
