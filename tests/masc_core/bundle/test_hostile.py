@@ -137,6 +137,15 @@ def test_a_prior_takes_no_more_than_its_codes(root: Path, size: int) -> None:
         load_bundle(folder)
 
 
+def test_a_prior_with_an_odd_head_is_refused_in_one_line(root: Path) -> None:
+    folder = root / "tiny" / "2"
+    write_prior(folder / PRIOR_FILE, packed_zeros(f"({'1,' * 20_000})"))
+    list_anew(folder, PRIOR_FILE)
+    with pytest.raises(ArtifactError, match=r"'mapping' is damaged: Header info length") as caught:
+        load_bundle(folder)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
