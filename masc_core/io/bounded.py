@@ -51,10 +51,10 @@ def size_of(file: BinaryIO) -> int:
 
 
 def parse_json(content: bytes | str, *, allow_nan: bool = False) -> Any:  # noqa: ANN401 - whatever JSON can hold
-    """Parse JSON; a ValueError where it is none, or has a NaN or an infinity unallowed."""
-    number = None if allow_nan else _finite
+    """Parse JSON; a ValueError where it is none, or has a number that is not finite unallowed."""
+    number, integer = (None, None) if allow_nan else (_finite, _integer)
     try:
-        return json.loads(content, parse_constant=number, parse_float=number)
+        return json.loads(content, parse_constant=number, parse_float=number, parse_int=integer)
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
 
@@ -75,6 +75,11 @@ def _check(status: os.stat_result, path: str | os.PathLike[str], max_bytes: int 
     if max_bytes is not None and status.st_size > max_bytes:
         reason = f"it has {status.st_size:,} bytes, more than {max_bytes:,}"
         raise OSError(errno.EFBIG, reason, os.fspath(path))
+
+
+def _integer(text: str) -> int:
+    _finite(text)  # larger ones cannot be shown, or compared, as figures
+    return int(text)
 
 
 def _finite(text: str) -> float:

@@ -184,7 +184,7 @@ def test_a_manifest_of_odd_values_is_refused_in_one_line(root: Path, value: str)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999"])
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", "1" + "0" * 400])
 @pytest.mark.parametrize("field", ["metrics", "provenance"])
 def test_a_manifest_of_figures_that_are_not_finite_is_refused(
     root: Path, field: str, value: str
@@ -192,7 +192,7 @@ def test_a_manifest_of_figures_that_are_not_finite_is_refused(
     path = root / "tiny" / "2" / MANIFEST_FILE
     content = json.loads(path.read_bytes()) | {field: {"a": ["HERE"]}}
     path.write_text(json.dumps(content).replace('"HERE"', value))
-    with pytest.raises(ArtifactError, match=f"{value} is not a figure"):
+    with pytest.raises(ArtifactError, match=f"{value[:99]}.* is not a figure"):
         read_manifest(path.parent)
 
 

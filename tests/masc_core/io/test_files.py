@@ -78,6 +78,12 @@ def test_what_is_not_finite_is_no_json(tmp_path: Path, value: str) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("value", ["9" * 400, "-1" + "0" * 309])
+def test_an_integer_beyond_all_figures_is_none(value: str) -> None:
+    with pytest.raises(ValueError, match=r"^.{1,220} is not a figure$"):
+        parse_json(f"[{value}]")
+
+
 def test_a_failing_block_keeps_the_old_content_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "name"
     atomic_write(path, b"old")
