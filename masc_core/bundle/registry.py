@@ -238,7 +238,8 @@ class Registry:
         folder = self.root / name
         if not _may_be(folder, stat.S_ISDIR):
             return ()
-        listed = (v for v in self._folders(folder) if _may_be(folder / v / MANIFEST_FILE))
+        folders = set(self._folders(folder)) - {CURRENT_FILE, HISTORY_FILE}
+        listed = (v for v in folders if _may_be(folder / v / MANIFEST_FILE))
         return tuple(sorted(listed, key=_natural))
 
     def _folders(self, path: Path) -> list[str]:

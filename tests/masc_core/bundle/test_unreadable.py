@@ -11,7 +11,7 @@ import pytest
 
 from masc import version_rows
 from masc_core.bundle.manifest import MANIFEST_FILE
-from masc_core.bundle.registry import Registry
+from masc_core.bundle.registry import CURRENT_FILE, HISTORY_FILE, Registry
 from masc_core.errors import ArtifactError
 from tests.hostile_files import link_to_itself, unprivileged
 from tests.tiny_bundle import save_tiny_bundle
@@ -88,6 +88,17 @@ def test_a_root_that_may_not_be_entered_is_named(root: Path) -> None:
     root.chmod(0o744)
     with unprivileged(), pytest.raises(ArtifactError, match="a: cannot be read: Perm"):
         Registry(root).models()
+
+
+def test_a_choice_in_a_loop_is_no_version(root: Path) -> None:
+    for name in (CURRENT_FILE, HISTORY_FILE):
+        (root / "a" / name).unlink()
+        link_to_itself(root / "a" / name)
+    registry = Registry(root)
+    assert (registry.names(), registry.models()) == (("a", "b"), ("b",))
+    assert registry.versions("a") == ("1", "2")
+    with pytest.raises(ArtifactError, match=r"a/current: cannot be read: Too many levels"):
+        registry.current("a")
 
 
 def test_a_manifest_in_a_loop_is_named(root: Path) -> None:
