@@ -377,9 +377,17 @@ def version_rows(registry: Registry) -> list[VersionRow]:
         states = _version_states(registry, name)
         rows += [
             _version_row(registry, name, version, states.get(version, ""))
-            for version in registry.versions(name)
+            for version in _versions(registry, name)
         ]
     return rows
+
+
+def _versions(registry: Registry, name: str) -> tuple[str, ...]:
+    """Versions of a model; one without a name, of which an error says why, if nobody can look."""
+    try:
+        return registry.versions(name)
+    except ArtifactError:
+        return ("",)
 
 
 def _version_states(registry: Registry, name: str) -> dict[str, str]:
@@ -442,7 +450,7 @@ def verify(
         return
     damaged = 0
     for model in registry.names():
-        for one in registry.versions(model):
+        for one in _versions(registry, model):
             try:
                 _say_verified(registry.verify(model, one))
             except ArtifactError as error:

@@ -20,9 +20,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 
+from masc_core.escapes import shorten
+
 
 class MascError(Exception):
-    """Base of every error that this project raises on purpose."""
+    """Base of every error that this project raises on purpose; long messages are cut."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shorten(message))
 
 
 class ConfigError(MascError):
@@ -37,9 +42,9 @@ class ArtifactError(MascError):
     """A file is missing, damaged or of the wrong kind; ``reason`` is the rest of a sentence."""
 
     def __init__(self, path: str | PathLike[str], reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
         self.path = str(path)
-        self.reason = reason
+        self.reason = shorten(reason)
+        super().__init__(f"{path}: {self.reason}")
 
 
 class RequestError(MascError):

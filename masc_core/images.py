@@ -22,6 +22,8 @@ and JPEG, quality 95 with full chroma, is the small one.
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -32,6 +34,12 @@ from PIL.PngImagePlugin import PngInfo
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 Pixels = npt.NDArray[np.uint8]
+
+# What Pillow raises for files that are not whole images of a format that it knows.
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, SyntaxError, OverflowError, MemoryError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
 
 ENCODERS: Mapping[ImageFormat, Mapping[str, Any]] = {
     "png": {"format": "PNG", "compress_level": 1},

@@ -114,6 +114,7 @@ class LeafOrder:
     starts : int64 (2V-1,), position of the first leaf under each node; of a code, its own
     sizes : int64 (2V-1,), leaves under each node
     heights : float64 (2V-1,), of each node; 0 of a code
+    depths : int64 (2V-1,), nodes above each
     """
 
     tree: SemanticTree
@@ -121,19 +122,25 @@ class LeafOrder:
     starts: IntArray
     sizes: IntArray
     heights: FloatArray
+    depths: IntArray
 
     @classmethod
     def of(cls, tree: SemanticTree) -> LeafOrder:
         """Go down the tree, the root first."""
         num_codes, linkage = tree.num_codes, tree.linkage
         sizes = np.concatenate([np.ones(num_codes), linkage[:, 3]]).astype(np.int64)
-        starts = np.zeros(2 * num_codes - 1, dtype=np.int64)
+        starts, depths = np.zeros_like(sizes), np.zeros_like(sizes)
+        # Through views, whose numbers are read and written ten times as fast one by one.
+        children = np.ascontiguousarray(linkage[:, :2].T.astype(np.int64))
+        first_of, second_of = children[0].data, children[1].data
+        size_of, start_of, depth_of = sizes.data, starts.data, depths.data
         for merge in range(num_codes - 2, -1, -1):
-            first, second = linkage[merge, :2].astype(np.int64)
-            starts[first] = starts[num_codes + merge]
-            starts[second] = starts[first] + sizes[first]
+            node, first, second = num_codes + merge, first_of[merge], second_of[merge]
+            start_of[first] = start_of[node]
+            start_of[second] = start_of[node] + size_of[first]
+            depth_of[first] = depth_of[second] = depth_of[node] + 1
         heights = np.concatenate([np.zeros(num_codes), linkage[:, 2]])
-        return cls(tree, np.argsort(starts[:num_codes]), starts, sizes, heights)
+        return cls(tree, np.argsort(starts[:num_codes]), starts, sizes, heights, depths)
 
     def sort(self, codes: npt.ArrayLike) -> IntArray:
         """Codes, int64 (n,), in the order of the leaves."""

@@ -19,21 +19,22 @@ from starlette.responses import JSONResponse, Response
 from masc_core.bundle.manifest import Manifest
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ConfigError
-from server import errors, openapi
+from server import error_forms, openapi
 from server.activation import Activator
 from server.auth.api_keys import Access
 from server.codebook_view import route as codebook
 from server.codebook_view.cache import CodebookCache
 from server.drain import Drain
+from server.error_forms import AnswerUnexpected
 from server.intake.idempotency import MarkReplays
 from server.metrics import MeasureRequests, ServerMetrics
 from server.middleware.body_limit import BodyLimit
+from server.middleware.head_requests import HeadAsGet
 from server.middleware.hosts import AllowedHosts, allowed_names
 from server.middleware.root_path import RootPath
 from server.middleware.security import SecurityHeaders
 from server.middleware.tracing import TraceRequests
 from server.openai import route as openai
-from server.openai.errors import openai_response
 from server.openai.schemas import CompletedEvent, OpenAIBody, PartialImageEvent
 from server.routes import admin, generate, health, jobs, models, page
 from server.schemas.generate import GenerateBody
@@ -47,6 +48,7 @@ DESCRIPTION = """Images of a class, from an autoregressive model over clusters o
 
 Errors are problem documents (RFC 9457)."""
 BODIES = (GenerateBody, JobBody, OpenAIBody, admin.ActivateBody)
+ROUTES = (generate, jobs, openai, models, codebook, health, admin, page)
 STREAMED: tuple[type[BaseModel], ...] = (*EVENT_MODELS.values(), PartialImageEvent, CompletedEvent)
 
 
@@ -67,9 +69,11 @@ def create_app(
 
     Raises
     ------
-    ConfigError : the default model is none, or several and none is chosen; as from `Access`
+    ConfigError : the default model is none, or several and none is chosen; the root path begins
+        like a route; as from `Access`
     ArtifactError : there is no model, or the default model's manifest is damaged
     """
+    _check_root_path(settings.root_path)
     default = _default_manifest(registry, settings.default_model)
     metrics = ServerMetrics(metrics_registry)
     access = Access(settings)
@@ -98,8 +102,9 @@ def create_app(
         codebook_cache=CodebookCache(registry.root),
         manifests={(default.name, default.version): default},
     )
-    errors.install(app, {openai.PREFIX: openai_response})
+    error_forms.install(app)
     # The last one added is the outermost.
+    app.add_middleware(AnswerUnexpected, drain=drain)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout)
     names = allowed_names(
         settings.allowed_hosts,
@@ -111,13 +116,14 @@ def create_app(
         app.add_middleware(AllowedHosts, names=names)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(MarkReplays)
-    if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
+    if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_origins=settings.cors_origins.split(","),
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["*", "Location", "Retry-After"],
+            allow_private_network=True,  # who lists origins means it, on this machine too
         )
     app.add_middleware(MeasureRequests, metrics=metrics)
     tracer = open_tracer("masc-server", settings.traces_endpoint)
@@ -125,10 +131,18 @@ def create_app(
         app.add_middleware(TraceRequests, tracer=tracer)
     if settings.root_path:
         app.add_middleware(RootPath, root_path=settings.root_path)
-    for routes in (generate, jobs, openai, models, codebook, health, admin, page):
+    app.add_middleware(HeadAsGet)
+    for routes in ROUTES:
         app.include_router(routes.router)
     _describe(app)
     return app
+
+
+def _check_root_path(root_path: str) -> None:
+    """Refuse one like a route's: whether a proxy has taken it off, nobody could tell."""
+    paths = [route.path for routes in ROUTES for route in routes.router.routes]
+    if root_path.split("/")[:2] in [path.split("/")[:2] for path in paths] and root_path:
+        raise ConfigError(f"MASC_ROOT_PATH: {root_path} begins like the service's own paths")
 
 
 def _default_manifest(registry: Registry, preferred: str | None) -> Manifest:

@@ -2,8 +2,8 @@
 
 Uvicorn's protocol over h11, which ignores upgrades that nobody here can do, with limits that it
 lacks: how many bytes and how much time a request's head takes, how many connections there are, and
-one log line a minute where a client could write thousands. A refused client gets a problem document
-(RFC 9457), and time to read it.
+one log line a minute where a client could write thousands. A refused client is told why, in the
+form of all errors, and gets time to read it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from typing import Any, Final
 
 import h11
 import uvicorn
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from server.errors import problem
+from server.error_forms import error_response
 from server.metrics import Reason, ServerMetrics
 from server.settings import ServerSettings
 
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 # Of a request line with all headers, of a chunk's size, or of trailers; h11 looks after each part.
 MAX_HEAD_BYTES: Final = 48 * 1024
 PART_BYTES: Final = 16 * 1024
+TARGET_BYTES: Final = 200  # of a head, in which its path is looked for
 LINGER_SECONDS: Final = 2.0  # for a refused client to read why
 LINGER_BYTES: Final = 4 * 1024 * 1024
 MAX_LINGERING: Final = 32
@@ -76,6 +78,7 @@ class BoundedConfig(uvicorn.Config):
         )
         self.metrics = metrics
         self.head_seconds = settings.head_timeout
+        self.proxy_path = settings.root_path
         self.max_connections = possible_connections(settings.max_connections)
         # The longest waiting first.
         self.without_request: dict[BoundedConnection, None] = {}
@@ -99,6 +102,7 @@ class BoundedConnection(H11Protocol):
         self._stall: asyncio.TimerHandle | None = None
         self._refused = False
         self._discarded = 0
+        self._head = b""  # how the latest one began
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request, in the place of another connection if there are too many."""
@@ -116,7 +120,7 @@ class BoundedConnection(H11Protocol):
     def on_response_complete(self) -> None:
         """Wait for the next request; uvicorn's time of keep-alive runs until its first byte."""
         super().on_response_complete()
-        self._note_state(expect_bytes=False)
+        self._note_state(expect_bytes=bool(self.conn.trailing_data[0]))
 
     def pause_writing(self) -> None:
         """The client does not read as fast as it is answered."""
@@ -155,10 +159,20 @@ class BoundedConnection(H11Protocol):
         """Whether one is under way; before the first one there is no cycle."""
         return not getattr(self.cycle, "response_complete", True)
 
+    @property
+    def _path(self) -> str:
+        """Path of the request, or of the head that is not whole, as far as it can be told."""
+        words = self._head.decode(errors="replace").split()
+        target = words[1] if len(words) > 1 else ""
+        path = str(self.scope["path"]) if self._has_request else target
+        return path.removeprefix(self.config.proxy_path)
+
     def _take_part(self, part: bytes) -> None:
         if self._refused:
             self._discard(len(part))
         elif not self.transport.is_closing():
+            if not self._has_request and not self.conn.trailing_data[0]:
+                self._head = part[:TARGET_BYTES]
             super().data_received(part)
             self._note_state(expect_bytes=True)
 
@@ -254,7 +268,8 @@ class BoundedConnection(H11Protocol):
             self.cycle.disconnected = True  # what the application still sends goes nowhere
             self.cycle.message_event.set()
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-            answer = problem(status, detail, headers={**(headers or {}), "Connection": "close"})
+            headers = {**(headers or {}), "Connection": "close"}
+            answer = error_response(self._path, HTTPException(status, detail, headers))
             self._send(answer, with_body=not is_head)
         if self.transport.can_write_eof():
             self.transport.write_eof()

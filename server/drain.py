@@ -47,6 +47,11 @@ class Drain:
         age = self._clock() - self._since
         return age >= self._max_seconds or (age >= LISTEN_SECONDS and not self._num_working)
 
+    @property
+    def has_given_up(self) -> bool:
+        """Whether `give_up` was called."""
+        return self._has_given_up
+
     def begin(self) -> None:
         """Take no more work; also from a signal handler."""
         if self._since is None:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -52,6 +51,7 @@ from masc_core.errors import (
     UnknownModelError,
     VersionRefusedError,
 )
+from masc_core.escapes import shorten
 from server.middleware.security import HEADERS
 
 logger = logging.getLogger(__name__)
@@ -180,41 +180,16 @@ def problem(
         status, uri, title = kind, "about:blank", _phrase(kind)
     else:
         status, uri, title = kind.status, kind.type, kind.title
-    document: dict[str, Any] = {"type": uri, "title": title, "status": status, "detail": detail}
+    document: dict[str, Any] = {"type": uri, "title": title, "status": status}
+    document["detail"] = shorten(detail)
     if errors:
         document["errors"] = [
-            {"field": e.field[:MAX_FIELD_LENGTH], "message": e.message}
+            {"field": e.field[:MAX_FIELD_LENGTH], "message": shorten(e.message)}
             for e in errors[:MAX_FIELD_ERRORS]
         ]
     content = json.dumps(document, ensure_ascii=False, allow_nan=False)
     # "replace": a client may have sent half of a surrogate pair, which no encoding can carry.
     return Response(content.encode("utf-8", "replace"), status, headers, MEDIA_TYPE)
-
-
-# What routes and what they depend on may raise.
-HANDLED_ERRORS = (
-    MascError,
-    InvalidBodyError,
-    RequestValidationError,
-    HTTPException,
-    ClientDisconnect,
-)
-
-
-def install(app: FastAPI, answers: Mapping[str, Callable[[Exception], Response]]) -> None:
-    """Make every error of the application a problem document.
-
-    Parameters
-    ----------
-    answers : what errors look like at and below a path that has a form of its own
-    """
-
-    async def answer(request: Request, error: Exception) -> Response:
-        first, _, _ = request.scope["path"].removeprefix("/").partition("/")
-        return answers.get(f"/{first}", response_to)(error)
-
-    for error in (*HANDLED_ERRORS, Exception):
-        app.add_exception_handler(error, answer)
 
 
 def response_to(error: Exception) -> Response:

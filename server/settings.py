@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from masc_core.settings import Seconds, read_settings
 from worker.jobs.log import LogFormat
 from worker.jobs.settings import QueueSettings
+
+HOST_NAME = re.compile(r"\*|(\*\.)?\w[\w.-]*|\[?[\da-f.]*:[\da-f.]*:[\da-f:.]*\]?", re.ASCII)
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s,?#@*]+", re.ASCII)
+ROOT_PATH = re.compile(r"(/[a-z0-9_~][a-z0-9._~-]*)*/?", re.ASCII | re.IGNORECASE)
+
+
+def _host_name(name: str) -> str:
+    if not HOST_NAME.fullmatch(name):
+        raise ValueError("a name has neither scheme nor port nor letters beyond ASCII")
+    return name.strip("[]")
+
+
+def _origin(origin: str) -> str:
+    """An origin as browsers send it."""
+    if not ORIGIN.fullmatch(origin):
+        raise ValueError("an origin is like https://app.example, without a path")
+    usual = {"http": ":80", "https": ":443"}.get(origin.partition(":")[0], "")
+    return origin.removesuffix(usual)
+
+
+def _path(path: str) -> str:
+    if not ROOT_PATH.fullmatch(path):
+        raise ValueError("a path is like /masc, of letters, digits and . _ ~ -")
+    return path.rstrip("/")
+
+
+def _each(check: Callable[[str], str], listed: str) -> str:
+    """A list with commas, in lower case, of what passes the check."""
+    return ",".join(check(item.strip().lower()) for item in listed.split(",") if item.strip())
 
 
 class ServerSettings(QueueSettings):
@@ -45,9 +77,9 @@ class ServerSettings(QueueSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     published_host: str = ""
-    allowed_hosts: str = ""
-    root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9_~][A-Za-z0-9._~-]*)*$")] = ""
-    cors_origins: str = ""
+    allowed_hosts: Annotated[str, AfterValidator(partial(_each, _host_name))] = ""
+    root_path: Annotated[str, AfterValidator(_path)] = ""
+    cors_origins: Annotated[str, AfterValidator(partial(_each, _origin))] = ""
     models_dir: Path = Path("models")
     default_model: str | None = None
     max_connections: Annotated[int, Field(ge=1)] = 10_000

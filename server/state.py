@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from masc_core.bundle.manifest import Manifest
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, NoWorkerError, UnknownModelError
+from masc_core.escapes import quoted
 from server.activation import Activator
 from server.auth.api_keys import Access
 from server.codebook_view.cache import CodebookCache
@@ -49,7 +50,7 @@ class AppState:
             name = self.default_model
         served = await self.served()
         if name not in served and name not in self.registry.models():
-            raise UnknownModelError("model", f"there is no model {name!r}")
+            raise UnknownModelError("model", f"there is no model {quoted(name)}")
         return self.version_of(name, served)
 
     async def served(self) -> Mapping[str, Sequence[str]]:

@@ -36,6 +36,10 @@ def link_to_fifo(path: Path) -> None:
 
 
 # Whoever opens or reads one of these waits, or does not come to an end.
+def link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
 IRREGULAR: dict[str, Callable[[Path], object]] = {
     "fifo": os.mkfifo,
     "endless device": lambda path: path.symlink_to("/dev/zero"),
@@ -60,6 +64,18 @@ def write_prior(path: Path, mapping: bytes, k: int = 1, n: int = 1) -> None:
             file = io.BytesIO()
             np.save(file, number)
             archive.writestr(f"{name}.npy", file.getvalue())
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Run the block as a user whom permissions keep out, if this one is root."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 @contextmanager

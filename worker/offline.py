@@ -15,6 +15,7 @@ from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.bundle.registry import Registry
 from masc_core.device import choose_dtype, resolve_device
 from masc_core.errors import ConfigError, InvalidFieldError, UnknownClassError
+from masc_core.escapes import quoted
 from masc_core.generation.generate import generate
 from masc_core.images import ImageFormat, Pixels, contact_sheet, encode_image
 from masc_core.io.files import atomic_write
@@ -125,13 +126,13 @@ def find_class(name: str, manifest: Manifest) -> int:
     """
     ids = manifest.class_ids(name)
     if len(ids) > 1:
-        raise InvalidFieldError("class", f"several classes are called {name!r}: ids {ids}")
+        raise InvalidFieldError("class", f"several classes are called {quoted(name)}: ids {ids}")
     if ids:
         return ids[0]
     if name.isdecimal() and int(name) < len(manifest.class_names):
         return int(name)
     raise UnknownClassError(
-        "class", f"no class {name!r}; there are: {', '.join(manifest.class_names)}"
+        "class", f"no class {quoted(name)}; there are: {', '.join(manifest.class_names)}"
     )
 
 

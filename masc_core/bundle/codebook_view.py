@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from masc_core.bundle.manifest import PATCHES_FILE, TREE_FILE
-from masc_core.images import Pixels
+from masc_core.images import UNREADABLE, Pixels
 from masc_core.io.npz import DAMAGE, read_npy
 from masc_core.semantic_tree import SemanticTree
 
@@ -71,7 +71,7 @@ def patch_side(content: bytes, num_codes: int) -> int:
     try:
         with Image.open(io.BytesIO(content), formats=["WEBP"]) as sheet:
             width, height = sheet.size
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise ValueError("is not an image") from error
     columns = patch_columns(num_codes)
     side, rest = divmod(width, columns)

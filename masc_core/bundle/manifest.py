@@ -23,7 +23,8 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path, PurePath
 from typing import Annotated, Literal, Self
@@ -35,12 +36,14 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
 )
 
-from masc_core.errors import ArtifactError
+from masc_core.errors import ArtifactError, ConfigError
+from masc_core.escapes import MAX_NAME, quoted, shorten
 from masc_core.io.bounded import MAX_CODES, parse_json, read_file
 from masc_core.io.files import atomic_write, reading, sha256_file
 from masc_core.models.gpt_config import Positions
@@ -62,6 +65,9 @@ WEIGHT_SUFFIXES = {".safetensors", ".npz"}
 
 MAX_BYTES = 4 << 20  # of a manifest; as objects of Python it can take thirty times as much
 MAX_FILES = 64
+MAX_CLASSES = 1 << 16  # the largest sets of images that are in use have a third of it
+# In UTC whatever the offset: beyond years 1 to 9999 there is no date.
+FIRST_DATE, LAST_DATE = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 MAX_OTHER_BYTES = 256 << 20  # of a file of no known kind, and of a picture
 OVERHEAD = 2 << 20  # of a file beyond its numbers
 
@@ -80,10 +86,18 @@ def is_plain_name(name: str) -> bool:
 
 def _plain_name(name: str) -> str:
     if not is_plain_name(name):
-        raise ValueError(f"{name!r} is not a plain name of letters, digits, '.', '_' and '-'")
+        raise ValueError(f"{quoted(name)} is not a plain name of letters, digits, '.', '_' and '-'")
     return name
 
 
+def _without_control_characters(name: str) -> str:
+    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", name):
+        raise ValueError(f"{quoted(name)} has control characters")
+    return name
+
+
+ClassName = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_without_control_characters)]
+ClassNames = Annotated[tuple[ClassName, ...], Field(min_length=1, max_length=MAX_CLASSES)]
 PlainName = Annotated[str, AfterValidator(_plain_name)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -98,7 +112,7 @@ class GPTSection(_Part):
     dim: int = Field(ge=1, le=1 << 16)
     n_layer: int = Field(ge=1, le=1 << 10)
     n_head: int = Field(ge=1, le=1 << 10)
-    num_classes: int = Field(ge=1, le=1 << 24)
+    num_classes: int = Field(ge=1, le=MAX_CLASSES)
     block_size: int = Field(ge=1, le=1 << 16)
     norm_eps: float = Field(default=1e-5, gt=0)
     rope_base: float = Field(default=10000.0, gt=0)
@@ -142,8 +156,8 @@ class ModelCard(_Part):
 
     name: PlainName  # also its folder, in which each version has one
     version: PlainName
-    created: AwareDatetime
-    class_names: tuple[str, ...] = Field(min_length=1)  # in the order of the class ids
+    created: AwareDatetime = Field(ge=FIRST_DATE, lt=LAST_DATE)
+    class_names: ClassNames  # in the order of the class ids
     defaults: Defaults = Defaults()
     provenance: dict[str, JsonValue] = {}  # data, configurations, commits; free-form
     metrics: dict[str, JsonValue] = {}  # measured figures, free-form
@@ -281,16 +295,22 @@ def read_manifest(folder: str | PathLike[str]) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ArtifactError(path, f"{where}: {first['msg']}" if where else first["msg"]) from error
+        raise ArtifactError(path, _first_fault(error)) from error
     try:
         seal = seal_of(parse_json(text))
     except ValueError as error:
-        raise ArtifactError(path, f"is not JSON of text and numbers: {error}") from error
+        raise ArtifactError(path, f"is not JSON of text and figures: {error}") from error
     if manifest.seal != seal:
         raise ArtifactError(path, "was altered after it was published: its seal does not fit")
     return manifest
+
+
+def check_class_names(names: Sequence[str], source: str) -> None:
+    """Raise a `ConfigError` that begins with ``source`` unless a bundle can have such classes."""
+    try:
+        TypeAdapter(ClassNames).validate_python(tuple(names))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_first_fault(error)}") from error
 
 
 def write_manifest(folder: str | PathLike[str], manifest: Manifest) -> Manifest:
@@ -303,10 +323,13 @@ def write_manifest(folder: str | PathLike[str], manifest: Manifest) -> Manifest:
         absent["gpt"] = {"positions"}
     if manifest.defaults.cfg_schedule == "constant":
         absent["defaults"] = {"cfg_schedule", "cfg_start"}
-    seal = seal_of(manifest.model_dump(mode="json", exclude=absent))
+    path = Path(folder) / MANIFEST_FILE
+    try:
+        seal = seal_of(manifest.model_dump(mode="json", exclude=absent))
+    except ValueError as error:
+        raise ArtifactError(path, f"cannot be written: {error}") from error
     sealed = manifest.model_copy(update={"seal": seal})
     text = sealed.model_dump_json(indent=2, exclude=absent).encode() + b"\n"
-    path = Path(folder) / MANIFEST_FILE
     if len(text) > MAX_BYTES:
         raise ArtifactError(path, f"would have {len(text):,} bytes, more than {MAX_BYTES:,}")
     atomic_write(path, text)
@@ -320,8 +343,16 @@ def seal_of(content: Mapping[str, JsonValue]) -> str:
     keeps its seal when later versions know more fields.
     """
     unsealed = {key: value for key, value in content.items() if key != "seal"}
-    text = json.dumps(unsealed, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(
+        unsealed, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _first_fault(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(shorten(str(part), MAX_NAME) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def verify_files(folder: str | PathLike[str], manifest: Manifest) -> None:

@@ -13,9 +13,11 @@ is an unknown model. Each call looks at the disk: another process may publish or
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,8 +29,11 @@ from masc_core.bundle.manifest import (
     verify_files,
 )
 from masc_core.errors import ArtifactError, ConfigError, UnknownModelError
+from masc_core.escapes import quoted
 from masc_core.io.bounded import open_lock, read_file
 from masc_core.io.files import atomic_write, reading, writing
+
+logger = logging.getLogger(__name__)
 
 CURRENT_FILE = "current"
 HISTORY_FILE = "history"
@@ -49,21 +54,29 @@ class Registry:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
         self._manifests: dict[Path, tuple[tuple[int, int, int], Manifest]] = {}
+        self._warned_of: set[str] = set()
 
     def names(self) -> tuple[str, ...]:
-        """Every model that has a version, active or not, sorted; empty when there is none."""
-        return tuple(sorted(name for name in self._folders(self.root) if self._versions(name)))
+        """Every model that has a version, active or not, sorted; empty when there is none.
+
+        Also one whose folder cannot be read: its `versions` say why.
+        """
+        return tuple(sorted(name for name in self._folders(self.root) if self._is_model(name)))
 
     def models(self) -> tuple[str, ...]:
-        """Every model that has an active version, sorted; an `ArtifactError` where none has."""
+        """Every model that has an active version, sorted; an `ArtifactError` where none has.
+
+        One whose folder cannot be read is left out, with a warning.
+        """
         names = self.names()
         if not names:
             for folder in self._folders(self.root):
-                if (self.root / folder / CURRENT_FILE).is_file():
+                if self._is_active(folder):
                     self._refuse_missing_manifest(self.root / folder / CURRENT_FILE)
             raise ArtifactError(self.root, "holds no model")
-        active = tuple(name for name in names if (self.root / name / CURRENT_FILE).is_file())
+        active = tuple(name for name in names if self._is_active(name))
         if not active:
+            self.versions(names[0])  # says so where it cannot be read
             raise ArtifactError(
                 self.root / names[0] / CURRENT_FILE, "is missing: no version of a model is active"
             )
@@ -80,7 +93,8 @@ class Registry:
         listed = ", ".join(models)
         if preferred:
             if preferred not in models:
-                raise ConfigError(f"no model {preferred!r} in {self.root}; there are: {listed}")
+                missing = quoted(preferred)
+                raise ConfigError(f"no model {missing} in {self.root}; there are: {listed}")
             return preferred
         if len(models) > 1:
             raise ConfigError(f"{self.root} holds several models, name one: {listed}")
@@ -90,13 +104,13 @@ class Registry:
         """Versions of a model, numbers in their names compared as numbers."""
         versions = self._versions(name) if is_plain_name(name) else ()
         if not versions:
-            raise UnknownModelError("model", f"there is no model {name!r}")
+            raise UnknownModelError("model", f"there is no model {quoted(name)}")
         return versions
 
     def current(self, name: str) -> str:
         """Name of the active version; an `ArtifactError` where none is."""
         path = self.root / name / CURRENT_FILE
-        if is_plain_name(name) and path.is_file():
+        if is_plain_name(name) and _may_be(path, stat.S_ISREG):
             self._refuse_missing_manifest(path)
         versions = self.versions(name)
         try:
@@ -104,7 +118,9 @@ class Registry:
         except FileNotFoundError as error:
             raise ArtifactError(path, f"is missing: no version of {name!r} is active") from error
         if version not in versions:
-            raise ArtifactError(path, f"names {version!r}, which is not a version of {name!r}")
+            raise ArtifactError(
+                path, f"names {quoted(version)}, which is not a version of {name!r}"
+            )
         return version
 
     def activation(self, name: str) -> tuple[int, int]:
@@ -125,7 +141,7 @@ class Registry:
         if version is None:
             version = self.current(name)
         elif version not in self.versions(name):
-            raise UnknownModelError("version", f"model {name!r} has no version {version!r}")
+            raise UnknownModelError("version", f"model {name!r} has no version {quoted(version)}")
         return self.root / name / version
 
     def manifest(self, name: str, version: str | None = None) -> Manifest:
@@ -195,21 +211,54 @@ class Registry:
         with reading(current):
             version = read_file(current, MAX_BYTES).decode(errors="replace").strip()
         folder = current.parent / version
-        if is_plain_name(version) and folder.is_dir() and not (folder / MANIFEST_FILE).is_file():
+        if not is_plain_name(version) or not _may_be(folder, stat.S_ISDIR):
+            return
+        if not _may_be(folder / MANIFEST_FILE):
             raise ArtifactError(folder / MANIFEST_FILE, "is missing")
+
+    def _is_model(self, name: str) -> bool:
+        try:
+            return bool(self._versions(name))
+        except ArtifactError:
+            return True
+
+    def _is_active(self, name: str) -> bool:
+        path = self.root / name / CURRENT_FILE
+        try:
+            return stat.S_ISREG(path.stat().st_mode)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if name not in self._warned_of:
+                self._warned_of.add(name)
+                logger.warning("model %s is left out: %s: %s", name, path, error.strerror)
+            return False
 
     def _versions(self, name: str) -> tuple[str, ...]:
         folder = self.root / name
-        if not folder.is_dir():
+        if not _may_be(folder, stat.S_ISDIR):
             return ()
-        versions = self._folders(folder)
-        listed = (v for v in versions if (folder / v / MANIFEST_FILE).is_file())
+        folders = set(self._folders(folder)) - {CURRENT_FILE, HISTORY_FILE}
+        listed = (v for v in folders if _may_be(folder / v / MANIFEST_FILE))
         return tuple(sorted(listed, key=_natural))
 
     def _folders(self, path: Path) -> list[str]:
         with reading(path):
-            entries = [entry for entry in path.iterdir() if is_plain_name(entry.name)]
-            return [entry.name for entry in entries if entry.is_dir()]
+            names = [entry.name for entry in path.iterdir() if is_plain_name(entry.name)]
+        return [name for name in names if _may_be(path / name, stat.S_ISDIR)]
+
+
+def _may_be(path: Path, is_kind: Callable[[int], bool] = bool) -> bool:
+    """Whether something, of that kind, is at a path, or may be, where nobody can look.
+
+    What cannot be looked at is listed: whoever reads it says why, and it hides nothing else.
+    """
+    try:
+        return is_kind(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # no permission, a loop of links, a disk that is ill
+        return True
 
 
 def _natural(version: str) -> list[tuple[int, str]]:

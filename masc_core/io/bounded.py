@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from masc_core.escapes import MAX_NAME, shorten
 
 MAX_CODES = 1 << 20  # of a codebook; the largest that are published have a quarter of it
 MAX_TEXT_BYTES = 64 << 20  # of a text or JSON file, unless its kind has a limit of its own
@@ -47,10 +50,11 @@ def size_of(file: BinaryIO) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def parse_json(content: bytes | str, *, allow_nan: bool = True) -> Any:  # noqa: ANN401 - whatever JSON can hold
-    """Parse JSON; a ValueError where it is none, or has a NaN or an infinity unallowed."""
+def parse_json(content: bytes | str, *, allow_nan: bool = False) -> Any:  # noqa: ANN401 - whatever JSON can hold
+    """Parse JSON; a ValueError where it is none, or has a number that is not finite unallowed."""
+    number, integer = (None, None) if allow_nan else (_finite, _integer)
     try:
-        return json.loads(content, parse_constant=None if allow_nan else _refuse_constant)
+        return json.loads(content, parse_constant=number, parse_float=number, parse_int=integer)
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
 
@@ -73,5 +77,13 @@ def _check(status: os.stat_result, path: str | os.PathLike[str], max_bytes: int 
         raise OSError(errno.EFBIG, reason, os.fspath(path))
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a figure")
+def _integer(text: str) -> int:
+    _finite(text)  # larger ones cannot be shown, or compared, as figures
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):  # also 1e999
+        raise ValueError(f"{shorten(text, MAX_NAME)} is not a figure")
+    return number

@@ -78,13 +78,17 @@ def atomic_write(path: str | os.PathLike[str], content: bytes, mode: int | None 
 
 
 def write_json(path: str | os.PathLike[str], value: Any, indent: int = 2) -> None:  # noqa: ANN401 - whatever JSON can hold
-    """Replace a JSON file in one go."""
-    atomic_write(path, (json.dumps(value, indent=indent) + "\n").encode())
+    """Replace a JSON file in one go; an `ArtifactError` where a value is NaN or infinite."""
+    try:
+        text = json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError as error:
+        raise ArtifactError(path, f"cannot be written: {error}") from error
+    atomic_write(path, f"{text}\n".encode())
 
 
-def read_json(path: str | os.PathLike[str], *, allow_nan: bool = True) -> Any:  # noqa: ANN401 - whatever JSON can hold
+def read_json(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401 - whatever JSON can hold
     """Read a JSON file, as `parse_json` does."""
-    return parse_json(read_file(path).decode(), allow_nan=allow_nan)
+    return parse_json(read_file(path).decode())
 
 
 @contextmanager

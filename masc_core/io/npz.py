@@ -144,4 +144,5 @@ def _read(
         with archive.open(info) as member:
             return read_npy(member, info.file_size, max_bytes)
     except DAMAGE as error:
-        raise ArtifactError(path, f"array {name!r} is damaged: {error}") from error
+        reason, _, _ = str(error).partition("\n")  # NumPy goes on with advice to programmers
+        raise ArtifactError(path, f"array {name!r} is damaged: {reason}") from error

@@ -17,6 +17,7 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 
 from masc_core.errors import MascError, QueueDownError, UnknownJobError
+from masc_core.escapes import quoted
 from server.answers.images import base64_of, image_facts, provenance
 from server.answers.job_updates import JobUpdate, queue_position
 from server.auth.api_keys import Client
@@ -44,7 +45,7 @@ async def own_job_status(queue: JobProducer, client: Client, job_id: str) -> Job
     """Status of a client's own job; another's is as unknown as one that does not exist."""
     status = await queue.status(job_id)
     if status.job.owner not in {client.owner, client.name}:  # a name alone is of versions before
-        raise UnknownJobError("id", f"there is no job {job_id!r}")
+        raise UnknownJobError("id", f"there is no job {quoted(job_id)}")
     return status
 
 

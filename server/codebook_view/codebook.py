@@ -127,6 +127,13 @@ class Codebook:
         self.parents: IntArray = np.full(2 * tree.num_codes - 1, -1, dtype=np.int64)
         merged = tree.linkage[:, :2].astype(np.int64)
         self.parents[merged] = np.arange(tree.num_codes, len(self.parents))[:, None]
+        self._sorted: dict[Sort, IntArray] = {}
+        # In the order of the leaves: where each code's cluster was before, -1 where nowhere.
+        labels = prior.labels[self.order.codes]
+        by_label = np.argsort(labels, kind="stable")
+        again = labels[by_label][1:] == labels[by_label][:-1]
+        self._last_seen: IntArray = np.full(len(labels), -1, dtype=np.int64)
+        self._last_seen[by_label[1:][again]] = by_label[:-1][again]
 
     @property
     def root(self) -> int:
@@ -135,8 +142,8 @@ class Codebook:
 
     def sizes(self) -> list[tuple[int, int]]:
         """Pairs of a size and how many clusters hold that many codes."""
-        sizes, counts = np.unique(self.prior.sizes, return_counts=True)
-        return list(zip(sizes.tolist(), counts.tolist(), strict=True))
+        counts = np.bincount(self.prior.sizes)
+        return [(size, int(counts[size])) for size in np.flatnonzero(counts).tolist()]
 
     def cut_height(self) -> float | None:
         """Height of the last merge that was kept; None where some cluster is not a branch."""
@@ -147,15 +154,20 @@ class Codebook:
 
         They come in the order of the leaves, or the largest or the highest first.
         """
+        if sort not in self._sorted:
+            self._sorted[sort] = self._sort(sort)
+        ordered = self._sorted[sort]
+        kept: IntArray = ordered[self.prior.sizes[ordered] >= least] if least > 1 else ordered
+        return kept
+
+    def _sort(self, sort: Sort) -> IntArray:
         keys = [self.order.firsts(self.prior)]
         if sort == "size":
             keys.append(-self.prior.sizes)
         elif sort == "height":
             heights = np.where(self.nodes < 0, -1.0, self.order.heights[self.nodes])
             keys.append(-heights)
-        ordered = np.lexsort(keys)
-        kept: IntArray = ordered[self.prior.sizes[ordered] >= least]
-        return kept
+        return np.lexsort(keys)
 
     def cluster(self, number: int, most: int | None = None) -> ClusterSummary:
         """One cluster in 0..K-1, with at most so many of its codes."""
@@ -175,13 +187,13 @@ class Codebook:
         """One node in 0..2V-2, with at most so many of its codes."""
         start, size = int(self.order.starts[node]), int(self.order.sizes[node])
         codes = self.order.codes[start : start + size]
-        clusters = np.unique(self.prior.labels[codes])
+        num_clusters = int(np.count_nonzero(self._last_seen[start : start + size] < start))
         return BranchSummary(
             node=node,
             size=size,
             height=float(self.order.heights[node]),
-            num_clusters=len(clusters),
-            cluster=int(clusters[0]) if len(clusters) == 1 else None,
+            num_clusters=num_clusters,
+            cluster=int(self.prior.labels[codes[0]]) if num_clusters == 1 else None,
             codes=_evenly_spaced(codes, most),
         )
 
@@ -212,10 +224,10 @@ class Codebook:
                     heapq.heappush(waiting, -child)
         return merges
 
-    def ancestors(self, node: int) -> list[int]:
-        """The nodes over a node, the nearest first, the root last."""
-        path = []
-        while (node := int(self.parents[node])) >= 0:
+    def ancestors(self, node: int, most: int) -> list[int]:
+        """The nodes over a node, the nearest first, at most so many."""
+        path: list[int] = []
+        while len(path) < most and (node := int(self.parents[node])) >= 0:
             path.append(node)
         return path
 

@@ -160,12 +160,11 @@ async def branch(
     book = (await _view(state, name, v)).codebook
     if node > book.root:
         raise HTTPException(404, f"{name} has nodes 0 to {book.root}")
-    ancestors = book.ancestors(node)
     return BranchDetail(
         **book.branch(node, MAX_CODES_OF_BRANCH).model_dump(),
         children=[book.branch(child, MAX_CODES_OF_BRANCH) for child in book.children(node)],
-        above=[book.merge(upper) for upper in ancestors[:MAX_ANCESTORS]],
-        num_above=len(ancestors),
+        above=[book.merge(upper) for upper in book.ancestors(node, MAX_ANCESTORS)],
+        num_above=int(book.order.depths[node]),
     )
 
 

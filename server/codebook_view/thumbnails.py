@@ -11,9 +11,9 @@ import io
 import struct
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from masc_core.images import CAPTION_HEIGHT, SAMPLE_COLUMNS, SHEET_GAP
+from masc_core.images import CAPTION_HEIGHT, SAMPLE_COLUMNS, SHEET_GAP, UNREADABLE
 from masc_core.io.bounded import open_file
 
 SIDE = 64  # pixels at most
@@ -23,8 +23,6 @@ MAX_BYTES = 3 * MAX_PIXELS
 PNG_HEAD = struct.Struct(">16sII")  # begins with what follows
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
-_UNREADABLE = (UnidentifiedImageError, OSError, Image.DecompressionBombError)
-
 
 def cut_thumbnails(sheet: bytes, num_classes: int) -> tuple[bytes, ...]:
     """WebP files, one a class; `ValueError` if it is not a sheet of so many classes."""
@@ -32,11 +30,13 @@ def cut_thumbnails(sheet: bytes, num_classes: int) -> tuple[bytes, ...]:
         with Image.open(io.BytesIO(sheet), formats=["PNG"]) as opened:
             side = side_of_tiles(opened.size, num_classes)
             image = opened if opened.mode == "RGB" else opened.convert("RGB")
-            if image.crop(_box(num_classes - 1, side, CAPTION_HEIGHT)).getextrema() == WHITE:
-                raise ValueError(f"has fewer than {num_classes} images")
-            return tuple(_encode(image.crop(_box(index, side, 0))) for index in range(num_classes))
-    except _UNREADABLE as error:
-        raise ValueError("is not an image that can be read") from error
+            last = image.crop(_box(num_classes - 1, side, CAPTION_HEIGHT))
+    except UNREADABLE as error:
+        reason = str(error) if type(error) is ValueError else "is not an image that can be read"
+        raise ValueError(reason) from error
+    if last.getextrema() == WHITE:
+        raise ValueError(f"has fewer than {num_classes} images")
+    return tuple(_encode(image.crop(_box(index, side, 0))) for index in range(num_classes))
 
 
 def is_sheet(path: Path, num_classes: int) -> bool:

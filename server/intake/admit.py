@@ -14,6 +14,7 @@ from starlette.types import Scope
 
 from masc_core.bundle.manifest import Manifest
 from masc_core.errors import CapacityError, InvalidFieldError, UnknownClassError
+from masc_core.escapes import quoted
 from masc_core.images import ImageFormat
 from masc_core.sampling.cfg_schedule import WITH_START, CFGSchedule
 from server.auth.api_keys import Client
@@ -101,7 +102,9 @@ def _first(given: Number | None, default: Number) -> Number:
 def _class_of_name(name: str, manifest: Manifest) -> int:
     ids = manifest.class_ids(name)
     if not ids:
-        raise UnknownClassError("class_name", f"{manifest.name} has no class {name.strip()!r}")
+        raise UnknownClassError(
+            "class_name", f"{manifest.name} has no class {quoted(name.strip())}"
+        )
     if len(ids) > 1:
         listed = ", ".join(str(i) for i in ids)
         raise InvalidFieldError("class_name", f"several classes are called so: ids {listed}")

@@ -16,6 +16,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
+from masc_core.escapes import quoted
 from server.errors import FieldProblem, InvalidBodyError, predicate
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -45,7 +46,7 @@ def json_body(model: type[Model]) -> Callable[[Request], Awaitable[Model]]:
         body = await request.body()
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
         if encoding != "identity":
-            detail = f"Content-Encoding {encoding[:40]!r} is not supported: send the body as it is"
+            detail = f"Content-Encoding {quoted(encoding)} is not supported: send the body as it is"
             raise HTTPException(415, detail, headers={"Accept-Encoding": "identity"})
         if body and not is_json(request.headers.get("content-type", "")):
             raise HTTPException(415, "send the body with Content-Type: application/json")

@@ -13,6 +13,10 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.error_forms import error_response
+
+# RFC 9112, 6.1: a proxy in front may have counted otherwise, and see other requests than we do.
+TWO_LENGTHS = "the body has two lengths: Transfer-Encoding and Content-Length exclude each other"
 DISCARD_BYTES = 16 * 1024 * 1024
 
 
@@ -33,7 +37,12 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] == "http":
-            receive = self._limited(self._timed(receive), Headers(scope=scope))
+            headers = Headers(scope=scope)
+            if "transfer-encoding" in headers and "content-length" in headers:
+                error = HTTPException(400, TWO_LENGTHS, headers={"Connection": "close"})
+                await error_response(scope["path"], error)(scope, receive, send)
+                return
+            receive = self._limited(self._timed(receive), headers)
         await self._app(scope, receive, send)
 
     def _limited(self, receive: Receive, headers: Headers) -> Receive:

@@ -12,13 +12,15 @@ import re
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import problem
+from masc_core.escapes import quoted
+from server.error_forms import error_response
 
 LOOPBACK_NAMES = ("*.localhost",)
 HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[^\s:\[\]@/%]+)(:[0-9]*)?")
-DETAIL = "this service is not known as {!r}; MASC_ALLOWED_HOSTS names what it is called"
+DETAIL = "this service is not known as {}; MASC_ALLOWED_HOSTS names what it is called"
 
 
 class AllowedHosts:
@@ -37,8 +39,9 @@ class AllowedHosts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] == "http" and not self._allows(Headers(scope=scope).get("host", "")):
-            host = Headers(scope=scope)["host"][:100]
-            await problem(421, DETAIL.format(host))(scope, receive, send)
+            detail = DETAIL.format(quoted(Headers(scope=scope)["host"]))
+            answer = error_response(scope["path"], HTTPException(421, detail))
+            await answer(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
@@ -66,7 +69,7 @@ def allowed_names(
     host, published_host : where it listens, and where others reach it
     has_keys : whether clients need keys, which a foreign page does not have
     """
-    names = tuple(name.strip() for name in given.split(",") if name.strip())
+    names = tuple(name.removesuffix(".") for name in given.split(",") if name)
     if not names and (has_keys or not is_loopback(published_host or host)):
         return None
     return (*names, *LOOPBACK_NAMES, *filter(None, (host, published_host)))

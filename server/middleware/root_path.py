@@ -10,8 +10,8 @@ class RootPath:
     """Pure ASGI middleware that takes a root path off again where a proxy leaves it on.
 
     What is behind it sees the same paths in either case; the path itself without a slash leads to
-    the page. ASGI's ``root_path`` is not set: a path
-    may begin like it by chance, where the proxy has taken it off.
+    the page. ASGI's ``root_path`` is not set: a path may begin like it by chance, where the proxy
+    has taken it off.
 
     Parameters
     ----------
@@ -28,5 +28,6 @@ class RootPath:
             await RedirectResponse(f"{self._root_path}/")(scope, receive, send)
             return
         if scope["type"] == "http" and scope["path"].startswith(f"{self._root_path}/"):
-            scope = {**scope, "path": scope["path"].removeprefix(self._root_path)}
+            # In place: what is outside of this middleware answers errors by their paths, too.
+            scope["path"] = scope["path"].removeprefix(self._root_path)
         await self._app(scope, receive, send)

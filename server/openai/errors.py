@@ -12,6 +12,7 @@ from server.errors import problem_document, response_to
 from server.openai.schemas import OpenAIError, OpenAIErrorAnswer
 from server.openapi import SAMPLES, Responses
 
+PREFIX = "/v1"  # errors there have this form
 INVALID_STATUS = 400
 TYPES: Mapping[int, str] = {
     401: "authentication_error",

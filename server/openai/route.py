@@ -23,7 +23,7 @@ from server.intake.admit import TimeoutHeader, admit, resolve, time_limit
 from server.intake.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
 from server.intake.json_body import json_body
 from server.middleware.tracing import stage
-from server.openai.errors import openai_error, openai_problems
+from server.openai.errors import PREFIX, openai_error, openai_problems
 from server.openai.schemas import (
     EXAMPLE_BODY,
     EXAMPLE_DRAWN,
@@ -54,7 +54,6 @@ from worker.jobs.outcome import ImageOutput, JobResult
 
 router = APIRouter(tags=["OpenAI"])
 
-PREFIX = "/v1"  # errors there have OpenAI's form
 ENDPOINT = "/v1/images/generations"
 SHARED = (
     "cfg_scale",

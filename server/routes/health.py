@@ -91,14 +91,12 @@ class Status(BaseModel):
     workers: list[WorkerState]
 
 
-@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Whether the process answers")
 async def healthz() -> Health:
     """Answer as long as the process runs, whether or not it can make images."""
     return Health(status="ok")
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     summary="Whether images can be made",

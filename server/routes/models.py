@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
+from pydantic_core import to_json
+from starlette.responses import Response
 
 from masc_core.bundle.manifest import Decoding, Manifest
 from masc_core.errors import ArtifactError
@@ -91,18 +93,16 @@ async def models(state: State) -> ModelList:
 @router.get(
     "/models/{name}/classes",
     summary="The classes of a model",
+    response_model=ClassList,
     responses=problems("unknown-model"),
 )
-async def classes(name: str, state: State) -> ClassList:
+async def classes(name: str, state: State) -> Response:
     """Ids and names of the classes, in the order of their ids."""
     manifest = await state.manifest(name)
-    return ClassList(
-        model=manifest.name,
-        version=manifest.version,
-        classes=[
-            ClassEntry(id=i, name=class_name) for i, class_name in enumerate(manifest.class_names)
-        ],
-    )
+    entries = [{"id": i, "name": class_name} for i, class_name in enumerate(manifest.class_names)]
+    answer = {"model": manifest.name, "version": manifest.version, "classes": entries}
+    # As it is: to check each of 65,536 entries again takes a second.
+    return Response(to_json(answer), media_type="application/json")
 
 
 def summary(state: AppState, manifest: Manifest, *, ready: bool) -> ModelSummary:

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from masc_core.escapes import quoted
 from server.answers.images import cached_response
 
 STATIC = Path(__file__).parents[1] / "static"
@@ -32,14 +33,12 @@ def _files() -> Mapping[str, bytes]:
     return {path.name: path.read_bytes() for path in STATIC.iterdir() if path.suffix in MEDIA_TYPES}
 
 
-@router.head("/")
 @router.get("/")
 async def page(request: Request) -> Response:
     """Serve the page itself."""
     return _serve("index.html", request)
 
 
-@router.head("/static/{name}")
 @router.get("/static/{name}")
 async def static(name: str, request: Request) -> Response:
     """Serve a script, a style sheet or a picture of the page."""
@@ -49,6 +48,6 @@ async def static(name: str, request: Request) -> Response:
 def _serve(name: str, request: Request) -> Response:
     content = _files().get(name)
     if content is None:
-        raise HTTPException(404, f"there is no file {name!r}")
+        raise HTTPException(404, f"there is no file {quoted(name)}")
     # Names stay the same from version to version, so a browser asks each time and mostly gets 304.
     return cached_response(request, content, MEDIA_TYPES[Path(name).suffix], "no-cache")

@@ -153,6 +153,45 @@ def test_a_head_that_trickles_in_has_a_deadline_after_the_first_request_too(
     assert watch.seconds < 4
 
 
+def test_so_has_one_that_came_with_the_first_request(impatient: tuple[Service, int]) -> None:
+    _, port = impatient
+    with closing(connect(port)) as connection, Stopwatch() as watch:
+        connection.sendall(HEAD + b"\r\n" + b"GET / HT")
+        assert read_all(connection).count(b"HTTP/1.1 408 ") == 1
+    assert watch.seconds < 4
+
+
+def test_a_body_with_two_lengths_is_refused_and_the_connection_closed(
+    roomy: tuple[Service, int],
+) -> None:
+    _, port = roomy
+    for start in (HEAD, POST, NOWHERE):
+        with closing(connect(port)) as connection:
+            lengths = b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            connection.sendall(start + lengths + HEAD + b"\r\n")
+            answers = read_all(connection)
+        assert answers.count(b"HTTP/1.1 ") == 1
+        assert answers.startswith(b"HTTP/1.1 400 ")
+        assert b"has two lengths" in answers
+
+
+def test_head_is_answered_wherever_get_is(roomy: tuple[Service, int]) -> None:
+    service, port = roomy
+    job = service.submit().headers["location"]
+    paths = [
+        *("/", "/healthz", "/readyz", "/status", "/version", "/metrics", "/openapi.json"),
+        *("/models", "/models/tiny/classes", "/v1/models", "/v1/models/tiny", job),
+        *(f"{job}/images/0", "/models/tiny/codebook", "/nowhere", "/generate"),
+    ]
+    service.ended(job)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        for path in paths:
+            got, head = client.get(path), client.head(path)
+            assert (head.status_code, head.content) == (got.status_code, b""), path
+            assert head.headers["content-type"] == got.headers["content-type"], path
+        assert client.head(f"{job}/events").status_code == 405
+
+
 def test_the_rest_of_a_body_that_nobody_reads_has_a_deadline(
     impatient: tuple[Service, int],
 ) -> None:

@@ -134,6 +134,9 @@ def test_a_document_stays_short_and_encodable_whatever_was_sent() -> None:
     assert isinstance(shown, list)
     assert len(shown) == 20
     assert shown[0]["field"] == "?" + "x" * 99
+    long = response_to(InvalidBodyError([FieldProblem("a", "x" * 10**6)] * 100))
+    assert len(long.body) < 25_000
+    assert len(problem(404, "x" * 10**6).body) < 1200
     assert len(response.body) < 10_000
 
 

@@ -9,7 +9,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,35 @@ def test_work_that_takes_too_long_is_given_up_and_every_client_told(
 
         assert serve_with(service, client) < 10
         assert service.queue._ends == {"cancelled": 2}
+    assert "Traceback" not in caplog.text
+
+
+def test_whose_body_is_not_all_there_at_the_end_is_told_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = ("/generate", "/v1/images/generations")
+    answers: list[bytes] = []
+
+    def client(connection: httpx.Client) -> None:
+        with ExitStack() as stack:
+            halves = []
+            for path in paths:
+                address = ("127.0.0.1", connection.base_url.port or 0)
+                half = stack.enter_context(socket.create_connection(address, timeout=10))
+                head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
+                half.sendall(f"{head}Content-Type: application/json\r\n\r\n{{".encode())
+                halves.append(half)
+            connection.get("/healthz").raise_for_status()  # by now both are under way
+            os.kill(os.getpid(), signal.SIGTERM)
+            answers.extend(b"".join(iter(partial(half.recv, 65536), b"")) for half in halves)
+
+    with Service(tmp_path, working=False, drain_seconds=1.0) as service:
+        assert serve_with(service, client) < 10
+    for path, answer in zip(paths, answers, strict=True):
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1" in head.lower()
+        assert ("error" in json.loads(body)) is path.startswith("/v1")
     assert "Traceback" not in caplog.text
 
 

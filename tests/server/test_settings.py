@@ -75,6 +75,16 @@ def test_the_service_links_of_kubernetes_are_ignored_with_a_warning(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("MASC_ALLOWED_HOSTS", "https://masc.example"),
+        ("MASC_ALLOWED_HOSTS", "a.example, masc.example:8443"),
+        ("MASC_ALLOWED_HOSTS", "abc.de:443"),
+        ("MASC_ALLOWED_HOSTS", "masc.*"),
+        ("MASC_ALLOWED_HOSTS", "bücher.example"),
+        ("MASC_CORS_ORIGINS", "app.example"),
+        ("MASC_CORS_ORIGINS", "https://app.example/"),
+        ("MASC_CORS_ORIGINS", "https://*.example/x"),
+        ("MASC_CORS_ORIGINS", "https://*.example"),
+        ("MASC_CORS_ORIGINS", "https://a@app.example"),
         ("MASC_PORT", "eight"),
         ("MASC_PORT", "http://10.96.12.7:8000"),
         ("MASC_KEEP_ALIVE_TIMEOUT", "0"),
@@ -108,6 +118,15 @@ def test_a_bad_value_is_one_line_that_names_its_variable(
     assert message.startswith(f"{name}: ")
     assert value in message
     assert "\n" not in message
+
+
+def test_names_and_origins_are_as_browsers_send_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASC_ALLOWED_HOSTS", " Masc.Example , *.b.example,[FD00::7],::1,10.0.0.1,*")
+    origins = "https://App.example:443, http://a.example:8080,http://[::1]:80,null, *,,"
+    monkeypatch.setenv("MASC_CORS_ORIGINS", origins)
+    settings = load_settings()
+    assert settings.allowed_hosts == "masc.example,*.b.example,fd00::7,::1,10.0.0.1,*"
+    assert settings.cors_origins == "https://app.example,http://a.example:8080,http://[::1],null,*"
 
 
 def test_settings_do_not_change() -> None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import io
 import logging
 import math
-import struct
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +21,9 @@ import numpy as np
 from PIL import Image
 
 from masc_core.arrays import IntArray
+from masc_core.bundle.manifest import check_class_names
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.images import Pixels, center_crop, to_rgb
+from masc_core.images import UNREADABLE, Pixels, center_crop, to_rgb
 from masc_core.io.bounded import read_file
 
 logger = logging.getLogger(__name__)
@@ -50,12 +49,6 @@ MAX_LISTED = 3
 MAX_CLASSES = 1_000_000  # beyond, a label is something else
 MAX_IMAGE_BYTES = 256 << 20  # of a file
 MAX_PIXELS = 100_000_000  # of an image; decoded they take four bytes each, in every thread
-
-# What Pillow raises for files that are not whole images of these formats.
-UNREADABLE = (
-    *(OSError, EOFError, ValueError, SyntaxError, OverflowError, MemoryError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +132,11 @@ def printable(name: str) -> str:
 
 
 def require_classes(source: ImageSource, key: str) -> None:
-    """Raise a `ConfigError` where there are no two classes to tell apart; names the key."""
+    """Raise a `ConfigError` where there are no two classes to tell apart; names the key.
+
+    Or where a model could not have classes of these names.
+    """
+    check_class_names(source.class_names, f"{key}: classes of {printable(str(source.root))}")
     if len(source.class_names) < 2:
         raise ConfigError(
             f"{key}: {source.root} has one class only, {source.class_names[0]!r}; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from masc_core.bundle.manifest import check_class_names
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import read_file
 
@@ -37,4 +38,5 @@ def read_class_names(num_classes: int, path: Path | None = None) -> tuple[str, .
         raise ArtifactError(path, f"has {len(names)} lines, but there are {num_classes} classes")
     if "" in names:
         raise ArtifactError(path, f"line {names.index('') + 1} is empty")
+    check_class_names(names, f"classes: {path}")
     return names

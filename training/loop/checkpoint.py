@@ -191,7 +191,7 @@ def _complete(partial: Path, final: Path, state: dict[str, Any]) -> None:
 def _read_state(path: Path) -> dict[str, Any]:
     file = path / STATE
     try:
-        state = parse_json(read_file(file))
+        state = parse_json(read_file(file), allow_nan=True)  # of no epoch yet, the best is infinite
         return {field: state[field] for field in FIELDS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(file, f"is not the state of a checkpoint ({error})") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,7 +96,8 @@ class Run:
         if not self.ranks.is_main:
             return
         with self.log_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+            line = {"time": round(time.time(), 3), **{k: _or_null(v) for k, v in values.items()}}
+            file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._tensorboard is not None:
             self._tensorboard.add(values)
 
@@ -106,7 +108,7 @@ class Run:
         kept = []
         for line in read_file(self.log_path, MAX_LOG_BYTES).decode().splitlines():
             try:
-                if parse_json(line).get("step", 0) <= step:
+                if parse_json(line, allow_nan=True).get("step", 0) <= step:
                     kept.append(line + "\n")
             except ValueError:
                 continue  # the line that was being written when the run was killed
@@ -184,6 +186,11 @@ class TensorBoardLog:
     def close(self) -> None:
         """Write what is left."""
         self._writer.close()
+
+
+def _or_null(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
+    """A value, or None for a NaN or an infinity, which JSON has no word for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def lock_folder(folder: Path) -> BinaryIO:

@@ -28,6 +28,7 @@ from masc_core.bundle.manifest import (
     Defaults,
     Manifest,
     ModelCard,
+    check_class_names,
     read_manifest,
 )
 from masc_core.bundle.read import Bundle
@@ -75,6 +76,7 @@ def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Ma
         config.tokenizer, config.prior, config.codes, config.transformer, config.refiner
     )
     parts, class_names = runs.load()
+    check_class_names(class_names, f"codes: classes of {config.codes}")
     with draft_version(models, config.name, config.version) as draft:
         card = ModelCard(
             name=config.name,
@@ -262,7 +264,7 @@ def _codebook_files(
 def _read_values(path: Path) -> dict[str, Any]:
     """Names and values of a run's file; a ConfigError where it cannot be read, or has a NaN."""
     try:
-        value = read_json(path, allow_nan=False)
+        value = read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); is the run finished?") from error
     if not isinstance(value, dict):

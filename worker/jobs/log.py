@@ -8,9 +8,10 @@ import sys
 from types import TracebackType
 from typing import Literal
 
-from masc_core.escapes import ESCAPES
+from masc_core.escapes import ESCAPES, shorten
 
 LogFormat = Literal["text", "json"]
+MAX_LINE = 2000  # characters, before control characters are escaped
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
@@ -19,12 +20,12 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Format the line."""
-        return super().formatMessage(record).translate(ESCAPES)
+        return shorten(super().formatMessage(record), MAX_LINE).translate(ESCAPES)
 
     def formatException(self, ei: ExcInfo) -> str:  # noqa: N802 - logging's name
         """Format an exception; no line of it begins as that of a record."""
         lines = super().formatException(ei).split("\n")
-        return "\n".join(f"  {line.translate(ESCAPES)}" for line in lines)
+        return "\n".join(f"  {shorten(line, MAX_LINE).translate(ESCAPES)}" for line in lines)
 
 
 class JsonFormatter(logging.Formatter):
@@ -36,10 +37,11 @@ class JsonFormatter(logging.Formatter):
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": shorten(record.getMessage(), MAX_LINE),
         }
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+            lines = self.formatException(record.exc_info).split("\n")
+            entry["exception"] = "\n".join(shorten(line, MAX_LINE) for line in lines)
         return json.dumps(entry, ensure_ascii=False).translate(ESCAPES)
 
 

@@ -11,9 +11,9 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import torch
@@ -64,22 +64,49 @@ def numbers_to_try(cores: int) -> list[int]:
     return [*powers, cores]
 
 
-def available_cores(control_groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use: of its affinity, and of a container's quota of time."""
+def available_cores(
+    control_groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int:
+    """Cores that this process may use: of its affinity, and of its quota of time.
+
+    Parameters
+    ----------
+    control_groups : where they are mounted
+    own : the file that says which of them this process is in
+    """
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
     cores = len(affinity) or os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, _quota(control_groups))))
+    quotas = [_quota(folder) for folder in _groups(control_groups, own)]
+    return max(1, math.ceil(min(cores, *quotas)))
 
 
-def _quota(control_groups: Path) -> float:
-    """Cores by the quota of cgroups version 2, or 1; infinity without one."""
+def _groups(mounted: Path, own: Path) -> Iterator[Path]:
+    """Folders of the groups that bound this process, of version 2, or 1 in ``cpu``.
+
+    A container mostly sees its own as the root; otherwise, as under systemd's ``CPUQuota``, it is
+    below, and each group above it bounds it too.
+    """
     try:
-        quota, period = (control_groups / "cpu.max").read_text("ascii").split()
-    except OSError:
-        folder = control_groups / "cpu"
-        try:
+        lines = own.read_text("ascii", "replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    for line in [*lines, "0::/", "0:cpu:/"]:
+        _, controllers, group = line.split(":", 2)
+        if controllers in {"", "cpu", "cpu,cpuacct", "cpuacct,cpu"}:
+            path = PurePosixPath(group.lstrip("/"))
+            yield from (
+                mounted / ("cpu" if controllers else "") / one for one in (path, *path.parents)
+            )
+
+
+def _quota(folder: Path) -> float:
+    """Cores by the quota of one group; infinity without one."""
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text("ascii").split()
+        else:
             quota = (folder / "cpu.cfs_quota_us").read_text("ascii").strip()
             period = (folder / "cpu.cfs_period_us").read_text("ascii").strip()
-        except OSError:
-            return math.inf
-    return math.inf if quota in {"max", "-1"} else int(quota) / int(period)
+        return math.inf if quota in {"max", "-1"} else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no such group, or another kernel's
+        return math.inf

@@ -26,7 +26,7 @@ from masc_core.bundle.manifest import (
 )
 from masc_core.bundle.read import load_bundle
 from masc_core.bundle.registry import CURRENT_FILE, HISTORY_FILE, LOCK_FILE, Registry
-from masc_core.errors import ArtifactError, MascError
+from masc_core.errors import ArtifactError
 from masc_core.io.files import sha256_file
 from masc_core.io.tensors import read_tensors
 from tests.hostile_files import IRREGULAR, memory_below, packed_zeros, sparse, write_prior
@@ -79,16 +79,16 @@ def test_other_things_than_files_are_refused(root: Path, name: str, kind: str) -
 
 
 @pytest.mark.parametrize("kind", IRREGULAR)
-def test_a_manifest_that_is_no_file_is_none(root: Path, kind: str) -> None:
+def test_a_manifest_that_is_no_file_is_named(root: Path, kind: str) -> None:
     path = root / "tiny" / "2" / MANIFEST_FILE
     path.unlink()
     IRREGULAR[kind](path)
     registry = Registry(root)
-    assert registry.versions("tiny") == ("1",)
-    with pytest.raises(MascError, match="no version '2'"):
-        registry.activate("tiny", "2")
-    with pytest.raises(ArtifactError, match="cannot be read: not a regular file"):
-        read_manifest(path.parent)
+    assert registry.versions("tiny") == ("1", "2")
+    assert (registry.models(), registry.current("tiny")) == (("tiny",), "1")
+    for refuse in (registry.verify, registry.activate):
+        with pytest.raises(ArtifactError, match=r"manifest\.json: cannot be read: not a regular"):
+            refuse("tiny", "2")
 
 
 @pytest.mark.parametrize("name", [CURRENT_FILE, HISTORY_FILE, LOCK_FILE])
@@ -137,6 +137,15 @@ def test_a_prior_takes_no_more_than_its_codes(root: Path, size: int) -> None:
         load_bundle(folder)
 
 
+def test_a_prior_with_an_odd_head_is_refused_in_one_line(root: Path) -> None:
+    folder = root / "tiny" / "2"
+    write_prior(folder / PRIOR_FILE, packed_zeros(f"({'1,' * 20_000})"))
+    list_anew(folder, PRIOR_FILE)
+    with pytest.raises(ArtifactError, match=r"'mapping' is damaged: Header info length") as caught:
+        load_bundle(folder)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -173,6 +182,93 @@ def test_a_manifest_of_odd_values_is_refused_in_one_line(root: Path, value: str)
     with pytest.raises(ArtifactError) as caught:
         read_manifest(path.parent)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", "1" + "0" * 400])
+@pytest.mark.parametrize("field", ["metrics", "provenance"])
+def test_a_manifest_of_figures_that_are_not_finite_is_refused(
+    root: Path, field: str, value: str
+) -> None:
+    path = root / "tiny" / "2" / MANIFEST_FILE
+    content = json.loads(path.read_bytes()) | {field: {"a": ["HERE"]}}
+    path.write_text(json.dumps(content).replace('"HERE"', value))
+    with pytest.raises(ArtifactError, match=f"{value[:99]}.* is not a figure"):
+        read_manifest(path.parent)
+
+
+def test_figures_that_are_not_finite_are_not_written(root: Path) -> None:
+    folder = root / "tiny" / "2"
+    before = (folder / MANIFEST_FILE).read_bytes()
+    manifest = read_manifest(folder).model_copy(update={"metrics": {"fid": float("inf")}})
+    with pytest.raises(ArtifactError, match="cannot be written: Out of range float"):
+        write_manifest(folder, manifest)
+    assert (folder / MANIFEST_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"class_names": ["a" * 201, *"bcde"]}, "class_names.0: String should have at most 200"),
+        (
+            {"class_names": ["a", "x\ny", *"cde"]},
+            "class_names.1: Value error, 'x.*y' has control",
+        ),
+        ({"class_names": [*"abcd", "\u2028"]}, "class_names.4: Value error, .* has control"),
+        ({"class_names": ["\x9b31m", *"bcde"]}, "class_names.0: Value error, .* has control"),
+        ({"class_names": ["a"] * ((1 << 16) + 1)}, "class_names: Tuple should have at most 65536"),
+        ({"created": "0001-01-01T00:00:00+14:00"}, "created: Input should be greater than"),
+        ({"created": "9999-12-31T23:59:59-14:00"}, "created: Input should be less than"),
+    ],
+)
+def test_names_of_classes_and_dates_are_bounded(
+    root: Path, changes: dict[str, Any], reason: str
+) -> None:
+    folder = root / "tiny" / "2"
+    seal(folder, **changes)
+    with pytest.raises(ArtifactError, match=reason):
+        read_manifest(folder)
+
+
+def test_names_of_classes_are_of_any_script(root: Path) -> None:
+    folder = root / "tiny" / "2"
+    names = ["ä" * 200, "犬", "👩\u200d🚀", "ভা\u200cষা", "<b>&"]
+    seal(folder, class_names=names)
+    assert list(read_manifest(folder).class_names) == names
+
+
+LONG = "x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": LONG},
+        {LONG: 1},
+        {"files": {LONG: "0" * 64}},
+        {"files": {"a": LONG}},
+        {"defaults": {"decoding": LONG}},
+        {"defaults": {LONG: LONG}},
+        {"class_names": [LONG]},
+    ],
+)
+def test_what_is_wrong_is_said_in_short(root: Path, changes: dict[str, Any]) -> None:
+    folder = root / "tiny" / "2"
+    seal(folder, **changes)
+    with pytest.raises(ArtifactError) as caught:
+        read_manifest(folder)
+    assert len(str(caught.value)) < 1000
+
+
+def test_names_in_weights_and_choices_are_said_in_short(root: Path) -> None:
+    folder = root / "tiny" / "2"
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    write_head(folder / TRANSFORMER_FILE, json.dumps({LONG: entry}).encode(), size=4)
+    list_anew(folder, TRANSFORMER_FILE)
+    (root / "tiny" / CURRENT_FILE).write_text(LONG)
+    for refuse in (load_bundle, lambda _: Registry(root).current("tiny")):
+        with pytest.raises(ArtifactError) as caught:
+            refuse(folder)
+        assert len(str(caught.value)) < 1100
 
 
 def test_a_manifest_has_a_limit(root: Path) -> None:

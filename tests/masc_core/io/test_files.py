@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from masc_core.errors import ArtifactError
+from masc_core.io.bounded import parse_json
 from masc_core.io.files import (
     LEFTOVER_SECONDS,
     TEMPORARY_PREFIX,
@@ -56,15 +58,30 @@ def test_a_block_that_wrote_nothing_raises_its_own_error(tmp_path: Path) -> None
     assert names(tmp_path) == []
 
 
-def test_json_comes_back_and_constants_are_refused_where_asked(tmp_path: Path) -> None:
+def test_json_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": [1, 2.5], "b": "é"})
-    assert read_json(path, allow_nan=False) == {"a": [1, 2.5], "b": "é"}
+    assert read_json(path) == {"a": [1, 2.5], "b": "é"}
     assert path.read_bytes().endswith(b"}\n")
-    path.write_text('{"a": NaN}')
-    assert np.isnan(read_json(path)["a"])
-    with pytest.raises(ValueError, match="NaN is not a figure"):
-        read_json(path, allow_nan=False)
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", "-1e999", "1" * 300 + "e99"])
+def test_what_is_not_finite_is_no_json(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(f'{{"a": [{value}]}}')
+    with pytest.raises(ValueError, match=r"^.{1,220} is not a figure$"):
+        read_json(path)
+    assert not np.isfinite(parse_json(path.read_bytes(), allow_nan=True)["a"][0])
+    before = path.read_bytes()
+    with pytest.raises(ArtifactError, match=r"a\.json: cannot be written: Out of range float"):
+        write_json(path, {"a": [float(value)]})
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("value", ["9" * 400, "-1" + "0" * 309])
+def test_an_integer_beyond_all_figures_is_none(value: str) -> None:
+    with pytest.raises(ValueError, match=r"^.{1,220} is not a figure$"):
+        parse_json(f"[{value}]")
 
 
 def test_a_failing_block_keeps_the_old_content_and_leaves_nothing(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ import pytest
 from scipy.cluster.hierarchy import to_tree
 
 from masc_core.prior import ClusterMap
+from masc_core.semantic_tree import SemanticTree
 from server.codebook_view.codebook import Codebook
 from tests.prior_trees import random_tree
+from tests.stopwatch import Stopwatch
 
 NUM_CODES, NUM_CLUSTERS = 60, 20
 TREE = random_tree(NUM_CODES)
@@ -27,10 +29,11 @@ def test_branches_are_scipys(node: int) -> None:
     below = [child.id for child in (expected.left, expected.right) if child is not None]
     children = tuple(below)
     assert CUT.children(node) == children
-    assert all(CUT.ancestors(child)[0] == node for child in children)
-    above = CUT.ancestors(node)
+    assert all(CUT.ancestors(child, 1) == [node] for child in children)
+    above = CUT.ancestors(node, NUM_CODES)
     assert above[-1:] == ([CUT.root] if node != CUT.root else [])
     assert above == sorted(above)
+    assert CUT.order.depths[node] == len(above)
 
 
 def test_clusters_of_a_cut_are_branches() -> None:
@@ -49,6 +52,28 @@ def test_clusters_of_another_prior_are_none() -> None:
     cluster = OTHER.cluster(3)
     assert (cluster.node, cluster.height) == (None, None)
     assert sorted(cluster.codes) == list(range(3, NUM_CODES, 7))
+
+
+def test_branches_of_a_prior_that_is_no_cut_hold_as_many_clusters_as_their_codes() -> None:
+    for node in range(2 * NUM_CODES - 1):
+        branch = OTHER.branch(node, NUM_CODES)
+        assert branch.num_clusters == len({code % 7 for code in branch.codes})
+        assert branch.cluster == (branch.codes[0] % 7 if branch.num_clusters == 1 else None)
+
+
+def test_a_large_tree_without_balance_keeps_nobody_waiting() -> None:
+    num_codes = 200_000
+    merges = np.arange(num_codes - 1)
+    linkage = np.stack([merges + num_codes - 1, merges + 1, 0.0 * merges, merges + 2.0], axis=1)
+    linkage[0, 0] = 0
+    book = Codebook(SemanticTree(linkage), ClusterMap.identity(num_codes))
+    assert book.order.depths[0] == num_codes - 1
+    with Stopwatch() as watch:
+        for _ in range(20):
+            assert book.branch(book.root, 5).num_clusters == num_codes
+            assert book.ancestors(0, 2) == [num_codes, num_codes + 1]
+            assert len(book.clusters("size")) == num_codes
+    assert watch.seconds < 2
 
 
 def test_sizes_add_up() -> None:

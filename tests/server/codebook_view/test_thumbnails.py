@@ -37,10 +37,14 @@ def test_every_class_gets_its_own_image(num_classes: int, columns: int, side: in
 
 
 def test_what_is_no_sheet_of_these_classes_is_refused() -> None:
+    whole = sheet(5, 10, 20)
     with pytest.raises(ValueError, match="not an image"):
         cut_thumbnails(b"a picture", 5)
     with pytest.raises(ValueError, match="not an image"):
         cut_thumbnails(sheet(5, 10, 20)[:200], 5)
+    start = whole.index(b"IDAT")  # whose length ends before it
+    with pytest.raises(ValueError, match="not an image"):
+        cut_thumbnails(whole[: start - 1] + b"\x10" + whole[start:], 5)
     for num_classes in (4, 6, 50):
         with pytest.raises(ValueError, match="do not fill"):
             cut_thumbnails(sheet(5, 10, 20), num_classes)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
 
 from server.middleware.hosts import allowed_names
+from tests.reverse_proxy import ABSENT, nginx, nginx_path
+from tests.server.listening import listening
 from tests.server.service import Service, assert_problem
 
 
@@ -75,6 +78,47 @@ def test_it_is_checked_where_a_foreign_page_could_use_the_service(
     assert (names is not None) is checked
 
 
+FOREIGN = "proxy_set_header Host evil.example;"
+BEHIND = "location / {{ {} proxy_pass http://{}; }}"
+
+
+@pytest.mark.skipif(nginx_path() is None, reason=ABSENT)
+@pytest.mark.parametrize(
+    ("line", "setting", "status"),
+    [
+        ("", "", 200),  # nginx names the address that it calls
+        ("proxy_set_header Host $host;", "", 421),
+        ("proxy_set_header Host $http_host;", "masc.example", 200),
+        ("proxy_set_header Host $host;", "*.example", 200),
+        ("proxy_set_header Host other.example;", "masc.example", 421),
+        ("proxy_set_header X-Forwarded-Host evil.example;", "masc.example", 200),
+        (
+            "proxy_set_header Host evil.example; proxy_set_header X-Forwarded-Host localhost;",
+            "",
+            421,
+        ),
+        (
+            'proxy_set_header Host evil.example; proxy_set_header Forwarded "host=localhost";',
+            "",
+            421,
+        ),
+    ],
+)
+def test_behind_a_proxy_the_name_is_what_it_passes_on(
+    tmp_path: Path, line: str, setting: str, status: int
+) -> None:
+    with (
+        Service(tmp_path, working=False, allowed_hosts=setting) as service,
+        listening(service) as port,
+        nginx(BEHIND.format(line, f"127.0.0.1:{port}")) as proxy,
+    ):
+        url = f"http://127.0.0.1:{proxy}/healthz"
+        assert httpx.get(url, headers={"Host": "masc.example:8443"}).status_code == status
+
+
+PRIVATE = {"Access-Control-Request-Private-Network": "true"}
+
+
 def test_pages_of_other_origins_may_use_it_only_where_the_settings_say_so(tmp_path: Path) -> None:
     asking = {
         "Origin": "https://app.example",
@@ -91,6 +135,8 @@ def test_pages_of_other_origins_may_use_it_only_where_the_settings_say_so(tmp_pa
         preflight = service.call("OPTIONS", "/generate", headers=asking)
         assert preflight.status_code == 200
         assert preflight.headers["access-control-allow-origin"] == "https://app.example"
+        for also in ({"Access-Control-Request-Method": "HEAD"}, PRIVATE):
+            assert service.call("OPTIONS", "/x", headers=asking | also).status_code == 200
         assert "authorization" in preflight.headers["access-control-allow-headers"]
         body = {"class_id": 1, "seed": 3}
         answer = service.call("POST", "/generate", json=body, headers={"Origin": asking["Origin"]})

@@ -9,6 +9,8 @@ from urllib.parse import urljoin
 import httpx
 import pytest
 
+from masc_core.errors import ConfigError
+from server.settings import ServerSettings
 from tests.reverse_proxy import ABSENT, nginx, nginx_path
 from tests.server.listening import listening
 from tests.server.service import Service, draw
@@ -50,7 +52,24 @@ def test_without_a_proxy_it_can_be_had_at_both_places(service: Service) -> None:
     assert service.get("/a/mascots").status_code == 404
 
 
-@pytest.mark.parametrize("path", ["masc", "/masc/", "/", "//evil.example", "/a b", "/a?b", "/a/.."])
+@pytest.mark.parametrize(
+    ("given", "path"), [("/masc/", "/masc"), ("/", ""), ("/~a/b-c/", "/~a/b-c")]
+)
+def test_a_slash_at_its_end_counts_for_nothing(given: str, path: str) -> None:
+    assert ServerSettings(root_path=given).root_path == path
+
+
+@pytest.mark.parametrize("path", ["/models", "/v1/masc", "/jobs/x", "/static", "/healthz"])
+def test_one_that_begins_like_a_route_is_refused(tmp_path: Path, path: str) -> None:
+    with pytest.raises(ConfigError, match=f"MASC_ROOT_PATH: {path} begins like the service's own"):
+        Service(tmp_path, root_path=path)
+    Service(tmp_path, root_path=f"/x{path}")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["masc", "//", "/ä", "/a%20b", "/a\n", "/a//b", "//evil.example", "/a b", "/a?b", "/a/.."],
+)
 def test_what_is_no_path_is_refused(tmp_path: Path, path: str) -> None:
     with pytest.raises(ValueError, match="root_path"):
         Service(tmp_path, root_path=path)

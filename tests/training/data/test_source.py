@@ -75,3 +75,11 @@ def test_one_class_is_refused_where_classes_count(tmp_path: Path) -> None:
         (tmp_path / "x" / name).rmdir()
     with pytest.raises(ConfigError, match=r"data: .*one class only, 'stripes'"):
         require_classes(ImageFolder.scan(tmp_path / "x"), "data")
+
+
+@pytest.mark.parametrize("name", ["x" * 201, "two\nlines", "\x9b31m"])
+def test_classes_that_no_model_could_have_are_refused_at_once(tmp_path: Path, name: str) -> None:
+    make_images(tmp_path / "x", per_class=1)
+    (tmp_path / "x" / "bar").rename(tmp_path / "x" / name)
+    with pytest.raises(ConfigError, match=r"data: classes of .*: [012]: (String|Value error)"):
+        require_classes(ImageFolder.scan(tmp_path / "x"), "data")

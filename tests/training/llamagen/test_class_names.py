@@ -39,6 +39,13 @@ def test_files_that_do_not_fit_are_refused(
         read_class_names(2, path)
 
 
+def test_a_name_that_no_model_could_have_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("cat\n" + "x" * 10**6)
+    with pytest.raises(ConfigError, match=r"classes: .*names\.txt: 1: String should have at most"):
+        read_class_names(2, path)
+
+
 def test_other_numbers_of_classes_need_a_file() -> None:
     with pytest.raises(ConfigError, match="classes: must be given, a file with 10 names"):
         read_class_names(10)

@@ -90,6 +90,17 @@ def test_log_lines_and_rewind(tmp_path: Path) -> None:
         assert lines(run)[-1]["loss"] == 9.0
 
 
+def test_what_is_not_finite_is_null_in_the_log(tmp_path: Path) -> None:
+    with Run(tmp_path, config(tmp_path)) as run:
+        run.log(step=1, loss=float("nan"), bits=float("-inf"), rate=0.5)
+        assert lines(run)[0] | {"time": 0} == {
+            "time": 0, "step": 1, "loss": None, "bits": None, "rate": 0.5
+        }  # fmt: skip
+        run.log_path.write_text('{"step": 1, "loss": NaN}\n')  # as earlier versions wrote it
+        run.rewind_log(1)
+        assert run.log_path.read_text() == '{"step": 1, "loss": NaN}\n'
+
+
 def test_json_round_trip(tmp_path: Path) -> None:
     with Run(tmp_path, config(tmp_path)) as run:
         run.rewind_log(5)

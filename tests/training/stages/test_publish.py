@@ -23,7 +23,7 @@ from masc_core.models.weights import load_transformer, read_inputs, save_model
 from masc_core.prior import ClusterMap
 from tests.command_line import ROOT, environment
 from tests.training.stage_configs import codes_config, prior_config, transformer_config
-from training.data.code_cache import CodeCache
+from training.data.code_cache import CodeCache, read_index, write_index
 from training.stages.codes import extract_codes
 from training.stages.configs import EvaluateConfig, PublishConfig
 from training.stages.evaluate import evaluate
@@ -76,6 +76,17 @@ def test_a_version_holds_parts_figures_and_provenance(
     prior = ClusterMap.load(prepared / "prior" / "prior.npz")
     assert (bundle.decoder.prior.labels == prior.labels).all()
     assert "frequency" in bundle.decoder.decodings
+
+
+def test_classes_of_an_older_cache_may_be_none_for_a_model(
+    prepared: Path, trained: Path, tmp_path: Path
+) -> None:
+    codes = shutil.copytree(prepared / "codes-train", tmp_path / "codes")
+    index = read_index(codes)
+    write_index(codes, index.model_copy(update={"class_names": ("bar", "di\nsc", "stripes")}))
+    with pytest.raises(ConfigError, match=r"codes: classes of .*: 1: Value error, 'di.nsc' has"):
+        publish(config(prepared, trained, tmp_path / "models", codes=codes))
+    assert not (tmp_path / "models").exists()
 
 
 def test_counts_are_those_of_the_training_codes(

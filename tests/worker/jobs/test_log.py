@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from worker.jobs.log import JsonFormatter, TextFormatter, configure_logging
+from worker.jobs.log import MAX_LINE, JsonFormatter, TextFormatter, configure_logging
 
 
 def record(**changes: object) -> logging.LogRecord:
@@ -41,6 +41,13 @@ def test_logs_go_to_standard_error(capsys: pytest.CaptureFixture[str], log_forma
     assert "hello" in captured.err
     assert not captured.out
     assert captured.err.startswith("{") == (log_format == "json")
+
+
+def test_lines_are_short_whatever_they_say() -> None:
+    error = RuntimeError("y" * 10**6)
+    long = record(args=("x" * 10**6,), exc_info=(type(error), error, None))
+    for formatter in (TextFormatter("%(message)s"), JsonFormatter()):
+        assert len(formatter.format(long)) < 3 * MAX_LINE
 
 
 HOSTILE = "x\n2026-01-01 INFO    server: forged\r\x1b[2J\x85\u2028\u202e\x00\x7f"

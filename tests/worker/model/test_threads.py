@@ -76,3 +76,40 @@ def test_a_quota_of_time_is_respected(files: dict[str, str], limit: float, tmp_p
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert available_cores(tmp_path) == min(free, limit)
+
+
+CFS_QUOTA, CFS_PERIOD = "cpu.cfs_quota_us", "cpu.cfs_period_us"
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "limit"),
+    [
+        (
+            "0::/system.slice/masc.service\n",
+            {"system.slice/masc.service/cpu.max": "100000 100000\n"},
+            1,
+        ),
+        ("0::/a/b/c\n", {"a/cpu.max": "100000 100000\n", "a/b/cpu.max": "max 100000\n"}, 1),
+        ("0::/a\n", {"a.service/cpu.max": "100000 100000\n"}, math.inf),
+        ("0::/gone\n", {"cpu.max": "100000 100000\n"}, 1),
+        ("0::/../../x\n", {"cpu.max": "100000 100000\n"}, 1),
+        (
+            "5:memory:/m\n4:cpu,cpuacct:/docker/1f\n1:name=systemd:/s\n",
+            {f"cpu/docker/{CFS_QUOTA}": "100000\n", f"cpu/docker/{CFS_PERIOD}": "100000\n"},
+            1,
+        ),
+        ("5:memory:/m\n", {"m/cpu.max": "100000 100000\n"}, math.inf),
+        ("0::/a\n", {"a/cpu.max": "what\n"}, math.inf),
+        ("0::/a\n", {"a/cpu.max": "100000 0\n"}, math.inf),
+    ],
+)
+def test_so_is_that_of_every_group_above(
+    own: str, files: dict[str, str], limit: float, tmp_path: Path
+) -> None:
+    (tmp_path / "own").write_text(own)
+    mounted = tmp_path / "mounted"
+    free = available_cores(mounted)
+    for name, text in files.items():
+        (mounted / name).parent.mkdir(parents=True, exist_ok=True)
+        (mounted / name).write_text(text)
+    assert available_cores(mounted, tmp_path / "own") == min(free, limit)
