@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from masc_core.errors import ConfigError
-from masc_core.io.bounded import read_file
+from masc_core.io.bounded import decode_text, read_file
 from masc_core.settings import expand_path, expand_paths
 
 Precision = Literal["float32", "bfloat16"]
@@ -117,7 +117,7 @@ def load_config(config_class: type[Config], path: Path | None, flags: dict[str, 
     if path is not None:
         path = expand_path(path)
         try:
-            values = tomllib.loads(read_file(path).decode())
+            values = tomllib.loads(decode_text(read_file(path)))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValueError, RecursionError) as error:

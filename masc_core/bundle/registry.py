@@ -27,7 +27,7 @@ from masc_core.bundle.manifest import (
     verify_files,
 )
 from masc_core.errors import ArtifactError, ConfigError, UnknownModelError
-from masc_core.io.bounded import open_lock, read_file
+from masc_core.io.bounded import decode_text, open_lock, read_file
 from masc_core.io.files import atomic_write, reading, writing
 
 CURRENT_FILE = "current"
@@ -283,10 +283,10 @@ class ActiveVersion:
 def _read_text(path: Path) -> str:
     """Content of a file; `FileNotFoundError` where there is none."""
     try:
-        return read_file(path, MAX_BYTES).decode()
+        return decode_text(read_file(path, MAX_BYTES))
     except FileNotFoundError:
         raise
     except OSError as error:
         raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise ArtifactError(path, f"cannot be read: {error}") from error

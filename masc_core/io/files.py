@@ -84,7 +84,7 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int = 2) -> Non
 
 def read_json(path: str | os.PathLike[str], *, allow_nan: bool = True) -> Any:  # noqa: ANN401 - whatever JSON can hold
     """Read a JSON file, as `parse_json` does."""
-    return parse_json(read_file(path).decode(), allow_nan=allow_nan)
+    return parse_json(read_file(path), allow_nan=allow_nan)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from training.data.source import (
     SUFFIXES,
     TABLE,
     ImageSource,
+    listed,
     printable,
     read_class_table,
     warn_of_empty_classes,
@@ -177,8 +178,10 @@ class ImageFolder(ImageSource):
                 "the set of images?"
             )
         warn_of_empty_classes(root, labels, class_names)
-        if names and not names.keys() & set(folders):
-            logger.warning("%s: its %s names none of its folders", printable(str(root)), TABLE)
+        unnamed = [folder for folder in folders if folder not in names]
+        if names and unnamed:
+            where, which = printable(str(root)), listed(unnamed)
+            logger.warning("%s: %s gives no names to the folders %s", where, TABLE, which)
         return cls(root, tuple(files), labels, class_names)
 
     def name(self, index: int) -> str:

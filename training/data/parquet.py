@@ -2,8 +2,8 @@
 
 A column of structs ``{bytes, path}``, or of the bytes alone, holds the images, an integer one the
 labels. Which ones, unless the user says so, and what the classes are called, is in the schema's
-metadata; without it, the columns are ``image`` and ``label``, and the classes that occur are called
-by their numbers.
+metadata; without it, the columns are ``image`` and ``label``, and the classes are the lines of a
+``classes.txt``, or those that occur, called by their numbers.
 
 Images are read by row groups, of which the last ones are kept, up to `KEPT_BYTES`. So order is
 cheap, and a set of that size; for an arbitrary order of a larger one a whole group (as written,
@@ -33,6 +33,7 @@ from training.data.source import (
     MAX_CLASSES,
     ImageSource,
     numbered_classes,
+    read_class_table,
     warn_of_empty_classes,
 )
 
@@ -182,7 +183,8 @@ def _columns(path: Path, image: str = "", label: str = "") -> _Columns:
     kind = schema.field(label).type
     if not pa.types.is_integer(kind):
         raise ArtifactError(path, f"its column {label!r} holds no class numbers, but {kind}")
-    names = features.get(label, {}).get("names") or ()
+    table = tuple(name for _, name in read_class_table(path.parent))
+    names = features.get(label, {}).get("names") or table
     return _Columns(image, label, tuple(map(str, names)), in_structs)
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels, center_crop, to_rgb
-from masc_core.io.bounded import read_file
+from masc_core.io.bounded import decode_text, read_file
 
 logger = logging.getLogger(__name__)
 
@@ -193,8 +193,8 @@ def read_class_table(folder: Path) -> tuple[tuple[str, str], ...]:
     for path in (folder / TABLE, folder.parent / TABLE):
         if path.is_file():
             try:
-                lines = read_file(path).decode().splitlines()
-            except (OSError, UnicodeDecodeError) as error:
+                lines = decode_text(read_file(path)).splitlines()
+            except (OSError, ValueError) as error:
                 raise ArtifactError(path, f"cannot be read ({error})") from error
             rows = (line.partition("\t") for line in lines if line.strip())
             return tuple((key.strip(), name.strip() or key.strip()) for key, _, name in rows)

@@ -24,7 +24,7 @@ import numpy as np
 
 from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.io.bounded import open_file, parse_json
+from masc_core.io.bounded import decode_text, open_file, parse_json
 from training.data.source import (
     MAX_CLASSES,
     MAX_IMAGE_BYTES,
@@ -204,7 +204,10 @@ def _finish(shard: Path, key: str, parts: _Parts) -> _Sample:
         raise ArtifactError(shard, reason)
     for extension, read in LABEL_READERS.items():
         if extension in parts.labels:
-            label = read(parts.labels[extension])
+            try:
+                label = read(parts.labels[extension])
+            except ValueError as error:
+                raise ArtifactError(shard, f"{key}.{extension}: {error}") from error
             if type(label) is not int or not 0 <= label < MAX_CLASSES:
                 raise ArtifactError(shard, f"{key}.{extension} names no class, but {label!r}")
             return _Sample(key, label, *images[0])
@@ -212,10 +215,11 @@ def _finish(shard: Path, key: str, parts: _Parts) -> _Sample:
 
 
 def _read_cls(content: bytes) -> object:
+    text = decode_text(content).strip()
     try:
-        return int(content)
+        return int(text)
     except ValueError:
-        return content[:40].decode(errors="replace")
+        return text[:40]
 
 
 def _read_json(content: bytes) -> object:

@@ -31,6 +31,8 @@ def test_names_come_from_the_metadata_whatever_the_columns(tmp_path: Path) -> No
 def test_without_metadata_classes_are_numbers(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", IMAGES, LABELS)
     assert ParquetImages.scan(path, [path]).class_names == ("0", "1", "2")
+    (tmp_path / "classes.txt").write_text("zero\none\ntwo\n")
+    assert ParquetImages.scan(path, [path]).class_names == ("zero", "one", "two")
 
 
 def test_only_the_last_row_groups_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
