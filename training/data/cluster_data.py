@@ -24,6 +24,9 @@ from training.loop.distributed import Ranks
 from training.loop.task import Indices, RandomBits
 from training.metrics.cluster_bits import uniform_bits
 
+# What the caches of training and validation have in common, besides their classes.
+SHARED = ("tokenizer_sha256", "num_codes", "num_positions", "exif_orientation", "background")
+
 
 class ClusterData:
     """Code caches of training and validation, and the prior.
@@ -53,7 +56,7 @@ class ClusterData:
         index = self.train.index
         names = self.val.index.class_names
         require_same_classes("val_codes", names, "codes", index.class_names)
-        for key in ("tokenizer_sha256", "num_codes", "num_positions"):
+        for key in SHARED:
             if getattr(index, key) != getattr(self.val.index, key):
                 raise ConfigError(f"val_codes: has another {key} than codes")
         self.prior = ClusterMap.load(prior) if prior else ClusterMap.identity(index.num_codes)

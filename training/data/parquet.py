@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import check_file, parse_json
+from training.config import AS_VIEWED, ImageOptions
 from training.data.source import (
     MAX_CLASSES,
     ImageSource,
@@ -53,6 +54,7 @@ class ParquetImages(ImageSource):
     starts: IntArray  # int64 (G+1,), first image of each row group
     class_names: tuple[str, ...]
     groups: _RowGroups  # reads them
+    options: ImageOptions = AS_VIEWED
 
     @classmethod
     def scan(
@@ -111,7 +113,7 @@ class ParquetImages(ImageSource):
             raise OSError("the row has no bytes")
         return bytes(content)
 
-    def fingerprint(self) -> str:
+    def files_sha256(self) -> str:
         """SHA-256 over the files' names, sizes and labels, in order."""
         digest = hashlib.sha256()
         for path in self.files:

@@ -8,6 +8,7 @@ Legend: N images, S pixels a side.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import math
@@ -24,8 +25,9 @@ from PIL import Image
 
 from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.images import Pixels, center_crop, to_rgb
+from masc_core.images import Pixels, center_crop, to_rgb, upright
 from masc_core.io.bounded import decode_text, read_file
+from training.config import AS_VIEWED, ImageOptions
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,7 @@ class ImageSource(ABC):
     root: Path  # what the user named
     labels: IntArray  # int64 (N,), index into ``class_names``
     class_names: tuple[str, ...]  # one display name a class
+    options: ImageOptions = AS_VIEWED
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -87,14 +90,22 @@ class ImageSource(ABC):
         """Content of an image's file; an `OSError` where it cannot be had, or is too large."""
 
     @abstractmethod
-    def fingerprint(self) -> str:
+    def files_sha256(self) -> str:
         """SHA-256 over what images there are and in which order, not over their pixels."""
+
+    def fingerprint(self) -> str:
+        """The same over how they are read, too."""
+        options = self.options.exif_orientation, self.options.background_rgb
+        return hashlib.sha256(f"{self.files_sha256()}\t{options}".encode()).hexdigest()
 
     def decode(self, index: int) -> Image.Image | None:
         """Decode an image into RGB, or return None where that is not possible."""
         try:
             with Image.open(io.BytesIO(self.encoded(index)), formats=FORMATS) as image:
-                return to_rgb(image) if math.prod(image.size) <= MAX_PIXELS else None
+                if math.prod(image.size) > MAX_PIXELS:
+                    return None
+                held = upright(image) if self.options.exif_orientation else image
+                return to_rgb(held, self.options.background_rgb)
         except UNREADABLE:
             return None
 

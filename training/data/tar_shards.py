@@ -25,6 +25,7 @@ import numpy as np
 from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import decode_text, open_file, parse_json
+from training.config import AS_VIEWED, ImageOptions
 from training.data.source import (
     MAX_CLASSES,
     MAX_IMAGE_BYTES,
@@ -57,6 +58,7 @@ class TarShards(ImageSource):
     offsets: IntArray  # int64 (N,), where in its shard an image's file lies, in bytes
     lengths: IntArray
     class_names: tuple[str, ...]
+    options: ImageOptions = AS_VIEWED
 
     @classmethod
     def scan(cls, root: Path, shards: Sequence[Path]) -> TarShards:
@@ -113,7 +115,7 @@ class TarShards(ImageSource):
         except OSError as error:
             raise ArtifactError(shard, f"cannot be read any more ({error})") from error
 
-    def fingerprint(self) -> str:
+    def files_sha256(self) -> str:
         """SHA-256 over the samples' names, labels and sizes, in order."""
         digest = hashlib.sha256()
         for row in zip(self.keys, self.labels, self.lengths, strict=True):

@@ -37,7 +37,7 @@ def train_classifier(
     """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
     set_threads(config.threads)
     torch.manual_seed(config.seed)
-    data, val_data = open_images(config.data), open_images(config.val_data)
+    data, val_data = open_images(config.data, config), open_images(config.val_data, config)
     require_classes(data, "data")
     require_same_classes("val_data", val_data.class_names, "data", data.class_names)
     train = TrainingPixels(data, config.image_size)

@@ -62,7 +62,7 @@ def extract_codes(config: CodesConfig, report: ProgressCallback = no_progress) -
     ArtifactError : a file is damaged, or none of the images can be read
     """
     set_threads(config.threads)
-    source = open_images(config.data)
+    source = open_images(config.data, config)
     require_classes(source, "data")
     tokenizer = TrainedTokenizer.open(config.tokenizer)
     if not tokenizer.has_encoder:
@@ -73,6 +73,8 @@ def extract_codes(config: CodesConfig, report: ProgressCallback = no_progress) -
         files_sha256=source.fingerprint(),
         image_size=config.image_size,
         variants=config.variants,
+        exif_orientation=config.exif_orientation,
+        background=config.background,
         crop_range=config.crop_range if config.variants == "ten_crop" else 1.0,
         num_codes=tokenizer.model.config.num_codes,
         num_positions=grid**2,

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from masc_core.bundle.manifest import Decoding, PlainName
-from training.config import Frozen, LoopConfig, MayChange, StageConfig
+from training.config import Frozen, ImageOptions, LoopConfig, MayChange, StageConfig
 
 # Those of `masc_core.clustering.methods`, as a test makes sure.
 METHODS = (
@@ -29,7 +29,7 @@ WEIGHTS = "model, or ema, their moving average"
 LEAST_IMAGES = 4  # two to fit to and two to measure on: errors need two
 
 
-class TokenizerConfig(LoopConfig):
+class TokenizerConfig(LoopConfig, ImageOptions):
     """Keys of a tokenizer run."""
 
     data: MayChange[Path] = Field(
@@ -98,7 +98,7 @@ class TokenizerConfig(LoopConfig):
         return self
 
 
-class CodesConfig(StageConfig):
+class CodesConfig(StageConfig, ImageOptions):
     """Keys of a code extraction."""
 
     tokenizer: Path = Field(
@@ -137,7 +137,7 @@ class PriorConfig(StageConfig):
         return method
 
 
-class CompareConfig(StageConfig):
+class CompareConfig(StageConfig, ImageOptions):
     """Keys of a comparison."""
 
     tokenizer: Path = Field(
@@ -259,7 +259,7 @@ class RefinerTrainingConfig(LoopConfig):
     )
 
 
-class ClassifierConfig(LoopConfig):
+class ClassifierConfig(LoopConfig, ImageOptions):
     """Keys of a classifier run."""
 
     data: MayChange[Path] = Field(
@@ -271,7 +271,7 @@ class ClassifierConfig(LoopConfig):
     weight_decay: float = Field(0.05, ge=0)
 
 
-class EvaluateConfig(Frozen):
+class EvaluateConfig(ImageOptions):
     """What to measure, and with what."""
 
     model: str | None = Field(None, description="name of the model")
@@ -379,7 +379,7 @@ class ImportConfig(VersionConfig):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; for the samples")
 
 
-class ImportTokenizerConfig(Frozen):
+class ImportTokenizerConfig(ImageOptions):
     """Keys of a tokenizer's import."""
 
     source: Path = Field(description="tokenizer of LlamaGen, .pt or .safetensors")

@@ -17,6 +17,7 @@ from tests.tiny_images import make_images
 from tests.training.data.image_sets import as_parquet, as_tars
 from tests.training.rank_processes import all_well
 from tests.training.stage_configs import codes_config, photographs, power_cut
+from training.data.cluster_data import ClusterData
 from training.data.code_cache import CodeCache, shard_path
 from training.data.crops import ten_crops
 from training.data.images import ImageFolder, open_images
@@ -85,6 +86,20 @@ def test_a_cache_of_other_images_is_refused(prepared: Path, tmp_path: Path) -> N
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(ConfigError, match="another set of images"):
         extract_codes(config)
+
+
+@pytest.mark.parametrize("other", [{"background": "none"}, {"exif_orientation": False}])
+def test_a_cache_of_images_that_were_read_otherwise_is_refused(
+    prepared: Path, tmp_path: Path, other: dict[str, object]
+) -> None:
+    config = codes_config(prepared, "val", out=tmp_path / "codes")
+    extract_codes(config)
+    with pytest.raises(ConfigError, match=f"another {next(iter(other))}"):
+        extract_codes(config.model_copy(update=other))
+    changed = config.model_copy(update={**other, "out": tmp_path / "other"})
+    extract_codes(changed)
+    with pytest.raises(ConfigError, match=f"val_codes: has another {next(iter(other))} than codes"):
+        ClusterData(config.out, changed.out, None)
 
 
 def test_a_shard_of_unreadable_images_is_empty(prepared: Path, tmp_path: Path) -> None:
