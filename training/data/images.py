@@ -24,6 +24,7 @@ import numpy as np
 from masc_core.arrays import IntArray
 from masc_core.errors import ConfigError
 from masc_core.io.bounded import read_file
+from training.changes import listed
 from training.config import AS_VIEWED, ImageOptions
 from training.data.parquet import ParquetImages
 from training.data.source import (
@@ -31,7 +32,6 @@ from training.data.source import (
     SUFFIXES,
     TABLE,
     ImageSource,
-    listed,
     printable,
     read_class_table,
     warn_of_empty_classes,

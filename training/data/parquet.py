@@ -16,7 +16,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import check_file, parse_json
+from training.changes import changes
 from training.config import AS_VIEWED, ImageOptions
 from training.data.source import (
     MAX_CLASSES,
@@ -74,8 +75,8 @@ class ParquetImages(ImageSource):
         columns = _columns(files[0], image, label)
         parts, groups = [], []
         for number, path in enumerate(files):
-            if _columns(path, image, label) != columns:
-                raise ConfigError(f"{path}: has other columns or classes than {files[0]}")
+            if changed := changes(asdict(columns), asdict(_columns(path, image, label))):
+                raise ConfigError(f"{path}: is not as {files[0]}: {changed}")
             labels, sizes = _read_labels(path, columns)
             parts.append(labels)
             groups += [(number, i, size) for i, size in enumerate(sizes)]

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,7 @@ from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels, center_crop, to_rgb, upright
 from masc_core.io.bounded import decode_text, read_file
+from training.changes import listed
 from training.config import AS_VIEWED, ImageOptions
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,6 @@ Image.init()
 FORMATS = tuple(name for name in SUFFIXES_OF if name in Image.OPEN)  # builds differ
 SUFFIXES = frozenset(suffix for name in FORMATS for suffix in SUFFIXES_OF[name])
 TABLE = "classes.txt"
-MAX_LISTED = 3
 MAX_CLASSES = 1_000_000  # beyond, a label is something else
 MAX_IMAGE_BYTES = 256 << 20  # of a file
 MAX_PIXELS = 100_000_000  # of an image; decoded they take four bytes each, in every thread
@@ -97,6 +98,12 @@ class ImageSource(ABC):
         """The same over how they are read, too."""
         options = self.options.exif_orientation, self.options.background_rgb
         return hashlib.sha256(f"{self.files_sha256()}\t{options}".encode()).hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """What a run keeps of the set, to say how another one differs."""
+        counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
+        images = dict(zip(self.class_names, counts, strict=True))
+        return {"fingerprint": self.fingerprint(), "images": images}
 
     def decode(self, index: int) -> Image.Image | None:
         """Decode an image into RGB, or return None where that is not possible."""
@@ -170,28 +177,6 @@ def warn_of_empty_classes(root: Path, labels: IntArray, names: Sequence[str]) ->
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
     if empty:
         logger.warning("%s: there are no images of %s", printable(str(root)), listed(empty))
-
-
-def require_same_classes(
-    key: str, names: Sequence[str], other_key: str, others: Sequence[str]
-) -> None:
-    """Raise a `ConfigError` where two sets have not the same classes in order; it names them."""
-    if tuple(names) == tuple(others):
-        return
-    missing = [name for name in others if name not in names]
-    unknown = [name for name in names if name not in others]
-    said = [
-        f"{what} {listed(different)}"
-        for what, different in (("lacks", missing), ("has besides", unknown))
-        if different
-    ] or ["has them in another order"]
-    raise ConfigError(f"{key}: its classes are not those of {other_key}: it {', and '.join(said)}")
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names, for people."""
-    shown = ", ".join(map(repr, names[:MAX_LISTED]))
-    return shown if len(names) <= MAX_LISTED else f"{shown} and {len(names) - MAX_LISTED} more"
 
 
 def read_class_table(folder: Path) -> tuple[tuple[str, str], ...]:

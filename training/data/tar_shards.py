@@ -25,6 +25,7 @@ import numpy as np
 from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import decode_text, open_file, parse_json
+from training.changes import listed
 from training.config import AS_VIEWED, ImageOptions
 from training.data.source import (
     MAX_CLASSES,
@@ -32,7 +33,6 @@ from training.data.source import (
     SUFFIXES,
     TABLE,
     ImageSource,
-    listed,
     numbered_classes,
     printable,
     read_class_table,

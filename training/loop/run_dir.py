@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from masc_core.errors import ConfigError
 from masc_core.io.bounded import open_lock, parse_json, read_file
 from masc_core.io.files import atomic_write, read_json, write_json
+from training.changes import changes
 from training.config import may_change
 from training.loop.checkpoint import checkpoint_config, latest_checkpoint, latest_step
 from training.loop.distributed import Ranks
@@ -36,8 +37,8 @@ class Run:
     ----------
     folder : where everything of the run stands
     config : the stage's configuration; a folder that was begun with another one is refused
-    inputs : hashes of what the stage starts from, by name; a folder that was begun from something
-        else is refused, wherever that lies
+    inputs : what the stage starts from, by name, as hashes or summaries; a folder that was begun
+        from something else is refused, wherever that lies
     ranks : of the run; by default this process alone, on the CPU
 
     Attributes
@@ -53,12 +54,14 @@ class Run:
         self,
         folder: Path,
         config: BaseModel,
-        inputs: dict[str, str] | None = None,
+        inputs: Mapping[str, Any] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.folder, self.ranks = folder, ranks or Ranks(torch.device("cpu"))
         self.log_path = folder / "log.jsonl"
-        self.config: dict[str, Any] = config.model_dump(mode="json") | {"inputs": inputs or {}}
+        self.config: dict[str, Any] = config.model_dump(mode="json") | {
+            "inputs": dict(inputs or {})
+        }
         self._may_change = may_change(config)
         self._lock: BinaryIO | None = None
         self._tensorboard: TensorBoardLog | None = None
@@ -140,14 +143,13 @@ class Run:
         elif any(self.folder.glob("*.safetensors")):
             begun = self._stated_config()  # killed before its first checkpoint, or another's
         if begun is not None:
-            changed = [
-                key
-                for key in sorted(begun.keys() | self.config.keys())
-                if key not in self._may_change and begun.get(key) != self.config.get(key)
-            ]
-            if changed:
+            before, now = (
+                {key: value for key, value in config.items() if key not in self._may_change}
+                for config in (begun, self.config)
+            )
+            if changed := changes(before, now):
                 raise ConfigError(
-                    f"{self.folder}: was begun with other {', '.join(changed)}; "
+                    f"{self.folder}: was begun otherwise: {changed}; "
                     "choose another folder or remove this one"
                 )
         self.write_json("config.json", self.config)

@@ -27,6 +27,7 @@ from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels
 from masc_core.models.vq import VQModel
 from masc_core.progress import ProgressCallback, no_progress
+from training.changes import changes
 from training.config import set_threads
 from training.data.code_cache import (
     INDEX,
@@ -48,8 +49,6 @@ from training.metrics.reconstruction import to_float
 from training.stages.configs import CodesConfig
 
 logger = logging.getLogger(__name__)
-
-FIELD_LABELS = {"tokenizer_sha256": "tokenizer", "files_sha256": "set of images"}
 
 
 def extract_codes(config: CodesConfig, report: ProgressCallback = no_progress) -> CodeIndex:
@@ -117,13 +116,11 @@ def _claim(folder: Path, header: CodeIndex) -> None:
     """Claim the folder for this cache."""
     if not (folder / INDEX).exists():
         write_index(folder, header)
-    begun = read_index(folder).model_copy(update={"shards": ()}).model_dump()
-    wanted = header.model_dump()
-    changed = [FIELD_LABELS.get(key, key) for key in wanted if wanted[key] != begun[key]]
+    begun = read_index(folder).model_copy(update={"shards": ()})
+    changed = changes(begun.model_dump(), header.model_dump())
     if changed:
         raise ConfigError(
-            f"{folder}: was begun with another {', another '.join(changed)}; "
-            "choose another folder or remove this one"
+            f"{folder}: was begun otherwise: {changed}; choose another folder or remove this one"
         )
 
 
