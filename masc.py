@@ -239,11 +239,15 @@ def generate(  # noqa: PLR0913 - options
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
 ) -> None:
     """Generate images to files or a contact sheet, without a server."""
-    from worker.offline import OfflineRequest, generate_files
+    from worker.offline import generate_files
     from worker.settings import load_settings
 
     settings = load_settings(models_dir=models, device=device, default_model=model)
-    request = OfflineRequest(
+    written = generate_files(
+        settings,
+        out,
+        scale=scale,
+        columns=columns,
         classes=tuple(classes or ()),
         num_images=num_images,
         seed=seed,
@@ -253,7 +257,6 @@ def generate(  # noqa: PLR0913 - options
         top_p=top_p,
         decoding=decoding,
     )
-    written = generate_files(settings, request, out, scale=scale, columns=columns)
     say(f"{len(written)} file(s): {written[0]}" + (" ..." if written[1:] else ""))
 
 
