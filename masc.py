@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, astuple, dataclass
@@ -30,6 +31,7 @@ from masc_core.terminal import (
     escape_what_cannot_be_encoded,
     output,
     print_table,
+    replace_closed_streams,
     say,
 )
 
@@ -85,8 +87,11 @@ def main() -> None:
     """Entry point of ``masc`` and ``python -m masc``."""
     from worker.jobs.log import configure_logging
 
+    replace_closed_streams()
     escape_what_cannot_be_encoded()
     configure_logging("text", logging.WARNING, "%(message)s")  # `serve` and `worker` set their own
+    # Of what Pillow tolerates in others' images; what it does not is skipped and named.
+    warnings.filterwarnings("ignore", module="PIL")
     # Pictures go to files: what Jupyter sets for its own would have to be installed here.
     os.environ["MPLBACKEND"] = "agg"
     try:

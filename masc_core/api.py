@@ -13,7 +13,7 @@ Legend: N images, S pixels a side, L positions, V codes, E code dimensions, K cl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -180,7 +180,7 @@ class Model:
             raise ConfigError(f"{name} was published without its encoder")
         if not isinstance(images, np.ndarray):
             squares = [center_crop(to_rgb(upright(image), WHITE), size) for image in images]
-            images = np.stack(squares) if squares else np.empty((0, size, size, 3), np.uint8)
+            images = np.array(squares, np.uint8).reshape(-1, size, size, 3)
         if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
             raise ValueError(
                 f"images are uint8 (N, {size}, {size}, 3), got {images.dtype} {images.shape}"
@@ -209,7 +209,7 @@ def params_of(
     classes: Sequence[str | int],
     num_images: int,
     seed: int,
-    settings: dict[str, float | str | None],
+    settings: Mapping[str, float | str | None],
 ) -> list[SamplingParams]:
     """One params an image, class by class: settings that are not None over the model's defaults.
 

@@ -167,6 +167,7 @@ def tokenizer_reconstruct(
     background: Annotated[str, _option("background", BACKGROUND)] = AS_VIEWED.background,
 ) -> None:
     """Encode and decode images, and show both."""
+    from masc_core.io.files import atomic_path, writing
     from masc_core.models.weights import load_tokenizer
     from training.data.images import open_images
     from training.metrics.reconstruction import reconstruction_sheet
@@ -178,7 +179,8 @@ def tokenizer_reconstruct(
     options = {"exif_orientation": exif_orientation, "background": background}
     folder = open_images(images, load_config(ImageOptions, None, options))
     pixels = folder.read(image_size, folder.spread(count)).pixels
-    reconstruction_sheet(model, pixels, count).save(out)
+    with writing(out), atomic_path(out) as temporary:
+        reconstruction_sheet(model, pixels, count).save(temporary)
     _say(f"{len(pixels)} images", out)
 
 

@@ -58,14 +58,17 @@ def atomic_path(path: str | os.PathLike[str], mode: int | None = None) -> Iterat
     """
     path = Path(path)
     temporary = temporary_sibling(path)
-    permissions = _usual_mode(temporary) if mode is None else mode
     try:
+        permissions = _usual_mode(temporary) if mode is None else mode
         yield temporary
         temporary.chmod(permissions)  # some writers make files that nobody else can read
         flush(temporary)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # where it could not be made, it need not go
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in {None, os.fspath(temporary)}:
+            error.filename = os.fspath(path)  # which people know of
         raise
     flush(path.parent)
 

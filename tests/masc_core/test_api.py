@@ -93,7 +93,8 @@ def test_a_model_generates_what_the_plain_loop_does(folder: Path) -> None:
     assert np.array_equal(made.images, model.bundle.render(expected.codes))
     assert np.array_equal(made.images, model.decode(made.codes))
     assert np.array_equal(model.prior.encode(made.codes), made.clusters)
-    assert (made.images.shape, made.images.dtype) == ((18, 16, 16, 3), np.uint8)
+    assert made.images.shape == (18, 16, 16, 3)
+    assert made.images.dtype == np.uint8
     assert len(model.generate().params) == 5
     assert model.generate("dog").params == model.generate(3).params
 
@@ -108,7 +109,8 @@ def test_images_become_codes(folder: Path) -> None:
     model = load_model(folder / "2", device="cpu")
     images = model.generate("ant", num_images=20).images
     codes = model.encode(images)
-    assert (codes.shape, codes.dtype) == ((20, 16), np.int64)
+    assert codes.shape == (20, 16)
+    assert codes.dtype == np.int64
     levels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
     assert np.mean(codes == model.bundle.tokenizer.encode(levels).codes.numpy()) > 0.999
     assert model.encode([]).shape == (0, 16)
@@ -137,7 +139,7 @@ def test_what_cannot_be_done_is_said(folder: Path, tmp_path: Path) -> None:
     encoder = load_model(folder / "2", device="cpu")
     for wrong in (np.zeros((1, 8, 16, 3), np.uint8), np.zeros((1, 16, 16, 3))):
         with pytest.raises(ValueError, match=r"images are uint8 \(N, 16, 16, 3\), got"):
-            encoder.encode(wrong)
+            encoder.encode(wrong)  # type: ignore[arg-type]
     for codes in (np.zeros((1, 15), int), np.full((1, 16), 32), np.zeros((1, 16))):
         with pytest.raises(ValueError, match="code"):
             model.decode(codes)

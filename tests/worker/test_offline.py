@@ -28,8 +28,8 @@ def test_images_do_not_depend_on_how_many_are_made(models: Path, tmp_path: Path)
 def test_a_refined_image_is_the_plain_loops(tmp_path: Path) -> None:
     save_tiny_bundle(tmp_path / "models", refiner=True)
     out = tmp_path / "dog.png"
-    request = {"classes": ("dog",), "seed": 7, "cfg_scale": 2.0, "decoding": "refine"}
-    generate_files(settings(tmp_path / "models"), out, **request)
+    chosen = settings(tmp_path / "models")
+    generate_files(chosen, out, classes=("dog",), seed=7, cfg_scale=2.0, decoding="refine")
     bundle = load_bundle(tmp_path / "models" / "tiny" / "1")
     params = SamplingParams(class_id=3, cfg_scale=2.0, seed=7, decoding="refine")
     codes = generate(bundle.model, bundle.decoder, [params]).codes

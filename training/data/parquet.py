@@ -181,7 +181,7 @@ def _columns(path: Path, image: str = "", label: str = "") -> _Columns:
     label = _column(path, schema, label, "label", _of_type(features, "ClassLabel"))
     kind = schema.field(image).type
     in_structs = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-    if not in_structs and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
+    if not _is_binary(kind.field("bytes").type if in_structs else kind):
         raise ArtifactError(path, f"its column {image!r} holds no encoded images, but {kind}")
     kind = schema.field(label).type
     if not pa.types.is_integer(kind):
@@ -189,6 +189,11 @@ def _columns(path: Path, image: str = "", label: str = "") -> _Columns:
     table = tuple(name for _, name in read_class_table(path.parent))
     names = features.get(label, {}).get("names") or table
     return _Columns(image, label, tuple(map(str, names)), in_structs)
+
+
+def _is_binary(kind: Any) -> bool:  # noqa: ANN401 - untyped
+    types = pa.types
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
 def _schema(path: Path) -> tuple[Any, dict[str, dict[str, Any]]]:
@@ -213,6 +218,8 @@ def _of_type(features: dict[str, dict[str, Any]], kind: str) -> list[str]:
 def _column(path: Path, schema: Any, given: str, usual: str, described: list[str]) -> str:  # noqa: ANN401 - untyped
     """The given column, the only one that is described as such, or the one of the usual name."""
     name = given or (described[0] if len(described) == 1 else usual)
+    if schema.names.count(name) > 1:
+        raise ArtifactError(path, f"has several columns {name!r}")
     if name not in schema.names:
         raise ArtifactError(
             path,

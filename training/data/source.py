@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
@@ -108,13 +108,27 @@ class ImageSource(ABC):
     def decode(self, index: int) -> Image.Image | None:
         """Decode an image into RGB, or return None where that is not possible."""
         try:
-            with Image.open(io.BytesIO(self.encoded(index)), formats=FORMATS) as image:
-                if math.prod(image.size) > MAX_PIXELS:
-                    return None
-                held = upright(image) if self.options.exif_orientation else image
-                return to_rgb(held, self.options.background_rgb)
+            return self._decode(index)
         except UNREADABLE:
             return None
+
+    def flaw(self, index: int) -> str:
+        """An image's name, and why `decode` made nothing of it."""
+        try:
+            self._decode(index)
+        except UNREADABLE as error:
+            return f"{self.name(index)} ({printable(_reason(error))})"
+        return self.name(index)  # it can be read by now
+
+    def _decode(self, index: int) -> Image.Image:
+        content = self.encoded(index)
+        if not content:
+            raise ValueError("it is empty")
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if math.prod(image.size) > MAX_PIXELS:
+                raise ValueError(f"it has {math.prod(image.size):,} pixels")
+            held = upright(image) if self.options.exif_orientation else image
+            return to_rgb(held, self.options.background_rgb)
 
     def spread(self, limit: int) -> IntArray:
         """At most ``limit`` indices, evenly over the set, so over classes that stand in order."""
@@ -141,14 +155,24 @@ class ImageSource(ABC):
         with ThreadPoolExecutor() as pool:
             ok = np.fromiter(pool.map(fill, range(len(chosen))), bool, len(chosen))
         skipped = tuple(self.name(int(i)) for i in chosen[~ok])
-        if not ok.any() and indices is None:
-            raise ArtifactError(self.root, "none of its images can be read")
         if skipped:
-            logger.warning("skipped %d unreadable images, first %s", len(skipped), skipped[0])
+            first = self.flaw(int(chosen[np.argmin(ok)]))
+            if not ok.any() and indices is None:
+                raise ArtifactError(self.root, f"none of its images can be read, first {first}")
+            logger.warning("skipped %d unreadable images, first %s", len(skipped), first)
         labels = self.labels[chosen]
         if not ok.all():
             pixels, labels = pixels[ok], labels[ok]
         return LabelledImages(pixels, labels, self.class_names, skipped)
+
+
+def _reason(error: BaseException) -> str:
+    """One line of why Pillow, or the disk, gave no image."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image of a format that is read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def printable(name: str) -> str:

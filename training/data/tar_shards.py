@@ -81,7 +81,7 @@ class TarShards(ImageSource):
         if names_left_out:
             logger.warning(
                 "%d samples have no image and are left out: %s (a sample's name ends at the first "
-                "dot)", len(names_left_out), listed(names_left_out),
+                "dot, and a link is no image)", len(names_left_out), listed(names_left_out),
             )  # fmt: skip
         numbers = [(s.label, s.offset, s.length) for s in samples]
         labels, offsets, lengths = np.array(numbers, np.int64).T.copy()
@@ -137,7 +137,7 @@ class _Parts:
 
     images: list[tuple[int, int]] = field(default_factory=list)
     nested: list[tuple[int, int]] = field(default_factory=list)  # as in ``0001.image.jpg``
-    labels: dict[str, bytes] = field(default_factory=dict)
+    labels: dict[str, bytes] = field(default_factory=dict)  # by extension
 
 
 def _samples_of(shard: Path) -> tuple[list[_Sample], list[str]]:
@@ -152,9 +152,13 @@ def _samples_of(shard: Path) -> tuple[list[_Sample], list[str]]:
                     raise ArtifactError(shard, f"{printable(key)}.{extension} has {length:,} bytes")
                 if f".{kind}" in SUFFIXES:
                     (sample.images if kind == extension else sample.nested).append((offset, length))
-                elif kind in LABEL_READERS and (kind == extension or kind not in sample.labels):
+                elif kind in LABEL_READERS:
                     file.seek(offset)
-                    sample.labels[kind] = file.read(length)
+                    content = file.read(length)
+                    if sample.labels.setdefault(extension, content) != content:
+                        raise ArtifactError(
+                            shard, f"{printable(key)}.{extension} is in it twice, and differs"
+                        )
     except (OSError, tarfile.TarError, EOFError, ValueError, RecursionError) as error:
         raise ArtifactError(shard, f"is no whole, uncompressed tar file ({error})") from error
     samples = [
@@ -202,10 +206,15 @@ class _Headers:
 def _finish(shard: Path, key: str, parts: _Parts) -> _Sample:
     images = parts.images or parts.nested
     if len(images) > 1:
-        reason = f"sample {key!r} has {len(images)} images: its name ends at its first dot"
+        reason = f"sample {key!r} has {len(images)} images; its name ends at its first dot"
         raise ArtifactError(shard, reason)
-    for extension, read in LABEL_READERS.items():
-        if extension in parts.labels:
+    for kind, read in LABEL_READERS.items():
+        fitting = sorted((e for e in parts.labels if e.rpartition(".")[2] == kind), key=len)
+        if fitting[1:] and fitting[0] != kind:
+            several = ", ".join(fitting)
+            raise ArtifactError(shard, f"sample {key!r} has several labels: {several}; which?")
+        if fitting:
+            extension = fitting[0]
             try:
                 label = read(parts.labels[extension])
             except ValueError as error:

@@ -97,7 +97,8 @@ def extract_codes(config: CodesConfig, report: ProgressCallback = no_progress) -
                 _finish(config.out, header)
     index = read_index(config.out)
     if not index.num_images:
-        raise ArtifactError(config.data, "none of its images can be read")
+        reason = f"none of its images can be read, first {source.flaw(0)}"
+        raise ArtifactError(config.data, reason)
     return index
 
 

@@ -74,7 +74,7 @@ def train_tokenizer(
     """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
     set_threads(config.threads)
     data, val_data = open_images(config.data, config), open_images(config.val_data, config)
-    inputs = {"data": data.summary(), "val_data": val_data.summary()}
+    inputs: dict[str, Any] = {"data": data.summary(), "val_data": val_data.summary()}
     lpips = Lpips.load(*config.lpips_files.values()) if config.lpips_files else None
     inputs |= {key: sha256_file(path) for key, path in config.lpips_files.items()}
     with join_ranks(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from masc_core.errors import ConfigError
+from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import upright
-from tests.training.data.image_sets import write_parquet, write_tar
+from tests.training.data.image_sets import png, write_parquet, write_tar
 from training.config import ImageOptions, load_config
 from training.data.images import open_images
+from training.data.pixels import TrainingPixels
 from training.stages.configs import CodesConfig
 
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [0, 0, 0]]], np.uint8)
@@ -174,6 +176,36 @@ def test_another_reading_is_another_fingerprint(
     found = [open_images(path, each).fingerprint() for each in options]
     assert found[0] == found[1]  # the same colour
     assert len(set(found)) == len(found) - 1
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"no image", "it is no image of a format that is read"),
+        (png(0)[:400], "truncated"),
+        (saved(Image.new("1", (20_000, 20_000))), "Image size .400000000 pixels. exceeds"),
+        (saved(Image.new("1", (10_000, 10_001))), "it has 100,010,000 pixels"),
+        (saved(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"), "it holds 32-bit numbers"),
+    ],
+    ids=["empty", "other", "cut off", "enormous", "large", "floats"],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_why_an_image_is_skipped_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes, reason: str
+) -> None:
+    path = as_folder(tmp_path / "x", content, ".png")
+    with pytest.raises(
+        ArtifactError, match=rf"none of its .* first {path}/a/0\.png \(.*({reason})"
+    ):
+        open_images(path).read(16)
+    (path / "a" / "1.png").write_bytes(saved(Image.new("RGB", (16, 16))))
+    with caplog.at_level("WARNING"):
+        TrainingPixels(open_images(path), 16)
+        open_images(path).read(16)
+    assert len(caplog.records) == 3
+    for record in caplog.records:
+        assert re.search(rf"{path}/./0\.png \(.*({reason})", record.getMessage())
 
 
 def test_what_is_no_colour_is_refused() -> None:

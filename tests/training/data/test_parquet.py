@@ -76,6 +76,8 @@ def test_rows_without_bytes_and_damaged_pages_are_unreadable(tmp_path: Path) -> 
     [
         ({"picture": [1], "label": [0]}, "has no column 'image'; its columns are picture, label"),
         ({"image": [{"bytes": b""}], "class": [0]}, "has no column 'label'"),
+        ({"image": [{"bytes": "x"}], "label": [0]}, "holds no encoded images, but struct"),
+        ({"image": [[{"bytes": b""}]], "label": [0]}, "holds no encoded images, but list"),
         ({"image": ["x"], "label": [0]}, "column 'image' holds no encoded images, but string"),
         ({"image": [{"path": ""}], "label": [0]}, "holds no encoded images, but struct"),
         ({"image": [{"bytes": b""}], "label": ["cat"]}, "holds no class numbers, but string"),
@@ -137,3 +139,18 @@ def test_strange_metadata_is_no_metadata(tmp_path: Path, text: str) -> None:
     table = pq.read_table(path).replace_schema_metadata({"huggingface": text})
     pq.write_table(table, path)
     assert ParquetImages.scan(path, [path]).class_names == ("0", "1", "2")
+
+
+def test_a_name_of_several_columns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    arrays = [pa.array([{"bytes": IMAGES[0]}]), pa.array([0]), pa.array([1])]
+    pq.write_table(pa.Table.from_arrays(arrays, names=["image", "label", "label"]), path)
+    with pytest.raises(ArtifactError, match=r"a\.parquet: has several columns 'label'"):
+        ParquetImages.scan(path, [path])
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+def test_bytes_of_every_kind_are_images(tmp_path: Path, kind: pa.DataType) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": pa.array(IMAGES[:2], kind), "label": [0, 1]}), path)
+    assert ParquetImages.scan(path, [path]).encoded(1) == IMAGES[1]
