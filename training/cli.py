@@ -21,7 +21,7 @@ from masc_core.bundle.manifest import TOKENIZER_FILE, Manifest
 from masc_core.errors import ConfigError
 from masc_core.settings import expand_path
 from masc_core.terminal import output, say
-from training.config import AS_VIEWED, ImageOptions, load_config
+from training.config import ImageOptions, load_config
 from training.loop.progress import is_main_process, progress
 from training.stages.configs import (
     ClassifierConfig,
@@ -164,7 +164,7 @@ def tokenizer_reconstruct(
     count: Annotated[int, typer.Option(min=1, help="images, spread over the folder")] = 32,
     *,
     exif_orientation: Annotated[bool, _option("exif_orientation", EXIF_ORIENTATION)] = True,
-    background: Annotated[str, _option("background", BACKGROUND)] = AS_VIEWED.background,
+    background: Annotated[str, _option("background", BACKGROUND)] = BACKGROUND.default,
 ) -> None:
     """Encode and decode images, and show both."""
     from masc_core.io.files import atomic_path, writing

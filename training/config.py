@@ -87,33 +87,6 @@ class LoopConfig(StageConfig):
         return min(self.micro_batch or share, share)
 
 
-class ImageOptions(Frozen):
-    """How image files become pixels, for everything that reads some."""
-
-    exif_orientation: bool = Field(
-        default=True, description="turn photographs upright, as viewers do; else as they are stored"
-    )
-    background: str = Field(
-        "white",
-        description="colour of what is transparent, such as white or #808080; none shows the "
-        "colours that are hidden there",
-    )
-
-    @field_validator("background")
-    @classmethod
-    def _is_colour(cls, name: str) -> str:
-        _parse_colour(name)
-        return name
-
-    @property
-    def background_rgb(self) -> tuple[int, ...] | None:
-        """Red, green and blue."""
-        return _parse_colour(self.background)
-
-
-AS_VIEWED = ImageOptions()
-
-
 def _parse_colour(name: str) -> tuple[int, ...] | None:
     from PIL import ImageColor  # noqa: PLC0415 - help needs no Pillow
 
@@ -123,6 +96,34 @@ def _parse_colour(name: str) -> tuple[int, ...] | None:
         return ImageColor.getrgb(name)[:3]
     except ValueError as error:
         raise ValueError(f"{name!r} is no colour, such as white or #808080, nor none") from error
+
+
+class ImageOptions(Frozen):
+    """How image files become pixels, for everything that reads some."""
+
+    exif_orientation: bool = Field(
+        default=True, description="turn photographs upright, as viewers do; else as they are stored"
+    )
+    background: str = Field(
+        "white",
+        validate_default=True,
+        description="colour of what is transparent, such as white or #808080; none shows the "
+        "colours that are hidden there",
+    )
+
+    @field_validator("background")
+    @classmethod
+    def _spell_one_way(cls, name: str) -> str:
+        rgb = _parse_colour(name)
+        return "none" if rgb is None else "#{:02x}{:02x}{:02x}".format(*rgb)
+
+    @property
+    def background_rgb(self) -> tuple[int, ...] | None:
+        """Red, green and blue."""
+        return _parse_colour(self.background)
+
+
+AS_VIEWED = ImageOptions()
 
 
 def may_change(config: BaseModel) -> set[str]:

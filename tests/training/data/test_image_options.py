@@ -208,6 +208,13 @@ def test_why_an_image_is_skipped_is_said(
         assert re.search(rf"{path}/./0\.png \(.*({reason})", record.getMessage())
 
 
+def test_a_colour_is_spelt_in_one_way() -> None:
+    assert ImageOptions().background == "#ffffff"
+    for name in ("white", "#FFF", "rgb(255, 255, 255)"):
+        assert ImageOptions(background=name).background == "#ffffff"
+    assert ImageOptions(background="none").background == "none"
+
+
 def test_what_is_no_colour_is_refused() -> None:
     values = {"tokenizer": "t", "data": "d", "out": "o", "background": "nocolour"}
     with pytest.raises(ConfigError, match="background: 'nocolour' is no colour, such as white"):
