@@ -92,6 +92,7 @@ def main() -> None:
     configure_logging("text", logging.WARNING, "%(message)s")  # `serve` and `worker` set their own
     # Of what Pillow tolerates in others' images; what it does not is skipped and named.
     warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     # Pictures go to files: what Jupyter sets for its own would have to be installed here.
     os.environ["MPLBACKEND"] = "agg"
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -10,13 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from masc_core import kernel
 from masc_core.bundle.registry import Registry
+from masc_core.bundle.write import save_bundle
 from masc_core.settings import models_dir
 from server.settings import load_settings
 from tests.command_line import ROOT, Masc, environment
-from tests.tiny_bundle import save_tiny_bundle
+from tests.tiny_bundle import save_tiny_bundle, tiny_card, tiny_parts
 from training.config import load_config
 from training.stages.configs import CodesConfig, CompareConfig
 
@@ -221,3 +224,22 @@ def test_a_terminal_of_another_kind_changes_no_row_of_a_pipe(models: Path, varia
     name, value = variable.split("=")
     listed = run("models", "list", "--models", models, **{name: value})
     assert any("tiny" in line and "4x4, 16/32" in line for line in listed.stdout.splitlines())
+
+
+def test_of_images_masc_alone_speaks(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16))
+    for name in "ab":
+        (tmp_path / "x" / name).mkdir(parents=True)
+        image.save(tmp_path / "x" / name / "0.png")
+    broken = io.BytesIO()
+    image.save(broken, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")  # Pillow warns
+    (tmp_path / "x" / "a" / "1.jpg").write_bytes(broken.getvalue())
+    out = tmp_path / "models"
+    save_bundle(out / "tiny" / "1", tiny_card(), tiny_parts(), with_encoder=True)
+    done = run(
+        *("codes", "extract", "--tokenizer", out / "tiny" / "1", "--data", tmp_path / "x"),
+        *("--image-size", "16", "--out", tmp_path / "codes"),
+    )
+    assert done.returncode == 0
+    assert "Corrupt" not in done.stderr
+    assert done.stdout.startswith("3 images, 0 skipped")
