@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, astuple, dataclass
@@ -30,6 +31,7 @@ from masc_core.terminal import (
     escape_what_cannot_be_encoded,
     output,
     print_table,
+    replace_closed_streams,
     say,
 )
 
@@ -85,8 +87,12 @@ def main() -> None:
     """Entry point of ``masc`` and ``python -m masc``."""
     from worker.jobs.log import configure_logging
 
+    replace_closed_streams()
     escape_what_cannot_be_encoded()
     configure_logging("text", logging.WARNING, "%(message)s")  # `serve` and `worker` set their own
+    # Of what Pillow tolerates in others' images; what it does not is skipped and named.
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     # Pictures go to files: what Jupyter sets for its own would have to be installed here.
     os.environ["MPLBACKEND"] = "agg"
     try:
@@ -245,11 +251,15 @@ def generate(  # noqa: PLR0913 - options
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
 ) -> None:
     """Generate images to files or a contact sheet, without a server."""
-    from worker.offline import OfflineRequest, generate_files
+    from worker.offline import generate_files
     from worker.settings import load_settings
 
     settings = load_settings(models_dir=models, device=device, default_model=model)
-    request = OfflineRequest(
+    written = generate_files(
+        settings,
+        out,
+        scale=scale,
+        columns=columns,
         classes=tuple(classes or ()),
         num_images=num_images,
         seed=seed,
@@ -261,7 +271,6 @@ def generate(  # noqa: PLR0913 - options
         top_p=top_p,
         decoding=decoding,
     )
-    written = generate_files(settings, request, out, scale=scale, columns=columns)
     say(f"{len(written)} file(s): {written[0]}" + (" ..." if written[1:] else ""))
 
 

@@ -47,6 +47,16 @@ ENCODERS: Mapping[ImageFormat, Mapping[str, Any]] = {
     "webp": {"format": "WEBP", "lossless": True, "method": 0, "quality": 0},
 }
 
+# What makes an image upright, by its EXIF orientation; 1 is upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MAX_ASPECT = 64
 MAX_EXIF = 60_000  # bytes; a segment of a JPEG ends at 65,535
 CAPTION_HEIGHT = 14
@@ -64,11 +74,35 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image in RGB; 16-bit grey by its upper bytes, as Pillow reads 16-bit colours."""
-    if image.mode.startswith("I"):  # Pillow would take all from 255 on for white
-        upper = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
-        image = Image.fromarray(upper.astype(np.uint8))
+def upright(image: Image.Image) -> Image.Image:
+    """An image as its EXIF says that it was held; what no program can make of it is left alone."""
+    image.load()  # a PNG may have its EXIF behind the pixels; Pillow turns a TIFF by itself
+    try:
+        held = image.getexif().get(ExifTags.Base.Orientation)
+    except (OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error):
+        return image
+    turn = TURNS.get(held) if isinstance(held, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def to_rgb(image: Image.Image, background: tuple[int, ...] | None = None) -> Image.Image:
+    """An image in RGB; 16-bit grey by its upper bytes, as Pillow reads 16-bit colours.
+
+    What is transparent gets the background (red, green, blue); without one it shows the colours
+    that are hidden there. 32-bit numbers, of which nothing says which is white, are a `ValueError`.
+    """
+    if image.mode in {"I", "F"}:
+        raise ValueError("it holds 32-bit numbers, no colours")
+    if image.mode.startswith("I;16"):  # Pillow would take all from 255 on for white
+        deep, hidden = np.asarray(image), image.info.get("transparency")
+        image = Image.fromarray((deep >> 8).astype(np.uint8))
+        if hidden is not None:
+            image.putalpha(Image.fromarray(deep != hidden).convert("L"))
+    if background is not None and image.has_transparency_data:
+        image = image.convert("RGBA")
+        below = Image.new("RGB", image.size, background)
+        below.paste(image, mask=image)
+        return below
     return image.convert("RGB")
 
 

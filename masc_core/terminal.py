@@ -8,6 +8,7 @@ a row.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Annotated
@@ -52,6 +53,16 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(cell.translate(ESCAPES) for cell in row))
     output().print(table)
+
+
+def replace_closed_streams() -> None:
+    """Let a process that was started without one of its streams, as by ``>&-``, write to nowhere.
+
+    Call it before any file is opened, which would get the stream's number, and its output.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def escape_what_cannot_be_encoded() -> None:

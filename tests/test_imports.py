@@ -19,6 +19,7 @@ HEAVY = ("torch", "safetensors", "scipy", "numba", "sklearn", "matplotlib")
 TRAINING = {
     f"training.{name}"
     for name in [
+        "changes",
         "config",
         "data",
         "llamagen",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -10,13 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from masc_core import kernel
 from masc_core.bundle.registry import Registry
+from masc_core.bundle.write import save_bundle
 from masc_core.settings import models_dir
 from server.settings import load_settings
 from tests.command_line import ROOT, Masc, environment
-from tests.tiny_bundle import save_tiny_bundle
+from tests.tiny_bundle import save_tiny_bundle, tiny_card, tiny_parts
 from training.config import load_config
 from training.stages.configs import CodesConfig, CompareConfig
 
@@ -169,3 +172,74 @@ def test_loops_that_cannot_be_kept_are_compiled_all_the_same(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "NUMBA_CACHE_DIR" in caplog.text
     assert os.linesep not in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_may_be_closed(models: Path, tmp_path: Path, closed: str) -> None:
+    out = tmp_path / "x.png"
+    program = f'"{sys.executable}" -m masc generate cat --models "{models}" --out "{out}" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", program], cwd=ROOT, env=environment(), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "complaint"),
+    [
+        ("models list --models {0} > /dev/full", 2, "masc: [Errno 28] No space left on device\n"),
+        ("models list --json --models {0} > /dev/full", 2, "masc: [Errno 28] No space left"),
+        ("models list --models {0} | true", 0, ""),  # the status is the reader's
+        ("generate cat --models {0} --out {1}/x.png", 2, "masc: {1}/x.png: there is no folder"),
+        ("generate cat --models {0} --out {1}", 2, "masc: {1}: cannot be written (File exists)"),
+        (
+            "keys create bob --file {1}/keys.toml",
+            2,
+            "masc: [Errno 20] Not a directory: '{1}/keys.toml'",
+        ),
+    ],
+)
+def test_places_that_take_nothing_are_named_in_a_line(
+    models: Path, tmp_path: Path, command: str, status: int, complaint: str
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    program = f'"{sys.executable}" -m masc {command.format(models, file)}'
+    done = subprocess.run(
+        ["sh", "-c", program],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status
+    assert done.stderr.startswith(complaint.format(models, file))
+    assert len(done.stderr.splitlines()) == bool(complaint)
+
+
+@pytest.mark.parametrize("variable", ["COLUMNS=20", "NO_COLOR=1", "TERM=dumb", "FORCE_COLOR=1"])
+def test_a_terminal_of_another_kind_changes_no_row_of_a_pipe(models: Path, variable: str) -> None:
+    name, value = variable.split("=")
+    listed = run("models", "list", "--models", models, **{name: value})
+    assert any("tiny" in line and "4x4, 16/32" in line for line in listed.stdout.splitlines())
+
+
+def test_of_images_masc_alone_speaks(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16))
+    for name in "ab":
+        (tmp_path / "x" / name).mkdir(parents=True)
+        image.save(tmp_path / "x" / name / "0.png")
+    broken = io.BytesIO()
+    image.save(broken, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")  # Pillow warns
+    (tmp_path / "x" / "a" / "1.jpg").write_bytes(broken.getvalue())
+    out = tmp_path / "models"
+    save_bundle(out / "tiny" / "1", tiny_card(), tiny_parts(), with_encoder=True)
+    done = run(
+        *("codes", "extract", "--tokenizer", out / "tiny" / "1", "--data", tmp_path / "x"),
+        *("--image-size", "16", "--out", tmp_path / "codes"),
+    )
+    assert done.returncode == 0
+    assert "Corrupt" not in done.stderr
+    assert done.stdout.startswith("3 images, 0 skipped")

@@ -21,7 +21,7 @@ from masc_core.bundle.manifest import TOKENIZER_FILE, Manifest
 from masc_core.errors import ConfigError
 from masc_core.settings import expand_path
 from masc_core.terminal import output, say
-from training.config import load_config
+from training.config import ImageOptions, load_config
 from training.loop.progress import is_main_process, progress
 from training.stages.configs import (
     ClassifierConfig,
@@ -40,6 +40,7 @@ from training.stages.configs import (
 )
 
 MAX_SKIPPED = 20  # names to print
+EXIF_ORIENTATION, BACKGROUND = ImageOptions.model_fields.values()
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -162,8 +163,12 @@ def tokenizer_reconstruct(
     ] = Path("reconstructions.png"),
     image_size: Annotated[int, typer.Option(min=8)] = 64,
     count: Annotated[int, typer.Option(min=1, help="images, spread over the folder")] = 32,
+    *,
+    exif_orientation: Annotated[bool, _option("exif_orientation", EXIF_ORIENTATION)] = True,
+    background: Annotated[str, _option("background", BACKGROUND)] = BACKGROUND.default,
 ) -> None:
     """Encode and decode images, and show both."""
+    from masc_core.io.files import atomic_path, writing
     from masc_core.models.weights import load_tokenizer
     from training.data.images import open_images
     from training.metrics.reconstruction import reconstruction_sheet
@@ -172,9 +177,11 @@ def tokenizer_reconstruct(
         raise ConfigError(f"out: {out} is no place for a .png file")
     model = load_tokenizer(run / TOKENIZER_FILE)
     model.config.grid_size(image_size)
-    folder = open_images(images)
+    options = {"exif_orientation": exif_orientation, "background": background}
+    folder = open_images(images, load_config(ImageOptions, None, options))
     pixels = folder.read(image_size, folder.spread(count)).pixels
-    reconstruction_sheet(model, pixels, count).save(out)
+    with writing(out), atomic_path(out) as temporary:
+        reconstruction_sheet(model, pixels, count).save(temporary)
     _say(f"{len(pixels)} images", out)
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from masc_core.errors import ConfigError
-from masc_core.io.bounded import read_file
+from masc_core.io.bounded import decode_text, read_file
 from masc_core.settings import expand_path, expand_paths
 
 Precision = Literal["float32", "bfloat16"]
@@ -87,6 +87,45 @@ class LoopConfig(StageConfig):
         return min(self.micro_batch or share, share)
 
 
+def _parse_colour(name: str) -> tuple[int, ...] | None:
+    from PIL import ImageColor  # noqa: PLC0415 - help needs no Pillow
+
+    if name == "none":
+        return None
+    try:
+        return ImageColor.getrgb(name)[:3]
+    except ValueError as error:
+        raise ValueError(f"{name!r} is no colour, such as white or #808080, nor none") from error
+
+
+class ImageOptions(Frozen):
+    """How image files become pixels, for everything that reads some."""
+
+    exif_orientation: bool = Field(
+        default=True, description="turn photographs upright, as viewers do; else as they are stored"
+    )
+    background: str = Field(
+        "white",
+        validate_default=True,
+        description="colour of what is transparent, such as white or #808080; none shows the "
+        "colours that are hidden there",
+    )
+
+    @field_validator("background")
+    @classmethod
+    def _spell_one_way(cls, name: str) -> str:
+        rgb = _parse_colour(name)
+        return "none" if rgb is None else "#{:02x}{:02x}{:02x}".format(*rgb)
+
+    @property
+    def background_rgb(self) -> tuple[int, ...] | None:
+        """Red, green and blue."""
+        return _parse_colour(self.background)
+
+
+AS_VIEWED = ImageOptions()
+
+
 def may_change(config: BaseModel) -> set[str]:
     """Keys that may differ between a run and its continuation."""
     return {
@@ -117,7 +156,7 @@ def load_config(config_class: type[Config], path: Path | None, flags: dict[str, 
     if path is not None:
         path = expand_path(path)
         try:
-            values = tomllib.loads(read_file(path).decode())
+            values = tomllib.loads(decode_text(read_file(path)))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValueError, RecursionError) as error:

@@ -30,7 +30,7 @@ from masc_core.bundle.manifest import (
 )
 from masc_core.errors import ArtifactError, ConfigError, UnknownModelError
 from masc_core.escapes import quoted
-from masc_core.io.bounded import open_lock, read_file
+from masc_core.io.bounded import decode_text, open_lock, read_file
 from masc_core.io.files import atomic_write, reading, writing
 
 logger = logging.getLogger(__name__)
@@ -332,10 +332,10 @@ class ActiveVersion:
 def _read_text(path: Path) -> str:
     """Content of a file; `FileNotFoundError` where there is none."""
     try:
-        return read_file(path, MAX_BYTES).decode()
+        return decode_text(read_file(path, MAX_BYTES))
     except FileNotFoundError:
         raise
     except OSError as error:
         raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise ArtifactError(path, f"cannot be read: {error}") from error

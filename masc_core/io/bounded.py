@@ -6,6 +6,7 @@ author nothing. A link to a regular file is one: Kubernetes mounts volumes as li
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import math
@@ -18,6 +19,11 @@ from masc_core.escapes import MAX_NAME, shorten
 
 MAX_CODES = 1 << 20  # of a codebook; the largest that are published have a quarter of it
 MAX_TEXT_BYTES = 64 << 20  # of a text or JSON file, unless its kind has a limit of its own
+# Marks at the beginning of a file; that of UTF-32 begins with that of UTF-16.
+WIDE_TEXT = {
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
 
 
 def open_file(path: str | os.PathLike[str], max_bytes: int | None = None) -> BinaryIO:
@@ -48,6 +54,20 @@ def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_TEXT_BYTES) -> 
 def size_of(file: BinaryIO) -> int:
     """Bytes of an open file."""
     return os.fstat(file.fileno()).st_size
+
+
+def decode_text(content: bytes) -> str:
+    """Text in UTF-8, with a byte order mark or without; a ValueError says what it is instead."""
+    for name, marks in WIDE_TEXT.items():
+        if content.startswith(marks):
+            raise ValueError(f"it is {name}, to be saved as UTF-8")
+    if b"\0" in content:
+        raise ValueError("it is binary, or UTF-16, to be saved as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line} is not UTF-8") from error
 
 
 def parse_json(content: bytes | str, *, allow_nan: bool = False) -> Any:  # noqa: ANN401 - whatever JSON can hold

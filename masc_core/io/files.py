@@ -58,14 +58,17 @@ def atomic_path(path: str | os.PathLike[str], mode: int | None = None) -> Iterat
     """
     path = Path(path)
     temporary = temporary_sibling(path)
-    permissions = _usual_mode(temporary) if mode is None else mode
     try:
+        permissions = _usual_mode(temporary) if mode is None else mode
         yield temporary
         temporary.chmod(permissions)  # some writers make files that nobody else can read
         flush(temporary)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # where it could not be made, it need not go
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in {None, os.fspath(temporary)}:
+            error.filename = os.fspath(path)  # which people know of
         raise
     flush(path.parent)
 
@@ -88,7 +91,7 @@ def write_json(path: str | os.PathLike[str], value: Any, indent: int = 2) -> Non
 
 def read_json(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401 - whatever JSON can hold
     """Read a JSON file, as `parse_json` does."""
-    return parse_json(read_file(path).decode())
+    return parse_json(read_file(path))
 
 
 @contextmanager

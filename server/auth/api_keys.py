@@ -35,7 +35,7 @@ from pydantic_core import PydanticCustomError
 
 from masc_core.bundle.manifest import Sha256, is_plain_name
 from masc_core.errors import ConfigError, ForbiddenError, UnauthorizedError
-from masc_core.io.bounded import read_file
+from masc_core.io.bounded import decode_text, read_file
 
 if TYPE_CHECKING:  # `masc keys` needs none
     from server.settings import ServerSettings
@@ -145,7 +145,7 @@ def parse_keys(path: Path, content: bytes) -> tuple[ApiKey, ...]:
     ConfigError : not TOML, or an entry is wrong; names the entry, and shows no value
     """
     try:
-        document = tomllib.loads(content.decode())
+        document = tomllib.loads(decode_text(content))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
     try:

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from masc_core.errors import ConfigError
-from masc_core.io.bounded import read_file
+from masc_core.io.bounded import decode_text, read_file
 from masc_core.io.files import atomic_write
 from masc_core.terminal import Json, output, print_table, say
 from server.auth.api_keys import MAX_BYTES, hash_key, new_key, parse_keys, read_keys
@@ -127,7 +127,7 @@ def _content(path: Path) -> str:
     if not path.exists():
         return ""
     read_keys(path)
-    return read_file(path, MAX_BYTES).decode()
+    return decode_text(read_file(path, MAX_BYTES))
 
 
 def _replace(path: Path, content: str) -> None:

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +21,15 @@ from masc_core.arrays import IntArray
 from masc_core.errors import ConfigError
 from masc_core.io.files import sha256_file
 from masc_core.prior import ClusterMap
+from training.changes import require_same_classes
 from training.data.code_cache import CodeCache
-from training.data.source import require_same_classes
 from training.loop.distributed import Ranks
 from training.loop.task import Indices, RandomBits
 from training.metrics.cluster_bits import uniform_bits
 
 PARTITION = "partition-"  # and the number of clusters: its name among the inputs
+# What the caches of training and validation have in common, besides their classes.
+SHARED = ("tokenizer_sha256", "num_codes", "num_positions", "exif_orientation", "background")
 
 
 class ClusterData:
@@ -64,10 +67,14 @@ class ClusterData:
             self.val = CodeCache.open(val_codes, verify=ranks.is_main)
         index = self.train.index
         names = self.val.index.class_names
-        require_same_classes("val_codes", names, "codes", index.class_names)
-        for key in ("tokenizer_sha256", "num_codes", "num_positions"):
-            if getattr(index, key) != getattr(self.val.index, key):
-                raise ConfigError(f"val_codes: has another {key} than codes")
+        require_same_classes("val_codes", val_codes, names, codes, index.class_names)
+        for key in SHARED:
+            found, wanted = getattr(self.val.index, key), getattr(index, key)
+            if found != wanted:
+                raise ConfigError(
+                    f"val_codes: has another {key} than codes: {found} in {val_codes}, "
+                    f"{wanted} in {codes}"
+                )
         self.prior = ClusterMap.load(prior) if prior else ClusterMap.identity(index.num_codes)
         self.inputs = {
             "codes": index.files_sha256,
@@ -89,6 +96,13 @@ class ClusterData:
             if name in self.inputs:
                 raise ConfigError(f"partitions: two have {partition.num_clusters} clusters")
             self.inputs[name] = partition_sha256(partition)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What a run keeps of all that, to say how something else differs."""
+        caches = {"codes": self.train.index, "val_codes": self.val.index}
+        sizes = {f"{key}_images": index.num_images for key, index in caches.items()}
+        return {**self.inputs, **sizes, "classes": list(self.train.index.class_names)}
 
     @property
     def num_classes(self) -> int:

@@ -53,6 +53,8 @@ class CodeIndex(BaseModel):
     tokenizer_sha256: str
     files_sha256: str
     image_size: int
+    exif_orientation: bool = False  # caches from before there was a choice
+    background: str = "none"
     variants: Variants
     crop_range: float
     num_codes: int

@@ -15,7 +15,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import filterfalse
 from pathlib import Path
 
@@ -24,6 +24,8 @@ import numpy as np
 from masc_core.arrays import IntArray
 from masc_core.errors import ConfigError
 from masc_core.io.bounded import read_file
+from training.changes import listed
+from training.config import AS_VIEWED, ImageOptions
 from training.data.parquet import ParquetImages
 from training.data.source import (
     MAX_IMAGE_BYTES,
@@ -45,14 +47,18 @@ BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def open_images(path: str | os.PathLike[str]) -> ImageSource:
-    """Open a set of images, whichever way it is stored.
+def open_images(path: str | os.PathLike[str], options: ImageOptions = AS_VIEWED) -> ImageSource:
+    """Open a set of images, whichever way it is stored, to be read with these options.
 
     Raises
     ------
     ConfigError : nothing is there, or no images, or a mixture; the path is named
     ArtifactError : a file is damaged or not of the layout; it is named
     """
+    return replace(_open(path), options=options)
+
+
+def _open(path: str | os.PathLike[str]) -> ImageFolder | TarShards | ParquetImages:
     root, columns = _split_columns(Path(path))
     if root.is_dir():
         files = sorted(
@@ -137,6 +143,7 @@ class ImageFolder(ImageSource):
     files: tuple[str, ...]  # each image's place below ``root``
     labels: IntArray
     class_names: tuple[str, ...]
+    options: ImageOptions = AS_VIEWED
 
     @classmethod
     def scan(cls, root: str | os.PathLike[str]) -> ImageFolder:
@@ -177,8 +184,10 @@ class ImageFolder(ImageSource):
                 "the set of images?"
             )
         warn_of_empty_classes(root, labels, class_names)
-        if names and not names.keys() & set(folders):
-            logger.warning("%s: its %s names none of its folders", printable(str(root)), TABLE)
+        unnamed = [folder for folder in folders if folder not in names]
+        if names and unnamed:
+            where, which = printable(str(root)), listed(unnamed)
+            logger.warning("%s: %s gives no names to the folders %s", where, TABLE, which)
         return cls(root, tuple(files), labels, class_names)
 
     def name(self, index: int) -> str:
@@ -189,7 +198,7 @@ class ImageFolder(ImageSource):
         """Content of an image's file."""
         return read_file(self.root / self.files[index], MAX_IMAGE_BYTES)
 
-    def fingerprint(self) -> str:
+    def files_sha256(self) -> str:
         """SHA-256 over the files' places below the root and their sizes, in order."""
         digest = hashlib.sha256()
         for file in self.files:

@@ -2,8 +2,8 @@
 
 A column of structs ``{bytes, path}``, or of the bytes alone, holds the images, an integer one the
 labels. Which ones, unless the user says so, and what the classes are called, is in the schema's
-metadata; without it, the columns are ``image`` and ``label``, and the classes that occur are called
-by their numbers.
+metadata; without it, the columns are ``image`` and ``label``, and the classes are the lines of a
+``classes.txt``, or those that occur, called by their numbers.
 
 Images are read by row groups, of which the last ones are kept, up to `KEPT_BYTES`. So order is
 cheap, and a set of that size; for an arbitrary order of a larger one a whole group (as written,
@@ -16,7 +16,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -29,10 +29,13 @@ import pyarrow.parquet as pq
 from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import check_file, parse_json
+from training.changes import changes
+from training.config import AS_VIEWED, ImageOptions
 from training.data.source import (
     MAX_CLASSES,
     ImageSource,
     numbered_classes,
+    read_class_table,
     warn_of_empty_classes,
 )
 
@@ -52,6 +55,7 @@ class ParquetImages(ImageSource):
     starts: IntArray  # int64 (G+1,), first image of each row group
     class_names: tuple[str, ...]
     groups: _RowGroups  # reads them
+    options: ImageOptions = AS_VIEWED
 
     @classmethod
     def scan(
@@ -71,8 +75,8 @@ class ParquetImages(ImageSource):
         columns = _columns(files[0], image, label)
         parts, groups = [], []
         for number, path in enumerate(files):
-            if _columns(path, image, label) != columns:
-                raise ConfigError(f"{path}: has other columns or classes than {files[0]}")
+            if changed := changes(asdict(columns), asdict(_columns(path, image, label))):
+                raise ConfigError(f"{path}: is not as {files[0]}: {changed}")
             labels, sizes = _read_labels(path, columns)
             parts.append(labels)
             groups += [(number, i, size) for i, size in enumerate(sizes)]
@@ -110,7 +114,7 @@ class ParquetImages(ImageSource):
             raise OSError("the row has no bytes")
         return bytes(content)
 
-    def fingerprint(self) -> str:
+    def files_sha256(self) -> str:
         """SHA-256 over the files' names, sizes and labels, in order."""
         digest = hashlib.sha256()
         for path in self.files:
@@ -177,13 +181,19 @@ def _columns(path: Path, image: str = "", label: str = "") -> _Columns:
     label = _column(path, schema, label, "label", _of_type(features, "ClassLabel"))
     kind = schema.field(image).type
     in_structs = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-    if not in_structs and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
+    if not _is_binary(kind.field("bytes").type if in_structs else kind):
         raise ArtifactError(path, f"its column {image!r} holds no encoded images, but {kind}")
     kind = schema.field(label).type
     if not pa.types.is_integer(kind):
         raise ArtifactError(path, f"its column {label!r} holds no class numbers, but {kind}")
-    names = features.get(label, {}).get("names") or ()
+    table = tuple(name for _, name in read_class_table(path.parent))
+    names = features.get(label, {}).get("names") or table
     return _Columns(image, label, tuple(map(str, names)), in_structs)
+
+
+def _is_binary(kind: Any) -> bool:  # noqa: ANN401 - untyped
+    types = pa.types
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
 def _schema(path: Path) -> tuple[Any, dict[str, dict[str, Any]]]:
@@ -208,6 +218,8 @@ def _of_type(features: dict[str, dict[str, Any]], kind: str) -> list[str]:
 def _column(path: Path, schema: Any, given: str, usual: str, described: list[str]) -> str:  # noqa: ANN401 - untyped
     """The given column, the only one that is described as such, or the one of the usual name."""
     name = given or (described[0] if len(described) == 1 else usual)
+    if schema.names.count(name) > 1:
+        raise ArtifactError(path, f"has several columns {name!r}")
     if name not in schema.names:
         raise ArtifactError(
             path,

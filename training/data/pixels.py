@@ -128,11 +128,12 @@ class TrainingPixels:
             if image is not None:
                 return at, image
             self._replace(at)
-        raise ArtifactError(self.source.root, "none of its images can be read")
+        reason = f"none of its images can be read, first {self.source.flaw(0)}"
+        raise ArtifactError(self.source.root, reason)
 
     def _replace(self, index: int) -> None:
         with self._lock:  # several threads may have tried it at once
             if index in self._unreadable:
                 return
             self._unreadable.add(index)
-        logger.warning("%s cannot be read; the next image replaces it", self.source.name(index))
+        logger.warning("cannot be read, the next image replaces it: %s", self.source.flaw(index))

@@ -8,6 +8,7 @@ Legend: N images, S pixels a side.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import math
@@ -16,15 +17,18 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from masc_core.arrays import IntArray
 from masc_core.bundle.manifest import check_class_names
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.images import UNREADABLE, Pixels, center_crop, to_rgb
-from masc_core.io.bounded import read_file
+from masc_core.images import UNREADABLE, Pixels, center_crop, to_rgb, upright
+from masc_core.io.bounded import decode_text, read_file
+from training.changes import listed
+from training.config import AS_VIEWED, ImageOptions
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +49,6 @@ Image.init()
 FORMATS = tuple(name for name in SUFFIXES_OF if name in Image.OPEN)  # builds differ
 SUFFIXES = frozenset(suffix for name in FORMATS for suffix in SUFFIXES_OF[name])
 TABLE = "classes.txt"
-MAX_LISTED = 3
 MAX_CLASSES = 1_000_000  # beyond, a label is something else
 MAX_IMAGE_BYTES = 256 << 20  # of a file
 MAX_PIXELS = 100_000_000  # of an image; decoded they take four bytes each, in every thread
@@ -67,6 +70,7 @@ class ImageSource(ABC):
     root: Path  # what the user named
     labels: IntArray  # int64 (N,), index into ``class_names``
     class_names: tuple[str, ...]  # one display name a class
+    options: ImageOptions = AS_VIEWED
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,16 +84,44 @@ class ImageSource(ABC):
         """Content of an image's file; an `OSError` where it cannot be had, or is too large."""
 
     @abstractmethod
-    def fingerprint(self) -> str:
+    def files_sha256(self) -> str:
         """SHA-256 over what images there are and in which order, not over their pixels."""
+
+    def fingerprint(self) -> str:
+        """The same over how they are read, too."""
+        options = self.options.exif_orientation, self.options.background_rgb
+        return hashlib.sha256(f"{self.files_sha256()}\t{options}".encode()).hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """What a run keeps of the set, to say how another one differs."""
+        counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
+        images = dict(zip(self.class_names, counts, strict=True))
+        return {"fingerprint": self.fingerprint(), "images": images}
 
     def decode(self, index: int) -> Image.Image | None:
         """Decode an image into RGB, or return None where that is not possible."""
         try:
-            with Image.open(io.BytesIO(self.encoded(index)), formats=FORMATS) as image:
-                return to_rgb(image) if math.prod(image.size) <= MAX_PIXELS else None
+            return self._decode(index)
         except UNREADABLE:
             return None
+
+    def flaw(self, index: int) -> str:
+        """An image's name, and why `decode` made nothing of it."""
+        try:
+            self._decode(index)
+        except UNREADABLE as error:
+            return f"{self.name(index)} ({printable(_reason(error))})"
+        return self.name(index)  # it can be read by now
+
+    def _decode(self, index: int) -> Image.Image:
+        content = self.encoded(index)
+        if not content:
+            raise ValueError("it is empty")
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if math.prod(image.size) > MAX_PIXELS:
+                raise ValueError(f"it has {math.prod(image.size):,} pixels")
+            held = upright(image) if self.options.exif_orientation else image
+            return to_rgb(held, self.options.background_rgb)
 
     def spread(self, limit: int) -> IntArray:
         """At most ``limit`` indices, evenly over the set, so over classes that stand in order."""
@@ -116,14 +148,24 @@ class ImageSource(ABC):
         with ThreadPoolExecutor() as pool:
             ok = np.fromiter(pool.map(fill, range(len(chosen))), bool, len(chosen))
         skipped = tuple(self.name(int(i)) for i in chosen[~ok])
-        if not ok.any() and indices is None:
-            raise ArtifactError(self.root, "none of its images can be read")
         if skipped:
-            logger.warning("skipped %d unreadable images, first %s", len(skipped), skipped[0])
+            first = self.flaw(int(chosen[np.argmin(ok)]))
+            if not ok.any() and indices is None:
+                raise ArtifactError(self.root, f"none of its images can be read, first {first}")
+            logger.warning("skipped %d unreadable images, first %s", len(skipped), first)
         labels = self.labels[chosen]
         if not ok.all():
             pixels, labels = pixels[ok], labels[ok]
         return LabelledImages(pixels, labels, self.class_names, skipped)
+
+
+def _reason(error: BaseException) -> str:
+    """One line of why Pillow, or the disk, gave no image."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image of a format that is read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def printable(name: str) -> str:
@@ -158,28 +200,6 @@ def warn_of_empty_classes(root: Path, labels: IntArray, names: Sequence[str]) ->
         logger.warning("%s: there are no images of %s", printable(str(root)), listed(empty))
 
 
-def require_same_classes(
-    key: str, names: Sequence[str], other_key: str, others: Sequence[str]
-) -> None:
-    """Raise a `ConfigError` where two sets have not the same classes in order; it names them."""
-    if tuple(names) == tuple(others):
-        return
-    missing = [name for name in others if name not in names]
-    unknown = [name for name in names if name not in others]
-    said = [
-        f"{what} {listed(different)}"
-        for what, different in (("lacks", missing), ("has besides", unknown))
-        if different
-    ] or ["has them in another order"]
-    raise ConfigError(f"{key}: its classes are not those of {other_key}: it {', and '.join(said)}")
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names, for people."""
-    shown = ", ".join(map(repr, names[:MAX_LISTED]))
-    return shown if len(names) <= MAX_LISTED else f"{shown} and {len(names) - MAX_LISTED} more"
-
-
 def read_class_table(folder: Path) -> tuple[tuple[str, str], ...]:
     """Key and name of each class, in the order of ``classes.txt``; nothing where there is none.
 
@@ -190,8 +210,8 @@ def read_class_table(folder: Path) -> tuple[tuple[str, str], ...]:
     for path in (folder / TABLE, folder.parent / TABLE):
         if path.is_file():
             try:
-                lines = read_file(path).decode().splitlines()
-            except (OSError, UnicodeDecodeError) as error:
+                lines = decode_text(read_file(path)).splitlines()
+            except (OSError, ValueError) as error:
                 raise ArtifactError(path, f"cannot be read ({error})") from error
             rows = (line.partition("\t") for line in lines if line.strip())
             return tuple((key.strip(), name.strip() or key.strip()) for key, _, name in rows)

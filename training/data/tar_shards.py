@@ -24,14 +24,15 @@ import numpy as np
 
 from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.io.bounded import open_file, parse_json
+from masc_core.io.bounded import decode_text, open_file, parse_json
+from training.changes import listed
+from training.config import AS_VIEWED, ImageOptions
 from training.data.source import (
     MAX_CLASSES,
     MAX_IMAGE_BYTES,
     SUFFIXES,
     TABLE,
     ImageSource,
-    listed,
     numbered_classes,
     printable,
     read_class_table,
@@ -57,6 +58,7 @@ class TarShards(ImageSource):
     offsets: IntArray  # int64 (N,), where in its shard an image's file lies, in bytes
     lengths: IntArray
     class_names: tuple[str, ...]
+    options: ImageOptions = AS_VIEWED
 
     @classmethod
     def scan(cls, root: Path, shards: Sequence[Path]) -> TarShards:
@@ -79,7 +81,7 @@ class TarShards(ImageSource):
         if names_left_out:
             logger.warning(
                 "%d samples have no image and are left out: %s (a sample's name ends at the first "
-                "dot)", len(names_left_out), listed(names_left_out),
+                "dot, and a link is no image)", len(names_left_out), listed(names_left_out),
             )  # fmt: skip
         numbers = [(s.label, s.offset, s.length) for s in samples]
         labels, offsets, lengths = np.array(numbers, np.int64).T.copy()
@@ -113,7 +115,7 @@ class TarShards(ImageSource):
         except OSError as error:
             raise ArtifactError(shard, f"cannot be read any more ({error})") from error
 
-    def fingerprint(self) -> str:
+    def files_sha256(self) -> str:
         """SHA-256 over the samples' names, labels and sizes, in order."""
         digest = hashlib.sha256()
         for row in zip(self.keys, self.labels, self.lengths, strict=True):
@@ -135,7 +137,7 @@ class _Parts:
 
     images: list[tuple[int, int]] = field(default_factory=list)
     nested: list[tuple[int, int]] = field(default_factory=list)  # as in ``0001.image.jpg``
-    labels: dict[str, bytes] = field(default_factory=dict)
+    labels: dict[str, bytes] = field(default_factory=dict)  # by extension
 
 
 def _samples_of(shard: Path) -> tuple[list[_Sample], list[str]]:
@@ -150,9 +152,13 @@ def _samples_of(shard: Path) -> tuple[list[_Sample], list[str]]:
                     raise ArtifactError(shard, f"{printable(key)}.{extension} has {length:,} bytes")
                 if f".{kind}" in SUFFIXES:
                     (sample.images if kind == extension else sample.nested).append((offset, length))
-                elif kind in LABEL_READERS and (kind == extension or kind not in sample.labels):
+                elif kind in LABEL_READERS:
                     file.seek(offset)
-                    sample.labels[kind] = file.read(length)
+                    content = file.read(length)
+                    if sample.labels.setdefault(extension, content) != content:
+                        raise ArtifactError(
+                            shard, f"{printable(key)}.{extension} is in it twice, and differs"
+                        )
     except (OSError, tarfile.TarError, EOFError, ValueError, RecursionError) as error:
         raise ArtifactError(shard, f"is no whole, uncompressed tar file ({error})") from error
     samples = [
@@ -200,11 +206,19 @@ class _Headers:
 def _finish(shard: Path, key: str, parts: _Parts) -> _Sample:
     images = parts.images or parts.nested
     if len(images) > 1:
-        reason = f"sample {key!r} has {len(images)} images: its name ends at its first dot"
+        reason = f"sample {key!r} has {len(images)} images; its name ends at its first dot"
         raise ArtifactError(shard, reason)
-    for extension, read in LABEL_READERS.items():
-        if extension in parts.labels:
-            label = read(parts.labels[extension])
+    for kind, read in LABEL_READERS.items():
+        fitting = sorted((e for e in parts.labels if e.rpartition(".")[2] == kind), key=len)
+        if fitting[1:] and fitting[0] != kind:
+            several = ", ".join(fitting)
+            raise ArtifactError(shard, f"sample {key!r} has several labels: {several}; which?")
+        if fitting:
+            extension = fitting[0]
+            try:
+                label = read(parts.labels[extension])
+            except ValueError as error:
+                raise ArtifactError(shard, f"{key}.{extension}: {error}") from error
             if type(label) is not int or not 0 <= label < MAX_CLASSES:
                 raise ArtifactError(shard, f"{key}.{extension} names no class, but {label!r}")
             return _Sample(key, label, *images[0])
@@ -212,10 +226,11 @@ def _finish(shard: Path, key: str, parts: _Parts) -> _Sample:
 
 
 def _read_cls(content: bytes) -> object:
+    text = decode_text(content).strip()
     try:
-        return int(content)
+        return int(text)
     except ValueError:
-        return content[:40].decode(errors="replace")
+        return text[:40]
 
 
 def _read_json(content: bytes) -> object:

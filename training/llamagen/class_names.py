@@ -6,7 +6,7 @@ from pathlib import Path
 
 from masc_core.bundle.manifest import check_class_names
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.io.bounded import read_file
+from masc_core.io.bounded import decode_text, read_file
 
 IMAGENET = Path(__file__).with_name("imagenet1k.txt")
 NUM_IMAGENET = 1000
@@ -28,11 +28,11 @@ def read_class_names(num_classes: int, path: Path | None = None) -> tuple[str, .
             )
         path = IMAGENET
     try:
-        lines = read_file(path).decode().splitlines()
+        lines = decode_text(read_file(path)).splitlines()
     except OSError as error:
         raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ArtifactError(path, "is not UTF-8 text") from error
+    except ValueError as error:
+        raise ArtifactError(path, f"cannot be read: {error}") from error
     names = tuple(line.strip() for line in lines)
     if len(names) != num_classes:
         raise ArtifactError(path, f"has {len(names)} lines, but there are {num_classes} classes")

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from masc_core.errors import ConfigError
 from masc_core.io.bounded import open_lock, parse_json, read_file
 from masc_core.io.files import atomic_write, read_json, write_json
+from training.changes import changes
 from training.config import may_change
 from training.loop.checkpoint import checkpoint_config, latest_checkpoint, latest_step
 from training.loop.distributed import Ranks
@@ -37,8 +38,8 @@ class Run:
     ----------
     folder : where everything of the run stands
     config : the stage's configuration; a folder that was begun with another one is refused
-    inputs : hashes of what the stage starts from, by name; a folder that was begun from something
-        else is refused, wherever that lies
+    inputs : what the stage starts from, by name, as hashes or summaries; a folder that was begun
+        from something else is refused, wherever that lies
     ranks : of the run; by default this process alone, on the CPU
 
     Attributes
@@ -54,12 +55,14 @@ class Run:
         self,
         folder: Path,
         config: BaseModel,
-        inputs: dict[str, str] | None = None,
+        inputs: Mapping[str, Any] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.folder, self.ranks = folder, ranks or Ranks(torch.device("cpu"))
         self.log_path = folder / "log.jsonl"
-        self.config: dict[str, Any] = config.model_dump(mode="json") | {"inputs": inputs or {}}
+        self.config: dict[str, Any] = config.model_dump(mode="json") | {
+            "inputs": dict(inputs or {})
+        }
         self._may_change = may_change(config)
         # Keys that came after a run was begun do not end it while they are at their default.
         self._set = config.model_dump(exclude_defaults=True).keys() | {"inputs"}
@@ -144,14 +147,14 @@ class Run:
         elif any(self.folder.glob("*.safetensors")):
             begun = self._stated_config()  # killed before its first checkpoint, or another's
         if begun is not None:
-            changed = [
-                key
-                for key in sorted(begun.keys() | self._set)
-                if key not in self._may_change and begun.get(key) != self.config.get(key)
-            ]
-            if changed:
+            compared = (begun.keys() | self._set) - self._may_change
+            before, now = (
+                {key: value for key, value in config.items() if key in compared}
+                for config in (begun, self.config)
+            )
+            if changed := changes(before, now):
                 raise ConfigError(
-                    f"{self.folder}: was begun with other {', '.join(changed)}; "
+                    f"{self.folder}: was begun otherwise: {changed}; "
                     "choose another folder or remove this one"
                 )
         self.write_json("config.json", self.config)

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from masc_core.errors import ArtifactError, ConfigError
+from masc_core.errors import ArtifactError
 from masc_core.io.bounded import parse_json
 from masc_core.io.files import read_json
 from masc_core.io.tensors import fill_module, read_header, without_memory
+from training.changes import require_same_classes
 from training.metrics.fidelity import Extractor
 from training.metrics.reconstruction import pixels_to_float, to_float
 
@@ -90,8 +91,7 @@ def load_classifier(folder: Path, class_names: tuple[str, ...]) -> Classifier:
             model = Classifier(len(names), config["image_size"], config["width"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(path, f"holds no classifier ({error})") from error
-    if tuple(names) != class_names:
-        raise ConfigError(f"classifier: {folder} judges other classes than the model has")
+    require_same_classes("classifier", folder, names, "the model", class_names)
     return fill_module(path, model).eval()
 
 

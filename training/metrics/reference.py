@@ -30,6 +30,7 @@ from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels
 from masc_core.io.npz import load_npz, save_npz
 from masc_core.progress import ProgressCallback
+from training.config import AS_VIEWED, ImageOptions
 from training.data.images import open_images
 from training.data.source import ImageSource
 from training.metrics.fidelity import MIN_IMAGES, Extractor, torch_fidelity
@@ -179,9 +180,12 @@ class RealStatistics:
 
 
 def open_real(
-    path: Path, image_size: int, extractors: Sequence[Extractor]
+    path: Path,
+    image_size: int,
+    extractors: Sequence[Extractor],
+    options: ImageOptions = AS_VIEWED,
 ) -> RealImages | RealStatistics:
-    """What is at a path, for extractors.
+    """What is at a path, for extractors; the options are of images.
 
     Raises
     ------
@@ -194,7 +198,7 @@ def open_real(
         statistics = RealStatistics.open(path)
         statistics.check(extractors)
         return statistics
-    images = open_images(path)
+    images = open_images(path, options)
     _require_images(path, len(images))
     return RealImages(path, image_size, images)
 

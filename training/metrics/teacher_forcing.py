@@ -22,6 +22,7 @@ from masc_core.bundle.read import Bundle
 from masc_core.errors import ConfigError
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.sampler import apply_cfg
+from training.changes import require_same_classes
 from training.data.code_cache import CodeCache
 from training.losses.transformer import position_cross_entropy_and_entropy
 from training.metrics.cluster_levels import NUM_SUMS, ClusterLevelMetrics
@@ -117,8 +118,8 @@ def check_codes(bundle: Bundle, cache: CodeCache) -> None:
     pairs = {
         "codes": (index.num_codes, manifest.num_codes),
         "positions": (index.num_positions, manifest.num_positions),
-        "classes": (index.class_names, manifest.class_names),
     }
     for name, (of_cache, of_model) in pairs.items():
         if of_cache != of_model:
-            raise ConfigError(f"codes: have other {name} than the model")
+            raise ConfigError(f"codes: have {of_cache} {name}, the model {of_model}")
+    require_same_classes("codes", "the cache", index.class_names, "the model", manifest.class_names)

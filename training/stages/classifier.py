@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from masc_core.errors import ArtifactError
 from masc_core.io.tensors import write_tensors
 from masc_core.progress import ProgressCallback, no_progress
+from training.changes import require_same_classes
 from training.config import set_threads
 from training.data.images import open_images
 from training.data.pixels import TrainingPixels
-from training.data.source import LabelledImages, require_classes, require_same_classes
+from training.data.source import LabelledImages, require_classes
 from training.loop.distributed import join_ranks
 from training.loop.run_dir import Run
 from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
@@ -37,16 +38,19 @@ def train_classifier(
     """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
     set_threads(config.threads)
     torch.manual_seed(config.seed)
-    data, val_data = open_images(config.data), open_images(config.val_data)
+    data, val_data = open_images(config.data, config), open_images(config.val_data, config)
     require_classes(data, "data")
-    require_same_classes("val_data", val_data.class_names, "data", data.class_names)
+    require_same_classes(
+        "val_data", config.val_data, val_data.class_names, config.data, data.class_names
+    )
     train = TrainingPixels(data, config.image_size)
-    inputs = {"data": data.fingerprint(), "val_data": val_data.fingerprint()}
+    inputs = {"data": data.summary(), "val_data": val_data.summary()}
     with join_ranks(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
         share = np.arange(len(val_data))[ranks.rank :: ranks.count]
         val = val_data.read(config.image_size, share)
         if not ranks.any(len(val.labels) > 0):
-            raise ArtifactError(val_data.root, "none of its images can be read")
+            reason = f"none of its images can be read, first {val_data.flaw(0)}"
+            raise ArtifactError(val_data.root, reason)
         model = Classifier(len(data.class_names), config.image_size, config.width)
         model = model.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

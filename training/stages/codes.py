@@ -27,6 +27,7 @@ from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels
 from masc_core.models.vq import VQModel
 from masc_core.progress import ProgressCallback, no_progress
+from training.changes import changes
 from training.config import set_threads
 from training.data.code_cache import (
     INDEX,
@@ -49,8 +50,6 @@ from training.stages.configs import CodesConfig
 
 logger = logging.getLogger(__name__)
 
-FIELD_LABELS = {"tokenizer_sha256": "tokenizer", "files_sha256": "set of images"}
-
 
 def extract_codes(config: CodesConfig, report: ProgressCallback = no_progress) -> CodeIndex:
     """Run the stage, or finish it.
@@ -62,7 +61,7 @@ def extract_codes(config: CodesConfig, report: ProgressCallback = no_progress) -
     ArtifactError : a file is damaged, or none of the images can be read
     """
     set_threads(config.threads)
-    source = open_images(config.data)
+    source = open_images(config.data, config)
     require_classes(source, "data")
     tokenizer = TrainedTokenizer.open(config.tokenizer)
     if not tokenizer.has_encoder:
@@ -73,6 +72,8 @@ def extract_codes(config: CodesConfig, report: ProgressCallback = no_progress) -
         files_sha256=source.fingerprint(),
         image_size=config.image_size,
         variants=config.variants,
+        exif_orientation=config.exif_orientation,
+        background=config.background,
         crop_range=config.crop_range if config.variants == "ten_crop" else 1.0,
         num_codes=tokenizer.model.config.num_codes,
         num_positions=grid**2,
@@ -96,7 +97,8 @@ def extract_codes(config: CodesConfig, report: ProgressCallback = no_progress) -
                 _finish(config.out, header)
     index = read_index(config.out)
     if not index.num_images:
-        raise ArtifactError(config.data, "none of its images can be read")
+        reason = f"none of its images can be read, first {source.flaw(0)}"
+        raise ArtifactError(config.data, reason)
     return index
 
 
@@ -115,13 +117,11 @@ def _claim(folder: Path, header: CodeIndex) -> None:
     """Claim the folder for this cache."""
     if not (folder / INDEX).exists():
         write_index(folder, header)
-    begun = read_index(folder).model_copy(update={"shards": ()}).model_dump()
-    wanted = header.model_dump()
-    changed = [FIELD_LABELS.get(key, key) for key in wanted if wanted[key] != begun[key]]
+    begun = read_index(folder).model_copy(update={"shards": ()})
+    changed = changes(begun.model_dump(), header.model_dump())
     if changed:
         raise ConfigError(
-            f"{folder}: was begun with another {', another '.join(changed)}; "
-            "choose another folder or remove this one"
+            f"{folder}: was begun otherwise: {changed}; choose another folder or remove this one"
         )
 
 

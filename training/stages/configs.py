@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from masc_core.bundle.manifest import Decoding, PlainName
 from masc_core.models.gpt_config import Positions
 from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, CFGSchedule
-from training.config import Frozen, LoopConfig, MayChange, StageConfig
+from training.config import Frozen, ImageOptions, LoopConfig, MayChange, StageConfig
 
 # Those of `masc_core.clustering.methods`, as a test makes sure.
 METHODS = (
@@ -31,7 +31,7 @@ WEIGHTS = "model, or ema, their moving average"
 LEAST_IMAGES = 4  # two to fit to and two to measure on: errors need two
 
 
-class TokenizerConfig(LoopConfig):
+class TokenizerConfig(LoopConfig, ImageOptions):
     """Keys of a tokenizer run."""
 
     data: MayChange[Path] = Field(
@@ -100,7 +100,7 @@ class TokenizerConfig(LoopConfig):
         return self
 
 
-class CodesConfig(StageConfig):
+class CodesConfig(StageConfig, ImageOptions):
     """Keys of a code extraction."""
 
     tokenizer: Path = Field(
@@ -147,7 +147,7 @@ class ImportPriorConfig(Frozen):
     cluster_size: int = Field(128, ge=1, description="codes of each cluster")
 
 
-class CompareConfig(StageConfig):
+class CompareConfig(StageConfig, ImageOptions):
     """Keys of a comparison."""
 
     tokenizer: Path = Field(
@@ -289,7 +289,7 @@ class RefinerTrainingConfig(LoopConfig):
     )
 
 
-class ClassifierConfig(LoopConfig):
+class ClassifierConfig(LoopConfig, ImageOptions):
     """Keys of a classifier run."""
 
     data: MayChange[Path] = Field(
@@ -301,7 +301,7 @@ class ClassifierConfig(LoopConfig):
     weight_decay: float = Field(0.05, ge=0)
 
 
-class EvaluateConfig(Frozen):
+class EvaluateConfig(ImageOptions):
     """What to measure, and with what."""
 
     model: str | None = Field(None, description="name of the model")
@@ -425,7 +425,7 @@ class ImportConfig(VersionConfig):
         return self
 
 
-class ImportTokenizerConfig(Frozen):
+class ImportTokenizerConfig(ImageOptions):
     """Keys of a tokenizer's import."""
 
     source: Path = Field(description="tokenizer of LlamaGen, .pt or .safetensors")

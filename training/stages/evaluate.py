@@ -100,7 +100,7 @@ class _Evaluation:
         self.extractors = self._extractors()
         self.real: RealImages | RealStatistics | None = None
         if config.reference is not None:
-            self.real = open_real(config.reference, self.image_size, self.extractors)
+            self.real = open_real(config.reference, self.image_size, self.extractors, config)
 
     def generate(self, ranks: Ranks) -> FeatureStats:
         """Generate the images, and look at them."""
@@ -213,6 +213,8 @@ class _Evaluation:
             "codes": str(config.codes) if config.codes else None,
             "codes_cfg_scale": config.codes_cfg_scale if config.codes else None,
             "reference": str(config.reference) if config.reference else None,
+            "exif_orientation": config.exif_orientation,
+            "background": config.background,
             "extractors": {e.label: e.weights_sha256 for e in self.extractors},
             "device": str(self.bundle.device),
             "dtype": str(self.bundle.dtype).removeprefix("torch."),

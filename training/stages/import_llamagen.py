@@ -190,7 +190,7 @@ def _measure(config: ImportTokenizerConfig, model: VQModel) -> dict[str, Any]:
     if config.val_data is None:
         return {}
     model.config.grid_size(config.image_size)
-    images = open_images(config.val_data)
+    images = open_images(config.val_data, config)
     pixels = images.read(config.image_size, images.spread(config.val_images)).pixels
     reconstruction_sheet(model, pixels).save(config.out / "reconstructions.png")
     return reconstruction_metrics(model, pixels)

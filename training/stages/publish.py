@@ -11,6 +11,7 @@ publish another one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -190,17 +191,17 @@ class TrainedRuns:
         made_from = {"tokenizer": tokenizer, "prior": prior}
         transformer = self.transformer / TRANSFORMER_FILE
         inputs = read_inputs(transformer)
-        if not made_from.items() <= inputs.items():
-            raise ConfigError("transformer: was trained with another tokenizer or another prior")
+        _require_origin("transformer", inputs, made_from)
         if inputs.get("codes") != codes.files_sha256:
-            raise ConfigError("codes: are of other images than the transformer was trained on")
+            trained_on = _read_values(self.transformer / "config.json").get("codes")
+            raise ConfigError(
+                f"codes: {self.codes} is of other images than the transformer was trained on, "
+                f"those of {trained_on}"
+            )
         if self.refiner is None:
             return
         made_from["transformer"] = sha256_file(transformer)
-        if not made_from.items() <= read_inputs(self.refiner / REFINER_FILE).items():
-            raise ConfigError(
-                "refiner: was trained with another transformer, another tokenizer or another prior"
-            )
+        _require_origin("refiner", read_inputs(self.refiner / REFINER_FILE), made_from)
 
     def _tokenizer_origin(self) -> dict[str, Any]:
         if not self._is_bundle:
@@ -216,6 +217,13 @@ class TrainedRuns:
             return _read_values(self.tokenizer / "metrics.json")
         metrics = read_manifest(self.tokenizer).metrics
         return {key: metrics[key] for key in TOKENIZER_METRICS & metrics.keys()}
+
+
+def _require_origin(part: str, inputs: Mapping[str, str], made_from: Mapping[str, str]) -> None:
+    """Raise a `ConfigError` unless a part was trained with all of that; it names what differs."""
+    others = [f"another {name}" for name, sha256 in made_from.items() if inputs.get(name) != sha256]
+    if others:
+        raise ConfigError(f"{part}: was trained with {' and '.join(others)}")
 
 
 def _measure(

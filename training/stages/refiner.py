@@ -48,10 +48,11 @@ def train_refiner(
     with join_ranks(config.device) as ranks:
         data = ClusterData(config.codes, config.val_codes, config.prior, ranks)
         _check(config, data)
-        inputs = data.inputs | {"transformer": sha256_file(config.transformer)}
+        origin = {"transformer": sha256_file(config.transformer)}
+        inputs = data.inputs | origin
         transformer = load_transformer(config.transformer)
         _check_sizes(transformer.config, data)
-        with Run(config.out, config, inputs, ranks) as run:
+        with Run(config.out, config, data.summary | origin, ranks) as run:
             torch.manual_seed(config.seed)
             sizes = RefinerConfig(
                 num_codes=data.prior.num_codes,

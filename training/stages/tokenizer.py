@@ -73,8 +73,8 @@ def train_tokenizer(
 ) -> dict[str, Any]:
     """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
     set_threads(config.threads)
-    data, val_data = open_images(config.data), open_images(config.val_data)
-    inputs = {"data": data.fingerprint(), "val_data": val_data.fingerprint()}
+    data, val_data = open_images(config.data, config), open_images(config.val_data, config)
+    inputs: dict[str, Any] = {"data": data.summary(), "val_data": val_data.summary()}
     lpips = Lpips.load(*config.lpips_files.values()) if config.lpips_files else None
     inputs |= {key: sha256_file(path) for key, path in config.lpips_files.items()}
     with join_ranks(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:

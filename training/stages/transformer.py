@@ -98,7 +98,7 @@ def train_transformer(
         data = ClusterData(config.codes, config.val_codes, config.prior, ranks, config.partitions)
         if config.init is not None:
             data.inputs["init"] = start_sha256(config.init)
-        with Run(config.out, config, data.inputs, ranks) as run:
+        with Run(config.out, config, data.summary, ranks) as run:
             model = build_model(config, data, ranks)
             fit(run, config, _TransformerTraining(run, config, data, model).task(), report)
             return run.read_json("metrics.json")

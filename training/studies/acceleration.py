@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.io.bounded import parse_json, read_file
+from masc_core.io.bounded import decode_text, parse_json, read_file
 
 Point = tuple[float, float]  # epoch and metric
 
@@ -81,7 +81,7 @@ def read_curve(run: Path, metric: str) -> list[Point]:
     """
     path = run / "log.jsonl" if run.is_dir() else run
     try:
-        rows = _rows(read_file(path).decode().splitlines())
+        rows = _rows(decode_text(read_file(path)).splitlines())
         points = [
             (float(r["epoch"]), float(r[metric])) for r in rows if {"epoch", metric} <= r.keys()
         ]

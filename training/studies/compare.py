@@ -179,7 +179,7 @@ class CompareInputs:
         if not config.methods and not config.priors:
             raise ConfigError("methods: there is nothing to compare")
         self.given = tuple(self._load_prior(path) for path in config.priors)
-        self.folder = open_images(config.images)
+        self.folder = open_images(config.images, config)
         self.cache = None if config.codes is None else self._open_cache(config.codes)
         self.rows = tokenizer.rows(raw=config.raw_rows)
         self.model = model.to(device)

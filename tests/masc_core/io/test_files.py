@@ -231,3 +231,16 @@ def removed_folder(path: Path) -> None:
 def test_what_went_wrong_is_told_even_if_there_is_nothing_to_tidy_up(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         removed_folder(tmp_path / "1")
+
+
+def test_what_cannot_be_written_is_named_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "x.toml", tmp_path / "none" / "x.toml"):
+        with pytest.raises(OSError, match=rf"'{path}'$"):
+            atomic_write(path, b"")
+    with (
+        pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/x'$"),
+        atomic_path(tmp_path / "x"),
+        open("/dev/full", "wb") as full,  # noqa: PTH123 - no path of ours
+    ):
+        full.write(b"x")

@@ -31,6 +31,8 @@ def test_names_come_from_the_metadata_whatever_the_columns(tmp_path: Path) -> No
 def test_without_metadata_classes_are_numbers(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", IMAGES, LABELS)
     assert ParquetImages.scan(path, [path]).class_names == ("0", "1", "2")
+    (tmp_path / "classes.txt").write_text("zero\none\ntwo\n")
+    assert ParquetImages.scan(path, [path]).class_names == ("zero", "one", "two")
 
 
 def test_only_the_last_row_groups_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +76,8 @@ def test_rows_without_bytes_and_damaged_pages_are_unreadable(tmp_path: Path) -> 
     [
         ({"picture": [1], "label": [0]}, "has no column 'image'; its columns are picture, label"),
         ({"image": [{"bytes": b""}], "class": [0]}, "has no column 'label'"),
+        ({"image": [{"bytes": "x"}], "label": [0]}, "holds no encoded images, but struct"),
+        ({"image": [[{"bytes": b""}]], "label": [0]}, "holds no encoded images, but list"),
         ({"image": ["x"], "label": [0]}, "column 'image' holds no encoded images, but string"),
         ({"image": [{"path": ""}], "label": [0]}, "holds no encoded images, but struct"),
         ({"image": [{"bytes": b""}], "label": ["cat"]}, "holds no class numbers, but string"),
@@ -114,7 +118,10 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         write_parquet(tmp_path / "a.parquet", IMAGES, LABELS, ["x", "y", "z"]),
         write_parquet(tmp_path / "b.parquet", IMAGES, LABELS, ["x", "z", "y"]),
     ]
-    with pytest.raises(ConfigError, match=r"b\.parquet: has other columns or classes than .*a\."):
+    with pytest.raises(
+        ConfigError,
+        match=r"b\.parquet: is not as .*a\.parquet: class_names has ",
+    ):
         ParquetImages.scan(tmp_path, paths)
 
 
@@ -132,3 +139,18 @@ def test_strange_metadata_is_no_metadata(tmp_path: Path, text: str) -> None:
     table = pq.read_table(path).replace_schema_metadata({"huggingface": text})
     pq.write_table(table, path)
     assert ParquetImages.scan(path, [path]).class_names == ("0", "1", "2")
+
+
+def test_a_name_of_several_columns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    arrays = [pa.array([{"bytes": IMAGES[0]}]), pa.array([0]), pa.array([1])]
+    pq.write_table(pa.Table.from_arrays(arrays, names=["image", "label", "label"]), path)
+    with pytest.raises(ArtifactError, match=r"a\.parquet: has several columns 'label'"):
+        ParquetImages.scan(path, [path])
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+def test_bytes_of_every_kind_are_images(tmp_path: Path, kind: pa.DataType) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": pa.array(IMAGES[:2], kind), "label": [0, 1]}), path)
+    assert ParquetImages.scan(path, [path]).encoded(1) == IMAGES[1]

@@ -31,7 +31,7 @@ class InMemory(ImageSource):
     def encoded(self, index: int) -> bytes:
         return self.contents[index]
 
-    def fingerprint(self) -> str:
+    def files_sha256(self) -> str:
         return "0"
 
 

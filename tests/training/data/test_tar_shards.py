@@ -3,10 +3,12 @@ from __future__ import annotations
 import gzip
 import io
 import logging
+import subprocess
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from masc_core.errors import ArtifactError, ConfigError, MascError
@@ -76,6 +78,8 @@ def test_names_come_from_classes_txt(tmp_path: Path) -> None:
         ([("7.png", b""), ("7.json", b'{"label": true}')], "7.json names no class, but True"),
         ([("7.png", b""), ("7.json", b'{"id": 1}')], "7.json names no class, but None"),
         ([("7.png", b""), ("7.json", b"{")], "7.json names no class, but '{'"),
+        ([("7.png", b""), ("7.cls", b"0"), ("7.cls", b"1")], "7.cls is in it twice, and differs"),
+        ([("7.png", b""), ("7.b.cls", b"0"), ("7.a.cls", b"1")], "several labels: b.cls, a.cls;"),
         ([("7.txt", b""), ("7.cls", b"0")], "its tar shards hold no images"),
         ([], "its tar shards hold no images"),
     ],
@@ -141,7 +145,7 @@ def test_names_with_dots_follow_webdatasets_rule(tmp_path: Path) -> None:
     assert shards.keys == ("1", "2_2")
     assert shards.class_names == ("4", "6")
     assert [shards.encoded(i) for i in range(2)] == [png(1), png(2)]
-    with pytest.raises(ArtifactError, match="sample '2_2' has 2 images: its name ends at its firs"):
+    with pytest.raises(ArtifactError, match="sample '2_2' has 2 images; its name ends at its firs"):
         scan(tmp_path, [("2_2.0.png", b""), ("2_2.1.png", b""), ("2_2.0.cls", b"5")])
 
 
@@ -169,3 +173,38 @@ def test_names_need_not_be_utf_8(tmp_path: Path) -> None:
     shards = TarShards.scan(path, [path])
     assert shards.name(0) == rf"{path}:caf\udce9"
     assert len(shards.fingerprint()) == 64
+
+
+def test_names_lead_nowhere_and_links_are_no_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_tar(tmp_path / "x.tar", [("/etc/0.png", png(0)), ("/etc/0.cls", b"0")])
+    with tarfile.open(path, "a") as archive:
+        for name, kind in (("../1.png", tarfile.LNKTYPE), ("2.png", tarfile.SYMTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "/etc/0.png"
+            archive.addfile(link)
+    with caplog.at_level(logging.WARNING):
+        shards = TarShards.scan(path, [path])
+    assert shards.keys == ("/etc/0",)
+    assert shards.encoded(0) == png(0)
+    assert "2 samples have no image" in caplog.text
+    assert "a link is no image" in caplog.text
+
+
+@pytest.mark.parametrize("dialect", ["gnu", "posix"])
+def test_sparse_members_are_read_whole_or_refused(tmp_path: Path, dialect: str) -> None:
+    content = png(0)
+    for name in ("0.png", "1.png"):
+        with (tmp_path / name).open("wb") as file:
+            file.write(content)
+            file.truncate(1 << 20 if name == "0.png" else len(content))
+    for name in ("0.cls", "1.cls"):
+        (tmp_path / name).write_bytes(b"1")
+    names = ["0.png", "0.cls", "1.png", "1.cls"]
+    tar = ["tar", "--sparse", f"--format={dialect}", "-cf", "x.tar", *names]
+    subprocess.run(tar, cwd=tmp_path, check=True)
+    shards = TarShards.scan(tmp_path / "x.tar", [tmp_path / "x.tar"])
+    assert shards.labels.tolist() == [0, 0]
+    pixels = shards.read(16).pixels
+    assert np.array_equal(pixels[0], pixels[1])

@@ -25,7 +25,7 @@ def test_names_are_read_from_a_file(tmp_path: Path) -> None:
     [
         (b"cat\n", "has 1 lines, but there are 2 classes"),
         (b"cat\n\n", "line 2 is empty"),
-        (b"cat\n\xff\n", "is not UTF-8 text"),
+        (b"cat\n\xff\n", "line 2 is not UTF-8"),
         (None, "cannot be read: No such file"),
     ],
 )

@@ -42,7 +42,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 def test_results_of_another_kind_are_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.safetensors").write_bytes(b"imported")
     (tmp_path / "config.json").write_text('{"imported": true}')
-    with pytest.raises(ConfigError, match="was begun with other"):
+    with pytest.raises(ConfigError, match="was begun otherwise: imported was True, is absent"):
         Run(tmp_path, config(tmp_path))
     assert json.loads((tmp_path / "config.json").read_text()) == {"imported": True}
 
@@ -52,7 +52,7 @@ def test_a_changed_configuration_is_refused_once_there_is_a_checkpoint(tmp_path:
     Run(tmp_path, config(tmp_path, lr=0.2)).close()
     with Run(tmp_path, config(tmp_path, lr=0.2)) as run:
         write_checkpoint(tmp_path, run.config)
-    with pytest.raises(ConfigError, match="begun with other lr"):
+    with pytest.raises(ConfigError, match=r"begun otherwise: lr was 0.2, is 0.3;"):
         Run(tmp_path, config(tmp_path, lr=0.3))
     Run(tmp_path, config(tmp_path, lr=0.2, threads=3)).close()
 
@@ -66,7 +66,7 @@ def test_keys_that_may_change_are_marked_on_their_fields(tmp_path: Path) -> None
     with Run(tmp_path, Keys(out=tmp_path)) as run:
         write_checkpoint(tmp_path, run.config)
     Run(tmp_path, Keys(out=tmp_path, source=Path("moved"), micro_batch=1)).close()
-    with pytest.raises(ConfigError, match="begun with other width;"):
+    with pytest.raises(ConfigError, match="begun otherwise: width was 1, is 2;"):
         Run(tmp_path, Keys(out=tmp_path, source=Path("moved"), width=2))
 
 
@@ -74,7 +74,7 @@ def test_a_key_that_came_later_ends_no_run_unless_it_is_set(tmp_path: Path) -> N
     with Run(tmp_path, Keys(out=tmp_path)) as run:
         write_checkpoint(tmp_path, {k: v for k, v in run.config.items() if k != "width"})
     Run(tmp_path, Keys(out=tmp_path)).close()
-    with pytest.raises(ConfigError, match="begun with other width;"):
+    with pytest.raises(ConfigError, match="begun otherwise: width was absent, is 2;"):
         Run(tmp_path, Keys(out=tmp_path, width=2))
 
 
@@ -120,7 +120,7 @@ def test_other_inputs_are_refused_wherever_they_lie(tmp_path: Path) -> None:
         write_checkpoint(tmp_path, run.config)
     (tmp_path / "config.json").unlink()  # what counts is in the checkpoint
     Run(tmp_path, config(tmp_path), {"prior": "a"}).close()
-    with pytest.raises(ConfigError, match="begun with other inputs"):
+    with pytest.raises(ConfigError, match=r"begun otherwise: inputs\.prior was 'a', is 'b'"):
         Run(tmp_path, config(tmp_path), {"prior": "b"})
 
 

@@ -68,7 +68,10 @@ def test_against_the_plain_loop(
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"num_codes": 999}, "other codes"), ({"class_names": ("a",)}, "other classes")],
+    [
+        ({"num_codes": 999}, "have 999 codes, the model"),
+        ({"class_names": ("a",)}, "it lacks .*'a'"),
+    ],
 )
 def test_codes_of_another_model_are_refused(
     bundle: Bundle, tmp_path: Path, change: dict[str, object], named: str

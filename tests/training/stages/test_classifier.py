@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,13 @@ def test_tells_bars_from_discs(tmp_path: Path) -> None:
     )
     train_classifier(config)
     val = open_images(tmp_path / "val").read(16)
-    with pytest.raises(ConfigError, match="judges other classes"):
+    with pytest.raises(ConfigError, match=r"classifier: .* of the model: it has them in an"):
         load_classifier(config.out, ("bar", "stripes", "disc"))
+    extra = tmp_path / "val" / "bar" / "new.png"
+    shutil.copy(tmp_path / "val" / "bar" / "000.png", extra)
+    with pytest.raises(ConfigError, match=r"another; inputs\.val_data\.images\.bar was 10, is 11;"):
+        train_classifier(config)
+    extra.unlink()
     (tmp_path / "val" / "bar").rename(tmp_path / "val" / "zebra")
     with pytest.raises(ConfigError, match=r"val_data: .* lacks 'bar', and has besides 'zebra'"):
         train_classifier(config)

@@ -17,6 +17,7 @@ from tests.tiny_images import make_images
 from tests.training.data.image_sets import as_parquet, as_tars
 from tests.training.rank_processes import all_well
 from tests.training.stage_configs import codes_config, photographs, power_cut
+from training.data.cluster_data import ClusterData
 from training.data.code_cache import CodeCache, shard_path
 from training.data.crops import ten_crops
 from training.data.images import ImageFolder, open_images
@@ -61,7 +62,7 @@ def test_a_cache_of_another_tokenizer_is_refused(prepared: Path, tmp_path: Path)
     content = bytearray((prepared / "tokenizer" / "tokenizer.safetensors").read_bytes())
     content[-1] ^= 1
     other.write_bytes(bytes(content))
-    with pytest.raises(ConfigError, match="another tokenizer"):
+    with pytest.raises(ConfigError, match="begun otherwise: tokenizer_sha256 is another;"):
         extract_codes(config.model_copy(update={"tokenizer": other}))
 
 
@@ -83,8 +84,30 @@ def test_a_cache_of_other_images_is_refused(prepared: Path, tmp_path: Path) -> N
     assert extract_codes(config).complete
     path = tmp_path / "images" / "bar" / "000.png"
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(ConfigError, match="another set of images"):
+    with pytest.raises(ConfigError, match="begun otherwise: files_sha256 is another; choose"):
         extract_codes(config)
+    (tmp_path / "images" / "cat").mkdir()
+    path.rename(tmp_path / "images" / "cat" / "000.png")
+    path.with_name("001.png").unlink()
+    with pytest.raises(ConfigError, match="num_files was 6, is 5; class_names has besides 'cat'"):
+        extract_codes(config)
+
+
+@pytest.mark.parametrize("other", [{"background": "none"}, {"exif_orientation": False}])
+def test_a_cache_of_images_that_were_read_otherwise_is_refused(
+    prepared: Path, tmp_path: Path, other: dict[str, object]
+) -> None:
+    config = codes_config(prepared, "val", out=tmp_path / "codes")
+    extract_codes(config)
+    with pytest.raises(
+        ConfigError,
+        match=f"{next(iter(other))} was",
+    ):
+        extract_codes(config.model_copy(update=other))
+    changed = config.model_copy(update={**other, "out": tmp_path / "other"})
+    extract_codes(changed)
+    with pytest.raises(ConfigError, match=f"val_codes: has another {next(iter(other))} than codes"):
+        ClusterData(config.out, changed.out, None)
 
 
 def test_a_shard_of_unreadable_images_is_empty(prepared: Path, tmp_path: Path) -> None:
@@ -156,9 +179,9 @@ def test_ten_crops_are_stored_in_their_order(prepared: Path, tmp_path: Path) -> 
         _, codes = reconstruct(model, np.ascontiguousarray(crops[:, variant]))
         stored = cache.take(everyone, np.full(len(cache), variant))
         assert (stored == codes).mean() > 0.999
-    with pytest.raises(ConfigError, match="another variants"):
+    with pytest.raises(ConfigError, match="begun otherwise: variants was 'ten_crop', is 'flip'"):
         extract_codes(config.model_copy(update={"variants": "flip"}))
-    with pytest.raises(ConfigError, match="another crop_range"):
+    with pytest.raises(ConfigError, match=r"crop_range was 1\.3, is 1\.2"):
         extract_codes(config.model_copy(update={"crop_range": 1.2}))
 
 

@@ -106,7 +106,7 @@ def test_a_version_is_never_overwritten(prepared: Path, trained: Path, tmp_path:
 
 
 def test_parts_that_do_not_fit_are_refused(prepared: Path, trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="trained with another tokenizer or another prior"):
+    with pytest.raises(ConfigError, match=r"transformer: was trained with another prior$"):
         publish(config(prepared, trained, tmp_path, prior=None))
     with pytest.raises(ArtifactError, match="holds no classifier"):
         publish(config(prepared, trained, tmp_path, classifier=tmp_path / "none"))

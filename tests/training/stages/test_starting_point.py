@@ -97,7 +97,7 @@ def test_training_begins_with_them(prepared: Path, flat: Path, tmp_path: Path) -
     )
     fresh = train_transformer(transformer_config(prepared, out=tmp_path / "b", **short))
     assert started["bits_per_position"] < 0.8 * fresh["bits_per_position"]
-    with pytest.raises(ConfigError, match="was begun with other inputs"):
+    with pytest.raises(ConfigError, match=r"was begun otherwise: inputs\.init was .*, is absent"):
         train_transformer(
             transformer_config(prepared, out=tmp_path / "a", **short | {"init": None})
         )

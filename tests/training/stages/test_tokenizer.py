@@ -243,7 +243,7 @@ def test_lpips_is_learned_and_measured(tmp_path: Path, caplog: pytest.LogCapture
     train_tokenizer(config.model_copy(update={"lpips_vgg": moved}))
     write_weights(tmp_path)
     torch.save(linear_weights() | {"lin0.model.1.weight": torch.zeros(1, 64, 1, 1)}, linear)
-    with pytest.raises(ConfigError, match="begun with other inputs"):
+    with pytest.raises(ConfigError, match=r"begun otherwise: inputs\.lpips_linear is another"):
         train_tokenizer(config)
     linear.unlink()
     with pytest.raises(ArtifactError, match=r"vgg\.pth: cannot be read"):

@@ -182,10 +182,10 @@ def kept_metrics(config: TransformerConfig) -> object:
 def test_another_model_or_prior_does_not_continue_a_run(
     plain: TransformerConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="was begun with other dim"):
+    with pytest.raises(ConfigError, match="was begun otherwise: dim was 16, is 24;"):
         train_transformer(plain.model_copy(update={"dim": 24}))
     ClusterMap.from_labels(np.arange(12) // 2).save(tmp_path / "other.npz")
-    with pytest.raises(ConfigError, match="begun with other inputs"):
+    with pytest.raises(ConfigError, match=r"begun otherwise: inputs\.prior "):
         train_transformer(plain.model_copy(update={"prior": tmp_path / "other.npz"}))
 
 
