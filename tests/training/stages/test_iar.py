@@ -116,7 +116,7 @@ def test_a_run_continues_where_it_stopped(
     assert all(torch.equal(actual[key], value) for key, value in expected.items())
     with pytest.raises(ConfigError, match=r"partition_weights was \[0.5, 1.0\], is \[1.0, 1.0\]"):
         train_transformer(config.model_copy(update={"partition_weights": (1.0, 1.0)}))
-    with pytest.raises(ConfigError, match=r"inputs.partition-12 was .*partition_weights was"):
+    with pytest.raises(ConfigError, match=r"partition_weights was .*; inputs.partition-12 was .*, is absent"):
         train_transformer(iar_config(prepared, config.out, cuts[4]))
 
 
