@@ -35,7 +35,9 @@ MAX_TOGETHER = 64  # calls in one pipeline
 PARTS = 10  # of a time-out; see `loop_timeout`
 CANCEL_AGAIN_SECONDS = 0.1
 
-COMMAND = re.compile(r"redis\.p?call\('([A-Z]+)'")
+MAX_MILLISECONDS = 10**14  # 3000 years: Redis refuses times that are too far away
+
+COMMAND = re.compile(r"\bp?call\('([A-Z]+)'")
 
 Argument = bytes | str | float
 
@@ -52,9 +54,14 @@ class Script:
 def load_script(name: str) -> Script:
     """Read the script of that name, with all that it shares with the others."""
     folder = resources.files(__package__) / "scripts"
-    common, text = ((folder / f"{part}.lua").read_text("utf-8") for part in ("common", name))
+    parts = ("keys", "common", name)
+    keys, common, text = ((folder / f"{part}.lua").read_text("utf-8") for part in parts)
     flags, _, text = text.partition("\n")  # which Redis takes from the first line
-    text = f"{flags}\n{common}{text}"
+    commands = ", ".join(f"'{one}'" for one in sorted(set(COMMAND.findall(keys + common + text))))
+    text = (
+        f"{flags}\nlocal COMMANDS = {{{commands}}}\n{keys}{common}"
+        f"local function script()\n{text}\nend\nlocal answer = script()\nrepair()\nreturn answer\n"
+    )
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -84,7 +91,8 @@ def _settings(limits: QueueLimits, channels: str) -> bytes:
             "lease_ms": milliseconds(limits.lease_seconds),
             "result_ms": milliseconds(limits.result_seconds),
             "unkept_ms": milliseconds(min(limits.result_seconds, UNKEPT_SECONDS)),
-            "tombstone_ms": milliseconds(limits.tombstone_seconds),
+            # A record outlasts what it tells of.
+            "tombstone_ms": milliseconds(max(limits.tombstone_seconds, limits.result_seconds)),
         }
     ).encode()
 
@@ -115,7 +123,7 @@ def check_access(client: BlockingRedis, place: Place) -> None:
 
 def milliseconds(seconds: float) -> int:
     """Whole milliseconds, at least one: Redis takes an expiry of 0 for an error."""
-    return max(1, round(seconds * 1000))
+    return max(1, round(min(seconds * 1000, MAX_MILLISECONDS)))
 
 
 class Caller:
@@ -133,7 +141,7 @@ class Caller:
         """Run a script; raises `QueueDownError`."""
         script = load_script(name)
         arguments = (self._place.keys, self._place.settings, *args)
-        with reachable_queue():
+        with reachable_queue(name):
             try:
                 with suppress(NoScriptError):
                     return self._client.evalsha(script.sha, 1, *arguments)
@@ -182,7 +190,7 @@ class AsyncCaller:
             self._sending = asyncio.create_task(self._send())
         try:
             async with loop_timeout(self._seconds):
-                with reachable_queue():
+                with reachable_queue(name):
                     return await call.answer
         except TimeoutError:
             self.on_down()

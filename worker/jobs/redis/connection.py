@@ -11,7 +11,6 @@ import re
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
@@ -125,26 +124,35 @@ def database_of(client: AsyncRedis | BlockingRedis) -> int:
 
 
 @contextmanager
-def reachable_queue() -> Iterator[None]:
-    """Turn whatever goes wrong with Redis into `QueueDownError`, or `QueueFullError`."""
+def reachable_queue(script: str) -> Iterator[None]:
+    """Turn whatever goes wrong with Redis into `QueueDownError`, or `QueueFullError`.
+
+    What does not pass by itself is logged when it begins: the same may meet every call of a script.
+    """
     try:
         yield
     except OutOfMemoryError as error:
         raise QueueFullError("the queue has no memory left for more jobs", RETRY_AFTER) from error
     except RedisError as error:
         if not is_passing(error):
-            _log_refusal(str(error))
+            _note_refusal(script, str(error))
         raise QueueDownError("the queue cannot be reached", RETRY_AFTER) from error
+    else:
+        _refused.discard(script)
+
+
+_refused: Final[set[str]] = set()  # scripts
+
+
+def _note_refusal(script: str, reason: str) -> None:
+    if script not in _refused:
+        _refused.add(script)
+        logger.error("the queue's Redis refuses %s: %s", script, reason)
 
 
 def is_passing(error: RedisError) -> bool:
     """Whether Redis may serve us in a while, without anybody changing us."""
     return isinstance(error, PASSING) or str(error).startswith(PASSING_WORDS)
-
-
-@lru_cache(maxsize=64)  # once: the same may meet every call
-def _log_refusal(reason: str) -> None:
-    logger.error("the queue's Redis refuses a command: %s", reason)
 
 
 def check_server(client: BlockingRedis) -> None:

@@ -83,8 +83,8 @@ async def test_a_damaged_job_ends_and_is_in_nobody_s_way(
             assert isinstance(outcome.to_error(), EngineError)
             totals = (await front.stats()).totals
             assert (totals.accepted, totals.ended, totals.unreadable) == (3, {"error": 1}, 1)
-            assert inside.exists("{masc}:unreadable:" + jobs[0].id)
-            await until(lambda: f"job {jobs[0].id} is set aside" in caplog.text)
+            assert inside.exists("{masc}:unreadable:job:" + jobs[0].id)
+            await until(lambda: f"job:{jobs[0].id} cannot be read, it is set aside" in caplog.text)
         assert inside.zcard("{masc}:waiting:tiny") == 0
         assert not inside.hgetall("{masc}:owners:tiny")
 
