@@ -17,7 +17,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Self
 
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError, RedisError
 
 from masc_core.errors import ConfigError, QueueDownError
 from worker.jobs.queue import DEFAULT_PREFIX, QueueLimits
@@ -73,6 +73,11 @@ class Place:
     channels: str  # prefix of the channels: unlike keys, all databases of a server share them
     settings: bytes
 
+    @property
+    def rights(self) -> str:
+        """What Redis' user needs, as an ACL has it."""
+        return f"~{self.keys}* &{self.channels}* +@all -@admin -@dangerous +info"
+
     @classmethod
     def of(cls, limits: QueueLimits, db: int, prefix: str = DEFAULT_PREFIX) -> Self:
         """The place of the queue with this prefix in a database."""
@@ -98,7 +103,7 @@ def _settings(limits: QueueLimits, channels: str) -> bytes:
 
 
 def check_access(client: BlockingRedis, place: Place) -> None:
-    """Look whether the user may do what the scripts do; raises `ConfigError`.
+    """Look whether the user may do what the scripts do; raises `NoPermissionError`.
 
     A server that is away, or a replica, is not asked: it may still come.
     """
@@ -109,16 +114,14 @@ def check_access(client: BlockingRedis, place: Place) -> None:
     script = (folder / "check_access.lua").read_text("utf-8")
     try:
         refused = client.eval(script, 1, place.keys, place.channels, *sorted(commands))
+    except NoPermissionError:
+        raise
     except RedisError as error:
         if is_passing(error):
             return
         raise ConfigError(f"Redis answers {error}") from None
     if refused:
-        names = ", ".join(name.decode() for name in refused)
-        raise ConfigError(
-            f"Redis' user may not use {names}: it needs ~{place.keys}* &{place.channels}* +@all "
-            "-@admin -@dangerous +info"
-        )
+        raise NoPermissionError("no right to use " + ", ".join(name.decode() for name in refused))
 
 
 def milliseconds(seconds: float) -> int:

@@ -71,16 +71,19 @@ async def test_a_user_of_the_documented_rules_can_do_everything(
         (("-zadd",), "ZADD"),
         (("-subscribe",), "SUBSCRIBE"),
         (("-eval",), "eval"),
-        (("-info",), "INFO"),
+        (("-info",), "info"),
+        (("-select",), "select"),
+        (("-client",), "client"),
     ],
 )
 def test_a_user_who_may_not_do_all_is_an_error_of_one_line(
     server: RedisServer, rules: tuple[str, ...], named: str
 ) -> None:
     with pytest.raises(ConfigError) as refusal:
-        connect(url_of(server, *RULES, *rules), LIMITS)
+        connect(url_of(server, *RULES, *rules) + "/2", LIMITS)
     message = str(refusal.value)
-    assert message.startswith("MASC_QUEUE_URL: Redis")
+    needed = "~{masc}:* &{masc}:2:* +@all -@admin -@dangerous +info"
+    assert message.startswith(f"MASC_QUEUE_URL: Redis' user needs {needed}: NOPERM ")
     assert named in message
     assert "\n" not in message
     assert "hush" not in message
