@@ -256,7 +256,7 @@ class RedisProducer:
 
     def _on_message(self, channel: str, message: bytes) -> None:
         if channel == self._front_channel:
-            self._watchers.notify(message.decode())
+            self._watchers.notify(message.decode(errors="replace"))
         elif channel == self._aside_channel:
             keys, name = self._place.keys, message.decode(errors="replace")
             aside = f"{keys}unreadable:{name}"

@@ -39,7 +39,11 @@ def plant(inside: redis.Redis, name: str, kind: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", PLANTS)
-@pytest.mark.parametrize("names", [*((name,) for name in KEYS), LISTS[1:]], ids="+".join)
+@pytest.mark.parametrize(
+    "names",
+    [*((name,) for name in KEYS), LISTS[1:], ("waiting:tiny", "results", "totals")],
+    ids="+".join,
+)
 async def test_all_goes_on_without_what_lists_the_jobs(
     names: tuple[str, ...],
     kind: str,
@@ -189,3 +193,20 @@ async def test_numbers_of_a_job_may_be_as_large_as_a_double_holds(
         await front.cancel(sent.id)
         await until(lambda: worker.abandoned([lease]) == {sent.id})
         assert (await front.stats()).totals.unreadable == 0
+
+
+async def test_a_job_that_only_the_line_knows_ends_with_its_record(
+    redis_url: str, make_worker: MakeWorker, inside: redis.Redis
+) -> None:
+    worker = make_worker(LIMITS)
+    async with RedisQueue(redis_url, LIMITS) as front:
+        jobs = [job(keep=True) for _ in range(2)]
+        await submit(front, *jobs)
+        for name in ("deadlines", f"job:{jobs[0].id}"):
+            plant(inside, name, "string")
+        await front.stats()
+        assert isinstance(await front.outcome(jobs[0].id), JobFailure)
+        assert worker.finish(claim(worker)[0], result())
+        totals = (await front.stats()).totals
+        assert (totals.accepted, totals.ended) == (2, {"ok": 1, "error": 1})
+        check_sums(inside)

@@ -279,9 +279,13 @@ local function rebuild_lists()
   collect(key('deadlines'))
   collect(key('leases'))
   for id in pairs(ids) do
+    call('ZADD', key('deadlines'), 'NX', now, id) -- it lives, even if its record cannot be read
     local job = read(id)
     if job and is_live(job.state) then
+      call('ZADD', key('deadlines'), job.deadline, id)
       list(id, job)
+    else
+      call('ZREM', key('deadlines'), id)
     end
   end
 end
@@ -299,14 +303,16 @@ end
 
 -- Build anew what could not be read; between changes, when records say all that is true.
 local function repair()
-  local is_due = due_repairs
-  due_repairs = {}
-  if is_due.lists then
-    rebuild_lists()
-  end
-  if is_due.totals then
-    recount_results()
-    recount_accepted()
+  while next(due_repairs) do -- one may come upon the next
+    local is_due = due_repairs
+    due_repairs = {}
+    if is_due.lists then
+      rebuild_lists()
+    end
+    if is_due.totals then
+      recount_results()
+      recount_accepted()
+    end
   end
 end
 
