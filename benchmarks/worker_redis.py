@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import os
 import re
 import socket
@@ -52,6 +51,10 @@ SETTLE_SECONDS = 0.3  # after a job, for what its worker still asks
 HEARTBEAT = {"announce", "renew"}
 SCRIPT = re.compile(rb"\$7\r\nEVALSHA\r\n\$40\r\n([0-9a-f]{40})\r\n")
 SCRIPT_BYTES = 60  # of such a match
+PRINT_SHAS = """import sys
+from worker.jobs.redis.client import load_script
+print(*(load_script(name).sha for name in sys.argv[1:]))
+"""
 
 
 class Relay:
@@ -117,11 +120,11 @@ class Worker:
     def __init__(self, checkout: Path, server: RedisServer, database: int, seconds: float) -> None:
         self._relay = Relay(server.port, seconds)
         scripts = checkout / "worker" / "jobs" / "redis" / "scripts"
-        common = (scripts / "common.lua").read_bytes()
-        self._names = {
-            hashlib.sha1(common + file.read_bytes()).hexdigest(): file.stem  # noqa: S324 - as Redis does
-            for file in scripts.glob("*.lua")
-        }
+        names = [file.stem for file in scripts.glob("*.lua")]
+        shas = subprocess.check_output(  # noqa: S603 - this project
+            [sys.executable, "-c", PRINT_SHAS, *names], cwd=checkout, text=True
+        )
+        self._names = dict(zip(shas.split(), names, strict=True))
         self.front = RedisQueue(f"redis://127.0.0.1:{server.port}/{database}", QueueLimits())
         variables = {
             "MASC_QUEUE_URL": f"redis://127.0.0.1:{self._relay.port}/{database}",

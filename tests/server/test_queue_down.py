@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
+import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
 from masc_core.bundle.registry import Registry
 from masc_core.errors import QueueDownError
 from server.app import create_app
-from tests.server.service import Service, assert_problem
+from server.settings import ServerSettings
+from tests.redis_server import RedisServer
+from tests.server.asgi import until
+from tests.server.service import Service, assert_problem, write_model
 from worker.jobs.job import Job, NumberedEvent
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import Outcome
-from worker.jobs.queue import JobStatus, QueueStats, Receipt, WorkerStatus
+from worker.jobs.queue import JobStatus, QueueLimits, QueueStats, Receipt, WorkerStatus
+from worker.jobs.redis.queue import RedisQueue
 
 
 class _QueueAway(MemoryQueue):
@@ -100,3 +107,90 @@ def test_the_status_says_that_the_queue_is_away(away: Service) -> None:
     response = away.get("/status")
     assert response.status_code == 200
     assert response.json()["queue"] is None
+
+
+LIMITS = QueueLimits(lease_seconds=600.0)
+NAMES = "{masc}:waiting:tiny", "{masc}:deadlines", "{masc}:heard", "{masc}:totals"
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def client(tmp_path: Path, redis_server: RedisServer) -> AsyncIterator[httpx.AsyncClient]:
+    """Of a front end at a Redis whose user may do everything, at first."""
+    write_model(tmp_path)
+    allow(redis_server, "&*")
+    url = redis_server.url.replace("//", "//ann:hush@")
+    async with RedisQueue(url, LIMITS) as queue, AsyncExitStack() as stack:
+        queue.announce(WorkerStatus("w", True, "tiny", "v1"))
+        settings = ServerSettings(models_dir=tmp_path, queue_url=url)
+        app = create_app(settings, queue, Registry(tmp_path), CollectorRegistry())
+        transport = httpx.ASGITransport(app)
+        yield await stack.enter_async_context(
+            httpx.AsyncClient(transport=transport, base_url="http://masc")
+        )
+
+
+def allow(server: RedisServer, *rules: str) -> None:
+    with server.client() as inside:
+        inside.execute_command("ACL", "SETUSER", "ann", "on", ">hush", "~*", "+@all", *rules)
+
+
+async def until_told(client: httpx.AsyncClient, *, is_up: bool) -> None:
+    """Wait until both that machines ask say so; in between they may differ."""
+    async with asyncio.timeout(5.0):
+        while True:
+            ready, text = await client.get("/readyz"), (await client.get("/metrics")).text
+            if (ready.status_code, f"masc_queue_up {float(is_up)}" in text) == (
+                200 if is_up else 503,
+                True,
+            ):
+                assert f"masc_ready {float(is_up)}" in text
+                return
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("rule", ["resetchannels", "-publish", "-zadd", "-evalsha", "resetkeys"])
+async def test_a_user_who_loses_a_right_is_no_queue_until_it_is_back(
+    rule: str,
+    redis_server: RedisServer,
+    client: httpx.AsyncClient,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for _ in range(2):
+        await until_told(client, is_up=True)
+        caplog.clear()
+        allow(redis_server, rule)
+        await until_told(client, is_up=False)
+        assert "the queue's Redis refuses stats: " in caplog.text
+        assert (await client.post("/generate", json={"class_id": 0})).status_code == 503
+        allow(redis_server, "&*")
+    await until_told(client, is_up=True)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_key_of_another_kind_is_mended_and_told(
+    name: str,
+    redis_server: RedisServer,
+    client: httpx.AsyncClient,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await until_told(client, is_up=True)
+    assert (await client.post("/jobs", json={"class_id": 0})).status_code == 202
+    with redis_server.client() as inside:
+        inside.delete(name)
+        inside.set(name, "what is this")
+        await until_told(client, is_up=True)
+        assert (await client.post("/jobs", json={"class_id": 0})).status_code == 202
+        assert inside.zcard("{masc}:waiting:tiny") == inside.zcard("{masc}:deadlines") == 2
+    async with asyncio.timeout(5.0):
+        while "masc_unreadable_records_total 1.0" not in (await client.get("/metrics")).text:
+            await client.get("/readyz")
+    assert "masc_jobs_accepted_total 2.0" in (await client.get("/metrics")).text
+    await until(lambda: f"{name} cannot be read" in caplog.text)

@@ -17,7 +17,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Self
 
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError, RedisError
 
 from masc_core.errors import ConfigError, QueueDownError
 from worker.jobs.queue import DEFAULT_PREFIX, QueueLimits
@@ -35,7 +35,9 @@ MAX_TOGETHER = 64  # calls in one pipeline
 PARTS = 10  # of a time-out; see `loop_timeout`
 CANCEL_AGAIN_SECONDS = 0.1
 
-COMMAND = re.compile(r"redis\.p?call\('([A-Z]+)'")
+MAX_MILLISECONDS = 10**14  # 3000 years: Redis refuses times that are too far away
+
+COMMAND = re.compile(r"\bp?call\('([A-Z]+)'")
 
 Argument = bytes | str | float
 
@@ -52,9 +54,14 @@ class Script:
 def load_script(name: str) -> Script:
     """Read the script of that name, with all that it shares with the others."""
     folder = resources.files(__package__) / "scripts"
-    common, text = ((folder / f"{part}.lua").read_text("utf-8") for part in ("common", name))
+    parts = ("keys", "common", name)
+    keys, common, text = ((folder / f"{part}.lua").read_text("utf-8") for part in parts)
     flags, _, text = text.partition("\n")  # which Redis takes from the first line
-    text = f"{flags}\n{common}{text}"
+    commands = ", ".join(f"'{one}'" for one in sorted(set(COMMAND.findall(keys + common + text))))
+    text = (
+        f"{flags}\nlocal COMMANDS = {{{commands}}}\n{keys}{common}"
+        f"local function script()\n{text}\nend\nlocal answer = script()\nrepair()\nreturn answer\n"
+    )
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -65,6 +72,11 @@ class Place:
     keys: str  # prefix of every key; its braces keep them on one node of a cluster
     channels: str  # prefix of the channels: unlike keys, all databases of a server share them
     settings: bytes
+
+    @property
+    def rights(self) -> str:
+        """What Redis' user needs, as an ACL has it."""
+        return f"~{self.keys}* &{self.channels}* +@all -@admin -@dangerous +info"
 
     @classmethod
     def of(cls, limits: QueueLimits, db: int, prefix: str = DEFAULT_PREFIX) -> Self:
@@ -84,13 +96,14 @@ def _settings(limits: QueueLimits, channels: str) -> bytes:
             "lease_ms": milliseconds(limits.lease_seconds),
             "result_ms": milliseconds(limits.result_seconds),
             "unkept_ms": milliseconds(min(limits.result_seconds, UNKEPT_SECONDS)),
-            "tombstone_ms": milliseconds(limits.tombstone_seconds),
+            # A record outlasts what it tells of.
+            "tombstone_ms": milliseconds(max(limits.tombstone_seconds, limits.result_seconds)),
         }
     ).encode()
 
 
 def check_access(client: BlockingRedis, place: Place) -> None:
-    """Look whether the user may do what the scripts do; raises `ConfigError`.
+    """Look whether the user may do what the scripts do; raises `NoPermissionError`.
 
     A server that is away, or a replica, is not asked: it may still come.
     """
@@ -101,21 +114,19 @@ def check_access(client: BlockingRedis, place: Place) -> None:
     script = (folder / "check_access.lua").read_text("utf-8")
     try:
         refused = client.eval(script, 1, place.keys, place.channels, *sorted(commands))
+    except NoPermissionError:
+        raise
     except RedisError as error:
         if is_passing(error):
             return
         raise ConfigError(f"Redis answers {error}") from None
     if refused:
-        names = ", ".join(name.decode() for name in refused)
-        raise ConfigError(
-            f"Redis' user may not use {names}: it needs ~{place.keys}* &{place.channels}* +@all "
-            "-@admin -@dangerous +info"
-        )
+        raise NoPermissionError("no right to use " + ", ".join(name.decode() for name in refused))
 
 
 def milliseconds(seconds: float) -> int:
     """Whole milliseconds, at least one: Redis takes an expiry of 0 for an error."""
-    return max(1, round(seconds * 1000))
+    return max(1, round(min(seconds * 1000, MAX_MILLISECONDS)))
 
 
 class Caller:
@@ -133,7 +144,7 @@ class Caller:
         """Run a script; raises `QueueDownError`."""
         script = load_script(name)
         arguments = (self._place.keys, self._place.settings, *args)
-        with reachable_queue():
+        with reachable_queue(name):
             try:
                 with suppress(NoScriptError):
                     return self._client.evalsha(script.sha, 1, *arguments)
@@ -182,7 +193,7 @@ class AsyncCaller:
             self._sending = asyncio.create_task(self._send())
         try:
             async with loop_timeout(self._seconds):
-                with reachable_queue():
+                with reachable_queue(name):
                     return await call.answer
         except TimeoutError:
             self.on_down()

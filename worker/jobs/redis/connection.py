@@ -7,13 +7,14 @@ message holds the URL, which may hold a password.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final, TypeAlias
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import redis.asyncio
 from redis.backoff import NoBackoff
@@ -52,6 +53,7 @@ PASSING_WORDS: Final = ("BUSY", "CLUSTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAI
 CERTIFICATES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password")
 OPTIONS: Final = ("db", "username", "password")  # of a URL; the others below only with TLS
 TLS_OPTIONS: Final = (*CERTIFICATES, "ssl_cert_reqs", "ssl_check_hostname")
+MAX_SOCKET_PATH = 107  # bytes, in Linux
 CERT_REQS: Final = ("none", "optional", "required")
 
 
@@ -76,20 +78,39 @@ def check_url(url: str) -> None:
     parts = urlsplit(url)
     if "#" in url or "@" in parts.path + parts.query:
         raise ConfigError("the URL cannot be read: in a password, write / # ? @ as %2F %23 %3F %40")
-    allowed = OPTIONS + (TLS_OPTIONS if parts.scheme == "rediss" else ())
-    options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-    if not options.keys() <= set(allowed):
-        raise ConfigError(f"the URL has other options than {', '.join(allowed)}")
+    if re.search(r"[\0-\x20\x7f]", url) or "\0" in unquote(url):  # which urlsplit leaves out
+        raise ConfigError("the URL has a space or a control character")
+    options = _options_in(parts)
     if parts.scheme == "unix":
         if parts.hostname or not parts.path:
             raise ConfigError("the URL needs an absolute path, as in unix:///run/redis.sock?db=0")
+        if len(os.fsencode(unquote(parts.path))) > MAX_SOCKET_PATH:
+            raise ConfigError(f"the URL's path has more than {MAX_SOCKET_PATH} bytes")
     elif not re.fullmatch(r"(/\d*)?", parts.path):
         raise ConfigError("the URL's path is no number of a database")
-    if options.get("ssl_cert_reqs", CERT_REQS[0]) not in CERT_REQS:
-        raise ConfigError(f"the URL's ssl_cert_reqs is none of {', '.join(CERT_REQS)}")
     # What cannot be read raises ValueError.
     _ = int(options.get("db", 0)), (parts.hostname or "").encode("idna"), parts.port
-    _check_certificates(**{name: options.get(name) for name in CERTIFICATES})
+    if options.keys() & set(CERTIFICATES):
+        _check_certificates(**{name: options.get(name) for name in CERTIFICATES})
+
+
+def _options_in(parts: SplitResult) -> dict[str, str]:
+    """Options behind the question mark; whatever else the URL gives, it gives once."""
+    allowed = OPTIONS + (TLS_OPTIONS if parts.scheme == "rediss" else ())
+    given = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    options = dict(given)
+    if not options.keys() <= set(allowed):
+        raise ConfigError(f"the URL has other options than {', '.join(allowed)}")
+    if "" in options.values():
+        raise ConfigError("the URL has an option without a value")
+    before = {"username": parts.username, "password": parts.password}
+    before["db"] = "" if parts.scheme == "unix" else parts.path.strip("/")
+    names = [name for name, _ in given] + [name for name, value in before.items() if value]
+    if len(names) > len(set(names)):
+        raise ConfigError(f"the URL says twice: {max(names, key=names.count)}")
+    if options.get("ssl_cert_reqs", CERT_REQS[0]) not in CERT_REQS:
+        raise ConfigError(f"the URL's ssl_cert_reqs is none of {', '.join(CERT_REQS)}")
+    return options
 
 
 def _check_certificates(
@@ -99,6 +120,10 @@ def _check_certificates(
     ssl_keyfile: str | None,
     ssl_password: str | None,
 ) -> None:
+    if (ssl_keyfile or ssl_password) and not ssl_certfile:
+        raise ConfigError("the URL has an ssl_keyfile or ssl_password without an ssl_certfile")
+    if ssl_ca_path and not Path(ssl_ca_path).is_dir():
+        raise ConfigError("the URL's ssl_ca_path is no folder")
     context = ssl.create_default_context()
     try:
         if ssl_ca_certs or ssl_ca_path:
@@ -125,26 +150,35 @@ def database_of(client: AsyncRedis | BlockingRedis) -> int:
 
 
 @contextmanager
-def reachable_queue() -> Iterator[None]:
-    """Turn whatever goes wrong with Redis into `QueueDownError`, or `QueueFullError`."""
+def reachable_queue(script: str) -> Iterator[None]:
+    """Turn whatever goes wrong with Redis into `QueueDownError`, or `QueueFullError`.
+
+    What does not pass by itself is logged when it begins: the same may meet every call of a script.
+    """
     try:
         yield
     except OutOfMemoryError as error:
         raise QueueFullError("the queue has no memory left for more jobs", RETRY_AFTER) from error
     except RedisError as error:
         if not is_passing(error):
-            _log_refusal(str(error))
+            _note_refusal(script, str(error))
         raise QueueDownError("the queue cannot be reached", RETRY_AFTER) from error
+    else:
+        _refused.discard(script)
+
+
+_refused: Final[set[str]] = set()  # scripts
+
+
+def _note_refusal(script: str, reason: str) -> None:
+    if script not in _refused:
+        _refused.add(script)
+        logger.error("the queue's Redis refuses %s: %s", script, reason)
 
 
 def is_passing(error: RedisError) -> bool:
     """Whether Redis may serve us in a while, without anybody changing us."""
     return isinstance(error, PASSING) or str(error).startswith(PASSING_WORDS)
-
-
-@lru_cache(maxsize=64)  # once: the same may meet every call
-def _log_refusal(reason: str) -> None:
-    logger.error("the queue's Redis refuses a command: %s", reason)
 
 
 def check_server(client: BlockingRedis) -> None:
@@ -153,11 +187,14 @@ def check_server(client: BlockingRedis) -> None:
     Raises
     ------
     ConfigError : it is no Redis, too old, or does not let us in
+    NoPermissionError : its user may not ask
     """
     try:
         info = client.info()
-    except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
-        raise ConfigError("Redis refuses the user, the password or the command INFO") from error
+    except (AuthenticationError, AuthorizationError) as error:
+        raise ConfigError("Redis refuses the user or the password") from error
+    except NoPermissionError:
+        raise
     except BusyLoadingError:
         logger.warning("the queue's Redis is still loading its data")
     except InvalidResponse as error:

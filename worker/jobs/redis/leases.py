@@ -7,6 +7,7 @@ its leases once, and `wait_for_arrival` returns.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from worker.jobs.job import Lease
 from worker.jobs.redis.client import Caller
 from worker.jobs.redis.connection import BlockingRedis
 from worker.jobs.redis.pubsub import PubSubThread
+
+LOST = re.compile(rb"(\d{1,20}) ([!-~]+)")  # token and job
 
 
 class HeldLeases:
@@ -107,10 +110,9 @@ class LeaseUpdates:
 
     def _on_message(self, channel: str, message: bytes) -> None:
         if channel != self._own_channel:
-            self._arrived(message.decode())
-        elif message:  # an empty one only wakes the thread, to end
-            token, job_id = message.split(b" ", 1)
-            self.held.drop(job_id.decode(), int(token))
+            self._arrived(message.decode(errors="replace"))
+        elif lost := LOST.fullmatch(message):  # an empty one only wakes the thread, to end
+            self.held.drop(lost[2].decode(), int(lost[1]))
 
     def _on_connected(self) -> None:
         pairs = [part for pair in self.held.tokens.items() for part in pair]

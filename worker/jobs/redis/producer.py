@@ -256,10 +256,11 @@ class RedisProducer:
 
     def _on_message(self, channel: str, message: bytes) -> None:
         if channel == self._front_channel:
-            self._watchers.notify(message.decode())
+            self._watchers.notify(message.decode(errors="replace"))
         elif channel == self._aside_channel:
-            name, job_id = f"{self._place.keys}unreadable", message.decode()
-            logger.error("job %s is set aside, as %s:%s: it cannot be read", job_id, name, job_id)
+            keys, name = self._place.keys, message.decode(errors="replace")
+            aside = f"{keys}unreadable:{name}"
+            logger.error("%s%s cannot be read, it is set aside as %s", keys, name, aside)
         else:
             self._worker_list.has_changed()
 

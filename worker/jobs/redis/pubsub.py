@@ -29,7 +29,23 @@ from worker.jobs.redis.connection import (
 logger = logging.getLogger(__name__)
 
 
-class PubSubTask:
+class _Subscription:
+    """What is the same in a task and in a thread."""
+
+    _lost: Exception | None = None  # why the server is not the right one any more
+
+    def reconnect(self, reason: Exception) -> None:
+        """Say why, when the server turns out to be the wrong one; a new subscription follows."""
+        self._lost = reason
+
+    def _note_loss(self, error: Exception, *, is_new: bool) -> None:
+        """Log why the subscription is lost, once until it is back."""
+        if is_new:
+            logger.warning("the queue is away: %s", self._lost or error)
+        self._lost = None
+
+
+class PubSubTask(_Subscription):
     """A front end's subscription: one, however many requests wait.
 
     Parameters
@@ -50,7 +66,6 @@ class PubSubTask:
         self._client, self._channels = client, channels
         self._on_message, self._on_connected = on_message, on_connected
         self._connected, self._tried = asyncio.Event(), asyncio.Event()
-        self._lost: Exception | None = None  # why the server is not the right one any more
         self._listening: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -61,10 +76,6 @@ class PubSubTask:
     async def close(self) -> None:
         """Unsubscribe."""
         await end_task(self._listening)
-
-    def reconnect(self, reason: Exception) -> None:
-        """Say why, when the connection is about to be closed from outside."""
-        self._lost = reason
 
     async def wait_until_connected(self) -> None:
         """Wait until the subscription holds."""
@@ -77,11 +88,9 @@ class PubSubTask:
                     await self._subscribe(pubsub)
                     await self._receive(pubsub)
             except (RedisError, OSError, QueueDownError) as error:
-                if self._connected.is_set() or not self._tried.is_set():
-                    logger.warning("the queue is away: %s", self._lost or error)
+                self._note_loss(error, is_new=self._connected.is_set() or not self._tried.is_set())
             except Exception:
                 logger.exception("the queue's news cannot be followed")
-            self._lost = None
             self._connected.clear()
             self._tried.set()
             await asyncio.sleep(RETRY_SECONDS)
@@ -110,7 +119,7 @@ class PubSubTask:
             is_asked = message is None
 
 
-class PubSubThread:
+class PubSubThread(_Subscription):
     """A worker's subscription; parameters as for `PubSubTask`, called in the thread.
 
     The first channel is this worker's own, which wakes the thread when it is to end.
@@ -127,7 +136,6 @@ class PubSubThread:
         self._on_message, self._on_connected = on_message, on_connected
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._lost: Exception | None = None  # why the server is not the right one any more
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -136,10 +144,6 @@ class PubSubThread:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._listen, name="queue-news", daemon=True)
                 self._thread.start()
-
-    def reconnect(self, reason: Exception) -> None:
-        """Subscribe anew, within a moment."""
-        self._lost = reason
 
     def close(self) -> None:
         """Unsubscribe."""
@@ -161,9 +165,7 @@ class PubSubThread:
                     is_up = True
                     self._receive(pubsub)
             except (RedisError, OSError, QueueDownError) as error:
-                self._lost = None
-                if is_up:
-                    logger.warning("the queue is away: %s", error)
+                self._note_loss(error, is_new=is_up)
                 is_up = False
             except Exception:
                 logger.exception("the queue's news cannot be followed")
@@ -180,8 +182,8 @@ class PubSubThread:
         is_asked = False  # whether the server is there
         while not self._closing.is_set():
             message = pubsub.get_message(timeout=SILENCE_SECONDS)
-            if self._lost is not None:
-                raise ConnectionError(str(self._lost))
+            if self._lost is not None:  # no other thread can close this connection
+                raise self._lost
             if message is None:
                 if is_asked:
                     raise TimeoutError("the server does not answer")

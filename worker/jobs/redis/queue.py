@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from redis.exceptions import NoPermissionError
+
+from masc_core.errors import ConfigError
 from worker.jobs.queue import DEFAULT_PREFIX, QueueLimits
 from worker.jobs.redis.client import Place, check_access
 from worker.jobs.redis.connection import check_server, check_url, connect_blocking, database_of
@@ -28,8 +31,11 @@ class RedisQueue(RedisProducer, RedisConsumer):
         check_url(url)
         client = connect_blocking(url)
         place = Place.of(limits, database_of(client), prefix)
-        check_server(client)
-        check_access(client, place)
+        try:
+            check_server(client)
+            check_access(client, place)
+        except NoPermissionError as error:
+            raise ConfigError(f"Redis' user needs {place.rights}: NOPERM {error}") from None
         client.connection_pool.disconnect()  # a front end needs no more of it
         RedisProducer.__init__(self, url, limits, place)
         RedisConsumer.__init__(self, client, limits, place)

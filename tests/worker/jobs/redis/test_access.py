@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from importlib import resources
 
 import pytest
+import redis
 
-from masc_core.errors import ConfigError, QueueFullError
+from masc_core.errors import ConfigError, QueueDownError, QueueFullError
 from tests.redis_server import RedisServer
 from tests.worker.jobs.samples import claim, job, result, submit
 from worker.jobs.connect import connect
 from worker.jobs.job import Idempotency, Progress
 from worker.jobs.queue import QueueLimits, WorkerStatus
+from worker.jobs.redis.client import COMMAND, Argument, Caller, Place, load_script
+from worker.jobs.redis.connection import connect_blocking
 from worker.jobs.redis.queue import RedisQueue
 
 pytestmark = pytest.mark.anyio
@@ -67,19 +71,84 @@ async def test_a_user_of_the_documented_rules_can_do_everything(
         (("-zadd",), "ZADD"),
         (("-subscribe",), "SUBSCRIBE"),
         (("-eval",), "eval"),
-        (("-info",), "INFO"),
+        (("-info",), "info"),
+        (("-select",), "select"),
+        (("-client",), "client"),
     ],
 )
 def test_a_user_who_may_not_do_all_is_an_error_of_one_line(
     server: RedisServer, rules: tuple[str, ...], named: str
 ) -> None:
     with pytest.raises(ConfigError) as refusal:
-        connect(url_of(server, *RULES, *rules), LIMITS)
+        connect(url_of(server, *RULES, *rules) + "/2", LIMITS)
     message = str(refusal.value)
-    assert message.startswith("MASC_QUEUE_URL: Redis")
+    needed = "~{masc}:* &{masc}:2:* +@all -@admin -@dangerous +info"
+    assert message.startswith(f"MASC_QUEUE_URL: Redis' user needs {needed}: NOPERM ")
     assert named in message
     assert "\n" not in message
     assert "hush" not in message
+
+
+SCRIPTS: dict[str, tuple[Argument, ...]] = {
+    "announce": ("w", b"status"),
+    "cancel": ("{live}", "cancelled"),
+    "check_leases": ("{live}", 1),
+    "claim": ("tiny", 8, "w", "", 0),
+    "count_request": ("ann", 1),
+    "count_unreadable": (),
+    "forget": ("{ended}",),
+    "get_result": ("{live}", "front", 1, 8),
+    "remove_worker": ("w",),
+    "renew": ("{live}", 1),
+    "report": (100, "{live}", 1, "event", b"e", 0, "{live}", 1, "ok", b"outcome", 0),
+    "set_aside": ("{live}",),
+    "stats": (),
+    "status": ("{live}",),
+    "submit": ("new", b"job", "tiny", 1, "ann", 60_000, 0, 1, "3:ann:k", "print", 9),
+    "workers": (),
+}
+
+
+def what_is_there(inside: redis.Redis) -> dict[str, object]:
+    """Every key and its value."""
+    return {str(name): inside.dump(str(name)) for name in inside.scan_iter()}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+async def test_a_script_that_may_not_do_all_does_nothing(script: str, server: RedisServer) -> None:
+    folder = resources.files("worker.jobs.redis") / "scripts"
+    no_calls = {"keys", "common", "check_access"}
+    assert SCRIPTS.keys() | no_calls == {file.name[:-4] for file in folder.iterdir()}
+    with server.client() as inside, server.client(encoding="latin-1") as raw:
+        inside.flushall()
+        url = url_of(server, *RULES)
+        calls = Caller(connect_blocking(url), Place.of(LIMITS, 0))
+        async with RedisQueue(server.url, LIMITS) as front:
+            ended, live, late, lost, kept = (job(owner="ann", keep=i > 0) for i in range(5))
+            await submit(front, ended, live, late, lost, kept)
+            leases = {lease.job_id: lease for lease in claim(front)}
+            assert front.finish(leases[ended.id], result())
+            assert front.finish(leases[kept.id], result())
+            front.announce(WorkerStatus("w", ready=True))
+            inside.zadd("{masc}:deadlines", {late.id: 1})
+            inside.zadd("{masc}:leases", {lost.id: 1})
+            before = what_is_there(raw)
+            commands = set(COMMAND.findall(load_script(script).text))
+            refused = [(f"-{name.lower()}",) for name in sorted(commands)]
+            arguments: list[Argument] = [
+                one.format(live=live.id, ended=ended.id) if isinstance(one, str) else one
+                for one in SCRIPTS[script]
+            ]
+            for rules in [*refused, ("resetchannels",), ("resetkeys", "%R~{masc}:*")]:
+                url_of(server, *RULES, *rules)
+                with pytest.raises(QueueDownError):
+                    calls.run(script, *arguments)
+                assert what_is_there(raw) == before, rules
+            url_of(server, *RULES)
+            calls.run(script, *arguments)
+            assert what_is_there(raw) != before
+            totals = (await front.stats()).totals
+            assert totals.ended["expired"] == totals.redelivered["lease_expired"] == 1
 
 
 async def test_services_with_prefixes_of_their_own_share_a_redis(server: RedisServer) -> None:

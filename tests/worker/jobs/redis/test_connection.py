@@ -133,18 +133,26 @@ async def test_the_database_is_that_of_the_url(path: str, db: int) -> None:
     ],
 )
 def test_what_passes_is_no_bug(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(QueueDownError), reachable_queue():
+    with pytest.raises(QueueDownError), reachable_queue("stats"):
         raise error
     assert caplog.records == []
 
 
 def test_a_full_redis_is_a_full_queue() -> None:
-    with pytest.raises(QueueFullError), reachable_queue():
+    with pytest.raises(QueueFullError), reachable_queue("stats"):
         raise OutOfMemoryError("command not allowed")
 
 
-def test_what_does_not_pass_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    for _ in range(3):
-        with pytest.raises(QueueDownError), reachable_queue():
-            raise ResponseError("ERR user_script:1: Script attempted to access")
-    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+def test_what_does_not_pass_is_logged_when_it_begins(caplog: pytest.LogCaptureFixture) -> None:
+    for num_lines in (1, 2):
+        for _ in range(3):
+            with pytest.raises(QueueDownError), reachable_queue("stats"):
+                raise ResponseError("ERR user_script:1: Script attempted to access")
+        assert [record.levelno for record in caplog.records] == [logging.ERROR] * num_lines
+        with reachable_queue("status"):
+            pass
+        with pytest.raises(QueueDownError), reachable_queue("stats"):
+            raise ResponseError("ERR the same")
+        assert len(caplog.records) == num_lines
+        with reachable_queue("stats"):
+            pass

@@ -83,8 +83,8 @@ async def test_a_damaged_job_ends_and_is_in_nobody_s_way(
             assert isinstance(outcome.to_error(), EngineError)
             totals = (await front.stats()).totals
             assert (totals.accepted, totals.ended, totals.unreadable) == (3, {"error": 1}, 1)
-            assert inside.exists("{masc}:unreadable:" + jobs[0].id)
-            await until(lambda: f"job {jobs[0].id} is set aside" in caplog.text)
+            assert inside.exists("{masc}:unreadable:job:" + jobs[0].id)
+            await until(lambda: f"job:{jobs[0].id} cannot be read, it is set aside" in caplog.text)
         assert inside.zcard("{masc}:waiting:tiny") == 0
         assert not inside.hgetall("{masc}:owners:tiny")
 
@@ -166,3 +166,24 @@ async def test_a_request_that_is_damaged_is_told_from_one_of_a_newer_version(
         inside.hset("{masc}:job:" + sent.id, "job", half)
         assert claim(make_worker(LIMITS)) == []
         assert isinstance(await front.outcome(sent.id), JobFailure)
+
+
+async def test_messages_that_nobody_understands_are_passed_over(
+    redis_url: str, make_worker: MakeWorker, inside: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = make_worker(LIMITS)
+    async with RedisQueue(redis_url, LIMITS) as front:
+        sent = job(keep=True)
+        await submit(front, sent)
+        (lease,) = claim(worker)
+        outcome = asyncio.create_task(front.outcome(sent.id))
+        await until(lambda: sent.id in front._watchers.watched)
+        channels = {str(name) for name in inside.pubsub_channels("{masc}:*")}
+        assert len(channels) == 5
+        for channel in channels:
+            for message in (b"\xff\xfe", b"", b"what is this", b"1", b"9" * 5000 + b" x"):
+                assert inside.publish(channel, message) == 1
+        await front.cancel(sent.id)
+        await asyncio.wait_for(outcome, 5.0)
+        await until(lambda: worker.abandoned([lease]) == {sent.id})
+    assert "cannot be followed" not in caplog.text

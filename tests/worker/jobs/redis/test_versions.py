@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,9 +18,10 @@ import pytest
 import redis
 
 from masc_core.errors import CapacityError
+from tests.worker.jobs.redis import neighbour
 from tests.worker.jobs.redis.conftest import MakeWorker
 from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit
-from worker.jobs.job import Job, NumberedEvent, Progress
+from worker.jobs.job import Job, Lease, NumberedEvent, Progress, Started
 from worker.jobs.queue import QueueLimits, Totals
 from worker.jobs.redis.codec import encode, encode_with_kind
 from worker.jobs.redis.queue import RedisQueue
@@ -21,6 +30,10 @@ pytestmark = pytest.mark.anyio
 
 LIMITS = QueueLimits()
 STREAM = "{masc}:stream:tiny"
+ROOT = Path(__file__).resolve().parents[4]
+RECORDS = ROOT / "tests" / "golden" / "queue_records"
+BEFORE = "d3b74900"  # a commit whose records are in there; docs/releasing.md says when it changes
+DATES = ("deadlines", "leases", "heard", "results", "ended")  # sorted sets by time
 
 
 def accept_as_before(inside: redis.Redis, sent: Job) -> None:
@@ -146,3 +159,138 @@ async def test_an_outcome_of_an_unknown_kind_is_left_to_front_ends_that_know_it(
                 await front.outcome(sent.id)
             assert refusal.value.retry_after > 0
         assert (await front.stats()).totals.unreadable == 1
+
+
+def restore(inside: redis.Redis, recorded: Path) -> None:
+    """Put recorded keys into Redis, as if they were of now."""
+    told = json.loads(recorded.read_text())
+    seconds, microseconds = inside.time()
+    shift = 1000 * seconds + microseconds // 1000 - told["now"]
+    for name, (kind, value) in told["keys"].items():
+        match kind:
+            case "hash":
+                fields = _read(value)
+                dates = fields.keys() & {b"deadline", b"submitted"}
+                inside.hset(name, mapping=fields | {one: int(fields[one]) + shift for one in dates})
+            case "zset":
+                by = shift if name.removeprefix("{masc}:") in DATES else 0
+                inside.zadd(name, {one: score + by for one, score in _read(value).items()})
+            case "stream":
+                for number, fields in value.items():
+                    inside.xadd(name, _read(fields), number)
+            case "set":
+                inside.sadd(name, *map(bytes.fromhex, value))
+            case _:
+                inside.set(name, bytes.fromhex(value))
+
+
+def _read(value: dict[str, Any]) -> dict[Any, Any]:
+    return {
+        bytes.fromhex(name): bytes.fromhex(one) if isinstance(one, str) else one
+        for name, one in value.items()
+    }
+
+
+def with_field_more(data: bytes) -> bytes:
+    """A record of this code with a field that it does not know, also inside its kind."""
+    value = msgspec.msgpack.decode(data)
+    (value[1] if isinstance(value, list) else value)["mood"] = "fine"
+    return msgspec.msgpack.encode(value)
+
+
+def make_newer(server_url: str) -> None:
+    """Add a field to every job, event, outcome and announcement, a total, and a key."""
+    with redis.Redis.from_url(server_url) as inside:
+        for name in inside.scan_iter("{masc}:job:*"):
+            data: Any = with_field_more(inside.hget(name, "job") or b"")
+            inside.hset(name, mapping={"job": data, "mood": "fine"})
+        inside.hset("{masc}:totals", "moods", 5)
+        for name in inside.scan_iter("{masc}:events:*"):
+            entries = inside.xrange(name)
+            inside.delete(name)
+            for number, fields in entries:
+                inside.xadd(name, {"event": with_field_more(fields[b"event"]), "mood": "x"}, number)
+        for name in inside.scan_iter("{masc}:outcome:*"):
+            outcome = inside.get(name) or b""
+            if outcome:
+                inside.set(name, with_field_more(outcome), keepttl=True)
+        for worker, data in inside.hgetall("{masc}:workers").items():
+            inside.hset("{masc}:workers", worker, with_field_more(data))
+        inside.set("{masc}:weather", "fine")
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["as recorded", "with more fields"])
+@pytest.mark.parametrize("recorded", sorted(RECORDS.glob("*.json")), ids=lambda path: path.stem)
+async def test_records_of_other_versions_are_understood(
+    recorded: Path, newer: bool, redis_url: str, make_worker: MakeWorker, inside: redis.Redis
+) -> None:
+    restore(inside, recorded)
+    if newer:
+        make_newer(redis_url)
+    worker = make_worker(neighbour.LIMITS)
+    async with RedisQueue(redis_url, neighbour.LIMITS) as front:
+        for state in neighbour.STATES:
+            status = await front.status(state)
+            assert (status.state, status.job.request) == (state, neighbour.job(state).request)
+        assert await front.workers() == (neighbour.READY,)
+        ended = Lease(neighbour.job("ok"), 1, 60.0)
+        assert await front.outcome("ok") == neighbour.result(ended)
+        assert await collect(front, "ok") == [
+            NumberedEvent(1, Started("v1")),
+            NumberedEvent(2, Progress(0, 1, 8)),
+        ]
+        again = await front.submit(neighbour.job("again", key="key of waiting"))
+        assert (again.job_id, again.is_new) == ("waiting", False)
+        running = Lease(neighbour.job("running"), 1, 60.0)
+        worker.renew([running])
+        leases = [running, *claim(worker)]
+        assert [lease.job_id for lease in leases] == ["running", "waiting"]
+        for lease in leases:
+            assert worker.finish(lease, neighbour.result(lease))
+            assert await front.outcome(lease.job_id) == neighbour.result(lease)
+        totals = (await front.stats()).totals
+        assert totals == Totals(4, {"ok": 3, "cancelled": 1})
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources of the version before."""
+    packed = subprocess.run(
+        ["git", "archive", BEFORE, "worker", "masc_core"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if packed.returncode:
+        pytest.skip(f"no history here: {packed.stderr.decode().strip()}")
+    folder = tmp_path_factory.mktemp("before")
+    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.mark.parametrize("older", ["front", "worker"])
+async def test_front_ends_and_workers_of_two_versions_make_one_service(
+    older: str, before: Path, redis_url: str
+) -> None:
+    async def run(role: str) -> bytes:
+        sources = before if role == older else ROOT
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, neighbour.__file__, role, redis_url),
+            cwd=sources,
+            env=os.environ | {"PYTHONPATH": str(sources), "PYTHONSAFEPATH": "1"},
+            stdout=subprocess.PIPE,
+        )
+        told, _ = await asyncio.wait_for(process.communicate(), 45.0)
+        assert process.returncode == 0
+        return told
+
+    _, told = await asyncio.gather(run("worker"), run("front"))
+    assert json.loads(told) == {
+        "images": list(neighbour.SERVED),
+        "events": [str(Started("v1")), str(Progress(0, 1, 8))],
+        "workers": ["w"],
+        "accepted": 4,
+        "ended": {"ok": 3, "cancelled": 1},
+        "again": "a",
+    }

@@ -3,9 +3,9 @@
 
 local worker, status = ARGV[2], ARGV[3]
 
-local before = redis.call('HGET', key('workers'), worker)
-redis.call('HSET', key('workers'), worker, status)
-redis.call('ZADD', key('heard'), now + settings.lease_ms, worker)
+local before = call('HGET', key('workers'), worker)
+call('HSET', key('workers'), worker, status)
+call('ZADD', key('heard'), now + settings.lease_ms, worker)
 if before ~= status then
   publish('workers', worker)
 end

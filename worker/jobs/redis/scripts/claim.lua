@@ -19,10 +19,10 @@ end
 local function lease(id, job)
   local name = key('job', id)
   dequeue(id, job.model, job.owner)
-  local token = redis.call('HINCRBY', name, 'token', 1) -- fences off whoever had the job before
-  redis.call('HINCRBY', name, 'deliveries', 1) -- taken back by who hands the job back
-  redis.call('HSET', name, 'state', 'running', 'holder', worker)
-  redis.call('ZADD', key('leases'), now + settings.lease_ms, id) -- see sweep: it runs out then
+  local token = call('HINCRBY', name, 'token', 1) -- fences off whoever had the job before
+  call('HINCRBY', name, 'deliveries', 1) -- taken back by who hands the job back
+  call('HSET', name, 'state', 'running', 'holder', worker)
+  call('ZADD', key('leases'), now + settings.lease_ms, id) -- see sweep: it runs out then
   return {id, token, job.deadline - now, job.job, is_last_try(job) and 1 or 0}
 end
 

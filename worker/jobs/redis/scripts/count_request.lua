@@ -3,9 +3,10 @@
 -- milliseconds until the next window, or 0 for a request within the limit.
 
 local limit = tonumber(ARGV[3])
-local name = key('limit', limit .. ':' .. ARGV[2])
-redis.call('SET', name, 0, 'NX', 'PX', 60000)
-if redis.call('INCR', name) <= limit then
-  return 0
+local name = key('limit', digits(limit) .. ':' .. ARGV[2])
+local count, left_ms = call('INCR', name), call('PTTL', name)
+if left_ms < 0 then
+  left_ms = 60000
+  call('PEXPIRE', name, left_ms)
 end
-return math.max(1, redis.call('PTTL', name))
+return count <= limit and 0 or math.max(1, left_ms)

@@ -11,16 +11,18 @@ if not job then
 end
 local events = {}
 if count > 0 then
-  for _, entry in ipairs(redis.pcall('XRANGE', key('events', id), first, '+', 'COUNT', count)) do
+  for _, entry in ipairs(call('XRANGE', key('events', id), first, '+', 'COUNT', count)) do
     events[#events + 1] = {tonumber(string.match(entry[1], '%d+')), entry[2][2] or ''}
   end
 end
 if is_live(job.state) then
-  redis.pcall('SADD', key('watch', id), front)
+  list(id, job) -- unless it was deleted there by hand, this changes nothing
+  call('SADD', key('watch', id), front)
   return {job.state, job.deadline - now, events}
 end
-local outcome = redis.pcall('GET', key('outcome', id))
-if type(outcome) ~= 'string' then
+local outcome = call('GET', key('outcome', id))
+if not outcome then
+  uncount(id)
   return {'gone'}
 end
 return {job.state, count > 0 and '' or outcome, events}

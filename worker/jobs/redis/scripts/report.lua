@@ -21,11 +21,10 @@ local function apply(id, token, kind, data, frees_key)
   end
   if kind == 'event' then
     local number = add(key('job', id), 'events', 1)
-    -- One that cannot be added is lost: outcomes in the same call are not.
-    redis.pcall('XADD', key('events', id), 'MAXLEN', max_events, number .. '-1', 'event', data)
+    call('XADD', key('events', id), 'MAXLEN', max_events, digits(number) .. '-1', 'event', data)
     watched[id] = true
   elseif REASONS[kind] then
-    redis.call('HINCRBY', key('job', id), 'deliveries', -1) -- no worker was lost with it
+    call('HINCRBY', key('job', id), 'deliveries', -1) -- no worker was lost with it
     give_back(id, job, REASONS[kind])
   else
     count_throughput()

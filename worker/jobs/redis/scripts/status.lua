@@ -6,7 +6,10 @@ if not job then
   return false
 end
 local position = false
+if is_live(job.state) then
+  list(ARGV[2], job) -- unless it was deleted there by hand, this changes nothing
+end
 if job.state == 'waiting' then
-  position = redis.call('ZRANK', key('waiting', job.model), ARGV[2])
+  position = call('ZRANK', key('waiting', job.model), ARGV[2])
 end
 return {job.job or '', job.state, job.deliveries or 0, position}
