@@ -17,7 +17,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from masc_core.bundle.manifest import TOKENIZER_FILE, Manifest
+from masc_core.bundle.manifest import Manifest
 from masc_core.errors import ConfigError
 from masc_core.settings import expand_path
 from masc_core.terminal import output, say
@@ -151,7 +151,7 @@ def tokenizer_train(config: TokenizerConfig) -> None:
 
 @tokenizer.command("reconstruct")
 def tokenizer_reconstruct(
-    run: Annotated[Path, _argument("folder of a tokenizer run")],
+    run: Annotated[Path, _argument("folder of a tokenizer run, or of a bundle with its encoder")],
     images: Annotated[Path, _argument("class folders, tar shards or parquet files")],
     out: Annotated[
         Path,
@@ -163,13 +163,13 @@ def tokenizer_reconstruct(
     count: Annotated[int, typer.Option(min=1, help="images, spread over the folder")] = 32,
 ) -> None:
     """Encode and decode images, and show both."""
-    from masc_core.models.weights import load_tokenizer
+    from training.data.codebook_source import TrainedTokenizer
     from training.data.images import open_images
     from training.metrics.reconstruction import reconstruction_sheet
 
     if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
         raise ConfigError(f"out: {out} is no place for a .png file")
-    model = load_tokenizer(run / TOKENIZER_FILE)
+    model = TrainedTokenizer.open(run, with_encoder=True).model
     model.config.grid_size(image_size)
     folder = open_images(images)
     pixels = folder.read(image_size, folder.spread(count)).pixels

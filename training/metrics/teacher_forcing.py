@@ -16,8 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import JsonValue
 from torch import Tensor
 
+from masc_core.bundle.manifest import Manifest
 from masc_core.bundle.read import Bundle
 from masc_core.errors import ConfigError
 from masc_core.progress import ProgressCallback, no_progress
@@ -99,11 +101,7 @@ def _logits(bundle: Bundle, labels: Tensor, clusters: Tensor, cfg_scale: float) 
 def check_codes(bundle: Bundle, cache: CodeCache) -> None:
     """Raise a ConfigError where a cache is of another tokenizer, other sizes or other classes."""
     manifest, index = bundle.manifest, cache.index
-    inputs = manifest.provenance.get("transformer")
-    inputs = inputs.get("inputs") if isinstance(inputs, dict) else None
-    trained_on = inputs.get("tokenizer") if isinstance(inputs, dict) else None
-    if trained_on not in {None, index.tokenizer_sha256}:
-        raise ConfigError("codes: were made by another tokenizer than the model's")
+    check_tokenizer(manifest, index.tokenizer_sha256, "codes")
     pairs = {
         "codes": (index.num_codes, manifest.num_codes),
         "positions": (index.num_positions, manifest.num_positions),
@@ -112,3 +110,18 @@ def check_codes(bundle: Bundle, cache: CodeCache) -> None:
     for name, (of_cache, of_model) in pairs.items():
         if of_cache != of_model:
             raise ConfigError(f"codes: have other {name} than the model")
+
+
+def check_tokenizer(manifest: Manifest, tokenizer_sha256: str, key: str) -> None:
+    """Raise a ConfigError that names the key where something is of another tokenizer."""
+    trained_on = trained_from(manifest).get("tokenizer", tokenizer_sha256)
+    # A bundle's tokenizer is rounded, and so has another hash than the run's that it was made of.
+    if tokenizer_sha256 not in {trained_on, manifest.tokenizer_sha256}:
+        raise ConfigError(f"{key}: made by another tokenizer than the model's")
+
+
+def trained_from(manifest: Manifest) -> dict[str, JsonValue]:
+    """Hashes of what the transformer was trained from, by name; empty where that is not told."""
+    transformer = manifest.provenance.get("transformer")
+    inputs = transformer.get("inputs") if isinstance(transformer, dict) else None
+    return inputs if isinstance(inputs, dict) else {}

@@ -37,6 +37,11 @@ class TokenizerConfig(LoopConfig):
     )
     val_data: MayChange[Path] = Field(description="validation images, likewise")
     val_images: int = Field(2000, ge=1, description="validation images, spread over the folder")
+    decoder: MayChange[Path | None] = Field(
+        None,
+        description="tokenizer or bundle whose codebook and decoder stay as they are: an encoder "
+        "is trained for them",
+    )
     image_size: int = Field(64, ge=16, description="pixels a side, S")
     num_codes: int = Field(2048, ge=2, description="V")
     code_dim: int = Field(8, ge=1, description="E")
@@ -91,6 +96,8 @@ class TokenizerConfig(LoopConfig):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        if self.decoder is not None and self.disc_weight:
+            raise ValueError("disc_weight: must be 0 with a decoder, whose images a GAN improves")
         if (self.lpips_vgg is None) != (self.lpips_linear is None):
             raise ValueError("lpips_vgg and lpips_linear: LPIPS needs both files")
         if self.keep == "lpips" and not self.lpips_files:
@@ -102,7 +109,7 @@ class CodesConfig(StageConfig):
     """Keys of a code extraction."""
 
     tokenizer: Path = Field(
-        description="tokenizer.safetensors, or the folder of a bundle that has the encoder"
+        description="tokenizer.safetensors, its run, or the folder of a bundle that has the encoder"
     )
     data: Path = Field(description="images: class folders, tar shards or parquet files")
     image_size: int = Field(64, ge=8)
@@ -120,7 +127,8 @@ class PriorConfig(StageConfig):
     """Keys of a prior."""
 
     tokenizer: Path = Field(
-        description="tokenizer.safetensors, the folder of a bundle, or a codebook (V, E) as .npy"
+        description="tokenizer.safetensors, its run, the folder of a bundle, or a codebook (V, E) "
+        "as .npy"
     )
     num_clusters: int = Field(ge=1, description="K")
     method: str = Field("average", description=f"one of {', '.join(METHODS)}")
@@ -141,7 +149,7 @@ class CompareConfig(StageConfig):
     """Keys of a comparison."""
 
     tokenizer: Path = Field(
-        description="tokenizer.safetensors, or the folder of a bundle with an encoder"
+        description="tokenizer.safetensors, its run, or the folder of a bundle with an encoder"
     )
     images: Path = Field(
         description="images to measure on: class folders, tar shards or parquet files"
@@ -186,7 +194,7 @@ class CompareConfig(StageConfig):
 class ShowConfig(StageConfig):
     """Keys of the pictures of a prior."""
 
-    tokenizer: Path = Field(description="tokenizer.safetensors, or the folder of a bundle")
+    tokenizer: Path = Field(description="tokenizer.safetensors, its run, or the folder of a bundle")
     prior: Path | None = Field(
         None, description="folder of a prior run, or a prior's file; without it the bundle's prior"
     )
@@ -235,7 +243,7 @@ class TransformerConfig(LoopConfig):
         (), description="epochs after which a sheet is drawn"
     )
     sheet_tokenizer: MayChange[Path | None] = Field(
-        None, description="tokenizer.safetensors for the sheets"
+        None, description="tokenizer.safetensors, its run, or a bundle, for the sheets"
     )
 
 

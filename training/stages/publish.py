@@ -121,9 +121,7 @@ class TrainedRuns:
 
     def load(self) -> tuple[BundleParts, tuple[str, ...]]:
         """What a bundle is made of, and the names of the classes; errors as of `publish`."""
-        tokenizer = TrainedTokenizer.open(
-            self.tokenizer if self._is_bundle else self.tokenizer / TOKENIZER_FILE
-        )
+        tokenizer = TrainedTokenizer.open(self.tokenizer)
         cache = CodeCache.open(self.codes)
         if self.prior is None:
             prior = ClusterMap.identity(tokenizer.model.config.num_codes)
@@ -145,7 +143,7 @@ class TrainedRuns:
     def provenance(self) -> dict[str, JsonValue]:
         """How the parts were trained, from what, and what came of it."""
         provenance: dict[str, Any] = {"tokenizer": self._tokenizer_origin()}
-        weights = {"tokenizer": sha256_file(self.tokenizer / TOKENIZER_FILE)}
+        weights = {"tokenizer": self._tokenizer_sha256()}
         trained = {"transformer": self.transformer / TRANSFORMER_FILE}
         if self.refiner is not None:
             trained["refiner"] = self.refiner / REFINER_FILE
@@ -178,6 +176,11 @@ class TrainedRuns:
             raise ConfigError(
                 "refiner: was trained with another transformer, another tokenizer or another prior"
             )
+
+    def _tokenizer_sha256(self) -> str:
+        if self._is_bundle:
+            return read_manifest(self.tokenizer).tokenizer_sha256
+        return sha256_file(self.tokenizer / TOKENIZER_FILE)
 
     def _tokenizer_origin(self) -> dict[str, Any]:
         if not self._is_bundle:

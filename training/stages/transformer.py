@@ -33,13 +33,14 @@ from masc_core.io.tensors import without_memory
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import to_uint8
-from masc_core.models.weights import load_tokenizer, save_model
+from masc_core.models.weights import save_model
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.in_cluster import InClusterDecoder
 from masc_core.sampling.params import SamplingParams
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
+from training.data.codebook_source import TrainedTokenizer
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.parallel import (
     checkpoint_activations,
@@ -259,7 +260,7 @@ class Sheets:
     """One image a class, of at most 20 classes spread over all; always the same seeds."""
 
     def __init__(self, tokenizer: Path, prior: ClusterMap, class_names: tuple[str, ...]) -> None:
-        self._tokenizer = load_tokenizer(tokenizer)
+        self._tokenizer = TrainedTokenizer.open(tokenizer).model
         if self._tokenizer.config.num_codes != prior.num_codes:
             raise ConfigError(f"sheet_tokenizer: {tokenizer} has another codebook than the codes")
         self._prior, self._names = prior, class_names

@@ -15,12 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from masc_core.bundle.manifest import (
     COUNTS_FILE,
+    ENCODER_FILE,
     MANIFEST_FILE,
     PRIOR_FILE,
     REFINER_FILE,
     TOKENIZER_FILE,
     TRANSFORMER_FILE,
     read_manifest,
+    write_manifest,
 )
 from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.bundle.write import BundleParts, save_bundle
@@ -132,6 +134,36 @@ def test_without_its_encoder_a_tokenizer_decodes_but_does_not_encode(folder: Pat
     )
     with pytest.raises(AttributeError, match="no attribute"):
         tokenizer.encode(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
+
+
+def test_no_image_depends_on_the_encoder(folder: Path, parts: BundleParts, tmp_path: Path) -> None:
+    kept = save_bundle(tmp_path / "1", tiny_card(), parts, with_encoder=True)
+    without = read_manifest(folder)
+    assert kept.weights_sha256 == without.weights_sha256
+    assert {name: sha256 for name, sha256 in kept.files.items() if name != ENCODER_FILE} == dict(
+        without.files
+    )
+
+
+@torch.inference_mode()
+def test_an_encoder_in_the_file_of_its_decoder_serves(tmp_path: Path, parts: BundleParts) -> None:
+    folder = tmp_path / "1"
+    manifest = save_bundle(folder, tiny_card(), parts, with_encoder=True)
+    images = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE) * 2 - 1
+    codes = load_bundle(folder).tokenizer.encode(images).codes
+    whole = load_file(folder / TOKENIZER_FILE) | load_file(folder / ENCODER_FILE)
+    save_file(whole, folder / TOKENIZER_FILE)
+    files = {name: sha256_file(folder / name) for name in manifest.files if name != ENCODER_FILE}
+    write_manifest(folder, manifest.model_copy(update={"files": files}))
+    assert torch.equal(load_bundle(folder).tokenizer.encode(images).codes, codes)
+
+
+def test_an_encoder_that_is_not_there_cannot_be_kept(tmp_path: Path, parts: BundleParts) -> None:
+    save_bundle(tmp_path / "1", tiny_card(), parts)
+    half = replace(parts, tokenizer=load_bundle(tmp_path / "1").tokenizer)
+    with pytest.raises(ConfigError, match="with_encoder: the tokenizer has no encoder"):
+        save_bundle(tmp_path / "2", tiny_card(), half, with_encoder=True)
+    assert not (tmp_path / "2").exists()
 
 
 def test_without_counts_frequency_is_not_offered(tmp_path: Path) -> None:

@@ -215,7 +215,8 @@ def test_a_model_is_trained_and_published_on_the_tokenizer_of_a_bundle(
     )
     second = publish(wanted)
     assert second.metrics["psnr"] == first.metrics["psnr"]
-    assert second.files["tokenizer.safetensors"] == first.files["tokenizer.safetensors"]
+    assert second.tokenizer_sha256 == first.tokenizer_sha256
+    assert second.provenance["trained_weights"]["tokenizer"] == first.tokenizer_sha256  # type: ignore[index,call-overload]
     assert second.provenance["tokenizer"] == {
         "bundle": "shapes 1",
         "provenance": first.provenance["tokenizer"],
