@@ -330,6 +330,12 @@ class VersionConfig(Frozen):
     )
     note: str = Field("", description="where the model comes from, for its manifest")
     with_encoder: bool = Field(default=False, description="keep the tokenizer's encoder")
+    shuffles: int = Field(
+        16,
+        ge=0,
+        description="random neighbourhoods that a code is decoded in, for the pictures of the "
+        "codebook; 0 is no pictures",
+    )
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")
 
 
@@ -354,6 +360,9 @@ class PublishConfig(VersionConfig):
         "candidate; its figures are taken over",
     )
     images_per_class: int = Field(100, ge=1, description="images that the classifier judges")
+    samples: int = Field(
+        1000, ge=0, description="classes of which an image is drawn, evenly spread; 0 is none"
+    )
     cfg_scale: float = Field(1.0, ge=1, le=20, description="default CFG scale")
     decoding: Decoding = Field("uniform", description="default in-cluster decoding")
     activate: bool = Field(default=True, description="serve this version from now on")
@@ -382,6 +391,12 @@ class ImportConfig(VersionConfig):
     )
     samples: int = Field(
         4, ge=0, description="images that are made, as they are served, for a first look; 0 is none"
+    )
+    shuffles: int = Field(
+        4,
+        ge=0,
+        description="random neighbourhoods that a code is decoded in, for the pictures of the "
+        "codebook; 0 is no pictures",
     )
     activate: bool = Field(default=False, description="serve this version from now on")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; for the samples")

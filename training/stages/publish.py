@@ -18,7 +18,6 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from masc_core.bundle.codebook_view import CodebookFiles
 from masc_core.bundle.manifest import (
     MANIFEST_FILE,
     PRIOR_FILE,
@@ -35,17 +34,19 @@ from masc_core.bundle.registry import Registry
 from masc_core.bundle.write import BundleParts, draft_version
 from masc_core.errors import ConfigError
 from masc_core.io.files import read_json, sha256_file
-from masc_core.models.vq import VQModel
 from masc_core.models.weights import load_refiner, load_transformer, read_inputs
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.settings import models_dir
-from masc_core.tree import build_tree
 from training.config import set_threads
 from training.data.code_cache import CodeCache, CodeIndex
 from training.data.codebook_source import TrainedTokenizer
-from training.data.patches import code_patches
-from training.metrics.bundle_metrics import class_agreement, first_images, seconds_per_image
+from training.metrics.bundle_metrics import (
+    class_agreement,
+    codebook_files,
+    first_images,
+    seconds_per_image,
+)
 from training.metrics.classifier import classifier_accuracy, load_classifier
 from training.provenance import made_with
 from training.stages.configs import PublishConfig
@@ -53,7 +54,6 @@ from training.stages.configs import PublishConfig
 # What an evaluation holds beside metrics of the images that the model makes.
 LEFT_OUT = {"curves", "definitions"}
 TOKENIZER_METRICS = {"psnr", "ssim", "lpips", "codebook_usage"}  # that a bundle's tokenizer keeps
-SHUFFLES = 16  # random neighbourhoods of a code
 
 
 def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Manifest:
@@ -90,8 +90,9 @@ def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Ma
         metrics = _measure(
             config, bundle, report, with_agreement="class_agreement" not in evaluation
         )
-        codebook = _codebook_files(parts.tokenizer, bundle.tokenizer, report)
-        manifest = draft.finish(metrics | evaluation, first_images(bundle), codebook)
+        codebook = codebook_files(parts.tokenizer, bundle, config.shuffles, report)
+        samples = first_images(bundle, num_images=config.samples)
+        manifest = draft.finish(metrics | evaluation, samples, codebook)
     if config.activate:
         Registry(models).activate(manifest.name, manifest.version)
     return manifest
@@ -225,20 +226,6 @@ def _evaluation(config: PublishConfig, written: Manifest) -> dict[str, JsonValue
     if "class_agreement" in kept:
         kept["class_agreement_images"] = kept["images"]
     return {**kept, "evaluation": settings}
-
-
-def _codebook_files(
-    tokenizer: VQModel, vq_decoder: VQModel, report: ProgressCallback
-) -> CodebookFiles:
-    """The tree over the codebook, and the patches of its codes.
-
-    The tree is that of average linkage over the rows as the decoder takes them, whatever the prior
-    is; where the prior is a cut of it, every cluster is one of its branches. So the rows are those
-    that the prior was made of, and not as a bundle rounds them.
-    """
-    patches = code_patches(vq_decoder, shuffles=SHUFFLES, report=report)
-    rows = tokenizer.quantize.codebook().detach().cpu().double().numpy()
-    return CodebookFiles(build_tree(rows, report=report), patches)
 
 
 def _read_values(path: Path) -> dict[str, Any]:

@@ -240,7 +240,7 @@ def test_a_disk_that_fills_leaves_nothing(
 KILLED = """
 import os, signal, sys
 import training.stages.publish as module
-module.first_images = lambda bundle: os.kill(os.getpid(), signal.SIGKILL)
+module.first_images = lambda bundle, **_: os.kill(os.getpid(), signal.SIGKILL)
 module.publish(module.PublishConfig.model_validate_json(sys.argv[1]))
 """
 
