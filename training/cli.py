@@ -52,7 +52,7 @@ def stage_command(
     ----------
     config_class : configuration of the stage; each field becomes ``--field``, unset by default
     argument : the field that is the command's argument; by default that is the TOML file
-    resumes : whether the stage goes on from where it was interrupted
+    resumes : whether the stage goes on from where it was interrupted, where it has an ``out``
     """
     file = Annotated[Path | None, typer.Argument(help="TOML file of the stage")]
     annotations: dict[str, Any] = {} if argument else {"config": file}
@@ -70,7 +70,8 @@ def stage_command(
             try:
                 run(config)
             except KeyboardInterrupt as interrupt:
-                way_on = "goes on from here" if resumes else "starts again"
+                goes_on = resumes and getattr(config, "out", None) is not None
+                way_on = "goes on from here" if goes_on else "starts again"
                 typer.echo(f"masc: interrupted; the same command {way_on}", err=True)
                 raise typer.Exit(130) from interrupt
 
@@ -309,7 +310,7 @@ def classifier_train(config: ClassifierConfig) -> None:
     _say(f"{metrics['accuracy']:.1%} of the validation images right", config.out)
 
 
-@stage_command(EvaluateConfig, argument="model", resumes=False)
+@stage_command(EvaluateConfig, argument="model")
 def evaluate_command(config: EvaluateConfig) -> None:
     """Measure a published model: fidelity, class agreement, entropy, speed."""
     from training.stages.evaluate import evaluate

@@ -26,8 +26,10 @@ from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.sampler import apply_cfg
 from training.data.code_cache import CodeCache
 from training.losses.transformer import position_cross_entropy_and_entropy
+from training.metrics.unfinished import Unfinished
 
 Curve = NDArray[np.float64]
+BATCHES_AT_ONCE = 10  # until what is there is saved
 LOGITS_AT_ONCE = 2**26  # 256 MB of them, and about four times as much on the way to the entropies
 
 
@@ -64,14 +66,20 @@ class TeacherForced:
 
 @torch.inference_mode()
 def teacher_forced(
-    bundle: Bundle, cache: CodeCache, cfg_scale: float = 1.0, report: ProgressCallback = no_progress
+    bundle: Bundle,
+    cache: CodeCache,
+    cfg_scale: float = 1.0,
+    report: ProgressCallback = no_progress,
+    unfinished: Unfinished | None = None,
 ) -> TeacherForced:
     """Measure a bundle on the codes of real images that fit it, their first variant."""
+    unfinished = unfinished or Unfinished()
     prior, length = bundle.decoder.prior, bundle.manifest.num_positions
     batch_size = min(256, max(1, LOGITS_AT_ONCE // (length * prior.num_clusters)))
-    sums = torch.zeros(2, length, dtype=torch.float64)
-    members = 0.0
-    for start in range(0, len(cache), batch_size):
+    begun = unfinished.load("teacher-forced") or {}
+    sums = begun.get("sums", torch.zeros(2, length, dtype=torch.float64))
+    members, seen = float(begun.get("members", 0.0)), int(begun.get("seen", 0))
+    for number, start in enumerate(range(seen, len(cache), batch_size), 1):
         images = np.arange(start, min(start + batch_size, len(cache)))
         codes = cache.take(images, np.zeros_like(images))
         clusters = prior.encode(codes)
@@ -82,7 +90,14 @@ def teacher_forced(
             logits, torch.from_numpy(clusters).to(bundle.device)
         )
         sums += torch.stack([bits.entropy, bits.cross_entropy]).sum(dim=1).double().cpu()
-        report(start + len(images), len(cache), "real images")
+        seen = start + len(images)
+        if seen == len(cache) or number % BATCHES_AT_ONCE == 0:
+            numbers = {
+                "members": torch.tensor(members, dtype=torch.float64),
+                "seen": torch.tensor(seen),
+            }
+            unfinished.save("teacher-forced", {"sums": sums, **numbers})
+        report(seen, len(cache), "real images")
     entropy, cross = (sums / len(cache)).numpy()
     return TeacherForced(entropy, cross, members / len(cache) / length, len(cache))
 

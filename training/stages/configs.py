@@ -288,7 +288,10 @@ class EvaluateConfig(Frozen):
     images_per_class: int = Field(
         100, ge=0, description="0 measures what needs no generated images"
     )
-    cfg_scale: float | None = Field(None, ge=1, le=20)
+    cfg_scale: float | None = Field(None, ge=1, le=20, description="default: the model's own")
+    temperature: float | None = Field(None, ge=0, description="likewise")
+    top_k: int | None = Field(None, ge=0, description="likewise; 0 is off")
+    top_p: float | None = Field(None, gt=0, le=1, description="likewise; 1 is off")
     decoding: str | None = Field(None, description="what the model offers")
     seed: int = Field(0, ge=0, description="of the first image of each class")
     image_size: int | None = Field(
@@ -311,7 +314,9 @@ class EvaluateConfig(Frozen):
         None, description="code cache of validation images, for entropies on them"
     )
     codes_cfg_scale: float = Field(1.0, ge=1, le=20, description="guidance of those entropies")
-    out: Path | None = Field(None, description="folder for evaluation.json, curves")
+    out: Path | None = Field(
+        None, description="folder for evaluation.json, curves; an interrupted evaluation goes on"
+    )
     save_images: bool = Field(default=False, description="write PNGs to out")
     save_archive: bool = Field(default=False, description="write samples.npz, as ADM has it")
     save_statistics: bool = Field(default=False, description="write the reference's statistics")
