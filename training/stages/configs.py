@@ -239,6 +239,11 @@ class TransformerConfig(LoopConfig):
     peak_tflops: MayChange[float] = Field(
         0.0, ge=0, description="of a device, for the MFU; 0 knows the usual GPUs"
     )
+    keep_every: MayChange[int] = Field(
+        0,
+        ge=0,
+        description="epochs after which weights are kept in epochs/; 0 keeps the best alone",
+    )
     sheet_epochs: MayChange[tuple[int, ...]] = Field(
         (), description="epochs after which a sheet is drawn"
     )
@@ -312,6 +317,11 @@ class EvaluateConfig(Frozen):
     )
     codes: Path | None = Field(
         None, description="code cache of validation images, for entropies on them"
+    )
+    transformer: Path | None = Field(
+        None,
+        description="folder of a transformer run, or of an epoch that it kept: measured in place "
+        "of the version's own",
     )
     codes_cfg_scale: float = Field(1.0, ge=1, le=20, description="guidance of those entropies")
     out: Path | None = Field(

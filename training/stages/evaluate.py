@@ -30,12 +30,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from masc_core.bundle.manifest import PRIOR_FILE
 from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.bundle.registry import Registry
 from masc_core.device import choose_dtype
 from masc_core.errors import ConfigError
 from masc_core.images import encode_image
 from masc_core.io.files import atomic_write, sha256_file, write_json
+from masc_core.models.weights import load_transformer, read_inputs
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.params import SamplingParams
 from masc_core.settings import ModelSettings, read_settings
@@ -54,11 +56,18 @@ from training.metrics.feature_stats import FeatureStats, caution, compare, extra
 from training.metrics.fidelity import MIN_IMAGES, Extractor, load_extractor
 from training.metrics.reference import RealImages, RealStatistics, Reference, open_real
 from training.metrics.samples import Samples, image_archive, sample
-from training.metrics.teacher_forcing import Curve, check_codes, teacher_forced
+from training.metrics.teacher_forcing import (
+    Curve,
+    check_codes,
+    check_tokenizer,
+    teacher_forced,
+    trained_from,
+)
 from training.metrics.unfinished import Unfinished
 from training.plot_png import draw_curves
 from training.provenance import made_with
 from training.stages.configs import EvaluateConfig
+from training.stages.starting_point import weights_path
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +90,8 @@ def evaluate(config: EvaluateConfig, report: ProgressCallback = no_progress) -> 
     with ExitStack() as held:
         with join_ranks(config.device) as ranks:
             bundle = load_bundle(folder, ranks.device, choose_dtype("auto", ranks.device))
+            if config.transformer is not None:
+                bundle = _with_transformer(bundle, config.transformer)
             with ranks.raise_on_all_ranks("the evaluation"):
                 if ranks.is_main and config.out is not None:
                     held.enter_context(lock_folder(config.out))
@@ -225,7 +236,13 @@ class _Evaluation:
         return {
             "model": manifest.name,
             "version": manifest.version,
-            "weights_sha256": manifest.weights_sha256,
+            # Of another transformer's images the version's own weights tell nothing.
+            "weights_sha256": None if config.transformer else manifest.weights_sha256,
+            "transformer": config.transformer
+            and {
+                "path": str(config.transformer),
+                "sha256": sha256_file(weights_path(config.transformer)),
+            },
             "images_per_class": config.images_per_class,
             "image_size": self.image_size,
             "cfg_scale": params.cfg_scale,
@@ -258,12 +275,36 @@ class _Evaluation:
         self.unfinished.remove()
 
 
+def _with_transformer(bundle: Bundle, path: Path) -> Bundle:
+    """The bundle with the weights of a run, in the same precision.
+
+    A ConfigError where they are of other sizes, another tokenizer or another prior than its own.
+    """
+    file = weights_path(path)
+    model, inputs, manifest = load_transformer(file), read_inputs(file), bundle.manifest
+    check_tokenizer(manifest, inputs.get("tokenizer", ""), "transformer")
+    # Published is the same prior, but perhaps in another file.
+    if inputs.get("prior") not in {manifest.files[PRIOR_FILE], trained_from(manifest).get("prior")}:
+        raise ConfigError(f"transformer: {path} was trained over another prior than the model's")
+    sizes = {"vocab_size": manifest.num_clusters}
+    sizes |= {key: getattr(manifest.gpt, key) for key in ("num_classes", "block_size")}
+    for key, value in sizes.items():
+        if getattr(model.config, key) != value:
+            raise ConfigError(f"transformer: {path} has another {key} than the model")
+    model.requires_grad_(requires_grad=False)
+    return replace(bundle, model=model.to(bundle.device, bundle.dtype))
+
+
 def _params(config: EvaluateConfig, bundle: Bundle) -> SamplingParams:
     keys = ("cfg_scale", "temperature", "top_k", "top_p", "decoding")
     given = {key: getattr(config, key) for key in keys}
     changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     params = replace(default_params(bundle), seed=config.seed, **changes)
     bundle.decoder.check(params.decoding)
+    if config.transformer is not None and params.decoding == "refine":
+        raise ConfigError(
+            "decoding: the refiner is of the version's own transformer, choose another"
+        )
     return params
 
 
