@@ -36,6 +36,7 @@ from masc_core.models.vq import to_uint8
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import InClusterDecoder
 from masc_core.sampling.params import SamplingParams
+from tests.command_line import ROOT
 from tests.tiny_bundle import (
     CLASS_NAMES,
     GRID,
@@ -47,7 +48,10 @@ from tests.tiny_bundle import (
     tiny_card,
     tiny_parts,
 )
+from training.metrics.image_quality import psnr
 
+# Of the included model's weights: the files of its images hold it, so it must not change.
+INCLUDED = "280f9a75dbc8e7c53789448321c1eab1ca95c3e01c1ea1f0285c4593296a3d84"
 FILES = [
     MANIFEST_FILE,
     TRANSFORMER_FILE,
@@ -164,6 +168,18 @@ def test_an_encoder_that_is_not_there_cannot_be_kept(tmp_path: Path, parts: Bund
     with pytest.raises(ConfigError, match="with_encoder: the tokenizer has no encoder"):
         save_bundle(tmp_path / "2", tiny_card(), half, with_encoder=True)
     assert not (tmp_path / "2").exists()
+
+
+@torch.inference_mode()
+def test_the_included_model_encodes_what_it_decodes() -> None:
+    bundle = load_bundle(ROOT / "models" / "cifar10" / "1")
+    assert bundle.manifest.weights_sha256 == INCLUDED
+    params = [SamplingParams(class_id=i, cfg_scale=3.0, seed=i) for i in range(10)]
+    codes = generate(bundle.model, bundle.decoder, params).codes
+    images = bundle.tokenizer.decode_codes(codes, bundle.manifest.grid).clamp(-1, 1)
+    again, quantized = bundle.tokenizer(images)
+    assert (quantized.codes == codes).double().mean() > 0.4
+    assert psnr(to_uint8(again).numpy(), to_uint8(images).numpy()).mean() > 30
 
 
 def test_without_counts_frequency_is_not_offered(tmp_path: Path) -> None:
