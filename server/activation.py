@@ -35,6 +35,13 @@ class ActivateAnswer(BaseModel):
         Field(description="`serving` once all workers that are ready serve the version."),
     ]
     num_workers: Annotated[int, Field(description="How many workers serve it.")]
+    warnings: Annotated[
+        list[str],
+        Field(
+            description="What clients of the previous version will miss: decodings, classes, "
+            "their numbers, the size of images, pictures of the codebook."
+        ),
+    ]
 
 
 class Activator:
@@ -60,7 +67,7 @@ class Activator:
             if previous != version:
                 await self._wait_for_old_refusals(name, version)
             try:
-                await asyncio.to_thread(self._registry.activate, name, version)
+                losses = await asyncio.to_thread(self._registry.activate, name, version)
             except ArtifactError as error:
                 raise VersionRefusedError("version", str(error)) from error
             if previous == version:
@@ -75,6 +82,7 @@ class Activator:
                 previous=previous,
                 state="serving" if is_done else "pending",
                 num_workers=serving,
+                warnings=list(losses),
             )
 
     async def close(self) -> None:

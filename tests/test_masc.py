@@ -265,6 +265,15 @@ def test_versions_are_activated_rolled_back_and_listed(masc: Masc, tmp_path: Pat
     assert Registry(tmp_path).current("tiny") == "2"
 
 
+def test_an_activation_warns_of_what_clients_will_miss(masc: Masc, tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path, version="2", counts=False)
+    save_tiny_bundle(tmp_path, version="1")
+    done = masc("models", "activate", "tiny", "2", "--models", tmp_path)
+    assert (done.status, done.stdout) == (0, "tiny 2 is active\n")
+    assert done.stderr == "tiny 2: unlike before, no frequency decoding\n"
+    assert masc("models", "activate", "tiny", "1", "--models", tmp_path).stderr == ""
+
+
 def test_verify_without_a_name_checks_all_and_names_every_damage(
     masc: Masc, tmp_path: Path
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.command_line import Masc, service
+from masc_core.bundle.registry import Registry
+from tests.command_line import ROOT, Masc, service
+from tests.docs.markdown import Document, commands
 from tests.tiny_images import CLASSES, make_images
 
 Run = Callable[..., str]
@@ -37,6 +41,42 @@ def run(masc: Masc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         return done.stdout
 
     return ended_well
+
+
+@pytest.mark.timeout(300)  # a GPT of 5.6 million parameters, trained and published
+def test_the_included_model_is_refreshed_as_the_documents_say(
+    masc: Masc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("models", "training/configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    classes = Registry(ROOT / "models").manifest("cifar10").class_names
+    for split, count in (("train", 7), ("val", 1)):
+        drawn = make_images(tmp_path / split, per_class=count, size=40)
+        for name in classes:
+            shutil.copytree(drawn / CLASSES[0], tmp_path / "data" / "new" / split / name)
+    monkeypatch.chdir(tmp_path)
+    (script,) = (
+        block
+        for block in Document(ROOT / "docs" / "training.md").blocks("sh")
+        if "masc models rollback cifar10" in block
+    )
+    for words in commands(script):
+        done = masc(*words[1:])
+        assert done.status == 0, done.stderr
+        if words[:3] == ["masc", "models", "activate"]:
+            assert done.stderr == ""  # nobody will miss anything
+            assert Registry("models").current("cifar10") == "2"
+    before, after = (
+        json.loads((tmp_path / "runs" / "refresh" / name / "evaluation.json").read_text())
+        for name in ("before", "after")
+    )
+    registry = Registry("models")
+    assert registry.current("cifar10") == "1"
+    old, new = registry.manifest("cifar10", "1"), registry.manifest("cifar10", "2")
+    assert new.tokenizer_sha256 == old.tokenizer_sha256
+    assert new.decodings == old.decodings
+    name = "teacher_forced_cross_entropy_bits"
+    assert after[name] < before[name]
 
 
 class Traffic:

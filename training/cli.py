@@ -17,7 +17,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from masc_core.bundle.manifest import TOKENIZER_FILE, Manifest
+from masc_core.bundle.manifest import Manifest
 from masc_core.errors import ConfigError
 from masc_core.settings import expand_path
 from masc_core.terminal import output, say
@@ -54,7 +54,7 @@ def stage_command(
     ----------
     config_class : configuration of the stage; each field becomes ``--field``, unset by default
     argument : the field that is the command's argument; by default that is the TOML file
-    resumes : whether the stage goes on from where it was interrupted
+    resumes : whether the stage goes on from where it was interrupted, where it has an ``out``
     """
     file = Annotated[Path | None, typer.Argument(help="TOML file of the stage")]
     annotations: dict[str, Any] = {} if argument else {"config": file}
@@ -72,7 +72,8 @@ def stage_command(
             try:
                 run(config)
             except KeyboardInterrupt as interrupt:
-                way_on = "goes on from here" if resumes else "starts again"
+                goes_on = resumes and getattr(config, "out", None) is not None
+                way_on = "goes on from here" if goes_on else "starts again"
                 typer.echo(f"masc: interrupted; the same command {way_on}", err=True)
                 raise typer.Exit(130) from interrupt
 
@@ -153,7 +154,7 @@ def tokenizer_train(config: TokenizerConfig) -> None:
 
 @tokenizer.command("reconstruct")
 def tokenizer_reconstruct(
-    run: Annotated[Path, _argument("folder of a tokenizer run")],
+    run: Annotated[Path, _argument("folder of a tokenizer run, or of a bundle with its encoder")],
     images: Annotated[Path, _argument("class folders, tar shards or parquet files")],
     out: Annotated[
         Path,
@@ -169,13 +170,13 @@ def tokenizer_reconstruct(
 ) -> None:
     """Encode and decode images, and show both."""
     from masc_core.io.files import atomic_path, writing
-    from masc_core.models.weights import load_tokenizer
+    from training.data.codebook_source import TrainedTokenizer
     from training.data.images import open_images
     from training.metrics.reconstruction import reconstruction_sheet
 
     if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
         raise ConfigError(f"out: {out} is no place for a .png file")
-    model = load_tokenizer(run / TOKENIZER_FILE)
+    model = TrainedTokenizer.open(run, with_encoder=True).model
     model.config.grid_size(image_size)
     options = {"exif_orientation": exif_orientation, "background": background}
     folder = open_images(images, load_config(ImageOptions, None, options))
@@ -327,7 +328,7 @@ def classifier_train(config: ClassifierConfig) -> None:
     _say(f"{metrics['accuracy']:.1%} of the validation images right", config.out)
 
 
-@stage_command(EvaluateConfig, argument="model", resumes=False)
+@stage_command(EvaluateConfig, argument="model")
 def evaluate_command(config: EvaluateConfig) -> None:
     """Measure a published model: fidelity, class agreement, entropy, speed."""
     from training.stages.evaluate import evaluate

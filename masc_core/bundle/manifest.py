@@ -4,7 +4,8 @@ A bundle is one version of a model, ``<models>/<name>/<version>/``::
 
     manifest.json                name, classes, defaults, sizes, provenance, figures; hashes
     transformer.safetensors      the transformer, class to clusters
-    tokenizer.safetensors        codebook and VQ decoder; the encoder too if it was kept
+    tokenizer.safetensors        codebook and VQ decoder
+    encoder.safetensors          optional: the tokenizer's other half, to refresh the model with
     prior.npz                    which cluster each code belongs to
     token_counts.safetensors     optional: how often each code occurs, for "frequency" decoding
     refiner.safetensors          optional: draws codes within clusters, for "refine" decoding
@@ -53,6 +54,7 @@ from masc_core.sampling.params import SamplingParams
 MANIFEST_FILE = "manifest.json"
 TRANSFORMER_FILE = "transformer.safetensors"
 TOKENIZER_FILE = "tokenizer.safetensors"
+ENCODER_FILE = "encoder.safetensors"
 PRIOR_FILE = "prior.npz"
 COUNTS_FILE = "token_counts.safetensors"
 REFINER_FILE = "refiner.safetensors"
@@ -223,13 +225,16 @@ class Manifest(ModelCard):
         gpt, vq, v, k = self.gpt, self.vq, self.num_codes, self.num_clusters
         channels = vq.ch * max(vq.ch_mult)
         blocks = len(vq.ch_mult) * (2 * vq.num_res_blocks + 3) + 4  # with two convolutions of 3x3
+        convolutions = (
+            blocks * channels * (25 * channels + 100)
+            + 18 * channels * (vq.z_channels + 6)
+            + 2 * (vq.z_channels + 1) * (vq.code_dim + 1)
+        )
         numbers = {
             TRANSFORMER_FILE: gpt.dim * (2 * k + gpt.num_classes + gpt.block_size + 3)
             + gpt.n_layer * gpt.dim * (12 * gpt.dim + 1024),
-            TOKENIZER_FILE: blocks * channels * (25 * channels + 100)
-            + 18 * channels * (vq.z_channels + 6)
-            + 2 * (vq.z_channels + 1) * (vq.code_dim + 1)
-            + v * vq.code_dim,
+            TOKENIZER_FILE: convolutions + v * vq.code_dim,
+            ENCODER_FILE: convolutions,
             PRIOR_FILE: v,
             COUNTS_FILE: v,
             TREE_FILE: 4 * v,
@@ -256,14 +261,21 @@ class Manifest(ModelCard):
     def weights_sha256(self) -> str:
         """One identifier of all weights, priors and counts: what the images of a request depend on.
 
-        The same as ``sha256sum *.npz *.safetensors | LC_ALL=C sort -k2 | sha256sum``.
+        The same as ``sha256sum *.npz [!e]*.safetensors | LC_ALL=C sort -k2 | sha256sum``: no image
+        depends on the encoder.
         """
         lines = [
             f"{sha256}  {name}\n"
             for name, sha256 in sorted(self.files.items())
-            if PurePath(name).suffix in WEIGHT_SUFFIXES
+            if PurePath(name).suffix in WEIGHT_SUFFIXES and name != ENCODER_FILE
         ]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """One identifier of the tokenizer: what the codes of an image depend on."""
+        parts = [self.files[name] for name in (TOKENIZER_FILE, ENCODER_FILE) if name in self.files]
+        return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def describe_image(self, params: SamplingParams) -> str:
         """What an image was made with, as JSON in ASCII, for its file.

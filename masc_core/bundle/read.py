@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from masc_core.bundle.manifest import (
     COUNTS_FILE,
+    ENCODER_FILE,
     MANIFEST_FILE,
     PRIOR_FILE,
     REFINER_FILE,
@@ -133,7 +134,7 @@ def load_bundle(
     refiner = _load_refiner(folder, manifest)
     if refiner is not None:
         refiner = refiner.to(device, dtype)
-    tokenizer = _load_tokenizer(folder / TOKENIZER_FILE, vq_config).to(device)
+    tokenizer = _load_tokenizer(folder, vq_config, manifest).to(device)
     for part in (model, refiner, tokenizer):
         if part is not None:
             part.requires_grad_(requires_grad=False)
@@ -207,15 +208,26 @@ def _load_refiner(folder: Path, manifest: Manifest) -> Refiner | None:
     return load_module(folder / REFINER_FILE, lambda: Refiner(config))
 
 
-def _load_tokenizer(path: Path, config: VQConfig) -> VQModel:
+def _load_tokenizer(folder: Path, config: VQConfig, manifest: Manifest) -> VQModel:
+    path = folder / TOKENIZER_FILE
+
     def build() -> VQModel:
         tokenizer = VQModel(config)
+        # Earlier versions wrote the encoder into the same file.
         if not any(name.startswith(ENCODER_PREFIXES) for name in read_shapes(path)):
             # Random weights must not pass for an encoder: whoever encodes gets an AttributeError.
             del tokenizer.encoder, tokenizer.quant_conv
         return tokenizer
 
-    return load_module(path, build, optional=TRAINING_KEYS)
+    def build_encoder() -> nn.ModuleDict:
+        whole = VQModel(config)
+        return nn.ModuleDict({"encoder": whole.encoder, "quant_conv": whole.quant_conv})
+
+    tokenizer = load_module(path, build, optional=TRAINING_KEYS)
+    if ENCODER_FILE in manifest.files:
+        for name, part in load_module(folder / ENCODER_FILE, build_encoder).items():
+            setattr(tokenizer, name, part)
+    return tokenizer
 
 
 def serving_decoder(decoder: Decoder, device: torch.device) -> CPUDecoder | GPUDecoder:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from masc_core.bundle.manifest import (
     MANIFEST_FILE,
+    PATCHES_FILE,
     Manifest,
     is_plain_name,
     read_manifest,
@@ -167,11 +168,17 @@ class Registry:
         verify_files(self.path(name, manifest.version), manifest)
         return manifest
 
-    def activate(self, name: str, version: str) -> None:
-        """Make a version the active one, after verifying it; a refused one changes nothing."""
-        self.verify(name, version)
+    def activate(self, name: str, version: str) -> tuple[str, ...]:
+        """Make a version the active one, after verifying it; a refused one changes nothing.
+
+        Returns what clients of the version before will miss, as `missing` has it, and logs it.
+        """
+        manifest = self.verify(name, version)
         with self._locked_choice(name) as choice:
+            losses = self._losses(manifest)
             choice.choose(version)
+        _warn(manifest, losses)
+        return losses
 
     def previous(self, name: str) -> str | None:
         """Name of the version that `rollback` would make active; None where there is none."""
@@ -196,9 +203,18 @@ class Registry:
                 raise ArtifactError(choice.path, f"names {active!r} by now, not {leaving!r}")
             if version is None:
                 raise ArtifactError(choice.path, f"no version was active before {active!r}")
-            self.verify(name, version)
+            manifest = self.verify(name, version)
+            losses = self._losses(manifest)
             choice.go_back(version)
+        _warn(manifest, losses)
         return version
+
+    def _losses(self, manifest: Manifest) -> tuple[str, ...]:
+        """What clients of the active version would miss in this one; nothing where none is."""
+        try:
+            return missing(self.manifest(manifest.name), manifest)
+        except ArtifactError:
+            return ()
 
     @contextmanager
     def _locked_choice(self, name: str) -> Iterator[ActiveVersion]:
@@ -259,6 +275,29 @@ def _may_be(path: Path, is_kind: Callable[[int], bool] = bool) -> bool:
         return False
     except OSError:  # no permission, a loop of links, a disk that is ill
         return True
+
+
+def missing(before: Manifest, after: Manifest) -> tuple[str, ...]:
+    """What a client that relies on one version misses in another one, in words."""
+    lost = [f"no {name} decoding" for name in before.decodings if name not in after.decodings]
+    gone = [name for name in before.class_names if name not in after.class_names]
+    if gone:
+        lost.append(f"no class {gone[0]!r}" + (f" and {len(gone) - 1} others" if gone[1:] else ""))
+    for number, (old, new) in enumerate(zip(before.class_names, after.class_names, strict=False)):
+        if old != new and old in after.class_names:
+            lost.append(f"classes of other numbers, {number} is {new!r} and not {old!r}")
+            break
+    if before.image_size != after.image_size:
+        lost.append(f"images of {after.image_size} pixels and not {before.image_size}")
+    if PATCHES_FILE in before.files and PATCHES_FILE not in after.files:
+        lost.append("no pictures of its codebook")
+    return tuple(lost)
+
+
+def _warn(manifest: Manifest, losses: tuple[str, ...]) -> None:
+    if losses:
+        text = "; ".join(losses)
+        logger.warning("%s %s: unlike before, %s", manifest.name, manifest.version, text)
 
 
 def _natural(version: str) -> list[tuple[int, str]]:

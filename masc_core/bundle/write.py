@@ -22,6 +22,7 @@ from pydantic import JsonValue
 from masc_core.bundle.codebook_view import CodebookFiles
 from masc_core.bundle.manifest import (
     COUNTS_FILE,
+    ENCODER_FILE,
     PRIOR_FILE,
     REFINER_FILE,
     SAMPLES_FILE,
@@ -133,7 +134,7 @@ class BundleDraft:
         ConfigError : the parts do not belong together
         ArtifactError : a weight does not fit the precision
         """
-        _check_parts(parts)
+        _check_parts(parts, with_encoder=with_encoder)
         _write_weights(self._folder, parts, weights_dtype, with_encoder=with_encoder)
         files = {path.name: sha256_file(path) for path in sorted(self._folder.iterdir())}
         self._manifest = write_manifest(self._folder, _manifest(card, parts, files))
@@ -164,7 +165,7 @@ class BundleDraft:
         return write_manifest(self._folder, self._manifest)
 
 
-def _check_parts(parts: BundleParts) -> None:
+def _check_parts(parts: BundleParts, *, with_encoder: bool) -> None:
     gpt, vq, prior = parts.model.config, parts.tokenizer.config, parts.prior
     if gpt.vocab_size != prior.num_clusters:
         raise ConfigError(
@@ -182,6 +183,8 @@ def _check_parts(parts: BundleParts) -> None:
             raise ConfigError(f"the partition into {partition.num_clusters} {error}") from error
     if gpt.num_class_rows == gpt.num_classes:
         raise ConfigError("a transformer trained with class_dropout 0 cannot be guided, nor served")
+    if with_encoder and not hasattr(parts.tokenizer, "encoder"):
+        raise ConfigError("with_encoder: the tokenizer has no encoder")
     if parts.refiner is None:
         return
     fitting = {
@@ -199,11 +202,14 @@ def _check_parts(parts: BundleParts) -> None:
 def _write_weights(
     folder: Path, parts: BundleParts, dtype: torch.dtype, *, with_encoder: bool
 ) -> None:
-    left_out = TRAINING_KEYS if with_encoder else (*TRAINING_KEYS, *ENCODER_PREFIXES)
     tokenizer = parts.tokenizer.state_dict()
+    encoder = {name: w for name, w in tokenizer.items() if name.startswith(ENCODER_PREFIXES)}
+    left_out = (*TRAINING_KEYS, *ENCODER_PREFIXES)
     tokenizer = {name: w for name, w in tokenizer.items() if not name.startswith(left_out)}
     write_tensors(folder / TRANSFORMER_FILE, parts.model.state_dict(), dtype)
     write_tensors(folder / TOKENIZER_FILE, tokenizer, dtype)
+    if with_encoder:
+        write_tensors(folder / ENCODER_FILE, encoder, dtype)
     parts.prior.save(folder / PRIOR_FILE)
     for partition in parts.partitions:
         partition.save(folder / partition_file(partition.num_clusters))

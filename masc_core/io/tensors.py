@@ -32,10 +32,12 @@ Module = TypeVar("Module", bound=nn.Module)
 def write_tensors(
     path: Path,
     tensors: Mapping[str, Tensor],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None = None,
     header: dict[str, str] | None = None,
 ) -> None:
     """Write tensors, those of a floating-point type as ``dtype``, and strings about them.
+
+    Without ``dtype`` all keep their own.
 
     Raises
     ------
@@ -155,8 +157,9 @@ def _reading(path: Path) -> Iterator[None]:
         raise ArtifactError(path, f"cannot be read as safetensors: {error}") from error
 
 
-def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    tensor = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    wanted = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+    tensor = tensor.detach().to("cpu", wanted)
     # Safetensors stores plain row-major tensors, and refuses views that share memory.
     return tensor.clone(memory_format=torch.contiguous_format)
 

@@ -152,7 +152,7 @@ def test_what_cannot_be_done_is_said(folder: Path, tmp_path: Path) -> None:
 def test_what_is_not_given_is_the_models(manifest: Manifest) -> None:
     (params,) = params_of(manifest, ["cat"], 1, 0, {"cfg_scale": None})
     assert params == SamplingParams(class_id=2, seed=0, cfg_scale=2.0, decoding="uniform")
-    given = {
+    given: dict[str, Any] = {
         "cfg_scale": 1.0,
         "temperature": 0.5,
         "top_k": 3,
@@ -161,7 +161,7 @@ def test_what_is_not_given_is_the_models(manifest: Manifest) -> None:
         "cfg_start": 0.5,
     }
     (params,) = params_of(manifest, ["cat"], 1, 0, given)
-    assert params == SamplingParams(class_id=2, seed=0, **given)  # type: ignore[arg-type]
+    assert params == SamplingParams(class_id=2, seed=0, **given)
 
 
 def test_seeds_count_up_within_a_class_and_wrap(manifest: Manifest) -> None:

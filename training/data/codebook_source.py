@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from masc_core.bundle.manifest import TOKENIZER_FILE
+from masc_core.bundle.manifest import MANIFEST_FILE, TOKENIZER_FILE
 from masc_core.bundle.read import load_bundle
 from masc_core.codebook import checked_rows
 from masc_core.errors import ArtifactError
@@ -32,7 +32,7 @@ class TrainedTokenizer:
     ----------
     name : of the bundle and its version, or the path of the file
     model : in evaluation mode on the CPU; of a bundle it may lack its encoder
-    sha256 : of the file of its weights
+    sha256 : of the file of its weights; of a bundle with an encoder, one of both files
     """
 
     name: str
@@ -40,18 +40,23 @@ class TrainedTokenizer:
     sha256: str
 
     @classmethod
-    def open(cls, path: Path) -> TrainedTokenizer:
-        """Read a tokenizer's file, or the tokenizer of a bundle's folder."""
-        if not path.is_dir():
-            return cls(str(path), load_tokenizer(path), sha256_file(path))
-        bundle = load_bundle(path)
-        name = f"{bundle.manifest.name} {bundle.manifest.version}"
-        return cls(name, bundle.tokenizer, bundle.manifest.files[TOKENIZER_FILE])
+    def open(cls, path: Path, *, with_encoder: bool = False) -> TrainedTokenizer:
+        """Read the tokenizer of a bundle's folder, of a run's folder, or of a file.
 
-    @property
-    def has_encoder(self) -> bool:
-        """Whether it can make codes of images."""
-        return hasattr(self.model, "encoder")
+        An `ArtifactError` where it cannot be read, or lacks an encoder that is needed.
+        """
+        if (path / MANIFEST_FILE).is_file():
+            bundle = load_bundle(path)
+            if with_encoder and not hasattr(bundle.tokenizer, "encoder"):
+                raise ArtifactError(
+                    path,
+                    "has no encoder: it was published without it; masc tokenizer train --decoder "
+                    "makes one",
+                )
+            name = f"{bundle.manifest.name} {bundle.manifest.version}"
+            return cls(name, bundle.tokenizer, bundle.manifest.tokenizer_sha256)
+        file = path / TOKENIZER_FILE if path.is_dir() else path
+        return cls(str(file), load_tokenizer(file), sha256_file(file))
 
     def rows(self, *, raw: bool) -> npt.NDArray[np.float64]:
         """Rows to cluster (V, E): what codes mean to the decoder or, ``raw``, what is stored."""

@@ -49,7 +49,7 @@ class TrainingTask:
     after_step : called with the number of finished steps
     restart_rows : called after that; overwrites rows of parameters, and returns each of these with
         a mask of its rows, bool (rows,): their average and moments start anew
-    after_epoch : called with the number of finished epochs, after the validation
+    after_epoch : called with the number of finished epochs and the validation's values
     extra_metrics : items a second to further numbers for the log
     """
 
@@ -60,5 +60,5 @@ class TrainingTask:
     save_best: Callable[[dict[str, float]], None]
     after_step: Callable[[int], None] = lambda _: None
     restart_rows: Callable[[int], Sequence[tuple[Tensor, Tensor]]] = lambda _: ()
-    after_epoch: Callable[[int], None] = lambda _: None
+    after_epoch: Callable[[int, dict[str, float]], None] = lambda _epoch, _values: None
     extra_metrics: Callable[[float], dict[str, float]] = lambda _: {}

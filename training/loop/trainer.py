@@ -187,7 +187,7 @@ class _Trainer:
                     self.task.save_best(values)
                     self.state = replace(self.state, best=values["objective"])
             with self.ranks.raise_on_all_ranks("what follows an epoch"):
-                self.task.after_epoch(epoch)
+                self.task.after_epoch(epoch, values)
         self.save()
 
     def mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Metrics of a bundle: class agreement, entropy, speed, and a sheet of what it makes.
+"""Metrics of a bundle: class agreement, entropy, speed; and its pictures.
 
 Class agreement is the share of generated images that a classifier of real images assigns to the
 class that was asked for; chance is one over the number of classes.
@@ -13,16 +13,22 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
+from masc_core.bundle.codebook_view import CodebookFiles
 from masc_core.bundle.read import Bundle
-from masc_core.images import SAMPLE_COLUMNS, contact_sheet
+from masc_core.images import SAMPLE_COLUMNS, Pixels, contact_sheet
+from masc_core.models.vq import VQModel
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.params import SamplingParams
+from masc_core.tree import build_tree
+from training.data.patches import code_patches
 from training.metrics.classifier import predict
 from training.metrics.samples import make_images, sample
 
-SHEET_IMAGES = 100
+LARGE_SHEET = 100  # images beyond which they are small
+SMALL_SIDE = 64  # pixels of these; what the page shows of a class
 
 
 def default_params(bundle: Bundle) -> SamplingParams:
@@ -78,21 +84,50 @@ def first_images(
     bundle: Bundle,
     columns: int = SAMPLE_COLUMNS,
     scale: int | None = None,
-    num_images: int = SHEET_IMAGES,
-) -> bytes:
+    num_images: int = LARGE_SHEET,
+) -> bytes | None:
     """PNG sheet, unselected: classes with seed 0, as many as there are or evenly spread.
 
-    ``scale`` enlarges images; by default small ones are enlarged.
+    ``scale`` enlarges images; by default small ones are enlarged, and those of more than a hundred
+    are at most 64 pixels a side. None where no images are asked for.
     """
     names = bundle.manifest.class_names
-    scale = scale or min(3, max(1, 256 // bundle.manifest.image_size))
     count = min(num_images, len(names))
+    if not count:
+        return None
+    usual = min(3, max(1, 256 // bundle.manifest.image_size)) if count <= LARGE_SHEET else 1
+    scale = scale or usual
     classes = [int(i) for i in np.linspace(0, len(names) - 1, count).round()]
     params = [replace(default_params(bundle), class_id=i) for i in classes]
     batches = (params[start : start + columns] for start in range(0, count, columns))
-    pixels = [make_images(bundle, batch)[0] for batch in batches]
+    pixels = [_reduced(make_images(bundle, batch)[0], count) for batch in batches]
     enlarged = np.concatenate(pixels).repeat(scale, axis=1).repeat(scale, axis=2)
     buffer = io.BytesIO()
     captions = [names[i] for i in classes]
     contact_sheet(list(enlarged), columns, captions=captions).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _reduced(pixels: Pixels, count: int) -> Pixels:
+    """Images as they are on a sheet of so many."""
+    if count <= LARGE_SHEET or pixels.shape[1] <= SMALL_SIDE:
+        return pixels
+    size = (SMALL_SIDE, SMALL_SIDE)
+    tiles = [Image.fromarray(image).resize(size, Image.Resampling.BOX) for image in pixels]
+    return np.stack([np.asarray(tile) for tile in tiles])
+
+
+def codebook_files(
+    tokenizer: VQModel, bundle: Bundle, shuffles: int, report: ProgressCallback = no_progress
+) -> CodebookFiles | None:
+    """The tree over the codebook, and the patches of its codes; None with 0 shuffles.
+
+    The tree is that of average linkage over the rows as the decoder takes them, whatever the prior
+    is; where the prior is a cut of it, every cluster is one of its branches. So the rows are those
+    of the tokenizer that the prior was made of, and not as a bundle rounds them.
+    """
+    if not shuffles:
+        return None
+    patches = code_patches(bundle.tokenizer, shuffles=shuffles, report=report)
+    rows = tokenizer.quantize.codebook().detach().cpu().double().numpy()
+    return CodebookFiles(build_tree(rows, report=report), patches)

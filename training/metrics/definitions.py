@@ -49,7 +49,7 @@ DEFINITIONS = {
     "their mean; mean over 10 parts of the shuffled images, logits without bias.",
     "inception_score_std": "Deviation over these parts.",
     "kernel_inception_distance_mean": "Squared distance of means under a cubic kernel; mean over "
-    "100 subsets of at most 1000 images.",
+    "100 subsets of at most 1000 images; of at most 10,000 real images.",
     "kernel_inception_distance_std": "Deviation over these subsets.",
     "frechet_inception_distance": "FID: Fréchet distance of Gaussians in the 2048 features of the "
     "2015 Inception network.",

@@ -5,6 +5,8 @@ Legend: N images, L positions, F features, C classes of an extractor.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,22 +31,37 @@ class FeatureStats:
         self._features: dict[str, list[Tensor]] = {}
         self._logits: dict[str, list[Tensor]] = {}
 
-    def add(self, batch: Samples, extractors: list[Extractor]) -> None:
-        """Extract the features of a batch."""
-        self.count += len(batch.labels)
-        self.entropies += batch.entropies.sum(axis=0, dtype=np.float64)
-        for extractor in extractors:
-            features, logits = extractor(batch.pixels)
-            self._features.setdefault(extractor.label, []).append(features)
-            if logits is not None:
-                self._logits.setdefault(extractor.label, []).append(logits)
-                if extractor.label == LABEL:
-                    self.agreed += int((logits.argmax(1).numpy() == batch.labels).sum())
+    def add(self, part: Mapping[str, Tensor]) -> None:
+        """Take in what `extract` found of a batch."""
+        self.count += len(part["labels"])
+        self.entropies += part["entropies"].numpy()
+        for name, values in part.items():
+            label, _, kind = name.partition(".")
+            if kind == "features":
+                self._features.setdefault(label, []).append(values)
+            elif kind == "logits":
+                self._logits.setdefault(label, []).append(values)
+                if label == LABEL:
+                    self.agreed += int((values.argmax(1) == part["labels"]).sum())
 
     def of(self, label: str) -> tuple[Tensor, Tensor | None]:
         """Features and, if it gives any, logits of all images, by one extractor."""
         logits = torch.cat(self._logits[label]) if label in self._logits else None
         return torch.cat(self._features[label]), logits
+
+
+def extract(batch: Samples, extractors: Sequence[Extractor]) -> dict[str, Tensor]:
+    """What is kept of a batch: ``labels``, ``entropies`` summed, and of each extractor by label."""
+    part = {
+        "labels": torch.from_numpy(batch.labels),
+        "entropies": torch.from_numpy(batch.entropies.sum(axis=0, dtype=np.float64)),
+    }
+    for extractor in extractors:
+        features, logits = extractor(batch.pixels)
+        part[f"{extractor.label}.features"] = features
+        if logits is not None:
+            part[f"{extractor.label}.logits"] = logits
+    return part
 
 
 def compare(

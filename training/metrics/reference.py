@@ -16,8 +16,8 @@ Legend: N images, S pixels a side, F features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels
+from masc_core.io.files import sha256_file
 from masc_core.io.npz import load_npz, save_npz
 from masc_core.progress import ProgressCallback
 from training.config import AS_VIEWED, ImageOptions
 from training.data.images import open_images
 from training.data.source import ImageSource
-from training.metrics.fidelity import MIN_IMAGES, Extractor, torch_fidelity
+from training.metrics.fidelity import MAX_REAL_IMAGES, MIN_IMAGES, Extractor, torch_fidelity
+from training.metrics.unfinished import Unfinished
 
 EXTRACTED_AT_ONCE = 100
+SAVED_AT_ONCE = 5_000  # images: their features are 40 MB, their sums as much
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +52,9 @@ class Statistics:
     @classmethod
     def of(cls, features: Tensor) -> Statistics:
         """Of features float32 (N, F); a ConfigError where N is below 2."""
-        if len(features) < 2:
-            raise ConfigError("a covariance needs at least two images")
-        moments = torch_fidelity("metric_fid").fid_features_to_statistics(features)
-        return cls(moments["mu"], moments["sigma"])
+        moments = Moments(features.shape[1])
+        moments.add(features)
+        return moments.statistics()
 
     def distance(self, other: Statistics) -> float:
         """Fréchet distance; 0 between equal ones, up to rounding.
@@ -74,16 +77,52 @@ class Statistics:
         save_npz(path, mu=self.mu, sigma=self.sigma, features=np.array(features_name))
 
 
+class Moments:
+    """Sums that give the statistics of features (N, F), however many there are.
+
+    Attributes
+    ----------
+    tensors : ``count`` N, ``mean`` (F,), ``products`` (F, F): sums of products of deviations
+        from the mean; float64
+    """
+
+    def __init__(self, num_features: int) -> None:
+        shapes = {"count": (), "mean": (num_features,), "products": (num_features,) * 2}
+        self.tensors = {name: torch.zeros(s, dtype=torch.float64) for name, s in shapes.items()}
+
+    def add(self, features: Tensor) -> None:
+        """Take more features in, (N, F) with N > 0; Chan et al.'s update, exact in any portions."""
+        sums, more = self.tensors, len(features)
+        mean = features.double().mean(0)
+        centred, shift = features.double() - mean, mean - sums["mean"]
+        weight = more / (sums["count"] + more)
+        sums["products"] += centred.T @ centred
+        sums["products"] += torch.outer(shift, shift) * sums["count"] * weight
+        sums["mean"] += shift * weight
+        sums["count"] += more
+
+    def statistics(self) -> Statistics:
+        """Mean and unbiased covariance; a ConfigError of fewer than two features."""
+        count = float(self.tensors["count"])
+        if count < 2:
+            raise ConfigError("a covariance needs at least two images")
+        sigma = self.tensors["products"].numpy() / (count - 1)
+        return Statistics(self.tensors["mean"].numpy().astype(np.float32), sigma)
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Real images by one extractor; ``features`` float32 (N, F) where there are images."""
+    """Real images by one extractor; ``features`` float32 (N, F) where there are images.
+
+    The statistics are of all images, the features of at most 10,000 of them, evenly spread.
+    """
 
     statistics: Statistics
     features: Tensor | None = None
 
     @classmethod
     def of(cls, features: Tensor) -> Reference:
-        """Of the features of images."""
+        """Of the features of a few images."""
         return cls(Statistics.of(features), features)
 
 
@@ -95,18 +134,25 @@ class RealImages:
     image_size: int
     images: ImageSource
 
-    def extract(self, extractor: Extractor, report: ProgressCallback) -> Reference:
-        """Features of all that can be read; a ConfigError where they are too few."""
-        features = _extract(extractor, self._batches(extractor, report))
-        _require_images(self.path, len(features))
-        return Reference.of(features)
+    def fingerprint(self) -> str:
+        """What images they are."""
+        return self.images.fingerprint()
 
-    def _batches(self, extractor: Extractor, report: ProgressCallback) -> Iterator[Pixels]:
-        total = len(self.images)
-        for start in range(0, total, EXTRACTED_AT_ONCE):
-            indices = np.arange(start, min(start + EXTRACTED_AT_ONCE, total))
-            yield self.images.read(self.image_size, indices).pixels
-            report(start + len(indices), total, f"{extractor.label} of {self.path}")
+    def extract(
+        self,
+        extractor: Extractor,
+        report: ProgressCallback,
+        unfinished: Unfinished | None = None,
+    ) -> Reference:
+        """Features of all that can be read; a ConfigError where they are too few."""
+        return _extract(self, extractor, report, unfinished or Unfinished())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, indices: IntArray) -> Pixels:
+        """Those that can be read, uint8 (N, S, S, 3)."""
+        return self.images.read(self.image_size, indices).pixels
 
 
 MAX_BYTES = 8 << 30  # of an array: ten thousand images of 512 pixels a side
@@ -149,15 +195,29 @@ class RealStatistics:
         statistics = Statistics(mu.astype(np.float32), sigma.astype(np.float64))
         return cls(path, statistics, str(arrays.get("features", "inception")), images)
 
-    def extract(self, extractor: Extractor, report: ProgressCallback) -> Reference | None:
+    def fingerprint(self) -> str:
+        """What file it is."""
+        return sha256_file(self.path)
+
+    def extract(
+        self,
+        extractor: Extractor,
+        report: ProgressCallback,
+        unfinished: Unfinished | None = None,
+    ) -> Reference | None:
         """The statistics and the features of the images; None where neither serves."""
-        images, own = self.images, extractor.features_name == self.features_name
-        if images is None:
+        own = extractor.features_name == self.features_name
+        if self.images is None:
             return Reference(self.statistics) if own else None
-        report(0, len(images), f"{extractor.label} of {self.path}")
-        starts = range(0, len(images), EXTRACTED_AT_ONCE)
-        features = _extract(extractor, (images[i : i + EXTRACTED_AT_ONCE] for i in starts))
-        return Reference(self.statistics, features) if own else Reference.of(features)
+        found = _extract(self, extractor, report, unfinished or Unfinished())
+        return replace(found, statistics=self.statistics) if own else found
+
+    def __len__(self) -> int:
+        return 0 if self.images is None else len(self.images)
+
+    def read(self, indices: IntArray) -> Pixels:
+        """Some of the images, where there are any."""
+        return np.empty(0, np.uint8) if self.images is None else self.images[indices]
 
     def check(self, extractors: Sequence[Extractor]) -> None:
         """Raise unless one of the extractors can use it, and those of its features have as many."""
@@ -203,9 +263,35 @@ def open_real(
     return RealImages(path, image_size, images)
 
 
-def _extract(extractor: Extractor, batches: Iterator[Pixels]) -> Tensor:
-    parts = [extractor(pixels)[0] for pixels in batches if len(pixels)]
-    return torch.cat(parts) if parts else torch.empty(0, 0)
+def _extract(
+    real: RealImages | RealStatistics,
+    extractor: Extractor,
+    report: ProgressCallback,
+    unfinished: Unfinished,
+) -> Reference:
+    """Go through all images, with some of them in memory at a time; save what there is."""
+    name, total = f"reference-{extractor.label}", len(real)
+    moments = Moments(extractor.num_features)
+    features, seen = [torch.empty(0, extractor.num_features)], 0
+    if (begun := unfinished.load(name)) is not None:
+        features, seen = [begun.pop("features")], int(begun.pop("seen"))
+        moments.tensors = begun
+    kept = np.linspace(0, total - 1, min(total, MAX_REAL_IMAGES)).astype(np.int64)
+    for start in range(seen, total, EXTRACTED_AT_ONCE):
+        indices = np.arange(start, min(start + EXTRACTED_AT_ONCE, total))
+        if len(pixels := real.read(indices)):
+            more, count = extractor(pixels)[0], int(moments.tensors["count"])
+            numbers = np.arange(count, count + len(more))
+            features.append(more[torch.from_numpy(np.isin(numbers, kept))])
+            moments.add(more)
+        seen = start + len(indices)
+        if seen == total or seen % SAVED_AT_ONCE == 0:
+            features = [torch.cat(features)]
+            state = {"features": features[0], "seen": torch.tensor(seen), **moments.tensors}
+            unfinished.save(name, state)
+        report(seen, total, f"{extractor.label} of {real.path}")
+    _require_images(real.path, int(moments.tensors["count"]))
+    return Reference(moments.statistics(), features[0])
 
 
 def _require_images(path: Path, count: int) -> None:

@@ -52,6 +52,7 @@ def sample(
     batch_size: int = 50,
     image_size: int | None = None,
     ranks: Ranks | None = None,
+    first: int = 0,
 ) -> Iterator[Samples]:
     """Generate images of every class.
 
@@ -63,6 +64,7 @@ def sample(
     batch_size : images at a time, on each rank
     image_size : S; models of 384 pixels are evaluated at 256
     ranks : processes that share the work; collective: all iterate, the main one gets batches
+    first : images that are there already, and are left out
     """
     ranks = ranks or Ranks(bundle.device)
     num_classes = len(bundle.manifest.class_names)
@@ -73,7 +75,7 @@ def sample(
         for i in range(total)
     ]
     at_once = batch_size * ranks.count
-    for start in range(0, total, at_once):
+    for start in range(first, total, at_once):
         batch = images[start : start + at_once]
         share = -(-len(batch) // ranks.count)
         own = batch[share * ranks.rank : share * (ranks.rank + 1)]

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import JsonValue
 from torch import Tensor
 
+from masc_core.bundle.manifest import Manifest
 from masc_core.bundle.read import Bundle
 from masc_core.errors import ConfigError
 from masc_core.progress import ProgressCallback, no_progress
@@ -26,8 +28,10 @@ from training.changes import require_same_classes
 from training.data.code_cache import CodeCache
 from training.losses.transformer import position_cross_entropy_and_entropy
 from training.metrics.cluster_levels import NUM_SUMS, ClusterLevelMetrics
+from training.metrics.unfinished import Unfinished
 
 Curve = NDArray[np.float64]
+BATCHES_AT_ONCE = 10  # until what is there is saved
 LOGITS_AT_ONCE = 2**26  # 256 MB of them, and about four times as much on the way to the entropies
 
 
@@ -67,16 +71,23 @@ class TeacherForced:
 
 @torch.inference_mode()
 def teacher_forced(
-    bundle: Bundle, cache: CodeCache, cfg_scale: float = 1.0, report: ProgressCallback = no_progress
+    bundle: Bundle,
+    cache: CodeCache,
+    cfg_scale: float = 1.0,
+    report: ProgressCallback = no_progress,
+    unfinished: Unfinished | None = None,
 ) -> TeacherForced:
     """Measure a bundle on the codes of real images that fit it, their first variant."""
+    unfinished = unfinished or Unfinished()
     prior, length = bundle.decoder.prior, bundle.manifest.num_positions
     batch_size = min(256, max(1, LOGITS_AT_ONCE // (length * prior.num_clusters)))
-    sums = torch.zeros(2, length, dtype=torch.float64)
-    members = 0.0
     levels = [ClusterLevelMetrics(one.over(prior), bundle.device) for one in bundle.partitions]
-    level_sums = torch.zeros(len(levels), NUM_SUMS, dtype=torch.float64)
-    for start in range(0, len(cache), batch_size):
+    begun = unfinished.load("teacher-forced") or {}
+    sums = begun.get("sums", torch.zeros(2, length, dtype=torch.float64))
+    no_sums = torch.zeros(len(levels), NUM_SUMS, dtype=torch.float64)
+    level_sums = begun.get("level_sums", no_sums)
+    members, seen = float(begun.get("members", 0.0)), int(begun.get("seen", 0))
+    for number, start in enumerate(range(seen, len(cache), batch_size), 1):
         images = np.arange(start, min(start + batch_size, len(cache)))
         codes = cache.take(images, np.zeros_like(images))
         clusters = prior.encode(codes)
@@ -85,10 +96,18 @@ def teacher_forced(
                          torch.from_numpy(clusters), cfg_scale)  # fmt: skip
         true = torch.from_numpy(clusters).to(bundle.device)
         bits = position_cross_entropy_and_entropy(logits, true)
-        for number, level in enumerate(levels):
-            level_sums[number] += level.sums(logits, true).cpu()
+        for index, level in enumerate(levels):
+            level_sums[index] += level.sums(logits, true).cpu()
         sums += torch.stack([bits.entropy, bits.cross_entropy]).sum(dim=1).double().cpu()
-        report(start + len(images), len(cache), "real images")
+        seen = start + len(images)
+        if seen == len(cache) or number % BATCHES_AT_ONCE == 0:
+            numbers = {
+                "members": torch.tensor(members, dtype=torch.float64),
+                "seen": torch.tensor(seen),
+            }
+            saved = {"sums": sums, "level_sums": level_sums, **numbers}
+            unfinished.save("teacher-forced", saved)
+        report(seen, len(cache), "real images")
     entropy, cross = (sums / len(cache)).numpy()
     figures: dict[str, float] = {}
     for level, of_level in zip(levels, level_sums / len(cache) / length, strict=True):
@@ -110,11 +129,7 @@ def _logits(bundle: Bundle, labels: Tensor, clusters: Tensor, cfg_scale: float) 
 def check_codes(bundle: Bundle, cache: CodeCache) -> None:
     """Raise a ConfigError where a cache is of another tokenizer, other sizes or other classes."""
     manifest, index = bundle.manifest, cache.index
-    inputs = manifest.provenance.get("transformer")
-    inputs = inputs.get("inputs") if isinstance(inputs, dict) else None
-    trained_on = inputs.get("tokenizer") if isinstance(inputs, dict) else None
-    if trained_on not in {None, index.tokenizer_sha256}:
-        raise ConfigError("codes: were made by another tokenizer than the model's")
+    check_tokenizer(manifest, index.tokenizer_sha256, "codes")
     pairs = {
         "codes": (index.num_codes, manifest.num_codes),
         "positions": (index.num_positions, manifest.num_positions),
@@ -123,3 +138,18 @@ def check_codes(bundle: Bundle, cache: CodeCache) -> None:
         if of_cache != of_model:
             raise ConfigError(f"codes: have {of_cache} {name}, the model {of_model}")
     require_same_classes("codes", "the cache", index.class_names, "the model", manifest.class_names)
+
+
+def check_tokenizer(manifest: Manifest, tokenizer_sha256: str, key: str) -> None:
+    """Raise a ConfigError that names the key where something is of another tokenizer."""
+    trained_on = trained_from(manifest).get("tokenizer", tokenizer_sha256)
+    # A bundle's tokenizer is rounded, and so has another hash than the run's that it was made of.
+    if tokenizer_sha256 not in {trained_on, manifest.tokenizer_sha256}:
+        raise ConfigError(f"{key}: made by another tokenizer than the model's")
+
+
+def trained_from(manifest: Manifest) -> dict[str, JsonValue]:
+    """Hashes of what the transformer was trained from, by name; empty where that is not told."""
+    transformer = manifest.provenance.get("transformer")
+    inputs = transformer.get("inputs") if isinstance(transformer, dict) else None
+    return inputs if isinstance(inputs, dict) else {}

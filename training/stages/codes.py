@@ -63,9 +63,7 @@ def extract_codes(config: CodesConfig, report: ProgressCallback = no_progress) -
     set_threads(config.threads)
     source = open_images(config.data, config)
     require_classes(source, "data")
-    tokenizer = TrainedTokenizer.open(config.tokenizer)
-    if not tokenizer.has_encoder:
-        raise ArtifactError(config.tokenizer, "has no encoder: it was published without it")
+    tokenizer = TrainedTokenizer.open(config.tokenizer, with_encoder=True)
     grid = tokenizer.model.config.grid_size(config.image_size)
     header = CodeIndex(
         tokenizer_sha256=tokenizer.sha256,

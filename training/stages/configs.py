@@ -39,6 +39,11 @@ class TokenizerConfig(LoopConfig, ImageOptions):
     )
     val_data: MayChange[Path] = Field(description="validation images, likewise")
     val_images: int = Field(2000, ge=1, description="validation images, spread over the folder")
+    decoder: MayChange[Path | None] = Field(
+        None,
+        description="tokenizer or bundle whose codebook and decoder stay as they are: an encoder "
+        "is trained for them",
+    )
     image_size: int = Field(64, ge=16, description="pixels a side, S")
     num_codes: int = Field(2048, ge=2, description="V")
     code_dim: int = Field(8, ge=1, description="E")
@@ -93,6 +98,8 @@ class TokenizerConfig(LoopConfig, ImageOptions):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        if self.decoder is not None and self.disc_weight:
+            raise ValueError("disc_weight: must be 0 with a decoder, whose images a GAN improves")
         if (self.lpips_vgg is None) != (self.lpips_linear is None):
             raise ValueError("lpips_vgg and lpips_linear: LPIPS needs both files")
         if self.keep == "lpips" and not self.lpips_files:
@@ -104,7 +111,7 @@ class CodesConfig(StageConfig, ImageOptions):
     """Keys of a code extraction."""
 
     tokenizer: Path = Field(
-        description="tokenizer.safetensors, or the folder of a bundle that has the encoder"
+        description="tokenizer.safetensors, its run, or the folder of a bundle that has the encoder"
     )
     data: Path = Field(description="images: class folders, tar shards or parquet files")
     image_size: int = Field(64, ge=8)
@@ -122,7 +129,8 @@ class PriorConfig(StageConfig):
     """Keys of a prior."""
 
     tokenizer: Path = Field(
-        description="tokenizer.safetensors, the folder of a bundle, or a codebook (V, E) as .npy"
+        description="tokenizer.safetensors, its run, the folder of a bundle, or a codebook (V, E) "
+        "as .npy"
     )
     num_clusters: int = Field(ge=1, description="K")
     method: str = Field("average", description=f"one of {', '.join(METHODS)}")
@@ -151,7 +159,7 @@ class CompareConfig(StageConfig, ImageOptions):
     """Keys of a comparison."""
 
     tokenizer: Path = Field(
-        description="tokenizer.safetensors, or the folder of a bundle with an encoder"
+        description="tokenizer.safetensors, its run, or the folder of a bundle with an encoder"
     )
     images: Path = Field(
         description="images to measure on: class folders, tar shards or parquet files"
@@ -196,7 +204,7 @@ class CompareConfig(StageConfig, ImageOptions):
 class ShowConfig(StageConfig):
     """Keys of the pictures of a prior."""
 
-    tokenizer: Path = Field(description="tokenizer.safetensors, or the folder of a bundle")
+    tokenizer: Path = Field(description="tokenizer.safetensors, its run, or the folder of a bundle")
     prior: Path | None = Field(
         None, description="folder of a prior run, or a prior's file; without it the bundle's prior"
     )
@@ -252,11 +260,16 @@ class TransformerConfig(LoopConfig):
     peak_tflops: MayChange[float] = Field(
         0.0, ge=0, description="of a device, for the MFU; 0 knows the usual GPUs"
     )
+    keep_every: MayChange[int] = Field(
+        0,
+        ge=0,
+        description="epochs after which weights are kept in epochs/; 0 keeps the best alone",
+    )
     sheet_epochs: MayChange[tuple[int, ...]] = Field(
         (), description="epochs after which a sheet is drawn"
     )
     sheet_tokenizer: MayChange[Path | None] = Field(
-        None, description="tokenizer.safetensors for the sheets"
+        None, description="tokenizer.safetensors, its run, or a bundle, for the sheets"
     )
 
     @model_validator(mode="after")
@@ -310,7 +323,12 @@ class EvaluateConfig(ImageOptions):
     images_per_class: int = Field(
         100, ge=0, description="0 measures what needs no generated images"
     )
-    cfg_scale: float | None = Field(None, ge=1, le=20)
+    cfg_scale: float | None = Field(None, ge=1, le=20, description="default: the model's own")
+    cfg_schedule: CFGSchedule | None = Field(None, description="likewise")
+    cfg_start: float | None = Field(None, ge=0, le=1, description="likewise")
+    temperature: float | None = Field(None, ge=0, description="likewise")
+    top_k: int | None = Field(None, ge=0, description="likewise; 0 is off")
+    top_p: float | None = Field(None, gt=0, le=1, description="likewise; 1 is off")
     decoding: str | None = Field(None, description="what the model offers")
     seed: int = Field(0, ge=0, description="of the first image of each class")
     image_size: int | None = Field(
@@ -332,8 +350,15 @@ class EvaluateConfig(ImageOptions):
     codes: Path | None = Field(
         None, description="code cache of validation images, for entropies on them"
     )
+    transformer: Path | None = Field(
+        None,
+        description="folder of a transformer run, or of an epoch that it kept: measured in place "
+        "of the version's own",
+    )
     codes_cfg_scale: float = Field(1.0, ge=1, le=20, description="guidance of those entropies")
-    out: Path | None = Field(None, description="folder for evaluation.json, curves")
+    out: Path | None = Field(
+        None, description="folder for evaluation.json, curves; an interrupted evaluation goes on"
+    )
     save_images: bool = Field(default=False, description="write PNGs to out")
     save_archive: bool = Field(default=False, description="write samples.npz, as ADM has it")
     save_statistics: bool = Field(default=False, description="write the reference's statistics")
@@ -352,6 +377,12 @@ class VersionConfig(Frozen):
     )
     note: str = Field("", description="where the model comes from, for its manifest")
     with_encoder: bool = Field(default=False, description="keep the tokenizer's encoder")
+    shuffles: int = Field(
+        16,
+        ge=0,
+        description="random neighbourhoods that a code is decoded in, for the pictures of the "
+        "codebook; 0 is no pictures",
+    )
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")
 
 
@@ -376,6 +407,9 @@ class PublishConfig(VersionConfig):
         "candidate; its figures are taken over",
     )
     images_per_class: int = Field(100, ge=1, description="images that the classifier judges")
+    samples: int = Field(
+        1000, ge=0, description="classes of which an image is drawn, evenly spread; 0 is none"
+    )
     cfg_scale: float = Field(1.0, ge=1, le=20, description="default CFG scale")
     cfg_schedule: CFGSchedule = Field("constant", description="default CFG schedule")
     cfg_start: float = Field(
@@ -414,6 +448,12 @@ class ImportConfig(VersionConfig):
     )
     samples: int = Field(
         4, ge=0, description="images that are made, as they are served, for a first look; 0 is none"
+    )
+    shuffles: int = Field(
+        4,
+        ge=0,
+        description="random neighbourhoods that a code is decoded in, for the pictures of the "
+        "codebook; 0 is no pictures",
     )
     activate: bool = Field(default=False, description="serve this version from now on")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; for the samples")

@@ -12,6 +12,9 @@ Inception gives FID, Inception score, kernel distance, precision and recall; VGG
 recall; a classifier of the real images class agreement and a Fréchet distance in its features.
 With the codes of real images the model's entropy on them is measured as well. Under torchrun all
 processes generate; the first one does the rest.
+
+With ``out`` an evaluation that was interrupted goes on: what it has so far lies in ``unfinished/``
+there until ``evaluation.json`` is written.
 """
 
 from __future__ import annotations
@@ -24,18 +27,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from masc_core.bundle.manifest import PRIOR_FILE, Defaults
 from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.bundle.registry import Registry
 from masc_core.device import choose_dtype
 from masc_core.errors import ConfigError
 from masc_core.images import encode_image
 from masc_core.io.files import atomic_write, sha256_file, write_json
+from masc_core.models.weights import load_transformer, read_inputs
 from masc_core.progress import ProgressCallback, no_progress
+from masc_core.sampling.cfg_schedule import WITH_START
 from masc_core.sampling.params import SamplingParams
 from masc_core.settings import ModelSettings, read_settings
 from training.data.code_cache import CodeCache
 from training.loop.distributed import Ranks, join_ranks
+from training.loop.run_dir import lock_folder
 from training.metrics.bundle_metrics import default_params, seconds_per_image
 from training.metrics.classifier import (
     WEIGHTS,
@@ -44,14 +53,22 @@ from training.metrics.classifier import (
     load_classifier,
 )
 from training.metrics.definitions import definitions
-from training.metrics.feature_stats import FeatureStats, caution, compare
+from training.metrics.feature_stats import FeatureStats, caution, compare, extract
 from training.metrics.fidelity import MIN_IMAGES, Extractor, load_extractor
 from training.metrics.reference import RealImages, RealStatistics, Reference, open_real
 from training.metrics.samples import Samples, image_archive, sample
-from training.metrics.teacher_forcing import Curve, check_codes, teacher_forced
+from training.metrics.teacher_forcing import (
+    Curve,
+    check_codes,
+    check_tokenizer,
+    teacher_forced,
+    trained_from,
+)
+from training.metrics.unfinished import Unfinished
 from training.plot_png import draw_curves
 from training.provenance import made_with
 from training.stages.configs import EvaluateConfig
+from training.stages.starting_point import weights_path
 
 logger = logging.getLogger(__name__)
 
@@ -71,17 +88,21 @@ def evaluate(config: EvaluateConfig, report: ProgressCallback = no_progress) -> 
     if config.version is None or model not in registry.names():
         model = registry.default(model)
     folder = registry.path(model, config.version)
-    with join_ranks(config.device) as ranks:
-        bundle = load_bundle(folder, ranks.device, choose_dtype("auto", ranks.device))
-        with ranks.raise_on_all_ranks("the evaluation"):
-            evaluation = _Evaluation(config, bundle, report) if ranks.is_main else None
-        if evaluation is None:
-            params = _params(config, bundle)
-            for _ in _samples(config, bundle, params, _image_size(config, bundle), ranks):
-                pass
-            return {}
-        stats = evaluation.generate(ranks)
-    return evaluation.metrics(stats)
+    with ExitStack() as held:
+        with join_ranks(config.device) as ranks:
+            bundle = load_bundle(folder, ranks.device, choose_dtype("auto", ranks.device))
+            if config.transformer is not None:
+                bundle = _with_transformer(bundle, config.transformer)
+            with ranks.raise_on_all_ranks("the evaluation"):
+                if ranks.is_main and config.out is not None:
+                    held.enter_context(lock_folder(config.out))
+                evaluation = _Evaluation(config, bundle, report) if ranks.is_main else None
+            if evaluation is None:
+                for _ in _samples(config, bundle, ranks):
+                    pass
+                return {}
+            stats = evaluation.generate(ranks)
+        return evaluation.metrics(stats)
 
 
 class _Evaluation:
@@ -91,8 +112,6 @@ class _Evaluation:
         self.config, self.bundle, self.report = config, bundle, report
         self.total = config.images_per_class * len(bundle.manifest.class_names)
         self._check()
-        if config.out is not None:
-            config.out.mkdir(parents=True, exist_ok=True)
         self.params, self.image_size = _params(config, bundle), _image_size(config, bundle)
         self.cache = CodeCache.open(config.codes) if config.codes else None
         if self.cache is not None:
@@ -101,24 +120,29 @@ class _Evaluation:
         self.real: RealImages | RealStatistics | None = None
         if config.reference is not None:
             self.real = open_real(config.reference, self.image_size, self.extractors, config)
+        self.unfinished = Unfinished(config.out, self._identity())
 
     def generate(self, ranks: Ranks) -> FeatureStats:
-        """Generate the images, and look at them."""
-        stats = FeatureStats(self.bundle.manifest.num_positions)
-        out = self.config.out or Path()
-        with ExitStack() as stack:
-            append = None
-            if self.config.save_archive:
-                place = out / "samples.npz"
-                append = stack.enter_context(image_archive(place, self.total, self.image_size))
-            for batch in _samples(self.config, self.bundle, self.params, self.image_size, ranks):
-                if append is not None:
-                    append(batch.pixels)
-                if self.config.save_images:
-                    _save_images(out / "images", stats.count, batch)
-                stats.add(batch, self.extractors)
-                self.report(stats.count, self.total, "images")
+        """Generate the images that are not there yet, and look at them."""
+        config, stats = self.config, FeatureStats(self.bundle.manifest.num_positions)
+        for part in self._parts():
+            stats.add(part)
+        for batch in _samples(config, self.bundle, ranks, stats.count):
+            if config.save_images and config.out is not None:
+                _save_images(config.out / "images", stats.count, batch)
+            part = extract(batch, self.extractors)
+            pixels = {"pixels": torch.from_numpy(batch.pixels)} if config.save_archive else {}
+            self.unfinished.save(_part_name(stats.count), part | pixels)
+            stats.add(part)
+            self.report(stats.count, self.total, "images")
         return stats
+
+    def _parts(self) -> Iterator[dict[str, Tensor]]:
+        """What there is of the images, without a gap, in their order."""
+        count = 0
+        while (part := self.unfinished.load(_part_name(count))) is not None:
+            yield part
+            count += len(part["labels"])
 
     def metrics(self, stats: FeatureStats) -> dict[str, Any]:
         """All metrics, written if there is a place for them."""
@@ -126,7 +150,7 @@ class _Evaluation:
         curves: dict[str, Curve] = {}
         if self.cache is not None:
             found = teacher_forced(
-                self.bundle, self.cache, self.config.codes_cfg_scale, self.report
+                self.bundle, self.cache, self.config.codes_cfg_scale, self.report, self.unfinished
             )
             metrics |= found.metrics(self.bundle.manifest.num_clusters)
             curves["teacher-forced entropy"] = found.entropy
@@ -181,7 +205,7 @@ class _Evaluation:
     def _reference(self, extractor: Extractor) -> Reference | None:
         if self.real is None:
             return None
-        reference = self.real.extract(extractor, self.report)
+        reference = self.real.extract(extractor, self.report, self.unfinished)
         if self.config.save_statistics and self.config.out is not None and reference is not None:
             place = self.config.out / f"statistics-{extractor.label}.npz"
             reference.statistics.save(place, extractor.features_name)
@@ -196,15 +220,35 @@ class _Evaluation:
             metrics["classifier_accuracy"] = classifier_accuracy(self.config.classifier)
         return metrics
 
+    def _identity(self) -> dict[str, Any]:
+        """What the results depend on: an evaluation goes on where all of it is the same."""
+        elsewhere = {"model", "version", "device", "made_with"}
+        config, index = self.config, self.cache and self.cache.index
+        return {
+            **{k: v for k, v in self._settings().items() if k not in elsewhere},
+            "codes": index and [index.files_sha256, index.tokenizer_sha256, index.variants],
+            "reference": self.real and self.real.fingerprint(),
+            "save_images": config.save_images,
+            "save_archive": config.save_archive,
+        }
+
     def _settings(self) -> dict[str, Any]:
         manifest, config, params = self.bundle.manifest, self.config, self.params
         return {
             "model": manifest.name,
             "version": manifest.version,
-            "weights_sha256": manifest.weights_sha256,
+            # Of another transformer's images the version's own weights tell nothing.
+            "weights_sha256": None if config.transformer else manifest.weights_sha256,
+            "transformer": config.transformer
+            and {
+                "path": str(config.transformer),
+                "sha256": sha256_file(weights_path(config.transformer)),
+            },
             "images_per_class": config.images_per_class,
             "image_size": self.image_size,
             "cfg_scale": params.cfg_scale,
+            "cfg_schedule": params.cfg_schedule,
+            "cfg_start": params.cfg_start if params.cfg_schedule in WITH_START else None,
             "temperature": params.temperature,
             "top_k": params.top_k,
             "top_p": params.top_p,
@@ -224,17 +268,47 @@ class _Evaluation:
     def _write(self, metrics: dict[str, Any], curves: dict[str, Curve]) -> None:
         if self.config.out is None:
             return
+        if self.config.save_archive:
+            place = self.config.out / "samples.npz"
+            with image_archive(place, self.total, self.image_size) as append:
+                for part in self._parts():
+                    append(part["pixels"].numpy())
         write_json(self.config.out / "evaluation.json", metrics, indent=1)
         if curves:
             name = f"{self.bundle.manifest.name} {self.bundle.manifest.version}"
             atomic_write(self.config.out / "curves.png", draw_curves(name, curves))
+        self.unfinished.remove()
+
+
+def _with_transformer(bundle: Bundle, path: Path) -> Bundle:
+    """The bundle with the weights of a run, in the same precision.
+
+    A ConfigError where they are of other sizes, another tokenizer or another prior than its own.
+    """
+    file = weights_path(path)
+    model, inputs, manifest = load_transformer(file), read_inputs(file), bundle.manifest
+    check_tokenizer(manifest, inputs.get("tokenizer", ""), "transformer")
+    # Published is the same prior, but perhaps in another file.
+    if inputs.get("prior") not in {manifest.files[PRIOR_FILE], trained_from(manifest).get("prior")}:
+        raise ConfigError(f"transformer: {path} was trained over another prior than the model's")
+    sizes = {"vocab_size": manifest.num_clusters}
+    sizes |= {key: getattr(manifest.gpt, key) for key in ("num_classes", "block_size")}
+    for key, value in sizes.items():
+        if getattr(model.config, key) != value:
+            raise ConfigError(f"transformer: {path} has another {key} than the model")
+    model.requires_grad_(requires_grad=False)
+    return replace(bundle, model=model.to(bundle.device, bundle.dtype))
 
 
 def _params(config: EvaluateConfig, bundle: Bundle) -> SamplingParams:
-    given = {"cfg_scale": config.cfg_scale, "decoding": config.decoding}
+    given = {key: getattr(config, key) for key in Defaults.model_fields}
     changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     params = replace(default_params(bundle), seed=config.seed, **changes)
     bundle.decoder.check(params.decoding)
+    if config.transformer is not None and params.decoding == "refine":
+        raise ConfigError(
+            "decoding: the refiner is of the version's own transformer, choose another"
+        )
     return params
 
 
@@ -243,16 +317,22 @@ def _image_size(config: EvaluateConfig, bundle: Bundle) -> int:
 
 
 def _samples(
-    config: EvaluateConfig, bundle: Bundle, params: SamplingParams, image_size: int, ranks: Ranks
+    config: EvaluateConfig, bundle: Bundle, ranks: Ranks, first: int = 0
 ) -> Iterator[Samples]:
+    """Collective, call on every rank; ``first``, what is there already, is the main one's."""
     return sample(
         bundle,
-        params,
+        _params(config, bundle),
         config.images_per_class,
         batch_size=config.batch_size,
-        image_size=image_size,
+        image_size=_image_size(config, bundle),
         ranks=ranks,
+        first=int(*ranks.all_reduce_sum(first)),
     )
+
+
+def _part_name(first: int) -> str:
+    return f"images-{first:09d}"
 
 
 def _save_images(folder: Path, first: int, batch: Samples) -> None:

@@ -47,7 +47,7 @@ from training.llamagen.models import (
     tokenizer_of,
 )
 from training.loop.run_dir import lock_folder
-from training.metrics.bundle_metrics import first_images
+from training.metrics.bundle_metrics import codebook_files, first_images
 from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet
 from training.provenance import made_with
 from training.stages.configs import ImportConfig, ImportTokenizerConfig
@@ -71,19 +71,20 @@ def import_model(config: ImportConfig, report: ProgressCallback = no_progress) -
     set_threads(config.threads)
     models = models_dir(config.models)
     with draft_version(models, config.name, config.version) as draft:
-        _write(config, draft, report)
+        tokenizer = _write(config, draft, report)
+        bundle = draft.load(config.device)
         report(3, 4, f"{config.samples} images")
-        samples = None
-        if config.samples:
-            samples = first_images(draft.load(config.device), num_images=config.samples)
-        manifest = draft.finish(samples=samples)
+        samples = first_images(bundle, num_images=config.samples)
+        codebook = codebook_files(tokenizer, bundle, config.shuffles, report)
+        manifest = draft.finish(samples=samples, codebook=codebook)
     report(4, 4, "")
     if config.activate:
         Registry(models).activate(manifest.name, manifest.version)
     return manifest
 
 
-def _write(config: ImportConfig, draft: BundleDraft, report: ProgressCallback) -> None:
+def _write(config: ImportConfig, draft: BundleDraft, report: ProgressCallback) -> VQModel:
+    """Write the weights; returns the tokenizer, not rounded."""
     report(0, 4, "reading")
     gpt = Container.open(config.gpt, config.gpt_weights)
     vq = Container.open(config.tokenizer, config.tokenizer_weights)
@@ -135,6 +136,7 @@ def _write(config: ImportConfig, draft: BundleDraft, report: ProgressCallback) -
         weights_dtype=WEIGHT_TYPES[config.weights_dtype],
         with_encoder=config.with_encoder,
     )
+    return parts.tokenizer
 
 
 def suggested_cfg(config: GPTConfig) -> float:

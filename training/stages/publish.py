@@ -19,7 +19,6 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from masc_core.bundle.codebook_view import CodebookFiles
 from masc_core.bundle.manifest import (
     MANIFEST_FILE,
     PRIOR_FILE,
@@ -37,18 +36,20 @@ from masc_core.bundle.registry import Registry
 from masc_core.bundle.write import BundleParts, draft_version
 from masc_core.errors import ConfigError
 from masc_core.io.files import read_json, sha256_file
-from masc_core.models.vq import VQModel
 from masc_core.models.weights import load_refiner, load_transformer, read_inputs
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.settings import models_dir
-from masc_core.tree import build_tree
 from training.config import set_threads
 from training.data.cluster_data import PARTITION, partition_sha256
 from training.data.code_cache import CodeCache, CodeIndex
 from training.data.codebook_source import TrainedTokenizer
-from training.data.patches import code_patches
-from training.metrics.bundle_metrics import class_agreement, first_images, seconds_per_image
+from training.metrics.bundle_metrics import (
+    class_agreement,
+    codebook_files,
+    first_images,
+    seconds_per_image,
+)
 from training.metrics.classifier import classifier_accuracy, load_classifier
 from training.provenance import made_with
 from training.stages.configs import PublishConfig
@@ -56,7 +57,6 @@ from training.stages.configs import PublishConfig
 # What an evaluation holds beside metrics of the images that the model makes.
 LEFT_OUT = {"curves", "definitions"}
 TOKENIZER_METRICS = {"psnr", "ssim", "lpips", "codebook_usage"}  # that a bundle's tokenizer keeps
-SHUFFLES = 16  # random neighbourhoods of a code
 
 
 def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Manifest:
@@ -99,8 +99,9 @@ def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Ma
         metrics = _measure(
             config, bundle, report, with_agreement="class_agreement" not in evaluation
         )
-        codebook = _codebook_files(parts.tokenizer, bundle.tokenizer, report)
-        manifest = draft.finish(metrics | evaluation, first_images(bundle), codebook)
+        codebook = codebook_files(parts.tokenizer, bundle, config.shuffles, report)
+        samples = first_images(bundle, num_images=config.samples)
+        manifest = draft.finish(metrics | evaluation, samples, codebook)
     if config.activate:
         Registry(models).activate(manifest.name, manifest.version)
     return manifest
@@ -130,9 +131,7 @@ class TrainedRuns:
 
     def load(self) -> tuple[BundleParts, tuple[str, ...]]:
         """What a bundle is made of, and the names of the classes; errors as of `publish`."""
-        tokenizer = TrainedTokenizer.open(
-            self.tokenizer if self._is_bundle else self.tokenizer / TOKENIZER_FILE
-        )
+        tokenizer = TrainedTokenizer.open(self.tokenizer)
         cache = CodeCache.open(self.codes)
         if self.prior is None:
             prior = ClusterMap.identity(tokenizer.model.config.num_codes)
@@ -156,7 +155,7 @@ class TrainedRuns:
     def provenance(self) -> dict[str, JsonValue]:
         """How the parts were trained, from what, and what came of it."""
         provenance: dict[str, Any] = {"tokenizer": self._tokenizer_origin()}
-        weights = {"tokenizer": sha256_file(self.tokenizer / TOKENIZER_FILE)}
+        weights = {"tokenizer": self._tokenizer_sha256()}
         trained = {"transformer": self.transformer / TRANSFORMER_FILE}
         if self.refiner is not None:
             trained["refiner"] = self.refiner / REFINER_FILE
@@ -202,6 +201,11 @@ class TrainedRuns:
             return
         made_from["transformer"] = sha256_file(transformer)
         _require_origin("refiner", read_inputs(self.refiner / REFINER_FILE), made_from)
+
+    def _tokenizer_sha256(self) -> str:
+        if self._is_bundle:
+            return read_manifest(self.tokenizer).tokenizer_sha256
+        return sha256_file(self.tokenizer / TOKENIZER_FILE)
 
     def _tokenizer_origin(self) -> dict[str, Any]:
         if not self._is_bundle:
@@ -253,20 +257,6 @@ def _evaluation(config: PublishConfig, written: Manifest) -> dict[str, JsonValue
     if "class_agreement" in kept:
         kept["class_agreement_images"] = kept["images"]
     return {**kept, "evaluation": settings}
-
-
-def _codebook_files(
-    tokenizer: VQModel, vq_decoder: VQModel, report: ProgressCallback
-) -> CodebookFiles:
-    """The tree over the codebook, and the patches of its codes.
-
-    The tree is that of average linkage over the rows as the decoder takes them, whatever the prior
-    is; where the prior is a cut of it, every cluster is one of its branches. So the rows are those
-    that the prior was made of, and not as a bundle rounds them.
-    """
-    patches = code_patches(vq_decoder, shuffles=SHUFFLES, report=report)
-    rows = tokenizer.quantize.codebook().detach().cpu().double().numpy()
-    return CodebookFiles(build_tree(rows, report=report), patches)
 
 
 def _read_values(path: Path) -> dict[str, Any]:

@@ -1,13 +1,16 @@
-"""Train the VQ tokenizer.
+r"""Train the VQ tokenizer.
 
 ::
 
     masc tokenizer train training/configs/cifar10/tokenizer.toml
 
+    masc tokenizer train training/configs/cifar10/tokenizer.toml --decoder models/cifar10/1 \
+        --out runs/cifar10/encoder
+
 LlamaGen's VQGAN recipe: Adam on the losses of `training.losses.tokenizer`, of which LPIPS needs
 two files of weights and the discriminator is off by default. Codes that nothing has used for a
 while restart at the features of the current batch, which keeps short runs from wasting their
-codebook.
+codebook. With ``decoder`` codebook and decoder are given, and an encoder is trained for them.
 Under torchrun every rank holds both networks (DDP).
 Writes ``tokenizer.safetensors``, ``metrics.json`` and ``reconstructions.png``.
 """
@@ -15,6 +18,7 @@ Writes ``tokenizer.safetensors``, ``metrics.json`` and ``reconstructions.png``.
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import torch
@@ -23,12 +27,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from masc_core.bundle.manifest import TOKENIZER_FILE
-from masc_core.errors import ArtifactError
+from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.files import atomic_path, sha256_file
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.models.weights import save_model
 from masc_core.progress import ProgressCallback, no_progress
 from training.config import set_threads
+from training.data.codebook_source import TrainedTokenizer
 from training.data.images import open_images
 from training.data.pixels import TrainingPixels
 from training.data.source import ImageSource
@@ -77,8 +82,12 @@ def train_tokenizer(
     inputs: dict[str, Any] = {"data": data.summary(), "val_data": val_data.summary()}
     lpips = Lpips.load(*config.lpips_files.values()) if config.lpips_files else None
     inputs |= {key: sha256_file(path) for key, path in config.lpips_files.items()}
+    decoder = None if config.decoder is None else TrainedTokenizer.open(config.decoder)
+    if decoder is not None:
+        inputs["decoder"] = decoder.sha256
     with join_ranks(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
-        trainer = _TokenizerTraining(run, config, lpips, data, val_data)
+        model = None if decoder is None else decoder.model
+        trainer = _TokenizerTraining(run, config, lpips, data, val_data, model)
         fit(run, config, trainer.task(), report)
         return run.read_json("metrics.json")
 
@@ -93,6 +102,7 @@ class _TokenizerTraining:
         lpips: Lpips | None,
         data: ImageSource,
         val_data: ImageSource,
+        decoder: VQModel | None = None,
     ) -> None:
         self.run, self.config, self.ranks = run, config, run.ranks
         self.lpips = None if lpips is None else lpips.to(self.ranks.device)
@@ -102,6 +112,8 @@ class _TokenizerTraining:
         model = VQModel(
             vq_config(config), beta=config.commitment, entropy_ratio=config.entropy_ratio
         )
+        if decoder is not None:
+            keep_decoder(model, decoder)
         self.model = _to_device(model, self.ranks)
         self.loss_module = TokenizerLoss(
             self.model,
@@ -150,7 +162,7 @@ class _TokenizerTraining:
         """Restart unused codes when it is time."""
         config = self.config
         total = len(self.images) // config.batch_size * config.epochs
-        every = config.restart_codes_every
+        every = 0 if config.decoder else config.restart_codes_every
         if not every or step % every or step > config.restart_codes_until * total:
             return []
         rows = restart_codes(self.model, self.loss_module.features, self.ranks)
@@ -179,13 +191,28 @@ class _TokenizerTraining:
             sheet.save(temporary)
 
 
+def keep_decoder(model: VQModel, trained: VQModel) -> None:
+    """Give a new model a trained codebook and decoder, which stay as they are.
+
+    Where there is an encoder, too, training starts from it. A `ConfigError` where sizes differ.
+    """
+    for key, theirs in asdict(trained.config).items():
+        ours = getattr(model.config, key)
+        if ours != theirs:
+            raise ConfigError(f"{key}: must be {theirs}, as in the decoder, not {ours}")
+    model.load_state_dict(trained.state_dict(), strict=False)
+    for part in (model.quantize, model.post_quant_conv, model.decoder):
+        part.requires_grad_(requires_grad=False)
+
+
 def _to_device(network: Network, ranks: Ranks) -> Network:
     """On the rank's device, channels last, as images and so gradients are: DDP wants them alike."""
     return network.to(ranks.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _adam(model: nn.Module, rate: float) -> Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=rate, betas=(0.9, 0.95), fused=True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.Adam(trained, lr=rate, betas=(0.9, 0.95), fused=True)
 
 
 def _adversary(config: TokenizerConfig, ranks: Ranks) -> Adversary | None:

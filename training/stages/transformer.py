@@ -11,7 +11,8 @@ LlamaGen's recipe: AdamW, dropout, a share of the labels dropped for guidance. T
 cosine to ``min_lr_ratio`` of its peak, which at 1 is constant, as LlamaGen's is.
 Under torchrun every rank holds the whole model (DDP) or a part of it (``parallel = "fsdp"``).
 Writes ``transformer.safetensors``, the partitions of its loss as ``partition-<clusters>.npz``,
-``metrics.json`` and, at the epochs asked for, ``sheets/``.
+``metrics.json`` and, at the epochs asked for, ``sheets/`` and ``epochs/``, whose folders publishing
+and evaluation take as they take the run's.
 """
 
 from __future__ import annotations
@@ -31,18 +32,19 @@ from masc_core.bundle.manifest import TRANSFORMER_FILE, partition_file
 from masc_core.errors import ConfigError
 from masc_core.generation.generate import generate
 from masc_core.images import contact_sheet
-from masc_core.io.files import atomic_path
+from masc_core.io.files import atomic_path, write_json
 from masc_core.io.tensors import without_memory
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import to_uint8
-from masc_core.models.weights import load_tokenizer, save_model
+from masc_core.models.weights import save_model
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.in_cluster import InClusterDecoder
 from masc_core.sampling.params import SamplingParams
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
+from training.data.codebook_source import TrainedTokenizer
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.parallel import (
     checkpoint_activations,
@@ -65,6 +67,7 @@ from training.metrics.step_cost import flops_per_image, peak_flops
 from training.stages.configs import TransformerConfig
 from training.stages.starting_point import StartingPoint, start_sha256
 
+EPOCHS = "epochs"  # folder of the weights that are kept
 # Of the sheets.
 CLASSES = 20
 COLUMNS = 10
@@ -214,15 +217,25 @@ class _TransformerTraining:
 
     def save_best(self, metrics: dict[str, float]) -> None:
         """Write the weights and their metrics."""
+        self.save(self.run.folder, metrics)
+
+    def save(self, folder: Path, metrics: dict[str, float]) -> None:
+        """Write the weights and their metrics into a folder; collective, call on every rank."""
         model = self.gathered(torch.device("cpu"))
         if model is not None:
             for partition in self.data.partitions:
-                partition.save(self.run.folder / partition_file(partition.num_clusters))
-            save_model(self.run.folder / TRANSFORMER_FILE, model, self.data.inputs)
-            self.run.write_json("metrics.json", metrics)
+                partition.save(folder / partition_file(partition.num_clusters))
+            save_model(folder / TRANSFORMER_FILE, model, self.data.inputs)
+            write_json(folder / "metrics.json", metrics)
 
-    def after_epoch(self, epoch: int) -> None:
-        """Draw a sheet when it is time."""
+    def after_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Keep the weights and draw a sheet when it is time."""
+        if self.config.keep_every and epoch % self.config.keep_every == 0:
+            folder = self.run.folder / EPOCHS / f"{epoch:04d}"
+            if self.ranks.is_main:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / "config.json", self.run.config)
+            self.save(folder, metrics)
         if self.sheets is None or epoch not in self.config.sheet_epochs:
             return
         model = self.gathered(self.ranks.device)
@@ -279,7 +292,7 @@ class Sheets:
     """One image a class, of at most 20 classes spread over all; always the same seeds."""
 
     def __init__(self, tokenizer: Path, prior: ClusterMap, class_names: tuple[str, ...]) -> None:
-        self._tokenizer = load_tokenizer(tokenizer)
+        self._tokenizer = TrainedTokenizer.open(tokenizer).model
         if self._tokenizer.config.num_codes != prior.num_codes:
             raise ConfigError(f"sheet_tokenizer: {tokenizer} has another codebook than the codes")
         self._prior, self._names = prior, class_names

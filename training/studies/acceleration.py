@@ -15,6 +15,7 @@ from pathlib import Path
 
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import decode_text, parse_json, read_file
+from masc_core.io.files import read_json
 
 Point = tuple[float, float]  # epoch and metric
 
@@ -72,6 +73,8 @@ def crossing(before: Point, after: Point, target: float) -> float:
 def read_curve(run: Path, metric: str) -> list[Point]:
     """Epochs and a metric of a run's folder, or of a file of JSON lines.
 
+    In a folder these are the validations, and evaluations of the epochs that it kept.
+
     Raises
     ------
     ArtifactError
@@ -82,6 +85,8 @@ def read_curve(run: Path, metric: str) -> list[Point]:
     path = run / "log.jsonl" if run.is_dir() else run
     try:
         rows = _rows(decode_text(read_file(path)).splitlines())
+        for evaluated in run.glob("epochs/*/evaluation.json"):
+            rows.append(read_json(evaluated) | {"epoch": int(evaluated.parent.name)})
         points = [
             (float(r["epoch"]), float(r[metric])) for r in rows if {"epoch", metric} <= r.keys()
         ]

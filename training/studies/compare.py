@@ -165,9 +165,7 @@ class CompareInputs:
 
     def __init__(self, config: CompareConfig) -> None:
         device = resolve_device(config.device)
-        tokenizer = TrainedTokenizer.open(config.tokenizer)
-        if not tokenizer.has_encoder:
-            raise ConfigError(f"tokenizer: the bundle {config.tokenizer} has no encoder")
+        tokenizer = TrainedTokenizer.open(config.tokenizer, with_encoder=True)
         model, self.tokenizer_sha256 = tokenizer.model, tokenizer.sha256
         self.num_codes = model.config.num_codes
         self.num_positions = model.config.grid_size(config.image_size) ** 2

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from masc_core.bundle.manifest import (
     COUNTS_FILE,
+    ENCODER_FILE,
     MANIFEST_FILE,
     PRIOR_FILE,
     SAMPLES_FILE,
@@ -188,7 +189,7 @@ def test_a_missing_manifest_is_refused(tmp_path: Path) -> None:
 
 def write_files(folder: Path) -> Manifest:
     """Write a file for every role, and return the manifest of them."""
-    names = (TRANSFORMER_FILE, TOKENIZER_FILE, PRIOR_FILE, COUNTS_FILE, SAMPLES_FILE)
+    names = (TRANSFORMER_FILE, TOKENIZER_FILE, ENCODER_FILE, PRIOR_FILE, COUNTS_FILE, SAMPLES_FILE)
     for name in names:
         (folder / name).write_bytes(name.encode() * 10)
     return manifest(
@@ -201,20 +202,31 @@ def test_weights_sha256_is_what_the_shell_computes(tmp_path: Path) -> None:
     if shutil.which("sha256sum") is None:
         pytest.skip("coreutils are not installed")
     expected = write_files(tmp_path).weights_sha256
-    command = "sha256sum *.npz *.safetensors | LC_ALL=C sort -k2 | sha256sum"
+    command = "sha256sum *.npz [!e]*.safetensors | LC_ALL=C sort -k2 | sha256sum"
     done = subprocess.run(
         ["sh", "-c", command], cwd=tmp_path, check=True, capture_output=True, text=True
     )
     assert done.stdout.split()[0] == expected
 
 
-def test_weights_sha256_depends_on_weights_alone() -> None:
+def test_weights_sha256_depends_on_the_weights_of_images_alone() -> None:
     base = manifest()
-    other = {"samples.png": "f" * 64}
+    other = {"samples.png": "f" * 64, ENCODER_FILE: "e" * 64}
     assert manifest(files=base.files | other, name="other").weights_sha256 == base.weights_sha256
     for name in base.files:
         changed = manifest(files=base.files | {name: "f" * 64})
         assert changed.weights_sha256 != base.weights_sha256
+
+
+def test_codes_are_of_decoder_and_encoder_together() -> None:
+    def identity(**files: str) -> str:
+        return manifest(files=manifest().files | files).tokenizer_sha256
+
+    tokenizer, encoder = "tokenizer.safetensors", "encoder.safetensors"
+    assert identity(**{tokenizer: "a" * 64}) == "a" * 64
+    both = identity(**{tokenizer: "a" * 64, encoder: "b" * 64})
+    changed = identity(**{tokenizer: "a" * 64, encoder: "c" * 64})
+    assert len({both, changed, identity(**{tokenizer: "c" * 64, encoder: "b" * 64})}) == 3
 
 
 def test_verify_accepts_the_files_and_ignores_others(tmp_path: Path) -> None:
@@ -224,7 +236,7 @@ def test_verify_accepts_the_files_and_ignores_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [TRANSFORMER_FILE, TOKENIZER_FILE, PRIOR_FILE, COUNTS_FILE, SAMPLES_FILE]
+    "name", [TRANSFORMER_FILE, TOKENIZER_FILE, ENCODER_FILE, PRIOR_FILE, COUNTS_FILE, SAMPLES_FILE]
 )
 @pytest.mark.parametrize("damage", ["missing", "truncated", "altered", "a folder"])
 def test_verify_names_the_file_that_is_not_as_listed(

@@ -15,12 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from masc_core.bundle.manifest import (
     COUNTS_FILE,
+    ENCODER_FILE,
     MANIFEST_FILE,
     PRIOR_FILE,
     REFINER_FILE,
     TOKENIZER_FILE,
     TRANSFORMER_FILE,
     read_manifest,
+    write_manifest,
 )
 from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.bundle.write import BundleParts, save_bundle
@@ -35,6 +37,7 @@ from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import InClusterDecoder
 from masc_core.sampling.params import SamplingParams
 from masc_core.tree import build_tree
+from tests.command_line import ROOT
 from tests.tiny_bundle import (
     CLASS_NAMES,
     GRID,
@@ -46,7 +49,10 @@ from tests.tiny_bundle import (
     tiny_card,
     tiny_parts,
 )
+from training.metrics.image_quality import psnr
 
+# Of the included model's weights: the files of its images hold it, so it must not change.
+INCLUDED = "280f9a75dbc8e7c53789448321c1eab1ca95c3e01c1ea1f0285c4593296a3d84"
 FILES = [
     MANIFEST_FILE,
     TRANSFORMER_FILE,
@@ -156,6 +162,48 @@ def test_without_its_encoder_a_tokenizer_decodes_but_does_not_encode(folder: Pat
     )
     with pytest.raises(AttributeError, match="no attribute"):
         tokenizer.encode(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
+
+
+def test_no_image_depends_on_the_encoder(folder: Path, parts: BundleParts, tmp_path: Path) -> None:
+    kept = save_bundle(tmp_path / "1", tiny_card(), parts, with_encoder=True)
+    without = read_manifest(folder)
+    assert kept.weights_sha256 == without.weights_sha256
+    assert {name: sha256 for name, sha256 in kept.files.items() if name != ENCODER_FILE} == dict(
+        without.files
+    )
+
+
+@torch.inference_mode()
+def test_an_encoder_in_the_file_of_its_decoder_serves(tmp_path: Path, parts: BundleParts) -> None:
+    folder = tmp_path / "1"
+    manifest = save_bundle(folder, tiny_card(), parts, with_encoder=True)
+    images = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE) * 2 - 1
+    codes = load_bundle(folder).tokenizer.encode(images).codes
+    whole = load_file(folder / TOKENIZER_FILE) | load_file(folder / ENCODER_FILE)
+    save_file(whole, folder / TOKENIZER_FILE)
+    files = {name: sha256_file(folder / name) for name in manifest.files if name != ENCODER_FILE}
+    write_manifest(folder, manifest.model_copy(update={"files": files}))
+    assert torch.equal(load_bundle(folder).tokenizer.encode(images).codes, codes)
+
+
+def test_an_encoder_that_is_not_there_cannot_be_kept(tmp_path: Path, parts: BundleParts) -> None:
+    save_bundle(tmp_path / "1", tiny_card(), parts)
+    half = replace(parts, tokenizer=load_bundle(tmp_path / "1").tokenizer)
+    with pytest.raises(ConfigError, match="with_encoder: the tokenizer has no encoder"):
+        save_bundle(tmp_path / "2", tiny_card(), half, with_encoder=True)
+    assert not (tmp_path / "2").exists()
+
+
+@torch.inference_mode()
+def test_the_included_model_encodes_what_it_decodes() -> None:
+    bundle = load_bundle(ROOT / "models" / "cifar10" / "1")
+    assert bundle.manifest.weights_sha256 == INCLUDED
+    params = [SamplingParams(class_id=i, cfg_scale=3.0, seed=i) for i in range(10)]
+    codes = generate(bundle.model, bundle.decoder, params).codes
+    images = bundle.tokenizer.decode_codes(codes, bundle.manifest.grid).clamp(-1, 1)
+    again, quantized = bundle.tokenizer(images)
+    assert (quantized.codes == codes).double().mean() > 0.4
+    assert psnr(to_uint8(again).numpy(), to_uint8(images).numpy()).mean() > 30
 
 
 def test_without_counts_frequency_is_not_offered(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from masc_core.bundle.manifest import (
+    COUNTS_FILE,
     MANIFEST_FILE,
+    PATCHES_FILE,
     REQUIRED_FILES,
     Defaults,
     GPTSection,
@@ -16,10 +18,10 @@ from masc_core.bundle.manifest import (
     VQSection,
     write_manifest,
 )
-from masc_core.bundle.registry import ActiveVersion, Registry
+from masc_core.bundle.registry import ActiveVersion, Registry, missing
 from masc_core.errors import ArtifactError, ConfigError, MascError, UnknownModelError
 from masc_core.io.files import sha256_file
-from tests.tiny_bundle import edit_manifest
+from tests.tiny_bundle import edit_manifest, save_tiny_bundle
 
 
 def publish(root: Path, name: str, version: str, content: bytes = b"weights") -> Path:
@@ -157,6 +159,85 @@ def test_readers_never_see_a_half_written_current(root: Path) -> None:
     done.set()
     thread.join()
     assert failures == []
+
+
+def card(**changes: object) -> Manifest:
+    """A manifest of two classes that offers everything."""
+    files = dict.fromkeys((*REQUIRED_FILES, COUNTS_FILE, PATCHES_FILE), "0" * 64)
+    values: dict[str, object] = {
+        "name": "m",
+        "version": "1",
+        "created": "2025-01-02T00:00:00Z",
+        "class_names": ["ant", "bee"],
+        "gpt": {"dim": 8, "n_layer": 1, "n_head": 1, "num_classes": 2, "block_size": 16},
+        "vq": {"code_dim": 4, "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 8},
+        "num_codes": 8,
+        "num_clusters": 4,
+        "grid": 4,
+        "image_size": 8,
+        "decodings": ["uniform", "frequency"],
+        "files": files,
+    }
+    return Manifest.model_validate(values | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ()),
+        ({"num_clusters": 2, "version": "2"}, ()),
+        ({"decodings": ["uniform"]}, ("no frequency decoding",)),
+        ({"class_names": ["ant", "cat"]}, ("no class 'bee'",)),
+        ({"class_names": ["cat", "dog"]}, ("no class 'ant' and 1 others",)),
+        (
+            {"class_names": ["bee", "ant"]},
+            ("classes of other numbers, 0 is 'bee' and not 'ant'",),
+        ),
+        (
+            {"image_size": 16, "vq": dict(card().vq) | {"ch_mult": (1, 1, 1)}},
+            ("images of 16 pixels and not 8",),
+        ),
+        (
+            {"files": {k: v for k, v in card().files.items() if k != PATCHES_FILE}},
+            ("no pictures of its codebook",),
+        ),
+    ],
+)
+def test_what_clients_of_a_version_miss_in_another(
+    changes: dict[str, object], expected: tuple[str, ...]
+) -> None:
+    assert missing(card(), card(**changes)) == expected
+
+
+def test_more_than_before_is_no_loss() -> None:
+    poor = card(decodings=["uniform"], files=dict.fromkeys(REQUIRED_FILES, "0" * 64))
+    assert missing(poor, card()) == ()
+    more = dict(card().gpt) | {"num_classes": 3}
+    assert missing(card(), card(class_names=["ant", "bee", "cat"], gpt=more)) == ()
+
+
+def test_whatever_changes_the_active_version_warns_of_losses(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_tiny_bundle(tmp_path, version="2", counts=False)
+    save_tiny_bundle(tmp_path, version="1")
+    assert caplog.messages == []
+    registry = Registry(tmp_path)
+    assert registry.activate("tiny", "2") == ("no frequency decoding",)
+    assert caplog.messages == ["tiny 2: unlike before, no frequency decoding"]
+    caplog.clear()
+    registry.activate("tiny", "1")
+    assert caplog.messages == []
+    registry.activate("tiny", "2")
+    registry.activate("tiny", "1")
+    caplog.clear()
+    registry.rollback("tiny")
+    assert caplog.messages == ["tiny 2: unlike before, no frequency decoding"]
+    caplog.clear()
+    registry.activate("tiny", "1")
+    (tmp_path / "tiny" / "1" / "manifest.json").write_text("{")
+    registry.activate("tiny", "2")  # of what is damaged nothing can be missed
+    assert caplog.messages == []
 
 
 def test_a_damaged_version_is_not_activated(root: Path) -> None:

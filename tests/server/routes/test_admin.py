@@ -94,12 +94,22 @@ async def test_another_version_is_served_and_the_first_one_again(here: FrontEnd)
     answer = await here.activate("2")
     assert answer.status_code == 200, answer.text
     expected = {"model": "tiny", "version": "2", "previous": "1", "state": "serving"}
-    assert answer.json() == expected | {"num_workers": 1}
+    assert answer.json() == expected | {"num_workers": 1, "warnings": []}
     version, second = await here.generate()
     assert version == "2"
     assert second != first
     assert (await here.activate("1")).status_code == 200
     assert await here.generate() == ("1", first)
+
+
+@pytest.mark.anyio
+async def test_the_answer_tells_what_clients_will_miss(here: FrontEnd) -> None:
+    save_tiny_bundle(here.models, version="poor", counts=False)
+    Registry(here.models).activate("tiny", "1")
+    answer = await here.activate("poor")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["warnings"] == ["no frequency decoding"]
+    assert (await here.activate("1")).json()["warnings"] == []
 
 
 @pytest.mark.anyio

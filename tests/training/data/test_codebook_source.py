@@ -77,8 +77,16 @@ def test_a_tokenizer_knows_where_it_came_from(bundle: Path, tmp_path: Path) -> N
     save_model(path, tiny_parts().tokenizer)
     from_file, from_bundle = TrainedTokenizer.open(path), TrainedTokenizer.open(bundle)
     assert (from_file.name, from_bundle.name) == (str(path), "tiny 1")
-    assert (from_file.has_encoder, from_bundle.has_encoder) == (True, False)
     assert from_file.sha256 != from_bundle.sha256
+    assert TrainedTokenizer.open(path, with_encoder=True).sha256 == from_file.sha256
+    with pytest.raises(ArtifactError, match=r"has no encoder: .*--decoder makes one"):
+        TrainedTokenizer.open(bundle, with_encoder=True)
+
+
+def test_the_folder_of_a_run_is_its_tokenizer(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.safetensors"
+    save_model(path, tiny_parts().tokenizer)
+    assert TrainedTokenizer.open(tmp_path).sha256 == TrainedTokenizer.open(path).sha256
 
 
 @pytest.mark.parametrize(

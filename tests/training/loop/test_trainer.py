@@ -353,7 +353,7 @@ def test_averaged_weights_are_validated_and_kept_but_not_trained_on(
         validate=validate,
         save_best=lambda _: note("keep"),
         after_step=lambda _: note("step"),
-        after_epoch=lambda _: note("epoch"),
+        after_epoch=lambda *_: note("epoch"),
     )
     averaged = config(tmp_path / "averaged", ema_decay=0.9)
     with Run(averaged.out, averaged) as run:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from training.metrics.classifier import Classifier, ClassifierFeatures, classifier_extractor
-from training.metrics.feature_stats import FeatureStats, compare
+from training.metrics.feature_stats import FeatureStats, compare, extract
 from training.metrics.fidelity import torch_fidelity
 from training.metrics.reconstruction import to_float
 from training.metrics.reference import Reference
@@ -82,7 +82,8 @@ def test_metrics_are_those_of_torch_fidelity_from_the_same_images(classifier: Cl
     for start in range(0, len(GENERATED), 7):
         pixels = GENERATED[start : start + 7]
         zeros = np.zeros(len(pixels), np.int64)
-        stats.add(Samples(pixels, zeros, np.zeros((len(pixels), 1), np.float32)), [extractor])
+        batch = Samples(pixels, zeros, np.zeros((len(pixels), 1), np.float32))
+        stats.add(extract(batch, [extractor]))
     features, logits = stats.of(extractor.label)
     found = compare("inception", features, logits, Reference.of(extractor(REAL)[0]))
     expected = torch_fidelity().calculate_metrics(
@@ -115,7 +116,7 @@ def test_agreement_counts_the_images_that_the_judge_knows(classifier: Classifier
     labels[:4] = (labels[:4] + 1) % 5
     stats = FeatureStats(2)
     entropies = np.arange(2 * len(labels), dtype=np.float32).reshape(-1, 2)
-    stats.add(Samples(GENERATED, labels, entropies), [extractor])
+    stats.add(extract(Samples(GENERATED, labels, entropies), [extractor]))
     assert (stats.count, stats.agreed) == (30, 26)
     assert np.array_equal(stats.entropies, entropies.sum(0))
 

@@ -11,8 +11,16 @@ from torch import Tensor, nn
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.progress import no_progress
 from tests.tiny_images import make_images
+from tests.training.stage_configs import power_cut
 from training.metrics.fidelity import Extractor
-from training.metrics.reference import RealStatistics, Reference, Statistics, open_real
+from training.metrics.reference import (
+    RealImages,
+    RealStatistics,
+    Reference,
+    Statistics,
+    open_real,
+)
+from training.metrics.unfinished import Unfinished
 
 
 def features(seed: int) -> torch.Tensor:
@@ -147,6 +155,43 @@ def test_statistics_of_all_go_with_features_of_some(tmp_path: Path) -> None:
     reference = real.extract(other, no_progress)
     assert reference is not None
     assert len(reference.statistics.mu) == 3
+
+
+MANY = np.random.default_rng(1).integers(0, 256, (12_345, 2, 2, 3), dtype=np.uint8)
+
+
+def many(path: Path) -> RealImages | RealStatistics:
+    """More images than are kept of their features."""
+    np.savez(path, arr_0=MANY, mu=np.zeros(1), sigma=np.eye(1), features="of something else")
+    return open_real(path, 2, [])
+
+
+def test_of_many_images_all_count_and_some_are_kept(tmp_path: Path) -> None:
+    reference = many(tmp_path / "r.npz").extract(extractor("inception", 4), no_progress)
+    whole = MANY[..., 0].reshape(len(MANY), 4).astype(np.float64)
+    assert reference is not None
+    assert np.allclose(reference.statistics.mu, whole.mean(0), rtol=1e-6)
+    assert np.allclose(reference.statistics.sigma, np.cov(whole, rowvar=False), rtol=1e-9)
+    assert reference.features is not None
+    assert len(reference.features) == 10_000
+    assert np.array_equal(reference.features[[0, -1]], whole[[0, -1]])
+
+
+def test_many_images_are_gone_on_with(tmp_path: Path) -> None:
+    real, one = many(tmp_path / "r.npz"), extractor("inception", 4)
+    whole = real.extract(one, no_progress)
+    with power_cut(11_000) as report:
+        real.extract(one, report, Unfinished(tmp_path, {}))
+    reported: list[int] = []
+    again = real.extract(one, lambda done, *_: reported.append(done), Unfinished(tmp_path, {}))
+    assert min(reported) == 10_100
+    assert whole is not None
+    assert again is not None
+    assert np.array_equal(whole.statistics.sigma, again.statistics.sigma)
+    assert np.array_equal(whole.statistics.mu, again.statistics.mu)
+    assert whole.features is not None
+    assert again.features is not None
+    assert torch.equal(whole.features, again.features)
 
 
 def test_statistics_serve_the_extractor_that_they_name(tmp_path: Path) -> None:

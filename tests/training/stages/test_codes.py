@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from masc_core.bundle.manifest import read_manifest
 from masc_core.bundle.write import save_bundle
 from masc_core.errors import ArtifactError, ConfigError
-from masc_core.io.files import sha256_file
 from masc_core.models.weights import load_tokenizer, save_model
 from tests.tiny_bundle import tiny_card, tiny_parts
 from tests.tiny_images import make_images
@@ -154,7 +154,7 @@ def test_the_tokenizer_of_a_bundle_serves_if_it_has_its_encoder(tmp_path: Path) 
     from_bundle = codes_config(tmp_path, "val", tokenizer=whole, out=tmp_path / "codes")
     index = extract_codes(from_bundle)
     extract_codes(from_file)
-    assert index.tokenizer_sha256 == sha256_file(whole / "tokenizer.safetensors")
+    assert index.tokenizer_sha256 == read_manifest(whole).tokenizer_sha256
     images = np.arange(index.num_images)
     expected, actual = (
         CodeCache.open(one.out).take(images, np.zeros_like(images))

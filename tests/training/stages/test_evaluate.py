@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +16,16 @@ from PIL import Image
 
 from masc_core.bundle.read import load_bundle
 from masc_core.bundle.registry import Registry
-from masc_core.errors import MascError
+from masc_core.errors import ArtifactError, ConfigError, MascError
+from masc_core.sampling.params import SamplingParams
+from tests.command_line import ROOT, environment
 from tests.tiny_bundle import CLASS_NAMES, save_tiny_bundle
 from tests.training.metrics.test_fidelity import inception_state
 from tests.training.metrics.test_teacher_forcing import cache_for
 from tests.training.rank_processes import all_well, run_ranks
+from tests.training.stage_configs import power_cut
+from training.loop.run_dir import lock_folder
+from training.metrics.samples import make_images
 from training.stages.classifier import train_classifier
 from training.stages.configs import ClassifierConfig, EvaluateConfig
 from training.stages.evaluate import evaluate
@@ -110,6 +120,7 @@ def test_statistics_need_no_generated_images(root: Path, tmp_path: Path) -> None
     )
     assert set(metrics["definitions"]) == {"seconds_per_image", "seconds_per_image_threads"}
     assert {path.name for path in tmp_path.iterdir()} == {
+        ".lock",
         "evaluation.json",
         "statistics-classifier.npz",
     }
@@ -135,6 +146,151 @@ def test_a_wrong_option_ends_all_processes(root: Path) -> None:
     assert [rank.status for rank in ended] == [2, 2]
     assert "reference: needs" in ended[0].message
     assert "failed on another rank" in ended[1].message
+
+
+def whole(root: Path, out: Path, **changes: object) -> EvaluateConfig:
+    """All that an evaluation without weights of others measures."""
+    every: dict[str, object] = {
+        "classifier": root / "judge",
+        "reference": root / "real",
+        "codes": root / "codes",
+        "out": out,
+        "batch_size": 3,
+        "save_images": True,
+        "save_archive": True,
+    }
+    return config(root, **every | changes)
+
+
+def results(metrics: dict[str, Any], out: Path) -> tuple[dict[str, Any], bytes, list[bytes]]:
+    kept = {name: value for name, value in metrics.items() if "seconds" not in name}
+    images = [path.read_bytes() for path in sorted((out / "images").iterdir())]
+    with np.load(out / "samples.npz") as archive:
+        return kept, archive["arr_0"].tobytes(), images
+
+
+def test_goes_on_from_every_point(root: Path, tmp_path: Path) -> None:
+    expected = results(evaluate(whole(root, tmp_path / "once")), tmp_path / "once")
+    points: list[str] = []
+
+    def die(done: int, total: int, text: str) -> None:
+        points.append(f"{text.split(maxsplit=1)[0]} {done}")
+        raise RuntimeError("power cut")
+
+    for _ in range(20):
+        try:
+            metrics = evaluate(whole(root, tmp_path / "cut"), die)
+            break
+        except RuntimeError:
+            continue
+    assert points == [*(f"images {n}" for n in (3, 6, 9, 10)), "real 7", "classifier 10"]
+    assert results(metrics, tmp_path / "cut") == expected
+    assert not (tmp_path / "cut" / "unfinished").exists()
+
+
+KILLED = """
+import os, signal, sys
+from training.stages.evaluate import EvaluateConfig, evaluate
+evaluate(
+    EvaluateConfig.model_validate_json(sys.argv[1]),
+    lambda done, total, text: done == 6 and os.kill(os.getpid(), signal.SIGKILL),
+)
+"""
+
+
+def test_goes_on_when_it_was_killed(root: Path, tmp_path: Path) -> None:
+    wanted = whole(root, tmp_path / "cut", device="cpu")
+    command = [sys.executable, "-c", KILLED, wanted.model_dump_json()]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), check=False)
+    assert done.returncode == -signal.SIGKILL
+    reported: list[int] = []
+    again = results(evaluate(wanted, lambda n, *_: reported.append(n)), tmp_path / "cut")
+    assert reported[0] == 9
+    assert again == results(evaluate(whole(root, tmp_path / "once")), tmp_path / "once")
+
+
+def test_on_a_full_disk_what_was_there_stays(root: Path, tmp_path: Path) -> None:
+    wanted = whole(root, tmp_path / "cut", save_archive=False)
+    with power_cut(3) as report:
+        evaluate(wanted, report)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, usual[1]))
+    try:
+        with pytest.raises((OSError, ArtifactError), match=r"File too large|cannot be written"):
+            evaluate(wanted)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    reported: list[int] = []
+    evaluate(wanted, lambda n, *_: reported.append(n))
+    assert reported[0] == 6
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cfg_scale": 3.0},
+        {"temperature": 0.5},
+        {"cfg_schedule": "linear"},
+        {"top_k": 3},
+        {"top_p": 0.9},
+        {"decoding": "frequency"},
+        {"images_per_class": 3},
+        {"image_size": 32},
+        {"codes_cfg_scale": 2.0},
+        {"save_images": False},
+        {"classifier": None, "reference": None},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_was_begun_otherwise_is_refused(
+    root: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    with power_cut(3) as report:
+        evaluate(whole(root, tmp_path), report)
+    key = {"classifier": "extractors"}.get(name := next(iter(changes)), name)
+    with pytest.raises(ConfigError, match=f"unfinished with other .*{key}"):
+        evaluate(whole(root, tmp_path, **changes))
+
+
+def test_a_reference_that_changed_meanwhile_is_refused(root: Path, tmp_path: Path) -> None:
+    real = shutil.copytree(root / "real", tmp_path / "real")
+    wanted = whole(root, tmp_path / "out", reference=real)
+    with power_cut(3) as report:
+        evaluate(wanted, report)
+    next(real.rglob("*.png")).unlink()
+    with pytest.raises(ConfigError, match="unfinished with other reference"):
+        evaluate(wanted)
+
+
+def test_one_process_at_a_time(root: Path, tmp_path: Path) -> None:
+    with lock_folder(tmp_path), pytest.raises(ConfigError, match="another run is using"):
+        evaluate(config(root, out=tmp_path))
+
+
+def test_processes_that_share_the_work_go_on_together(root: Path, tmp_path: Path) -> None:
+    with power_cut(3) as report:
+        evaluate(whole(root, tmp_path, device="cpu"), report)
+    all_well(2, evaluate, whole(root, tmp_path, device="cpu"))
+    with np.load(tmp_path / "samples.npz") as archive:
+        assert len(archive["arr_0"]) == PER_CLASS * len(CLASS_NAMES)
+
+
+def test_images_are_sampled_as_asked_and_the_settings_say_so(root: Path, tmp_path: Path) -> None:
+    asked = {
+        "cfg_scale": 1.5,
+        "cfg_schedule": "step",
+        "cfg_start": 0.5,
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": 0.9,
+    }
+    evaluate(config(root, out=tmp_path, save_archive=True, seed=4, **asked))
+    settings = json.loads((tmp_path / "evaluation.json").read_text())["settings"]
+    assert asked.items() <= settings.items()
+    bundle = load_bundle(root / "models" / "tiny" / "1")
+    params = SamplingParams(class_id=1, seed=4, **asked)  # type: ignore[arg-type]
+    with np.load(tmp_path / "samples.npz") as archive:
+        assert np.array_equal(archive["arr_0"][1], make_images(bundle, [params])[0][0])
 
 
 def test_every_figure_of_inception(root: Path, tmp_path: Path) -> None:

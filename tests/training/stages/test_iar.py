@@ -116,7 +116,8 @@ def test_a_run_continues_where_it_stopped(
     assert all(torch.equal(actual[key], value) for key, value in expected.items())
     with pytest.raises(ConfigError, match=r"partition_weights was \[0.5, 1.0\], is \[1.0, 1.0\]"):
         train_transformer(config.model_copy(update={"partition_weights": (1.0, 1.0)}))
-    with pytest.raises(ConfigError, match=r"partition_weights was .*; inputs.partition-12 was .*, is absent"):
+    message = r"partition_weights was .*; inputs.partition-12 was .*, is absent"
+    with pytest.raises(ConfigError, match=message):
         train_transformer(iar_config(prepared, config.out, cuts[4]))
 
 

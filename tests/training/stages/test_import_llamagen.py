@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import resource
 from pathlib import Path
@@ -17,6 +18,7 @@ from masc_core.io.files import sha256_file
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.weights import load_tokenizer
 from masc_core.sampling.params import SamplingParams
+from server.codebook_view.cache import CodebookCache
 from tests.command_line import Masc, service
 from tests.golden_files import load_golden
 from tests.training.llamagen.checkpoints import (
@@ -79,6 +81,14 @@ def test_a_version_is_served_as_upstream_would_sample_it(folder: Path, tmp_path:
     assert torch.equal(codes, load_golden("gpt/generate.safetensors")["greedy_cfg2.indices"].long())
     with Image.open(tmp_path / "tiny" / "1" / "samples.png") as sheet:
         assert sheet.width == 3 * 48 + 2 * 2
+    codebook = asyncio.run(CodebookCache(tmp_path).codebook(manifest))
+    assert codebook.codebook.prior.num_codes == 96
+    assert codebook.side == 4
+
+
+def test_pictures_may_be_left_out(folder: Path, tmp_path: Path) -> None:
+    manifest = import_model(config(folder, tmp_path, shuffles=0))
+    assert not {"tree.npy", "patches.webp", "samples.png"} & manifest.files.keys()
 
 
 def test_the_manifest_says_where_it_comes_from(folder: Path, tmp_path: Path) -> None:

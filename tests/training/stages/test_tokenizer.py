@@ -2,22 +2,29 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from masc_core.bundle.write import BundleParts, save_bundle
 from masc_core.errors import ArtifactError, ConfigError
+from masc_core.models.gpt import GPT
 from masc_core.models.vq import VQConfig, VQModel
-from masc_core.models.weights import load_tokenizer
+from masc_core.models.weights import load_tokenizer, save_model
+from masc_core.prior import ClusterMap
 from tests.command_line import ROOT
+from tests.tiny_bundle import tiny_card, tiny_parts
 from tests.training.losses.vgg_files import linear_weights, write_weights
 from tests.training.rank_processes import all_well
-from tests.training.stage_configs import photographs, tokenizer_config
+from tests.training.stage_configs import photographs, power_cut, tokenizer_config
 from training.config import load_config
+from training.data.codebook_source import TrainedTokenizer
 from training.data.images import open_images
 from training.loop.checkpoint import latest_checkpoint
 from training.loop.distributed import Ranks, join_ranks
@@ -113,6 +120,49 @@ def test_continues_where_it_stopped(
     kept = load_tokenizer(whole.out / "tokenizer.safetensors").state_dict()
     again = load_tokenizer(config.out / "tokenizer.safetensors").state_dict()
     assert all(torch.equal(again[key], value) for key, value in kept.items())
+
+
+def test_an_encoder_is_trained_for_a_decoder_that_stays_as_it_is(tmp_path: Path) -> None:
+    root, bundle = photographs(tmp_path), tmp_path / "bundle"
+    torch.manual_seed(3)
+    given = VQModel(vq_config(tokenizer_config(root)))
+    prior = ClusterMap.identity(given.config.num_codes)
+    model = GPT(replace(tiny_parts().model.config, vocab_size=prior.num_clusters))
+    save_bundle(bundle, tiny_card(), BundleParts(model, given, prior))  # without the encoder
+    config = tokenizer_config(root, decoder=bundle, epochs=1)
+    with power_cut(3) as report:
+        train_tokenizer(config, report)
+    train_tokenizer(config)
+    trained = load_tokenizer(config.out / "tokenizer.safetensors").state_dict()
+    kept = TrainedTokenizer.open(bundle).model.state_dict()
+    for name in kept.keys() - {"quantize.codebook_used"}:
+        assert torch.equal(trained[name], kept[name]), name
+    once = tokenizer_config(root, decoder=bundle, epochs=1, out=tmp_path / "once")
+    train_tokenizer(once)
+    again = load_tokenizer(once.out / "tokenizer.safetensors").state_dict()
+    assert all(torch.equal(again[name], value) for name, value in trained.items())
+    torch.manual_seed(config.seed)
+    fresh = VQModel(given.config).state_dict()
+    names = trained.keys() - kept.keys()
+    assert all(not torch.equal(trained[name], fresh[name]) for name in names)
+
+
+def test_an_encoder_that_is_there_is_where_training_begins(tmp_path: Path) -> None:
+    root = photographs(tmp_path)
+    train_tokenizer(tokenizer_config(root, epochs=1, out=tmp_path / "first"))
+    config = tokenizer_config(root, decoder=tmp_path / "first", epochs=1, lr=1e-12)
+    metrics = train_tokenizer(config)
+    first = json.loads((tmp_path / "first" / "metrics.json").read_text())
+    assert metrics["psnr"] == pytest.approx(first["psnr"], abs=1e-3)
+
+
+def test_an_encoder_fits_its_decoder(tmp_path: Path) -> None:
+    root = photographs(tmp_path)
+    save_model(tmp_path / "other.safetensors", tiny_parts().tokenizer)
+    with pytest.raises(ConfigError, match="code_dim: must be 4, as in the decoder, not 8"):
+        train_tokenizer(tokenizer_config(root, decoder=tmp_path / "other.safetensors"))
+    with pytest.raises(ValidationError, match="disc_weight: must be 0 with a decoder"):
+        tokenizer_config(root, decoder=tmp_path / "other.safetensors", **GAN)
 
 
 def test_averaged_weights_are_what_is_measured_and_kept(tmp_path: Path) -> None:
