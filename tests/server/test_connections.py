@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -24,7 +25,7 @@ from server.connections import (
     possible_connections,
 )
 from tests.server.listening import listening
-from tests.server.service import Service, draw
+from tests.server.service import Service, draw, paint
 from tests.stopwatch import Stopwatch
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
@@ -206,13 +207,19 @@ def test_where_every_connection_has_a_request_another_one_is_refused(
 def test_a_head_request_is_refused_without_a_body_and_a_traceback(
     roomy: tuple[Service, int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, port = roomy
+    service, port = roomy
+    answered = service.sample("masc_requests_total", endpoint="/", outcome="ok")
     with closing(connect(port)) as connection:
         request = b"HEAD / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
         connection.sendall(request)
         head, _, body = read_all(connection).partition(b"\r\n\r\n")
     assert head.split()[1] in {b"400", b"200"}
     assert body == b""
+    # The page is still answered, to nobody: after its answer, that of another request.
+    deadline = time.monotonic() + 10
+    while service.sample("masc_requests_total", endpoint="/", outcome="ok") == answered:
+        assert time.monotonic() < deadline
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
@@ -284,6 +291,38 @@ def test_who_takes_nothing_of_an_answer_is_ended_and_who_is_slow_is_not(
         assert slow.recv(65536)
         slow.close()
         silent.close()
+
+
+def large_image(service: Service, num_bytes: int) -> bytes:
+    """Path of an image of so many bytes, of a job that has ended."""
+    location = service.submit().headers["location"]
+    (lease,) = service.queue.claim("tiny", 1, 0.0)
+    result = paint(lease.job)
+    image = replace(result.images[0], data=b"x" * num_bytes)
+    assert service.queue.finish(lease, replace(result, images=(image,)))
+    return f"{location}/images/0".encode()
+
+
+def test_who_leaves_an_answer_unread_makes_room_at_once(tmp_path: Path) -> None:
+    num_bytes = 16 * 1024 * 1024  # more than kernels hold
+    with (
+        Service(tmp_path, working=False, max_connections=1) as service,
+        listening(service) as port,
+        closing(socket.socket()) as connection,
+    ):
+        service.announce()
+        path = large_image(service, num_bytes)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(HEAD.replace(b"/healthz", path) + b"\r\n")
+        counted = {"endpoint": "/jobs/{id}/images/{index}", "outcome": "ok"}
+        deadline = time.monotonic() + 10
+        while not service.sample("masc_requests_total", **counted):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+        assert len(read_all(connection)) < num_bytes
 
 
 def test_a_body_that_comes_after_the_answer_does_not_end_the_connection(

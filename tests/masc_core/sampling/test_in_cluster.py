@@ -16,6 +16,7 @@ from masc_core.errors import InvalidFieldError
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import FREQUENCY, UNIFORM, InClusterDecoder
 from masc_core.sampling.rng import CODE, random_bits
+from tests.tiny_bundle import tiny_parts
 
 
 def skewed_prior() -> ClusterMap:
@@ -172,6 +173,12 @@ def test_only_decodings_that_are_offered_pass() -> None:
     assert caught.value.field == "decoding"
     with pytest.raises(InvalidFieldError, match="must be 'uniform' or 'frequency', got 'best'"):
         counted.check("best")
+    with pytest.raises(InvalidFieldError, match="must be 'uniform', got 'refine'"):
+        _ = plain.refiner
+    refiner = tiny_parts(refiner=True).refiner
+    refined = InClusterDecoder(prior, refiner=refiner)
+    assert refined.decodings == ("uniform", "refine")
+    assert refined.refiner is refiner
 
 
 @pytest.mark.parametrize(
