@@ -84,7 +84,7 @@ TARGETS: dict[str, Target] = {
     "limits": Target(
         ("server/middleware/body_limit.py", "worker/jobs/queue.py"),
         ("tests/server/auth/test_rate_limit.py", "tests/server/middleware/test_body_limit.py",
-         f"{JOBS}/test_settings.py", f"{JOBS}/test_memory.py", f"{JOBS}/test_queue_contract.py"),
+         *(f"{JOBS}/test_{name}.py" for name in ("queue", "settings", "memory", "queue_contract"))),
     ),
     "deadlines": Target(
         ("server/answers/job_updates.py", "server/connections.py", "worker/job_run.py"),
