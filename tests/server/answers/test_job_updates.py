@@ -149,23 +149,23 @@ async def test_whoever_stops_following_leaves_nothing_behind(queue: MemoryQueue)
 
 
 @pytest.mark.parametrize(
-    ("keep", "expired", "has_ended", "ends"),
+    ("keep", "known", "ends"),
     [
-        (False, False, False, {"cancelled": 1}),
-        (False, True, False, {"expired": 1}),
-        (False, False, True, {}),
-        (True, False, False, {}),  # others may wait for it
-        (True, True, False, {"expired": 1}),
-        (True, True, True, {}),
+        (False, {"expired": False}, {"cancelled": 1}),
+        (False, {"expired": True}, {"expired": 1}),
+        (False, {"expired": False, "has_ended": True}, {}),
+        (True, {"expired": False}, {}),  # others may wait for it
+        (True, {"expired": True}, {"expired": 1}),
+        (True, {"expired": True, "has_ended": True}, {}),
     ],
 )
 async def test_a_job_that_no_request_waits_for_ends_unless_it_is_kept(
-    tmp_path: Path, keep: bool, expired: bool, has_ended: bool, ends: dict[str, int]
+    tmp_path: Path, keep: bool, known: dict[str, bool], ends: dict[str, int]
 ) -> None:
     service = Service(tmp_path, working=False)
     job, queue = replace(JOB, keep=keep), service.queue
     await queue.submit(job)
-    await release(app_state(service.app), job, expired=expired, has_ended=has_ended)
+    await release(app_state(service.app), job, **known)
     assert (await queue.stats()).totals.ended == ends
     if keep or not ends:
         assert (await queue.status(job.id)).state == next(iter(ends), "waiting")
