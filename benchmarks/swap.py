@@ -28,7 +28,7 @@ from prometheus_client import CollectorRegistry
 
 from masc_core.bundle.manifest import Defaults, ModelCard
 from masc_core.bundle.registry import Registry
-from masc_core.bundle.write import BundleParts, save_bundle
+from masc_core.bundle.write import BundleParts, draft_version
 from masc_core.device import resolve_device
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
@@ -107,7 +107,8 @@ def save(models: Registry, version: str, sizes: Sizes) -> None:
         provenance={"weights": "random"},
         metrics={},
     )
-    save_bundle(models.root / NAME / version, card, sizes.parts(int(version)))
+    with draft_version(models.root, NAME, version) as draft:
+        draft.write(card, sizes.parts(int(version)))
     if version == "1":
         models.activate(NAME, version)
 

@@ -45,18 +45,13 @@ def kernel(function: F) -> F:
 
 
 def serial(function: F) -> F:
-    """Compile a loop that is sequential, or that runs inside a `kernel`."""
+    """Compile what is sequential: a loop, or a small function that becomes part of its callers."""
     return _compile(function, fastmath=FUSE)
 
 
 def unchecked(function: F) -> F:
     """Compile a sequential loop that never divides by zero, and to which zeros have no sign."""
     return _compile(function, error_model="numpy", fastmath=UNSIGNED)
-
-
-def inline(function: F) -> F:
-    """Compile a small function into its callers."""
-    return _compile(function, fastmath=FUSE)
 
 
 def reduction(function: F) -> F:

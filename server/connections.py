@@ -295,11 +295,10 @@ class BoundedConnection(H11Protocol):
         logger.warning("connections are closed: %s (masc_connections_refused_total)", reason)
 
 
-class OnceAMinute(logging.Filter):
+class OnceAMinute:
     """Lets a text through once a minute: for what clients cause, as often as they like."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._quiet_until: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:

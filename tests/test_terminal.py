@@ -15,11 +15,10 @@ from PIL import Image
 
 from masc_core import kernel
 from masc_core.bundle.registry import Registry
-from masc_core.bundle.write import save_bundle
 from masc_core.settings import models_dir
 from server.settings import load_settings
 from tests.command_line import ROOT, Masc, environment
-from tests.tiny_bundle import save_tiny_bundle, tiny_card, tiny_parts
+from tests.tiny_bundle import save_bundle, save_tiny_bundle, tiny_card, tiny_parts
 from training.config import load_config
 from training.stages.configs import CodesConfig, CompareConfig
 

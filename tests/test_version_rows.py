@@ -2,8 +2,7 @@ from pathlib import Path
 
 from masc import version_rows
 from masc_core.bundle.registry import Registry
-from masc_core.bundle.write import save_bundle
-from tests.tiny_bundle import save_tiny_bundle, tiny_card, tiny_parts
+from tests.tiny_bundle import save_bundle, save_tiny_bundle, tiny_card, tiny_parts
 
 
 def test_a_row_says_what_people_choose_by(tmp_path: Path) -> None:

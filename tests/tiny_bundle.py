@@ -23,7 +23,7 @@ from masc_core.bundle.manifest import (
     write_manifest,
 )
 from masc_core.bundle.registry import Registry
-from masc_core.bundle.write import BundleParts, save_bundle
+from masc_core.bundle.write import BundleParts, draft_version
 from masc_core.io.files import sha256_file
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
@@ -120,6 +120,19 @@ def spoil(folder: Path) -> None:
     manifest = read_manifest(folder)
     files = {**manifest.files, TRANSFORMER_FILE: sha256_file(path)}
     write_manifest(folder, manifest.model_copy(update={"files": files}))
+
+
+def save_bundle(
+    folder: Path,
+    card: ModelCard,
+    parts: BundleParts,
+    *,
+    weights_dtype: torch.dtype = torch.float16,
+    with_encoder: bool = False,
+) -> Manifest:
+    """Write a bundle and nothing that is measured of it."""
+    with draft_version(folder.parents[1], folder.parent.name, folder.name) as draft:
+        return draft.write(card, parts, weights_dtype=weights_dtype, with_encoder=with_encoder)
 
 
 def save_tiny_bundle(

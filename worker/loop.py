@@ -105,7 +105,7 @@ class WorkerLoop:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is claimed that has not been reported."""
-        return not self._running and self._queue.is_drained
+        return not self._running and self._queue.is_flushed
 
     def run(self) -> None:
         """Warm up, then serve until `stop`.

@@ -103,7 +103,7 @@ class QueueClient:
                 break
 
     @property
-    def is_drained(self) -> bool:
+    def is_flushed(self) -> bool:
         """Whether nothing is to be reported, and no job waits for the loop or is being claimed."""
         with self._changed:
             return not (self._outbox or self._sending or self._inbox or self._is_claiming)

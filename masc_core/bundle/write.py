@@ -60,19 +60,6 @@ class BundleParts:
     partitions: Sequence[ClusterMap] = ()  # of the codes, of which the training's loss knew
 
 
-def save_bundle(
-    folder: Path,
-    card: ModelCard,
-    parts: BundleParts,
-    *,
-    weights_dtype: torch.dtype = torch.float16,
-    with_encoder: bool = False,
-) -> Manifest:
-    """Write a new bundle; see `draft_version` and `BundleDraft.write`."""
-    with _draft(folder) as draft:
-        return draft.write(card, parts, weights_dtype=weights_dtype, with_encoder=with_encoder)
-
-
 @contextmanager
 def draft_version(models: Path, name: str, version: str | None) -> Iterator[BundleDraft]:
     """Lend a draft, which becomes a version of the model when the block ends well.
@@ -80,8 +67,11 @@ def draft_version(models: Path, name: str, version: str | None) -> Iterator[Bund
     Without a name the version is the number after the highest one. An `ArtifactError` says that it
     exists, or cannot be written.
     """
-    with _draft(models / name / (version or next_version(models / name))) as draft:
-        yield draft
+    folder = models / name / (version or next_version(models / name))
+    if folder.exists():
+        raise ArtifactError(folder, "exists already; a published version is never changed")
+    with writing(folder), atomic_folder(folder) as draft:
+        yield BundleDraft(draft, folder.name)
 
 
 def next_version(folder: Path) -> str:
@@ -89,14 +79,6 @@ def next_version(folder: Path) -> str:
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
     return str(1 + max(numbers, default=0))
-
-
-@contextmanager
-def _draft(folder: Path) -> Iterator[BundleDraft]:
-    if folder.exists():
-        raise ArtifactError(folder, "exists already; a published version is never changed")
-    with writing(folder), atomic_folder(folder) as draft:
-        yield BundleDraft(draft, folder.name)
 
 
 class BundleDraft:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from masc_core.cpu_kernels.numbers import DTYPES, array, exp, narrow, widen
-from masc_core.kernel import inline, kernel, reduction, serial
+from masc_core.kernel import kernel, reduction, serial
 
 # Where numba finds neither OpenMP nor TBB, its own threads serve one caller; a second one, while a
 # worker makes another version ready, would end the process.
@@ -71,7 +71,7 @@ def _attend_in_parallel(dtype, addresses, sizes):
         _attend_one(row, head, qkv, cos_sin, slots, positions, keys, values, out)
 
 
-@inline
+@serial
 def _arrays(dtype, addresses, sizes):
     num_rows, num_heads, head_dim, num_slots, length = sizes
     qkv, cos_sin, slots, positions, keys, values, out = addresses
@@ -87,7 +87,7 @@ def _arrays(dtype, addresses, sizes):
     )
 
 
-@inline
+@serial
 def _attend_one(row, head, qkv, cos_sin, slots, positions, keys, values, out):
     """All that is done for one row and one head."""
     num_heads, head_dim = out.shape[1:]
@@ -117,7 +117,7 @@ def _attend_one(row, head, qkv, cos_sin, slots, positions, keys, values, out):
         out[row, head, d] = narrow(attended[d] / total, out[row, head, d])
 
 
-@inline
+@serial
 def _rotate(vector, cos_sin, rotated):
     """Rotate pairs of numbers (D,) as `masc_core.models.rope.apply_rope` does."""
     for pair in range(0, len(vector), 2):

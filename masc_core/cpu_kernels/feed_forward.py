@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from masc_core.cpu_kernels.numbers import DTYPES, array, exp, narrow, widen
-from masc_core.kernel import inline, reduction, serial
+from masc_core.kernel import reduction, serial
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ def _swiglu(dtype, gate_up, out, num_rows, width):
             product[row, f] = narrow(gate * widen(both[row, 1, f]), both[row, 0, f])
 
 
-@inline
+@serial
 def _silu(x):
     power = exp(-abs(x))
     return x * (np.float32(1) if x >= 0 else power) / (np.float32(1) + power)

@@ -130,17 +130,26 @@ class Batch:
         self._shape, self._inputs = None, self._lay_out(shape, ())
         self._run(shape)
 
+    def check(self, params_list: Sequence[SamplingParams]) -> None:
+        """Refuse images that the model cannot make.
+
+        Raises
+        ------
+        UnknownClassError, InvalidFieldError : an image asks for what the model does not have
+        ValueError : no images
+        """
+        check_params(params_list, self._config)
+        for params in params_list:
+            self._decoder.check(params.decoding)
+
     def join(self, params_list: Sequence[SamplingParams]) -> list[int]:
         """Add images at their first position, all of them or none; return the slots they get.
 
         Raises
         ------
-        UnknownClassError, InvalidFieldError : an image asks for what the model does not have
-        ValueError : the images do not fit
+        UnknownClassError, InvalidFieldError, ValueError : as from `check`, or they do not fit
         """
-        check_params(params_list, self._config)
-        for params in params_list:
-            self._decoder.check(params.decoding)
+        self.check(params_list)
         joining = allocate(params_list, self._slots, self._num_slots)
         indices = [slot.index for slot in joining]
         packed_params = pack_params(params_list, self._config.block_size)

@@ -35,12 +35,6 @@ class Rows:
     positions: Tensor
     slots: Tensor  # where the rows are in the cache
 
-    @classmethod
-    def same_position(cls, ids: Tensor, position: int) -> Rows:
-        """All rows at one position, each in the slot of its own number."""
-        slots = torch.arange(len(ids), device=ids.device)
-        return cls(ids, torch.full_like(ids, position), slots)
-
 
 class KVCache:
     """Room for every position of S sequences, in every layer of the transformer.

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,12 @@ from PIL import ExifTags, Image
 import masc_core
 from masc_core.api import find_class, load_model, params_of
 from masc_core.bundle.manifest import Manifest, read_manifest
-from masc_core.bundle.write import save_bundle
 from masc_core.errors import ArtifactError, ConfigError, InvalidFieldError, UnknownClassError
 from masc_core.generation.generate import generate
 from masc_core.images import center_crop
 from masc_core.sampling.params import SamplingParams
 from tests.command_line import ROOT
-from tests.tiny_bundle import save_tiny_bundle, tiny_card, tiny_parts
+from tests.tiny_bundle import save_bundle, save_tiny_bundle, tiny_card, tiny_parts
 
 # What others' programs rely on; a change of it belongs in the changelog.
 SIGNATURES = {

@@ -68,7 +68,7 @@ TARGETS: dict[str, Target] = {
     "queue scripts": QUEUE,
     "queue in Redis": Target(
         ("worker/jobs/redis/producer.py", "worker/jobs/redis/consumer.py"),
-        (*QUEUE.tests, f"{REDIS}/test_outages.py"),
+        (f"{REDIS}/test_producer.py", *QUEUE.tests, f"{REDIS}/test_outages.py"),
         options=QUEUE.options,
     ),
     "queue in memory": Target(
@@ -84,12 +84,12 @@ TARGETS: dict[str, Target] = {
     "limits": Target(
         ("server/middleware/body_limit.py", "worker/jobs/queue.py"),
         ("tests/server/auth/test_rate_limit.py", "tests/server/middleware/test_body_limit.py",
-         f"{JOBS}/test_memory.py", f"{JOBS}/test_queue_contract.py"),
+         *(f"{JOBS}/test_{name}.py" for name in ("queue", "settings", "memory", "queue_contract"))),
     ),
     "deadlines": Target(
         ("server/answers/job_updates.py", "server/connections.py", "worker/job_run.py"),
-        ("tests/server/answers/test_job_updates.py", "tests/worker/test_job_run.py",
-         "tests/server/test_connections.py"),
+        ("tests/server/answers/test_job_updates.py", "tests/server/intake/test_admit.py",
+         "tests/worker/test_job_run.py", "tests/server/test_connections.py"),
     ),
     "atomic files": Target(("masc_core/io/files.py",), ("tests/masc_core/io/test_files.py",)),
     "registry": Target(

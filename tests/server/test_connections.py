@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import resource
 import select
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -24,7 +26,7 @@ from server.connections import (
     possible_connections,
 )
 from tests.server.listening import listening
-from tests.server.service import Service, draw
+from tests.server.service import Service, draw, paint
 from tests.stopwatch import Stopwatch
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
@@ -71,6 +73,21 @@ def read_all(connection: socket.socket) -> bytes:
     while part := connection.recv(65536):
         parts.append(part)
     return b"".join(parts)
+
+
+def read_answer(connection: socket.socket) -> tuple[bytes, bytes]:
+    """Head and body of one answer, whose connection stays."""
+    answer, length = b"", math.inf
+    while len(answer) < length:
+        part = connection.recv(65536)
+        assert part
+        answer += part
+        head, blank, _ = answer.partition(b"\r\n\r\n")
+        if blank:
+            fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+            length = len(head) + len(blank) + int(fields[b"content-length"])
+    assert len(answer) == length
+    return head, answer[len(head) + len(blank) :]
 
 
 def is_reset(connection: socket.socket, milliseconds: int = 0) -> bool:
@@ -136,7 +153,7 @@ def test_a_head_that_trickles_in_has_a_deadline_after_the_first_request_too(
     _, port = impatient
     with closing(connect(port)) as connection, Stopwatch() as watch:
         connection.sendall(HEAD + b"\r\n")
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        assert read_answer(connection)[0].startswith(b"HTTP/1.1 200")
         for _ in range(100):
             try:
                 connection.sendall(b"G")
@@ -200,7 +217,7 @@ def test_the_rest_of_a_body_that_nobody_reads_has_a_deadline(
         connection.sendall(
             b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
         )
-        assert connection.recv(65536).startswith(b"HTTP/1.1 404")
+        assert read_answer(connection)[0].startswith(b"HTTP/1.1 404")
         connection.sendall(b"{")
         assert read_all(connection) == b""
     assert watch.seconds < 4
@@ -239,19 +256,26 @@ def test_where_every_connection_has_a_request_another_one_is_refused(
             assert read_all(connection).startswith(b"HTTP/1.1 503 ")
         service.painter.gate.set()
         for connection in working:
-            assert draw(1, 3, "png")[:4] in connection.recv(1 << 20)
+            assert read_answer(connection)[1] == draw(1, 3, "png")
 
 
-def test_a_head_request_is_refused_without_a_body_and_a_traceback(
-    roomy: tuple[Service, int], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_a_request_that_turns_out_bad_is_refused_once_and_without_a_traceback(
+    roomy: tuple[Service, int], caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
-    _, port = roomy
+    service, port = roomy
+    answered = service.sample("masc_requests_total", endpoint="/", outcome="ok")
     with closing(connect(port)) as connection:
-        request = b"HEAD / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
-        connection.sendall(request)
-        head, _, body = read_all(connection).partition(b"\r\n\r\n")
-    assert head.split()[1] in {b"400", b"200"}
-    assert body == b""
+        head = f"{method} / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode() + b"zz\r\n")
+        answer, _, body = read_all(connection).partition(b"\r\n\r\n")
+    assert answer.split()[1] == b"400"
+    assert body == b"" if method == "HEAD" else json.loads(body)["status"] == 400
+    # The page is still answered, to nobody: after its answer, that of another request.
+    deadline = time.monotonic() + 10
+    while service.sample("masc_requests_total", endpoint="/", outcome="ok") == answered:
+        assert time.monotonic() < deadline
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
@@ -325,6 +349,38 @@ def test_who_takes_nothing_of_an_answer_is_ended_and_who_is_slow_is_not(
         silent.close()
 
 
+def large_image(service: Service, num_bytes: int) -> bytes:
+    """Path of an image of so many bytes, of a job that has ended."""
+    location = service.submit().headers["location"]
+    (lease,) = service.queue.claim("tiny", 1, 0.0)
+    result = paint(lease.job)
+    image = replace(result.images[0], data=b"x" * num_bytes)
+    assert service.queue.finish(lease, replace(result, images=(image,)))
+    return f"{location}/images/0".encode()
+
+
+def test_who_leaves_an_answer_unread_makes_room_at_once(tmp_path: Path) -> None:
+    num_bytes = 16 * 1024 * 1024  # more than kernels hold
+    with (
+        Service(tmp_path, working=False, max_connections=1) as service,
+        listening(service) as port,
+        closing(socket.socket()) as connection,
+    ):
+        service.announce()
+        path = large_image(service, num_bytes)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect(("127.0.0.1", port))
+        connection.sendall(HEAD.replace(b"/healthz", path) + b"\r\n")
+        counted = {"endpoint": "/jobs/{id}/images/{index}", "outcome": "ok"}
+        deadline = time.monotonic() + 10
+        while not service.sample("masc_requests_total", **counted):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+        assert len(read_all(connection)) < num_bytes
+
+
 def test_a_body_that_comes_after_the_answer_does_not_end_the_connection(
     impatient: tuple[Service, int],
 ) -> None:
@@ -333,11 +389,11 @@ def test_a_body_that_comes_after_the_answer_does_not_end_the_connection(
         connection.sendall(
             b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n"
         )
-        assert connection.recv(65536).startswith(b"HTTP/1.1 404")
+        assert read_answer(connection)[0].startswith(b"HTTP/1.1 404")
         connection.sendall(b"hello")
         time.sleep(1.0)  # twice the deadline of a head
         connection.sendall(HEAD + b"\r\n")
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        assert read_answer(connection)[0].startswith(b"HTTP/1.1 200")
     assert service.sample("masc_connections_refused_total", reason="timeout") == 0
 
 
@@ -349,15 +405,8 @@ def test_an_upgrade_is_ignored(roomy: tuple[Service, int]) -> None:
         for content, status in [(body, b"200"), (smuggled, b"422"), (body, b"200")]:
             length = b"Content-Length: %d\r\n" % len(content)
             connection.sendall(POST + H2C + b"Accept: image/png\r\n" + length + b"\r\n" + content)
-            answer = b""
-            while b"\r\n\r\n" not in answer:
-                answer += connection.recv(65536)
-            head, _, rest = answer.partition(b"\r\n\r\n")
-            lines = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
-            while len(rest) < int(lines[b"content-length"]):
-                rest += connection.recv(65536)
+            head, rest = read_answer(connection)
             assert head.split()[1] == status
-            assert len(rest) == int(lines[b"content-length"])
             assert b"masc_" not in rest
         connection.sendall(HEAD + b"Connection: close\r\n\r\n")
         assert read_all(connection).count(b"HTTP/1.1 ") == 1

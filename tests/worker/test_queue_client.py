@@ -125,7 +125,7 @@ def ids(leases: Sequence[Lease]) -> list[str]:
 def settled(client: QueueClient) -> None:
     """Wait until all is said."""
     with client._changed:
-        assert client._changed.wait_for(lambda: client.is_drained, 20)
+        assert client._changed.wait_for(lambda: client.is_flushed, 20)
 
 
 def test_what_is_reported_to_a_queue_that_is_there_arrives_together() -> None:
@@ -136,9 +136,9 @@ def test_what_is_reported_to_a_queue_that_is_there_arrives_together() -> None:
     client.report(two, HAND_BACK)
     client.report(three, STARTED)
     client.report(one, RESULT)
-    assert not client.is_drained
+    assert not client.is_flushed
     client.flush()
-    assert client.is_drained
+    assert client.is_flushed
     assert [state(queue, f"j{i}") for i in range(3)] == ["ok", "waiting", "running"]
     client.flush()
     assert queue.tries == ["claim", "report"]
@@ -157,12 +157,12 @@ def test_outcomes_wait_in_order_for_a_queue_that_is_away_and_events_do_not() -> 
     for _ in range(4):
         clock.now += PAUSE_SECONDS
         client.flush()
-    assert not client.is_drained
+    assert not client.is_flushed
     assert ids(client.leases) == ["j0", "j1", "j2"]  # they are still renewed
     queue.is_away = False
     clock.now += PAUSE_SECONDS
     client.flush()
-    assert client.is_drained
+    assert client.is_flushed
     assert queue.reported == list(zip(leases, outcomes, strict=True))
     assert [state(queue, lease.job_id) for lease in leases] == ["ok", "error", "ok"]
     assert client.leases == []
@@ -207,7 +207,7 @@ def test_a_result_that_comes_too_late_is_refused_and_forgotten(
     assert client.abandoned([lease]) == {"j0"}
     client.report(lease, RESULT)
     client.flush()
-    assert client.is_drained
+    assert client.is_flushed
     assert state(queue, "j0") == "cancelled"
     assert "job j0: the result came too late" in caplog.text
 
@@ -365,7 +365,7 @@ def test_a_thread_claims_beside_the_loop_what_there_is_room_for() -> None:
             assert client.claim("tiny", 4, 0.0) == []
             assert queue.is_called.wait(20)
             assert client.claim("tiny", 4, 0.0) == []  # the same rows
-            assert not client.is_drained
+            assert not client.is_flushed
         assert ids(client.claim("tiny", 4, 10.0)) == ["j2", "j3"]
         settled(client)
         assert state(queue, "j4") == "waiting"
@@ -445,7 +445,7 @@ def test_what_has_ended_is_reported_before_the_end_and_the_rest_is_given_back() 
             assert queue.is_called.wait(20)
             client.report(one, STARTED)
             client.report(one, RESULT)
-    assert client.is_drained
+    assert client.is_flushed
     assert [state(queue, f"j{i}") for i in range(3)] == ["ok", "waiting", "waiting"]
     assert client.leases == []
 

@@ -25,7 +25,6 @@ from masc_core.errors import MascError, NonFiniteError
 from masc_core.generation.batch import Batch, Drawn, HostCopy
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
-from masc_core.sampling.params import check_params
 from worker.engine.request import (
     EngineOutput,
     FailedImage,
@@ -96,7 +95,7 @@ class Engine:
         if model.training:
             raise ValueError("the model is in training mode")
         self.capacity_rows = capacity_rows
-        self._config, self._decoder, self._on_step = model.config, decoder, on_step
+        self._config, self._on_step = model.config, on_step
         self._parts = model, decoder, capacity_rows
         self._backend, *self._slower_backends = backends
         self._on_prepared = on_prepared
@@ -153,8 +152,7 @@ class Engine:
             raise ValueError(f"{task.num_rows} rows do not fit, {self.free_rows} are free")
         if any(not 0 < row < self._config.grid_size for row in task.preview_rows):
             raise ValueError(f"a preview must be after row 1 to {self._config.grid_size - 1}")
-        check_params([task.params], self._config)
-        self._decoder.check(task.params.decoding)
+        self._batch.check([task.params])
         self._joining[task.key] = task
 
     def cancel(self, key: TaskKey) -> None:

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from masc_core.arrays import BoolArray, FloatArray, IntArray
-from masc_core.kernel import inline, kernel
+from masc_core.kernel import kernel, serial
 from masc_core.tree.upgma.candidate_lists import (
     NO_SLOT,
     Lists,
@@ -180,7 +180,7 @@ def _remove(dropped: BoolArray, lists: Lists) -> None:
         _close_gaps(i, dropped, lists)
 
 
-@inline
+@serial
 def _close_gaps(i: ClusterIndex, dropped: BoolArray, lists: Lists) -> None:
     ids, distances = lists.ids[i], lists.distances[i]
     length = 0

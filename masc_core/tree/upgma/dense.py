@@ -16,7 +16,7 @@ import numba
 import numpy as np
 
 from masc_core.arrays import FloatArray, IntArray
-from masc_core.kernel import inline, kernel, serial
+from masc_core.kernel import kernel, serial
 from masc_core.progress import ProgressCallback
 from masc_core.tree.upgma.distances import (
     CANCELLATION_SHARE,
@@ -128,7 +128,7 @@ def _add_products(
             _add_rows(first, sums, c, grouping, members, matrix)
 
 
-@inline
+@serial
 def _add_rows(
     first: int, sums: FloatArray, c: int, grouping: Grouping, members: Members, matrix: FloatArray
 ) -> None:

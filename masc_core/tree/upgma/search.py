@@ -19,7 +19,7 @@ import numba
 import numpy as np
 
 from masc_core.arrays import FloatArray, IdArray, IntArray
-from masc_core.kernel import inline, kernel
+from masc_core.kernel import kernel, serial
 from masc_core.tree.upgma.clusters import Clusters
 from masc_core.tree.upgma.distances import (
     Members,
@@ -177,7 +177,7 @@ def _scan(
                     gaps[b] = np.inf
 
 
-@inline
+@serial
 def _visit(
     r: int, i: int, b: int, centroids: FloatArray, tiles: FloatArray, heap: NearestHeap
 ) -> None:
@@ -229,7 +229,7 @@ def _add_up(
         _offer_means(r, rows[r], sums, members.sizes, heap)
 
 
-@inline
+@serial
 def _offer_means(r: int, i: int, sums: FloatArray, sizes: FloatArray, heap: NearestHeap) -> None:
     """Offer sums divided by sizes to row ``r``, slot ``i``; what is not to be found has size 0."""
     means = np.empty(BLOCK)
@@ -256,14 +256,14 @@ def farthest(heap: NearestHeap) -> FloatArray:
     return np.where(full, heap.distances[:, 0], np.inf)
 
 
-@inline
+@serial
 def limit(heap: NearestHeap, r: int) -> float:
     """What is no nearer than this to row ``r`` is not kept; infinite until the row is full."""
     full = heap.counts[r] == heap.distances.shape[1]
     return heap.distances[r, 0] if full else np.inf
 
 
-@inline
+@serial
 def offer(
     heap: NearestHeap, r: int, own: int, distances: ProductArray, width: int, begin: int
 ) -> None:
@@ -280,7 +280,7 @@ def offer(
             worst = limit(heap, r)
 
 
-@inline
+@serial
 def _push(heap: NearestHeap, r: int, j: int, distance: float) -> None:
     ids, distances = heap.ids[r], heap.distances[r]
     count, width = heap.counts[r], len(ids)
@@ -295,7 +295,7 @@ def _push(heap: NearestHeap, r: int, j: int, distance: float) -> None:
             _sift_down(start, ids, distances)
 
 
-@inline
+@serial
 def _sift_down(at: int, ids: IdArray, distances: FloatArray) -> None:
     width = len(ids)
     while 2 * at + 1 < width:

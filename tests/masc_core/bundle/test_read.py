@@ -25,7 +25,7 @@ from masc_core.bundle.manifest import (
     write_manifest,
 )
 from masc_core.bundle.read import Bundle, load_bundle
-from masc_core.bundle.write import BundleParts, save_bundle
+from masc_core.bundle.write import BundleParts
 from masc_core.errors import ArtifactError, ConfigError, NonFiniteError
 from masc_core.generation.generate import generate
 from masc_core.io.files import sha256_file
@@ -45,6 +45,7 @@ from tests.tiny_bundle import (
     NUM_CLUSTERS,
     NUM_CODES,
     edit_manifest,
+    save_bundle,
     save_tiny_bundle,
     tiny_card,
     tiny_parts,

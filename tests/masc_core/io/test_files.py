@@ -5,6 +5,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +22,10 @@ from masc_core.io.files import (
     atomic_path,
     atomic_write,
     read_json,
+    reading,
     sha256_file,
     write_json,
+    writing,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -41,6 +46,33 @@ def test_sha256_file_agrees_with_hashlib(tmp_path: Path) -> None:
     path = tmp_path / "blob"
     path.write_bytes(content)
     assert sha256_file(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_that_grows_meanwhile_is_hashed_up_to_its_length(tmp_path: Path) -> None:
+    path, size = tmp_path / "log", 1 << 20
+    path.write_bytes(bytes(size))
+    deadline = time.monotonic() + 10
+    with ThreadPoolExecutor(1) as pool:
+        hashing = pool.submit(sha256_file, path)
+        while not hashing.done():
+            size += 1 << 20
+            os.truncate(path, size if time.monotonic() < deadline else 0)
+    assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize(
+    ("context", "what"), [(reading, "cannot be read"), (writing, "cannot be written")]
+)
+def test_why_a_file_fails_is_said_once(
+    context: Callable[[Path], AbstractContextManager[None]], what: str
+) -> None:
+    for error in (
+        OSError(28, "No space left on device", "b.npz"),
+        OSError("No space left on device"),
+    ):
+        with pytest.raises(ArtifactError) as caught, context(Path("a.npz")):
+            raise error
+        assert str(caught.value) == f"a.npz: {what}: No space left on device"
 
 
 def test_atomic_write_creates_and_replaces(tmp_path: Path) -> None:

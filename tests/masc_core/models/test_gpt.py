@@ -13,9 +13,10 @@ from masc_core.errors import ConfigError
 from masc_core.io.tensors import without_memory
 from masc_core.models.gpt import GPT, RMSNorm
 from masc_core.models.gpt_config import GPT_SIZES, GPTConfig
-from masc_core.models.kv_cache import KVCache, Rows
+from masc_core.models.kv_cache import KVCache
 from tests.golden_files import assert_close, cos_sin_of, load_golden, load_golden_json
 from tests.golden_gpt import GOLDEN_CONFIG, golden_gpt
+from tests.masc_core.rows import rows_at
 
 LOGITS = {"atol": 2e-4, "rtol": 2e-4}
 RELEASED = ("GPT-B", "GPT-L", "GPT-XL", "GPT-XXL", "GPT-3B")
@@ -25,9 +26,7 @@ def steps(model: GPT, labels: Tensor, tokens: Tensor, cache: KVCache) -> Tensor:
     """Logits (B, 1 + T, K), one position at a time."""
     ids = torch.cat([labels[:, None], tokens], dim=1)
     with torch.inference_mode():
-        logits = [
-            model.step(Rows.same_position(ids[:, p], p), cache).logits for p in range(ids.shape[1])
-        ]
+        logits = [model.step(rows_at(p, ids[:, p]), cache).logits for p in range(ids.shape[1])]
     return torch.stack(logits, dim=1)
 
 
@@ -257,7 +256,7 @@ def test_traces_without_graph_breaks() -> None:
 def test_fused_weights_are_the_same_weights_under_the_same_names() -> None:
     model = golden_gpt()
     plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    rows, x = Rows.same_position(torch.tensor([0, 1]), 0), torch.randn(2, GOLDEN_CONFIG.dim)
+    rows, x = rows_at(0, torch.tensor([0, 1])), torch.randn(2, GOLDEN_CONFIG.dim)
     with torch.inference_mode():
         expected = model.step(rows, KVCache(GOLDEN_CONFIG, 2)).logits
         for block in model.blocks:

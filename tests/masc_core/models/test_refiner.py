@@ -8,8 +8,9 @@ import torch
 
 from masc_core.errors import ConfigError
 from masc_core.io.tensors import without_memory
-from masc_core.models.kv_cache import KVLayer, Rows
+from masc_core.models.kv_cache import KVLayer
 from masc_core.models.refiner import Refiner, RefinerConfig
+from tests.masc_core.rows import rows_at
 
 # N = 16384, K = 8192, width 512: the paper's, on LlamaGen's widths.
 PAPER = RefinerConfig(num_codes=16384, num_clusters=8192, hidden_dim=1024)
@@ -55,7 +56,7 @@ def test_steps_are_the_forward_pass(autoregressive: bool) -> None:
     layer = KVLayer((3, 2, 9, 8), torch.float32, torch.device("cpu"))
     for position in range(9):
         before = codes[:, position - 1]  # the last ones at position 0, where nothing is before
-        rows = Rows.same_position(before, position)
+        rows = rows_at(position, before)
         vectors = refiner.step(hidden[:, position], clusters[:, position], rows, layer)
         torch.testing.assert_close(vectors, expected[:, position], rtol=1e-4, atol=1e-4)
 

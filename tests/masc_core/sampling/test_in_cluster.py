@@ -14,8 +14,9 @@ from scipy import stats
 from masc_core.arrays import IntArray
 from masc_core.errors import InvalidFieldError
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import FREQUENCY, UNIFORM, InClusterDecoder
+from masc_core.sampling.in_cluster import FREQUENCY, MODES, UNIFORM, InClusterDecoder
 from masc_core.sampling.rng import CODE, random_bits
+from tests.tiny_bundle import tiny_parts
 
 
 def skewed_prior() -> ClusterMap:
@@ -85,13 +86,13 @@ def chi_square_p(codes: torch.Tensor, expected: IntArray) -> float:
     return float(stats.chisquare(observed[expected > 0], shares * len(codes)).pvalue)
 
 
-@pytest.mark.parametrize("mode", [UNIFORM, FREQUENCY])
-def test_distribution(mode: int) -> None:
+@pytest.mark.parametrize("decoding", ["uniform", "frequency"])
+def test_distribution(decoding: str) -> None:
     counts = np.array([5, 0, 1, 90, 300, 4, 0, 77])
     decoder = InClusterDecoder(ClusterMap(np.zeros(8, np.int64)), counts)
     num = 20_000
-    clusters, modes = torch.zeros(num, dtype=torch.int64), torch.full((num,), mode)
-    expected = counts if mode == FREQUENCY else np.ones(8, np.int64)
+    clusters, modes = torch.zeros(num, dtype=torch.int64), torch.full((num,), MODES[decoding])
+    expected = counts if decoding == "frequency" else np.ones(8, np.int64)
     by_seed = decoder.decode(clusters, torch.arange(num), 3, modes)
     assert chi_square_p(by_seed, expected) > 1e-3
     one_seed = torch.full((num,), 11)
@@ -172,6 +173,12 @@ def test_only_decodings_that_are_offered_pass() -> None:
     assert caught.value.field == "decoding"
     with pytest.raises(InvalidFieldError, match="must be 'uniform' or 'frequency', got 'best'"):
         counted.check("best")
+    with pytest.raises(InvalidFieldError, match="must be 'uniform', got 'refine'"):
+        _ = plain.refiner
+    refiner = tiny_parts(refiner=True).refiner
+    refined = InClusterDecoder(prior, refiner=refiner)
+    assert refined.decodings == ("uniform", "refine")
+    assert refined.refiner is refiner
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,9 @@ def test_known_tree() -> None:
     ]
 
 
-def test_equal_rows_all_merge_at_height_zero() -> None:
-    tree = build_tree(np.ones((9, 3)))
+@pytest.mark.parametrize("value", [0.0, 2.0])
+def test_equal_rows_all_merge_at_height_zero(value: float) -> None:
+    tree = build_tree(np.full((9, 3), value))
     assert not tree.heights.any()
     for num_clusters in range(1, 10):
         assert tree.cut(num_clusters).num_clusters == num_clusters

@@ -3,7 +3,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +15,13 @@ from server.answers.job_updates import (
     JobUpdate,
     job_updates,
     queue_position,
+    release,
 )
 from server.schemas.job import QueuedEvent
+from server.state import app_state
 from tests.clock import Clock
 from tests.server.asgi import until
-from tests.server.service import paint
+from tests.server.service import Service, paint
 from worker.jobs.job import Event, GenerationRequest, Job, Lease, NumberedEvent, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobFailure, JobResult
@@ -142,6 +146,32 @@ async def test_whoever_stops_following_leaves_nothing_behind(queue: MemoryQueue)
     assert await anext(updates) == NumberedEvent(1, STARTED)
     await updates.aclose()
     assert not queue._watchers.watched
+
+
+@pytest.mark.parametrize(
+    ("keep", "known", "ends"),
+    [
+        (False, {"expired": False}, {"cancelled": 1}),
+        (False, {"expired": True}, {"expired": 1}),
+        (False, {"expired": False, "has_ended": True}, {}),
+        (True, {"expired": False}, {}),  # others may wait for it
+        (True, {"expired": True}, {"expired": 1}),
+        (True, {"expired": True, "has_ended": True}, {}),
+    ],
+)
+async def test_a_job_that_no_request_waits_for_ends_unless_it_is_kept(
+    tmp_path: Path, keep: bool, known: dict[str, bool], ends: dict[str, int]
+) -> None:
+    service = Service(tmp_path, working=False)
+    job, queue = replace(JOB, keep=keep), service.queue
+    await queue.submit(job)
+    await release(app_state(service.app), job, **known)
+    assert (await queue.stats()).totals.ended == ends
+    if keep or not ends:
+        assert (await queue.status(job.id)).state == next(iter(ends), "waiting")
+    else:
+        with pytest.raises(UnknownJobError):
+            await queue.status(job.id)
 
 
 class _FlakyQueue(MemoryQueue):

@@ -11,11 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from masc_core.bundle.read import Bundle, load_bundle
-from masc_core.bundle.write import save_bundle
 from masc_core.models.gpt import GPT
 from masc_core.models.vq import VQConfig, VQModel
 from server.codebook_view.thumbnails import cut_thumbnails
-from tests.tiny_bundle import CLASS_NAMES, tiny_card, tiny_parts
+from tests.tiny_bundle import CLASS_NAMES, save_bundle, tiny_card, tiny_parts
 from training.metrics.bundle_metrics import (
     class_agreement,
     codebook_files,

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from masc_core.bundle.manifest import read_manifest
-from masc_core.bundle.write import save_bundle
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.models.weights import load_tokenizer, save_model
-from tests.tiny_bundle import tiny_card, tiny_parts
+from tests.tiny_bundle import save_bundle, tiny_card, tiny_parts
 from tests.tiny_images import make_images
 from tests.training.data.image_sets import as_parquet, as_tars
 from tests.training.rank_processes import all_well

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from masc_core.bundle.write import BundleParts, save_bundle
+from masc_core.bundle.write import BundleParts
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.models.gpt import GPT
 from masc_core.models.weights import load_tokenizer, load_transformer, save_model
@@ -19,7 +19,7 @@ from masc_core.prior import ClusterMap
 from masc_core.tree import SemanticTree
 from tests.golden_files import load_golden
 from tests.golden_gpt import GOLDEN_CONFIG, golden_gpt
-from tests.tiny_bundle import tiny_card
+from tests.tiny_bundle import save_bundle, tiny_card
 from tests.training.llamagen.checkpoints import save_checkpoint
 from tests.training.stage_configs import transformer_config
 from training.data.cluster_data import ClusterData

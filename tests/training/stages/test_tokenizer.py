@@ -12,14 +12,14 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from masc_core.bundle.write import BundleParts, save_bundle
+from masc_core.bundle.write import BundleParts
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.models.gpt import GPT
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.models.weights import load_tokenizer, save_model
 from masc_core.prior import ClusterMap
 from tests.command_line import ROOT
-from tests.tiny_bundle import tiny_card, tiny_parts
+from tests.tiny_bundle import save_bundle, tiny_card, tiny_parts
 from tests.training.losses.vgg_files import linear_weights, write_weights
 from tests.training.rank_processes import all_well
 from tests.training.stage_configs import photographs, power_cut, tokenizer_config

@@ -10,14 +10,13 @@ import torch
 
 from masc_core.bundle.manifest import read_manifest
 from masc_core.bundle.read import load_bundle
-from masc_core.bundle.write import save_bundle
 from masc_core.clustering.centroid_linkage import centroid_linkage
 from masc_core.clustering.methods import cluster_codes
 from masc_core.errors import ArtifactError, ConfigError, MascError
 from masc_core.models.weights import load_tokenizer, save_model
 from masc_core.prior import ClusterMap
 from masc_core.tree import Linkage, SemanticTree, build_tree
-from tests.tiny_bundle import tiny_card, tiny_parts
+from tests.tiny_bundle import save_bundle, tiny_card, tiny_parts
 from tests.tiny_images import make_images
 from tests.training.studies.comparisons import compare_config
 from training.data.code_cache import CodeCache

@@ -24,6 +24,7 @@ from masc_core.sampling.in_cluster import InClusterDecoder
 from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import GRID
 from tests.worker.engine.test_engine import (
+    CAPACITIES,
     LENGTH,
     PARAMS,
     TASKS,
@@ -50,8 +51,7 @@ def test_random_schedules_give_every_image_what_it_gets_alone(
     rng = random.Random(deterministic)
     alone, params_list = Alone(models, TOLERANCE), some_params(rng)
     make = partial(GraphBatch, deterministic=deterministic)
-    for _ in range(10):
-        capacity = rng.choice([2, 3, 5, 8, 16, 33, 64])
+    for capacity in CAPACITIES:
         engine = Engine(*models, capacity_rows=capacity, backends=[Backend("graphs", make)])
         for outcome in follow(engine, params_list, rng):
             alone.check(outcome)

@@ -355,7 +355,7 @@ class Door:
     """A name of Redis: new connections go to the server that it means at the moment."""
 
     def __init__(self, port: int) -> None:
-        self.port = port
+        self.port, self.num_entered = port, 0
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
@@ -371,6 +371,7 @@ class Door:
         await asyncio.sleep(0)  # in which the transports close
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_entered += 1
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self.port)
         except OSError:
