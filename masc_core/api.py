@@ -33,7 +33,7 @@ from masc_core.escapes import quoted
 from masc_core.generation.generate import generate
 from masc_core.images import Pixels, center_crop, to_rgb, upright
 from masc_core.prior import ClusterMap
-from masc_core.sampling.cfg_schedule import CFGSchedule
+from masc_core.sampling.cfg_schedule import CFGSchedule, check_cfg_start
 from masc_core.sampling.params import SamplingParams
 from masc_core.settings import expand_path
 
@@ -152,7 +152,7 @@ class Model:
             "cfg_schedule": cfg_schedule,
             "cfg_start": cfg_start,
         }
-        several = (classes,) if isinstance(classes, str | int) else classes
+        several = (classes,) if isinstance(classes, str | int | np.integer) else tuple(classes)
         params = params_of(self.manifest, several, num_images, seed, settings)
         parts = [
             generate(self.bundle.model, self.bundle.decoder, params[start : start + BATCH])
@@ -218,7 +218,7 @@ def params_of(
     seed: int,
     settings: Mapping[str, float | str | None],
 ) -> list[SamplingParams]:
-    """One params an image, class by class: settings that are not None over the model's defaults.
+    """Sampling parameters of each image, class by class; a setting that is None is the model's own.
 
     Raises
     ------
@@ -227,6 +227,8 @@ def params_of(
     if num_images < 1:
         raise InvalidFieldError("num_images", f"num_images must be 1 or more, got {num_images}")
     given = {name: value for name, value in settings.items() if value is not None}
+    schedule = given.get("cfg_schedule", manifest.defaults.cfg_schedule)
+    check_cfg_start(settings.get("cfg_start"), str(schedule))  # type: ignore[arg-type]
     base = SamplingParams(**{"class_id": 0, "seed": seed, **dict(manifest.defaults), **given})
     return [
         replace(base, class_id=find_class(name, manifest), seed=(seed + i) % 2**63)
@@ -249,7 +251,12 @@ def find_class(name: str | int, manifest: Manifest) -> int:
         raise InvalidFieldError("class", f"several classes are called {quoted(name)}: ids {ids}")
     if ids:
         return ids[0]
-    if name.isdecimal() and int(name) < len(manifest.class_names):
+    if (
+        name.isascii()
+        and name.isdecimal()
+        and len(name) < 10
+        and int(name) < len(manifest.class_names)
+    ):
         return int(name)
     raise UnknownClassError(
         "class", f"no class {quoted(name)}; there are: {', '.join(manifest.class_names)}"

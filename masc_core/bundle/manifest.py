@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path, PurePath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -48,7 +48,12 @@ from masc_core.escapes import MAX_NAME, quoted, shorten
 from masc_core.io.bounded import MAX_CODES, parse_json, read_file
 from masc_core.io.files import atomic_write, reading, sha256_file
 from masc_core.models.gpt_config import Positions
-from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, WITH_START, CFGSchedule
+from masc_core.sampling.cfg_schedule import (
+    DEFAULT_CFG_START,
+    WITH_START,
+    CFGSchedule,
+    effective_schedule,
+)
 from masc_core.sampling.params import SamplingParams
 
 MANIFEST_FILE = "manifest.json"
@@ -261,13 +266,14 @@ class Manifest(ModelCard):
     def weights_sha256(self) -> str:
         """One identifier of all weights, priors and counts: what the images of a request depend on.
 
-        The same as ``sha256sum *.npz [!e]*.safetensors | LC_ALL=C sort -k2 | sha256sum``: no image
-        depends on the encoder.
+        The same as ``sha256sum prior.npz [!e]*.safetensors | LC_ALL=C sort -k2 | sha256sum``: no
+        image depends on the encoder, or on partitions that only the loss knew of.
         """
+        others = {ENCODER_FILE, *map(partition_file, self.partitions)}
         lines = [
             f"{sha256}  {name}\n"
             for name, sha256 in sorted(self.files.items())
-            if PurePath(name).suffix in WEIGHT_SUFFIXES and name != ENCODER_FILE
+            if PurePath(name).suffix in WEIGHT_SUFFIXES and name not in others
         ]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -285,9 +291,12 @@ class Manifest(ModelCard):
         # Beyond K top-k keeps all, and equal images are to have equal files.
         effective = dataclasses.replace(params, top_k=min(params.top_k, self.num_clusters))
         request = dataclasses.asdict(effective)
-        if params.cfg_schedule not in WITH_START:
+        schedule = request["cfg_schedule"] = effective_schedule(
+            params.cfg_scale, params.cfg_schedule
+        )
+        if schedule not in WITH_START:
             del request["cfg_start"]
-        if params.cfg_schedule == "constant":
+        if schedule == self.defaults.cfg_schedule == "constant":
             del request["cfg_schedule"]
         return json.dumps(
             {
@@ -328,13 +337,15 @@ def check_class_names(names: Sequence[str], source: str) -> None:
 def write_manifest(folder: str | PathLike[str], manifest: Manifest) -> Manifest:
     """Write ``manifest.json`` into a bundle's folder, sealed, in one step; return it as written."""
     # Nothing is said of what there is not: what older versions wrote, and can read.
-    absent: dict[str, bool | set[str]] = {}
+    absent: dict[str, Any] = {}
     if manifest.refiner is None:
         absent["refiner"] = True
     if manifest.gpt.positions == "rope2d":
         absent["gpt"] = {"positions"}
     if manifest.defaults.cfg_schedule == "constant":
-        absent["defaults"] = {"cfg_schedule", "cfg_start"}
+        absent["defaults"] = {"cfg_schedule"}
+        if manifest.defaults.cfg_start == DEFAULT_CFG_START:
+            absent["defaults"].add("cfg_start")
     path = Path(folder) / MANIFEST_FILE
     try:
         seal = seal_of(manifest.model_dump(mode="json", exclude=absent))

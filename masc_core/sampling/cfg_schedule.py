@@ -10,11 +10,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, get_args
 
+from masc_core.errors import InvalidFieldError
+
 CFGSchedule = Literal["constant", "step", "rectangular", "linear", "linear_re", "triangular"]
 CFG_SCHEDULES: tuple[CFGSchedule, ...] = get_args(CFGSchedule)
 WITH_START = ("step", "rectangular")  # which heed `cfg_start`; the same function under two names
 DEFAULT_CFG_START = 0.18
 ABOVE_ONE = 1e-4
+
+
+def effective_schedule(cfg_scale: float, schedule: CFGSchedule) -> CFGSchedule:
+    """The schedule under the one name of those that guide an image alike."""
+    if cfg_scale == 1:
+        return "constant"
+    return "step" if schedule in WITH_START else schedule
+
+
+def check_cfg_start(start: float | None, schedule: str) -> None:
+    """Raise an `InvalidFieldError` where a start is given to a schedule that has none."""
+    if start is not None and schedule not in WITH_START:
+        raise InvalidFieldError("cfg_start", f"the schedule {schedule} has none; step has")
 
 
 def scheduled_scales(

@@ -16,7 +16,7 @@ from masc_core.bundle.manifest import Manifest
 from masc_core.errors import CapacityError, InvalidFieldError, UnknownClassError
 from masc_core.escapes import quoted
 from masc_core.images import ImageFormat
-from masc_core.sampling.cfg_schedule import WITH_START, CFGSchedule
+from masc_core.sampling.cfg_schedule import CFGSchedule, check_cfg_start
 from server.auth.api_keys import Client
 from server.errors import problem_type_of
 from server.intake.idempotency import mark_replay
@@ -60,8 +60,7 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
         offered = ", ".join(manifest.decodings)
         raise InvalidFieldError("decoding", f"{manifest.name} offers {offered}, not {decoding}")
     schedule: CFGSchedule = body.cfg_schedule or defaults.cfg_schedule
-    if body.cfg_start is not None and schedule not in WITH_START:
-        raise InvalidFieldError("cfg_start", f"the schedule {schedule} has none; step has")
+    check_cfg_start(body.cfg_start, schedule)
     class_id = resolve_class(body, manifest)
     return GenerationRequest(
         model=manifest.name,

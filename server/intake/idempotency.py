@@ -47,7 +47,8 @@ def idempotency(
     """
     if key is None:
         return None
-    request = [endpoint, body.model_dump(mode="json"), response_kind]
+    # Without what is at its default, so that front ends with newer fields know a key again.
+    request = [endpoint, body.model_dump(mode="json", exclude_defaults=True), response_kind]
     text = json.dumps(request, sort_keys=True, separators=(",", ":"))
     return Idempotency(key, hashlib.sha256(text.encode()).hexdigest())
 

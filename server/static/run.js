@@ -25,14 +25,17 @@ export function plan(settings, name, decodings) {
   }
   if (compare === "decodings") {
     const labelled = decodings.map((decoding) => [decoding, { decoding }]);
-    return row(`${name} · decodings · CFG ${body.cfg_scale}`, body, labelled);
+    return row(`${name} · decodings · ${guidance(body)}`, body, labelled);
   }
   return {
-    title: `${name} · CFG ${body.cfg_scale} · ${body.decoding}`,
+    title: `${name} · ${guidance(body)} · ${body.decoding}`,
     requests: [body],
     cells: Array.from({ length: body.num_images }, (_, image) => ({ label: "", request: 0, image })),
   };
 }
+
+const guidance = ({ cfg_scale: scale, cfg_schedule: schedule }) =>
+  `CFG ${scale}${schedule === "constant" ? "" : ` ${schedule}`}`;
 
 function row(title, body, labelled) {
   return {

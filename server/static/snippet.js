@@ -41,7 +41,7 @@ for body in requests:
     with urllib.request.urlopen(request) as response:
         answer = json.load(response)
     for image in answer["images"]:
-        name = f"class{body['class_id']}-cfg{body['cfg_scale']}-{body['decoding']}"
+        name = f"class{body['class_id']}-cfg{body['cfg_scale']}-{body['cfg_schedule']}-{body['decoding']}"
         path = pathlib.Path(f"{name}-{image['seed']}.{image['format']}")
         path.write_bytes(base64.b64decode(image["b64"]))
         print(path, round(image["entropy_bits"], 2), "bits a position")
@@ -61,8 +61,8 @@ export async function copy(kind, text) {
   }
 }
 
-function file({ class_id: id, cfg_scale: scale, decoding, seed, format }) {
-  return `class${id}-cfg${scale}-${decoding}-${seed}.${format}`;
+function file({ class_id: id, cfg_scale: scale, cfg_schedule: schedule, decoding, seed, format }) {
+  return `class${id}-cfg${scale}-${schedule}-${decoding}-${seed}.${format}`;
 }
 
 function needsKey() {

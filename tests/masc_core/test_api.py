@@ -164,6 +164,17 @@ def test_what_is_not_given_is_the_models(manifest: Manifest) -> None:
     assert params == SamplingParams(class_id=2, seed=0, **given)
 
 
+def test_a_start_needs_a_schedule_that_has_one(manifest: Manifest) -> None:
+    with pytest.raises(InvalidFieldError, match="the schedule constant has none"):
+        params_of(manifest, ["cat"], 1, 0, {"cfg_start": 0.5})
+
+
+def test_digits_that_are_no_class_are_refused(manifest: Manifest) -> None:
+    for digits in ("9" * 5000, "٣"):
+        with pytest.raises(UnknownClassError):
+            find_class(digits, manifest)
+
+
 def test_seeds_count_up_within_a_class_and_wrap(manifest: Manifest) -> None:
     params_list = params_of(manifest, ["0", "bee"], 2, 2**63 - 1, {})
     assert [(s.class_id, s.seed) for s in params_list] == [

@@ -1,5 +1,6 @@
 """What a manifest accepts, what it refuses, and the identifier of the weights."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -108,6 +109,35 @@ def test_a_description_has_the_fields_that_a_request_may(
     assert {
         name: request[name] for name in request if name in ("cfg_schedule", "cfg_start")
     } == told
+
+
+def test_a_description_overrides_the_default_schedule() -> None:
+    linear = manifest(defaults={"cfg_scale": 2.0, "cfg_schedule": "linear"})
+    request = json.loads(linear.describe_image(SamplingParams(1, 2.0, 7)))["request"]
+    assert request["cfg_schedule"] == "constant"
+
+
+def test_images_that_are_equal_have_equal_descriptions() -> None:
+    step, rectangular = (
+        manifest().describe_image(SamplingParams(1, 2.0, 7, cfg_schedule=schedule, cfg_start=0.4))
+        for schedule in ("step", "rectangular")
+    )
+    assert step == rectangular
+    unguided = SamplingParams(1, 1.0, 7)
+    for schedule in ("step", "linear"):
+        other = dataclasses.replace(unguided, cfg_schedule=schedule)
+        assert manifest().describe_image(other) == manifest().describe_image(unguided)
+
+
+def test_a_default_start_is_kept_without_a_step(tmp_path: Path) -> None:
+    write_manifest(tmp_path, manifest(defaults={"cfg_scale": 2.0, "cfg_start": 0.5}))
+    assert read_manifest(tmp_path).defaults.cfg_start == 0.5
+
+
+def test_partitions_of_the_loss_are_no_weights() -> None:
+    bare, files = manifest(), fields()["files"]
+    trained = manifest(files=files | {"partition-4.npz": DIGEST})
+    assert trained.weights_sha256 == bare.weights_sha256
 
 
 def test_a_manifest_is_frozen() -> None:

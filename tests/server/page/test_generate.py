@@ -304,6 +304,19 @@ def test_copied_commands_make_the_same_image(
     assert first == again
 
 
+@pytest.mark.parametrize("kind", ["curl", "Python"])
+def test_copied_commands_of_a_row_make_a_file_each(
+    visitor: Visitor, pictured: Service, kind: str
+) -> None:
+    page = visitor.open(permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_role("radio", name="Schedule row").check()
+    generate(page)
+    finished(page)
+    page.get_by_role("button", name=f"Copy as {kind}").click()
+    expect(page.locator("#progress")).to_have_text(f"Copied as {kind}.")
+    run_copied(kind, page.evaluate("navigator.clipboard.readText()"), num_files=5)
+
+
 def test_a_copied_command_writes_no_error_into_the_image(
     visitor: Visitor, pictured: Service
 ) -> None:
@@ -324,8 +337,8 @@ def test_a_copied_command_writes_no_error_into_the_image(
         assert list(Path(folder).iterdir()) == []
 
 
-def run_copied(kind: str, text: str) -> None:
+def run_copied(kind: str, text: str, num_files: int = 1) -> None:
     program = ["bash", "-c", text] if kind == "curl" else [sys.executable, "-c", text]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(program, cwd=folder, check=True, capture_output=True, timeout=60)
-        assert len(list(Path(folder).iterdir())) == 1
+        assert len(list(Path(folder).iterdir())) == num_files
