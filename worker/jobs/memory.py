@@ -122,7 +122,7 @@ class MemoryQueue(JobConsumer):
         self._watchers = Watchers()
         self._rate = DrainRate(clock)
         self._accepted, self._fenced, self._results_dropped = 0, 0, 0
-        self._result_bytes = 0  # of all outcomes in ``_ended``
+        self._result_bytes = 0  # of all outcomes in ``_ended`` that are kept
         self._ends: Counter[EndState] = Counter()
         self._redelivered: Counter[Redelivery] = Counter()
 
@@ -246,7 +246,7 @@ class MemoryQueue(JobConsumer):
         return False
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
-        """Have it called when a job begins to wait; it must not call the queue."""
+        """Register a callback for a job that begins to wait; it must not call the queue."""
         with self._arrival:
             self._listeners.append(arrived)
 
@@ -368,15 +368,23 @@ class MemoryQueue(JobConsumer):
         record.state, record.outcome = end_state(outcome), outcome
         record.ended = self._clock()
         self._ends[record.state] += 1
-        size = _num_bytes(outcome)
-        while self._ended and self._result_bytes + size > self._limits.max_result_bytes:
-            self._bury(next(iter(self._ended)))
-            self._results_dropped += 1
+        if record.job.keep:
+            self._make_room(_num_bytes(outcome))
         self._ended[record.job.id] = record
-        self._result_bytes += size
         if frees_key(outcome):
             self._release_key(record)
         self._watchers.notify(record.job.id)
+
+    def _make_room(self, size: int) -> None:
+        """Count an outcome that is kept; bury the oldest of such where it is too much."""
+        self._result_bytes += size
+        if self._result_bytes <= self._limits.max_result_bytes:
+            return
+        for job_id in [one for one, record in self._ended.items() if record.job.keep]:
+            self._bury(job_id)
+            self._results_dropped += 1
+            if self._result_bytes <= self._limits.max_result_bytes:
+                return
 
     def _sweep(self) -> None:
         """End what has no time left, and forget what has been kept long enough."""
@@ -395,7 +403,8 @@ class MemoryQueue(JobConsumer):
     def _bury(self, job_id: str) -> None:
         """Keep the outcome of a job no longer."""
         record = self._ended.pop(job_id)
-        self._result_bytes -= _num_bytes(record.outcome)
+        if record.job.keep:
+            self._result_bytes -= _num_bytes(record.outcome)
         record.outcome, record.events = None, []
         self._tombstones[job_id] = record
 

@@ -37,7 +37,7 @@ class QueueLimits:
     lease_seconds: float = 10.0  # after which a silent worker has lost its jobs
     max_deliveries: int = 3  # after so many workers were lost with it, a job is given up
     result_seconds: float = 600.0  # how long an outcome that is kept stays
-    max_result_bytes: int = 512 * 2**20  # of all outcomes; beyond, the oldest are kept no longer
+    max_result_bytes: int = 512 * 2**20  # of kept outcomes; beyond, the oldest are dropped
     tombstone_seconds: float = 86_400.0  # how long afterwards its end and its key are known
 
 
@@ -125,7 +125,7 @@ class JobProducer(Protocol):
         """Disconnect; the jobs stay."""
 
     async def submit(self, job: Job, share: float = 1.0) -> Receipt:
-        """Accept a job, in one step with all that speaks against it.
+        """Accept a job or refuse it, atomically.
 
         Parameters
         ----------

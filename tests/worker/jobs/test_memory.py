@@ -7,6 +7,7 @@ import pytest
 
 from masc_core.errors import QueueFullError, ResultGoneError, UnknownJobError
 from tests.clock import Clock
+from tests.worker.jobs.samples import result
 from worker.jobs.job import GenerationRequest, Idempotency, Job
 from worker.jobs.memory import MAX_TOMBSTONES, WINDOW_SECONDS, DrainRate, MemoryQueue
 from worker.jobs.outcome import JobFailure
@@ -92,6 +93,28 @@ def test_what_is_kept_goes_in_two_steps() -> None:
     with pytest.raises(UnknownJobError):
         asyncio.run(queue.status(job.id))
     assert is_empty(queue)
+
+
+def test_only_kept_results_count_and_make_room() -> None:
+    made = result("x" * 1000)
+    queue = MemoryQueue(QueueLimits(max_result_bytes=2500))
+    kept = [Job(REQUEST, keep=True) for _ in range(3)]
+
+    async def run() -> None:
+        for job in (kept[0], *(Job(REQUEST) for _ in range(9)), kept[1]):
+            await queue.submit(job)
+            (lease,) = queue.claim("tiny", 1, 0.0)
+            queue.finish(lease, made)
+        assert await queue.outcome(kept[0].id) == made
+        await queue.submit(kept[2])
+        (lease,) = queue.claim("tiny", 1, 0.0)
+        queue.finish(lease, made)
+        with pytest.raises(ResultGoneError):
+            await queue.outcome(kept[0].id)
+        assert [await queue.outcome(job.id) for job in kept[1:]] == [made] * 2
+        assert (await queue.stats()).totals.results_dropped == 1
+
+    asyncio.run(run())
 
 
 def test_the_memory_of_what_was_has_a_bound() -> None:

@@ -60,7 +60,7 @@ class RedisConsumer(JobConsumer):
         return True
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
-        """Have it called when a queue is no longer empty, as far as messages arrive."""
+        """Register a callback for a queue that is no longer empty, as far as messages arrive."""
         self._updates.on_arrival(arrived)
 
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:

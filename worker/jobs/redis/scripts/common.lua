@@ -1,6 +1,6 @@
 -- Each change of a job's state, and of what lists the jobs; follows keys.lua.
 
-local DRAIN_SECONDS = 30
+local THROUGHPUT_SECONDS = 30
 local MAX_SWEPT = 32 -- of each kind in one call, so that no call takes long
 local MAX_DEAD = 1000 -- jobs that are listed as dead letters
 local MAX_NUMBER = 2 ^ 53 - 1 -- beyond, Lua's numbers and Redis' scores skip some
@@ -361,11 +361,11 @@ local function drain_rate()
     local number = tonumber(counts[i + 1]) or 0
     if counts[i] == 'since' then
       since = number
-    elseif (tonumber(counts[i]) or 0) > second - DRAIN_SECONDS then
+    elseif (tonumber(counts[i]) or 0) > second - THROUGHPUT_SECONDS then
       finished = finished + number
     end
   end
-  local span = math.min(DRAIN_SECONDS, (now - since) / 1000)
+  local span = math.min(THROUGHPUT_SECONDS, (now - since) / 1000)
   return string.format('%.6f', finished / math.max(span, 0.1))
 end
 
@@ -380,7 +380,7 @@ local function count_throughput()
     return
   end
   for _, field in ipairs(call('HKEYS', throughput)) do -- once a second: delete old ones
-    if field ~= 'since' and (tonumber(field) or 0) <= second - DRAIN_SECONDS then
+    if field ~= 'since' and (tonumber(field) or 0) <= second - THROUGHPUT_SECONDS then
       call('HDEL', throughput, field)
     end
   end
