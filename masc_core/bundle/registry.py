@@ -280,11 +280,12 @@ def _may_be(path: Path, is_kind: Callable[[int], bool] = bool) -> bool:
 def missing(before: Manifest, after: Manifest) -> tuple[str, ...]:
     """What a client that relies on one version misses in another one, in words."""
     lost = [f"no {name} decoding" for name in before.decodings if name not in after.decodings]
-    gone = [name for name in before.class_names if name not in after.class_names]
+    known = set(after.class_names)
+    gone = [name for name in before.class_names if name not in known]
     if gone:
         lost.append(f"no class {gone[0]!r}" + (f" and {len(gone) - 1} others" if gone[1:] else ""))
     for number, (old, new) in enumerate(zip(before.class_names, after.class_names, strict=False)):
-        if old != new and old in after.class_names:
+        if old != new and old in known:
             lost.append(f"classes of other numbers, {number} is {new!r} and not {old!r}")
             break
     if before.image_size != after.image_size:

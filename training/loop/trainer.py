@@ -191,7 +191,7 @@ class _Trainer:
         self.save()
 
     def mean_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
-        """The same on every rank, whatever their last bits are."""
+        """Mean of each value over the ranks; collective, call on every rank."""
         numbers = torch.tensor(list(values.values()), dtype=torch.float64).to(self.ranks.device)
         return dict(zip(values, self.ranks.all_reduce_mean(numbers).tolist(), strict=True))
 

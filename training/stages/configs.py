@@ -227,6 +227,7 @@ class TransformerConfig(LoopConfig):
     )
     partitions: MayChange[tuple[Path, ...]] = Field(
         (),
+        max_length=16,
         description="priors of whose clusters the loss knows, too: one for IAR, nested cuts of a "
         "tree for several levels",
     )

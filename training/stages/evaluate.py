@@ -30,18 +30,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masc_core.bundle.manifest import PRIOR_FILE, Defaults
+from masc_core.bundle.manifest import PRIOR_FILE, TRANSFORMER_FILE, Defaults
 from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.bundle.registry import Registry
 from masc_core.device import choose_dtype
 from masc_core.errors import ConfigError
 from masc_core.images import encode_image
-from masc_core.io.files import atomic_write, sha256_file, write_json
+from masc_core.io.files import atomic_write, read_json, sha256_file, write_json
 from masc_core.models.weights import load_transformer, read_inputs
 from masc_core.progress import ProgressCallback, no_progress
-from masc_core.sampling.cfg_schedule import WITH_START
+from masc_core.sampling.cfg_schedule import WITH_START, check_cfg_start
 from masc_core.sampling.params import SamplingParams
 from masc_core.settings import ModelSettings, read_settings
+from training.changes import require_same_classes
 from training.data.code_cache import CodeCache
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import lock_folder
@@ -226,7 +227,12 @@ class _Evaluation:
         config, index = self.config, self.cache and self.cache.index
         return {
             **{k: v for k, v in self._settings().items() if k not in elsewhere},
-            "codes": index and [index.files_sha256, index.tokenizer_sha256, index.variants],
+            "files": {
+                name: sha256
+                for name, sha256 in self.bundle.manifest.files.items()
+                if name.endswith((".npz", ".safetensors")) and name != TRANSFORMER_FILE
+            },
+            "codes": index and index.model_dump(mode="json"),
             "reference": self.real and self.real.fingerprint(),
             "save_images": config.save_images,
             "save_archive": config.save_archive,
@@ -289,8 +295,13 @@ def _with_transformer(bundle: Bundle, path: Path) -> Bundle:
     model, inputs, manifest = load_transformer(file), read_inputs(file), bundle.manifest
     check_tokenizer(manifest, inputs.get("tokenizer", ""), "transformer")
     # Published is the same prior, but perhaps in another file.
-    if inputs.get("prior") not in {manifest.files[PRIOR_FILE], trained_from(manifest).get("prior")}:
+    same = {manifest.files[PRIOR_FILE], trained_from(manifest).get("prior")}
+    if manifest.num_clusters == manifest.num_codes:
+        same.add("identity")
+    if inputs.get("prior", "none") not in same:
         raise ConfigError(f"transformer: {path} was trained over another prior than the model's")
+    if (classes := _classes_of_run(path)) is not None:
+        require_same_classes("transformer", str(path), classes, "the model", manifest.class_names)
     sizes = {"vocab_size": manifest.num_clusters}
     sizes |= {key: getattr(manifest.gpt, key) for key in ("num_classes", "block_size")}
     for key, value in sizes.items():
@@ -300,10 +311,18 @@ def _with_transformer(bundle: Bundle, path: Path) -> Bundle:
     return replace(bundle, model=model.to(bundle.device, bundle.dtype))
 
 
+def _classes_of_run(path: Path) -> list[str] | None:
+    """Names of the classes that a run learned, where its folder tells."""
+    place = path / "config.json"
+    inputs = read_json(place).get("inputs") if place.is_file() else None
+    return inputs.get("classes") if isinstance(inputs, dict) else None
+
+
 def _params(config: EvaluateConfig, bundle: Bundle) -> SamplingParams:
     given = {key: getattr(config, key) for key in Defaults.model_fields}
     changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     params = replace(default_params(bundle), seed=config.seed, **changes)
+    check_cfg_start(config.cfg_start, params.cfg_schedule)
     bundle.decoder.check(params.decoding)
     if config.transformer is not None and params.decoding == "refine":
         raise ConfigError(

@@ -214,12 +214,18 @@ class TrainedRuns:
         return {
             "bundle": f"{manifest.name} {manifest.version}",
             "provenance": manifest.provenance.get("tokenizer"),
+            **{key: manifest.provenance[key] for key in ("encoder",) if key in manifest.provenance},
         }
 
     def _tokenizer_metrics(self) -> dict[str, Any]:
         if not self._is_bundle:
             return _read_values(self.tokenizer / "metrics.json")
-        metrics = read_manifest(self.tokenizer).metrics
+        manifest = read_manifest(self.tokenizer)
+        # An encoder that was trained afterwards has figures of its own.
+        encoder = manifest.provenance.get("encoder")
+        metrics = encoder.get("metrics") if isinstance(encoder, dict) else manifest.metrics
+        if not isinstance(metrics, dict):
+            return {}
         return {key: metrics[key] for key in TOKENIZER_METRICS & metrics.keys()}
 
 

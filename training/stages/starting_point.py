@@ -103,7 +103,10 @@ class StartingPoint:
         model.load_state_dict(tensors)
 
     def _check_sizes(self, model: GPT) -> None:
-        for key in ("dim", "n_layer", "n_head"):
+        keys = ["dim", "n_layer", "n_head", "positions"]
+        if model.config.positions == "learned":
+            keys.append("block_size")
+        for key in keys:
             ours, theirs = getattr(model.config, key), getattr(self.model.config, key)
             if ours != theirs:
                 raise ConfigError(f"{key}: must be {theirs}, as in {self.path}, not {ours}")

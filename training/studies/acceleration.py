@@ -9,14 +9,17 @@ Zheng et al.'s "percentage of epochs saved". The metric is to be small.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import decode_text, parse_json, read_file
 from masc_core.io.files import read_json
+from training.changes import changes
 
+OF_AN_EPOCH = {"transformer", "device", "made_with"}  # settings that may differ between evaluations
 Point = tuple[float, float]  # epoch and metric
 
 
@@ -85,8 +88,12 @@ def read_curve(run: Path, metric: str) -> list[Point]:
     path = run / "log.jsonl" if run.is_dir() else run
     try:
         rows = _rows(decode_text(read_file(path)).splitlines())
-        for evaluated in run.glob("epochs/*/evaluation.json"):
-            rows.append(read_json(evaluated) | {"epoch": int(evaluated.parent.name)})
+        evaluations = {
+            int(evaluated.parent.name): read_json(evaluated)
+            for evaluated in sorted(run.glob("epochs/*/evaluation.json"))
+        }
+        _require_same_settings(run, evaluations)
+        rows += [evaluation | {"epoch": epoch} for epoch, evaluation in evaluations.items()]
         points = [
             (float(r["epoch"]), float(r[metric])) for r in rows if {"epoch", metric} <= r.keys()
         ]
@@ -95,6 +102,17 @@ def read_curve(run: Path, metric: str) -> list[Point]:
     if not points:
         raise ConfigError(f"metric: {path} has no {metric!r} by epoch")
     return sorted(points)
+
+
+def _require_same_settings(run: Path, evaluations: Mapping[int, dict[str, Any]]) -> None:
+    settings = {
+        epoch: {k: v for k, v in evaluation.get("settings", {}).items() if k not in OF_AN_EPOCH}
+        for epoch, evaluation in evaluations.items()
+    }
+    first, *others = settings.items() or [(0, {})]
+    for epoch, one in others:
+        if changed := changes(first[1], one):
+            raise ConfigError(f"{run}: epoch {epoch} was evaluated otherwise: {changed}")
 
 
 def _rows(lines: list[str]) -> list[dict[str, float]]:

@@ -141,7 +141,7 @@ def test_a_folder_called_like_an_array(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"manifest\.json: cannot be read"):
+    with pytest.raises(ArtifactError, match=r"tokenizer\.safetensors: cannot be read"):
         read_rows(tmp_path, raw=False)
 
 

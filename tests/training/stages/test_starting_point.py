@@ -159,11 +159,13 @@ def test_what_does_not_fit_is_refused(prepared: Path, flat: Path, tmp_path: Path
         start_from(tmp_path / "t.safetensors", model, data.prior, data.inputs)
     with pytest.raises(ArtifactError, match="cannot be read"):
         start_from(tmp_path / "none.pt", model, data.prior, data.inputs)
-    for key, changes in {
+    wrong: dict[str, dict[str, Any]] = {
         "dim: must be 32": {"dim": 64},
         "n_layer: must be 2": {"n_layer": 3},
         "n_head: must be 2": {"n_head": 4},
-    }.items():
+        "positions: must be rope2d": {"positions": "learned"},
+    }
+    for key, changes in wrong.items():
         other = GPT(gpt_config(transformer_config(prepared, **changes), data))
         with pytest.raises(ConfigError, match=key):
             start_from(flat, other, data.prior, data.inputs)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,19 @@ def test_curves_come_from_logs(tmp_path: Path) -> None:
         log.write('{"epoch": 3, "bi')
     assert read_curve(tmp_path, "bits") == [(1, 5), (2, 4)]
     with pytest.raises(ConfigError, match="no 'fid' by epoch"):
+        read_curve(tmp_path, "fid")
+    others: dict[int, dict[str, Any]] = {
+        1: {},
+        2: {"transformer": {"path": "2"}},
+        3: {"cfg_scale": 3.0},
+    }
+    for epoch, changes in others.items():
+        place = tmp_path / "epochs" / f"{epoch:04d}" / "evaluation.json"
+        place.parent.mkdir(parents=True)
+        place.write_text(json.dumps({"fid": 9 - epoch, "settings": {"cfg_scale": 2.0} | changes}))
+        if epoch == 2:
+            assert read_curve(tmp_path, "fid") == [(1, 8), (2, 7)]
+    with pytest.raises(ConfigError, match=r"epoch 3 was evaluated otherwise: cfg_scale was 2.0"):
         read_curve(tmp_path, "fid")
     (tmp_path / "log.jsonl").write_text("hello")
     with pytest.raises(ArtifactError, match="no log"):

@@ -185,7 +185,7 @@ def test_the_seed_changes_the_draws(prepared: Path, tmp_path: Path) -> None:
         ({"images": "codes-train"}, "no class folders"),
         ({"images": "none"}, "no such folder"),
         ({"images": "train"}, "codes: are those of the images"),
-        ({"tokenizer": "prior"}, "manifest.json"),
+        ({"tokenizer": "prior"}, "tokenizer.safetensors"),
         ({"tokenizer": "other.safetensors"}, "codes: were made by another tokenizer"),
         ({"priors": ("small.npz",)}, r"priors: .*small.npz is over 3 codes, the tokenizer has 32"),
         ({"priors": ("none.npz",)}, r"none.npz: cannot be read"),

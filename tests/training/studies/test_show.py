@@ -158,7 +158,7 @@ def test_missing_files_are_named(prepared: Path, tmp_path: Path) -> None:
         show_prior(run_config(prepared, tmp_path / "out", prior=tmp_path / "nowhere"))
     with pytest.raises(ArtifactError, match=r"none\.safetensors"):
         show_prior(run_config(prepared, tmp_path / "out", tokenizer=tmp_path / "none.safetensors"))
-    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+    with pytest.raises(ArtifactError, match=r"tokenizer\.safetensors"):
         show_prior(run_config(prepared, tmp_path / "out", tokenizer=tmp_path))
 
 
