@@ -76,7 +76,7 @@ class SemanticTree:
 
 
 def cut_merges(merges: FloatArray, num_clusters: int) -> ClusterMap:
-    """Partition into exactly ``num_clusters`` clusters: the first V-K merges, however high.
+    """Partition into exactly ``num_clusters`` clusters by the first V-K merges.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ FORGET_SECONDS = 5.0  # for workers to take back a refusal
 
 
 class ActivateAnswer(BaseModel):
-    """What has come of it."""
+    """Result of an activation."""
 
     model: str
     version: str

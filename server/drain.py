@@ -85,7 +85,7 @@ class Drain:
             self._waiting.discard(waiting)
 
     async def release(self, releasing: Coroutine[Any, Any, None]) -> None:
-        """Run to its end what gives a job back, whoever is cancelled meanwhile."""
+        """Release a job even if the caller is cancelled meanwhile."""
         task = asyncio.ensure_future(releasing)
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)

@@ -1,4 +1,4 @@
-"""How an error is answered, whoever finds it: below ``/v1`` in OpenAI's form, else as a problem."""
+"""The response to any error: OpenAI's form below ``/v1``, elsewhere a problem document."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def without_memory() -> Iterator[None]:
 
 
 class _WithoutValues(TorchFunctionMode):
-    """Lets what `torch.nn.init` fills and what is normalised be."""
+    """Skips `torch.nn.init` and normalisation."""
 
     def __torch_function__(
         self,

@@ -141,7 +141,7 @@ async def list_models(state: State) -> OpenAIModelList:
     responses=openai_problems("unknown-model"),
 )
 async def show_model(name: str, state: State) -> OpenAIModel:
-    """When its version was made."""
+    """One model, with the time at which its version was made."""
     return _model(await _manifest(state, name))
 
 
@@ -150,7 +150,7 @@ def _model(manifest: Manifest) -> OpenAIModel:
 
 
 def images_body(body: OpenAIBody, manifest: Manifest) -> ImagesBody:
-    """The same in our own words. A prompt of digits is an id, unless a class is called so."""
+    """Convert to a body as of ``/generate``; digits are an id, unless a class is called so."""
     shared = {name: getattr(body, name) for name in SHARED}
     images = {"num_images": body.n or 1, "format": body.output_format}
     prompt = body.prompt.strip()

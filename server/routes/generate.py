@@ -74,8 +74,8 @@ async def generate(
 ) -> Response:
     """Make images and wait for them.
 
-    The same request with the same seed gives the same bytes, whatever else the service does. Who
-    goes away ends its job, unless it has given the job a key.
+    The same request with the same seed gives the same bytes, whatever else the service does. A
+    client that disconnects ends its job, unless it gave an `Idempotency-Key`.
     """
     accept = ",".join(request.headers.getlist("accept"))
     streams = body.stream or wants_events(accept)
