@@ -70,6 +70,9 @@ TREE_FILE = "tree.npy"
 PATCHES_FILE = "patches.webp"
 WEIGHT_SUFFIXES = {".safetensors", ".npz"}
 
+# Fields of parts that the first versions did not have; they are written where they say something.
+LATER_FIELDS = {"gpt": ("positions",), "defaults": ("cfg_schedule", "cfg_start")}
+
 MAX_BYTES = 4 << 20  # of a manifest; as objects of Python it can take thirty times as much
 MAX_FILES = 64
 MAX_CLASSES = 1 << 16  # the largest sets of images that are in use have a third of it
@@ -337,15 +340,11 @@ def check_class_names(names: Sequence[str], source: str) -> None:
 def write_manifest(folder: str | PathLike[str], manifest: Manifest) -> Manifest:
     """Write ``manifest.json`` into a bundle's folder, sealed, in one step; return it as written."""
     # Nothing is said of what there is not: what older versions wrote, and can read.
-    absent: dict[str, Any] = {}
-    if manifest.refiner is None:
-        absent["refiner"] = True
-    if manifest.gpt.positions == "rope2d":
-        absent["gpt"] = {"positions"}
-    if manifest.defaults.cfg_schedule == "constant":
-        absent["defaults"] = {"cfg_schedule"}
-        if manifest.defaults.cfg_start == DEFAULT_CFG_START:
-            absent["defaults"].add("cfg_start")
+    absent: dict[str, Any] = {} if manifest.refiner else {"refiner": True}
+    for name, later_fields in LATER_FIELDS.items():
+        part = getattr(manifest, name)
+        fields = type(part).model_fields
+        absent[name] = {key for key in later_fields if getattr(part, key) == fields[key].default}
     path = Path(folder) / MANIFEST_FILE
     try:
         seal = seal_of(manifest.model_dump(mode="json", exclude=absent))

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.sse import format_sse_event
 from starlette.responses import Response
 
-from masc_core.bundle.manifest import Manifest
+from masc_core.bundle.manifest import Defaults, Manifest
 from masc_core.errors import InvalidFieldError, MascError, UnknownModelError
 from server.answers.event_stream import stream_generation
 from server.answers.images import base64_of
@@ -55,17 +55,7 @@ from worker.jobs.outcome import ImageOutput, JobResult
 router = APIRouter(tags=["OpenAI"])
 
 ENDPOINT = "/v1/images/generations"
-SHARED = (
-    "cfg_scale",
-    "cfg_schedule",
-    "cfg_start",
-    "seed",
-    "temperature",
-    "top_k",
-    "top_p",
-    "decoding",
-    "model",
-)
+SHARED = (*Defaults.model_fields, "seed", "model")
 RESPONSE: Responses = {
     200: {
         "model": OpenAIAnswer,

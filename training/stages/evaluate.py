@@ -23,14 +23,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from masc_core.bundle.manifest import PRIOR_FILE, TRANSFORMER_FILE, Defaults
+from masc_core.bundle.manifest import PRIOR_FILE, TRANSFORMER_FILE, WEIGHT_SUFFIXES, Defaults
 from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.bundle.registry import Registry
 from masc_core.device import choose_dtype
@@ -230,7 +230,7 @@ class _Evaluation:
             "files": {
                 name: sha256
                 for name, sha256 in self.bundle.manifest.files.items()
-                if name.endswith((".npz", ".safetensors")) and name != TRANSFORMER_FILE
+                if PurePath(name).suffix in WEIGHT_SUFFIXES and name != TRANSFORMER_FILE
             },
             "codes": index and index.model_dump(mode="json"),
             "reference": self.real and self.real.fingerprint(),
