@@ -32,6 +32,7 @@ from masc_core.errors import ArtifactError, ConfigError, InvalidFieldError, Unkn
 from masc_core.escapes import quoted
 from masc_core.generation.generate import generate
 from masc_core.images import Pixels, center_crop, to_rgb, upright
+from masc_core.models.vq import pixels_to_float
 from masc_core.prior import ClusterMap
 from masc_core.sampling.cfg_schedule import CFGSchedule, check_cfg_start
 from masc_core.sampling.params import SamplingParams
@@ -195,8 +196,7 @@ class Model:
         codes = [np.empty((0, self.manifest.num_positions), np.int64)]
         for start in range(0, len(images), BATCH):
             pixels = torch.from_numpy(images[start : start + BATCH].copy()).to(self.bundle.device)
-            levels = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-            codes.append(tokenizer.encode(levels).codes.cpu().numpy())
+            codes.append(tokenizer.encode(pixels_to_float(pixels)).codes.cpu().numpy())
         return np.concatenate(codes)
 
     def decode(self, codes: npt.ArrayLike) -> Pixels:

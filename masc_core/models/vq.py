@@ -233,6 +233,11 @@ def entropy_loss(affinity: Tensor, temperature: float = 0.01) -> Tensor:
     return mean_entropy - entropy_of_mean
 
 
+def pixels_to_float(pixels: Tensor) -> Tensor:
+    """uint8 (B, S, S, 3) to float32 (B, 3, S, S) in [-1, 1], channels last in memory."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3): ``trunc(clamp(127.5 x + 128))``."""
     levels = torch.clamp(127.5 * images.float() + 128.0, 0, 255)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masc_core.models.vq import VQModel
+from masc_core.models.vq import VQModel, pixels_to_float
 from training.losses.adversarial import (
     AdversarialLoss,
     PatchDiscriminator,
@@ -31,7 +31,6 @@ from training.losses.adversarial import (
     gradient_balance,
 )
 from training.losses.lpips import Lpips
-from training.metrics.reconstruction import pixels_to_float
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,10 @@ from masc_core.errors import ArtifactError
 from masc_core.io.bounded import parse_json
 from masc_core.io.files import read_json
 from masc_core.io.tensors import fill_module, read_header, without_memory
+from masc_core.models.vq import pixels_to_float
 from training.changes import require_same_classes
 from training.metrics.fidelity import Extractor
-from training.metrics.reconstruction import pixels_to_float, to_float
+from training.metrics.reconstruction import to_float
 
 WEIGHTS = "classifier.safetensors"
 LABEL = "classifier"

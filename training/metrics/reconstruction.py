@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from masc_core.images import Pixels, contact_sheet
-from masc_core.models.vq import VQModel, to_uint8
+from masc_core.models.vq import VQModel, pixels_to_float, to_uint8
 from training.losses.lpips import Lpips
 from training.metrics.image_quality import psnr, ssim
 
@@ -22,13 +22,8 @@ BATCH_SIZE = 64
 
 
 def to_float(pixels: Pixels) -> Tensor:
-    """uint8 (B, S, S, 3) to float32 (B, 3, S, S) in [-1, 1], channels last in memory."""
+    """As `pixels_to_float`, of an array."""
     return pixels_to_float(torch.from_numpy(pixels))
-
-
-def pixels_to_float(pixels: Tensor) -> Tensor:
-    """As `to_float`, of a tensor."""
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 @torch.inference_mode()

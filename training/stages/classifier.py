@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from masc_core.errors import ArtifactError
 from masc_core.io.tensors import write_tensors
+from masc_core.models.vq import pixels_to_float
 from masc_core.progress import ProgressCallback, no_progress
 from training.changes import require_same_classes
 from training.config import set_threads
@@ -28,7 +29,6 @@ from training.loop.run_dir import Run
 from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
 from training.loop.trainer import fit
 from training.metrics.classifier import WEIGHTS, Classifier, predict
-from training.metrics.reconstruction import pixels_to_float
 from training.stages.configs import ClassifierConfig
 
 

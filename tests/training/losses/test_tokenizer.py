@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from masc_core.models.vq import VQConfig, VQModel
+from masc_core.models.vq import VQConfig, VQModel, pixels_to_float
 from training.losses.adversarial import PatchDiscriminator, generator_loss
 from training.losses.lpips import Lpips
 from training.losses.tokenizer import Adversary, DiscriminatorLoss, TokenizerLoss
-from training.metrics.reconstruction import pixels_to_float
 
 START = 4
 
