@@ -35,7 +35,7 @@ from masc_core.images import Pixels, center_crop, to_rgb, upright
 from masc_core.models.vq import pixels_to_float
 from masc_core.prior import ClusterMap
 from masc_core.sampling.cfg_schedule import CFGSchedule, check_cfg_start
-from masc_core.sampling.params import SamplingParams
+from masc_core.sampling.params import SamplingParams, image_seed
 from masc_core.settings import expand_path
 
 BATCH = 16  # images at once
@@ -231,7 +231,7 @@ def params_of(
     check_cfg_start(settings.get("cfg_start"), str(schedule))  # type: ignore[arg-type]
     base = SamplingParams(**{"class_id": 0, "seed": seed, **dict(manifest.defaults), **given})
     return [
-        replace(base, class_id=find_class(name, manifest), seed=(seed + i) % 2**63)
+        replace(base, class_id=find_class(name, manifest), seed=image_seed(seed, i))
         for name in classes or range(len(manifest.class_names))
         for i in range(num_images)
     ]

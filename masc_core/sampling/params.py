@@ -60,6 +60,11 @@ class SamplingParams:
         return scheduled_scales(self.cfg_scale, self.cfg_schedule, self.cfg_start, num_positions)
 
 
+def image_seed(seed: int, index: int) -> int:
+    """Seed of image ``index`` of several that begin with ``seed``, in [0, 2^63)."""
+    return (seed + index) % 2**63
+
+
 def rows_per_image(cfg_scale: float) -> int:
     """Rows of the transformer's batch that an image takes: two if it is guided."""
     return 1 if cfg_scale == 1 else 2

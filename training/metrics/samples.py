@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from masc_core.bundle.read import Bundle
 from masc_core.generation.generate import generate
 from masc_core.io.files import atomic_path
-from masc_core.sampling.params import SamplingParams
+from masc_core.sampling.params import SamplingParams, image_seed
 from training.loop.distributed import Ranks
 
 
@@ -71,7 +71,7 @@ def sample(
     total = num_classes * images_per_class
     size = image_size or bundle.manifest.image_size
     images = [
-        replace(params, class_id=i % num_classes, seed=(params.seed + i // num_classes) % 2**63)
+        replace(params, class_id=i % num_classes, seed=image_seed(params.seed, i // num_classes))
         for i in range(total)
     ]
     at_once = batch_size * ranks.count

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from masc_core.bundle.manifest import Decoding
 from masc_core.images import ImageFormat
 from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, CFGSchedule
-from masc_core.sampling.params import rows_per_image
+from masc_core.sampling.params import image_seed, rows_per_image
 
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 16  # of one request
@@ -47,7 +47,7 @@ class GenerationRequest:
 
     def image_seed(self, index: int) -> int:
         """Seed of image ``index``."""
-        return (self.seed + index) & MAX_SEED
+        return image_seed(self.seed, index)
 
 
 @dataclass(frozen=True, slots=True)
