@@ -26,6 +26,17 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """A test may choose how many threads torch has; the next one has as many as before."""
+    torch = sys.modules.get("torch")  # many tests never import it
+    before = torch.get_num_threads() if torch else int(os.environ.get("OMP_NUM_THREADS", "0"))
+    yield
+    torch = sys.modules.get("torch")
+    if torch and before:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[RedisServer]:
     """A Redis that lives as long as the tests: not to be killed or stopped."""

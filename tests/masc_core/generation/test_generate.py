@@ -193,7 +193,6 @@ def test_an_image_has_the_same_bits_in_every_batch() -> None:
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
-@pytest.mark.usefixtures("threads")
 def test_an_image_has_the_same_bits_at_a_realistic_size(num_threads: int) -> None:
     config = GPTConfig(1024, dim=256, n_layer=2, n_head=4, num_classes=50, block_size=64)
     model, decoder = random_gpt(config), paired_decoder(1024)
@@ -211,7 +210,6 @@ def test_an_image_has_the_same_bits_at_a_realistic_size(num_threads: int) -> Non
     ("width", "vocab_size"),
     [(768, 512), (16, 4)],  # wide products round otherwise for one row, small ones for a few
 )
-@pytest.mark.usefixtures("threads")
 def test_an_image_without_guidance_has_the_same_bits_in_bfloat16(
     width: int, vocab_size: int
 ) -> None:

@@ -11,8 +11,6 @@ from masc_core.models.vq import VQConfig, VQModel, to_uint8
 from tests.golden_files import load_golden
 from tests.masc_core.models.test_vq import golden_model
 
-pytestmark = pytest.mark.usefixtures("threads")
-
 
 @pytest.fixture(scope="module")
 def large() -> VQModel:

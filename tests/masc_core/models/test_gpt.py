@@ -113,7 +113,6 @@ def test_steps_in_bfloat16_stay_near() -> None:
     ("dtype", "sizes"),
     [(torch.float32, (4, 12, 40, 44)), (torch.bfloat16, (1, 2, 3, 5, 12, 17, 40, 47))],
 )
-@pytest.mark.usefixtures("threads")
 def test_bits_of_a_row_do_not_depend_on_the_other_rows(
     num_threads: int, dtype: torch.dtype, sizes: tuple[int, ...]
 ) -> None:

@@ -124,7 +124,6 @@ TOLERANCES = [
 
 @pytest.mark.parametrize("num_threads", [1, 3])
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
-@pytest.mark.usefixtures("threads")
 def test_the_kernel_of_a_cpu(
     dtype: torch.dtype, tolerance: dict[str, Any], num_threads: int
 ) -> None:

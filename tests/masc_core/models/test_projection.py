@@ -32,7 +32,6 @@ def test_a_step_is_the_product(dtype: torch.dtype) -> None:
 @pytest.mark.skipif(not HAS_ONEDNN, reason="plain products keep a row's bits for some numbers only")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dims", [(4, 4), (16, 4), (40, 33), (688, 256), (768, 2304)])
-@pytest.mark.usefixtures("threads")
 def test_a_row_has_the_same_bits_among_any_rows(dims: tuple[int, int], dtype: torch.dtype) -> None:
     layer, x = projection(*dims, dtype), torch.randn(130, dims[0]).to(dtype)
     layer.pack()
@@ -82,7 +81,6 @@ def test_what_becomes_of_it_reads_its_own_weights() -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.usefixtures("threads")
 def test_a_bias_is_added_and_keeps_the_bits_of_a_row(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     layer = Projection(48, 20, bias=True).to(dtype)

@@ -75,7 +75,6 @@ def test_no_cluster_depends_on_it() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_threads", [1, 3])
-@pytest.mark.usefixtures("threads")
 def test_a_refined_image_has_the_same_bits_at_the_papers_width(
     num_threads: int, dtype: torch.dtype
 ) -> None:

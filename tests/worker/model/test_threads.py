@@ -1,20 +1,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from worker.model.threads import ThreadTrial, available_cores, numbers_to_try
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def trial_of(seconds: dict[int, float], num_steps: int = 12) -> ThreadTrial:
