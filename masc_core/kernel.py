@@ -8,10 +8,12 @@ can differ between processors, never between runs.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import Any, TypeVar, cast
 
+import numba
 from numba import njit
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,27 @@ def _warn_of_no_cache() -> None:
 
 def kernel(function: F) -> F:
     """Compile a loop nest whose outermost `prange` runs on all threads; it releases the GIL."""
-    return _compile(function, parallel=True, fastmath=FUSE)
+    compiled = _compile(function, parallel=True, fastmath=FUSE)
+
+    @wraps(function)
+    def call(*arguments: object) -> Any:  # noqa: ANN401 - what the loop returns
+        start_threads()
+        return compiled(*arguments)
+
+    return cast("F", call)
+
+
+@cache
+def start_threads() -> None:
+    """Start numba's threads, before their number is set or a loop runs on them.
+
+    They share OpenMP with torch, which would have as many as numba from then on.
+    """
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    numba.get_num_threads()
+    if torch:
+        torch.set_num_threads(threads)
 
 
 def serial(function: F) -> F:

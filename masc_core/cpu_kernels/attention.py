@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from masc_core.cpu_kernels.numbers import DTYPES, array, exp, narrow, widen
-from masc_core.kernel import kernel, reduction, serial
+from masc_core.kernel import kernel, reduction, serial, start_threads
 
 # Where numba finds neither OpenMP nor TBB, its own threads serve one caller; a second one, while a
 # worker makes another version ready, would end the process.
@@ -48,6 +48,7 @@ def attend(
     if num_threads == 1:  # to begin a parallel loop takes as long as a small model's attention
         _attend(dtype, addresses, sizes)
     else:
+        start_threads()
         with _parallel:
             numba.set_num_threads(num_threads)  # as many as torch has
             _attend_in_parallel(dtype, addresses, sizes)
