@@ -27,6 +27,7 @@ METHODS = (
     "average",
     "single",
     "complete",
+    "ward",
     "centroid",
     "kmeans",
     "kmeans++",
@@ -53,8 +54,7 @@ def cluster_codes(
     num_clusters : K
     method : one of `METHODS`
     seed : of ``kmeans``, ``kmeans++``, ``balanced-kmeans`` and ``random``; the others draw nothing
-    device : where ``average``, ``leaf-order``, ``single`` and ``complete`` build their tree; the
-        others use the CPU
+    device : where ``average`` and ``leaf-order`` build their tree; the others use the CPU
 
     Raises
     ------
@@ -66,7 +66,7 @@ def cluster_codes(
     rows = checked_rows(codebook)
     check_num_clusters(num_clusters, len(rows))
     match method:  # Numba and scikit-learn take a second to import: only where they are needed
-        case "average" | "single" | "complete":
+        case "average" | "single" | "complete" | "ward":
             prior = build_tree(rows, method, device=device).cut(num_clusters)
         case "leaf-order":
             prior = LeafOrder.of(build_tree(rows, device=device)).chunks(num_clusters)

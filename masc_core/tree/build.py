@@ -22,7 +22,7 @@ from masc_core.semantic_tree import SemanticTree
 if TYPE_CHECKING:  # a tree is built of arrays without torch
     from torch import Tensor
 
-Linkage = Literal["average", "single", "complete"]
+Linkage = Literal["average", "single", "complete", "ward"]
 
 
 def build_tree(
@@ -33,14 +33,14 @@ def build_tree(
 ) -> SemanticTree:
     """Exact tree of a codebook; distances are Euclidean, in float64.
 
-    Average linkage takes memory in proportion to V, 2 to 6 KB a code beyond the rows; single
-    linkage less; complete linkage is SciPy's and takes 8 bytes for every pair of codes. The result
-    is the same for any number of threads.
+    Average linkage takes memory in proportion to V, 2 to 6 KB a code beyond the rows; single and
+    Ward's linkage, which are fastcluster's, less; complete linkage is SciPy's and takes 8 bytes for
+    every pair of codes. The result is the same for any number of threads.
 
     Parameters
     ----------
     codebook : float (V, E), array or tensor, V >= 2
-    linkage : ``"average"``, ``"single"`` or ``"complete"``
+    linkage : ``"average"``, ``"single"``, ``"complete"`` or ``"ward"``
     device : ``"cpu"``; for average linkage also ``"cuda"``, ``"cuda:1"``, ...
     report : called now and then with the work done, the work in all, and what is being done
 
@@ -78,11 +78,11 @@ def _merges(
 
         # Distances rather than rows: SciPy warns of square codebooks that look like distances.
         return hierarchy.linkage(distance.pdist(rows), method="complete")
-    if linkage == "single":
+    if linkage in {"single", "ward"}:
         import fastcluster  # noqa: PLC0415
 
-        merges: FloatArray = fastcluster.linkage_vector(rows, "single")
-        report(len(merges), len(merges), "spanning tree")
+        merges: FloatArray = fastcluster.linkage_vector(rows, linkage)
+        report(len(merges), len(merges), "merges")
         return merges
     from masc_core.tree.upgma.average import average_linkage  # noqa: PLC0415
 

@@ -17,14 +17,14 @@ from training.config import Frozen, ImageOptions, LoopConfig, MayChange, StageCo
 
 # Those of `masc_core.clustering.methods`, as a test makes sure.
 METHODS = (
-    *("average", "single", "complete", "centroid", "kmeans", "kmeans++", "balanced-kmeans"),
-    *("leaf-order", "random", "identity"),
+    *("average", "single", "complete", "ward", "centroid", "kmeans", "kmeans++"),
+    *("balanced-kmeans", "leaf-order", "random", "identity"),
 )
 # Of a comparison: clusters of the sizes of the average-linkage cut with codes at random tell
 # geometry from skew.
 CANDIDATES = (*METHODS, "average-shuffled")
 DEFAULT_CANDIDATES = (
-    *("average", "kmeans++", "kmeans", "complete", "single", "centroid"),
+    *("average", "kmeans++", "kmeans", "ward", "complete", "single", "centroid"),
     *("balanced-kmeans", "random", "average-shuffled"),
 )
 WEIGHTS = "model, or ema, their moving average"

@@ -131,7 +131,7 @@ class CandidateBuilder:
 
     def _prior(self, method: str, num_clusters: int) -> ClusterMap:
         match method:
-            case "average" | "single" | "complete":
+            case "average" | "single" | "complete" | "ward":
                 return self._tree(method).cut(num_clusters)
             case "centroid":
                 return cut_merges(self._centroid_merges, num_clusters)

@@ -111,8 +111,8 @@ def test_tree_does_not_change_its_input_or_itself() -> None:
 
 
 def test_options_not_offered_are_refused() -> None:
-    with pytest.raises(ValueError, match="linkage 'ward' is not offered"):
-        build_tree(np.eye(3), linkage="ward")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="linkage 'median' is not offered"):
+        build_tree(np.eye(3), linkage="median")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="average linkage is not built on the device 'tpu'"):
         build_tree(np.eye(3), device="tpu")
     with pytest.raises(ValueError, match="single linkage is not built on the device 'cuda'"):
@@ -140,10 +140,11 @@ def test_what_is_not_installed_is_named(
         build_tree(np.eye(3), linkage=linkage)
 
 
-def test_progress_of_single_linkage_ends_at_its_total() -> None:
+@pytest.mark.parametrize("linkage", ["single", "ward"])
+def test_other_linkages_are_scipys_and_report_their_end(linkage: Linkage) -> None:
     seen: list[tuple[int, int, str]] = []
     rows = np.random.default_rng(0).normal(size=(1_029, 2))
-    tree = build_tree(rows, "single", report=lambda *progress: seen.append(progress))
-    oracle = hierarchy.linkage(distance.pdist(rows), "single")
+    tree = build_tree(rows, linkage, report=lambda *progress: seen.append(progress))
+    oracle = hierarchy.linkage(distance.pdist(rows), linkage)
     np.testing.assert_allclose(tree.linkage, oracle, rtol=1e-12)
-    assert seen == [(1_028, 1_028, "spanning tree")]
+    assert seen == [(1_028, 1_028, "merges")]
