@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from pydantic import BaseModel
+
 from tests.command_line import ROOT, environment
+from tests.training import stage_configs as tiny
+from training.stages.configs import ClassifierConfig, PublishConfig
 
 # Starts each program in a process of its own, all of which share what the first one imports.
 START_EACH = """
@@ -76,3 +82,58 @@ def test_an_unknown_leg_is_refused_before_any_begins(tmp_path: Path) -> None:
     done = rehearse(tmp_path, "training", "paint")
     assert (done.returncode, done.stdout) == (2, "")
     assert "no leg paint; there are tests engine-l engine-xl tree training" in done.stderr
+
+
+def write_toml(path: Path, config: BaseModel) -> None:
+    given = config.model_dump(mode="json", exclude_unset=True)
+    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in given.items()))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # two transformers and all that they need
+def test_the_study_reports_each_run_and_repeats_none(tmp_path: Path) -> None:
+    tiny.photographs(tmp_path)
+    judge: dict[str, object] = {
+        "data": tmp_path / "train",
+        "val_data": tmp_path / "val",
+        "out": tmp_path / "judge",
+    }
+    judge |= {"image_size": 16, "width": 8, "epochs": 1, "batch_size": 8}
+    parts = {name: tmp_path / name for name in ("tokenizer", "transformer")}
+    published = {**parts, "name": "tiny", "codes": tmp_path / "codes-train", "samples": 0}
+    configs = {
+        "tokenizer": tiny.tokenizer_config(tmp_path),
+        "codes": tiny.codes_config(tmp_path, "train"),
+        "codes-val": tiny.codes_config(tmp_path, "val"),
+        "prior": tiny.prior_config(tmp_path),
+        "transformer": tiny.transformer_config(tmp_path),
+        "refiner": tiny.refiner_config(tmp_path, tmp_path / "transformer.safetensors", epochs=1),
+        "classifier": ClassifierConfig.model_validate(judge),
+        "publish": PublishConfig.model_validate(published | {"shuffles": 0}),
+    }
+    (tmp_path / "tiny").mkdir()
+    for name, config in configs.items():
+        write_toml(tmp_path / "tiny" / f"{name}.toml", config)
+    folders = ("--configs", "tiny", "--folder", "runs", "--out", "out")
+    brief = ("--epochs", "1", "--cfg-scales", "2", "1", "--images-per-class", "4")
+
+    def study(*runs: str) -> list[tuple[str, str, float]]:
+        program = [sys.executable, str(ROOT / "benchmarks" / "study.py"), *folders, *brief, *runs]
+        subprocess.run(program, cwd=tmp_path, env=environment(), check=True)
+        rows = json.loads((tmp_path / "out" / "study.json").read_text())
+        return [(row["run"], row["decoding"], row["cfg_scale"]) for row in rows]
+
+    flat = [("flat", "uniform", scale) for scale in (2, 1)]
+    masc = [("masc", way, s) for way in ("uniform", "frequency", "refine") for s in (2, 1)]
+    assert study("flat") == flat
+    log = tmp_path / "out" / "study" / "flat" / "transformer" / "log.jsonl"
+    before = log.read_bytes()
+    assert study("flat", "masc") == flat + masc
+    assert log.read_bytes() == before
+    report = (tmp_path / "out" / "study.md").read_text()
+    for row in ("| flat | uniform | ", "| masc | refine | ", "| masc | frequency | 2 | "):
+        assert row in report or row.replace("| 2 |", "| 1 |") in report
+    rows = json.loads((tmp_path / "out" / "study.json").read_text())
+    bits = {row["decoding"]: row["bits"] for row in rows if row["run"] == "masc"}
+    assert len(set(bits.values())) == 3
+    assert all(row["bits"] > row["cluster_bits"] for row in rows if row["run"] == "masc")

@@ -12,6 +12,7 @@ FEATURES = {
 }
 PRECISION = "Share of generated images nearer to a real one than its third nearest real neighbour"
 RECALL = "Share of real images nearer to a generated one than its third nearest generated neighbour"
+BOOTSTRAP = "Standard error of that: its deviation over resamples of the generated images."
 DEFINITIONS = {
     "seconds_per_image": "Median of one image at a time with the model's defaults, rendering "
     "included.",
@@ -55,6 +56,8 @@ DEFINITIONS = {
     "2015 Inception network.",
     "frechet_classifier_distance": "Fréchet distance of Gaussians in the features before the head "
     "of the classifier of the real images; it is no FID.",
+    "frechet_inception_distance_error": BOOTSTRAP,
+    "frechet_classifier_distance_error": BOOTSTRAP,
 } | {
     f"{name}_{label}": f"{text}, of Euclidean distances in {features}; at most 10,000 real images."
     for label, features in FEATURES.items()

@@ -65,7 +65,11 @@ def extract(batch: Samples, extractors: Sequence[Extractor]) -> dict[str, Tensor
 
 
 def compare(
-    label: str, features: Tensor, logits: Tensor | None, reference: Reference | None
+    label: str,
+    features: Tensor,
+    logits: Tensor | None,
+    reference: Reference | None,
+    resamples: int = 0,
 ) -> dict[str, float]:
     """Every metric that an extractor gives, named after it.
 
@@ -74,6 +78,8 @@ def compare(
     label : ``inception``, ``vgg`` or ``classifier``
     features, logits : of generated images, float32 (N, F) and (N, C)
     reference : of real ones; without it there is the Inception score alone
+    resamples : of the generated images, with replacement, for the standard error of a Fréchet
+        distance (Efron's bootstrap); 0 gives none
     """
     metrics: dict[str, float] = {}
     if label == "inception" and logits is not None and len(logits) >= 10:
@@ -83,12 +89,22 @@ def compare(
     if label != "vgg":
         name = "frechet_inception_distance" if label == "inception" else f"frechet_{label}_distance"
         metrics[name] = Statistics.of(features).distance(reference.statistics)
+        if resamples:
+            metrics[f"{name}_error"] = _bootstrap(features, reference.statistics, resamples)
     if reference.features is not None:
         if label == "inception":
             metrics |= kernel_distance(features, reference.features)
         shares = precision_recall(features, reference.features)
         metrics |= {f"{name}_{label}": value for name, value in shares.items()}
     return metrics
+
+
+def _bootstrap(features: Tensor, real: Statistics, resamples: int) -> float:
+    """Standard deviation of the distances of resampled features; the same in every run."""
+    generator, count = torch.Generator().manual_seed(0), len(features)
+    drawn = (torch.randint(count, (count,), generator=generator) for _ in range(resamples))
+    distances = [Statistics.of(features[indices]).distance(real) for indices in drawn]
+    return float(np.std(distances, ddof=1))
 
 
 def caution(label: str, features: Tensor) -> list[str]:

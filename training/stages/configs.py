@@ -357,6 +357,9 @@ class EvaluateConfig(ImageOptions):
         "of the version's own",
     )
     codes_cfg_scale: float = Field(1.0, ge=1, le=20, description="guidance of those entropies")
+    resamples: int = Field(
+        0, ge=0, description="of the images, for standard errors of Fréchet distances; 0 gives none"
+    )
     out: Path | None = Field(
         None, description="folder for evaluation.json, curves; an interrupted evaluation goes on"
     )
@@ -364,6 +367,13 @@ class EvaluateConfig(ImageOptions):
     save_archive: bool = Field(default=False, description="write samples.npz, as ADM has it")
     save_statistics: bool = Field(default=False, description="write the reference's statistics")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+    @field_validator("resamples")
+    @classmethod
+    def _deviate(cls, resamples: int) -> int:
+        if resamples == 1:
+            raise ValueError("a standard error needs two resamples")
+        return resamples
 
 
 class VersionConfig(Frozen):

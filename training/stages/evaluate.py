@@ -164,7 +164,9 @@ class _Evaluation:
             reference = self._reference(extractor)
             if stats.count:
                 features, logits = stats.of(extractor.label)
-                metrics |= compare(extractor.label, features, logits, reference)
+                metrics |= compare(
+                    extractor.label, features, logits, reference, self.config.resamples
+                )
                 if reference is not None and extractor.label != "vgg":
                     cautions += caution(extractor.label, features)
         metrics = {"settings": self._settings(), "definitions": definitions(metrics), **metrics}

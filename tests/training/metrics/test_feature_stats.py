@@ -12,7 +12,7 @@ from training.metrics.classifier import Classifier, ClassifierFeatures, classifi
 from training.metrics.feature_stats import FeatureStats, compare, extract
 from training.metrics.fidelity import torch_fidelity
 from training.metrics.reconstruction import to_float
-from training.metrics.reference import Reference
+from training.metrics.reference import Reference, Statistics
 from training.metrics.samples import Samples
 
 GENERATED, REAL = (
@@ -136,3 +136,17 @@ def test_features_decide_what_is_measured(classifier: Classifier) -> None:
         "inception_score_mean",
         "inception_score_std",
     }
+
+
+def test_the_error_of_a_distance_is_its_deviation_between_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    reference = Reference(Statistics.of(torch.randn(2000, 3, generator=generator)), None)
+
+    def compared(resamples: int) -> dict[str, float]:
+        features = torch.randn(300, 3, generator=generator) + 0.5
+        return compare("classifier", features, None, reference, resamples)
+
+    name = "frechet_classifier_distance"
+    assert compared(0).keys() == {name}
+    deviation = np.std([compared(0)[name] for _ in range(200)])
+    assert compared(100)[f"{name}_error"] == pytest.approx(deviation, rel=0.3)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from masc_core.bundle.read import load_bundle
 from masc_core.bundle.registry import Registry
@@ -69,11 +70,13 @@ def test_every_figure_of_the_classifiers_features(root: Path, tmp_path: Path) ->
             save_images=True,
             save_archive=True,
             save_statistics=True,
+            resamples=3,
         )
     )
     assert 0 <= metrics["class_agreement"] <= 1
     assert 0 <= metrics["classifier_accuracy"] <= 1
     assert metrics["frechet_classifier_distance"] > 0
+    assert metrics["frechet_classifier_distance_error"] > 0
     assert "classifier: a Fréchet distance of 10 images in 32 features" in metrics["cautions"][0]
     assert 0 <= metrics["precision_classifier"] <= 1
     assert 0 <= metrics["recall_classifier"] <= 1
@@ -326,3 +329,8 @@ def test_what_is_missing_is_said(root: Path, changes: dict[str, Any], named: str
     changes = {key: root / v if key == "reference" else v for key, v in changes.items()}
     with pytest.raises(MascError, match=named):
         evaluate(config(root, **changes))
+
+
+def test_one_resample_has_no_standard_error(root: Path) -> None:
+    with pytest.raises(ValidationError, match="a standard error needs two resamples"):
+        config(root, resamples=1)
