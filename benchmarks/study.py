@@ -125,7 +125,10 @@ COLUMNS = {
     "frechet_classifier_distance": "Fréchet distance",
     "precision_classifier": "precision",
     "recall_classifier": "recall",
-    "seconds_per_image": "seconds an image",
+    "frechet_efficientnet_distance": "Fréchet distance, EfficientNet",
+    "precision_efficientnet": "precision, EfficientNet",
+    "recall_efficientnet": "recall, EfficientNet",
+    "seconds_per_image": "seconds per image",
 }
 RESAMPLES = 50  # of the generated images, for the error of a Fréchet distance
 
@@ -141,6 +144,7 @@ class Study:
     epochs : of the transformers; None as configured
     cfg_scales : at which all are measured; the first is the common one
     images_per_class : that are generated for a measurement
+    efficientnet : whether ImageNet's judges, too; it takes minutes for the real images each time
     """
 
     def __init__(
@@ -151,10 +155,13 @@ class Study:
         epochs: int | None,
         cfg_scales: tuple[float, ...],
         images_per_class: int,
+        *,
+        efficientnet: bool,
     ) -> None:
         self.configs, self.folder, self.device = configs, folder, device
         self.changes = {} if epochs is None else {"epochs": epochs}
         self.cfg_scales, self.images_per_class = cfg_scales, images_per_class
+        self.efficientnet = efficientnet
 
     def config(self, stage: Any, file: str, **changes: object) -> Any:  # noqa: ANN401 - any stage's
         """A stage's configuration from its file, on the study's device."""
@@ -260,6 +267,7 @@ class Study:
                     codes=self.config(CodesConfig, "codes-val.toml").out,
                     out=out,
                     resamples=RESAMPLES,
+                    efficientnet=self.efficientnet,
                     device=self.device,
                 ),
                 report,
@@ -317,6 +325,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--cfg-scales", type=float, nargs="+", default=[2.0, 1.0, 1.5, 3.0])
     parser.add_argument("--images-per-class", type=int, default=200)
+    parser.add_argument("--efficientnet", action="store_true", help="a second judge")
     parser.add_argument("--report", action="store_true", help="train nothing")
     options = parser.parse_args()
     if unknown := set(options.runs) - RUNS.keys():
@@ -328,6 +337,7 @@ def main() -> None:
         options.epochs,
         tuple(options.cfg_scales),
         options.images_per_class,
+        efficientnet=options.efficientnet,
     )
     if options.report:
         write_report(study, options.out)
@@ -412,9 +422,9 @@ def table(rows: Iterable[Mapping[str, Any]], more: tuple[str, ...] = ()) -> list
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:
-    value = row[key]
+    value = row.get(key)
     if value is None:
-        return "not reached"
+        return "not reached" if key in row else ""
     if key == "class_agreement":
         return f"{value:.3f} ± {math.sqrt(value * (1 - value) / row['images']):.3f}"
     if (error := row.get(f"{key}_error")) is not None:

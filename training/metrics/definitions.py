@@ -9,6 +9,7 @@ FEATURES = {
     "inception": "the 2048 features of the 2015 Inception network",
     "vgg": "VGG16's second fully connected layer",
     "classifier": "the features before the head of the classifier of the real images",
+    "efficientnet": "the 1,280 features before the head of ImageNet's EfficientNet-Lite0",
 }
 PRECISION = "Share of generated images nearer to a real one than its third nearest real neighbour"
 RECALL = "Share of real images nearer to a generated one than its third nearest generated neighbour"
@@ -46,6 +47,10 @@ DEFINITIONS = {
     "for.",
     "classifier_accuracy": "Share of the real validation images that the classifier gives their "
     "class: the most that class_agreement can show.",
+    "class_agreement_efficientnet": "Share of the generated images to which EfficientNet-Lite0, "
+    "trained on ImageNet and not here, gives the class asked for among the model's.",
+    "efficientnet_accuracy": "Share of the real images of the reference to which it gives theirs: "
+    "what class_agreement_efficientnet is to be held against.",
     "inception_score_mean": "exp of the mean divergence of an image's class probabilities from "
     "their mean; mean over 10 parts of the shuffled images, logits without bias.",
     "inception_score_std": "Deviation over these parts.",
@@ -56,6 +61,9 @@ DEFINITIONS = {
     "2015 Inception network.",
     "frechet_classifier_distance": "Fréchet distance of Gaussians in the features before the head "
     "of the classifier of the real images; it is no FID.",
+    "frechet_efficientnet_distance": "Fréchet distance of Gaussians in the 1,280 features before "
+    "the head of ImageNet's EfficientNet-Lite0; it is no FID.",
+    "frechet_efficientnet_distance_error": BOOTSTRAP,
     "frechet_inception_distance_error": BOOTSTRAP,
     "frechet_classifier_distance_error": BOOTSTRAP,
 } | {

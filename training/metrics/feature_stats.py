@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.metrics.classifier import LABEL
+from training.metrics import classifier, efficientnet
 from training.metrics.fidelity import (
     Extractor,
     inception_score,
@@ -21,12 +21,15 @@ from training.metrics.fidelity import (
 from training.metrics.reference import Reference, Statistics
 from training.metrics.samples import Samples
 
+JUDGES = (classifier.LABEL, efficientnet.LABEL)  # whose logits are of the model's classes
+
 
 class FeatureStats:
     """What is kept of generated images: features, sums, counts."""
 
     def __init__(self, num_positions: int) -> None:
-        self.count, self.agreed = 0, 0
+        self.count = 0
+        self.agreed: dict[str, int] = {}  # images that a judge gives the class asked for
         self.entropies = np.zeros(num_positions, np.float64)
         self._features: dict[str, list[Tensor]] = {}
         self._logits: dict[str, list[Tensor]] = {}
@@ -41,8 +44,9 @@ class FeatureStats:
                 self._features.setdefault(label, []).append(values)
             elif kind == "logits":
                 self._logits.setdefault(label, []).append(values)
-                if label == LABEL:
-                    self.agreed += int((values.argmax(1) == part["labels"]).sum())
+                if label in JUDGES:
+                    agreed = int((values.argmax(1) == part["labels"]).sum())
+                    self.agreed[label] = self.agreed.get(label, 0) + agreed
 
     def of(self, label: str) -> tuple[Tensor, Tensor | None]:
         """Features and, if it gives any, logits of all images, by one extractor."""
@@ -75,13 +79,15 @@ def compare(
 
     Parameters
     ----------
-    label : ``inception``, ``vgg`` or ``classifier``
+    label : ``inception``, ``vgg``, ``classifier`` or ``efficientnet``
     features, logits : of generated images, float32 (N, F) and (N, C)
     reference : of real ones; without it there is the Inception score alone
     resamples : of the generated images, with replacement, for the standard error of a Fréchet
         distance (Efron's bootstrap); 0 gives none
     """
     metrics: dict[str, float] = {}
+    if reference is not None and reference.accuracy is not None:
+        metrics[f"{label}_accuracy"] = reference.accuracy
     if label == "inception" and logits is not None and len(logits) >= 10:
         metrics |= inception_score(logits)
     if reference is None:

@@ -83,6 +83,7 @@ class Extractor:
     device : where it computes
     weights_sha256 : hash of the file that its weights are from
     has_logits : whether the second are there
+    class_names : of the logits, where real images that have these classes are to be judged, too
     """
 
     def __init__(
@@ -93,7 +94,9 @@ class Extractor:
         weights_sha256: str,
         *,
         has_logits: bool,
+        class_names: tuple[str, ...] | None = None,
     ) -> None:
+        self.class_names = class_names
         self.label, self.weights_sha256, self.has_logits = label, weights_sha256, has_logits
         self._module, self._device = module.to(device), device
 

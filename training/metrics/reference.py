@@ -115,10 +115,12 @@ class Reference:
     """Real images by one extractor; ``features`` float32 (N, F) where there are images.
 
     The statistics are of all images, the features of at most 10,000 of them, evenly spread.
+    ``accuracy`` is the share of images that a judge of their classes gives their class.
     """
 
     statistics: Statistics
     features: Tensor | None = None
+    accuracy: float | None = None
 
     @classmethod
     def of(cls, features: Tensor) -> Reference:
@@ -150,9 +152,15 @@ class RealImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, indices: IntArray) -> Pixels:
-        """Those that can be read, uint8 (N, S, S, 3)."""
-        return self.images.read(self.image_size, indices).pixels
+    def read(self, indices: IntArray) -> tuple[Pixels, IntArray]:
+        """Those that can be read, uint8 (N, S, S, 3), and their labels (N,)."""
+        read = self.images.read(self.image_size, indices)
+        return read.pixels, read.labels
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the labels."""
+        return self.images.class_names
 
 
 MAX_BYTES = 8 << 30  # of an array: ten thousand images of 512 pixels a side
@@ -215,9 +223,12 @@ class RealStatistics:
     def __len__(self) -> int:
         return 0 if self.images is None else len(self.images)
 
-    def read(self, indices: IntArray) -> Pixels:
-        """Some of the images, where there are any."""
-        return np.empty(0, np.uint8) if self.images is None else self.images[indices]
+    class_names = ()  # the images have none
+
+    def read(self, indices: IntArray) -> tuple[Pixels, IntArray]:
+        """Some of the images, where there are any; nothing labels them."""
+        found = np.empty(0, np.uint8) if self.images is None else self.images[indices]
+        return found, np.zeros(len(found), np.int64)
 
     def check(self, extractors: Sequence[Extractor]) -> None:
         """Raise unless one of the extractors can use it, and those of its features have as many."""
@@ -272,26 +283,41 @@ def _extract(
     """Go through all images, with some of them in memory at a time; save what there is."""
     name, total = f"reference-{extractor.label}", len(real)
     moments = Moments(extractor.num_features)
-    features, seen = [torch.empty(0, extractor.num_features)], 0
+    judged = None if extractor.class_names is None else _ids(real, extractor.class_names)
+    features, seen, agreed = [torch.empty(0, extractor.num_features)], 0, 0
     if (begun := unfinished.load(name)) is not None:
         features, seen = [begun.pop("features")], int(begun.pop("seen"))
+        agreed = int(begun.pop("agreed", torch.tensor(0)))  # evaluations begun before have none
         moments.tensors = begun
     kept = np.linspace(0, total - 1, min(total, MAX_REAL_IMAGES)).astype(np.int64)
     for start in range(seen, total, EXTRACTED_AT_ONCE):
         indices = np.arange(start, min(start + EXTRACTED_AT_ONCE, total))
-        if len(pixels := real.read(indices)):
-            more, count = extractor(pixels)[0], int(moments.tensors["count"])
+        pixels, labels = real.read(indices)
+        if len(pixels):
+            (more, logits), count = extractor(pixels), int(moments.tensors["count"])
+            if judged is not None and logits is not None:
+                agreed += int((logits.argmax(1).numpy() == judged[labels]).sum())
             numbers = np.arange(count, count + len(more))
             features.append(more[torch.from_numpy(np.isin(numbers, kept))])
             moments.add(more)
         seen = start + len(indices)
         if seen == total or seen % SAVED_AT_ONCE == 0:
             features = [torch.cat(features)]
-            state = {"features": features[0], "seen": torch.tensor(seen), **moments.tensors}
+            state = {"features": features[0], "seen": torch.tensor(seen)}
+            state |= {"agreed": torch.tensor(agreed), **moments.tensors}
             unfinished.save(name, state)
         report(seen, total, f"{extractor.label} of {real.path}")
-    _require_images(real.path, int(moments.tensors["count"]))
-    return Reference(moments.statistics(), features[0])
+    count = int(moments.tensors["count"])
+    _require_images(real.path, count)
+    accuracy = None if judged is None else agreed / count
+    return Reference(moments.statistics(), features[0], accuracy)
+
+
+def _ids(real: RealImages | RealStatistics, class_names: tuple[str, ...]) -> IntArray | None:
+    """Index of each class of the images among others; None where one is not there."""
+    known = {name: i for i, name in enumerate(class_names)}
+    ids = [known.get(name, -1) for name in real.class_names]
+    return np.array(ids) if ids and min(ids) >= 0 else None
 
 
 def _require_images(path: Path, count: int) -> None:

@@ -348,6 +348,9 @@ class EvaluateConfig(ImageOptions):
     classifier: Path | None = Field(
         None, description="folder of a classifier run, for class agreement"
     )
+    efficientnet: bool = Field(
+        default=False, description="judge with EfficientNet-Lite0 of ImageNet, too; extra judge"
+    )
     codes: Path | None = Field(
         None, description="code cache of validation images, for entropies on them"
     )

@@ -318,7 +318,7 @@ def test_every_figure_of_inception(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"reference": "real"}, "reference: needs inception_weights, vgg_weights or a classifier"),
+        ({"reference": "real"}, "reference: needs inception_weights, vgg_weights, a classifier"),
         ({"save_images": True}, "out: says where"),
         ({"save_statistics": True}, "save_statistics: needs out"),
         ({"decoding": "refine"}, "decoding"),
