@@ -81,7 +81,8 @@ class WorkerLoop:
         self._stopping = threading.Event()
         self._drain_seconds, self._drain_end = drain_seconds, float("inf")
         self._events: deque[ModelEvent] = deque()  # of versions, not handled yet
-        self._handled: set[str] = set()  # job of the event that is being handled
+        self._claimed: deque[Lease] = deque()  # jobs that are not admitted yet
+        self._handled: set[str] = set()  # job that is being admitted, or whose event is handled
         self._num_failures = 0  # of engines, since the last image
         self._num_bad_steps = 0  # one after another
         metrics.serve(loaded.bundle)
@@ -186,8 +187,12 @@ class WorkerLoop:
         self._change_versions()
         self._drop_lost()
         # claim; without work this waits a moment for a job
-        for lease in self._claim():
+        self._claimed += self._claim()
+        while self._claimed:  # if one cannot be admitted, the next step goes on behind it
+            lease = self._claimed.popleft()
+            self._handled = {lease.job_id}
             self._admit(lease)
+        self._handled = set()
         if self.is_stopping:
             self._hand_back_waiting()
         # run

@@ -229,6 +229,14 @@ def test_an_image_that_cannot_be_encoded_fails_its_job_alone(
     assert [image.data for image in images(good)] == expected(bundle, REQUEST)
 
 
+def test_a_job_that_cannot_be_admitted_fails_alone(bundle: Bundle) -> None:
+    wrong = replace(REQUEST, class_id=cast("int", None))  # nothing foresees it
+    bad, *good = serve(bundle, [wrong, REQUEST, REQUEST])
+    assert failure(bad) == JobFailure("EngineError", "the generation failed unexpectedly")
+    for outcome in good:
+        assert [image.data for image in images(outcome)] == expected(bundle, REQUEST)
+
+
 class FaultyEngine(Engine):
     """Cannot run a batch that holds class 4, for a reason that nobody foresaw."""
 
