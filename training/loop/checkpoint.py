@@ -180,7 +180,6 @@ def _complete(partial: Path, final: Path, state: dict[str, Any]) -> None:
     atomic_write(partial / STATE, json.dumps(state).encode())
     for path in partial.iterdir():
         flush(path)
-    shutil.rmtree(final, ignore_errors=True)  # of the same step: its content is the same
     partial.rename(final)
     flush(final.parent)
     for other in final.parent.iterdir():

@@ -20,7 +20,9 @@ from torch import Tensor
 from masc_core.device import resolve_device
 from masc_core.errors import ConfigError
 
-TIMEOUT = timedelta(minutes=30)  # the longest that ranks wait: for rank 0, which validates
+TIMEOUT = timedelta(
+    minutes=30
+)  # that ranks wait, for example while rank 0 writes weights or draws sheets
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +30,14 @@ class Ranks:
     """A process among its peers."""
 
     device: torch.device  # where it computes
-    rank: int = 0  # its number, and how many there are
-    count: int = 1
+    rank: int = 0
+    count: int = 1  # number of ranks
     # for what is no gradient; None when there is one rank
     gloo_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
-        """Whether this one writes what there is one of."""
+        """Whether this is rank 0, which writes the files that all share."""
         return self.rank == 0
 
     def all_equal(self, value: int) -> bool:
@@ -59,10 +61,11 @@ class Ranks:
 
     def all_reduce_mean(self, values: Tensor) -> Tensor:
         """Mean of a tensor over the ranks; collective, call on every rank."""
-        if self.count > 1:
-            dist.all_reduce(values)
-            values = values / self.count
-        return values
+        if self.count == 1:
+            return values
+        total = values.clone()  # the caller's stays as it is
+        dist.all_reduce(total)
+        return total / self.count
 
     def all_reduce_sum(self, *values: float) -> tuple[float, ...]:
         """Sums of numbers over the ranks, float64; collective, call on every rank."""

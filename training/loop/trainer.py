@@ -135,8 +135,7 @@ class _Trainer:
                 for name, value in losses.items():
                     if place and name == "loss":
                         continue  # the log has the first module's
-                    share = value.detach() / len(batch)
-                    means[name] = means[name] + share if number else share
+                    means[name] = means.get(name, 0.0) + value.detach() / len(batch)
         for trained in self.modules:
             norm = clip_grad_norm_(trained.model.parameters(), self.config.grad_clip)
             self.all_finite = self.all_finite & full_tensor(norm).isfinite()
