@@ -96,15 +96,15 @@ class DeadlineError(JobEndedError):
 
 
 class AccessError(MascError):
-    """Who asks may not; the message never holds a key."""
+    """The caller is not authorised; the message never holds a key."""
 
 
 class UnauthorizedError(AccessError):
-    """No key was given, or one that nobody has."""
+    """No key was given, or an unknown one."""
 
 
 class ForbiddenError(AccessError):
-    """No key opens this, or another one than was given."""
+    """The key does not grant this, or the route is closed to all."""
 
 
 class CapacityError(MascError):

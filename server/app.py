@@ -123,7 +123,7 @@ def create_app(
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["*", "Location", "Retry-After"],
-            allow_private_network=True,  # who lists origins means it, on this machine too
+            allow_private_network=True,  # listed origins may also reach a private address
         )
     app.add_middleware(MeasureRequests, metrics=metrics)
     tracer = open_tracer("masc-server", settings.traces_endpoint)

@@ -36,7 +36,7 @@ def error_response(path: str, error: Exception) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of the application, also what nobody foresaw."""
+    """Answer every error of the application, unhandled exceptions included."""
 
     async def answer(request: Request, error: Exception) -> Response:
         return error_response(request.scope["path"], error)
@@ -46,10 +46,10 @@ def install(app: FastAPI) -> None:
 
 
 class AnswerUnexpected:
-    """Pure ASGI middleware that answers what nobody foresaw, and what the end of the process cuts.
+    """Pure ASGI middleware that answers unhandled exceptions, and what the shutdown cancels.
 
     Starlette would do so outside of all middleware: a page of another origin could not read it.
-    Whoever is cancelled at the end, such as a client whose body is not all there, gets 503.
+    A request that is cancelled at the end, such as one whose body is not all there, gets 503.
     """
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:

@@ -33,7 +33,7 @@ class Heartbeat:
     worker_id : name of the worker
     leases : returns those that are held
     stall_seconds : without a step, after which the loop counts as hanging
-    clock : seconds from any origin, never going back
+    clock : monotonic seconds
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Heartbeat:
             self._stall = f"no step has ended for {silence:.0f} s"
         else:
             if self._stall:
-                logger.warning("the loop turns again")
+                logger.warning("the loop has resumed")
             self._stall = ""
             self._try(lambda: self._queue.renew(self._leases()))
         with self._lock:
@@ -117,7 +117,7 @@ class Heartbeat:
             try:
                 self.check()
             except Exception:
-                logger.exception("the sign of life has failed")  # the next one may not
+                logger.exception("the heartbeat failed")  # the next one may not
 
     def _send_status(self) -> None:
         if not self._has_ended:

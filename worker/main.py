@@ -174,7 +174,7 @@ def exposed(loop: WorkerLoop, registry: CollectorRegistry, host: str, port: int)
 
     Raises
     ------
-    ConfigError : the address cannot be had
+    ConfigError : the address cannot be bound
     """
     ready = Gauge("masc_ready", "Whether this worker is ready.", registry=registry)
     ready.set_function(lambda: float(loop.status.ready))
@@ -183,7 +183,7 @@ def exposed(loop: WorkerLoop, registry: CollectorRegistry, host: str, port: int)
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
-        raise ConfigError(f"MASC_METRICS_PORT: {host}:{port} cannot be had: {error}") from error
+        raise ConfigError(f"MASC_METRICS_PORT: {host}:{port} cannot be bound: {error}") from error
     try:
         logger.info("metrics on http://%s:%d/metrics", host, server.server_port)
         yield server.server_port

@@ -91,7 +91,7 @@ class WorkerMetrics:
         )
         self.gpu_memory = Gauge(
             "masc_gpu_memory_bytes",
-            "Memory of the GPU: allocated by tensors, reserved for them, used by anybody, total.",
+            "Memory of the GPU: allocated by tensors, reserved for them, used by all, total.",
             ["kind"],
             registry=registry,
         )

@@ -44,7 +44,7 @@ class QueueClient:
     Parameters
     ----------
     queue : where jobs come from and reports go
-    clock : seconds from any origin, never going back
+    clock : monotonic seconds
     tracer : records every job whose end the queue takes; None where traces are off
 
     Attributes

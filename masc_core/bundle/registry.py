@@ -265,15 +265,15 @@ class Registry:
 
 
 def _may_be(path: Path, is_kind: Callable[[int], bool] = bool) -> bool:
-    """Whether something, of that kind, is at a path, or may be, where nobody can look.
+    """Whether something of that kind is at a path, or may be, where it cannot be read.
 
-    What cannot be looked at is listed: whoever reads it says why, and it hides nothing else.
+    An unreadable path counts as present, so that reading it reports the error.
     """
     try:
         return is_kind(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # no permission, a loop of links, a disk that is ill
+    except OSError:  # no permission, a loop of links, an I/O error
         return True
 
 

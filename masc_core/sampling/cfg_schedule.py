@@ -1,8 +1,9 @@
 """How strongly each position of an image is guided.
 
-A schedule gives the scale of every position between 1, which is no guidance, and the request's
-``cfg_scale``. The first position has the whole scale in each of them. Scales below the whole one
-are raised by `ABOVE_ONE`, so that they are those with which figures for GigaTok were published.
+A schedule gives every position a scale between 1, which is no guidance, and the request's
+``cfg_scale``; the first position has the full one. All others, but for the full scale of
+``constant`` and ``step``, have `ABOVE_ONE` added, as in the code by which GigaTok's figures were
+published.
 """
 
 from __future__ import annotations
@@ -37,24 +38,24 @@ def scheduled_scales(
 ) -> list[float]:
     """Guidance of each of the L positions.
 
-    With r = i / (L - 1) for position i = 1 ... L - 1, of a scale s above 1::
+    With r = i / (L - 1) for position i = 1 ... L - 1, of a scale s above 1, and e = `ABOVE_ONE`::
 
         constant            s
-        step, rectangular   s where r >= start, else 1
-        linear              1 + (s - 1) r
-        linear_re           1 + (s - 1) (1 - r)
-        triangular          1 + (s - 1) min(r, 1 - r) / 0.5
+        step, rectangular   s where r >= start, else 1 + e
+        linear              1 + (s - 1) r + e
+        linear_re           1 + (s - 1) (1 - r) + e
+        triangular          1 + (s - 1) min(r, 1 - r) / 0.5 + e
     """
     if cfg_scale == 1 or schedule == "constant":
         return [cfg_scale] * num_positions
     ratios = [i / (num_positions - 1) for i in range(1, num_positions)]
     if schedule in WITH_START:
         return [cfg_scale, *(cfg_scale if r >= start else 1 + ABOVE_ONE for r in ratios)]
-    share = _SHARES[schedule]
-    return [cfg_scale, *(1 + (cfg_scale - 1) * share(r) + ABOVE_ONE for r in ratios)]
+    ramp = _RAMPS[schedule]
+    return [cfg_scale, *(1 + (cfg_scale - 1) * ramp(r) + ABOVE_ONE for r in ratios)]
 
 
-_SHARES: dict[str, Callable[[float], float]] = {
+_RAMPS: dict[str, Callable[[float], float]] = {
     "linear": lambda r: r,
     "linear_re": lambda r: 1 - r,
     "triangular": lambda r: min(r, 1 - r) / 0.5,

@@ -35,7 +35,10 @@ MAX_CODES = 24  # that stand for a cluster
 MAX_CODES_OF_BRANCH = 96
 MAX_MERGES = 255
 MAX_ANCESTORS = 16
-PICTURE: Responses = {200: {"content": {"image/webp": BINARY}}, 304: {"description": "As before."}}
+PICTURE: Responses = {
+    200: {"content": {"image/webp": BINARY}},
+    304: {"description": "Not modified."},
+}
 ABSENT = problems("unknown-model", "no-codebook", "other-version")
 Version = Annotated[
     str | None, Query(description="Version that is meant. Where another one is served: 409.")

@@ -139,7 +139,7 @@ async def version() -> Version:
     return Version(name=PACKAGE, version=software_version())
 
 
-@router.get("/status", summary="How the service is at this moment")
+@router.get("/status", summary="Status of the service")
 async def status(state: State, is_admin: IsAdmin) -> Status:
     """Tell what waits and runs, and how every worker is; for people and the page."""
     stats = await _stats(state)

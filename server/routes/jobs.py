@@ -64,16 +64,16 @@ IMAGE: Responses = {
     200: {
         "description": "The file.",
         "content": dict.fromkeys(MEDIA_TYPES.values(), BINARY),
-        "headers": described_headers({"ETag": "Changes never.", **IMAGE_HEADERS}),
+        "headers": described_headers({"ETag": "Strong ETag of the file.", **IMAGE_HEADERS}),
     },
-    304: {"description": "The file with this `ETag` is the right one."},
+    304: {"description": "Not modified."},
 }
 STREAMED: Responses = {
     200: {
         "description": "The events, up to the last one.",
         "content": {EVENTS: event_stream(EVENT_MODELS, EXAMPLE_EVENTS)},
     },
-    204: {"description": "There is nothing behind the last event; do not come back."},
+    204: {"description": "The stream has ended; do not reconnect."},
 }
 SUBMIT_PROBLEMS = problems(*STARTING)
 PROBLEMS = problems("no-key", "unknown-job", "result-gone", "invalid", "queue-down")
@@ -120,7 +120,7 @@ async def submit(
 @router.get(
     "/{id}",
     name="look",  # a part of the operation's id, which generated clients know
-    summary="Where a job is, and what has come of it",
+    summary="Status and results of a job",
     responses=JOB_RESPONSE | PROBLEMS,
 )
 async def show(
@@ -170,7 +170,7 @@ async def image(
 
 @router.get(
     "/{id}/events",
-    summary="A job as it goes",
+    summary="Stream a job's events",
     response_class=Response,
     responses=STREAMED | PROBLEMS,
 )
@@ -184,11 +184,12 @@ async def events(
     *,
     entropies: Entropies = False,
 ) -> Response:
-    """Stream what has been told of a job so far, and what will be, up to its end.
+    """Stream a job's events from the first to the last.
 
-    Who comes back behind an event gets exactly the rest. Going away does not end the job.
+    Reconnecting with `Last-Event-ID` resumes behind that event; disconnecting does not cancel the
+    job.
     """
-    await request.body()  # so that what comes next is the client's going away
+    await request.body()  # so that the next message is http.disconnect
     status = await own_job_status(state.queue, client, job_id)
     await job_outcome(state.queue, status)  # what is kept no longer is no stream
     cursor = Cursor.from_last_event_id(last_id or last_event_id or "")

@@ -1,4 +1,4 @@
-"""The sign of life: a loop that hangs or is to end is not ready, whoever says so last."""
+"""The heartbeat: a loop that hangs or is to end is not ready, whoever says so last."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_loop_that_hangs_is_not_ready_and_renews_nothing_until_it_turns_again(
     said = [record.message for record in caplog.records]
     assert said == [
         "no step has ended for 31.0 s: the worker is not ready",
-        "the loop turns again",
+        "the loop has resumed",
     ]
 
 

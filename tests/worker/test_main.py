@@ -164,7 +164,9 @@ def test_an_address_that_cannot_be_had_names_its_variable(bundle: Bundle) -> Non
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with (
-            pytest.raises(ConfigError, match=f"MASC_METRICS_PORT: 127.0.0.1:{port} cannot be had"),
+            pytest.raises(
+                ConfigError, match=f"MASC_METRICS_PORT: 127.0.0.1:{port} cannot be bound"
+            ),
             exposed(loop, CollectorRegistry(), "127.0.0.1", port),
         ):
             pass

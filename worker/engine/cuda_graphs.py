@@ -73,7 +73,7 @@ class GraphBatch(Batch):
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Capture all shapes, or compile; the images, if any, do not notice."""
+        """Capture all shapes, or compile; images in the batch are unaffected."""
         self._shape = None
         for shape in self._shapes:
             if self._captured:

@@ -103,7 +103,7 @@ class _Record:
 
 
 class MemoryQueue(JobConsumer):
-    """Both sides of the queue port, for one process; the clock is of seconds from any origin."""
+    """Both sides of the queue port, for one process; the clock gives monotonic seconds."""
 
     def __init__(
         self, limits: QueueLimits | None = None, clock: Callable[[], float] = time.monotonic

@@ -105,7 +105,7 @@ class PreviewBudget:
     Parameters
     ----------
     share : of the time
-    clock : seconds from any origin, never going back
+    clock : monotonic seconds
     """
 
     def __init__(

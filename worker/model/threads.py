@@ -29,7 +29,7 @@ class ThreadTrial:
     Parameters
     ----------
     numbers : to try, ascending
-    clock : seconds from any origin, never going back
+    clock : monotonic seconds
     """
 
     def __init__(

@@ -32,7 +32,7 @@ class _Retired:
 
 
 class ModelVersions:
-    """The loaded versions, oldest first; the clock is of seconds from any origin."""
+    """The loaded versions, oldest first; the clock gives monotonic seconds."""
 
     def __init__(self, first: LoadedModel, clock: Callable[[], float] = time.monotonic) -> None:
         self.newest = first
