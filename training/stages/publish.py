@@ -147,7 +147,9 @@ class TrainedRuns:
             prior = ClusterMap.load(self.prior / PRIOR_FILE)
         model = load_transformer(self.transformer / TRANSFORMER_FILE)
         refiner = None if self.refiner is None else load_refiner(self.refiner / REFINER_FILE)
-        completer = self.completer and load_completer(self.completer / COMPLETER_FILE)
+        completer = (
+            None if self.completer is None else load_completer(self.completer / COMPLETER_FILE)
+        )
         self._check_origin(tokenizer.sha256, cache.index)
         parts = BundleParts(
             model, tokenizer.model, prior, cache.counts(), refiner, self._partitions(), completer

@@ -63,6 +63,21 @@ def test_without_rotation_positions_that_change_places_change_scores_alike() -> 
 
 
 @torch.inference_mode()
+def test_scores_do_not_depend_on_the_number_of_threads() -> None:
+    completer = tiny_completer(dim=256, n_head=4, block_size=64)
+    clusters, threads = torch.arange(64)[None] % 16, torch.get_num_threads()
+    try:
+        scores = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            scores.append(completer(LABELS, clusters))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(scores[0], scores[1])
+    assert torch.equal(scores[0], scores[2])
+
+
+@torch.inference_mode()
 def test_a_table_of_codes_is_read_by_clusters() -> None:
     completer = tiny_completer(input_rows="codes")
     assert completer.tok_embeddings.weight.shape == (32, 16)

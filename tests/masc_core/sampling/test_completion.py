@@ -165,7 +165,7 @@ def test_settings_of_a_completer_are_of_no_other_decoding() -> None:
     [{"code_temperature": -1.0}, {"code_temperature": math.inf}, {"code_top_k": -1},
      {"code_cfg_scale": 0.5}, {"code_cfg_scale": math.nan}],
 )  # fmt: skip
-def test_settings_outside_their_range_are_refused(changes: dict[str, float]) -> None:
+def test_settings_outside_their_range_are_refused(changes: dict[str, Any]) -> None:
     (name,) = changes
     with pytest.raises(InvalidFieldError, match=f"{name} must be"):
         replace(PLAIN, **changes)

@@ -34,7 +34,7 @@ def test_of_members_is_the_full_softmax_without_the_others(
     gradients = {name: p.grad for name, p in loss.named_parameters()}
     loss.zero_grad()
     expected = masked_loss(loss, LABELS, CODES)
-    expected.backward()
+    expected.backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(found["loss"], expected, rtol=1e-5, atol=1e-5)
     assert float(found["bits"]) == pytest.approx(float(expected.detach()) / 0.6931472, rel=1e-5)
     for name, parameter in loss.named_parameters():
