@@ -50,6 +50,7 @@ TRAINING_GROUPS = {
     "prior": "Codes to clusters: build the tree, cut it, judge the cut.",
     "transformer": "The autoregressive model over clusters.",
     "refiner": "From predicted clusters to codes: hierarchical decoding.",
+    "completer": "From all clusters of an image to all of its codes in one pass.",
     "classifier": "The judge of class agreement.",
 }
 # Commands of the group ``models`` that `training.cli` has: help text, name there.
@@ -243,7 +244,14 @@ def generate(  # noqa: PLR0913 - options
     temperature: Annotated[float | None, typer.Option(min=0.0)] = None,
     top_k: Annotated[int | None, typer.Option(min=0)] = None,
     top_p: Annotated[float | None, typer.Option(max=1.0)] = None,
-    decoding: Annotated[str | None, typer.Option(help="uniform, frequency or refine")] = None,
+    decoding: Annotated[
+        str | None, typer.Option(help="uniform, frequency, refine or complete")
+    ] = None,
+    code_temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="Of the decoding complete, as the next two.")
+    ] = None,
+    code_top_k: Annotated[int | None, typer.Option(min=0)] = None,
+    code_cfg_scale: Annotated[float | None, typer.Option(min=1.0, max=20.0)] = None,
     scale: Annotated[int, typer.Option(min=1, help="Enlarge the images this many times.")] = 1,
     columns: Annotated[int, typer.Option(min=1, help="Images a row of a sheet.")] = 10,
     models: Models = None,
@@ -270,6 +278,9 @@ def generate(  # noqa: PLR0913 - options
         top_k=top_k,
         top_p=top_p,
         decoding=decoding,
+        code_temperature=code_temperature,
+        code_top_k=code_top_k,
+        code_cfg_scale=code_cfg_scale,
     )
     say(f"{len(written)} file(s): {written[0]}" + (" ..." if written[1:] else ""))
 

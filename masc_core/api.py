@@ -35,7 +35,7 @@ from masc_core.images import Pixels, center_crop, to_rgb, upright
 from masc_core.models.vq import pixels_to_float
 from masc_core.prior import ClusterMap
 from masc_core.sampling.cfg_schedule import CFGSchedule, check_cfg_start
-from masc_core.sampling.params import SamplingParams, image_seed
+from masc_core.sampling.params import SamplingParams, check_code_settings, image_seed
 from masc_core.settings import expand_path
 
 BATCH = 16  # images at once
@@ -128,6 +128,9 @@ class Model:
         decoding: str | None = None,
         cfg_schedule: CFGSchedule | None = None,
         cfg_start: float | None = None,
+        code_temperature: float | None = None,
+        code_top_k: int | None = None,
+        code_cfg_scale: float | None = None,
     ) -> Generation:
         """Generate images: the pixels that the service answers with.
 
@@ -136,8 +139,8 @@ class Model:
         classes : names or ids, one or several; all of them by default
         num_images : of each class, at least one
         seed : image i of a class uses ``seed + i``
-        cfg_scale, temperature, top_k, top_p, decoding, cfg_schedule, cfg_start : as of a request;
-            None is the model's own
+        cfg_scale, temperature, top_k, top_p, decoding, cfg_schedule, cfg_start,
+            code_temperature, code_top_k, code_cfg_scale : as of a request; None is the model's own
 
         Raises
         ------
@@ -152,6 +155,9 @@ class Model:
             "decoding": decoding,
             "cfg_schedule": cfg_schedule,
             "cfg_start": cfg_start,
+            "code_temperature": code_temperature,
+            "code_top_k": code_top_k,
+            "code_cfg_scale": code_cfg_scale,
         }
         several = (classes,) if isinstance(classes, str | int | np.integer) else tuple(classes)
         params = params_of(self.manifest, several, num_images, seed, settings)
@@ -229,6 +235,7 @@ def params_of(
     given = {name: value for name, value in settings.items() if value is not None}
     schedule = given.get("cfg_schedule", manifest.defaults.cfg_schedule)
     check_cfg_start(settings.get("cfg_start"), str(schedule))  # type: ignore[arg-type]
+    check_code_settings(given, str(given.get("decoding", manifest.defaults.decoding)))
     base = SamplingParams(**{"class_id": 0, "seed": seed, **dict(manifest.defaults), **given})
     return [
         replace(base, class_id=find_class(name, manifest), seed=image_seed(seed, i))

@@ -136,6 +136,8 @@ def test_generate_writes_sheets_and_folders(masc: Masc, models: Path, tmp_path: 
         (["generate", "unicorn"], "no class 'unicorn'; there are: ant, bee"),
         (["generate", "--out", "x.tiff"], "not an image format"),
         (["generate", "--decoding", "refine"], "decoding must be"),
+        (["generate", "--decoding", "complete"], "decoding must be"),
+        (["generate", "--code-top-k", "3"], "code_top_k is of the decoding complete, not uniform"),
         (["generate", "--top-p", "0"], "top_p must be"),
         (["models", "verify", "nothing"], "there is no model 'nothing'"),
         (["models", "activate", "tiny", "9"], "has no version '9'"),

@@ -149,6 +149,12 @@ def refine(run: Run, out: str) -> None:
         "--out", f"{out}/refiner", "--width", "16", "--ffn-dim", "32", *BRIEF)  # fmt: skip
 
 
+def complete(run: Run, out: str) -> None:
+    """A completer of the same clusters."""
+    run("completer", "train", "--codes", f"{out}/codes", "--val-codes", "codes-val",
+        "--prior", "prior/prior.npz", "--out", f"{out}/completer", *NARROW, *BRIEF)  # fmt: skip
+
+
 def publish(run: Run, out: str, version: str, *more: str) -> None:
     run("models", "publish", "--name", "mine", "--version", version, "--tokenizer", "tokenizer",
         "--prior", "prior", "--codes", f"{out}/codes", "--transformer", f"{out}/transformer",
@@ -170,12 +176,20 @@ def test_a_model_is_refreshed_under_load(run: Run, tmp_path: Path) -> None:
             start = "first/transformer/transformer.safetensors"
             train(run, "all", "second", *BRIEF, "--init", start)
             refine(run, "second")
-            publish(run, "second", "2", "--no-activate", "--refiner", "second/refiner")
+            complete(run, "second")
+            publish(run, "second", "2", "--no-activate", "--refiner", "second/refiner",
+                    "--completer", "second/completer")  # fmt: skip
             assert set(traffic.answers) == {"1"}, "published, but nobody activated it"
             run("models", "activate", "mine", "2")
             traffic.wait_for("2")
             refined = client.post("/generate", json={"class_id": 0, "decoding": "refine"})
             assert refined.json()["model"]["version"] == "2"
+            body = {"class_id": 0, "decoding": "complete", "seed": 1, "code_top_k": 2}
+            completed = [client.post("/generate", json=body).json()["images"] for _ in range(2)]
+            assert completed[0] == completed[1]
+            run("models", "verify", "mine")
+            run("evaluate", "mine", "--version", "2", "--decoding", "complete",
+                "--images-per-class", "1")  # fmt: skip
             run("models", "rollback", "mine")
             traffic.wait_for("1")
         assert not traffic.failed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from masc_core.bundle.manifest import (
 from masc_core.bundle.registry import Registry
 from masc_core.bundle.write import BundleParts, draft_version
 from masc_core.io.files import sha256_file
+from masc_core.models.completer import Completer
+from masc_core.models.completer_config import CompleterConfig
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
@@ -47,7 +50,9 @@ def tiny_card(name: str = "tiny", version: str = "1") -> ModelCard:
     )
 
 
-def tiny_parts(seed: int = 0, *, counts: bool = True, refiner: bool = False) -> BundleParts:
+def tiny_parts(
+    seed: int = 0, *, counts: bool = True, refiner: bool = False, completer: bool = False
+) -> BundleParts:
     """Models that belong together; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -81,6 +86,7 @@ def tiny_parts(seed: int = 0, *, counts: bool = True, refiner: bool = False) -> 
         prior=build_tree(codebook).cut(NUM_CLUSTERS),
         counts=np.random.default_rng(seed).integers(0, 100, NUM_CODES) if counts else None,
         refiner=tiny_refiner(seed) if refiner else None,
+        completer=tiny_completer(seed) if completer else None,
     )
 
 
@@ -102,6 +108,25 @@ def tiny_refiner(seed: int = 0) -> Refiner:
         for parameter in refiner.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
     return refiner.eval()
+
+
+def tiny_completer(seed: int = 0, **changes: Any) -> Completer:
+    """A completer of the tiny models, none of whose draws is sure."""
+    sizes: dict[str, Any] = {
+        "vocab_size": NUM_CODES,
+        "num_clusters": NUM_CLUSTERS,
+        "dim": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "num_classes": len(CLASS_NAMES),
+        "block_size": GRID**2,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        completer = Completer(CompleterConfig(**sizes | changes))
+        for parameter in completer.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    return completer.eval()
 
 
 def edit_manifest(folder: Path, old: str, new: str) -> None:
@@ -143,10 +168,11 @@ def save_tiny_bundle(
     seed: int = 0,
     counts: bool = True,
     refiner: bool = False,
+    completer: bool = False,
 ) -> Manifest:
     """Publish a tiny bundle under ``root/name/version`` and make it the active version."""
     folder = root / name / version
-    parts = tiny_parts(seed, counts=counts, refiner=refiner)
+    parts = tiny_parts(seed, counts=counts, refiner=refiner, completer=completer)
     manifest = save_bundle(folder, tiny_card(name, version), parts)
     Registry(root).activate(name, version)
     return manifest

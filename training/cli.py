@@ -27,6 +27,7 @@ from training.stages.configs import (
     ClassifierConfig,
     CodesConfig,
     CompareConfig,
+    CompleterTrainingConfig,
     EvaluateConfig,
     ImportConfig,
     ImportPriorConfig,
@@ -134,6 +135,7 @@ codes = typer.Typer(no_args_is_help=True, callback=_group)
 prior = typer.Typer(no_args_is_help=True)
 transformer = typer.Typer(no_args_is_help=True)
 refiner = typer.Typer(no_args_is_help=True, callback=_group)
+completer = typer.Typer(no_args_is_help=True, callback=_group)
 classifier = typer.Typer(no_args_is_help=True, callback=_group)
 
 
@@ -310,11 +312,18 @@ def refiner_train(config: RefinerTrainingConfig) -> None:
 
     with progress("refiner") as report:
         metrics = train_refiner(config, report)
-    _say(
-        f"{metrics['in_cluster_bits']:.3f} bits a code within its cluster on validation images; "
-        f"by frequency {metrics['frequency_bits']:.3f}, uniformly {metrics['uniform_bits']:.3f}",
-        config.out,
-    )
+    _say_bits(metrics, config.out)
+
+
+@completer.command("train")
+@stage_command(CompleterTrainingConfig)
+def completer_train(config: CompleterTrainingConfig) -> None:
+    """Train the completer on clusters of true codes."""
+    from training.stages.completer import train_completer
+
+    with progress("completer") as report:
+        metrics = train_completer(config, report)
+    _say_bits(metrics, config.out)
 
 
 @classifier.command("train")
@@ -366,6 +375,14 @@ def _say_version(models: Path, manifest: Manifest) -> None:
     folder = models / manifest.name / manifest.version
     megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     _say(f"{manifest.name} {manifest.version}, {megabytes:.1f} MB", folder)
+
+
+def _say_bits(metrics: dict[str, Any], out: Path) -> None:
+    _say(
+        f"{metrics['in_cluster_bits']:.3f} bits a code within its cluster on validation images; "
+        f"by frequency {metrics['frequency_bits']:.3f}, uniformly {metrics['uniform_bits']:.3f}",
+        out,
+    )
 
 
 def _say(result: str, where: Path) -> None:

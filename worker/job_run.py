@@ -87,8 +87,8 @@ class RunningJob:
     def result(self) -> JobResult:
         """The images in order, with the model that made them.
 
-        Timings are those of the image that took the longest, except ``vq_decode`` and ``encode``,
-        which are summed over the images.
+        Timings are those of the image that took the longest, except ``complete``, ``vq_decode``
+        and ``encode``, which are summed over the images.
         """
         manifest = self.loaded.manifest
         return JobResult(
@@ -100,6 +100,7 @@ class RunningJob:
                 queue=self._queue_seconds,
                 prefill=max(made.image.prefill_seconds for made in self._made),
                 decode=max(made.image.decode_seconds for made in self._made),
+                complete=sum(made.file.complete_seconds for made in self._made),
                 vq_decode=sum(made.file.vq_decode_seconds for made in self._made),
                 encode=sum(made.file.encode_seconds for made in self._made),
                 total=max(0.0, time.time() - self.job.submitted_at),
@@ -119,6 +120,9 @@ def image_params(request: GenerationRequest, index: int) -> SamplingParams:
         decoding=request.decoding,
         cfg_schedule=request.cfg_schedule,
         cfg_start=request.cfg_start,
+        code_temperature=request.code_temperature,
+        code_top_k=request.code_top_k,
+        code_cfg_scale=request.code_cfg_scale,
     )
 
 

@@ -137,8 +137,10 @@ class WorkerMetrics:
     def job(self, result: JobResult, code_seconds: float) -> None:
         """Record the stages of a job that is done; its timings leave cluster to code out."""
         self.stage_seconds.labels(stage="cluster_to_code").observe(code_seconds)
+        seconds_of = result.timings.by_stage()
         for stage in TIMED_STAGES:
-            self.stage_seconds.labels(stage=stage).observe(getattr(result.timings, stage))
+            if stage in seconds_of:
+                self.stage_seconds.labels(stage=stage).observe(seconds_of[stage])
 
 
 def memory_of(device: torch.device) -> Mapping[str, Callable[[], int]]:

@@ -9,6 +9,7 @@ A bundle is one version of a model, ``<models>/<name>/<version>/``::
     prior.npz                    which cluster each code belongs to
     token_counts.safetensors     optional: how often each code occurs, for "frequency" decoding
     refiner.safetensors          optional: draws codes within clusters, for "refine" decoding
+    completer.safetensors        optional: draws all codes at the end, for "complete" decoding
     partition-<k>.npz            optional: k clusters of which the training's loss knew, too
     samples.png                  optional: a sheet of images
     tree.npy, patches.webp       optional: the tree and the codes to look at (`codebook_view`)
@@ -47,6 +48,7 @@ from masc_core.errors import ArtifactError, ConfigError
 from masc_core.escapes import MAX_NAME, quoted, shorten
 from masc_core.io.bounded import MAX_CODES, parse_json, read_file
 from masc_core.io.files import atomic_write, reading, sha256_file
+from masc_core.models.completer_config import InputRows, Softmax
 from masc_core.models.gpt_config import Positions
 from masc_core.sampling.cfg_schedule import (
     DEFAULT_CFG_START,
@@ -54,7 +56,7 @@ from masc_core.sampling.cfg_schedule import (
     CFGSchedule,
     effective_schedule,
 )
-from masc_core.sampling.params import SamplingParams
+from masc_core.sampling.params import CODE_SETTINGS, SamplingParams
 
 MANIFEST_FILE = "manifest.json"
 TRANSFORMER_FILE = "transformer.safetensors"
@@ -63,6 +65,7 @@ ENCODER_FILE = "encoder.safetensors"
 PRIOR_FILE = "prior.npz"
 COUNTS_FILE = "token_counts.safetensors"
 REFINER_FILE = "refiner.safetensors"
+COMPLETER_FILE = "completer.safetensors"
 SAMPLES_FILE = "samples.png"
 
 REQUIRED_FILES = (TRANSFORMER_FILE, TOKENIZER_FILE, PRIOR_FILE)
@@ -71,7 +74,10 @@ PATCHES_FILE = "patches.webp"
 WEIGHT_SUFFIXES = {".safetensors", ".npz"}
 
 # Fields of parts that the first versions did not have; they are written where they say something.
-LATER_FIELDS = {"gpt": ("positions",), "defaults": ("cfg_schedule", "cfg_start")}
+LATER_FIELDS = {
+    "gpt": ("positions",),
+    "defaults": ("cfg_schedule", "cfg_start", *CODE_SETTINGS),
+}
 
 MAX_BYTES = 4 << 20  # of a manifest; as objects of Python it can take thirty times as much
 MAX_FILES = 64
@@ -81,7 +87,7 @@ FIRST_DATE, LAST_DATE = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, t
 MAX_OTHER_BYTES = 256 << 20  # of a file of no known kind, and of a picture
 OVERHEAD = 2 << 20  # of a file beyond its numbers
 
-Decoding = Literal["uniform", "frequency", "refine"]
+Decoding = Literal["uniform", "frequency", "refine", "complete"]
 
 
 def partition_file(num_clusters: int) -> str:
@@ -149,6 +155,19 @@ class RefinerSection(_Part):
     autoregressive: bool = True
 
 
+class CompleterSection(_Part):
+    """Sizes of the completer beyond those of the other models, and what it scores."""
+
+    dim: int = Field(ge=1, le=1 << 16)
+    n_layer: int = Field(ge=1, le=1 << 10)
+    n_head: int = Field(ge=1, le=1 << 10)
+    norm_eps: float = Field(default=1e-5, gt=0)
+    rope_base: float = Field(default=10000.0, gt=0)
+    positions: Positions = "rope2d"
+    softmax: Softmax
+    input_rows: InputRows
+
+
 class Defaults(_Part):
     """What a request gets that does not say."""
 
@@ -159,6 +178,9 @@ class Defaults(_Part):
     decoding: Decoding = "uniform"
     cfg_schedule: CFGSchedule = "constant"
     cfg_start: float = Field(default=DEFAULT_CFG_START, ge=0.0, le=1.0)
+    code_temperature: float = Field(default=1.0, gt=0.0)
+    code_top_k: int = Field(default=0, ge=0)
+    code_cfg_scale: float = Field(default=1.0, ge=1.0, le=20.0)
 
 
 class ModelCard(_Part):
@@ -185,6 +207,7 @@ class Manifest(ModelCard):
     gpt: GPTSection
     vq: VQSection
     refiner: RefinerSection | None = None
+    completer: CompleterSection | None = None
     num_codes: int = Field(ge=2, le=MAX_CODES)  # V
     num_clusters: int = Field(ge=1, le=MAX_CODES)  # K
     grid: int = Field(ge=1)  # positions a side of an image
@@ -218,6 +241,10 @@ class Manifest(ModelCard):
             and REFINER_FILE not in self.files,
             f"refiner and {REFINER_FILE} need each other": (self.refiner is None)
             == (REFINER_FILE in self.files),
+            f"complete decoding needs {COMPLETER_FILE}": "complete" in self.decodings
+            and COMPLETER_FILE not in self.files,
+            f"completer and {COMPLETER_FILE} need each other": (self.completer is None)
+            == (COMPLETER_FILE in self.files),
         }
         for reason, wrong in checks.items():
             if wrong:
@@ -238,9 +265,13 @@ class Manifest(ModelCard):
             + 18 * channels * (vq.z_channels + 6)
             + 2 * (vq.z_channels + 1) * (vq.code_dim + 1)
         )
+
+        def of_blocks(model: GPTSection | CompleterSection, rows: int) -> int:
+            rows += gpt.num_classes + gpt.block_size + 3
+            return model.dim * (rows + model.n_layer * (12 * model.dim + 1024))
+
         numbers = {
-            TRANSFORMER_FILE: gpt.dim * (2 * k + gpt.num_classes + gpt.block_size + 3)
-            + gpt.n_layer * gpt.dim * (12 * gpt.dim + 1024),
+            TRANSFORMER_FILE: of_blocks(gpt, 2 * k),
             TOKENIZER_FILE: convolutions + v * vq.code_dim,
             ENCODER_FILE: convolutions,
             PRIOR_FILE: v,
@@ -252,6 +283,8 @@ class Manifest(ModelCard):
             tables = 2 * v + k + gpt.dim + gpt.block_size
             layer = 4 * refiner.width + 2 * refiner.ffn_dim + 16
             numbers[REFINER_FILE] = refiner.width * (tables + layer) + refiner.ffn_dim
+        if self.completer is not None:
+            numbers[COMPLETER_FILE] = of_blocks(self.completer, 2 * v)
         return 8 * numbers[name] + OVERHEAD if name in numbers else MAX_OTHER_BYTES
 
     @property
@@ -292,7 +325,11 @@ class Manifest(ModelCard):
         ``request`` is the body of a ``POST /generate`` that makes it again.
         """
         # Beyond K top-k keeps all, and equal images are to have equal files.
-        effective = dataclasses.replace(params, top_k=min(params.top_k, self.num_clusters))
+        effective = dataclasses.replace(
+            params,
+            top_k=min(params.top_k, self.num_clusters),
+            code_top_k=min(params.code_top_k, self.num_codes),
+        )
         request = dataclasses.asdict(effective)
         schedule = request["cfg_schedule"] = effective_schedule(
             params.cfg_scale, params.cfg_schedule
@@ -301,6 +338,9 @@ class Manifest(ModelCard):
             del request["cfg_start"]
         if schedule == self.defaults.cfg_schedule == "constant":
             del request["cfg_schedule"]
+        for name in CODE_SETTINGS:
+            if params.decoding != "complete":
+                del request[name]
         return json.dumps(
             {
                 "request": {"model": self.name, **request},
@@ -340,7 +380,8 @@ def check_class_names(names: Sequence[str], source: str) -> None:
 def write_manifest(folder: str | PathLike[str], manifest: Manifest) -> Manifest:
     """Write ``manifest.json`` into a bundle's folder, sealed, in one step; return it as written."""
     # Nothing is said of what there is not: what older versions wrote, and can read.
-    absent: dict[str, Any] = {} if manifest.refiner else {"refiner": True}
+    optional = ("refiner", "completer")
+    absent: dict[str, Any] = {name: True for name in optional if getattr(manifest, name) is None}
     for name, later_fields in LATER_FIELDS.items():
         part = getattr(manifest, name)
         fields = type(part).model_fields

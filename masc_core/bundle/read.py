@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masc_core.bundle.manifest import (
+    COMPLETER_FILE,
     COUNTS_FILE,
     ENCODER_FILE,
     MANIFEST_FILE,
@@ -35,6 +36,8 @@ from masc_core.bundle.manifest import (
 from masc_core.errors import ArtifactError, ConfigError, NonFiniteError
 from masc_core.images import Pixels
 from masc_core.io.tensors import load_module, read_shapes, read_tensors
+from masc_core.models.completer import Completer
+from masc_core.models.completer_config import CompleterConfig
 from masc_core.models.conv import Decoder
 from masc_core.models.cpu_decoder import CPUDecoder
 from masc_core.models.gpt import GPT
@@ -59,7 +62,7 @@ class Bundle:
 
     manifest: Manifest
     model: GPT  # the transformer, in the requested precision
-    decoder: InClusterDecoder  # cluster to code; its refiner has the same precision
+    decoder: InClusterDecoder  # cluster to code; its models have the same precision
     tokenizer: VQModel  # float32; without `encoder` and `quant_conv` where the bundle has none
     vq_decoder: Callable[[Tensor], Tensor]  # the tokenizer's, as the device computes it fastest
     partitions: tuple[ClusterMap, ...] = ()  # of which the training's loss knew; the coarsest first
@@ -115,8 +118,8 @@ def load_bundle(
     ----------
     folder : holds ``manifest.json``
     device : where everything goes
-    dtype : precision of transformer and refiner; the tokenizer's decoder stays in float32, in
-        which no colour bands appear
+    dtype : precision of transformer, refiner and completer; the tokenizer's decoder stays in
+        float32, in which no colour bands appear
 
     Raises
     ------
@@ -131,17 +134,19 @@ def load_bundle(
     partitions = _load_partitions(folder, manifest, prior)
     counts = _load_counts(folder / COUNTS_FILE, manifest)
     model = load_module(folder / TRANSFORMER_FILE, lambda: GPT(gpt_config))
-    refiner = _load_refiner(folder, manifest)
+    refiner, completer = _load_refiner(folder, manifest), _load_completer(folder, manifest)
     if refiner is not None:
         refiner = refiner.to(device, dtype)
+    if completer is not None:
+        completer = completer.to(device, dtype)
     tokenizer = _load_tokenizer(folder, vq_config, manifest).to(device)
-    for part in (model, refiner, tokenizer):
+    for part in (model, refiner, completer, tokenizer):
         if part is not None:
             part.requires_grad_(requires_grad=False)
     return Bundle(
         manifest=manifest,
         model=model.to(device, dtype),
-        decoder=InClusterDecoder(prior, counts, device, refiner),
+        decoder=InClusterDecoder(prior, counts, device, refiner, completer),
         tokenizer=tokenizer,
         vq_decoder=serving_decoder(tokenizer.decoder, torch.device(device)),
         partitions=partitions,
@@ -206,6 +211,22 @@ def _load_refiner(folder: Path, manifest: Manifest) -> Refiner | None:
     except ConfigError as error:
         raise ArtifactError(folder / MANIFEST_FILE, f"refiner: {error}") from error
     return load_module(folder / REFINER_FILE, lambda: Refiner(config))
+
+
+def _load_completer(folder: Path, manifest: Manifest) -> Completer | None:
+    if manifest.completer is None:
+        return None
+    try:
+        config = CompleterConfig(
+            vocab_size=manifest.num_codes,
+            num_clusters=manifest.num_clusters,
+            num_classes=manifest.gpt.num_classes,
+            block_size=manifest.gpt.block_size,
+            **dict(manifest.completer),
+        )
+    except ConfigError as error:
+        raise ArtifactError(folder / MANIFEST_FILE, f"completer: {error}") from error
+    return load_module(folder / COMPLETER_FILE, lambda: Completer(config))
 
 
 def _load_tokenizer(folder: Path, config: VQConfig, manifest: Manifest) -> VQModel:

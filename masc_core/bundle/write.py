@@ -13,14 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 
 from masc_core.bundle.codebook_view import CodebookFiles
 from masc_core.bundle.manifest import (
+    COMPLETER_FILE,
     COUNTS_FILE,
     ENCODER_FILE,
     PRIOR_FILE,
@@ -28,6 +30,7 @@ from masc_core.bundle.manifest import (
     SAMPLES_FILE,
     TOKENIZER_FILE,
     TRANSFORMER_FILE,
+    CompleterSection,
     GPTSection,
     Manifest,
     ModelCard,
@@ -41,11 +44,15 @@ from masc_core.device import choose_dtype, resolve_device
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.files import atomic_folder, atomic_write, sha256_file, writing
 from masc_core.io.tensors import write_tensors
+from masc_core.models.completer import Completer
+from masc_core.models.completer_config import CompleterConfig
 from masc_core.models.gpt import GPT
-from masc_core.models.refiner import Refiner
+from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQModel
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import InClusterDecoder, offered
+
+Section = TypeVar("Section", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,7 @@ class BundleParts:
     counts: npt.NDArray[np.integer] | None = None  # of each code in the training data, int (V,)
     refiner: Refiner | None = None  # draws codes of this prior from the model's hidden states
     partitions: Sequence[ClusterMap] = ()  # of the codes, of which the training's loss knew
+    completer: Completer | None = None  # draws codes of this prior from all clusters of an image
 
 
 @contextmanager
@@ -167,18 +175,25 @@ def _check_parts(parts: BundleParts, *, with_encoder: bool) -> None:
         raise ConfigError("a transformer trained with class_dropout 0 cannot be guided, nor served")
     if with_encoder and not hasattr(parts.tokenizer, "encoder"):
         raise ConfigError("with_encoder: the tokenizer has no encoder")
-    if parts.refiner is None:
-        return
-    fitting = {
-        "num_codes": prior.num_codes,
-        "num_clusters": prior.num_clusters,
-        "hidden_dim": gpt.dim,
-        "block_size": gpt.block_size,
-    }
-    for name, value in fitting.items():
-        actual = getattr(parts.refiner.config, name)
+    sizes = {"num_clusters": prior.num_clusters, "block_size": gpt.block_size}
+    if parts.refiner is not None:
+        _require_sizes(
+            "refiner", parts.refiner.config, hidden_dim=gpt.dim, num_codes=vq.num_codes, **sizes
+        )
+    if (completer := parts.completer) is not None:
+        sizes |= {"num_classes": gpt.num_classes, "vocab_size": vq.num_codes}
+        _require_sizes("completer", completer.config, **sizes)
+        if completer.config.num_class_rows == gpt.num_classes:
+            raise ConfigError(
+                "a completer trained with class_dropout 0 cannot be guided, nor served"
+            )
+
+
+def _require_sizes(part: str, config: RefinerConfig | CompleterConfig, **sizes: int) -> None:
+    for name, value in sizes.items():
+        actual = getattr(config, name)
         if actual != value:
-            raise ConfigError(f"the refiner has {name} {actual}, the other models have {value}")
+            raise ConfigError(f"the {part} has {name} {actual}, the other models have {value}")
 
 
 def _write_weights(
@@ -201,22 +216,32 @@ def _write_weights(
         write_tensors(folder / COUNTS_FILE, {COUNTS_KEY: counts}, dtype)
     if parts.refiner is not None:
         write_tensors(folder / REFINER_FILE, parts.refiner.state_dict(), dtype)
+    if parts.completer is not None:
+        write_tensors(folder / COMPLETER_FILE, parts.completer.state_dict(), dtype)
 
 
 def _manifest(card: ModelCard, parts: BundleParts, files: Mapping[str, str]) -> Manifest:
-    gpt, vq, refiner = parts.model.config, parts.tokenizer.config, parts.refiner
-    refiner_section = refiner and RefinerSection(
-        **{name: getattr(refiner.config, name) for name in RefinerSection.model_fields}
-    )
+    gpt, vq = parts.model.config, parts.tokenizer.config
+    refiner, completer = parts.refiner, parts.completer
     return Manifest(
         **dict(card),
-        gpt=GPTSection(**{name: getattr(gpt, name) for name in GPTSection.model_fields}),
-        vq=VQSection(**{name: getattr(vq, name) for name in VQSection.model_fields}),
-        refiner=refiner_section,
+        gpt=_section(GPTSection, gpt),
+        vq=_section(VQSection, vq),
+        refiner=refiner and _section(RefinerSection, refiner.config),
+        completer=completer and _section(CompleterSection, completer.config),
         num_codes=vq.num_codes,
         num_clusters=gpt.vocab_size,
         grid=gpt.grid_size,
         image_size=gpt.grid_size * vq.factor,
-        decodings=offered(counts=parts.counts is not None, refiner=refiner is not None),
+        decodings=offered(
+            counts=parts.counts is not None,
+            refiner=refiner is not None,
+            completer=completer is not None,
+        ),
         files=dict(files),
     )
+
+
+def _section(section: type[Section], config: object) -> Section:
+    """Those sizes of a model that the manifest has a place for."""
+    return section(**{name: getattr(config, name) for name in section.model_fields})

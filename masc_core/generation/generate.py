@@ -18,6 +18,7 @@ from torch import Tensor
 from masc_core.errors import NonFiniteError
 from masc_core.generation.batch import Batch
 from masc_core.models.gpt import GPT
+from masc_core.sampling.completion import complete_codes
 from masc_core.sampling.in_cluster import InClusterDecoder
 from masc_core.sampling.params import SamplingParams
 
@@ -26,12 +27,13 @@ from masc_core.sampling.params import SamplingParams
 class Generated:
     """What `generate` made, on the model's device."""
 
-    codes: Tensor  # int64 (B, L), of the tokenizer, raster order
+    codes: Tensor  # int64 (B, L), of the tokenizer, raster order; completed where that is asked for
     clusters: Tensor  # int64 (B, L), what the transformer predicted
     entropies: Tensor  # float32 (B, L), bits; with guidance, before temperature and filters
     prefill_seconds: float  # of the first position
     decode_seconds: float  # of all others
     code_seconds: float  # of both, to turn clusters into codes; on a GPU to enqueue that
+    complete_seconds: float  # to draw all codes anew from all clusters, where that is asked for
 
 
 @torch.inference_mode()
@@ -49,12 +51,13 @@ def generate(
     decoder : on the model's device
     params_list : of the B images, at least one
     on_step : called after each position p as ``on_step(p, codes)``, with the codes so far, int64
-        (B, p + 1); what it raises ends the generation
+        (B, p + 1), which of images that are completed are not the final ones; what it raises ends
+        the generation
 
     Raises
     ------
     UnknownClassError, InvalidFieldError : as from `Batch.join`
-    NonFiniteError : the logits of some images hold a NaN or an infinity; ``indices`` says of which
+    NonFiniteError : logits of some images hold a NaN or an infinity; ``indices`` says of which
     ValueError : no images, or a model in training mode, where dropout makes results random
     """
     if model.training:
@@ -76,13 +79,15 @@ def generate(
         if on_step is not None:
             on_step(position, tables.codes[images, : position + 1])
     finished = _now(device)
+    codes = complete_codes(decoder, tables.codes[images], params_list)
     return Generated(
-        codes=tables.codes[images],
+        codes=codes,
         clusters=clusters,
         entropies=tables.entropies[images],
         prefill_seconds=prefilled - started,
         decode_seconds=finished - prefilled,
         code_seconds=code_seconds,
+        complete_seconds=_now(device) - finished,
     )
 
 

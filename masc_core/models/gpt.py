@@ -52,7 +52,7 @@ class GPT(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = Projection(config.dim, config.vocab_size)
         self.rope = RopeTable(config)
-        self.apply(_init)
+        self.apply(init_weights)
         nn.init.zeros_(self.output.weight)
 
     def forward(self, labels: Tensor, tokens: Tensor) -> Tensor:
@@ -216,6 +216,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        self.is_causal = True  # a completer's is not
         self.n_head, self.head_dim = config.n_head, config.head_dim
         self.wqkv = Projection(config.dim, 3 * config.dim)
         self.wo = Projection(config.dim, config.dim)
@@ -225,7 +226,7 @@ class Attention(nn.Module):
         """(B, T, C) to the same shape."""
         q, k, v = self.project(x, cos_sin)  # (B, T, H, D)
         y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=self.is_causal
         )
         return self.resid_dropout(self.wo(y.transpose(1, 2).flatten(2)))
 
@@ -333,6 +334,7 @@ def _kernels() -> ModuleType:
     return feed_forward
 
 
-def _init(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
+    """Draw a layer's weights or a table from N(0, 0.02)."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)

@@ -20,12 +20,14 @@ import torch
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import parse_json
 from masc_core.io.tensors import Module, load_module, read_header, write_tensors
+from masc_core.models.completer import Completer
+from masc_core.models.completer_config import CompleterConfig
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQConfig, VQModel
 
-_KINDS = {VQModel: "tokenizer", GPT: "transformer", Refiner: "refiner"}
+_KINDS = {VQModel: "tokenizer", GPT: "transformer", Refiner: "refiner", Completer: "completer"}
 
 
 def save_model(
@@ -39,7 +41,7 @@ def save_model(
 
 
 def read_inputs(path: Path) -> dict[str, str]:
-    """Hashes of what a transformer or a refiner was trained from, by name, as it was saved."""
+    """Hashes of what a model was trained from, by name, as it was saved with them."""
     try:
         return dict(parse_json(read_header(path).get("inputs", "{}")))
     except (TypeError, ValueError) as error:
@@ -59,6 +61,11 @@ def load_transformer(path: Path) -> GPT:
 def load_refiner(path: Path) -> Refiner:
     """Read a refiner."""
     return _load(path, "refiner", lambda sizes: Refiner(RefinerConfig(**sizes)))
+
+
+def load_completer(path: Path) -> Completer:
+    """Read a completer."""
+    return _load(path, "completer", lambda sizes: Completer(CompleterConfig(**sizes)))
 
 
 def _load(path: Path, kind: str, build: Callable[[dict[str, Any]], Module]) -> Module:

@@ -3,7 +3,9 @@
 ``uniform`` draws every code of the cluster alike; ``frequency`` draws code c with probability
 ``count(c) / sum of the counts in its cluster``, and uniformly where no code was ever counted.
 Both are integer arithmetic on random words that belong to (seed, position), so all devices and all
-batches agree bit for bit. ``refine`` asks a second model: see `RefinerSampler`.
+batches agree bit for bit. ``refine`` asks a second model: see `RefinerSampler`. ``complete`` asks
+another one once all clusters are drawn (`masc_core.sampling.completion`); until then codes as of
+``frequency`` stand for those to come.
 
 Legend: B rows, V codes, K clusters, m codes of the largest one, C the transformer's width. Clusters
 are ragged (sizes are very skewed), so a row costs two look-ups (uniform) or a binary search over V
@@ -21,6 +23,7 @@ from torch import Tensor
 from masc_core.arrays import IntArray
 from masc_core.bundle.manifest import Decoding
 from masc_core.errors import InvalidFieldError
+from masc_core.models.completer import Completer
 from masc_core.models.kv_cache import KVLayer, Rows
 from masc_core.models.projection import PackedWeight, can_pack
 from masc_core.models.refiner import Refiner
@@ -29,9 +32,9 @@ from masc_core.sampling.cluster_softmax import ClusterSoftmax
 from masc_core.sampling.rng import code_bits
 from masc_core.sampling.sampler import MIN_TEMPERATURE
 
-UNIFORM, FREQUENCY, REFINE = 0, 1, 2
+UNIFORM, FREQUENCY, REFINE, COMPLETE = 0, 1, 2, 3
 MODES = {"uniform": UNIFORM, "frequency": FREQUENCY}  # that need no other model
-ALL_MODES = {**MODES, "refine": REFINE}
+ALL_MODES = {**MODES, "refine": REFINE, "complete": COMPLETE}
 
 # 32 random bits times a cluster's total must fit in int64: totals are kept below 2**31.
 TOTAL_BITS = 30
@@ -47,10 +50,12 @@ class InClusterDecoder:
         is not offered
     device : where codes are drawn
     refiner : on that device, in evaluation mode; without one ``refine`` is not offered
+    completer : likewise, for ``complete``
 
     Attributes
     ----------
     decodings : what is offered
+    labels : int64 (V,), cluster of each code
     """
 
     def __init__(
@@ -59,9 +64,15 @@ class InClusterDecoder:
         counts: npt.ArrayLike | None = None,
         device: torch.device | str = "cpu",
         refiner: Refiner | None = None,
+        completer: Completer | None = None,
     ) -> None:
-        self.prior, self._refiner = prior, refiner
-        self.decodings = offered(counts=counts is not None, refiner=refiner is not None)
+        self.prior, self._refiner, self._completer = prior, refiner, completer
+        self.decodings = offered(
+            counts=counts is not None,
+            refiner=refiner is not None,
+            completer=completer is not None,
+        )
+        self.labels = torch.tensor(prior.labels, device=device)
         weights = _weigh_members(prior, np.zeros_like(prior.labels) if counts is None else counts)
         cdf = np.cumsum(weights)
         cdf_offsets = np.concatenate([[0], cdf])[prior.offsets]  # (K+1,)
@@ -84,6 +95,13 @@ class InClusterDecoder:
             raise self._refusal("refine")
         return self._refiner
 
+    @property
+    def completer(self) -> Completer:
+        """The same for ``complete``."""
+        if self._completer is None:
+            raise self._refusal("complete")
+        return self._completer
+
     def decode(
         self, clusters: Tensor, seeds: Tensor, position: int | Tensor, modes: Tensor
     ) -> Tensor:
@@ -93,7 +111,8 @@ class InClusterDecoder:
         ----------
         clusters, seeds : int64 (B,)
         position : in the image, one for all rows or int64 (B,)
-        modes : int64 (B,), of ``ALL_MODES``; here ``REFINE`` draws as ``UNIFORM``
+        modes : int64 (B,), of ``ALL_MODES``; here ``REFINE`` draws as ``UNIFORM``, ``COMPLETE`` as
+            ``FREQUENCY``
         """
         return self.sample_code(clusters, code_bits(seeds, position), modes)
 
@@ -104,7 +123,7 @@ class InClusterDecoder:
         targets = self._cdf_offsets[clusters] + (random_bits * totals >> 32)
         # The first member whose cumulative count exceeds the target: never one with a count of 0.
         counted = torch.searchsorted(self._cdf, targets, right=True)
-        by_count = (modes == FREQUENCY) & (totals > 0)
+        by_count = ((modes == FREQUENCY) | (modes == COMPLETE)) & (totals > 0)
         return self._members[torch.where(by_count, counted, uniform)]
 
     def _refusal(self, decoding: str) -> InvalidFieldError:
@@ -189,9 +208,14 @@ def sample_index(scores: Tensor, random_bits: Tensor, temperatures: Tensor) -> T
     return torch.where(temperatures <= MIN_TEMPERATURE, scores.argmax(-1), drawn)
 
 
-def offered(*, counts: bool, refiner: bool) -> tuple[Decoding, ...]:
-    """Decodings of a model with or without counts and a refiner."""
-    has: dict[Decoding, bool] = {"uniform": True, "frequency": counts, "refine": refiner}
+def offered(*, counts: bool, refiner: bool, completer: bool) -> tuple[Decoding, ...]:
+    """Decodings of a model with or without counts, a refiner and a completer."""
+    has: dict[Decoding, bool] = {
+        "uniform": True,
+        "frequency": counts,
+        "refine": refiner,
+        "complete": completer,
+    }
     return tuple(name for name in has if has[name])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from masc_core.errors import InvalidFieldError, UnknownClassError
@@ -15,12 +15,15 @@ from masc_core.sampling.cfg_schedule import (
     scheduled_scales,
 )
 
+CODE_SETTINGS = ("code_temperature", "code_top_k", "code_cfg_scale")  # of a completer
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """All that an image depends on besides the model.
 
-    Temperature and filters concern clusters; see `masc_core.sampling.in_cluster` for codes.
+    Temperature and filters concern clusters; see `masc_core.sampling.in_cluster` for codes. What
+    begins with ``code_`` is how a completer draws those, and of no effect in other decodings.
 
     Raises
     ------
@@ -33,21 +36,27 @@ class SamplingParams:
     temperature: float = 1.0  # at least 0; at 0 the most probable token is taken
     top_k: int = 0  # keep the k most probable tokens; 0 is off
     top_p: float = 1.0  # keep the most probable tokens up to this probability, in (0, 1]; 1 is off
-    decoding: str = "uniform"  # how a code is drawn from a cluster; or "frequency", "refine"
+    decoding: str = "uniform"  # how a code is drawn from a cluster; see `ALL_MODES`
     cfg_schedule: CFGSchedule = "constant"  # how cfg_scale goes over the positions
     cfg_start: float = DEFAULT_CFG_START  # share of the positions before guidance begins, in [0, 1]
+    code_temperature: float = 1.0  # at least 0; at 0 the most probable code is taken
+    code_top_k: int = 0  # keep the k most probable codes of a cluster; 0 is off
+    code_cfg_scale: float = 1.0  # guidance of the codes, at least 1
 
     def __post_init__(self) -> None:
         """Refuse values that no model can serve."""
-        _require("cfg_scale", "1 or more", self.cfg_scale, 1 <= self.cfg_scale < math.inf)
+        for name in ("cfg_scale", "code_cfg_scale"):
+            _require(name, "1 or more", value := getattr(self, name), 1 <= value < math.inf)
         if self.cfg_schedule not in CFG_SCHEDULES:
             known = ", ".join(CFG_SCHEDULES)
             message = f"cfg_schedule must be one of {known}, not {self.cfg_schedule!r}"
             raise InvalidFieldError("cfg_schedule", message)
         _require("cfg_start", "in [0, 1]", self.cfg_start, 0 <= self.cfg_start <= 1)
         _require("seed", "in [0, 2^63)", self.seed, 0 <= self.seed < 2**63)
-        _require("temperature", "0 or more", self.temperature, 0 <= self.temperature < math.inf)
-        _require("top_k", "0 or more", self.top_k, 0 <= self.top_k < 2**63)
+        for name in ("temperature", "code_temperature"):
+            _require(name, "0 or more", value := getattr(self, name), 0 <= value < math.inf)
+        for name in ("top_k", "code_top_k"):
+            _require(name, "0 or more", value := getattr(self, name), 0 <= value < 2**63)
         _require("top_p", "in (0, 1]", self.top_p, 0 < self.top_p <= 1)
 
     @property
@@ -58,6 +67,13 @@ class SamplingParams:
     def cfg_scales(self, num_positions: int) -> list[float]:
         """Guidance of each of the L positions; see `scheduled_scales`."""
         return scheduled_scales(self.cfg_scale, self.cfg_schedule, self.cfg_start, num_positions)
+
+
+def check_code_settings(given: Collection[str], decoding: str) -> None:
+    """Raise an `InvalidFieldError` where one is of a completer, and the decoding has none."""
+    for name in CODE_SETTINGS:
+        if name in given and decoding != "complete":
+            raise InvalidFieldError(name, f"{name} is of the decoding complete, not {decoding}")
 
 
 def image_seed(seed: int, index: int) -> int:

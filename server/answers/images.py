@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from typing import Any, Final
@@ -13,6 +12,7 @@ from starlette.responses import Response
 
 from masc_core.images import ImageFormat
 from server.schemas.generate import GenerateAnswer, Image, ModelVersion, Stages
+from worker.jobs.job import GenerationRequest
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
 
 BINARY: Final = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
@@ -68,13 +68,18 @@ def provenance(result: JobResult) -> dict[str, Any]:
     version = ModelVersion(
         name=result.model, version=result.version, weights_sha256=result.weights_sha256
     )
-    return {"model": version, "timings": Stages(**dataclasses.asdict(result.timings))}
+    return {"model": version, "timings": Stages(**result.timings.by_stage())}
+
+
+def provisional(request: GenerationRequest) -> dict[str, bool]:
+    """The field ``provisional`` of a preview, where the final picture will differ."""
+    return {"provisional": True} if request.decoding == "complete" else {}
 
 
 def server_timing(timings: Timings) -> str:
     """Write the stages as a Server-Timing header, in milliseconds."""
-    seconds_of = dataclasses.asdict(timings)
-    return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in seconds_of.items())
+    seconds_of = timings.by_stage().items()
+    return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in seconds_of)
 
 
 def base64_of(data: bytes) -> str:

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from masc_core.errors import MascError, QueueDownError, UnknownJobError
 from masc_core.escapes import quoted
-from server.answers.images import base64_of, image_facts, provenance
+from server.answers.images import base64_of, image_facts, provenance, provisional
 from server.answers.job_updates import JobUpdate, queue_position
 from server.auth.api_keys import Client
 from server.errors import Problem, problem_document
@@ -179,6 +179,7 @@ class JobEvents:
                     rows=rows,
                     num_rows=num_rows,
                     format=file_format,
+                    **provisional(self.job.request),
                     b64=base64_of(data),
                 )
                 return _event("preview", preview, number)

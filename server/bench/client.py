@@ -24,7 +24,7 @@ from pydantic import SecretStr
 from masc_core.errors import ConfigError
 from masc_core.settings import ProcessSettings, read_settings
 
-STAGES = ("queue", "prefill", "decode", "vq_decode", "encode", "total")
+STAGES = ("queue", "prefill", "decode", "complete", "vq_decode", "encode", "total")
 MAX_TEXT = 200  # of a problem, characters
 REJECTIONS = (429, 503)
 NO_ANSWER = 0

@@ -17,9 +17,9 @@ from server.bench.client import REJECTIONS, STAGES
 from server.bench.load import Rows
 from server.bench.report import Report, headline
 
-# Okabe, Ito: Color Universal Design, 2008; without yellow, which is faint on white.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+# Okabe, Ito: Color Universal Design, 2008; without yellow, which is faint on white, and with grey.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2)))
 DOTS_PER_INCH = 120
 
 MIN_BINS, MAX_BINS = 6, 60

@@ -17,6 +17,7 @@ from masc_core.errors import CapacityError, InvalidFieldError, UnknownClassError
 from masc_core.escapes import quoted
 from masc_core.images import ImageFormat
 from masc_core.sampling.cfg_schedule import CFGSchedule, check_cfg_start
+from masc_core.sampling.params import check_code_settings
 from server.auth.api_keys import Client
 from server.errors import problem_type_of
 from server.intake.idempotency import mark_replay
@@ -51,8 +52,8 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
     Raises
     ------
     UnknownClassError : the model has no such class
-    InvalidFieldError : not exactly one class is given, a decoding that the model lacks, or a start
-        for a schedule without one
+    InvalidFieldError : not exactly one class is given, a decoding that the model lacks, a start
+        for a schedule without one, or a setting of a completer for another decoding
     """
     defaults = manifest.defaults
     decoding = body.decoding or defaults.decoding
@@ -61,6 +62,7 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
         raise InvalidFieldError("decoding", f"{manifest.name} offers {offered}, not {decoding}")
     schedule: CFGSchedule = body.cfg_schedule or defaults.cfg_schedule
     check_cfg_start(body.cfg_start, schedule)
+    check_code_settings(body.model_dump(exclude_none=True), decoding)
     class_id = resolve_class(body, manifest)
     return GenerationRequest(
         model=manifest.name,
@@ -77,6 +79,9 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
         class_name=manifest.class_names[class_id],
         cfg_schedule=schedule,
         cfg_start=_first(body.cfg_start, defaults.cfg_start),
+        code_temperature=_first(body.code_temperature, defaults.code_temperature),
+        code_top_k=min(_first(body.code_top_k, defaults.code_top_k), manifest.num_codes),
+        code_cfg_scale=_first(body.code_cfg_scale, defaults.code_cfg_scale),
     )
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from masc_core.bundle.manifest import Defaults, Manifest
 from masc_core.errors import InvalidFieldError, MascError, UnknownModelError
 from server.answers.event_stream import stream_generation
-from server.answers.images import base64_of
+from server.answers.images import base64_of, provisional
 from server.answers.job_updates import JobUpdate, wait_for_result
 from server.auth.dependencies import LimitedClientDependency
 from server.intake.accept import EVENTS
@@ -216,9 +216,11 @@ class OpenAIEvents:
             created_at=int(time.time()),
             size=self.size,
             output_format=preview.format,
+            **provisional(self.job.request),
         )
         self.sent[preview.image] += 1
-        return format_sse_event(event=event.type, data_str=event.model_dump_json())
+        data = event.model_dump_json(exclude_none=True)
+        return format_sse_event(event=event.type, data_str=data)
 
     def _completed(self, index: int, image: ImageOutput) -> bytes:
         event = CompletedEvent(

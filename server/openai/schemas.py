@@ -17,8 +17,12 @@ from server.schemas.generate import (
     CfgScale,
     CFGStart,
     ChosenCFGSchedule,
+    CodeCfgScale,
+    CodeTemperature,
+    CodeTopK,
     InClusterDecoding,
     ModelName,
+    Provisional,
     Seed,
     Temperature,
     TopK,
@@ -89,6 +93,9 @@ class OpenAIBody(BaseModel):
     top_k: TopK = None
     top_p: TopP = None
     decoding: InClusterDecoding = None
+    code_temperature: CodeTemperature = None
+    code_top_k: CodeTopK = None
+    code_cfg_scale: CodeCfgScale = None
 
     @field_validator("response_format")
     @classmethod
@@ -151,6 +158,7 @@ class PartialImageEvent(OpenAIEvent):
 
     type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
     partial_image_index: int
+    provisional: Provisional = None
 
 
 class CompletedEvent(OpenAIEvent):

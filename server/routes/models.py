@@ -32,6 +32,9 @@ class Defaults(BaseModel):
     decoding: Decoding
     cfg_schedule: CFGSchedule
     cfg_start: float
+    code_temperature: float
+    code_top_k: int
+    code_cfg_scale: float
 
 
 class ModelSummary(BaseModel):

@@ -70,11 +70,42 @@ InClusterDecoding = Annotated[
     Decoding | None,
     Field(
         description="How a cluster becomes one of its codes: all alike, as often as in training "
-        "data, or by the model's refiner. Default: the model's."
+        "data, by the model's refiner one after another, or by its completer all at the end. "
+        "Default: the model's."
+    ),
+]
+CodeTemperature = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=MAX_TEMPERATURE,
+        allow_inf_nan=False,
+        description="Divides a completer's scores; for the decoding `complete` alone, as what "
+        "follows. Default: the model's.",
+    ),
+]
+CodeTopK = Annotated[
+    int | None,
+    Field(ge=0, description="Draw among the likeliest codes of a cluster; 0 is all."),
+]
+CodeCfgScale = Annotated[
+    float | None,
+    Field(
+        ge=1.0,
+        le=20.0,
+        allow_inf_nan=False,
+        description="Scale of the completer's own guidance; 1 is none. Default: the model's.",
     ),
 ]
 ModelName = Annotated[
     str | None, Field(max_length=200, description="Default: the server's default model.")
+]
+Provisional = Annotated[
+    bool | None,
+    Field(
+        description="True where other codes of the same clusters stand for those that a completer "
+        "draws at the end: the final picture differs in its details."
+    ),
 ]
 
 
@@ -120,6 +151,9 @@ class Stages(BaseModel):
     queue: float
     prefill: float
     decode: float
+    complete: Annotated[
+        float | None, Field(description="Where the codes come from the model's completer.")
+    ] = None
     vq_decode: float
     encode: float
     total: Annotated[float, Field(description="From submission to the encoded images.")]
@@ -176,6 +210,9 @@ class ImagesBody(BaseModel):
     top_k: TopK = None
     top_p: TopP = None
     decoding: InClusterDecoding = None
+    code_temperature: CodeTemperature = None
+    code_top_k: CodeTopK = None
+    code_cfg_scale: CodeCfgScale = None
     format: Annotated[
         ImageFormat | None,
         Field(description="File format. Default: what `Accept` asks for, or else png."),

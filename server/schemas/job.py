@@ -12,7 +12,14 @@ from masc_core.bundle.manifest import Decoding
 from masc_core.images import ImageFormat
 from masc_core.sampling.cfg_schedule import CFGSchedule
 from server.errors import Problem
-from server.schemas.generate import Image, ImageFacts, ImagesBody, ModelVersion, Stages
+from server.schemas.generate import (
+    Image,
+    ImageFacts,
+    ImagesBody,
+    ModelVersion,
+    Provisional,
+    Stages,
+)
 from worker.jobs.queue import JobState
 
 EXAMPLE_JOB: dict[str, Any] = {
@@ -36,6 +43,9 @@ EXAMPLE_JOB: dict[str, Any] = {
         "top_k": 0,
         "top_p": 1.0,
         "decoding": "uniform",
+        "code_temperature": 1.0,
+        "code_top_k": 0,
+        "code_cfg_scale": 1.0,
         "format": "png",
     },
     "events": "/jobs/0c3c8a4c2fd14b6ba4ff4a2f3c5e8a77/events",
@@ -66,6 +76,9 @@ class JobRequest(BaseModel):
     top_k: int
     top_p: float
     decoding: Decoding
+    code_temperature: float
+    code_top_k: int
+    code_cfg_scale: float
     format: ImageFormat
 
 
@@ -131,6 +144,7 @@ class PreviewEvent(ProgressEvent):
     """The upper rows of an image, as wide as the image and as high as the rows."""
 
     format: ImageFormat
+    provisional: Provisional = None
     b64: Annotated[str, Field(description="The file in Base64.")]
 
 

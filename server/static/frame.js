@@ -27,9 +27,10 @@ export class Frame {
     this.box.classList.add("drawing");
   }
 
-  /** The upper rows, as they will nearly be. */
-  preview({ rows, num_rows: numRows, format, b64 }) {
+  /** The upper rows, as they will nearly be; with other details, where they are provisional. */
+  preview({ rows, num_rows: numRows, format, provisional, b64 }) {
     const image = this.picture.querySelector("img") ?? make("img", { alt: "" });
+    if (provisional) this.caption.textContent = "Details come at the end";
     image.src = `data:image/${format};base64,${b64}`;
     image.style.height = `${(100 * rows) / numRows}%`;
     if (!image.isConnected) this.picture.append(image);

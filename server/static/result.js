@@ -10,6 +10,7 @@ const STAGES = {
   queue: "waiting",
   prefill: "first step",
   decode: "predicting",
+  complete: "completing",
   vq_decode: "drawing",
   encode: "encoding",
 };
@@ -92,7 +93,7 @@ function drop(node) {
 }
 
 function timings(seconds) {
-  const parts = Object.keys(STAGES);
+  const parts = Object.keys(STAGES).filter((stage) => stage in seconds);
   const bar = make("div", { className: "bar" });
   bar.setAttribute("aria-hidden", "true");
   for (const stage of parts) {

@@ -14,6 +14,7 @@ const STAGES = {
   prefill: "first step",
   decode: "predicting",
   cluster_to_code: "cluster to code",
+  complete: "completing",
   vq_decode: "drawing",
   encode: "encoding",
   deliver: "delivering",

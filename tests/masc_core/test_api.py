@@ -29,7 +29,8 @@ SIGNATURES = {
     "load_model": "(folder, version=None, *, device='auto', dtype='auto')",
     "build_tree": "(codebook, linkage='average', device='cpu', report=no_progress)",
     "Model.generate": "(self, classes=(), num_images=1, seed=0, *, cfg_scale=None, "
-    "temperature=None, top_k=None, top_p=None, decoding=None, cfg_schedule=None, cfg_start=None)",
+    "temperature=None, top_k=None, top_p=None, decoding=None, cfg_schedule=None, cfg_start=None, "
+    "code_temperature=None, code_top_k=None, code_cfg_scale=None)",
     "Model.encode": "(self, images)",
     "Model.decode": "(self, codes)",
     "Generation": "(images, codes, clusters, entropies, params)",

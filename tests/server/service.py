@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import colorsys
+import dataclasses
 import datetime as dt
 import io
 import math
@@ -22,9 +23,11 @@ from PIL import Image, ImageDraw
 from prometheus_client import CollectorRegistry, generate_latest
 
 from masc_core.bundle.manifest import (
+    COMPLETER_FILE,
     COUNTS_FILE,
     REFINER_FILE,
     REQUIRED_FILES,
+    CompleterSection,
     Decoding,
     Defaults,
     GPTSection,
@@ -61,6 +64,11 @@ def write_model(
     files = [*REQUIRED_FILES, COUNTS_FILE]
     if "refine" in decodings:
         files.append(REFINER_FILE)
+    completer = None
+    if "complete" in decodings:
+        files.append(COMPLETER_FILE)
+        sizes = {"dim": 8, "n_layer": 1, "n_head": 1}
+        completer = CompleterSection(**sizes, softmax="member", input_rows="clusters")
     manifest = Manifest(
         name=name,
         version=version,
@@ -78,6 +86,7 @@ def write_model(
         image_size=GRID * 4,
         decodings=tuple(decodings),
         refiner=RefinerSection(width=8, n_head=2, ffn_dim=16) if "refine" in decodings else None,
+        completer=completer,
         files=dict.fromkeys(files, "0" * 64),
     )
     write_manifest(folder, manifest)
@@ -113,6 +122,8 @@ def paint(job: Job, version: str = "v1") -> JobResult:
         for i in range(request.num_images)
     )
     timings = Timings(0.001, 0.002, 0.003, 0.004, 0.005, 0.015)
+    if request.decoding == "complete":
+        timings = dataclasses.replace(timings, complete=0.006, total=0.021)
     return JobResult(images, request.model, version, WEIGHTS, timings)
 
 

@@ -13,6 +13,7 @@ from tests.tiny_images import make_images
 from training.stages.codes import extract_codes
 from training.stages.configs import (
     CodesConfig,
+    CompleterTrainingConfig,
     PriorConfig,
     RefinerTrainingConfig,
     TokenizerConfig,
@@ -97,6 +98,23 @@ def refiner_config(root: Path, transformer: Path, **changes: object) -> RefinerT
         "checkpoint_every": 1000,
     }
     return RefinerTrainingConfig.model_validate(values | changes)
+
+
+def completer_config(root: Path, **changes: object) -> CompleterTrainingConfig:
+    values: dict[str, object] = {
+        "out": root / "completer",
+        "codes": root / "codes-train",
+        "val_codes": root / "codes-val",
+        "prior": root / "prior" / "prior.npz",
+        "dim": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "epochs": 30,
+        "batch_size": 12,
+        "lr": 1e-2,
+        "checkpoint_every": 1000,
+    }
+    return CompleterTrainingConfig.model_validate(values | changes)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch
 
 from masc_core.clustering import methods
 from masc_core.errors import ConfigError
+from masc_core.models.completer_config import CompleterConfig
 from masc_core.models.gpt_config import GPTConfig
 from tests.golden_files import load_golden_json
 from training.config import StageConfig, load_config, set_threads
@@ -17,6 +18,7 @@ from training.stages.configs import (
     ClassifierConfig,
     CodesConfig,
     CompareConfig,
+    CompleterTrainingConfig,
     PriorConfig,
     PublishConfig,
     RefinerTrainingConfig,
@@ -33,6 +35,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "prior": PriorConfig,
     "transformer": TransformerConfig,
     "refiner": RefinerTrainingConfig,
+    "completer": CompleterTrainingConfig,
     "classifier": ClassifierConfig,
     "compare": CompareConfig,
     "show": ShowConfig,
@@ -42,7 +45,7 @@ STAGES: dict[str, type[StageConfig]] = {
 def stage_of(path: Path) -> type[StageConfig]:
     """By the file's name, which may be a variant, as ``iar-b-masc`` and ``prior-kmeans``."""
     first, last = path.stem.split("-")[0], path.stem.split("-")[-1]
-    if first in {"llamagen", "iar"}:
+    if first in {"llamagen", "iar", "ctf"}:
         return RefinerTrainingConfig if last == "refiner" else TransformerConfig
     return STAGES.get(path.stem) or STAGES[first]
 
@@ -84,6 +87,35 @@ def test_the_runs_of_the_paper(size: str, vocabulary: str) -> None:
     steps = 1_281_167 // config.batch_size * config.epochs
     title = f"{round(named.num_parameters / 1e6)} million parameters, {steps:,} steps."
     assert path.read_text("utf-8").splitlines()[0].endswith(title)
+
+
+@pytest.mark.parametrize("clusters", ["kmeans", "masc"])
+def test_the_runs_of_ctf(clusters: str) -> None:
+    folder = CONFIGS / "imagenet256"
+    coarse = load_config(PriorConfig, folder / f"prior-ctf-{clusters}.toml", {})
+    fine = load_config(PriorConfig, folder / f"prior-{clusters}.toml", {})
+    assert (coarse.num_clusters, coarse.method) == (512, fine.method)
+    counts: dict[Path, int] = {}
+    for size in ("b", "l", "xl"):
+        path = folder / f"ctf-{size}-{clusters}.toml"
+        first = load_config(TransformerConfig, path, {})
+        named = GPTConfig.named(f"GPT-{size.upper()}", vocab_size=512)
+        assert (first.dim, first.n_layer, first.n_head) == (named.dim, named.n_layer, named.n_head)
+        assert (first.prior, first.partitions) == (coarse.out / "prior.npz", ())
+        counts[path] = named.num_parameters
+    for prior in (coarse, fine):
+        path = folder / f"completer-{clusters}-{prior.num_clusters}.toml"
+        second = load_config(CompleterTrainingConfig, path, {})
+        assert second.prior == prior.out / "prior.npz"
+        assert (second.dim, second.n_layer, second.n_head) == (1024, 24, 16)
+        sizes = CompleterConfig(
+            vocab_size=16384, dim=1024, n_layer=24, n_head=16, num_clusters=prior.num_clusters
+        )
+        counts[path] = sizes.num_parameters
+    for path, count in counts.items():
+        assert load_config(stage_of(path), path, {}).out == Path("runs/imagenet256") / path.stem
+        title = f"{round(count / 1e6)} million parameters, 1,501,200 steps."
+        assert path.read_text("utf-8").splitlines()[0].endswith(title)
 
 
 @pytest.mark.parametrize("size", ["b", "l", "xl"])

@@ -49,7 +49,7 @@ def running_job(
 def made(task: ImageTask, index: int, entropies: list[float]) -> MadeImage:
     codes = torch.zeros(4, dtype=torch.int64)
     image = FinishedImage(task, codes, torch.tensor(entropies), 0.5 * index, 3.0 - index)
-    return MadeImage(image, EncodedFile(bytes([index]), 0.25, 0.125))
+    return MadeImage(image, EncodedFile(bytes([index]), 0.5, 0.25, 0.125))
 
 
 def test_a_job_has_one_task_an_image(loaded: LoadedModel) -> None:
@@ -88,7 +88,7 @@ def test_images_may_come_in_any_order_and_times_are_the_slowest_or_summed(
     assert result.images[0].entropy_ratio == 1.5 / math.log2(NUM_CLUSTERS)
     times = result.timings
     assert (times.prefill, times.decode) == (1.0, 3.0)
-    assert (times.vq_decode, times.encode) == (0.75, 0.375)
+    assert (times.complete, times.vq_decode, times.encode) == (1.5, 0.75, 0.375)
     assert 100 <= times.queue <= times.total < 200
 
 

@@ -203,6 +203,23 @@ def test_refined_images_are_the_same_among_others(tmp_path: Path) -> None:
     assert expected(bundle, refined) != expected(bundle, replace(refined, decoding="uniform"))
 
 
+def test_completed_images_are_the_same_among_others(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path, completer=True)
+    bundle = load_bundle(tmp_path / "tiny" / "1")
+    completed = replace(REQUEST, decoding="complete", code_cfg_scale=1.5, num_images=3)
+    (alone,) = serve(bundle, [completed])
+    assert [image.data for image in images(alone)] == expected(bundle, completed)
+    others = [replace(other, decoding="complete", code_top_k=2) for other in OTHERS[4:8]]
+    among = serve(bundle, [*OTHERS[:4], completed, *others])
+    assert images(among[4]) == images(alone)
+    uniform, *_ = serve(bundle, [replace(REQUEST, num_images=3)])
+    assert images(uniform) != images(alone)
+    assert isinstance(alone, JobResult)
+    assert isinstance(uniform, JobResult)
+    assert alone.timings.complete > 0
+    assert uniform.timings.complete == 0
+
+
 def test_an_image_that_cannot_be_rendered_fails_its_job_alone(
     bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:

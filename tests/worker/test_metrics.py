@@ -33,12 +33,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return load_bundle(root / "tiny" / "1")
 
 
-def serve(bundle: Bundle, registry: CollectorRegistry) -> list[JobResult]:
+def serve(
+    bundle: Bundle, registry: CollectorRegistry, plain: GenerationRequest = PLAIN
+) -> list[JobResult]:
     """Results of the two requests, which run in one batch of five rows."""
 
     async def main() -> list[JobResult]:
         queue = MemoryQueue()
-        jobs = [Job(GUIDED), Job(PLAIN)]
+        jobs = [Job(GUIDED), Job(plain)]
         for job in jobs:
             await queue.submit(job)
         metrics = WorkerMetrics(registry)
@@ -52,6 +54,18 @@ def serve(bundle: Bundle, registry: CollectorRegistry) -> list[JobResult]:
         return [outcome for outcome in outcomes if isinstance(outcome, JobResult)]
 
     return asyncio.run(main())
+
+
+def test_the_stage_complete_is_of_jobs_that_are_completed(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path, completer=True)
+    bundle, registry = load_bundle(tmp_path / "tiny" / "1"), CollectorRegistry()
+    _, completed = serve(bundle, registry, replace(PLAIN, decoding="complete"))
+
+    def value(kind: str, stage: str) -> float | None:
+        return registry.get_sample_value(f"masc_stage_duration_seconds_{kind}", {"stage": stage})
+
+    assert (value("count", "vq_decode"), value("count", "complete")) == (2, 1)
+    assert value("sum", "complete") == completed.timings.complete > 0
 
 
 def test_metrics_count_what_was_done(bundle: Bundle) -> None:

@@ -222,7 +222,8 @@ def test_jobs_whose_end_the_queue_takes_are_traced() -> None:
         client.report(lease, RESULT)
     client.flush()
     *stages, job = spans.get_finished_spans()
-    assert [stage.name for stage in stages] == list(TIMED_STAGES)
+    names = [stage.name for stage in stages]
+    assert names == [name for name in TIMED_STAGES if name != "complete"], "nothing was completed"
     assert job.attributes is not None
     assert (job.name, job.attributes["masc.job.id"]) == ("job", "j0")
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from masc_core.bundle.manifest import Decoding, PlainName
+from masc_core.models.completer_config import InputRows, Softmax
 from masc_core.models.gpt_config import Positions
 from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, CFGSchedule
 from training.config import Frozen, ImageOptions, LoopConfig, MayChange, StageConfig
@@ -303,6 +304,43 @@ class RefinerTrainingConfig(LoopConfig):
     )
 
 
+class CompleterTrainingConfig(LoopConfig):
+    """Keys of a completer run."""
+
+    codes: MayChange[Path] = Field(description="code cache of the training images")
+    val_codes: MayChange[Path] = Field(description="code cache of the validation images")
+    prior: MayChange[Path] = Field(description="prior.npz")
+    dim: int = Field(256, ge=8)
+    n_layer: int = Field(8, ge=1)
+    n_head: int = Field(4, ge=1)
+    positions: Positions = Field(
+        "rope2d", description="learned: a vector each, for codes that are no grid"
+    )
+    softmax: Softmax = Field(
+        "member", description="over the codes of a cluster; full: over all, whatever the cluster"
+    )
+    input_rows: InputRows = Field(
+        "clusters", description="of the table that is read; codes: CTF's number of parameters"
+    )
+    token_dropout: float = Field(0.1, ge=0, lt=1)
+    resid_dropout: float = Field(0.1, ge=0, lt=1)
+    ffn_dropout: float = Field(0.1, ge=0, lt=1)
+    class_dropout: float = Field(0.1, gt=0, lt=1, description="share of labels dropped for CFG")
+    weight_decay: float = Field(0.05, ge=0)
+    siblings: MayChange[Path | None] = Field(
+        None, description="prior.npz of fewer clusters, made of those of the prior: their families"
+    )
+    corruption: float = Field(
+        0.0, ge=0, le=1, description="share of clusters that are read as others of their family"
+    )
+
+    @model_validator(mode="after")
+    def _corrupts_by_siblings(self) -> Self:
+        if (self.siblings is None) != (self.corruption == 0):
+            raise ValueError("corruption and siblings: one needs the other")
+        return self
+
+
 class ClassifierConfig(LoopConfig, ImageOptions):
     """Keys of a classifier run."""
 
@@ -331,6 +369,9 @@ class EvaluateConfig(ImageOptions):
     top_k: int | None = Field(None, ge=0, description="likewise; 0 is off")
     top_p: float | None = Field(None, gt=0, le=1, description="likewise; 1 is off")
     decoding: str | None = Field(None, description="what the model offers")
+    code_temperature: float | None = Field(None, ge=0, description="of a completer; likewise")
+    code_top_k: int | None = Field(None, ge=0, description="likewise; 0 is off")
+    code_cfg_scale: float | None = Field(None, ge=1, le=20, description="likewise")
     seed: int = Field(0, ge=0, description="of the first image of each class")
     image_size: int | None = Field(
         None, ge=8, description="pixels a side at which images are compared"
@@ -412,6 +453,9 @@ class PublishConfig(VersionConfig):
     refiner: Path | None = Field(
         None, description="folder of the refiner run; offers refine decoding"
     )
+    completer: Path | None = Field(
+        None, description="folder of the completer run; offers complete decoding"
+    )
     classifier: Path | None = Field(
         None, description="folder of a classifier run, for class agreement"
     )
@@ -430,6 +474,9 @@ class PublishConfig(VersionConfig):
         DEFAULT_CFG_START, ge=0, le=1, description="default share of positions before a step"
     )
     decoding: Decoding = Field("uniform", description="default in-cluster decoding")
+    code_temperature: float = Field(1.0, gt=0, description="default temperature of a completer")
+    code_top_k: int = Field(0, ge=0, description="default top-k of a completer; 0 is all codes")
+    code_cfg_scale: float = Field(1.0, ge=1, le=20, description="default CFG scale of a completer")
     activate: bool = Field(default=True, description="serve this version from now on")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 

@@ -41,7 +41,7 @@ from masc_core.io.files import atomic_write, read_json, sha256_file, write_json
 from masc_core.models.weights import load_transformer, read_inputs
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.cfg_schedule import WITH_START, check_cfg_start
-from masc_core.sampling.params import SamplingParams
+from masc_core.sampling.params import CODE_SETTINGS, SamplingParams, check_code_settings
 from masc_core.settings import ModelSettings, read_settings
 from training.changes import require_same_classes
 from training.data.code_cache import CodeCache
@@ -274,6 +274,11 @@ class _Evaluation:
             "top_k": params.top_k,
             "top_p": params.top_p,
             "decoding": params.decoding,
+            **{
+                name: getattr(params, name)
+                for name in CODE_SETTINGS
+                if params.decoding == "complete"
+            },
             "first_seed": config.seed,
             "codes": str(config.codes) if config.codes else None,
             "codes_cfg_scale": config.codes_cfg_scale if config.codes else None,
@@ -338,6 +343,7 @@ def _params(config: EvaluateConfig, bundle: Bundle) -> SamplingParams:
     changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     params = replace(default_params(bundle), seed=config.seed, **changes)
     check_cfg_start(config.cfg_start, params.cfg_schedule)
+    check_code_settings(changes, params.decoding)
     bundle.decoder.check(params.decoding)
     if config.transformer is not None and params.decoding == "refine":
         raise ConfigError(

@@ -12,7 +12,7 @@ publish another one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from masc_core.bundle.manifest import (
+    COMPLETER_FILE,
     MANIFEST_FILE,
     PRIOR_FILE,
     REFINER_FILE,
@@ -36,9 +37,15 @@ from masc_core.bundle.registry import Registry
 from masc_core.bundle.write import BundleParts, draft_version
 from masc_core.errors import ConfigError
 from masc_core.io.files import read_json, sha256_file
-from masc_core.models.weights import load_refiner, load_transformer, read_inputs
+from masc_core.models.weights import (
+    load_completer,
+    load_refiner,
+    load_transformer,
+    read_inputs,
+)
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
+from masc_core.sampling.params import CODE_SETTINGS
 from masc_core.settings import models_dir
 from training.config import set_threads
 from training.data.cluster_data import PARTITION, partition_sha256
@@ -71,11 +78,10 @@ def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Ma
     """
     set_threads(config.threads)
     models = models_dir(config.models)
-    if config.decoding == "refine" and config.refiner is None:
-        raise ConfigError("decoding: refine needs a refiner")
-    runs = TrainedRuns(
-        config.tokenizer, config.prior, config.codes, config.transformer, config.refiner
-    )
+    for decoding, part in (("refine", "refiner"), ("complete", "completer")):
+        if config.decoding == decoding and getattr(config, part) is None:
+            raise ConfigError(f"decoding: {decoding} needs a {part}")
+    runs = TrainedRuns(**{part.name: getattr(config, part.name) for part in fields(TrainedRuns)})
     parts, class_names = runs.load()
     check_class_names(class_names, f"codes: classes of {config.codes}")
     with draft_version(models, config.name, config.version) as draft:
@@ -89,6 +95,7 @@ def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Ma
                 cfg_schedule=config.cfg_schedule,
                 cfg_start=config.cfg_start,
                 decoding=config.decoding,
+                **{name: getattr(config, name) for name in CODE_SETTINGS},
             ),
             provenance={"note": config.note, **runs.provenance(), "made_with": made_with()},
             metrics=runs.metrics(),
@@ -120,7 +127,7 @@ class TrainedRuns:
     prior : None for the flat vocabulary
     codes : cache of the training images
     transformer : of the transformer run
-    refiner : of the refiner run, if there is one
+    refiner, completer : of the runs of these, if there are any
     """
 
     tokenizer: Path
@@ -128,6 +135,7 @@ class TrainedRuns:
     codes: Path
     transformer: Path
     refiner: Path | None = None
+    completer: Path | None = None
 
     def load(self) -> tuple[BundleParts, tuple[str, ...]]:
         """What a bundle is made of, and the names of the classes; errors as of `publish`."""
@@ -139,17 +147,21 @@ class TrainedRuns:
             prior = ClusterMap.load(self.prior / PRIOR_FILE)
         model = load_transformer(self.transformer / TRANSFORMER_FILE)
         refiner = None if self.refiner is None else load_refiner(self.refiner / REFINER_FILE)
+        completer = (
+            None if self.completer is None else load_completer(self.completer / COMPLETER_FILE)
+        )
         self._check_origin(tokenizer.sha256, cache.index)
         parts = BundleParts(
-            model, tokenizer.model, prior, cache.counts(), refiner, self._partitions()
+            model, tokenizer.model, prior, cache.counts(), refiner, self._partitions(), completer
         )
         return parts, cache.index.class_names
 
     def metrics(self) -> dict[str, JsonValue]:
-        """What the runs measured on validation images; those of the refiner under its name."""
+        """What the runs measured on validation images; of the refiner, say, under its name."""
         metrics = self._tokenizer_metrics() | _read_values(self.transformer / "metrics.json")
-        if self.refiner is not None:
-            metrics["refiner"] = _without_objective(_read_values(self.refiner / "metrics.json"))
+        for name, run in (("refiner", self.refiner), ("completer", self.completer)):
+            if run is not None:
+                metrics[name] = _without_objective(_read_values(run / "metrics.json"))
         return _without_objective(metrics)
 
     def provenance(self) -> dict[str, JsonValue]:
@@ -159,6 +171,8 @@ class TrainedRuns:
         trained = {"transformer": self.transformer / TRANSFORMER_FILE}
         if self.refiner is not None:
             trained["refiner"] = self.refiner / REFINER_FILE
+        if self.completer is not None:
+            trained["completer"] = self.completer / COMPLETER_FILE
         for name, path in trained.items():
             config = _read_values(path.parent / "config.json")
             provenance[name] = config | {"inputs": read_inputs(path)}
@@ -183,7 +197,10 @@ class TrainedRuns:
         return (self.tokenizer / MANIFEST_FILE).is_file()
 
     def _check_origin(self, tokenizer: str, codes: CodeIndex) -> None:
-        """Raise unless all comes from this tokenizer and prior, the refiner from both models."""
+        """Raise unless all comes from this tokenizer and prior, the refiner from both models.
+
+        A completer knows no transformer, but the classes of its images.
+        """
         if codes.tokenizer_sha256 != tokenizer:
             raise ConfigError("codes: were made by another tokenizer")
         prior = "identity" if self.prior is None else sha256_file(self.prior / PRIOR_FILE)
@@ -197,10 +214,14 @@ class TrainedRuns:
                 f"codes: {self.codes} is of other images than the transformer was trained on, "
                 f"those of {trained_on}"
             )
-        if self.refiner is None:
-            return
-        made_from["transformer"] = sha256_file(transformer)
-        _require_origin("refiner", read_inputs(self.refiner / REFINER_FILE), made_from)
+        if self.completer is not None:
+            images = {"set of codes": codes.files_sha256}
+            found = read_inputs(self.completer / COMPLETER_FILE)
+            found["set of codes"] = found.get("codes", "")
+            _require_origin("completer", found, made_from | images)
+        if self.refiner is not None:
+            made_from["transformer"] = sha256_file(transformer)
+            _require_origin("refiner", read_inputs(self.refiner / REFINER_FILE), made_from)
 
     def _tokenizer_sha256(self) -> str:
         if self._is_bundle:

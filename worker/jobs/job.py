@@ -39,6 +39,9 @@ class GenerationRequest:
     class_name: str = ""
     cfg_schedule: CFGSchedule = "constant"
     cfg_start: float = DEFAULT_CFG_START
+    code_temperature: float = 1.0
+    code_top_k: int = 0
+    code_cfg_scale: float = 1.0
 
     @property
     def num_rows(self) -> int:

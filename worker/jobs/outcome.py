@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -41,6 +42,12 @@ class Timings:
     vq_decode: float = 0.0
     encode: float = 0.0
     total: float = 0.0
+    complete: float = 0.0  # between ``decode`` and ``vq_decode``; 0 where nothing is completed
+
+    def by_stage(self) -> dict[str, float]:
+        """Seconds by the name of their stage; ``complete`` only where images were completed."""
+        seconds_of = dataclasses.asdict(self)
+        return {name: s for name, s in seconds_of.items() if name != "complete" or s}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,20 @@ from weakref import WeakKeyDictionary
 from prometheus_client import CollectorRegistry, Histogram
 
 Stage = Literal[
-    "admit", "queue", "prefill", "decode", "cluster_to_code", "vq_decode", "encode", "deliver"
+    "admit",
+    "queue",
+    "prefill",
+    "decode",
+    "cluster_to_code",
+    "complete",
+    "vq_decode",
+    "encode",
+    "deliver",
 ]
 # Those that are fields of `worker.jobs.outcome.Timings`, in their order.
-TIMED_STAGES: Final[tuple[Stage, ...]] = ("queue", "prefill", "decode", "vq_decode", "encode")
+TIMED_STAGES: Final[tuple[Stage, ...]] = (
+    *("queue", "prefill", "decode", "complete", "vq_decode", "encode"),
+)
 
 # 1-2.5-5 steps from a millisecond to a minute.
 SECONDS_BUCKETS: Final = (

@@ -132,11 +132,12 @@ def trace_job(tracer: Tracer, job: Job, outcome: Outcome, ended: float) -> None:
     if isinstance(outcome, JobFailure):
         span.end(outcome.error, ended)
         return
-    start = job.submitted_at
+    start, seconds_of = job.submitted_at, outcome.timings.by_stage()
     for stage in TIMED_STAGES:
-        end = start + getattr(outcome.timings, stage)
-        span.add(stage, start, end)
-        start = end
+        if stage in seconds_of:
+            end = start + seconds_of[stage]
+            span.add(stage, start, end)
+            start = end
     span.end(at=ended, masc__model__version=outcome.version)
 
 

@@ -66,6 +66,7 @@ class EncodedFile(NamedTuple):
     """An image's file, and what it took after the engine."""
 
     data: bytes
+    complete_seconds: float
     vq_decode_seconds: float
     encode_seconds: float
 
@@ -215,7 +216,8 @@ class LoadedModel:
         """
         self.engine.prepare()
         defaults = self.manifest.defaults
-        params = SamplingParams(class_id=0, cfg_scale=defaults.cfg_scale, seed=0)
+        decoding = "complete" if "complete" in self.manifest.decodings else "uniform"
+        params = SamplingParams(0, defaults.cfg_scale, seed=0, decoding=decoding)
         self.engine.add(ImageTask(WARM_UP, 0, params))
         trial = ThreadTrial(self._cores or (torch.get_num_threads(),))
         outputs: Sequence[EngineOutput] = ()
@@ -227,7 +229,8 @@ class LoadedModel:
             self._num_threads = trial.best()
             torch.set_num_threads(self._num_threads)
             logger.info("steps take %d of %d cores", self._num_threads, self._cores[-1])
-        _encode(self._renderer.submit(outputs[0].codes), "png", self._description(params))
+        pixels = self._renderer.submit(outputs[0].codes, params)
+        _encode(pixels, "png", self._description(params))
 
     def add(self, tasks: Iterable[ImageTask]) -> None:
         """Take images; they come into the engine in order."""
@@ -290,9 +293,9 @@ class LoadedModel:
     def _start_encoding(
         self, image: FinishedImage | PartialImage, file_format: ImageFormat, paid: float = 0.0
     ) -> None:
-        is_finished = isinstance(image, FinishedImage)
-        description = self._description(image.task.params) if is_finished else ""
-        pixels = self._renderer.submit(image.codes)
+        params = image.task.params if isinstance(image, FinishedImage) else None
+        description = self._description(params) if params else ""
+        pixels = self._renderer.submit(image.codes, params)
         file = self._pool.submit(_encode, pixels, file_format, description)
         self._encoding.append(_Encoding(image, file, paid))
 
@@ -324,7 +327,8 @@ class LoadedModel:
 
 
 def _encode(rendered: Future[Rendered], file_format: ImageFormat, description: str) -> EncodedFile:
-    pixels, vq_decode_seconds = rendered.result()
+    pixels, complete_seconds, vq_decode_seconds = rendered.result()
     started = time.perf_counter()
     data = encode_image(pixels, file_format, description)
-    return EncodedFile(data, vq_decode_seconds, time.perf_counter() - started)
+    encode_seconds = time.perf_counter() - started
+    return EncodedFile(data, complete_seconds, vq_decode_seconds, encode_seconds)

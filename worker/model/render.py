@@ -1,9 +1,9 @@
-"""Codes to pixels beside the engine.
+"""Codes to pixels beside the engine; where a completer is to draw the codes, it does so first.
 
 On a GPU one thread with a stream of its own takes together what waits, so that decoding fills the
 gaps that the transformer's steps leave. On the CPU an image is decoded at once by whoever asks: a
 second thread would only fight for the same cores.
-An image that cannot be decoded fails alone.
+An image that cannot be completed or decoded fails alone.
 
 Legend: n codes of an image or of its upper rows.
 """
@@ -26,24 +26,31 @@ from masc_core.bundle.read import Bundle
 from masc_core.device import new_stream, use_device
 from masc_core.images import Pixels
 from masc_core.models.gpu_decoder import SIZES
+from masc_core.sampling.completion import complete_codes
+from masc_core.sampling.params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
 
 class Rendered(NamedTuple):
-    """An image, uint8 (H, W, 3), and the seconds since it was submitted."""
+    """An image, uint8 (H, W, 3), and what it took since it was submitted."""
 
     pixels: Pixels
-    seconds: float
+    complete_seconds: float  # until its codes were drawn anew; 0 where they were not
+    seconds: float  # until it was decoded, without those
 
 
 class _Request(NamedTuple):
     codes: Tensor
+    params: SamplingParams | None
     submitted_at: float
     rendered: Future[Rendered]
 
-    def fulfil(self, pixels: Pixels) -> None:
-        self.rendered.set_result(Rendered(pixels, time.perf_counter() - self.submitted_at))
+    def fulfil(self, pixels: Pixels, completed_at: float) -> None:
+        is_completed = self.params is not None and self.params.decoding == "complete"
+        complete_seconds = completed_at - self.submitted_at if is_completed else 0.0
+        seconds = time.perf_counter() - self.submitted_at
+        self.rendered.set_result(Rendered(pixels, complete_seconds, seconds - complete_seconds))
 
 
 class Renderer:
@@ -66,14 +73,15 @@ class Renderer:
             self._thread = threading.Thread(target=self._serve, name="render", daemon=True)
             self._thread.start()
 
-    def submit(self, codes: Tensor) -> Future[Rendered]:
+    def submit(self, codes: Tensor, params: SamplingParams | None = None) -> Future[Rendered]:
         """Ask for the pixels of one image; the future raises what `Bundle.render` raises.
 
         Parameters
         ----------
         codes : int64 (n,), on the CPU or complete on the device; whole rows of the grid
+        params : of the image, if it is whole: its decoding may be to complete it
         """
-        request = _Request(codes, time.perf_counter(), Future())
+        request = _Request(codes, params, time.perf_counter(), Future())
         if self._thread is None:
             self._render([request])
         else:
@@ -120,16 +128,24 @@ class Renderer:
         if not requests:
             return
         try:
-            pixels = list(self._bundle.render(torch.stack([request.codes for request in requests])))
+            self._render_all(requests)
         except Exception:  # noqa: BLE001 - whose it is shows below
             for request in requests:
                 self._render_one(request)
-        else:
-            for request, image in zip(requests, pixels, strict=True):
-                request.fulfil(image)
 
     def _render_one(self, request: _Request) -> None:
         try:
-            request.fulfil(self._bundle.render(request.codes[None])[0])
+            self._render_all([request])
         except Exception as error:  # noqa: BLE001 - it is handed to who waits
             request.rendered.set_exception(error)
+
+    def _render_all(self, requests: list[_Request]) -> None:
+        codes = torch.stack([request.codes for request in requests])
+        whole = [i for i, request in enumerate(requests) if request.params is not None]
+        params = [request.params for request in requests if request.params is not None]
+        if any(one.decoding == "complete" for one in params):
+            codes = codes.to(self._bundle.device)
+            codes[whole] = complete_codes(self._bundle.decoder, codes[whole], params)
+        completed_at = time.perf_counter()
+        for request, image in zip(requests, self._bundle.render(codes), strict=True):
+            request.fulfil(image, completed_at)

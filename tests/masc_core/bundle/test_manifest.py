@@ -32,6 +32,7 @@ from masc_core.sampling.params import SamplingParams
 
 DIGEST = "0123456789abcdef" * 4
 REFINER = {"width": 16, "n_head": 2, "ffn_dim": 32}
+COMPLETER = {"dim": 16, "n_layer": 2, "n_head": 2, "softmax": "member", "input_rows": "clusters"}
 
 
 def fields(**changes: Any) -> dict[str, Any]:
@@ -75,9 +76,9 @@ def test_a_manifest_survives_writing_and_reading(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST_FILE]
 
 
-def test_without_a_refiner_nothing_is_said_of_one(tmp_path: Path) -> None:
+def test_without_a_refiner_or_a_completer_nothing_is_said_of_one(tmp_path: Path) -> None:
     write_manifest(tmp_path, manifest())
-    assert "refiner" not in json.loads((tmp_path / MANIFEST_FILE).read_text())
+    assert not {"refiner", "completer"} & json.loads((tmp_path / MANIFEST_FILE).read_text()).keys()
     shipped = Path(__file__).parents[3] / "models" / "cifar10" / "1"
     read = read_manifest(shipped)
     assert write_manifest(tmp_path, read) == read  # with the same seal
@@ -91,6 +92,17 @@ def test_of_constant_guidance_no_schedule_is_told(tmp_path: Path) -> None:
     defaults = {"cfg_scale": 2.0, "cfg_schedule": "step", "cfg_start": 0.3}
     write_manifest(tmp_path, manifest(defaults=defaults))
     assert read_manifest(tmp_path).defaults.cfg_start == 0.3
+
+
+def test_of_a_completer_only_its_own_images_tell() -> None:
+    def told(**changes: Any) -> dict[str, Any]:
+        request = json.loads(manifest().describe_image(SamplingParams(1, 2.0, 7, **changes)))
+        return {k: v for k, v in request["request"].items() if k.startswith("code_")}
+
+    assert told(code_temperature=0.5) == {}
+    assert told(decoding="complete", code_temperature=0.5, code_top_k=99) == {
+        "code_temperature": 0.5, "code_top_k": 32, "code_cfg_scale": 1.0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -182,6 +194,15 @@ def test_plain_names_are_accepted(name: str) -> None:
         ({"decodings": ["magic"]}, "decodings.0"),
         ({"decodings": ["uniform", "refine"]}, "needs refiner.safetensors"),
         ({"refiner": REFINER}, "refiner and refiner.safetensors need each other"),
+        ({"completer": COMPLETER}, "completer and completer.safetensors need each other"),
+        ({"decodings": ["uniform", "complete"]}, "complete decoding needs completer.safetensors"),
+        ({"completer": COMPLETER | {"dim": 1 << 17}}, "completer.dim"),
+        ({"completer": COMPLETER | {"n_layer": 1 << 11}}, "completer.n_layer"),
+        ({"completer": COMPLETER | {"softmax": "all"}}, "completer.softmax"),
+        ({"completer": COMPLETER | {"ffn_dim": 2}}, "completer.ffn_dim"),
+        ({"defaults": {"code_temperature": 0}}, "defaults.code_temperature"),
+        ({"defaults": {"code_top_k": -1}}, "defaults.code_top_k"),
+        ({"defaults": {"code_cfg_scale": 0.5}}, "defaults.code_cfg_scale"),
         (
             {"files": fields()["files"] | {"refiner.safetensors": DIGEST}},
             "refiner and refiner.safetensors need each other",

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from masc_core.bundle.manifest import (
+    COMPLETER_FILE,
     COUNTS_FILE,
     ENCODER_FILE,
     MANIFEST_FILE,
@@ -48,6 +50,7 @@ from tests.tiny_bundle import (
     save_bundle,
     save_tiny_bundle,
     tiny_card,
+    tiny_completer,
     tiny_parts,
 )
 from training.metrics.image_quality import psnr
@@ -458,6 +461,75 @@ def test_a_refiner_of_other_sizes_is_refused(tmp_path: Path) -> None:
     edit_manifest(folder, '"width": 15', '"width": 32')
     with pytest.raises(ArtifactError, match=REFINER_FILE):
         load_bundle(folder)
+
+
+def test_a_completer_is_part_of_a_bundle(tmp_path: Path) -> None:
+    parts = tiny_parts(counts=False, completer=True)
+    manifest = save_bundle(tmp_path / "1", tiny_card(), parts, weights_dtype=torch.float32)
+    assert manifest.decodings == ("uniform", "complete")
+    assert read_manifest(tmp_path / "1") == manifest
+    bundle = load_bundle(tmp_path / "1")
+    assert bundle.decoder.decodings == manifest.decodings
+    assert parts.completer is not None
+    assert bundle.decoder.completer.config == parts.completer.config
+    params_list = [SamplingParams(i, 2.0, seed=i, decoding="complete") for i in range(3)]
+    decoder = InClusterDecoder(parts.prior, completer=parts.completer)
+    expected = generate(parts.model, decoder, params_list).codes
+    assert torch.equal(generate(bundle.model, bundle.decoder, params_list).codes, expected)
+    low = load_bundle(tmp_path / "1", dtype=torch.bfloat16).decoder.completer
+    assert low.output.weight.dtype == torch.bfloat16
+    files = {name: sha for name, sha in manifest.files.items() if name != COMPLETER_FILE}
+    without = manifest.model_copy(update={"files": files})
+    assert without.weights_sha256 != manifest.weights_sha256
+
+
+@pytest.mark.parametrize("damage", ["missing", "altered", "swollen"])
+def test_a_damaged_completer_is_refused_by_name(tmp_path: Path, damage: str) -> None:
+    save_tiny_bundle(tmp_path, completer=True)
+    path = tmp_path / "tiny" / "1" / COMPLETER_FILE
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "altered":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    if damage == "swollen":
+        path.write_bytes(content + bytes(8 << 20))
+    with pytest.raises(ArtifactError, match=COMPLETER_FILE):
+        load_bundle(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"num_clusters": 15}, "completer has num_clusters 15, the other models have 16"),
+        ({"vocab_size": 33}, "completer has vocab_size 33, the other models have 32"),
+        ({"num_classes": 6}, "completer has num_classes 6, the other models have 5"),
+        ({"block_size": 25}, "completer has block_size 25, the other models have 16"),
+        ({"class_dropout": 0.0}, "completer trained with class_dropout 0 cannot be guided"),
+    ],
+)
+def test_a_completer_of_other_sizes_is_refused(
+    tmp_path: Path, changes: dict[str, Any], complaint: str
+) -> None:
+    parts = replace(tiny_parts(), completer=tiny_completer(**changes))
+    with pytest.raises(ConfigError, match=complaint):
+        save_bundle(tmp_path / "1", tiny_card(), parts)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('"dim": 16', '"dim": 18', r"manifest\.json: completer: n_head"),
+        ('"dim": 16', '"dim": 65536', r"completer\.safetensors"),
+        ('"input_rows": "clusters"', '"input_rows": "codes"', r"completer\.safetensors"),
+    ],
+)  # fmt: skip
+def test_sizes_of_a_completer_that_its_file_does_not_have_are_refused(
+    tmp_path: Path, old: str, new: str, complaint: str
+) -> None:
+    save_tiny_bundle(tmp_path, completer=True)
+    edit_manifest(tmp_path / "tiny" / "1", old, new)
+    with pytest.raises(ArtifactError, match=complaint):
+        load_bundle(tmp_path / "tiny" / "1")
 
 
 def test_sizes_that_no_model_has_are_refused(folder: Path) -> None:

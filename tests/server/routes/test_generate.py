@@ -110,6 +110,9 @@ OPTIONAL = (
     "top_k",
     "top_p",
     "decoding",
+    "code_temperature",
+    "code_top_k",
+    "code_cfg_scale",
     "format",
     "model",
 )
@@ -175,6 +178,48 @@ def test_every_default_of_a_manifest_is_used(tmp_path: Path) -> None:
                 cfg_start=0.1,
             ),
         ]
+
+
+def test_what_a_completer_is_asked_for(tmp_path: Path) -> None:
+    write_model(
+        tmp_path / "models",
+        defaults=Defaults(decoding="complete", code_temperature=1.1, code_cfg_scale=1.5),
+        decodings=("uniform", "complete"),
+    )
+    with Service(tmp_path) as service:
+        completed = service.generate(seed=1)
+        changed = {"code_temperature": 0.5, "code_top_k": 99, "code_cfg_scale": 1}
+        service.generate({**changed, "decoding": "complete"}, seed=1)
+        uniform = service.generate(seed=1, decoding="uniform")
+        asked = [
+            (r.decoding, r.code_temperature, r.code_top_k, r.code_cfg_scale)
+            for r in service.painter.requests
+        ]
+        assert asked == [
+            ("complete", 1.1, 0, 1.5),
+            ("complete", 0.5, 32, 1.0),  # no more than there are codes
+            ("uniform", 1.1, 0, 1.5),
+        ]
+        assert completed.json()["timings"]["complete"] == 0.006
+        assert "complete;dur=6.000" in completed.headers["server-timing"]
+        assert "complete" not in uniform.json()["timings"]
+        assert "complete" not in uniform.headers["server-timing"]
+
+
+@pytest.mark.parametrize("decoding", ["uniform", "complete"])
+def test_previews_say_that_a_completer_changes_the_picture(tmp_path: Path, decoding: str) -> None:
+    write_model(tmp_path / "models", decodings=("uniform", "complete"))
+    with Service(tmp_path) as service:
+        body = {"class_id": 0, "decoding": decoding, "stream": True}
+        ours = service.generate(body, "text/event-stream").text
+        openai = {"prompt": "ship", "decoding": decoding, "stream": True, "partial_images": 2}
+        theirs = service.call("POST", "/v1/images/generations", json=openai).text
+        for stream, name in ((ours, "preview"), (theirs, "image_generation.partial_image")):
+            lines = stream.split(f"event: {name}\n")[1:]
+            previews = [json.loads(line.split("\n")[0].removeprefix("data: ")) for line in lines]
+            assert previews
+            expected = [True] * len(previews) if decoding == "complete" else [None] * len(previews)
+            assert [preview.get("provisional") for preview in previews] == expected
 
 
 def test_a_drawn_seed_is_exact_in_javascript_and_makes_the_image_again(service: Service) -> None:
@@ -266,6 +311,10 @@ NAN, INFINITY = float("nan"), float("inf")
         ({"class_id": 0, "cfg_schedule": "step", "cfg_start": NAN}, 422, ["cfg_start"]),
         ({"class_id": 0, "cfg_schedule": "linear", "cfg_start": 0.5}, 422, ["cfg_start"]),
         ({"class_id": 0, "cfg_start": 0.5}, 422, ["cfg_start"]),
+        ({"class_id": 0, "code_temperature": 0.5}, 422, ["code_temperature"]),
+        ({"class_id": 0, "code_top_k": 0}, 422, ["code_top_k"]),
+        ({"class_id": 0, "code_cfg_scale": 0.9}, 422, ["code_cfg_scale"]),
+        ({"class_id": 0, "decoding": "complete"}, 422, ["decoding"]),
         ({"class_id": 0, "num_images": 0}, 422, ["num_images"]),
         ({"class_id": 0, "num_images": 17}, 422, ["num_images"]),
         ({"class_id": 0, "num_images": 2.5}, 422, ["num_images"]),

@@ -56,6 +56,9 @@ def test_a_job_is_accepted(own_service: Service) -> None:
         "top_k": 0,
         "top_p": 1.0,
         "decoding": "uniform",
+        "code_temperature": 1.0,
+        "code_top_k": 0,
+        "code_cfg_scale": 1.0,
         "format": "webp",
     }
     assert not {"images", "model", "timings", "error"} & set(job)

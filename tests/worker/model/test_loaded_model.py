@@ -24,7 +24,7 @@ from masc_core.errors import NonFiniteError
 from masc_core.generation.generate import generate
 from masc_core.images import ImageFormat, Pixels, encode_image
 from tests.clock import Clock
-from tests.tiny_bundle import GRID, IMAGE_SIZE
+from tests.tiny_bundle import GRID, IMAGE_SIZE, save_tiny_bundle
 from tests.worker.tiny_worker import REQUEST, RecordingEngine, expected, make_loaded
 from worker.engine.engine import Engine
 from worker.engine.request import EngineOutput, FailedImage, ImageTask
@@ -403,6 +403,15 @@ def test_the_warm_up_image_goes_all_the_way(
 def test_a_warm_up_image_that_cannot_be_decoded_fails(bundle: Bundle) -> None:
     torch.nn.init.constant_(bundle.tokenizer.quantize.embedding.weight, torch.nan)
     with pytest.raises(NonFiniteError):
+        make_loaded(bundle).warm_up()
+
+
+def test_the_warm_up_image_is_completed_where_others_may_be(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path, completer=True)
+    bundle = load_bundle(tmp_path / "tiny" / "1")
+    make_loaded(bundle).warm_up()
+    torch.nn.init.constant_(bundle.decoder.completer.norm.weight, torch.nan)
+    with pytest.raises(NonFiniteError, match="completer's scores"):
         make_loaded(bundle).warm_up()
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.errors import NonFiniteError
+from masc_core.sampling.completion import complete_codes
+from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import GRID, NUM_CODES, save_tiny_bundle
 from worker.model.render import Renderer
 
@@ -49,6 +51,27 @@ def test_an_image_that_cannot_be_decoded_fails_alone(bundle: Bundle, threaded: b
         pixels[2].result(0)
     for i in (0, 1, 3, 4):
         assert np.array_equal(pixels[i].result(0).pixels, bundle.render(codes[i][None])[0])
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_images_that_end_together_are_completed_each_by_itself(
+    tmp_path: Path, threaded: bool
+) -> None:
+    save_tiny_bundle(tmp_path / "models", completer=True)
+    bundle = load_bundle(tmp_path / "models" / "tiny" / "1")
+    completer = bundle.decoder.completer
+    completer.cls_embedding.embedding_table.weight[2] = torch.nan
+    codes = [row for row in some_codes() if len(row) == GRID**2] * 2
+    params = [SamplingParams(i % 4, 1.0, seed=i, decoding="complete") for i in range(5)]
+    params.append(SamplingParams(0, 1.0, seed=5))
+    with closing(Renderer(bundle, threaded=threaded)) as renderer:
+        made = [renderer.submit(*pair) for pair in zip(codes, params, strict=True)]
+    with pytest.raises(NonFiniteError, match="completer's scores"):
+        made[2].result(0)
+    for i in (0, 1, 3, 4, 5):
+        final = complete_codes(bundle.decoder, codes[i][None], [params[i]])
+        assert np.array_equal(made[i].result(0).pixels, bundle.render(final)[0])
+        assert (made[i].result(0).complete_seconds > 0) == (i != 5)
 
 
 def test_what_waits_is_decoded_together(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from tests.worker.jobs.redis import neighbour
 from tests.worker.jobs.redis.conftest import MakeWorker
 from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit
 from worker.jobs.job import Job, Lease, NumberedEvent, Progress, Started
+from worker.jobs.outcome import JobResult, Timings
 from worker.jobs.queue import QueueLimits, Totals
 from worker.jobs.redis.codec import encode, encode_with_kind
 from worker.jobs.redis.queue import RedisQueue
@@ -93,6 +95,22 @@ async def test_unknown_fields_are_passed_over(
         as_of_a_newer_version(inside, sent, sharpness=3)
         assert jobs_of(claim(make_worker(LIMITS))) == [sent]
         assert (await front.status(sent.id)).job == sent
+
+
+async def test_settings_of_a_completer_cross_the_queue(
+    redis_url: str, make_worker: MakeWorker
+) -> None:
+    async with RedisQueue(redis_url, LIMITS) as front:
+        wanted: dict[str, Any] = {"decoding": "complete", "code_temperature": 0.5, "code_top_k": 3}
+        sent = job()
+        sent = dataclasses.replace(sent, request=dataclasses.replace(sent.request, **wanted))
+        await submit(front, sent)
+        worker = make_worker(LIMITS)
+        (lease,) = claim(worker)
+        assert lease.job == sent
+        made = JobResult((), "tiny", "1", "0" * 64, Timings(decode=1.0, complete=0.25))
+        worker.finish(lease, made)
+        assert await front.outcome(sent.id) == made
 
 
 async def test_a_job_of_a_newer_version_is_left_to_workers_that_know_it(
