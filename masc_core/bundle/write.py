@@ -29,6 +29,7 @@ from masc_core.bundle.manifest import (
     TOKENIZER_FILE,
     TRANSFORMER_FILE,
     GPTSection,
+    LatentSection,
     Manifest,
     ModelCard,
     RefinerSection,
@@ -41,6 +42,7 @@ from masc_core.device import choose_dtype, resolve_device
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.files import atomic_folder, atomic_write, sha256_file, writing
 from masc_core.io.tensors import write_tensors
+from masc_core.models.gigatok import GigaTokConfig
 from masc_core.models.gpt import GPT
 from masc_core.models.refiner import Refiner
 from masc_core.models.vq import VQModel
@@ -158,6 +160,7 @@ def _check_parts(parts: BundleParts, *, with_encoder: bool) -> None:
         raise ConfigError(
             f"the tokenizer has {vq.num_codes} codes, but the prior has {prior.num_codes}"
         )
+    vq.check_positions(gpt.block_size)
     for partition in parts.partitions:
         try:
             partition.over(prior)
@@ -205,12 +208,17 @@ def _write_weights(
 
 def _manifest(card: ModelCard, parts: BundleParts, files: Mapping[str, str]) -> Manifest:
     gpt, vq, refiner = parts.model.config, parts.tokenizer.config, parts.refiner
+    latent = None
+    if isinstance(vq, GigaTokConfig):
+        latent = LatentSection(**{name: getattr(vq, name) for name in LatentSection.model_fields})
     refiner_section = refiner and RefinerSection(
         **{name: getattr(refiner.config, name) for name in RefinerSection.model_fields}
     )
     return Manifest(
         **dict(card),
         gpt=GPTSection(**{name: getattr(gpt, name) for name in GPTSection.model_fields}),
+        tokenizer="gigatok1d" if latent else "vq",
+        latent=latent,
         vq=VQSection(**{name: getattr(vq, name) for name in VQSection.model_fields}),
         refiner=refiner_section,
         num_codes=vq.num_codes,

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,6 @@ from masc_core.errors import ConfigError
 from masc_core.models.conv import NORM_EPSILON, NORM_GROUPS, Decoder, Encoder
 from masc_core.models.vq import VQConfig, VQModel, network_sizes
 
-TokenizerKind = Literal["vq", "gigatok1d"]
 MLP_RATIO = 4
 MAX_LAYERS = 128  # each is an object, even before it has weights
 
@@ -80,6 +78,14 @@ class GigaTokConfig(VQConfig):
                 f"not {image_size}"
             )
         return self.grid
+
+    def check_positions(self, length: int) -> None:
+        """Raise a `ConfigError` unless an image has so many tokens."""
+        if length != self.latent_shape[1]:
+            raise ConfigError(
+                f"the tokenizer has {self.latent_shape[1]} tokens an image, "
+                f"but the transformer predicts {length}"
+            )
 
     @classmethod
     def named(cls, name: str, *, num_codes: int = 16384) -> GigaTokConfig:

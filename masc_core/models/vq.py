@@ -64,6 +64,9 @@ class VQConfig:
             )
         return image_size // self.factor
 
+    def check_positions(self, length: int) -> None:
+        """Raise a `ConfigError` unless images of so many codes exist; of a grid all do."""
+
     @classmethod
     def named(cls, name: str, *, num_codes: int = 16384) -> VQConfig:
         """Return a size by its name: ``VQ-16``, ``VQ-8`` or ``VQ-4-small``."""
