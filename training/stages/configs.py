@@ -28,6 +28,7 @@ DEFAULT_CANDIDATES = (
     *("balanced-kmeans", "random", "average-shuffled"),
 )
 WEIGHTS = "model, or ema, their moving average"
+TOKENIZER_HEADS = "heads of a 1-D tokenizer's transformers, for a size that is not GigaTok's"
 LEAST_IMAGES = 4  # two to fit to and two to measure on: errors need two
 
 
@@ -438,11 +439,12 @@ class ImportConfig(VersionConfig):
     """Keys of an import."""
 
     gpt: Path = Field(description="transformer, .pt or .safetensors")
-    tokenizer: Path = Field(description="VQ tokenizer, .pt or .safetensors")
+    tokenizer: Path = Field(description="tokenizer of either kind, .pt or .safetensors")
     image_size: int | None = Field(
         None, ge=8, description="pixels a side, where the transformer's file does not tell"
     )
     n_head: int | None = Field(None, ge=1, description="heads, for a size that is not LlamaGen's")
+    tokenizer_heads: int | None = Field(None, ge=1, description=TOKENIZER_HEADS)
     mapping: Path | None = Field(
         None, description="of a transformer of IAR: its mapping, .pt, by which codes are renumbered"
     )
@@ -482,9 +484,10 @@ class ImportConfig(VersionConfig):
 class ImportTokenizerConfig(ImageOptions):
     """Keys of a tokenizer's import."""
 
-    source: Path = Field(description="tokenizer of LlamaGen, .pt or .safetensors")
+    source: Path = Field(description="tokenizer of LlamaGen or GigaTok, .pt or .safetensors")
     out: Path = Field(description="folder of the tokenizer run that this becomes")
     weights: Literal["model", "ema"] = Field("model", description=WEIGHTS)
+    tokenizer_heads: int | None = Field(None, ge=1, description=TOKENIZER_HEADS)
     val_data: Path | None = Field(
         None, description="images to measure it on: class folders, tar shards or parquet files"
     )
