@@ -181,6 +181,11 @@ class CompareConfig(StageConfig, ImageOptions):
         1000, ge=LEAST_IMAGES, description="images to read, spread over the folder"
     )
     draws: int = Field(3, ge=2, description="times that all codes are replaced")
+    positions: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (),
+        description="first position whose codes are replaced, and the one behind the last, as of a "
+        "group of GigaTok's tokens; all without it",
+    )
     raw_rows: bool = Field(
         default=False, description="cluster the rows as stored, not the normalised ones codes mean"
     )
@@ -195,6 +200,13 @@ class CompareConfig(StageConfig, ImageOptions):
             if method not in CANDIDATES:
                 raise ValueError(f"no method {method!r}; there are {', '.join(CANDIDATES)}")
         return methods
+
+    @field_validator("positions")
+    @classmethod
+    def _ascending(cls, positions: tuple[int, ...]) -> tuple[int, ...]:
+        if positions and (len(positions) != 2 or positions[0] >= positions[1]):
+            raise ValueError("are two numbers, of which the first is the smaller one")
+        return positions
 
     @field_validator("methods", "num_clusters", "priors")
     @classmethod

@@ -290,20 +290,31 @@ def test_images_of_another_size_are_refused(prepared: Path, tmp_path: Path) -> N
     assert not (tmp_path / "codes").exists()
 
 
-def test_priors_are_compared_over_its_codes(prepared: Path, tmp_path: Path) -> None:
-    compared = compare_priors(
-        CompareConfig(
-            tokenizer=prepared / "tokenizer",
-            images=prepared / "val",
-            codes=prepared / "codes-train",
-            methods=("average", "kmeans"),
-            num_clusters=(16,),
-            image_size=32,
-            draws=2,
-            out=tmp_path / "compare",
-        )
-    )
-    assert {row.method for row in compared.rows} >= {"average", "kmeans"}
+def test_priors_are_compared_over_all_codes_or_those_of_a_group(
+    prepared: Path, tmp_path: Path
+) -> None:
+    values: dict[str, Any] = {
+        "tokenizer": prepared / "tokenizer",
+        "images": prepared / "val",
+        "codes": prepared / "codes-train",
+        "methods": ("average", "kmeans"),
+        "num_clusters": (4,),
+        "image_size": 32,
+        "draws": 2,
+        "out": tmp_path / "compare",
+    }
+
+    def similarity(**changes: Any) -> list[float]:
+        compared = compare_priors(CompareConfig(**values | changes))
+        return [row.quality["uniform"].psnr_to_reconstruction.mean for row in compared.priors]
+
+    whole, last = similarity(), similarity(positions=(8, 16))
+    assert all(part > all_codes for part, all_codes in zip(last, whole, strict=True))
+    with pytest.raises(ConfigError, match="positions: an image has 16"):
+        similarity(positions=(8, 17))
+    for wrong in ((8,), (8, 8), (9, 8), (1, 2, 3), (-1, 2)):
+        with pytest.raises(ValueError, match="positions"):
+            CompareConfig(**values | {"positions": wrong})
 
 
 def test_what_needs_a_grid_refuses_in_one_line(prepared: Path, tmp_path: Path) -> None:
@@ -377,7 +388,11 @@ def test_trained_published_evaluated_served_and_rolled_back(
             decoding="frequency",
         )
     )
-    assert measured["entropy_bits"] > 0
+    for name, curve in measured["curves"].items():
+        groups = [curve[:1], curve[1:2], curve[2:4], curve[4:8], curve[8:]]
+        means = [sum(group) / len(group) for group in groups]
+        assert measured["latent_groups"][name] == pytest.approx(means)
+    assert len(measured["latent_groups"]) == 3
     with service(models, MASC_DEVICE="cpu") as (_, client):
         (summary,) = client.get("/models").json()["models"]
         assert (summary["tokenizer"], summary["latent_shape"]) == ("gigatok1d", [1, 16])
