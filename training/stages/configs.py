@@ -205,7 +205,7 @@ class CompareConfig(StageConfig, ImageOptions):
     @classmethod
     def _ascending(cls, positions: tuple[int, ...]) -> tuple[int, ...]:
         if positions and (len(positions) != 2 or positions[0] >= positions[1]):
-            raise ValueError("are two numbers, of which the first is the smaller one")
+            raise ValueError("must be two numbers, the first the smaller one")
         return positions
 
     @field_validator("methods", "num_clusters", "priors")
