@@ -47,7 +47,7 @@ class Generation:
     """What `Model.generate` made."""
 
     images: Pixels  # uint8 (N, S, S, 3), RGB
-    codes: IntArray  # int64 (N, L) in [0, V), raster order
+    codes: IntArray  # int64 (N, L) in [0, V), raster order; of a 1-D tokenizer coarse to fine
     clusters: IntArray  # int64 (N, L) in [0, K), what the transformer predicted
     entropies: npt.NDArray[np.float32]  # (N, L), bits; guided, before temperature and filters
     params: tuple[SamplingParams, ...]  # of each image, its class and seed among them

@@ -6,6 +6,7 @@ new transformer has as zeros, is random, so that images differ between classes a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from masc_core.bundle.write import BundleParts, draft_version
 from masc_core.io.files import sha256_file
 from masc_core.models.completer import Completer
 from masc_core.models.completer_config import CompleterConfig
+from masc_core.models.gigatok import GigaTok, GigaTokConfig
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
@@ -36,6 +38,21 @@ from masc_core.tree import build_tree
 
 CLASS_NAMES = ("ant", "bee", "cat", "dog", "eel")
 NUM_CODES, NUM_CLUSTERS, GRID, IMAGE_SIZE = 32, 16, 4, 16
+TINY_GIGATOK = GigaTokConfig(
+    num_codes=NUM_CODES,
+    code_dim=4,
+    ch=32,
+    ch_mult=(1, 1, 2),
+    num_res_blocks=1,
+    z_channels=32,
+    latent_shape=(1, GRID**2),
+    encoder_width=16,
+    encoder_layers=1,
+    encoder_heads=2,
+    decoder_width=32,
+    decoder_layers=2,
+    decoder_heads=4,
+)
 
 
 def tiny_card(name: str = "tiny", version: str = "1") -> ModelCard:
@@ -87,6 +104,26 @@ def tiny_parts(
         counts=np.random.default_rng(seed).integers(0, 100, NUM_CODES) if counts else None,
         refiner=tiny_refiner(seed) if refiner else None,
         completer=tiny_completer(seed) if completer else None,
+    )
+
+
+def tiny_gigatok_parts(seed: int = 0) -> BundleParts:
+    """The same with a 1-D tokenizer of 16 tokens, and a transformer with learned positions."""
+    parts = tiny_parts(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = GigaTok(TINY_GIGATOK)
+        model = GPT(replace(parts.model.config, positions="learned"))
+        for name, weight in tokenizer.named_parameters():
+            if "norm" not in name and "quantize" not in name and weight.dim() > 1:
+                torch.nn.init.xavier_normal_(weight, gain=1.5)  # images that tokens change
+    model.load_state_dict(parts.model.state_dict(), strict=False)
+    codebook = tokenizer.quantize.codebook().detach()
+    return replace(
+        parts,
+        model=model.eval(),
+        tokenizer=tokenizer.eval(),
+        prior=build_tree(codebook).cut(NUM_CLUSTERS),
     )
 
 
@@ -169,10 +206,13 @@ def save_tiny_bundle(
     counts: bool = True,
     refiner: bool = False,
     completer: bool = False,
+    gigatok: bool = False,
 ) -> Manifest:
     """Publish a tiny bundle under ``root/name/version`` and make it the active version."""
     folder = root / name / version
     parts = tiny_parts(seed, counts=counts, refiner=refiner, completer=completer)
+    if gigatok:
+        parts = tiny_gigatok_parts(seed)
     manifest = save_bundle(folder, tiny_card(name, version), parts)
     Registry(root).activate(name, version)
     return manifest

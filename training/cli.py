@@ -191,7 +191,7 @@ def tokenizer_reconstruct(
 @tokenizer.command("import")
 @stage_command(ImportTokenizerConfig, argument="source", resumes=False)
 def tokenizer_import(config: ImportTokenizerConfig) -> None:
-    """Take in a tokenizer of LlamaGen, to extract codes and build priors with."""
+    """Take in a tokenizer of LlamaGen or GigaTok, to extract codes and build priors with."""
     from training.stages.import_llamagen import import_tokenizer
 
     metrics = import_tokenizer(config)

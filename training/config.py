@@ -69,6 +69,11 @@ class LoopConfig(StageConfig):
     min_lr_ratio: float = Field(
         0.1, gt=0, le=1, description="the cosine ends at this share of lr; 1 keeps it constant"
     )
+    schedule: Literal["cosine", "wsd"] = Field(
+        "cosine",
+        description="of lr after its warm-up: a cosine, or wsd, GigaTok's: constant, and in the "
+        "last fifth of the steps down to 0",
+    )
     warmup_steps: int = Field(0, ge=0)
     grad_clip: float = Field(1.0, gt=0)
     precision: Precision = Field("float32", description="autocast precision")

@@ -4,7 +4,7 @@ A bundle is one version of a model, ``<models>/<name>/<version>/``::
 
     manifest.json                name, classes, defaults, sizes, provenance, figures; hashes
     transformer.safetensors      the transformer, class to clusters
-    tokenizer.safetensors        codebook and VQ decoder
+    tokenizer.safetensors        codebook and decoder
     encoder.safetensors          optional: the tokenizer's other half, to refresh the model with
     prior.npz                    which cluster each code belongs to
     token_counts.safetensors     optional: how often each code occurs, for "frequency" decoding
@@ -88,6 +88,7 @@ MAX_OTHER_BYTES = 256 << 20  # of a file of no known kind, and of a picture
 OVERHEAD = 2 << 20  # of a file beyond its numbers
 
 Decoding = Literal["uniform", "frequency", "refine", "complete"]
+TokenizerKind = Literal["vq", "gigatok1d"]  # LlamaGen's, of grids; GigaTok's, of sequences
 
 
 def partition_file(num_clusters: int) -> str:
@@ -144,6 +145,18 @@ class VQSection(_Part):
     num_res_blocks: int = Field(ge=1, le=64)
     z_channels: int = Field(ge=1, le=1 << 16)
     l2_norm: bool = True
+
+
+class LatentSection(_Part):
+    """Sizes of a 1-D tokenizer between its CNNs and its codes."""
+
+    latent_shape: tuple[Literal[1], Annotated[int, Field(ge=4, le=1 << 16)]]
+    encoder_width: int = Field(ge=1, le=1 << 16)
+    encoder_layers: int = Field(ge=1, le=1 << 7)
+    encoder_heads: int = Field(ge=1, le=1 << 10)
+    decoder_width: int = Field(ge=1, le=1 << 16)
+    decoder_layers: int = Field(ge=1, le=1 << 7)
+    decoder_heads: int = Field(ge=1, le=1 << 10)
 
 
 class RefinerSection(_Part):
@@ -205,7 +218,9 @@ class Manifest(ModelCard):
 
     schema_version: Literal[1] = 1
     gpt: GPTSection
+    tokenizer: TokenizerKind = "vq"
     vq: VQSection
+    latent: LatentSection | None = None
     refiner: RefinerSection | None = None
     completer: CompleterSection | None = None
     num_codes: int = Field(ge=2, le=MAX_CODES)  # V
@@ -233,6 +248,10 @@ class Manifest(ModelCard):
             "gpt.block_size is not grid * grid": self.gpt.block_size != self.grid**2,
             "image_size does not fit grid and vq.ch_mult": self.image_size
             != self.grid << (len(self.vq.ch_mult) - 1),
+            "tokenizer gigatok1d and latent need each other": (self.latent is None)
+            != (self.tokenizer == "vq"),
+            "latent.latent_shape is not 1, grid * grid": self.latent_shape
+            not in {(1, self.grid**2), (self.grid, self.grid)},
             "class_names are not gpt.num_classes": len(self.class_names) != self.gpt.num_classes,
             "defaults.decoding is not offered": self.defaults.decoding not in self.decodings,
             f"frequency decoding needs {COUNTS_FILE}": "frequency" in self.decodings
@@ -270,10 +289,18 @@ class Manifest(ModelCard):
             rows += gpt.num_classes + gpt.block_size + 3
             return model.dim * (rows + model.n_layer * (12 * model.dim + 1024))
 
+        encoder = decoder = 0
+        if (latent := self.latent) is not None:
+            beside = latent.latent_shape[1] * 2 + vq.z_channels * 10 + 4  # a channel
+            width, layers = latent.encoder_width, latent.encoder_layers
+            encoder = width * (layers * (16 * width + 20) + beside + width)
+            width, layers = latent.decoder_width, latent.decoder_layers
+            decoder = width * (layers * (16 * width + 20) + beside)
+            decoder += len(vq.ch_mult) * 2 * channels * (vq.z_channels + 1)
         numbers = {
             TRANSFORMER_FILE: of_blocks(gpt, 2 * k),
-            TOKENIZER_FILE: convolutions + v * vq.code_dim,
-            ENCODER_FILE: convolutions,
+            TOKENIZER_FILE: convolutions + decoder + v * vq.code_dim,
+            ENCODER_FILE: convolutions + encoder,
             PRIOR_FILE: v,
             COUNTS_FILE: v,
             TREE_FILE: 4 * v,
@@ -292,6 +319,11 @@ class Manifest(ModelCard):
         """Numbers of clusters of the partitions that the loss knew of, ascending."""
         found = (re.fullmatch(r"partition-([1-9][0-9]*)\.npz", name) for name in self.files)
         return tuple(sorted(int(match[1]) for match in found if match))
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """Rows and columns of an image's codes: those of the grid, or one row of latent tokens."""
+        return (self.grid, self.grid) if self.latent is None else self.latent.latent_shape
 
     @property
     def num_positions(self) -> int:
@@ -380,8 +412,10 @@ def check_class_names(names: Sequence[str], source: str) -> None:
 def write_manifest(folder: str | PathLike[str], manifest: Manifest) -> Manifest:
     """Write ``manifest.json`` into a bundle's folder, sealed, in one step; return it as written."""
     # Nothing is said of what there is not: what older versions wrote, and can read.
-    optional = ("refiner", "completer")
+    optional = ("refiner", "completer", "latent")
     absent: dict[str, Any] = {name: True for name in optional if getattr(manifest, name) is None}
+    if manifest.tokenizer == "vq":
+        absent["tokenizer"] = True
     for name, later_fields in LATER_FIELDS.items():
         part = getattr(manifest, name)
         fields = type(part).model_fields

@@ -40,6 +40,7 @@ from masc_core.models.completer import Completer
 from masc_core.models.completer_config import CompleterConfig
 from masc_core.models.conv import Decoder
 from masc_core.models.cpu_decoder import CPUDecoder
+from masc_core.models.gigatok import AdaptiveDecoder, GigaTokConfig, new_tokenizer
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.gpu_decoder import SIZES, GPUDecoder
@@ -49,7 +50,8 @@ from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import InClusterDecoder
 
 # What only encoding images needs; a bundle may leave it out.
-ENCODER_PREFIXES = ("encoder.", "quant_conv.")
+ENCODER_PARTS = ("encoder", "s2to1encoder", "quant_conv")
+ENCODER_PREFIXES = tuple(f"{part}." for part in ENCODER_PARTS)
 # Running statistics of the training, of no use to anyone who loads a bundle.
 TRAINING_KEYS = ("quantize.codebook_used",)
 
@@ -63,7 +65,7 @@ class Bundle:
     manifest: Manifest
     model: GPT  # the transformer, in the requested precision
     decoder: InClusterDecoder  # cluster to code; its models have the same precision
-    tokenizer: VQModel  # float32; without `encoder` and `quant_conv` where the bundle has none
+    tokenizer: VQModel  # float32; without `ENCODER_PARTS` where the bundle has none
     vq_decoder: Callable[[Tensor], Tensor]  # the tokenizer's, as the device computes it fastest
     partitions: tuple[ClusterMap, ...] = ()  # of which the training's loss knew; the coarsest first
 
@@ -79,12 +81,13 @@ class Bundle:
 
     @torch.inference_mode()
     def render(self, codes: Tensor, image_size: int | None = None) -> Pixels:
-        """Decode grids of codes to images, uint8 (B, H, W, 3), less high where rows are missing.
+        """Decode codes to images, uint8 (B, H, W, 3).
 
         Parameters
         ----------
-        codes : int64 (B, L) in [0, V), raster order; or whole rows of the grid, as many of each
-            image, for a preview: the upper part, nearly as it will be in the whole image
+        codes : int64 (B, L) in [0, V), in the order of drawing. For a preview whole rows of the
+            grid, as many of each image, which give the upper part, nearly as it will be in the
+            whole image; or any number of latent tokens, which give the whole image coarsely
         image_size : resize whole images to so many pixels a side, as LlamaGen does before it
             rounds: bicubic, without a filter against aliasing
 
@@ -157,10 +160,17 @@ def _configs(folder: Path, manifest: Manifest) -> tuple[GPTConfig, VQConfig]:
     try:
         return (
             GPTConfig(vocab_size=manifest.num_clusters, **dict(manifest.gpt)),
-            VQConfig(num_codes=manifest.num_codes, **dict(manifest.vq)),
+            _vq_config(manifest),
         )
     except ConfigError as error:
         raise ArtifactError(folder / MANIFEST_FILE, str(error)) from error
+
+
+def _vq_config(manifest: Manifest) -> VQConfig:
+    sizes = {"num_codes": manifest.num_codes, **dict(manifest.vq)}
+    if manifest.latent is None:
+        return VQConfig(**sizes)
+    return GigaTokConfig(**sizes, **dict(manifest.latent))
 
 
 def _load_prior(path: Path, manifest: Manifest, num_clusters: int) -> ClusterMap:
@@ -233,17 +243,23 @@ def _load_tokenizer(folder: Path, config: VQConfig, manifest: Manifest) -> VQMod
     path = folder / TOKENIZER_FILE
 
     def build() -> VQModel:
-        tokenizer = VQModel(config)
+        tokenizer = new_tokenizer(config)
         # Earlier versions wrote the encoder into the same file.
-        if not any(name.startswith(ENCODER_PREFIXES) for name in read_shapes(path)):
+        if not any(name.startswith(ENCODER_PREFIXES) for name in names):
             # Random weights must not pass for an encoder: whoever encodes gets an AttributeError.
-            del tokenizer.encoder, tokenizer.quant_conv
+            for name in _encoder_of(tokenizer):
+                delattr(tokenizer, name)
         return tokenizer
 
     def build_encoder() -> nn.ModuleDict:
-        whole = VQModel(config)
-        return nn.ModuleDict({"encoder": whole.encoder, "quant_conv": whole.quant_conv})
+        return nn.ModuleDict(_encoder_of(new_tokenizer(config)))
 
+    names = read_shapes(path)
+    kind = "gigatok1d" if any(name.startswith("s1to2decoder.") for name in names) else "vq"
+    if kind != manifest.tokenizer:
+        raise ArtifactError(
+            path, f"holds a tokenizer {kind}, the manifest says {manifest.tokenizer}"
+        )
     tokenizer = load_module(path, build, optional=TRAINING_KEYS)
     if ENCODER_FILE in manifest.files:
         for name, part in load_module(folder / ENCODER_FILE, build_encoder).items():
@@ -251,6 +267,12 @@ def _load_tokenizer(folder: Path, config: VQConfig, manifest: Manifest) -> VQMod
     return tokenizer
 
 
-def serving_decoder(decoder: Decoder, device: torch.device) -> CPUDecoder | GPUDecoder:
-    """Return a VQ decoder in the form that is fastest on the device it is on."""
-    return GPUDecoder(decoder) if device.type == "cuda" else CPUDecoder(decoder)
+def _encoder_of(tokenizer: VQModel) -> dict[str, nn.Module]:
+    return {name: part for name, part in tokenizer.named_children() if name in ENCODER_PARTS}
+
+
+def serving_decoder(decoder: Decoder, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return a decoder in the form that is fastest on the device it is on."""
+    if device.type == "cuda":
+        return GPUDecoder(decoder)
+    return decoder if isinstance(decoder, AdaptiveDecoder) else CPUDecoder(decoder)

@@ -32,6 +32,7 @@ from masc_core.bundle.manifest import (
     TRANSFORMER_FILE,
     CompleterSection,
     GPTSection,
+    LatentSection,
     Manifest,
     ModelCard,
     RefinerSection,
@@ -46,6 +47,7 @@ from masc_core.io.files import atomic_folder, atomic_write, sha256_file, writing
 from masc_core.io.tensors import write_tensors
 from masc_core.models.completer import Completer
 from masc_core.models.completer_config import CompleterConfig
+from masc_core.models.gigatok import GigaTokConfig
 from masc_core.models.gpt import GPT
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQModel
@@ -166,6 +168,7 @@ def _check_parts(parts: BundleParts, *, with_encoder: bool) -> None:
         raise ConfigError(
             f"the tokenizer has {vq.num_codes} codes, but the prior has {prior.num_codes}"
         )
+    vq.check_positions(gpt.block_size)
     for partition in parts.partitions:
         try:
             partition.over(prior)
@@ -223,9 +226,12 @@ def _write_weights(
 def _manifest(card: ModelCard, parts: BundleParts, files: Mapping[str, str]) -> Manifest:
     gpt, vq = parts.model.config, parts.tokenizer.config
     refiner, completer = parts.refiner, parts.completer
+    latent = _section(LatentSection, vq) if isinstance(vq, GigaTokConfig) else None
     return Manifest(
         **dict(card),
         gpt=_section(GPTSection, gpt),
+        tokenizer="gigatok1d" if latent else "vq",
+        latent=latent,
         vq=_section(VQSection, vq),
         refiner=refiner and _section(RefinerSection, refiner.config),
         completer=completer and _section(CompleterSection, completer.config),

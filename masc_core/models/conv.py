@@ -1,7 +1,7 @@
 """Convolutional encoder and decoder of LlamaGen's VQ tokenizer.
 
 Levels run from the image's resolution (level 0) to the lowest, each half the one before it.
-Only the lowest level and the middle attend.
+Only the lowest level and the middle attend, or nothing does.
 
 Shapes: B images, C channels, H and W pixels.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -100,14 +101,14 @@ class Level(nn.Module):
         attend: bool,
         dropout: float,
         down: bool = False,
-        up: bool = False,
+        up: type[nn.Module] | None = None,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * blocks
         self.res = nn.ModuleList(ResidualBlock(a, b, dropout) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttentionBlock(out_channels) for _ in range(blocks * attend))
         self.downsample = Downsample(out_channels) if down else nn.Identity()
-        self.upsample = Upsample(out_channels) if up else nn.Identity()
+        self.upsample = up(out_channels) if up else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C_out, H, W), or half or twice H and W."""
@@ -122,22 +123,26 @@ class Level(nn.Module):
             yield from self.attn[i : i + 1]
 
 
-def middle(channels: int, dropout: float) -> nn.ModuleList:
-    """Residual block, attention, residual block."""
-    return nn.ModuleList(
-        [
-            ResidualBlock(channels, channels, dropout),
-            AttentionBlock(channels),
-            ResidualBlock(channels, channels, dropout),
-        ]
-    )
+def middle(channels: int, dropout: float, *, attend: bool) -> nn.ModuleList:
+    """Residual block, attention if it attends, residual block."""
+    blocks = nn.ModuleList([ResidualBlock(channels, channels, dropout)])
+    if attend:
+        blocks.append(AttentionBlock(channels))
+    return blocks.append(ResidualBlock(channels, channels, dropout))
 
 
 class Encoder(nn.Module):
     """Images to a grid of features; parameters as in `masc_core.models.vq.VQConfig`."""
 
     def __init__(
-        self, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, dropout: float
+        self,
+        ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        z_channels: int,
+        dropout: float,
+        *,
+        attend: bool = True,
     ) -> None:
         super().__init__()
         last = len(ch_mult) - 1
@@ -145,12 +150,12 @@ class Encoder(nn.Module):
         self.conv_blocks = nn.ModuleList()
         width = ch
         for i, multiplier in enumerate(ch_mult):
-            out, lowest = ch * multiplier, i == last
+            out, attends = ch * multiplier, attend and i == last
             self.conv_blocks.append(
-                Level(width, out, num_res_blocks, attend=lowest, down=not lowest, dropout=dropout)
+                Level(width, out, num_res_blocks, attend=attends, down=i != last, dropout=dropout)
             )
             width = out
-        self.mid = middle(width, dropout)
+        self.mid = middle(width, dropout, attend=attend)
         self.norm_out = group_norm(width)
         self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
 
@@ -170,19 +175,29 @@ class Decoder(nn.Module):
     ``conv_blocks.0`` is the lowest resolution.
     """
 
+    upsampling: ClassVar[type[nn.Module]] = Upsample
+
     def __init__(
-        self, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, dropout: float
+        self,
+        ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        z_channels: int,
+        dropout: float,
+        *,
+        attend: bool = True,
     ) -> None:
         super().__init__()
         last = len(ch_mult) - 1
         width = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
-        self.mid = middle(width, dropout)
+        self.mid = middle(width, dropout, attend=attend)
         self.conv_blocks = nn.ModuleList()
         for i, multiplier in enumerate(reversed(ch_mult)):
-            out, blocks = ch * multiplier, num_res_blocks + 1
+            out, blocks, attends = ch * multiplier, num_res_blocks + 1, attend and i == 0
+            up = None if i == last else self.upsampling
             self.conv_blocks.append(
-                Level(width, out, blocks, attend=i == 0, up=i != last, dropout=dropout)
+                Level(width, out, blocks, attend=attends, up=up, dropout=dropout)
             )
             width = out
         self.norm_out = group_norm(width)

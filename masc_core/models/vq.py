@@ -64,6 +64,9 @@ class VQConfig:
             )
         return image_size // self.factor
 
+    def check_positions(self, length: int) -> None:
+        """Raise a `ConfigError` unless images of so many codes exist; of a grid all do."""
+
     @classmethod
     def named(cls, name: str, *, num_codes: int = 16384) -> VQConfig:
         """Return a size by its name: ``VQ-16``, ``VQ-8`` or ``VQ-4-small``."""
@@ -85,9 +88,7 @@ class VQModel(nn.Module):
     def __init__(self, config: VQConfig, *, beta: float = 0.25, entropy_ratio: float = 0.0) -> None:
         super().__init__()
         self.config = config
-        sizes = (config.ch, config.ch_mult, config.num_res_blocks, config.z_channels)
-        self.encoder = Encoder(*sizes, config.dropout)
-        self.decoder = Decoder(*sizes, config.dropout)
+        self.encoder, self.decoder = self._networks(config)
         self.quantize = VectorQuantizer(
             config.num_codes,
             config.code_dim,
@@ -97,6 +98,11 @@ class VQModel(nn.Module):
         )
         self.quant_conv = nn.Conv2d(config.z_channels, config.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.z_channels, 1)
+
+    @staticmethod
+    def _networks(config: VQConfig) -> tuple[Encoder, Decoder]:
+        sizes = network_sizes(config)
+        return Encoder(*sizes), Decoder(*sizes)
 
     def features(self, images: Tensor) -> Tensor:
         """Encoder features (B, E, h, w) of images (B, 3, H, W); H and W multiples of the factor."""
@@ -108,13 +114,16 @@ class VQModel(nn.Module):
 
     def decode(self, quant: Tensor) -> Tensor:
         """Images (B, 3, H, W), nominally in [-1, 1], of code vectors (B, E, h, w)."""
-        return self.decoder(self.post_quant_conv(quant))
+        return self.decoder(self.decoder_input(quant))
+
+    def decoder_input(self, quant: Tensor) -> Tensor:
+        """What the decoder takes, (B, z_channels, h, w), of code vectors (B, E, h, w)."""
+        return self.post_quant_conv(quant)
 
     def latents(self, codes: Tensor, width: int | None = None) -> Tensor:
         """What the decoder takes, (B, z_channels, h, w), of grids of codes (B, h*w)."""
         width = width or round(codes.shape[1] ** 0.5)
-        vectors = self.quantize.lookup(codes.view(len(codes), -1, width))
-        return self.post_quant_conv(vectors)
+        return self.decoder_input(self.quantize.lookup(codes.view(len(codes), -1, width)))
 
     def decode_codes(self, codes: Tensor, width: int | None = None) -> Tensor:
         """Images of grids of codes (B, h*w) int64 in raster order; by default they are square."""
@@ -124,6 +133,12 @@ class VQModel(nn.Module):
         """Reconstruction (B, 3, H, W) and what the quantizer made on the way."""
         quantized = self.encode(images)
         return self.decode(quantized.quant), quantized
+
+
+def network_sizes(config: VQConfig) -> tuple[int, tuple[int, ...], int, int, float]:
+    """What `Encoder` and `Decoder` are made with."""
+    sizes = (config.ch, config.ch_mult, config.num_res_blocks, config.z_channels)
+    return (*sizes, config.dropout)
 
 
 @dataclass(frozen=True, slots=True)

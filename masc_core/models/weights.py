@@ -22,12 +22,19 @@ from masc_core.io.bounded import parse_json
 from masc_core.io.tensors import Module, load_module, read_header, write_tensors
 from masc_core.models.completer import Completer
 from masc_core.models.completer_config import CompleterConfig
+from masc_core.models.gigatok import GigaTok, GigaTokConfig
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQConfig, VQModel
 
-_KINDS = {VQModel: "tokenizer", GPT: "transformer", Refiner: "refiner", Completer: "completer"}
+_KINDS = {
+    VQModel: "tokenizer",
+    GigaTok: "gigatok1d",
+    GPT: "transformer",
+    Refiner: "refiner",
+    Completer: "completer",
+}
 
 
 def save_model(
@@ -49,7 +56,9 @@ def read_inputs(path: Path) -> dict[str, str]:
 
 
 def load_tokenizer(path: Path) -> VQModel:
-    """Read a tokenizer."""
+    """Read a tokenizer of either kind."""
+    if read_header(path).get("kind") == _KINDS[GigaTok]:
+        return _load(path, _KINDS[GigaTok], lambda sizes: GigaTok(GigaTokConfig(**sizes)))
     return _load(path, "tokenizer", lambda sizes: VQModel(VQConfig(**sizes)))
 
 
@@ -74,7 +83,7 @@ def _load(path: Path, kind: str, build: Callable[[dict[str, Any]], Module]) -> M
         raise ArtifactError(path, f"is not a {kind} of this program")
     try:
         sizes = parse_json(header["config"])
-        # JSON has no tuples; `ch_mult` is the only one.
+        # JSON has no tuples.
         sizes |= {name: tuple(value) for name, value in sizes.items() if isinstance(value, list)}
         return load_module(path, lambda: build(sizes))
     except (TypeError, AttributeError, KeyError, ValueError, ConfigError) as error:

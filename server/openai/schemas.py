@@ -77,7 +77,7 @@ class OpenAIBody(BaseModel):
         Field(
             ge=0,
             le=MAX_PARTIAL_IMAGES,
-            description="At most so many previews of an image in a stream: its upper rows.",
+            description="At most so many previews of an image in a stream: what is drawn so far.",
         ),
     ] = None
     moderation: Ignored = None
@@ -154,7 +154,7 @@ class OpenAIEvent(BaseModel):
 
 
 class PartialImageEvent(OpenAIEvent):
-    """The upper rows of an image, as wide as the image and as high as the rows."""
+    """What is drawn of an image: its upper rows, or the whole where codes are a sequence."""
 
     type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
     partial_image_index: int

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from masc_core.bundle.manifest import Decoding, Manifest
+from masc_core.bundle.manifest import Decoding, Manifest, TokenizerKind
 from masc_core.errors import ArtifactError
 from masc_core.sampling.cfg_schedule import CFGSchedule
 from server.codebook_view.cache import has_codebook
@@ -47,6 +47,12 @@ class ModelSummary(BaseModel):
     weights_sha256: str
     num_classes: int
     num_positions: Annotated[int, Field(description="Positions predicted for one image.")]
+    tokenizer: Annotated[
+        TokenizerKind, Field(description="What the codes are: `vq` a grid, `gigatok1d` a sequence.")
+    ]
+    latent_shape: Annotated[
+        tuple[int, int], Field(description="Rows and columns of an image's codes.")
+    ]
     num_codes: int
     num_clusters: int
     image_size: Annotated[int, Field(description="Pixels on each side.")]
@@ -117,7 +123,9 @@ def summary(state: AppState, manifest: Manifest, *, ready: bool) -> ModelSummary
         ready=ready,
         weights_sha256=manifest.weights_sha256,
         num_classes=len(manifest.class_names),
-        num_positions=manifest.grid**2,
+        num_positions=manifest.num_positions,
+        tokenizer=manifest.tokenizer,
+        latent_shape=manifest.latent_shape,
         num_codes=manifest.num_codes,
         num_clusters=manifest.num_clusters,
         image_size=manifest.image_size,

@@ -136,12 +136,17 @@ class ProgressEvent(BaseModel):
     """So much of an image is drawn."""
 
     image: ImageIndex
-    rows: Annotated[int, Field(description="Rows of the grid that are drawn.")]
-    num_rows: Annotated[int, Field(description="All rows of the grid.")]
+    rows: Annotated[
+        int, Field(description="Rows of the grid that are drawn, or tokens of a `gigatok1d` model.")
+    ]
+    num_rows: Annotated[int, Field(description="All of them.")]
 
 
 class PreviewEvent(ProgressEvent):
-    """The upper rows of an image, as wide as the image and as high as the rows."""
+    """The upper rows of an image, as wide as the image and as high as the rows.
+
+    Of a `gigatok1d` model, whose tokens have no place, it is the whole image, finer each time.
+    """
 
     format: ImageFormat
     provisional: Provisional = None

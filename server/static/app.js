@@ -88,7 +88,7 @@ async function submit(event) {
   setRunning(controller);
   const name = className(settings.class_id);
   const run = plan(settings, name, model.decodings);
-  const result = new Result(run, name, model.image_size, () => makeAgain(settings));
+  const result = new Result(run, name, model, () => makeAgain(settings));
   say(`Drawing ${count(run.cells.length, "image")} of ${name}…`);
   const started = performance.now();
   try {

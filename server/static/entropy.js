@@ -23,26 +23,50 @@ export function rangeOf(images) {
   return [low, Math.max(Math.ceil(most * 2) / 2, low + 0.5)];
 }
 
-/** Draw the map of one image, one pixel a position. */
-export function drawMap(canvas, entropies, [low, high]) {
-  const side = Math.round(Math.sqrt(entropies.length));
-  canvas.width = side;
-  canvas.height = side;
+/** Positions of each row of the map: of the grid, or of the groups 1, 1, 2, 4, ... of a sequence. */
+export function mapRows([rows, columns]) {
+  if (rows > 1) return Array(rows).fill(columns);
+  const groups = [1];
+  for (let size = 1; size < columns; size *= 2) groups.push(size);
+  return groups;
+}
+
+/** Row and column of a position. */
+export function cellOf(rows, position) {
+  let row = 0;
+  let column = position;
+  while (column >= rows[row]) column -= rows[row++];
+  return [row, column];
+}
+
+/** Position at a place of the map, both shares from 0 to 1. */
+export function positionAt(rows, x, y) {
+  const index = (share, count) => Math.min(count - 1, Math.max(0, Math.floor(share * count)));
+  const row = index(y, rows.length);
+  return rows.slice(0, row).reduce((sum, count) => sum + count, 0) + index(x, rows[row]);
+}
+
+/** Draw the map of one image, a row as wide as any other. */
+export function drawMap(canvas, rows, entropies, [low, high]) {
+  canvas.width = Math.max(...rows);
+  canvas.height = rows.length;
   const context = canvas.getContext("2d");
-  const pixels = context.createImageData(side, side);
   entropies.forEach((bits, index) => {
+    const [row, column] = cellOf(rows, index);
+    const width = canvas.width / rows[row];
     const [red, green, blue] = colour((bits - low) / (high - low));
-    pixels.data.set([red, green, blue, ALPHA], 4 * index);
+    context.fillStyle = `rgb(${red} ${green} ${blue} / ${ALPHA / 255})`;
+    context.fillRect(column * width, row, width, 1);
   });
-  context.putImageData(pixels, 0, 0);
 }
 
 /** Where a position is, and how unsure the model was there. */
-export function describe(entropies, position) {
-  const side = Math.round(Math.sqrt(entropies.length));
-  const row = Math.floor(position / side) + 1;
-  const column = (position % side) + 1;
-  return `row ${row}, column ${column}: ${entropies[position].toFixed(2)} bits`;
+export function describe(rows, entropies, position) {
+  const [row, column] = cellOf(rows, position);
+  const place = rows[0] < rows.at(-1)
+    ? `group ${row + 1}, token ${column + 1} of ${rows[row]}`
+    : `row ${row + 1}, column ${column + 1}`;
+  return `${place}: ${entropies[position].toFixed(2)} bits`;
 }
 
 function colour(share) {

@@ -1,12 +1,12 @@
 // One image: its place while it waits, its rows as they come, itself, and its entropy map.
 
 import { button, element, make } from "./dom.js";
-import { describe, drawMap } from "./entropy.js";
+import { cellOf, describe, drawMap, mapRows, positionAt } from "./entropy.js";
 import { useSeed } from "./form.js";
 
 const SMOOTH_FROM = 128; // pixels a side; smaller images show their pixels
 
-/** @param {{label: string, name: string, size: number}} about */
+/** @param {{label: string, name: string, size: number, shape: number[]}} about */
 export class Frame {
   constructor(about) {
     this.about = about;
@@ -18,21 +18,22 @@ export class Frame {
     if (about.label) this.node.prepend(make("p", { className: "label" }, about.label));
     this.box.classList.toggle("pixels", about.size < SMOOTH_FROM);
     this.entropies = null;
+    this.rows = mapRows(about.shape);
     this.bits = make("p", { className: "readout" });
   }
 
-  /** So many rows are predicted. */
+  /** So many rows are predicted, or tokens of a sequence. */
   advance(rows, numRows) {
     this.line.style.top = `${(100 * rows) / numRows}%`;
     this.box.classList.add("drawing");
   }
 
-  /** The upper rows, as they will nearly be; with other details, where they are provisional. */
+  /** The upper rows, of a sequence the whole image; with other details, where they are provisional. */
   preview({ rows, num_rows: numRows, format, provisional, b64 }) {
     const image = this.picture.querySelector("img") ?? make("img", { alt: "" });
     if (provisional) this.caption.textContent = "Details come at the end";
     image.src = `data:image/${format};base64,${b64}`;
-    image.style.height = `${(100 * rows) / numRows}%`;
+    image.style.height = this.about.shape[0] > 1 ? `${(100 * rows) / numRows}%` : "";
     if (!image.isConnected) this.picture.append(image);
     this.advance(rows, numRows);
   }
@@ -78,7 +79,7 @@ export class Frame {
     if (!this.entropies) return;
     const canvas = make("canvas");
     canvas.setAttribute("aria-hidden", "true");
-    drawMap(canvas, this.entropies, range);
+    drawMap(canvas, this.rows, this.entropies, range);
     this.marker = make("div", { className: "marker", hidden: true });
     this.box.append(canvas, this.marker);
     this.probe = this.#probe();
@@ -100,40 +101,39 @@ export class Frame {
     probe.addEventListener("focus", show);
     probe.addEventListener("keydown", (event) => this.#step(event));
     this.box.onpointermove = this.box.onpointerdown = (event) => this.#follow(event);
-    probe.setAttribute("aria-valuetext", describe(this.entropies, 0));
+    probe.setAttribute("aria-valuetext", describe(this.rows, this.entropies, 0));
     return probe;
   }
 
   /** Up and down go by rows. */
   #step(event) {
-    const side = Math.round(Math.sqrt(this.entropies.length));
-    const by = { ArrowUp: -side, ArrowDown: side }[event.key];
+    const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
     if (!by) return;
     event.preventDefault();
-    const position = Number(this.probe.value) + by;
-    if (position >= 0 && position < this.entropies.length) this.#point(position);
+    const [row, column] = cellOf(this.rows, Number(this.probe.value));
+    if (!this.rows[row + by]) return;
+    const at = (column + 0.5) / this.rows[row];
+    this.#point(positionAt(this.rows, at, (row + by + 0.5) / this.rows.length));
   }
 
   #follow(event) {
     if (!this.probe?.isConnected) return;
-    const side = Math.round(Math.sqrt(this.entropies.length));
-    const bounds = this.box.getBoundingClientRect();
-    const place = (at, from, length) =>
-      Math.min(side - 1, Math.max(0, Math.floor(((at - from) / length) * side)));
-    const row = place(event.clientY, bounds.top, bounds.height);
-    this.#point(row * side + place(event.clientX, bounds.left, bounds.width));
+    const { left, top, width, height } = this.box.getBoundingClientRect();
+    const [x, y] = [(event.clientX - left) / width, (event.clientY - top) / height];
+    this.#point(positionAt(this.rows, x, y));
   }
 
   #point(position) {
-    const side = Math.round(Math.sqrt(this.entropies.length));
-    const text = describe(this.entropies, position);
+    const text = describe(this.rows, this.entropies, position);
     this.probe.value = String(position);
     this.probe.setAttribute("aria-valuetext", text);
     this.bits.textContent = text;
+    const [row, column] = cellOf(this.rows, position);
     const { style } = this.marker;
-    style.left = `${(100 * (position % side)) / side}%`;
-    style.top = `${(100 * Math.floor(position / side)) / side}%`;
-    style.width = style.height = `${100 / side}%`;
+    style.width = `${100 / this.rows[row]}%`;
+    style.height = `${100 / this.rows.length}%`;
+    style.left = `${(100 * column) / this.rows[row]}%`;
+    style.top = `${(100 * row) / this.rows.length}%`;
     this.marker.hidden = false;
   }
 }

@@ -21,10 +21,11 @@ const all = new Map(); // section -> Result
 
 /** @param {ReturnType<import("./run.js").plan>} run */
 export class Result {
-  constructor(run, name, size, again) {
+  constructor(run, name, model, again) {
     this.run = run;
     this.images = [];
-    this.frames = run.cells.map(({ label }) => new Frame({ label, name, size }));
+    const about = { name, size: model.image_size, shape: model.latent_shape };
+    this.frames = run.cells.map(({ label }) => new Frame({ label, ...about }));
     this.grid = make(
       "div",
       { className: run.requests.length > 1 ? "images comparison" : "images" },

@@ -31,6 +31,7 @@ from masc_core.bundle.manifest import (
     Decoding,
     Defaults,
     GPTSection,
+    LatentSection,
     Manifest,
     RefinerSection,
     VQSection,
@@ -48,6 +49,15 @@ CLASS_NAMES = ("goldfish", "Golden Retriever", "crane", "teapot", "crane", "ship
 GRID = 4
 NUM_CLUSTERS = 16
 WEIGHTS = "ab" * 32
+LATENT = LatentSection(  # of a 1-D tokenizer with as many tokens as the grid has cells
+    latent_shape=(1, GRID**2),
+    encoder_width=8,
+    encoder_layers=1,
+    encoder_heads=1,
+    decoder_width=8,
+    decoder_layers=1,
+    decoder_heads=1,
+)
 
 
 def write_model(
@@ -57,6 +67,7 @@ def write_model(
     defaults: Defaults | None = None,
     decodings: Sequence[Decoding] = ("uniform", "frequency"),
     class_names: Sequence[str] = CLASS_NAMES,
+    latent: LatentSection | None = None,
 ) -> Manifest:
     """Put a bundle without its weights under a registry's root, as the active version."""
     folder = root / name / version
@@ -79,6 +90,8 @@ def write_model(
         gpt=GPTSection(
             dim=8, n_layer=1, n_head=1, num_classes=len(class_names), block_size=GRID**2
         ),
+        tokenizer="vq" if latent is None else "gigatok1d",
+        latent=latent,
         vq=VQSection(code_dim=4, ch=8, ch_mult=(1, 1, 1), num_res_blocks=1, z_channels=8),
         num_codes=32,
         num_clusters=NUM_CLUSTERS,

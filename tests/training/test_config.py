@@ -9,6 +9,7 @@ import torch
 from masc_core.clustering import methods
 from masc_core.errors import ConfigError
 from masc_core.models.completer_config import CompleterConfig
+from masc_core.models.gigatok import GigaTokConfig
 from masc_core.models.gpt_config import GPTConfig
 from tests.golden_files import load_golden_json
 from training.config import StageConfig, load_config, set_threads
@@ -45,7 +46,7 @@ STAGES: dict[str, type[StageConfig]] = {
 def stage_of(path: Path) -> type[StageConfig]:
     """By the file's name, which may be a variant, as ``iar-b-masc`` and ``prior-kmeans``."""
     first, last = path.stem.split("-")[0], path.stem.split("-")[-1]
-    if first in {"llamagen", "iar", "ctf"}:
+    if first in {"llamagen", "iar", "ctf", "gigatok"}:
         return RefinerTrainingConfig if last == "refiner" else TransformerConfig
     return STAGES.get(path.stem) or STAGES[first]
 
@@ -135,6 +136,49 @@ def test_the_runs_of_iar_are_flat_ones_with_clusters_in_the_loss(size: str, clus
     steps = 1_281_167 // config.batch_size * config.epochs
     title = f"{round(parameters / 1e6)} million parameters, {steps:,} steps."
     assert path.read_text("utf-8").splitlines()[0].endswith(title)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("l-flat", 343_174_144),
+        ("l-kmeans-4096", 318_008_320),
+        ("l-masc-4096", 318_008_320),
+        ("l-kmeans-8192", 326_396_928),
+        ("l-masc-8192", 326_396_928),
+        ("b-masc-8192", 98_502_912),
+    ],
+)
+def test_the_runs_of_gigatok(name: str, parameters: int) -> None:
+    folder = CONFIGS / "imagenet256"
+    path = folder / f"gigatok-{name}.toml"
+    config = load_config(TransformerConfig, path, {})
+    assert config.out == Path("runs/imagenet256") / path.stem
+    size, *prior = name.split("-", 1)
+    clusters = 16384
+    if prior != ["flat"]:
+        made = load_config(PriorConfig, folder / f"prior-gigatok-{prior[0]}.toml", {})
+        clusters = made.num_clusters
+        assert prior[0].endswith(str(clusters))
+        tokenizer = "gigatok-dino" if size == "b" else "gigatok"
+        out = str(made.out).replace("gigatok", tokenizer)
+        assert config.prior == Path(out) / "prior.npz"
+    named = GPTConfig.named(f"GPT-{size.upper()}", vocab_size=clusters)
+    named = replace(named, positions="learned")
+    assert (config.dim, config.n_layer, config.n_head) == (named.dim, named.n_layer, named.n_head)
+    assert named.num_parameters == parameters
+    assert (config.positions, config.schedule) == ("learned", "wsd")
+    assert (config.lr, config.batch_size, config.warmup_steps) == (1e-4, 256, 5000)
+    steps = 1_281_167 // config.batch_size * config.epochs
+    title = f"{round(parameters / 1e6)} million parameters, {steps:,} steps."
+    assert path.read_text("utf-8").splitlines()[0].endswith(title)
+
+
+def test_the_codes_of_gigatok_are_of_its_image_size() -> None:
+    for split in ("codes", "codes-val"):
+        config = load_config(CodesConfig, CONFIGS / "imagenet256" / f"{split}-gigatok.toml", {})
+        assert GigaTokConfig.named("B-L").grid_size(config.image_size) == 16
+        assert config.out == Path(f"runs/imagenet256/gigatok-{split}")
 
 
 @pytest.mark.parametrize("size", ["b", "l", "xl"])

@@ -39,8 +39,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masc_core.errors import NonFiniteError
+from masc_core.errors import ConfigError, NonFiniteError
 from masc_core.images import Pixels
+from masc_core.models.gigatok import GigaTok
 from masc_core.models.vq import VQModel, to_uint8
 from masc_core.progress import ProgressCallback, no_progress
 
@@ -68,8 +69,11 @@ def code_patches(
 
     Raises
     ------
+    ConfigError : the tokenizer is 1-D
     NonFiniteError : the decoder made a NaN or an infinity
     """
+    if isinstance(model, GigaTok):
+        raise ConfigError("tokenizer: codes of a 1-D tokenizer have no place, so no picture either")
     num_codes, factor = model.config.num_codes, model.config.factor
     generator = torch.Generator().manual_seed(seed)
     grids = torch.cat([_shuffle(num_codes, generator) for _ in range(shuffles)])

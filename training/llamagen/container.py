@@ -1,4 +1,4 @@
-"""The files that LlamaGen's weights come in.
+"""The files that the weights of LlamaGen, IAR and GigaTok come in.
 
 ================ ====================================================================
 trained by       holds
@@ -36,8 +36,10 @@ Weights = Literal["model", "ema"]
 KEYS = ("model", "module", "state_dict")
 # What wrappers put into names: torch.compile, FSDP, DDP.
 WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|^module\.")
-# Tables and caches of a live module that older files carry.
-NO_WEIGHT = re.compile(r"(^|\.)(freqs_cis|kv_cache\.[kv]_cache)$")
+# Tables and caches of a live module that older files carry, and a head that only training needs.
+NO_WEIGHT = re.compile(
+    r"(^|\.)(freqs_cis|kv_cache\.[kv]_cache)$|^s1to2decoder\.distill_mlp\.\d\.(weight|bias)$"
+)
 ROPE_TABLE = "freqs_cis"
 
 

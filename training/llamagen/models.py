@@ -1,4 +1,4 @@
-"""Models of this project from LlamaGen's files: their sizes, read off the tensors, and the weights.
+"""Models from the files of LlamaGen and GigaTok: sizes, read off the tensors, and weights.
 
 Shapes tell everything but the number of heads, which the table of released sizes knows, and the
 number of positions, which the rope table or the training's arguments have, if anything in the file
@@ -12,27 +12,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.tensors import without_memory
+from masc_core.models.gigatok import VIT_SIZES, GigaTokConfig, new_tokenizer
 from masc_core.models.gpt import GPT, RopeTable
-from masc_core.models.gpt_config import GPT_SIZES, GPTConfig
+from masc_core.models.gpt_config import GPT_SIZES, GPTConfig, Positions
 from masc_core.models.vq import VQConfig, VQModel
 from training.llamagen.container import Container
 from training.llamagen.iar import CLUSTER_SIZE_ARGUMENT, renumber
 
 Module = TypeVar("Module", bound=nn.Module)
 
-# CFG scale that LlamaGen suggests for each size, and the default of its sampler for others.
+# CFG scales that LlamaGen suggests for each size, and the default of its sampler for others; and
+# those at which GigaTok begins to search, with the schedule "step".
+GIGATOK_CFG = {"GPT-B": 2.5, "GPT-L": 1.75, "GPT-XL": 1.25, "GPT-XXL": 1.25}
 SUGGESTED_CFG = {"GPT-B": 2.0, "GPT-L": 2.0, "GPT-XL": 1.75, "GPT-XXL": 1.75, "GPT-3B": 1.65}
 OTHER_CFG = 1.5
 
 CLASSES = "cls_embedding.embedding_table.weight"
 CODES = "tok_embeddings.weight"
+POSITIONS = "positional_embedding"  # of GigaTok's transformers, which learn them
+LATENT = "s2to1encoder.latent_token_positional_embedding"  # of GigaTok's 1-D tokenizers
 CODEBOOK = "quantize.embedding.weight"
 USAGE = "quantize.codebook_used"  # statistics of the training, which older files lack
 
@@ -57,6 +62,11 @@ def read_gpt_config(
         raise ArtifactError(
             container.path, "has no null class: it cannot be guided, nor served (class dropout 0)"
         )
+    positions: Positions = "learned" if POSITIONS in container.tensors else "rope2d"
+    if positions == "learned" and (rows := _shape(container, POSITIONS, 2)[0]) != block_size + 1:
+        raise ArtifactError(
+            container.path, f"was trained on {rows - 1} positions an image, not {block_size}"
+        )
     n_layer = _count(container.tensors, r"layers\.(\d+)\.")
     stored = _heads_of_rope_table(container, dim, block_size)
     known = {size[:2]: size[2] for size in GPT_SIZES.values()}.get((dim, n_layer))
@@ -73,6 +83,7 @@ def read_gpt_config(
         n_head=heads,
         num_classes=num_rows - 1,
         block_size=block_size,
+        positions=positions,
     )
     if known not in {None, heads}:
         raise ConfigError(
@@ -93,6 +104,8 @@ def read_image_size(container: Container, given: int | None, factor: int) -> int
     stored: int | None = None
     if isinstance(size := container.arguments.get("image_size"), int):
         stored = size
+    if POSITIONS in container.tensors:
+        stored = round((_shape(container, POSITIONS, 2)[0] - 1) ** 0.5) * factor
     if container.rope_shape is not None:
         stored = round((container.rope_shape[0] - 1) ** 0.5) * factor
     if given is None and stored is None:
@@ -112,9 +125,22 @@ def read_image_size(container: Container, given: int | None, factor: int) -> int
     return size
 
 
-def read_vq_config(container: Container) -> VQConfig:
-    """Sizes of a tokenizer; an ArtifactError where the file does not hold one."""
+def read_vq_config(container: Container, heads: int | None = None) -> VQConfig:
+    """Sizes of a tokenizer of either kind.
+
+    ``heads`` are those of a 1-D tokenizer's transformers where the table of released sizes does
+    not have them.
+
+    Raises
+    ------
+    ArtifactError : the file does not hold a tokenizer
+    ConfigError : the number of heads is not known, or given where there are none
+    """
     tensors = container.tensors
+    is_1d = LATENT in tensors
+    if heads is not None and not is_1d:
+        raise ConfigError(f"tokenizer_heads: {container.path} has no transformers")
+    sizes = _latent_sizes(container, heads) if is_1d else {}
     num_codes, code_dim = _shape(container, CODEBOOK, 2)
     ch = _shape(container, "encoder.conv_in.weight", 4)[0]
     levels = _count(tensors, r"encoder\.conv_blocks\.(\d+)\.")
@@ -123,7 +149,7 @@ def read_vq_config(container: Container) -> VQConfig:
         for i in range(levels)
     ]
     try:
-        return VQConfig(
+        return (GigaTokConfig if is_1d else VQConfig)(
             num_codes=num_codes,
             code_dim=code_dim,
             ch=ch,
@@ -131,9 +157,44 @@ def read_vq_config(container: Container) -> VQConfig:
             num_res_blocks=_count(tensors, r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
             z_channels=_shape(container, "post_quant_conv.weight", 4)[0],
             l2_norm=bool(container.arguments.get("codebook_l2_norm", True)),
+            **sizes,
         )
     except ConfigError as error:
-        raise ArtifactError(container.path, f"is no tokenizer of LlamaGen: {error}") from error
+        maker = "GigaTok" if is_1d else "LlamaGen"
+        raise ArtifactError(container.path, f"is no tokenizer of {maker}: {error}") from error
+
+
+def _latent_sizes(container: Container, heads: int | None) -> dict[str, Any]:
+    """What a 1-D tokenizer has beside the sizes of others."""
+    sizes: dict[str, Any] = {"latent_shape": (1, _shape(container, LATENT, 3)[0])}
+    for part, module in (("encoder", "s2to1encoder"), ("decoder", "s1to2decoder")):
+        width = _shape(container, f"{module}.{part}_embed.weight", 2)[0]
+        layers = _count(container.tensors, rf"{module}\.transformer\.(\d+)\.")
+        known = {size[:2]: size[2] for size in VIT_SIZES.values()}.get((width, layers), heads)
+        if known is None:
+            raise ConfigError(
+                f"tokenizer_heads: must be given: {container.path} has a transformer of {layers} "
+                f"layers of {width} channels, which is none of GigaTok's sizes"
+            )
+        values = {"width": width, "layers": layers, "heads": known}
+        sizes |= {f"{part}_{name}": value for name, value in values.items()}
+    return sizes
+
+
+def check_pair(gpt: Container, gpt_config: GPTConfig, vq: Container, vq_config: VQConfig) -> None:
+    """Raise a `ConfigError` where a transformer was not trained on such a tokenizer's codes."""
+    if gpt_config.vocab_size != vq_config.num_codes:
+        raise ConfigError(
+            f"tokenizer: {vq.path} has {vq_config.num_codes} codes, but {gpt.path} "
+            f"predicts {gpt_config.vocab_size}"
+        )
+    is_1d = isinstance(vq_config, GigaTokConfig)
+    if is_1d != (gpt_config.positions == "learned"):
+        kinds = ("a sequence, as GigaTok", "a grid, as LlamaGen")
+        made, predicted = kinds if is_1d else kinds[::-1]
+        raise ConfigError(
+            f"tokenizer: {vq.path} makes codes of {made} does, but {gpt.path} predicts {predicted}"
+        )
 
 
 def size_name(config: GPTConfig) -> str | None:
@@ -177,7 +238,7 @@ def gpt_of(container: Container, config: GPTConfig, mapping: Tensor | None = Non
 def tokenizer_of(container: Container, config: VQConfig) -> VQModel:
     """A tokenizer, in evaluation mode; errors as for `gpt_of`."""
     with without_memory():
-        empty = VQModel(config)
+        empty = new_tokenizer(config)
     if USAGE not in container.tensors:
         used = empty.quantize.get_buffer("codebook_used")
         empty.quantize.codebook_used = torch.zeros(used.shape)

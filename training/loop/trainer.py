@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from types import FrameType, TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 import torch
@@ -109,6 +109,7 @@ class _Trainer:
             peak=config.lr,
             min_ratio=config.min_lr_ratio,
             warmup_steps=config.warmup_steps,
+            schedule=config.schedule,
         )
         torch.manual_seed(step_seed(config.seed, self.state.step, self.ranks.rank))
         self.losses = self.training_step(batch, rate)
@@ -267,14 +268,34 @@ class StopRequest:
 
 
 def learning_rate(
-    step: int, *, total_steps: int, peak: float, min_ratio: float, warmup_steps: int
+    step: int,
+    *,
+    total_steps: int,
+    peak: float,
+    min_ratio: float,
+    warmup_steps: int,
+    schedule: Literal["cosine", "wsd"] = "cosine",
 ) -> float:
-    """Rate of a step counted from 0: linear warm-up, then a cosine to a share of the peak."""
+    """Rate of a step counted from 0: warm-up and a cosine to a share of the peak, or WSD."""
+    if schedule == "wsd":
+        return peak * wsd_share(step, total_steps, warmup_steps)
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return peak * (min_ratio + (1 - min_ratio) * cosine)
+
+
+def wsd_share(step: int, total_steps: int, warmup_steps: int) -> float:
+    """Share of the peak as GigaTok has it: warm-up from 1 %, constant, ``1 - sqrt`` to 0.
+
+    Upstream sets the rate after a step for the next one, so the very first has the whole peak.
+    """
+    if 0 < step < warmup_steps:
+        return step / warmup_steps + (1 - step / warmup_steps) / 100
+    decay = 0.2 * total_steps
+    progress = 1 - (total_steps - step) / decay
+    return 1 - math.sqrt(max(0.0, progress))
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from masc_core.bundle.codebook_view import CodebookFiles
 from masc_core.bundle.read import Bundle
 from masc_core.images import SAMPLE_COLUMNS, Pixels, contact_sheet
+from masc_core.models.gigatok import GigaTok
 from masc_core.models.vq import VQModel
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.params import SamplingParams
@@ -120,13 +121,15 @@ def _reduced(pixels: Pixels, count: int) -> Pixels:
 def codebook_files(
     tokenizer: VQModel, bundle: Bundle, shuffles: int, report: ProgressCallback = no_progress
 ) -> CodebookFiles | None:
-    """The tree over the codebook, and the patches of its codes; None with 0 shuffles.
+    """The tree over the codebook, and the patches of its codes.
+
+    None with 0 shuffles, and of a 1-D tokenizer, whose codes have no place and so no pictures.
 
     The tree is that of average linkage over the rows as the decoder takes them, whatever the prior
     is; where the prior is a cut of it, every cluster is one of its branches. So the rows are those
     of the tokenizer that the prior was made of, and not as a bundle rounds them.
     """
-    if not shuffles:
+    if not shuffles or isinstance(tokenizer, GigaTok):
         return None
     patches = code_patches(bundle.tokenizer, shuffles=shuffles, report=report)
     rows = tokenizer.quantize.codebook().detach().cpu().double().numpy()

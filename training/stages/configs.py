@@ -29,6 +29,7 @@ DEFAULT_CANDIDATES = (
     *("balanced-kmeans", "random", "average-shuffled"),
 )
 WEIGHTS = "model, or ema, their moving average"
+TOKENIZER_HEADS = "heads of a 1-D tokenizer's transformers, for a size that is not GigaTok's"
 LEAST_IMAGES = 4  # two to fit to and two to measure on: errors need two
 
 
@@ -181,6 +182,11 @@ class CompareConfig(StageConfig, ImageOptions):
         1000, ge=LEAST_IMAGES, description="images to read, spread over the folder"
     )
     draws: int = Field(3, ge=2, description="times that all codes are replaced")
+    positions: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (),
+        description="first position whose codes are replaced, and the one behind the last, as of a "
+        "group of GigaTok's tokens; all without it",
+    )
     raw_rows: bool = Field(
         default=False, description="cluster the rows as stored, not the normalised ones codes mean"
     )
@@ -195,6 +201,13 @@ class CompareConfig(StageConfig, ImageOptions):
             if method not in CANDIDATES:
                 raise ValueError(f"no method {method!r}; there are {', '.join(CANDIDATES)}")
         return methods
+
+    @field_validator("positions")
+    @classmethod
+    def _ascending(cls, positions: tuple[int, ...]) -> tuple[int, ...]:
+        if positions and (len(positions) != 2 or positions[0] >= positions[1]):
+            raise ValueError("must be two numbers, the first the smaller one")
+        return positions
 
     @field_validator("methods", "num_clusters", "priors")
     @classmethod
@@ -485,11 +498,12 @@ class ImportConfig(VersionConfig):
     """Keys of an import."""
 
     gpt: Path = Field(description="transformer, .pt or .safetensors")
-    tokenizer: Path = Field(description="VQ tokenizer, .pt or .safetensors")
+    tokenizer: Path = Field(description="tokenizer of either kind, .pt or .safetensors")
     image_size: int | None = Field(
         None, ge=8, description="pixels a side, where the transformer's file does not tell"
     )
     n_head: int | None = Field(None, ge=1, description="heads, for a size that is not LlamaGen's")
+    tokenizer_heads: int | None = Field(None, ge=1, description=TOKENIZER_HEADS)
     mapping: Path | None = Field(
         None, description="of a transformer of IAR: its mapping, .pt, by which codes are renumbered"
     )
@@ -529,9 +543,10 @@ class ImportConfig(VersionConfig):
 class ImportTokenizerConfig(ImageOptions):
     """Keys of a tokenizer's import."""
 
-    source: Path = Field(description="tokenizer of LlamaGen, .pt or .safetensors")
+    source: Path = Field(description="tokenizer of LlamaGen or GigaTok, .pt or .safetensors")
     out: Path = Field(description="folder of the tokenizer run that this becomes")
     weights: Literal["model", "ema"] = Field("model", description=WEIGHTS)
+    tokenizer_heads: int | None = Field(None, ge=1, description=TOKENIZER_HEADS)
     val_data: Path | None = Field(
         None, description="images to measure it on: class folders, tar shards or parquet files"
     )

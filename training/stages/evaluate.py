@@ -38,6 +38,7 @@ from masc_core.device import choose_dtype
 from masc_core.errors import ConfigError
 from masc_core.images import encode_image
 from masc_core.io.files import atomic_write, read_json, sha256_file, write_json
+from masc_core.models.gigatok import latent_groups
 from masc_core.models.weights import load_transformer, read_inputs
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.cfg_schedule import WITH_START, check_cfg_start
@@ -177,6 +178,13 @@ class _Evaluation:
         if cautions:
             logger.warning("%s", "; ".join(cautions))
             metrics["cautions"] = cautions
+        if (latent := self.bundle.manifest.latent) is not None:
+            sizes = [rows * columns for rows, columns in latent_groups(latent.latent_shape[1])]
+            starts = np.cumsum([0, *sizes[:-1]])
+            metrics["latent_groups"] = {
+                name: (np.add.reduceat(curve, starts) / sizes).tolist()
+                for name, curve in curves.items()
+            }
         metrics["curves"] = {name: curve.tolist() for name, curve in curves.items()}
         self._write(metrics, curves)
         return metrics

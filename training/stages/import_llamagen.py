@@ -1,14 +1,16 @@
-r"""Take in a transformer and a tokenizer of LlamaGen as a version, or the tokenizer as a run.
+r"""Take in a transformer and a tokenizer of LlamaGen or GigaTok as a version, or one as a run.
 
 ::
 
     masc models import --gpt c2i_B_256.pt --tokenizer vq_ds16_c2i.pt --name llamagen-b \
         --image-size 256 --activate
+    masc models import --gpt GPT_B256_e300_VQ_BL.pt --tokenizer VQ_BL256.pt --name gigatok-b
     masc tokenizer import vq_ds16_c2i.pt --out runs/imagenet/tokenizer
 
 The vocabulary stays flat: every code is its own cluster. Sizes are read off the files; the CFG
 scale is the one that LlamaGen suggests for the size. A transformer of IAR comes with ``--mapping``,
-by which it gets the numbers of LlamaGen's tokenizer back. Nothing in the files is run.
+by which it gets the numbers of LlamaGen's tokenizer back. Of a tokenizer of GigaTok the same
+weights, ``model`` or ``ema``, encode and decode. Nothing in the files is run.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pydantic import JsonValue
 from masc_core.bundle.manifest import TOKENIZER_FILE, Defaults, Manifest, ModelCard
 from masc_core.bundle.registry import Registry
 from masc_core.bundle.write import BundleDraft, BundleParts, draft_version
-from masc_core.errors import ArtifactError, ConfigError
+from masc_core.errors import ArtifactError
 from masc_core.io.files import sha256_file, write_json
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import VQModel
@@ -37,8 +39,10 @@ from training.llamagen.class_names import read_class_names
 from training.llamagen.container import Container, Weights
 from training.llamagen.iar import clusters_of, read_cluster_size, read_mapping
 from training.llamagen.models import (
+    GIGATOK_CFG,
     OTHER_CFG,
     SUGGESTED_CFG,
+    check_pair,
     gpt_of,
     read_gpt_config,
     read_image_size,
@@ -88,15 +92,11 @@ def _write(config: ImportConfig, draft: BundleDraft, report: ProgressCallback) -
     report(0, 4, "reading")
     gpt = Container.open(config.gpt, config.gpt_weights)
     vq = Container.open(config.tokenizer, config.tokenizer_weights)
-    vq_config = read_vq_config(vq)
+    vq_config = read_vq_config(vq, config.tokenizer_heads)
     image_size = read_image_size(gpt, config.image_size, vq_config.factor)
     grid = vq_config.grid_size(image_size)
     gpt_config = read_gpt_config(gpt, block_size=grid**2, n_head=config.n_head)
-    if gpt_config.vocab_size != vq_config.num_codes:
-        raise ConfigError(
-            f"tokenizer: {config.tokenizer} has {vq_config.num_codes} codes, but {config.gpt} "
-            f"predicts {gpt_config.vocab_size}"
-        )
+    check_pair(gpt, gpt_config, vq, vq_config)
     imported: dict[str, JsonValue] = {
         "gpt": source_of(gpt, config.gpt_weights) | {"size": size_name(gpt_config)},
         "tokenizer": source_of(vq, config.tokenizer_weights),
@@ -122,7 +122,10 @@ def _write(config: ImportConfig, draft: BundleDraft, report: ProgressCallback) -
         version=draft.version,
         created=datetime.now(UTC).replace(microsecond=0),
         class_names=read_class_names(gpt_config.num_classes, config.classes),
-        defaults=Defaults(cfg_scale=config.cfg_scale or suggested_cfg(gpt_config)),
+        defaults=Defaults(
+            cfg_scale=config.cfg_scale or suggested_cfg(gpt_config),
+            cfg_schedule="step" if gpt_config.positions == "learned" else "constant",
+        ),
         provenance={
             "note": config.note,
             "imported": imported,
@@ -140,8 +143,9 @@ def _write(config: ImportConfig, draft: BundleDraft, report: ProgressCallback) -
 
 
 def suggested_cfg(config: GPTConfig) -> float:
-    """CFG scale that LlamaGen suggests for a transformer of that size."""
-    return SUGGESTED_CFG.get(size_name(config) or "", OTHER_CFG)
+    """CFG scale that LlamaGen or GigaTok suggests for a transformer of that size."""
+    suggested = GIGATOK_CFG if config.positions == "learned" else SUGGESTED_CFG
+    return suggested.get(size_name(config) or "", OTHER_CFG)
 
 
 def source_of(container: Container, weights: Weights) -> dict[str, JsonValue]:
@@ -169,7 +173,8 @@ def import_tokenizer(config: ImportTokenizerConfig) -> dict[str, Any]:
     """
     set_threads(config.threads)
     container = Container.open(config.source, config.weights)
-    model = tokenizer_of(container, read_vq_config(container)).float()
+    sizes = read_vq_config(container, config.tokenizer_heads)
+    model = tokenizer_of(container, sizes).float()
     with lock_folder(config.out):
         path = config.out / TOKENIZER_FILE
         if path.exists():

@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from masc_core.bundle.manifest import TOKENIZER_FILE
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.files import atomic_path, sha256_file
+from masc_core.models.gigatok import GigaTok
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.models.weights import save_model
 from masc_core.progress import ProgressCallback, no_progress
@@ -84,6 +85,8 @@ def train_tokenizer(
     inputs |= {key: sha256_file(path) for key, path in config.lpips_files.items()}
     decoder = None if config.decoder is None else TrainedTokenizer.open(config.decoder)
     if decoder is not None:
+        if isinstance(decoder.model, GigaTok):
+            raise ConfigError(f"decoder: {config.decoder} is GigaTok's, which is not trained here")
         inputs["decoder"] = decoder.sha256
     with join_ranks(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
         model = None if decoder is None else decoder.model

@@ -8,7 +8,8 @@
     masc transformer train training/configs/imagenet256/iar-b-masc.toml
 
 LlamaGen's recipe: AdamW, dropout, a share of the labels dropped for guidance. The rate falls as a
-cosine to ``min_lr_ratio`` of its peak, which at 1 is constant, as LlamaGen's is.
+cosine to ``min_lr_ratio`` of its peak, which at 1 is constant, as LlamaGen's is; ``schedule =
+"wsd"`` is GigaTok's.
 Under torchrun every rank holds the whole model (DDP) or a part of it (``parallel = "fsdp"``).
 Writes ``transformer.safetensors``, the partitions of its loss as ``partition-<clusters>.npz``,
 ``metrics.json`` and, at the epochs asked for, ``sheets/`` and ``epochs/``, whose folders publishing

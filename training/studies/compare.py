@@ -72,7 +72,13 @@ def compare_priors(config: CompareConfig, report: ProgressCallback = no_progress
         images = _read_images(config, inputs)
         progress = _Progress(config, inputs, report)
         fitted, pixels = _split(inputs, images.pixels)
-        test = ReplacementTest(inputs.model, pixels, draws=config.draws, seed=config.seed)
+        test = ReplacementTest(
+            inputs.model,
+            pixels,
+            draws=config.draws,
+            seed=config.seed,
+            positions=slice(*config.positions) if config.positions else slice(None),
+        )
         progress.add(1, f"{len(images.pixels)} images encoded, {len(images.skipped)} skipped")
         built = _build(config, inputs, progress)
         measurement = PriorMeasurement(inputs.rows, fitted, test)
@@ -169,6 +175,8 @@ class CompareInputs:
         model, self.tokenizer_sha256 = tokenizer.model, tokenizer.sha256
         self.num_codes = model.config.num_codes
         self.num_positions = model.config.grid_size(config.image_size) ** 2
+        if config.positions and config.positions[1] > self.num_positions:
+            raise ConfigError(f"positions: an image has {self.num_positions}")
         self.num_clusters = config.num_clusters or _usual_clusters(self.num_codes)
         if max(self.num_clusters) > self.num_codes:
             raise ConfigError(

@@ -99,22 +99,22 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """So many rows of the grid are drawn, of ``num_rows``; ``image`` counts from 0 in its job."""
+    """So many rows of the grid are drawn, or latent tokens of a sequence, of ``num_rows``."""
 
-    image: int
+    image: int  # which one of the job, from 0
     rows: int
     num_rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The upper rows of an image, nearly as they will be."""
+    """The upper rows of an image, nearly as they will be; of latent tokens the whole, coarsely."""
 
     image: int  # which one of the job, from 0
-    rows: int  # of the grid that are shown, of ``num_rows``
+    rows: int  # that are shown, as in `Progress`
     num_rows: int
     format: ImageFormat
-    data: bytes  # the file, as wide as the image and as high as the rows
+    data: bytes  # the file, as wide as the image and, of a grid, as high as the rows
 
 
 Event = Started | Progress | Preview

@@ -88,7 +88,7 @@ ModelEvent = EnteredImage | ImageEvent | MadeImage | FailedImage
 
 
 class _Encoding(NamedTuple):
-    """An image, or the upper rows of one, on its way through renderer and pool."""
+    """An image, or what is drawn of one, on its way through renderer and pool."""
 
     image: FinishedImage | PartialImage
     file: Future[EncodedFile]
@@ -278,7 +278,7 @@ class LoadedModel:
         for output in self.engine.step():
             match output:
                 case PartialImage(task=task):
-                    progress = Progress(task.index, output.rows, self.manifest.grid)
+                    progress = Progress(task.index, *self._drawn(output))
                     self._events.append(ImageEvent(task, progress))
                     paid = self._budget.pay()
                     if paid is not None:
@@ -298,6 +298,12 @@ class LoadedModel:
         pixels = self._renderer.submit(image.codes, params)
         file = self._pool.submit(_encode, pixels, file_format, description)
         self._encoding.append(_Encoding(image, file, paid))
+
+    def _drawn(self, image: PartialImage) -> tuple[int, int]:
+        """How many rows of the grid are drawn, and of how many; of a sequence how many tokens."""
+        if self.manifest.tokenizer == "vq":
+            return image.rows, self.manifest.grid
+        return len(image.codes), self.manifest.num_positions
 
     def _description(self, params: SamplingParams) -> str:
         return self.manifest.describe_image(params) if self._image_metadata else ""
@@ -321,8 +327,7 @@ class LoadedModel:
         if isinstance(image, FinishedImage):
             return [MadeImage(image, file)]
         self._budget.settle(encoding.paid, file.vq_decode_seconds + file.encode_seconds)
-        grid = self.manifest.grid
-        preview = Preview(image.task.index, image.rows, grid, PREVIEW_FORMAT, file.data)
+        preview = Preview(image.task.index, *self._drawn(image), PREVIEW_FORMAT, file.data)
         return [ImageEvent(image.task, preview)]
 
 

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from masc_core.models.gpu_decoder import SIZES, GPUDecoder
 from masc_core.models.vq import VQConfig, VQModel
+from tests.masc_core.models.test_gigatok import golden_model as golden_gigatok
 from tests.masc_core.models.test_vq import golden_model
 
 
@@ -42,6 +43,23 @@ def test_batches_are_filled_up_to_a_few_sizes() -> None:
         assert images.shape == (num, 3, 8, 8)
         assert (images - model.decoder(z)).abs().max() < 1e-4
     assert sorted(sizes) == list(SIZES)
+
+
+@torch.inference_mode()
+def test_the_decoder_of_a_1d_tokenizer_is_one_graph() -> None:
+    torch.compiler.reset()
+    graphs: list[GraphModule] = []
+
+    def backend(graph: GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph
+
+    model = golden_gigatok()
+    decode = GPUDecoder(model.decoder, backend=backend)
+    for num in (2, 1, 2):
+        z = model.latents(torch.arange(16 * num).view(num, 16))
+        assert (decode(z) - model.decoder(z)).abs().max() < 1e-4
+    assert len(graphs) == 2  # one a size of batch
 
 
 @torch.inference_mode()

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from tests.server.page.browser import Visitor, finished, generate
-from tests.server.service import GRID
+from tests.server.listening import listening
+from tests.server.page.browser import Visitor, finished, generate, visiting
+from tests.server.service import GRID, LATENT, Service, write_model
 
 
 def bits(position: int) -> str:
@@ -67,6 +69,56 @@ def test_arrow_keys_read_positions(page: Page) -> None:
     expect(page.locator(".readout").first).to_have_text(bits(15))
     probe.press("ArrowDown")
     expect(page.locator(".readout").first).to_have_text(bits(15))
+
+
+def test_the_map_of_a_sequence_is_drawn_by_groups(browser: Browser, tmp_path: Path) -> None:
+    write_model(tmp_path / "models", latent=LATENT)
+    with Service(tmp_path) as service, listening(service), visiting(browser, service) as visitor:
+        page = visitor.open()
+        show_map(page)
+        size = "({ width, height }) => [width, height]"
+        assert page.locator(".frame canvas").first.evaluate(size) == [8, 5]  # 1, 1, 2, 4, 8 tokens
+        pixels = page.locator(".frame canvas").first.evaluate(
+            """(canvas) => {
+              const { data } = canvas.getContext("2d").getImageData(0, 0, 8, 5);
+              return Array.from({ length: 40 }, (_, i) => data.slice(4 * i, 4 * i + 3).join());
+            }"""
+        )
+        rows = [set(pixels[start : start + 8]) for start in range(0, 40, 8)]
+        assert [len(colours) for colours in rows] == [1, 1, 2, 4, 8]
+        probe = page.get_by_role("slider", name="Position in the entropy map").first
+        probe.focus()
+        readout, marker = page.locator(".readout").first, page.locator(".marker").first
+        for key, position, place in (
+            ("End", 15, "group 5, token 8 of 8"),
+            ("ArrowUp", 7, "group 4, token 4 of 4"),
+            ("ArrowUp", 3, "group 3, token 2 of 2"),
+            ("ArrowUp", 1, "group 2, token 1 of 1"),
+            ("ArrowDown", 3, "group 3, token 2 of 2"),
+        ):
+            probe.press(key)
+            expect(readout).to_have_text(f"{place}: {math.log2(2 + position):.2f} bits")
+        lies = marker.evaluate("({ style: s }) => [s.left, s.top, s.width, s.height]")
+        assert lies == ["50%", "40%", "50%", "20%"]
+        box = page.locator(".frame").first.bounding_box()
+        assert box is not None
+        x, y = 0.3 * box["width"], 0.9 * box["height"]
+        page.locator(".frame").first.hover(position={"x": x, "y": y})
+        expect(readout).to_have_text(f"group 5, token 3 of 8: {math.log2(12):.2f} bits")
+
+
+def test_a_preview_of_a_sequence_fills_the_frame(page: Page) -> None:
+    drawn = page.evaluate(
+        """async () => {
+          const { Frame } = await import("/static/frame.js");
+          return [[4, 4], [1, 16]].map((shape) => {
+            const frame = new Frame({ label: "", name: "ship", size: 16, shape });
+            frame.preview({ rows: shape[1] / 4, num_rows: shape[1], format: "png", b64: "" });
+            return [frame.picture.querySelector("img").style.height, frame.line.style.top];
+          });
+        }"""
+    )
+    assert drawn == [["25%", "25%"], ["", "25%"]]
 
 
 def test_a_tap_reads_a_position(visitor: Visitor) -> None:

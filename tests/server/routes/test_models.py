@@ -21,6 +21,8 @@ def test_the_list_says_what_each_model_offers(service: Service) -> None:
         "ready": True,
         "num_classes": len(CLASS_NAMES),
         "num_positions": GRID**2,
+        "tokenizer": "vq",
+        "latent_shape": [GRID, GRID],
         "num_codes": 32,
         "num_clusters": 16,
         "image_size": 16,

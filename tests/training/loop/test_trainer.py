@@ -25,7 +25,7 @@ from training.loop.checkpoint import latest_checkpoint, latest_step
 from training.loop.distributed import Ranks
 from training.loop.run_dir import Run
 from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
-from training.loop.trainer import fit, learning_rate, set_learning_rate
+from training.loop.trainer import fit, learning_rate, set_learning_rate, wsd_share
 
 ITEMS = 22
 
@@ -425,6 +425,37 @@ def test_warm_up_is_linear_and_reaches_the_peak() -> None:
 
 def test_ratio_one_is_constant() -> None:
     assert {rate(s, ratio=1.0) for s in range(100)} == {2.0}
+
+
+def test_wsd_is_gigatoks_rate_to_the_step() -> None:
+    total, warmup = 1_500_000, 5_000
+
+    def upstream(s: int) -> float:  # after step s, for the next one
+        if s < warmup:
+            return 1e-4 * (s / warmup + (1 - s / warmup) / 100)
+        if s < 0.8 * total:
+            return 1e-4
+        return 1e-4 * (1 - math.sqrt((s - 0.8 * total) / (0.2 * total)))
+
+    def wsd(s: int) -> float:
+        return learning_rate(
+            s, total_steps=total, peak=1e-4, min_ratio=0.1, warmup_steps=warmup, schedule="wsd"
+        )
+
+    assert wsd(0) == 1e-4
+    for s in (1, 2, 2_500, 4_999, 5_000, 5_001, 1_199_999, 1_200_000, 1_200_001, 1_350_000):
+        assert wsd(s) == pytest.approx(upstream(s), rel=1e-9)
+    assert wsd(1) == pytest.approx(1.0198e-6)
+    assert wsd(1_350_000) == pytest.approx(1e-4 * (1 - math.sqrt(0.5)))
+    assert 0 < wsd(total - 1) < 1e-9
+    assert wsd(total) == 0
+
+
+def test_wsd_of_a_run_of_few_steps() -> None:
+    rates = [wsd_share(step, 10, 3) for step in range(11)]
+    third = [s / 3 + (1 - s / 3) / 100 for s in (1, 2)]
+    expected = [1, *third, 1, 1, 1, 1, 1, 1, 1 - math.sqrt(0.5), 0]
+    assert rates == pytest.approx(expected)
 
 
 def test_every_group_gets_the_rate() -> None:

@@ -18,6 +18,7 @@ from tests.training.tiny_codes import walk_config
 from training.data.cluster_data import ClusterData
 from training.data.code_cache import CodeCache, read_index, write_index
 from training.loop.batches import item_words
+from training.loop.trainer import learning_rate
 from training.metrics.step_cost import flops_per_image
 from training.stages.configs import TransformerConfig
 from training.stages.transformer import (
@@ -50,13 +51,28 @@ def test_learns_more_than_the_unigram_and_reports_bits(prepared: Path, tmp_path:
     assert bits == pytest.approx(metrics["bits_per_position"], rel=1e-5)
 
 
-def test_continues_where_it_stopped(prepared: Path, tmp_path: Path) -> None:
-    whole = transformer_config(prepared, out=tmp_path / "whole")
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_continues_where_it_stopped(prepared: Path, tmp_path: Path, schedule: str) -> None:
+    options = {"schedule": schedule, "warmup_steps": 3, "positions": "learned"}
+    whole = transformer_config(prepared, out=tmp_path / "whole", **options)
     train_transformer(whole)
-    config = transformer_config(prepared, out=tmp_path / "stopped")
+    config = transformer_config(prepared, out=tmp_path / "stopped", **options)
     with power_cut(7) as report:
         train_transformer(config, report)
     train_transformer(config)
+    rows = map(json.loads, (config.out / "log.jsonl").read_text().splitlines())
+    rates = [row["lr"] for row in rows if row["kind"] == "train"]
+    assert rates == [
+        learning_rate(
+            step,
+            total_steps=12,
+            peak=whole.lr,
+            min_ratio=whole.min_lr_ratio,
+            warmup_steps=3,
+            schedule=whole.schedule,
+        )
+        for step in range(12)
+    ]
     expected = load_transformer(whole.out / "transformer.safetensors").state_dict()
     actual = load_transformer(config.out / "transformer.safetensors").state_dict()
     assert all(torch.equal(actual[key], value) for key, value in expected.items())

@@ -23,6 +23,7 @@ from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.errors import NonFiniteError
 from masc_core.generation.generate import generate
 from masc_core.images import ImageFormat, Pixels, encode_image
+from masc_core.models.gigatok import preview_sources
 from tests.clock import Clock
 from tests.tiny_bundle import GRID, IMAGE_SIZE, save_tiny_bundle
 from tests.worker.tiny_worker import REQUEST, RecordingEngine, expected, make_loaded
@@ -202,6 +203,37 @@ def test_previews_are_the_upper_rows_of_what_becomes_of_the_image(bundle: Bundle
         height = report.rows * IMAGE_SIZE // GRID
         assert open_pixels(report.data).shape == (height, IMAGE_SIZE, 3)
     assert files(reports) == expected(bundle, REQUEST)
+
+
+def test_previews_of_a_sequence_are_whole_images_and_count_tokens(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path, gigatok=True)
+    sequence = load_bundle(tmp_path / "tiny" / "1")
+    loaded = make_loaded(sequence, budget=Plenty())
+    loaded.add(tasks(rows=ALL_ROWS))
+    reports = step_to_the_end(loaded)
+    assert events(reports, Progress) == [Progress(0, tokens, 16) for tokens in (4, 8, 12)]
+    codes = generate(sequence.model, sequence.decoder, [image_params(REQUEST, 0)]).codes
+    previews = events(reports, Preview)
+    for report, tokens in zip(previews, (4, 8, 12), strict=True):
+        assert (report.rows, report.num_rows) == (tokens, 16)
+        drawn = sequence.render(codes[:, preview_sources(tokens, 16)])[0]
+        assert report.data == encode_image(drawn, "jpeg")
+        assert open_pixels(report.data).shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert files(reports) == expected(sequence, REQUEST)
+
+
+def test_a_sequence_has_the_same_bytes_in_any_company(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path, gigatok=True)
+    sequence = load_bundle(tmp_path / "tiny" / "1")
+    loaded = make_loaded(sequence, 8)
+    others = replace(REQUEST, class_id=1, num_images=3, cfg_scale=1.0)
+    loaded.add(tasks("b", request=others))
+    reports = [*loaded.step(), *loaded.step(), *loaded.step()]
+    loaded.add(tasks("a"))
+    reports += step_to_the_end(loaded)
+    assert files(reports, "a") == expected(sequence, REQUEST)
+    assert files(reports, "b") == expected(sequence, others)
+    assert len({*files(reports, "a"), *files(reports, "b")}) == 4
 
 
 def test_a_trained_decoder_shows_nearly_what_will_be() -> None:
