@@ -56,11 +56,12 @@ TRAINING_GROUPS = {
 TRAINING_MODELS_COMMANDS = {
     "publish": ("Measure a trained model and publish it as a version.", "publish_command"),
     "import": ("Take in a checkpoint of LlamaGen as a version.", "import_command"),
+    "pull": ("Fetch released weights by name, and take them in as a version.", "pull_command"),
 }
 # Modules that the extras bring, which not every installation has.
 OPTIONAL = {
-    "aiohttp", "fastcluster", "matplotlib", "numba", "safetensors", "scipy", "sklearn",
-    "tensorboard", "torch",
+    "aiohttp", "fastcluster", "httpx2", "huggingface_hub", "matplotlib", "numba", "safetensors",
+    "scipy", "sklearn", "tensorboard", "torch", "tqdm",
 }  # fmt: skip
 # People choose between versions by these: key in the manifest, name, format.
 METRICS = (

@@ -33,6 +33,7 @@ from training.stages.configs import (
     ImportTokenizerConfig,
     PriorConfig,
     PublishConfig,
+    PullConfig,
     RefinerTrainingConfig,
     ShowConfig,
     TokenizerConfig,
@@ -192,7 +193,8 @@ def tokenizer_import(config: ImportTokenizerConfig) -> None:
     """Take in a tokenizer of LlamaGen, to extract codes and build priors with."""
     from training.stages.import_llamagen import import_tokenizer
 
-    metrics = import_tokenizer(config)
+    with progress("import") as report:
+        metrics = import_tokenizer(config, report)
     measured = ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
     _say(measured or "not measured, for want of --val-data", config.out)
 
@@ -360,6 +362,20 @@ def import_command(config: ImportConfig) -> None:
     with progress("import") as report:
         manifest = import_model(config, report)
     _say_version(models_dir(config.models), manifest)
+
+
+@stage_command(PullConfig, argument="weights", resumes=False)
+def pull_command(config: PullConfig) -> None:
+    """Fetch released weights by name, and take them in as a version."""
+    from masc_core.settings import models_dir
+    from training.stages.pull import pull
+
+    with progress("pull") as report:
+        pulled = pull(config, report)
+    if isinstance(pulled, Path):
+        _say(config.weights, pulled)
+    else:
+        _say_version(models_dir(config.models), pulled)
 
 
 def _say_version(models: Path, manifest: Manifest) -> None:

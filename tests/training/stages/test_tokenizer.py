@@ -372,7 +372,7 @@ def test_the_shipped_recipe_is_upstreams() -> None:
     assert (config.criterion, config.ema_decay, config.entropy_ratio) == ("last", 0, 0)
     assert (config.crop, config.flip) == ("random", True)
     assert not config.disc_adaptive
-    assert config.lpips_files
+    assert config.lpips_sources
 
 
 def test_image_size_must_fit_the_grid(tmp_path: Path) -> None:
