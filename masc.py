@@ -295,6 +295,12 @@ def bench(  # noqa: PLR0913 - options
         str | None, typer.Option("--class", help="Name or id; each is drawn if not given.")
     ] = None,
     cfg_scale: Annotated[float | None, typer.Option(help="1 to 20; the model's default.")] = None,
+    cfg_schedule: Annotated[
+        str | None, typer.Option(help="constant, step, linear, linear_re or triangular; likewise.")
+    ] = None,
+    cfg_start: Annotated[
+        float | None, typer.Option(help="Share of positions before a step, 0 to 1; likewise.")
+    ] = None,
     num_images: Annotated[int, typer.Option(help="Images a request, 1 to 16.")] = 1,
     file_format: Annotated[
         str, typer.Option("--format", help="Of the images: png, jpeg or webp.")
@@ -327,6 +333,8 @@ def bench(  # noqa: PLR0913 - options
         warm_up=warm_up,
         class_name=class_name,
         cfg_scale=cfg_scale,
+        cfg_schedule=cfg_schedule,
+        cfg_start=cfg_start,
         num_images=num_images,
         format=file_format,
         model=model,
