@@ -178,7 +178,9 @@ class CompareConfig(StageConfig, ImageOptions):
     num_clusters: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="one K or several; without it V/2, V/4 and V/8"
     )
-    priors: tuple[Path, ...] = Field((), description="files of further priors")
+    priors: tuple[Path, ...] = Field(
+        (), description="further priors: runs, bundles, files, or IAR's mapping, .pt"
+    )
     image_size: int = Field(64, ge=11)
     max_images: int = Field(
         1000, ge=LEAST_IMAGES, description="images to read, spread over the folder"
@@ -210,7 +212,9 @@ class ShowConfig(StageConfig):
 
     tokenizer: Path = Field(description="tokenizer.safetensors, its run, or the folder of a bundle")
     prior: Path | None = Field(
-        None, description="folder of a prior run, or a prior's file; without it the bundle's prior"
+        None,
+        description="prior run, another bundle, a prior's file, or IAR's mapping, .pt; without it "
+        "the bundle's prior, or its finest partition where that is flat",
     )
     raw_rows: bool = Field(
         default=False,

@@ -32,12 +32,13 @@ from masc_core.io.files import atomic_write, sha256_file
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.in_cluster import MODES
-from masc_core.semantic_tree import cut_merges
+from masc_core.semantic_tree import LeafOrder, cut_merges
 from masc_core.tree import Linkage, SemanticTree, build_tree
 from training.config import set_threads
 from training.data.code_cache import CodeCache
 from training.data.codebook_source import TrainedTokenizer
 from training.data.images import open_images
+from training.data.prior_source import prior_file, read_prior
 from training.data.source import LabelledImages
 from training.loop.run_dir import lock_folder
 from training.metrics.cluster_bits import code_counts, count_cached_pairs, count_pairs
@@ -133,6 +134,8 @@ class CandidateBuilder:
         match method:
             case "average" | "single" | "complete" | "ward":
                 return self._tree(method).cut(num_clusters)
+            case "leaf-order":
+                return LeafOrder.of(self._tree("average")).chunks(num_clusters)
             case "centroid":
                 return cut_merges(self._centroid_merges, num_clusters)
             case "average-shuffled":
@@ -183,13 +186,14 @@ class CompareInputs:
         self.model = model.to(device)
 
     def _load_prior(self, path: Path) -> Candidate:
-        prior = ClusterMap.load(path)
+        file = prior_file(path)
+        prior = read_prior(file)
         if prior.num_codes != self.num_codes:
             raise ConfigError(
                 f"priors: {path} is over {prior.num_codes} codes, "
                 f"the tokenizer has {self.num_codes}"
             )
-        return Candidate(str(path), prior.num_clusters, str(path), prior)
+        return Candidate(str(path), prior.num_clusters, str(file), prior)
 
     def _open_cache(self, folder: Path) -> CodeCache:
         cache = CodeCache.open(folder)
