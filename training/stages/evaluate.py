@@ -44,7 +44,7 @@ from masc_core.sampling.cfg_schedule import WITH_START, check_cfg_start
 from masc_core.sampling.params import SamplingParams
 from masc_core.settings import ModelSettings, read_settings
 from training.changes import require_same_classes
-from training.data.code_cache import CodeCache
+from training.data.code_cache import CodeCache, read_as
 from training.downloads import local_file
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import lock_folder
@@ -122,6 +122,7 @@ class _Evaluation:
         self.cache = CodeCache.open(config.codes) if config.codes else None
         if self.cache is not None:
             check_codes(bundle, self.cache)
+            config = self.config = read_as(self.cache.index, config)
         self.extractors = self._extractors()
         self.real: RealImages | RealStatistics | None = None
         if config.reference is not None:

@@ -35,7 +35,7 @@ from masc_core.sampling.in_cluster import MODES
 from masc_core.semantic_tree import LeafOrder, cut_merges
 from masc_core.tree import Linkage, SemanticTree, build_tree
 from training.config import set_threads
-from training.data.code_cache import CodeCache
+from training.data.code_cache import CodeCache, read_as
 from training.data.codebook_source import TrainedTokenizer
 from training.data.images import open_images
 from training.data.prior_source import prior_file, read_prior
@@ -81,7 +81,7 @@ def compare_priors(config: CompareConfig, report: ProgressCallback = no_progress
             flat=measurement.flat(),
             rows=tuple(_measure(each, measurement, progress) for each in (*built, *inputs.given)),
             provenance=_provenance(inputs, images, fitted, test),
-            config=config.model_dump(mode="json"),
+            config=inputs.config.model_dump(mode="json"),
         )
         _write(config, comparison, built)
     return comparison
@@ -158,6 +158,7 @@ class CompareInputs:
 
     Attributes
     ----------
+    config : with the image options of the cache, where there is one
     model : the tokenizer, in evaluation mode on the device of the configuration
     rows : float64 (V, E), what is clustered
     num_clusters : every K
@@ -180,8 +181,10 @@ class CompareInputs:
         if not config.methods and not config.priors:
             raise ConfigError("methods: there is nothing to compare")
         self.given = tuple(self._load_prior(path) for path in config.priors)
-        self.folder = open_images(config.images, config)
-        self.cache = None if config.codes is None else self._open_cache(config.codes)
+        cache = None if config.codes is None else CodeCache.open(config.codes)
+        self.config = config if cache is None else read_as(cache.index, config)
+        self.folder = open_images(config.images, self.config)
+        self.cache = None if cache is None else self._checked(cache)
         self.rows = tokenizer.rows(raw=config.raw_rows)
         self.model = model.to(device)
 
@@ -195,8 +198,7 @@ class CompareInputs:
             )
         return Candidate(str(path), prior.num_clusters, str(file), prior)
 
-    def _open_cache(self, folder: Path) -> CodeCache:
-        cache = CodeCache.open(folder)
+    def _checked(self, cache: CodeCache) -> CodeCache:
         if cache.index.tokenizer_sha256 != self.tokenizer_sha256:
             raise ConfigError("codes: were made by another tokenizer")
         if cache.index.num_positions != self.num_positions:
