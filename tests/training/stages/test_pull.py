@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,6 +120,23 @@ def test_a_failed_pull_leaves_what_is_served(
         assert done.stderr.count("masc: ") == 1
         assert Registry(models).verify("llamagen-b-256") == before
         assert Registry(models).versions("llamagen-b-256") == ("1",)
+
+
+def test_ctrl_c_says_that_a_pull_goes_on(masc: Masc, hub: Hub, tmp_path: Path) -> None:
+    hub.cut, hub.stalls = [1000], True
+
+    def press() -> None:
+        while not hub.gets():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    done = masc("models", "pull", "llamagen-b-256", "--models", tmp_path / "models")
+    thread.join()
+    assert done.status == 130
+    assert done.stderr == "masc: interrupted; the same command goes on from here\n"
+    assert not (tmp_path / "models").exists()
 
 
 def test_a_tokenizer_by_name_begins_a_training(masc: Masc, hub: Hub, tmp_path: Path) -> None:
