@@ -15,12 +15,16 @@ import torch
 from huggingface_hub import constants
 
 from masc_core.bundle.registry import Registry
+from masc_core.errors import ArtifactError
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.vq import VQConfig, VQModel
 from tests.command_line import Masc, service
 from tests.hub_server import Hub, hub_server
+from tests.training.stage_configs import tokenizer_config, transformer_config
 from training.llamagen.released import RELEASED
+from training.stages.tokenizer import train_tokenizer
+from training.stages.transformer import train_transformer
 
 VQ = VQConfig(
     num_codes=96, code_dim=4, ch=32, ch_mult=(1, 1, 1, 1, 2), num_res_blocks=1, z_channels=32
@@ -204,3 +208,13 @@ def test_all_that_take_weights_of_others_take_addresses(
     assert done.stderr.startswith("masc: hf://owner/repo/x.pt: there is no such repository")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_trainings_take_addresses(hub: Hub, prepared: Path, tmp_path: Path) -> None:
+    address = "hf://owner/repo/x.pt"
+    files = {"lpips_vgg": address, "lpips_linear": address}
+    with pytest.raises(ArtifactError, match=f"{address}: there is no such repository"):
+        train_tokenizer(tokenizer_config(prepared, out=tmp_path / "tokenizer", **files))
+    with pytest.raises(ArtifactError, match=f"{address}: there is no such repository"):
+        train_transformer(transformer_config(prepared, out=tmp_path / "gpt", init=address))
+    assert not list(tmp_path.iterdir())
