@@ -3,6 +3,7 @@
 #   make serve ARGS='--port 9000'                       options for the program
 #   make serve PYTHON=python3.12                        another interpreter, for a new .venv
 #   make serve TORCH='torch==2.11.0'                    the GPU build of the package index
+#   make pull MODEL=llamagen-l-384                      released weights, to be served
 #   make serve TORCH='torch==2.13.0+cu130' TORCH_INDEX=https://download.pytorch.org/whl/cu130
 #
 # A TORCH given by hand stays until another is given or `make clean` removes .venv.
@@ -28,13 +29,16 @@ TORCH_INDEX ?= $(if $(filter $(TORCH),$(DEFAULT_TORCH)),$(DEFAULT_INDEX))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve install test lint format bench mutants gpu-compile clean
+.PHONY: help serve pull install test lint format bench mutants gpu-compile clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 serve: $(VENV)/.stamp-worker $(VENV)/.stamp-kernels ## Run the service with the shipped model on http://127.0.0.1:8000
 	@$(BIN)/masc serve $(ARGS)
+
+pull: $(VENV)/.stamp-training ## Fetch released weights, MODEL=llamagen-l-384, and make them a model to serve
+	@$(BIN)/masc models pull $(MODEL) $(ARGS)
 
 install: $(VENV)/.stamp-evaluation ## Install everything for training and serving into .venv
 

@@ -57,11 +57,12 @@ TRAINING_GROUPS = {
 TRAINING_MODELS_COMMANDS = {
     "publish": ("Measure a trained model and publish it as a version.", "publish_command"),
     "import": ("Take in a checkpoint of LlamaGen as a version.", "import_command"),
+    "pull": ("Fetch released weights by name, and take them in as a version.", "pull_command"),
 }
 # Modules that the extras bring, which not every installation has.
 OPTIONAL = {
-    "aiohttp", "fastcluster", "matplotlib", "numba", "safetensors", "scipy", "sklearn",
-    "tensorboard", "torch",
+    "aiohttp", "fastcluster", "httpx2", "huggingface_hub", "matplotlib", "numba", "safetensors",
+    "scipy", "sklearn", "tensorboard", "torch", "tqdm",
 }  # fmt: skip
 # People choose between versions by these: key in the manifest, name, format.
 METRICS = (
@@ -305,6 +306,12 @@ def bench(  # noqa: PLR0913 - options
         str | None, typer.Option("--class", help="Name or id; each is drawn if not given.")
     ] = None,
     cfg_scale: Annotated[float | None, typer.Option(help="1 to 20; the model's default.")] = None,
+    cfg_schedule: Annotated[
+        str | None, typer.Option(help="constant, step, linear, linear_re or triangular; likewise.")
+    ] = None,
+    cfg_start: Annotated[
+        float | None, typer.Option(help="Share of positions before a step, 0 to 1; likewise.")
+    ] = None,
     num_images: Annotated[int, typer.Option(help="Images a request, 1 to 16.")] = 1,
     file_format: Annotated[
         str, typer.Option("--format", help="Of the images: png, jpeg or webp.")
@@ -337,6 +344,8 @@ def bench(  # noqa: PLR0913 - options
         warm_up=warm_up,
         class_name=class_name,
         cfg_scale=cfg_scale,
+        cfg_schedule=cfg_schedule,
+        cfg_start=cfg_start,
         num_images=num_images,
         format=file_format,
         model=model,

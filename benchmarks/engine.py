@@ -7,10 +7,12 @@
     python benchmarks/engine.py --llamagen ../LlamaGen          # beside upstream's own sampler
     python benchmarks/engine.py --arrivals 0.7 --out benchmarks/results
     python benchmarks/engine.py --batches 64 --steps 16         # of every image only so many
+    python benchmarks/engine.py --systems masc,iar,learned,step # others of `SYSTEMS`
 
-Weights are random, K = 8,192, 256 positions, CFG 2: an image is two rows. Milliseconds a step are
-medians over all steps of an image. The roofline of a step is the longer of two times: to read the
-weights and the keys and values once at the measured bandwidth, and to compute at the measured rate.
+Weights are random, K = 8,192 but for IAR's, 256 positions, CFG 2: an image is two rows.
+Milliseconds a step are medians over all steps of an image. The roofline of a step is the longer of
+two times: to read the weights and the keys and values once at the measured bandwidth, and to
+compute at the measured rate.
 ``overhead`` is the share of a step that the engine spends outside `Batch` (on CUDA outside
 `GraphBatch.step`), ``rendered`` the images a second with VQ decoding, ``preview`` what decoding
 the upper half of every image would cost on top. Arrivals are Poisson, at the given share of the
@@ -35,9 +37,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,26 +50,62 @@ from masc_core.device import choose_dtype, resolve_device
 from masc_core.generation.batch import Batch
 from masc_core.generation.generate import generate
 from masc_core.models.gpt import GPT
-from masc_core.models.gpt_config import GPTConfig
+from masc_core.models.gpt_config import GPTConfig, Positions
 from masc_core.models.gpu_decoder import SIZES
 from masc_core.models.kv_cache import KVCache
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
 from masc_core.prior import ClusterMap
+from masc_core.sampling.cfg_schedule import CFGSchedule
 from masc_core.sampling.in_cluster import InClusterDecoder
 from masc_core.sampling.params import SamplingParams
 from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import Backend, BatchFactory, Engine
 from worker.engine.request import FinishedImage, ImageTask
 
-NUM_CLUSTERS = 8192
+NUM_CODES = 16384
 NUM_ALONE = 32  # images that are also made alone
-TOY = GPTConfig(NUM_CLUSTERS, dim=64, n_layer=2, n_head=4)
 CFG_SCALE = 2.0
 MIB = 1 << 20
 HEAD = """
 | model | batch | ms a step | plain loop | LlamaGen | roofline | of it | overhead | s an image \
 | images/s | rendered | preview | deterministic | flipped | MiB |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """What is drawn, and how."""
+
+    num_clusters: int = 8192  # K
+    positions: Positions = "rope2d"
+    cfg_schedule: CFGSchedule = "constant"
+
+    def config(self, size: str) -> GPTConfig:
+        """Sizes of the transformer."""
+        sizes: dict[str, Any] = {"vocab_size": self.num_clusters, "positions": self.positions}
+        if size == "toy":
+            return GPTConfig(**sizes, dim=64, n_layer=2, n_head=4)
+        return GPTConfig.named(f"GPT-{size}", **sizes)
+
+    def decoder(self, device: torch.device) -> InClusterDecoder:
+        """What makes codes of clusters."""
+        labels = np.arange(NUM_CODES) % self.num_clusters
+        return InClusterDecoder(ClusterMap.from_labels(labels), device=device)
+
+    def task(self, index: int) -> ImageTask:
+        """An image like all others, but for class and seed."""
+        schedule = self.cfg_schedule
+        params = SamplingParams(index % 1000, CFG_SCALE, seed=index, cfg_schedule=schedule)
+        return ImageTask("bench", index, params)
+
+
+SYSTEMS = {
+    "masc": System(),
+    "iar": System(num_clusters=NUM_CODES),
+    "learned": System(positions="learned"),
+    "step": System(cfg_schedule="step"),
+    "linear": System(cfg_schedule="linear"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +117,7 @@ class Machine:
 
     def step_seconds(self, config: GPTConfig, rows: int, item: int, cache_item: int) -> float:
         """Least time of a step in the middle of an image; bytes of a weight, and of a key."""
-        weights = config.num_parameters - (NUM_CLUSTERS + config.num_class_rows) * config.dim
+        weights = config.num_parameters - (config.vocab_size + config.num_class_rows) * config.dim
         cached = rows * config.n_layer * config.block_size * config.dim  # half of keys and values
         read = (weights * item + cached * cache_item) / self.bytes_per_second
         return max(read, 2 * (weights * rows + cached) / self.flops_per_second)
@@ -88,6 +128,7 @@ class Row:
     """A line of the table; milliseconds, images a second, MiB."""
 
     size: str
+    system: str
     batch: int
     step_ms: float
     plain_ms: float
@@ -121,15 +162,16 @@ def main() -> None:
     ]
     print("\n".join(table), flush=True)
     rows: list[Row] = []
-    for size in options.sizes.split(","):
-        bench = Bench(size, device, dtype, options.llamagen, options.steps)
+    for size, system in product(options.sizes.split(","), options.systems.split(",")):
+        bench = Bench(size, system, device, dtype, options.llamagen, options.steps)
         for batch in map(int, options.batches.split(",")):
             rows.append(bench.measure(batch, machine))
             table.append(line(rows[-1]))
             print(table[-1], flush=True)
             write(options.out, device, table, machine, rows)  # what comes next may fail
         if options.arrivals:
-            best = max((row for row in rows if row.size == size), key=lambda r: r.images_per_second)
+            own = [row for row in rows if (row.size, row.system) == (size, system)]
+            best = max(own, key=lambda row: row.images_per_second)
             table += ["", bench.arrivals(best, options.arrivals)]
             print("\n".join(table[-2:]), flush=True)
             write(options.out, device, table, machine, rows)
@@ -156,6 +198,7 @@ def parse() -> argparse.Namespace:
     """Options of the command line."""
     parser = argparse.ArgumentParser(description="time the engine")
     parser.add_argument("--sizes", default="B")
+    parser.add_argument("--systems", default="masc", help=f"of {', '.join(SYSTEMS)}")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -165,6 +208,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--quick", action="store_true", help="a toy, to try the program itself")
     options = parser.parse_args()
+    if unknown := set(options.systems.split(",")) - SYSTEMS.keys():
+        parser.error(f"no systems {', '.join(unknown)}; there are {', '.join(SYSTEMS)}")
     if options.quick:
         options.sizes, options.batches, options.steps = "toy", "1,2", 8
     return options
@@ -178,11 +223,16 @@ def line(row: Row) -> str:
     if row.flipped_images is not None:
         flipped = f"{row.flipped_images:.1%}, {row.flip_rate:.1e}"
     return (
-        f"| GPT-{row.size} | {row.batch} | {row.step_ms:.2f} | {row.plain_ms:.2f} | {upstream} "
+        f"| {name(row)} | {row.batch} | {row.step_ms:.2f} | {row.plain_ms:.2f} | {upstream} "
         f"| {row.roofline_ms:.2f} | {row.step_ms / row.roofline_ms:.1f}x | {row.overhead:.1%} "
         f"| {row.image_seconds:.2f} | {row.images_per_second:.2f} | {row.rendered_per_second:.2f} "
         f"| {row.preview_share:.1%} | {deterministic} | {flipped} | {row.memory:.0f} |"
     )
+
+
+def name(row: Row) -> str:
+    """Size and system."""
+    return f"GPT-{row.size}" + ("" if row.system == "masc" else f", {row.system}")
 
 
 class Bench:
@@ -191,6 +241,7 @@ class Bench:
     def __init__(
         self,
         size: str,
+        system: str,
         device: torch.device,
         dtype: torch.dtype,
         llamagen: Path | None,
@@ -198,19 +249,19 @@ class Bench:
     ) -> None:
         torch.manual_seed(0)
         self.num_steps = num_steps
-        self.size, self.device, self.dtype = size, device, dtype
-        self.config = (
-            TOY if size == "toy" else GPTConfig.named(f"GPT-{size}", vocab_size=NUM_CLUSTERS)
-        )
+        self.size, self.name, self.device, self.dtype = size, system, device, dtype
+        self.system = SYSTEMS[system]
+        self.config = self.system.config(size)
         with device:
             self.model = GPT(self.config).to(dtype).eval()
             torch.nn.init.normal_(self.model.output.weight, std=0.02)
             self.tokenizer = VQModel(VQConfig(ch=32) if size == "toy" else VQConfig()).eval()
-        labels = torch.arange(16384) % NUM_CLUSTERS
-        self.decoder = InClusterDecoder(ClusterMap.from_labels(labels.numpy()), device=device)
+        self.decoder = self.system.decoder(device)
         self.vq_decoder = serving_decoder(self.tokenizer.decoder, device)
         self.make_batch: BatchFactory = GraphBatch if device.type == "cuda" else Batch
-        self.upstream = None if llamagen is None else Upstream(llamagen, size, device)
+        self.upstream: Upstream | None = None
+        if llamagen is not None and system == "masc":
+            self.upstream = Upstream(llamagen, size, device)
 
     def measure(self, batch: int, machine: Machine) -> Row:
         """Time a batch of images that start together."""
@@ -235,6 +286,7 @@ class Bench:
         plain = self._plain(batch)
         return Row(
             size=self.size,
+            system=self.name,
             batch=batch,
             step_ms=1e3 * statistics.median(steps),
             plain_ms=1e3 * plain,
@@ -266,7 +318,7 @@ class Bench:
         while len(latencies) < num:
             now = time.perf_counter() - started
             while arrived < num and due[arrived] <= now and engine.free_rows >= 2:
-                engine.add(task(arrived))
+                engine.add(self.system.task(arrived))
                 arrived += 1
             occupied.append((engine.capacity_rows - engine.free_rows) // 2)
             if not occupied[-1]:
@@ -284,7 +336,7 @@ class Bench:
         alone = sum(steps)
         p50, p95 = statistics.median(latencies), statistics.quantiles(latencies, n=20)[-1]
         return (
-            f"GPT-{self.size}, {num} Poisson arrivals at {rate:.2f} images/s ({share:.0%} of the "
+            f"{name(best)}: {num} Poisson arrivals at {rate:.2f} images/s ({share:.0%} of the "
             f"best): latency {p50:.2f} s (median), {p95:.2f} s (p95), {p95 / alone:.2f} times that "
             f"of a batch of {occupancy}, the mean occupancy ({alone:.2f} s)."
         )
@@ -301,7 +353,7 @@ class Bench:
     def _run(self, engine: Engine, batch: int, num_steps: int, *, first: int = 0) -> Tensor:
         """Codes (B, L) of a batch; where it does not come to its end, of nothing in particular."""
         for index in range(first, first + batch):
-            engine.add(task(index))
+            engine.add(self.system.task(index))
         codes: list[Tensor] = []
         for _ in range(num_steps):
             for outcome in engine.step():
@@ -312,7 +364,7 @@ class Bench:
         return torch.stack(codes) if codes else self._some_codes(batch)
 
     def _some_codes(self, batch: int) -> Tensor:
-        return torch.randint(16384, (batch, self.config.block_size))
+        return torch.randint(NUM_CODES, (batch, self.config.block_size))
 
     def _deterministic(self, batch: int) -> float:
         """Median seconds of a step where all steps have one shape."""
@@ -342,7 +394,7 @@ class Bench:
     def _plain(self, batch: int) -> float:
         """Median seconds of a step of the plain loop."""
         marks: list[float] = []
-        params_list = [task(index).params for index in range(batch)]
+        params_list = [self.system.task(index).params for index in range(batch)]
 
         def note(position: int, _: Tensor) -> None:
             marks.append(time.perf_counter())
@@ -368,7 +420,8 @@ class Upstream:
         sys.path.insert(0, str(checkout))
         sampler = import_module("autoregressive.models.generate").generate
         make = import_module("autoregressive.models.gpt").GPT_models[f"GPT-{size}"]
-        model = make(vocab_size=NUM_CLUSTERS, block_size=256, num_classes=1000, cls_token_num=1)
+        vocabulary = SYSTEMS["masc"].num_clusters
+        model = make(vocab_size=vocabulary, block_size=256, num_classes=1000, cls_token_num=1)
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         self._model, self._sampler, self._device = model.to(device, dtype).eval(), sampler, device
 
@@ -406,11 +459,6 @@ class stopwatch:  # noqa: N801 - reads as a function
 
     def __exit__(self, *_: object) -> None:
         setattr(self._owner, self._name, self._method)
-
-
-def task(index: int) -> ImageTask:
-    """An image like all others, but for class and seed."""
-    return ImageTask("bench", index, SamplingParams(index % 1000, CFG_SCALE, seed=index))
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:

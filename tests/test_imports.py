@@ -22,6 +22,7 @@ TRAINING = {
         "changes",
         "config",
         "data",
+        "downloads",
         "llamagen",
         "loop",
         "losses",

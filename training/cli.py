@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -34,6 +34,7 @@ from training.stages.configs import (
     ImportTokenizerConfig,
     PriorConfig,
     PublishConfig,
+    PullConfig,
     RefinerTrainingConfig,
     ShowConfig,
     TokenizerConfig,
@@ -47,7 +48,7 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 def stage_command(
-    config_class: type[Config], *, argument: str = "", resumes: bool = True
+    config_class: type[Config], *, argument: str = "", resumes: bool | Literal["always"] = True
 ) -> Callable[[Callable[[Config], None]], Callable[..., None]]:
     """Turn a function of a configuration into one whose signature Typer makes a command of.
 
@@ -55,7 +56,8 @@ def stage_command(
     ----------
     config_class : configuration of the stage; each field becomes ``--field``, unset by default
     argument : the field that is the command's argument; by default that is the TOML file
-    resumes : whether the stage goes on from where it was interrupted, where it has an ``out``
+    resumes : whether the stage goes on from where it was interrupted, where it has an ``out``, or
+        ``"always"``
     """
     file = Annotated[Path | None, typer.Argument(help="TOML file of the stage")]
     annotations: dict[str, Any] = {} if argument else {"config": file}
@@ -73,7 +75,8 @@ def stage_command(
             try:
                 run(config)
             except KeyboardInterrupt as interrupt:
-                goes_on = resumes and getattr(config, "out", None) is not None
+                has_out = getattr(config, "out", None) is not None
+                goes_on = resumes == "always" or (resumes and has_out)
                 way_on = "goes on from here" if goes_on else "starts again"
                 typer.echo(f"masc: interrupted; the same command {way_on}", err=True)
                 raise typer.Exit(130) from interrupt
@@ -194,7 +197,8 @@ def tokenizer_import(config: ImportTokenizerConfig) -> None:
     """Take in a tokenizer of LlamaGen or GigaTok, to extract codes and build priors with."""
     from training.stages.import_llamagen import import_tokenizer
 
-    metrics = import_tokenizer(config)
+    with progress("import") as report:
+        metrics = import_tokenizer(config, report)
     measured = ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
     _say(measured or "not measured, for want of --val-data", config.out)
 
@@ -369,6 +373,20 @@ def import_command(config: ImportConfig) -> None:
     with progress("import") as report:
         manifest = import_model(config, report)
     _say_version(models_dir(config.models), manifest)
+
+
+@stage_command(PullConfig, argument="weights", resumes="always")
+def pull_command(config: PullConfig) -> None:
+    """Fetch released weights by name, and take them in as a version."""
+    from masc_core.settings import models_dir
+    from training.stages.pull import pull
+
+    with progress("pull") as report:
+        pulled = pull(config, report)
+    if isinstance(pulled, Path):
+        _say(config.weights, pulled)
+    else:
+        _say_version(models_dir(config.models), pulled)
 
 
 def _say_version(models: Path, manifest: Manifest) -> None:

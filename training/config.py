@@ -10,7 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from masc_core.errors import ConfigError
 from masc_core.io.bounded import decode_text, read_file
@@ -27,6 +34,10 @@ class _MayChange:
 
 # For keys that change where and how fast a run computes, not what.
 MayChange = Annotated[Value, _MayChange()]
+
+
+# Weights of others: a path, or an address that `local_file` of `training.downloads` fetches.
+Source = Annotated[str, BeforeValidator(lambda one: str(one) if isinstance(one, Path) else one)]
 
 
 class Frozen(BaseModel):

@@ -326,6 +326,13 @@ class Manifest(ModelCard):
         return (self.grid, self.grid) if self.latent is None else self.latent.latent_shape
 
     @property
+    def shown_prior(self) -> str:
+        """File of the clusters to look at: where each code is its own, of the finest partition."""
+        if self.num_clusters == self.num_codes and self.partitions:
+            return partition_file(self.partitions[-1])
+        return PRIOR_FILE
+
+    @property
     def num_positions(self) -> int:
         """L, the positions of an image."""
         return self.grid**2

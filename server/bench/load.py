@@ -78,7 +78,7 @@ class Plan:
     def _common_fields(self) -> dict[str, Any]:
         options = self.options
         fields: dict[str, Any] = {"num_images": options.num_images, "format": options.format}
-        optional = {"cfg_scale": options.cfg_scale, "model": options.model}
+        optional = options.model_dump(include={"cfg_scale", "cfg_schedule", "cfg_start", "model"})
         return fields | {name: value for name, value in optional.items() if value is not None}
 
 

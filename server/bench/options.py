@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from masc_core.errors import ConfigError
 from masc_core.images import ImageFormat
+from masc_core.sampling.cfg_schedule import CFGSchedule
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_DURATION = 10.0
@@ -37,6 +38,8 @@ class BenchOptions(BaseModel):
     warm_up: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
     class_name: str | None = None
     cfg_scale: Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)] | None = None
+    cfg_schedule: CFGSchedule | None = None
+    cfg_start: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     num_images: Annotated[int, Field(ge=1, le=16)] = 1
     format: ImageFormat = "png"
     model: str | None = None

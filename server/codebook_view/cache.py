@@ -19,12 +19,10 @@ from starlette.exceptions import HTTPException
 from masc_core.bundle.codebook_view import decode_tree, patch_side
 from masc_core.bundle.manifest import (
     PATCHES_FILE,
-    PRIOR_FILE,
     SAMPLES_FILE,
     TREE_FILE,
     Manifest,
     check_hash,
-    partition_file,
 )
 from masc_core.errors import ArtifactError
 from masc_core.io.bounded import read_file
@@ -120,10 +118,7 @@ class CodebookCache:
 
     def _read_codebook(self, manifest: Manifest) -> CodebookView:
         folder = self._models / manifest.name / manifest.version
-        prior_name = PRIOR_FILE
-        if manifest.num_clusters == manifest.num_codes and manifest.partitions:
-            # Of a flat vocabulary what there is to see are the clusters that its training knew of.
-            prior_name = partition_file(manifest.partitions[-1])
+        prior_name = manifest.shown_prior
         names = (TREE_FILE, PATCHES_FILE, prior_name)
         content = {name: read_listed(self._models, manifest, name) for name in names}
         name = TREE_FILE

@@ -13,17 +13,18 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from masc_core.arrays import IntArray
-from masc_core.errors import ArtifactError
+from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import open_file, read_file, size_of
 from masc_core.io.files import atomic_path, atomic_write, sha256_file
 from masc_core.io.npz import check_npy
+from training.config import ImageOptions
 
 INDEX = "index.json"
 AGAIN = "run `masc codes extract` again"
@@ -93,6 +94,24 @@ class CodeIndex(BaseModel):
     def dtype(self) -> np.dtype[np.uint16 | np.uint32]:
         """Smallest type that holds every code."""
         return np.dtype(np.uint16 if self.num_codes <= 1 << 16 else np.uint32)
+
+
+Options = TypeVar("Options", bound=ImageOptions)
+
+
+def read_as(index: CodeIndex, config: Options) -> Options:
+    """The configuration, by which images beside a cache are read as those of the cache were.
+
+    A `ConfigError` names the option that asks for another way.
+    """
+    chosen = {key: getattr(index, key) for key in ImageOptions.model_fields}
+    for key in ImageOptions.model_fields.keys() & config.model_fields_set:
+        if getattr(config, key) != chosen[key]:
+            raise ConfigError(
+                f"{key}: {getattr(config, key)}, but the images of the codes were read with "
+                f"{chosen[key]}; leave it out"
+            )
+    return config.model_copy(update=chosen)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from masc_core.bundle.manifest import Decoding, PlainName
 from masc_core.models.completer_config import InputRows, Softmax
 from masc_core.models.gpt_config import Positions
 from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, CFGSchedule
-from training.config import Frozen, ImageOptions, LoopConfig, MayChange, StageConfig
+from training.config import Frozen, ImageOptions, LoopConfig, MayChange, Source, StageConfig
+from training.llamagen.released import RELEASED
 
 # Those of `masc_core.clustering.methods`, as a test makes sure.
 METHODS = (
@@ -30,6 +31,7 @@ DEFAULT_CANDIDATES = (
 )
 WEIGHTS = "model, or ema, their moving average"
 TOKENIZER_HEADS = "heads of a 1-D tokenizer's transformers, for a size that is not GigaTok's"
+OR_ADDRESS = "a file, hf://owner/repo/file[@revision] or https://..."
 LEAST_IMAGES = 4  # two to fit to and two to measure on: errors need two
 
 
@@ -56,10 +58,12 @@ class TokenizerConfig(LoopConfig, ImageOptions):
     commitment: float = Field(0.25, ge=0)
     entropy_ratio: float = Field(0.0, ge=0, description="weight of the entropy loss; 0 is off")
     lpips_weight: float = Field(1.0, ge=0, description="weight of LPIPS; 0 is off")
-    lpips_vgg: MayChange[Path | None] = Field(
-        None, description="VGG16's weights, as torchvision has them, .pth or .safetensors"
+    lpips_vgg: MayChange[Source | None] = Field(
+        None, description=f"VGG16's weights, as torchvision has them; {OR_ADDRESS}"
     )
-    lpips_linear: MayChange[Path | None] = Field(None, description="LPIPS's own weights, vgg.pth")
+    lpips_linear: MayChange[Source | None] = Field(
+        None, description=f"LPIPS's own weights, vgg.pth; {OR_ADDRESS}"
+    )
     disc_weight: float = Field(0.0, ge=0, description="weight of the GAN; 0 is off, 0.5 usual")
     disc_start: int = Field(20000, ge=1, description="step from which on the GAN takes part")
     disc_loss: Literal["hinge", "non-saturating"] = Field(
@@ -87,7 +91,7 @@ class TokenizerConfig(LoopConfig, ImageOptions):
     )
 
     @property
-    def lpips_files(self) -> dict[str, Path]:
+    def lpips_sources(self) -> dict[str, str]:
         """The files that LPIPS needs, by key; empty when it is off."""
         if self.lpips_vgg is None or self.lpips_linear is None or not self.lpips_weight:
             return {}
@@ -104,7 +108,7 @@ class TokenizerConfig(LoopConfig, ImageOptions):
             raise ValueError("disc_weight: must be 0 with a decoder, whose images a GAN improves")
         if (self.lpips_vgg is None) != (self.lpips_linear is None):
             raise ValueError("lpips_vgg and lpips_linear: LPIPS needs both files")
-        if self.keep == "lpips" and not self.lpips_files:
+        if self.keep == "lpips" and not self.lpips_sources:
             raise ValueError("keep: lpips needs lpips_vgg, lpips_linear and an lpips_weight")
         return self
 
@@ -152,7 +156,7 @@ class PriorConfig(StageConfig):
 class ImportPriorConfig(Frozen):
     """Keys of the import of IAR's clusters."""
 
-    source: Path = Field(description="IAR's mapping, .pt")
+    source: Source = Field(description=f"IAR's mapping, .pt; {OR_ADDRESS}")
     out: Path = Field(description="folder of the prior that this becomes")
     cluster_size: int = Field(128, ge=1, description="codes of each cluster")
 
@@ -176,7 +180,9 @@ class CompareConfig(StageConfig, ImageOptions):
     num_clusters: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="one K or several; without it V/2, V/4 and V/8"
     )
-    priors: tuple[Path, ...] = Field((), description="files of further priors")
+    priors: tuple[Path, ...] = Field(
+        (), description="further priors: runs, bundles, files, or IAR's mapping, .pt"
+    )
     image_size: int = Field(64, ge=11)
     max_images: int = Field(
         1000, ge=LEAST_IMAGES, description="images to read, spread over the folder"
@@ -220,7 +226,9 @@ class ShowConfig(StageConfig):
 
     tokenizer: Path = Field(description="tokenizer.safetensors, its run, or the folder of a bundle")
     prior: Path | None = Field(
-        None, description="folder of a prior run, or a prior's file; without it the bundle's prior"
+        None,
+        description="prior run, another bundle, a prior's file, or IAR's mapping, .pt; without it "
+        "the bundle's prior, or its finest partition where that is flat",
     )
     raw_rows: bool = Field(
         default=False,
@@ -248,9 +256,10 @@ class TransformerConfig(LoopConfig):
     partition_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (), description="weight of the loss of each, IAR's lambda; without it 1"
     )
-    init: MayChange[Path | None] = Field(
+    init: MayChange[Source | None] = Field(
         None,
-        description="transformer to start from: of LlamaGen, of a run, or the folder of a bundle",
+        description="transformer to start from: of a run, the folder of a bundle, or LlamaGen's, "
+        f"{OR_ADDRESS}",
     )
     dim: int = Field(256, ge=8)
     n_layer: int = Field(8, ge=1)
@@ -393,11 +402,11 @@ class EvaluateConfig(ImageOptions):
     reference: Path | None = Field(
         None, description="real images, or .npz with mu and sigma of features"
     )
-    inception_weights: Path | None = Field(
-        None, description="file for FID, IS, KID, precision, recall"
+    inception_weights: Source | None = Field(
+        None, description=f"for FID, IS, KID, precision, recall; {OR_ADDRESS}"
     )
-    vgg_weights: Path | None = Field(
-        None, description="file for precision and recall in VGG16's features"
+    vgg_weights: Source | None = Field(
+        None, description=f"for precision and recall in VGG16's features; {OR_ADDRESS}"
     )
     classifier: Path | None = Field(
         None, description="folder of a classifier run, for class agreement"
@@ -433,10 +442,9 @@ class EvaluateConfig(ImageOptions):
         return resamples
 
 
-class VersionConfig(Frozen):
-    """Keys of everything that becomes a version."""
+class VersionOptions(Frozen):
+    """Keys of everything that becomes a version, but for its model's name."""
 
-    name: PlainName = Field(description="name of the model")
     version: PlainName | None = Field(
         None, description="name of the version; the next number without it"
     )
@@ -445,18 +453,19 @@ class VersionConfig(Frozen):
     )
     note: str = Field("", description="where the model comes from, for its manifest")
     with_encoder: bool = Field(default=False, description="keep the tokenizer's encoder")
+    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")
+
+
+class PublishConfig(VersionOptions):
+    """Keys of a publication."""
+
+    name: PlainName = Field(description="name of the model")
     shuffles: int = Field(
         16,
         ge=0,
         description="random neighbourhoods that a code is decoded in, for the pictures of the "
         "codebook; 0 is no pictures",
     )
-    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")
-
-
-class PublishConfig(VersionConfig):
-    """Keys of a publication."""
-
     tokenizer: Path = Field(
         description="folder of the tokenizer run, or of the bundle whose tokenizer made the codes"
     )
@@ -494,32 +503,20 @@ class PublishConfig(VersionConfig):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 
 
-class ImportConfig(VersionConfig):
-    """Keys of an import."""
+class ImportOptions(VersionOptions):
+    """Keys of everything that becomes a version of others' weights."""
 
-    gpt: Path = Field(description="transformer, .pt or .safetensors")
-    tokenizer: Path = Field(description="tokenizer of either kind, .pt or .safetensors")
-    image_size: int | None = Field(
-        None, ge=8, description="pixels a side, where the transformer's file does not tell"
-    )
-    n_head: int | None = Field(None, ge=1, description="heads, for a size that is not LlamaGen's")
-    tokenizer_heads: int | None = Field(None, ge=1, description=TOKENIZER_HEADS)
-    mapping: Path | None = Field(
-        None, description="of a transformer of IAR: its mapping, .pt, by which codes are renumbered"
-    )
-    cluster_size: int | None = Field(
-        None, ge=1, description="codes of IAR's clusters, where its file does not tell; 128"
-    )
-    classes: Path | None = Field(
-        None, description="class names, one a line; ImageNet's where there are 1000 classes"
-    )
-    gpt_weights: Literal["model", "ema"] = Field("model", description=WEIGHTS)
-    tokenizer_weights: Literal["model", "ema"] = Field("model", description=WEIGHTS)
     weights_dtype: Literal["float16", "bfloat16", "float32"] = Field(
         "float16", description="precision of the weights on the disk"
     )
     cfg_scale: float | None = Field(
         None, ge=1, le=20, description="default CFG scale; the one suggested for the size"
+    )
+    cfg_schedule: CFGSchedule | None = Field(
+        None, description="default CFG schedule; step for GigaTok's transformers, else constant"
+    )
+    cfg_start: float = Field(
+        DEFAULT_CFG_START, ge=0, le=1, description="default share of positions before a step"
     )
     samples: int = Field(
         4, ge=0, description="images that are made, as they are served, for a first look; 0 is none"
@@ -533,6 +530,32 @@ class ImportConfig(VersionConfig):
     activate: bool = Field(default=False, description="serve this version from now on")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; for the samples")
 
+
+class ImportConfig(ImportOptions):
+    """Keys of an import."""
+
+    name: PlainName = Field(description="name of the model")
+    gpt: Source = Field(description=f"transformer, .pt or .safetensors; {OR_ADDRESS}")
+    tokenizer: Source = Field(description="tokenizer of either kind, likewise")
+    image_size: int | None = Field(
+        None, ge=8, description="pixels a side, where the transformer's file does not tell"
+    )
+    n_head: int | None = Field(None, ge=1, description="heads, for a size that is not LlamaGen's")
+    tokenizer_heads: int | None = Field(None, ge=1, description=TOKENIZER_HEADS)
+    mapping: Source | None = Field(
+        None,
+        description="of a transformer of IAR: its mapping, .pt, by which codes are renumbered; "
+        "likewise",
+    )
+    cluster_size: int | None = Field(
+        None, ge=1, description="codes of IAR's clusters, where its file does not tell; 128"
+    )
+    classes: Path | None = Field(
+        None, description="class names, one a line; ImageNet's where there are 1000 classes"
+    )
+    gpt_weights: Literal["model", "ema"] = Field("model", description=WEIGHTS)
+    tokenizer_weights: Literal["model", "ema"] = Field("model", description=WEIGHTS)
+
     @model_validator(mode="after")
     def _clusters_are_of_a_mapping(self) -> Self:
         if self.cluster_size is not None and self.mapping is None:
@@ -540,10 +563,37 @@ class ImportConfig(VersionConfig):
         return self
 
 
+class PullConfig(ImportOptions):
+    """Keys of a pull."""
+
+    weights: str = Field(description=f"one of {', '.join(RELEASED)}")
+    name: PlainName | None = Field(None, description="name of the model; that of the weights")
+    activate: bool = Field(default=True, description="serve this version from now on")
+    out: Path | None = Field(
+        None, description="of a tokenizer alone: folder of its run; runs/ and its name"
+    )
+
+    @field_validator("weights")
+    @classmethod
+    def _known(cls, weights: str) -> str:
+        if weights not in RELEASED:
+            raise ValueError(f"no {weights!r}; there are {', '.join(RELEASED)}")
+        return weights
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        is_model = RELEASED[self.weights].gpt is not None
+        wrong = {"out"} if is_model else set(ImportOptions.model_fields) - {"threads"} | {"name"}
+        wrong &= self.model_fields_set
+        if wrong:
+            raise ValueError(f"{min(wrong)}: is no option of {self.weights}")
+        return self
+
+
 class ImportTokenizerConfig(ImageOptions):
     """Keys of a tokenizer's import."""
 
-    source: Path = Field(description="tokenizer of LlamaGen or GigaTok, .pt or .safetensors")
+    source: Source = Field(description=f"tokenizer of LlamaGen or GigaTok; {OR_ADDRESS}")
     out: Path = Field(description="folder of the tokenizer run that this becomes")
     weights: Literal["model", "ema"] = Field("model", description=WEIGHTS)
     tokenizer_heads: int | None = Field(None, ge=1, description=TOKENIZER_HEADS)

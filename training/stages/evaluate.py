@@ -45,7 +45,8 @@ from masc_core.sampling.cfg_schedule import WITH_START, check_cfg_start
 from masc_core.sampling.params import CODE_SETTINGS, SamplingParams, check_code_settings
 from masc_core.settings import ModelSettings, read_settings
 from training.changes import require_same_classes
-from training.data.code_cache import CodeCache
+from training.data.code_cache import CodeCache, read_as
+from training.downloads import local_file
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import lock_folder
 from training.metrics.bundle_metrics import default_params, seconds_per_image
@@ -122,6 +123,7 @@ class _Evaluation:
         self.cache = CodeCache.open(config.codes) if config.codes else None
         if self.cache is not None:
             check_codes(bundle, self.cache)
+            config = self.config = read_as(self.cache.index, config)
         self.extractors = self._extractors()
         self.real: RealImages | RealStatistics | None = None
         if config.reference is not None:
@@ -213,9 +215,11 @@ class _Evaluation:
         config, device = self.config, self.bundle.device
         found: list[Extractor] = []
         if config.inception_weights is not None:
-            found.append(load_extractor("inception", config.inception_weights, device))
+            file = local_file(config.inception_weights, self.report)
+            found.append(load_extractor("inception", file, device))
         if config.vgg_weights is not None:
-            found.append(load_extractor("vgg", config.vgg_weights, device))
+            file = local_file(config.vgg_weights, self.report)
+            found.append(load_extractor("vgg", file, device))
         if config.classifier is not None:
             names = self.bundle.manifest.class_names
             judge = load_classifier(config.classifier, names).to(device)

@@ -5,6 +5,8 @@ r"""Take in a transformer and a tokenizer of LlamaGen or GigaTok as a version, o
     masc models import --gpt c2i_B_256.pt --tokenizer vq_ds16_c2i.pt --name llamagen-b \
         --image-size 256 --activate
     masc models import --gpt GPT_B256_e300_VQ_BL.pt --tokenizer VQ_BL256.pt --name gigatok-b
+    masc models import --gpt hf://somebody/llamagen-b/model.safetensors --image-size 256 \
+        --tokenizer hf://FoundationVision/LlamaGen/vq_ds16_c2i.pt --name theirs
     masc tokenizer import vq_ds16_c2i.pt --out runs/imagenet/tokenizer
 
 The vocabulary stays flat: every code is its own cluster. Sizes are read off the files; the CFG
@@ -35,6 +37,7 @@ from masc_core.progress import ProgressCallback, no_progress
 from masc_core.settings import models_dir
 from training.config import set_threads
 from training.data.images import open_images
+from training.downloads import is_address, local_file, shown
 from training.llamagen.class_names import read_class_names
 from training.llamagen.container import Container, Weights
 from training.llamagen.iar import clusters_of, read_cluster_size, read_mapping
@@ -89,26 +92,34 @@ def import_model(config: ImportConfig, report: ProgressCallback = no_progress) -
 
 def _write(config: ImportConfig, draft: BundleDraft, report: ProgressCallback) -> VQModel:
     """Write the weights; returns the tokenizer, not rounded."""
+    files = {
+        key: local_file(source, report)
+        for key in ("gpt", "tokenizer", "mapping")
+        if (source := getattr(config, key)) is not None
+    }
     report(0, 4, "reading")
-    gpt = Container.open(config.gpt, config.gpt_weights)
-    vq = Container.open(config.tokenizer, config.tokenizer_weights)
+    gpt = Container.open(files["gpt"], config.gpt_weights)
+    vq = Container.open(files["tokenizer"], config.tokenizer_weights)
     vq_config = read_vq_config(vq, config.tokenizer_heads)
     image_size = read_image_size(gpt, config.image_size, vq_config.factor)
     grid = vq_config.grid_size(image_size)
     gpt_config = read_gpt_config(gpt, block_size=grid**2, n_head=config.n_head)
     check_pair(gpt, gpt_config, vq, vq_config)
     imported: dict[str, JsonValue] = {
-        "gpt": source_of(gpt, config.gpt_weights) | {"size": size_name(gpt_config)},
-        "tokenizer": source_of(vq, config.tokenizer_weights),
+        "gpt": {
+            **source_of(gpt, config.gpt, config.gpt_weights),
+            "size": size_name(gpt_config),
+        },
+        "tokenizer": source_of(vq, config.tokenizer, config.tokenizer_weights),
     }
     mapping, partitions = None, []
-    if config.mapping is not None:
-        mapping = read_mapping(config.mapping)
+    if "mapping" in files:
+        mapping = read_mapping(files["mapping"])
         cluster_size = read_cluster_size(gpt, config.cluster_size)
         partitions.append(clusters_of(mapping, cluster_size))
         imported["mapping"] = {
-            "file": config.mapping.name,
-            "sha256": sha256_file(config.mapping),
+            "file": files["mapping"].name,
+            "sha256": sha256_file(files["mapping"]),
             "cluster_size": cluster_size,
         }
     parts = BundleParts(
@@ -124,7 +135,9 @@ def _write(config: ImportConfig, draft: BundleDraft, report: ProgressCallback) -
         class_names=read_class_names(gpt_config.num_classes, config.classes),
         defaults=Defaults(
             cfg_scale=config.cfg_scale or suggested_cfg(gpt_config),
-            cfg_schedule="step" if gpt_config.positions == "learned" else "constant",
+            cfg_schedule=config.cfg_schedule
+            or ("step" if gpt_config.positions == "learned" else "constant"),
+            cfg_start=config.cfg_start,
         ),
         provenance={
             "note": config.note,
@@ -148,9 +161,10 @@ def suggested_cfg(config: GPTConfig) -> float:
     return suggested.get(size_name(config) or "", OTHER_CFG)
 
 
-def source_of(container: Container, weights: Weights) -> dict[str, JsonValue]:
-    """What a manifest says of a checkpoint; not where it lay."""
+def source_of(container: Container, source: str, weights: Weights) -> dict[str, JsonValue]:
+    """What a manifest says of a checkpoint; where it lay only if others can fetch it there."""
     return {
+        **({"address": shown(source)} if is_address(source) else {}),
         "file": container.path.name,
         "sha256": sha256_file(container.path),
         "weights": weights,
@@ -159,7 +173,9 @@ def source_of(container: Container, weights: Weights) -> dict[str, JsonValue]:
     }
 
 
-def import_tokenizer(config: ImportTokenizerConfig) -> dict[str, Any]:
+def import_tokenizer(
+    config: ImportTokenizerConfig, report: ProgressCallback = no_progress
+) -> dict[str, Any]:
     """Write what ``masc tokenizer train`` would have; returns metrics if there are images.
 
     It has ``tokenizer.safetensors``, ``config.json``, ``metrics.json`` and, given images,
@@ -172,7 +188,7 @@ def import_tokenizer(config: ImportTokenizerConfig) -> dict[str, Any]:
         The file is missing, damaged, or holds something else; or the folder has a tokenizer.
     """
     set_threads(config.threads)
-    container = Container.open(config.source, config.weights)
+    container = Container.open(local_file(config.source, report), config.weights)
     sizes = read_vq_config(container, config.tokenizer_heads)
     model = tokenizer_of(container, sizes).float()
     with lock_folder(config.out):
@@ -185,7 +201,7 @@ def import_tokenizer(config: ImportTokenizerConfig) -> dict[str, Any]:
             config.out / "config.json",
             {
                 **asdict(model.config),
-                "imported": source_of(container, config.weights),
+                "imported": source_of(container, config.source, config.weights),
                 "made_with": made_with(),
             },
         )

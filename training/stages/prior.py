@@ -29,6 +29,7 @@ from masc_core.semantic_tree import LeafOrder
 from masc_core.tree import Linkage, SemanticTree, build_tree
 from training.config import set_threads
 from training.data.codebook_source import read_rows
+from training.downloads import local_file
 from training.llamagen.iar import clusters_of, read_mapping
 from training.loop.run_dir import lock_folder
 from training.stages.configs import ImportPriorConfig, PriorConfig
@@ -83,7 +84,7 @@ def _cluster(
 
 def import_prior(config: ImportPriorConfig) -> ClusterMap:
     """Write the clusters of IAR's mapping as a prior; errors as of `build_prior`."""
-    prior = clusters_of(read_mapping(config.source), config.cluster_size)
+    prior = clusters_of(read_mapping(local_file(config.source)), config.cluster_size)
     with lock_folder(config.out):
         _write(config.out, None, prior)
     return prior

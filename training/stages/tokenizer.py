@@ -38,6 +38,7 @@ from training.data.codebook_source import TrainedTokenizer
 from training.data.images import open_images
 from training.data.pixels import TrainingPixels
 from training.data.source import ImageSource
+from training.downloads import local_file
 from training.loop.checkpoint import latest_step
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import Run
@@ -81,8 +82,9 @@ def train_tokenizer(
     set_threads(config.threads)
     data, val_data = open_images(config.data, config), open_images(config.val_data, config)
     inputs: dict[str, Any] = {"data": data.summary(), "val_data": val_data.summary()}
-    lpips = Lpips.load(*config.lpips_files.values()) if config.lpips_files else None
-    inputs |= {key: sha256_file(path) for key, path in config.lpips_files.items()}
+    files = {key: local_file(source, report) for key, source in config.lpips_sources.items()}
+    lpips = Lpips.load(*files.values()) if files else None
+    inputs |= {key: sha256_file(path) for key, path in files.items()}
     decoder = None if config.decoder is None else TrainedTokenizer.open(config.decoder)
     if decoder is not None:
         if isinstance(decoder.model, GigaTok):

@@ -46,6 +46,7 @@ from masc_core.sampling.params import SamplingParams
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
 from training.data.codebook_source import TrainedTokenizer
+from training.downloads import local_file
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.parallel import (
     checkpoint_activations,
@@ -100,22 +101,25 @@ def train_transformer(
     set_threads(config.threads)
     with join_ranks(config.device) as ranks:
         data = ClusterData(config.codes, config.val_codes, config.prior, ranks, config.partitions)
-        if config.init is not None:
-            data.inputs["init"] = start_sha256(config.init)
+        init = None if config.init is None else local_file(config.init, report)
+        if init is not None:
+            data.inputs["init"] = start_sha256(init)
         with Run(config.out, config, data.summary, ranks) as run:
-            model = build_model(config, data, ranks)
+            model = build_model(config, data, ranks, init)
             fit(run, config, _TransformerTraining(run, config, data, model).task(), report)
             return run.read_json("metrics.json")
 
 
-def build_model(config: TransformerConfig, data: ClusterData, ranks: Ranks) -> GPT:
+def build_model(
+    config: TransformerConfig, data: ClusterData, ranks: Ranks, init: Path | None
+) -> GPT:
     """The model as training begins with it, on the rank's device, in parts if so configured."""
     if config.compile:
         require_compiler(ranks.device)
     torch.manual_seed(config.seed)
     model = GPT(gpt_config(config, data))
-    if config.init is not None:
-        start = StartingPoint.open(config.init, model, data.prior, data.inputs)
+    if init is not None:
+        start = StartingPoint.open(init, model, data.prior, data.inputs)
         start.fill(model, data.prior, data.train_counts)
     model = model.to(ranks.device)
     is_shared = config.parallel == "fsdp" and ranks.count > 1

@@ -32,12 +32,13 @@ from masc_core.io.files import atomic_write, sha256_file
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.in_cluster import MODES
-from masc_core.semantic_tree import cut_merges
+from masc_core.semantic_tree import LeafOrder, cut_merges
 from masc_core.tree import Linkage, SemanticTree, build_tree
 from training.config import set_threads
-from training.data.code_cache import CodeCache
+from training.data.code_cache import CodeCache, read_as
 from training.data.codebook_source import TrainedTokenizer
 from training.data.images import open_images
+from training.data.prior_source import prior_file, read_prior
 from training.data.source import LabelledImages
 from training.loop.run_dir import lock_folder
 from training.metrics.cluster_bits import code_counts, count_cached_pairs, count_pairs
@@ -86,7 +87,7 @@ def compare_priors(config: CompareConfig, report: ProgressCallback = no_progress
             flat=measurement.flat(),
             rows=tuple(_measure(each, measurement, progress) for each in (*built, *inputs.given)),
             provenance=_provenance(inputs, images, fitted, test),
-            config=config.model_dump(mode="json"),
+            config=inputs.config.model_dump(mode="json"),
         )
         _write(config, comparison, built)
     return comparison
@@ -139,6 +140,8 @@ class CandidateBuilder:
         match method:
             case "average" | "single" | "complete" | "ward":
                 return self._tree(method).cut(num_clusters)
+            case "leaf-order":
+                return LeafOrder.of(self._tree("average")).chunks(num_clusters)
             case "centroid":
                 return cut_merges(self._centroid_merges, num_clusters)
             case "average-shuffled":
@@ -161,6 +164,7 @@ class CompareInputs:
 
     Attributes
     ----------
+    config : with the image options of the cache, where there is one
     model : the tokenizer, in evaluation mode on the device of the configuration
     rows : float64 (V, E), what is clustered
     num_clusters : every K
@@ -185,22 +189,24 @@ class CompareInputs:
         if not config.methods and not config.priors:
             raise ConfigError("methods: there is nothing to compare")
         self.given = tuple(self._load_prior(path) for path in config.priors)
-        self.folder = open_images(config.images, config)
-        self.cache = None if config.codes is None else self._open_cache(config.codes)
+        cache = None if config.codes is None else CodeCache.open(config.codes)
+        self.config = config if cache is None else read_as(cache.index, config)
+        self.folder = open_images(config.images, self.config)
+        self.cache = None if cache is None else self._checked(cache)
         self.rows = tokenizer.rows(raw=config.raw_rows)
         self.model = model.to(device)
 
     def _load_prior(self, path: Path) -> Candidate:
-        prior = ClusterMap.load(path)
+        file = prior_file(path)
+        prior = read_prior(file)
         if prior.num_codes != self.num_codes:
             raise ConfigError(
                 f"priors: {path} is over {prior.num_codes} codes, "
                 f"the tokenizer has {self.num_codes}"
             )
-        return Candidate(str(path), prior.num_clusters, str(path), prior)
+        return Candidate(str(path), prior.num_clusters, str(file), prior)
 
-    def _open_cache(self, folder: Path) -> CodeCache:
-        cache = CodeCache.open(folder)
+    def _checked(self, cache: CodeCache) -> CodeCache:
         if cache.index.tokenizer_sha256 != self.tokenizer_sha256:
             raise ConfigError("codes: were made by another tokenizer")
         if cache.index.num_positions != self.num_positions:

@@ -21,18 +21,17 @@ from pathlib import Path
 
 import numpy as np
 
-from masc_core.bundle.manifest import PRIOR_FILE
 from masc_core.device import resolve_device
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import Pixels
 from masc_core.io.files import atomic_write
-from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.semantic_tree import LeafOrder
 from masc_core.tree import SemanticTree, build_tree
 from training.config import set_threads
 from training.data.codebook_source import TrainedTokenizer
 from training.data.patches import code_patches, enlarge
+from training.data.prior_source import prior_file, read_prior
 from training.loop.run_dir import lock_folder
 from training.stages.configs import ShowConfig
 from training.stages.prior import TREE_FILE
@@ -107,7 +106,7 @@ class ShowInputs:
         if config.prior is None and not path.is_dir():
             raise ConfigError("prior: only a bundle brings one, a tokenizer's file does not")
         self.tokenizer = TrainedTokenizer.open(config.tokenizer)
-        self.prior = ClusterMap.load(path / PRIOR_FILE if path.is_dir() else path)
+        self.prior = read_prior(prior_file(path))
         self._check("prior:", self.prior.num_codes)
         self._tree: SemanticTree | None = None
         if (path / TREE_FILE).exists():

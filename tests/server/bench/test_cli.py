@@ -36,7 +36,7 @@ def bench(port: int, **options: Any) -> Report:
 
 def test_the_real_front_end_in_an_open_loop(own_service: Service) -> None:
     with listening(own_service) as port:
-        report = bench(port, rate=100.0, requests=30, seed=5, cfg_scale=1.5)
+        report = bench(port, rate=100.0, requests=30, seed=5, cfg_scale=1.5, cfg_schedule="linear")
     assert (report.sent, report.ok, report.errors) == (30, 30, 0)
     assert (report.service.model, report.service.model_version) == ("tiny", "v1")
     assert report.versions == {"tiny/v1": 30}
@@ -45,8 +45,10 @@ def test_the_real_front_end_in_an_open_loop(own_service: Service) -> None:
     assert report.latency.count == 30
     plan = make_plan(range(len(CLASS_NAMES)), cfg_scale=1.5, seed=5)
     planned = map(json.loads, islice(plan.bodies("measured"), 30))
-    received = {(r.class_id, r.seed, r.cfg_scale) for r in own_service.painter.requests}
-    assert received == {(body["class_id"], body["seed"], 1.5) for body in planned}
+    received = {
+        (r.class_id, r.seed, r.cfg_scale, r.cfg_schedule) for r in own_service.painter.requests
+    }
+    assert received == {(body["class_id"], body["seed"], 1.5, "linear") for body in planned}
 
 
 def test_several_images_of_one_class_in_a_closed_loop(own_service: Service) -> None:

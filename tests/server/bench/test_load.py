@@ -241,11 +241,12 @@ def test_a_request_says_what_was_asked_for_and_no_more() -> None:
     assert body == {
         "class_id": body["class_id"], "seed": body["seed"], "num_images": 1, "format": "png",
     }  # fmt: skip
-    full = make_plan((2,), num_images=4, format="webp", cfg_scale=1.5, model="tiny")
+    guidance = {"cfg_scale": 1.5, "cfg_schedule": "step", "cfg_start": 0.0}
+    full = make_plan((2,), num_images=4, format="webp", model="tiny", **guidance)
     (_, body), *_ = requests(full, 1)
     assert body == {
-        "class_id": 2, "seed": body["seed"], "num_images": 4, "format": "webp", "cfg_scale": 1.5,
-        "model": "tiny",
+        "class_id": 2, "seed": body["seed"], "num_images": 4, "format": "webp", "model": "tiny",
+        **guidance,
     }  # fmt: skip
 
 

@@ -32,6 +32,8 @@ def test_an_address_ends_without_a_slash_and_may_have_a_path() -> None:
         ({"requests": 0}, "--requests: "),
         ({"warm_up": -0.1}, "--warm-up: "),
         ({"cfg_scale": 0.5}, "--cfg-scale: "),
+        ({"cfg_schedule": "sine"}, "--cfg-schedule: "),
+        ({"cfg_start": 1.5}, "--cfg-start: "),
         ({"num_images": 17}, "--num-images: "),
         ({"format": "tiff"}, "--format: "),
         ({"seed": -1}, "--seed: "),

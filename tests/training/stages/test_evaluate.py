@@ -25,6 +25,7 @@ from tests.training.metrics.test_fidelity import inception_state
 from tests.training.metrics.test_teacher_forcing import cache_for
 from tests.training.rank_processes import all_well, run_ranks
 from tests.training.stage_configs import power_cut
+from training.data.code_cache import CodeCache
 from training.loop.run_dir import lock_folder
 from training.metrics.samples import make_images
 from training.stages.classifier import train_classifier
@@ -108,6 +109,19 @@ def test_every_figure_of_the_classifiers_features(root: Path, tmp_path: Path) ->
         metrics["frechet_classifier_distance"]
     )
     assert "precision_classifier" not in again
+
+
+def test_a_reference_is_read_as_the_images_of_the_codes_were(root: Path, tmp_path: Path) -> None:
+    index = CodeCache.open(root / "codes").index
+    assert (index.exif_orientation, index.background) == (False, "none")
+    given: dict[str, Any] = {"classifier": root / "judge", "reference": root / "real"}
+    measured = evaluate(config(root, **given, codes=root / "codes"))
+    assert not measured["settings"]["exif_orientation"]
+    assert measured["settings"]["background"] == "none"
+    for key, value in (("exif_orientation", True), ("background", "white")):
+        with pytest.raises(ConfigError, match=f"{key}: .*, but the images of the codes were read"):
+            evaluate(config(root, **given, codes=root / "codes", **{key: value}))
+    assert evaluate(config(root, **given))["settings"]["exif_orientation"]
 
 
 def test_statistics_need_no_generated_images(root: Path, tmp_path: Path) -> None:
@@ -203,7 +217,7 @@ evaluate(
 
 def test_goes_on_when_it_was_killed(root: Path, tmp_path: Path) -> None:
     wanted = whole(root, tmp_path / "cut", device="cpu")
-    command = [sys.executable, "-c", KILLED, wanted.model_dump_json()]
+    command = [sys.executable, "-c", KILLED, wanted.model_dump_json(exclude_unset=True)]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # last bits depend on their number
     done = subprocess.run(command, cwd=ROOT, env=environment() | threads, check=False)
     assert done.returncode == -signal.SIGKILL

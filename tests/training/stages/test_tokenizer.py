@@ -290,7 +290,7 @@ def test_lpips_is_learned_and_measured(tmp_path: Path, caplog: pytest.LogCapture
     assert all(row["lpips"] > 0 for row in log_of(config.out, "train"))
     assert "LPIPS" not in caplog.text
     moved = vgg.rename(tmp_path / "moved.pth")
-    train_tokenizer(config.model_copy(update={"lpips_vgg": moved}))
+    train_tokenizer(config.model_copy(update={"lpips_vgg": str(moved)}))
     write_weights(tmp_path)
     torch.save(linear_weights() | {"lin0.model.1.weight": torch.zeros(1, 64, 1, 1)}, linear)
     with pytest.raises(ConfigError, match=r"begun otherwise: inputs\.lpips_linear is another"):
@@ -372,7 +372,7 @@ def test_the_shipped_recipe_is_upstreams() -> None:
     assert (config.criterion, config.ema_decay, config.entropy_ratio) == ("last", 0, 0)
     assert (config.crop, config.flip) == ("random", True)
     assert not config.disc_adaptive
-    assert config.lpips_files
+    assert config.lpips_sources
 
 
 def test_image_size_must_fit_the_grid(tmp_path: Path) -> None:

@@ -19,13 +19,15 @@ from masc_core.tree import Linkage, SemanticTree, build_tree
 from tests.tiny_bundle import save_bundle, tiny_card, tiny_parts
 from tests.tiny_images import make_images
 from tests.training.studies.comparisons import compare_config
-from training.data.code_cache import CodeCache
+from training.data.code_cache import CodeCache, read_index
+from training.data.codebook_source import TrainedTokenizer
 from training.data.images import open_images
+from training.data.prior_source import prior_file, read_prior
 from training.metrics.cluster_bits import cluster_bits, count_cached_pairs, count_pairs
 from training.metrics.semantic_replacement import encode_images
 from training.stages.configs import CANDIDATES
 from training.studies import compare
-from training.studies.compare import CandidateBuilder, compare_priors
+from training.studies.compare import CandidateBuilder, CompareInputs, compare_priors
 
 ROWS = np.random.default_rng(0).normal(size=(24, 4))
 FILES = {
@@ -103,6 +105,48 @@ def test_half_of_the_images_serves_where_there_is_no_cache(prepared: Path, tmp_p
     fitted, held_out = (count_pairs(encode_images(model, pixels[i::2]), 32) for i in (1, 0))
     bits = cluster_bits(ClusterMap.load(tmp_path / "p" / "average-8.npz"), fitted, held_out)
     assert results.priors[0].bits.conditional == pytest.approx(bits.conditional)
+
+
+def test_images_are_read_as_those_of_the_cache_were(prepared: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "codes"
+    shutil.copytree(prepared / "codes-train", cache)
+    index = read_index(cache).model_copy(update={"exif_orientation": False, "background": "none"})
+    (cache / "index.json").write_text(index.model_dump_json())
+    config = compare_config(prepared, out=tmp_path / "p", codes=cache)
+    inputs = CompareInputs(config)
+    options = inputs.folder.options
+    assert options == inputs.config
+    assert (options.exif_orientation, options.background) == (False, "none")
+    with pytest.raises(ConfigError, match=r"background: .* were read with none; leave it out"):
+        CompareInputs(compare_config(prepared, out=tmp_path / "p", codes=cache, background="white"))
+
+
+def test_every_kind_of_prior_can_be_compared(prepared: Path, tmp_path: Path) -> None:
+    given = (prepared / "prior",)  # the folder of a run
+    config = compare_config(
+        prepared, out=tmp_path / "p", methods=CANDIDATES, num_clusters=(8,), priors=given
+    )
+    results = compare_priors(config)
+    assert [one.method for one in results.priors] == [
+        *(one for one in CANDIDATES if one != "identity"),
+        str(prepared / "prior"),
+    ]
+    assert [one.method for one in results.impossible] == ["identity"]
+    chunks = ClusterMap.load(tmp_path / "p" / "leaf-order-8.npz")
+    rows = TrainedTokenizer.open(prepared / "tokenizer").rows(raw=False)
+    assert np.array_equal(chunks.labels, cluster_codes(rows, 8, "leaf-order").labels)
+
+
+def test_iars_mapping_is_a_prior(prepared: Path, tmp_path: Path) -> None:
+    mapping = torch.from_numpy(np.random.default_rng(0).permutation(256))
+    torch.save(mapping, tmp_path / "mapping.pt")
+    assert np.array_equal(
+        read_prior(prior_file(tmp_path / "mapping.pt")).labels,
+        ClusterMap.from_labels(mapping.numpy() // 128).labels,
+    )
+    config = compare_config(prepared, out=tmp_path / "p", priors=(tmp_path / "mapping.pt",))
+    with pytest.raises(ConfigError, match="is over 256 codes, the tokenizer has 32"):
+        compare_priors(config)
 
 
 def test_the_usual_numbers_of_clusters(prepared: Path, tmp_path: Path) -> None:

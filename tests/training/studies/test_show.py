@@ -1,20 +1,25 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from masc_core.arrays import FloatArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.files import TEMPORARY_PREFIX
+from masc_core.models.gpt import GPT
 from masc_core.prior import ClusterMap
 from tests.prior_trees import random_tree
-from tests.tiny_bundle import NUM_CODES, save_tiny_bundle
+from tests.tiny_bundle import NUM_CODES, save_bundle, save_tiny_bundle, tiny_card, tiny_parts
+from tests.training.stage_configs import prior_config
 from tests.training.studies.atlas_reader import AtlasReader
 from training.config import load_config
-from training.stages.configs import ShowConfig
+from training.stages.configs import METHODS, ShowConfig
+from training.stages.prior import build_prior
 from training.studies.show import ShowInputs, show_prior
 
 SHIPPED = Path(__file__).parents[3] / "models" / "cifar10" / "1"
@@ -84,6 +89,25 @@ def test_a_prior_of_ones_own_in_place_of_the_bundles(bundle: Path, tmp_path: Pat
     ClusterMap.identity(NUM_CODES).save(tmp_path / "flat.npz")
     config = bundle_config(bundle, tmp_path / "out", prior=tmp_path / "flat.npz")
     assert show_prior(config).num_clusters == NUM_CODES
+
+
+def test_a_flat_bundle_shows_the_partition_of_its_training(tmp_path: Path) -> None:
+    parts, chunks = tiny_parts(), ClusterMap.from_labels(np.arange(NUM_CODES) // 8)
+    model = GPT(replace(parts.model.config, vocab_size=NUM_CODES)).eval()
+    flat = replace(parts, model=model, prior=ClusterMap.identity(NUM_CODES), partitions=[chunks])
+    bundle = tmp_path / "models" / "tiny" / "1"
+    save_bundle(bundle, tiny_card(), flat)
+    shown = show_prior(bundle_config(bundle, tmp_path / "out"))
+    assert shown.num_clusters == chunks.num_clusters
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_kind_of_prior_can_be_shown(prepared: Path, tmp_path: Path, method: str) -> None:
+    clusters = 32 if method == "identity" else 8
+    run = prior_config(prepared, method=method, num_clusters=clusters, out=tmp_path / "prior")
+    build_prior(run)
+    config = run_config(prepared, tmp_path / "out", prior=tmp_path / "prior")
+    assert show_prior(config).num_clusters == clusters
 
 
 def test_many_codes_are_several_pages(bundle: Path, tmp_path: Path) -> None:

@@ -1,0 +1,31 @@
+"""Where a prior to look at comes from: a run, a bundle, or a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from masc_core.bundle.manifest import MANIFEST_FILE, PRIOR_FILE, read_manifest
+from masc_core.prior import ClusterMap
+from training.llamagen.iar import CLUSTER_SIZE, clusters_of, read_mapping
+
+
+def prior_file(path: Path) -> Path:
+    """The file that a path means; of a bundle what the page shows, see `Manifest.shown_prior`."""
+    if not path.is_dir():
+        return path
+    if (path / MANIFEST_FILE).is_file():
+        return path / read_manifest(path).shown_prior
+    return path / PRIOR_FILE
+
+
+def read_prior(file: Path) -> ClusterMap:
+    """Clusters of a prior's file, or of IAR's mapping (``.pt``).
+
+    Raises
+    ------
+    ArtifactError : the file is missing, damaged, or neither
+    ConfigError : a mapping's codes are no clusters of IAR's size
+    """
+    if file.suffix == ".pt":
+        return clusters_of(read_mapping(file), CLUSTER_SIZE)
+    return ClusterMap.load(file)

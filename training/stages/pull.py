@@ -1,0 +1,75 @@
+r"""Fetch weights that were released, by name, and take them in.
+
+::
+
+    masc models pull llamagen-l-384
+    masc models pull vq-16 --out runs/imagenet/tokenizer
+
+A transformer comes with its tokenizer and becomes a version, as ``masc models import`` makes one; a
+tokenizer alone becomes a run, as of ``masc tokenizer import``. What is fetched stays in the hub's
+cache.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from masc_core.bundle.manifest import Manifest
+from masc_core.bundle.registry import Registry
+from masc_core.errors import ArtifactError, UnknownModelError
+from masc_core.io.files import sha256_file
+from masc_core.progress import ProgressCallback, no_progress
+from masc_core.settings import models_dir
+from training.downloads import local_file
+from training.llamagen.released import RELEASED
+from training.stages.configs import ImportConfig, ImportTokenizerConfig, PullConfig
+from training.stages.import_llamagen import import_model, import_tokenizer
+
+
+def pull(config: PullConfig, report: ProgressCallback = no_progress) -> Manifest | Path:
+    """Fetch, and write a version or the folder of a tokenizer; errors as those of the imports.
+
+    Without ``version``, a version that was made of the same files before is taken instead.
+    """
+    released = RELEASED[config.weights]
+    if released.gpt is None:
+        out = config.out or Path("runs", config.weights)
+        values = {"source": released.tokenizer, "out": out, "threads": config.threads}
+        import_tokenizer(ImportTokenizerConfig.model_validate(values), report)
+        return out
+    name = config.name or config.weights
+    taken = config.model_dump(exclude={"weights", "out"}) | {
+        "name": name,
+        "gpt": released.gpt,
+        "tokenizer": released.tokenizer,
+        "image_size": released.image_size,
+    }
+    sources = {"gpt": released.gpt, "tokenizer": released.tokenizer}
+    files = {key: sha256_file(local_file(source, report)) for key, source in sources.items()}
+    registry = Registry(models_dir(config.models))
+    found = None if config.version else _version_of(registry, name, files)
+    if found is None:
+        return import_model(ImportConfig.model_validate(taken), report)
+    if config.activate:
+        registry.activate(name, found.version)
+    return found
+
+
+def _version_of(registry: Registry, name: str, files: dict[str, str]) -> Manifest | None:
+    """The newest version that is made of files of these hashes."""
+    try:
+        versions = registry.versions(name)
+    except (ArtifactError, UnknownModelError):  # there is none yet
+        return None
+    for version in reversed(versions):
+        try:
+            manifest = registry.manifest(name, version)
+        except ArtifactError:  # damaged
+            continue
+        imported = manifest.provenance.get("imported")
+        if isinstance(imported, dict) and all(
+            isinstance(part := imported.get(key), dict) and part.get("sha256") == sha256
+            for key, sha256 in files.items()
+        ):
+            return manifest
+    return None
