@@ -276,8 +276,8 @@ def test_a_bundle_serves_as_tokenizer_when_it_has_an_encoder(
 
 
 def test_unknown_methods_and_repeated_ones(prepared: Path) -> None:
-    with pytest.raises(ValueError, match="no method 'ward'; there are average, single"):
-        compare_config(prepared, methods=("average", "ward"))
+    with pytest.raises(ValueError, match="no method 'median'; there are average, single"):
+        compare_config(prepared, methods=("average", "median"))
     assert compare_config(prepared, num_clusters=(8, 5, 8)).num_clusters == (8, 5)
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         compare_config(prepared, num_clusters=(8, 0))
