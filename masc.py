@@ -243,6 +243,10 @@ def generate(  # noqa: PLR0913 - options
     temperature: Annotated[float | None, typer.Option(min=0.0)] = None,
     top_k: Annotated[int | None, typer.Option(min=0)] = None,
     top_p: Annotated[float | None, typer.Option(max=1.0)] = None,
+    cluster_top_k: Annotated[
+        int | None, typer.Option(min=0, help="As top-k, of the clusters of the model's partition.")
+    ] = None,
+    cluster_top_p: Annotated[float | None, typer.Option(max=1.0, help="Likewise.")] = None,
     decoding: Annotated[str | None, typer.Option(help="uniform, frequency or refine")] = None,
     scale: Annotated[int, typer.Option(min=1, help="Enlarge the images this many times.")] = 1,
     columns: Annotated[int, typer.Option(min=1, help="Images a row of a sheet.")] = 10,
@@ -269,6 +273,8 @@ def generate(  # noqa: PLR0913 - options
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        cluster_top_k=cluster_top_k,
+        cluster_top_p=cluster_top_p,
         decoding=decoding,
     )
     say(f"{len(written)} file(s): {written[0]}" + (" ..." if written[1:] else ""))

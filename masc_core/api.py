@@ -50,6 +50,7 @@ class Generation:
     codes: IntArray  # int64 (N, L) in [0, V), raster order
     clusters: IntArray  # int64 (N, L) in [0, K), what the transformer predicted
     entropies: npt.NDArray[np.float32]  # (N, L), bits; guided, before temperature and filters
+    cluster_entropies: npt.NDArray[np.float32]  # of the partition's clusters; (N, 0) without one
     params: tuple[SamplingParams, ...]  # of each image, its class and seed among them
 
 
@@ -128,6 +129,8 @@ class Model:
         decoding: str | None = None,
         cfg_schedule: CFGSchedule | None = None,
         cfg_start: float | None = None,
+        cluster_top_k: int | None = None,
+        cluster_top_p: float | None = None,
     ) -> Generation:
         """Generate images: the pixels that the service answers with.
 
@@ -136,8 +139,8 @@ class Model:
         classes : names or ids, one or several; all of them by default
         num_images : of each class, at least one
         seed : image i of a class uses ``seed + i``
-        cfg_scale, temperature, top_k, top_p, decoding, cfg_schedule, cfg_start : as of a request;
-            None is the model's own
+        cfg_scale, temperature, top_k, top_p, decoding, cfg_schedule, cfg_start, cluster_top_k,
+        cluster_top_p : as of a request; None is the model's own
 
         Raises
         ------
@@ -152,6 +155,8 @@ class Model:
             "decoding": decoding,
             "cfg_schedule": cfg_schedule,
             "cfg_start": cfg_start,
+            "cluster_top_k": cluster_top_k,
+            "cluster_top_p": cluster_top_p,
         }
         several = (classes,) if isinstance(classes, str | int | np.integer) else tuple(classes)
         params = params_of(self.manifest, several, num_images, seed, settings)
@@ -165,6 +170,7 @@ class Model:
             codes=codes.cpu().numpy(),
             clusters=torch.cat([part.clusters for part in parts]).cpu().numpy(),
             entropies=torch.cat([part.entropies for part in parts]).cpu().numpy(),
+            cluster_entropies=torch.cat([part.cluster_entropies for part in parts]).cpu().numpy(),
             params=tuple(params),
         )
 

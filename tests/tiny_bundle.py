@@ -6,6 +6,7 @@ new transformer has as zeros, is random, so that images differ between classes a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -47,7 +48,13 @@ def tiny_card(name: str = "tiny", version: str = "1") -> ModelCard:
     )
 
 
-def tiny_parts(seed: int = 0, *, counts: bool = True, refiner: bool = False) -> BundleParts:
+def tiny_parts(
+    seed: int = 0,
+    *,
+    counts: bool = True,
+    refiner: bool = False,
+    partitions: Sequence[int] = (),
+) -> BundleParts:
     """Models that belong together; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -74,13 +81,14 @@ def tiny_parts(seed: int = 0, *, counts: bool = True, refiner: bool = False) -> 
         torch.nn.init.normal_(model.output.weight, std=0.5)
         for embedding in (model.cls_embedding.embedding_table, model.tok_embeddings):
             torch.nn.init.normal_(embedding.weight, std=1.0)
-    codebook = tokenizer.quantize.codebook().detach()
+    tree = build_tree(tokenizer.quantize.codebook().detach())
     return BundleParts(
         model=model.eval(),
         tokenizer=tokenizer.eval(),
-        prior=build_tree(codebook).cut(NUM_CLUSTERS),
+        prior=tree.cut(NUM_CLUSTERS),
         counts=np.random.default_rng(seed).integers(0, 100, NUM_CODES) if counts else None,
         refiner=tiny_refiner(seed) if refiner else None,
+        partitions=[tree.cut(num_clusters) for num_clusters in partitions],
     )
 
 
@@ -143,10 +151,11 @@ def save_tiny_bundle(
     seed: int = 0,
     counts: bool = True,
     refiner: bool = False,
+    partitions: Sequence[int] = (),
 ) -> Manifest:
     """Publish a tiny bundle under ``root/name/version`` and make it the active version."""
     folder = root / name / version
-    parts = tiny_parts(seed, counts=counts, refiner=refiner)
+    parts = tiny_parts(seed, counts=counts, refiner=refiner, partitions=partitions)
     manifest = save_bundle(folder, tiny_card(name, version), parts)
     Registry(root).activate(name, version)
     return manifest

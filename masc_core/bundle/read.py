@@ -59,10 +59,11 @@ class Bundle:
 
     manifest: Manifest
     model: GPT  # the transformer, in the requested precision
-    decoder: InClusterDecoder  # cluster to code; its refiner has the same precision
+    decoder: InClusterDecoder  # cluster to code; with a refiner of that precision
     tokenizer: VQModel  # float32; without `encoder` and `quant_conv` where the bundle has none
     vq_decoder: Callable[[Tensor], Tensor]  # the tokenizer's, as the device computes it fastest
-    partitions: tuple[ClusterMap, ...] = ()  # of which the training's loss knew; the coarsest first
+    # Of which the training's loss knew, the coarsest first: the decoder's.
+    partitions: tuple[ClusterMap, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -141,7 +142,7 @@ def load_bundle(
     return Bundle(
         manifest=manifest,
         model=model.to(device, dtype),
-        decoder=InClusterDecoder(prior, counts, device, refiner),
+        decoder=InClusterDecoder(prior, counts, device, refiner, *partitions[:1]),
         tokenizer=tokenizer,
         vq_decoder=serving_decoder(tokenizer.decoder, torch.device(device)),
         partitions=partitions,

@@ -27,7 +27,7 @@ from masc_core.models.refiner import Refiner
 from masc_core.prior import ClusterMap
 from masc_core.sampling.cluster_softmax import ClusterSoftmax
 from masc_core.sampling.rng import code_bits
-from masc_core.sampling.sampler import MIN_TEMPERATURE
+from masc_core.sampling.sampler import MIN_TEMPERATURE, Partition
 
 UNIFORM, FREQUENCY, REFINE = 0, 1, 2
 MODES = {"uniform": UNIFORM, "frequency": FREQUENCY}  # that need no other model
@@ -47,10 +47,12 @@ class InClusterDecoder:
         is not offered
     device : where codes are drawn
     refiner : on that device, in evaluation mode; without one ``refine`` is not offered
+    partition : of the codes into larger clusters, none of which divides one of the prior's
 
     Attributes
     ----------
     decodings : what is offered
+    partition : the partition, of the K clusters that are drawn; None without one
     """
 
     def __init__(
@@ -59,8 +61,13 @@ class InClusterDecoder:
         counts: npt.ArrayLike | None = None,
         device: torch.device | str = "cpu",
         refiner: Refiner | None = None,
+        partition: ClusterMap | None = None,
     ) -> None:
         self.prior, self._refiner = prior, refiner
+        self.partition: Partition | None = None
+        if partition is not None:
+            labels = torch.tensor(partition.over(prior).labels, device=device)
+            self.partition = Partition(labels, partition.num_clusters)
         self.decodings = offered(counts=counts is not None, refiner=refiner is not None)
         weights = _weigh_members(prior, np.zeros_like(prior.labels) if counts is None else counts)
         cdf = np.cumsum(weights)

@@ -36,6 +36,8 @@ class SamplingParams:
     decoding: str = "uniform"  # how a code is drawn from a cluster; or "frequency", "refine"
     cfg_schedule: CFGSchedule = "constant"  # how cfg_scale goes over the positions
     cfg_start: float = DEFAULT_CFG_START  # share of the positions before guidance begins, in [0, 1]
+    cluster_top_k: int = 0  # before those, keep the k most probable clusters of the partition
+    cluster_top_p: float = 1.0  # and of these the most probable ones up to this probability
 
     def __post_init__(self) -> None:
         """Refuse values that no model can serve."""
@@ -49,6 +51,13 @@ class SamplingParams:
         _require("temperature", "0 or more", self.temperature, 0 <= self.temperature < math.inf)
         _require("top_k", "0 or more", self.top_k, 0 <= self.top_k < 2**63)
         _require("top_p", "in (0, 1]", self.top_p, 0 < self.top_p <= 1)
+        _require("cluster_top_k", "0 or more", self.cluster_top_k, 0 <= self.cluster_top_k < 2**63)
+        _require("cluster_top_p", "in (0, 1]", self.cluster_top_p, 0 < self.cluster_top_p <= 1)
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether any filter is on."""
+        return bool(self.top_k or self.top_p < 1 or self.cluster_top_k or self.cluster_top_p < 1)
 
     @property
     def num_rows(self) -> int:
@@ -90,6 +99,13 @@ def check_params(params_list: Sequence[SamplingParams], config: GPTConfig) -> No
             raise InvalidFieldError(
                 "cfg_scale", "cfg_scale must be 1: the model was trained without a null class"
             )
+
+
+def check_cluster_filters(top_k: int, top_p: float, *, has_partition: bool) -> None:
+    """Raise an `InvalidFieldError` where clusters are to be filtered of a model without any."""
+    for field, is_on in {"cluster_top_k": top_k > 0, "cluster_top_p": top_p < 1}.items():
+        if is_on and not has_partition:
+            raise InvalidFieldError(field, "the model has no partition whose clusters can be kept")
 
 
 def _require(field: str, expected: str, value: float, holds: bool) -> None:  # noqa: FBT001

@@ -17,6 +17,7 @@ from masc_core.errors import CapacityError, InvalidFieldError, UnknownClassError
 from masc_core.escapes import quoted
 from masc_core.images import ImageFormat
 from masc_core.sampling.cfg_schedule import CFGSchedule, check_cfg_start
+from masc_core.sampling.params import check_cluster_filters
 from server.auth.api_keys import Client
 from server.errors import problem_type_of
 from server.intake.idempotency import mark_replay
@@ -51,8 +52,8 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
     Raises
     ------
     UnknownClassError : the model has no such class
-    InvalidFieldError : not exactly one class is given, a decoding that the model lacks, or a start
-        for a schedule without one
+    InvalidFieldError : not exactly one class is given, a decoding or a partition that the model
+        lacks, or a start for a schedule without one
     """
     defaults = manifest.defaults
     decoding = body.decoding or defaults.decoding
@@ -62,6 +63,9 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
     schedule: CFGSchedule = body.cfg_schedule or defaults.cfg_schedule
     check_cfg_start(body.cfg_start, schedule)
     class_id = resolve_class(body, manifest)
+    cluster_top_k = _first(body.cluster_top_k, defaults.cluster_top_k)
+    cluster_top_p = _first(body.cluster_top_p, defaults.cluster_top_p)
+    check_cluster_filters(cluster_top_k, cluster_top_p, has_partition=bool(manifest.partitions))
     return GenerationRequest(
         model=manifest.name,
         class_id=class_id,
@@ -77,6 +81,8 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
         class_name=manifest.class_names[class_id],
         cfg_schedule=schedule,
         cfg_start=_first(body.cfg_start, defaults.cfg_start),
+        cluster_top_k=min([cluster_top_k, *manifest.partitions]),
+        cluster_top_p=cluster_top_p,
     )
 
 

@@ -17,6 +17,8 @@ from server.schemas.generate import (
     CfgScale,
     CFGStart,
     ChosenCFGSchedule,
+    ClusterTopK,
+    ClusterTopP,
     InClusterDecoding,
     ModelName,
     Seed,
@@ -88,6 +90,8 @@ class OpenAIBody(BaseModel):
     temperature: Temperature = None
     top_k: TopK = None
     top_p: TopP = None
+    cluster_top_k: ClusterTopK = None
+    cluster_top_p: ClusterTopP = None
     decoding: InClusterDecoding = None
 
     @field_validator("response_format")

@@ -32,6 +32,8 @@ class Defaults(BaseModel):
     decoding: Decoding
     cfg_schedule: CFGSchedule
     cfg_start: float
+    cluster_top_k: int
+    cluster_top_p: float
 
 
 class ModelSummary(BaseModel):
@@ -46,6 +48,10 @@ class ModelSummary(BaseModel):
     num_positions: Annotated[int, Field(description="Positions predicted for one image.")]
     num_codes: int
     num_clusters: int
+    partitions: Annotated[
+        list[int],
+        Field(description="Clusters of its partitions; the first is filtered by `cluster_top_k`."),
+    ]
     image_size: Annotated[int, Field(description="Pixels on each side.")]
     decodings: list[Decoding]
     defaults: Defaults
@@ -117,6 +123,7 @@ def summary(state: AppState, manifest: Manifest, *, ready: bool) -> ModelSummary
         num_positions=manifest.grid**2,
         num_codes=manifest.num_codes,
         num_clusters=manifest.num_clusters,
+        partitions=list(manifest.partitions),
         image_size=manifest.image_size,
         decodings=list(manifest.decodings),
         defaults=Defaults(**manifest.defaults.model_dump()),

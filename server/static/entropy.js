@@ -37,12 +37,13 @@ export function drawMap(canvas, entropies, [low, high]) {
   context.putImageData(pixels, 0, 0);
 }
 
-/** Where a position is, and how unsure the model was there. */
-export function describe(entropies, position) {
+/** Where a position is, and how unsure the model was there, of clusters too where it has a partition. */
+export function describe(entropies, position, clusterEntropies) {
   const side = Math.round(Math.sqrt(entropies.length));
   const row = Math.floor(position / side) + 1;
   const column = (position % side) + 1;
-  return `row ${row}, column ${column}: ${entropies[position].toFixed(2)} bits`;
+  const clusters = clusterEntropies ? `, clusters ${clusterEntropies[position].toFixed(2)}` : "";
+  return `row ${row}, column ${column}: ${entropies[position].toFixed(2)} bits${clusters}`;
 }
 
 function colour(share) {

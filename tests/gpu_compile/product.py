@@ -115,7 +115,8 @@ def _model(sizes: Sizes) -> tuple[GPT, InClusterDecoder]:
             else None
         )
     counts = np.ones(num_codes, dtype=np.int64)
-    return model, InClusterDecoder(prior, counts, DEVICE, refiner)
+    partition = ClusterMap.from_labels(prior.labels // 128)
+    return model, InClusterDecoder(prior, counts, DEVICE, refiner, partition)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from masc_core.bundle.manifest import (
     Manifest,
     RefinerSection,
     VQSection,
+    partition_file,
     write_manifest,
 )
 from masc_core.bundle.registry import CURRENT_FILE, Registry
@@ -45,6 +46,11 @@ CLASS_NAMES = ("goldfish", "Golden Retriever", "crane", "teapot", "crane", "ship
 GRID = 4
 NUM_CLUSTERS = 16
 WEIGHTS = "ab" * 32
+OF_CLUSTERS: dict[str, Any] = {  # of the images of a model with a partition
+    "cluster_entropies": (1.5,) * GRID**2,
+    "cluster_entropy_bits": 1.5,
+    "cluster_entropy_ratio": 0.75,
+}
 
 
 def write_model(
@@ -54,11 +60,12 @@ def write_model(
     defaults: Defaults | None = None,
     decodings: Sequence[Decoding] = ("uniform", "frequency"),
     class_names: Sequence[str] = CLASS_NAMES,
+    partitions: Sequence[int] = (),
 ) -> Manifest:
     """Put a bundle without its weights under a registry's root, as the active version."""
     folder = root / name / version
     folder.mkdir(parents=True)
-    files = [*REQUIRED_FILES, COUNTS_FILE]
+    files = [*REQUIRED_FILES, COUNTS_FILE, *map(partition_file, partitions)]
     if "refine" in decodings:
         files.append(REFINER_FILE)
     manifest = Manifest(
@@ -97,7 +104,7 @@ def draw(class_id: int, seed: int, file_format: str) -> bytes:
     return file.getvalue()
 
 
-def paint(job: Job, version: str = "v1") -> JobResult:
+def paint(job: Job, version: str = "v1", *, has_partition: bool = False) -> JobResult:
     """Make every image that a job asks for."""
     request = job.request
     entropies = tuple(math.log2(2 + i) for i in range(GRID**2))
@@ -109,6 +116,7 @@ def paint(job: Job, version: str = "v1") -> JobResult:
             entropies=entropies,
             entropy_bits=bits,
             entropy_ratio=bits / math.log2(NUM_CLUSTERS),
+            **(OF_CLUSTERS if has_partition else {}),
         )
         for i in range(request.num_images)
     )
@@ -137,6 +145,7 @@ class Painter(threading.Thread):
         self.seconds = 0.0
         self.rows: threading.Semaphore | None = None
         self.version = "v1"
+        self.has_partition = False
         self.failure: JobFailure | None = None
         self.requests: list[GenerationRequest] = []
         self._queue, self._models = queue, models
@@ -150,7 +159,9 @@ class Painter(threading.Thread):
                 self.requests.append(lease.job.request)
                 self.gate.wait()
                 self._stopping.wait(self.seconds)
-                outcome: Outcome = self.failure or paint(lease.job, self.version)
+                outcome: Outcome = self.failure or paint(
+                    lease.job, self.version, has_partition=self.has_partition
+                )
                 if lease.job.previews and isinstance(outcome, JobResult):
                     self._tell(lease, outcome)
                 self._queue.finish(lease, outcome)

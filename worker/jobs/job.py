@@ -39,6 +39,8 @@ class GenerationRequest:
     class_name: str = ""
     cfg_schedule: CFGSchedule = "constant"
     cfg_start: float = DEFAULT_CFG_START
+    cluster_top_k: int = 0
+    cluster_top_p: float = 1.0
 
     @property
     def num_rows(self) -> int:

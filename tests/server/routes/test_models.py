@@ -23,6 +23,7 @@ def test_the_list_says_what_each_model_offers(service: Service) -> None:
         "num_positions": GRID**2,
         "num_codes": 32,
         "num_clusters": 16,
+        "partitions": [],
         "image_size": 16,
         "decodings": ["uniform", "frequency"],
         "defaults": {
@@ -33,6 +34,8 @@ def test_the_list_says_what_each_model_offers(service: Service) -> None:
             "decoding": "uniform",
             "cfg_schedule": "constant",
             "cfg_start": 0.18,
+            "cluster_top_k": 0,
+            "cluster_top_p": 1.0,
         },
         "has_thumbnails": False,
         "has_codebook": False,
