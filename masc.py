@@ -245,6 +245,10 @@ def generate(  # noqa: PLR0913 - options
     temperature: Annotated[float | None, typer.Option(min=0.0)] = None,
     top_k: Annotated[int | None, typer.Option(min=0)] = None,
     top_p: Annotated[float | None, typer.Option(max=1.0)] = None,
+    cluster_top_k: Annotated[
+        int | None, typer.Option(min=0, help="As top-k, of the clusters of the model's partition.")
+    ] = None,
+    cluster_top_p: Annotated[float | None, typer.Option(max=1.0, help="Likewise.")] = None,
     decoding: Annotated[
         str | None, typer.Option(help="uniform, frequency, refine or complete")
     ] = None,
@@ -278,6 +282,8 @@ def generate(  # noqa: PLR0913 - options
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        cluster_top_k=cluster_top_k,
+        cluster_top_p=cluster_top_p,
         decoding=decoding,
         code_temperature=code_temperature,
         code_top_k=code_top_k,

@@ -50,6 +50,7 @@ class Generation:
     codes: IntArray  # int64 (N, L) in [0, V), raster order; of a 1-D tokenizer coarse to fine
     clusters: IntArray  # int64 (N, L) in [0, K), what the transformer predicted
     entropies: npt.NDArray[np.float32]  # (N, L), bits; guided, before temperature and filters
+    cluster_entropies: npt.NDArray[np.float32]  # of the partition's clusters; (N, 0) without one
     params: tuple[SamplingParams, ...]  # of each image, its class and seed among them
 
 
@@ -131,6 +132,8 @@ class Model:
         code_temperature: float | None = None,
         code_top_k: int | None = None,
         code_cfg_scale: float | None = None,
+        cluster_top_k: int | None = None,
+        cluster_top_p: float | None = None,
     ) -> Generation:
         """Generate images: the pixels that the service answers with.
 
@@ -139,8 +142,9 @@ class Model:
         classes : names or ids, one or several; all of them by default
         num_images : of each class, at least one
         seed : image i of a class uses ``seed + i``
-        cfg_scale, temperature, top_k, top_p, decoding, cfg_schedule, cfg_start,
-            code_temperature, code_top_k, code_cfg_scale : as of a request; None is the model's own
+        cfg_scale, temperature, top_k, top_p, decoding, cfg_schedule, cfg_start, code_temperature,
+        code_top_k, code_cfg_scale, cluster_top_k, cluster_top_p : as of a request; None is the
+            model's own
 
         Raises
         ------
@@ -158,6 +162,8 @@ class Model:
             "code_temperature": code_temperature,
             "code_top_k": code_top_k,
             "code_cfg_scale": code_cfg_scale,
+            "cluster_top_k": cluster_top_k,
+            "cluster_top_p": cluster_top_p,
         }
         several = (classes,) if isinstance(classes, str | int | np.integer) else tuple(classes)
         params = params_of(self.manifest, several, num_images, seed, settings)
@@ -171,6 +177,7 @@ class Model:
             codes=codes.cpu().numpy(),
             clusters=torch.cat([part.clusters for part in parts]).cpu().numpy(),
             entropies=torch.cat([part.entropies for part in parts]).cpu().numpy(),
+            cluster_entropies=torch.cat([part.cluster_entropies for part in parts]).cpu().numpy(),
             params=tuple(params),
         )
 

@@ -70,6 +70,7 @@ CONTRACT = (
     _metric("masc_batch_rows", "histogram", WORKER),
     _metric("masc_prediction_entropy_bits", "histogram", WORKER),
     _metric("masc_prediction_entropy_ratio", "histogram", WORKER),
+    _metric("masc_prediction_cluster_entropy_bits", "histogram", WORKER),
     _metric("masc_batch_rows_active", "gauge", WORKER),
     _metric("masc_batch_rows_capacity", "gauge", WORKER),
     _metric("masc_queue_depth", "gauge", FRONT),

@@ -6,6 +6,7 @@ new transformer has as zeros, is random, so that images differ between classes a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,7 +69,12 @@ def tiny_card(name: str = "tiny", version: str = "1") -> ModelCard:
 
 
 def tiny_parts(
-    seed: int = 0, *, counts: bool = True, refiner: bool = False, completer: bool = False
+    seed: int = 0,
+    *,
+    counts: bool = True,
+    refiner: bool = False,
+    completer: bool = False,
+    partitions: Sequence[int] = (),
 ) -> BundleParts:
     """Models that belong together; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
@@ -96,14 +102,15 @@ def tiny_parts(
         torch.nn.init.normal_(model.output.weight, std=0.5)
         for embedding in (model.cls_embedding.embedding_table, model.tok_embeddings):
             torch.nn.init.normal_(embedding.weight, std=1.0)
-    codebook = tokenizer.quantize.codebook().detach()
+    tree = build_tree(tokenizer.quantize.codebook().detach())
     return BundleParts(
         model=model.eval(),
         tokenizer=tokenizer.eval(),
-        prior=build_tree(codebook).cut(NUM_CLUSTERS),
+        prior=tree.cut(NUM_CLUSTERS),
         counts=np.random.default_rng(seed).integers(0, 100, NUM_CODES) if counts else None,
         refiner=tiny_refiner(seed) if refiner else None,
         completer=tiny_completer(seed) if completer else None,
+        partitions=[tree.cut(num_clusters) for num_clusters in partitions],
     )
 
 
@@ -207,10 +214,13 @@ def save_tiny_bundle(
     refiner: bool = False,
     completer: bool = False,
     gigatok: bool = False,
+    partitions: Sequence[int] = (),
 ) -> Manifest:
     """Publish a tiny bundle under ``root/name/version`` and make it the active version."""
     folder = root / name / version
-    parts = tiny_parts(seed, counts=counts, refiner=refiner, completer=completer)
+    parts = tiny_parts(
+        seed, counts=counts, refiner=refiner, completer=completer, partitions=partitions
+    )
     if gigatok:
         parts = tiny_gigatok_parts(seed)
     manifest = save_bundle(folder, tiny_card(name, version), parts)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 
+from torch import Tensor
+
 from masc_core.bundle.manifest import Manifest
 from masc_core.errors import (
     InvalidFieldError,
@@ -12,7 +14,7 @@ from masc_core.errors import (
     UnknownClassError,
     UnknownModelError,
 )
-from masc_core.sampling.params import SamplingParams
+from masc_core.sampling.params import SamplingParams, check_cluster_filters
 from worker.engine.request import ImageTask
 from worker.jobs.job import MAX_IMAGES, GenerationRequest, Job, Lease
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
@@ -67,15 +69,21 @@ class RunningJob:
 
     def made(self, made: MadeImage) -> ImageOutput:
         """Take an image, and give it as it goes into the result."""
-        index, entropies = made.task.index, made.image.entropies.tolist()
-        bits, max_bits = math.fsum(entropies) / len(entropies), self.loaded.max_bits
+        index, image, manifest = made.task.index, made.image, self.loaded.manifest
+        bits, ratio = _mean_and_ratio(image.entropies, manifest.num_clusters)
+        cluster_bits, cluster_ratio = _mean_and_ratio(
+            image.cluster_entropies, *manifest.partitions[:1]
+        )
         self._made.append(made)
         self._outputs[index] = ImageOutput(
             data=made.file.data,
             seed=self.request.image_seed(index),
-            entropies=tuple(entropies),
+            entropies=tuple(image.entropies.tolist()),
             entropy_bits=bits,
-            entropy_ratio=bits / max_bits if max_bits else 0.0,
+            entropy_ratio=ratio,
+            cluster_entropies=tuple(image.cluster_entropies.tolist()),
+            cluster_entropy_bits=cluster_bits,
+            cluster_entropy_ratio=cluster_ratio,
         )
         return self._outputs[index]
 
@@ -123,6 +131,8 @@ def image_params(request: GenerationRequest, index: int) -> SamplingParams:
         code_temperature=request.code_temperature,
         code_top_k=request.code_top_k,
         code_cfg_scale=request.code_cfg_scale,
+        cluster_top_k=request.cluster_top_k,
+        cluster_top_p=request.cluster_top_p,
     )
 
 
@@ -150,8 +160,17 @@ def check_request(request: GenerationRequest, manifest: Manifest) -> None:
         )
     if request.decoding not in manifest.decodings:
         raise InvalidFieldError("decoding", f"{manifest.name} offers no {request.decoding!r}")
+    check_cluster_filters(
+        request.cluster_top_k, request.cluster_top_p, has_partition=bool(manifest.partitions)
+    )
     if not 1 <= request.num_images <= MAX_IMAGES:
         raise InvalidFieldError("num_images", f"num_images must be from 1 to {MAX_IMAGES}")
+
+
+def _mean_and_ratio(entropies: Tensor, num_outcomes: int = 1) -> tuple[float, float]:
+    """Mean of the bits, 0 of none, and its share of the most that there can be."""
+    mean = math.fsum(entropies.tolist()) / max(1, len(entropies))
+    return mean, mean / math.log2(max(2, num_outcomes))
 
 
 def _means_the_same(request: GenerationRequest, manifest: Manifest) -> bool:

@@ -66,6 +66,12 @@ class WorkerMetrics:
             registry=registry,
             buckets=RATIO_BUCKETS,
         )
+        self.cluster_entropy_bits = Histogram(
+            "masc_prediction_cluster_entropy_bits",
+            "The same of the clusters of a partition, of models that have one.",
+            registry=registry,
+            buckets=BITS_BUCKETS,
+        )
         self.rows_active = Gauge(
             "masc_batch_rows_active", "Rows of the batch in use.", registry=registry
         )
@@ -133,6 +139,8 @@ class WorkerMetrics:
             self.tokens.labels(kind="unconditional").inc(positions)
         self.entropy_bits.observe(image.entropy_bits)
         self.entropy_ratio.observe(image.entropy_ratio)
+        if image.cluster_entropies:
+            self.cluster_entropy_bits.observe(image.cluster_entropy_bits)
 
     def job(self, result: JobResult, code_seconds: float) -> None:
         """Record the stages of a job that is done; its timings leave cluster to code out."""

@@ -76,7 +76,7 @@ WEIGHT_SUFFIXES = {".safetensors", ".npz"}
 # Fields of parts that the first versions did not have; they are written where they say something.
 LATER_FIELDS = {
     "gpt": ("positions",),
-    "defaults": ("cfg_schedule", "cfg_start", *CODE_SETTINGS),
+    "defaults": ("cfg_schedule", "cfg_start", *CODE_SETTINGS, "cluster_top_k", "cluster_top_p"),
 }
 
 MAX_BYTES = 4 << 20  # of a manifest; as objects of Python it can take thirty times as much
@@ -194,6 +194,8 @@ class Defaults(_Part):
     code_temperature: float = Field(default=1.0, gt=0.0)
     code_top_k: int = Field(default=0, ge=0)
     code_cfg_scale: float = Field(default=1.0, ge=1.0, le=20.0)
+    cluster_top_k: int = Field(default=0, ge=0)
+    cluster_top_p: float = Field(default=1.0, gt=0.0, le=1.0)
 
 
 class ModelCard(_Part):
@@ -254,6 +256,8 @@ class Manifest(ModelCard):
             not in {(1, self.grid**2), (self.grid, self.grid)},
             "class_names are not gpt.num_classes": len(self.class_names) != self.gpt.num_classes,
             "defaults.decoding is not offered": self.defaults.decoding not in self.decodings,
+            "defaults filter clusters of a partition, and there is none": not self.partitions
+            and (self.defaults.cluster_top_k > 0 or self.defaults.cluster_top_p < 1),
             f"frequency decoding needs {COUNTS_FILE}": "frequency" in self.decodings
             and COUNTS_FILE not in self.files,
             f"refine decoding needs {REFINER_FILE}": "refine" in self.decodings
@@ -316,7 +320,10 @@ class Manifest(ModelCard):
 
     @property
     def partitions(self) -> tuple[int, ...]:
-        """Numbers of clusters of the partitions that the loss knew of, ascending."""
+        """Numbers of clusters of the partitions that the loss knew of, ascending.
+
+        Entropies and filters of clusters are of the first.
+        """
         found = (re.fullmatch(r"partition-([1-9][0-9]*)\.npz", name) for name in self.files)
         return tuple(sorted(int(match[1]) for match in found if match))
 
@@ -342,7 +349,7 @@ class Manifest(ModelCard):
         """One identifier of all weights, priors and counts: what the images of a request depend on.
 
         The same as ``sha256sum prior.npz [!e]*.safetensors | LC_ALL=C sort -k2 | sha256sum``: no
-        image depends on the encoder, or on partitions that only the loss knew of.
+        image depends on the encoder, nor on a partition but where its clusters are filtered.
         """
         others = {ENCODER_FILE, *map(partition_file, self.partitions)}
         lines = [
@@ -364,12 +371,14 @@ class Manifest(ModelCard):
         ``request`` is the body of a ``POST /generate`` that makes it again.
         """
         # Beyond K top-k keeps all, and equal images are to have equal files.
-        effective = dataclasses.replace(
-            params,
-            top_k=min(params.top_k, self.num_clusters),
-            code_top_k=min(params.code_top_k, self.num_codes),
-        )
-        request = dataclasses.asdict(effective)
+        request = dataclasses.asdict(params) | {
+            "top_k": min(params.top_k, self.num_clusters),
+            "cluster_top_k": min([params.cluster_top_k, *self.partitions]),
+            "code_top_k": min(params.code_top_k, self.num_codes),
+        }
+        for name, off in {"cluster_top_k": 0, "cluster_top_p": 1.0}.items():
+            if request[name] == off == getattr(self.defaults, name):
+                del request[name]
         schedule = request["cfg_schedule"] = effective_schedule(
             params.cfg_scale, params.cfg_schedule
         )

@@ -67,7 +67,8 @@ class Bundle:
     decoder: InClusterDecoder  # cluster to code; its models have the same precision
     tokenizer: VQModel  # float32; without `ENCODER_PARTS` where the bundle has none
     vq_decoder: Callable[[Tensor], Tensor]  # the tokenizer's, as the device computes it fastest
-    partitions: tuple[ClusterMap, ...] = ()  # of which the training's loss knew; the coarsest first
+    # Of which the training's loss knew, the coarsest first: the decoder's.
+    partitions: tuple[ClusterMap, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -149,7 +150,7 @@ def load_bundle(
     return Bundle(
         manifest=manifest,
         model=model.to(device, dtype),
-        decoder=InClusterDecoder(prior, counts, device, refiner, completer),
+        decoder=InClusterDecoder(prior, counts, device, refiner, completer, *partitions[:1]),
         tokenizer=tokenizer,
         vq_decoder=serving_decoder(tokenizer.decoder, torch.device(device)),
         partitions=partitions,

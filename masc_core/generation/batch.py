@@ -29,7 +29,7 @@ from masc_core.generation.step import (
 )
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import InClusterDecoder
-from masc_core.sampling.params import SamplingParams, check_params
+from masc_core.sampling.params import SamplingParams, check_cluster_filters, check_params
 
 NO_SLOT = -1
 
@@ -48,7 +48,7 @@ class StepShape(NamedTuple):
 
     rows: int  # R, of the transformer's batch
     images: int  # B
-    filters: bool  # whether any image may ask for top-k or top-p
+    filters: bool  # whether any image may have filters
     refined: int = 0  # n, images whose codes the refiner draws
 
 
@@ -77,6 +77,7 @@ class Drawn(NamedTuple):
     codes: Tensor  # int64 (n, L)
     entropies: Tensor  # float32 (n, L), bits
     finite: Tensor  # bool (n,), whether all their logits were
+    cluster_entropies: Tensor  # float32 (n, L), bits; (n, 0) without a partition
 
 
 class Batch:
@@ -141,6 +142,11 @@ class Batch:
         check_params(params_list, self._config)
         for params in params_list:
             self._decoder.check(params.decoding)
+            check_cluster_filters(
+                params.cluster_top_k,
+                params.cluster_top_p,
+                has_partition=self._decoder.partition is not None,
+            )
 
     def join(self, params_list: Sequence[SamplingParams]) -> list[int]:
         """Add images at their first position, all of them or none; return the slots they get.
@@ -174,8 +180,8 @@ class Batch:
 
     def read(self, slots: Sequence[int]) -> HostCopy:
         """Begin to read what some images have drawn by now: the columns of a `Drawn`."""
-        chosen, tables = self._upload(torch.tensor(slots)), self.tables
-        return HostCopy(tables.codes[chosen], tables.entropies[chosen], tables.finite[chosen])
+        chosen = self._upload(torch.tensor(slots))
+        return HostCopy(*(getattr(self.tables, name)[chosen] for name in Drawn._fields))
 
     def _arrange(self) -> StepShape:
         """Choose a shape for the images, and lay them out in it."""
@@ -271,8 +277,8 @@ def refined_images(slots: Sequence[Slot]) -> list[int]:
 
 
 def has_filters(slots: Sequence[Slot]) -> bool:
-    """Whether any image asks for top-k or top-p."""
-    return any(slot.params.top_k or slot.params.top_p < 1 for slot in slots)
+    """Whether any image has filters."""
+    return any(slot.params.has_filters for slot in slots)
 
 
 def lay_out(shape: StepShape, slots: Sequence[Slot], padding_slot: int) -> Layout:

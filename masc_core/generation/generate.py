@@ -30,6 +30,7 @@ class Generated:
     codes: Tensor  # int64 (B, L), of the tokenizer, raster order; completed where that is asked for
     clusters: Tensor  # int64 (B, L), what the transformer predicted
     entropies: Tensor  # float32 (B, L), bits; with guidance, before temperature and filters
+    cluster_entropies: Tensor  # the same of the partition's clusters; (B, 0) without one
     prefill_seconds: float  # of the first position
     decode_seconds: float  # of all others
     code_seconds: float  # of both, to turn clusters into codes; on a GPU to enqueue that
@@ -84,6 +85,7 @@ def generate(
         codes=codes,
         clusters=clusters,
         entropies=tables.entropies[images],
+        cluster_entropies=tables.cluster_entropies[images],
         prefill_seconds=prefilled - started,
         decode_seconds=finished - prefilled,
         code_seconds=code_seconds,

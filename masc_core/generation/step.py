@@ -29,7 +29,7 @@ from masc_core.models.kv_cache import KVCache, KVLayer, Rows
 from masc_core.sampling.in_cluster import ALL_MODES, REFINE, InClusterDecoder, RefinerSampler
 from masc_core.sampling.params import SamplingParams
 from masc_core.sampling.rng import code_bits, gumbel
-from masc_core.sampling.sampler import Sampled, sample
+from masc_core.sampling.sampler import Filters, Partition, Sampled, sample
 
 # oneDNN is slower with two rows, and does not keep a row's bits for every other number of them.
 CPU_ROW_MULTIPLE = 4
@@ -44,9 +44,11 @@ class BatchParams(NamedTuple):
     class_id: Tensor  # int64
     top_k: Tensor  # int64
     decoding: Tensor  # int64, see `ALL_MODES`
+    cluster_top_k: Tensor  # int64
     cfg_scale: Tensor  # float32, of every position: (n, L) or (S + 1, L)
     temperature: Tensor  # float32
     top_p: Tensor  # float64
+    cluster_top_p: Tensor  # float64
 
 
 class Tables(NamedTuple):
@@ -61,9 +63,12 @@ class Tables(NamedTuple):
     finite: Tensor  # bool (S + 1,), whether all logits so far were
     codes: Tensor  # int64 (S + 1, L)
     entropies: Tensor  # float32 (S + 1, L), bits
+    cluster_entropies: Tensor  # the same of the partition's clusters; (S + 1, 0) without one
 
     @classmethod
-    def empty(cls, num_slots: int, length: int, device: torch.device) -> Tables:
+    def empty(
+        cls, num_slots: int, length: int, device: torch.device, *, has_partition: bool
+    ) -> Tables:
         """Tables for S slots; all rows are of images that could be drawn."""
         num = num_slots + 1
         return cls(
@@ -73,6 +78,7 @@ class Tables(NamedTuple):
             finite=torch.ones(num, dtype=torch.bool, device=device),
             codes=torch.zeros(num, length, dtype=torch.int64, device=device),
             entropies=torch.zeros(num, length, dtype=torch.float32, device=device),
+            cluster_entropies=torch.zeros(num, length if has_partition else 0, device=device),
         )
 
     def put(self, slots: Tensor, params: BatchParams) -> None:
@@ -125,7 +131,10 @@ class Step:
     ) -> None:
         model.pack()
         weight, config = model.output.weight, model.config
-        self.tables = Tables.empty(num_slots, config.block_size, weight.device)
+        has_partition = decoder.partition is not None
+        self.tables = Tables.empty(
+            num_slots, config.block_size, weight.device, has_partition=has_partition
+        )
         self._model, self._decoder = model, decoder
         self._kernels = kernels
         self._cache = KVCache(config, num_slots + 1, weight.dtype, weight.device, kernels=kernels)
@@ -153,7 +162,7 @@ class Step:
     def __call__(self, inputs: StepInputs, *, filters: bool) -> float:
         """Do the step; return the seconds in which clusters became codes (on a GPU: to enqueue it).
 
-        ``filters`` says whether any of the images asks for top-k or top-p.
+        ``filters`` says whether any of the images has filters.
         """
         tables = self.tables
         noise = self._noise_on_side_stream(inputs)
@@ -161,7 +170,7 @@ class Step:
         if self._side_stream is not None:
             torch.cuda.current_stream().wait_stream(self._side_stream)
         draw = self._sample_filtered if filters else self._sample
-        sampled = draw(tables, inputs, logits, noise.gumbel)
+        sampled = draw(tables, inputs, logits, noise.gumbel, self._decoder.partition)
         started = time.perf_counter()
         clusters = tables, inputs, self._decoder, sampled, noise.random_bits
         if len(inputs.refined):
@@ -220,15 +229,19 @@ def draw_noise(tables: Tables, inputs: StepInputs, num_clusters: int) -> StepNoi
     return StepNoise(gumbel(seeds, positions, num_clusters), code_bits(seeds, positions))
 
 
-def sample_clusters(tables: Tables, inputs: StepInputs, logits: Tensor, noise: Tensor) -> Sampled:
+def sample_clusters(
+    tables: Tables, inputs: StepInputs, logits: Tensor, noise: Tensor, partition: Partition | None
+) -> Sampled:
     """Draw the images' clusters from the rows' logits (R, K), where none has filters."""
-    return sample(*_logits_and_params(tables, inputs, logits), None, None, noise)
+    return sample(*_logits_and_params(tables, inputs, logits), None, noise, partition)
 
 
-def sample_filtered(tables: Tables, inputs: StepInputs, logits: Tensor, noise: Tensor) -> Sampled:
+def sample_filtered(
+    tables: Tables, inputs: StepInputs, logits: Tensor, noise: Tensor, partition: Partition | None
+) -> Sampled:
     """The same where some images have filters."""
-    top_k, top_p = tables.params.top_k[inputs.images], tables.params.top_p[inputs.images]
-    return sample(*_logits_and_params(tables, inputs, logits), top_k, top_p, noise)
+    filters = Filters(*(getattr(tables.params, name)[inputs.images] for name in Filters._fields))
+    return sample(*_logits_and_params(tables, inputs, logits), filters, noise, partition)
 
 
 def _logits_and_params(
@@ -285,6 +298,8 @@ def write(tables: Tables, inputs: StepInputs, sampled: Sampled, codes: Tensor) -
     positions = tables.position[images]
     tables.codes[images, positions] = codes
     tables.entropies[images, positions] = sampled.entropies
+    if sampled.cluster_entropies is not None:
+        tables.cluster_entropies[images, positions] = sampled.cluster_entropies
     tables.finite[images] &= sampled.finite
     tables.token[images] = sampled.tokens
     # Padding stays at the first position, where attention is shortest.
@@ -296,12 +311,13 @@ def _sizes(model: GPT, decoder: InClusterDecoder, num_slots: int) -> Hashable:
     """All that the shapes of a step follow from, but for its rows and images."""
     weight, prior = model.output.weight, decoder.prior
     refiner = decoder.refiner.config if "refine" in decoder.decodings else None
-    sizes = (model.config, refiner, prior.num_codes, int(prior.sizes.max()), num_slots)
+    num_parts = decoder.partition and decoder.partition.num_clusters
+    sizes = (model.config, refiner, prior.num_codes, int(prior.sizes.max()), num_parts, num_slots)
     return sizes, weight.dtype, weight.device
 
 
 def pack_params(params_list: Sequence[SamplingParams], num_positions: int) -> Tensor:
-    """Parameters of n images as one int64 (6 + L, n), which is one copy to a device.
+    """Parameters of n images as one int64 (8 + L, n), which is one copy to a device.
 
     `InClusterDecoder.check` refuses decodings that are not known.
     """
@@ -310,9 +326,10 @@ def pack_params(params_list: Sequence[SamplingParams], num_positions: int) -> Te
         [params.class_id for params in params_list],
         [params.top_k for params in params_list],
         [ALL_MODES[params.decoding] for params in params_list],
+        [params.cluster_top_k for params in params_list],
     ]
     floats = [
-        [params.temperature, params.top_p, *params.cfg_scales(num_positions)]
+        [params.temperature, params.top_p, params.cluster_top_p, *params.cfg_scales(num_positions)]
         for params in params_list
     ]
     float_bits = torch.tensor(floats, dtype=torch.float64).T.contiguous().view(torch.int64)
@@ -320,8 +337,8 @@ def pack_params(params_list: Sequence[SamplingParams], num_positions: int) -> Te
 
 
 def unpack_params(packed: Tensor) -> BatchParams:
-    """What `pack_params` packed, int64 (6 + L, n)."""
-    seed, class_id, top_k, decoding = packed[:4].unbind()
-    temperature, top_p, *_ = values = packed[4:].view(torch.float64)
-    floats = values[2:].T.float(), temperature.float(), top_p
-    return BatchParams(seed, class_id, top_k, decoding, *floats)
+    """What `pack_params` packed, int64 (8 + L, n)."""
+    seed, class_id, top_k, decoding, cluster_top_k = packed[:5].unbind()
+    temperature, top_p, cluster_top_p, *_ = values = packed[5:].view(torch.float64)
+    integers = seed, class_id, top_k, decoding, cluster_top_k
+    return BatchParams(*integers, values[3:].T.float(), temperature.float(), top_p, cluster_top_p)

@@ -30,7 +30,7 @@ from masc_core.models.refiner import Refiner
 from masc_core.prior import ClusterMap
 from masc_core.sampling.cluster_softmax import ClusterSoftmax
 from masc_core.sampling.rng import code_bits
-from masc_core.sampling.sampler import MIN_TEMPERATURE
+from masc_core.sampling.sampler import MIN_TEMPERATURE, Partition
 
 UNIFORM, FREQUENCY, REFINE, COMPLETE = 0, 1, 2, 3
 MODES = {"uniform": UNIFORM, "frequency": FREQUENCY}  # that need no other model
@@ -51,11 +51,13 @@ class InClusterDecoder:
     device : where codes are drawn
     refiner : on that device, in evaluation mode; without one ``refine`` is not offered
     completer : likewise, for ``complete``
+    partition : of the codes into larger clusters, none of which divides one of the prior's
 
     Attributes
     ----------
     decodings : what is offered
     labels : int64 (V,), cluster of each code
+    partition : the partition, of the K clusters that are drawn; None without one
     """
 
     def __init__(
@@ -65,8 +67,13 @@ class InClusterDecoder:
         device: torch.device | str = "cpu",
         refiner: Refiner | None = None,
         completer: Completer | None = None,
+        partition: ClusterMap | None = None,
     ) -> None:
         self.prior, self._refiner, self._completer = prior, refiner, completer
+        self.partition: Partition | None = None
+        if partition is not None:
+            labels = torch.tensor(partition.over(prior).labels, device=device)
+            self.partition = Partition(labels, partition.num_clusters)
         self.decodings = offered(
             counts=counts is not None,
             refiner=refiner is not None,

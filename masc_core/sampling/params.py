@@ -42,6 +42,8 @@ class SamplingParams:
     code_temperature: float = 1.0  # at least 0; at 0 the most probable code is taken
     code_top_k: int = 0  # keep the k most probable codes of a cluster; 0 is off
     code_cfg_scale: float = 1.0  # guidance of the codes, at least 1
+    cluster_top_k: int = 0  # before those, keep the k most probable clusters of the partition
+    cluster_top_p: float = 1.0  # and of these the most probable ones up to this probability
 
     def __post_init__(self) -> None:
         """Refuse values that no model can serve."""
@@ -55,9 +57,15 @@ class SamplingParams:
         _require("seed", "in [0, 2^63)", self.seed, 0 <= self.seed < 2**63)
         for name in ("temperature", "code_temperature"):
             _require(name, "0 or more", value := getattr(self, name), 0 <= value < math.inf)
-        for name in ("top_k", "code_top_k"):
+        for name in ("top_k", "code_top_k", "cluster_top_k"):
             _require(name, "0 or more", value := getattr(self, name), 0 <= value < 2**63)
-        _require("top_p", "in (0, 1]", self.top_p, 0 < self.top_p <= 1)
+        for name in ("top_p", "cluster_top_p"):
+            _require(name, "in (0, 1]", value := getattr(self, name), 0 < value <= 1)
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether any filter is on."""
+        return bool(self.top_k or self.top_p < 1 or self.cluster_top_k or self.cluster_top_p < 1)
 
     @property
     def num_rows(self) -> int:
@@ -106,6 +114,13 @@ def check_params(params_list: Sequence[SamplingParams], config: GPTConfig) -> No
             raise InvalidFieldError(
                 "cfg_scale", "cfg_scale must be 1: the model was trained without a null class"
             )
+
+
+def check_cluster_filters(top_k: int, top_p: float, *, has_partition: bool) -> None:
+    """Raise an `InvalidFieldError` where clusters are to be filtered of a model without any."""
+    for field, is_on in {"cluster_top_k": top_k > 0, "cluster_top_p": top_p < 1}.items():
+        if is_on and not has_partition:
+            raise InvalidFieldError(field, "the model has no partition whose clusters can be kept")
 
 
 def _require(field: str, expected: str, value: float, holds: bool) -> None:  # noqa: FBT001

@@ -2,9 +2,10 @@
 
 It is LlamaGen's: classifier-free guidance, division by the temperature, the top k, the top p of
 what is left, draw. The draw is ``argmax(logits + gumbel)``, which samples from the softmax
-(Gumbel-max). Rows may all have parameters of their own; nothing loops over rows.
+(Gumbel-max). Where the vocabulary has a partition, its clusters are filtered before its tokens.
+Rows may all have parameters of their own; nothing loops over rows.
 
-Legend: B rows, K vocabulary.
+Legend: B rows, K vocabulary, k clusters of a partition of it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,29 @@ from torch import Tensor
 MIN_TEMPERATURE = 1e-5
 
 
+class Partition(NamedTuple):
+    """Clusters of the vocabulary."""
+
+    labels: Tensor  # int64 (K,), of each token
+    num_clusters: int
+
+
+class Filters(NamedTuple):
+    """Filters of the rows; see `filter_logits` and, of clusters, `filter_clusters`."""
+
+    top_k: Tensor  # int64 (B,)
+    top_p: Tensor  # float64 (B,)
+    cluster_top_k: Tensor  # int64 (B,)
+    cluster_top_p: Tensor  # float64 (B,)
+
+
 class Sampled(NamedTuple):
     """What was drawn, and what is told of the distribution."""
 
     tokens: Tensor  # int64 (B,)
     entropies: Tensor  # float32 (B,), bits; with guidance, before temperature and filters
     finite: Tensor  # bool (B,), whether the guided logits are; where not, the rest means nothing
+    cluster_entropies: Tensor | None  # as entropies, of the clusters of a partition
 
 
 def sample(
@@ -33,9 +51,9 @@ def sample(
     uncond: Tensor,
     cfg_scale: Tensor,
     temperature: Tensor,
-    top_k: Tensor | None,
-    top_p: Tensor | None,
+    filters: Filters | None,
     noise: Tensor,
+    partition: Partition | None = None,
 ) -> Sampled:
     """Draw a token per row.
 
@@ -44,14 +62,19 @@ def sample(
     cond, uncond : float32 (B, K), logits given the class and given none; the same for a row that
         is not guided, whose cfg_scale is 1
     cfg_scale, temperature : float32 (B,)
-    top_k, top_p : see `filter_logits`
+    filters : None where no row has any; those of clusters need a partition
     noise : float32 (B, K), of `masc_core.sampling.rng.gumbel` for the images' seeds and positions
     """
     logits = apply_cfg(cond, uncond, cfg_scale)
     entropies, finite = entropy_bits(logits), logits.isfinite().all(1)
+    cluster_entropies = partition and entropy_bits(cluster_logits(logits, partition))
     logits = apply_temperature(logits, temperature)
-    logits = filter_logits(logits, top_k, top_p)
-    return Sampled(draw(logits, noise), entropies, finite)
+    if filters is not None:
+        if partition is not None:
+            clusters = filters.cluster_top_k, filters.cluster_top_p
+            logits = filter_clusters(logits, partition, *clusters)
+        logits = filter_logits(logits, filters.top_k, filters.top_p)
+    return Sampled(draw(logits, noise), entropies, finite, cluster_entropies)
 
 
 def apply_cfg(cond: Tensor, uncond: Tensor, cfg_scale: Tensor) -> Tensor:
@@ -99,6 +122,30 @@ def filter_logits(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) ->
         over = (before > top_p[:, None]) & (top_p < 1)[:, None]
         logits = logits.masked_fill(over.scatter(1, order, over), -math.inf)
     return logits
+
+
+def filter_clusters(logits: Tensor, partition: Partition, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Put minus infinity for tokens (B, K) of clusters that `filter_logits` removes.
+
+    The probability of a cluster is the sum of its tokens'.
+    """
+    clusters = filter_logits(cluster_logits(logits, partition), top_k, top_p)
+    removed = clusters[:, partition.labels].isneginf()
+    return logits.masked_fill(removed, -math.inf)
+
+
+def cluster_logits(logits: Tensor, partition: Partition) -> Tensor:
+    """Logarithms of the clusters' probabilities plus a constant, float64 (B, k), of logits (B, K).
+
+    A cluster that is 2^-40 times as probable as the likeliest token, or less, counts as that.
+    """
+    # Sums of integers are the same in any order, in which devices and kernels add as they like.
+    unit = 2.0 ** (62 - logits.shape[-1].bit_length())
+    powers = (logits.double() - logits.amax(-1, keepdim=True)).exp()
+    sums = torch.zeros(
+        len(logits), partition.num_clusters, dtype=torch.int64, device=logits.device
+    ).scatter_add(1, partition.labels.expand_as(logits), (powers * unit).round().long())
+    return sums.clamp(min=1).double().log()
 
 
 def draw(logits: Tensor, noise: Tensor) -> Tensor:

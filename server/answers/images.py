@@ -54,13 +54,20 @@ def json_response(
 
 def image_facts(image: ImageOutput, file_format: ImageFormat, *, entropies: bool) -> dict[str, Any]:
     """Fields of `ImageFacts`; entropies are left out unless asked for."""
-    facts = {
+    facts: dict[str, Any] = {
         "seed": image.seed,
         "format": file_format,
         "entropy_bits": image.entropy_bits,
         "entropy_ratio": image.entropy_ratio,
     }
-    return facts | ({"entropies": list(image.entropies)} if entropies else {})
+    if entropies:
+        facts["entropies"] = list(image.entropies)
+    if image.cluster_entropies:
+        facts["cluster_entropy_bits"] = image.cluster_entropy_bits
+        facts["cluster_entropy_ratio"] = image.cluster_entropy_ratio
+        if entropies:
+            facts["cluster_entropies"] = list(image.cluster_entropies)
+    return facts
 
 
 def provenance(result: JobResult) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from masc_core.errors import CapacityError, InvalidFieldError, UnknownClassError
 from masc_core.escapes import quoted
 from masc_core.images import ImageFormat
 from masc_core.sampling.cfg_schedule import CFGSchedule, check_cfg_start
-from masc_core.sampling.params import check_code_settings
+from masc_core.sampling.params import check_cluster_filters, check_code_settings
 from server.auth.api_keys import Client
 from server.errors import problem_type_of
 from server.intake.idempotency import mark_replay
@@ -52,8 +52,8 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
     Raises
     ------
     UnknownClassError : the model has no such class
-    InvalidFieldError : not exactly one class is given, a decoding that the model lacks, a start
-        for a schedule without one, or a setting of a completer for another decoding
+    InvalidFieldError : not exactly one class is given, a decoding or a partition that the model
+        lacks, a start for a schedule without one, or a setting of a completer for another decoding
     """
     defaults = manifest.defaults
     decoding = body.decoding or defaults.decoding
@@ -64,6 +64,9 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
     check_cfg_start(body.cfg_start, schedule)
     check_code_settings(body.model_dump(exclude_none=True), decoding)
     class_id = resolve_class(body, manifest)
+    cluster_top_k = _first(body.cluster_top_k, defaults.cluster_top_k)
+    cluster_top_p = _first(body.cluster_top_p, defaults.cluster_top_p)
+    check_cluster_filters(cluster_top_k, cluster_top_p, has_partition=bool(manifest.partitions))
     return GenerationRequest(
         model=manifest.name,
         class_id=class_id,
@@ -82,6 +85,8 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
         code_temperature=_first(body.code_temperature, defaults.code_temperature),
         code_top_k=min(_first(body.code_top_k, defaults.code_top_k), manifest.num_codes),
         code_cfg_scale=_first(body.code_cfg_scale, defaults.code_cfg_scale),
+        cluster_top_k=min([cluster_top_k, *manifest.partitions]),
+        cluster_top_p=cluster_top_p,
     )
 
 

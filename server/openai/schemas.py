@@ -17,6 +17,8 @@ from server.schemas.generate import (
     CfgScale,
     CFGStart,
     ChosenCFGSchedule,
+    ClusterTopK,
+    ClusterTopP,
     CodeCfgScale,
     CodeTemperature,
     CodeTopK,
@@ -92,6 +94,8 @@ class OpenAIBody(BaseModel):
     temperature: Temperature = None
     top_k: TopK = None
     top_p: TopP = None
+    cluster_top_k: ClusterTopK = None
+    cluster_top_p: ClusterTopP = None
     decoding: InClusterDecoding = None
     code_temperature: CodeTemperature = None
     code_top_k: CodeTopK = None

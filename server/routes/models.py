@@ -35,6 +35,8 @@ class Defaults(BaseModel):
     code_temperature: float
     code_top_k: int
     code_cfg_scale: float
+    cluster_top_k: int
+    cluster_top_p: float
 
 
 class ModelSummary(BaseModel):
@@ -55,6 +57,10 @@ class ModelSummary(BaseModel):
     ]
     num_codes: int
     num_clusters: int
+    partitions: Annotated[
+        list[int],
+        Field(description="Clusters of its partitions; the first is filtered by `cluster_top_k`."),
+    ]
     image_size: Annotated[int, Field(description="Pixels on each side.")]
     decodings: list[Decoding]
     defaults: Defaults
@@ -128,6 +134,7 @@ def summary(state: AppState, manifest: Manifest, *, ready: bool) -> ModelSummary
         latent_shape=manifest.latent_shape,
         num_codes=manifest.num_codes,
         num_clusters=manifest.num_clusters,
+        partitions=list(manifest.partitions),
         image_size=manifest.image_size,
         decodings=list(manifest.decodings),
         defaults=Defaults(**manifest.defaults.model_dump()),

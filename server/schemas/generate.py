@@ -66,6 +66,24 @@ TopP = Annotated[
         description="Draw among the likeliest that make up this probability; 1 is all.",
     ),
 ]
+ClusterTopK = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        description="Draw among the codes of so many of the likeliest clusters of the model's "
+        "partition; 0 is all. Comes before `top_k` and `top_p`.",
+    ),
+]
+ClusterTopP = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Draw among the codes of the likeliest clusters that make up this probability; "
+        "1 is all.",
+    ),
+]
 InClusterDecoding = Annotated[
     Decoding | None,
     Field(
@@ -137,6 +155,12 @@ class ImageFacts(BaseModel):
     entropies: Annotated[
         list[float] | None, Field(description="Bits of each position, if asked for.")
     ] = None
+    cluster_entropy_bits: Annotated[
+        float | None,
+        Field(description="As `entropy_bits`, of the clusters of the model's partition, if any."),
+    ] = None
+    cluster_entropy_ratio: float | None = None
+    cluster_entropies: list[float] | None = None
 
 
 class Image(ImageFacts):
@@ -209,6 +233,8 @@ class ImagesBody(BaseModel):
     temperature: Temperature = None
     top_k: TopK = None
     top_p: TopP = None
+    cluster_top_k: ClusterTopK = None
+    cluster_top_p: ClusterTopP = None
     decoding: InClusterDecoding = None
     code_temperature: CodeTemperature = None
     code_top_k: CodeTopK = None

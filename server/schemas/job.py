@@ -37,6 +37,8 @@ EXAMPLE_JOB: dict[str, Any] = {
         "cfg_scale": 3.0,
         "cfg_schedule": "constant",
         "cfg_start": 0.18,
+        "cluster_top_k": 0,
+        "cluster_top_p": 1.0,
         "num_images": 1,
         "seed": 3,
         "temperature": 1.0,
@@ -70,6 +72,8 @@ class JobRequest(BaseModel):
     cfg_scale: float
     cfg_schedule: CFGSchedule
     cfg_start: float
+    cluster_top_k: int
+    cluster_top_p: float
     num_images: int
     seed: Annotated[int, Field(description="Image `i` uses `seed + i`, modulo 2^63.")]
     temperature: float

@@ -60,13 +60,14 @@ export function drawMap(canvas, rows, entropies, [low, high]) {
   });
 }
 
-/** Where a position is, and how unsure the model was there. */
-export function describe(rows, entropies, position) {
+/** Where a position is, and how unsure the model was there, of clusters too where it has a partition. */
+export function describe(rows, entropies, position, clusterEntropies) {
   const [row, column] = cellOf(rows, position);
   const place = rows[0] < rows.at(-1)
     ? `group ${row + 1}, token ${column + 1} of ${rows[row]}`
     : `row ${row + 1}, column ${column + 1}`;
-  return `${place}: ${entropies[position].toFixed(2)} bits`;
+  const clusters = clusterEntropies ? `, clusters ${clusterEntropies[position].toFixed(2)}` : "";
+  return `${place}: ${entropies[position].toFixed(2)} bits${clusters}`;
 }
 
 function colour(share) {

@@ -22,6 +22,8 @@ const CONTROLS = {
   temperature: "temperature",
   top_k: "top-k",
   top_p: "top-p",
+  cluster_top_k: "cluster-top-k",
+  cluster_top_p: "cluster-top-p",
   format: "format",
   scales: "scales",
 };
@@ -37,6 +39,7 @@ const HINTS = {
 export function offer(model) {
   element("decodings").replaceChildren(...model.decodings.map(segment));
   fill({ ...model.defaults });
+  for (const field of document.querySelectorAll(".of-clusters")) field.hidden = !model.partitions.length;
   const compares = model.decodings.length > 1;
   element("compare-field").querySelector("[value=decodings]").disabled = !compares;
 }
@@ -54,6 +57,8 @@ export function fill(settings) {
   set("temperature", settings.temperature);
   set("top-k", settings.top_k);
   set("top-p", settings.top_p);
+  set("cluster-top-k", settings.cluster_top_k);
+  set("cluster-top-p", settings.cluster_top_p);
   set("format", settings.format);
   set("scales", settings.scales?.join(", "));
   if (settings.class_id !== undefined) choose(settings.class_id);
@@ -85,6 +90,10 @@ export function read(model) {
     format: element("format").value,
     compare: checked("compare"),
   };
+  if (model.partitions.length) {
+    settings.cluster_top_k = integer("cluster-top-k", "Clusters kept", Number.MAX_SAFE_INTEGER);
+    settings.cluster_top_p = number("cluster-top-p", "Probability of clusters");
+  }
   if (settings.class_id === null) throw wrong("class_id", "Choose a class first.");
   if (settings.compare === "cfg") settings.scales = scales();
   if (settings.cfg_schedule === "step" || settings.compare === "schedules") settings.cfg_start = start();
@@ -129,7 +138,7 @@ function wrong(field, message) {
 
 function integer(id, name, high) {
   const text = element(id).value.trim();
-  const field = id.replace("-", "_");
+  const field = id.replaceAll("-", "_");
   if (!/^\d+$/.test(text)) throw wrong(field, `${name} must be a whole number from 0.`);
   if (Number(text) > high) throw wrong(field, `${name} must be at most ${high}.`);
   return Number(text);
@@ -138,7 +147,7 @@ function integer(id, name, high) {
 function number(id, name) {
   const value = Number(element(id).value.replace(",", "."));
   if (element(id).value.trim() === "" || !Number.isFinite(value)) {
-    throw wrong(id.replace("-", "_"), `${name} must be a number.`);
+    throw wrong(id.replaceAll("-", "_"), `${name} must be a number.`);
   }
   return value;
 }

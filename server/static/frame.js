@@ -48,6 +48,7 @@ export class Frame {
     this.box.classList.remove("waiting", "drawing");
     this.line.remove();
     this.entropies = image.entropies;
+    this.clusterEntropies = image.cluster_entropies;
     const file = `${name}-${label}-${image.seed}.${image.format}`.replaceAll(/[^\w.]+/g, "-");
     const again = button("Use seed", () => {
       useSeed(image.seed);
@@ -60,6 +61,10 @@ export class Frame {
       ...(label ? [] : [make("p", {}, `Seed ${image.seed}`)]),
       make("p", { title: "Mean entropy of the predictions, and its share of the most possible" },
         `${image.entropy_bits.toFixed(2)} bits${label ? "" : " a position"}, ${share}`),
+      ...(image.cluster_entropies
+        ? [make("p", { title: "The same of the clusters of the model's partition" },
+            `clusters ${image.cluster_entropy_bits.toFixed(2)} bits, ${Math.round(image.cluster_entropy_ratio * 100)}\u00a0%`)]
+        : []),
       ...(seconds ? [make("p", {}, seconds)] : []),
       make("p", { className: "links" }, again, save),
     );
@@ -101,7 +106,7 @@ export class Frame {
     probe.addEventListener("focus", show);
     probe.addEventListener("keydown", (event) => this.#step(event));
     this.box.onpointermove = this.box.onpointerdown = (event) => this.#follow(event);
-    probe.setAttribute("aria-valuetext", describe(this.rows, this.entropies, 0));
+    probe.setAttribute("aria-valuetext", this.#described(0));
     return probe;
   }
 
@@ -123,8 +128,12 @@ export class Frame {
     this.#point(positionAt(this.rows, x, y));
   }
 
+  #described(position) {
+    return describe(this.rows, this.entropies, position, this.clusterEntropies);
+  }
+
   #point(position) {
-    const text = describe(this.rows, this.entropies, position);
+    const text = this.#described(position);
     this.probe.value = String(position);
     this.probe.setAttribute("aria-valuetext", text);
     this.bits.textContent = text;

@@ -1,8 +1,8 @@
 // A run: what was chosen becomes requests, whose events go to the cells that show the images.
 
+import { element } from "./dom.js";
 import { generate } from "./service.js";
 
-const SCHEDULES = ["constant", "step", "linear", "linear_re", "triangular"];
 const MOST_AT_ONCE = 3; // browsers have six connections a host, and the page needs some besides
 
 /**
@@ -17,7 +17,8 @@ export function plan(settings, name, decodings) {
     return row(`${name} · CFG scales · ${body.decoding}`, body, labelled);
   }
   if (compare === "schedules") {
-    const labelled = SCHEDULES.map((schedule) => [
+    const schedules = Array.from(element("cfg-schedule").options, (option) => option.value);
+    const labelled = schedules.map((schedule) => [
       schedule === "step" ? `step from ${start}` : schedule,
       { cfg_schedule: schedule, cfg_start: schedule === "step" ? start : undefined }, // left out of JSON
     ]);

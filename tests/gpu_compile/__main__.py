@@ -22,6 +22,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch._functorch import config as functorch
@@ -82,9 +83,10 @@ def check_attention(report: Report, _: Device, __: argparse.Namespace) -> None:
 
 
 def check_steps(report: Report, device: Device, options: argparse.Namespace) -> None:
-    """The step of every size, in every shape; one in float32 too."""
+    """The step of every size, in every shape; one in float32 and with a partition too."""
     models = {f"GPT-{n}": product.Sizes.named(f"GPT-{n}") for n in options.sizes.split(",")}
-    models["GPT-B in float32"] = product.Sizes.named("GPT-B", torch.float32)
+    in_float32 = replace(product.Sizes.named("GPT-B", torch.float32), has_partition=True)
+    models["GPT-B in float32, with a partition"] = in_float32
     for name, sizes in models.items():
         with (
             report.section(f"step of {name}"),

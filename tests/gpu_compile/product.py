@@ -45,12 +45,14 @@ class Sizes:
     refines : whether there is a refiner
     dtype : of the weights
     largest : codes of the largest cluster
+    has_partition : whether clusters of clusters have entropies and filters
     """
 
     config: GPTConfig
     refines: bool = True
     dtype: torch.dtype = torch.bfloat16
     largest: int = 100
+    has_partition: bool = False
 
     @classmethod
     def named(cls, name: str, dtype: torch.dtype = torch.bfloat16) -> Sizes:
@@ -115,7 +117,8 @@ def _model(sizes: Sizes) -> tuple[GPT, InClusterDecoder]:
             else None
         )
     counts = np.ones(num_codes, dtype=np.int64)
-    return model, InClusterDecoder(prior, counts, DEVICE, refiner)
+    partition = ClusterMap.from_labels(prior.labels // 128) if sizes.has_partition else None
+    return model, InClusterDecoder(prior, counts, DEVICE, refiner, partition=partition)
 
 
 @contextmanager

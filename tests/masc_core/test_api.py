@@ -30,10 +30,11 @@ SIGNATURES = {
     "build_tree": "(codebook, linkage='average', device='cpu', report=no_progress)",
     "Model.generate": "(self, classes=(), num_images=1, seed=0, *, cfg_scale=None, "
     "temperature=None, top_k=None, top_p=None, decoding=None, cfg_schedule=None, cfg_start=None, "
-    "code_temperature=None, code_top_k=None, code_cfg_scale=None)",
+    "code_temperature=None, code_top_k=None, code_cfg_scale=None, cluster_top_k=None, "
+    "cluster_top_p=None)",
     "Model.encode": "(self, images)",
     "Model.decode": "(self, codes)",
-    "Generation": "(images, codes, clusters, entropies, params)",
+    "Generation": "(images, codes, clusters, entropies, cluster_entropies, params)",
     "SemanticTree.cut": "(self, num_clusters)",
     "ClusterMap.from_labels": "(labels)",
 }
@@ -160,6 +161,8 @@ def test_what_is_not_given_is_the_models(manifest: Manifest) -> None:
         "top_p": 0.9,
         "cfg_schedule": "step",
         "cfg_start": 0.5,
+        "cluster_top_k": 2,
+        "cluster_top_p": 0.7,
     }
     (params,) = params_of(manifest, ["cat"], 1, 0, given)
     assert params == SamplingParams(class_id=2, seed=0, **given)

@@ -35,6 +35,7 @@ from masc_core.bundle.manifest import (
     Manifest,
     RefinerSection,
     VQSection,
+    partition_file,
     write_manifest,
 )
 from masc_core.bundle.registry import CURRENT_FILE, Registry
@@ -58,6 +59,11 @@ LATENT = LatentSection(  # of a 1-D tokenizer with as many tokens as the grid ha
     decoder_layers=1,
     decoder_heads=1,
 )
+OF_CLUSTERS: dict[str, Any] = {  # of the images of a model with a partition
+    "cluster_entropies": (1.5,) * GRID**2,
+    "cluster_entropy_bits": 1.5,
+    "cluster_entropy_ratio": 0.75,
+}
 
 
 def write_model(
@@ -68,11 +74,12 @@ def write_model(
     decodings: Sequence[Decoding] = ("uniform", "frequency"),
     class_names: Sequence[str] = CLASS_NAMES,
     latent: LatentSection | None = None,
+    partitions: Sequence[int] = (),
 ) -> Manifest:
     """Put a bundle without its weights under a registry's root, as the active version."""
     folder = root / name / version
     folder.mkdir(parents=True)
-    files = [*REQUIRED_FILES, COUNTS_FILE]
+    files = [*REQUIRED_FILES, COUNTS_FILE, *map(partition_file, partitions)]
     if "refine" in decodings:
         files.append(REFINER_FILE)
     completer = None
@@ -119,7 +126,7 @@ def draw(class_id: int, seed: int, file_format: str) -> bytes:
     return file.getvalue()
 
 
-def paint(job: Job, version: str = "v1") -> JobResult:
+def paint(job: Job, version: str = "v1", *, has_partition: bool = False) -> JobResult:
     """Make every image that a job asks for."""
     request = job.request
     entropies = tuple(math.log2(2 + i) for i in range(GRID**2))
@@ -131,6 +138,7 @@ def paint(job: Job, version: str = "v1") -> JobResult:
             entropies=entropies,
             entropy_bits=bits,
             entropy_ratio=bits / math.log2(NUM_CLUSTERS),
+            **(OF_CLUSTERS if has_partition else {}),
         )
         for i in range(request.num_images)
     )
@@ -161,6 +169,7 @@ class Painter(threading.Thread):
         self.seconds = 0.0
         self.rows: threading.Semaphore | None = None
         self.version = "v1"
+        self.has_partition = False
         self.failure: JobFailure | None = None
         self.requests: list[GenerationRequest] = []
         self._queue, self._models = queue, models
@@ -174,7 +183,9 @@ class Painter(threading.Thread):
                 self.requests.append(lease.job.request)
                 self.gate.wait()
                 self._stopping.wait(self.seconds)
-                outcome: Outcome = self.failure or paint(lease.job, self.version)
+                outcome: Outcome = self.failure or paint(
+                    lease.job, self.version, has_partition=self.has_partition
+                )
                 if lease.job.previews and isinstance(outcome, JobResult):
                     self._tell(lease, outcome)
                 self._queue.finish(lease, outcome)

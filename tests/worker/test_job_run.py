@@ -48,7 +48,8 @@ def running_job(
 
 def made(task: ImageTask, index: int, entropies: list[float]) -> MadeImage:
     codes = torch.zeros(4, dtype=torch.int64)
-    image = FinishedImage(task, codes, torch.tensor(entropies), 0.5 * index, 3.0 - index)
+    bits = torch.tensor(entropies)
+    image = FinishedImage(task, codes, bits, bits[:0], 0.5 * index, 3.0 - index)
     return MadeImage(image, EncodedFile(bytes([index]), 0.5, 0.25, 0.125))
 
 
@@ -117,7 +118,8 @@ def test_a_request_for_another_version_is_done_where_the_class_is_the_same(
 def test_one_cluster_has_no_entropy_to_compare_with(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LoadedModel, "max_bits", 0.0)
+    one_cluster = loaded.manifest.model_copy(update={"num_clusters": 1})
+    monkeypatch.setattr(LoadedModel, "manifest", one_cluster)
     job = running_job(loaded)
     assert job.made(made(job.tasks()[0], 0, [0.0])).entropy_ratio == 0.0
 

@@ -184,6 +184,9 @@ def test_requests_that_cannot_be_done_fail_alone(bundle: Bundle) -> None:
         ({"temperature": math.inf}, "InvalidFieldError", "temperature"),
         ({"top_p": 0.0}, "InvalidFieldError", "top_p"),
         ({"top_k": -1}, "InvalidFieldError", "top_k"),
+        ({"cluster_top_k": -1}, "InvalidFieldError", "cluster_top_k"),
+        ({"cluster_top_k": 2}, "InvalidFieldError", "cluster_top_k"),  # of no partition
+        ({"cluster_top_p": 0.5}, "InvalidFieldError", "cluster_top_p"),
     ]
     requests = [replace(REQUEST, **changes) for changes, _, _ in wrong]
     *bad, good = serve(bundle, [*requests, REQUEST])

@@ -132,6 +132,7 @@ def test_there_is_no_label_that_grows_with_traffic_and_no_gpu_without_one() -> N
         "masc_batch_rows",
         "masc_prediction_entropy_bits",
         "masc_prediction_entropy_ratio",
+        "masc_prediction_cluster_entropy_bits",
         "masc_batch_rows_active",
         "masc_batch_rows_capacity",
         "masc_last_step_timestamp_seconds",

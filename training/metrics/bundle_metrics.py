@@ -55,7 +55,7 @@ def class_agreement(
     for batch in sample(bundle, default_params(bundle), images_per_class, batch_size=batch_size):
         count += len(batch.labels)
         agreed += int((predict(classifier, batch.pixels) == batch.labels).sum())
-        bits += float(batch.entropies.sum())
+        bits += float(batch.entropies[:, 0].sum())
         report(count, num_images, f"{agreed / count:.1%} agree")
     mean_bits = bits / num_images / bundle.manifest.num_positions
     return {

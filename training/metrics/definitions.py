@@ -23,6 +23,9 @@ DEFINITIONS = {
     "temperature and filters, given what the model has drawn; mean over positions and generated "
     "images.",
     "entropy_ratio": "entropy_bits / log2(clusters).",
+    "free_running_cluster_entropy_bits": "As entropy_bits, of the clusters of the partition that "
+    "the number names, whose probabilities are sums of those of codes.",
+    "free_running_cluster_entropy_ratio": "The same / log2(clusters).",
     "teacher_forced_entropy_bits": "Entropy of the distribution of the next cluster, guided by "
     "codes_cfg_scale, at temperature 1 without filters, given the true clusters before; mean over "
     "positions and real images.",

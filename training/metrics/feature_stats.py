@@ -27,10 +27,10 @@ JUDGES = (classifier.LABEL, efficientnet.LABEL)  # whose logits are of the model
 class FeatureStats:
     """What is kept of generated images: features, sums, counts."""
 
-    def __init__(self, num_positions: int) -> None:
+    def __init__(self, entropies_shape: tuple[int, int]) -> None:
         self.count = 0
         self.agreed: dict[str, int] = {}  # images that a judge gives the class asked for
-        self.entropies = np.zeros(num_positions, np.float64)
+        self.entropies = np.zeros(entropies_shape, np.float64)
         self._features: dict[str, list[Tensor]] = {}
         self._logits: dict[str, list[Tensor]] = {}
 

@@ -5,7 +5,7 @@ means over parts of the set, such as the Inception score, are too low when parts
 Batches are full but for the last one, and all their images end at the same position, so that no row
 of a batch is ever idle; no more than a batch is held. Several processes share each batch.
 
-Legend: B images, L positions, S pixels a side.
+Legend: B images, L positions, S pixels a side; E is 2 where the model has a partition, else 1.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Samples:
     ----------
     pixels : uint8 (B, S, S, 3)
     labels : int64 (B,), the classes asked for
-    entropies : float32 (B, L), bits
+    entropies : float32 (B, E, L), bits; of tokens, and of the clusters of the partition
     """
 
     pixels: NDArray[np.uint8]
@@ -80,7 +80,7 @@ def sample(
         share = -(-len(batch) // ranks.count)
         own = batch[share * ranks.rank : share * (ranks.rank + 1)]
         pixels = np.zeros((share, size, size, 3), np.uint8)
-        entropies = np.zeros((share, bundle.manifest.num_positions), np.float32)
+        entropies = np.zeros((share, *entropies_shape(bundle)), np.float32)
         if own:  # the last ranks may be left without
             pixels[: len(own)], entropies[: len(own)] = make_images(bundle, own, size)
         all_pixels = ranks.gather(torch.from_numpy(pixels))
@@ -94,9 +94,16 @@ def sample(
 def make_images(
     bundle: Bundle, params: Sequence[SamplingParams], image_size: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Pixels uint8 (B, H, W, 3), resized if asked, and entropies float32 (B, L), bits."""
+    """Pixels uint8 (B, H, W, 3), resized if asked, and entropies float32 (B, E, L), bits."""
     generated = generate(bundle.model, bundle.decoder, params)
-    return bundle.render(generated.codes, image_size), generated.entropies.cpu().numpy()
+    entropies = torch.cat([generated.entropies, generated.cluster_entropies], dim=1)
+    stacked = entropies.view(len(params), *entropies_shape(bundle))
+    return bundle.render(generated.codes, image_size), stacked.cpu().numpy()
+
+
+def entropies_shape(bundle: Bundle) -> tuple[int, int]:
+    """(E, L)."""
+    return 1 if bundle.decoder.partition is None else 2, bundle.manifest.num_positions
 
 
 @contextmanager

@@ -390,6 +390,10 @@ class EvaluateConfig(ImageOptions):
     temperature: float | None = Field(None, ge=0, description="likewise")
     top_k: int | None = Field(None, ge=0, description="likewise; 0 is off")
     top_p: float | None = Field(None, gt=0, le=1, description="likewise; 1 is off")
+    cluster_top_k: int | None = Field(
+        None, ge=0, description="likewise, of the clusters of the model's partition; 0 is off"
+    )
+    cluster_top_p: float | None = Field(None, gt=0, le=1, description="likewise; 1 is off")
     decoding: str | None = Field(None, description="what the model offers")
     code_temperature: float | None = Field(None, ge=0, description="of a completer; likewise")
     code_top_k: int | None = Field(None, ge=0, description="likewise; 0 is off")

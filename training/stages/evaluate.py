@@ -42,7 +42,12 @@ from masc_core.models.gigatok import latent_groups
 from masc_core.models.weights import load_transformer, read_inputs
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.cfg_schedule import WITH_START, check_cfg_start
-from masc_core.sampling.params import CODE_SETTINGS, SamplingParams, check_code_settings
+from masc_core.sampling.params import (
+    CODE_SETTINGS,
+    SamplingParams,
+    check_cluster_filters,
+    check_code_settings,
+)
 from masc_core.settings import ModelSettings, read_settings
 from training.changes import require_same_classes
 from training.data.code_cache import CodeCache, read_as
@@ -61,7 +66,7 @@ from training.metrics.efficientnet import load_efficientnet
 from training.metrics.feature_stats import JUDGES, FeatureStats, caution, compare, extract
 from training.metrics.fidelity import MIN_IMAGES, Extractor, load_extractor
 from training.metrics.reference import RealImages, RealStatistics, Reference, open_real
-from training.metrics.samples import Samples, image_archive, sample
+from training.metrics.samples import Samples, entropies_shape, image_archive, sample
 from training.metrics.teacher_forcing import (
     Curve,
     check_codes,
@@ -78,6 +83,7 @@ from training.stages.starting_point import weights_path
 logger = logging.getLogger(__name__)
 
 AGREEMENT = dict(zip(JUDGES, ("class_agreement", "class_agreement_efficientnet"), strict=True))
+FREE_RUNNING = ("free-running entropy", "free-running cluster entropy")
 
 
 def evaluate(config: EvaluateConfig, report: ProgressCallback = no_progress) -> dict[str, Any]:
@@ -132,7 +138,7 @@ class _Evaluation:
 
     def generate(self, ranks: Ranks) -> FeatureStats:
         """Generate the images that are not there yet, and look at them."""
-        config, stats = self.config, FeatureStats(self.bundle.manifest.num_positions)
+        config, stats = self.config, FeatureStats(entropies_shape(self.bundle))
         for part in self._parts():
             stats.add(part)
         for batch in _samples(config, self.bundle, ranks, stats.count):
@@ -165,7 +171,8 @@ class _Evaluation:
             curves["teacher-forced cross-entropy"] = found.cross_entropy
         if stats.count:
             metrics |= self._free_running(stats)
-            curves["free-running entropy"] = stats.entropies / stats.count
+            for name, sums in zip(FREE_RUNNING, stats.entropies, strict=False):
+                curves[name] = sums / stats.count
         cautions: list[str] = []
         for extractor in self.extractors:
             reference = self._reference(extractor)
@@ -239,11 +246,14 @@ class _Evaluation:
         return reference
 
     def _free_running(self, stats: FeatureStats) -> dict[str, float]:
-        bits = float(stats.entropies.mean()) / stats.count
+        bits, *cluster_bits = (stats.entropies.mean(axis=1) / stats.count).tolist()
         largest = float(np.log2(max(2, self.bundle.manifest.num_clusters)))
         metrics = {"images": stats.count, "entropy_bits": bits, "entropy_ratio": bits / largest}
         for label, agreed in stats.agreed.items():
             metrics[AGREEMENT[label]] = agreed / stats.count
+        for k, mean in zip(self.bundle.manifest.partitions, cluster_bits, strict=False):
+            metrics[f"free_running_cluster_entropy_bits_{k}"] = mean
+            metrics[f"free_running_cluster_entropy_ratio_{k}"] = mean / float(np.log2(max(2, k)))
         if self.config.classifier is not None:
             metrics["classifier_accuracy"] = classifier_accuracy(self.config.classifier)
         return metrics
@@ -285,6 +295,8 @@ class _Evaluation:
             "temperature": params.temperature,
             "top_k": params.top_k,
             "top_p": params.top_p,
+            "cluster_top_k": params.cluster_top_k,
+            "cluster_top_p": params.cluster_top_p,
             "decoding": params.decoding,
             **{
                 name: getattr(params, name)
@@ -356,6 +368,8 @@ def _params(config: EvaluateConfig, bundle: Bundle) -> SamplingParams:
     params = replace(default_params(bundle), seed=config.seed, **changes)
     check_cfg_start(config.cfg_start, params.cfg_schedule)
     check_code_settings(changes, params.decoding)
+    has_partition = bundle.decoder.partition is not None
+    check_cluster_filters(params.cluster_top_k, params.cluster_top_p, has_partition=has_partition)
     bundle.decoder.check(params.decoding)
     if config.transformer is not None and params.decoding == "refine":
         raise ConfigError(

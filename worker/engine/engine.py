@@ -264,6 +264,7 @@ class Engine:
             task=running.task,
             codes=drawn.codes[index],
             entropies=drawn.entropies[index],
+            cluster_entropies=drawn.cluster_entropies[index],
             prefill_seconds=running.prefilled - running.started,
             decode_seconds=now - running.prefilled,
             code_seconds=self._code_seconds - running.code_seconds,

@@ -52,6 +52,7 @@ class FinishedImage:
     task: ImageTask
     codes: Tensor  # int64 (L,), on the CPU
     entropies: Tensor  # float32 (L,), bits, on the CPU
+    cluster_entropies: Tensor  # likewise of the partition's clusters; (0,) without one
     prefill_seconds: float  # until the first position was drawn
     decode_seconds: float  # the rest
     code_seconds: float = 0.0  # part of both in which the batch turned clusters into codes

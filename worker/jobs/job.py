@@ -42,6 +42,8 @@ class GenerationRequest:
     code_temperature: float = 1.0
     code_top_k: int = 0
     code_cfg_scale: float = 1.0
+    cluster_top_k: int = 0
+    cluster_top_p: float = 1.0
 
     @property
     def num_rows(self) -> int:

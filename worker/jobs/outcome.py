@@ -30,6 +30,10 @@ class ImageOutput:
     entropies: tuple[float, ...]  # bits, one per position, of the guided distribution
     entropy_bits: float  # their mean
     entropy_ratio: float  # ``entropy_bits`` over ``log2(K)``
+    # The same of the clusters of a partition of the model; empty where it has none.
+    cluster_entropies: tuple[float, ...] = ()
+    cluster_entropy_bits: float = 0.0
+    cluster_entropy_ratio: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

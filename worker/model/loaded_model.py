@@ -8,7 +8,6 @@ are there. Previews take what `PreviewBudget` allows.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -181,11 +180,6 @@ class LoadedModel:
     def manifest(self) -> Manifest:
         """What is served."""
         return self.bundle.manifest
-
-    @property
-    def max_bits(self) -> float:
-        """Entropy of a uniform prediction, the most there can be: log2(K)."""
-        return math.log2(self.manifest.num_clusters)
 
     @property
     def free_rows(self) -> int:

@@ -152,6 +152,23 @@ def test_partitions_of_the_loss_are_no_weights() -> None:
     assert trained.weights_sha256 == bare.weights_sha256
 
 
+def test_filters_of_clusters_are_told_where_they_are_on_or_might_be() -> None:
+    files = fields()["files"] | {"partition-4.npz": DIGEST, "partition-9.npz": DIGEST}
+    with pytest.raises(ValidationError, match="filter clusters of a partition, and there is none"):
+        manifest(defaults={"cluster_top_p": 0.5})
+    plain = manifest(files=files)
+    usual = manifest(files=files, defaults={"cluster_top_k": 2, "cluster_top_p": 0.5})
+
+    def told(by: Manifest, **changes: Any) -> dict[str, object]:
+        request = json.loads(by.describe_image(SamplingParams(1, 2.0, 7, **changes)))["request"]
+        return {name: request[name] for name in request if name.startswith("cluster")}
+
+    assert told(plain) == told(manifest()) == {}
+    assert told(usual) == {"cluster_top_k": 0, "cluster_top_p": 1.0}
+    assert told(plain, cluster_top_k=100) == {"cluster_top_k": 4}
+    assert told(usual, cluster_top_p=0.3) == {"cluster_top_k": 0, "cluster_top_p": 0.3}
+
+
 def test_a_manifest_is_frozen() -> None:
     with pytest.raises(ValidationError):
         setattr(manifest(), "name", "other")  # noqa: B010 - mypy knows, this asks pydantic

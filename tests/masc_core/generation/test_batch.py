@@ -38,7 +38,7 @@ def finish(
     with torch.inference_mode():
         for _ in range(GRID**2 - done):
             assert not batch.step().failed
-    codes, _, finite = batch.read(slots).wait()
+    codes, _, finite, _ = batch.read(slots).wait()
     assert finite.all()
     for row, params in zip(codes, params_list, strict=True):
         assert torch.equal(row, generate(*models, [params]).codes[0])

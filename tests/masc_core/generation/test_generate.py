@@ -22,8 +22,10 @@ from masc_core.sampling.rng import gumbel
 from masc_core.sampling.sampler import (
     apply_cfg,
     apply_temperature,
+    cluster_logits,
     draw,
     entropy_bits,
+    filter_clusters,
     filter_logits,
 )
 from tests.golden_files import assert_close, load_golden
@@ -47,10 +49,11 @@ def flat_decoder(vocab_size: int = GOLDEN_CONFIG.vocab_size) -> InClusterDecoder
 
 
 def paired_decoder(vocab_size: int) -> InClusterDecoder:
-    """Clusters of a few codes each, some never counted."""
+    """Clusters of a few codes each, some never counted, in larger ones of seven."""
     rng = np.random.default_rng(0)
-    labels = rng.permutation(np.arange(3 * vocab_size) % vocab_size)
-    return InClusterDecoder(ClusterMap.from_labels(labels), rng.integers(0, 4, 3 * vocab_size))
+    prior = ClusterMap.from_labels(rng.permutation(np.arange(3 * vocab_size) % vocab_size))
+    partition = ClusterMap.from_labels(prior.labels // 7)
+    return InClusterDecoder(prior, rng.integers(0, 4, 3 * vocab_size), partition=partition)
 
 
 def random_gpt(config: GPTConfig) -> GPT:
@@ -73,6 +76,8 @@ def mixed_params(num: int, num_classes: int) -> list[SamplingParams]:
             decoding=rng.choice(["uniform", "frequency"]),
             cfg_schedule=CFG_SCHEDULES[i % len(CFG_SCHEDULES)],
             cfg_start=i % 3 / 2,
+            cluster_top_k=rng.choice([0, 0, 3]),
+            cluster_top_p=rng.choice([1.0, 1.0, 0.6]),
         )
         for i in range(num)
     ]
@@ -86,6 +91,7 @@ def assert_same_bits(actual: Generated, expected: Generated, images: list[int]) 
     assert torch.equal(actual.codes, expected.codes[images])
     assert torch.equal(actual.clusters, expected.clusters[images])
     assert torch.equal(actual.entropies, expected.entropies[images])
+    assert torch.equal(actual.cluster_entropies, expected.cluster_entropies[images])
 
 
 def upstream_run(name: str, labels: Tensor, forced: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -155,11 +161,13 @@ def test_gpu_is_upstreams_greedy_run() -> None:
 def test_is_the_slow_definition() -> None:
     """Each image alone, without a cache: the whole sequence anew at every position."""
     model, decoder = golden_gpt(), paired_decoder(96)
+    partition = decoder.partition
+    assert partition is not None
     params_list = mixed_params(6, NULL)
     made = generate(model, decoder, params_list)
     for i, params in enumerate(params_list):
         clusters = torch.zeros(1, 0, dtype=torch.int64)
-        codes, entropies = [], []
+        codes, entropies, cluster_entropies = [], [], []
         seed, mode = torch.tensor([params.seed]), torch.tensor([ALL_MODES[params.decoding]])
         for position in range(GOLDEN_CONFIG.block_size):
             with torch.inference_mode():
@@ -168,9 +176,16 @@ def test_is_the_slow_definition() -> None:
             cfg_scale = params.cfg_scales(GOLDEN_CONFIG.block_size)[position]
             logits = apply_cfg(cond, uncond, torch.tensor([cfg_scale], dtype=torch.float32))
             entropies.append(entropy_bits(logits))
+            cluster_entropies.append(entropy_bits(cluster_logits(logits, partition)))
             tempered = apply_temperature(logits, torch.tensor([params.temperature]))
+            clusters_kept = filter_clusters(
+                tempered,
+                partition,
+                torch.tensor([params.cluster_top_k]),
+                torch.tensor([params.cluster_top_p]),
+            )
             kept = filter_logits(
-                tempered, torch.tensor([params.top_k]), torch.tensor([params.top_p])
+                clusters_kept, torch.tensor([params.top_k]), torch.tensor([params.top_p])
             )
             token = draw(kept, gumbel(seed, position, kept.shape[1]))
             codes.append(decoder.decode(token, seed, position, mode))
@@ -178,6 +193,8 @@ def test_is_the_slow_definition() -> None:
         assert torch.equal(made.clusters[i], clusters[0])
         assert torch.equal(made.codes[i], torch.cat(codes))
         assert_close(made.entropies[i], torch.cat(entropies), atol=1e-4, rtol=1e-4)
+        expected = torch.cat(cluster_entropies)
+        assert_close(made.cluster_entropies[i], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_an_image_has_the_same_bits_in_every_batch() -> None:

@@ -50,7 +50,7 @@ def test_without_kernels_a_step_draws_the_same(models: tuple[GPT, InClusterDecod
     slots = batch.join(PARAMS)
     for _ in range(GRID**2):
         assert not batch.step().failed
-    codes, entropies, _ = batch.read(slots).wait()
+    codes, entropies, *_ = batch.read(slots).wait()
     made = generate(*models, PARAMS)
     assert torch.equal(codes, made.codes)
     torch.testing.assert_close(entropies, made.entropies, rtol=1e-4, atol=1e-4)

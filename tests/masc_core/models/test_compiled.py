@@ -65,8 +65,10 @@ def step_of(width: int, *, refines: bool = False, largest: int = 2) -> Step:
     config = GPTConfig(12, width, n_layer=2, n_head=2, num_classes=3, block_size=16)
     labels = np.append(np.arange(24) % 12, np.zeros(largest, dtype=np.int64))
     refiner = Refiner(RefinerConfig(len(labels), 12, width, 16, width=16, n_head=2, ffn_dim=16))
+    prior = ClusterMap.from_labels(labels)
+    partition = ClusterMap.from_labels(prior.labels // 2)
     decoder = InClusterDecoder(
-        ClusterMap.from_labels(labels), np.ones_like(labels), refiner=refiner if refines else None
+        prior, np.ones_like(labels), refiner=refiner if refines else None, partition=partition
     )
     return Step(GPT(config).eval(), decoder, CAPACITY, compiled=True, kernels=False)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,11 +11,16 @@ from torch import Tensor
 
 from masc_core.sampling.rng import gumbel
 from masc_core.sampling.sampler import (
+    Filters,
+    Partition,
     apply_cfg,
     apply_temperature,
+    cluster_logits,
     draw,
     entropy_bits,
+    filter_clusters,
     filter_logits,
+    sample,
 )
 from tests.golden_files import assert_close, load_golden
 
@@ -105,6 +111,82 @@ def test_top_p_keeps_the_token_that_reaches_it_and_one_more() -> None:
         [True, True, False, False],
         [True, False, False, False],
     ]
+
+
+def a_partition(vocab_size: int, num_clusters: int) -> Partition:
+    """One cluster has half of the tokens, some have one."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, num_clusters, vocab_size) * rng.integers(0, 2, vocab_size)
+    labels[:num_clusters] = np.arange(num_clusters)
+    return Partition(torch.tensor(labels), num_clusters)
+
+
+def exactly_kept(logits: list[float], labels: list[int], top_k: int, top_p: float) -> set[int]:
+    """Tokens of the kept clusters, in fractions; the exponentials alone are rounded."""
+    most = max(logits)
+    sums = dict.fromkeys(range(max(labels) + 1), Fraction(0))
+    for label, logit in zip(labels, logits, strict=True):
+        sums[label] += Fraction(math.exp(logit - most))
+    order = sorted(sums, key=lambda cluster: -sums[cluster])
+    order = order[: top_k or None]  # there are no ties
+    total, before, kept = sum(sums[cluster] for cluster in order), Fraction(0), set()
+    for cluster in order:
+        if before / total <= Fraction(top_p) or top_p == 1:
+            kept.add(cluster)
+        before += sums[cluster]
+    return {token for token, label in enumerate(labels) if label in kept}
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 3, 30, 31])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3, 1e-6])
+def test_filters_of_clusters_are_those_of_fractions(top_k: int, top_p: float) -> None:
+    logits, partition = random_logits(4, 200), a_partition(200, 30)
+    rows = torch.full((4,), top_k), torch.full((4,), top_p, dtype=torch.float64)
+    filtered = filter_clusters(logits, partition, *rows)
+    for row, kept in zip(logits, filtered, strict=True):
+        expected = exactly_kept(row.tolist(), partition.labels.tolist(), top_k, top_p)
+        assert {*kept.isfinite().nonzero().flatten().tolist()} == expected
+        assert torch.equal(kept[kept.isfinite()], row[kept.isfinite()])
+
+
+def test_clusters_are_filtered_before_tokens_and_after_the_temperature() -> None:
+    logits, partition = random_logits(64, 200), a_partition(200, 30)
+    ones, scale = torch.ones(64, dtype=torch.float64), torch.full((64,), 0.7)
+    few = torch.full((64,), 3)
+    noise = gumbel(torch.arange(64), torch.zeros(64, dtype=torch.int64), 200)
+    filters = Filters(few, ones, few, 0.5 * ones)
+    drawn = sample(logits, logits, scale / scale, scale, filters, noise, partition)
+    for i, row in enumerate(logits / 0.7):
+        kept = exactly_kept(row.tolist(), partition.labels.tolist(), 3, 0.5)
+        likeliest = sorted(kept, key=lambda token: -row[token])[:3]
+        assert drawn.tokens[i] == max(likeliest, key=lambda token: row[token] + noise[i, token])
+
+
+def test_entropies_of_clusters_are_scipys_of_summed_probabilities() -> None:
+    logits, partition = random_logits(6, 1000), a_partition(1000, 40)
+    logits[3] *= 30  # nearly sure
+    logits[4, 40:] = -math.inf
+    found = entropy_bits(cluster_logits(logits, partition))
+    for row, bits in zip(logits.double().softmax(-1).numpy(), found, strict=True):
+        sums = np.bincount(partition.labels.numpy(), row, 40)
+        assert bits == pytest.approx(stats.entropy(sums, base=2), rel=1e-6, abs=1e-9)
+
+
+def test_clusters_of_mixed_rows_have_the_bits_of_single_rows() -> None:
+    logits, partition = random_logits(40, 300), a_partition(300, 20)
+    top_k = torch.tensor([0, 0, 1, 7, 19, 20, 1000, 5]).repeat(5)
+    top_p = torch.tensor([1.0, 0.9, 0.3, 1.0, 0.99], dtype=torch.float64).repeat(8)
+    sums, mixed = (
+        cluster_logits(logits, partition),
+        filter_clusters(logits, partition, top_k, top_p),
+    )
+    for i in range(40):
+        row = slice(i, i + 1)
+        assert torch.equal(cluster_logits(logits[row], partition), sums[row])
+        alone = filter_clusters(logits[row], partition, top_k[row], top_p[row])
+        assert torch.equal(alone, mixed[row])
+        if top_k[i] == 0 and top_p[i] == 1:
+            assert torch.equal(mixed[i], logits[i])
 
 
 def test_guidance() -> None:

@@ -56,6 +56,34 @@ def test_pointing_reads_a_position(page: Page) -> None:
         expect(page.locator(".readout").first).to_have_text(bits(position))
 
 
+def test_a_model_with_a_partition_has_clusters_to_keep_and_their_entropies(
+    browser: Browser, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "models", partitions=(5,))
+    with Service(tmp_path) as service, listening(service), visiting(browser, service) as visitor:
+        service.painter.has_partition = True
+        page = visitor.open()
+        page.get_by_text("More", exact=True).click()
+        page.get_by_label("Clusters kept").fill("-1")
+        page.get_by_role("button", name="Generate").click()
+        complaint = "Clusters kept must be a whole number from 0."
+        expect(page.locator("#error")).to_have_text(complaint)
+        page.get_by_label("Clusters kept").fill("3")
+        page.get_by_label("Their probability").fill("0.5")
+        show_map(page)
+        (request,) = service.painter.requests
+        assert (request.cluster_top_k, request.cluster_top_p) == (3, 0.5)
+        expect(page.locator("figcaption").first).to_contain_text("clusters 1.50 bits, 75\u00a0%")
+        page.get_by_role("slider", name="Position in the entropy map").first.focus()
+        expect(page.locator(".readout").first).to_have_text(f"{bits(0)}, clusters 1.50")
+
+
+def test_a_model_without_a_partition_has_no_clusters_to_keep(page: Page) -> None:
+    page.get_by_text("More", exact=True).click()
+    expect(page.get_by_label("Top-k")).to_be_visible()
+    expect(page.get_by_label("Clusters kept")).to_be_hidden()
+
+
 def test_arrow_keys_read_positions(page: Page) -> None:
     show_map(page)
     probe = page.get_by_role("slider", name="Position in the entropy map").first

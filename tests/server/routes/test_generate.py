@@ -20,6 +20,7 @@ from tests.server.service import (
     CLASS_NAMES,
     GRID,
     NUM_CLUSTERS,
+    OF_CLUSTERS,
     WEIGHTS,
     Service,
     assert_problem,
@@ -109,6 +110,8 @@ OPTIONAL = (
     "temperature",
     "top_k",
     "top_p",
+    "cluster_top_k",
+    "cluster_top_p",
     "decoding",
     "code_temperature",
     "code_top_k",
@@ -137,8 +140,10 @@ def test_every_default_of_a_manifest_is_used(tmp_path: Path) -> None:
         decoding="frequency",
         cfg_schedule="step",
         cfg_start=0.4,
+        cluster_top_k=2,
+        cluster_top_p=0.75,
     )
-    write_model(tmp_path / "models", defaults=defaults)
+    write_model(tmp_path / "models", defaults=defaults, partitions=(5, 9))
     with Service(tmp_path) as service:
         service.generate(seed=1)
         service.generate(
@@ -149,6 +154,8 @@ def test_every_default_of_a_manifest_is_used(tmp_path: Path) -> None:
             top_p=1.0,
             decoding="uniform",
             cfg_start=0.1,
+            cluster_top_k=6,
+            cluster_top_p=1,
         )
         assert service.painter.requests == [
             GenerationRequest(
@@ -166,6 +173,8 @@ def test_every_default_of_a_manifest_is_used(tmp_path: Path) -> None:
                 "goldfish",
                 "step",
                 0.4,
+                cluster_top_k=2,
+                cluster_top_p=0.75,
             ),
             GenerationRequest(
                 "tiny",
@@ -176,6 +185,7 @@ def test_every_default_of_a_manifest_is_used(tmp_path: Path) -> None:
                 class_name="goldfish",
                 cfg_schedule="step",
                 cfg_start=0.1,
+                cluster_top_k=5,  # all that there are
             ),
         ]
 
@@ -222,6 +232,19 @@ def test_previews_say_that_a_completer_changes_the_picture(tmp_path: Path, decod
             assert [preview.get("provisional") for preview in previews] == expected
 
 
+def test_entropies_of_clusters_come_with_those_of_codes(tmp_path: Path) -> None:
+    write_model(tmp_path / "models", partitions=(5,))
+    with Service(tmp_path) as service:
+        service.painter.has_partition = True
+        told = service.generate(entropies=True).json()["images"][0]
+        assert {name: told[name] for name in OF_CLUSTERS} == OF_CLUSTERS | {
+            "cluster_entropies": [1.5] * GRID**2
+        }
+        short = service.generate().json()["images"][0]
+        assert short.keys() & OF_CLUSTERS == {"cluster_entropy_bits", "cluster_entropy_ratio"}
+        assert '"cluster_entropy_bits":1.5' in service.generate(stream=True).text
+
+
 def test_a_drawn_seed_is_exact_in_javascript_and_makes_the_image_again(service: Service) -> None:
     seeds = {service.generate().json()["images"][0]["seed"] for _ in range(5)}
     assert len(seeds) == 5
@@ -248,6 +271,8 @@ def test_seeds_come_back_digit_for_digit(service: Service, seed: int) -> None:
         ("top_k", 3),
         ("top_p", 1),
         ("top_p", 1e-9),
+        ("cluster_top_k", 0),
+        ("cluster_top_p", 1),
         ("decoding", "frequency"),
         ("format", "jpeg"),
         ("model", "tiny"),
@@ -329,6 +354,13 @@ NAN, INFINITY = float("nan"), float("inf")
         ({"class_id": 0, "top_p": 0}, 422, ["top_p"]),
         ({"class_id": 0, "top_p": 1.1}, 422, ["top_p"]),
         ({"class_id": 0, "top_p": NAN}, 422, ["top_p"]),
+        ({"class_id": 0, "cluster_top_k": -1}, 422, ["cluster_top_k"]),
+        ({"class_id": 0, "cluster_top_k": 2.5}, 422, ["cluster_top_k"]),
+        ({"class_id": 0, "cluster_top_k": 3}, 422, ["cluster_top_k"]),  # of no partition
+        ({"class_id": 0, "cluster_top_p": 0}, 422, ["cluster_top_p"]),
+        ({"class_id": 0, "cluster_top_p": 1.1}, 422, ["cluster_top_p"]),
+        ({"class_id": 0, "cluster_top_p": NAN}, 422, ["cluster_top_p"]),
+        ({"class_id": 0, "cluster_top_p": 0.5}, 422, ["cluster_top_p"]),
         ({"class_id": 0, "decoding": "refine"}, 422, ["decoding"]),
         ({"class_id": 0, "decoding": ["uniform"]}, 422, ["decoding"]),
         ({"class_id": 0, "format": "gif"}, 422, ["format"]),

@@ -50,6 +50,8 @@ def test_a_job_is_accepted(own_service: Service) -> None:
         "cfg_scale": 3.0,
         "cfg_schedule": "constant",
         "cfg_start": 0.18,
+        "cluster_top_k": 0,
+        "cluster_top_p": 1.0,
         "num_images": 2,
         "seed": 7,
         "temperature": 1.0,

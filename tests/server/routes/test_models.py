@@ -25,6 +25,7 @@ def test_the_list_says_what_each_model_offers(service: Service) -> None:
         "latent_shape": [GRID, GRID],
         "num_codes": 32,
         "num_clusters": 16,
+        "partitions": [],
         "image_size": 16,
         "decodings": ["uniform", "frequency"],
         "defaults": {
@@ -38,6 +39,8 @@ def test_the_list_says_what_each_model_offers(service: Service) -> None:
             "code_temperature": 1.0,
             "code_top_k": 0,
             "code_cfg_scale": 1.0,
+            "cluster_top_k": 0,
+            "cluster_top_p": 1.0,
         },
         "has_thumbnails": False,
         "has_codebook": False,

@@ -3,9 +3,12 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from masc_core.images import ImageFormat
+from masc_core.sampling.cfg_schedule import CFG_SCHEDULES, effective_schedule
 from server.routes.page import STATIC
 from tests.server.service import Service, assert_problem
 
@@ -126,6 +129,19 @@ def test_every_control_has_a_name(service: Service) -> None:
         if tag in FORM_CONTROLS and attributes.get("type") not in CHOICES:
             named = {"aria-label", "aria-labelledby"} & set(attributes)
             assert attributes.get("id") in labelled or named
+
+
+def test_what_can_be_chosen_is_what_a_request_may_say(service: Service) -> None:
+    offered: dict[str | None, list[str | None]] = {}
+    for tag, attributes in elements(service):
+        if tag == "select":
+            offered[attributes["id"]] = options = []
+        elif tag == "option":
+            options.append(attributes.get("value"))
+    # The two names of a step are one function.
+    schedules = [one for one in CFG_SCHEDULES if effective_schedule(2.0, one) == one]
+    assert offered["cfg-schedule"] == schedules
+    assert {*offered["format"]} == {*get_args(ImageFormat)}
 
 
 def test_scripts_find_every_element_that_they_ask_for(service: Service) -> None:

@@ -78,7 +78,7 @@ def classifier() -> Classifier:
 
 def test_metrics_are_those_of_torch_fidelity_from_the_same_images(classifier: Classifier) -> None:
     extractor = classifier_extractor(classifier, torch.device("cpu"), "0")
-    stats = FeatureStats(1)
+    stats = FeatureStats((1, 1))
     for start in range(0, len(GENERATED), 7):
         pixels = GENERATED[start : start + 7]
         zeros = np.zeros(len(pixels), np.int64)
@@ -114,8 +114,8 @@ def test_agreement_counts_the_images_that_the_judge_knows(classifier: Classifier
     assert logits is not None
     labels = logits.argmax(1).numpy().copy()
     labels[:4] = (labels[:4] + 1) % 5
-    stats = FeatureStats(2)
-    entropies = np.arange(2 * len(labels), dtype=np.float32).reshape(-1, 2)
+    stats = FeatureStats((1, 2))
+    entropies = np.arange(2 * len(labels), dtype=np.float32).reshape(-1, 1, 2)
     stats.add(extract(Samples(GENERATED, labels, entropies), [extractor]))
     assert (stats.count, stats.agreed) == (30, {"classifier": 26})
     assert np.array_equal(stats.entropies, entropies.sum(0))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import shutil
 import signal
@@ -39,7 +40,7 @@ PER_CLASS = 2
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, real images of its classes, and a classifier of them."""
     root = tmp_path_factory.mktemp("evaluated")
-    save_tiny_bundle(root / "models")
+    save_tiny_bundle(root / "models", partitions=(5,))
     size = Registry(root / "models").manifest("tiny").image_size
     generator = np.random.default_rng(0)
     for name in CLASS_NAMES:
@@ -84,9 +85,15 @@ def test_every_figure_of_the_classifiers_features(root: Path, tmp_path: Path) ->
     assert not any("inception" in name for name in metrics)
     assert metrics["images"] == PER_CLASS * len(CLASS_NAMES)
     assert 0 < metrics["entropy_ratio"] <= 1
+    bits = metrics["free_running_cluster_entropy_bits_5"]
+    assert 0 < bits < metrics["entropy_bits"]
+    assert bits == pytest.approx(np.mean(metrics["curves"]["free-running cluster entropy"]))
+    assert metrics["free_running_cluster_entropy_ratio_5"] == pytest.approx(bits / math.log2(5))
+    assert "free_running_cluster_entropy_bits_5" in metrics["definitions"]
     assert 0 < metrics["teacher_forced_entropy_ratio"] <= 1
     assert metrics["curves"].keys() == {
         "free-running entropy",
+        "free-running cluster entropy",
         "teacher-forced entropy",
         "teacher-forced cross-entropy",
     }
@@ -251,6 +258,7 @@ def test_on_a_full_disk_what_was_there_stays(root: Path, tmp_path: Path) -> None
         {"cfg_schedule": "linear"},
         {"top_k": 3},
         {"top_p": 0.9},
+        {"cluster_top_k": 2},
         {"decoding": "frequency"},
         {"images_per_class": 3},
         {"image_size": 32},
@@ -301,6 +309,8 @@ def test_images_are_sampled_as_asked_and_the_settings_say_so(root: Path, tmp_pat
         "temperature": 0.5,
         "top_k": 3,
         "top_p": 0.9,
+        "cluster_top_k": 2,
+        "cluster_top_p": 0.7,
     }
     evaluate(config(root, out=tmp_path, save_archive=True, seed=4, **asked))
     settings = json.loads((tmp_path / "evaluation.json").read_text())["settings"]

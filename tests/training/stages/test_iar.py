@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import shutil
@@ -11,12 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from masc_core.bundle.read import load_bundle
 from masc_core.bundle.registry import Registry
-from masc_core.errors import ArtifactError, ConfigError
+from masc_core.errors import ArtifactError, ConfigError, InvalidFieldError
+from masc_core.generation.generate import generate
 from masc_core.models.weights import load_transformer
 from masc_core.prior import ClusterMap
+from masc_core.sampling.params import SamplingParams
 from masc_core.semantic_tree import SemanticTree
 from tests.command_line import Masc, service
 from tests.training.stage_configs import power_cut, transformer_config
@@ -194,14 +199,38 @@ def test_trained_published_evaluated_served_and_rolled_back(
     for name in ("cluster_bits_12", "cluster_entropy_bits_12"):
         assert measured[name] == pytest.approx(manifest.metrics[name], rel=1e-2)
         assert name in measured["definitions"]
+    bundle = load_bundle(models / "iar" / "2")
     with service(models) as (_, client):
-        answer = client.post("/generate", json={"class_name": "disc"}).json()
+        body = {"class_name": "disc", "seed": 5, "cluster_top_k": 2, "cluster_top_p": 0.8}
+        answer = client.post("/generate", json=body | {"entropies": True}).json()
         assert answer["model"]["version"] == "2"
+        (disc,) = manifest.class_ids("disc")
+        params = SamplingParams(disc, 1.0, 5, cluster_top_k=2, cluster_top_p=0.8)
+        made, (image,) = generate(bundle.model, bundle.decoder, [params]), answer["images"]
+        png = base64.b64decode(image["b64"])
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), bundle.render(made.codes)[0])
+        for name in ("entropies", "cluster_entropies"):
+            assert image[name] == getattr(made, name)[0].tolist()
+        mean = float(np.mean(image["cluster_entropies"]))
+        assert image["cluster_entropy_bits"] == pytest.approx(mean)
+        assert image["cluster_entropy_ratio"] == pytest.approx(mean / math.log2(12))
+        told = json.loads(Image.open(io.BytesIO(png)).info["Description"])["request"]
+        assert (told["cluster_top_k"], told["cluster_top_p"]) == (2, 0.8)
+        extra = {"prompt": "disc", "seed": 5, "cluster_top_k": 2, "cluster_top_p": 0.8}
+        openai = client.post("/v1/images/generations", json=extra).json()
+        assert openai["data"][0]["b64_json"] == image["b64"]
         book = client.get("/models/iar/codebook").json()
         assert (book["num_clusters"], book["num_branches"]) == (12, 12)
         assert masc("models", "rollback", "iar", "--models", str(models)).status == 0
     assert Registry(models).current("iar") == "1"
     assert load_bundle(models / "iar" / "1").partitions == ()
+    for name, value in {"cluster_top_k": 2, "cluster_top_p": 0.8}.items():
+        option = f"--{name.replace('_', '-')}={value}"
+        refused = masc("generate", "disc", option, "--models", str(models), "--out", str(tmp_path))
+        assert refused.status == 2
+        assert "the model has no partition" in refused.stderr
+        with pytest.raises(InvalidFieldError, match="the model has no partition"):
+            evaluate(EvaluateConfig.model_validate({"models": models, "model": "iar", name: value}))
 
 
 def test_a_partition_that_is_not_the_runs_own_is_refused(

@@ -18,7 +18,7 @@ Models = tuple[GPT, InClusterDecoder]
 
 PARAMS = [
     SamplingParams(0, 2.0, seed=1),
-    SamplingParams(1, 1.0, seed=2, top_k=3),
+    SamplingParams(1, 1.0, seed=2, top_k=3, cluster_top_k=2),
     SamplingParams(3, 3.0, seed=3),
 ]
 BATCHES = pytest.mark.parametrize("make", [Batch, GraphBatch])
@@ -26,8 +26,9 @@ BATCHES = pytest.mark.parametrize("make", [Batch, GraphBatch])
 
 @pytest.fixture
 def models() -> Models:
-    parts = tiny_parts()
-    return parts.model.eval(), InClusterDecoder(parts.prior, parts.counts)
+    parts = tiny_parts(partitions=(5,))
+    (partition,) = parts.partitions
+    return parts.model.eval(), InClusterDecoder(parts.prior, parts.counts, partition=partition)
 
 
 @BATCHES
@@ -45,12 +46,13 @@ def test_it_remembers_what_was_drawn(models: Models, make: BatchFactory) -> None
         batch.leave([first, second])
         for _ in range(3):
             batch.step()
-        codes, entropies, finite = batch.read([third, first, second]).wait()
+        codes, entropies, finite, of_clusters = batch.read([third, first, second]).wait()
     assert finite.all()
     for i, params in enumerate([PARAMS[2], *PARAMS[:2]]):
         made = generate(*models, [params])
         assert torch.equal(codes[i], made.codes[0])
         torch.testing.assert_close(entropies[i], made.entropies[0])
+        torch.testing.assert_close(of_clusters[i], made.cluster_entropies[0])
 
 
 @BATCHES

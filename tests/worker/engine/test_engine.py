@@ -46,8 +46,11 @@ TASKS = [ImageTask("job", i, params) for i, params in enumerate(PARAMS)]
 
 @pytest.fixture
 def models() -> Models:
-    parts = tiny_parts(refiner=True)
-    return parts.model, InClusterDecoder(parts.prior, parts.counts, refiner=parts.refiner)
+    parts = tiny_parts(refiner=True, partitions=(5,))
+    (partition,) = parts.partitions
+    return parts.model, InClusterDecoder(
+        parts.prior, parts.counts, refiner=parts.refiner, partition=partition
+    )
 
 
 class Alone:
@@ -63,12 +66,13 @@ class Alone:
         if params not in self.made:
             self.made[params] = generate(*self.models, [params])
         assert torch.equal(image.codes, self.made[params].codes[0])
-        torch.testing.assert_close(
-            image.entropies,
-            self.made[params].entropies[0],
-            rtol=self.tolerance,
-            atol=self.tolerance,
-        )
+        for name in ("entropies", "cluster_entropies"):
+            torch.testing.assert_close(
+                getattr(image, name),
+                getattr(self.made[params], name)[0],
+                rtol=self.tolerance,
+                atol=self.tolerance,
+            )
 
 
 def run(engine: Engine, tasks: Sequence[ImageTask] = ()) -> dict[TaskKey, EngineOutput]:
@@ -108,6 +112,8 @@ def some_params(rng: random.Random) -> list[SamplingParams]:
             top_p=rng.choice([1.0, 1.0, 0.7]),
             decoding=rng.choice(["uniform", "frequency", "refine"]),
             cfg_schedule=CFG_SCHEDULES[i % len(CFG_SCHEDULES)],
+            cluster_top_k=rng.choice([0, 0, 2]),
+            cluster_top_p=rng.choice([1.0, 1.0, 0.6]),
         )
         for i in range(24)
     ]
@@ -188,6 +194,10 @@ def test_a_task_that_the_model_cannot_do_is_refused_at_once(models: Models) -> N
     engine = Engine(*models, capacity_rows=16)
     with pytest.raises(UnknownClassError):
         engine.add(replace(TASKS[0], params=replace(PARAMS[0], class_id=99)))
+    flat = Engine(models[0], InClusterDecoder(tiny_parts().prior), capacity_rows=16)
+    for params in (replace(PARAMS[1], cluster_top_k=1), replace(PARAMS[1], cluster_top_p=0.5)):
+        with pytest.raises(InvalidFieldError, match="the model has no partition"):
+            flat.add(replace(TASKS[1], params=params))
     with pytest.raises(InvalidFieldError, match="decoding"):
         engine.add(replace(TASKS[0], params=replace(PARAMS[0], decoding="best")))
     for row in (0, GRID):

@@ -1,17 +1,20 @@
 """Jobs, events, outcomes and announcements as bytes: MessagePack by the names of the fields.
 
 A field that is missing gets its default, one that is not known is passed over, so that programs of
-neighbouring versions can share a queue. Nothing is unpickled.
+neighbouring versions can share a queue. Only of a request none is passed over, for it would be
+another image: what has its default is left out, and whatever else is not known makes the job one
+for workers of another version. So a default never changes. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
-from worker.jobs.job import Event, Job, Preview, Progress, Started
+from worker.jobs.job import Event, GenerationRequest, Job, Preview, Progress, Started
 from worker.jobs.outcome import JobFailure, JobResult, Outcome
 from worker.jobs.queue import WorkerStatus
 
@@ -22,11 +25,24 @@ UnknownValueError = msgspec.ValidationError
 
 _OUTCOMES: Mapping[str, type[Outcome]] = {kind.__name__: kind for kind in (JobResult, JobFailure)}
 _EVENTS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in (Started, Progress, Preview)}
+_REQUEST_DEFAULTS = {one.name: one.default for one in dataclasses.fields(GenerationRequest)}
 
 
-def encode(value: Job | WorkerStatus) -> bytes:
-    """Encode what is the only kind at its place."""
-    return msgspec.msgpack.encode(value)
+class _Record(msgspec.Struct):
+    request: dict[str, Any]
+
+
+def encode_job(job: Job) -> bytes:
+    """Encode a job."""
+    fields = msgspec.to_builtins(job)
+    request = fields["request"].items()
+    fields["request"] = {name: one for name, one in request if one != _REQUEST_DEFAULTS[name]}
+    return msgspec.msgpack.encode(fields)
+
+
+def encode_worker(status: WorkerStatus) -> bytes:
+    """Encode an announcement."""
+    return msgspec.msgpack.encode(status)
 
 
 def encode_with_kind(value: Event | Outcome) -> bytes:
@@ -40,15 +56,24 @@ def decode_job(data: bytes) -> Job:
     Raises
     ------
     CodecError : it is none, as of the others below
-    UnknownValueError : it is a job, with a value that this version does not know
+    UnknownValueError : it is a job that asks for what this version does not know
     """
     try:
-        return _decode(data, Job)
+        job: Job = _decode(data, Job)
     except UnknownValueError:
-        fields = _decode(data, Any)
-        if not isinstance(fields, dict) or not isinstance(fields.get("request"), dict):
-            raise msgspec.DecodeError("there is no request in it") from None
+        _request_of(data)
         raise
+    unknown = _request_of(data).keys() - _REQUEST_DEFAULTS.keys()
+    if unknown:
+        raise UnknownValueError(f"nothing is known of {', '.join(map(repr, sorted(unknown)))}")
+    return job
+
+
+def _request_of(data: bytes) -> dict[str, Any]:
+    try:
+        return _decode(data, _Record).request
+    except UnknownValueError:
+        raise msgspec.DecodeError("there is no request in it") from None
 
 
 def decode_worker(data: bytes) -> WorkerStatus:

@@ -21,8 +21,8 @@ from worker.jobs.redis.codec import (
     CodecError,
     UnknownValueError,
     decode_job,
-    encode,
     encode_with_kind,
+    encode_worker,
 )
 from worker.jobs.redis.connection import BlockingRedis
 from worker.jobs.redis.leases import LeaseUpdates
@@ -104,7 +104,7 @@ class RedisConsumer(JobConsumer):
 
     def announce(self, status: WorkerStatus) -> None:
         """Tell the front ends how this worker is."""
-        self._scripts.run("announce", status.worker_id, encode(status))
+        self._scripts.run("announce", status.worker_id, encode_worker(status))
 
     def remove_worker(self, worker_id: str) -> None:
         """Take the worker off the list."""

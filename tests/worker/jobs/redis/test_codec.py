@@ -1,28 +1,32 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
 
 from tests.worker.jobs.samples import job, result
-from worker.jobs.job import Event, Idempotency, Preview, Progress, Started
+from worker.jobs.job import Event, GenerationRequest, Idempotency, Job, Preview, Progress, Started
 from worker.jobs.outcome import JobFailure, Outcome
 from worker.jobs.queue import WorkerStatus
 from worker.jobs.redis.codec import (
     CodecError,
+    UnknownValueError,
     decode_event,
     decode_job,
     decode_outcome,
     decode_worker,
-    encode,
+    encode_job,
     encode_with_kind,
+    encode_worker,
 )
 
 
 def test_a_job_survives() -> None:
     for sent in (job(), job(3, 2.5, keep=True, idempotency=Idempotency("größer", "print"))):
-        assert decode_job(encode(sent)) == sent
+        assert decode_job(encode_job(sent)) == sent
 
 
 @pytest.mark.parametrize("outcome", [result(), JobFailure("RequestError", "no", "class_id")])
@@ -37,13 +41,44 @@ def test_an_event_survives(event: Event) -> None:
     assert decode_event(encode_with_kind(event)) == event
 
 
+def test_a_request_tells_what_differs_from_defaults_that_never_change() -> None:
+    sent = Job(GenerationRequest("tiny", 3, 2.5, seed=7, top_k=5))
+    request = msgspec.msgpack.decode(encode_job(sent))["request"]
+    needed: dict[str, Any] = {"model": "tiny", "class_id": 3, "cfg_scale": 2.5, "seed": 7}
+    assert request == needed | {"top_k": 5}
+    # What other versions take a field for that is left out.
+    assert dataclasses.asdict(GenerationRequest(**needed)) == needed | {
+        "num_images": 1,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "decoding": "uniform",
+        "format": "png",
+        "version": "",
+        "class_name": "",
+        "cfg_schedule": "constant",
+        "cfg_start": 0.18,
+        "cluster_top_k": 0,
+        "cluster_top_p": 1.0,
+    }
+
+
+@pytest.mark.parametrize("request_of", [None, 7, ["x"], {1: 2}])
+def test_a_job_without_a_request_is_damaged(request_of: object) -> None:
+    fields = msgspec.msgpack.decode(encode_job(job()))
+    fields["request"] = request_of
+    with pytest.raises(CodecError) as refusal:
+        decode_job(msgspec.msgpack.encode(fields))
+    assert not isinstance(refusal.value, UnknownValueError)
+
+
 def test_an_announcement_survives() -> None:
     status = WorkerStatus("a", ready=True, model="tiny", version="v1", detail="d", refused="v2")
-    assert decode_worker(encode(status)) == status
+    assert decode_worker(encode_worker(status)) == status
 
 
 def test_neighbouring_versions_understand_each_other() -> None:
-    fields = msgspec.msgpack.decode(encode(job(owner="alice")))
+    fields = msgspec.msgpack.decode(encode_job(job(owner="alice")))
     del fields["owner"]
     fields["priority"] = 5
     assert decode_job(msgspec.msgpack.encode(fields)).owner == ""

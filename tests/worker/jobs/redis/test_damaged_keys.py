@@ -154,6 +154,32 @@ async def test_nothing_is_lost_for_good_that_somebody_deletes(
         check_sums(inside)
 
 
+async def test_a_look_at_a_job_changes_none_of_the_lists(
+    redis_url: str, make_worker: MakeWorker, inside: redis.Redis
+) -> None:
+    def num_writes() -> int:
+        counts = inside.info("commandstats")
+        return sum(counts.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("zadd", "hset"))
+
+    async with RedisQueue(redis_url, LIMITS) as front:
+        waiting, running = job(), job()
+        await submit(front, running, waiting)
+        claim(make_worker(LIMITS), 1)
+        states = [(await front.status(one.id)).state for one in (waiting, running)]
+        assert states == ["waiting", "running"]
+        before = num_writes(), inside.info("commandstats")["cmdstat_sadd"]["calls"]
+        for _ in range(5):
+            for one in (waiting, running):
+                await front.status(one.id)
+                await front._get_result(one.id)
+        # Only the front end is noted as a watcher.
+        assert num_writes() == before[0]
+        assert inside.info("commandstats")["cmdstat_sadd"]["calls"] == before[1] + 10
+        inside.delete("{masc}:models")
+        await front.status(waiting.id)
+        assert inside.smembers("{masc}:models") == {"tiny"}
+
+
 @pytest.mark.parametrize(
     "seq", ["0", "-7", "999999999999999", str(2**53 - 2), str(2**53), str(2**63 - 1), "ten", None]
 )

@@ -16,7 +16,7 @@ from tests.worker.jobs.redis.conftest import MakeWorker
 from tests.worker.jobs.samples import claim, job, jobs_of, result, submit, until
 from worker.jobs.outcome import JobFailure
 from worker.jobs.queue import QueueLimits, WorkerStatus
-from worker.jobs.redis.codec import encode
+from worker.jobs.redis.codec import encode_job
 from worker.jobs.redis.queue import RedisQueue
 
 pytestmark = pytest.mark.anyio
@@ -162,7 +162,7 @@ async def test_a_request_that_is_damaged_is_told_from_one_of_a_newer_version(
     async with RedisQueue(redis_url, LIMITS) as front:
         sent = job()
         await submit(front, sent)
-        half = encode(sent)[:-1]
+        half = encode_job(sent)[:-1]
         inside.hset("{masc}:job:" + sent.id, "job", half)
         assert claim(make_worker(LIMITS)) == []
         assert isinstance(await front.outcome(sent.id), JobFailure)

@@ -25,7 +25,7 @@ from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, subm
 from worker.jobs.job import Job, Lease, NumberedEvent, Progress, Started
 from worker.jobs.outcome import JobResult, Timings
 from worker.jobs.queue import QueueLimits, Totals
-from worker.jobs.redis.codec import encode, encode_with_kind
+from worker.jobs.redis.codec import encode_job, encode_with_kind
 from worker.jobs.redis.queue import RedisQueue
 
 pytestmark = pytest.mark.anyio
@@ -42,7 +42,14 @@ def accept_as_before(inside: redis.Redis, sent: Job) -> None:
     """Accept a job as the version before did: with an entry in a stream, too."""
     seq, now = inside.incr("{masc}:seq"), round(1000 * time.time())
     fields: dict[str | bytes, str | bytes | int]
-    fields = {"job": encode(sent), "model": "tiny", "rows": 1, "owner": "", "keep": 1, "key": ""}
+    fields = {
+        "job": encode_job(sent),
+        "model": "tiny",
+        "rows": 1,
+        "owner": "",
+        "keep": 1,
+        "key": "",
+    }
     fields |= {"seq": seq, "state": "waiting", "token": 0, "deliveries": 0, "events": 0}
     fields |= {"submitted": now, "deadline": now + 60_000}
     inside.hset("{masc}:job:" + sent.id, mapping=fields)  # type: ignore[arg-type]  # invariant
@@ -79,7 +86,7 @@ async def test_jobs_of_the_version_before_go_on(
 
 def as_of_a_newer_version(inside: redis.Redis, sent: Job, **changes: object) -> None:
     """Let a job ask for what this version does not know, besides a field that it does not."""
-    fields: dict[str, Any] = msgspec.msgpack.decode(encode(sent))
+    fields: dict[str, Any] = msgspec.msgpack.decode(encode_job(sent))
     fields["request"] |= changes
     fields["priority"] = 5
     data: Any = msgspec.msgpack.encode(fields)
@@ -92,7 +99,7 @@ async def test_unknown_fields_are_passed_over(
     async with RedisQueue(redis_url, LIMITS) as front:
         sent = job()
         await submit(front, sent)
-        as_of_a_newer_version(inside, sent, sharpness=3)
+        as_of_a_newer_version(inside, sent)
         assert jobs_of(claim(make_worker(LIMITS))) == [sent]
         assert (await front.status(sent.id)).job == sent
 
@@ -113,7 +120,9 @@ async def test_settings_of_a_completer_cross_the_queue(
         assert await front.outcome(sent.id) == made
 
 
+@pytest.mark.parametrize("changes", [{"decoding": "by-ear"}, {"sharpness": 3}], ids=str)
 async def test_a_job_of_a_newer_version_is_left_to_workers_that_know_it(
+    changes: dict[str, object],
     redis_url: str,
     make_worker: MakeWorker,
     inside: redis.Redis,
@@ -124,7 +133,7 @@ async def test_a_job_of_a_newer_version_is_left_to_workers_that_know_it(
         jobs = [job(keep=True) for _ in range(5)]
         await submit(front, *jobs)
         for one in jobs[:3]:
-            as_of_a_newer_version(inside, one, decoding="by-ear")
+            as_of_a_newer_version(inside, one, **changes)
         for _ in range(4):  # as often as it looks, it does not fail them
             assert jobs_of(claim(old, 1)) in ([jobs[3]], [jobs[4]], [])
         assert caplog.text.count("is left to workers of another version") == 3

@@ -264,6 +264,16 @@ local function list(id, job)
   end
 end
 
+-- Put a live job back where it was deleted by hand. One that is on its lists is only looked at: many
+-- look, and often, and a write would go to the file and to every replica.
+local function list_again(id, job)
+  local own = job.state == 'running' and key('leases') or key('waiting', job.model)
+  if not (call('ZSCORE', own, id) and call('ZSCORE', key('deadlines'), id)
+      and call('SISMEMBER', key('models'), job.model) == 1) then
+    list(id, job)
+  end
+end
+
 -- Build all lists anew, from the records of the jobs on those that are left.
 local function rebuild_lists()
   local ids = {}

@@ -16,7 +16,7 @@ if count > 0 then
   end
 end
 if is_live(job.state) then
-  list(id, job) -- unless it was deleted there by hand, this changes nothing
+  list_again(id, job)
   call('SADD', key('watch', id), front)
   return {job.state, job.deadline - now, events}
 end
