@@ -35,7 +35,8 @@ def cluster_data(config: TransformerConfig) -> ClusterData:
 
 
 def test_learns_more_than_the_unigram_and_reports_bits(prepared: Path, tmp_path: Path) -> None:
-    config = transformer_config(prepared, out=tmp_path / "t", epochs=40, token_dropout=0.0)
+    steps: dict[str, object] = {"epochs": 10, "batch_size": 4, "lr": 1e-2}
+    config = transformer_config(prepared, out=tmp_path / "t", token_dropout=0.0, **steps)
     metrics = train_transformer(config)
     assert metrics["bits_per_position"] < metrics["unigram_bits"] < math.log2(16)
     model = load_transformer(config.out / "transformer.safetensors")
