@@ -16,8 +16,6 @@ from tests.redis_server import RedisServer
 # Before torch is imported: threads that wait must not spin, or tests that share their cores with
 # other work take ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# torch's checkpoints write several records a tensor, all of which pytest would keep.
-logging.getLogger("c10d-NullHandler-dcp_logger").propagate = False
 
 
 @pytest.fixture

@@ -38,7 +38,6 @@ def tokenizer_config(root: Path, **changes: object) -> TokenizerConfig:
         "lr": 1e-3,
         "restart_codes_every": 2,
         "log_every": 1,
-        "checkpoint_every": 2,
     }
     return TokenizerConfig.model_validate(values | changes)
 
@@ -77,7 +76,6 @@ def transformer_config(root: Path, **changes: object) -> TransformerConfig:
         "batch_size": 8,
         "lr": 3e-3,
         "log_every": 1,
-        "checkpoint_every": 2,
     }
     return TransformerConfig.model_validate(values | changes)
 
@@ -95,7 +93,6 @@ def refiner_config(root: Path, transformer: Path, **changes: object) -> RefinerT
         "epochs": 30,
         "batch_size": 12,
         "lr": 1e-2,
-        "checkpoint_every": 1000,
     }
     return RefinerTrainingConfig.model_validate(values | changes)
 

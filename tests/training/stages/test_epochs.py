@@ -96,9 +96,7 @@ def test_none_are_kept_unasked(prepared: Path, tmp_path: Path) -> None:
 def test_kept_weights_are_those_of_an_undisturbed_run(
     prepared: Path, run: Path, tmp_path: Path
 ) -> None:
-    cut = transformer_config(
-        prepared, out=tmp_path / "cut", epochs=4, keep_every=2, checkpoint_every=100
-    )
+    cut = transformer_config(prepared, out=tmp_path / "cut", epochs=4, keep_every=2)
     with power_cut(10) as report:  # between the second and the third epoch's end
         train_transformer(cut, report)
     assert same(weights(cut.out / "epochs" / "0002"), weights(run / "epochs" / "0002"))

@@ -113,7 +113,7 @@ def test_a_run_continues_where_it_stopped(
     levels = {"partition_weights": (0.5, 1.0), "micro_batch": 4}
     config = iar_config(prepared, tmp_path / "stopped", cuts[4], cuts[12], **levels)
     with power_cut(7) as report:
-        train_transformer(config, report)
+        train_transformer(config.model_copy(update={"checkpoint_every": 2}), report)
     moved = shutil.copy(cuts[12], tmp_path / "moved.npz")
     train_transformer(iar_config(prepared, config.out, cuts[4], Path(moved), **levels))
     expected = load_transformer(trained / "transformer.safetensors").state_dict()

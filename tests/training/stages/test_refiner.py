@@ -31,7 +31,7 @@ from training.stages.transformer import train_transformer
 @pytest.fixture(scope="module")
 def transformer(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "transformer"
-    train_transformer(transformer_config(prepared, out=out, epochs=1, checkpoint_every=100))
+    train_transformer(transformer_config(prepared, out=out, epochs=1))
     return out / "transformer.safetensors"
 
 
@@ -112,7 +112,7 @@ def train_and_count(stage: RefinerTrainingConfig) -> None:
 
 
 def test_two_ranks_learn_what_one_learns(prepared: Path, transformer: Path, tmp_path: Path) -> None:
-    same = {"dropout": 0.0, "epochs": 1, "checkpoint_every": 100}
+    same = {"dropout": 0.0, "epochs": 1}
     alone = config(prepared, transformer, tmp_path / "alone", **same)
     shared = config(prepared, transformer, tmp_path / "shared", **same)
     expected = train_refiner(alone)
@@ -126,7 +126,7 @@ def test_two_ranks_learn_what_one_learns(prepared: Path, transformer: Path, tmp_
 
 def test_a_flat_vocabulary_has_nothing_to_refine(prepared: Path, tmp_path: Path) -> None:
     ClusterMap.identity(32).save(tmp_path / "flat.npz")
-    flat = {"prior": tmp_path / "flat.npz", "epochs": 1, "checkpoint_every": 100}
+    flat = {"prior": tmp_path / "flat.npz", "epochs": 1}
     train_transformer(transformer_config(prepared, out=tmp_path / "t", **flat))
     weights = tmp_path / "t" / "transformer.safetensors"
     with pytest.raises(ConfigError, match="nothing to refine"):

@@ -43,8 +43,6 @@ from training.stages.tokenizer import (
 
 GAN: dict[str, object] = {"disc_weight": 0.5, "disc_channels": 16, "disc_layers": 2}
 
-LONG: dict[str, object] = {"ch_mult": (1, 1), "checkpoint_every": 1000}
-
 CONFIGS = sorted((ROOT / "training" / "configs").glob("*/tokenizer.toml"))
 
 
@@ -56,19 +54,19 @@ def log_of(run: Path, kind: str) -> list[dict[str, float]]:
 def test_learns_and_leaves_weights_metrics_and_a_sheet(tmp_path: Path) -> None:
     config = tokenizer_config(
         photographs(tmp_path),
-        ch=64,
         ch_mult=(1, 1),
         lr=4e-3,
-        epochs=10,
-        restart_codes_every=20,
-        checkpoint_every=1000,
+        epochs=3,
+        batch_size=4,
+        restart_codes_every=8,
     )
     metrics = train_tokenizer(config)
-    psnr = [row["psnr"] for row in log_of(config.out, "validation")]
-    assert metrics["psnr"] > psnr[0] + 1.5
-    assert metrics["psnr"] == max(psnr)
-    model = load_tokenizer(config.out / "tokenizer.safetensors")
+    assert metrics["psnr"] == max(row["psnr"] for row in log_of(config.out, "validation"))
     pixels = open_images(config.val_data).read(16).pixels
+    torch.manual_seed(config.seed)
+    untrained = VQModel(vq_config(config))
+    assert metrics["psnr"] > reconstruction_metrics(untrained, pixels)["psnr"] + 1.5
+    model = load_tokenizer(config.out / "tokenizer.safetensors")
     again = reconstruction_metrics(model, pixels)
     assert again["psnr"] == pytest.approx(metrics["psnr"], rel=1e-4)
     assert again["codebook_usage"] == pytest.approx(metrics["codebook_usage"], abs=1 / 32)
@@ -84,22 +82,20 @@ def final_state(run: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for shard in shards for name, tensor in shard.items()}
 
 
-@pytest.mark.parametrize(
-    ("die_at", "changes"),
-    [
-        (5, {}),
-        (5, GAN | {"disc_start": 6}),
-        (7, GAN | {"disc_start": 5, "ema_decay": 0.9, "micro_batch": 4}),
-    ],
-    ids=["plain", "before the discriminator's start", "after it"],
-)
-def test_continues_where_it_stopped(
-    tmp_path: Path, die_at: int, changes: dict[str, object]
-) -> None:
-    root = photographs(tmp_path)
-    whole = tokenizer_config(root, out=tmp_path / "whole", **changes)
-    train_tokenizer(whole)
-    config = tokenizer_config(root, **changes)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> TokenizerConfig:
+    """A run of 8 steps that nothing interrupts; the discriminator takes part from the sixth on."""
+    changes: dict[str, object] = {"disc_start": 6, "ema_decay": 0.9, "micro_batch": 4}
+    restarts: dict[str, object] = {"restart_codes_every": 8, "restart_codes_until": 1.0}
+    root = photographs(tmp_path_factory.mktemp("whole"))
+    config = tokenizer_config(root, **GAN | changes | restarts)
+    train_tokenizer(config)
+    return config
+
+
+@pytest.mark.parametrize("die_at", [5, 7], ids=["before the discriminator's start", "after it"])
+def test_continues_where_it_stopped(whole: TokenizerConfig, tmp_path: Path, die_at: int) -> None:
+    config = whole.model_copy(update={"out": tmp_path, "checkpoint_every": 2})
     calls = 0
 
     def die(step: int, total: int, text: str) -> None:
@@ -114,9 +110,8 @@ def test_continues_where_it_stopped(
     train_tokenizer(config)
     expected, actual = final_state(whole.out), final_state(config.out)
     assert expected.keys() == actual.keys()
+    assert {"model.1.main.3.running_var", "average.decoder.conv_out.weight"} < expected.keys()
     assert all(torch.equal(actual[key], value) for key, value in expected.items())
-    assert ("model.1.main.3.running_var" in expected) == bool(changes)
-    assert ("average.decoder.conv_out.weight" in expected) == ("ema_decay" in changes)
     kept = load_tokenizer(whole.out / "tokenizer.safetensors").state_dict()
     again = load_tokenizer(config.out / "tokenizer.safetensors").state_dict()
     assert all(torch.equal(again[key], value) for key, value in kept.items())
@@ -129,7 +124,7 @@ def test_an_encoder_is_trained_for_a_decoder_that_stays_as_it_is(tmp_path: Path)
     prior = ClusterMap.identity(given.config.num_codes)
     model = GPT(replace(tiny_parts().model.config, vocab_size=prior.num_clusters))
     save_bundle(bundle, tiny_card(), BundleParts(model, given, prior))  # without the encoder
-    config = tokenizer_config(root, decoder=bundle, epochs=1)
+    config = tokenizer_config(root, decoder=bundle, epochs=1, checkpoint_every=2)
     with power_cut(3) as report:
         train_tokenizer(config, report)
     train_tokenizer(config)
@@ -147,12 +142,13 @@ def test_an_encoder_is_trained_for_a_decoder_that_stays_as_it_is(tmp_path: Path)
     assert all(not torch.equal(trained[name], fresh[name]) for name in names)
 
 
-def test_an_encoder_that_is_there_is_where_training_begins(tmp_path: Path) -> None:
-    root = photographs(tmp_path)
-    train_tokenizer(tokenizer_config(root, epochs=1, out=tmp_path / "first"))
-    config = tokenizer_config(root, decoder=tmp_path / "first", epochs=1, lr=1e-12)
+def test_an_encoder_that_is_there_is_where_training_begins(
+    whole: TokenizerConfig, tmp_path: Path
+) -> None:
+    root = whole.data.parent
+    config = tokenizer_config(root, decoder=whole.out, out=tmp_path, epochs=1, lr=1e-12)
     metrics = train_tokenizer(config)
-    first = json.loads((tmp_path / "first" / "metrics.json").read_text())
+    first = json.loads((whole.out / "metrics.json").read_text())
     assert metrics["psnr"] == pytest.approx(first["psnr"], abs=1e-3)
 
 
@@ -165,35 +161,37 @@ def test_an_encoder_fits_its_decoder(tmp_path: Path) -> None:
         tokenizer_config(root, decoder=tmp_path / "other.safetensors", **GAN)
 
 
-def test_averaged_weights_are_what_is_measured_and_kept(tmp_path: Path) -> None:
-    config = tokenizer_config(photographs(tmp_path), ema_decay=0.9, keep="last")
-    metrics = train_tokenizer(config)
-    state, model = final_state(config.out), load_tokenizer(config.out / "tokenizer.safetensors")
+def test_averaged_weights_are_what_is_measured_and_kept(whole: TokenizerConfig) -> None:
+    metrics = json.loads((whole.out / "metrics.json").read_text())
+    state, model = final_state(whole.out), load_tokenizer(whole.out / "tokenizer.safetensors")
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, state[f"average.{name}"])
         assert not torch.equal(parameter, state[f"model.0.{name}"])
-    pixels = open_images(config.val_data).read(16).pixels
+    pixels = open_images(whole.val_data).read(16).pixels
     assert reconstruction_metrics(model, pixels)["psnr"] == pytest.approx(metrics["psnr"], rel=1e-4)
 
 
 @pytest.fixture(scope="module")
 def contest(tmp_path_factory: pytest.TempPathFactory) -> TokenizerConfig:
-    """A finished run with a discriminator, from step 13 of 48 on."""
+    """A finished run with a discriminator, from step 10 of 36 on."""
     root = photographs(tmp_path_factory.mktemp("contest"))
     # Adam makes the discriminator learn at any weight; a small one spares the few steps of PSNR.
-    changes = {"epochs": 12, "disc_start": 13, "disc_weight": 0.02}
-    config = tokenizer_config(root, **GAN | LONG | changes)
+    steps = {"epochs": 4, "batch_size": 4, "disc_start": 10}
+    config = tokenizer_config(root, **GAN | steps | {"ch_mult": (1, 1), "disc_weight": 0.02})
     train_tokenizer(config)
     return config
 
 
 def test_a_run_with_a_discriminator_learns(contest: TokenizerConfig) -> None:
-    psnr = [row["psnr"] for row in log_of(contest.out, "validation")]
-    assert psnr[-1] > psnr[0] + 0.5
+    *_, last = log_of(contest.out, "validation")
+    pixels = open_images(contest.val_data).read(16).pixels
+    torch.manual_seed(contest.seed)
+    untrained = VQModel(vq_config(contest))
+    assert last["psnr"] > reconstruction_metrics(untrained, pixels)["psnr"] + 0.5
     steps = log_of(contest.out, "train")
     started = [row["step"] for row in steps if "adversarial" in row and "discriminator" in row]
-    assert started == list(range(13, 49))
-    for row in steps[12:]:
+    assert started == list(range(10, 37))
+    for row in steps[9:]:
         parts = (row[name] for name in ("mse", "adversarial", "codebook", "commitment"))
         assert row["loss"] == pytest.approx(sum(parts), rel=1e-5)
     accuracy = [row["discriminator_accuracy"] for row in steps[-16:]]
@@ -203,7 +201,7 @@ def test_a_run_with_a_discriminator_learns(contest: TokenizerConfig) -> None:
 def test_with_a_discriminator_the_last_weights_are_kept(contest: TokenizerConfig) -> None:
     *_, last = log_of(contest.out, "validation")
     metrics = json.loads((contest.out / "metrics.json").read_text())
-    assert metrics["objective"] == last["objective"] == -48
+    assert metrics["objective"] == last["objective"] == -36
     assert metrics["psnr"] == last["psnr"]
 
 
@@ -318,10 +316,11 @@ def test_going_without_lpips_is_warned_of_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = photographs(tmp_path)
-    train_tokenizer(tokenizer_config(root, epochs=1))
+    one_step: dict[str, object] = {"epochs": 1, "batch_size": 36}
+    train_tokenizer(tokenizer_config(root, **one_step))
     assert caplog.text.count("training goes without LPIPS") == 1
     caplog.clear()
-    train_tokenizer(tokenizer_config(root, out=tmp_path / "off", epochs=1, lpips_weight=0))
+    train_tokenizer(tokenizer_config(root, out=tmp_path / "off", **one_step, lpips_weight=0))
     assert "LPIPS" not in caplog.text
 
 
@@ -380,21 +379,14 @@ def test_image_size_must_fit_the_grid(tmp_path: Path) -> None:
         train_tokenizer(tokenizer_config(photographs(tmp_path), image_size=18))
 
 
-def test_the_average_follows_codes_that_restart(tmp_path: Path) -> None:
-    changes: dict[str, object] = {"restart_codes_every": 8, "restart_codes_until": 1.0}
-    config = tokenizer_config(photographs(tmp_path), ema_decay=0.999, **changes)
-    train_tokenizer(config)
-    path = latest_checkpoint(config.out)
-    assert path is not None
-    assert path.name == "0000008"  # where they have just restarted
-    (file,) = path.glob("*.safetensors")
-    state = load_file(file)
-    restarted = torch.ones(config.num_codes, dtype=torch.bool)
+def test_the_average_follows_codes_that_restart(whole: TokenizerConfig) -> None:
+    state = final_state(whole.out)  # after step 8, where codes have just restarted
+    restarted = torch.ones(whole.num_codes, dtype=torch.bool)
     restarted[state["model.0.quantize.codebook_used"].long()] = False
     assert restarted.any()
     live, average = (state[f"{of}.quantize.embedding.weight"] for of in ("model.0", "average"))
-    torch.manual_seed(config.seed)
-    first = VQModel(vq_config(config)).quantize.embedding.weight
+    torch.manual_seed(whole.seed)
+    first = VQModel(vq_config(whole)).quantize.embedding.weight
     assert not (live == first).all(dim=1)[restarted].any()
     assert torch.equal(average[restarted], live[restarted])
     assert not torch.equal(average[~restarted], live[~restarted])

@@ -35,9 +35,8 @@ def cluster_data(config: TransformerConfig) -> ClusterData:
 
 
 def test_learns_more_than_the_unigram_and_reports_bits(prepared: Path, tmp_path: Path) -> None:
-    config = transformer_config(
-        prepared, out=tmp_path / "t", epochs=40, checkpoint_every=1000, token_dropout=0.0
-    )
+    steps: dict[str, object] = {"epochs": 10, "batch_size": 4, "lr": 1e-2}
+    config = transformer_config(prepared, out=tmp_path / "t", token_dropout=0.0, **steps)
     metrics = train_transformer(config)
     assert metrics["bits_per_position"] < metrics["unigram_bits"] < math.log2(16)
     model = load_transformer(config.out / "transformer.safetensors")
@@ -56,7 +55,7 @@ def test_continues_where_it_stopped(prepared: Path, tmp_path: Path, schedule: st
     options = {"schedule": schedule, "warmup_steps": 3, "positions": "learned"}
     whole = transformer_config(prepared, out=tmp_path / "whole", **options)
     train_transformer(whole)
-    config = transformer_config(prepared, out=tmp_path / "stopped", **options)
+    config = transformer_config(prepared, out=tmp_path / "stopped", checkpoint_every=2, **options)
     with power_cut(7) as report:
         train_transformer(config, report)
     train_transformer(config)

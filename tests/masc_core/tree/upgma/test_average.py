@@ -100,7 +100,7 @@ def test_a_clump_that_takes_in_a_cloud_gets_a_row_of_distances(
     monkeypatch.setattr(DistanceRows, "add", counting)
     rng = np.random.default_rng(6)
     cloud = rng.normal(size=(1000, dimensions))
-    rows = np.concatenate([1e-3 * rng.normal(size=(700, dimensions)), cloud])
+    rows = np.concatenate([1e-3 * rng.normal(size=(1100, dimensions)), cloud])
     assert_scipys(rows, average_linkage(rows, silent, num_dense=40))
     assert made
 
@@ -141,7 +141,7 @@ def test_a_gpus_program_makes_the_same_tree(
     dimensions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    rows = np.random.default_rng(1).normal(size=(1500, dimensions))
+    rows = np.random.default_rng(1).normal(size=(1100, dimensions))
     linkage = average_linkage(rows, silent, "cpu", num_dense=60)
     np.testing.assert_allclose(linkage, average_linkage(rows, silent, num_dense=60), rtol=1e-9)
 
@@ -198,6 +198,6 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
             capture_output=True,
             text=True,
         ).stdout
-        for threads in ("1", "2", "3")
+        for threads in ("1", "3")
     }
     assert len(digests) == 1
