@@ -360,7 +360,7 @@ def large_image(service: Service, num_bytes: int) -> bytes:
     (lease,) = service.queue.claim("tiny", 1, 0.0)
     result = paint(lease.job)
     image = replace(result.images[0], data=b"x" * num_bytes)
-    assert service.queue.finish(lease, replace(result, images=(image,)))
+    assert service.queue.report([(lease, replace(result, images=(image,)))]) == [True]
     return f"{location}/images/0".encode()
 
 
