@@ -100,7 +100,7 @@ async def time_calls(url: str, kib: int) -> None:
             events = [(lease, Progress(0, 1, 16))] * 16
             timed_here("report, 1 event", lambda: queue.report(events[:1]))  # noqa: B023
             timed_here("report, 16 events", lambda: queue.report(events))  # noqa: B023
-            timed_here(f"report, {kib} KiB", lambda: queue.finish(lease, outcome))  # noqa: B023
+            timed_here(f"report, {kib} KiB", lambda: queue.report([(lease, outcome)]))  # noqa: B023
             await timed(f"outcome, {kib} KiB", lambda: queue.outcome(sent.id))  # noqa: B023
             await timed("forget", lambda: queue.forget(sent.id))  # noqa: B023
             await timed("stats", queue.stats)
@@ -169,7 +169,7 @@ async def weigh_jobs(server: RedisServer) -> str:
             leases = queue.claim(MODEL, NUM_JOBS, 0.0)
             weighed.append(weigh() - empty)
             for lease in leases:
-                queue.finish(lease, JobFailure("EngineError", ""))
+                queue.report([(lease, JobFailure("EngineError", ""))])
             await asyncio.sleep(
                 0.1
             )  # then their outcomes have gone, and go when they are looked for
@@ -196,7 +196,7 @@ def work(url: str, kib: int) -> None:
     with closing(RedisQueue(url, LIMITS)) as queue:
         while True:
             for lease in queue.claim(MODEL, AT_ONCE, 0.2):
-                queue.finish(lease, outcome)
+                queue.report([(lease, outcome)])
 
 
 if __name__ == "__main__":

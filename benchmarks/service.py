@@ -115,7 +115,7 @@ def work(queue: JobConsumer) -> None:
             queue.announce(status)
             announced = time.monotonic()
         for lease in queue.claim(MODEL, AT_ONCE, 0.2):
-            queue.finish(lease, answer(lease.job, image, manifest.version))
+            queue.report([(lease, answer(lease.job, image, manifest.version))])
 
 
 def picture() -> bytes:

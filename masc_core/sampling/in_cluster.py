@@ -29,7 +29,6 @@ from masc_core.models.projection import PackedWeight, can_pack
 from masc_core.models.refiner import Refiner
 from masc_core.prior import ClusterMap
 from masc_core.sampling.cluster_softmax import ClusterSoftmax
-from masc_core.sampling.rng import code_bits
 from masc_core.sampling.sampler import MIN_TEMPERATURE, Partition
 
 UNIFORM, FREQUENCY, REFINE, COMPLETE = 0, 1, 2, 3
@@ -109,22 +108,16 @@ class InClusterDecoder:
             raise self._refusal("complete")
         return self._completer
 
-    def decode(
-        self, clusters: Tensor, seeds: Tensor, position: int | Tensor, modes: Tensor
-    ) -> Tensor:
+    def sample_code(self, clusters: Tensor, random_bits: Tensor, modes: Tensor) -> Tensor:
         """Draw one code a row, int64 (B,).
 
         Parameters
         ----------
-        clusters, seeds : int64 (B,)
-        position : in the image, one for all rows or int64 (B,)
+        clusters : int64 (B,)
+        random_bits : int64 (B,), see `masc_core.sampling.rng.code_bits`
         modes : int64 (B,), of ``ALL_MODES``; here ``REFINE`` draws as ``UNIFORM``, ``COMPLETE`` as
             ``FREQUENCY``
         """
-        return self.sample_code(clusters, code_bits(seeds, position), modes)
-
-    def sample_code(self, clusters: Tensor, random_bits: Tensor, modes: Tensor) -> Tensor:
-        """Draw one code a row, as `decode` does, from the rows' `code_bits`, int64 (B,)."""
         uniform = self._offsets[clusters] + (random_bits * self._sizes[clusters] >> 32)
         totals = self._cluster_counts[clusters]
         targets = self._cdf_offsets[clusters] + (random_bits * totals >> 32)

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -191,6 +192,16 @@ class Cluster:
             for sample in family.samples
             if sample.name == name
         }
+
+    @contextmanager
+    def another_front_end(self) -> Iterator[FrontEnd]:
+        """One more front end, for as long as the context lasts."""
+        front_end = self.start_front_end()
+        self.front_ends.remove(front_end)  # it may be lost, so another one is asked for figures
+        try:
+            yield front_end
+        finally:
+            front_end.kill()
 
     def assert_at_rest(self) -> None:
         """Whatever was accepted has ended, and nothing waits or runs."""

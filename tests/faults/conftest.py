@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.bodies import Oracle
-from tests.faults.cluster import SHIPPED
+from tests.faults.cluster import SHIPPED, Cluster
 from tests.redis_server import RedisServer
 
 
@@ -22,6 +22,19 @@ def shipped() -> Oracle:
     """The model that ships, as the plain loop runs it."""
     folder = SHIPPED / "cifar10"
     return Oracle.of(folder / (folder / "current").read_text().strip())
+
+
+@pytest.fixture(scope="package")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The model that ships, with a front end and two workers.
+
+    A test may start more front ends, and leaves this one and a worker behind.
+    """
+    with (
+        RedisServer(appendonly="yes", appendfsync="everysec") as server,
+        Cluster(tmp_path_factory.mktemp("shared"), SHIPPED, server) as cluster,
+    ):
+        yield cluster.start(workers=2)
 
 
 @pytest.fixture

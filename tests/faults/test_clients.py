@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.bodies import Body, Oracle, files_of, some_requests
 from tests.faults.client import Client
-from tests.faults.cluster import SHIPPED, Cluster
+from tests.faults.cluster import Cluster
 from tests.faults.test_workers import active_rows, until
 from tests.redis_server import RedisServer
 from tests.tiny_bundle import CLASS_NAMES, save_tiny_bundle
@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def assert_no_rows(cluster: Cluster) -> None:
-    """The worker's rows are free, as soon as it has made its next step."""
-    asyncio.run(until(lambda: active_rows(cluster.workers[0]) == 0, 5))
+    """The workers' rows are free, as soon as they have made their next step."""
+    asyncio.run(until(lambda: not any(map(active_rows, cluster.workers)), 5))
 
 
 def test_half_of_two_thousand_requests_are_given_up(logs: Path, redis: RedisServer) -> None:
@@ -72,34 +72,34 @@ def test_half_of_two_thousand_requests_are_given_up(logs: Path, redis: RedisServ
         assert ended["error"] == ended["expired"] == 0
 
 
-def test_fifty_submissions_with_one_key_are_one_execution(
-    logs: Path, redis: RedisServer, shipped: Oracle
-) -> None:
+def test_fifty_submissions_with_one_key_are_one_execution(shared: Cluster, shipped: Oracle) -> None:
     (body,) = some_requests(1, seed=12, num_classes=10)
+    accepted = shared.samples("masc_jobs_accepted_total")[""]
 
-    async def run(cluster: Cluster) -> None:
-        async with Client([one.url for one in cluster.front_ends], at_once=50) as client:
+    async def run(urls: list[str]) -> None:
+        async with Client(urls, at_once=50) as client:
             headers = {"Idempotency-Key": "the-same"}
             answers = await asyncio.gather(*(client.generate(body, **headers) for _ in range(50)))
             assert all(answer == answers[0] for answer in answers)
             assert [files_of(answers[0])] == shipped.files([body])
-            url = f"{cluster.front_ends[0].url}/generate"
+            url = f"{urls[0]}/generate"
             other = await client.http.post(url, json=body | {"seed": 1}, headers=headers)
             assert other.status_code == 409
 
-    with Cluster(logs, SHIPPED, redis) as cluster:
-        cluster.start(front_ends=2)
-        asyncio.run(run(cluster))
-        cluster.assert_at_rest()
-        assert cluster.samples("masc_jobs_accepted_total")[""] == 1
+    with shared.another_front_end() as other:
+        asyncio.run(run([shared.front_ends[0].url, other.url]))
+    shared.assert_at_rest()
+    assert shared.samples("masc_jobs_accepted_total")[""] == accepted + 1
 
 
-def test_streams_that_are_cut_off_free_the_rows(logs: Path, redis: RedisServer) -> None:
+def test_streams_that_are_cut_off_free_the_rows(shared: Cluster) -> None:
     (body,) = some_requests(1, seed=13, num_classes=10)
     body |= {"num_images": 16, "stream": True}
 
-    async def run(cluster: Cluster) -> None:
-        async with httpx.AsyncClient(base_url=cluster.front_ends[0].url, timeout=60) as http:
+    cancelled = shared.samples("masc_jobs_ended_total")["cancelled"]
+
+    async def run() -> None:
+        async with httpx.AsyncClient(base_url=shared.front_ends[0].url, timeout=60) as http:
             for _ in range(5):
                 async with http.stream("POST", "/generate", json=body) as answer:
                     assert answer.status_code == 200
@@ -107,10 +107,8 @@ def test_streams_that_are_cut_off_free_the_rows(logs: Path, redis: RedisServer) 
                         if line.startswith("event: progress"):
                             break
 
-    with Cluster(logs, SHIPPED, redis) as cluster:
-        cluster.start()
-        with suppress(httpx.ReadError):
-            asyncio.run(run(cluster))
-        cluster.assert_at_rest()
-        assert cluster.samples("masc_jobs_ended_total")["cancelled"] == 5
-        assert_no_rows(cluster)
+    with suppress(httpx.ReadError):
+        asyncio.run(run())
+    shared.assert_at_rest()
+    assert shared.samples("masc_jobs_ended_total")["cancelled"] == cancelled + 5
+    assert_no_rows(shared)

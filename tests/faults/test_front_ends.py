@@ -15,29 +15,31 @@ from tests.faults.bodies import Body, Oracle, files_of, some_requests
 from tests.faults.client import Client
 from tests.faults.cluster import SHIPPED, Cluster, FrontEnd
 from tests.faults.jobs import files_of_job
-from tests.redis_server import RedisServer
 from tests.stopwatch import Stopwatch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-def test_results_are_fetched_from_another_front_end(
-    logs: Path, redis: RedisServer, shipped: Oracle
-) -> None:
+def test_results_are_fetched_from_another_front_end(shared: Cluster, shipped: Oracle) -> None:
     bodies = some_requests(12, seed=7, num_classes=10)
+    (other,) = shared.front_ends
 
-    async def run(cluster: Cluster) -> list[list[bytes]]:
-        lost, other = cluster.front_ends
+    async def run(lost: FrontEnd) -> list[list[bytes]]:
         async with httpx.AsyncClient(timeout=60) as http:
             answers = [await http.post(f"{lost.url}/jobs", json=body) for body in bodies]
             lost.kill()
             places = [answer.headers["Location"] for answer in answers]
             return [await files_of_job(http, f"{other.url}{place}") for place in places]
 
-    with Cluster(logs, SHIPPED, redis) as cluster:
-        cluster.start(front_ends=2)
-        assert asyncio.run(run(cluster)) == shipped.files(bodies)
-        cluster.assert_at_rest()
+    with shared.another_front_end() as lost:
+        assert asyncio.run(run(lost)) == shipped.files(bodies)
+    shared.assert_at_rest()
+
+
+def unlucky_ends(cluster: Cluster) -> dict[str, float]:
+    """How many jobs have ended without images."""
+    ended = cluster.samples("masc_jobs_ended_total")
+    return {state: number for state, number in ended.items() if state != "ok"}
 
 
 async def keep_asking(client: Client, bodies: list[Body], files: list[list[bytes]]) -> None:
@@ -87,21 +89,19 @@ async def leave_under_load(
     return watch.seconds
 
 
-def test_a_front_end_stops_under_load(logs: Path, redis: RedisServer, shipped: Oracle) -> None:
+def test_a_front_end_stops_under_load(shared: Cluster, shipped: Oracle) -> None:
     bodies = some_requests(16, seed=8, num_classes=10)
-    files = shipped.files(bodies)
+    files, before = shipped.files(bodies), unlucky_ends(shared)
 
-    async def run(cluster: Cluster) -> None:
-        async with Client([one.url for one in cluster.front_ends]) as client:
-            assert await leave_under_load(client, cluster.front_ends[0], bodies, files) <= 0.1
+    async def run(leaving: FrontEnd) -> None:
+        async with Client([leaving.url, shared.front_ends[0].url]) as client:
+            assert await leave_under_load(client, leaving, bodies, files) <= 0.1
             assert client.tally.failed == []
 
-    with Cluster(logs, SHIPPED, redis) as cluster:
-        cluster.start(front_ends=2)
-        asyncio.run(run(cluster))
-        cluster.assert_at_rest()
-        ended = cluster.samples("masc_jobs_ended_total")
-        assert sum(ended.values()) == ended["ok"]
+    with shared.another_front_end() as leaving:
+        asyncio.run(run(leaving))
+    shared.assert_at_rest()
+    assert unlucky_ends(shared) == before
 
 
 def test_the_whole_service_in_one_process_stops_under_load(logs: Path, shipped: Oracle) -> None:
@@ -118,17 +118,17 @@ def test_the_whole_service_in_one_process_stops_under_load(logs: Path, shipped: 
         assert "running task(s)" not in process.log.read_text()  # uvicorn's, of those it cuts off
 
 
-def test_a_worker_stops_under_load(logs: Path, redis: RedisServer, shipped: Oracle) -> None:
+def test_a_worker_stops_under_load(shared: Cluster, shipped: Oracle) -> None:
     bodies = some_requests(16, seed=10, num_classes=10)
-    files = shipped.files(bodies)
+    files, before = shipped.files(bodies), unlucky_ends(shared)
 
-    async def run(cluster: Cluster) -> None:
-        async with Client([cluster.front_ends[0].url]) as client:
+    async def run() -> None:
+        async with Client([shared.front_ends[0].url]) as client:
             asking = asyncio.create_task(keep_asking(client, bodies, files))
             await asyncio.sleep(1.0)
-            leaving = cluster.workers[0]
+            leaving = shared.workers.pop()
             async with httpx.AsyncClient(timeout=10) as http:
-                url = f"{cluster.front_ends[0].url}/readyz"
+                url = f"{shared.front_ends[0].url}/readyz"
                 with Stopwatch() as watch:
                     leaving.send(signal.SIGTERM)
                     while len((await http.get(url)).json()["workers"]) == 2:
@@ -139,10 +139,7 @@ def test_a_worker_stops_under_load(logs: Path, redis: RedisServer, shipped: Orac
             assert client.tally.failed == []
             assert watch.seconds <= 0.1
 
-    with Cluster(logs, SHIPPED, redis) as cluster:
-        cluster.start(workers=2)
-        asyncio.run(run(cluster))
-        cluster.assert_at_rest()
-        ended = cluster.samples("masc_jobs_ended_total")
-        assert sum(ended.values()) == ended["ok"]
-        assert not cluster.samples("masc_jobs_redelivered_total")["lease_expired"]
+    asyncio.run(run())
+    shared.assert_at_rest()
+    assert unlucky_ends(shared) == before
+    assert not shared.samples("masc_jobs_redelivered_total")["lease_expired"]

@@ -179,7 +179,7 @@ class Painter(threading.Thread):
         while not self._stopping.is_set():
             for lease in self._claimed():
                 if lease.job.previews:
-                    self._queue.emit(lease, Started(self.version))
+                    self._queue.report([(lease, Started(self.version))])
                 self.requests.append(lease.job.request)
                 self.gate.wait()
                 self._stopping.wait(self.seconds)
@@ -188,7 +188,7 @@ class Painter(threading.Thread):
                 )
                 if lease.job.previews and isinstance(outcome, JobResult):
                     self._tell(lease, outcome)
-                self._queue.finish(lease, outcome)
+                self._queue.report([(lease, outcome)])
 
     def _tell(self, lease: Lease, result: JobResult) -> None:
         for index, image in enumerate(result.images):
@@ -196,9 +196,9 @@ class Painter(threading.Thread):
                 while (permits := self.rows) and not permits.acquire(timeout=0.05):
                     if self._stopping.is_set():
                         return
-                self._queue.emit(lease, Progress(index, rows, GRID))
+                self._queue.report([(lease, Progress(index, rows, GRID))])
                 preview = Preview(index, rows, GRID, "png", top_of(image.data, rows))
-                self._queue.emit(lease, preview)
+                self._queue.report([(lease, preview)])
 
     def _claimed(self) -> Iterator[Lease]:
         for model in self._models:

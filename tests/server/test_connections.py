@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import math
 import resource
 import select
 import socket
@@ -77,17 +76,23 @@ def read_all(connection: socket.socket) -> bytes:
 
 def read_answer(connection: socket.socket) -> tuple[bytes, bytes]:
     """Head and body of one answer, whose connection stays."""
-    answer, length = b"", math.inf
-    while len(answer) < length:
-        part = connection.recv(65536)
-        assert part
-        answer += part
-        head, blank, _ = answer.partition(b"\r\n\r\n")
-        if blank:
-            fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
-            length = len(head) + len(blank) + int(fields[b"content-length"])
-    assert len(answer) == length
-    return head, answer[len(head) + len(blank) :]
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += receive(connection)
+    head, _, start = answer.partition(b"\r\n\r\n")
+    fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    body = bytearray(start)
+    while len(body) < int(fields[b"content-length"]):
+        body += receive(connection)
+    assert len(body) == int(fields[b"content-length"])
+    return head, bytes(body)
+
+
+def receive(connection: socket.socket) -> bytes:
+    """More of an answer that is not whole yet."""
+    part = connection.recv(65536)
+    assert part
+    return part
 
 
 def is_reset(connection: socket.socket, milliseconds: int = 0) -> bool:
@@ -355,7 +360,7 @@ def large_image(service: Service, num_bytes: int) -> bytes:
     (lease,) = service.queue.claim("tiny", 1, 0.0)
     result = paint(lease.job)
     image = replace(result.images[0], data=b"x" * num_bytes)
-    assert service.queue.finish(lease, replace(result, images=(image,)))
+    assert service.queue.report([(lease, replace(result, images=(image,)))]) == [True]
     return f"{location}/images/0".encode()
 
 
@@ -379,6 +384,36 @@ def test_who_leaves_an_answer_unread_makes_room_at_once(tmp_path: Path) -> None:
             time.sleep(0.001)
         assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
         assert len(read_all(connection)) < num_bytes
+
+
+def test_who_has_caught_up_or_left_is_no_longer_taken_for_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.connections, "STALL_SECONDS", 0.3)
+    num_bytes = 16 * 1024 * 1024  # more than kernels hold
+    counted = {"endpoint": "/jobs/{id}/images/{index}", "outcome": "ok"}
+    with (
+        Service(tmp_path, working=False) as service,
+        listening(service) as port,
+        closing(connect(port)) as leaving,
+        closing(connect(port)) as reading,
+    ):
+        service.announce()
+        request = HEAD.replace(b"/healthz", large_image(service, num_bytes)) + b"\r\n"
+        for connection in (leaving, reading):
+            connection.sendall(request)
+        deadline = time.monotonic() + 10
+        while service.sample("masc_requests_total", **counted) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        leaving.close()
+        assert len(read_answer(reading)[1]) == num_bytes
+        with Stopwatch() as watch:
+            while watch.seconds < 4 * server.connections.STALL_SECONDS:
+                reading.sendall(HEAD + b"\r\n")
+                assert read_answer(reading)[0].startswith(b"HTTP/1.1 200")
+                time.sleep(0.01)
+        assert service.sample("masc_connections_refused_total", reason="timeout") == 0
 
 
 def test_a_body_that_comes_after_the_answer_does_not_end_the_connection(

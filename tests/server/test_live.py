@@ -203,26 +203,26 @@ class Crowd:
         assert content == draw(seed % 3, seed, "png")
 
 
-def test_of_two_thousand_requests_half_of_them_aborted_nothing_is_left(tmp_path: Path) -> None:
+def test_of_many_requests_half_of_them_aborted_nothing_is_left(tmp_path: Path) -> None:
     with Service(tmp_path, max_queue=5000) as service, listening(service) as port:
         service.painter.seconds = 0.001
         crowd = Crowd(port, seed=7)
 
         async def run() -> None:
-            for start in range(0, 2000, 100):
+            for start in range(0, 600, 100):
                 await asyncio.gather(*(crowd.visit(start + i) for i in range(100)))
 
         asyncio.run(run())
-        assert crowd.left + crowd.served == 2000
-        assert crowd.left > 500
-        assert crowd.served > 500
+        assert crowd.left + crowd.served == 600
+        assert crowd.left > 150
+        assert crowd.served > 150
         queue = service.queue
         wait_until(lambda: not (queue._records or queue._watchers.watched))
         assert not any([*queue._waiting, *queue._running, *queue._ended])
         totals = asyncio.run(queue.stats()).totals
         assert totals.accepted == sum(totals.ended.values())
         assert totals.ended["ok"] >= crowd.served
-        assert totals.ended["cancelled"] > 100
+        assert totals.ended["cancelled"] > 30
 
 
 def test_the_log_stays_free_of_tracebacks(

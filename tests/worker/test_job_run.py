@@ -11,13 +11,13 @@ import torch
 
 from masc_core.bundle.manifest import Manifest
 from masc_core.bundle.read import load_bundle
-from masc_core.errors import NoWorkerError, UnknownModelError
+from masc_core.errors import InvalidFieldError, NoWorkerError, UnknownModelError
 from tests.masc_core.bundle.test_manifest import manifest as make_manifest
 from tests.tiny_bundle import GRID, NUM_CLUSTERS, save_tiny_bundle
 from worker.engine.engine import Engine
 from worker.engine.request import FinishedImage, ImageTask
 from worker.job_run import RunningJob, check_request
-from worker.jobs.job import MAX_SEED, GenerationRequest, Job, Lease
+from worker.jobs.job import MAX_IMAGES, MAX_SEED, GenerationRequest, Job, Lease
 from worker.model.loaded_model import EncodedFile, LoadedModel, MadeImage
 
 REQUEST = GenerationRequest(
@@ -122,6 +122,15 @@ def test_one_cluster_has_no_entropy_to_compare_with(
     monkeypatch.setattr(LoadedModel, "manifest", one_cluster)
     job = running_job(loaded)
     assert job.made(made(job.tasks()[0], 0, [0.0])).entropy_ratio == 0.0
+
+
+def test_a_job_has_one_image_or_as_many_as_one_may_have(manifest: Manifest) -> None:
+    request = replace(REQUEST, model=manifest.name)
+    for num_images in (1, MAX_IMAGES):
+        check_request(replace(request, num_images=num_images), manifest)
+    for num_images in (0, MAX_IMAGES + 1):
+        with pytest.raises(InvalidFieldError, match=f"must be from 1 to {MAX_IMAGES}"):
+            check_request(replace(request, num_images=num_images), manifest)
 
 
 def test_another_model_is_refused(manifest: Manifest) -> None:

@@ -33,7 +33,7 @@ from worker.engine.request import EngineOutput, TaskKey
 from worker.jobs.job import Event, Job, Lease, Preview, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import EXPIRED, Outcome
-from worker.jobs.queue import JobReport, QueueLimits, WorkerStatus
+from worker.jobs.queue import HAND_BACK, JobReport, QueueLimits, WorkerStatus
 from worker.model.loaded_model import WARM_UP, PreviewBudget
 
 L = GRID**2
@@ -154,7 +154,7 @@ def test_a_job_that_comes_back_to_the_worker_that_lost_it_is_done_once(
     asyncio.run(queue.submit(job))
     for _ in range(GRID + 1):
         loop.step()
-    queue.hand_back(loop._queue.leases)  # as if they had run out
+    queue.report([(lease, HAND_BACK) for lease in loop._queue.leases])  # as if they had run out
     for _ in range(L):
         loop.step()
     outcome = outcome_of(queue, job.id)

@@ -232,7 +232,7 @@ def test_a_lease_that_is_lost_is_renewed_no_longer_unless_the_job_has_come_back(
     queue = AwayQueue()
     client = QueueClient(queue, Clock())
     (lost,) = claimed(queue, client)
-    queue.hand_back([lost])
+    queue.report([(lost, HAND_BACK)])
     (lease,) = client.claim("tiny", ROOM, 0.0)
     client.drop(lost)
     assert client.leases == [lease]

@@ -19,6 +19,7 @@ from masc_core.arrays import FloatArray
 from masc_core.images import Pixels
 from masc_core.models.vq import VQModel, to_uint8
 from masc_core.sampling.in_cluster import MODES, InClusterDecoder
+from masc_core.sampling.rng import code_bits
 from training.metrics.image_quality import psnr, ssim
 from training.metrics.reconstruction import to_float
 
@@ -135,10 +136,9 @@ class ReplacementTest:
         num_images, positions = clusters.shape
         first = (self.seed << 31) + draw * num_images  # apart for all seeds, draws and images
         seeds = torch.arange(first, first + num_images).repeat_interleave(positions)
-        codes = decoder.decode(
+        codes = decoder.sample_code(
             torch.from_numpy(clusters).flatten(),
-            seeds,
-            torch.arange(positions).repeat(num_images),
+            code_bits(seeds, torch.arange(positions).repeat(num_images)),
             torch.full((clusters.size,), MODES[decoding]),
         )
         replaced = self.codes.copy()

@@ -237,19 +237,6 @@ class JobConsumer(Protocol):
         before, except that outcomes among them are counted
         """
 
-    def emit(self, lease: Lease, event: Event) -> None:
-        """Report one event."""
-        self.report([(lease, event)])
-
-    def finish(self, lease: Lease, outcome: Outcome) -> bool:
-        """Report the end of one job; false when the lease was lost before."""
-        (is_accepted,) = self.report([(lease, outcome)])
-        return is_accepted
-
-    def hand_back(self, leases: Iterable[Lease]) -> None:
-        """Give jobs back; those whose lease is lost stay as they are."""
-        self.report([(lease, HAND_BACK) for lease in leases])
-
     def announce(self, status: WorkerStatus) -> None:
         """Tell the front ends how this worker is; it is believed for ``lease_seconds``."""
 

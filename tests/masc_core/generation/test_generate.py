@@ -18,7 +18,7 @@ from masc_core.prior import ClusterMap
 from masc_core.sampling.cfg_schedule import CFG_SCHEDULES
 from masc_core.sampling.in_cluster import ALL_MODES, InClusterDecoder
 from masc_core.sampling.params import SamplingParams
-from masc_core.sampling.rng import gumbel
+from masc_core.sampling.rng import code_bits, gumbel
 from masc_core.sampling.sampler import (
     apply_cfg,
     apply_temperature,
@@ -188,7 +188,7 @@ def test_is_the_slow_definition() -> None:
                 clusters_kept, torch.tensor([params.top_k]), torch.tensor([params.top_p])
             )
             token = draw(kept, gumbel(seed, position, kept.shape[1]))
-            codes.append(decoder.decode(token, seed, position, mode))
+            codes.append(decoder.sample_code(token, code_bits(seed, position), mode))
             clusters = torch.cat([clusters, token[:, None]], dim=1)
         assert torch.equal(made.clusters[i], clusters[0])
         assert torch.equal(made.codes[i], torch.cat(codes))

@@ -15,7 +15,7 @@ from masc_core.arrays import IntArray
 from masc_core.errors import InvalidFieldError
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import FREQUENCY, MODES, UNIFORM, InClusterDecoder
-from masc_core.sampling.rng import CODE, random_bits
+from masc_core.sampling.rng import CODE, code_bits, random_bits
 from tests.tiny_bundle import tiny_parts
 
 
@@ -56,7 +56,7 @@ def test_every_row_is_the_plain_integer_draw(codes: list[tuple[int, int]], seed:
     rng = np.random.default_rng(seed)
     clusters = torch.from_numpy(rng.integers(0, prior.num_clusters, 64))
     seeds, modes = rows(64, seed), modes_of(rng, 64)
-    drawn = InClusterDecoder(prior, counts).decode(clusters, seeds, 7, modes)
+    drawn = InClusterDecoder(prior, counts).sample_code(clusters, code_bits(seeds, 7), modes)
     bits = random_bits(seeds, 7, 1, CODE)[:, 0]
     assert drawn.dtype == torch.int64
     assert drawn.tolist() == [
@@ -73,7 +73,11 @@ def test_skewed_clusters() -> None:
     num = 3 * prior.num_clusters
     clusters = torch.arange(num) % prior.num_clusters
     modes = modes_of(rng, num)
-    codes = InClusterDecoder(prior, counts).decode(clusters, rows(num), 0, modes).numpy()
+    codes = (
+        InClusterDecoder(prior, counts)
+        .sample_code(clusters, code_bits(rows(num), 0), modes)
+        .numpy()
+    )
     assert np.array_equal(prior.encode(codes), clusters.numpy())
     totals = np.bincount(prior.labels, weights=counts)[clusters]
     assert (counts[codes][(modes.numpy() == FREQUENCY) & (totals > 0)] > 0).all()
@@ -93,10 +97,10 @@ def test_distribution(decoding: str) -> None:
     num = 20_000
     clusters, modes = torch.zeros(num, dtype=torch.int64), torch.full((num,), MODES[decoding])
     expected = counts if decoding == "frequency" else np.ones(8, np.int64)
-    by_seed = decoder.decode(clusters, torch.arange(num), 3, modes)
+    by_seed = decoder.sample_code(clusters, code_bits(torch.arange(num), 3), modes)
     assert chi_square_p(by_seed, expected) > 1e-3
     one_seed = torch.full((num,), 11)
-    by_position = decoder.decode(clusters, one_seed, torch.arange(num), modes)
+    by_position = decoder.sample_code(clusters, code_bits(one_seed, torch.arange(num)), modes)
     assert chi_square_p(by_position, expected) > 1e-3
 
 
@@ -104,7 +108,7 @@ def test_distribution(decoding: str) -> None:
 def test_identity_prior_returns_the_cluster(mode: int) -> None:
     clusters = torch.randperm(100, generator=torch.Generator().manual_seed(0))
     decoder = InClusterDecoder(ClusterMap.identity(100), np.arange(100))
-    codes = decoder.decode(clusters, rows(100), 5, torch.full((100,), mode))
+    codes = decoder.sample_code(clusters, code_bits(rows(100), 5), torch.full((100,), mode))
     assert torch.equal(codes, clusters)
 
 
@@ -113,8 +117,8 @@ def test_clusters_without_counts_fall_back_to_uniform() -> None:
     decoder = InClusterDecoder(prior, [0, 0, 0, 0, 0, 3, 0, 0])
     clusters = torch.arange(2000) % 2
     seeds = rows(2000)
-    by_count = decoder.decode(clusters, seeds, 0, torch.full((2000,), FREQUENCY))
-    uniform = decoder.decode(clusters, seeds, 0, torch.full((2000,), UNIFORM))
+    by_count = decoder.sample_code(clusters, code_bits(seeds, 0), torch.full((2000,), FREQUENCY))
+    uniform = decoder.sample_code(clusters, code_bits(seeds, 0), torch.full((2000,), UNIFORM))
     assert torch.equal(by_count[::2], uniform[::2])
     assert set(uniform[::2].tolist()) == {0, 1, 2, 3}
     assert set(by_count[1::2].tolist()) == {5}
@@ -126,12 +130,16 @@ def test_draw_belongs_to_seed_and_position_whatever_the_batch() -> None:
     rng = np.random.default_rng(2)
     clusters = torch.from_numpy(rng.integers(0, 10, 40))
     seeds, positions, modes = rows(40), torch.arange(40), modes_of(rng, 40)
-    together = decoder.decode(clusters, seeds, positions, modes)
+    together = decoder.sample_code(clusters, code_bits(seeds, positions), modes)
     order = torch.from_numpy(rng.permutation(40))
-    shuffled = decoder.decode(clusters[order], seeds[order], positions[order], modes[order])
+    shuffled = decoder.sample_code(
+        clusters[order], code_bits(seeds[order], positions[order]), modes[order]
+    )
     assert torch.equal(shuffled, together[order])
     for i in range(40):
-        alone = decoder.decode(clusters[i : i + 1], seeds[i : i + 1], i, modes[i : i + 1])
+        alone = decoder.sample_code(
+            clusters[i : i + 1], code_bits(seeds[i : i + 1], i), modes[i : i + 1]
+        )
         assert alone.tolist() == together[i : i + 1].tolist()
 
 
@@ -148,8 +156,10 @@ def test_draw_belongs_to_seed_and_position_whatever_the_batch() -> None:
 def test_huge_counts_keep_their_shares(counts: list[int]) -> None:
     decoder = InClusterDecoder(ClusterMap(np.zeros(4, np.int64)), counts)
     num = 4096
-    codes = decoder.decode(
-        torch.zeros(num, dtype=torch.int64), torch.arange(num), 0, torch.full((num,), FREQUENCY)
+    codes = decoder.sample_code(
+        torch.zeros(num, dtype=torch.int64),
+        code_bits(torch.arange(num), 0),
+        torch.full((num,), FREQUENCY),
     )
     shares = np.bincount(codes.numpy(), minlength=4) / num
     np.testing.assert_allclose(shares, np.array(counts) / sum(counts), atol=0.03)
@@ -159,7 +169,7 @@ def test_huge_counts_keep_their_shares(counts: list[int]) -> None:
 def test_empty_batch() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     decoder = InClusterDecoder(ClusterMap.identity(3), [1, 1, 1])
-    assert decoder.decode(nothing, nothing, 0, nothing).shape == (0,)
+    assert decoder.sample_code(nothing, code_bits(nothing, 0), nothing).shape == (0,)
 
 
 def test_only_decodings_that_are_offered_pass() -> None:
@@ -201,7 +211,9 @@ def test_gpu_draws_the_same_codes() -> None:
     rng = np.random.default_rng(3)
     counts = rng.integers(0, 1000, prior.num_codes)
     clusters = torch.from_numpy(rng.integers(0, prior.num_clusters, 5000))
-    arguments = (clusters, rows(5000), torch.arange(5000) % 256, modes_of(rng, 5000))
-    expected = InClusterDecoder(prior, counts).decode(*arguments)
-    on_gpu = InClusterDecoder(prior, counts, "cuda").decode(*(part.cuda() for part in arguments))
-    assert torch.equal(on_gpu.cpu(), expected)
+    bits = code_bits(rows(5000), torch.arange(5000) % 256)
+    arguments = (clusters, bits, modes_of(rng, 5000))
+    expected = InClusterDecoder(prior, counts).sample_code(*arguments)
+    on_gpu = InClusterDecoder(prior, counts, "cuda")
+    drawn = on_gpu.sample_code(*(part.cuda() for part in arguments))
+    assert torch.equal(drawn.cpu(), expected)

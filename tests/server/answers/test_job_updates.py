@@ -25,7 +25,7 @@ from tests.server.service import Service, paint
 from worker.jobs.job import Event, GenerationRequest, Job, Lease, NumberedEvent, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobFailure, JobResult
-from worker.jobs.queue import JobStatus, QueueStats, Totals
+from worker.jobs.queue import HAND_BACK, JobStatus, QueueStats, Totals
 
 pytestmark = pytest.mark.anyio
 
@@ -54,8 +54,8 @@ def claim(queue: MemoryQueue) -> Lease:
 def work(queue: MemoryQueue) -> None:
     lease = claim(queue)
     for event in EVENTS:
-        queue.emit(lease, event)
-    queue.finish(lease, paint(lease.job))
+        queue.report([(lease, event)])
+    queue.report([(lease, paint(lease.job))])
 
 
 async def updates(queue: MemoryQueue, after: int | None = 0) -> list[JobUpdate]:
@@ -112,7 +112,7 @@ async def test_why_there_are_no_images_is_raised(queue: MemoryQueue) -> None:
 async def test_after_the_time_is_up_it_is_given_up(queue: MemoryQueue, running: bool) -> None:
     await queue.submit(JOB)
     if running:
-        queue.emit(claim(queue), STARTED)
+        queue.report([(claim(queue), STARTED)])
     loop = asyncio.get_running_loop()
     started = loop.time()
     with pytest.raises(DeadlineError):
@@ -141,7 +141,7 @@ async def test_whoever_stops_following_leaves_nothing_behind(queue: MemoryQueue)
     waiting.cancel()
     await asyncio.wait({waiting})
     assert not queue._watchers.watched
-    queue.emit(claim(queue), STARTED)
+    queue.report([(claim(queue), STARTED)])
     updates = follow(queue, JOB.id)
     assert await anext(updates) == NumberedEvent(1, STARTED)
     await updates.aclose()
@@ -212,10 +212,10 @@ async def test_a_slow_reader_takes_one_event_ahead_and_no_more() -> None:
     await queue.submit(JOB)
     lease = claim(queue)
     for rows in range(100):
-        queue.emit(lease, Progress(0, rows, 100))
+        queue.report([(lease, Progress(0, rows, 100))])
     slow = follow(queue, JOB.id)
     await anext(slow)
-    queue.finish(lease, paint(JOB))
+    queue.report([(lease, paint(JOB))])
     assert len(await updates(queue)) == 101
     assert queue.taken <= 100 + 2
     rest: list[Any] = [update async for update in slow]
@@ -249,9 +249,9 @@ def test_a_place_is_for_those_who_wait() -> None:
         assert await places() == [waits(i, None) for i in range(4)]
         first, second = queue.claim("tiny", 2, 0.0)
         clock.now = 5.0
-        queue.finish(first, JobFailure("EngineError", "none"))
+        queue.report([(first, JobFailure("EngineError", "none"))])
         assert await places() == [None, None, waits(0, 5.0), waits(1, 10.0)]
-        queue.hand_back([second])
+        queue.report([(second, HAND_BACK)])
         assert (await places())[1:] == [
             waits(0, 5.0),
             waits(1, 10.0),

@@ -8,6 +8,7 @@ from masc_core.images import Pixels
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import UNIFORM, InClusterDecoder
+from masc_core.sampling.rng import code_bits
 from training.metrics.image_quality import EXACT_PSNR, psnr, ssim
 from training.metrics.semantic_replacement import ReplacementTest, over_draws, paired_difference
 
@@ -28,15 +29,13 @@ def make_test(num_images: int = 5, draws: int = 3) -> ReplacementTest:
 
 def test_measures_what_the_products_own_decoder_draws() -> None:
     test, decoder = make_test(), InClusterDecoder(PRIOR, COUNTS)
-    replaced = test.run(decoder, "uniform")
+    replaced, uniform = test.run(decoder, "uniform"), torch.tensor([UNIFORM])
     for draw in range(3):
         for image in range(5):
             seed = torch.tensor([(SEED << 31) + draw * 5 + image])
             codes = [
-                int(
-                    decoder.decode(torch.tensor([cluster]), seed, position, torch.tensor([UNIFORM]))
-                )
-                for position, cluster in enumerate(PRIOR.encode(test.codes[image]))
+                int(decoder.sample_code(cluster[None], code_bits(seed, position), uniform))
+                for position, cluster in enumerate(torch.tensor(PRIOR.encode(test.codes[image])))
             ]
             with torch.inference_mode():
                 pixels = to_uint8(test.model.decode_codes(torch.tensor([codes]))).numpy()

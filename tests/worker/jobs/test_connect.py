@@ -98,7 +98,7 @@ async def test_a_socket_is_as_good_as_an_address(tmp_path: Path, login: str) -> 
             sent = job()
             await queue.submit(sent)
             (lease,) = await asyncio.to_thread(queue.claim, "tiny", 1, 0.0)
-            assert queue.finish(lease, result())
+            assert queue.report([(lease, result())]) == [True]
             assert await queue.outcome(sent.id) == result()
             assert [bool(await queue.count_request("ann", 1)) for _ in range(2)] == [False, True]
 

@@ -42,7 +42,7 @@ def test_nothing_is_left_of_ten_thousand_jobs() -> None:
     def work() -> None:
         while not stopping.is_set():
             for lease in queue.claim("tiny", 16, timeout=0.05):
-                queue.finish(lease, OUTCOME)
+                queue.report([(lease, OUTCOME)])
 
     async def run() -> None:
         for start in range(0, 10_000, 80):  # at times more than the queue takes
@@ -71,7 +71,7 @@ def test_a_wait_that_died_with_its_loop_does_not_disturb_the_worker() -> None:
 
     asyncio.run(abandon())
     (lease,) = queue.claim("tiny", 1, 0.0)
-    assert queue.finish(lease, OUTCOME)
+    assert queue.report([(lease, OUTCOME)]) == [True]
     asyncio.run(queue.forget(job.id))
     assert is_empty(queue)
 
@@ -82,7 +82,7 @@ def test_what_is_kept_goes_in_two_steps() -> None:
     job = Job(REQUEST, keep=True, idempotency=Idempotency("k", "print"))
     asyncio.run(queue.submit(job))
     (lease,) = queue.claim("tiny", 1, 0.0)
-    queue.finish(lease, OUTCOME)
+    queue.report([(lease, OUTCOME)])
     clock.now = 9.9
     assert asyncio.run(queue.outcome(job.id)) == OUTCOME
     clock.now = 10.0
@@ -104,11 +104,11 @@ def test_only_kept_results_count_and_make_room() -> None:
         for job in (kept[0], *(Job(REQUEST) for _ in range(9)), kept[1]):
             await queue.submit(job)
             (lease,) = queue.claim("tiny", 1, 0.0)
-            queue.finish(lease, made)
+            queue.report([(lease, made)])
         assert await queue.outcome(kept[0].id) == made
         await queue.submit(kept[2])
         (lease,) = queue.claim("tiny", 1, 0.0)
-        queue.finish(lease, made)
+        queue.report([(lease, made)])
         with pytest.raises(ResultGoneError):
             await queue.outcome(kept[0].id)
         assert [await queue.outcome(job.id) for job in kept[1:]] == [made] * 2
@@ -126,7 +126,7 @@ def test_the_memory_of_what_was_has_a_bound() -> None:
         for job in jobs:
             await queue.submit(job)
             (lease,) = queue.claim("tiny", 1, 0.0)
-            queue.finish(lease, OUTCOME)
+            queue.report([(lease, OUTCOME)])
         clock.now = 2.0
         await queue.stats()
 

@@ -83,7 +83,7 @@ async def test_the_outcome_comes_back_to_whoever_asks(queue: JobQueue, outcome: 
     await submit(queue, sent)
     waiting = [asyncio.create_task(queue.outcome(sent.id)) for _ in range(3)]
     (lease,) = claim(queue)
-    assert queue.finish(lease, outcome)
+    assert queue.report([(lease, outcome)]) == [True]
     assert await asyncio.gather(*waiting) == [outcome] * 3
     assert await queue.outcome(sent.id) == outcome
     await queue.forget(sent.id)
@@ -95,7 +95,7 @@ async def test_what_is_to_be_kept_is_not_forgotten(queue: JobQueue) -> None:
     sent = job(keep=True)
     await submit(queue, sent)
     (lease,) = claim(queue)
-    queue.finish(lease, result())
+    queue.report([(lease, result())])
     await queue.forget(sent.id)
     assert await queue.outcome(sent.id) == result()
 
@@ -106,7 +106,7 @@ async def test_forgetting_what_runs_or_is_unknown_does_nothing(queue: JobQueue) 
     await queue.forget(sent.id)
     await queue.forget("nobody")
     (lease,) = claim(queue)
-    queue.finish(lease, result())
+    queue.report([(lease, result())])
     assert await queue.outcome(sent.id) == result()
 
 
@@ -127,7 +127,7 @@ async def test_a_kept_outcome_goes_after_its_time(
         sent = job(keep=True)
         await submit(queue, sent)
         (lease,) = claim(queue)
-        queue.finish(lease, result())
+        queue.report([(lease, result())])
         assert await queue.outcome(sent.id) == result()
         async with asyncio.timeout(5.0):
             with pytest.raises(ResultGoneError):  # noqa: PT012 - until it is
@@ -150,7 +150,7 @@ async def test_a_cancelled_wait_can_be_taken_up_again(queue: JobQueue) -> None:
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(queue.outcome(sent.id), 0.01)
     (lease,) = claim(queue)
-    queue.finish(lease, result())
+    queue.report([(lease, result())])
     assert await queue.outcome(sent.id) == result()
 
 
@@ -158,8 +158,8 @@ async def test_only_the_first_report_of_a_job_counts(queue: JobQueue) -> None:
     sent = job()
     await submit(queue, sent)
     (lease,) = claim(queue)
-    assert queue.finish(lease, result("first"))
-    assert not queue.finish(lease, result("second"))
+    assert queue.report([(lease, result("first"))]) == [True]
+    assert queue.report([(lease, result("second"))]) == [False]
     assert await queue.outcome(sent.id) == result("first")
     assert (await queue.stats()).totals.fenced == 1
 
@@ -237,7 +237,7 @@ async def test_a_claim_that_waits_gets_what_is_given_back(queue: JobQueue) -> No
     claiming = asyncio.create_task(asyncio.to_thread(queue.claim, "tiny", 8, 30.0))
     await asyncio.sleep(0.05)
     started = time.monotonic()
-    await asyncio.to_thread(queue.hand_back, leases)
+    await asyncio.to_thread(queue.report, [(lease, HAND_BACK) for lease in leases])
     assert jobs_of(list(await claiming)) == [sent]
     assert time.monotonic() - started < 5.0
 
@@ -299,7 +299,7 @@ async def test_the_same_key_and_request_are_one_job(queue: JobQueue) -> None:
     assert (receipt.job_id, receipt.is_new) == (first.id, False)
     (lease,) = claim(queue)
     assert lease.job == first
-    queue.finish(lease, result())
+    queue.report([(lease, result())])
     receipt = await queue.submit(again)  # also afterwards
     assert (receipt.job_id, receipt.is_new) == (first.id, False)
     assert await queue.outcome(receipt.job_id) == result()
@@ -337,7 +337,7 @@ async def test_a_key_of_a_job_that_failed_stands_for_its_failure(queue: JobQueue
     first = job(keep=True, idempotency=Idempotency("k", "print"))
     await submit(queue, first)
     (lease,) = claim(queue)
-    queue.finish(lease, JobFailure("EngineError", "no"))
+    queue.report([(lease, JobFailure("EngineError", "no"))])
     again = await queue.submit(job(keep=True, idempotency=Idempotency("k", "print")))
     assert (again.job_id, again.is_new) == (first.id, False)
 
@@ -346,7 +346,7 @@ async def test_a_key_is_forgotten_with_its_job(queue: JobQueue) -> None:
     first = job(idempotency=Idempotency("k", "print"))
     await submit(queue, first)
     (lease,) = claim(queue)
-    queue.finish(lease, result())
+    queue.report([(lease, result())])
     await queue.forget(first.id)
     await submit(queue, job(idempotency=Idempotency("k", "another")))
 
@@ -360,7 +360,8 @@ async def test_keys_belong_to_their_owners(queue: JobQueue) -> None:
 async def test_a_key_of_a_job_that_was_refused_later_can_be_used_again(queue: JobQueue) -> None:
     await submit(queue, job(keep=True, idempotency=Idempotency("k", "print")))
     (lease,) = claim(queue)
-    assert queue.finish(lease, JobFailure("NoWorkerError", "not that version any more"))
+    failure = JobFailure("NoWorkerError", "not that version any more")
+    assert queue.report([(lease, failure)]) == [True]
     await submit(queue, job(keep=True, idempotency=Idempotency("k", "print")))
 
 
@@ -391,7 +392,7 @@ async def test_cancelling_wakes_who_waits_and_stops_who_runs(
     await queue.cancel(sent.id, state)  # type: ignore[arg-type]
     assert await asyncio.wait_for(waiting, 5.0) == outcome
     await until(lambda: queue.abandoned([lease]) == {sent.id})
-    assert not queue.finish(lease, result())
+    assert queue.report([(lease, result())]) == [False]
     assert await queue.outcome(sent.id) == outcome
     assert (await queue.stats()).totals.ended == {state: 1}
 
@@ -413,7 +414,7 @@ async def test_cancelling_what_is_over_or_unknown_does_nothing(queue: JobQueue) 
     sent = job()
     await submit(queue, sent)
     (lease,) = claim(queue)
-    queue.finish(lease, result())
+    queue.report([(lease, result())])
     await queue.cancel(sent.id)
     assert await queue.outcome(sent.id) == result()
     await queue.cancel("nobody")
@@ -442,15 +443,15 @@ async def test_a_worker_gives_back_what_it_has_not_done(queue: JobQueue) -> None
     jobs = [job() for _ in range(4)]
     await submit(queue, *jobs)
     leases = claim(queue, 3)
-    queue.hand_back(leases[1:])
+    queue.report([(lease, HAND_BACK) for lease in leases[1:]])
     assert (await queue.status(jobs[1].id)).state == "waiting"
-    assert not queue.finish(leases[1], result("from a lease that was given back"))
+    assert queue.report([(leases[1], result("from a lease that was given back"))]) == [False]
     again = claim(queue)
     assert jobs_of(again) == jobs[1:]
     assert [lease.token for lease in again] == [2, 2, 1]
     assert (await queue.status(jobs[1].id)).deliveries == 1
     for lease in [leases[0], *again]:
-        assert queue.finish(lease, result())
+        assert queue.report([(lease, result())]) == [True]
     totals = (await queue.stats()).totals
     assert totals == Totals(4, {"ok": 4}, {"handed_back": 2}, dead_lettered=0, fenced=1)
 
@@ -460,8 +461,8 @@ async def test_what_is_lost_cannot_be_given_back(queue: JobQueue) -> None:
     await submit(queue, *jobs)
     leases = claim(queue)
     await queue.cancel(jobs[0].id)
-    queue.hand_back(leases)
-    queue.hand_back(leases)
+    queue.report([(lease, HAND_BACK) for lease in leases])
+    queue.report([(lease, HAND_BACK) for lease in leases])
     assert (await queue.status(jobs[0].id)).state == "cancelled"
     assert jobs_of(claim(queue)) == jobs[1:]
     totals = (await queue.stats()).totals
@@ -480,11 +481,11 @@ async def test_a_renewed_lease_holds_for_its_length_and_no_longer(
         again = await asyncio.to_thread(queue.claim, "tiny", 1, 4 * limits.lease_seconds)
         if not queue.is_remote:  # its worker cannot be lost without it
             assert not again
-            assert queue.finish(lease, result())
+            assert queue.report([(lease, result())]) == [True]
             return
         assert time.monotonic() - renewed > limits.lease_seconds - 0.01  # clocks are rounded
         assert [one.job_id for one in again] == [lease.job_id]
-        assert not queue.finish(lease, result())
+        assert queue.report([(lease, result())]) == [False]
 
 
 async def test_a_job_that_runs_for_too_long_is_expired(queue: JobQueue) -> None:
@@ -494,7 +495,7 @@ async def test_a_job_that_runs_for_too_long_is_expired(queue: JobQueue) -> None:
     assert 0 < lease.seconds_left <= 0.5
     assert await asyncio.wait_for(queue.outcome(sent.id), 5.0) == EXPIRED
     await until(lambda: queue.abandoned([lease]) == {sent.id})
-    assert not queue.finish(lease, result())
+    assert queue.report([(lease, result())]) == [False]
     assert (await queue.stats()).totals == Totals(1, {"expired": 1}, fenced=1)
 
 
@@ -513,12 +514,12 @@ async def test_events_come_in_order_and_end_with_the_job(queue: JobQueue) -> Non
     await asyncio.sleep(0.01)
     (lease,) = claim(queue)
     for event in EVENTS[:2]:
-        queue.emit(lease, event)
+        queue.report([(lease, event)])
     late = asyncio.create_task(collect(queue, sent.id, after=1))
     await asyncio.sleep(0.01)
     for event in EVENTS[2:]:
-        queue.emit(lease, event)
-    queue.finish(lease, result())
+        queue.report([(lease, event)])
+    queue.report([(lease, result())])
     expected = [NumberedEvent(i, event) for i, event in enumerate(EVENTS, start=1)]
     assert await asyncio.wait_for(early, 5.0) == expected
     assert await asyncio.wait_for(late, 5.0) == expected[1:]
@@ -556,7 +557,7 @@ async def test_reports_of_many_jobs_are_taken_in_order_and_answered_one_by_one(
     assert states == ["ok", "waiting", "cancelled", "running"]
     numbered = [NumberedEvent(i, event) for i, event in enumerate(EVENTS[:2], start=1)]
     assert await collect(queue, ends.job_id) == numbered
-    queue.finish(runs, result())
+    queue.report([(runs, result())])
     assert await asyncio.wait_for(early, 5.0) == numbered
     totals = (await queue.stats()).totals
     assert (totals.redelivered, totals.fenced) == ({"handed_back": 1}, 2)
@@ -570,7 +571,7 @@ async def test_arrivals_are_heard_where_there_were_no_jobs(queue: JobQueue) -> N
     heard.clear()
     await submit(queue, job(model="tiny"))
     await until(lambda: heard == ["tiny"])
-    queue.hand_back(claim(queue))
+    queue.report([(lease, HAND_BACK) for lease in claim(queue)])
     await until(lambda: heard == ["tiny"] * 2)
     claim(queue)
     await submit(queue, job(model="other"))
@@ -583,7 +584,7 @@ async def test_events_arrive_while_the_job_runs(queue: JobQueue) -> None:
     (lease,) = claim(queue)
     events = aiter(queue.events(sent.id))
     for number, event in enumerate(EVENTS, start=1):
-        queue.emit(lease, event)
+        queue.report([(lease, event)])
         assert await asyncio.wait_for(anext(events), 5.0) == NumberedEvent(number, event)
     await queue.cancel(sent.id)
     with pytest.raises(StopAsyncIteration):
@@ -594,11 +595,11 @@ async def test_what_a_lost_lease_tells_is_ignored(queue: JobQueue) -> None:
     sent = job(keep=True)
     await submit(queue, sent)
     (lost,) = claim(queue)
-    queue.hand_back([lost])
+    queue.report([(lost, HAND_BACK)])
     (lease,) = claim(queue)
-    queue.emit(lost, EVENTS[0])
-    queue.emit(lease, EVENTS[1])
-    queue.finish(lease, result())
+    queue.report([(lost, EVENTS[0])])
+    queue.report([(lease, EVENTS[1])])
+    queue.report([(lease, result())])
     assert await collect(queue, sent.id) == [NumberedEvent(1, EVENTS[1])]
 
 
@@ -606,11 +607,11 @@ async def test_what_comes_after_the_end_is_ignored(queue: JobQueue) -> None:
     jobs = [job(keep=True) for _ in range(2)]
     await submit(queue, *jobs)
     leases = claim(queue)
-    queue.emit(leases[0], EVENTS[0])
-    queue.finish(leases[0], result())
+    queue.report([(leases[0], EVENTS[0])])
+    queue.report([(leases[0], result())])
     await queue.cancel(jobs[1].id)
     for lease in leases:
-        queue.emit(lease, EVENTS[1])
+        queue.report([(lease, EVENTS[1])])
     assert await collect(queue, jobs[0].id) == [NumberedEvent(1, EVENTS[0])]
     assert await collect(queue, jobs[1].id) == []
 
@@ -620,8 +621,8 @@ async def test_many_events_at_once_come_in_order(queue: JobQueue) -> None:
     await submit(queue, sent)
     (lease,) = claim(queue)
     for i in range(100):
-        queue.emit(lease, Progress(0, i, 100))
-    queue.finish(lease, result())
+        queue.report([(lease, Progress(0, i, 100))])
+    queue.report([(lease, result())])
     expected = [NumberedEvent(i + 1, Progress(0, i, 100)) for i in range(100)]
     assert await collect(queue, sent.id) == expected
     assert await collect(queue, sent.id, after=36) == expected[36:]
@@ -642,7 +643,7 @@ async def test_the_state_of_a_job(queue: JobQueue) -> None:
         ("waiting", 0),
         ("waiting", 1),
     ]
-    queue.finish(lease, JobFailure("EngineError", "no"))
+    queue.report([(lease, JobFailure("EngineError", "no"))])
     ended = await queue.status(jobs[0].id)
     assert (ended.state, ended.position, ended.deliveries) == ("error", None, 1)
 
@@ -658,7 +659,7 @@ async def test_the_state_of_the_queue(queue: JobQueue) -> None:
     assert 60 <= waiting.oldest_age < 65
     (lease,) = claim(queue, 1)
     assert (await queue.stats()).running == 1
-    queue.finish(lease, result())
+    queue.report([(lease, result())])
     later = await queue.stats()
     assert (later.depth, later.running) == (1, 0)
     assert later.oldest_age < 5
@@ -685,14 +686,14 @@ async def test_an_idle_spell_says_nothing_of_how_fast_the_queue_drains(queue: Jo
         leases = claim(queue)
         await submit(queue, job())
         for lease in [*leases, *claim(queue)]:
-            queue.finish(lease, result())
+            queue.report([(lease, result())])
             assert (await queue.stats()).drain_rate > 0.0
 
 
 async def test_an_empty_line_is_no_idle_spell_while_a_job_runs(queue: JobQueue) -> None:
     await submit(queue, job(), job())
     first, _ = claim(queue)
-    queue.finish(first, result())
+    queue.report([(first, result())])
     await submit(queue, job())
     assert (await queue.stats()).drain_rate > 0.0
 
@@ -700,8 +701,8 @@ async def test_an_empty_line_is_no_idle_spell_while_a_job_runs(queue: JobQueue) 
 async def test_a_lease_that_was_reported_on_for_good_is_over_at_once(queue: JobQueue) -> None:
     await submit(queue, job(), job(), job())
     finished, given_back, held = leases = claim(queue)
-    queue.finish(finished, result())
-    queue.hand_back([given_back])
+    queue.report([(finished, result())])
+    queue.report([(given_back, HAND_BACK)])
     assert queue.abandoned(leases) == {finished.job_id, given_back.job_id}
     assert queue.abandoned([held]) == set()
 

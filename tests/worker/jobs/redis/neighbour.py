@@ -22,7 +22,7 @@ import redis
 
 from worker.jobs.job import GenerationRequest, Idempotency, Job, Lease, Progress, Started
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
-from worker.jobs.queue import QueueLimits, WorkerStatus
+from worker.jobs.queue import HAND_BACK, QueueLimits, WorkerStatus
 from worker.jobs.redis.queue import RedisQueue
 
 LIMITS = QueueLimits(lease_seconds=60.0)
@@ -74,11 +74,11 @@ def serve(url: str) -> None:
             for lease in queue.claim("tiny", 2, 0.1):
                 if not given_back:
                     given_back.add(lease.job_id)
-                    queue.hand_back([lease])
+                    queue.report([(lease, HAND_BACK)])
                     continue
                 queue.renew([lease])
                 queue.report([(lease, Started("v1")), (lease, Progress(0, 1, 8))])
-                num_left -= queue.finish(lease, result(lease))
+                num_left -= sum(queue.report([(lease, result(lease))]))
 
 
 async def record(url: str) -> dict[str, object]:
@@ -89,7 +89,7 @@ async def record(url: str) -> dict[str, object]:
             leases = queue.claim("tiny", 2, 0.0) if state in {"running", "ok"} else ()
             for lease in leases if state == "ok" else ():
                 queue.report([(lease, Started("v1")), (lease, Progress(0, 1, 8))])
-                queue.finish(lease, result(lease))
+                queue.report([(lease, result(lease))])
             if state == "cancelled":
                 await queue.cancel(state)
         queue.announce(READY)

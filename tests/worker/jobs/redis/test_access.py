@@ -14,7 +14,7 @@ from tests.redis_server import RedisServer
 from tests.worker.jobs.samples import claim, job, result, submit
 from worker.jobs.connect import connect
 from worker.jobs.job import Idempotency, Progress
-from worker.jobs.queue import QueueLimits, WorkerStatus
+from worker.jobs.queue import HAND_BACK, QueueLimits, WorkerStatus
 from worker.jobs.redis.client import COMMAND, Argument, Caller, Place, load_script
 from worker.jobs.redis.connection import connect_blocking
 from worker.jobs.redis.queue import RedisQueue
@@ -49,9 +49,9 @@ async def test_a_user_of_the_documented_rules_can_do_everything(
         leases = claim(queue)
         queue.announce(WorkerStatus("a", ready=True))
         queue.renew(leases)
-        queue.emit(leases[0], Progress(0, 1, 8))
-        queue.hand_back(leases[2:])
-        assert queue.finish(leases[0], result())
+        queue.report([(leases[0], Progress(0, 1, 8))])
+        queue.report([(lease, HAND_BACK) for lease in leases[2:]])
+        assert queue.report([(leases[0], result())]) == [True]
         assert await queue.outcome(sent.id) == result()
         await queue.cancel(leases[1].job_id)
         await queue.forget(leases[1].job_id)
@@ -127,8 +127,8 @@ async def test_a_script_that_may_not_do_all_does_nothing(script: str, server: Re
             ended, live, late, lost, kept = (job(owner="ann", keep=i > 0) for i in range(5))
             await submit(front, ended, live, late, lost, kept)
             leases = {lease.job_id: lease for lease in claim(front)}
-            assert front.finish(leases[ended.id], result())
-            assert front.finish(leases[kept.id], result())
+            assert front.report([(leases[ended.id], result())]) == [True]
+            assert front.report([(leases[kept.id], result())]) == [True]
             front.announce(WorkerStatus("w", ready=True))
         # The front is closed: its own calls would end what has no time left.
         inside.zadd("{masc}:deadlines", {late.id: 1})

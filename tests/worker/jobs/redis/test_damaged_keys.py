@@ -13,7 +13,7 @@ from tests.worker.jobs.redis.conftest import MakeWorker, check_sums
 from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit, until
 from worker.jobs.job import Idempotency, NumberedEvent, Progress
 from worker.jobs.outcome import JobFailure
-from worker.jobs.queue import QueueLimits, WorkerStatus
+from worker.jobs.queue import HAND_BACK, QueueLimits, WorkerStatus
 from worker.jobs.redis.queue import RedisQueue
 
 pytestmark = pytest.mark.anyio
@@ -57,7 +57,7 @@ async def test_all_goes_on_without_what_lists_the_jobs(
         jobs = [job(owner="ann", keep=True) for _ in range(6)]
         await submit(front, *jobs[:5])
         done, running = claim(worker, 2)
-        assert worker.finish(done, result())
+        assert worker.report([(done, result())]) == [True]
         worker.announce(READY)
         is_wrong = [plant(inside, name, kind) for name in names]
         await front.stats()
@@ -74,7 +74,7 @@ async def test_all_goes_on_without_what_lists_the_jobs(
         leases = [running, *claim(worker)]
         assert jobs_of(leases) == jobs[1:]
         for lease in leases:
-            assert worker.finish(lease, result())
+            assert worker.report([(lease, result())]) == [True]
         assert [await front.outcome(one.id) for one in jobs] == [result()] * 6
         totals = (await front.stats()).totals
         if all(is_wrong):  # else all that was there has been deleted by hand
@@ -149,7 +149,7 @@ async def test_nothing_is_lost_for_good_that_somebody_deletes(
         await until(lambda: inside.zcard("{masc}:deadlines") == 3)
         assert inside.zrange("{masc}:leases", 0, -1) == [running.job_id]
         for lease in (running, *claim(worker)):
-            assert worker.finish(lease, result())
+            assert worker.report([(lease, result())]) == [True]
         assert await asyncio.wait_for(asyncio.gather(*waiting), 5.0) == [result()] * 3
         check_sums(inside)
 
@@ -196,7 +196,7 @@ async def test_the_order_of_jobs_outlasts_a_count_that_is_lost(
             inside.set("{masc}:seq", seq)
         await submit(front, *jobs[30:])
         worker = make_worker(LIMITS)
-        worker.hand_back(first)
+        worker.report([(lease, HAND_BACK) for lease in first])
         assert [(await front.status(one.id)).position for one in jobs] == list(range(40))
         assert jobs_of(claim(worker)) == jobs
         assert (await front.stats()).totals.unreadable == (seq in {"ten", str(2**63 - 1)})
@@ -214,7 +214,7 @@ async def test_numbers_of_a_job_may_be_as_large_as_a_double_holds(
         inside.hset(name, mapping={"token": token, "events": 10**15, "seq": 10**15})
         (lease,) = claim(worker)
         assert lease.token == token + 1
-        worker.emit(lease, Progress(0, 1, 8))
+        worker.report([(lease, Progress(0, 1, 8))])
         assert await anext(front.events(sent.id)) == NumberedEvent(10**15 + 1, Progress(0, 1, 8))
         await front.cancel(sent.id)
         await until(lambda: worker.abandoned([lease]) == {sent.id})
@@ -232,7 +232,7 @@ async def test_a_job_that_only_the_line_knows_ends_with_its_record(
             plant(inside, name, "string")
         await front.stats()
         assert isinstance(await front.outcome(jobs[0].id), JobFailure)
-        assert worker.finish(claim(worker)[0], result())
+        assert worker.report([(claim(worker)[0], result())]) == [True]
         totals = (await front.stats()).totals
         assert (totals.accepted, totals.ended) == (2, {"ok": 1, "error": 1})
         check_sums(inside)

@@ -44,7 +44,7 @@ async def test_any_front_end_knows_a_job(
     outcomes = [asyncio.create_task(front.outcome(sent.id)) for front in fronts]
     for front in fronts:
         await until_watched(front, 1)
-    assert worker.finish(claim(worker)[0], result())
+    assert worker.report([(claim(worker)[0], result())]) == [True]
     assert await asyncio.wait_for(asyncio.gather(*outcomes), 5.0) == [result()] * 2
     await submit(one, job())
     await submit(other, job())
@@ -62,7 +62,7 @@ async def test_the_front_end_of_a_job_may_die(
         waiting = asyncio.create_task(dying.outcome(sent.id))
         await until_watched(dying, 1)
         waiting.cancel()
-    assert worker.finish(claim(worker)[0], result())
+    assert worker.report([(claim(worker)[0], result())]) == [True]
     assert await other.outcome(sent.id) == result()
 
 
@@ -75,13 +75,13 @@ async def test_events_are_resumed_at_another_front_end(
     await submit(one, sent)
     (lease,) = claim(worker)
     stream = aiter(one.events(sent.id))
-    worker.emit(lease, EVENTS[0])
+    worker.report([(lease, EVENTS[0])])
     assert await anext(stream) == NUMBERED[0]
     await stream.aclose()  # type: ignore[attr-defined]
     rest = asyncio.create_task(collect(other, sent.id, after=1))
     for event in EVENTS[1:]:
-        worker.emit(lease, event)
-    worker.finish(lease, result())
+        worker.report([(lease, event)])
+    worker.report([(lease, result())])
     assert await asyncio.wait_for(rest, 5.0) == NUMBERED[1:]
 
 
@@ -96,8 +96,8 @@ async def test_only_the_latest_events_are_kept(
     await submit(fronts[0], sent)
     (lease,) = claim(worker)
     for i in range(200):
-        worker.emit(lease, Progress(0, i, 200))
-    worker.finish(lease, result())
+        worker.report([(lease, Progress(0, i, 200))])
+    worker.report([(lease, result())])
     assert [event.number for event in await collect(fronts[0], sent.id)] == [198, 199, 200]
 
 
@@ -112,7 +112,7 @@ async def test_fifty_submissions_at_two_front_ends_are_one_job(
     assert sum(receipt.is_new for receipt in receipts) == 1
     worker = make_worker(LIMITS)
     (lease,) = claim(worker)
-    worker.finish(lease, result())
+    worker.report([(lease, result())])
     outcomes = [fronts[i % 2].outcome(receipt.job_id) for i, receipt in enumerate(receipts)]
     assert await asyncio.gather(*outcomes) == [result()] * 50
     assert (await fronts[0].stats()).totals == Totals(1, {"ok": 1})
@@ -143,7 +143,7 @@ async def test_whoever_waits_is_woken(
         (lease,) = await claiming
         outcome = asyncio.create_task(fronts[1].outcome(sent.id))
         await until_watched(fronts[1], 1)
-        worker.finish(lease, result())
+        worker.report([(lease, result())])
         assert await outcome == result()
         assert time.monotonic() - started < 5.0
 
@@ -160,8 +160,8 @@ async def test_two_hundred_who_wait_need_no_more_connections(
     await until_watched(fronts[0], 200)
     assert len(inside.client_list()) <= 3 + 3 + 2 + 1  # front ends, worker, this look
     for lease in leases:
-        worker.emit(lease, EVENTS[0])
-        worker.finish(lease, result(lease.job_id))
+        worker.report([(lease, EVENTS[0])])
+        worker.report([(lease, result(lease.job_id))])
     outcomes = await asyncio.wait_for(asyncio.gather(*waiting), 10.0)
     assert outcomes == [result(one.id) for one in jobs]
     assert await asyncio.wait_for(asyncio.gather(*watching), 10.0) == [NUMBERED[:1]] * 100
@@ -187,7 +187,7 @@ async def test_whoever_stops_waiting_disturbs_nobody(
     while (await front.stats()).totals.accepted < 50:  # noqa: ASYNC110 - polled
         await asyncio.sleep(0.001)
     for lease in claim(worker):
-        worker.finish(lease, result(lease.job_id))
+        worker.report([(lease, result(lease.job_id))])
     survivors = [asking[i] for i in range(1, 100, 2)]
     outcomes = await asyncio.wait_for(asyncio.gather(*survivors), 10.0)
     assert outcomes == [result(jobs[i].id) for i in range(1, 100, 2)]

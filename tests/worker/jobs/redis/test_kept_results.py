@@ -40,7 +40,7 @@ async def let(fate: str, job_id: str, size: int, queue: RedisQueue, inside: redi
         case "finish" | "finish unkept":
             sent = job(keep=fate == "finish")
             await submit(queue, sent)
-            assert queue.finish(claim(queue)[0], result("x" * size))
+            assert queue.report([(claim(queue)[0], result("x" * size))]) == [True]
             return sent.id
         case "forget":
             await queue.forget(job_id)
@@ -118,7 +118,7 @@ async def test_a_job_is_known_for_as_long_as_its_images(
     async with RedisQueue(redis_url, limits) as front:
         sent = job(keep=True)
         await submit(front, sent)
-        worker.finish(claim(worker)[0], result())
+        worker.report([(claim(worker)[0], result())])
         ends = [inside.pexpiretime(f"{{masc}}:{place}:{sent.id}") for place in ("outcome", "job")]
         assert 0 < ends[0] <= ends[1]
         inside.zadd("{masc}:ended", {sent.id: (inside.zscore("{masc}:ended", sent.id) or 0) - 1e8})
@@ -132,5 +132,5 @@ async def test_a_time_that_no_clock_reaches_is_one(redis_url: str, make_worker: 
     async with RedisQueue(redis_url, limits) as front:
         sent = job(keep=True, timeout=1e300)
         await submit(front, sent)
-        assert worker.finish(claim(worker)[0], result())
+        assert worker.report([(claim(worker)[0], result())]) == [True]
         assert await front.outcome(sent.id) == result()

@@ -15,7 +15,7 @@ from tests.stopwatch import Stopwatch
 from tests.worker.jobs.redis.conftest import MakeWorker
 from tests.worker.jobs.samples import claim, job, jobs_of, result, submit, until
 from worker.jobs.job import Lease, Progress
-from worker.jobs.queue import QueueLimits, Totals
+from worker.jobs.queue import HAND_BACK, QueueLimits, Totals
 from worker.jobs.redis.leases import HeldLeases
 from worker.jobs.redis.queue import RedisQueue
 
@@ -74,7 +74,7 @@ async def test_jobs_on_their_last_try_are_had_one_at_a_time(
         assert jobs_of(first) == [suspects[0], *fresh]
         assert claim(worker) == []
         assert jobs_of(claim(other)) == [suspects[1]]
-        assert worker.finish(first[0], result())
+        assert worker.report([(first[0], result())]) == [True]
         assert jobs_of(claim(worker)) == [suspects[2]]
 
 
@@ -103,14 +103,14 @@ async def test_what_a_lost_worker_reports_is_fenced(
         (stale,) = claim(lost)
         lose(stale)
         (lease,) = claim(other)
-        lost.emit(stale, Progress(0, 1, 8))
+        lost.report([(stale, Progress(0, 1, 8))])
         lost.renew([stale])
-        lost.hand_back([stale])
-        assert not lost.finish(stale, result("late"))
+        lost.report([(stale, HAND_BACK)])
+        assert lost.report([(stale, result("late"))]) == [False]
         assert lost.abandoned([stale]) == {sent.id}
         assert other.abandoned([lease]) == set()
-        assert other.finish(lease, result("in time"))
-        assert not lost.finish(stale, result("later"))
+        assert other.report([(lease, result("in time"))]) == [True]
+        assert lost.report([(stale, result("later"))]) == [False]
         assert await front.outcome(sent.id) == result("in time")
         assert [event async for event in front.events(sent.id)] == []
         assert (await front.stats()).totals == Totals(
@@ -149,9 +149,9 @@ async def test_a_job_that_was_handed_back_is_no_poison(
     async with RedisQueue(redis_url, LONG) as front:
         await submit(front, job())
         for _ in range(5):
-            worker.hand_back(claim(worker))
+            worker.report([(lease, HAND_BACK) for lease in claim(worker)])
         (lease,) = claim(worker)
-        assert worker.finish(lease, result())
+        assert worker.report([(lease, result())]) == [True]
 
 
 async def test_a_renewed_lease_holds_longer_than_three_leases(
@@ -167,7 +167,7 @@ async def test_a_renewed_lease_holds_longer_than_three_leases(
             assert claim(other) == []
             await asyncio.to_thread(worker.renew, iter(leases))
         assert worker.abandoned(leases) == set()
-        assert worker.finish(leases[0], result())
+        assert worker.report([(leases[0], result())]) == [True]
         assert (await front.stats()).totals == Totals(1, {"ok": 1})
 
 

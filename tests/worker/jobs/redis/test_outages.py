@@ -15,7 +15,7 @@ from tests.redis_server import RedisServer
 from tests.stopwatch import Stopwatch
 from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit, until
 from worker.jobs.job import NumberedEvent, Progress
-from worker.jobs.queue import QueueLimits, Totals, WorkerStatus
+from worker.jobs.queue import HAND_BACK, QueueLimits, Totals, WorkerStatus
 from worker.jobs.redis.queue import RedisQueue
 
 pytestmark = pytest.mark.anyio
@@ -68,8 +68,8 @@ async def test_a_killed_redis_loses_no_job_and_nobody_stops_waiting(server: Redi
             await submit(front, *jobs)
             done, running = claim(worker, 2), claim(worker, 4)
             for lease in done:
-                assert worker.finish(lease, result(lease.job_id))
-            worker.emit(running[0], Progress(0, 1, 8))
+                assert worker.report([(lease, result(lease.job_id))]) == [True]
+            worker.report([(running[0], Progress(0, 1, 8))])
             outcomes = [asyncio.create_task(front.outcome(one.id)) for one in jobs]
             events = asyncio.create_task(collect(front, running[0].job_id))
             await asyncio.gather(*outcomes[:2])
@@ -85,9 +85,9 @@ async def test_a_killed_redis_loses_no_job_and_nobody_stops_waiting(server: Redi
             assert worker.abandoned(running) == set()
             waiting = claim(worker)
             assert jobs_of(waiting) == jobs[6:]
-            worker.emit(running[0], Progress(0, 2, 8))
+            worker.report([(running[0], Progress(0, 2, 8))])
             for lease in [*running, *waiting]:
-                assert worker.finish(lease, result(lease.job_id))
+                assert worker.report([(lease, result(lease.job_id))]) == [True]
             async with asyncio.timeout(5.0):
                 assert await asyncio.gather(*outcomes) == [result(one.id) for one in jobs]
                 numbered = [NumberedEvent(n, Progress(0, n, 8)) for n in (1, 2)]
@@ -108,7 +108,7 @@ async def test_a_hanging_redis_is_reported_within_a_second(server: RedisServer) 
             await asyncio.gather(*(refused_in_time(front.workers) for _ in range(8)))
             server.go_on()
             await served_again(front)
-            assert worker.finish(leases[0], result())
+            assert worker.report([(leases[0], result())]) == [True]
             assert await asyncio.wait_for(outcome, 5.0) == result()
 
 
@@ -135,7 +135,7 @@ async def test_a_wait_that_begins_during_an_outage_ends_after_it(server: RedisSe
             assert not outcome.done()
             server.start()
             await served_again(front)
-            assert worker.finish(claim(worker)[0], result())
+            assert worker.report([(claim(worker)[0], result())]) == [True]
             assert await asyncio.wait_for(outcome, 5.0) == result()
             assert await asyncio.wait_for(events, 5.0) == []
 
@@ -164,7 +164,7 @@ async def test_a_restart_between_two_calls_is_not_noticed(server: RedisServer) -
             sent = job()
             await submit(front, sent)
             (lease,) = claim(worker)
-            assert worker.finish(lease, result())
+            assert worker.report([(lease, result())]) == [True]
             assert await front.outcome(sent.id) == result()
 
 
@@ -248,7 +248,7 @@ async def test_a_connection_that_is_dead_but_open_is_made_anew(
             await until(lambda: jobs[0].id in worker._watchers.watched)
             await asyncio.sleep(0.1)
             relay.go_dead()
-            near.finish(leases[0], result())
+            near.report([(leases[0], result())])
             await near.cancel(jobs[1].id)
             assert await asyncio.wait_for(outcome, 5.0) == result()
             await until(lambda: worker.abandoned(leases[1:]) == {jobs[1].id})
@@ -268,13 +268,13 @@ async def test_a_redis_that_has_forgotten_everything_begins_anew(server: RedisSe
                 inside.script_flush()
             worker.renew(leases)
             assert worker.abandoned(leases) == {sent.id}
-            assert not worker.finish(leases[0], result())
+            assert worker.report([(leases[0], result())]) == [False]
             worker.announce(WorkerStatus("a", ready=True))
             again = job()
             await submit(front, again)
             (lease,) = claim(worker)
             assert lease.job == again
-            assert worker.finish(lease, result())
+            assert worker.report([(lease, result())]) == [True]
             assert await front.outcome(again.id) == result()
             assert (await front.stats()).totals == Totals(1, {"ok": 1}, fenced=1)
             front._watchers.notify_all()
@@ -306,10 +306,10 @@ async def test_a_full_redis_takes_no_more_but_loses_nothing(
             assert (await front.status(accepted[0].id)).state == "running"
             assert await front.count_request("ann", 1) == 0
             await front.cancel(accepted[0].id)
-            worker.emit(leases[1], Progress(0, 1, 8))
-            assert await asyncio.to_thread(worker.finish, leases[1], result())
+            worker.report([(leases[1], Progress(0, 1, 8))])
+            assert await asyncio.to_thread(worker.report, [(leases[1], result())]) == [True]
             assert await front.outcome(accepted[1].id) == result()
-            worker.hand_back(leases[2:])
+            worker.report([(lease, HAND_BACK) for lease in leases[2:]])
             totals = (await front.stats()).totals
             assert totals.ended == {"cancelled": 1, "ok": 1}
             assert totals.redelivered == {"handed_back": len(accepted) - 2}
@@ -324,7 +324,7 @@ async def test_kept_results_have_a_bound_that_no_client_gets_beyond(server: Redi
             jobs = [job(keep=True) for _ in range(40)]
             for one in jobs:
                 await submit(front, one)
-                assert worker.finish(claim(worker)[0], big)
+                assert worker.report([(claim(worker)[0], big)]) == [True]
             for one in jobs[:30]:
                 with pytest.raises(ResultGoneError):
                     await front.outcome(one.id)
@@ -430,7 +430,8 @@ async def test_after_a_failover_the_name_is_looked_up_again(
                 await asyncio.to_thread(worker.renew, leases)
                 assert worker.abandoned(leases) == set()
                 for lease in leases:
-                    assert await asyncio.to_thread(worker.finish, lease, result(lease.job_id))
+                    ended = await asyncio.to_thread(worker.report, [(lease, result(lease.job_id))])
+                    assert ended == [True]
                 outcomes = await asyncio.wait_for(asyncio.gather(*waiting), 7.0)
                 assert outcomes == [result(one.id) for one in sent]
                 assert (await front.stats()).totals == Totals(4, {"ok": 4})

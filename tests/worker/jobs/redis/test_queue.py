@@ -11,7 +11,7 @@ import pytest
 from tests.worker.jobs.redis.conftest import MakeWorker
 from tests.worker.jobs.samples import job, result, submit
 from worker.jobs.job import Lease, Started
-from worker.jobs.queue import QueueLimits
+from worker.jobs.queue import HAND_BACK, QueueLimits
 from worker.jobs.redis.client import Place
 from worker.jobs.redis.connection import connect_blocking
 from worker.jobs.redis.consumer import RedisConsumer
@@ -46,16 +46,16 @@ class Worker:
 
     def serve(self, lease: Lease) -> None:
         fate = self.random.random()
-        self.queue.emit(lease, Started("v1"))
+        self.queue.report([(lease, Started("v1"))])
         if fate < 0.1:
             return  # it is lost with the job
         if fate < 0.2:
-            self.queue.hand_back([lease])
+            self.queue.report([(lease, HAND_BACK)])
             return
         if fate < 0.25:
             stalled = threading.Event()
             stalled.wait(0.4)  # longer than its lease
-        if self.queue.finish(lease, result(lease.job_id)):
+        if self.queue.report([(lease, result(lease.job_id))]) == [True]:
             self.accepted.append(lease.job_id)
 
 

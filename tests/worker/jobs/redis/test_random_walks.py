@@ -27,7 +27,7 @@ from masc_core.errors import QueueFullError, ShareExceededError, UnknownJobError
 from tests.worker.jobs.samples import job, result
 from worker.jobs.job import Event, Idempotency, Job, Lease, NumberedEvent, Progress
 from worker.jobs.outcome import CANCELLED, EXPIRED, EndState, Outcome
-from worker.jobs.queue import JobState, QueueLimits, Redelivery, Totals
+from worker.jobs.queue import HAND_BACK, JobState, QueueLimits, Redelivery, Totals
 from worker.jobs.redis.producer import POISONED
 from worker.jobs.redis.queue import RedisQueue
 
@@ -190,7 +190,7 @@ class Walk(RuleBasedStateMachine):
         worker, lease = data.draw(st.sampled_from(self.leases))
         outcome = result(f"{lease.job_id} {lease.token}")
         holds = self.holds(lease)
-        assert worker.finish(lease, outcome) == holds
+        assert worker.report([(lease, outcome)]) == [holds]
         if holds:
             self.end(self.of(lease), "ok", outcome)
         else:
@@ -202,7 +202,7 @@ class Walk(RuleBasedStateMachine):
         worker, lease = data.draw(st.sampled_from(self.leases))
         one = self.of(lease)
         event = Progress(len(one.events), lease.token, 9)
-        worker.emit(lease, event)
+        worker.report([(lease, event)])
         if self.holds(lease):
             one.events += (event,)
 
@@ -222,7 +222,7 @@ class Walk(RuleBasedStateMachine):
         worker, _ = data.draw(st.sampled_from(self.leases))
         own = [lease for queue, lease in self.leases if queue is worker]
         some = data.draw(st.lists(st.sampled_from(own), max_size=3))
-        worker.hand_back(some)
+        worker.report([(lease, HAND_BACK) for lease in some])
         for lease in some:
             if self.holds(lease):
                 one = self.of(lease)

@@ -135,7 +135,7 @@ async def test_numbers_that_cannot_be_read_begin_anew(
         leases = claim(worker)
         assert len(leases) == 2
         for lease in leases:
-            assert worker.finish(lease, result())
+            assert worker.report([(lease, result())]) == [True]
         assert (await front.stats()).totals.ended == {"ok": 2}
         assert not inside.exists("{masc}:owners:tiny")
 

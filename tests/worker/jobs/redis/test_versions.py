@@ -76,7 +76,7 @@ async def test_jobs_of_the_version_before_go_on(
         leases = claim(worker)
         assert jobs_of(leases) == [*before, new]
         for lease in leases:
-            assert worker.finish(lease, result(lease.job_id))
+            assert worker.report([(lease, result(lease.job_id))]) == [True]
         for one in (*before, new):
             assert await front.outcome(one.id) == result(one.id)
         assert (await front.stats()).totals == Totals(4, {"ok": 4})
@@ -165,7 +165,7 @@ async def test_events_of_an_unknown_kind_are_left_out(
         for number, data in enumerate((newer, encode_with_kind(Progress(0, 1, 8)), newer), start=1):
             event: Any = {"event": data}
             inside.xadd("{masc}:events:" + sent.id, event, f"{number}-1")
-        worker.finish(lease, result())
+        worker.report([(lease, result())])
         assert await collect(front, sent.id) == [NumberedEvent(2, Progress(0, 1, 8))]
         assert (await front.stats()).totals.unreadable == 1
     assert caplog.text.count("an event cannot be read") == 1
@@ -178,7 +178,7 @@ async def test_an_outcome_of_an_unknown_kind_is_left_to_front_ends_that_know_it(
     async with RedisQueue(redis_url, LIMITS) as front:
         sent = job(keep=True)
         await submit(front, sent)
-        worker.finish(claim(worker)[0], result())
+        worker.report([(claim(worker)[0], result())])
         newer: Any = msgspec.msgpack.encode(("Film", {"seconds": 3}))
         inside.set("{masc}:outcome:" + sent.id, newer)
         for _ in range(2):
@@ -273,7 +273,7 @@ async def test_records_of_other_versions_are_understood(
         leases = [running, *claim(worker)]
         assert [lease.job_id for lease in leases] == ["running", "waiting"]
         for lease in leases:
-            assert worker.finish(lease, neighbour.result(lease))
+            assert worker.report([(lease, neighbour.result(lease))]) == [True]
             assert await front.outcome(lease.job_id) == neighbour.result(lease)
         totals = (await front.stats()).totals
         assert totals == Totals(4, {"ok": 3, "cancelled": 1})
