@@ -116,7 +116,7 @@ async def test_settings_of_a_completer_cross_the_queue(
         (lease,) = claim(worker)
         assert lease.job == sent
         made = JobResult((), "tiny", "1", "0" * 64, Timings(decode=1.0, complete=0.25))
-        worker.finish(lease, made)
+        worker.report([(lease, made)])
         assert await front.outcome(sent.id) == made
 
 
