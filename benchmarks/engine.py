@@ -56,7 +56,7 @@ from masc_core.models.kv_cache import KVCache
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
 from masc_core.prior import ClusterMap
 from masc_core.sampling.cfg_schedule import CFGSchedule
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from masc_core.sampling.params import SamplingParams
 from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import Backend, BatchFactory, Engine
@@ -87,10 +87,10 @@ class System:
             return GPTConfig(**sizes, dim=64, n_layer=2, n_head=4)
         return GPTConfig.named(f"GPT-{size}", **sizes)
 
-    def decoder(self, device: torch.device) -> InClusterDecoder:
+    def code_sampler(self, device: torch.device) -> CodeSampler:
         """What makes codes of clusters."""
         labels = np.arange(NUM_CODES) % self.num_clusters
-        return InClusterDecoder(ClusterMap.from_labels(labels), device=device)
+        return CodeSampler(ClusterMap.from_labels(labels), device=device)
 
     def task(self, index: int) -> ImageTask:
         """An image like all others, but for class and seed."""
@@ -256,7 +256,7 @@ class Bench:
             self.model = GPT(self.config).to(dtype).eval()
             torch.nn.init.normal_(self.model.output.weight, std=0.02)
             self.tokenizer = VQModel(VQConfig(ch=32) if size == "toy" else VQConfig()).eval()
-        self.decoder = self.system.decoder(device)
+        self.code_sampler = self.system.code_sampler(device)
         self.vq_decoder = serving_decoder(self.tokenizer.decoder, device)
         self.make_batch: BatchFactory = GraphBatch if device.type == "cuda" else Batch
         self.upstream: Upstream | None = None
@@ -345,7 +345,7 @@ class Bench:
         """Room for a batch; notes the seconds of its steps."""
         make = partial(GraphBatch, deterministic=True) if deterministic else self.make_batch
         return Engine(
-            *(self.model, self.decoder, 2 * batch),
+            *(self.model, self.code_sampler, 2 * batch),
             on_step=lambda _, s: steps.append(s),
             backends=[Backend("graphs", make)],
         )
@@ -402,7 +402,7 @@ class Bench:
                 raise StopIteration
 
         with suppress(StopIteration):
-            generate(self.model, self.decoder, params_list, note)
+            generate(self.model, self.code_sampler, params_list, note)
         return statistics.median(b - a for a, b in pairwise(marks))
 
     @torch.inference_mode()

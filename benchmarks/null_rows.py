@@ -26,7 +26,7 @@ from masc_core.generation.batch import Batch
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from masc_core.sampling.params import SamplingParams
 
 NUM_CODES = 16384
@@ -80,7 +80,7 @@ def row(size: str, num_images: int, start: float) -> str:
 
 def steps(model: GPT, num_images: int, cfg_scale: float, num_steps: int) -> float:
     """Seconds of a step, after the first."""
-    batch = Batch(model, InClusterDecoder(ClusterMap.identity(NUM_CODES)), 2 * num_images)
+    batch = Batch(model, CodeSampler(ClusterMap.identity(NUM_CODES)), 2 * num_images)
     batch.join([SamplingParams(i, cfg_scale, seed=i) for i in range(num_images)])
     batch.step()
     return statistics.median(seconds(batch.step, num_steps))

@@ -44,7 +44,7 @@ from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from masc_core.sampling.params import SamplingParams
 from server.bench.cli import JSON_FILE
 from worker.engine.engine import Engine
@@ -56,7 +56,7 @@ CLIENTS = 8
 SECONDS = 15.0  # of the load on the service
 NUM_CLUSTERS = 8192
 
-Parts = tuple[GPT, InClusterDecoder]
+Parts = tuple[GPT, CodeSampler]
 Metrics = dict[str, float]
 
 
@@ -179,7 +179,7 @@ def engine() -> Metrics:
 
 def refilled(bundle: Bundle, num_images: int) -> float:
     """Images/s where another image begins whenever one has ended."""
-    running = Engine(bundle.model, bundle.decoder, 2 * CLIENTS)
+    running = Engine(bundle.model, bundle.code_sampler, 2 * CLIENTS)
     numbers, ended = count(), 0
     spread(running, bundle.model.config.block_size, CLIENTS, numbers)
     started = time.perf_counter()
@@ -196,7 +196,7 @@ def step() -> Metrics:
     """Operators and milliseconds of a step of the shipped model."""
     torch.set_num_threads(1)
     bundle = shipped()
-    running = Engine(bundle.model, bundle.decoder, 2 * CLIENTS)
+    running = Engine(bundle.model, bundle.code_sampler, 2 * CLIENTS)
     for number in range(CLIENTS):
         running.add(task(number))
     for _ in range(24):
@@ -212,7 +212,7 @@ def stagger_shipped() -> Metrics:
     """The shipped model, 16 images, one thread."""
     torch.set_num_threads(1)
     bundle = shipped()
-    return {"stagger_shipped": staggered((bundle.model, bundle.decoder), 16, 9)}
+    return {"stagger_shipped": staggered((bundle.model, bundle.code_sampler), 16, 9)}
 
 
 def stagger_gpt_b() -> Metrics:
@@ -220,8 +220,8 @@ def stagger_gpt_b() -> Metrics:
     torch.manual_seed(0)
     model = GPT(GPTConfig.named("GPT-B", vocab_size=NUM_CLUSTERS)).eval()
     torch.nn.init.normal_(model.output.weight, std=0.02)
-    decoder = InClusterDecoder(ClusterMap.identity(NUM_CLUSTERS))
-    return {"stagger_gpt_b": staggered((model, decoder), 8, 1)}
+    code_sampler = CodeSampler(ClusterMap.identity(NUM_CLUSTERS))
+    return {"stagger_gpt_b": staggered((model, code_sampler), 8, 1)}
 
 
 def staggered(parts: Parts, num_images: int, num_rounds: int) -> float:

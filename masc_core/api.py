@@ -90,7 +90,7 @@ class Model:
 
     Attributes
     ----------
-    bundle : its parts: transformer, tokenizer, decoder of clusters
+    bundle : its parts: transformer, tokenizer, sampler of codes
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -104,7 +104,7 @@ class Model:
     @property
     def prior(self) -> ClusterMap:
         """The cluster of each of the V codes."""
-        return self.bundle.decoder.prior
+        return self.bundle.code_sampler.prior
 
     @property
     def codebook(self) -> FloatArray:
@@ -168,7 +168,7 @@ class Model:
         several = (classes,) if isinstance(classes, str | int | np.integer) else tuple(classes)
         params = params_of(self.manifest, several, num_images, seed, settings)
         parts = [
-            generate(self.bundle.model, self.bundle.decoder, params[start : start + BATCH])
+            generate(self.bundle.model, self.bundle.code_sampler, params[start : start + BATCH])
             for start in range(0, len(params), BATCH)
         ]
         codes = torch.cat([part.codes for part in parts])

@@ -77,7 +77,9 @@ def build_worker(
         bundle = load_bundle(folder, device, choose_dtype(settings.dtype, device))
         logger.info("loaded %s %s onto %s", name, bundle.manifest.version, device)
         rows = settings.max_batch
-        engine = Engine(bundle.model, bundle.decoder, rows, metrics.step, backends, metrics.engine)
+        engine = Engine(
+            bundle.model, bundle.code_sampler, rows, metrics.step, backends, metrics.engine
+        )
         return LoadedModel(bundle, engine, cores=cores, image_metadata=settings.image_metadata)
 
     loaded, refusal = load_first(models, name, load)

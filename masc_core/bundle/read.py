@@ -47,7 +47,7 @@ from masc_core.models.gpu_decoder import SIZES, GPUDecoder
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 
 # What only encoding images needs; a bundle may leave it out.
 ENCODER_PARTS = ("encoder", "s2to1encoder", "quant_conv")
@@ -64,10 +64,10 @@ class Bundle:
 
     manifest: Manifest
     model: GPT  # the transformer, in the requested precision
-    decoder: InClusterDecoder  # cluster to code; its models have the same precision
+    code_sampler: CodeSampler  # cluster to code; its models have the same precision
     tokenizer: VQModel  # float32; without `ENCODER_PARTS` where the bundle has none
     vq_decoder: Callable[[Tensor], Tensor]  # the tokenizer's, as the device computes it fastest
-    # Of which the training's loss knew, the coarsest first: the decoder's.
+    # Of which the training's loss knew, the coarsest first: the code sampler's.
     partitions: tuple[ClusterMap, ...] = ()
 
     @property
@@ -150,7 +150,7 @@ def load_bundle(
     return Bundle(
         manifest=manifest,
         model=model.to(device, dtype),
-        decoder=InClusterDecoder(prior, counts, device, refiner, completer, *partitions[:1]),
+        code_sampler=CodeSampler(prior, counts, device, refiner, completer, *partitions[:1]),
         tokenizer=tokenizer,
         vq_decoder=serving_decoder(tokenizer.decoder, torch.device(device)),
         partitions=partitions,

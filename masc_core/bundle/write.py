@@ -52,7 +52,7 @@ from masc_core.models.gpt import GPT
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQModel
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import InClusterDecoder, offered
+from masc_core.sampling.in_cluster import CodeSampler, offered
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -214,7 +214,7 @@ def _write_weights(
     for partition in parts.partitions:
         partition.save(folder / partition_file(partition.num_clusters))
     if parts.counts is not None:
-        InClusterDecoder(parts.prior, parts.counts)  # refuses counts that do not fit
+        CodeSampler(parts.prior, parts.counts)  # refuses counts that do not fit
         counts = torch.from_numpy(np.asarray(parts.counts).astype(np.int64))
         write_tensors(folder / COUNTS_FILE, {COUNTS_KEY: counts}, dtype)
     if parts.refiner is not None:

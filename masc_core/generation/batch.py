@@ -28,7 +28,7 @@ from masc_core.generation.step import (
     unpack_params,
 )
 from masc_core.models.gpt import GPT
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from masc_core.sampling.params import SamplingParams, check_cluster_filters, check_params
 
 NO_SLOT = -1
@@ -86,7 +86,7 @@ class Batch:
     Parameters
     ----------
     model : in evaluation mode
-    decoder : on the model's device
+    code_sampler : on the model's device
     num_slots : S, rows that images may take at once: a guided image takes two
     compiled, kernels : see `Step`
 
@@ -101,15 +101,15 @@ class Batch:
     def __init__(
         self,
         model: GPT,
-        decoder: InClusterDecoder,
+        code_sampler: CodeSampler,
         num_slots: int,
         *,
         compiled: bool = False,
         kernels: bool = True,
     ) -> None:
-        self._config, self._decoder, self._num_slots = model.config, decoder, num_slots
+        self._config, self._code_sampler, self._num_slots = model.config, code_sampler, num_slots
         self._device = model.output.weight.device
-        self._step = Step(model, decoder, num_slots, compiled=compiled, kernels=kernels)
+        self._step = Step(model, code_sampler, num_slots, compiled=compiled, kernels=kernels)
         self.tables: Tables = self._step.tables
         self._slots: list[Slot] = []
         self._shape: StepShape | None = None  # of these images, once it is needed
@@ -141,11 +141,11 @@ class Batch:
         """
         check_params(params_list, self._config)
         for params in params_list:
-            self._decoder.check(params.decoding)
+            self._code_sampler.check(params.decoding)
             check_cluster_filters(
                 params.cluster_top_k,
                 params.cluster_top_p,
-                has_partition=self._decoder.partition is not None,
+                has_partition=self._code_sampler.partition is not None,
             )
 
     def join(self, params_list: Sequence[SamplingParams]) -> list[int]:

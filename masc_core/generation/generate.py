@@ -19,7 +19,7 @@ from masc_core.errors import NonFiniteError
 from masc_core.generation.batch import Batch
 from masc_core.models.gpt import GPT
 from masc_core.sampling.completion import complete_codes
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from masc_core.sampling.params import SamplingParams
 
 
@@ -40,7 +40,7 @@ class Generated:
 @torch.inference_mode()
 def generate(
     model: GPT,
-    decoder: InClusterDecoder,
+    code_sampler: CodeSampler,
     params_list: Sequence[SamplingParams],
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Generated:
@@ -49,7 +49,7 @@ def generate(
     Parameters
     ----------
     model : in evaluation mode
-    decoder : on the model's device
+    code_sampler : on the model's device
     params_list : of the B images, at least one
     on_step : called after each position p as ``on_step(p, codes)``, with the codes so far, int64
         (B, p + 1), which of images that are completed are not the final ones; what it raises ends
@@ -63,7 +63,7 @@ def generate(
     """
     if model.training:
         raise ValueError("the model is in training mode")
-    batch = Batch(model, decoder, sum(params.num_rows for params in params_list))
+    batch = Batch(model, code_sampler, sum(params.num_rows for params in params_list))
     slots = batch.join(params_list)
     num_steps, device = model.config.block_size, model.output.weight.device
     images, tables = torch.tensor(slots, device=device), batch.tables
@@ -80,7 +80,7 @@ def generate(
         if on_step is not None:
             on_step(position, tables.codes[images, : position + 1])
     finished = _now(device)
-    codes = complete_codes(decoder, tables.codes[images], params_list)
+    codes = complete_codes(code_sampler, tables.codes[images], params_list)
     return Generated(
         codes=codes,
         clusters=clusters,

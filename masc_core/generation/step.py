@@ -26,7 +26,7 @@ from masc_core.device import keep_float32, new_stream
 from masc_core.models.compiled import Work, compile_part
 from masc_core.models.gpt import GPT, Block, Prediction
 from masc_core.models.kv_cache import KVCache, KVLayer, Rows
-from masc_core.sampling.in_cluster import ALL_MODES, REFINE, InClusterDecoder, RefinerSampler
+from masc_core.sampling.in_cluster import ALL_MODES, REFINE, CodeSampler, RefinerSampler
 from masc_core.sampling.params import SamplingParams
 from masc_core.sampling.rng import code_bits, gumbel
 from masc_core.sampling.sampler import Filters, Partition, Sampled, sample
@@ -113,7 +113,7 @@ class Step:
     Parameters
     ----------
     model : in evaluation mode; its weights are laid out for steps (`GPT.pack`)
-    decoder : on the model's device
+    code_sampler : on the model's device
     num_slots : S
     compiled : whether `torch.compile` makes kernels of the parts, for the first number of rows and
         then once more for all others
@@ -123,7 +123,7 @@ class Step:
     def __init__(
         self,
         model: GPT,
-        decoder: InClusterDecoder,
+        code_sampler: CodeSampler,
         num_slots: int,
         *,
         compiled: bool = False,
@@ -131,11 +131,11 @@ class Step:
     ) -> None:
         model.pack()
         weight, config = model.output.weight, model.config
-        has_partition = decoder.partition is not None
+        has_partition = code_sampler.partition is not None
         self.tables = Tables.empty(
             num_slots, config.block_size, weight.device, has_partition=has_partition
         )
-        self._model, self._decoder = model, decoder
+        self._model, self._code_sampler = model, code_sampler
         self._kernels = kernels
         self._cache = KVCache(config, num_slots + 1, weight.dtype, weight.device, kernels=kernels)
         self._blocks = list(zip(model.blocks, self._cache.layers, strict=True))
@@ -144,7 +144,7 @@ class Step:
         self._side_stream = new_stream(weight.device) if weight.is_cuda else None
         if compiled:
             keep_float32()
-        sizes = _sizes(model, decoder, num_slots) if compiled else None
+        sizes = _sizes(model, code_sampler, num_slots) if compiled else None
 
         def part(work: Work) -> Work:
             return compile_part(work, sizes) if compiled else work
@@ -170,9 +170,9 @@ class Step:
         if self._side_stream is not None:
             torch.cuda.current_stream().wait_stream(self._side_stream)
         draw = self._sample_filtered if filters else self._sample
-        sampled = draw(tables, inputs, logits, noise.gumbel, self._decoder.partition)
+        sampled = draw(tables, inputs, logits, noise.gumbel, self._code_sampler.partition)
         started = time.perf_counter()
-        clusters = tables, inputs, self._decoder, sampled, noise.random_bits
+        clusters = tables, inputs, self._code_sampler, sampled, noise.random_bits
         if len(inputs.refined):
             self._refine_code(*clusters, self._lazy_refiner_sampler(), hidden)
         else:
@@ -198,9 +198,9 @@ class Step:
 
     def _lazy_refiner_sampler(self) -> RefinerSampler:
         if self._refiner_sampler is None:
-            decoder = self._decoder
+            code_sampler = self._code_sampler
             self._refiner_sampler = RefinerSampler(
-                decoder.refiner, decoder.prior, self._num_slots + 1, kernels=self._kernels
+                code_sampler.refiner, code_sampler.prior, self._num_slots + 1, kernels=self._kernels
             )
         return self._refiner_sampler
 
@@ -257,19 +257,19 @@ def _logits_and_params(
 def sample_code_and_write(
     tables: Tables,
     inputs: StepInputs,
-    decoder: InClusterDecoder,
+    code_sampler: CodeSampler,
     sampled: Sampled,
     random_bits: Tensor,
 ) -> None:
     """Turn clusters into codes, and note them."""
     decoding = tables.params.decoding[inputs.images]
-    write(tables, inputs, sampled, decoder.sample_code(sampled.tokens, random_bits, decoding))
+    write(tables, inputs, sampled, code_sampler.sample_code(sampled.tokens, random_bits, decoding))
 
 
 def refine_code_and_write(
     tables: Tables,
     inputs: StepInputs,
-    decoder: InClusterDecoder,
+    code_sampler: CodeSampler,
     sampled: Sampled,
     random_bits: Tensor,
     refiner_sampler: RefinerSampler,
@@ -277,7 +277,7 @@ def refine_code_and_write(
 ) -> None:
     """The same where the refiner draws codes of some images, from hidden states (R, C)."""
     decoding, refined = tables.params.decoding[inputs.images], inputs.refined
-    codes = decoder.sample_code(sampled.tokens, random_bits, decoding)
+    codes = code_sampler.sample_code(sampled.tokens, random_bits, decoding)
     slots = inputs.images[refined]
     positions = tables.position[slots]
     before = tables.codes[slots, (positions - 1).clamp(min=0)]
@@ -307,11 +307,11 @@ def write(tables: Tables, inputs: StepInputs, sampled: Sampled, codes: Tensor) -
     tables.position[images] = torch.where(images < padding, positions + 1, 0)
 
 
-def _sizes(model: GPT, decoder: InClusterDecoder, num_slots: int) -> Hashable:
+def _sizes(model: GPT, code_sampler: CodeSampler, num_slots: int) -> Hashable:
     """All that the shapes of a step follow from, but for its rows and images."""
-    weight, prior = model.output.weight, decoder.prior
-    refiner = decoder.refiner.config if "refine" in decoder.decodings else None
-    num_parts = decoder.partition and decoder.partition.num_clusters
+    weight, prior = model.output.weight, code_sampler.prior
+    refiner = code_sampler.refiner.config if "refine" in code_sampler.decodings else None
+    num_parts = code_sampler.partition and code_sampler.partition.num_clusters
     sizes = (model.config, refiner, prior.num_codes, int(prior.sizes.max()), num_parts, num_slots)
     return sizes, weight.dtype, weight.device
 
@@ -319,7 +319,7 @@ def _sizes(model: GPT, decoder: InClusterDecoder, num_slots: int) -> Hashable:
 def pack_params(params_list: Sequence[SamplingParams], num_positions: int) -> Tensor:
     """Parameters of n images as one int64 (8 + L, n), which is one copy to a device.
 
-    `InClusterDecoder.check` refuses decodings that are not known.
+    `CodeSampler.check` refuses decodings that are not known.
     """
     integers = [
         [params.seed for params in params_list],

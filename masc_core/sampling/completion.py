@@ -20,7 +20,7 @@ from torch import Tensor
 
 from masc_core.errors import NonFiniteError
 from masc_core.models.completer import Completer
-from masc_core.sampling.in_cluster import InClusterDecoder, sample_index
+from masc_core.sampling.in_cluster import CodeSampler, sample_index
 from masc_core.sampling.params import SamplingParams
 from masc_core.sampling.rng import code_bits
 from masc_core.sampling.sampler import apply_cfg, apply_temperature, filter_logits
@@ -30,14 +30,14 @@ GPU_ROWS = 8  # of a pass: with 257 positions each it has work for a whole GPU
 
 @torch.inference_mode()
 def complete_codes(
-    decoder: InClusterDecoder, codes: Tensor, params_list: Sequence[SamplingParams]
+    code_sampler: CodeSampler, codes: Tensor, params_list: Sequence[SamplingParams]
 ) -> Tensor:
     """Final codes int64 (B, L): a completer's where they are asked for, others as they are.
 
     Parameters
     ----------
-    decoder : has a completer, if any image asks for it
-    codes : int64 (B, L), any of the clusters that were drawn, on the decoder's device
+    code_sampler : has a completer, if any image asks for it
+    codes : int64 (B, L), any of the clusters that were drawn, on the code_sampler's device
     params_list : of the B images
 
     Raises
@@ -47,10 +47,10 @@ def complete_codes(
     chosen = [i for i, params in enumerate(params_list) if params.decoding == "complete"]
     if not chosen:
         return codes
-    completer, device = decoder.completer, codes.device
+    completer, device = code_sampler.completer, codes.device
     wanted = [params_list[i] for i in chosen]
     guided = [i for i, params in enumerate(wanted) if params.code_cfg_scale != 1]
-    clusters = decoder.labels[codes[chosen]]
+    clusters = code_sampler.labels[codes[chosen]]
     classes = [params.class_id for params in wanted]
     classes += [completer.config.num_classes] * len(guided)
     vectors = _vectors(
@@ -66,7 +66,7 @@ def complete_codes(
         if not logits.isfinite().all():
             at_fault.append(chosen[i])
             continue
-        completed[chosen[i]] = _draw(decoder, logits, clusters[i], params)
+        completed[chosen[i]] = _draw(code_sampler, logits, clusters[i], params)
     if at_fault:
         images = ", ".join(map(str, at_fault))
         raise NonFiniteError(
@@ -88,13 +88,13 @@ def _vectors(completer: Completer, labels: Tensor, clusters: Tensor) -> Tensor:
 
 
 def _draw(
-    decoder: InClusterDecoder, logits: Tensor, clusters: Tensor, params: SamplingParams
+    code_sampler: CodeSampler, logits: Tensor, clusters: Tensor, params: SamplingParams
 ) -> Tensor:
     """A code for each position of one image, int64 (L,), from logits (L, V)."""
     temperature = _column(params.code_temperature, logits)
     scores = apply_temperature(logits, temperature)
-    if decoder.completer.config.softmax == "member":
-        scores = scores.masked_fill(decoder.labels != clusters[:, None], -torch.inf)
+    if code_sampler.completer.config.softmax == "member":
+        scores = scores.masked_fill(code_sampler.labels != clusters[:, None], -torch.inf)
     if params.code_top_k:
         top_k = torch.full_like(clusters, min(params.code_top_k, scores.shape[1]))
         scores = filter_logits(scores, top_k, None)

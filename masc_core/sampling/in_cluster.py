@@ -39,7 +39,7 @@ ALL_MODES = {**MODES, "refine": REFINE, "complete": COMPLETE}
 TOTAL_BITS = 30
 
 
-class InClusterDecoder:
+class CodeSampler:
     """Draws codes from clusters.
 
     Parameters

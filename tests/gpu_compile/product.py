@@ -20,7 +20,7 @@ from masc_core.models.gpu_decoder import compile_decoder
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from tests.gpu_compile.gpu import DEVICE
 from worker.engine.cuda_graphs import GraphBatch
 
@@ -101,7 +101,7 @@ def decode_images(batch: int) -> None:
         compile_decoder(tokenizer.decoder)(latents)
 
 
-def _model(sizes: Sizes) -> tuple[GPT, InClusterDecoder]:
+def _model(sizes: Sizes) -> tuple[GPT, CodeSampler]:
     config = replace(sizes.config, n_layer=LAYERS)
     num_codes = 2 * config.vocab_size + sizes.largest
     labels = np.arange(num_codes) % config.vocab_size
@@ -118,7 +118,7 @@ def _model(sizes: Sizes) -> tuple[GPT, InClusterDecoder]:
         )
     counts = np.ones(num_codes, dtype=np.int64)
     partition = ClusterMap.from_labels(prior.labels // 128) if sizes.has_partition else None
-    return model, InClusterDecoder(prior, counts, DEVICE, refiner, partition=partition)
+    return model, CodeSampler(prior, counts, DEVICE, refiner, partition=partition)
 
 
 @contextmanager

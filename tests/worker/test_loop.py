@@ -99,7 +99,7 @@ def test_a_result_says_what_made_it(bundle: Bundle) -> None:
     assert (outcome.model, outcome.version) == ("tiny", "1")
     assert outcome.weights_sha256 == bundle.manifest.weights_sha256
     assert [image.seed for image in outcome.images] == [MAX_SEED, 0]
-    alone = generate(bundle.model, bundle.decoder, [image_params(request, 1)]).entropies[0]
+    alone = generate(bundle.model, bundle.code_sampler, [image_params(request, 1)]).entropies[0]
     image = outcome.images[1]
     assert image.entropies == tuple(alone.tolist())
     assert image.entropy_bits == pytest.approx(float(alone.double().mean()))
@@ -228,7 +228,7 @@ def test_an_image_that_cannot_be_rendered_fails_its_job_alone(
 ) -> None:
     other = replace(REQUEST, seed=8)
     codes = [
-        set(generate(bundle.model, bundle.decoder, [image_params(r, 0)]).codes[0].tolist())
+        set(generate(bundle.model, bundle.code_sampler, [image_params(r, 0)]).codes[0].tolist())
         for r in (REQUEST, other)
     ]
     poison = min(codes[1] - codes[0])

@@ -44,7 +44,7 @@ def serve(
         for job in jobs:
             await queue.submit(job)
         metrics = WorkerMetrics(registry)
-        loaded = LoadedModel(bundle, Engine(bundle.model, bundle.decoder, 8, metrics.step))
+        loaded = LoadedModel(bundle, Engine(bundle.model, bundle.code_sampler, 8, metrics.step))
         loop = WorkerLoop(queue, loaded, metrics, "w")
         thread = threading.Thread(target=loop.run)
         thread.start()

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from scipy.sparse import csr_array
 
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import MODES, InClusterDecoder
+from masc_core.sampling.in_cluster import MODES, CodeSampler
 from training.metrics.cluster_bits import ClusterBits, cluster_bits, code_counts, count_pairs
 from training.metrics.cluster_statistics import (
     ClusterDistances,
@@ -140,8 +140,8 @@ class PriorMeasurement:
         after_draw: Callable[[], None] = lambda: None,
     ) -> PriorResult:
         """Measure a prior over the V codes; ``after_draw`` is called after every draw."""
-        decoder = InClusterDecoder(prior, self._counts)
-        replaced = {mode: self._test.run(decoder, mode, after_draw) for mode in MODES}
+        code_sampler = CodeSampler(prior, self._counts)
+        replaced = {mode: self._test.run(code_sampler, mode, after_draw) for mode in MODES}
         first = self._firsts.setdefault(prior.num_clusters, replaced)
         return self._result(method, prior, file, replaced, None if first is replaced else first)
 

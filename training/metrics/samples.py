@@ -95,7 +95,7 @@ def make_images(
     bundle: Bundle, params: Sequence[SamplingParams], image_size: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Pixels uint8 (B, H, W, 3), resized if asked, and entropies float32 (B, E, L), bits."""
-    generated = generate(bundle.model, bundle.decoder, params)
+    generated = generate(bundle.model, bundle.code_sampler, params)
     entropies = torch.cat([generated.entropies, generated.cluster_entropies], dim=1)
     stacked = entropies.view(len(params), *entropies_shape(bundle))
     return bundle.render(generated.codes, image_size), stacked.cpu().numpy()
@@ -103,7 +103,7 @@ def make_images(
 
 def entropies_shape(bundle: Bundle) -> tuple[int, int]:
     """(E, L)."""
-    return 1 if bundle.decoder.partition is None else 2, bundle.manifest.num_positions
+    return 1 if bundle.code_sampler.partition is None else 2, bundle.manifest.num_positions
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Semantic Replacement Test: replace every code by one of its cluster, decode, compare.
 
-Codes are drawn by the product's own decoder. The random words of an (image, position, draw) are the
+Codes are drawn as the product draws them. The random words of an (image, position, draw) are the
 same for every prior, so differences between priors are paired image by image.
 
 Legend: N images, S pixels a side, L positions, D draws.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from masc_core.arrays import FloatArray
 from masc_core.images import Pixels
 from masc_core.models.vq import VQModel, to_uint8
-from masc_core.sampling.in_cluster import MODES, InClusterDecoder
+from masc_core.sampling.in_cluster import MODES, CodeSampler
 from masc_core.sampling.rng import code_bits
 from training.metrics.image_quality import psnr, ssim
 from training.metrics.reconstruction import to_float
@@ -98,18 +98,18 @@ class ReplacementTest:
 
     def run(
         self,
-        decoder: InClusterDecoder,
+        code_sampler: CodeSampler,
         decoding: str,
         after_draw: Callable[[], None] = lambda: None,
     ) -> Replacement:
         """Replace the codes of the positions D times by ``uniform`` or ``frequency`` decoding.
 
-        ``decoder`` is that of the prior under test, on the CPU.
+        ``code_sampler`` is that of the prior under test, on the CPU.
         """
-        clusters = decoder.prior.encode(self.codes)
+        clusters = code_sampler.prior.encode(self.codes)
         draws = []
         for draw in range(self.draws):
-            codes = self._replace(decoder, decoding, clusters, draw)
+            codes = self._replace(code_sampler, decoding, clusters, draw)
             draws.append(self._compare(codes))
             after_draw()
         return Replacement(*(np.stack(values) for values in zip(*draws, strict=True)))
@@ -128,7 +128,7 @@ class ReplacementTest:
 
     def _replace(
         self,
-        decoder: InClusterDecoder,
+        code_sampler: CodeSampler,
         decoding: str,
         clusters: NDArray[np.int64],
         draw: int,
@@ -136,7 +136,7 @@ class ReplacementTest:
         num_images, positions = clusters.shape
         first = (self.seed << 31) + draw * num_images  # apart for all seeds, draws and images
         seeds = torch.arange(first, first + num_images).repeat_interleave(positions)
-        codes = decoder.sample_code(
+        codes = code_sampler.sample_code(
             torch.from_numpy(clusters).flatten(),
             code_bits(seeds, torch.arange(positions).repeat(num_images)),
             torch.full((clusters.size,), MODES[decoding]),

@@ -79,7 +79,7 @@ def teacher_forced(
 ) -> TeacherForced:
     """Measure a bundle on the codes of real images that fit it, their first variant."""
     unfinished = unfinished or Unfinished()
-    prior, length = bundle.decoder.prior, bundle.manifest.num_positions
+    prior, length = bundle.code_sampler.prior, bundle.manifest.num_positions
     batch_size = min(256, max(1, LOGITS_AT_ONCE // (length * prior.num_clusters)))
     levels = [ClusterLevelMetrics(one.over(prior), bundle.device) for one in bundle.partitions]
     begun = unfinished.load("teacher-forced") or {}

@@ -67,7 +67,7 @@ class StartingPoint:
         """
         if (path / MANIFEST_FILE).is_file():
             bundle = load_bundle(path)
-            start = cls(path, bundle.model, bundle.decoder.prior)
+            start = cls(path, bundle.model, bundle.code_sampler.prior)
         else:
             start = _from_file(weights_path(path), model, prior, inputs)
         if start.prior.num_codes != prior.num_codes:

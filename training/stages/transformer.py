@@ -41,7 +41,7 @@ from masc_core.models.vq import to_uint8
 from masc_core.models.weights import save_model
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from masc_core.sampling.params import SamplingParams
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
@@ -312,7 +312,7 @@ class Sheets:
         params_list = [
             SamplingParams(class_id=i, cfg_scale=cfg_scale, seed=i) for i in self._classes
         ]
-        made = generate(model, InClusterDecoder(self._prior, device=device), params_list)
+        made = generate(model, CodeSampler(self._prior, device=device), params_list)
         grid = math.isqrt(model.config.block_size)
         vq_decoder = self._tokenizer.to(device)
         pixels = torch.cat(

@@ -29,7 +29,7 @@ from masc_core.generation.batch import (
 from masc_core.generation.step import StepInputs
 from masc_core.models.gpt import GPT
 from masc_core.models.kv_cache import has_triton
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 
 NUM_WARM_UPS = 2  # the first compiles
 # One row costs what two cost, and would take other kernels than they do.
@@ -42,7 +42,7 @@ class GraphBatch(Batch):
     Parameters
     ----------
     model : in evaluation mode; on a GPU its feed-forward weights are laid out anew
-    decoder : on the model's device
+    code_sampler : on the model's device
     num_slots : S
     deterministic : let every step have one shape, that of a full batch, so that an image is the
         same bit for bit whatever else is in the batch; small batches then take as long as full ones
@@ -54,7 +54,7 @@ class GraphBatch(Batch):
     def __init__(
         self,
         model: GPT,
-        decoder: InClusterDecoder,
+        code_sampler: CodeSampler,
         num_slots: int,
         *,
         deterministic: bool = False,
@@ -62,9 +62,9 @@ class GraphBatch(Batch):
     ) -> None:
         on_gpu = model.output.weight.is_cuda
         self._captured, self._compiled = on_gpu and captured, on_gpu and has_triton()
-        super().__init__(model, decoder, num_slots, compiled=self._compiled)
+        super().__init__(model, code_sampler, num_slots, compiled=self._compiled)
         self._shapes = capture_shapes(
-            num_slots, only_largest=deterministic, with_refiner="refine" in decoder.decodings
+            num_slots, only_largest=deterministic, with_refiner="refine" in code_sampler.decodings
         )
         num_inputs = len(StepInputs._fields), self._shapes[-1].rows
         self._all_inputs = torch.zeros(num_inputs, dtype=torch.int64).to(self._device)

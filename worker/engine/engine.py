@@ -24,7 +24,7 @@ import torch
 from masc_core.errors import MascError, NonFiniteError
 from masc_core.generation.batch import Batch, Drawn, HostCopy
 from masc_core.models.gpt import GPT
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from worker.engine.request import (
     EngineOutput,
     FailedImage,
@@ -37,11 +37,11 @@ from worker.engine.request import (
 logger = logging.getLogger(__name__)
 
 EngineMode = Literal["graphs", "compiled", "eager", "cpu"]
-BatchFactory = Callable[[GPT, InClusterDecoder, int], Batch]
+BatchFactory = Callable[[GPT, CodeSampler, int], Batch]
 
 
 class Backend(NamedTuple):
-    """One way to step a batch, made with a model, a decoder and a number of slots."""
+    """One way to step a batch, made with a model, a code_sampler and a number of slots."""
 
     mode: EngineMode
     make: BatchFactory
@@ -72,7 +72,7 @@ class Engine:
     Parameters
     ----------
     model : the transformer, in evaluation mode
-    decoder : cluster to code, on the model's device
+    code_sampler : cluster to code, on the model's device
     capacity_rows : rows of the transformer's batch; a guided image takes two, others one
     on_step : called after each step of the transformer with its rows and its seconds
     backends : the fastest first; `prepare` goes on to the next where one does not work
@@ -86,7 +86,7 @@ class Engine:
     def __init__(
         self,
         model: GPT,
-        decoder: InClusterDecoder,
+        code_sampler: CodeSampler,
         capacity_rows: int,
         on_step: Callable[[int, float], None] | None = None,
         backends: Sequence[Backend] = (Backend("cpu", Batch),),
@@ -96,7 +96,7 @@ class Engine:
             raise ValueError("the model is in training mode")
         self.capacity_rows = capacity_rows
         self._config, self._on_step = model.config, on_step
-        self._parts = model, decoder, capacity_rows
+        self._parts = model, code_sampler, capacity_rows
         self._backend, *self._slower_backends = backends
         self._on_prepared = on_prepared
         self._joining: dict[TaskKey, ImageTask] = {}

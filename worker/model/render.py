@@ -145,7 +145,7 @@ class Renderer:
         params = [request.params for request in requests if request.params is not None]
         if any(one.decoding == "complete" for one in params):
             codes = codes.to(self._bundle.device)
-            codes[whole] = complete_codes(self._bundle.decoder, codes[whole], params)
+            codes[whole] = complete_codes(self._bundle.code_sampler, codes[whole], params)
         completed_at = time.perf_counter()
         for request, image in zip(requests, self._bundle.render(codes), strict=True):
             request.fulfil(image, completed_at)

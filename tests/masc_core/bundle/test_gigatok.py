@@ -138,7 +138,7 @@ def test_with_as_many_clusters_as_codes_images_are_those_of_the_flat_model(tmp_p
         save_bundle(folder, tiny_card(name), replace(parts, model=model, prior=prior))
         bundle = load_bundle(folder)
         params = [SamplingParams(class_id=i, cfg_scale=2.0, seed=i) for i in range(5)]
-        codes = generate(bundle.model, bundle.decoder, params).codes
+        codes = generate(bundle.model, bundle.code_sampler, params).codes
         images.append(bundle.render(codes))
     assert images[0].shape == (5, 16, 16, 3)
     assert np.array_equal(images[0], images[1])

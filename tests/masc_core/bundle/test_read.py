@@ -36,7 +36,7 @@ from masc_core.models.gpt import GPT
 from masc_core.models.refiner import Refiner
 from masc_core.models.vq import to_uint8
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from masc_core.sampling.params import SamplingParams
 from masc_core.tree import build_tree
 from tests.command_line import ROOT
@@ -116,8 +116,8 @@ def test_loading_gives_back_what_was_saved(tmp_path: Path, parts: BundleParts) -
     images = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE) * 2 - 1
     codes = parts.tokenizer.encode(images).codes
     assert torch.equal(bundle.tokenizer.encode(images).codes, codes)
-    assert np.array_equal(bundle.decoder.prior.labels, parts.prior.labels)
-    assert bundle.decoder.decodings == ("uniform", "frequency")
+    assert np.array_equal(bundle.code_sampler.prior.labels, parts.prior.labels)
+    assert bundle.code_sampler.decodings == ("uniform", "frequency")
     assert not bundle.model.training
     assert not bundle.tokenizer.training
     assert not any(weight.requires_grad for weight in bundle.model.parameters())
@@ -203,7 +203,7 @@ def test_the_included_model_encodes_what_it_decodes() -> None:
     bundle = load_bundle(ROOT / "models" / "cifar10" / "1")
     assert bundle.manifest.weights_sha256 == INCLUDED
     params = [SamplingParams(class_id=i, cfg_scale=3.0, seed=i) for i in range(10)]
-    codes = generate(bundle.model, bundle.decoder, params).codes
+    codes = generate(bundle.model, bundle.code_sampler, params).codes
     images = bundle.tokenizer.decode_codes(codes, bundle.manifest.grid).clamp(-1, 1)
     again, quantized = bundle.tokenizer(images)
     assert (quantized.codes == codes).double().mean() > 0.4
@@ -214,7 +214,7 @@ def test_without_counts_frequency_is_not_offered(tmp_path: Path) -> None:
     manifest = save_tiny_bundle(tmp_path, counts=False)
     assert manifest.decodings == ("uniform",)
     assert COUNTS_FILE not in manifest.files
-    assert load_bundle(tmp_path / "tiny" / "1").decoder.decodings == ("uniform",)
+    assert load_bundle(tmp_path / "tiny" / "1").code_sampler.decodings == ("uniform",)
 
 
 def test_saving_twice_gives_the_same_weights_hash(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_preview_is_nearly_the_upper_part_of_the_shipped_models_image() -> Non
     bundle = load_bundle(Path(__file__).parents[3] / "models" / "cifar10" / "1")
     defaults = dict(bundle.manifest.defaults)
     params_list = [SamplingParams(class_id=i, seed=i, **defaults) for i in range(10)]
-    codes = generate(bundle.model, bundle.decoder, params_list).codes
+    codes = generate(bundle.model, bundle.code_sampler, params_list).codes
     whole = bundle.render(codes).astype(float)
     errors = []
     for rows in (2, 4, 6):
@@ -426,12 +426,12 @@ def test_a_refiner_is_part_of_a_bundle(tmp_path: Path) -> None:
     assert manifest.decodings == ("uniform", "frequency", "refine")
     assert read_manifest(tmp_path / "1") == manifest
     bundle = load_bundle(tmp_path / "1")
-    assert bundle.decoder.decodings == manifest.decodings
+    assert bundle.code_sampler.decodings == manifest.decodings
     params_list = [SamplingParams(i, 2.0, seed=i, decoding="refine") for i in range(3)]
-    decoder = InClusterDecoder(parts.prior, parts.counts, refiner=parts.refiner)
-    expected = generate(parts.model, decoder, params_list).codes
-    assert torch.equal(generate(bundle.model, bundle.decoder, params_list).codes, expected)
-    low = load_bundle(tmp_path / "1", dtype=torch.bfloat16).decoder.refiner
+    code_sampler = CodeSampler(parts.prior, parts.counts, refiner=parts.refiner)
+    expected = generate(parts.model, code_sampler, params_list).codes
+    assert torch.equal(generate(bundle.model, bundle.code_sampler, params_list).codes, expected)
+    low = load_bundle(tmp_path / "1", dtype=torch.bfloat16).code_sampler.refiner
     assert low.code_scores.weight.dtype == torch.bfloat16
 
 
@@ -469,14 +469,14 @@ def test_a_completer_is_part_of_a_bundle(tmp_path: Path) -> None:
     assert manifest.decodings == ("uniform", "complete")
     assert read_manifest(tmp_path / "1") == manifest
     bundle = load_bundle(tmp_path / "1")
-    assert bundle.decoder.decodings == manifest.decodings
+    assert bundle.code_sampler.decodings == manifest.decodings
     assert parts.completer is not None
-    assert bundle.decoder.completer.config == parts.completer.config
+    assert bundle.code_sampler.completer.config == parts.completer.config
     params_list = [SamplingParams(i, 2.0, seed=i, decoding="complete") for i in range(3)]
-    decoder = InClusterDecoder(parts.prior, completer=parts.completer)
-    expected = generate(parts.model, decoder, params_list).codes
-    assert torch.equal(generate(bundle.model, bundle.decoder, params_list).codes, expected)
-    low = load_bundle(tmp_path / "1", dtype=torch.bfloat16).decoder.completer
+    code_sampler = CodeSampler(parts.prior, completer=parts.completer)
+    expected = generate(parts.model, code_sampler, params_list).codes
+    assert torch.equal(generate(bundle.model, bundle.code_sampler, params_list).codes, expected)
+    low = load_bundle(tmp_path / "1", dtype=torch.bfloat16).code_sampler.completer
     assert low.output.weight.dtype == torch.bfloat16
     files = {name: sha for name, sha in manifest.files.items() if name != COMPLETER_FILE}
     without = manifest.model_copy(update={"files": files})

@@ -12,11 +12,11 @@ from masc_core.errors import InvalidFieldError, UnknownClassError
 from masc_core.generation.batch import NO_SLOT, Batch, Slot, StepShape, allocate, lay_out, num_rows
 from masc_core.generation.generate import generate
 from masc_core.models.gpt import GPT
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import GRID, tiny_parts
 
-Models = tuple[GPT, InClusterDecoder]
+Models = tuple[GPT, CodeSampler]
 
 PARAMS = [
     SamplingParams(0, 2.0, seed=1, decoding="refine"),
@@ -28,7 +28,7 @@ PARAMS = [
 @pytest.fixture(scope="module")
 def models() -> Models:
     parts = tiny_parts(refiner=True)
-    return parts.model, InClusterDecoder(parts.prior, parts.counts, refiner=parts.refiner)
+    return parts.model, CodeSampler(parts.prior, parts.counts, refiner=parts.refiner)
 
 
 def finish(

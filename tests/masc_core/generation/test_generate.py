@@ -16,7 +16,7 @@ from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KVCache, Rows
 from masc_core.prior import ClusterMap
 from masc_core.sampling.cfg_schedule import CFG_SCHEDULES
-from masc_core.sampling.in_cluster import ALL_MODES, InClusterDecoder
+from masc_core.sampling.in_cluster import ALL_MODES, CodeSampler
 from masc_core.sampling.params import SamplingParams
 from masc_core.sampling.rng import code_bits, gumbel
 from masc_core.sampling.sampler import (
@@ -44,16 +44,16 @@ RUNS = {
 SAMPLED = "sampled_cfg1p5_T0p9_k20_p0p9"
 
 
-def flat_decoder(vocab_size: int = GOLDEN_CONFIG.vocab_size) -> InClusterDecoder:
-    return InClusterDecoder(ClusterMap.identity(vocab_size))
+def flat_decoder(vocab_size: int = GOLDEN_CONFIG.vocab_size) -> CodeSampler:
+    return CodeSampler(ClusterMap.identity(vocab_size))
 
 
-def paired_decoder(vocab_size: int) -> InClusterDecoder:
+def paired_decoder(vocab_size: int) -> CodeSampler:
     """Clusters of a few codes each, some never counted, in larger ones of seven."""
     rng = np.random.default_rng(0)
     prior = ClusterMap.from_labels(rng.permutation(np.arange(3 * vocab_size) % vocab_size))
     partition = ClusterMap.from_labels(prior.labels // 7)
-    return InClusterDecoder(prior, rng.integers(0, 4, 3 * vocab_size), partition=partition)
+    return CodeSampler(prior, rng.integers(0, 4, 3 * vocab_size), partition=partition)
 
 
 def random_gpt(config: GPTConfig) -> GPT:
@@ -153,18 +153,18 @@ def test_gpu_is_upstreams_greedy_run() -> None:
     golden = load_golden("gpt/generate.safetensors")
     labels = load_golden("gpt/io.safetensors")["labels"].tolist()
     params_list = [SamplingParams(label, 2.0, seed=0, temperature=0) for label in labels]
-    decoder = InClusterDecoder(ClusterMap.identity(GOLDEN_CONFIG.vocab_size), device="cuda")
-    made = generate(golden_gpt().cuda(), decoder, params_list)
+    code_sampler = CodeSampler(ClusterMap.identity(GOLDEN_CONFIG.vocab_size), device="cuda")
+    made = generate(golden_gpt().cuda(), code_sampler, params_list)
     assert torch.equal(made.codes.cpu(), golden["greedy_cfg2.indices"].long())
 
 
 def test_is_the_slow_definition() -> None:
     """Each image alone, without a cache: the whole sequence anew at every position."""
-    model, decoder = golden_gpt(), paired_decoder(96)
-    partition = decoder.partition
+    model, code_sampler = golden_gpt(), paired_decoder(96)
+    partition = code_sampler.partition
     assert partition is not None
     params_list = mixed_params(6, NULL)
-    made = generate(model, decoder, params_list)
+    made = generate(model, code_sampler, params_list)
     for i, params in enumerate(params_list):
         clusters = torch.zeros(1, 0, dtype=torch.int64)
         codes, entropies, cluster_entropies = [], [], []
@@ -188,7 +188,7 @@ def test_is_the_slow_definition() -> None:
                 clusters_kept, torch.tensor([params.top_k]), torch.tensor([params.top_p])
             )
             token = draw(kept, gumbel(seed, position, kept.shape[1]))
-            codes.append(decoder.sample_code(token, code_bits(seed, position), mode))
+            codes.append(code_sampler.sample_code(token, code_bits(seed, position), mode))
             clusters = torch.cat([clusters, token[:, None]], dim=1)
         assert torch.equal(made.clusters[i], clusters[0])
         assert torch.equal(made.codes[i], torch.cat(codes))
@@ -198,28 +198,28 @@ def test_is_the_slow_definition() -> None:
 
 
 def test_an_image_has_the_same_bits_in_every_batch() -> None:
-    model, decoder = golden_gpt(), paired_decoder(96)
+    model, code_sampler = golden_gpt(), paired_decoder(96)
     params_list = mixed_params(17, NULL)
-    together = generate(model, decoder, params_list)
+    together = generate(model, code_sampler, params_list)
     rng = random.Random(2)
     for num_images in range(1, 18):
         images = rng.sample(range(17), num_images)
         assert_same_bits(
-            generate(model, decoder, [params_list[i] for i in images]), together, images
+            generate(model, code_sampler, [params_list[i] for i in images]), together, images
         )
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_an_image_has_the_same_bits_at_a_realistic_size(num_threads: int) -> None:
     config = GPTConfig(1024, dim=256, n_layer=2, n_head=4, num_classes=50, block_size=64)
-    model, decoder = random_gpt(config), paired_decoder(1024)
+    model, code_sampler = random_gpt(config), paired_decoder(1024)
     params_list = mixed_params(7, 50)
     torch.set_num_threads(num_threads)
-    together = generate(model, decoder, params_list)
+    together = generate(model, code_sampler, params_list)
     assert together.entropies.mean() > 1
     for images in ([4], [6, 0], [5, 2, 1, 3, 0]):
         assert_same_bits(
-            generate(model, decoder, [params_list[i] for i in images]), together, images
+            generate(model, code_sampler, [params_list[i] for i in images]), together, images
         )
 
 
@@ -231,13 +231,13 @@ def test_an_image_without_guidance_has_the_same_bits_in_bfloat16(
     width: int, vocab_size: int
 ) -> None:
     config = GPTConfig(vocab_size, dim=width, n_layer=4, n_head=4, num_classes=9, block_size=36)
-    model, decoder = random_gpt(config).bfloat16(), paired_decoder(vocab_size)
+    model, code_sampler = random_gpt(config).bfloat16(), paired_decoder(vocab_size)
     params_list = [SamplingParams(i % 9, 1.0, seed=i) for i in range(40)]
     torch.set_num_threads(1)
-    together = generate(model, decoder, params_list)
+    together = generate(model, code_sampler, params_list)
     for images in ([0], [9], [39, 3], list(range(17))):
         assert_same_bits(
-            generate(model, decoder, [params_list[i] for i in images]), together, images
+            generate(model, code_sampler, [params_list[i] for i in images]), together, images
         )
 
 
@@ -331,15 +331,17 @@ def test_a_report_can_end_the_generation() -> None:
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_images_with_non_finite_logits_are_named(poison: float) -> None:
-    model, decoder = golden_gpt(), flat_decoder()
+    model, code_sampler = golden_gpt(), flat_decoder()
     params_list = [SamplingParams(class_id, 2.0, seed=class_id) for class_id in (3, 5, 7, 5)]
-    expected = generate(model, decoder, params_list)
+    expected = generate(model, code_sampler, params_list)
     with torch.no_grad():
         model.cls_embedding.embedding_table.weight[5] = poison
     with pytest.raises(NonFiniteError, match="image 1, 3 at position 0") as caught:
-        generate(model, decoder, params_list)
+        generate(model, code_sampler, params_list)
     assert caught.value.indices == (1, 3)
-    assert_same_bits(generate(model, decoder, [params_list[0], params_list[2]]), expected, [0, 2])
+    assert_same_bits(
+        generate(model, code_sampler, [params_list[0], params_list[2]]), expected, [0, 2]
+    )
 
 
 def test_without_a_null_class_images_are_made_without_guidance() -> None:

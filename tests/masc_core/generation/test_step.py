@@ -10,7 +10,7 @@ from masc_core.bundle.read import load_bundle
 from masc_core.generation.batch import Batch
 from masc_core.generation.generate import generate
 from masc_core.models.gpt import GPT
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import GRID, tiny_parts
 
@@ -25,15 +25,15 @@ PARAMS = [
 
 
 @pytest.fixture
-def models() -> tuple[GPT, InClusterDecoder]:
+def models() -> tuple[GPT, CodeSampler]:
     parts = tiny_parts(refiner=True)
-    return parts.model, InClusterDecoder(parts.prior, parts.counts, refiner=parts.refiner)
+    return parts.model, CodeSampler(parts.prior, parts.counts, refiner=parts.refiner)
 
 
 def test_a_step_of_the_shipped_model_is_few_calls() -> None:
     """Most of a small model's step on a CPU would else go into calling."""
     bundle = load_bundle(SHIPPED, torch.device("cpu"), torch.float32)
-    batch = Batch(bundle.model, bundle.decoder, 16)
+    batch = Batch(bundle.model, bundle.code_sampler, 16)
     for image in range(8):  # at positions of their own
         batch.join([SamplingParams(image, 3.0, seed=image, decoding="frequency")])
         batch.step()
@@ -44,7 +44,7 @@ def test_a_step_of_the_shipped_model_is_few_calls() -> None:
     assert 50 < len(events) <= MAX_OPERATORS
 
 
-def test_without_kernels_a_step_draws_the_same(models: tuple[GPT, InClusterDecoder]) -> None:
+def test_without_kernels_a_step_draws_the_same(models: tuple[GPT, CodeSampler]) -> None:
     """What serves where Triton does not work is the same step."""
     batch = Batch(*models, 8, kernels=False)
     slots = batch.join(PARAMS)
@@ -56,7 +56,7 @@ def test_without_kernels_a_step_draws_the_same(models: tuple[GPT, InClusterDecod
     torch.testing.assert_close(entropies, made.entropies, rtol=1e-4, atol=1e-4)
 
 
-def test_what_fills_up_changes_nothing(models: tuple[GPT, InClusterDecoder]) -> None:
+def test_what_fills_up_changes_nothing(models: tuple[GPT, CodeSampler]) -> None:
     """Rows of nobody are at the first position of a slot of their own, however long that goes."""
     batch = Batch(*models, 6)
     params = replace(PARAMS[1], decoding="uniform")

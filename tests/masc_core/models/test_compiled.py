@@ -23,7 +23,7 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from worker.engine.cuda_graphs import capture_shapes
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own
@@ -67,10 +67,10 @@ def step_of(width: int, *, refines: bool = False, largest: int = 2) -> Step:
     refiner = Refiner(RefinerConfig(len(labels), 12, width, 16, width=16, n_head=2, ffn_dim=16))
     prior = ClusterMap.from_labels(labels)
     partition = ClusterMap.from_labels(prior.labels // 2)
-    decoder = InClusterDecoder(
+    code_sampler = CodeSampler(
         prior, np.ones_like(labels), refiner=refiner if refines else None, partition=partition
     )
-    return Step(GPT(config).eval(), decoder, CAPACITY, compiled=True, kernels=False)
+    return Step(GPT(config).eval(), code_sampler, CAPACITY, compiled=True, kernels=False)
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.weights import load_transformer, save_model
 from masc_core.prior import ClusterMap
 from masc_core.sampling.cfg_schedule import CFGSchedule
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from masc_core.sampling.params import SamplingParams
 from masc_core.sampling.sampler import apply_cfg, entropy_bits
 from tests.golden_files import assert_close, load_golden, load_golden_json
@@ -54,8 +54,8 @@ def test_greedy_runs_are_upstreams(name: str) -> None:
         SamplingParams(label, cfg_scale, seed=0, temperature=0, cfg_schedule=schedule)
         for label in golden["labels"].tolist()
     ]
-    decoder = InClusterDecoder(ClusterMap.identity(CONFIG.vocab_size))
-    made = generate(golden_model(), decoder, params_list)
+    code_sampler = CodeSampler(ClusterMap.identity(CONFIG.vocab_size))
+    made = generate(golden_model(), code_sampler, params_list)
     assert torch.equal(made.codes, golden[f"{name}.indices"].long())
     expected = entropy_bits(golden[f"{name}.step_logits"].flatten(0, 1)).view(4, 16)
     assert_close(made.entropies, expected, atol=1e-3, rtol=1e-3)

@@ -19,7 +19,7 @@ from masc_core.models.completer import Completer
 from masc_core.models.gpt import GPT
 from masc_core.prior import ClusterMap
 from masc_core.sampling.completion import complete_codes
-from masc_core.sampling.in_cluster import InClusterDecoder, sample_index
+from masc_core.sampling.in_cluster import CodeSampler, sample_index
 from masc_core.sampling.params import SamplingParams, check_code_settings
 from masc_core.sampling.rng import code_bits
 from tests.tiny_bundle import GRID, NUM_CODES, tiny_completer, tiny_parts
@@ -35,8 +35,8 @@ PARAMS = [
 ]
 
 
-def decoder_of(completer: Completer | None) -> InClusterDecoder:
-    return InClusterDecoder(PARTS.prior, PARTS.counts, completer=completer)
+def decoder_of(completer: Completer | None) -> CodeSampler:
+    return CodeSampler(PARTS.prior, PARTS.counts, completer=completer)
 
 
 def make(params: Sequence[SamplingParams], **changes: Any) -> Generated:
@@ -105,11 +105,9 @@ def test_of_clusters_of_one_code_nothing_is_left_to_draw() -> None:
     model = GPT(replace(PARTS.model.config, vocab_size=NUM_CODES)).eval()
     torch.nn.init.normal_(model.output.weight, std=0.5)
     flat = ClusterMap.identity(NUM_CODES)
-    decoder = InClusterDecoder(flat, completer=tiny_completer(**sizes))
-    codes = generate(model, decoder, PARAMS).codes
-    plain = generate(
-        model, InClusterDecoder(flat), [replace(p, decoding="uniform") for p in PARAMS]
-    )
+    code_sampler = CodeSampler(flat, completer=tiny_completer(**sizes))
+    codes = generate(model, code_sampler, PARAMS).codes
+    plain = generate(model, CodeSampler(flat), [replace(p, decoding="uniform") for p in PARAMS])
     assert torch.equal(codes, plain.codes)
 
 
@@ -134,9 +132,9 @@ def test_draws_follow_the_softmax() -> None:
 
 def test_partial_codes_of_the_loop_are_those_of_frequency() -> None:
     seen: dict[int, Tensor] = {}
-    decoder = decoder_of(tiny_completer())
-    generate(PARTS.model, decoder, [PLAIN], lambda p, codes: seen.update({p: codes.clone()}))
-    frequency = generate(PARTS.model, decoder, [replace(PLAIN, decoding="frequency")]).codes
+    code_sampler = decoder_of(tiny_completer())
+    generate(PARTS.model, code_sampler, [PLAIN], lambda p, codes: seen.update({p: codes.clone()}))
+    frequency = generate(PARTS.model, code_sampler, [replace(PLAIN, decoding="frequency")]).codes
     assert torch.equal(seen[GRID**2 - 1], frequency)
 
 

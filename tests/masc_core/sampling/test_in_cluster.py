@@ -14,7 +14,7 @@ from scipy import stats
 from masc_core.arrays import IntArray
 from masc_core.errors import InvalidFieldError
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import FREQUENCY, MODES, UNIFORM, InClusterDecoder
+from masc_core.sampling.in_cluster import FREQUENCY, MODES, UNIFORM, CodeSampler
 from masc_core.sampling.rng import CODE, code_bits, random_bits
 from tests.tiny_bundle import tiny_parts
 
@@ -56,7 +56,7 @@ def test_every_row_is_the_plain_integer_draw(codes: list[tuple[int, int]], seed:
     rng = np.random.default_rng(seed)
     clusters = torch.from_numpy(rng.integers(0, prior.num_clusters, 64))
     seeds, modes = rows(64, seed), modes_of(rng, 64)
-    drawn = InClusterDecoder(prior, counts).sample_code(clusters, code_bits(seeds, 7), modes)
+    drawn = CodeSampler(prior, counts).sample_code(clusters, code_bits(seeds, 7), modes)
     bits = random_bits(seeds, 7, 1, CODE)[:, 0]
     assert drawn.dtype == torch.int64
     assert drawn.tolist() == [
@@ -73,11 +73,7 @@ def test_skewed_clusters() -> None:
     num = 3 * prior.num_clusters
     clusters = torch.arange(num) % prior.num_clusters
     modes = modes_of(rng, num)
-    codes = (
-        InClusterDecoder(prior, counts)
-        .sample_code(clusters, code_bits(rows(num), 0), modes)
-        .numpy()
-    )
+    codes = CodeSampler(prior, counts).sample_code(clusters, code_bits(rows(num), 0), modes).numpy()
     assert np.array_equal(prior.encode(codes), clusters.numpy())
     totals = np.bincount(prior.labels, weights=counts)[clusters]
     assert (counts[codes][(modes.numpy() == FREQUENCY) & (totals > 0)] > 0).all()
@@ -93,32 +89,34 @@ def chi_square_p(codes: torch.Tensor, expected: IntArray) -> float:
 @pytest.mark.parametrize("decoding", ["uniform", "frequency"])
 def test_distribution(decoding: str) -> None:
     counts = np.array([5, 0, 1, 90, 300, 4, 0, 77])
-    decoder = InClusterDecoder(ClusterMap(np.zeros(8, np.int64)), counts)
+    code_sampler = CodeSampler(ClusterMap(np.zeros(8, np.int64)), counts)
     num = 20_000
     clusters, modes = torch.zeros(num, dtype=torch.int64), torch.full((num,), MODES[decoding])
     expected = counts if decoding == "frequency" else np.ones(8, np.int64)
-    by_seed = decoder.sample_code(clusters, code_bits(torch.arange(num), 3), modes)
+    by_seed = code_sampler.sample_code(clusters, code_bits(torch.arange(num), 3), modes)
     assert chi_square_p(by_seed, expected) > 1e-3
     one_seed = torch.full((num,), 11)
-    by_position = decoder.sample_code(clusters, code_bits(one_seed, torch.arange(num)), modes)
+    by_position = code_sampler.sample_code(clusters, code_bits(one_seed, torch.arange(num)), modes)
     assert chi_square_p(by_position, expected) > 1e-3
 
 
 @pytest.mark.parametrize("mode", [UNIFORM, FREQUENCY])
 def test_identity_prior_returns_the_cluster(mode: int) -> None:
     clusters = torch.randperm(100, generator=torch.Generator().manual_seed(0))
-    decoder = InClusterDecoder(ClusterMap.identity(100), np.arange(100))
-    codes = decoder.sample_code(clusters, code_bits(rows(100), 5), torch.full((100,), mode))
+    code_sampler = CodeSampler(ClusterMap.identity(100), np.arange(100))
+    codes = code_sampler.sample_code(clusters, code_bits(rows(100), 5), torch.full((100,), mode))
     assert torch.equal(codes, clusters)
 
 
 def test_clusters_without_counts_fall_back_to_uniform() -> None:
     prior = ClusterMap(np.repeat(np.arange(2), 4))
-    decoder = InClusterDecoder(prior, [0, 0, 0, 0, 0, 3, 0, 0])
+    code_sampler = CodeSampler(prior, [0, 0, 0, 0, 0, 3, 0, 0])
     clusters = torch.arange(2000) % 2
     seeds = rows(2000)
-    by_count = decoder.sample_code(clusters, code_bits(seeds, 0), torch.full((2000,), FREQUENCY))
-    uniform = decoder.sample_code(clusters, code_bits(seeds, 0), torch.full((2000,), UNIFORM))
+    by_count, uniform = (
+        code_sampler.sample_code(clusters, code_bits(seeds, 0), torch.full((2000,), decoding))
+        for decoding in (FREQUENCY, UNIFORM)
+    )
     assert torch.equal(by_count[::2], uniform[::2])
     assert set(uniform[::2].tolist()) == {0, 1, 2, 3}
     assert set(by_count[1::2].tolist()) == {5}
@@ -126,18 +124,18 @@ def test_clusters_without_counts_fall_back_to_uniform() -> None:
 
 def test_draw_belongs_to_seed_and_position_whatever_the_batch() -> None:
     prior = ClusterMap(np.arange(1000) % 10)
-    decoder = InClusterDecoder(prior, np.arange(1000) % 7)
+    code_sampler = CodeSampler(prior, np.arange(1000) % 7)
     rng = np.random.default_rng(2)
     clusters = torch.from_numpy(rng.integers(0, 10, 40))
     seeds, positions, modes = rows(40), torch.arange(40), modes_of(rng, 40)
-    together = decoder.sample_code(clusters, code_bits(seeds, positions), modes)
+    together = code_sampler.sample_code(clusters, code_bits(seeds, positions), modes)
     order = torch.from_numpy(rng.permutation(40))
-    shuffled = decoder.sample_code(
+    shuffled = code_sampler.sample_code(
         clusters[order], code_bits(seeds[order], positions[order]), modes[order]
     )
     assert torch.equal(shuffled, together[order])
     for i in range(40):
-        alone = decoder.sample_code(
+        alone = code_sampler.sample_code(
             clusters[i : i + 1], code_bits(seeds[i : i + 1], i), modes[i : i + 1]
         )
         assert alone.tolist() == together[i : i + 1].tolist()
@@ -154,9 +152,9 @@ def test_draw_belongs_to_seed_and_position_whatever_the_batch() -> None:
     ],
 )
 def test_huge_counts_keep_their_shares(counts: list[int]) -> None:
-    decoder = InClusterDecoder(ClusterMap(np.zeros(4, np.int64)), counts)
+    code_sampler = CodeSampler(ClusterMap(np.zeros(4, np.int64)), counts)
     num = 4096
-    codes = decoder.sample_code(
+    codes = code_sampler.sample_code(
         torch.zeros(num, dtype=torch.int64),
         code_bits(torch.arange(num), 0),
         torch.full((num,), FREQUENCY),
@@ -168,13 +166,13 @@ def test_huge_counts_keep_their_shares(counts: list[int]) -> None:
 
 def test_empty_batch() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
-    decoder = InClusterDecoder(ClusterMap.identity(3), [1, 1, 1])
-    assert decoder.sample_code(nothing, code_bits(nothing, 0), nothing).shape == (0,)
+    code_sampler = CodeSampler(ClusterMap.identity(3), [1, 1, 1])
+    assert code_sampler.sample_code(nothing, code_bits(nothing, 0), nothing).shape == (0,)
 
 
 def test_only_decodings_that_are_offered_pass() -> None:
     prior = ClusterMap.identity(3)
-    counted, plain = InClusterDecoder(prior, [1, 2, 3]), InClusterDecoder(prior)
+    counted, plain = CodeSampler(prior, [1, 2, 3]), CodeSampler(prior)
     assert counted.decodings == ("uniform", "frequency")
     counted.check("frequency")
     assert plain.decodings == ("uniform",)
@@ -186,7 +184,7 @@ def test_only_decodings_that_are_offered_pass() -> None:
     with pytest.raises(InvalidFieldError, match="must be 'uniform', got 'refine'"):
         _ = plain.refiner
     refiner = tiny_parts(refiner=True).refiner
-    refined = InClusterDecoder(prior, refiner=refiner)
+    refined = CodeSampler(prior, refiner=refiner)
     assert refined.decodings == ("uniform", "refine")
     assert refined.refiner is refiner
 
@@ -202,7 +200,7 @@ def test_only_decodings_that_are_offered_pass() -> None:
 )
 def test_bad_counts_are_refused(counts: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        InClusterDecoder(ClusterMap.identity(3), counts)
+        CodeSampler(ClusterMap.identity(3), counts)
 
 
 @pytest.mark.gpu
@@ -213,7 +211,7 @@ def test_gpu_draws_the_same_codes() -> None:
     clusters = torch.from_numpy(rng.integers(0, prior.num_clusters, 5000))
     bits = code_bits(rows(5000), torch.arange(5000) % 256)
     arguments = (clusters, bits, modes_of(rng, 5000))
-    expected = InClusterDecoder(prior, counts).sample_code(*arguments)
-    on_gpu = InClusterDecoder(prior, counts, "cuda")
+    expected = CodeSampler(prior, counts).sample_code(*arguments)
+    on_gpu = CodeSampler(prior, counts, "cuda")
     drawn = on_gpu.sample_code(*(part.cuda() for part in arguments))
     assert torch.equal(drawn.cpu(), expected)

@@ -18,7 +18,7 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.refiner import Refiner, RefinerConfig
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import InClusterDecoder, sample_index
+from masc_core.sampling.in_cluster import CodeSampler, sample_index
 from masc_core.sampling.params import SamplingParams
 from masc_core.sampling.rng import code_bits
 from tests.tiny_bundle import GRID, tiny_parts
@@ -32,8 +32,8 @@ PARAMS = [
 ]
 
 
-def decoder_with(refiner: Refiner | None) -> InClusterDecoder:
-    return InClusterDecoder(PARTS.prior, PARTS.counts, refiner=refiner)
+def decoder_with(refiner: Refiner | None) -> CodeSampler:
+    return CodeSampler(PARTS.prior, PARTS.counts, refiner=refiner)
 
 
 def refiner() -> Refiner:
@@ -85,14 +85,14 @@ def test_a_refined_image_has_the_same_bits_at_the_papers_width(
     wide = Refiner(RefinerConfig(512, 64, 256, block_size=16)).to(dtype).eval()
     torch.nn.init.normal_(wide.code_scores.weight, std=0.1)
     prior = ClusterMap.from_labels(np.random.default_rng(0).permutation(np.arange(512) % 64))
-    decoder = InClusterDecoder(prior, refiner=wide)
+    code_sampler = CodeSampler(prior, refiner=wide)
     params_list = [SamplingParams(i % 5, 1.0, seed=i, decoding="refine") for i in range(21)]
     torch.set_num_threads(num_threads)
     with recorded_vectors(wide) as together:
-        codes = generate(model, decoder, params_list).codes
+        codes = generate(model, code_sampler, params_list).codes
     for images in ([0], [9], [20, 3], list(range(17))):
         with recorded_vectors(wide) as alone:
-            made = generate(model, decoder, [params_list[i] for i in images])
+            made = generate(model, code_sampler, [params_list[i] for i in images])
         assert torch.equal(made.codes, codes[images])
         for few, many in zip(alone, together, strict=True):
             assert torch.equal(few[: len(images)], many[images])
@@ -115,10 +115,10 @@ class NoRefiner(Refiner):
 
 
 def test_who_does_not_ask_does_not_pay() -> None:
-    decoder = decoder_with(NoRefiner(refiner().config))
-    generate(PARTS.model, decoder, PARAMS[2:3])
+    code_sampler = decoder_with(NoRefiner(refiner().config))
+    generate(PARTS.model, code_sampler, PARAMS[2:3])
     with pytest.raises(AssertionError):
-        generate(PARTS.model, decoder, PARAMS)
+        generate(PARTS.model, code_sampler, PARAMS)
 
 
 def test_draws_follow_the_softmax() -> None:

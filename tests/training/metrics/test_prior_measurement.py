@@ -6,7 +6,7 @@ import torch
 
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from training.metrics.cluster_bits import count_pairs
 from training.metrics.cluster_statistics import cluster_distances, cluster_sizes
 from training.metrics.image_quality import EXACT_PSNR, psnr
@@ -73,7 +73,7 @@ def test_draws_by_the_fitted_counts_and_weighs_by_the_measured_images(
     rows = test.model.quantize.codebook().detach().numpy().astype(np.float64)
     assert result.sizes == cluster_sizes(COARSE, usage)
     assert result.distances == cluster_distances(rows, COARSE, usage, counts)
-    replaced = test.run(InClusterDecoder(COARSE, counts), "frequency")
+    replaced = test.run(CodeSampler(COARSE, counts), "frequency")
     assert result.quality["frequency"].psnr == over_draws(replaced.psnr)
     assert result.quality["frequency"].kept == over_draws(replaced.kept)
 

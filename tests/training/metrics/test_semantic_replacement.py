@@ -7,7 +7,7 @@ import torch
 from masc_core.images import Pixels
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import UNIFORM, InClusterDecoder
+from masc_core.sampling.in_cluster import UNIFORM, CodeSampler
 from masc_core.sampling.rng import code_bits
 from training.metrics.image_quality import EXACT_PSNR, psnr, ssim
 from training.metrics.semantic_replacement import ReplacementTest, over_draws, paired_difference
@@ -28,13 +28,13 @@ def make_test(num_images: int = 5, draws: int = 3) -> ReplacementTest:
 
 
 def test_measures_what_the_products_own_decoder_draws() -> None:
-    test, decoder = make_test(), InClusterDecoder(PRIOR, COUNTS)
-    replaced, uniform = test.run(decoder, "uniform"), torch.tensor([UNIFORM])
+    test, code_sampler = make_test(), CodeSampler(PRIOR, COUNTS)
+    replaced, uniform = test.run(code_sampler, "uniform"), torch.tensor([UNIFORM])
     for draw in range(3):
         for image in range(5):
             seed = torch.tensor([(SEED << 31) + draw * 5 + image])
             codes = [
-                int(decoder.sample_code(cluster[None], code_bits(seed, position), uniform))
+                int(code_sampler.sample_code(cluster[None], code_bits(seed, position), uniform))
                 for position, cluster in enumerate(torch.tensor(PRIOR.encode(test.codes[image])))
             ]
             with torch.inference_mode():
@@ -55,15 +55,15 @@ def test_measures_what_the_products_own_decoder_draws() -> None:
 def test_frequency_decoding_draws_by_the_counts() -> None:
     test = make_test()
     test.codes = np.full((5, 64), 4)  # in a cluster with the counts 0, 2 and 6
-    by_count = test.run(InClusterDecoder(PRIOR, COUNTS), "frequency").kept.mean()
-    evenly = test.run(InClusterDecoder(PRIOR, COUNTS), "uniform").kept.mean()
+    by_count = test.run(CodeSampler(PRIOR, COUNTS), "frequency").kept.mean()
+    evenly = test.run(CodeSampler(PRIOR, COUNTS), "uniform").kept.mean()
     assert by_count == pytest.approx(1 / 4, abs=0.05)
     assert evenly == pytest.approx(1 / 3, abs=0.05)
 
 
 def test_a_code_alone_in_its_cluster_is_replaced_by_itself() -> None:
     test = make_test()
-    flat = InClusterDecoder(ClusterMap.identity(8), COUNTS)
+    flat = CodeSampler(ClusterMap.identity(8), COUNTS)
     ceiling = test.nothing_replaced()
     for decoding in ("uniform", "frequency"):
         replaced = test.run(flat, decoding)
@@ -75,12 +75,12 @@ def test_a_code_alone_in_its_cluster_is_replaced_by_itself() -> None:
 
 
 def test_draws_differ_from_each_other_and_repeat_with_the_seed() -> None:
-    decoder = InClusterDecoder(PRIOR)
+    code_sampler = CodeSampler(PRIOR)
     seen: list[None] = []
-    first = make_test().run(decoder, "uniform", lambda: seen.append(None))
+    first = make_test().run(code_sampler, "uniform", lambda: seen.append(None))
     assert len(seen) == 3
     assert not np.array_equal(first.psnr[0], first.psnr[1])
-    again = make_test().run(decoder, "uniform")
+    again = make_test().run(code_sampler, "uniform")
     assert np.array_equal(first.psnr, again.psnr)
 
 

@@ -35,7 +35,7 @@ def test_against_the_plain_loop(
     bundle: Bundle, tmp_path: Path, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = cache_for(bundle, tmp_path / "codes")
-    prior, length = bundle.decoder.prior, bundle.manifest.num_positions
+    prior, length = bundle.code_sampler.prior, bundle.manifest.num_positions
     monkeypatch.setattr(teacher_forcing, "LOGITS_AT_ONCE", 3 * length * prior.num_clusters)
     measured = teacher_forced(bundle, cache, scale)
     entropy, cross = np.zeros(length), np.zeros(length)

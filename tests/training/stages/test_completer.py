@@ -173,7 +173,7 @@ def test_is_published_measured_and_taken_back(prepared: Path, runs: Path, tmp_pa
     ):
         evaluate(wrong)
     assert registry.rollback("shapes") == "1"
-    assert load_bundle(registry.path("shapes")).decoder.decodings == ("uniform", "frequency")
+    assert load_bundle(registry.path("shapes")).code_sampler.decodings == ("uniform", "frequency")
 
 
 def save_run(folder: Path, runs: Path, inputs: dict[str, str], **sizes: Any) -> Path:

@@ -208,7 +208,7 @@ def test_a_pair_is_served_as_upstream_would_sample_it(
         SamplingParams(label, 2.5, seed=0, temperature=0, cfg_schedule="step")
         for label in golden["labels"].tolist()
     ]
-    codes = generate(bundle.model, bundle.decoder, params).codes
+    codes = generate(bundle.model, bundle.code_sampler, params).codes
     assert torch.equal(codes, golden["greedy_step2p5.indices"].long())
     assert bundle.render(codes).shape == (4, 16, 16, 3)
 
@@ -357,7 +357,7 @@ def test_as_many_clusters_as_codes_train_to_the_flat_models_images(
         publish(publish_config(prepared, run, tmp_path / str(prior), prior))
         bundle = load_bundle(tmp_path / str(prior) / "gigatok" / "1")
         params = [SamplingParams(i % 3, 2.0, seed=i, cfg_schedule="step") for i in range(4)]
-        codes = generate(bundle.model, bundle.decoder, params).codes
+        codes = generate(bundle.model, bundle.code_sampler, params).codes
         images.append(bundle.render(codes))
     assert np.array_equal(images[0], images[1])
 
@@ -416,6 +416,6 @@ def test_trained_published_evaluated_served_and_rolled_back(
         assert len(answer["images"][0]["entropies"]) == 16
         assert masc("models", "rollback", "gigatok", "--models", str(models)).status == 0
     assert Registry(models).current("gigatok") == "1"
-    served = load_bundle(models / "gigatok" / "1").decoder.prior
+    served = load_bundle(models / "gigatok" / "1").code_sampler.prior
     expected = ClusterMap.load(prepared / "kmeans" / "prior.npz")
     assert np.array_equal(served.labels, expected.labels)

@@ -101,8 +101,8 @@ def test_renumbered_or_with_the_renumbered_tokenizer_images_are_the_same(
         load_bundle(tmp_path / "models" / "iar" / version) for version in ("moved", "standard")
     )
     params = [SamplingParams(label, 2.0, seed=0, temperature=0) for label in (0, 3, 9)]
-    codes = generate(standard.model, standard.decoder, params).codes
-    theirs = generate(moved.model, moved.decoder, params).codes
+    codes = generate(standard.model, standard.code_sampler, params).codes
+    theirs = generate(moved.model, moved.code_sampler, params).codes
     assert torch.equal(theirs, mapping[codes])
     assert np.array_equal(moved.render(theirs), standard.render(codes))
 

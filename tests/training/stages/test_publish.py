@@ -74,8 +74,8 @@ def test_a_version_holds_parts_figures_and_provenance(
     assert {"samples.png", "tree.npy", "patches.webp"} <= set(manifest.files)
     bundle = load_bundle(registry.path("shapes"))
     prior = ClusterMap.load(prepared / "prior" / "prior.npz")
-    assert (bundle.decoder.prior.labels == prior.labels).all()
-    assert "frequency" in bundle.decoder.decodings
+    assert (bundle.code_sampler.prior.labels == prior.labels).all()
+    assert "frequency" in bundle.code_sampler.decodings
 
 
 def test_classes_of_an_older_cache_may_be_none_for_a_model(

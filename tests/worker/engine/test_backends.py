@@ -14,7 +14,7 @@ from masc_core.errors import NonFiniteError
 from masc_core.generation.batch import Batch, StepShape
 from masc_core.images import encode_image
 from masc_core.models.gpt import GPT
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from tests.worker.tiny_worker import REQUEST, expected
 from worker.engine.engine import Backend, Engine, EngineMode
 from worker.engine.request import FinishedImage, ImageTask
@@ -29,10 +29,10 @@ def failing(error: Exception, *, at_once: bool = False) -> type[Batch]:
     """A batch that cannot be prepared, or not even made."""
 
     class Failing(Batch):
-        def __init__(self, model: GPT, decoder: InClusterDecoder, num_slots: int) -> None:
+        def __init__(self, model: GPT, code_sampler: CodeSampler, num_slots: int) -> None:
             if at_once:
                 raise error
-            super().__init__(model, decoder, num_slots)
+            super().__init__(model, code_sampler, num_slots)
 
         def prepare(self) -> None:
             raise error
@@ -41,7 +41,9 @@ def failing(error: Exception, *, at_once: bool = False) -> type[Batch]:
 
 
 def loaded_of(bundle: Bundle, backends: list[Backend], prepared: list[EngineMode]) -> LoadedModel:
-    engine = Engine(bundle.model, bundle.decoder, 8, backends=backends, on_prepared=prepared.append)
+    engine = Engine(
+        bundle.model, bundle.code_sampler, 8, backends=backends, on_prepared=prepared.append
+    )
     return LoadedModel(bundle, engine)
 
 
@@ -128,7 +130,7 @@ def test_the_ways_of_a_device() -> None:
 def test_the_metric_is_of_the_way_that_works(bundle: Bundle) -> None:
     registry = CollectorRegistry()
     Engine(
-        *(bundle.model, bundle.decoder, 4),
+        *(bundle.model, bundle.code_sampler, 4),
         backends=[Backend("graphs", failing(PTXAS)), Backend("eager", Batch)],
         on_prepared=WorkerMetrics(registry).engine,
     ).prepare()

@@ -8,13 +8,13 @@ import torch
 from masc_core.generation.batch import Batch
 from masc_core.generation.generate import generate
 from masc_core.models.gpt import GPT
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import GRID, tiny_parts
 from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import BatchFactory
 
-Models = tuple[GPT, InClusterDecoder]
+Models = tuple[GPT, CodeSampler]
 
 PARAMS = [
     SamplingParams(0, 2.0, seed=1),
@@ -28,7 +28,7 @@ BATCHES = pytest.mark.parametrize("make", [Batch, GraphBatch])
 def models() -> Models:
     parts = tiny_parts(partitions=(5,))
     (partition,) = parts.partitions
-    return parts.model.eval(), InClusterDecoder(parts.prior, parts.counts, partition=partition)
+    return parts.model.eval(), CodeSampler(parts.prior, parts.counts, partition=partition)
 
 
 @BATCHES

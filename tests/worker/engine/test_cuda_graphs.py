@@ -20,7 +20,7 @@ from masc_core.generation.generate import generate
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import GRID
 from tests.worker.engine.test_engine import (
@@ -187,7 +187,7 @@ def gpu_models(dtype: torch.dtype) -> Models:
     with torch.device("cuda"):
         model = GPT(config).to(dtype).eval()
         torch.nn.init.normal_(model.output.weight, std=0.05)
-    return model, InClusterDecoder(ClusterMap.identity(512), torch.ones(512).long(), "cuda")
+    return model, CodeSampler(ClusterMap.identity(512), torch.ones(512).long(), "cuda")
 
 
 def made_alone(

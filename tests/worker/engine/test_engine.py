@@ -18,7 +18,7 @@ from masc_core.generation.batch import Batch
 from masc_core.generation.generate import Generated, generate
 from masc_core.models.gpt import GPT
 from masc_core.sampling.cfg_schedule import CFG_SCHEDULES
-from masc_core.sampling.in_cluster import InClusterDecoder
+from masc_core.sampling.in_cluster import CodeSampler
 from masc_core.sampling.params import SamplingParams
 from tests.tiny_bundle import GRID, tiny_parts
 from worker.engine.engine import Engine
@@ -31,7 +31,7 @@ from worker.engine.request import (
     TaskKey,
 )
 
-Models = tuple[GPT, InClusterDecoder]
+Models = tuple[GPT, CodeSampler]
 
 LENGTH = GRID**2
 PARAMS = [
@@ -48,7 +48,7 @@ TASKS = [ImageTask("job", i, params) for i, params in enumerate(PARAMS)]
 def models() -> Models:
     parts = tiny_parts(refiner=True, partitions=(5,))
     (partition,) = parts.partitions
-    return parts.model, InClusterDecoder(
+    return parts.model, CodeSampler(
         parts.prior, parts.counts, refiner=parts.refiner, partition=partition
     )
 
@@ -192,7 +192,7 @@ def test_a_task_that_the_model_cannot_do_is_refused_at_once(models: Models) -> N
     engine = Engine(*models, capacity_rows=16)
     with pytest.raises(UnknownClassError):
         engine.add(replace(TASKS[0], params=replace(PARAMS[0], class_id=99)))
-    flat = Engine(models[0], InClusterDecoder(tiny_parts().prior), capacity_rows=16)
+    flat = Engine(models[0], CodeSampler(tiny_parts().prior), capacity_rows=16)
     for params in (replace(PARAMS[1], cluster_top_k=1), replace(PARAMS[1], cluster_top_p=0.5)):
         with pytest.raises(InvalidFieldError, match="the model has no partition"):
             flat.add(replace(TASKS[1], params=params))
@@ -303,7 +303,7 @@ def test_images_that_fail_later_and_one_by_one_leave_the_others_alone(models: Mo
     assert engine.free_rows == 64
 
 
-@pytest.mark.parametrize("where", ["model", "decoder"])
+@pytest.mark.parametrize("where", ["model", "code_sampler"])
 def test_after_an_exception_the_images_go_on_where_they_were(
     models: Models, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,7 +59,7 @@ def test_images_that_end_together_are_completed_each_by_itself(
 ) -> None:
     save_tiny_bundle(tmp_path / "models", completer=True)
     bundle = load_bundle(tmp_path / "models" / "tiny" / "1")
-    completer = bundle.decoder.completer
+    completer = bundle.code_sampler.completer
     completer.cls_embedding.embedding_table.weight[2] = torch.nan
     codes = [row for row in some_codes() if len(row) == GRID**2] * 2
     params = [SamplingParams(i % 4, 1.0, seed=i, decoding="complete") for i in range(5)]
@@ -69,7 +69,7 @@ def test_images_that_end_together_are_completed_each_by_itself(
     with pytest.raises(NonFiniteError, match="completer's scores"):
         made[2].result(0)
     for i in (0, 1, 3, 4, 5):
-        final = complete_codes(bundle.decoder, codes[i][None], [params[i]])
+        final = complete_codes(bundle.code_sampler, codes[i][None], [params[i]])
         assert np.array_equal(made[i].result(0).pixels, bundle.render(final)[0])
         assert (made[i].result(0).complete_seconds > 0) == (i != 5)
 

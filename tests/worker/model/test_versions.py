@@ -49,7 +49,7 @@ def made(bundle: Bundle) -> Sequence[ClosingModel]:
     return [
         ClosingModel(
             replace(bundle, manifest=bundle.manifest.model_copy(update={"version": str(number)})),
-            Engine(bundle.model, bundle.decoder, 4),
+            Engine(bundle.model, bundle.code_sampler, 4),
         )
         for number in range(1, 5)
     ]
@@ -144,7 +144,7 @@ class Loader:
         bundle = load_bundle(folder)
         if folder.name == "3":
             bundle.model.norm.weight.fill_(torch.inf)
-        self.made.append(ClosingModel(bundle, Engine(bundle.model, bundle.decoder, 4)))
+        self.made.append(ClosingModel(bundle, Engine(bundle.model, bundle.code_sampler, 4)))
         return self.made[-1]
 
 
