@@ -215,9 +215,9 @@ def worker(
         raise ConfigError("MASC_QUEUE_URL: a worker by itself needs a queue outside the process")
     registry = CollectorRegistry()
     with closing(connect(settings.queue_url, settings.limits, settings.queue_prefix)) as jobs:
-        consumer = build_worker(settings, jobs, registry)
-        with exposed(consumer, registry, settings.metrics_host, settings.metrics_port):
-            run_until_signal(consumer)
+        loop = build_worker(settings, jobs, registry)
+        with exposed(loop, registry, settings.metrics_host, settings.metrics_port):
+            run_until_signal(loop)
 
 
 def generate(  # noqa: PLR0913 - options
@@ -523,14 +523,14 @@ def _serve(settings: ServerSettings, worker_settings: WorkerSettings | None) -> 
             return
         from worker.main import LoopThread, build_worker
 
-        consumer = build_worker(worker_settings, queue, metrics)
-        thread = LoopThread(consumer)
+        loop = build_worker(worker_settings, queue, metrics)
+        thread = LoopThread(loop)
         thread.start()
         try:
             serve(app, listener, is_broken=lambda: thread.failure is not None)
         finally:
             # The front end has drained: every client has its answer.
-            consumer.stop(0.0)
+            loop.stop(0.0)
             thread.join(END_SECONDS)
     if thread.failure is not None:
         raise thread.failure

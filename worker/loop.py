@@ -26,11 +26,11 @@ from worker.jobs.queue import HAND_BACK, JobConsumer, WorkerStatus
 from worker.jobs.tracing import Tracer
 from worker.metrics import WorkerMetrics
 from worker.model.loaded_model import (
-    EnteredImage,
-    ImageEvent,
+    ImageProgress,
     LoadedModel,
     MadeImage,
     ModelEvent,
+    StartedImage,
 )
 from worker.model.versions import NO_REFUSAL, ModelReloader, ModelVersions, Refusal
 from worker.queue_client import QueueClient
@@ -83,8 +83,8 @@ class WorkerLoop:
         self._events: deque[ModelEvent] = deque()  # of versions, not handled yet
         self._claimed: deque[Lease] = deque()  # jobs that are not admitted yet
         self._handled: set[str] = set()  # job that is being admitted, or whose event is handled
-        self._num_failures = 0  # of engines, since the last image
-        self._num_bad_steps = 0  # one after another
+        self._engine_failures = 0  # of engines, since the last image
+        self._failed_steps = 0  # one after another
         metrics.serve(loaded.bundle)
         metrics.rows_capacity.set(loaded.engine.capacity_rows)
 
@@ -191,7 +191,7 @@ class WorkerLoop:
         while self._claimed:  # if one cannot be admitted, the next step goes on behind it
             lease = self._claimed.popleft()
             self._handled = {lease.job_id}
-            self._admit(lease)
+            self._start_job(lease)
         self._handled = set()
         if self.is_stopping:
             self._hand_back_waiting()
@@ -216,14 +216,14 @@ class WorkerLoop:
             self.step()
         except Exception as error:
             self._fail_jobs(error)
-            self._num_bad_steps += 1
-            if max(self._num_failures, self._num_bad_steps) >= MAX_FAILURES:
-                what = "engine" if self._num_failures >= MAX_FAILURES else "worker"
+            self._failed_steps += 1
+            if max(self._engine_failures, self._failed_steps) >= MAX_FAILURES:
+                what = "engine" if self._engine_failures >= MAX_FAILURES else "worker"
                 self._announce(ready=False, detail=f"the {what} fails again and again")
                 raise EngineError(f"the {what} fails again and again, see the log") from error
             time.sleep(PAUSE_AFTER_ERROR_SECONDS)
         else:
-            self._num_bad_steps = 0
+            self._failed_steps = 0
 
     def _fail_jobs(self, error: Exception) -> None:
         """Fail the jobs that an error affects; there may be none, the queue can have one too."""
@@ -232,7 +232,7 @@ class WorkerLoop:
         logger.error(
             "worker %s: an error that affects jobs %s", self.worker_id, jobs, exc_info=error
         )
-        self._num_failures += bool(in_engines)
+        self._engine_failures += bool(in_engines)
         self._handled, self._queue.jobs_at_risk = set(), set()
         for loaded in self._versions:
             loaded.jobs_at_risk = set()
@@ -274,7 +274,7 @@ class WorkerLoop:
             self._drop(job.job.id)
             self._queue.report(job.lease, HAND_BACK)
 
-    def _admit(self, lease: Lease) -> None:
+    def _start_job(self, lease: Lease) -> None:
         """Give a job to the version that it was made for, if that is still here, or the newest."""
         if lease.job_id in self._running:  # we had lost it, and got it again
             self._drop(lease.job_id)
@@ -291,14 +291,14 @@ class WorkerLoop:
         if job is None:  # it has ended meanwhile
             return
         match event:
-            case EnteredImage():
+            case StartedImage():
                 if job.job.previews and not job.is_started:
                     self._queue.report(job.lease, Started(job.loaded.manifest.version))
                 job.entered(event.at)
-            case ImageEvent():
+            case ImageProgress():
                 self._queue.report(job.lease, event.event)
             case MadeImage():
-                self._num_failures = 0
+                self._engine_failures = 0
                 self._metrics.image(job.request, job.made(event))
                 if job.is_complete:
                     result = job.result()

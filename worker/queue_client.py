@@ -320,7 +320,7 @@ class QueueClient:
 
 
 def _num_rows(leases: Iterable[Lease]) -> int:
-    return sum(lease.job.request.num_rows for lease in leases)
+    return sum(lease.job.request.batch_rows for lease in leases)
 
 
 def _num_bytes(report: Event | Outcome | HandBack) -> int:

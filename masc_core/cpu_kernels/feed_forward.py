@@ -18,13 +18,13 @@ from masc_core.cpu_kernels.numbers import DTYPES, array, exp, narrow, widen
 from masc_core.kernel import reduction, serial
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """``x + residual`` and its norm; see `masc_core.models.gpt.add_rms_norm`.
+def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``x + branch`` and its norm; see `masc_core.models.gpt.add_rms_norm`.
 
     All are contiguous, of one type of ``DTYPES``.
     """
     total, normed = torch.empty_like(x), torch.empty_like(x)
-    inputs = x.data_ptr(), residual.data_ptr(), weight.data_ptr()
+    inputs = x.data_ptr(), branch.data_ptr(), weight.data_ptr()
     num_rows, width = x.shape
     outputs = total.data_ptr(), normed.data_ptr()
     _add_rms_norm(DTYPES[x.dtype], inputs, outputs, num_rows, width, eps)
@@ -43,13 +43,13 @@ def swiglu(gate_up: Tensor) -> Tensor:
 def _add_rms_norm(dtype, inputs, outputs, num_rows, width, eps):
     shape = (num_rows, width)
     x = array(inputs[0], shape, dtype)
-    residual = array(inputs[1], shape, dtype)
+    branch = array(inputs[1], shape, dtype)
     weight = array(inputs[2], (width,), dtype)
     total = array(outputs[0], shape, dtype)
     normed = array(outputs[1], shape, dtype)
     for row in range(num_rows):
         for c in range(width):
-            total[row, c] = narrow(widen(x[row, c]) + widen(residual[row, c]), x[row, c])
+            total[row, c] = narrow(widen(x[row, c]) + widen(branch[row, c]), x[row, c])
         mean = _sum_of_squares(total[row]) / np.float32(width)
         scale = np.float32(1) / np.float32(math.sqrt(mean + np.float32(eps)))
         for c in range(width):

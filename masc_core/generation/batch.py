@@ -120,9 +120,9 @@ class Batch:
         return len(self._slots)
 
     @property
-    def num_rows(self) -> int:
+    def batch_rows(self) -> int:
         """Rows that the images take, without padding."""
-        return num_rows(self._slots)
+        return batch_rows(self._slots)
 
     @torch.inference_mode()
     def prepare(self) -> None:
@@ -188,7 +188,7 @@ class Batch:
         multiple = CPU_ROW_MULTIPLE if self._device.type == "cpu" else 1
         refined = len(refined_images(self._slots))
         shape = StepShape(
-            rows=_round_up(self.num_rows, multiple),
+            rows=_round_up(self.batch_rows, multiple),
             images=len(self),
             filters=has_filters(self._slots),
             refined=_round_up(refined, multiple),
@@ -250,9 +250,9 @@ def _begin_copy(tensor: Tensor) -> Tensor:
     return host.copy_(tensor, non_blocking=True)
 
 
-def num_rows(slots: Sequence[Slot]) -> int:
+def batch_rows(slots: Sequence[Slot]) -> int:
     """Rows of the transformer's batch that the images take."""
-    return sum(slot.params.num_rows for slot in slots)
+    return sum(slot.params.batch_rows for slot in slots)
 
 
 def allocate(
@@ -261,12 +261,12 @@ def allocate(
     """Find room, among S slots, for images that join others together; no image is moved."""
     taken = {index for slot in slots for index in (slot.index, slot.uncond)}
     free = [index for index in range(num_slots) if index not in taken]
-    needed = sum(params.num_rows for params in params_list)
+    needed = sum(params.batch_rows for params in params_list)
     if needed > len(free):
         raise ValueError(f"{needed} rows do not fit, {len(free)} are free")
     indices = iter(free)
     return [
-        Slot(params, next(indices), NO_SLOT if params.num_rows == 1 else next(indices))
+        Slot(params, next(indices), NO_SLOT if params.batch_rows == 1 else next(indices))
         for params in params_list
     ]
 

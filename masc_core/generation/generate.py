@@ -63,7 +63,7 @@ def generate(
     """
     if model.training:
         raise ValueError("the model is in training mode")
-    batch = Batch(model, code_sampler, sum(params.num_rows for params in params_list))
+    batch = Batch(model, code_sampler, sum(params.batch_rows for params in params_list))
     slots = batch.join(params_list)
     num_steps, device = model.config.block_size, model.output.weight.device
     images, tables = torch.tensor(slots, device=device), batch.tables

@@ -182,10 +182,10 @@ class Step:
     def predict(self, inputs: StepInputs) -> Prediction:
         """What the model makes of the rows, whose keys and values are then in the cache."""
         rows = Rows(*self._row_inputs(self.tables, inputs, self._model.config.num_classes))
-        x, residual, cos_sin = self._embed(rows)
+        x, branch, cos_sin = self._embed(rows)
         for block, layer in self._blocks:
-            x, residual = self._run_block(block, x, residual, cos_sin, rows, layer)
-        return self._head(x, residual)
+            x, branch = self._run_block(block, x, branch, cos_sin, rows, layer)
+        return self._head(x, branch)
 
     def _noise_on_side_stream(self, inputs: StepInputs) -> StepNoise:
         """Random numbers; on a GPU they are made while the model runs."""
@@ -217,10 +217,10 @@ def row_inputs(
 
 
 def run_block(
-    block: Block, x: Tensor, residual: Tensor, cos_sin: Tensor, rows: Rows, layer: KVLayer
+    block: Block, x: Tensor, branch: Tensor, cos_sin: Tensor, rows: Rows, layer: KVLayer
 ) -> tuple[Tensor, Tensor]:
     """`Block.step` as a function, so that all layers share what is compiled."""
-    return block.step(x, residual, cos_sin, rows, layer)
+    return block.step(x, branch, cos_sin, rows, layer)
 
 
 def draw_noise(tables: Tables, inputs: StepInputs, num_clusters: int) -> StepNoise:

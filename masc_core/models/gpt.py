@@ -79,10 +79,10 @@ class GPT(nn.Module):
 
     def step(self, rows: Rows, cache: KVCache) -> Prediction:
         """One position of every row; the cache holds the earlier ones, and then these."""
-        x, residual, cos_sin = self.embed(rows)
+        x, branch, cos_sin = self.embed(rows)
         for block, layer in zip(self.blocks, cache.layers, strict=True):
-            x, residual = block.step(x, residual, cos_sin, rows, layer)
-        return self.head(x, residual)
+            x, branch = block.step(x, branch, cos_sin, rows, layer)
+        return self.head(x, branch)
 
     def pack(self) -> None:
         """Lay the weights out for steps, as they are now.
@@ -114,9 +114,9 @@ class GPT(nn.Module):
             x = x + self.positional_embedding[rows.positions]
         return x, torch.zeros_like(x), self.rope.table[rows.positions]
 
-    def head(self, x: Tensor, residual: Tensor) -> Prediction:
+    def head(self, x: Tensor, branch: Tensor) -> Prediction:
         """Hidden states and logits of the rows, from the two (R, C) of the last block."""
-        _, hidden = self.norm.step(x, residual)
+        _, hidden = self.norm.step(x, branch)
         return Prediction(hidden, self.output.step(hidden).float())
 
 
@@ -178,9 +178,9 @@ class RMSNorm(nn.Module):
         """(..., C) to the same shape."""
         return rms_norm(x, self.weight, self.eps)
 
-    def step(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of two (R, C), and its norm."""
-        return add_rms_norm(x, residual, self.weight, self.eps)
+        return add_rms_norm(x, branch, self.weight, self.eps)
 
 
 class Block(nn.Module):
@@ -199,13 +199,13 @@ class Block(nn.Module):
         return x + self.feed_forward(self.ffn_norm(x))
 
     def step(
-        self, x: Tensor, residual: Tensor, cos_sin: Tensor, rows: Rows, cache: KVLayer
+        self, x: Tensor, branch: Tensor, cos_sin: Tensor, rows: Rows, cache: KVLayer
     ) -> tuple[Tensor, Tensor]:
         """One position per row: the sum of two (R, C) to two others; ``cos_sin`` is (R, 2, D).
 
         The sum is left to the next block, where a compiler makes one kernel of it and the norm.
         """
-        x, normed = self.attention_norm.step(x, residual)
+        x, normed = self.attention_norm.step(x, branch)
         attended = self.attention.step(normed, cos_sin, rows, cache)
         x, normed = self.ffn_norm.step(x, attended)
         return x, self.feed_forward.step(normed)
@@ -300,11 +300,11 @@ class FeedForward(nn.Module):
         return {**self.__dict__, "_packed": None, "w13": None}
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """``x + residual``, both (R, C), and its norm; see `rms_norm`."""
+def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``x + branch``, both (R, C), and its norm; see `rms_norm`."""
     if _has_kernels(x):
-        return _kernels().add_rms_norm(x, residual, weight, eps)
-    x = x + residual
+        return _kernels().add_rms_norm(x, branch, weight, eps)
+    x = x + branch
     return x, rms_norm(x, weight, eps)
 
 

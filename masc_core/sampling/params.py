@@ -68,7 +68,7 @@ class SamplingParams:
         return bool(self.top_k or self.top_p < 1 or self.cluster_top_k or self.cluster_top_p < 1)
 
     @property
-    def num_rows(self) -> int:
+    def batch_rows(self) -> int:
         """Rows of the transformer's batch that the image takes."""
         return rows_per_image(self.cfg_scale)
 

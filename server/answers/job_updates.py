@@ -97,11 +97,11 @@ async def wait_for_disconnect(receive: Receive) -> None:
 async def queue_position(queue: JobProducer, status: JobStatus) -> QueuedEvent | None:
     """Position of a job, None if it does not wait.
 
-    The start is when ``position + 1`` jobs have ended at the queue's drain rate.
+    The start is when ``position + 1`` jobs have ended at the queue's rate of completion.
     """
     if status.position is None:
         return None
-    rate = (await queue.stats()).drain_rate
+    rate = (await queue.stats()).completion_rate
     seconds = round((status.position + 1) / rate, 3) if rate > 0 else None
     return QueuedEvent(position=status.position, estimated_start_seconds=seconds)
 

@@ -64,27 +64,27 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
     check_cfg_start(body.cfg_start, schedule)
     check_code_settings(body.model_dump(exclude_none=True), decoding)
     class_id = resolve_class(body, manifest)
-    cluster_top_k = _first(body.cluster_top_k, defaults.cluster_top_k)
-    cluster_top_p = _first(body.cluster_top_p, defaults.cluster_top_p)
+    cluster_top_k = _or_default(body.cluster_top_k, defaults.cluster_top_k)
+    cluster_top_p = _or_default(body.cluster_top_p, defaults.cluster_top_p)
     check_cluster_filters(cluster_top_k, cluster_top_p, has_partition=bool(manifest.partitions))
     return GenerationRequest(
         model=manifest.name,
         class_id=class_id,
-        cfg_scale=_first(body.cfg_scale, defaults.cfg_scale),
+        cfg_scale=_or_default(body.cfg_scale, defaults.cfg_scale),
         seed=secrets.randbits(DRAWN_SEED_BITS) if body.seed is None else body.seed,
         num_images=body.num_images,
-        temperature=_first(body.temperature, defaults.temperature),
-        top_k=min(_first(body.top_k, defaults.top_k), manifest.num_clusters),
-        top_p=_first(body.top_p, defaults.top_p),
+        temperature=_or_default(body.temperature, defaults.temperature),
+        top_k=min(_or_default(body.top_k, defaults.top_k), manifest.num_clusters),
+        top_p=_or_default(body.top_p, defaults.top_p),
         decoding=decoding,
         format=body.format or default_format,
         version=manifest.version,
         class_name=manifest.class_names[class_id],
         cfg_schedule=schedule,
-        cfg_start=_first(body.cfg_start, defaults.cfg_start),
-        code_temperature=_first(body.code_temperature, defaults.code_temperature),
-        code_top_k=min(_first(body.code_top_k, defaults.code_top_k), manifest.num_codes),
-        code_cfg_scale=_first(body.code_cfg_scale, defaults.code_cfg_scale),
+        cfg_start=_or_default(body.cfg_start, defaults.cfg_start),
+        code_temperature=_or_default(body.code_temperature, defaults.code_temperature),
+        code_top_k=min(_or_default(body.code_top_k, defaults.code_top_k), manifest.num_codes),
+        code_cfg_scale=_or_default(body.code_cfg_scale, defaults.code_cfg_scale),
         cluster_top_k=min([cluster_top_k, *manifest.partitions]),
         cluster_top_p=cluster_top_p,
     )
@@ -104,7 +104,7 @@ def resolve_class(body: ImagesBody, manifest: Manifest) -> int:
     return body.class_id
 
 
-def _first(given: Number | None, default: Number) -> Number:
+def _or_default(given: Number | None, default: Number) -> Number:
     return default if given is None else given
 
 

@@ -79,15 +79,15 @@ async def generate(
     """
     accept = ",".join(request.headers.getlist("accept"))
     streams = body.stream or wants_events(accept)
-    file_wanted = image_format(accept)
+    accepted_format = image_format(accept)
     with stage(state.metrics, request.scope, "admit"):
         seconds = time_limit(given_seconds, state.settings.request_timeout)
-        response_kind = EVENTS if streams else file_wanted or ""
+        response_kind = EVENTS if streams else accepted_format or ""
         job = await admit(
             state,
             request.scope,
             client,
-            resolve(body, await state.manifest(body.model), file_wanted or "png"),
+            resolve(body, await state.manifest(body.model), accepted_format or "png"),
             seconds=seconds,
             keep=key is not None,
             previews=streams,
@@ -99,7 +99,7 @@ async def generate(
     result = await wait_for_result(state, job, request.receive, seconds)
     with stage(state.metrics, request.scope, "deliver"):
         file_format = job.request.format
-        if file_wanted and len(result.images) == 1:
+        if accepted_format and len(result.images) == 1:
             headers = {**image_headers(result, 0), "Vary": "Accept"}
             media_type = MEDIA_TYPES[file_format]
             return Response(result.images[0].data, headers=headers, media_type=media_type)

@@ -187,7 +187,7 @@ def _queue_state(stats: QueueStats) -> QueueState:
         depth=stats.depth,
         running=stats.running,
         oldest_seconds=stats.oldest_age,
-        jobs_per_second=stats.drain_rate,
+        jobs_per_second=stats.completion_rate,
         accepted=stats.totals.accepted,
         ended=dict(stats.totals.ended),
     )

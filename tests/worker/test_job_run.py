@@ -57,11 +57,11 @@ def test_a_job_has_one_task_an_image(loaded: LoadedModel) -> None:
     tasks = running_job(loaded).tasks()
     assert [task.key for task in tasks] == [("j", 0), ("j", 1), ("j", 2)]
     assert [task.params.seed for task in tasks] == [MAX_SEED - 1, MAX_SEED, 0]
-    assert {task.num_rows for task in tasks} == {2}
+    assert {task.batch_rows for task in tasks} == {2}
     assert {task.preview_rows for task in tasks} == {()}
     assert tasks[0].params.top_k == 5
     (task, *_) = running_job(loaded, replace(REQUEST, cfg_scale=1.0)).tasks()
-    assert task.num_rows == 1
+    assert task.batch_rows == 1
 
 
 def test_a_job_that_is_watched_tells_of_every_row(loaded: LoadedModel) -> None:

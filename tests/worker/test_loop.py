@@ -124,7 +124,7 @@ def test_a_job_larger_than_the_worker_is_run_in_parts(bundle: Bundle) -> None:
     (of_large, of_small), batches = asyncio.run(main())
     assert [image.data for image in images(of_large)] == expected(bundle, large)
     assert images(of_small)[0].data == images(of_large)[0].data
-    sizes = [sum(task.num_rows for task in batch) for batch in batches]
+    sizes = [sum(task.batch_rows for task in batch) for batch in batches]
     # The warm-up image, then 2, 2, 1 and 1 images.
     assert sizes == [2] * GRID**2 + [4] * 3 * GRID**2
     assert len({task.job_id for task in batches[-1]}) == 2
@@ -145,7 +145,7 @@ def test_a_job_that_is_given_up_after_its_first_part_takes_no_more_steps(bundle:
     assert engine.free_rows == 4
     assert loop.is_idle
     assert not loop._versions.newest._backlog
-    assert asyncio.run(queue.stats()).drain_rate == 0.0  # no job was done
+    assert asyncio.run(queue.stats()).completion_rate == 0.0  # no job was done
 
     asyncio.run(submit(queue, [REQUEST]))
     for _ in range(GRID**2):

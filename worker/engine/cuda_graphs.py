@@ -21,9 +21,9 @@ from masc_core.generation.batch import (
     HostCopy,
     Slot,
     StepShape,
+    batch_rows,
     has_filters,
     lay_out,
-    num_rows,
     refined_images,
 )
 from masc_core.generation.step import StepInputs
@@ -167,7 +167,7 @@ def capture_shapes(
 
 def select_shape(shapes: Sequence[StepShape], slots: Sequence[Slot]) -> StepShape:
     """Return the first shape, of those in ascending order, that holds the images."""
-    rows = num_rows(slots)
+    rows = batch_rows(slots)
     kind = has_filters(slots), bool(refined_images(slots))
     return next(
         shape

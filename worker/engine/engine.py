@@ -112,8 +112,8 @@ class Engine:
     @property
     def free_rows(self) -> int:
         """Rows that `add` can still take."""
-        joining = sum(task.num_rows for task in self._joining.values())
-        return self.capacity_rows - self._batch.num_rows - joining
+        joining = sum(task.batch_rows for task in self._joining.values())
+        return self.capacity_rows - self._batch.batch_rows - joining
 
     @property
     def tasks(self) -> list[ImageTask]:
@@ -148,8 +148,8 @@ class Engine:
         """
         if any(task.key == other.key for other in self.tasks):
             raise ValueError(f"image {task.index} of job {task.job_id} is here already")
-        if task.num_rows > self.free_rows:
-            raise ValueError(f"{task.num_rows} rows do not fit, {self.free_rows} are free")
+        if task.batch_rows > self.free_rows:
+            raise ValueError(f"{task.batch_rows} rows do not fit, {self.free_rows} are free")
         if any(not 0 < row < self._config.grid_size for row in task.preview_rows):
             raise ValueError(f"a preview must be after row 1 to {self._config.grid_size - 1}")
         self._batch.check([task.params])
@@ -217,7 +217,7 @@ class Engine:
                 self._outputs_due[self._num_steps + row * grid].append((running, row))
 
     def _draw(self) -> None:
-        started, rows = time.perf_counter(), self._batch.num_rows
+        started, rows = time.perf_counter(), self._batch.batch_rows
         report = self._batch.step()
         now = time.perf_counter()
         self._num_steps += 1

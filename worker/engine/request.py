@@ -31,9 +31,9 @@ class ImageTask:
         return self.job_id, self.index
 
     @property
-    def num_rows(self) -> int:
+    def batch_rows(self) -> int:
         """Rows of the batch that it occupies."""
-        return self.params.num_rows
+        return self.params.batch_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class GenerationRequest:
     cluster_top_p: float = 1.0
 
     @property
-    def num_rows(self) -> int:
+    def batch_rows(self) -> int:
         """Rows of the transformer's batch that this request occupies."""
         return self.num_images * rows_per_image(self.cfg_scale)
 

@@ -48,11 +48,11 @@ from worker.jobs.queue import (
 from worker.jobs.watchers import Watchers
 
 MAX_TOMBSTONES = 10_000  # jobs that are remembered without their outcomes
-LIMIT_SECONDS = 60.0  # that a client's window for its number of requests lasts
-WINDOW_SECONDS = 30.0  # of the drain rate
+RATE_LIMIT_SECONDS = 60.0  # that a client's window for its number of requests lasts
+COMPLETION_SECONDS = 30.0  # of the rate of completion
 
 
-class DrainRate:
+class CompletionRate:
     """Jobs finished per second, over the last half minute or since the queue last was empty.
 
     An idle spell is left out: it says nothing about how fast a full queue drains.
@@ -76,11 +76,11 @@ class DrainRate:
     def per_second(self) -> float:
         """The rate; 0 when nothing has finished."""
         self._forget_old()
-        span = min(WINDOW_SECONDS, self._clock() - self._since)
+        span = min(COMPLETION_SECONDS, self._clock() - self._since)
         return len(self._finished) / max(span, 0.1)
 
     def _forget_old(self) -> None:
-        horizon = self._clock() - WINDOW_SECONDS
+        horizon = self._clock() - COMPLETION_SECONDS
         while self._finished and self._finished[0] < horizon:
             self._finished.popleft()
 
@@ -120,7 +120,7 @@ class MemoryQueue(JobConsumer):
         self._workers: dict[str, WorkerStatus] = {}
         self._windows: dict[tuple[str, int], tuple[float, int]] = {}  # begin, and requests so far
         self._watchers = Watchers()
-        self._rate = DrainRate(clock)
+        self._rate = CompletionRate(clock)
         self._accepted, self._fenced, self._results_dropped = 0, 0, 0
         self._result_bytes = 0  # of all outcomes in ``_ended`` that are kept
         self._ends: Counter[EndState] = Counter()
@@ -209,10 +209,10 @@ class MemoryQueue(JobConsumer):
         with self._arrival:
             now = self._clock()
             began, number = self._windows.get((client, per_minute), (now, 0))
-            if now - began >= LIMIT_SECONDS:
+            if now - began >= RATE_LIMIT_SECONDS:
                 began, number = now, 0
             self._windows[client, per_minute] = began, number + 1
-            return 0.0 if number < per_minute else began + LIMIT_SECONDS - now
+            return 0.0 if number < per_minute else began + RATE_LIMIT_SECONDS - now
 
     async def stats(self) -> QueueStats:
         """State of the queue."""
@@ -441,8 +441,8 @@ def _fitting(records: Iterable[_Record], max_rows: int) -> list[_Record]:
     """The first jobs that fit together, at least one."""
     taken: list[_Record] = []
     for record in records:
-        if taken and record.job.request.num_rows > max_rows:
+        if taken and record.job.request.batch_rows > max_rows:
             break
         taken.append(record)
-        max_rows -= record.job.request.num_rows
+        max_rows -= record.job.request.batch_rows
     return taken

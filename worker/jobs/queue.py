@@ -79,7 +79,7 @@ class QueueStats:
     depth: int  # jobs that wait for a worker
     running: int  # jobs that a worker has claimed
     oldest_age: float  # seconds since the oldest that waits was submitted, 0 when none does
-    drain_rate: float  # jobs finished per second of late, 0 when unknown
+    completion_rate: float  # jobs finished per second of late, 0 when unknown
     totals: Totals  # since the queue began
 
 
@@ -134,7 +134,7 @@ class JobProducer(Protocol):
 
         Raises
         ------
-        QueueFullError : with a ``retry_after`` from the drain rate
+        QueueFullError : with a ``retry_after`` from the rate of completion
         ShareExceededError : the owner has as many jobs waiting as its share allows
         IdempotencyConflictError : the key was used for something else
         """
@@ -251,11 +251,11 @@ class JobQueue(JobProducer, JobConsumer, Protocol):
     """Both sides."""
 
 
-def retry_after(depth: int, drain_rate: float) -> float:
+def retry_after(depth: int, completion_rate: float) -> float:
     """Seconds after which half of a full queue will have drained, so that a new try finds room.
 
     Between 1 second and two minutes; 5 seconds while the rate is unknown.
     """
-    if drain_rate <= 0:
+    if completion_rate <= 0:
         return DEFAULT_RETRY_AFTER
-    return min(max(depth / 2 / drain_rate, 1.0), MAX_RETRY_AFTER)
+    return min(max(depth / 2 / completion_rate, 1.0), MAX_RETRY_AFTER)

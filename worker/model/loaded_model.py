@@ -46,7 +46,7 @@ MAX_CREDIT = 0.05  # seconds of previews
 
 
 @dataclass(frozen=True, slots=True)
-class EnteredImage:
+class StartedImage:
     """A task has come into the engine; ``at`` is seconds since the epoch."""
 
     task: ImageTask
@@ -54,7 +54,7 @@ class EnteredImage:
 
 
 @dataclass(frozen=True, slots=True)
-class ImageEvent:
+class ImageProgress:
     """An event of an image on its way, for whoever watches the job."""
 
     task: ImageTask
@@ -83,7 +83,7 @@ class MadeImage:
         return self.image.task
 
 
-ModelEvent = EnteredImage | ImageEvent | MadeImage | FailedImage
+ModelEvent = StartedImage | ImageProgress | MadeImage | FailedImage
 
 
 class _Encoding(NamedTuple):
@@ -189,7 +189,7 @@ class LoadedModel:
     @property
     def rows_waiting(self) -> int:
         """Rows of the engine that the images of the backlog need."""
-        return sum(task.num_rows for task in self._backlog)
+        return sum(task.batch_rows for task in self._backlog)
 
     @property
     def rows_active(self) -> int:
@@ -258,12 +258,12 @@ class LoadedModel:
         self._renderer.close()
 
     def _fill_engine(self) -> None:
-        while self._backlog and self._backlog[0].num_rows <= self.engine.free_rows:
+        while self._backlog and self._backlog[0].batch_rows <= self.engine.free_rows:
             task = self._backlog.popleft()
             self.jobs_at_risk = {task.job_id}
             self.engine.add(task)
             self._in_engine[task.key] = task
-            self._events.append(EnteredImage(task, time.time()))
+            self._events.append(StartedImage(task, time.time()))
 
     def _step_engine(self) -> None:
         self.jobs_at_risk = {job_id for job_id, _ in self._in_engine}
@@ -273,7 +273,7 @@ class LoadedModel:
             match output:
                 case PartialImage(task=task):
                     progress = Progress(task.index, *self._drawn(output))
-                    self._events.append(ImageEvent(task, progress))
+                    self._events.append(ImageProgress(task, progress))
                     paid = self._budget.pay()
                     if paid is not None:
                         self._start_encoding(output, PREVIEW_FORMAT, paid)
@@ -322,7 +322,7 @@ class LoadedModel:
             return [MadeImage(image, file)]
         self._budget.settle(encoding.paid, file.vq_decode_seconds + file.encode_seconds)
         preview = Preview(image.task.index, *self._drawn(image), PREVIEW_FORMAT, file.data)
-        return [ImageEvent(image.task, preview)]
+        return [ImageProgress(image.task, preview)]
 
 
 def _encode(rendered: Future[Rendered], file_format: ImageFormat, description: str) -> EncodedFile:

@@ -24,11 +24,11 @@ def assert_nearly_equal(actual: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize(("rows", "width"), [(1, 4), (3, 100), (16, 768)])
 def test_a_sum_and_its_norm(rows: int, width: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    x, residual = (30 * torch.randn(2, rows, width)).to(dtype)
+    x, branch = (30 * torch.randn(2, rows, width)).to(dtype)
     weight = torch.randn(width).to(dtype)
-    total, normed = add_rms_norm(x, residual, weight, 1e-5)
-    assert torch.equal(total, x + residual)
-    assert_nearly_equal(normed, rms_norm(x + residual, weight, 1e-5))
+    total, normed = add_rms_norm(x, branch, weight, 1e-5)
+    assert torch.equal(total, x + branch)
+    assert_nearly_equal(normed, rms_norm(x + branch, weight, 1e-5))
 
 
 def test_a_row_of_zeros_has_a_norm() -> None:

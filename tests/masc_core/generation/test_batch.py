@@ -9,7 +9,15 @@ import torch
 
 import masc_core.generation.batch
 from masc_core.errors import InvalidFieldError, UnknownClassError
-from masc_core.generation.batch import NO_SLOT, Batch, Slot, StepShape, allocate, lay_out, num_rows
+from masc_core.generation.batch import (
+    NO_SLOT,
+    Batch,
+    Slot,
+    StepShape,
+    allocate,
+    batch_rows,
+    lay_out,
+)
 from masc_core.generation.generate import generate
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import CodeSampler
@@ -52,7 +60,7 @@ def test_images_are_known_by_the_slots_that_they_get(models: Models) -> None:
     batch.step()
     assert batch.tables.position[[0, 2, 3]].tolist() == [2, 1, 2]
     assert batch.join(PARAMS[1:2]) == [2]
-    assert (len(batch), batch.num_rows) == (3, 5)
+    assert (len(batch), batch.batch_rows) == (3, 5)
 
 
 def test_a_join_that_fails_changes_nothing(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +82,7 @@ def test_a_join_that_fails_changes_nothing(models: Models, monkeypatch: pytest.M
         patch.setattr(masc_core.generation.batch, "pack_params", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             batch.join([PARAMS[2]])
-    assert (len(batch), batch.num_rows) == (2, 3)
+    assert (len(batch), batch.batch_rows) == (2, 3)
     finish(models, batch, slots, PARAMS[:2], done=1)
 
 
@@ -111,14 +119,14 @@ def test_no_slot_is_given_twice_and_none_is_lost() -> None:
     slots: list[Slot] = []
     for _ in range(2000):
         params_list = [rng.choice([PLAIN, GUIDED]) for _ in range(rng.randint(1, 4))]
-        if num_rows(slots) + sum(params.num_rows for params in params_list) > 13:
+        if batch_rows(slots) + sum(params.batch_rows for params in params_list) > 13:
             with pytest.raises(ValueError, match="do not fit"):
                 allocate(params_list, slots, 13)
             slots.pop(rng.randrange(len(slots)))
             continue
         slots += allocate(params_list, slots, 13)
         taken = [index for slot in slots for index in (slot.index, slot.uncond) if index != NO_SLOT]
-        assert len(set(taken)) == len(taken) == num_rows(slots)
+        assert len(set(taken)) == len(taken) == batch_rows(slots)
         assert set(taken) <= set(range(13))
 
 
@@ -127,14 +135,14 @@ def test_every_row_is_somebodys_and_filling_is_nobodys() -> None:
     for _ in range(300):
         params_list = [rng.choice([PLAIN, GUIDED]) for _ in range(rng.randint(0, 10))]
         slots = allocate(params_list, [], 20)
-        rows, images = num_rows(slots) + rng.randint(0, 3), len(slots) + rng.randint(0, 3)
+        rows, images = batch_rows(slots) + rng.randint(0, 3), len(slots) + rng.randint(0, 3)
         rows = max(rows, images, 2)
         layout = lay_out(StepShape(rows, images, filters=False), slots, padding_slot=20)
         assert len(layout.slots) == len(layout.slot_of_row) == len(layout.is_uncond) == rows
         assert len(layout.images) == len(layout.uncond_rows) == images
         assert not layout.refined
         seen = [slot for slot in layout.slots if slot != 20]
-        assert len(set(seen)) == len(seen) == sum(params.num_rows for params in params_list)
+        assert len(set(seen)) == len(seen) == sum(params.batch_rows for params in params_list)
         assert layout.images[len(slots) :] == [20] * (images - len(slots))
         for image, slot in enumerate(slots):
             assert layout.images[image] == layout.slots[image] == slot.index

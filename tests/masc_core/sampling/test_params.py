@@ -34,8 +34,8 @@ def test_the_ends_of_every_range_are_served() -> None:
 
 
 def test_guidance_takes_a_second_row() -> None:
-    assert SamplingParams(0, 1.0, seed=0).num_rows == 1
-    assert SamplingParams(0, 1.0001, seed=0).num_rows == 2
+    assert SamplingParams(0, 1.0, seed=0).batch_rows == 1
+    assert SamplingParams(0, 1.0001, seed=0).batch_rows == 2
 
 
 @pytest.mark.parametrize("class_id", [-1, 3])

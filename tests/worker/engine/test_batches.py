@@ -40,7 +40,7 @@ def test_it_remembers_what_was_drawn(models: Models, make: BatchFactory) -> None
         for _ in range(3):
             assert not batch.step().failed
         (third,) = batch.join(PARAMS[2:])
-        assert batch.num_rows == 5
+        assert batch.batch_rows == 5
         for _ in range(GRID**2 - 3):
             batch.step()
         batch.leave([first, second])
@@ -62,7 +62,7 @@ def test_slots_of_those_who_left_are_given_again(models: Models, make: BatchFact
     with pytest.raises(ValueError, match="1 rows do not fit, 0 are free"):
         batch.join(PARAMS[1:2])
     batch.leave(slots[1:3])
-    assert batch.num_rows == 2
+    assert batch.batch_rows == 2
     assert batch.join(PARAMS[:1]) == [slots[1]]
 
 

@@ -135,7 +135,7 @@ def follow(
     outcomes: list[EngineOutput] = []
     cancelled: set[TaskKey] = set()
     while waiting or engine.tasks:
-        while waiting and waiting[0].num_rows <= engine.free_rows and rng.random() < burst:
+        while waiting and waiting[0].batch_rows <= engine.free_rows and rng.random() < burst:
             task = waiting.pop(0)
             engine.add(task)
             added[task.key] = task
@@ -144,7 +144,7 @@ def follow(
             before, victim = engine.free_rows, rng.choice(here)
             is_drawn = victim in being_read(engine)
             engine.cancel(victim.key)
-            assert engine.free_rows == before + (0 if is_drawn else victim.num_rows)
+            assert engine.free_rows == before + (0 if is_drawn else victim.batch_rows)
             cancelled.add(victim.key)
         outcomes += engine.step()
     assert {outcome.task.key for outcome in outcomes} == set(added) - cancelled
@@ -408,7 +408,7 @@ def test_twenty_thousand_requests_leave_nothing_behind(models: Models) -> None:
     num_done, memory = 0, 0
     for index in range(20_000):
         task = ImageTask("job", index, rng.choice(params_list))
-        while task.num_rows > engine.free_rows:
+        while task.batch_rows > engine.free_rows:
             for outcome in engine.step():
                 alone.check(outcome)
                 num_done += 1

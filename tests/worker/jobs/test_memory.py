@@ -9,7 +9,7 @@ from masc_core.errors import QueueFullError, ResultGoneError, UnknownJobError
 from tests.clock import Clock
 from tests.worker.jobs.samples import result
 from worker.jobs.job import GenerationRequest, Idempotency, Job
-from worker.jobs.memory import MAX_TOMBSTONES, WINDOW_SECONDS, DrainRate, MemoryQueue
+from worker.jobs.memory import COMPLETION_SECONDS, MAX_TOMBSTONES, CompletionRate, MemoryQueue
 from worker.jobs.outcome import JobFailure
 from worker.jobs.queue import QueueLimits, retry_after
 
@@ -137,7 +137,7 @@ def test_the_memory_of_what_was_has_a_bound() -> None:
 
 def test_the_rate_is_measured_over_the_time_that_there_was_work() -> None:
     clock = Clock(1000.0)
-    rate = DrainRate(clock)
+    rate = CompletionRate(clock)
     assert rate.per_second() == 0.0
     clock.now += 3600
     rate.restart()
@@ -149,19 +149,19 @@ def test_the_rate_is_measured_over_the_time_that_there_was_work() -> None:
 
 def test_the_rate_forgets_what_is_older_than_the_window() -> None:
     clock = Clock()
-    rate = DrainRate(clock)
+    rate = CompletionRate(clock)
     for _ in range(200):
         clock.now += 0.25
         rate.count()
     assert rate.per_second() == pytest.approx(4.0, rel=0.02)
-    assert len(rate._finished) <= 4 * WINDOW_SECONDS + 1
-    clock.now += WINDOW_SECONDS + 1
+    assert len(rate._finished) <= 4 * COMPLETION_SECONDS + 1
+    clock.now += COMPLETION_SECONDS + 1
     assert rate.per_second() == 0.0
     assert not rate._finished
 
 
 def test_a_burst_at_the_very_start_has_a_finite_rate() -> None:
-    rate = DrainRate(Clock())
+    rate = CompletionRate(Clock())
     rate.count()
     assert rate.per_second() == pytest.approx(10.0)
 

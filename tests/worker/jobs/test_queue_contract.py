@@ -650,7 +650,7 @@ async def test_the_state_of_a_job(queue: JobQueue) -> None:
 
 async def test_the_state_of_the_queue(queue: JobQueue) -> None:
     empty = await queue.stats()
-    assert (empty.depth, empty.running, empty.oldest_age, empty.drain_rate) == (0, 0, 0.0, 0.0)
+    assert (empty.depth, empty.running, empty.oldest_age, empty.completion_rate) == (0, 0, 0.0, 0.0)
     assert empty.totals == Totals()
     old = job(submitted_at=time.time() - 60)
     await submit(queue, old, job())
@@ -663,7 +663,7 @@ async def test_the_state_of_the_queue(queue: JobQueue) -> None:
     later = await queue.stats()
     assert (later.depth, later.running) == (1, 0)
     assert later.oldest_age < 5
-    assert later.drain_rate > 0
+    assert later.completion_rate > 0
     assert later.totals == Totals(accepted=2, ended={"ok": 1})
 
 
@@ -682,12 +682,12 @@ async def test_the_oldest_job_may_be_of_any_model(queue: JobQueue) -> None:
 async def test_an_idle_spell_says_nothing_of_how_fast_the_queue_drains(queue: JobQueue) -> None:
     for _ in range(2):
         await submit(queue, job())
-        assert (await queue.stats()).drain_rate == 0.0
+        assert (await queue.stats()).completion_rate == 0.0
         leases = claim(queue)
         await submit(queue, job())
         for lease in [*leases, *claim(queue)]:
             queue.report([(lease, result())])
-            assert (await queue.stats()).drain_rate > 0.0
+            assert (await queue.stats()).completion_rate > 0.0
 
 
 async def test_an_empty_line_is_no_idle_spell_while_a_job_runs(queue: JobQueue) -> None:
@@ -695,7 +695,7 @@ async def test_an_empty_line_is_no_idle_spell_while_a_job_runs(queue: JobQueue) 
     first, _ = claim(queue)
     queue.report([(first, result())])
     await submit(queue, job())
-    assert (await queue.stats()).drain_rate > 0.0
+    assert (await queue.stats()).completion_rate > 0.0
 
 
 async def test_a_lease_that_was_reported_on_for_good_is_over_at_once(queue: JobQueue) -> None:

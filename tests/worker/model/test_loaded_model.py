@@ -33,12 +33,12 @@ from worker.job_run import image_params
 from worker.jobs.job import GenerationRequest, Preview, Progress
 from worker.model.loaded_model import (
     MAX_CREDIT,
-    EnteredImage,
-    ImageEvent,
+    ImageProgress,
     LoadedModel,
     MadeImage,
     ModelEvent,
     PreviewBudget,
+    StartedImage,
 )
 from worker.model.render import Renderer
 from worker.model.threads import ThreadTrial
@@ -119,7 +119,7 @@ def files(reports: Sequence[ModelEvent], job_id: str = "a") -> list[bytes]:
 
 
 def events(reports: Sequence[ModelEvent], kind: type[AnyEvent]) -> list[AnyEvent]:
-    all_events = [report.event for report in reports if isinstance(report, ImageEvent)]
+    all_events = [report.event for report in reports if isinstance(report, ImageProgress)]
     return [event for event in all_events if isinstance(event, kind)]
 
 
@@ -135,10 +135,10 @@ def test_tasks_come_into_the_engine_in_order_and_out_as_files(bundle: Bundle) ->
     loaded.add(tasks("b", request=one))
     assert (loaded.free_rows, loaded.rows_waiting, loaded.rows_active) == (-4, 8, 0)
     first = loaded.step()
-    assert [type(report) for report in first] == [EnteredImage, EnteredImage]
+    assert [type(report) for report in first] == [StartedImage, StartedImage]
     assert (loaded.free_rows, loaded.rows_waiting, loaded.rows_active) == (-4, 4, 4)
     reports = [*first, *step_to_the_end(loaded)]
-    entered = [report.task.key for report in reports if isinstance(report, EnteredImage)]
+    entered = [report.task.key for report in reports if isinstance(report, StartedImage)]
     assert entered == [("a", 0), ("a", 1), ("a", 2), ("b", 0)]
     assert files(reports, "a") == expected(bundle, three)
     assert files(reports, "b") == expected(bundle, one)
@@ -302,7 +302,7 @@ def test_a_preview_that_fails_harms_nobody(
     loaded = make_loaded(bundle, budget=Plenty())
     loaded.add(tasks(rows=ALL_ROWS))
     reports = step_to_the_end(loaded)
-    assert {type(report) for report in reports} == {EnteredImage, ImageEvent, MadeImage}
+    assert {type(report) for report in reports} == {StartedImage, ImageProgress, MadeImage}
     assert not events(reports, Preview)
     assert files(reports) == wanted
 
@@ -369,7 +369,7 @@ def test_an_engine_that_fails_names_whom_it_concerns_and_loses_no_report(bundle:
         else:
             assert not loaded.jobs_at_risk
     assert num_failures == 3
-    assert [type(report) for report in reports].count(EnteredImage) == 2
+    assert [type(report) for report in reports].count(StartedImage) == 2
     assert [preview.rows for preview in events(reports, Preview)] == list(ALL_ROWS)
     assert files(reports, "a") == expected(bundle, REQUEST)
     assert len(files(reports, "b")) == 1

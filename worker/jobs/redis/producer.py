@@ -118,7 +118,7 @@ class RedisProducer:
         try:
             answer, *details = await self._calls.run(
                 "submit",
-                *(job.id, encode_job(job), job.request.model, job.request.num_rows, job.owner),
+                *(job.id, encode_job(job), job.request.model, job.request.batch_rows, job.owner),
                 *(milliseconds(job.timeout), milliseconds(job.submitted_at), int(job.keep)),
                 *(name, fingerprint, max(1, int(share * max_jobs)) if share < 1 else max_jobs + 1),
             )

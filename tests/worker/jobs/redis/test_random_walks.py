@@ -169,10 +169,10 @@ class Walk(RuleBasedStateMachine):
         for one in self.line(model):
             if one.is_last_try and not takes_last_try:
                 continue
-            if left <= 0 or (expected and one.job.request.num_rows > left):
+            if left <= 0 or (expected and one.job.request.batch_rows > left):
                 break
             expected.append(one)
-            left -= one.job.request.num_rows
+            left -= one.job.request.batch_rows
             if one.is_last_try:
                 takes_last_try = False
                 self.last_tries[worker] = (one, one.token + 1)

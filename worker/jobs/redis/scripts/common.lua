@@ -362,9 +362,9 @@ local function sweep()
   end
 end
 
--- Jobs finished per second over the last half minute; the same as DrainRate in worker/jobs/memory.py.
+-- Jobs finished per second over the last half minute; the same as CompletionRate in worker/jobs/memory.py.
 -- The hash counts them by second, and has since when the queue was not empty.
-local function drain_rate()
+local function completion_rate()
   local finished, since = 0, now
   local counts = call('HGETALL', key('drained'))
   for i = 1, #counts, 2 do

@@ -11,4 +11,4 @@ end
 local running = call('ZCARD', key('leases'))
 local depth = call('ZCARD', key('deadlines')) - running
 local age_ms = math.max(0, now - submitted)
-return {depth, running, age_ms, drain_rate(), call('HGETALL', key('totals'))}
+return {depth, running, age_ms, completion_rate(), call('HGETALL', key('totals'))}

@@ -44,11 +44,11 @@ end
 
 local depth = call('ZCARD', key('waiting', model))
 if depth >= settings.max_jobs then
-  return {'full', depth, drain_rate()}
+  return {'full', depth, completion_rate()}
 end
 local own = tonumber(call('HGET', key('owners', model), owner)) or 0
 if own >= share then
-  return {'share', depth, drain_rate(), own}
+  return {'share', depth, completion_rate(), own}
 end
 
 if call('ZCARD', key('deadlines')) == 0 then
