@@ -7,16 +7,16 @@
     python benchmarks/engine.py --llamagen ../LlamaGen          # beside upstream's own sampler
     python benchmarks/engine.py --arrivals 0.7 --out benchmarks/results
     python benchmarks/engine.py --batches 64 --steps 16         # of every image only so many
-    python benchmarks/engine.py --systems masc,iar,learned,step # others of `SYSTEMS`
+    python benchmarks/engine.py --systems masc,iar,ctf,gigatok  # others of `SYSTEMS`
 
-Weights are random, K = 8,192 but for IAR's, 256 positions, CFG 2: an image is two rows.
+Weights are random, K = 8,192 but for IAR's and CTF's, 256 positions, CFG 2: an image is two rows.
 Milliseconds a step are medians over all steps of an image. The roofline of a step is the longer of
 two times: to read the weights and the keys and values once at the measured bandwidth, and to
 compute at the measured rate.
 ``overhead`` is the share of a step that the engine spends outside `Batch` (on CUDA outside
-`GraphBatch.step`), ``rendered`` the images a second with VQ decoding, ``preview`` what decoding
-the upper half of every image would cost on top. Arrivals are Poisson, at the given share of the
-best throughput.
+`GraphBatch.step`), ``rendered`` the images a second with VQ decoding and, of CTF, the completer,
+``preview`` what decoding the upper half of every image would cost on top. Arrivals are Poisson, at
+the given share of the best throughput.
 On CUDA steps are recorded graphs. ``deterministic`` are the milliseconds a step where all steps
 have one shape; ``flipped`` what that is for: of images made alone and in this batch without it, the
 share that differ, and at how many of the positions until then.
@@ -44,11 +44,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from masc_core.bundle.read import serving_decoder
 from masc_core.device import choose_dtype, resolve_device
 from masc_core.generation.batch import Batch
 from masc_core.generation.generate import generate
+from masc_core.models.completer import Completer
+from masc_core.models.completer_config import CompleterConfig
+from masc_core.models.gigatok import GigaTok, GigaTokConfig
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig, Positions
 from masc_core.models.gpu_decoder import SIZES
@@ -56,6 +60,7 @@ from masc_core.models.kv_cache import KVCache
 from masc_core.models.vq import VQConfig, VQModel, to_uint8
 from masc_core.prior import ClusterMap
 from masc_core.sampling.cfg_schedule import CFGSchedule
+from masc_core.sampling.completion import complete_codes
 from masc_core.sampling.in_cluster import CodeSampler
 from masc_core.sampling.params import SamplingParams
 from worker.engine.cuda_graphs import GraphBatch
@@ -79,6 +84,9 @@ class System:
     num_clusters: int = 8192  # K
     positions: Positions = "rope2d"
     cfg_schedule: CFGSchedule = "constant"
+    num_parts: int = 0  # clusters of IAR's partition; 0 is none
+    completed: bool = False  # whether CTF's completer, a GPT of the same size, draws the codes
+    is_sequence: bool = False  # codes of GigaTok's S-S tokenizer rather than of VQ-16
 
     def config(self, size: str) -> GPTConfig:
         """Sizes of the transformer."""
@@ -87,21 +95,48 @@ class System:
             return GPTConfig(**sizes, dim=64, n_layer=2, n_head=4)
         return GPTConfig.named(f"GPT-{size}", **sizes)
 
-    def code_sampler(self, device: torch.device) -> CodeSampler:
+    def code_sampler(self, size: str, device: torch.device) -> CodeSampler:
         """What makes codes of clusters."""
         labels = np.arange(NUM_CODES) % self.num_clusters
-        return CodeSampler(ClusterMap.from_labels(labels), device=device)
+        parts = np.arange(NUM_CODES) % self.num_parts if self.num_parts else None
+        return CodeSampler(
+            ClusterMap.from_labels(labels),
+            device=device,
+            completer=self.completer(size, device) if self.completed else None,
+            partition=None if parts is None else ClusterMap.from_labels(parts),
+        )
+
+    def completer(self, size: str, device: torch.device) -> Completer:
+        """What draws all codes of an image at its end."""
+        gpt = asdict(self.config(size)) | {"vocab_size": NUM_CODES}
+        with device:
+            return Completer(CompleterConfig(**gpt, num_clusters=self.num_clusters)).eval()
+
+    def tokenizer(self, size: str) -> VQModel:
+        """What makes images of codes."""
+        ch = 32 if size == "toy" else 128
+        return GigaTok(GigaTokConfig(ch=ch)) if self.is_sequence else VQModel(VQConfig(ch=ch))
 
     def task(self, index: int) -> ImageTask:
         """An image like all others, but for class and seed."""
-        schedule = self.cfg_schedule
-        params = SamplingParams(index % 1000, CFG_SCALE, seed=index, cfg_schedule=schedule)
-        return ImageTask("bench", index, params)
+        return ImageTask("bench", index, self.params(index))
+
+    def params(self, index: int) -> SamplingParams:
+        """How that image is drawn."""
+        return SamplingParams(
+            index % 1000,
+            CFG_SCALE,
+            seed=index,
+            decoding="complete" if self.completed else "uniform",
+            cfg_schedule=self.cfg_schedule,
+        )
 
 
 SYSTEMS = {
     "masc": System(),
-    "iar": System(num_clusters=NUM_CODES),
+    "iar": System(num_clusters=NUM_CODES, num_parts=128),
+    "ctf": System(num_clusters=512, completed=True),
+    "gigatok": System(positions="learned", cfg_schedule="step", is_sequence=True),
     "learned": System(positions="learned"),
     "step": System(cfg_schedule="step"),
     "linear": System(cfg_schedule="linear"),
@@ -255,8 +290,8 @@ class Bench:
         with device:
             self.model = GPT(self.config).to(dtype).eval()
             torch.nn.init.normal_(self.model.output.weight, std=0.02)
-            self.tokenizer = VQModel(VQConfig(ch=32) if size == "toy" else VQConfig()).eval()
-        self.code_sampler = self.system.code_sampler(device)
+            self.tokenizer = self.system.tokenizer(size).eval()
+        self.code_sampler = self.system.code_sampler(size, device)
         self.vq_decoder = serving_decoder(self.tokenizer.decoder, device)
         self.make_batch: BatchFactory = GraphBatch if device.type == "cuda" else Batch
         self.upstream: Upstream | None = None
@@ -280,7 +315,7 @@ class Bench:
         seconds = (time.perf_counter() - started) * self.config.block_size / self.num_steps
         flipped = self._flips(engine, codes) if self.device.type == "cuda" else None
         self._render(codes[:1])
-        rendering = clock(lambda: self._render(codes), self.device)
+        rendering = clock(lambda: self._render(self._completed(codes)), self.device)
         half = codes[:, : codes.shape[1] // 2]
         preview = clock(lambda: self._render(half), self.device)
         plain = self._plain(batch)
@@ -404,6 +439,13 @@ class Bench:
         with suppress(StopIteration):
             generate(self.model, self.code_sampler, params_list, note)
         return statistics.median(b - a for a, b in pairwise(marks))
+
+    @torch.inference_mode()
+    def _completed(self, codes: Tensor) -> Tensor:
+        """What a completer makes of codes, zeros where few steps were timed."""
+        params = [self.system.params(index) for index in range(len(codes))]
+        whole = functional.pad(codes, (0, self.config.block_size - codes.shape[1]))
+        return complete_codes(self.code_sampler, whole.to(self.device), params)
 
     @torch.inference_mode()
     def _render(self, codes: Tensor) -> None:

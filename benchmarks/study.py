@@ -41,9 +41,11 @@ from training.metrics.cluster_bits import code_counts, count_cached_pairs, frequ
 from training.plot_png import draw_curves, new_figure, png_bytes
 from training.stages.classifier import train_classifier
 from training.stages.codes import extract_codes
+from training.stages.completer import train_completer
 from training.stages.configs import (
     ClassifierConfig,
     CodesConfig,
+    CompleterTrainingConfig,
     EvaluateConfig,
     PriorConfig,
     PublishConfig,
@@ -99,6 +101,8 @@ RUNS: Mapping[str, Run] = {
     "kmeans++": Run(_half("kmeans++"), PLAIN),
     "masc": Run(_half("average"), (*PLAIN, "refine")),
     "ward": Run(_half("ward"), PLAIN),
+    "ctf-masc": Run(Partition("average", 8), (*PLAIN, "complete")),
+    "ctf-kmeans++": Run(Partition("kmeans++", 8), (*PLAIN, "complete")),
     "iar-masc": Run(levels=(Partition("average", 32),)),
     "iar-kmeans": Run(levels=(Partition("balanced-kmeans", 32),)),
     "flat-seed1": Run(seed=1),
@@ -112,8 +116,8 @@ RUNS: Mapping[str, Run] = {
     "centroid": Run(_half("centroid"), PLAIN),
     "masc-4": Run(Partition("average", 4), PLAIN),
     "kmeans++-4": Run(Partition("kmeans++", 4), PLAIN),
-    "masc-8": Run(Partition("average", 8), PLAIN),
-    "kmeans++-8": Run(Partition("kmeans++", 8), PLAIN),
+    "ctf-masc-32": Run(Partition("average", 32), (*PLAIN, "complete")),
+    "ctf-kmeans++-32": Run(Partition("kmeans++", 32), (*PLAIN, "complete")),
 }
 COLUMNS = {
     "bits": "bits a code",
@@ -207,17 +211,24 @@ class Study:
             bits["frequency"] = bits["cluster"] + frequency_bits(clusters, *counts)
         if "refine" in run.decodings:
             parts["refiner"] = folder / "refiner"
-            weights = parts["transformer"] / "transformer.safetensors"
-            config = self.config(
-                RefinerTrainingConfig,
-                "refiner.toml",
-                out=parts["refiner"],
-                prior=file,
-                transformer=weights,
-            )
+            changes = {
+                "out": parts["refiner"],
+                "prior": file,
+                "transformer": parts["transformer"] / "transformer.safetensors",
+            }
             with progress(f"{name}: refiner") as report:
-                refined = train_refiner(config, report)
-            bits["refine"] = bits["cluster"] + refined["in_cluster_bits"]
+                metrics = train_refiner(
+                    self.config(RefinerTrainingConfig, "refiner.toml", **changes), report
+                )
+            bits["refine"] = bits["cluster"] + metrics["in_cluster_bits"]
+        if "complete" in run.decodings:
+            parts["completer"] = folder / "completer"
+            changes = {"out": parts["completer"], "prior": file}
+            with progress(f"{name}: completer") as report:
+                metrics = train_completer(
+                    self.config(CompleterTrainingConfig, "completer.toml", **changes), report
+                )
+            bits["complete"] = bits["cluster"] + metrics["in_cluster_bits"]
         self._publish(name, parts)
         return bits
 
@@ -247,7 +258,7 @@ class Study:
         if (models / name / "1").exists():
             return
         base = self.config(PublishConfig, "publish.toml", name=name, version="1", models=models)
-        none = {"refiner": None, "classifier": None}
+        none = {"refiner": None, "completer": None, "classifier": None}
         update = {**none, **parts, "activate": True, "decoding": "uniform"}
         with progress(f"{name}: publish") as report:
             publish(base.model_copy(update=update), report)
@@ -305,7 +316,7 @@ class Study:
     def keep_records(self, out: Path) -> None:
         """Copy the configuration and the log of every run's training."""
         for name in RUNS:
-            for stage in ("transformer", "refiner"):
+            for stage in ("transformer", "refiner", "completer"):
                 for file in ("config.json", "log.jsonl"):
                     source = self.folder / name / stage / file
                     if source.exists():

@@ -112,6 +112,7 @@ def test_the_study_reports_each_run_and_repeats_none(tmp_path: Path) -> None:
         "prior": tiny.prior_config(tmp_path),
         "transformer": tiny.transformer_config(tmp_path),
         "refiner": tiny.refiner_config(tmp_path, tmp_path / "transformer.safetensors", epochs=1),
+        "completer": tiny.completer_config(tmp_path, epochs=1),
         "classifier": ClassifierConfig.model_validate(judge),
         "publish": PublishConfig.model_validate(published | {"shuffles": 0}),
     }
@@ -132,11 +133,12 @@ def test_the_study_reports_each_run_and_repeats_none(tmp_path: Path) -> None:
     assert study("flat") == flat
     log = tmp_path / "out" / "study" / "flat" / "transformer" / "log.jsonl"
     before = log.read_bytes()
-    assert study("flat", "masc") == flat + masc
+    ctf = [("ctf-masc", way, s) for way in ("uniform", "frequency", "complete") for s in (2, 1)]
+    assert study("flat", "masc", "ctf-masc") == flat + masc + ctf
     assert log.read_bytes() == before
     report = (tmp_path / "out" / "study.md").read_text()
-    for row in ("| flat | uniform | ", "| masc | refine | ", "| masc | frequency | 2 | "):
-        assert row in report or row.replace("| 2 |", "| 1 |") in report
+    for row in ("| flat | uniform | ", "| ctf-masc | complete | "):
+        assert row in report
     rows = json.loads((tmp_path / "out" / "study.json").read_text())
     bits = {row["decoding"]: row["bits"] for row in rows if row["run"] == "masc"}
     assert len(set(bits.values())) == 3
