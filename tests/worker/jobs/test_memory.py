@@ -117,6 +117,33 @@ def test_only_kept_results_count_and_make_room() -> None:
     asyncio.run(run())
 
 
+def test_a_large_result_takes_the_room_of_as_many_as_it_needs() -> None:
+    queue = MemoryQueue(QueueLimits(max_result_bytes=2500))
+    jobs = [Job(REQUEST, keep=True) for _ in range(3)]
+
+    async def run() -> None:
+        for job, size in zip(jobs, (1000, 1000, 2000), strict=True):
+            await queue.submit(job)
+            (lease,) = queue.claim("tiny", 1, 0.0)
+            queue.report([(lease, result("x" * size))])
+        for job in jobs[:2]:
+            with pytest.raises(ResultGoneError):
+                await queue.outcome(job.id)
+        assert await queue.outcome(jobs[2].id) == result("x" * 2000)
+
+    asyncio.run(run())
+
+
+def test_a_request_too_many_waits_for_the_end_of_its_minute() -> None:
+    clock = Clock(now=100.0)
+    queue = MemoryQueue(QueueLimits(), clock)
+    assert asyncio.run(queue.count_request("ann", 1)) == 0.0
+    clock.now = 110.0
+    assert asyncio.run(queue.count_request("ann", 1)) == 50.0
+    clock.now = 160.0
+    assert asyncio.run(queue.count_request("ann", 1)) == 0.0
+
+
 def test_the_memory_of_what_was_has_a_bound() -> None:
     clock = Clock()
     queue = MemoryQueue(QueueLimits(result_seconds=1), clock)
