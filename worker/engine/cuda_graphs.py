@@ -149,17 +149,18 @@ def capture_shapes(
     Parameters
     ----------
     capacity : rows that images may take
-    only_largest : let every step have the shape of a full batch of images that are not guided
+    only_largest : let every step have one shape: that of a full batch of images that are not
+        guided, with filters and, where there can be, the refiner
     with_refiner : whether images can ask for the refiner
     """
     largest = max(2, capacity + capacity % 2)
-    sizes = [(largest, largest)]
-    if not only_largest:
-        heights = [*(rows for rows in ROWS if rows < largest), largest]
-        sizes = [(rows, images) for rows in heights for images in (rows // 2, rows)]
+    if only_largest:
+        return [StepShape(largest, largest, filters=True, refined=largest * with_refiner)]
+    heights = [*(rows for rows in ROWS if rows < largest), largest]
     return [
         StepShape(rows, images, filters, refined)
-        for rows, images in sizes
+        for rows in heights
+        for images in (rows // 2, rows)
         for filters in (False, True)
         for refined in ((0, images) if with_refiner else (0,))
     ]
@@ -168,10 +169,10 @@ def capture_shapes(
 def select_shape(shapes: Sequence[StepShape], slots: Sequence[Slot]) -> StepShape:
     """Return the first shape, of those in ascending order, that holds the images."""
     rows = batch_rows(slots)
-    kind = has_filters(slots), bool(refined_images(slots))
+    filters, refined = has_filters(slots), len(refined_images(slots))
     return next(
         shape
         for shape in shapes
         if shape.rows >= rows and shape.images >= len(slots)
-        if (shape.filters, bool(shape.refined)) == kind
+        if shape.filters >= filters and shape.refined >= refined
     )

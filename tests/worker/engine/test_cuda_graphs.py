@@ -247,10 +247,8 @@ def test_shapes_of_a_capacity() -> None:
     ]  # fmt: skip
     assert capture_shapes(1)[-1] == StepShape(2, 2, filters=True)
     assert capture_shapes(33)[-1] == StepShape(34, 34, filters=True)
-    assert capture_shapes(12, only_largest=True) == [
-        StepShape(12, 12, False),
-        StepShape(12, 12, True),
-    ]
+    assert capture_shapes(12, only_largest=True) == [StepShape(12, 12, True)]
+    assert capture_shapes(12, only_largest=True, with_refiner=True) == [StepShape(12, 12, True, 12)]
     with_refiner = capture_shapes(12, with_refiner=True)
     assert [shape for shape in with_refiner if not shape.refined] == capture_shapes(12)
     assert len(with_refiner) == 2 * len(capture_shapes(12))
@@ -272,7 +270,11 @@ def test_shapes_of_a_capacity() -> None:
 def test_a_batch_takes_the_smallest_shape(
     params_list: list[SamplingParams], expected: tuple[int, int, bool]
 ) -> None:
-    assert select_shape(capture_shapes(12), allocate(params_list, [], 12)) == StepShape(*expected)
+    slots = allocate(params_list, [], 12)
+    assert select_shape(capture_shapes(12), slots) == StepShape(*expected)
+    assert select_shape(capture_shapes(12, with_refiner=True), slots) == StepShape(*expected)
+    alike = capture_shapes(12, only_largest=True, with_refiner=True)
+    assert select_shape(alike, slots) == alike[0]
 
 
 def test_only_who_asks_for_the_refiner_gets_a_shape_with_it() -> None:
