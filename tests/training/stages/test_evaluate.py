@@ -212,26 +212,45 @@ def test_goes_on_from_every_point(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "cut" / "unfinished").exists()
 
 
-KILLED = """
+IN_A_PROCESS = """
 import os, signal, sys
 from training.stages.evaluate import EvaluateConfig, evaluate
-evaluate(
-    EvaluateConfig.model_validate_json(sys.argv[1]),
-    lambda done, total, text: done == 6 and os.kill(os.getpid(), signal.SIGKILL),
-)
+
+def report(done, total, text):
+    print(done, flush=True)
+    if done == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+evaluate(EvaluateConfig.model_validate_json(sys.argv[1]), report)
 """
 
 
+def evaluate_in_a_process(config: EvaluateConfig, killed_at: int = -1) -> tuple[int, list[int]]:
+    """Status and reports of a process of its own; last bits depend on the threads of this one."""
+    program = [
+        sys.executable,
+        "-c",
+        IN_A_PROCESS,
+        config.model_dump_json(exclude_unset=True),
+        str(killed_at),
+    ]
+    done = subprocess.run(
+        program, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True, check=False
+    )
+    return done.returncode, [int(line) for line in done.stdout.split()]
+
+
 def test_goes_on_when_it_was_killed(root: Path, tmp_path: Path) -> None:
-    wanted = whole(root, tmp_path / "cut", device="cpu")
-    command = [sys.executable, "-c", KILLED, wanted.model_dump_json(exclude_unset=True)]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # last bits depend on their number
-    done = subprocess.run(command, cwd=ROOT, env=environment() | threads, check=False)
-    assert done.returncode == -signal.SIGKILL
-    reported: list[int] = []
-    again = results(evaluate(wanted, lambda n, *_: reported.append(n)), tmp_path / "cut")
-    assert reported[0] == 9
-    assert again == results(evaluate(whole(root, tmp_path / "once")), tmp_path / "once")
+    cut, once = (whole(root, tmp_path / name, device="cpu") for name in ("cut", "once"))
+    assert evaluate_in_a_process(cut, killed_at=6) == (-signal.SIGKILL, [3, 6])
+    status, reported = evaluate_in_a_process(cut)
+    assert (status, reported[0]) == (0, 9)
+    assert evaluate_in_a_process(once)[0] == 0
+    found = [
+        results(json.loads((out / "evaluation.json").read_text()), out)
+        for out in (tmp_path / "cut", tmp_path / "once")
+    ]
+    assert found[0] == found[1]
 
 
 def test_on_a_full_disk_what_was_there_stays(root: Path, tmp_path: Path) -> None:
