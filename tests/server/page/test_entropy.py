@@ -74,8 +74,11 @@ def test_a_model_with_a_partition_has_clusters_to_keep_and_their_entropies(
         (request,) = service.painter.requests
         assert (request.cluster_top_k, request.cluster_top_p) == (3, 0.5)
         expect(page.locator("figcaption").first).to_contain_text("clusters 1.50 bits, 75\u00a0%")
+        below = page.locator("figcaption").first
+        place = below.evaluate("node => node.offsetTop")
         page.get_by_role("slider", name="Position in the entropy map").first.focus()
         expect(page.locator(".readout").first).to_have_text(f"{bits(0)}, clusters 1.50")
+        assert below.evaluate("node => node.offsetTop") == place
 
 
 def test_a_model_without_a_partition_has_no_clusters_to_keep(page: Page) -> None:
