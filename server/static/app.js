@@ -144,15 +144,16 @@ function makeAgain(settings) {
     if (found.name !== model.name) return; // another was chosen meanwhile
     const missing = missingOf(settings);
     if (missing) throw new Error(`${model.name} ${model.version} has no ${missing} any more.`);
-    fill(settings);
+    fill({ ...model.defaults, ...settings }); // what it does not name is not what the form holds
     element("form").requestSubmit();
   };
   again().catch(complain);
 }
 
 /** What of the settings the model does not offer in its present version; empty if nothing. */
-function missingOf({ class_id: id, decoding, compare }) {
+function missingOf({ class_id: id, decoding, compare, cluster_top_k: kept, cluster_top_p: share }) {
   if (!hasClass(id)) return `class ${id}`;
+  if ((kept > 0 || share < 1) && !model.partitions.length) return "partition";
   if (compare === "decodings") return model.decodings.length > 1 ? "" : "decodings to compare";
   return model.decodings.includes(decoding) ? "" : `decoding ${decoding}`;
 }

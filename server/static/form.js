@@ -24,6 +24,9 @@ const CONTROLS = {
   top_p: "top-p",
   cluster_top_k: "cluster-top-k",
   cluster_top_p: "cluster-top-p",
+  code_temperature: "code-temperature",
+  code_top_k: "code-top-k",
+  code_cfg_scale: "code-cfg-scale",
   format: "format",
   scales: "scales",
 };
@@ -59,6 +62,9 @@ export function fill(settings) {
   set("top-p", settings.top_p);
   set("cluster-top-k", settings.cluster_top_k);
   set("cluster-top-p", settings.cluster_top_p);
+  set("code-temperature", settings.code_temperature);
+  set("code-top-k", settings.code_top_k);
+  set("code-cfg-scale", settings.code_cfg_scale);
   set("format", settings.format);
   set("scales", settings.scales?.join(", "));
   if (settings.class_id !== undefined) choose(settings.class_id);
@@ -94,6 +100,11 @@ export function read(model) {
     settings.cluster_top_k = integer("cluster-top-k", "Clusters kept", Number.MAX_SAFE_INTEGER);
     settings.cluster_top_p = number("cluster-top-p", "Probability of clusters");
   }
+  if (isCompleted()) {
+    settings.code_temperature = number("code-temperature", "Code temperature");
+    settings.code_top_k = integer("code-top-k", "Codes kept", Number.MAX_SAFE_INTEGER);
+    settings.code_cfg_scale = number("code-cfg-scale", "CFG of codes");
+  }
   if (settings.class_id === null) throw wrong("class_id", "Choose a class first.");
   if (settings.compare === "cfg") settings.scales = scales();
   if (settings.cfg_schedule === "step" || settings.compare === "schedules") settings.cfg_start = start();
@@ -126,6 +137,12 @@ function segment(name) {
 }
 
 const checked = (name) => document.querySelector(`#form [name=${name}]:checked`)?.value;
+
+/** Whether a completer draws codes of what is chosen: its decoding alone has settings of codes. */
+function isCompleted() {
+  const completes = document.querySelector("#decodings [value=complete]");
+  return Boolean(completes) && (completes.checked || checked("compare") === "decodings");
+}
 
 function check(name, value) {
   const radio = document.querySelector(`#form [name=${name}][value="${value ?? ""}"]`);
@@ -179,6 +196,7 @@ function showValues() {
   element("start-field").hidden = compare !== "schedules" && element("cfg-schedule").value !== "step";
   element("count-field").hidden = compare !== "images";
   element("decoding-field").hidden = compare === "decodings";
+  for (const field of document.querySelectorAll(".of-codes")) field.hidden = !isCompleted();
   tell(element("compare-hint"), HINTS[compare] ?? "");
 }
 

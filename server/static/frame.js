@@ -11,7 +11,8 @@ export class Frame {
   constructor(about) {
     this.about = about;
     this.picture = make("div", { className: "picture" });
-    this.line = make("div", { className: "line" });
+    // A sequence has no rows: every preview is the whole picture.
+    this.line = make("div", { className: "line", hidden: about.shape[0] === 1 });
     this.box = make("div", { className: "frame waiting" }, this.picture, this.line);
     this.caption = make("figcaption");
     this.node = make("figure", {}, this.box, this.caption);

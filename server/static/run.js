@@ -5,6 +5,8 @@ import { generate } from "./service.js";
 
 const MOST_AT_ONCE = 3; // browsers have six connections a host, and the page needs some besides
 
+const NO_CODES = { code_temperature: undefined, code_top_k: undefined, code_cfg_scale: undefined }; // left out of JSON
+
 /**
  * Requests and cells of the settings. A cell shows one image of one request.
  * @returns {{title: string, requests: object[], cells: {label: string, request: number, image: number}[]}}
@@ -25,7 +27,10 @@ export function plan(settings, name, decodings) {
     return row(`${name} · CFG schedules · CFG ${body.cfg_scale} · ${body.decoding}`, body, labelled);
   }
   if (compare === "decodings") {
-    const labelled = decodings.map((decoding) => [decoding, { decoding }]);
+    const labelled = decodings.map((decoding) => [
+      decoding,
+      { decoding, ...(decoding === "complete" ? {} : NO_CODES) },
+    ]);
     return row(`${name} · decodings · ${guidance(body)}`, body, labelled);
   }
   return {

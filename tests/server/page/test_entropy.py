@@ -74,8 +74,11 @@ def test_a_model_with_a_partition_has_clusters_to_keep_and_their_entropies(
         (request,) = service.painter.requests
         assert (request.cluster_top_k, request.cluster_top_p) == (3, 0.5)
         expect(page.locator("figcaption").first).to_contain_text("clusters 1.50 bits, 75\u00a0%")
+        below = page.locator("figcaption").first
+        place = below.evaluate("node => node.offsetTop")
         page.get_by_role("slider", name="Position in the entropy map").first.focus()
         expect(page.locator(".readout").first).to_have_text(f"{bits(0)}, clusters 1.50")
+        assert below.evaluate("node => node.offsetTop") == place
 
 
 def test_a_model_without_a_partition_has_no_clusters_to_keep(page: Page) -> None:
@@ -135,18 +138,20 @@ def test_the_map_of_a_sequence_is_drawn_by_groups(browser: Browser, tmp_path: Pa
         expect(readout).to_have_text(f"group 5, token 3 of 8: {math.log2(12):.2f} bits")
 
 
-def test_a_preview_of_a_sequence_fills_the_frame(page: Page) -> None:
+def test_a_preview_of_a_sequence_fills_the_frame_without_a_line(page: Page) -> None:
     drawn = page.evaluate(
         """async () => {
           const { Frame } = await import("/static/frame.js");
           return [[4, 4], [1, 16]].map((shape) => {
             const frame = new Frame({ label: "", name: "ship", size: 16, shape });
             frame.preview({ rows: shape[1] / 4, num_rows: shape[1], format: "png", b64: "" });
-            return [frame.picture.querySelector("img").style.height, frame.line.style.top];
+            document.body.append(frame.node);
+            const line = frame.line.checkVisibility() ? frame.line.style.top : null;
+            return [frame.picture.querySelector("img").style.height, line];
           });
         }"""
     )
-    assert drawn == [["25%", "25%"], ["", "25%"]]
+    assert drawn == [["25%", "25%"], ["", None]]
 
 
 def test_a_tap_reads_a_position(visitor: Visitor) -> None:

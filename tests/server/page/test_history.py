@@ -1,10 +1,14 @@
 from __future__ import annotations
 
-import pytest
-from playwright.sync_api import Page, expect
+from pathlib import Path
 
-from tests.server.page.browser import Visitor, finished, generate
-from tests.server.service import Service
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from masc_core.bundle.manifest import Defaults
+from tests.server.listening import listening
+from tests.server.page.browser import Visitor, finished, generate, visiting
+from tests.server.service import Service, write_model
 
 
 def test_a_run_is_remembered_and_made_again(pictured: Service, page: Page) -> None:
@@ -86,6 +90,8 @@ def again_with(page: Page, change: str) -> None:
     [
         ('{"class_id": 6}', "tiny v1 has no class 6 any more."),
         ('{"decoding": "refine"}', "tiny v1 has no decoding refine any more."),
+        ('{"cluster_top_k": 3, "cluster_top_p": 1}', "tiny v1 has no partition any more."),
+        ('{"cluster_top_k": 0, "cluster_top_p": 0.5}', "tiny v1 has no partition any more."),
         ('{"model": "gone"}', "The model gone is not served any more."),
     ],
 )
@@ -97,6 +103,34 @@ def test_what_is_offered_no_more_is_told_and_not_replaced(
     again_with(page, change)
     expect(page.locator("#error")).to_have_text(message)
     assert len(pictured.painter.requests) == 1
+
+
+def test_what_an_entry_does_not_name_is_the_versions_default(
+    browser: Browser, tmp_path: Path
+) -> None:
+    defaults = Defaults(cfg_scale=3.0, cluster_top_k=4, cluster_top_p=0.75)
+    write_model(tmp_path / "models", partitions=(5,), defaults=defaults)
+    with Service(tmp_path) as service, listening(service), visiting(browser, service) as visitor:
+        page = visitor.open()
+        generate(page)
+        finished(page)
+        page.evaluate(
+            """() => {
+              const entries = JSON.parse(localStorage.getItem("masc.history"));
+              const { cluster_top_k, cluster_top_p, ...settings } = entries[0].settings;
+              localStorage.setItem("masc.history", JSON.stringify([{ ...entries[0], settings }]));
+            }"""
+        )
+        page.reload()
+        expect(page.locator("#draw")).to_be_enabled()
+        page.get_by_text("More", exact=True).click()
+        page.get_by_label("Clusters kept").fill("2")
+        page.get_by_label("Their probability").fill("0.25")
+        page.locator("#history-list button").click()
+        finished(page)
+        first, again = service.painter.requests
+        assert again == first
+        assert (again.cluster_top_k, again.cluster_top_p) == (4, 0.75)
 
 
 def test_what_cannot_be_made_again_now_is_told(
