@@ -73,6 +73,11 @@ class Renderer:
             self._thread = threading.Thread(target=self._serve, name="render", daemon=True)
             self._thread.start()
 
+    @property
+    def is_threaded(self) -> bool:
+        """Whether `submit` returns before the image is rendered."""
+        return self._thread is not None
+
     def submit(self, codes: Tensor, params: SamplingParams | None = None) -> Future[Rendered]:
         """Ask for the pixels of one image; the future raises what `Bundle.render` raises.
 
