@@ -103,7 +103,11 @@ class Bundle:
         return torch.cat(pixels).cpu().numpy()
 
     def _render(self, codes: Tensor, image_size: int | None) -> Tensor:
-        images = self.vq_decoder(self.tokenizer.latents(codes, self.manifest.grid))
+        # The transformers that a tokenizer may have before its decoder, too, keep a size's kernels.
+        size = min(size for size in SIZES if size >= len(codes))
+        padded = F.pad(codes, (0, 0, 0, size - len(codes)))
+        latents = self.tokenizer.latents(padded, self.manifest.grid)[: len(codes)]
+        images = self.vq_decoder(latents)
         if image_size is not None and image_size != self.manifest.image_size:
             images = F.interpolate(images, size=(image_size, image_size), mode="bicubic")
         if not images.isfinite().all():

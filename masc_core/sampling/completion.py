@@ -68,10 +68,8 @@ def complete_codes(
             continue
         completed[chosen[i]] = _draw(code_sampler, logits, clusters[i], params)
     if at_fault:
-        images = ", ".join(map(str, at_fault))
-        raise NonFiniteError(
-            f"NaN or infinity in the completer's scores of image {images}", at_fault
-        )
+        whose = f" of image {', '.join(map(str, at_fault))}" if len(params_list) > 1 else ""
+        raise NonFiniteError(f"NaN or infinity in the completer's scores{whose}", at_fault)
     return completed
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Final, TypeVar
 from fastapi import Header
 from starlette.types import Scope
 
-from masc_core.bundle.manifest import Manifest
+from masc_core.bundle.manifest import Defaults, Manifest
 from masc_core.errors import CapacityError, InvalidFieldError, UnknownClassError
 from masc_core.escapes import quoted
 from masc_core.images import ImageFormat
@@ -63,6 +63,7 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
     schedule: CFGSchedule = body.cfg_schedule or defaults.cfg_schedule
     check_cfg_start(body.cfg_start, schedule)
     check_code_settings(body.model_dump(exclude_none=True), decoding)
+    of_codes = defaults if decoding == "complete" else Defaults()  # to others they mean nothing
     class_id = resolve_class(body, manifest)
     cluster_top_k = _or_default(body.cluster_top_k, defaults.cluster_top_k)
     cluster_top_p = _or_default(body.cluster_top_p, defaults.cluster_top_p)
@@ -82,9 +83,9 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
         class_name=manifest.class_names[class_id],
         cfg_schedule=schedule,
         cfg_start=_or_default(body.cfg_start, defaults.cfg_start),
-        code_temperature=_or_default(body.code_temperature, defaults.code_temperature),
-        code_top_k=min(_or_default(body.code_top_k, defaults.code_top_k), manifest.num_codes),
-        code_cfg_scale=_or_default(body.code_cfg_scale, defaults.code_cfg_scale),
+        code_temperature=_or_default(body.code_temperature, of_codes.code_temperature),
+        code_top_k=min(_or_default(body.code_top_k, of_codes.code_top_k), manifest.num_codes),
+        code_cfg_scale=_or_default(body.code_cfg_scale, of_codes.code_cfg_scale),
         cluster_top_k=min([cluster_top_k, *manifest.partitions]),
         cluster_top_p=cluster_top_p,
     )

@@ -173,6 +173,7 @@ class LoadedModel:
         )
         self._backlog: deque[ImageTask] = deque()
         self._in_engine: dict[TaskKey, ImageTask] = {}
+        self._outputs: deque[EngineOutput] = deque()  # of the engine's last step, not taken yet
         self._encoding: deque[_Encoding] = deque()
         self._events: list[ModelEvent] = []  # not handed out yet
 
@@ -236,18 +237,23 @@ class LoadedModel:
         for key in [key for key in self._in_engine if key[0] == job_id]:
             self.engine.cancel(key)
             del self._in_engine[key]
+        self._outputs = deque(one for one in self._outputs if one.task.job_id != job_id)
         self._encoding = deque(one for one in self._encoding if one.image.task.job_id != job_id)
         self._events = [event for event in self._events if event.task.job_id != job_id]
 
     def step(self) -> Sequence[ModelEvent]:
         """Fill the engine, step it, and collect what renderer and pool have done.
 
+        Where images are rendered in this thread, it is one a call, and the engine waits for them:
+        so many may end in one step that all together would look as if the worker hangs.
         After an exception, which only the engine raises, no event is lost: they come next time.
         """
-        self._fill_engine()
-        if self._in_engine:
-            self._step_engine()
+        if not self._outputs:
+            self._fill_engine()
+            if self._in_engine:
+                self._step_engine()
         self.jobs_at_risk = set()
+        self._take_outputs()
         self._collect_encoded()
         events, self._events = self._events, []
         return events
@@ -269,7 +275,11 @@ class LoadedModel:
         self.jobs_at_risk = {job_id for job_id, _ in self._in_engine}
         if self._num_threads and self._num_threads != torch.get_num_threads():
             torch.set_num_threads(self._num_threads)  # it was warmed up by another thread
-        for output in self.engine.step():
+        self._outputs += self.engine.step()
+
+    def _take_outputs(self) -> None:
+        while self._outputs:
+            output = self._outputs.popleft()
             match output:
                 case PartialImage(task=task):
                     progress = Progress(task.index, *self._drawn(output))
@@ -280,6 +290,8 @@ class LoadedModel:
                 case FinishedImage(task=task):
                     del self._in_engine[task.key]
                     self._start_encoding(output, task.format)
+                    if not self._renderer.is_threaded:
+                        return
                 case FailedImage(task=task):
                     del self._in_engine[task.key]
                     self._events.append(output)

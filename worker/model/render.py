@@ -33,24 +33,21 @@ logger = logging.getLogger(__name__)
 
 
 class Rendered(NamedTuple):
-    """An image, uint8 (H, W, 3), and what it took since it was submitted."""
+    """An image, uint8 (H, W, 3), and what it took: of images made together, its share."""
 
     pixels: Pixels
-    complete_seconds: float  # until its codes were drawn anew; 0 where they were not
-    seconds: float  # until it was decoded, without those
+    complete_seconds: float  # to draw its codes anew; 0 where they were not
+    seconds: float  # to decode it
 
 
 class _Request(NamedTuple):
     codes: Tensor
     params: SamplingParams | None
-    submitted_at: float
     rendered: Future[Rendered]
 
-    def fulfil(self, pixels: Pixels, completed_at: float) -> None:
-        is_completed = self.params is not None and self.params.decoding == "complete"
-        complete_seconds = completed_at - self.submitted_at if is_completed else 0.0
-        seconds = time.perf_counter() - self.submitted_at
-        self.rendered.set_result(Rendered(pixels, complete_seconds, seconds - complete_seconds))
+    @property
+    def is_to_complete(self) -> bool:
+        return self.params is not None and self.params.decoding == "complete"
 
 
 class Renderer:
@@ -73,6 +70,11 @@ class Renderer:
             self._thread = threading.Thread(target=self._serve, name="render", daemon=True)
             self._thread.start()
 
+    @property
+    def is_threaded(self) -> bool:
+        """Whether `submit` returns before the image is rendered."""
+        return self._thread is not None
+
     def submit(self, codes: Tensor, params: SamplingParams | None = None) -> Future[Rendered]:
         """Ask for the pixels of one image; the future raises what `Bundle.render` raises.
 
@@ -81,7 +83,7 @@ class Renderer:
         codes : int64 (n,), on the CPU or complete on the device; whole rows of the grid
         params : of the image, if it is whole: its decoding may be to complete it
         """
-        request = _Request(codes, params, time.perf_counter(), Future())
+        request = _Request(codes, params, Future())
         if self._thread is None:
             self._render([request])
         else:
@@ -143,9 +145,15 @@ class Renderer:
         codes = torch.stack([request.codes for request in requests])
         whole = [i for i, request in enumerate(requests) if request.params is not None]
         params = [request.params for request in requests if request.params is not None]
-        if any(one.decoding == "complete" for one in params):
+        num_completed = sum(request.is_to_complete for request in requests)
+        started = time.perf_counter()
+        if num_completed:
             codes = codes.to(self._bundle.device)
             codes[whole] = complete_codes(self._bundle.code_sampler, codes[whole], params)
-        completed_at = time.perf_counter()
-        for request, image in zip(requests, self._bundle.render(codes), strict=True):
-            request.fulfil(image, completed_at)
+        completed = time.perf_counter()
+        images = self._bundle.render(codes)
+        decode_seconds = (time.perf_counter() - completed) / len(requests)
+        for request, pixels in zip(requests, images, strict=True):
+            share = request.is_to_complete / max(1, num_completed)
+            complete_seconds = share * (completed - started)
+            request.rendered.set_result(Rendered(pixels, complete_seconds, decode_seconds))

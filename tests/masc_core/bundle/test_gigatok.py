@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from masc_core.bundle.manifest import (
     ENCODER_FILE,
@@ -49,6 +50,19 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny" / "1"
     save_bundle(folder, tiny_card(), tiny_gigatok_parts(), with_encoder=True)
     return folder
+
+
+def test_the_transformers_before_the_decoder_take_a_size_of_batch(published: Path) -> None:
+    bundle, sizes = load_bundle(published), list[int]()
+    tokenizer = bundle.tokenizer
+    assert isinstance(tokenizer, GigaTok)
+    tokenizer.s1to2decoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    codes = torch.arange(5 * GRID**2).reshape(5, -1) % NUM_CODES
+    images = bundle._render(codes, None)  # as on a GPU, where all go at once
+    assert sizes == [8]
+    assert torch.equal(images, bundle._render(F.pad(codes, (0, 0, 0, 3)), None)[:5])
+    alone = bundle.render(codes)
+    assert np.abs(images.cpu().numpy().astype(int) - alone).max() <= 1
 
 
 @pytest.fixture

@@ -208,7 +208,7 @@ def test_what_a_completer_is_asked_for(tmp_path: Path) -> None:
         assert asked == [
             ("complete", 1.1, 0, 1.5),
             ("complete", 0.5, 32, 1.0),  # no more than there are codes
-            ("uniform", 1.1, 0, 1.5),
+            ("uniform", 1.0, 0, 1.0),  # which is no completer's
         ]
         assert completed.json()["timings"]["complete"] == 0.006
         assert "complete;dur=6.000" in completed.headers["server-timing"]

@@ -180,11 +180,52 @@ def test_the_engine_waits_when_too_many_files_are_to_be_made(
     for _ in range(GRID**2 - 2):
         loaded.step()
     gate.opened.clear()
+    assert not files(loaded.step())  # of the two that are drawn one is on its way
     threading.Timer(0.05, gate.opened.set).start()
     reports = loaded.step()  # returns only when one is there
     assert gate.opened.is_set()
     assert files(reports)
     assert len(files([*reports, *step_to_the_end(loaded)])) == 2
+
+
+def test_images_that_end_together_are_rendered_one_a_step(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = make_loaded(bundle, 16, RecordingEngine)
+    engine, rendered, render = cast("RecordingEngine", loaded.engine), list[int](), Bundle.render
+
+    def counted(self: Bundle, codes: Tensor) -> Pixels:
+        rendered[-1] += len(codes)
+        return render(self, codes)
+
+    request = replace(REQUEST, num_images=4)
+    wanted = [expected(bundle, one) for one in (request, replace(WEBP, num_images=4))]
+    monkeypatch.setattr(Bundle, "render", counted)
+    loaded.add([*tasks("a", request=request), *tasks("b", request=replace(WEBP, num_images=4))])
+    loaded.add(tasks("c"))  # for which there is no room yet
+    reports: list[ModelEvent] = []
+    while not loaded.is_idle:
+        rendered.append(0)
+        reports += loaded.step()
+        if rendered == [*[0] * (GRID**2 - 1), 1]:
+            assert loaded.engine.free_rows == 16
+    assert rendered == [*[0] * (GRID**2 - 1), *[1] * 8, *[0] * (GRID**2 - 1), 1]
+    assert len(engine.batches) == 2 * GRID**2  # none while images wait
+    assert [files(reports, "a"), files(reports, "b")] == wanted
+    assert files(reports, "c") == expected(bundle, REQUEST)
+
+
+def test_of_images_that_wait_to_be_rendered_those_of_a_dropped_job_are_forgotten(
+    bundle: Bundle,
+) -> None:
+    loaded = make_loaded(bundle, 16)
+    loaded.add([*tasks("a", request=replace(REQUEST, num_images=3)), *tasks("b")])
+    for _ in range(GRID**2):
+        loaded.step()
+    loaded.drop("a")
+    reports = step_to_the_end(loaded)
+    assert files(reports, "b") == expected(bundle, REQUEST)
+    assert not files(reports, "a")
 
 
 def test_previews_are_the_upper_rows_of_what_becomes_of_the_image(bundle: Bundle) -> None:

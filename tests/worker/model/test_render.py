@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_images_that_end_together_are_completed_each_by_itself(
     params.append(SamplingParams(0, 1.0, seed=5))
     with closing(Renderer(bundle, threaded=threaded)) as renderer:
         made = [renderer.submit(*pair) for pair in zip(codes, params, strict=True)]
-    with pytest.raises(NonFiniteError, match="completer's scores"):
+    with pytest.raises(NonFiniteError, match=r"completer's scores$"):
         made[2].result(0)
     for i in (0, 1, 3, 4, 5):
         final = complete_codes(bundle.code_sampler, codes[i][None], [params[i]])
@@ -92,6 +93,39 @@ def test_what_waits_is_decoded_together(bundle: Bundle, monkeypatch: pytest.Monk
         go_on.set()
     assert sizes == [(1, GRID**2), (3, GRID**2), (1, GRID)]
     assert all(future.done() for future in rest)
+
+
+def test_what_images_took_together_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny_bundle(tmp_path / "models", completer=True)
+    bundle = load_bundle(tmp_path / "models" / "tiny" / "1")
+    go_on, sizes, render = threading.Event(), list[int](), Bundle.render
+
+    def patient(self: Bundle, codes: Tensor) -> object:
+        assert go_on.wait(10)
+        sizes.append(len(codes))
+        return render(self, codes)
+
+    monkeypatch.setattr(Bundle, "render", patient)
+    codes = some_codes()[0]
+    with closing(Renderer(bundle, threaded=True)) as renderer:
+        first = renderer.submit(codes)
+        while not first.running():
+            pass
+        completed = [
+            renderer.submit(codes, SamplingParams(1, 1.0, seed=seed, decoding="complete"))
+            for seed in range(8)
+        ]
+        plain = renderer.submit(codes, SamplingParams(1, 1.0, seed=0))
+        started = time.perf_counter()
+        go_on.set()
+    elapsed = time.perf_counter() - started
+    made = [future.result(0) for future in (*completed, plain)]
+    assert sizes == [1, 9]
+    assert 0 < sum(one.complete_seconds + one.seconds for one in made) <= elapsed
+    assert made[-1].complete_seconds == 0
+    assert {one.seconds for one in made} == {made[-1].seconds}  # which waited for no completer
 
 
 def test_a_size_that_cannot_be_compiled_ends_no_thread(
