@@ -53,6 +53,7 @@ from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.files import flush
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.settings import expand_path
+from training.config import is_address, shown
 
 logger = logging.getLogger(__name__)
 
@@ -73,20 +74,6 @@ DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 EXACT = {"Accept-Encoding": "identity"}  # sizes are those of the file
 HASH_BYTES = 1 << 20  # at a time
 MB = 10**6
-
-
-def is_address(source: str) -> bool:
-    """Whether a source is not here, but has to be fetched."""
-    return "://" in source
-
-
-def shown(address: str) -> str:
-    """An address without what may be secret: user, password and query."""
-    if address.startswith(HUB):
-        return address
-    scheme, _, rest = re.split(r"[?#]", address, maxsplit=1)[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def local_file(source: str, report: ProgressCallback = no_progress) -> Path:

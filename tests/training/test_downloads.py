@@ -17,7 +17,8 @@ from huggingface_hub import constants, try_to_load_from_cache
 from masc_core.errors import ArtifactError, ConfigError
 from tests.command_line import ROOT, environment
 from tests.hub_server import Hub, hub_server
-from training.downloads import local_file, shown
+from training.config import shown
+from training.downloads import local_file
 
 CONTENT = bytes(range(256)) * 2000
 ADDRESS = "hf://owner/repo/weights.pt"
