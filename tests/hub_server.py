@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Request(NamedTuple):
@@ -34,6 +35,7 @@ class Hub:
     token : what opens the repositories ``gated/...``
     cut : bytes of a content after which the connections of so many requests end
     stalls : whether those connections stay open instead
+    lengths : whether contents come with their length
     sent : content that is sent in place of another
     headers : of files below ``plain/``
     statuses : answers to every request of a method, in place of the file
@@ -44,6 +46,7 @@ class Hub:
     token: str = ""
     cut: list[int] = field(default_factory=list)
     stalls: bool = False
+    lengths: bool = True
     sent: dict[str, bytes] = field(default_factory=dict)
     size: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
@@ -122,7 +125,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _say(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
         self.send_response(status)
-        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+        if self.hub.lengths or not body:
+            headers = {"Content-Length": str(len(body))} | headers
+        else:
+            headers = {"Connection": "close"} | headers
+        for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
@@ -137,14 +144,22 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A client that went away is no error, and stderr is what tests read of a command.
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def hub_server() -> Iterator[Hub]:
     """A hub and its storage, each on a port of its own."""
     hub = Hub()
     handler = type("Handler", (_Handler,), {"hub": hub})
-    servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
+    servers = [_Server(("127.0.0.1", 0), handler) for _ in range(2)]
     for server in servers:
-        server.daemon_threads = True
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     hub.url = f"http://127.0.0.1:{servers[0].server_port}"
     hub.web = f"http://localhost:{servers[1].server_port}"  # another host, too

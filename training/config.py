@@ -5,6 +5,7 @@ An unknown key, a wrong type or a value out of range is a `ConfigError` that nam
 
 from __future__ import annotations
 
+import re
 import tomllib
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     field_validator,
 )
@@ -36,8 +38,27 @@ class _MayChange:
 MayChange = Annotated[Value, _MayChange()]
 
 
-# Weights of others: a path, or an address that `local_file` of `training.downloads` fetches.
-Source = Annotated[str, BeforeValidator(lambda one: str(one) if isinstance(one, Path) else one)]
+def is_address(source: str) -> bool:
+    """Whether a source is not here, but has to be fetched."""
+    return "://" in source
+
+
+def shown(source: str) -> str:
+    """A source without what may be secret in an address: user, password, query and fragment."""
+    if not is_address(source) or source.startswith("hf://"):
+        return source
+    scheme, _, rest = re.split(r"[?#]", source, maxsplit=1)[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+# Weights of others: a path, or an address that `local_file` of `training.downloads` fetches. What
+# is written of a configuration is published with a model.
+Source = Annotated[
+    str,
+    BeforeValidator(lambda one: str(one) if isinstance(one, Path) else one),
+    PlainSerializer(shown, when_used="json"),
+]
 
 
 class Frozen(BaseModel):

@@ -53,13 +53,15 @@ from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.files import flush
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.settings import expand_path
+from training.config import is_address, shown
 
 logger = logging.getLogger(__name__)
 
 HUB = "hf://"
 SCHEMES = (HUB, "https://", "http://")
-# torch's way to name files: the first digits of their SHA-256 before the suffix.
-HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
+# torch's way to name files: the first digits of their SHA-256, or all, before the suffix. Eight
+# decimal ones are a date.
+HASH_IN_NAME = re.compile(r"-((?=\d*[a-f])[0-9a-f]{8}|[0-9a-f]{64})\.\w+$")
 ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # of git, or SHA-256 for large files
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REASONS: dict[type[Exception], str] = {  # the first that fits
@@ -72,21 +74,8 @@ REASONS: dict[type[Exception], str] = {  # the first that fits
 DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 EXACT = {"Accept-Encoding": "identity"}  # sizes are those of the file
 HASH_BYTES = 1 << 20  # at a time
+RESERVE = 1 << 30  # bytes that stay free under a file that does not tell its size
 MB = 10**6
-
-
-def is_address(source: str) -> bool:
-    """Whether a source is not here, but has to be fetched."""
-    return "://" in source
-
-
-def shown(address: str) -> str:
-    """An address without what may be secret: user, password and query."""
-    if address.startswith(HUB):
-        return address
-    scheme, _, rest = re.split(r"[?#]", address, maxsplit=1)[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def local_file(source: str, report: ProgressCallback = no_progress) -> Path:
@@ -119,7 +108,7 @@ def _hub_uri(source: str) -> HfUri | None:
     if uri.revision is None and path:
         uri = HfUri(uri.type, uri.id, revision, path)
     if uri.is_bucket or not uri.path_in_repo or ".." in uri.path_in_repo.split("/"):
-        raise ConfigError(f"{source}: names no file of a repository: hf://owner/repo/file")
+        raise ConfigError(f"{shown(source)}: names no file of a repository: hf://owner/repo/file")
     return uri
 
 
@@ -137,11 +126,11 @@ def _from_hub(source: str, uri: HfUri, report: ProgressCallback) -> Path:
         away = not isinstance(error, HfHubHTTPError) or error.response.status_code >= 500
         if not away or not isinstance(found, str):
             raise
-        logger.warning("%s: the hub cannot be asked; the file in its cache is taken", source)
+        logger.warning("%s: the hub cannot be asked; the file in its cache is taken", shown(source))
         return Path(found)
     etag, commit = metadata.etag or "", metadata.commit_hash or ""
     if not ETAG.fullmatch(etag) or not COMMIT.fullmatch(commit):
-        raise ArtifactError(source, f"{constants.ENDPOINT} does not answer as a hub does")
+        raise ArtifactError(shown(source), f"{constants.ENDPOINT} does not answer as a hub does")
     repo = repo_folder_name(repo_id=uri.id, repo_type=uri.type)
     blob = Path(constants.HF_HUB_CACHE, repo, "blobs", etag)
     _fetch(
@@ -165,29 +154,26 @@ def _from_url(source: str, report: ProgressCallback) -> Path:
     named = HASH_IN_NAME.search(name)
     digest = fragment.removeprefix("sha256=").lower() or (named[1] if named else "")
     if not re.fullmatch(r"[0-9a-f]*", digest) or (fragment and len(digest) != 64):
-        raise ConfigError(f"{shown(source)}: ends with #{fragment}, which is no sha256=<64 digits>")
+        raise ConfigError(f"{shown(source)}: what follows its # is no sha256=<64 digits>")
     folder = cached_assets_path(
         *("masc", "urls", hashlib.sha256(url.encode()).hexdigest()[:32]),
         assets_dir=constants.HF_ASSETS_CACHE,
     )
     place = folder / name
-    if place.exists():
-        _check(place, digest)
+    if place.exists() and _fits(place, digest):
         return place
     answer = get_session().head(url, headers=EXACT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     known = answer.headers if answer.is_success else httpx2.Headers()
     # Only of a file that is the same to the byte the rest can be asked for later.
     etag = known.get("ETag", "")
     version = hashlib.sha256(etag.encode()).hexdigest()[:16]
-    begun = place.with_name(f"{name}.{version}.incomplete")
-    if not etag or etag.startswith("W/"):
-        begun.unlink(missing_ok=True)
+    stays = etag and not etag.startswith("W/")
     size = known.get("Content-Length", "")
     _fetch(
         url,
         place,
         lock=place.with_name(f"{name}.lock"),
-        begun=begun,
+        begun=place.with_name(f"{name}.{version}.incomplete") if stays else None,
         size=int(size) if size.isdecimal() else None,
         digest=digest,
         headers={},
@@ -201,42 +187,62 @@ def _fetch(
     place: Path,
     *,
     lock: Path,
-    begun: Path,
+    begun: Path | None,
     size: int | None,
     digest: str,
     headers: dict[str, str],
     bar: Callable[..., _Bar],
 ) -> None:
-    """Fill ``place`` with what has that size and digest, by way of ``begun``."""
-    for folder in (place.parent, lock.parent):
-        folder.mkdir(parents=True, exist_ok=True)
+    """Fill ``place`` with what has that size and digest, by way of ``begun``.
+
+    Without ``begun``, or a size, what broke off is of no use later.
+    """
+    goes_on = begun is not None and size is not None
+    begun = begun or place.with_name(f"{place.name}.incomplete")
+    for parent in (place.parent, lock.parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    folder = place.parent if size is None else None
     with WeakFileLock(lock):
-        if place.exists():
+        # A blob of the hub was checked when it came; what came by a URL may be outdated.
+        if place.exists() and (place.parent.name == "blobs" or _fits(place, digest)):
             return
-        done = begun.stat().st_size if begun.exists() and size is not None else 0
+        done = begun.stat().st_size if begun.exists() and goes_on else 0
         if done > (size or 0):
             done = 0
         if size is not None:
             _require_room(place.parent, size - done)
         try:
-            with begun.open("ab" if done else "wb") as file:
+            with begun.open("ab" if done else "wb") as file, _quiet_library():
                 http_get(
                     url,
                     file,
                     resume_size=done,
                     headers=headers | EXACT,
                     expected_size=size,
-                    tqdm_class=cast("Any", bar),
+                    displayed_filename=shown(url),  # in errors
+                    tqdm_class=cast("Any", partial(bar, folder)),
                 )
             _check(begun, digest)
         except BaseException as error:
             # What is wrong stays wrong, a full disk is to have room again, and the rest goes on.
             wrong = isinstance(error, ArtifactError) or getattr(error, "errno", 0) in DISK_IS_FULL
-            if wrong or size is None or (begun.exists() and not begun.stat().st_size):
+            if wrong or not goes_on or (begun.exists() and not begun.stat().st_size):
                 begun.unlink(missing_ok=True)
             raise
         flush(begun)
         begun.replace(place)
+
+
+@contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Keep the library's warnings of retries to itself: they hold URLs with their signatures."""
+    library = logging.getLogger("huggingface_hub")
+    level = library.level
+    library.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        library.setLevel(level)
 
 
 def _require_room(folder: Path, num_bytes: int) -> None:
@@ -244,6 +250,14 @@ def _require_room(folder: Path, num_bytes: int) -> None:
     if free < num_bytes:
         needed = f"needs {num_bytes / 1e9:.1f} GB, of which {free / 1e9:.1f} GB are free"
         raise OSError(errno.ENOSPC, f"the disk is too full: it {needed}", str(folder))
+
+
+def _fits(path: Path, digest: str) -> bool:
+    try:
+        _check(path, digest)
+    except ArtifactError:
+        return False
+    return True
 
 
 def _check(path: Path, digest: str) -> None:
@@ -263,18 +277,23 @@ def _check(path: Path, digest: str) -> None:
 
 
 class _Bar:
-    """What the hub's library takes for a bar on the terminal, and tells the report."""
+    """What the hub's library takes for a bar on the terminal, and tells the report.
+
+    With a folder, of contents without a length, it ends the download before the disk is full.
+    """
 
     def __init__(
         self,
         report: ProgressCallback,
         name: str,
+        folder: Path | None,
         *,
         total: float | None = None,
         initial: float = 0,
         **_: object,
     ) -> None:
-        self.report, self.name, self.total, self.done = report, name, total, initial
+        self.report, self.name, self.folder = report, name, folder
+        self.total, self.done = total, initial
 
     def __enter__(self) -> Self:
         return self
@@ -283,6 +302,8 @@ class _Bar:
         pass
 
     def update(self, num_bytes: float) -> None:
+        if self.folder is not None:
+            _require_room(self.folder, RESERVE)
         self.done += num_bytes
         total = max(self.done, self.total or 0)
         self.report(int(self.done / MB), int(total / MB), f"MB of {self.name}")

@@ -17,7 +17,9 @@ from huggingface_hub import constants, try_to_load_from_cache
 from masc_core.errors import ArtifactError, ConfigError
 from tests.command_line import ROOT, environment
 from tests.hub_server import Hub, hub_server
-from training.downloads import local_file, shown
+from training import downloads
+from training.config import shown
+from training.downloads import local_file
 
 CONTENT = bytes(range(256)) * 2000
 ADDRESS = "hf://owner/repo/weights.pt"
@@ -237,11 +239,11 @@ def test_content_of_another_checksum_is_not_kept(hub: Hub, tmp_path: Path) -> No
 def test_an_address_may_name_its_checksum(hub: Hub, tmp_path: Path) -> None:
     digest = hashlib.sha256(CONTENT).hexdigest()
     hub.files[f"plain/vgg16-{digest[:8]}.pth"] = CONTENT
-    hub.files["plain/vgg16-01234567.pth"] = CONTENT
+    hub.files["plain/vgg16-0123456a.pth"] = CONTENT
     assert local_file(f"{hub.web}/plain/weights.pt#sha256={digest}").read_bytes() == CONTENT
     assert local_file(f"{hub.web}/plain/vgg16-{digest[:8]}.pth").read_bytes() == CONTENT
     before = kept(tmp_path)
-    for wrong in (f"vgg16-{digest[:8]}.pth?x#sha256={'0' * 64}", "vgg16-01234567.pth"):
+    for wrong in (f"vgg16-{digest[:8]}.pth?x#sha256={'0' * 64}", "vgg16-0123456a.pth"):
         with pytest.raises(ArtifactError, match="has the checksum"):
             local_file(f"{hub.web}/plain/{wrong}")
     with pytest.raises(ArtifactError, match="has the checksum"):  # of what is here already, too
@@ -259,6 +261,60 @@ def test_a_url_is_fetched_once_and_its_secrets_are_not_shown(hub: Hub) -> None:
     assert "password" not in str(error.value)
     assert "secret" not in str(error.value)
     assert shown(url) == f"{hub.web}/plain/weights.pt"
+
+
+@pytest.mark.parametrize(
+    "name", ["weights-20240315.pt", f"weights-{'a' * 40}.pt", "w-abcdef012.pt"]
+)
+def test_dates_and_other_digits_in_names_are_no_checksums(hub: Hub, name: str) -> None:
+    hub.files[f"plain/{name}"] = CONTENT
+    assert local_file(f"{hub.web}/plain/{name}").read_bytes() == CONTENT
+
+
+def test_an_outdated_file_is_fetched_again_for_its_checksum(hub: Hub) -> None:
+    url, new = f"{hub.web}/plain/weights.pt", CONTENT[::-1]
+    assert local_file(url).read_bytes() == CONTENT
+    hub.files["plain/weights.pt"], hub.headers = new, {"ETag": '"two"'}
+    asked = f"{url}#sha256={hashlib.sha256(new).hexdigest()}"
+    assert local_file(asked).read_bytes() == new
+    assert local_file(asked).read_bytes() == new
+    assert len(hub.gets("/plain/")) == 2
+
+
+@pytest.mark.parametrize(
+    "rest", ["huggingface.co/a/b/resolve/main", "h/a.pt#token=password", "h/?password"]
+)
+def test_what_is_refused_shows_no_secrets(hub: Hub, rest: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        local_file(f"https://user:password@{rest}")
+    assert "password" not in str(error.value)
+
+
+def test_retries_and_wrong_sizes_show_no_secrets(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    hub.cut, hub.stalls = [100_000], True
+    url = f"{hub.web}/plain/weights.pt?signature=secret"
+    assert local_file(url).read_bytes() == CONTENT
+    assert len(hub.gets("/plain/")) == 2
+    hub.files["owner/repo/other.pt"], hub.size = CONTENT, 600_000
+    with pytest.raises(ArtifactError, match="should be of size 600000") as error:
+        local_file("hf://owner/repo/other.pt")
+    assert "secret" not in str(error.value) + capfd.readouterr().err
+
+
+def test_without_a_length_some_of_the_disk_stays_free(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.lengths, url = False, f"{hub.web}/plain/weights.pt"
+    with monkeypatch.context() as patch:
+        patch.setattr(downloads, "RESERVE", 10**18)
+        with pytest.raises(ArtifactError, match="the disk is too full") as error:
+            local_file(url)
+    assert "\n" not in str(error.value)
+    assert not kept(tmp_path)
+    assert local_file(url).read_bytes() == CONTENT
 
 
 def test_a_full_disk_leaves_nothing(hub: Hub, tmp_path: Path) -> None:

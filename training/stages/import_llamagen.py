@@ -35,9 +35,9 @@ from masc_core.models.weights import save_model
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.settings import models_dir
-from training.config import set_threads
+from training.config import is_address, set_threads, shown
 from training.data.images import open_images
-from training.downloads import is_address, local_file, shown
+from training.downloads import local_file
 from training.llamagen.class_names import read_class_names
 from training.llamagen.container import Container, Weights
 from training.llamagen.iar import clusters_of, read_cluster_size, read_mapping
@@ -118,6 +118,7 @@ def _write(config: ImportConfig, draft: BundleDraft, report: ProgressCallback) -
         cluster_size = read_cluster_size(gpt, config.cluster_size)
         partitions.append(clusters_of(mapping, cluster_size))
         imported["mapping"] = {
+            **address_of(config.mapping),
             "file": files["mapping"].name,
             "sha256": sha256_file(files["mapping"]),
             "cluster_size": cluster_size,
@@ -161,10 +162,15 @@ def suggested_cfg(config: GPTConfig) -> float:
     return suggested.get(size_name(config) or "", OTHER_CFG)
 
 
+def address_of(source: str | None) -> dict[str, JsonValue]:
+    """Where others can fetch a file, if they can."""
+    return {"address": shown(source)} if source is not None and is_address(source) else {}
+
+
 def source_of(container: Container, source: str, weights: Weights) -> dict[str, JsonValue]:
-    """What a manifest says of a checkpoint; where it lay only if others can fetch it there."""
+    """What a manifest says of a checkpoint."""
     return {
-        **({"address": shown(source)} if is_address(source) else {}),
+        **address_of(source),
         "file": container.path.name,
         "sha256": sha256_file(container.path),
         "weights": weights,

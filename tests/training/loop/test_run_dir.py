@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from masc_core.errors import ConfigError
+from tests.training.stage_configs import tokenizer_config, transformer_config
 from training.config import LoopConfig, MayChange
 from training.loop.checkpoint import TrainState, save_checkpoint
 from training.loop.distributed import Ranks
@@ -68,6 +69,19 @@ def test_keys_that_may_change_are_marked_on_their_fields(tmp_path: Path) -> None
     Run(tmp_path, Keys(out=tmp_path, source=Path("moved"), micro_batch=1)).close()
     with pytest.raises(ConfigError, match="begun otherwise: width was 1, is 2;"):
         Run(tmp_path, Keys(out=tmp_path, source=Path("moved"), width=2))
+
+
+@pytest.mark.parametrize("keys", [("init",), ("lpips_vgg", "lpips_linear")])
+def test_secrets_of_addresses_are_not_written(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    kind = tokenizer_config if len(keys) == 2 else transformer_config
+    address = "https://user:password@host/a.pt?signature=secret#sha256=1"
+    given = kind(tmp_path, out=tmp_path, **dict.fromkeys(keys, address))
+    with Run(tmp_path, given) as run:
+        write_checkpoint(tmp_path, run.config)
+    Run(tmp_path, given).close()  # goes on
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert {written[key] for key in keys} == {"https://host/a.pt"}
+    assert {getattr(given, key) for key in keys} == {address}
 
 
 def test_a_key_that_came_later_ends_no_run_unless_it_is_set(tmp_path: Path) -> None:

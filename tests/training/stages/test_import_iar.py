@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from masc_core.prior import ClusterMap
 from masc_core.sampling.params import SamplingParams
 from tests.command_line import Masc
 from tests.golden_files import load_golden
+from tests.hub_server import hub_server
 from tests.training.llamagen.checkpoints import (
     NAMES,
     gpt_tensors,
@@ -84,6 +86,20 @@ def test_codes_get_their_numbers_back(folder: Path, tmp_path: Path) -> None:
         "sha256": sha256_file(folder / "mapping.pt"),
         "cluster_size": 8,
     }
+
+
+def test_a_mapping_by_address_says_where_it_was(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    with hub_server() as hub:
+        hub.files["plain/mapping.pt"] = (folder / "mapping.pt").read_bytes()
+        address = f"{hub.web}/plain/mapping.pt"
+        manifest = import_model(config(folder, tmp_path, mapping=f"{address}?signature=secret"))
+    imported = manifest.provenance["imported"]
+    assert isinstance(imported, dict)
+    assert isinstance(imported["mapping"], dict)
+    assert imported["mapping"]["address"] == address
 
 
 def test_renumbered_or_with_the_renumbered_tokenizer_images_are_the_same(

@@ -92,10 +92,32 @@ def test_two_commands_to_a_service(masc: Masc, hub: Hub, tmp_path: Path) -> None
         answer = client.post("/generate", json={"class_name": "goldfish", "seed": 3}).json()
     assert answer["model"]["name"] == "llamagen-b-256"
     assert answer["images"][0]["b64"]
-    assert masc(*command).stdout.startswith("llamagen-b-256 1, ")  # the same files, no new version
+    again = masc(*command[:5])
+    assert again.stdout.startswith("llamagen-b-256 1, ")  # the same files, no new version
     assert len(hub.gets()) == 2
     assert masc(*command, "--version", "mine").stdout.startswith("llamagen-b-256 mine, ")
     assert Registry(models).current("llamagen-b-256") == "mine"
+
+
+def test_options_make_a_new_version(masc: Masc, hub: Hub, tmp_path: Path) -> None:
+    models, name = tmp_path / "models", "llamagen-b-256"
+    weights = GPT(GPT_CONFIG).state_dict() | {"freqs_cis": torch.zeros(257, 8, 2)}
+    ema, quick = {"model": weights, "ema": weights}, ("--samples", "0", "--shuffles", "0")
+    hub.files["FoundationVision/LlamaGen/c2i_B_256.pt"] = saved(tmp_path / "ema.pt", ema)
+    gpt, tokenizer = (str(one) for one in (RELEASED[name].gpt, RELEASED[name].tokenizer))
+    sources = ("--gpt", gpt, "--tokenizer", tokenizer, "--name", name, "--image-size", "256")
+    imported = masc(
+        *("models", "import", *sources, "--gpt-weights", "ema", "--models", models, *quick)
+    )
+    assert imported.status == 0, imported.stderr
+    command = ("models", "pull", name, "--models", models)
+    assert masc(*command, *quick).stdout.startswith(f"{name} 2, ")  # of other weights
+    given = (("--cfg-scale", "3"), ("--with-encoder",), ("--note", "mine"))
+    for number, options in enumerate(given, start=3):
+        done = masc(*command, *options, *quick)
+        assert done.stdout.startswith(f"{name} {number}, "), done.stderr
+    assert Registry(models).manifest(name, "3").defaults.cfg_scale == 3
+    assert masc(*command, "--no-activate", "--threads", "1").stdout.startswith(f"{name} 5, ")
 
 
 def test_a_failed_pull_leaves_what_is_served(
@@ -150,8 +172,13 @@ def test_a_tokenizer_by_name_begins_a_training(masc: Masc, hub: Hub, tmp_path: P
     built = masc("prior", "build", "--tokenizer", out, "--num-clusters", 8, "--out", tmp_path / "p")
     assert built.stdout.startswith("96 codes in 8 clusters")
     again = masc("models", "pull", "vq-16", "--out", out)
-    assert again.status == 2
-    assert "exists already" in again.stderr
+    assert (again.status, again.stdout) == (0, done.stdout)
+    name = "FoundationVision/LlamaGen/vq_ds16_c2i.pt"
+    hub.files[name] = saved(tmp_path / "new.pt", {"model": VQModel(VQ).state_dict()})
+    hub.commits["main"] = "c" * 40
+    other = masc("models", "pull", "vq-16", "--out", out)
+    assert other.status == 2
+    assert "exists already" in other.stderr
 
 
 def test_an_unknown_name_lists_those_there_are(masc: Masc, hub: Hub) -> None:
