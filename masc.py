@@ -441,13 +441,14 @@ def _version_row(registry: Registry, name: str, version: str, state: str) -> Ver
         return VersionRow(name, version, state, metrics=f"damaged: {error.reason}")
     except OSError as error:
         return VersionRow(name, version, state, metrics=f"damaged: {error.strerror}")
+    rows, columns = manifest.latent_shape
     return VersionRow(
         name,
         version,
         state,
         created=f"{manifest.created.astimezone(UTC):%Y-%m-%d}",
         megabytes=f"{size / 1e6:.1f}",
-        sizes=f"{manifest.grid}x{manifest.grid}, {manifest.num_clusters}/{manifest.num_codes}",
+        sizes=f"{rows}x{columns}, {manifest.num_clusters}/{manifest.num_codes}",
         metrics=_metrics_text(manifest.metrics),
     )
 
