@@ -56,7 +56,7 @@ TRAINING_GROUPS = {
 # Commands of the group ``models`` that `training.cli` has: help text, name there.
 TRAINING_MODELS_COMMANDS = {
     "publish": ("Measure a trained model and publish it as a version.", "publish_command"),
-    "import": ("Take in a checkpoint of LlamaGen as a version.", "import_command"),
+    "import": ("Take in a checkpoint of LlamaGen, IAR or GigaTok as a version.", "import_command"),
     "pull": ("Fetch released weights by name, and take them in as a version.", "pull_command"),
 }
 # Modules that the extras bring, which not every installation has.
