@@ -499,6 +499,13 @@ class PublishConfig(VersionOptions):
     cfg_start: float = Field(
         DEFAULT_CFG_START, ge=0, le=1, description="default share of positions before a step"
     )
+    temperature: float = Field(1.0, gt=0, description="default temperature of clusters")
+    top_k: int = Field(0, ge=0, description="default top-k of clusters; 0 is off")
+    top_p: float = Field(1.0, gt=0, le=1, description="default top-p of clusters; 1 is off")
+    cluster_top_k: int = Field(
+        0, ge=0, description="default top-k of a partition's clusters; 0 is off"
+    )
+    cluster_top_p: float = Field(1.0, gt=0, le=1, description="likewise, top-p; 1 is off")
     decoding: Decoding = Field("uniform", description="default in-cluster decoding")
     code_temperature: float = Field(1.0, gt=0, description="default temperature of a completer")
     code_top_k: int = Field(0, ge=0, description="default top-k of a completer; 0 is all codes")

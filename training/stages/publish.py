@@ -45,7 +45,7 @@ from masc_core.models.weights import (
 )
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
-from masc_core.sampling.params import CODE_SETTINGS
+from masc_core.sampling.params import check_cluster_filters
 from masc_core.settings import models_dir
 from training.config import set_threads
 from training.data.cluster_data import PARTITION, partition_sha256
@@ -83,6 +83,9 @@ def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Ma
             raise ConfigError(f"decoding: {decoding} needs a {part}")
     runs = TrainedRuns(**{part.name: getattr(config, part.name) for part in fields(TrainedRuns)})
     parts, class_names = runs.load()
+    check_cluster_filters(
+        config.cluster_top_k, config.cluster_top_p, has_partition=bool(parts.partitions)
+    )
     check_class_names(class_names, f"codes: classes of {config.codes}")
     with draft_version(models, config.name, config.version) as draft:
         card = ModelCard(
@@ -90,13 +93,7 @@ def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Ma
             version=draft.version,
             created=datetime.now(UTC).replace(microsecond=0),
             class_names=class_names,
-            defaults=Defaults(
-                cfg_scale=config.cfg_scale,
-                cfg_schedule=config.cfg_schedule,
-                cfg_start=config.cfg_start,
-                decoding=config.decoding,
-                **{name: getattr(config, name) for name in CODE_SETTINGS},
-            ),
+            defaults=Defaults(**{name: getattr(config, name) for name in Defaults.model_fields}),
             provenance={"note": config.note, **runs.provenance(), "made_with": made_with()},
             metrics=runs.metrics(),
         )
