@@ -212,6 +212,23 @@ def test_every_default_of_a_version_can_be_chosen(
     assert set(Defaults.model_fields) <= set(PublishConfig.model_fields)
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"cfg_schedule": "constant", "cfg_start": 0.5}, "the schedule constant has none"),
+        ({"cfg_schedule": "linear", "cfg_start": 0}, "the schedule linear has none"),
+        ({"code_temperature": 1.1}, "code_temperature: needs a completer"),
+        ({"code_top_k": 0}, "code_top_k: needs a completer"),
+        ({"code_cfg_scale": 1.0}, "code_cfg_scale: needs a completer"),
+    ],
+)
+def test_what_no_request_could_ask_for_is_no_default(
+    prepared: Path, trained: Path, tmp_path: Path, changes: dict[str, object], named: str
+) -> None:
+    with pytest.raises((ConfigError, InvalidFieldError), match=named):
+        publish(config(prepared, trained, tmp_path, **changes))
+
+
 def test_provenance_names_inputs_programs_and_weights(
     prepared: Path, trained: Path, tmp_path: Path
 ) -> None:
