@@ -282,6 +282,7 @@ class _Evaluation:
             "version": manifest.version,
             # Of another transformer's images the version's own weights tell nothing.
             "weights_sha256": None if config.transformer else manifest.weights_sha256,
+            "partitions": manifest.partitions_sha256,
             "transformer": config.transformer
             and {
                 "path": str(config.transformer),

@@ -284,6 +284,9 @@ def _evaluation(config: PublishConfig, written: Manifest) -> dict[str, JsonValue
         raise ConfigError(f"evaluation: {config.evaluation} does not tell which weights it is of")
     if settings["weights_sha256"] != written.weights_sha256:
         raise ConfigError(f"evaluation: {config.evaluation} is of other weights than these")
+    # Older evaluations, of models without partitions, say nothing of any.
+    if settings.get("partitions", {}) != written.partitions_sha256:
+        raise ConfigError(f"evaluation: {config.evaluation} is of other partitions than these")
     kept = {k: v for k, v in metrics.items() if k not in LEFT_OUT and "seconds" not in k}
     if "class_agreement" in kept:
         kept["class_agreement_images"] = kept["images"]
