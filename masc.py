@@ -318,6 +318,21 @@ def bench(  # noqa: PLR0913 - options
     cfg_start: Annotated[
         float | None, typer.Option(help="Share of positions before a step, 0 to 1; likewise.")
     ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Above 0 to 10; likewise.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 is off; likewise.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="1 is off; likewise.")] = None,
+    cluster_top_k: Annotated[
+        int | None, typer.Option(help="Of the clusters of the model's partition; likewise.")
+    ] = None,
+    cluster_top_p: Annotated[float | None, typer.Option(help="Likewise.")] = None,
+    decoding: Annotated[
+        str | None, typer.Option(help="uniform, frequency, refine or complete; likewise.")
+    ] = None,
+    code_temperature: Annotated[
+        float | None, typer.Option(help="Of the decoding complete, as the next two; likewise.")
+    ] = None,
+    code_top_k: Annotated[int | None, typer.Option()] = None,
+    code_cfg_scale: Annotated[float | None, typer.Option()] = None,
     num_images: Annotated[int, typer.Option(help="Images a request, 1 to 16.")] = 1,
     file_format: Annotated[
         str, typer.Option("--format", help="Of the images: png, jpeg or webp.")
@@ -352,6 +367,15 @@ def bench(  # noqa: PLR0913 - options
         cfg_scale=cfg_scale,
         cfg_schedule=cfg_schedule,
         cfg_start=cfg_start,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        cluster_top_k=cluster_top_k,
+        cluster_top_p=cluster_top_p,
+        decoding=decoding,
+        code_temperature=code_temperature,
+        code_top_k=code_top_k,
+        code_cfg_scale=code_cfg_scale,
         num_images=num_images,
         format=file_format,
         model=model,
