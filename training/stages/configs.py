@@ -181,7 +181,8 @@ class CompareConfig(StageConfig, ImageOptions):
         (), description="one K or several; without it V/2, V/4 and V/8"
     )
     priors: tuple[Path, ...] = Field(
-        (), description="further priors: runs, bundles, files, or IAR's mapping, .pt"
+        (),
+        description="further priors: runs, bundles, files, or IAR's mapping, .pt, of 128 a cluster",
     )
     image_size: int = Field(64, ge=11)
     max_images: int = Field(
@@ -227,7 +228,8 @@ class ShowConfig(StageConfig):
     tokenizer: Path = Field(description="tokenizer.safetensors, its run, or the folder of a bundle")
     prior: Path | None = Field(
         None,
-        description="prior run, another bundle, a prior's file, or IAR's mapping, .pt; without it "
+        description="prior run, another bundle, a prior's file, or IAR's mapping, .pt, of 128 a "
+        "cluster; without it "
         "the bundle's prior, or its finest partition where that is flat",
     )
     raw_rows: bool = Field(
