@@ -56,7 +56,7 @@ TRAINING_GROUPS = {
 # Commands of the group ``models`` that `training.cli` has: help text, name there.
 TRAINING_MODELS_COMMANDS = {
     "publish": ("Measure a trained model and publish it as a version.", "publish_command"),
-    "import": ("Take in a checkpoint of LlamaGen as a version.", "import_command"),
+    "import": ("Take in a checkpoint of LlamaGen, IAR or GigaTok as a version.", "import_command"),
     "pull": ("Fetch released weights by name, and take them in as a version.", "pull_command"),
 }
 # Modules that the extras bring, which not every installation has.
@@ -318,6 +318,21 @@ def bench(  # noqa: PLR0913 - options
     cfg_start: Annotated[
         float | None, typer.Option(help="Share of positions before a step, 0 to 1; likewise.")
     ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Above 0 to 10; likewise.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 is off; likewise.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="1 is off; likewise.")] = None,
+    cluster_top_k: Annotated[
+        int | None, typer.Option(help="Of the clusters of the model's partition; likewise.")
+    ] = None,
+    cluster_top_p: Annotated[float | None, typer.Option(help="Likewise.")] = None,
+    decoding: Annotated[
+        str | None, typer.Option(help="uniform, frequency, refine or complete; likewise.")
+    ] = None,
+    code_temperature: Annotated[
+        float | None, typer.Option(help="Of the decoding complete, as the next two; likewise.")
+    ] = None,
+    code_top_k: Annotated[int | None, typer.Option()] = None,
+    code_cfg_scale: Annotated[float | None, typer.Option()] = None,
     num_images: Annotated[int, typer.Option(help="Images a request, 1 to 16.")] = 1,
     file_format: Annotated[
         str, typer.Option("--format", help="Of the images: png, jpeg or webp.")
@@ -352,6 +367,15 @@ def bench(  # noqa: PLR0913 - options
         cfg_scale=cfg_scale,
         cfg_schedule=cfg_schedule,
         cfg_start=cfg_start,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        cluster_top_k=cluster_top_k,
+        cluster_top_p=cluster_top_p,
+        decoding=decoding,
+        code_temperature=code_temperature,
+        code_top_k=code_top_k,
+        code_cfg_scale=code_cfg_scale,
         num_images=num_images,
         format=file_format,
         model=model,
@@ -441,13 +465,14 @@ def _version_row(registry: Registry, name: str, version: str, state: str) -> Ver
         return VersionRow(name, version, state, metrics=f"damaged: {error.reason}")
     except OSError as error:
         return VersionRow(name, version, state, metrics=f"damaged: {error.strerror}")
+    rows, columns = manifest.latent_shape
     return VersionRow(
         name,
         version,
         state,
         created=f"{manifest.created.astimezone(UTC):%Y-%m-%d}",
         megabytes=f"{size / 1e6:.1f}",
-        sizes=f"{manifest.grid}x{manifest.grid}, {manifest.num_clusters}/{manifest.num_codes}",
+        sizes=f"{rows}x{columns}, {manifest.num_clusters}/{manifest.num_codes}",
         metrics=_metrics_text(manifest.metrics),
     )
 

@@ -127,7 +127,7 @@ def test_home_is_found_wherever_a_path_is_read(
     [
         ("masc tok", ["tokenizer"]),
         ("masc tokenizer ", ["train", "reconstruct", "import"]),
-        ("masc models ", ["list", "publish", "import", "activate", "rollback", "verify"]),
+        ("masc models ", ["list", "publish", "import", "pull", "activate", "rollback", "verify"]),
         ("masc transformer train --grad", ["--grad-clip"]),
         ("masc models publish --refi", ["--refiner"]),
         ("masc keys create --que", ["--queue-share"]),

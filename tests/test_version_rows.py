@@ -33,3 +33,9 @@ def test_a_damaged_version_says_so_and_hides_nothing(tmp_path: Path) -> None:
     first, second = version_rows(Registry(tmp_path))
     assert first.metrics.startswith("damaged: ")
     assert second.metrics == "damaged: No such file or directory"
+
+
+def test_a_sequence_is_one_row(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path, gigatok=True)
+    (row,) = version_rows(Registry(tmp_path))
+    assert row.sizes == "1x16, 16/32"

@@ -366,7 +366,7 @@ def publish_command(config: PublishConfig) -> None:
 
 @stage_command(ImportConfig, resumes=False)
 def import_command(config: ImportConfig) -> None:
-    """Take in a checkpoint of LlamaGen or IAR as a version."""
+    """Take in a checkpoint of LlamaGen, IAR or GigaTok as a version."""
     from masc_core.settings import models_dir
     from training.stages.import_llamagen import import_model
 

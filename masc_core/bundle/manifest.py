@@ -328,6 +328,11 @@ class Manifest(ModelCard):
         return tuple(sorted(int(match[1]) for match in found if match))
 
     @property
+    def partitions_sha256(self) -> dict[str, str]:
+        """SHA-256 of each partition's file, on which figures and filters of clusters depend."""
+        return {name: self.files[name] for name in map(partition_file, self.partitions)}
+
+    @property
     def latent_shape(self) -> tuple[int, int]:
         """Rows and columns of an image's codes: those of the grid, or one row of latent tokens."""
         return (self.grid, self.grid) if self.latent is None else self.latent.latent_shape
@@ -351,7 +356,7 @@ class Manifest(ModelCard):
         The same as ``sha256sum prior.npz [!e]*.safetensors | LC_ALL=C sort -k2 | sha256sum``: no
         image depends on the encoder, nor on a partition but where its clusters are filtered.
         """
-        others = {ENCODER_FILE, *map(partition_file, self.partitions)}
+        others = {ENCODER_FILE, *self.partitions_sha256}
         lines = [
             f"{sha256}  {name}\n"
             for name, sha256 in sorted(self.files.items())

@@ -290,6 +290,10 @@ def missing(before: Manifest, after: Manifest) -> tuple[str, ...]:
             break
     if before.image_size != after.image_size:
         lost.append(f"images of {after.image_size} pixels and not {before.image_size}")
+    if before.tokenizer != after.tokenizer:
+        lost.append(f"codes of a tokenizer {after.tokenizer} and not {before.tokenizer}")
+    if before.partitions and not after.partitions:
+        lost.append("no partition whose clusters could be filtered")
     if PATCHES_FILE in before.files and PATCHES_FILE not in after.files:
         lost.append("no pictures of its codebook")
     return tuple(lost)

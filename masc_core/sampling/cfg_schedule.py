@@ -30,7 +30,8 @@ def effective_schedule(cfg_scale: float, schedule: CFGSchedule) -> CFGSchedule:
 def check_cfg_start(start: float | None, schedule: str) -> None:
     """Raise an `InvalidFieldError` where a start is given to a schedule that has none."""
     if start is not None and schedule not in WITH_START:
-        raise InvalidFieldError("cfg_start", f"the schedule {schedule} has none; step has")
+        message = f"cfg_start must be left out: the schedule {schedule} has none; step has"
+        raise InvalidFieldError("cfg_start", message)
 
 
 def scheduled_scales(

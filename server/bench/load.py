@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from masc_core.bundle.manifest import Defaults
 from server.bench.client import NO_ANSWER, STAGES, Clock, Sample, Target
 from server.bench.options import BenchOptions
 
@@ -78,8 +79,9 @@ class Plan:
     def _common_fields(self) -> dict[str, Any]:
         options = self.options
         fields: dict[str, Any] = {"num_images": options.num_images, "format": options.format}
-        optional = options.model_dump(include={"cfg_scale", "cfg_schedule", "cfg_start", "model"})
-        return fields | {name: value for name, value in optional.items() if value is not None}
+        return fields | options.model_dump(
+            include={"model", *Defaults.model_fields}, exclude_none=True
+        )
 
 
 def _uniform(seed: int, *stream: str) -> Iterator[float]:

@@ -9,8 +9,10 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field
 from typer.testing import CliRunner, Result
 
+from masc import TRAINING_MODELS_COMMANDS
 from masc_core.errors import ConfigError
 from tests.tiny_bundle import save_tiny_bundle
+from training import cli
 from training.cli import evaluate_command, stage_command, transformer_acceleration
 
 
@@ -119,3 +121,9 @@ def test_runs_are_compared_with_a_baseline(tmp_path: Path) -> None:
         transformer_acceleration, base, slow, "--metric", "fid", "--extrapolate"
     ).stdout.splitlines()
     assert "-50.0% of the epochs saved, at epoch 6.00 (extrapolated)" in said[0]
+
+
+def test_the_registrys_commands_have_one_help() -> None:
+    for text, name in TRAINING_MODELS_COMMANDS.values():
+        assert getattr(cli, name).__doc__ == text
+    assert "LlamaGen, IAR or GigaTok" in TRAINING_MODELS_COMMANDS["import"][0]

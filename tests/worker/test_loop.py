@@ -223,6 +223,37 @@ def test_completed_images_are_the_same_among_others(tmp_path: Path) -> None:
     assert uniform.timings.complete == 0
 
 
+def test_completed_images_of_filtered_clusters_are_the_same_among_others(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path, counts=False, completer=True, partitions=(4,))
+    bundle = load_bundle(tmp_path / "tiny" / "1")
+    filters = {"cluster_top_k": 2, "cluster_top_p": 0.7}
+    asked = replace(
+        REQUEST, decoding="complete", code_cfg_scale=1.5, code_top_k=1, num_images=3, **filters
+    )
+    (alone,) = serve(bundle, [asked])
+    assert [image.data for image in images(alone)] == expected(bundle, asked)
+    kinds: list[dict[str, Any]] = [
+        {"decoding": "uniform"},
+        {"decoding": "uniform", **filters},
+        {"decoding": "complete"},
+        {"decoding": "complete", "cluster_top_p": 0.5},
+    ]
+    others = [replace(other, **kinds[i % 4]) for i, other in enumerate(OTHERS)]
+    among = serve(bundle, [*others[:6], asked, *others[6:]])
+    assert images(among[6]) == images(alone)
+    for request, outcome in zip(others, [*among[:6], *among[7:]], strict=True):
+        assert [image.data for image in images(outcome)] == expected(bundle, request)
+    unfiltered, by_count = serve(
+        bundle,
+        [
+            replace(asked, cluster_top_k=0, cluster_top_p=1.0),
+            replace(REQUEST, decoding="frequency"),
+        ],
+    )
+    assert images(unfiltered) != images(alone)
+    assert failure(by_count).field == "decoding"
+
+
 def test_an_image_that_cannot_be_rendered_fails_its_job_alone(
     bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:

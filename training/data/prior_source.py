@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from masc_core.bundle.manifest import MANIFEST_FILE, PRIOR_FILE, read_manifest
+from masc_core.errors import ConfigError
 from masc_core.prior import ClusterMap
 from training.llamagen.iar import CLUSTER_SIZE, clusters_of, read_mapping
 
@@ -19,7 +20,7 @@ def prior_file(path: Path) -> Path:
 
 
 def read_prior(file: Path) -> ClusterMap:
-    """Clusters of a prior's file, or of IAR's mapping (``.pt``).
+    """Clusters of a prior's file, or of IAR's mapping (``.pt``), of its release's 128 codes each.
 
     Raises
     ------
@@ -27,5 +28,11 @@ def read_prior(file: Path) -> ClusterMap:
     ConfigError : a mapping's codes are no clusters of IAR's size
     """
     if file.suffix == ".pt":
-        return clusters_of(read_mapping(file), CLUSTER_SIZE)
+        mapping = read_mapping(file)
+        if len(mapping) % CLUSTER_SIZE:
+            raise ConfigError(
+                f"{file}: {len(mapping)} codes are no clusters of IAR's {CLUSTER_SIZE}; make a "
+                "prior of it with masc prior import --cluster-size"
+            )
+        return clusters_of(mapping, CLUSTER_SIZE)
     return ClusterMap.load(file)

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from masc_core.bundle.manifest import Decoding, PlainName
 from masc_core.models.completer_config import InputRows, Softmax
 from masc_core.models.gpt_config import Positions
-from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, CFGSchedule
+from masc_core.sampling.cfg_schedule import CFGSchedule
 from training.config import Frozen, ImageOptions, LoopConfig, MayChange, Source, StageConfig
 from training.llamagen.released import RELEASED
 
@@ -181,7 +181,8 @@ class CompareConfig(StageConfig, ImageOptions):
         (), description="one K or several; without it V/2, V/4 and V/8"
     )
     priors: tuple[Path, ...] = Field(
-        (), description="further priors: runs, bundles, files, or IAR's mapping, .pt"
+        (),
+        description="further priors: runs, bundles, files, or IAR's mapping, .pt, of 128 a cluster",
     )
     image_size: int = Field(64, ge=11)
     max_images: int = Field(
@@ -227,7 +228,8 @@ class ShowConfig(StageConfig):
     tokenizer: Path = Field(description="tokenizer.safetensors, its run, or the folder of a bundle")
     prior: Path | None = Field(
         None,
-        description="prior run, another bundle, a prior's file, or IAR's mapping, .pt; without it "
+        description="prior run, another bundle, a prior's file, or IAR's mapping, .pt, of 128 a "
+        "cluster; without it "
         "the bundle's prior, or its finest partition where that is flat",
     )
     raw_rows: bool = Field(
@@ -496,13 +498,26 @@ class PublishConfig(VersionOptions):
     )
     cfg_scale: float = Field(1.0, ge=1, le=20, description="default CFG scale")
     cfg_schedule: CFGSchedule = Field("constant", description="default CFG schedule")
-    cfg_start: float = Field(
-        DEFAULT_CFG_START, ge=0, le=1, description="default share of positions before a step"
+    cfg_start: float | None = Field(
+        None, ge=0, le=1, description="default share of positions before a step; 0.18"
     )
+    temperature: float = Field(1.0, gt=0, description="default temperature of clusters")
+    top_k: int = Field(0, ge=0, description="default top-k of clusters; 0 is off")
+    top_p: float = Field(1.0, gt=0, le=1, description="default top-p of clusters; 1 is off")
+    cluster_top_k: int = Field(
+        0, ge=0, description="default top-k of a partition's clusters; 0 is off"
+    )
+    cluster_top_p: float = Field(1.0, gt=0, le=1, description="likewise, top-p; 1 is off")
     decoding: Decoding = Field("uniform", description="default in-cluster decoding")
-    code_temperature: float = Field(1.0, gt=0, description="default temperature of a completer")
-    code_top_k: int = Field(0, ge=0, description="default top-k of a completer; 0 is all codes")
-    code_cfg_scale: float = Field(1.0, ge=1, le=20, description="default CFG scale of a completer")
+    code_temperature: float | None = Field(
+        None, gt=0, description="default temperature of a completer; 1"
+    )
+    code_top_k: int | None = Field(
+        None, ge=0, description="default top-k of a completer; 0, which is all codes"
+    )
+    code_cfg_scale: float | None = Field(
+        None, ge=1, le=20, description="default CFG scale of a completer; 1"
+    )
     activate: bool = Field(default=True, description="serve this version from now on")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 
@@ -519,8 +534,8 @@ class ImportOptions(VersionOptions):
     cfg_schedule: CFGSchedule | None = Field(
         None, description="default CFG schedule; step for GigaTok's transformers, else constant"
     )
-    cfg_start: float = Field(
-        DEFAULT_CFG_START, ge=0, le=1, description="default share of positions before a step"
+    cfg_start: float | None = Field(
+        None, ge=0, le=1, description="default share of positions before a step; 0.18"
     )
     samples: int = Field(
         4, ge=0, description="images that are made, as they are served, for a first look; 0 is none"

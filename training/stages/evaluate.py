@@ -183,7 +183,6 @@ class _Evaluation:
                 )
                 if reference is not None and extractor.label != "vgg":
                     cautions += caution(extractor.label, features)
-        metrics = {"settings": self._settings(), "definitions": definitions(metrics), **metrics}
         if cautions:
             logger.warning("%s", "; ".join(cautions))
             metrics["cautions"] = cautions
@@ -194,6 +193,7 @@ class _Evaluation:
                 name: (np.add.reduceat(curve, starts) / sizes).tolist()
                 for name, curve in curves.items()
             }
+        metrics = {"settings": self._settings(), "definitions": definitions(metrics), **metrics}
         metrics["curves"] = {name: curve.tolist() for name, curve in curves.items()}
         self._write(metrics, curves)
         return metrics
@@ -282,6 +282,7 @@ class _Evaluation:
             "version": manifest.version,
             # Of another transformer's images the version's own weights tell nothing.
             "weights_sha256": None if config.transformer else manifest.weights_sha256,
+            "partitions": manifest.partitions_sha256,
             "transformer": config.transformer
             and {
                 "path": str(config.transformer),

@@ -34,6 +34,7 @@ from masc_core.models.vq import VQModel
 from masc_core.models.weights import save_model
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
+from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, CFGSchedule, check_cfg_start
 from masc_core.settings import models_dir
 from training.config import is_address, set_threads, shown
 from training.data.images import open_images
@@ -105,6 +106,9 @@ def _write(config: ImportConfig, draft: BundleDraft, report: ProgressCallback) -
     grid = vq_config.grid_size(image_size)
     gpt_config = read_gpt_config(gpt, block_size=grid**2, n_head=config.n_head)
     check_pair(gpt, gpt_config, vq, vq_config)
+    suggested: CFGSchedule = "step" if gpt_config.positions == "learned" else "constant"
+    schedule = config.cfg_schedule or suggested
+    check_cfg_start(config.cfg_start, schedule)
     imported: dict[str, JsonValue] = {
         "gpt": {
             **source_of(gpt, config.gpt, config.gpt_weights),
@@ -136,9 +140,8 @@ def _write(config: ImportConfig, draft: BundleDraft, report: ProgressCallback) -
         class_names=read_class_names(gpt_config.num_classes, config.classes),
         defaults=Defaults(
             cfg_scale=config.cfg_scale or suggested_cfg(gpt_config),
-            cfg_schedule=config.cfg_schedule
-            or ("step" if gpt_config.positions == "learned" else "constant"),
-            cfg_start=config.cfg_start,
+            cfg_schedule=schedule,
+            cfg_start=DEFAULT_CFG_START if config.cfg_start is None else config.cfg_start,
         ),
         provenance={
             "note": config.note,

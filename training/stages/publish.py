@@ -45,7 +45,8 @@ from masc_core.models.weights import (
 )
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
-from masc_core.sampling.params import CODE_SETTINGS
+from masc_core.sampling.cfg_schedule import check_cfg_start
+from masc_core.sampling.params import CODE_SETTINGS, check_cluster_filters
 from masc_core.settings import models_dir
 from training.config import set_threads
 from training.data.cluster_data import PARTITION, partition_sha256
@@ -81,8 +82,17 @@ def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Ma
     for decoding, part in (("refine", "refiner"), ("complete", "completer")):
         if config.decoding == decoding and getattr(config, part) is None:
             raise ConfigError(f"decoding: {decoding} needs a {part}")
+    chosen = {name: getattr(config, name) for name in Defaults.model_fields}
+    defaults = {name: value for name, value in chosen.items() if value is not None}
+    check_cfg_start(config.cfg_start, config.cfg_schedule)
+    for name in CODE_SETTINGS:
+        if name in defaults and config.completer is None:
+            raise ConfigError(f"{name}: needs a completer")
     runs = TrainedRuns(**{part.name: getattr(config, part.name) for part in fields(TrainedRuns)})
     parts, class_names = runs.load()
+    check_cluster_filters(
+        config.cluster_top_k, config.cluster_top_p, has_partition=bool(parts.partitions)
+    )
     check_class_names(class_names, f"codes: classes of {config.codes}")
     with draft_version(models, config.name, config.version) as draft:
         card = ModelCard(
@@ -90,13 +100,7 @@ def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Ma
             version=draft.version,
             created=datetime.now(UTC).replace(microsecond=0),
             class_names=class_names,
-            defaults=Defaults(
-                cfg_scale=config.cfg_scale,
-                cfg_schedule=config.cfg_schedule,
-                cfg_start=config.cfg_start,
-                decoding=config.decoding,
-                **{name: getattr(config, name) for name in CODE_SETTINGS},
-            ),
+            defaults=Defaults(**defaults),
             provenance={"note": config.note, **runs.provenance(), "made_with": made_with()},
             metrics=runs.metrics(),
         )
@@ -280,6 +284,9 @@ def _evaluation(config: PublishConfig, written: Manifest) -> dict[str, JsonValue
         raise ConfigError(f"evaluation: {config.evaluation} does not tell which weights it is of")
     if settings["weights_sha256"] != written.weights_sha256:
         raise ConfigError(f"evaluation: {config.evaluation} is of other weights than these")
+    # Older evaluations, of models without partitions, say nothing of any.
+    if settings.get("partitions", {}) != written.partitions_sha256:
+        raise ConfigError(f"evaluation: {config.evaluation} is of other partitions than these")
     kept = {k: v for k, v in metrics.items() if k not in LEFT_OUT and "seconds" not in k}
     if "class_agreement" in kept:
         kept["class_agreement_images"] = kept["images"]

@@ -14,8 +14,10 @@ from masc_core.bundle.manifest import (
     REQUIRED_FILES,
     Defaults,
     GPTSection,
+    LatentSection,
     Manifest,
     VQSection,
+    partition_file,
     write_manifest,
 )
 from masc_core.bundle.registry import ActiveVersion, Registry, missing
@@ -161,9 +163,13 @@ def test_readers_never_see_a_half_written_current(root: Path) -> None:
     assert failures == []
 
 
+PARTITION = partition_file(2)
+LATENT = dict.fromkeys(LatentSection.model_fields, 1) | {"latent_shape": (1, 16)}
+
+
 def card(**changes: object) -> Manifest:
     """A manifest of two classes that offers everything."""
-    files = dict.fromkeys((*REQUIRED_FILES, COUNTS_FILE, PATCHES_FILE), "0" * 64)
+    files = dict.fromkeys((*REQUIRED_FILES, COUNTS_FILE, PATCHES_FILE, PARTITION), "0" * 64)
     values: dict[str, object] = {
         "name": "m",
         "version": "1",
@@ -200,6 +206,14 @@ def card(**changes: object) -> Manifest:
         (
             {"files": {k: v for k, v in card().files.items() if k != PATCHES_FILE}},
             ("no pictures of its codebook",),
+        ),
+        (
+            {"files": {k: v for k, v in card().files.items() if k != PARTITION}},
+            ("no partition whose clusters could be filtered",),
+        ),
+        (
+            {"tokenizer": "gigatok1d", "latent": LATENT},
+            ("codes of a tokenizer gigatok1d and not vq",),
         ),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from scipy import stats
 
+from masc_core.bundle.manifest import Defaults
 from server.bench.client import NO_ANSWER, STAGES, Answer, Sample, open_session
 from server.bench.load import COLUMNS, MAX_TEXTS, OTHER_TEXT, PAUSE, SEED_RANGE, Load, Plan, Record
 from tests.server.bench.runs import make_plan, run_load, target, with_load
@@ -241,12 +242,17 @@ def test_a_request_says_what_was_asked_for_and_no_more() -> None:
     assert body == {
         "class_id": body["class_id"], "seed": body["seed"], "num_images": 1, "format": "png",
     }  # fmt: skip
-    guidance = {"cfg_scale": 1.5, "cfg_schedule": "step", "cfg_start": 0.0}
-    full = make_plan((2,), num_images=4, format="webp", model="tiny", **guidance)
+    settings: dict[str, Any] = {
+        "cfg_scale": 1.5, "cfg_schedule": "step", "cfg_start": 0.0, "temperature": 0.5, "top_k": 0,
+        "top_p": 0.9, "cluster_top_k": 3, "cluster_top_p": 0.8, "decoding": "complete",
+        "code_temperature": 1.1, "code_top_k": 0, "code_cfg_scale": 2.0,
+    }  # fmt: skip
+    assert settings.keys() == Defaults.model_fields.keys()
+    full = make_plan((2,), num_images=4, format="webp", model="tiny", **settings)
     (_, body), *_ = requests(full, 1)
     assert body == {
         "class_id": 2, "seed": body["seed"], "num_images": 4, "format": "webp", "model": "tiny",
-        **guidance,
+        **settings,
     }  # fmt: skip
 
 

@@ -127,6 +127,9 @@ def runs(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+WITHOUT = {"completer": None, "code_temperature": None, "code_top_k": None}
+
+
 def publish_config(prepared: Path, runs: Path, models: Path, **changes: object) -> PublishConfig:
     values: dict[str, object] = {
         "name": "shapes",
@@ -147,7 +150,7 @@ def publish_config(prepared: Path, runs: Path, models: Path, **changes: object) 
 
 def test_is_published_measured_and_taken_back(prepared: Path, runs: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
-    publish(publish_config(prepared, runs, models, completer=None, decoding="frequency"))
+    publish(publish_config(prepared, runs, models, **WITHOUT, decoding="frequency"))
     manifest = publish(publish_config(prepared, runs, models))
     assert manifest.decodings == ("uniform", "frequency", "complete")
     assert (manifest.defaults.decoding, manifest.defaults.code_temperature) == ("complete", 1.1)
@@ -210,4 +213,4 @@ def test_one_that_was_made_for_something_else_is_refused(
 
 def test_without_one_it_is_no_default(prepared: Path, runs: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="decoding: complete needs a completer"):
-        publish(publish_config(prepared, runs, tmp_path, completer=None))
+        publish(publish_config(prepared, runs, tmp_path, **WITHOUT))

@@ -393,6 +393,7 @@ def test_trained_published_evaluated_served_and_rolled_back(
         means = [sum(group) / len(group) for group in groups]
         assert measured["latent_groups"][name] == pytest.approx(means)
     assert len(measured["latent_groups"]) == 3
+    assert "latent_groups" in measured["definitions"]
     with service(models, MASC_DEVICE="cpu") as (_, client):
         (summary,) = client.get("/models").json()["models"]
         assert (summary["tokenizer"], summary["latent_shape"]) == ("gigatok1d", [1, 16])

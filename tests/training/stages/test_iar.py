@@ -19,12 +19,13 @@ from masc_core.bundle.read import load_bundle
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, ConfigError, InvalidFieldError
 from masc_core.generation.generate import generate
-from masc_core.models.weights import load_transformer
+from masc_core.models.weights import load_transformer, read_inputs, save_model
 from masc_core.prior import ClusterMap
 from masc_core.sampling.params import SamplingParams
 from masc_core.semantic_tree import SemanticTree
 from tests.command_line import Masc, service
 from tests.training.stage_configs import power_cut, transformer_config
+from training.data.cluster_data import partition_sha256
 from training.data.code_cache import CodeCache
 from training.stages.configs import EvaluateConfig, PublishConfig, TransformerConfig
 from training.stages.evaluate import evaluate
@@ -172,6 +173,27 @@ def test_levels_of_a_prior_are_made_of_its_clusters(
         publish_config(prepared, config.out, tmp_path / "models", prior=prepared / "prior")
     )
     assert (manifest.num_clusters, manifest.partitions) == (16, (4,))
+
+
+def test_figures_of_other_clusters_are_not_taken_over(
+    prepared: Path, cuts: dict[int, Path], tmp_path: Path
+) -> None:
+    run, models = tmp_path / "run", tmp_path / "models"
+    train_transformer(iar_config(prepared, run, cuts[4], epochs=1))
+    changes = {"evaluation": tmp_path / "evaluation.json"}
+    candidate = publish(publish_config(prepared, run, models))
+    which = {"model": "iar", "models": models, "images_per_class": 1, "out": tmp_path}
+    evaluate(EvaluateConfig.model_validate(which | {"cluster_top_k": 2}))
+    assert publish(publish_config(prepared, run, models, **changes)).partitions == (4,)
+
+    file = run / "transformer.safetensors"
+    other = ClusterMap.from_labels(np.arange(32) // 8)
+    other.save(run / "partition-4.npz")
+    inputs = read_inputs(file) | {"partition-4": partition_sha256(other)}
+    save_model(file, load_transformer(file), inputs)
+    with pytest.raises(ConfigError, match="is of other partitions than these"):
+        publish(publish_config(prepared, run, models, **changes))
+    assert candidate.weights_sha256 == publish(publish_config(prepared, run, models)).weights_sha256
 
 
 def test_trained_published_evaluated_served_and_rolled_back(

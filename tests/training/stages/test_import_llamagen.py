@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from masc_core.bundle.read import load_bundle
 from masc_core.bundle.registry import Registry
-from masc_core.errors import ArtifactError, ConfigError
+from masc_core.errors import ArtifactError, ConfigError, InvalidFieldError
 from masc_core.generation.generate import generate
 from masc_core.io.files import sha256_file
 from masc_core.models.gpt_config import GPTConfig
@@ -158,12 +158,14 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(folder: Path, tmp_path: Pa
         "was trained on 16 pixels, not 32": {"image_size": 32},
         "n_head: must be given": {"n_head": None},
         "classes: must be given": {"classes": None},
+        "the schedule constant has none": {"cfg_start": 0.5},
+        "the schedule triangular has none": {"cfg_schedule": "triangular", "cfg_start": 0.18},
         "is not finite in torch.float16": {"gpt": too_large, "weights_dtype": "float16"},
         "has no moving average": {"gpt_weights": "ema"},
         "do not give heads": {"n_head": 3},
     }
     for complaint, changes in refused.items():
-        with pytest.raises((ArtifactError, ConfigError), match=complaint):
+        with pytest.raises((ArtifactError, ConfigError, InvalidFieldError), match=complaint):
             import_model(config(folder, models, **changes))
         assert not models.exists() or not list(models.iterdir())
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from masc_core.bundle.manifest import Defaults
 from masc_core.bundle.read import load_bundle
 from masc_core.bundle.registry import Registry
-from masc_core.errors import ArtifactError, ConfigError
+from masc_core.errors import ArtifactError, ConfigError, InvalidFieldError
 from masc_core.io.files import sha256_file
 from masc_core.io.tensors import read_tensors
 from masc_core.models.refiner import Refiner, RefinerConfig
@@ -196,6 +197,36 @@ def test_a_refiner_comes_along_if_it_is_of_this_transformer(
         publish(config(prepared, trained, models, version="2", refiner=other))
     with pytest.raises(ConfigError, match="decoding: refine needs a refiner"):
         publish(config(prepared, trained, models, version="2", decoding="refine"))
+
+
+def test_every_default_of_a_version_can_be_chosen(
+    prepared: Path, trained: Path, tmp_path: Path
+) -> None:
+    chosen = {"temperature": 1.1, "top_k": 3, "top_p": 0.9}
+    plain = {"shuffles": 0, "samples": 0}
+    defaults = publish(config(prepared, trained, tmp_path, **chosen, **plain)).defaults
+    assert chosen.items() <= defaults.model_dump().items()
+    for key, value in {"cluster_top_k": 2, "cluster_top_p": 0.5}.items():
+        with pytest.raises(InvalidFieldError, match="the model has no partition"):
+            publish(config(prepared, trained, tmp_path, version="2", **{key: value}))
+    assert set(Defaults.model_fields) <= set(PublishConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"cfg_schedule": "constant", "cfg_start": 0.5}, "the schedule constant has none"),
+        ({"cfg_schedule": "linear", "cfg_start": 0}, "the schedule linear has none"),
+        ({"code_temperature": 1.1}, "code_temperature: needs a completer"),
+        ({"code_top_k": 0}, "code_top_k: needs a completer"),
+        ({"code_cfg_scale": 1.0}, "code_cfg_scale: needs a completer"),
+    ],
+)
+def test_what_no_request_could_ask_for_is_no_default(
+    prepared: Path, trained: Path, tmp_path: Path, changes: dict[str, object], named: str
+) -> None:
+    with pytest.raises((ConfigError, InvalidFieldError), match=named):
+        publish(config(prepared, trained, tmp_path, **changes))
 
 
 def test_provenance_names_inputs_programs_and_weights(

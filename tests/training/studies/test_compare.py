@@ -147,6 +147,9 @@ def test_iars_mapping_is_a_prior(prepared: Path, tmp_path: Path) -> None:
     config = compare_config(prepared, out=tmp_path / "p", priors=(tmp_path / "mapping.pt",))
     with pytest.raises(ConfigError, match="is over 256 codes, the tokenizer has 32"):
         compare_priors(config)
+    torch.save(torch.arange(32), tmp_path / "mapping.pt")
+    with pytest.raises(ConfigError, match=r"mapping\.pt: 32 codes .* masc prior import"):
+        compare_priors(config)
 
 
 def test_the_usual_numbers_of_clusters(prepared: Path, tmp_path: Path) -> None:

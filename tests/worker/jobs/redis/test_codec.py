@@ -58,6 +58,9 @@ def test_a_request_tells_what_differs_from_defaults_that_never_change() -> None:
         "class_name": "",
         "cfg_schedule": "constant",
         "cfg_start": 0.18,
+        "code_temperature": 1.0,
+        "code_top_k": 0,
+        "code_cfg_scale": 1.0,
         "cluster_top_k": 0,
         "cluster_top_p": 1.0,
     }
