@@ -226,7 +226,7 @@ def test_completed_images_are_the_same_among_others(tmp_path: Path) -> None:
 def test_completed_images_of_filtered_clusters_are_the_same_among_others(tmp_path: Path) -> None:
     save_tiny_bundle(tmp_path, counts=False, completer=True, partitions=(4,))
     bundle = load_bundle(tmp_path / "tiny" / "1")
-    filters = {"cluster_top_k": 2, "cluster_top_p": 0.7}
+    filters: dict[str, Any] = {"cluster_top_k": 2, "cluster_top_p": 0.7}
     asked = replace(
         REQUEST, decoding="complete", code_cfg_scale=1.5, code_top_k=1, num_images=3, **filters
     )
