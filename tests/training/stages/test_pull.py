@@ -156,10 +156,14 @@ def test_ctrl_c_says_that_a_pull_goes_on(masc: Masc, hub: Hub, tmp_path: Path) -
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
     thread = threading.Thread(target=press)
     thread.start()
-    done = masc("models", "pull", "llamagen-b-256", "--models", tmp_path / "models")
-    thread.join()
+    try:
+        done = masc("models", "pull", "llamagen-b-256", "--models", tmp_path / "models")
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done.status == 130
     assert done.stderr == "masc: interrupted; the same command goes on from here\n"
     assert not (tmp_path / "models").exists()
