@@ -17,7 +17,7 @@ DASHBOARDS = DOCKER / "grafana" / "dashboards"
 
 METRIC = re.compile(r"\b(?:masc[_:][a-z0-9_:]+|up|ALERTS)\b")
 QUOTED = re.compile(r'"[^"]*"')
-GPU = re.compile(r"masc[_:]gpu_memory")
+SILENT = re.compile(r"masc[_:](gpu_memory|prediction_cluster_entropy)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class Expression:
         return set(METRIC.findall(QUOTED.sub('""', self.text)))
 
     @property
-    def needs_gpu(self) -> bool:
-        """Whether it has nothing to tell without a GPU."""
-        return GPU.search(self.text) is not None
+    def is_silent(self) -> bool:
+        """Whether it has nothing to tell of the included model, without a partition, and no GPU."""
+        return SILENT.search(self.text) is not None
 
 
 def panels() -> Iterator[dict[str, Any]]:

@@ -204,7 +204,7 @@ def value_of(text: str) -> float:
 
 def every_query_has_an_answer() -> str:
     """After some traffic every panel and every recording rule has data, every alert its metrics."""
-    asked = [expression for expression in expressions() if not expression.needs_gpu]
+    asked = [expression for expression in expressions() if not expression.is_silent]
     names = {name for expression in asked for name in expression.metrics}
     missing: list[str] = []
 
