@@ -8,7 +8,8 @@ Legend: B images, L positions, V codes, H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -162,13 +163,20 @@ def load_bundle(
 
 
 def _configs(folder: Path, manifest: Manifest) -> tuple[GPTConfig, VQConfig]:
-    try:
+    with _sizes_of_manifest(folder):
         return (
             GPTConfig(vocab_size=manifest.num_clusters, **dict(manifest.gpt)),
             _vq_config(manifest),
         )
+
+
+@contextmanager
+def _sizes_of_manifest(folder: Path, part: str = "") -> Iterator[None]:
+    """Around a configuration that is made of the manifest: what is wrong with it is wrong there."""
+    try:
+        yield
     except ConfigError as error:
-        raise ArtifactError(folder / MANIFEST_FILE, str(error)) from error
+        raise ArtifactError(folder / MANIFEST_FILE, f"{part}{error}") from error
 
 
 def _vq_config(manifest: Manifest) -> VQConfig:
@@ -215,7 +223,7 @@ def _load_counts(path: Path, manifest: Manifest) -> npt.NDArray[np.int64] | None
 def _load_refiner(folder: Path, manifest: Manifest) -> Refiner | None:
     if manifest.refiner is None:
         return None
-    try:
+    with _sizes_of_manifest(folder, "refiner: "):
         config = RefinerConfig(
             num_codes=manifest.num_codes,
             num_clusters=manifest.num_clusters,
@@ -223,15 +231,13 @@ def _load_refiner(folder: Path, manifest: Manifest) -> Refiner | None:
             block_size=manifest.gpt.block_size,
             **dict(manifest.refiner),
         )
-    except ConfigError as error:
-        raise ArtifactError(folder / MANIFEST_FILE, f"refiner: {error}") from error
     return load_module(folder / REFINER_FILE, lambda: Refiner(config))
 
 
 def _load_completer(folder: Path, manifest: Manifest) -> Completer | None:
     if manifest.completer is None:
         return None
-    try:
+    with _sizes_of_manifest(folder, "completer: "):
         config = CompleterConfig(
             vocab_size=manifest.num_codes,
             num_clusters=manifest.num_clusters,
@@ -239,8 +245,6 @@ def _load_completer(folder: Path, manifest: Manifest) -> Completer | None:
             block_size=manifest.gpt.block_size,
             **dict(manifest.completer),
         )
-    except ConfigError as error:
-        raise ArtifactError(folder / MANIFEST_FILE, f"completer: {error}") from error
     return load_module(folder / COMPLETER_FILE, lambda: Completer(config))
 
 
