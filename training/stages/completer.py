@@ -31,7 +31,7 @@ from training.loop.trainer import autocast, fit
 from training.losses.completer import CompletionLoss
 from training.metrics.cluster_bits import frequency_bits
 from training.stages.configs import CompleterTrainingConfig
-from training.stages.transformer import adamw
+from training.stages.transformer import adamw, block_sizes
 
 
 def train_completer(
@@ -63,18 +63,9 @@ def completer_config(config: CompleterTrainingConfig, data: ClusterData) -> Comp
     return CompleterConfig(
         vocab_size=data.prior.num_codes,
         num_clusters=data.prior.num_clusters,
-        dim=config.dim,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        num_classes=data.num_classes,
-        block_size=data.num_positions,
-        token_dropout=config.token_dropout,
-        resid_dropout=config.resid_dropout,
-        ffn_dropout=config.ffn_dropout,
-        class_dropout=config.class_dropout,
-        positions=config.positions,
         softmax=config.softmax,
         input_rows=config.input_rows,
+        **block_sizes(config, data),
     )
 
 

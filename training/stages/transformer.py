@@ -66,7 +66,7 @@ from training.losses.transformer import (
 )
 from training.metrics.cluster_levels import NUM_SUMS, ClusterLevelMetrics
 from training.metrics.step_cost import flops_per_image, peak_flops
-from training.stages.configs import TransformerConfig
+from training.stages.configs import CompleterTrainingConfig, TransformerConfig
 from training.stages.starting_point import StartingPoint, start_sha256
 
 EPOCHS = "epochs"  # folder of the weights that are kept
@@ -79,19 +79,25 @@ CFG_SCALE = 2.0
 
 def gpt_config(config: TransformerConfig, data: ClusterData) -> GPTConfig:
     """Sizes of the model that fits the data."""
-    return GPTConfig(
-        vocab_size=data.prior.num_clusters,
-        dim=config.dim,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        num_classes=data.num_classes,
-        block_size=data.num_positions,
-        token_dropout=config.token_dropout,
-        resid_dropout=config.resid_dropout,
-        ffn_dropout=config.ffn_dropout,
-        class_dropout=config.class_dropout,
-        positions=config.positions,
-    )
+    return GPTConfig(vocab_size=data.prior.num_clusters, **block_sizes(config, data))
+
+
+def block_sizes(
+    config: TransformerConfig | CompleterTrainingConfig, data: ClusterData
+) -> dict[str, Any]:
+    """Sizes of a `GPTConfig` but for its vocabulary, which a completer has, too."""
+    return {
+        "dim": config.dim,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "num_classes": data.num_classes,
+        "block_size": data.num_positions,
+        "token_dropout": config.token_dropout,
+        "resid_dropout": config.resid_dropout,
+        "ffn_dropout": config.ffn_dropout,
+        "class_dropout": config.class_dropout,
+        "positions": config.positions,
+    }
 
 
 def train_transformer(
