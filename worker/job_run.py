@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import fields
 
 from torch import Tensor
 
@@ -118,22 +119,8 @@ class RunningJob:
 
 def image_params(request: GenerationRequest, index: int) -> SamplingParams:
     """Return what the engine needs to know of image ``index``."""
-    return SamplingParams(
-        class_id=request.class_id,
-        cfg_scale=request.cfg_scale,
-        seed=request.image_seed(index),
-        temperature=request.temperature,
-        top_k=request.top_k,
-        top_p=request.top_p,
-        decoding=request.decoding,
-        cfg_schedule=request.cfg_schedule,
-        cfg_start=request.cfg_start,
-        code_temperature=request.code_temperature,
-        code_top_k=request.code_top_k,
-        code_cfg_scale=request.code_cfg_scale,
-        cluster_top_k=request.cluster_top_k,
-        cluster_top_p=request.cluster_top_p,
-    )
+    shared = {one.name: getattr(request, one.name) for one in fields(SamplingParams)}
+    return SamplingParams(**shared | {"seed": request.image_seed(index)})
 
 
 def check_request(request: GenerationRequest, manifest: Manifest) -> None:

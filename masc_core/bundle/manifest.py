@@ -391,8 +391,8 @@ class Manifest(ModelCard):
             del request["cfg_start"]
         if schedule == self.defaults.cfg_schedule == "constant":
             del request["cfg_schedule"]
-        for name in CODE_SETTINGS:
-            if params.decoding != "complete":
+        if params.decoding != "complete":
+            for name in CODE_SETTINGS:
                 del request[name]
         return json.dumps(
             {

@@ -37,7 +37,7 @@ def complete_codes(
     Parameters
     ----------
     code_sampler : has a completer, if any image asks for it
-    codes : int64 (B, L), any of the clusters that were drawn, on the code_sampler's device
+    codes : int64 (B, L), any of the clusters that were drawn, on the sampler's device
     params_list : of the B images
 
     Raises

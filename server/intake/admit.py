@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final
 
 from fastapi import Header
 from starlette.types import Scope
@@ -16,8 +16,8 @@ from masc_core.bundle.manifest import Defaults, Manifest
 from masc_core.errors import CapacityError, InvalidFieldError, UnknownClassError
 from masc_core.escapes import quoted
 from masc_core.images import ImageFormat
-from masc_core.sampling.cfg_schedule import CFGSchedule, check_cfg_start
-from masc_core.sampling.params import check_cluster_filters, check_code_settings
+from masc_core.sampling.cfg_schedule import check_cfg_start
+from masc_core.sampling.params import CODE_SETTINGS, check_cluster_filters, check_code_settings
 from server.auth.api_keys import Client
 from server.errors import problem_type_of
 from server.intake.idempotency import mark_replay
@@ -27,8 +27,6 @@ from server.state import AppState
 from worker.jobs.job import GenerationRequest, Idempotency, Job
 
 logger = logging.getLogger(__name__)
-
-Number = TypeVar("Number", int, float)
 
 HEADER: Final = "X-Masc-Timeout"
 # JavaScript's numbers are exact up to here, so every client can send the seed back.
@@ -55,39 +53,35 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
     InvalidFieldError : not exactly one class is given, a decoding or a partition that the model
         lacks, a start for a schedule without one, or a setting of a completer for another decoding
     """
-    defaults = manifest.defaults
-    decoding = body.decoding or defaults.decoding
+    defaults = manifest.defaults.model_dump()
+    given = body.model_dump(include=set(defaults), exclude_none=True)
+    settings: dict[str, Any] = defaults | given
+    decoding = settings["decoding"]
     if decoding not in manifest.decodings:
         offered = ", ".join(manifest.decodings)
         raise InvalidFieldError("decoding", f"{manifest.name} offers {offered}, not {decoding}")
-    schedule: CFGSchedule = body.cfg_schedule or defaults.cfg_schedule
-    check_cfg_start(body.cfg_start, schedule)
-    check_code_settings(body.model_dump(exclude_none=True), decoding)
-    of_codes = defaults if decoding == "complete" else Defaults()  # to others they mean nothing
+    check_cfg_start(body.cfg_start, settings["cfg_schedule"])
+    check_code_settings(given, decoding)
+    if decoding != "complete":  # to which a completer's settings mean nothing
+        settings |= {name: Defaults.model_fields[name].default for name in CODE_SETTINGS}
     class_id = resolve_class(body, manifest)
-    cluster_top_k = _or_default(body.cluster_top_k, defaults.cluster_top_k)
-    cluster_top_p = _or_default(body.cluster_top_p, defaults.cluster_top_p)
-    check_cluster_filters(cluster_top_k, cluster_top_p, has_partition=bool(manifest.partitions))
+    check_cluster_filters(
+        settings["cluster_top_k"],
+        settings["cluster_top_p"],
+        has_partition=bool(manifest.partitions),
+    )
+    settings["top_k"] = min(settings["top_k"], manifest.num_clusters)
+    settings["cluster_top_k"] = min([settings["cluster_top_k"], *manifest.partitions])
+    settings["code_top_k"] = min(settings["code_top_k"], manifest.num_codes)
     return GenerationRequest(
         model=manifest.name,
         class_id=class_id,
-        cfg_scale=_or_default(body.cfg_scale, defaults.cfg_scale),
         seed=secrets.randbits(DRAWN_SEED_BITS) if body.seed is None else body.seed,
         num_images=body.num_images,
-        temperature=_or_default(body.temperature, defaults.temperature),
-        top_k=min(_or_default(body.top_k, defaults.top_k), manifest.num_clusters),
-        top_p=_or_default(body.top_p, defaults.top_p),
-        decoding=decoding,
         format=body.format or default_format,
         version=manifest.version,
         class_name=manifest.class_names[class_id],
-        cfg_schedule=schedule,
-        cfg_start=_or_default(body.cfg_start, defaults.cfg_start),
-        code_temperature=_or_default(body.code_temperature, of_codes.code_temperature),
-        code_top_k=min(_or_default(body.code_top_k, of_codes.code_top_k), manifest.num_codes),
-        code_cfg_scale=_or_default(body.code_cfg_scale, of_codes.code_cfg_scale),
-        cluster_top_k=min([cluster_top_k, *manifest.partitions]),
-        cluster_top_p=cluster_top_p,
+        **settings,
     )
 
 
@@ -103,10 +97,6 @@ def resolve_class(body: ImagesBody, manifest: Manifest) -> int:
     if body.class_id >= len(names):
         raise UnknownClassError("class_id", f"{manifest.name} has classes 0 to {len(names) - 1}")
     return body.class_id
-
-
-def _or_default(given: Number | None, default: Number) -> Number:
-    return default if given is None else given
 
 
 def _class_of_name(name: str, manifest: Manifest) -> int:

@@ -41,7 +41,7 @@ BatchFactory = Callable[[GPT, CodeSampler, int], Batch]
 
 
 class Backend(NamedTuple):
-    """One way to step a batch, made with a model, a code_sampler and a number of slots."""
+    """One way to step a batch, made with a model, a sampler of codes and a number of slots."""
 
     mode: EngineMode
     make: BatchFactory
