@@ -148,7 +148,8 @@ class Study:
     epochs : of the transformers; None as configured
     cfg_scales : at which all are measured; the first is the common one
     images_per_class : that are generated for a measurement
-    efficientnet : whether ImageNet's judges, too; it takes minutes for the real images each time
+    tokenizer : bundle whose tokenizer is taken; None trains one
+    efficientnet : whether ImageNet's judges at the common scale, too
     """
 
     def __init__(
@@ -159,22 +160,26 @@ class Study:
         epochs: int | None,
         cfg_scales: tuple[float, ...],
         images_per_class: int,
+        tokenizer: Path | None = None,
         *,
         efficientnet: bool,
     ) -> None:
         self.configs, self.folder, self.device = configs, folder, device
         self.changes = {} if epochs is None else {"epochs": epochs}
         self.cfg_scales, self.images_per_class = cfg_scales, images_per_class
-        self.efficientnet = efficientnet
+        self.tokenizer, self.efficientnet = tokenizer, efficientnet
 
     def config(self, stage: Any, file: str, **changes: object) -> Any:  # noqa: ANN401 - any stage's
-        """A stage's configuration from its file, on the study's device."""
+        """A stage's configuration from its file, on the study's device, for its tokenizer."""
+        if self.tokenizer is not None and "tokenizer" in stage.model_fields:
+            changes["tokenizer"] = self.tokenizer
         return load_config(stage, self.configs / file, {"device": self.device, **changes})
 
     def train_shared(self) -> None:
         """Train what all runs share."""
-        with progress("tokenizer") as report:
-            train_tokenizer(self.config(TokenizerConfig, "tokenizer.toml"), report)
+        if self.tokenizer is None:
+            with progress("tokenizer") as report:
+                train_tokenizer(self.config(TokenizerConfig, "tokenizer.toml"), report)
         for file in ("codes.toml", "codes-val.toml"):
             with progress(file) as report:
                 extract_codes(self.config(CodesConfig, file), report)
@@ -277,8 +282,9 @@ class Study:
                     reference=classifier.val_data,
                     codes=self.config(CodesConfig, "codes-val.toml").out,
                     out=out,
+                    reference_features=self.folder / "reference",
                     resamples=RESAMPLES,
-                    efficientnet=self.efficientnet,
+                    efficientnet=self.efficientnet and cfg_scale == self.cfg_scales[0],
                     device=self.device,
                 ),
                 report,
@@ -332,9 +338,10 @@ def main() -> None:
     parser.add_argument("--configs", type=Path, default=Path("training/configs/cifar10"))
     parser.add_argument("--folder", type=Path, default=Path("runs/study"))
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--tokenizer", type=Path, help="a bundle's instead of a new one")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--cfg-scales", type=float, nargs="+", default=[2.0, 1.0, 1.5, 3.0])
+    parser.add_argument("--cfg-scales", type=float, nargs="+", default=[2.0, 1.0, 3.0])
     parser.add_argument("--images-per-class", type=int, default=200)
     parser.add_argument("--efficientnet", action="store_true", help="a second judge")
     parser.add_argument("--report", action="store_true", help="train nothing")
@@ -348,6 +355,7 @@ def main() -> None:
         options.epochs,
         tuple(options.cfg_scales),
         options.images_per_class,
+        options.tokenizer,
         efficientnet=options.efficientnet,
     )
     if options.report:

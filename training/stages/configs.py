@@ -408,6 +408,9 @@ class EvaluateConfig(ImageOptions):
     reference: Path | None = Field(
         None, description="real images, or .npz with mu and sigma of features"
     )
+    reference_features: Path | None = Field(
+        None, description="folder that keeps the features of the reference for later evaluations"
+    )
     inception_weights: Source | None = Field(
         None, description=f"for FID, IS, KID, precision, recall; {OR_ADDRESS}"
     )

@@ -20,6 +20,8 @@ there until ``evaluation.json`` is written.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -239,7 +241,21 @@ class _Evaluation:
     def _reference(self, extractor: Extractor) -> Reference | None:
         if self.real is None:
             return None
-        reference = self.real.extract(extractor, self.report, self.unfinished)
+        if (folder := self.config.reference_features) is None:
+            reference = self.real.extract(extractor, self.report, self.unfinished)
+        else:
+            made_from = {
+                "reference": self.real.fingerprint(),
+                "extractor": extractor.weights_sha256,
+                "classes": extractor.class_names,
+                "image_size": self.image_size,
+                "exif_orientation": self.config.exif_orientation,
+                "background": self.config.background,
+            }
+            name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+            folder = folder / f"{extractor.label}-{name}"
+            with lock_folder(folder):
+                reference = self.real.extract(extractor, self.report, Unfinished(folder, made_from))
         if self.config.save_statistics and self.config.out is not None and reference is not None:
             place = self.config.out / f"statistics-{extractor.label}.npz"
             reference.statistics.save(place, extractor.features_name)

@@ -118,6 +118,34 @@ def test_every_figure_of_the_classifiers_features(root: Path, tmp_path: Path) ->
     assert "precision_classifier" not in again
 
 
+def test_features_of_a_reference_are_kept_until_it_changes(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "real", tmp_path / "real")
+
+    def looked_at(**changes: object) -> tuple[int, dict[str, Any]]:
+        """How many times real images went through the network; Fréchet distance and the like."""
+        reports: list[str] = []
+        judged: dict[str, object] = {"classifier": root / "judge", "reference": tmp_path / "real"}
+        judged |= {"reference_features": tmp_path / "features"}
+        metrics = evaluate(
+            config(root, **judged | changes), lambda done, total, what: reports.append(what)
+        )
+        curves = {"settings", "curves", "seconds_per_image"}
+        return sum("real" in r for r in reports), {k: metrics[k] for k in metrics.keys() - curves}
+
+    times, metrics = looked_at()
+    assert times > 0
+    assert looked_at() == (0, metrics)
+    assert looked_at(reference_features=None) == (times, metrics)
+    assert looked_at(background="none")[0] == times
+    image = next((tmp_path / "real").glob("*/*.png"))
+    with Image.open(image) as before:
+        red = Image.new("RGB", before.size, "red")
+    red.save(image)
+    times, changed = looked_at()
+    assert times > 0
+    assert changed["frechet_classifier_distance"] != metrics["frechet_classifier_distance"]
+
+
 def test_a_reference_is_read_as_the_images_of_the_codes_were(root: Path, tmp_path: Path) -> None:
     index = CodeCache.open(root / "codes").index
     assert (index.exif_orientation, index.background) == (False, "none")
