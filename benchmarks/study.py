@@ -39,10 +39,12 @@ from training.data.code_cache import CodeCache
 from training.loop.progress import progress
 from training.metrics.cluster_bits import code_counts, count_cached_pairs, frequency_bits
 from training.plot_png import draw_curves, new_figure, png_bytes
+from training.stages.align import align_transformer
 from training.stages.classifier import train_classifier
 from training.stages.codes import extract_codes
 from training.stages.completer import train_completer
 from training.stages.configs import (
+    AlignConfig,
     ClassifierConfig,
     CodesConfig,
     CompleterTrainingConfig,
@@ -81,12 +83,14 @@ class Run:
     prior : its vocabulary; the codes themselves without one
     decodings : ways from a cluster to a code that are measured
     levels : partitions that its loss knows besides
+    aligned : run whose transformer is aligned, instead of training one; it is of the same prior
     seed : of weights, order of images, and what is random in the prior
     """
 
     prior: Partition | None = None
     decodings: tuple[str, ...] = ("uniform",)
     levels: tuple[Partition, ...] = ()
+    aligned: str | None = None
     seed: int = 0
 
 
@@ -108,6 +112,7 @@ RUNS: Mapping[str, Run] = {
     "flat-seed1": Run(seed=1),
     "kmeans++-seed1": Run(_half("kmeans++"), PLAIN, seed=1),
     "masc-seed1": Run(_half("average"), PLAIN, seed=1),
+    "masc-aligned": Run(_half("average"), PLAIN, aligned="masc"),
     "levels": Run(levels=(Partition("average", 8), Partition("average", 32))),
     "random": Run(_half("random"), PLAIN),
     "kmeans": Run(_half("kmeans"), PLAIN),
@@ -202,13 +207,18 @@ class Study:
         prior = None if run.prior is None else self._prior(run.prior, run.seed)
         parts: dict[str, Any] = {"transformer": folder / "transformer", "prior": prior}
         file = prior and prior / "prior.npz"
-        config = self.config(
-            TransformerConfig, "transformer.toml", out=parts["transformer"], seed=run.seed
-        )
         levels = tuple(self._prior(level, run.seed) / "prior.npz" for level in run.levels)
-        config = config.model_copy(update={"prior": file, "partitions": levels, **self.changes})
+        changes = {"out": parts["transformer"], "seed": run.seed}
+        update: dict[str, Any] = {"prior": file, "partitions": levels}
         with progress(f"{name}: transformer") as report:
-            metrics = train_transformer(config, report)
+            if run.aligned is None:
+                trained = self.config(TransformerConfig, "transformer.toml", **changes)
+                trained = trained.model_copy(update=update | self.changes)
+                metrics = train_transformer(trained, report)
+            else:
+                aligned = self.config(AlignConfig, "align.toml", **changes)
+                update["init"] = str(self.folder / run.aligned / "transformer")
+                metrics = align_transformer(aligned.model_copy(update=update), report)
         bits = {"uniform": metrics[FINE_BITS], "cluster": metrics["bits_per_position"]}
         if "frequency" in run.decodings and prior is not None:
             clusters = ClusterMap.load(prior / "prior.npz")

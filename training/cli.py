@@ -24,6 +24,7 @@ from masc_core.terminal import output, say
 from training.config import ImageOptions, load_config
 from training.loop.progress import is_main_process, progress
 from training.stages.configs import (
+    AlignConfig,
     ClassifierConfig,
     CodesConfig,
     CompareConfig,
@@ -280,6 +281,21 @@ def transformer_train(config: TransformerConfig) -> None:
     _say(
         f"{metrics['bits_per_position']:.3f} bits a position on validation images, "
         f"{metrics['unigram_bits']:.3f} without context",
+        config.out,
+    )
+
+
+@transformer.command("align")
+@stage_command(AlignConfig)
+def transformer_align(config: AlignConfig) -> None:
+    """Fine-tune a transformer to need no guidance: one row an image instead of two."""
+    from training.stages.align import align_transformer
+
+    with progress("align") as report:
+        metrics = align_transformer(config, report)
+    _say(
+        f"{metrics['alignment_accuracy']:.1%} of the validation images likelier under their own "
+        "class than before, beside another",
         config.out,
     )
 

@@ -16,6 +16,7 @@ from training.config import StageConfig, load_config, set_threads
 from training.metrics.step_cost import step_bytes
 from training.stages import configs
 from training.stages.configs import (
+    AlignConfig,
     ClassifierConfig,
     CodesConfig,
     CompareConfig,
@@ -35,6 +36,7 @@ STAGES: dict[str, type[StageConfig]] = {
     "codes-val": CodesConfig,
     "prior": PriorConfig,
     "transformer": TransformerConfig,
+    "align": AlignConfig,
     "refiner": RefinerTrainingConfig,
     "completer": CompleterTrainingConfig,
     "classifier": ClassifierConfig,
@@ -64,6 +66,14 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
 
 def test_the_methods_are_those_that_there_are() -> None:
     assert configs.METHODS == methods.METHODS
+
+
+def test_the_alignment_is_of_the_transformer() -> None:
+    aligned = load_config(AlignConfig, CONFIGS / "cifar10" / "align.toml", {})
+    trained = load_config(TransformerConfig, CONFIGS / "cifar10" / "transformer.toml", {})
+    assert aligned.source == str(trained.out)
+    for key in ("codes", "val_codes", "prior", "dim", "n_layer", "n_head", "class_dropout"):
+        assert getattr(aligned, key) == getattr(trained, key)
 
 
 @pytest.mark.parametrize("size", ["b", "l", "xl"])

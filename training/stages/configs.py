@@ -308,6 +308,30 @@ class TransformerConfig(LoopConfig):
         return self
 
 
+class AlignConfig(TransformerConfig):
+    """Keys of an alignment: those of the transformer's training, and two of the loss."""
+
+    beta: float = Field(
+        0.02, gt=0, description="how near to the reference the model stays; less is further away"
+    )
+    negative_weight: float = Field(
+        1000.0, ge=0, description="lambda, of the images under classes that are not theirs"
+    )
+
+    @model_validator(mode="after")
+    def _aligns_what_is_trained(self) -> Self:
+        if self.init is None:
+            raise ValueError("init: names the transformer to align, and is missing")
+        if self.partition_weights:
+            raise ValueError("partition_weights: partitions have no part in this loss")
+        return self
+
+    @property
+    def source(self) -> str:
+        """``init``, which is there."""
+        return str(self.init)
+
+
 class RefinerTrainingConfig(LoopConfig):
     """Keys of a refiner run."""
 

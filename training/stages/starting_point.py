@@ -29,6 +29,7 @@ from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.files import sha256_file
 from masc_core.io.tensors import read_header
 from masc_core.models.gpt import GPT
+from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.weights import load_transformer, read_inputs
 from masc_core.prior import ClusterMap
 from training.llamagen.container import Container
@@ -47,7 +48,7 @@ class StartingPoint:
 
     @classmethod
     def open(
-        cls, path: Path, model: GPT, prior: ClusterMap, inputs: Mapping[str, str]
+        cls, path: Path, config: GPTConfig, prior: ClusterMap, inputs: Mapping[str, str]
     ) -> StartingPoint:
         """Read a starting point.
 
@@ -55,6 +56,7 @@ class StartingPoint:
         ----------
         path : a checkpoint of LlamaGen, a ``transformer.safetensors`` or the folder of its run, or
             the folder of a bundle
+        config, prior : of the new model
         inputs : hashes of the new run's ``tokenizer`` and ``prior``; a checkpoint of LlamaGen does
             not tell its tokenizer, and a bundle's is stored in another precision, so of these the
             number of codes alone is compared
@@ -69,7 +71,7 @@ class StartingPoint:
             bundle = load_bundle(path)
             start = cls(path, bundle.model, bundle.code_sampler.prior)
         else:
-            start = _from_file(weights_path(path), model, prior, inputs)
+            start = _from_file(weights_path(path), config, prior, inputs)
         if start.prior.num_codes != prior.num_codes:
             raise ConfigError(
                 f"init: {path} is over {start.prior.num_codes} codes, "
@@ -166,7 +168,7 @@ def _weights(
 
 
 def _from_file(
-    path: Path, model: GPT, prior: ClusterMap, inputs: Mapping[str, str]
+    path: Path, sizes: GPTConfig, prior: ClusterMap, inputs: Mapping[str, str]
 ) -> StartingPoint:
     if path.suffix == ".safetensors" and read_header(path).get("kind") is not None:
         trained = read_inputs(path)
@@ -175,9 +177,7 @@ def _from_file(
         start = load_transformer(path)
         return StartingPoint(path, start, _trained_prior(path, start, prior, inputs))
     container = Container.open(path)
-    config = read_gpt_config(
-        container, block_size=model.config.block_size, n_head=model.config.n_head
-    )
+    config = read_gpt_config(container, block_size=sizes.block_size, n_head=sizes.n_head)
     return StartingPoint(path, gpt_of(container, config), ClusterMap.identity(config.vocab_size))
 
 

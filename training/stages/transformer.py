@@ -56,7 +56,7 @@ from training.loop.parallel import (
     shard,
 )
 from training.loop.run_dir import Run
-from training.loop.task import TrainedModule, TrainingTask
+from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
 from training.loop.trainer import autocast, fit
 from training.losses.transformer import (
     ChunkedNextClusterLoss,
@@ -107,25 +107,26 @@ def train_transformer(
     set_threads(config.threads)
     with join_ranks(config.device) as ranks:
         data = ClusterData(config.codes, config.val_codes, config.prior, ranks, config.partitions)
-        init = None if config.init is None else local_file(config.init, report)
-        if init is not None:
+        start = None
+        if config.init is not None:
+            init = local_file(config.init, report)
             data.inputs["init"] = start_sha256(init)
+            start = StartingPoint.open(init, gpt_config(config, data), data.prior, data.inputs)
         with Run(config.out, config, data.summary, ranks) as run:
-            model = build_model(config, data, ranks, init)
-            fit(run, config, _TransformerTraining(run, config, data, model).task(), report)
+            model = build_model(config, data, ranks, start)
+            fit(run, config, TransformerTraining(run, config, data, model).task(), report)
             return run.read_json("metrics.json")
 
 
 def build_model(
-    config: TransformerConfig, data: ClusterData, ranks: Ranks, init: Path | None
+    config: TransformerConfig, data: ClusterData, ranks: Ranks, start: StartingPoint | None
 ) -> GPT:
     """The model as training begins with it, on the rank's device, in parts if so configured."""
     if config.compile:
         require_compiler(ranks.device)
     torch.manual_seed(config.seed)
     model = GPT(gpt_config(config, data))
-    if init is not None:
-        start = StartingPoint.open(init, model, data.prior, data.inputs)
+    if start is not None:
         start.fill(model, data.prior, data.train_counts)
     model = model.to(ranks.device)
     is_shared = config.parallel == "fsdp" and ranks.count > 1
@@ -154,23 +155,37 @@ def loss_module_of(model: GPT, levels: Sequence[ClusterLevel] = (), *, compiled:
     return loss_module
 
 
-class _TransformerTraining:
+class TransformerTraining:
     """Loss and validation of one run."""
 
     def __init__(self, run: Run, config: TransformerConfig, data: ClusterData, model: GPT) -> None:
         self.run, self.config, self.data, self.model = run, config, data, model
         self.ranks = run.ranks
         partitions = [partition.over(data.prior) for partition in data.partitions]
-        weights = config.partition_weights or (1.0,) * len(partitions)
-        levels = [ClusterLevel(*pair) for pair in zip(partitions, weights, strict=True)]
-        # Validation calls the model, for its last batch has another shape, and its share of a run
-        # is small.
-        compiled = config.compile and not is_sharded(model)
-        self.loss_module = loss_module_of(model, levels, compiled=compiled)
+        self.loss_module = self.new_loss_module(partitions)
         self.levels = [ClusterLevelMetrics(one, self.ranks.device) for one in partitions]
         self.unigram_bits, self.member_bits = data.unigram_bits(), data.member_bits()
         self.peak = peak_flops(self.ranks.device, config.peak_tflops)
         self.sheets = _sheets(config, data)
+
+    @property
+    def compiles_loss(self) -> bool:
+        """Whether model and loss are compiled together.
+
+        Validation calls the model, for its last batch has another shape, and its share of a run is
+        small.
+        """
+        return self.config.compile and not is_sharded(self.model)
+
+    def new_loss_module(self, partitions: Sequence[ClusterMap]) -> nn.Module:
+        """What is minimised; partitions are over the vocabulary."""
+        weights = self.config.partition_weights or (1.0,) * len(partitions)
+        levels = [ClusterLevel(*pair) for pair in zip(partitions, weights, strict=True)]
+        return loss_module_of(self.model, levels, compiled=self.compiles_loss)
+
+    def batch(self, indices: Indices, words: RandomBits) -> tuple[Tensor, ...]:
+        """What the loss module is called with; as `TrainingTask.batch`."""
+        return self.data.batch(indices, words)
 
     def task(self) -> TrainingTask:
         """Return what the loop needs."""
@@ -178,7 +193,7 @@ class _TransformerTraining:
         return TrainingTask(
             trained_modules=(TrainedModule(self.model, self.loss_module, optimizer),),
             num_items=len(self.data.train),
-            batch=self.data.batch,
+            batch=self.batch,
             validate=self.validate,
             save_best=self.save_best,
             after_epoch=self.after_epoch,

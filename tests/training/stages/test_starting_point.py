@@ -49,7 +49,7 @@ def start_from(
     inputs: Mapping[str, str],
     counts: NDArray[np.int64] | None = None,
 ) -> None:
-    StartingPoint.open(path, model, prior, inputs).fill(model, prior, counts)
+    StartingPoint.open(path, model.config, prior, inputs).fill(model, prior, counts)
 
 
 @torch.no_grad()
@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_refused(prepared: Path, flat: Path, tmp_path: Path
     model = GPT(gpt_config(config, data))
     file = flat / "transformer.safetensors"
     with pytest.raises(ConfigError, match="was trained with another tokenizer"):
-        StartingPoint.open(file, model, data.prior, data.inputs | {"tokenizer": "other"})
+        StartingPoint.open(file, model.config, data.prior, data.inputs | {"tokenizer": "other"})
     save_model(tmp_path / "t.safetensors", model, data.inputs | {"prior": "another"})
     with pytest.raises(ConfigError, match="was trained over another prior, which it does not hold"):
         start_from(tmp_path / "t.safetensors", model, data.prior, data.inputs)

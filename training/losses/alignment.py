@@ -1,0 +1,74 @@
+"""What an aligned transformer is fine-tuned for: images of its class without guidance.
+
+Condition contrastive alignment. With ``r(x, c) = log p(x | c) - log p_ref(x | c)`` of an image's
+tokens x under a class c, the image's own class, and a class c' that is drawn without regard to it:
+
+    loss = -log sigmoid(beta r(x, c)) - lambda log sigmoid(-beta r(x, c'))
+
+Where the reference is the data's distribution, the minimum is ``p_ref(x | c) (p_ref(x | c) /
+p_ref(x))^(1 / beta)`` up to a factor: what guidance aims at, in one row an image instead of two.
+
+Chen et al.: Toward Guidance-Free AR Visual Generation via Condition Contrastive Alignment. 2025.
+
+Legend: B images, L positions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from masc_core.models.gpt import GPT
+
+
+class AlignmentLoss(nn.Module):
+    """The loss, divided by lambda where that is above 1.
+
+    An image whose label is the null class has the first term alone, so that the model can still be
+    guided. The model drops no labels itself: it has to be asked what the reference is asked.
+
+    Parameters
+    ----------
+    model : fine-tuned
+    reference : the same model as it was: in evaluation mode, without gradients, no part of this
+        module
+    beta : how far the model may go from the reference; less is further
+    negative_weight : lambda
+    """
+
+    def __init__(self, model: GPT, reference: GPT, beta: float, negative_weight: float) -> None:
+        super().__init__()
+        model.cls_embedding.dropout = 0.0
+        self.model, self._frozen = model, (reference.eval(),)
+        self._beta, self._negative_weight = beta, negative_weight
+
+    def forward(self, labels: Tensor, negatives: Tensor, clusters: Tensor) -> dict[str, Tensor]:
+        """``loss``; mean ``margin`` r(x, c) - r(x, c') in nats; ``accuracy``, share above 0.
+
+        Parameters
+        ----------
+        labels : int64 (B,), the images' classes, some of them the null class
+        negatives : int64 (B,), classes drawn without regard to the images
+        clusters : int64 (B, L)
+        """
+        asked = torch.cat([labels, negatives]), torch.cat([clusters, clusters])
+        with torch.no_grad():
+            reference = log_likelihood(self._frozen[0], *asked)
+        own, other = (log_likelihood(self.model, *asked) - reference).chunk(2)
+        positive, negative = -F.logsigmoid(self._beta * own), -F.logsigmoid(-self._beta * other)
+        negative = negative.where(labels != self.model.config.num_classes, 0.0)
+        loss = (positive + self._negative_weight * negative).mean()
+        margin = (own - other).detach()
+        return {
+            "loss": loss / max(1.0, self._negative_weight),
+            "margin": margin.mean(),
+            "accuracy": (margin > 0).float().mean(),
+        }
+
+
+def log_likelihood(model: GPT, labels: Tensor, clusters: Tensor) -> Tensor:
+    """``log p(clusters | label)`` of each image in nats, float32 (B,); arguments as above."""
+    logits = model(labels, clusters[:, :-1])
+    losses = F.cross_entropy(logits.flatten(0, 1), clusters.flatten(), reduction="none")
+    return -losses.view(clusters.shape).sum(dim=1)

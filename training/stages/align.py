@@ -1,0 +1,124 @@
+"""Fine-tune a transformer so that its images need no guidance, and half the rows.
+
+::
+
+    masc transformer align training/configs/cifar10/align.toml
+
+The configuration is that of the transformer's training, with ``init``, which is also the frozen
+reference. An epoch is enough. Validated are, beside the usual figures, the loss itself, by which
+the kept weights are chosen, and how often an image is likelier under its own class than under
+another, measured against the reference.
+What is written is a transformer run: publishing, evaluation and the refiner take it as one. Its
+default CFG scale is then 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from masc_core.errors import ConfigError
+from masc_core.models.gpt import GPT
+from masc_core.prior import ClusterMap
+from masc_core.progress import ProgressCallback, no_progress
+from training.config import set_threads
+from training.data.cluster_data import ClusterData
+from training.downloads import local_file
+from training.loop.distributed import join_ranks
+from training.loop.run_dir import Run
+from training.loop.task import Indices, RandomBits
+from training.loop.trainer import autocast, fit
+from training.losses.alignment import AlignmentLoss
+from training.stages.configs import AlignConfig
+from training.stages.starting_point import StartingPoint, start_sha256
+from training.stages.transformer import TransformerTraining, build_model, gpt_config
+
+
+def align_transformer(
+    config: AlignConfig, report: ProgressCallback = no_progress
+) -> dict[str, Any]:
+    """Run the stage, or continue it; returns the validation metrics of the weights it kept.
+
+    Raises
+    ------
+    ConfigError : the transformer was trained over another prior, other classes or codes
+    """
+    set_threads(config.threads)
+    with join_ranks(config.device) as ranks:
+        data = ClusterData(config.codes, config.val_codes, config.prior, ranks, config.partitions)
+        init = local_file(config.source, report)
+        data.inputs["init"] = start_sha256(init)
+        start = StartingPoint.open(init, gpt_config(config, data), data.prior, data.inputs)
+        _check(start, data)
+        with Run(config.out, config, data.summary, ranks) as run:
+            model, reference = (build_model(config, data, ranks, start) for _ in range(2))
+            reference.requires_grad_(requires_grad=False)
+            training = _Alignment(run, config, data, model, reference)
+            fit(run, config, training.task(), report)
+            return run.read_json("metrics.json")
+
+
+def _check(start: StartingPoint, data: ClusterData) -> None:
+    theirs = (start.prior.num_clusters, start.model.config.num_classes)
+    for what, has, wanted in zip(
+        ("clusters", "classes"), theirs, (data.prior.num_clusters, data.num_classes), strict=True
+    ):
+        if has != wanted:
+            raise ConfigError(
+                f"init: {start.path} is for {has} {what}, the codes and the prior have {wanted}; "
+                "what is aligned has learned the same before"
+            )
+
+
+def alignment_batch(
+    data: ClusterData, class_dropout: float, indices: Indices, words: RandomBits
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels, a share of them null, labels of images drawn for themselves, and clusters."""
+    labels, clusters = data.batch(indices, words)
+    others = (words[:, 1] % len(data.train)).astype(np.int64)
+    is_dropped = torch.from_numpy(words[:, 2] < class_dropout * 2.0**64)
+    labels = labels.masked_fill(is_dropped, data.num_classes)
+    return labels, torch.from_numpy(data.train.labels[others]), clusters
+
+
+class _Alignment(TransformerTraining):
+    """Loss and validation of one run."""
+
+    def __init__(
+        self, run: Run, config: AlignConfig, data: ClusterData, model: GPT, reference: GPT
+    ) -> None:
+        self.alignment = AlignmentLoss(model, reference, config.beta, config.negative_weight)
+        super().__init__(run, config, data, model)
+
+    def new_loss_module(self, partitions: Sequence[ClusterMap]) -> AlignmentLoss:  # noqa: ARG002 - they have no part in the loss
+        if self.compiles_loss:
+            self.alignment.compile()
+        return self.alignment
+
+    def batch(self, indices: Indices, words: RandomBits) -> tuple[Tensor, ...]:
+        """What the loss module is called with; as `TrainingTask.batch`."""
+        return alignment_batch(self.data, self.config.class_dropout, indices, words)
+
+    def validate(self) -> dict[str, float]:
+        """The usual figures, and the loss against labels of other images."""
+        metrics, ranks, count = super().validate(), self.ranks, len(self.data.val)
+        others = np.random.default_rng(0).permutation(self.data.val.labels)
+        size = self.config.micro_batch_of(ranks.count)
+        stride, sums = size * ranks.count, torch.zeros(3, dtype=torch.float64, device=ranks.device)
+        with torch.no_grad(), autocast(self.config, ranks.device):
+            for base in range(0, count, stride):
+                # All ranks gather a model's parts: one without images takes others' along.
+                start = (base + size * ranks.rank) % count
+                labels, clusters = self.data.val_batch(start, start + size)
+                negatives = torch.from_numpy(others[start : start + size])
+                batch = (part.to(ranks.device) for part in (labels, negatives, clusters))
+                found = self.alignment.forward(*batch)
+                means = torch.stack([found[key] for key in ("loss", "margin", "accuracy")])
+                sums += means.double() * len(labels) * (base + size * ranks.rank < count)
+        names = ("objective", "alignment_margin", "alignment_accuracy")
+        means = ranks.all_reduce_mean(sums) * ranks.count / count
+        return metrics | dict(zip(names, means.tolist(), strict=True))
