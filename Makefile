@@ -78,8 +78,8 @@ $(VENV)/.stamp-%: $(VENV)/.stamp-torch pyproject.toml
 	@touch $@
 
 # The loops of a step on a CPU, so that the first start does not wait for their compilation.
-KERNELS := $(wildcard masc_core/cpu_kernels/*.py) masc_core/kernel.py \
-	$(patsubst %,masc_core/models/%.py,tile winograd cpu_decoder)
+KERNELS := $(wildcard masc_core/cpu_kernels/*.py) masc_core/numba_jit.py \
+	$(patsubst %,masc_core/models/%.py,gemm_microkernel winograd cpu_decoder)
 $(VENV)/.stamp-kernels: $(KERNELS) | $(VENV)/.stamp-worker
 	@echo "Compiling the CPU's kernels (once)"
 	@rm -f masc_core/cpu_kernels/__pycache__/*.nb[ci] masc_core/models/__pycache__/*.nb[ci] # kept by the date of one file, made of several

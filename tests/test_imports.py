@@ -23,7 +23,7 @@ TRAINING = {
         "config",
         "data",
         "downloads",
-        "llamagen",
+        "pretrained",
         "loop",
         "losses",
         "metrics",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from masc_core import kernel
+from masc_core import numba_jit
 from masc_core.bundle.registry import Registry
 from masc_core.settings import models_dir
 from server.settings import load_settings
@@ -164,10 +164,10 @@ def test_loops_that_cannot_be_kept_are_compiled_all_the_same(
     source: dict[str, object] = {}
     # Numba finds no place for what comes from no file, as for a folder that cannot be written.
     exec("def double(x):\n    return 2 * x\ndef half(x):\n    return x / 2", source)  # noqa: S102
-    kernel._warn_of_no_cache.cache_clear()
+    numba_jit._warn_of_no_cache.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert kernel.serial(source["double"])(3) == 6  # type: ignore[type-var, operator]
-        assert kernel.kernel(source["half"])(3) == 1.5  # type: ignore[type-var, operator]
+        assert numba_jit.serial(source["double"])(3) == 6  # type: ignore[type-var, operator]
+        assert numba_jit.kernel(source["half"])(3) == 1.5  # type: ignore[type-var, operator]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "NUMBA_CACHE_DIR" in caplog.text
     assert os.linesep not in caplog.records[0].getMessage()

@@ -16,7 +16,7 @@ from tests.tiny_images import make_images
 from tests.training.data.image_sets import png, write_tar
 from training.config import load_config
 from training.data.images import open_images
-from training.llamagen.class_names import read_class_names
+from training.pretrained.class_names import read_class_names
 from training.stages.configs import ShowConfig
 from training.studies.acceleration import read_curve
 

@@ -196,7 +196,7 @@ def tokenizer_reconstruct(
 @stage_command(ImportTokenizerConfig, argument="source", resumes=False)
 def tokenizer_import(config: ImportTokenizerConfig) -> None:
     """Take in a tokenizer of LlamaGen or GigaTok, to extract codes and build priors with."""
-    from training.stages.import_llamagen import import_tokenizer
+    from training.stages.import_weights import import_tokenizer
 
     with progress("import") as report:
         metrics = import_tokenizer(config, report)
@@ -384,7 +384,7 @@ def publish_command(config: PublishConfig) -> None:
 def import_command(config: ImportConfig) -> None:
     """Take in a checkpoint of LlamaGen, IAR or GigaTok as a version."""
     from masc_core.settings import models_dir
-    from training.stages.import_llamagen import import_model
+    from training.stages.import_weights import import_model
 
     with progress("import") as report:
         manifest = import_model(config, report)

@@ -6,7 +6,7 @@ They are kept beside the sources, or where ``NUMBA_CACHE_DIR`` says.
 import torch
 
 from masc_core.cpu_kernels import attention, feed_forward, philox
-from masc_core.cpu_kernels.numbers import DTYPES
+from masc_core.cpu_kernels.bfloat16 import DTYPES
 from masc_core.models.cpu_decoder import CPUDecoder
 from masc_core.models.vq import VQConfig, VQModel
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masc_core.cpu_kernels.numbers import DTYPES, array, exp, narrow, widen
-from masc_core.kernel import kernel, reduction, serial, start_threads
+from masc_core.cpu_kernels.bfloat16 import DTYPES, array, exp, narrow, widen
+from masc_core.numba_jit import kernel, reduction, serial, start_threads
 
 # Where numba finds neither OpenMP nor TBB, its own threads serve one caller; a second one, while a
 # worker makes another version ready, would end the process.

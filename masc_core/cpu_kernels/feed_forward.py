@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masc_core.cpu_kernels.numbers import DTYPES, array, exp, narrow, widen
-from masc_core.kernel import reduction, serial
+from masc_core.cpu_kernels.bfloat16 import DTYPES, array, exp, narrow, widen
+from masc_core.numba_jit import reduction, serial
 
 
 def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masc_core.cpu_kernels.numbers import array
-from masc_core.kernel import serial
+from masc_core.cpu_kernels.bfloat16 import array
+from masc_core.numba_jit import serial
 
 _FACTOR_0, _FACTOR_2 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL_0, _WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from masc_core.arrays import Float32Array
-from masc_core.kernel import unchecked
 from masc_core.models.conv import (
     NORM_EPSILON,
     NORM_GROUPS,
@@ -31,8 +30,9 @@ from masc_core.models.conv import (
     ResidualBlock,
     Upsample,
 )
-from masc_core.models.tile import COLUMNS, ROWS, pack, tile_product
+from masc_core.models.gemm_microkernel import COLUMNS, ROWS, pack, tile_product
 from masc_core.models.winograd import Convolution, convolve
+from masc_core.numba_jit import unchecked
 
 # Multiplications below which handing work to another thread, some 50 microseconds, does not pay.
 WORTH_A_THREAD = 1 << 24

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from masc_core.arrays import Float32Array
-from masc_core.kernel import unchecked
-from masc_core.models.tile import COLUMNS, ROWS, tile_product
+from masc_core.models.gemm_microkernel import COLUMNS, ROWS, tile_product
+from masc_core.numba_jit import unchecked
 
 # The points of each m: small, and in pairs of opposite sign. Errors are 1e-5 of the output at most.
 # With m = 6, a fifth of the multiplications, what is between leaves the cache: no faster.

@@ -27,11 +27,11 @@ from training.data.images import ImageFolder
 from training.data.parquet import ParquetImages
 from training.data.source import MAX_PIXELS, read_class_table
 from training.data.tar_shards import TarShards
-from training.llamagen.class_names import read_class_names
-from training.llamagen.container import Container
-from training.llamagen.iar import read_mapping
 from training.loop.checkpoint import checkpoint_config
 from training.metrics.classifier import classifier_accuracy
+from training.pretrained.checkpoint_file import Container
+from training.pretrained.class_names import read_class_names
+from training.pretrained.iar import read_mapping
 from training.studies.acceleration import read_curve
 from training.torch_file import read_torch_file
 

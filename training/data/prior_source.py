@@ -7,7 +7,7 @@ from pathlib import Path
 from masc_core.bundle.manifest import MANIFEST_FILE, PRIOR_FILE, read_manifest
 from masc_core.errors import ConfigError
 from masc_core.prior import ClusterMap
-from training.llamagen.iar import CLUSTER_SIZE, clusters_of, read_mapping
+from training.pretrained.iar import CLUSTER_SIZE, clusters_of, read_mapping
 
 
 def prior_file(path: Path) -> Path:

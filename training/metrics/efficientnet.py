@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from masc_core.errors import ConfigError
 from masc_core.io.files import sha256_file
-from training.llamagen.class_names import NUM_IMAGENET, read_class_names
 from training.metrics.fidelity import Extractor
+from training.pretrained.class_names import NUM_IMAGENET, read_class_names
 from training.torch_file import read_torch_file
 
 LABEL = "efficientnet"

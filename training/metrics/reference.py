@@ -36,7 +36,7 @@ from training.config import AS_VIEWED, ImageOptions
 from training.data.images import open_images
 from training.data.source import ImageSource
 from training.metrics.fidelity import MAX_REAL_IMAGES, MIN_IMAGES, Extractor, torch_fidelity
-from training.metrics.unfinished import Unfinished
+from training.metrics.partial_results import Unfinished
 
 EXTRACTED_AT_ONCE = 100
 SAVED_AT_ONCE = 5_000  # images: their features are 40 MB, their sums as much

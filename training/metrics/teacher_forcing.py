@@ -28,7 +28,7 @@ from training.changes import require_same_classes
 from training.data.code_cache import CodeCache
 from training.losses.transformer import position_cross_entropy_and_entropy
 from training.metrics.cluster_levels import NUM_SUMS, ClusterLevelMetrics
-from training.metrics.unfinished import Unfinished
+from training.metrics.partial_results import Unfinished
 
 Curve = NDArray[np.float64]
 BATCHES_AT_ONCE = 10  # until what is there is saved

@@ -34,7 +34,7 @@ from training.loop.task import Indices, RandomBits
 from training.loop.trainer import autocast, fit
 from training.losses.alignment import AlignmentLoss
 from training.stages.configs import AlignConfig
-from training.stages.starting_point import StartingPoint, start_sha256
+from training.stages.initial_weights import StartingPoint, start_sha256
 from training.stages.transformer import TransformerTraining, build_model, gpt_config
 
 

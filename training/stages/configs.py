@@ -15,7 +15,7 @@ from masc_core.models.completer_config import InputRows, Softmax
 from masc_core.models.gpt_config import Positions
 from masc_core.sampling.cfg_schedule import CFGSchedule
 from training.config import Frozen, ImageOptions, LoopConfig, MayChange, Source, StageConfig
-from training.llamagen.released import RELEASED
+from training.pretrained.released import RELEASED
 
 # Those of `masc_core.clustering.methods`, as a test makes sure.
 METHODS = (

@@ -67,6 +67,7 @@ from training.metrics.definitions import definitions
 from training.metrics.efficientnet import load_efficientnet
 from training.metrics.feature_stats import JUDGES, FeatureStats, caution, compare, extract
 from training.metrics.fidelity import MIN_IMAGES, Extractor, load_extractor
+from training.metrics.partial_results import Unfinished
 from training.metrics.reference import RealImages, RealStatistics, Reference, open_real
 from training.metrics.samples import Samples, entropies_shape, image_archive, sample
 from training.metrics.teacher_forcing import (
@@ -76,11 +77,10 @@ from training.metrics.teacher_forcing import (
     teacher_forced,
     trained_from,
 )
-from training.metrics.unfinished import Unfinished
 from training.plot_png import draw_curves
 from training.provenance import made_with
 from training.stages.configs import EvaluateConfig
-from training.stages.starting_point import weights_path
+from training.stages.initial_weights import weights_path
 
 logger = logging.getLogger(__name__)
 

@@ -30,8 +30,8 @@ from masc_core.tree import Linkage, SemanticTree, build_tree
 from training.config import set_threads
 from training.data.codebook_source import read_rows
 from training.downloads import local_file
-from training.llamagen.iar import clusters_of, read_mapping
 from training.loop.run_dir import lock_folder
+from training.pretrained.iar import clusters_of, read_mapping
 from training.stages.configs import ImportPriorConfig, PriorConfig
 
 TREE_FILE = "tree.npz"

@@ -21,9 +21,9 @@ from masc_core.io.files import read_json, sha256_file
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.settings import models_dir
 from training.downloads import local_file
-from training.llamagen.released import RELEASED
+from training.pretrained.released import RELEASED
 from training.stages.configs import ImportConfig, ImportOptions, ImportTokenizerConfig, PullConfig
-from training.stages.import_llamagen import import_model, import_tokenizer
+from training.stages.import_weights import import_model, import_tokenizer
 
 # What leaves a version as it is.
 ELSEWHERE = {"models", "activate", "device", "threads"}

@@ -67,7 +67,7 @@ from training.losses.transformer import (
 from training.metrics.cluster_levels import NUM_SUMS, ClusterLevelMetrics
 from training.metrics.step_cost import flops_per_image, peak_flops
 from training.stages.configs import CompleterTrainingConfig, TransformerConfig
-from training.stages.starting_point import StartingPoint, start_sha256
+from training.stages.initial_weights import StartingPoint, start_sha256
 
 EPOCHS = "epochs"  # folder of the weights that are kept
 # Of the sheets.

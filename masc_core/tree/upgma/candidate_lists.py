@@ -22,7 +22,7 @@ import numba
 import numpy as np
 
 from masc_core.arrays import BoolArray, FloatArray, IdArray, IntArray
-from masc_core.kernel import kernel, serial
+from masc_core.numba_jit import kernel, serial
 from masc_core.tree.upgma.distances import Members, mean_distance, pair_sum
 from masc_core.tree.upgma.types import ClusterIndex
 

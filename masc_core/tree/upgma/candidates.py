@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from masc_core.arrays import BoolArray, FloatArray, IntArray
-from masc_core.kernel import kernel, serial
+from masc_core.numba_jit import kernel, serial
 from masc_core.tree.upgma.candidate_lists import (
     NO_SLOT,
     Lists,

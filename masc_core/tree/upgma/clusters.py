@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from masc_core.arrays import BoolArray, FloatArray, IdArray, IntArray
-from masc_core.kernel import serial
+from masc_core.numba_jit import serial
 from masc_core.progress import ProgressCallback
 from masc_core.tree.upgma.dense import distance_matrix
 from masc_core.tree.upgma.distances import LANES, Members, Products

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 
 from masc_core.arrays import FloatArray, IntArray
-from masc_core.kernel import kernel, serial
+from masc_core.numba_jit import kernel, serial
 from masc_core.progress import ProgressCallback
 from masc_core.tree.upgma.distances import (
     CANCELLATION_SHARE,

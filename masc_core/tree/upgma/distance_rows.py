@@ -16,7 +16,7 @@ import numba
 import numpy as np
 
 from masc_core.arrays import BoolArray, FloatArray, IdArray, IntArray
-from masc_core.kernel import kernel
+from masc_core.numba_jit import kernel
 from masc_core.tree.upgma.clusters import Clusters
 from masc_core.tree.upgma.distances import Members, pair_sum
 from masc_core.tree.upgma.types import ClusterIndex

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from masc_core.arrays import FloatArray, IntArray
-from masc_core.kernel import reduction, serial
+from masc_core.numba_jit import reduction, serial
 from masc_core.tree.upgma.types import ClusterIndex, ProductArray
 
 MANY_DIMENSIONS = 48  # from here on matrix products win (benchmarks/tree.py)

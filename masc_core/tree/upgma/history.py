@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from masc_core.arrays import FloatArray, IntArray
-from masc_core.kernel import serial
+from masc_core.numba_jit import serial
 
 
 class History:

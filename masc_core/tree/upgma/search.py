@@ -19,7 +19,7 @@ import numba
 import numpy as np
 
 from masc_core.arrays import FloatArray, IdArray, IntArray
-from masc_core.kernel import kernel, serial
+from masc_core.numba_jit import kernel, serial
 from masc_core.tree.upgma.clusters import Clusters
 from masc_core.tree.upgma.distances import (
     Members,

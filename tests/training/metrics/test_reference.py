@@ -13,6 +13,7 @@ from masc_core.progress import no_progress
 from tests.tiny_images import make_images
 from tests.training.stage_configs import power_cut
 from training.metrics.fidelity import Extractor
+from training.metrics.partial_results import Unfinished
 from training.metrics.reference import (
     RealImages,
     RealStatistics,
@@ -20,7 +21,6 @@ from training.metrics.reference import (
     Statistics,
     open_real,
 )
-from training.metrics.unfinished import Unfinished
 
 
 def features(seed: int) -> torch.Tensor:

@@ -32,7 +32,7 @@ from tests.golden_files import assert_close, load_golden
 from tests.masc_core.models.test_gigatok import GOLDEN_SIZES
 from tests.server.sse import read_events
 from tests.tiny_bundle import TINY_GIGATOK
-from tests.training.llamagen.checkpoints import NAMES, gpt_tensors, save_checkpoint, vq_tensors
+from tests.training.pretrained.checkpoints import NAMES, gpt_tensors, save_checkpoint, vq_tensors
 from tests.training.stage_configs import (
     codes_config,
     photographs,
@@ -42,8 +42,8 @@ from tests.training.stage_configs import (
 )
 from training.data.code_cache import CodeCache
 from training.data.images import open_images
-from training.llamagen.container import Container
-from training.llamagen.models import read_vq_config
+from training.pretrained.checkpoint_file import Container
+from training.pretrained.models import read_vq_config
 from training.stages.codes import extract_codes
 from training.stages.configs import (
     CompareConfig,
@@ -54,7 +54,7 @@ from training.stages.configs import (
     ShowConfig,
 )
 from training.stages.evaluate import evaluate
-from training.stages.import_llamagen import import_model, import_tokenizer
+from training.stages.import_weights import import_model, import_tokenizer
 from training.stages.prior import build_prior
 from training.stages.publish import publish
 from training.stages.tokenizer import train_tokenizer

@@ -21,7 +21,7 @@ from masc_core.sampling.params import SamplingParams
 from tests.command_line import Masc
 from tests.golden_files import load_golden
 from tests.hub_server import hub_server
-from tests.training.llamagen.checkpoints import (
+from tests.training.pretrained.checkpoints import (
     NAMES,
     gpt_tensors,
     renumbered,
@@ -31,7 +31,7 @@ from tests.training.llamagen.checkpoints import (
 )
 from tests.training.tiny_codes import write_cache
 from training.stages.configs import ImportConfig, TransformerConfig
-from training.stages.import_llamagen import import_model
+from training.stages.import_weights import import_model
 from training.stages.transformer import train_transformer
 
 

@@ -22,7 +22,7 @@ from masc_core.models.vq import VQConfig, VQModel
 from tests.command_line import Masc, service
 from tests.hub_server import Hub, hub_server
 from tests.training.stage_configs import tokenizer_config, transformer_config
-from training.llamagen.released import RELEASED
+from training.pretrained.released import RELEASED
 from training.stages.tokenizer import train_tokenizer
 from training.stages.transformer import train_transformer
 

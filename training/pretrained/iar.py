@@ -18,7 +18,7 @@ from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import MAX_CODES
 from masc_core.models.gpt import GPT
 from masc_core.prior import ClusterMap
-from training.llamagen.container import Container, is_whole
+from training.pretrained.checkpoint_file import Container, is_whole
 from training.torch_file import read_torch_file
 
 INTEGERS = (torch.int64, torch.int32, torch.int16)

@@ -20,11 +20,11 @@ from masc_core.tree import SemanticTree
 from tests.golden_files import load_golden
 from tests.golden_gpt import GOLDEN_CONFIG, golden_gpt
 from tests.tiny_bundle import save_bundle, tiny_card
-from tests.training.llamagen.checkpoints import save_checkpoint
+from tests.training.pretrained.checkpoints import save_checkpoint
 from tests.training.stage_configs import transformer_config
 from training.data.cluster_data import ClusterData
 from training.stages.configs import TransformerConfig
-from training.stages.starting_point import StartingPoint, merge_rows
+from training.stages.initial_weights import StartingPoint, merge_rows
 from training.stages.transformer import gpt_config, train_transformer
 
 FLAT = {"prior": None, "epochs": 20}

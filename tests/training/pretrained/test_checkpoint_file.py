@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from masc_core.errors import ArtifactError
-from tests.training.llamagen.checkpoints import (
+from tests.training.pretrained.checkpoints import (
     CONTAINERS,
     arguments,
     gpt_tensors,
     save_checkpoint,
 )
-from training.llamagen.container import Container
+from training.pretrained.checkpoint_file import Container
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)

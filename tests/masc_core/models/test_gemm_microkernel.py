@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from masc_core.arrays import Float32Array
-from masc_core.kernel import unchecked
-from masc_core.models.tile import COLUMNS, pack, tile_product
+from masc_core.models.gemm_microkernel import COLUMNS, pack, tile_product
+from masc_core.numba_jit import unchecked
 
 six_rows, one_row = tile_product(6), tile_product(1)
 

@@ -16,9 +16,9 @@ from masc_core.models.gpt_config import GPT_SIZES, GPTConfig
 from masc_core.models.vq import VQ_SIZES
 from tests.golden_files import load_golden_json
 from tests.golden_gpt import GOLDEN_CONFIG
-from tests.training.llamagen.checkpoints import TINY_VQ, gpt_tensors, vq_tensors
-from training.llamagen.container import Container
-from training.llamagen.models import (
+from tests.training.pretrained.checkpoints import TINY_VQ, gpt_tensors, vq_tensors
+from training.pretrained.checkpoint_file import Container
+from training.pretrained.models import (
     gpt_of,
     read_gpt_config,
     read_image_size,

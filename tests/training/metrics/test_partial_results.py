@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from masc_core.errors import ArtifactError, ConfigError
-from training.metrics.unfinished import Unfinished
+from training.metrics.partial_results import Unfinished
 
 SUMS = {"sums": torch.tensor([0.1, 2.0], dtype=torch.float64), "seen": torch.tensor(3)}
 

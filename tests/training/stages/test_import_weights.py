@@ -21,7 +21,7 @@ from masc_core.sampling.params import SamplingParams
 from server.codebook_view.cache import CodebookCache
 from tests.command_line import Masc, service
 from tests.golden_files import load_golden
-from tests.training.llamagen.checkpoints import (
+from tests.training.pretrained.checkpoints import (
     CONTAINERS,
     NAMES,
     TINY_VQ,
@@ -32,7 +32,7 @@ from tests.training.llamagen.checkpoints import (
 from tests.training.stage_configs import codes_config, photographs, prior_config, transformer_config
 from training.stages.codes import extract_codes
 from training.stages.configs import ImportConfig, ImportTokenizerConfig, PublishConfig
-from training.stages.import_llamagen import import_model, import_tokenizer, suggested_cfg
+from training.stages.import_weights import import_model, import_tokenizer, suggested_cfg
 from training.stages.prior import build_prior
 from training.stages.publish import publish
 from training.stages.transformer import train_transformer

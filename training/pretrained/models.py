@@ -23,8 +23,8 @@ from masc_core.models.gigatok import VIT_SIZES, GigaTokConfig, new_tokenizer
 from masc_core.models.gpt import GPT, RopeTable
 from masc_core.models.gpt_config import GPT_SIZES, GPTConfig, Positions
 from masc_core.models.vq import VQConfig, VQModel
-from training.llamagen.container import Container
-from training.llamagen.iar import CLUSTER_SIZE_ARGUMENT, renumber
+from training.pretrained.checkpoint_file import Container
+from training.pretrained.iar import CLUSTER_SIZE_ARGUMENT, renumber
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -208,7 +208,7 @@ def gpt_of(container: Container, config: GPTConfig, mapping: Tensor | None = Non
 
     Parameters
     ----------
-    mapping : of a transformer of IAR, see `training.llamagen.iar`; its codes get the numbers of
+    mapping : of a transformer of IAR, see `training.pretrained.iar`; its codes get the numbers of
         LlamaGen's tokenizer
 
     Raises

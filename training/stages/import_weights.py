@@ -39,10 +39,13 @@ from masc_core.settings import models_dir
 from training.config import is_address, set_threads, shown
 from training.data.images import open_images
 from training.downloads import local_file
-from training.llamagen.class_names import read_class_names
-from training.llamagen.container import Container, Weights
-from training.llamagen.iar import clusters_of, read_cluster_size, read_mapping
-from training.llamagen.models import (
+from training.loop.run_dir import lock_folder
+from training.metrics.bundle_metrics import codebook_files, first_images
+from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet
+from training.pretrained.checkpoint_file import Container, Weights
+from training.pretrained.class_names import read_class_names
+from training.pretrained.iar import clusters_of, read_cluster_size, read_mapping
+from training.pretrained.models import (
     GIGATOK_CFG,
     OTHER_CFG,
     SUGGESTED_CFG,
@@ -54,9 +57,6 @@ from training.llamagen.models import (
     size_name,
     tokenizer_of,
 )
-from training.loop.run_dir import lock_folder
-from training.metrics.bundle_metrics import codebook_files, first_images
-from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet
 from training.provenance import made_with
 from training.stages.configs import ImportConfig, ImportTokenizerConfig
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from masc_core.errors import ArtifactError, ConfigError
-from training.llamagen.class_names import read_class_names
+from training.pretrained.class_names import read_class_names
 
 
 def test_imagenets_names_come_in_the_order_of_its_ids() -> None:

@@ -32,8 +32,8 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.weights import load_transformer, read_inputs
 from masc_core.prior import ClusterMap
-from training.llamagen.container import Container
-from training.llamagen.models import CLASSES, CODES, gpt_of, read_gpt_config
+from training.pretrained.checkpoint_file import Container
+from training.pretrained.models import CLASSES, CODES, gpt_of, read_gpt_config
 
 HEAD = "output.weight"
 

@@ -20,7 +20,7 @@ from numba import carray  # type: ignore[attr-defined]
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
-from masc_core.kernel import serial
+from masc_core.numba_jit import serial
 
 # What numba takes for the numbers of a tensor.
 DTYPES = {torch.float32: np.dtype(np.float32), torch.bfloat16: np.dtype(np.int16)}
