@@ -27,12 +27,12 @@ from masc_core.errors import ArtifactError, ConfigError, MascError, RequestError
 from masc_core.settings import expand_path
 from masc_core.terminal import (
     Json,
-    complain,
     escape_what_cannot_be_encoded,
     output,
+    print_error,
+    print_line,
     print_table,
     replace_closed_streams,
-    say,
 )
 
 if TYPE_CHECKING:
@@ -100,19 +100,19 @@ def main() -> None:
     try:
         build_app(_arguments())(prog_name="masc")
     except MascError as error:
-        complain(str(error))
+        print_error(str(error))
         sys.exit(2 if isinstance(error, ConfigError | ArtifactError | RequestError) else 1)
     except ModuleNotFoundError as error:
         if error.name not in OPTIONAL:
             raise
         extra = "bench" if _asked(_arguments())[:1] == ["bench"] else "training"
-        complain(f"this command needs {error.name}: pip install 'masc[{extra}]'")
+        print_error(f"this command needs {error.name}: pip install 'masc[{extra}]'")
         sys.exit(2)
     except OSError as error:
-        complain(str(error))
+        print_error(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        complain("interrupted")
+        print_error("interrupted")
         sys.exit(130)
 
 
@@ -289,7 +289,7 @@ def generate(  # noqa: PLR0913 - options
         code_top_k=code_top_k,
         code_cfg_scale=code_cfg_scale,
     )
-    say(f"{len(written)} file(s): {written[0]}" + (" ..." if written[1:] else ""))
+    print_line(f"{len(written)} file(s): {written[0]}" + (" ..." if written[1:] else ""))
 
 
 def bench(  # noqa: PLR0913 - options
@@ -489,13 +489,13 @@ def _metrics_text(metrics: Mapping[str, JsonValue]) -> str:
 def activate(name: str, version: str, models: Models = None) -> None:
     """Make a version the one that is served; it is verified first."""
     _registry(models).activate(name, version)
-    say(f"{name} {version} is active")
+    print_line(f"{name} {version} is active")
 
 
 def rollback(name: str, models: Models = None) -> None:
     """Go back to the version that was active before; again, one further back."""
     version = _registry(models).rollback(name)
-    say(f"{name} {version} is active again")
+    print_line(f"{name} {version} is active again")
 
 
 def verify(
@@ -515,14 +515,14 @@ def verify(
                 _say_verified(registry.verify(model, one))
             except ArtifactError as error:
                 damaged += 1
-                complain(str(error))
+                print_error(str(error))
     if damaged:
         raise typer.Exit(2)
 
 
 def _say_verified(manifest: Manifest) -> None:
     count = len(manifest.files)
-    say(f"{manifest.name} {manifest.version}: {count} files are as published")
+    print_line(f"{manifest.name} {manifest.version}: {count} files are as published")
 
 
 def _serve(settings: ServerSettings, worker_settings: WorkerSettings | None) -> None:

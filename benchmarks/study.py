@@ -52,8 +52,8 @@ from training.stages.configs import (
     PriorConfig,
     PublishConfig,
     RefinerTrainingConfig,
-    TokenizerConfig,
-    TransformerConfig,
+    TokenizerTrainingConfig,
+    TransformerTrainingConfig,
 )
 from training.stages.evaluate import evaluate
 from training.stages.prior import build_prior
@@ -184,7 +184,7 @@ class Study:
         """Train what all runs share."""
         if self.tokenizer is None:
             with progress("tokenizer") as report:
-                train_tokenizer(self.config(TokenizerConfig, "tokenizer.toml"), report)
+                train_tokenizer(self.config(TokenizerTrainingConfig, "tokenizer.toml"), report)
         for file in ("codes.toml", "codes-val.toml"):
             with progress(file) as report:
                 extract_codes(self.config(CodesConfig, file), report)
@@ -212,7 +212,7 @@ class Study:
         update: dict[str, Any] = {"prior": file, "partitions": levels}
         with progress(f"{name}: transformer") as report:
             if run.aligned is None:
-                trained = self.config(TransformerConfig, "transformer.toml", **changes)
+                trained = self.config(TransformerTrainingConfig, "transformer.toml", **changes)
                 trained = trained.model_copy(update=update | self.changes)
                 metrics = train_transformer(trained, report)
             else:

@@ -86,7 +86,7 @@ def set_threads(num: int | None) -> None:
         torch.set_num_threads(num)
 
 
-def make_repeatable() -> None:
+def enable_determinism() -> None:
     """Let the same work on a GPU have the same bits every time; call it before anything is there.
 
     cuBLAS needs a workspace of fixed size, cuDNN must not choose by the clock.
@@ -96,7 +96,7 @@ def make_repeatable() -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def keep_float32() -> None:
+def disable_tf32() -> None:
     """Compute float32 products on a GPU with all bits: float32 is asked for where digits count.
 
     torch's compiler advises TF32, which keeps eleven bits of a number; its warning is silenced.

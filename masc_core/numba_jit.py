@@ -1,8 +1,8 @@
 """How loops are compiled: once a machine, kept on disk, the same bits for any number of threads.
 
 Floating-point sums keep the order in which they are written, only products may be fused with them.
-The exception is `reduction`, whose sums a processor may split among its vector lanes: its last bits
-can differ between processors, never between runs.
+The exception is `njit_reassociated`, whose sums a processor may split among its vector lanes: its
+last bits can differ between processors, never between runs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from numba import njit
 
 logger = logging.getLogger(__name__)
 
-FUSE = {"contract"}
-UNSIGNED = {"contract", "nsz"}
-SPLIT = {"contract", "nsz", "reassoc"}
+FASTMATH_FUSED = {"contract"}  # a product and a sum in one instruction
+FASTMATH_UNSIGNED_ZERO = FASTMATH_FUSED | {"nsz"}
+FASTMATH_REASSOCIATED = FASTMATH_UNSIGNED_ZERO | {"reassoc"}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,12 +28,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _compile(function: F, **options: Any) -> F:  # noqa: ANN401 - numba's
     try:
         return cast("F", njit(cache=True, nogil=True, **options)(function))
-    except RuntimeError:  # neither beside the source nor at home can it write
+    except RuntimeError:  # the cache can be written neither beside the source nor in the home
         _warn_of_no_cache()
         return cast("F", njit(nogil=True, **options)(function))
 
 
-@cache  # of many loops, one line
+@cache  # one line in the log, however many loops there are
 def _warn_of_no_cache() -> None:
     logger.warning(
         "compiled loops cannot be kept, so every process compiles them anew: NUMBA_CACHE_DIR "
@@ -41,9 +41,9 @@ def _warn_of_no_cache() -> None:
     )
 
 
-def kernel(function: F) -> F:
+def njit_parallel(function: F) -> F:
     """Compile a loop nest whose outermost `prange` runs on all threads; it releases the GIL."""
-    compiled = _compile(function, parallel=True, fastmath=FUSE)
+    compiled = _compile(function, parallel=True, fastmath=FASTMATH_FUSED)
 
     @wraps(function)
     def call(*arguments: object) -> Any:  # noqa: ANN401 - what the loop returns
@@ -66,16 +66,16 @@ def start_threads() -> None:
         torch.set_num_threads(threads)
 
 
-def serial(function: F) -> F:
+def njit_serial(function: F) -> F:
     """Compile what is sequential: a loop, or a small function that becomes part of its callers."""
-    return _compile(function, fastmath=FUSE)
+    return _compile(function, fastmath=FASTMATH_FUSED)
 
 
-def unchecked(function: F) -> F:
-    """Compile a sequential loop that never divides by zero, and to which zeros have no sign."""
-    return _compile(function, error_model="numpy", fastmath=UNSIGNED)
+def njit_unchecked(function: F) -> F:
+    """Compile a sequential loop that never divides by zero and ignores the sign of zeros."""
+    return _compile(function, error_model="numpy", fastmath=FASTMATH_UNSIGNED_ZERO)
 
 
-def reduction(function: F) -> F:
-    """Compile a small function that adds up into its callers."""
-    return _compile(function, fastmath=SPLIT)
+def njit_reassociated(function: F) -> F:
+    """Compile a small summing function, to be inlined; its sums may be reordered."""
+    return _compile(function, fastmath=FASTMATH_REASSOCIATED)

@@ -37,12 +37,12 @@ def error_output(*, quiet: bool = False) -> Console:
     )
 
 
-def say(text: str, *, quiet: bool = False) -> None:
+def print_line(text: str, *, quiet: bool = False) -> None:
     """Print a line."""
     output(quiet=quiet).print(text.translate(ESCAPES), soft_wrap=True)
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Print a line of what went wrong to standard error."""
     error_output().print(f"masc: {text.translate(ESCAPES)}")
 

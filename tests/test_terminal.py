@@ -166,8 +166,8 @@ def test_loops_that_cannot_be_kept_are_compiled_all_the_same(
     exec("def double(x):\n    return 2 * x\ndef half(x):\n    return x / 2", source)  # noqa: S102
     numba_jit._warn_of_no_cache.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert numba_jit.serial(source["double"])(3) == 6  # type: ignore[type-var, operator]
-        assert numba_jit.kernel(source["half"])(3) == 1.5  # type: ignore[type-var, operator]
+        assert numba_jit.njit_serial(source["double"])(3) == 6  # type: ignore[type-var, operator]
+        assert numba_jit.njit_parallel(source["half"])(3) == 1.5  # type: ignore[type-var, operator]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "NUMBA_CACHE_DIR" in caplog.text
     assert os.linesep not in caplog.records[0].getMessage()

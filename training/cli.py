@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from masc_core.bundle.manifest import Manifest
 from masc_core.errors import ConfigError
 from masc_core.settings import expand_path
-from masc_core.terminal import output, say
+from masc_core.terminal import output, print_line
 from training.config import ImageOptions, load_config
 from training.loop.progress import is_main_process, progress
 from training.stages.configs import (
@@ -38,8 +38,8 @@ from training.stages.configs import (
     PullConfig,
     RefinerTrainingConfig,
     ShowConfig,
-    TokenizerConfig,
-    TransformerConfig,
+    TokenizerTrainingConfig,
+    TransformerTrainingConfig,
 )
 
 MAX_SKIPPED = 20  # names to print
@@ -144,8 +144,8 @@ classifier = typer.Typer(no_args_is_help=True, callback=_group)
 
 
 @tokenizer.command("train")
-@stage_command(TokenizerConfig)
-def tokenizer_train(config: TokenizerConfig) -> None:
+@stage_command(TokenizerTrainingConfig)
+def tokenizer_train(config: TokenizerTrainingConfig) -> None:
     """Train the VQ tokenizer on images."""
     from training.stages.tokenizer import train_tokenizer
 
@@ -271,8 +271,8 @@ def prior_show(config: ShowConfig) -> None:
 
 
 @transformer.command("train")
-@stage_command(TransformerConfig)
-def transformer_train(config: TransformerConfig) -> None:
+@stage_command(TransformerTrainingConfig)
+def transformer_train(config: TransformerTrainingConfig) -> None:
     """Train the transformer on clusters, or on codes with a loss of their clusters."""
     from training.stages.transformer import train_transformer
 
@@ -424,7 +424,7 @@ def _say(result: str, where: Path) -> None:
 
 
 def _print(text: str) -> None:
-    say(text, quiet=not is_main_process())
+    print_line(text, quiet=not is_main_process())
 
 
 def _print_json(value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold

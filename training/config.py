@@ -160,7 +160,7 @@ class ImageOptions(Frozen):
         return _parse_colour(self.background)
 
 
-AS_VIEWED = ImageOptions()
+DEFAULT_IMAGE_OPTIONS = ImageOptions()
 
 
 def may_change(config: BaseModel) -> set[str]:

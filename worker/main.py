@@ -25,7 +25,7 @@ from masc_core.bundle.read import load_bundle
 from masc_core.bundle.registry import Registry
 from masc_core.device import (
     choose_dtype,
-    make_repeatable,
+    enable_determinism,
     resolve_device,
     set_threads,
     use_device,
@@ -110,7 +110,7 @@ def engine_backends(settings: WorkerSettings, device: torch.device) -> Sequence[
     if settings.deterministic:
         if not settings.cuda_graphs:
             raise ConfigError("MASC_DETERMINISTIC: needs MASC_CUDA_GRAPHS on a GPU")
-        make_repeatable()
+        enable_determinism()
         return [Backend("graphs", partial(GraphBatch, deterministic=True))]
     eager = Backend("eager", partial(Batch, kernels=False))  # whatever Triton makes of this machine
     if not settings.cuda_graphs:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from masc_core.cpu_kernels.bfloat16 import DTYPES, array, exp, narrow, widen
-from masc_core.numba_jit import kernel, reduction, serial, start_threads
+from masc_core.numba_jit import njit_parallel, njit_reassociated, njit_serial, start_threads
 
 # Where numba finds neither OpenMP nor TBB, its own threads serve one caller; a second one, while a
 # worker makes another version ready, would end the process.
@@ -55,7 +55,7 @@ def attend(
     return out
 
 
-@serial
+@njit_serial
 def _attend(dtype, addresses, sizes):
     qkv, cos_sin, slots, positions, keys, values, out = _arrays(dtype, addresses, sizes)
     for row in range(sizes[0]):
@@ -63,7 +63,7 @@ def _attend(dtype, addresses, sizes):
             _attend_one(row, head, qkv, cos_sin, slots, positions, keys, values, out)
 
 
-@kernel
+@njit_parallel
 def _attend_in_parallel(dtype, addresses, sizes):
     qkv, cos_sin, slots, positions, keys, values, out = _arrays(dtype, addresses, sizes)
     num_heads = sizes[1]
@@ -72,7 +72,7 @@ def _attend_in_parallel(dtype, addresses, sizes):
         _attend_one(row, head, qkv, cos_sin, slots, positions, keys, values, out)
 
 
-@serial
+@njit_serial
 def _arrays(dtype, addresses, sizes):
     num_rows, num_heads, head_dim, num_slots, length = sizes
     qkv, cos_sin, slots, positions, keys, values, out = addresses
@@ -88,7 +88,7 @@ def _arrays(dtype, addresses, sizes):
     )
 
 
-@serial
+@njit_serial
 def _attend_one(row, head, qkv, cos_sin, slots, positions, keys, values, out):
     """All that is done for one row and one head."""
     num_heads, head_dim = out.shape[1:]
@@ -118,7 +118,7 @@ def _attend_one(row, head, qkv, cos_sin, slots, positions, keys, values, out):
         out[row, head, d] = narrow(attended[d] / total, out[row, head, d])
 
 
-@serial
+@njit_serial
 def _rotate(vector, cos_sin, rotated):
     """Rotate pairs of numbers (D,) as `masc_core.models.rope.apply_rope` does."""
     for pair in range(0, len(vector), 2):
@@ -129,7 +129,7 @@ def _rotate(vector, cos_sin, rotated):
         rotated[pair + 1] = narrow(second, rotated[pair + 1])
 
 
-@reduction
+@njit_reassociated
 def _dot(query, key):
     total = np.float32(0)
     for d in range(len(query)):
@@ -137,7 +137,7 @@ def _dot(query, key):
     return total
 
 
-@reduction
+@njit_reassociated
 def _sum(numbers):
     total = np.float32(0)
     for number in numbers:

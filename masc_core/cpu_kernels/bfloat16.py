@@ -20,7 +20,7 @@ from numba import carray  # type: ignore[attr-defined]
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
-from masc_core.numba_jit import serial
+from masc_core.numba_jit import njit_serial
 
 # What numba takes for the numbers of a tensor.
 DTYPES = {torch.float32: np.dtype(np.float32), torch.bfloat16: np.dtype(np.int16)}
@@ -96,7 +96,7 @@ def _nearest_bits(number, like):
     return np.int16(np.uint32(rounded) >> np.uint32(16))
 
 
-@serial
+@njit_serial
 def exp(x: np.float32) -> np.float32:
     """``e^x`` for x <= 0, to two units in the last place; 0 at worst becomes ``e^-87``.
 

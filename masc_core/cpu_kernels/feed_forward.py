@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from masc_core.cpu_kernels.bfloat16 import DTYPES, array, exp, narrow, widen
-from masc_core.numba_jit import reduction, serial
+from masc_core.numba_jit import njit_reassociated, njit_serial
 
 
 def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return out
 
 
-@serial
+@njit_serial
 def _add_rms_norm(dtype, inputs, outputs, num_rows, width, eps):
     shape = (num_rows, width)
     x = array(inputs[0], shape, dtype)
@@ -58,7 +58,7 @@ def _add_rms_norm(dtype, inputs, outputs, num_rows, width, eps):
             normed[row, c] = narrow(unit * widen(weight[c]), x[row, c])
 
 
-@reduction
+@njit_reassociated
 def _sum_of_squares(numbers):
     total = np.float32(0)
     for c in range(len(numbers)):
@@ -66,7 +66,7 @@ def _sum_of_squares(numbers):
     return total
 
 
-@serial
+@njit_serial
 def _swiglu(dtype, gate_up, out, num_rows, width):
     both = array(gate_up, (num_rows, 2, width), dtype)
     product = array(out, (num_rows, width), dtype)
@@ -76,7 +76,7 @@ def _swiglu(dtype, gate_up, out, num_rows, width):
             product[row, f] = narrow(gate * widen(both[row, 1, f]), both[row, 0, f])
 
 
-@serial
+@njit_serial
 def _silu(x):
     power = exp(-abs(x))
     return x * (np.float32(1) if x >= 0 else power) / (np.float32(1) + power)

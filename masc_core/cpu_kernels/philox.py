@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from masc_core.cpu_kernels.bfloat16 import array
-from masc_core.numba_jit import serial
+from masc_core.numba_jit import njit_serial
 
 _FACTOR_0, _FACTOR_2 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL_0, _WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
@@ -27,7 +27,7 @@ def random_bits(seeds: Tensor, positions: Tensor, num: int, stream: int) -> Tens
     return words[:, :num]
 
 
-@serial
+@njit_serial
 def _fill(addresses, num_images, num_blocks, stream):
     seeds = array(addresses[0], (num_images,), np.uint64)
     positions = array(addresses[1], (num_images,), np.uint64)

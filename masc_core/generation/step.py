@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from masc_core.device import keep_float32, new_stream
+from masc_core.device import disable_tf32, new_stream
 from masc_core.models.compiled import Work, compile_part
 from masc_core.models.gpt import GPT, Block, Prediction
 from masc_core.models.kv_cache import KVCache, KVLayer, Rows
@@ -143,7 +143,7 @@ class Step:
         self._refiner_sampler: RefinerSampler | None = None  # once it is needed
         self._side_stream = new_stream(weight.device) if weight.is_cuda else None
         if compiled:
-            keep_float32()
+            disable_tf32()
         sizes = _sizes(model, code_sampler, num_slots) if compiled else None
 
         def part(work: Work) -> Work:

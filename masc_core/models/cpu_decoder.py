@@ -32,7 +32,7 @@ from masc_core.models.conv import (
 )
 from masc_core.models.gemm_microkernel import COLUMNS, ROWS, pack, tile_product
 from masc_core.models.winograd import Convolution, convolve
-from masc_core.numba_jit import unchecked
+from masc_core.numba_jit import njit_unchecked
 
 # Multiplications below which handing work to another thread, some 50 microseconds, does not pay.
 WORTH_A_THREAD = 1 << 24
@@ -222,7 +222,7 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="vq-decoder")
 
 
-@unchecked
+@njit_unchecked
 def _multiply(
     x: Float32Array, panels: Float32Array, out: Float32Array, part: int, parts: int
 ) -> None:
@@ -241,7 +241,7 @@ def _multiply(
                 one_row(rows, panel, to, depth)
 
 
-@unchecked
+@njit_unchecked
 def _add_up(x: Float32Array, sums: npt.NDArray[np.float64], part: int, parts: int) -> None:
     """Sums and sums of squares of every channel, of so many rows of pixels each."""
     for block in range(part, len(sums), parts):
@@ -257,7 +257,7 @@ def _add_up(x: Float32Array, sums: npt.NDArray[np.float64], part: int, parts: in
                     squares[c] += value * value
 
 
-@unchecked
+@njit_unchecked
 def _affine(
     sums: npt.NDArray[np.float64], pixels: int, weight: Float32Array, bias: Float32Array
 ) -> Float32Array:

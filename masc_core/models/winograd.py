@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from masc_core.arrays import Float32Array
 from masc_core.models.gemm_microkernel import COLUMNS, ROWS, tile_product
-from masc_core.numba_jit import unchecked
+from masc_core.numba_jit import njit_unchecked
 
 # The points of each m: small, and in pairs of opposite sign. Errors are 1e-5 of the output at most.
 # With m = 6, a fifth of the multiplications, what is between leaves the cache: no faster.
@@ -98,7 +98,7 @@ class Convolution(NamedTuple):
         return _scratch_ends(self, self.tile_rows(height, width), width)[-1]
 
 
-@unchecked
+@njit_unchecked
 def _scratch_ends(
     conv: Convolution, tile_rows: int, width: int
 ) -> tuple[int, int, int, int, int, int]:
@@ -116,7 +116,7 @@ def _scratch_ends(
     return strip, patch, patches, products, end, end + m * n
 
 
-@unchecked
+@njit_unchecked
 def convolve(  # noqa: PLR0913, PLR0917 - of a kernel that is called once a layer
     x: Float32Array,
     affine: Float32Array,
@@ -164,7 +164,7 @@ def convolve(  # noqa: PLR0913, PLR0917 - of a kernel that is called once a laye
         _write(tiles, conv, add, top, count, row, out)
 
 
-@unchecked
+@njit_unchecked
 def _read(
     x: Float32Array, affine: Float32Array, factor: int, top: int, strip: Float32Array
 ) -> None:
@@ -185,7 +185,7 @@ def _read(
                     strip[i, j, c] = 0
 
 
-@unchecked
+@njit_unchecked
 def _swish(x: Float32Array, affine: Float32Array, out: Float32Array) -> None:
     """``z / (1 + exp(-z))`` without a function that keeps the loop from being vectorised.
 
@@ -205,7 +205,7 @@ def _swish(x: Float32Array, affine: Float32Array, out: Float32Array) -> None:
         out[c] = z * p / (p + q)
 
 
-@unchecked
+@njit_unchecked
 def _transform_patches(
     strip: Float32Array, into: Float32Array, count: int, patch: Float32Array, patches: Float32Array
 ) -> None:
@@ -224,7 +224,7 @@ def _transform_patches(
             _apply(into, patch, i * a * c, c, patches, to, a * from_element, c)
 
 
-@unchecked
+@njit_unchecked
 def _multiply(
     patches: Float32Array, weights: Float32Array, count: int, products: Float32Array
 ) -> None:
@@ -242,7 +242,7 @@ def _multiply(
                 )
 
 
-@unchecked
+@njit_unchecked
 def _sum_rows(
     products: Float32Array, out_of: Float32Array, j: int, count: int, tiles: Float32Array
 ) -> None:
@@ -255,7 +255,7 @@ def _sum_rows(
             _apply(out_of, products, at, panels * most * COLUMNS, tiles, to, a * n, COLUMNS)
 
 
-@unchecked
+@njit_unchecked
 def _write(
     tiles: Float32Array,
     conv: Convolution,
@@ -283,7 +283,7 @@ def _write(
                         pixel[c] = row[j, c] + conv.bias[c]
 
 
-@unchecked
+@njit_unchecked
 def _apply(
     matrix: Float32Array,
     x: Float32Array,

@@ -20,7 +20,7 @@ import typer
 from masc_core.errors import ConfigError
 from masc_core.io.bounded import decode_text, read_file
 from masc_core.io.files import atomic_write
-from masc_core.terminal import Json, output, print_table, say
+from masc_core.terminal import Json, output, print_line, print_table
 from server.auth.api_keys import MAX_BYTES, hash_key, new_key, parse_keys, read_keys
 
 PRIVATE = 0o600
@@ -99,7 +99,7 @@ def revoke(name: str, file: File = None) -> None:
         if len(starts) != len(names) + 1:
             raise ConfigError(f"{path}: not every entry begins with [[keys]], edit it by hand")
         _replace(path, content[: starts[index]] + content[starts[index + 1] :])
-    say(f"{name} is revoked")
+    print_line(f"{name} is revoked")
 
 
 def _keys_file(given: Path | None) -> Path:

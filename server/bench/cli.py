@@ -20,7 +20,7 @@ from rich.text import Text
 
 from masc_core.errors import ConfigError, MascError
 from masc_core.io.files import atomic_write
-from masc_core.terminal import error_output, output, say
+from masc_core.terminal import error_output, output, print_line
 from server.bench.client import Target, load_api_key, open_session, status_class
 from server.bench.load import Load, Plan, Record
 from server.bench.options import BenchOptions, read_options
@@ -66,7 +66,7 @@ def run_and_print(
     if out is not None:
         write_results(out, report, record)
         if not as_json:
-            say(f"{out / JSON_FILE} {out / PLOT_FILE}")
+            print_line(f"{out / JSON_FILE} {out / PLOT_FILE}")
     if report.interrupted:
         raise typer.Exit(INTERRUPTED)
     if report.errors == report.sent:

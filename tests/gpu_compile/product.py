@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from masc_core.device import keep_float32
+from masc_core.device import disable_tf32
 from masc_core.generation.batch import StepShape
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
@@ -94,7 +94,7 @@ def decode_images(batch: int) -> None:
     with torch.device(DEVICE):
         tokenizer = VQModel(VQConfig()).eval().requires_grad_(False)
         codes = torch.zeros(batch, POSITIONS, dtype=torch.int64)
-    keep_float32()  # as a worker does
+    disable_tf32()  # as a worker does
     convert_conv2d_weight_memory_format(tokenizer.decoder, torch.channels_last)
     with torch.inference_mode():
         latents = tokenizer.latents(codes, 16).to(memory_format=torch.channels_last)

@@ -26,7 +26,7 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from training.loop.distributed import Ranks
 from training.loop.parallel import compile_each, shard
-from training.losses.transformer import ChunkedNextClusterLoss, NextClusterLoss
+from training.losses.transformer import LinearNextClusterLoss, NextClusterLoss
 
 BATCH, LAYERS, RANKS = 32, 2, 8
 
@@ -50,7 +50,7 @@ def step(parallel: str) -> None:
             compile_each(model.blocks)
             with mock.patch("training.loop.parallel.init_device_mesh", _mesh):
                 shard(model, model.blocks, ranks, bfloat16=True, methods=["hidden"])
-            objective: nn.Module = ChunkedNextClusterLoss(model)
+            objective: nn.Module = LinearNextClusterLoss(model)
         else:
             objective = NextClusterLoss(model)
             objective.compile()

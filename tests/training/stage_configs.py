@@ -16,14 +16,14 @@ from training.stages.configs import (
     CompleterTrainingConfig,
     PriorConfig,
     RefinerTrainingConfig,
-    TokenizerConfig,
-    TransformerConfig,
+    TokenizerTrainingConfig,
+    TransformerTrainingConfig,
 )
 from training.stages.prior import build_prior
 from training.stages.tokenizer import train_tokenizer
 
 
-def tokenizer_config(root: Path, **changes: object) -> TokenizerConfig:
+def tokenizer_config(root: Path, **changes: object) -> TokenizerTrainingConfig:
     values: dict[str, object] = {
         "out": root / "tokenizer",
         "data": root / "train",
@@ -39,7 +39,7 @@ def tokenizer_config(root: Path, **changes: object) -> TokenizerConfig:
         "restart_codes_every": 2,
         "log_every": 1,
     }
-    return TokenizerConfig.model_validate(values | changes)
+    return TokenizerTrainingConfig.model_validate(values | changes)
 
 
 def codes_config(root: Path, split: str, **changes: object) -> CodesConfig:
@@ -63,7 +63,7 @@ def prior_config(root: Path, **changes: object) -> PriorConfig:
     return PriorConfig.model_validate(values | changes)
 
 
-def transformer_config(root: Path, **changes: object) -> TransformerConfig:
+def transformer_config(root: Path, **changes: object) -> TransformerTrainingConfig:
     values: dict[str, object] = {
         "out": root / "transformer",
         "codes": root / "codes-train",
@@ -77,7 +77,7 @@ def transformer_config(root: Path, **changes: object) -> TransformerConfig:
         "lr": 3e-3,
         "log_every": 1,
     }
-    return TransformerConfig.model_validate(values | changes)
+    return TransformerTrainingConfig.model_validate(values | changes)
 
 
 def refiner_config(root: Path, transformer: Path, **changes: object) -> RefinerTrainingConfig:

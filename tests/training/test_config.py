@@ -25,17 +25,17 @@ from training.stages.configs import (
     PublishConfig,
     RefinerTrainingConfig,
     ShowConfig,
-    TokenizerConfig,
-    TransformerConfig,
+    TokenizerTrainingConfig,
+    TransformerTrainingConfig,
 )
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 STAGES: dict[str, type[StageConfig]] = {
-    "tokenizer": TokenizerConfig,
+    "tokenizer": TokenizerTrainingConfig,
     "codes": CodesConfig,
     "codes-val": CodesConfig,
     "prior": PriorConfig,
-    "transformer": TransformerConfig,
+    "transformer": TransformerTrainingConfig,
     "align": AlignConfig,
     "refiner": RefinerTrainingConfig,
     "completer": CompleterTrainingConfig,
@@ -49,7 +49,7 @@ def stage_of(path: Path) -> type[StageConfig]:
     """By the file's name, which may be a variant, as ``iar-b-masc`` and ``prior-kmeans``."""
     first, last = path.stem.split("-")[0], path.stem.split("-")[-1]
     if first in {"llamagen", "iar", "ctf", "gigatok"}:
-        return RefinerTrainingConfig if last == "refiner" else TransformerConfig
+        return RefinerTrainingConfig if last == "refiner" else TransformerTrainingConfig
     return STAGES.get(path.stem) or STAGES[first]
 
 
@@ -70,7 +70,7 @@ def test_the_methods_are_those_that_there_are() -> None:
 
 def test_the_alignment_is_of_the_transformer() -> None:
     aligned = load_config(AlignConfig, CONFIGS / "cifar10" / "align.toml", {})
-    trained = load_config(TransformerConfig, CONFIGS / "cifar10" / "transformer.toml", {})
+    trained = load_config(TransformerTrainingConfig, CONFIGS / "cifar10" / "transformer.toml", {})
     assert aligned.source == str(trained.out)
     for key in ("codes", "val_codes", "prior", "dim", "n_layer", "n_head", "class_dropout"):
         assert getattr(aligned, key) == getattr(trained, key)
@@ -81,7 +81,7 @@ def test_the_alignment_is_of_the_transformer() -> None:
 def test_the_runs_of_the_paper(size: str, vocabulary: str) -> None:
     folder = CONFIGS / "imagenet256"
     path = folder / f"llamagen-{size}-{vocabulary}.toml"
-    config = load_config(TransformerConfig, path, {})
+    config = load_config(TransformerTrainingConfig, path, {})
     assert config.out == Path("runs/imagenet256") / path.stem
     named = GPTConfig.named(f"GPT-{size.upper()}")
     assert (config.dim, config.n_layer, config.n_head) == (named.dim, named.n_layer, named.n_head)
@@ -109,7 +109,7 @@ def test_the_runs_of_ctf(clusters: str) -> None:
     counts: dict[Path, int] = {}
     for size in ("b", "l", "xl"):
         path = folder / f"ctf-{size}-{clusters}.toml"
-        first = load_config(TransformerConfig, path, {})
+        first = load_config(TransformerTrainingConfig, path, {})
         named = GPTConfig.named(f"GPT-{size.upper()}", vocab_size=512)
         assert (first.dim, first.n_layer, first.n_head) == (named.dim, named.n_layer, named.n_head)
         assert (first.prior, first.partitions) == (coarse.out / "prior.npz", ())
@@ -134,8 +134,8 @@ def test_the_runs_of_ctf(clusters: str) -> None:
 def test_the_runs_of_iar_are_flat_ones_with_clusters_in_the_loss(size: str, clusters: str) -> None:
     folder = CONFIGS / "imagenet256"
     path = folder / f"iar-{size}-{clusters}.toml"
-    config = load_config(TransformerConfig, path, {})
-    flat = load_config(TransformerConfig, folder / f"llamagen-{size}-flat.toml", {})
+    config = load_config(TransformerTrainingConfig, path, {})
+    flat = load_config(TransformerTrainingConfig, folder / f"llamagen-{size}-flat.toml", {})
     for key in ("prior", "dim", "n_layer", "n_head", "codes", "val_codes", "micro_batch"):
         assert getattr(config, key) == getattr(flat, key)
     assert (config.lr, config.min_lr_ratio, config.batch_size) == (1e-4, 1, 256)
@@ -162,7 +162,7 @@ def test_the_runs_of_iar_are_flat_ones_with_clusters_in_the_loss(size: str, clus
 def test_the_runs_of_gigatok(name: str, parameters: int) -> None:
     folder = CONFIGS / "imagenet256"
     path = folder / f"gigatok-{name}.toml"
-    config = load_config(TransformerConfig, path, {})
+    config = load_config(TransformerTrainingConfig, path, {})
     assert config.out == Path("runs/imagenet256") / path.stem
     size, *prior = name.split("-", 1)
     clusters = 16384
@@ -195,7 +195,7 @@ def test_the_codes_of_gigatok_are_of_its_image_size() -> None:
 @pytest.mark.parametrize("vocabulary", ["flat", "masc"])
 def test_the_runs_of_the_paper_fit_on_a_gpu_of_80_gb(size: str, vocabulary: str) -> None:
     path = CONFIGS / "imagenet256" / f"llamagen-{size}-{vocabulary}.toml"
-    config, room = load_config(TransformerConfig, path, {}), 0.8 * 80e9
+    config, room = load_config(TransformerTrainingConfig, path, {}), 0.8 * 80e9
     clusters = 16384 if vocabulary == "flat" else 8192
     sizes = GPTConfig.named(f"GPT-{size.upper()}", vocab_size=clusters)
     assert step_bytes(sizes, config.micro_batch) < room < step_bytes(sizes, 2 * config.micro_batch)
@@ -234,7 +234,7 @@ def test_wrong_files_name_the_key(tmp_path: Path, text: str, named: str) -> None
 def test_rates_are_finite(text: str) -> None:
     values = {"codes": "c", "val_codes": "v", "out": "o", "lr": text}
     with pytest.raises(ConfigError, match="lr: Input should be a finite number"):
-        load_config(TransformerConfig, None, values)
+        load_config(TransformerTrainingConfig, None, values)
 
 
 def test_missing_file(tmp_path: Path) -> None:

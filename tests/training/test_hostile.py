@@ -29,7 +29,7 @@ from training.data.source import MAX_PIXELS, read_class_table
 from training.data.tar_shards import TarShards
 from training.loop.checkpoint import checkpoint_config
 from training.metrics.classifier import classifier_accuracy
-from training.pretrained.checkpoint_file import Container
+from training.pretrained.checkpoint_file import CheckpointFile
 from training.pretrained.class_names import read_class_names
 from training.pretrained.iar import read_mapping
 from training.studies.acceleration import read_curve
@@ -44,8 +44,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "shard-00000.json": lambda path: read_shard(path.parent, 0),
     "rows.npy": lambda path: read_rows(path, raw=True),
     "tokenizer.safetensors": lambda path: read_rows(path, raw=True),
-    "gpt.safetensors": Container.open,
-    "gpt.pt": Container.open,
+    "gpt.safetensors": CheckpointFile.open,
+    "gpt.pt": CheckpointFile.open,
     "mapping.pt": read_mapping,
     "transformer.safetensors": load_transformer,
     "state.json": lambda path: checkpoint_config(path.parent),
@@ -175,7 +175,7 @@ def test_a_tensor_without_numbers_of_its_own_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {"tok_embeddings.weight": torch.zeros(1).expand(10**6, 10**6)}}, path)
     assert path.stat().st_size < 1 << 14
     with pytest.raises(ArtifactError, match="has more numbers than the file"):
-        Container.open(path)
+        CheckpointFile.open(path)
 
 
 def test_a_config_that_is_nested_deeply_is_no_toml(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from masc_core.models.vq import VQConfig, VQModel
 from masc_core.models.weights import save_model
 from training.data.code_cache import CodeIndex, write_index, write_shard
-from training.stages.configs import TransformerConfig
+from training.stages.configs import TransformerTrainingConfig
 
 NUM_CODES = 12
 POSITIONS = 16
@@ -57,7 +57,7 @@ def write_inputs(folder: Path) -> Path:
     return folder
 
 
-def walk_config(codes: Path, out: Path, **changes: object) -> TransformerConfig:
+def walk_config(codes: Path, out: Path, **changes: object) -> TransformerTrainingConfig:
     """A run of 12 steps, four an epoch, checkpoints after every second one."""
     values: dict[str, object] = {
         "codes": codes / "train",
@@ -73,4 +73,4 @@ def walk_config(codes: Path, out: Path, **changes: object) -> TransformerConfig:
         "log_every": 1,
         "checkpoint_every": 2,
     }
-    return TransformerConfig.model_validate(values | changes)
+    return TransformerTrainingConfig.model_validate(values | changes)

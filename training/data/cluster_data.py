@@ -29,7 +29,7 @@ from training.metrics.cluster_bits import uniform_bits
 
 PARTITION = "partition-"  # and the number of clusters: its name among the inputs
 # What the caches of training and validation have in common, besides their classes.
-SHARED = ("tokenizer_sha256", "num_codes", "num_positions", "exif_orientation", "background")
+MATCHING_KEYS = ("tokenizer_sha256", "num_codes", "num_positions", "exif_orientation", "background")
 
 
 class ClusterData:
@@ -68,7 +68,7 @@ class ClusterData:
         index = self.train.index
         names = self.val.index.class_names
         require_same_classes("val_codes", val_codes, names, codes, index.class_names)
-        for key in SHARED:
+        for key in MATCHING_KEYS:
             found, wanted = getattr(self.val.index, key), getattr(index, key)
             if found != wanted:
                 raise ConfigError(

@@ -27,7 +27,7 @@ from masc_core.io.npz import check_npy
 from training.config import ImageOptions
 
 INDEX = "index.json"
-AGAIN = "run `masc codes extract` again"
+RERUN_HINT = "run `masc codes extract` again"
 
 Codes = NDArray[np.uint16 | np.uint32]
 Variants = Literal["none", "flip", "ten_crop"]
@@ -99,7 +99,7 @@ class CodeIndex(BaseModel):
 Options = TypeVar("Options", bound=ImageOptions)
 
 
-def read_as(index: CodeIndex, config: Options) -> Options:
+def with_cached_options(index: CodeIndex, config: Options) -> Options:
     """The configuration, by which images beside a cache are read as those of the cache were.
 
     A `ConfigError` names the option that asks for another way.
@@ -131,7 +131,7 @@ class CodeCache:
         """
         index = read_index(folder)
         if not index.complete:
-            raise ArtifactError(folder, f"is not finished; {AGAIN}")
+            raise ArtifactError(folder, f"is not finished; {RERUN_HINT}")
         with ThreadPoolExecutor() as pool:
             numbers = range(index.num_shards)
             opened = list(
@@ -252,11 +252,11 @@ def _open_array(
         # A plain array over the map: indexing a memmap costs several times as much.
         array: NDArray[Any] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
-        raise ArtifactError(path, f"cannot be read ({error}); {AGAIN}") from error
+        raise ArtifactError(path, f"cannot be read ({error}); {RERUN_HINT}") from error
     if array.shape != shape or array.dtype != dtype:
         raise ArtifactError(
-            path, f"holds {array.dtype} {array.shape}, the index says {dtype} {shape}; {AGAIN}"
+            path, f"holds {array.dtype} {array.shape}, the index says {dtype} {shape}; {RERUN_HINT}"
         )
     if not whole:
-        raise ArtifactError(path, f"does not hold what was written to it; {AGAIN}")
+        raise ArtifactError(path, f"does not hold what was written to it; {RERUN_HINT}")
     return array

@@ -25,7 +25,7 @@ from masc_core.arrays import IntArray
 from masc_core.errors import ConfigError
 from masc_core.io.bounded import read_file
 from training.changes import listed
-from training.config import AS_VIEWED, ImageOptions
+from training.config import DEFAULT_IMAGE_OPTIONS, ImageOptions
 from training.data.parquet import ParquetImages
 from training.data.source import (
     MAX_IMAGE_BYTES,
@@ -47,7 +47,9 @@ BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def open_images(path: str | os.PathLike[str], options: ImageOptions = AS_VIEWED) -> ImageSource:
+def open_images(
+    path: str | os.PathLike[str], options: ImageOptions = DEFAULT_IMAGE_OPTIONS
+) -> ImageSource:
     """Open a set of images, whichever way it is stored, to be read with these options.
 
     Raises
@@ -143,7 +145,7 @@ class ImageFolder(ImageSource):
     files: tuple[str, ...]  # each image's place below ``root``
     labels: IntArray
     class_names: tuple[str, ...]
-    options: ImageOptions = AS_VIEWED
+    options: ImageOptions = DEFAULT_IMAGE_OPTIONS
 
     @classmethod
     def scan(cls, root: str | os.PathLike[str]) -> ImageFolder:

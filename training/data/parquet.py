@@ -30,7 +30,7 @@ from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import check_file, parse_json
 from training.changes import changes
-from training.config import AS_VIEWED, ImageOptions
+from training.config import DEFAULT_IMAGE_OPTIONS, ImageOptions
 from training.data.source import (
     MAX_CLASSES,
     ImageSource,
@@ -55,7 +55,7 @@ class ParquetImages(ImageSource):
     starts: IntArray  # int64 (G+1,), first image of each row group
     class_names: tuple[str, ...]
     groups: _RowGroups  # reads them
-    options: ImageOptions = AS_VIEWED
+    options: ImageOptions = DEFAULT_IMAGE_OPTIONS
 
     @classmethod
     def scan(

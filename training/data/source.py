@@ -28,7 +28,7 @@ from masc_core.errors import ArtifactError, ConfigError
 from masc_core.images import UNREADABLE, Pixels, center_crop, to_rgb, upright
 from masc_core.io.bounded import decode_text, read_file
 from training.changes import listed
-from training.config import AS_VIEWED, ImageOptions
+from training.config import DEFAULT_IMAGE_OPTIONS, ImageOptions
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class ImageSource(ABC):
     root: Path  # what the user named
     labels: IntArray  # int64 (N,), index into ``class_names``
     class_names: tuple[str, ...]  # one display name a class
-    options: ImageOptions = AS_VIEWED
+    options: ImageOptions = DEFAULT_IMAGE_OPTIONS
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -26,7 +26,7 @@ from masc_core.arrays import IntArray
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import decode_text, open_file, parse_json
 from training.changes import listed
-from training.config import AS_VIEWED, ImageOptions
+from training.config import DEFAULT_IMAGE_OPTIONS, ImageOptions
 from training.data.source import (
     MAX_CLASSES,
     MAX_IMAGE_BYTES,
@@ -58,7 +58,7 @@ class TarShards(ImageSource):
     offsets: IntArray  # int64 (N,), where in its shard an image's file lies, in bytes
     lengths: IntArray
     class_names: tuple[str, ...]
-    options: ImageOptions = AS_VIEWED
+    options: ImageOptions = DEFAULT_IMAGE_OPTIONS
 
     @classmethod
     def scan(cls, root: Path, shards: Sequence[Path]) -> TarShards:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from masc_core.models.completer import Completer
 from masc_core.prior import ClusterMap
 from masc_core.sampling.cluster_softmax import ClusterSoftmax
-from training.losses.transformer import LN2, head_cross_entropy
+from training.losses.transformer import LN2, fused_linear_cross_entropy
 
 
 class CompletionLoss(nn.Module):
@@ -59,7 +59,7 @@ class CompletionLoss(nn.Module):
     def _losses(
         self, labels: Tensor, codes: Tensor, levels: list[tuple[ClusterSoftmax, float]]
     ) -> tuple[Tensor, Tensor]:
-        """`head_cross_entropy` as means over all positions, counted or not."""
+        """`fused_linear_cross_entropy` as means over all positions, counted or not."""
         clusters, targets = self._softmax.labels[codes], codes.flatten()
         hidden = self.completer.hidden(labels, self._corrupt(clusters)).flatten(0, 1)
         weight = self.completer.output.weight
@@ -68,7 +68,7 @@ class CompletionLoss(nn.Module):
             if not len(rows):
                 return 0.0 * (hidden.sum() + weight.sum()), hidden.new_zeros(2)  # has gradients
             hidden, targets = hidden.index_select(0, rows), targets[rows]
-        loss, parts = head_cross_entropy(hidden, weight, targets, levels)
+        loss, parts = fused_linear_cross_entropy(hidden, weight, targets, levels)
         share = len(targets) / codes.numel()
         return loss * share, parts * share
 

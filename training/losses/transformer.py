@@ -52,7 +52,7 @@ class NextClusterLoss(nn.Module):
         return {"loss": loss, "bits": loss.detach() / LN2}
 
 
-class ChunkedNextClusterLoss(nn.Module):
+class LinearNextClusterLoss(nn.Module):
     """The same for a `GPT`, without the logits of all positions at once, and with levels.
 
     For models that are not compiled together with their loss: a compiler fuses what follows the
@@ -75,7 +75,7 @@ class ChunkedNextClusterLoss(nn.Module):
     def forward(self, labels: Tensor, clusters: Tensor) -> dict[str, Tensor]:
         """As `NextClusterLoss.forward`, and ``cluster_bits_k`` of a level of k clusters."""
         hidden = self._hidden(labels, clusters[:, :-1]).flatten(0, 1)
-        loss, parts = head_cross_entropy(
+        loss, parts = fused_linear_cross_entropy(
             hidden, self.model.output.weight, clusters.flatten(), self._levels
         )
         return {"loss": loss, **dict(zip(self._names, parts / LN2, strict=True))}
@@ -124,11 +124,11 @@ Levels = Sequence[tuple[ClusterSoftmax, float]]
 
 
 def on_device(levels: Sequence[ClusterLevel], device: torch.device) -> Levels:
-    """Levels as `head_cross_entropy` takes them."""
+    """Levels as `fused_linear_cross_entropy` takes them."""
     return [(ClusterSoftmax(one.partition, device), one.weight) for one in levels]
 
 
-def head_cross_entropy(
+def fused_linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     clusters: Tensor,
@@ -161,13 +161,13 @@ def head_cross_entropy(
     float32 (1 + levels,): of the vocabulary, of each level
     """
     positions = max(1, chunk_logits // len(weight))
-    losses: tuple[Tensor, Tensor] = _HeadCrossEntropy.apply(  # type: ignore[no-untyped-call]
+    losses: tuple[Tensor, Tensor] = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, clusters, levels, positions
     )
     return losses
 
 
-class _HeadCrossEntropy(torch.autograd.Function):
+class _FusedLinearCrossEntropy(torch.autograd.Function):
     """Computes the gradients of hidden states and weight with the loss, for a gradient of one."""
 
     @staticmethod

@@ -22,7 +22,7 @@ from training.changes import require_same_classes
 from training.metrics.fidelity import Extractor
 from training.metrics.reconstruction import to_float
 
-WEIGHTS = "classifier.safetensors"
+CLASSIFIER_FILE = "classifier.safetensors"
 LABEL = "classifier"
 
 
@@ -84,7 +84,7 @@ def load_classifier(folder: Path, class_names: tuple[str, ...]) -> Classifier:
     ConfigError
         It was trained on other classes than ``class_names``, in this order.
     """
-    path = folder / WEIGHTS
+    path = folder / CLASSIFIER_FILE
     try:
         config = read_json(folder / "config.json")
         names = parse_json(read_header(path)["classes"])

@@ -21,7 +21,7 @@ from masc_core.io.tensors import read_tensors, write_tensors
 FOLDER, SETTINGS = "unfinished", "settings.json"
 
 
-class Unfinished:
+class PartialResults:
     """Results so far; nothing is kept where there is no place for them.
 
     Parameters

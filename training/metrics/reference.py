@@ -32,11 +32,11 @@ from masc_core.images import Pixels
 from masc_core.io.files import sha256_file
 from masc_core.io.npz import load_npz, save_npz
 from masc_core.progress import ProgressCallback
-from training.config import AS_VIEWED, ImageOptions
+from training.config import DEFAULT_IMAGE_OPTIONS, ImageOptions
 from training.data.images import open_images
 from training.data.source import ImageSource
 from training.metrics.fidelity import MAX_REAL_IMAGES, MIN_IMAGES, Extractor, torch_fidelity
-from training.metrics.partial_results import Unfinished
+from training.metrics.partial_results import PartialResults
 
 EXTRACTED_AT_ONCE = 100
 SAVED_AT_ONCE = 5_000  # images: their features are 40 MB, their sums as much
@@ -144,10 +144,10 @@ class RealImages:
         self,
         extractor: Extractor,
         report: ProgressCallback,
-        unfinished: Unfinished | None = None,
+        unfinished: PartialResults | None = None,
     ) -> Reference:
         """Features of all that can be read; a ConfigError where they are too few."""
-        return _extract(self, extractor, report, unfinished or Unfinished())
+        return _extract(self, extractor, report, unfinished or PartialResults())
 
     def __len__(self) -> int:
         return len(self.images)
@@ -211,13 +211,13 @@ class RealStatistics:
         self,
         extractor: Extractor,
         report: ProgressCallback,
-        unfinished: Unfinished | None = None,
+        unfinished: PartialResults | None = None,
     ) -> Reference | None:
         """The statistics and the features of the images; None where neither serves."""
         own = extractor.features_name == self.features_name
         if self.images is None:
             return Reference(self.statistics) if own else None
-        found = _extract(self, extractor, report, unfinished or Unfinished())
+        found = _extract(self, extractor, report, unfinished or PartialResults())
         return replace(found, statistics=self.statistics) if own else found
 
     def __len__(self) -> int:
@@ -254,7 +254,7 @@ def open_real(
     path: Path,
     image_size: int,
     extractors: Sequence[Extractor],
-    options: ImageOptions = AS_VIEWED,
+    options: ImageOptions = DEFAULT_IMAGE_OPTIONS,
 ) -> RealImages | RealStatistics:
     """What is at a path, for extractors; the options are of images.
 
@@ -278,7 +278,7 @@ def _extract(
     real: RealImages | RealStatistics,
     extractor: Extractor,
     report: ProgressCallback,
-    unfinished: Unfinished,
+    unfinished: PartialResults,
 ) -> Reference:
     """Go through all images, with some of them in memory at a time; save what there is."""
     name, total = f"reference-{extractor.label}", len(real)

@@ -28,7 +28,7 @@ from training.changes import require_same_classes
 from training.data.code_cache import CodeCache
 from training.losses.transformer import position_cross_entropy_and_entropy
 from training.metrics.cluster_levels import NUM_SUMS, ClusterLevelMetrics
-from training.metrics.partial_results import Unfinished
+from training.metrics.partial_results import PartialResults
 
 Curve = NDArray[np.float64]
 BATCHES_AT_ONCE = 10  # until what is there is saved
@@ -75,10 +75,10 @@ def teacher_forced(
     cache: CodeCache,
     cfg_scale: float = 1.0,
     report: ProgressCallback = no_progress,
-    unfinished: Unfinished | None = None,
+    unfinished: PartialResults | None = None,
 ) -> TeacherForced:
     """Measure a bundle on the codes of real images that fit it, their first variant."""
-    unfinished = unfinished or Unfinished()
+    unfinished = unfinished or PartialResults()
     prior, length = bundle.code_sampler.prior, bundle.manifest.num_positions
     batch_size = min(256, max(1, LOGITS_AT_ONCE // (length * prior.num_clusters)))
     levels = [ClusterLevelMetrics(one.over(prior), bundle.device) for one in bundle.partitions]

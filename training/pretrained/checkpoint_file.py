@@ -44,7 +44,7 @@ ROPE_TABLE = "freqs_cis"
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
+class CheckpointFile:
     """What a file holds of one model.
 
     Attributes
@@ -64,7 +64,7 @@ class Container:
     steps: int | None = None
 
     @classmethod
-    def open(cls, path: Path, weights: Weights = "model") -> Container:
+    def open(cls, path: Path, weights: Weights = "model") -> CheckpointFile:
         """Read the weights, or their moving average, of a ``.safetensors`` or ``torch.save`` file.
 
         Raises

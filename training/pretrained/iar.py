@@ -18,7 +18,7 @@ from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import MAX_CODES
 from masc_core.models.gpt import GPT
 from masc_core.prior import ClusterMap
-from training.pretrained.checkpoint_file import Container, is_whole
+from training.pretrained.checkpoint_file import CheckpointFile, is_whole
 from training.torch_file import read_torch_file
 
 INTEGERS = (torch.int64, torch.int32, torch.int16)
@@ -52,7 +52,7 @@ def clusters_of(mapping: Tensor, cluster_size: int) -> ClusterMap:
     return ClusterMap.from_labels(mapping.numpy() // cluster_size)
 
 
-def read_cluster_size(container: Container, given: int | None) -> int:
+def read_cluster_size(container: CheckpointFile, given: int | None) -> int:
     """Codes of a cluster, as the training's arguments have it, or as it is given.
 
     Raises

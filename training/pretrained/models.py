@@ -23,7 +23,7 @@ from masc_core.models.gigatok import VIT_SIZES, GigaTokConfig, new_tokenizer
 from masc_core.models.gpt import GPT, RopeTable
 from masc_core.models.gpt_config import GPT_SIZES, GPTConfig, Positions
 from masc_core.models.vq import VQConfig, VQModel
-from training.pretrained.checkpoint_file import Container
+from training.pretrained.checkpoint_file import CheckpointFile
 from training.pretrained.iar import CLUSTER_SIZE_ARGUMENT, renumber
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -34,8 +34,8 @@ GIGATOK_CFG = {"GPT-B": 2.5, "GPT-L": 1.75, "GPT-XL": 1.25, "GPT-XXL": 1.25}
 SUGGESTED_CFG = {"GPT-B": 2.0, "GPT-L": 2.0, "GPT-XL": 1.75, "GPT-XXL": 1.75, "GPT-3B": 1.65}
 OTHER_CFG = 1.5
 
-CLASSES = "cls_embedding.embedding_table.weight"
-CODES = "tok_embeddings.weight"
+CLASS_EMBEDDING = "cls_embedding.embedding_table.weight"
+CODE_EMBEDDING = "tok_embeddings.weight"
 POSITIONS = "positional_embedding"  # of GigaTok's transformers, which learn them
 LATENT = "s2to1encoder.latent_token_positional_embedding"  # of GigaTok's 1-D tokenizers
 CODEBOOK = "quantize.embedding.weight"
@@ -43,7 +43,7 @@ USAGE = "quantize.codebook_used"  # statistics of the training, which older file
 
 
 def read_gpt_config(
-    container: Container, *, block_size: int, n_head: int | None = None
+    container: CheckpointFile, *, block_size: int, n_head: int | None = None
 ) -> GPTConfig:
     """Sizes of a class-conditional transformer of ``block_size`` L.
 
@@ -54,10 +54,12 @@ def read_gpt_config(
     ArtifactError : the file does not hold such a transformer, or one of another L
     ConfigError : the number of heads is not known, or the given one cannot be
     """
-    if CLASSES not in container.tensors and any("cap_proj" in name for name in container.tensors):
+    if CLASS_EMBEDDING not in container.tensors and any(
+        "cap_proj" in name for name in container.tensors
+    ):
         raise ArtifactError(container.path, "is conditioned on text; only classes are served")
-    vocab_size, dim = _shape(container, CODES, 2)
-    num_rows = _shape(container, CLASSES, 2)[0]
+    vocab_size, dim = _shape(container, CODE_EMBEDDING, 2)
+    num_rows = _shape(container, CLASS_EMBEDDING, 2)[0]
     if container.arguments.get("num_classes", num_rows - 1) == num_rows:
         raise ArtifactError(
             container.path, "has no null class: it cannot be guided, nor served (class dropout 0)"
@@ -94,7 +96,7 @@ def read_gpt_config(
     return config
 
 
-def read_image_size(container: Container, given: int | None, factor: int) -> int:
+def read_image_size(container: CheckpointFile, given: int | None, factor: int) -> int:
     """Pixels a side of the images that a transformer was trained on; ``factor`` those of a code.
 
     Raises
@@ -125,7 +127,7 @@ def read_image_size(container: Container, given: int | None, factor: int) -> int
     return size
 
 
-def read_vq_config(container: Container, heads: int | None = None) -> VQConfig:
+def read_vq_config(container: CheckpointFile, heads: int | None = None) -> VQConfig:
     """Sizes of a tokenizer of either kind.
 
     ``heads`` are those of a 1-D tokenizer's transformers where the table of released sizes does
@@ -164,7 +166,7 @@ def read_vq_config(container: Container, heads: int | None = None) -> VQConfig:
         raise ArtifactError(container.path, f"is no tokenizer of {maker}: {error}") from error
 
 
-def _latent_sizes(container: Container, heads: int | None) -> dict[str, Any]:
+def _latent_sizes(container: CheckpointFile, heads: int | None) -> dict[str, Any]:
     """What a 1-D tokenizer has beside the sizes of others."""
     sizes: dict[str, Any] = {"latent_shape": (1, _shape(container, LATENT, 3)[0])}
     for part, module in (("encoder", "s2to1encoder"), ("decoder", "s1to2decoder")):
@@ -181,7 +183,9 @@ def _latent_sizes(container: Container, heads: int | None) -> dict[str, Any]:
     return sizes
 
 
-def check_pair(gpt: Container, gpt_config: GPTConfig, vq: Container, vq_config: VQConfig) -> None:
+def check_pair(
+    gpt: CheckpointFile, gpt_config: GPTConfig, vq: CheckpointFile, vq_config: VQConfig
+) -> None:
     """Raise a `ConfigError` where a transformer was not trained on such a tokenizer's codes."""
     if gpt_config.vocab_size != vq_config.num_codes:
         raise ConfigError(
@@ -203,7 +207,7 @@ def size_name(config: GPTConfig) -> str | None:
     return next((name for name, known in GPT_SIZES.items() if known == sizes), None)
 
 
-def gpt_of(container: Container, config: GPTConfig, mapping: Tensor | None = None) -> GPT:
+def gpt_of(container: CheckpointFile, config: GPTConfig, mapping: Tensor | None = None) -> GPT:
     """A transformer, in evaluation mode.
 
     Parameters
@@ -235,7 +239,7 @@ def gpt_of(container: Container, config: GPTConfig, mapping: Tensor | None = Non
     return model.eval()
 
 
-def tokenizer_of(container: Container, config: VQConfig) -> VQModel:
+def tokenizer_of(container: CheckpointFile, config: VQConfig) -> VQModel:
     """A tokenizer, in evaluation mode; errors as for `gpt_of`."""
     with without_memory():
         empty = new_tokenizer(config)
@@ -245,7 +249,7 @@ def tokenizer_of(container: Container, config: VQConfig) -> VQModel:
     return _filled(container, empty, optional=(USAGE,)).eval()
 
 
-def _filled(container: Container, module: Module, optional: tuple[str, ...] = ()) -> Module:
+def _filled(container: CheckpointFile, module: Module, optional: tuple[str, ...] = ()) -> Module:
     expected, tensors = module.state_dict(), container.tensors
     for name, tensor in expected.items():
         if name not in tensors and name not in optional:
@@ -263,7 +267,7 @@ def _filled(container: Container, module: Module, optional: tuple[str, ...] = ()
     return module.requires_grad_(requires_grad=False)
 
 
-def _heads_of_rope_table(container: Container, dim: int, block_size: int) -> int | None:
+def _heads_of_rope_table(container: CheckpointFile, dim: int, block_size: int) -> int | None:
     """Heads, by the rope table (1 + L, D / 2, 2); None where the file has none."""
     table = container.rope_shape
     if table is None:
@@ -277,7 +281,7 @@ def _heads_of_rope_table(container: Container, dim: int, block_size: int) -> int
     return dim // (2 * table[1])
 
 
-def _shape(container: Container, name: str, dimensions: int) -> tuple[int, ...]:
+def _shape(container: CheckpointFile, name: str, dimensions: int) -> tuple[int, ...]:
     tensor = container.tensors.get(name)
     if tensor is None or tensor.dim() != dimensions or not tensor.numel():
         raise ArtifactError(container.path, f"holds no {name} with {dimensions} dimensions")

@@ -34,7 +34,7 @@ from training.loop.task import Indices, RandomBits
 from training.loop.trainer import autocast, fit
 from training.losses.alignment import AlignmentLoss
 from training.stages.configs import AlignConfig
-from training.stages.initial_weights import StartingPoint, start_sha256
+from training.stages.initial_weights import InitialWeights, start_sha256
 from training.stages.transformer import TransformerTraining, build_model, gpt_config
 
 
@@ -52,7 +52,7 @@ def align_transformer(
         data = ClusterData(config.codes, config.val_codes, config.prior, ranks, config.partitions)
         init = local_file(config.source, report)
         data.inputs["init"] = start_sha256(init)
-        start = StartingPoint.open(init, gpt_config(config, data), data.prior, data.inputs)
+        start = InitialWeights.open(init, gpt_config(config, data), data.prior, data.inputs)
         _check(start, data)
         with Run(config.out, config, data.summary, ranks) as run:
             model, reference = (build_model(config, data, ranks, start) for _ in range(2))
@@ -62,7 +62,7 @@ def align_transformer(
             return run.read_json("metrics.json")
 
 
-def _check(start: StartingPoint, data: ClusterData) -> None:
+def _check(start: InitialWeights, data: ClusterData) -> None:
     theirs = (start.prior.num_clusters, start.model.config.num_classes)
     for what, has, wanted in zip(
         ("clusters", "classes"), theirs, (data.prior.num_clusters, data.num_classes), strict=True

@@ -28,7 +28,7 @@ from training.loop.distributed import join_ranks
 from training.loop.run_dir import Run
 from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
 from training.loop.trainer import fit
-from training.metrics.classifier import WEIGHTS, Classifier, predict
+from training.metrics.classifier import CLASSIFIER_FILE, Classifier, predict
 from training.stages.configs import ClassifierConfig
 
 
@@ -68,7 +68,9 @@ def train_classifier(
         def save_best(metrics: dict[str, float]) -> None:
             if ranks.is_main:
                 header = {"classes": json.dumps(data.class_names)}
-                write_tensors(run.folder / WEIGHTS, model.state_dict(), torch.float32, header)
+                write_tensors(
+                    run.folder / CLASSIFIER_FILE, model.state_dict(), torch.float32, header
+                )
                 run.write_json("metrics.json", metrics)
 
         optimizer = torch.optim.AdamW(

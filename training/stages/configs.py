@@ -29,13 +29,13 @@ DEFAULT_CANDIDATES = (
     *("average", "kmeans++", "kmeans", "ward", "complete", "single", "centroid"),
     *("balanced-kmeans", "random", "average-shuffled"),
 )
-WEIGHTS = "model, or ema, their moving average"
+WEIGHTS_HELP = "model, or ema, their moving average"
 TOKENIZER_HEADS = "heads of a 1-D tokenizer's transformers, for a size that is not GigaTok's"
 OR_ADDRESS = "a file, hf://owner/repo/file[@revision] or https://..."
 LEAST_IMAGES = 4  # two to fit to and two to measure on: errors need two
 
 
-class TokenizerConfig(LoopConfig, ImageOptions):
+class TokenizerTrainingConfig(LoopConfig, ImageOptions):
     """Keys of a tokenizer run."""
 
     data: MayChange[Path] = Field(
@@ -241,7 +241,7 @@ class ShowConfig(StageConfig):
     seed: int = Field(0, ge=0, lt=1 << 32, description="seed of the neighbourhoods")
 
 
-class TransformerConfig(LoopConfig):
+class TransformerTrainingConfig(LoopConfig):
     """Keys of a transformer run."""
 
     codes: MayChange[Path] = Field(description="code cache of the training images")
@@ -308,7 +308,7 @@ class TransformerConfig(LoopConfig):
         return self
 
 
-class AlignConfig(TransformerConfig):
+class AlignConfig(TransformerTrainingConfig):
     """Keys of an alignment: those of the transformer's training, and two of the loss."""
 
     beta: float = Field(
@@ -599,8 +599,8 @@ class ImportConfig(ImportOptions):
     classes: Path | None = Field(
         None, description="class names, one a line; ImageNet's where there are 1000 classes"
     )
-    gpt_weights: Literal["model", "ema"] = Field("model", description=WEIGHTS)
-    tokenizer_weights: Literal["model", "ema"] = Field("model", description=WEIGHTS)
+    gpt_weights: Literal["model", "ema"] = Field("model", description=WEIGHTS_HELP)
+    tokenizer_weights: Literal["model", "ema"] = Field("model", description=WEIGHTS_HELP)
 
     @model_validator(mode="after")
     def _clusters_are_of_a_mapping(self) -> Self:
@@ -641,7 +641,7 @@ class ImportTokenizerConfig(ImageOptions):
 
     source: Source = Field(description=f"tokenizer of LlamaGen or GigaTok; {OR_ADDRESS}")
     out: Path = Field(description="folder of the tokenizer run that this becomes")
-    weights: Literal["model", "ema"] = Field("model", description=WEIGHTS)
+    weights: Literal["model", "ema"] = Field("model", description=WEIGHTS_HELP)
     tokenizer_heads: int | None = Field(None, ge=1, description=TOKENIZER_HEADS)
     val_data: Path | None = Field(
         None, description="images to measure it on: class folders, tar shards or parquet files"

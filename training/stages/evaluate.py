@@ -52,13 +52,13 @@ from masc_core.sampling.params import (
 )
 from masc_core.settings import ModelSettings, read_settings
 from training.changes import require_same_classes
-from training.data.code_cache import CodeCache, read_as
+from training.data.code_cache import CodeCache, with_cached_options
 from training.downloads import local_file
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import lock_folder
 from training.metrics.bundle_metrics import default_params, seconds_per_image
 from training.metrics.classifier import (
-    WEIGHTS,
+    CLASSIFIER_FILE,
     classifier_accuracy,
     classifier_extractor,
     load_classifier,
@@ -67,7 +67,7 @@ from training.metrics.definitions import definitions
 from training.metrics.efficientnet import load_efficientnet
 from training.metrics.feature_stats import JUDGES, FeatureStats, caution, compare, extract
 from training.metrics.fidelity import MIN_IMAGES, Extractor, load_extractor
-from training.metrics.partial_results import Unfinished
+from training.metrics.partial_results import PartialResults
 from training.metrics.reference import RealImages, RealStatistics, Reference, open_real
 from training.metrics.samples import Samples, entropies_shape, image_archive, sample
 from training.metrics.teacher_forcing import (
@@ -131,12 +131,12 @@ class _Evaluation:
         self.cache = CodeCache.open(config.codes) if config.codes else None
         if self.cache is not None:
             check_codes(bundle, self.cache)
-            config = self.config = read_as(self.cache.index, config)
+            config = self.config = with_cached_options(self.cache.index, config)
         self.extractors = self._extractors()
         self.real: RealImages | RealStatistics | None = None
         if config.reference is not None:
             self.real = open_real(config.reference, self.image_size, self.extractors, config)
-        self.unfinished = Unfinished(config.out, self._identity())
+        self.unfinished = PartialResults(config.out, self._identity())
 
     def generate(self, ranks: Ranks) -> FeatureStats:
         """Generate the images that are not there yet, and look at them."""
@@ -232,7 +232,7 @@ class _Evaluation:
         if config.classifier is not None:
             names = self.bundle.manifest.class_names
             judge = load_classifier(config.classifier, names).to(device)
-            weights = sha256_file(config.classifier / WEIGHTS)
+            weights = sha256_file(config.classifier / CLASSIFIER_FILE)
             found.append(classifier_extractor(judge, device, weights))
         if config.efficientnet:
             found.append(load_efficientnet(self.bundle.manifest.class_names, device))
@@ -255,7 +255,9 @@ class _Evaluation:
             name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
             folder = folder / f"{extractor.label}-{name}"
             with lock_folder(folder):
-                reference = self.real.extract(extractor, self.report, Unfinished(folder, made_from))
+                reference = self.real.extract(
+                    extractor, self.report, PartialResults(folder, made_from)
+                )
         if self.config.save_statistics and self.config.out is not None and reference is not None:
             place = self.config.out / f"statistics-{extractor.label}.npz"
             reference.statistics.save(place, extractor.features_name)

@@ -42,7 +42,7 @@ from training.downloads import local_file
 from training.loop.run_dir import lock_folder
 from training.metrics.bundle_metrics import codebook_files, first_images
 from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet
-from training.pretrained.checkpoint_file import Container, Weights
+from training.pretrained.checkpoint_file import CheckpointFile, Weights
 from training.pretrained.class_names import read_class_names
 from training.pretrained.iar import clusters_of, read_cluster_size, read_mapping
 from training.pretrained.models import (
@@ -99,8 +99,8 @@ def _write(config: ImportConfig, draft: BundleDraft, report: ProgressCallback) -
         if (source := getattr(config, key)) is not None
     }
     report(0, 4, "reading")
-    gpt = Container.open(files["gpt"], config.gpt_weights)
-    vq = Container.open(files["tokenizer"], config.tokenizer_weights)
+    gpt = CheckpointFile.open(files["gpt"], config.gpt_weights)
+    vq = CheckpointFile.open(files["tokenizer"], config.tokenizer_weights)
     vq_config = read_vq_config(vq, config.tokenizer_heads)
     image_size = read_image_size(gpt, config.image_size, vq_config.factor)
     grid = vq_config.grid_size(image_size)
@@ -170,7 +170,7 @@ def address_of(source: str | None) -> dict[str, JsonValue]:
     return {"address": shown(source)} if source is not None and is_address(source) else {}
 
 
-def source_of(container: Container, source: str, weights: Weights) -> dict[str, JsonValue]:
+def source_of(container: CheckpointFile, source: str, weights: Weights) -> dict[str, JsonValue]:
     """What a manifest says of a checkpoint."""
     return {
         **address_of(source),
@@ -197,7 +197,7 @@ def import_tokenizer(
         The file is missing, damaged, or holds something else; or the folder has a tokenizer.
     """
     set_threads(config.threads)
-    container = Container.open(local_file(config.source, report), config.weights)
+    container = CheckpointFile.open(local_file(config.source, report), config.weights)
     sizes = read_vq_config(container, config.tokenizer_heads)
     model = tokenizer_of(container, sizes).float()
     with lock_folder(config.out):

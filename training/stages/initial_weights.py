@@ -32,14 +32,14 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.weights import load_transformer, read_inputs
 from masc_core.prior import ClusterMap
-from training.pretrained.checkpoint_file import Container
-from training.pretrained.models import CLASSES, CODES, gpt_of, read_gpt_config
+from training.pretrained.checkpoint_file import CheckpointFile
+from training.pretrained.models import CLASS_EMBEDDING, CODE_EMBEDDING, gpt_of, read_gpt_config
 
 HEAD = "output.weight"
 
 
 @dataclass(frozen=True, slots=True)
-class StartingPoint:
+class InitialWeights:
     """A trained transformer and what its vocabulary means."""
 
     path: Path  # where it comes from
@@ -49,7 +49,7 @@ class StartingPoint:
     @classmethod
     def open(
         cls, path: Path, config: GPTConfig, prior: ClusterMap, inputs: Mapping[str, str]
-    ) -> StartingPoint:
+    ) -> InitialWeights:
         """Read a starting point.
 
         Parameters
@@ -98,10 +98,10 @@ class StartingPoint:
         owners = self._owners(prior)
         weights = _weights(self.prior, owners, counts)
         tensors = self.model.state_dict()
-        for name in (CODES, HEAD):
+        for name in (CODE_EMBEDDING, HEAD):
             tensors[name] = merge_rows(tensors[name], owners, weights)
-        if tensors[CLASSES].shape != model.state_dict()[CLASSES].shape:
-            tensors[CLASSES] = model.state_dict()[CLASSES]
+        if tensors[CLASS_EMBEDDING].shape != model.state_dict()[CLASS_EMBEDDING].shape:
+            tensors[CLASS_EMBEDDING] = model.state_dict()[CLASS_EMBEDDING]
         model.load_state_dict(tensors)
 
     def _check_sizes(self, model: GPT) -> None:
@@ -169,16 +169,16 @@ def _weights(
 
 def _from_file(
     path: Path, sizes: GPTConfig, prior: ClusterMap, inputs: Mapping[str, str]
-) -> StartingPoint:
+) -> InitialWeights:
     if path.suffix == ".safetensors" and read_header(path).get("kind") is not None:
         trained = read_inputs(path)
         if trained.get("tokenizer") != inputs.get("tokenizer"):
             raise ConfigError(f"init: {path} was trained with another tokenizer")
         start = load_transformer(path)
-        return StartingPoint(path, start, _trained_prior(path, start, prior, inputs))
-    container = Container.open(path)
+        return InitialWeights(path, start, _trained_prior(path, start, prior, inputs))
+    container = CheckpointFile.open(path)
     config = read_gpt_config(container, block_size=sizes.block_size, n_head=sizes.n_head)
-    return StartingPoint(path, gpt_of(container, config), ClusterMap.identity(config.vocab_size))
+    return InitialWeights(path, gpt_of(container, config), ClusterMap.identity(config.vocab_size))
 
 
 def _trained_prior(

@@ -34,7 +34,7 @@ from training.loop.run_dir import lock_folder
 from training.pretrained.iar import clusters_of, read_mapping
 from training.stages.configs import ImportPriorConfig, PriorConfig
 
-TREE_FILE = "tree.npz"
+RUN_TREE_FILE = "tree.npz"
 
 
 def build_prior(config: PriorConfig, report: ProgressCallback = no_progress) -> ClusterMap:
@@ -93,7 +93,7 @@ def import_prior(config: ImportPriorConfig) -> ClusterMap:
 def _write(folder: Path, tree: SemanticTree | None, prior: ClusterMap) -> None:
     """The prior after its tree; the tree of another method goes when a prior has taken over."""
     if tree is not None:
-        tree.save(folder / TREE_FILE)
+        tree.save(folder / RUN_TREE_FILE)
     prior.save(folder / PRIOR_FILE)
     if tree is None:
-        (folder / TREE_FILE).unlink(missing_ok=True)
+        (folder / RUN_TREE_FILE).unlink(missing_ok=True)

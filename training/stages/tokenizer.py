@@ -48,14 +48,14 @@ from training.losses.adversarial import PatchDiscriminator, num_patches
 from training.losses.lpips import Lpips
 from training.losses.tokenizer import Adversary, DiscriminatorLoss, TokenizerLoss
 from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet
-from training.stages.configs import TokenizerConfig
+from training.stages.configs import TokenizerTrainingConfig
 
 logger = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def vq_config(config: TokenizerConfig) -> VQConfig:
+def vq_config(config: TokenizerTrainingConfig) -> VQConfig:
     """Sizes of the model; a `ConfigError` where the image does not fit the grid."""
     sizes = VQConfig(
         num_codes=config.num_codes,
@@ -69,14 +69,14 @@ def vq_config(config: TokenizerConfig) -> VQConfig:
     return sizes
 
 
-def new_discriminator(config: TokenizerConfig) -> PatchDiscriminator:
+def new_discriminator(config: TokenizerTrainingConfig) -> PatchDiscriminator:
     """Return one for the images; a `ConfigError` where they are too small for it."""
     num_patches(config.image_size, config.disc_layers)
     return PatchDiscriminator(config.disc_channels, config.disc_layers)
 
 
 def train_tokenizer(
-    config: TokenizerConfig, report: ProgressCallback = no_progress
+    config: TokenizerTrainingConfig, report: ProgressCallback = no_progress
 ) -> dict[str, Any]:
     """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
     set_threads(config.threads)
@@ -103,7 +103,7 @@ class _TokenizerTraining:
     def __init__(
         self,
         run: Run,
-        config: TokenizerConfig,
+        config: TokenizerTrainingConfig,
         lpips: Lpips | None,
         data: ImageSource,
         val_data: ImageSource,
@@ -220,7 +220,7 @@ def _adam(model: nn.Module, rate: float) -> Optimizer:
     return torch.optim.Adam(trained, lr=rate, betas=(0.9, 0.95), fused=True)
 
 
-def _adversary(config: TokenizerConfig, ranks: Ranks) -> Adversary | None:
+def _adversary(config: TokenizerTrainingConfig, ranks: Ranks) -> Adversary | None:
     if not config.disc_weight:
         return None
     return Adversary(

@@ -59,31 +59,31 @@ from training.loop.run_dir import Run
 from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
 from training.loop.trainer import autocast, fit
 from training.losses.transformer import (
-    ChunkedNextClusterLoss,
     ClusterLevel,
+    LinearNextClusterLoss,
     NextClusterLoss,
     cross_entropy_and_entropy,
 )
 from training.metrics.cluster_levels import NUM_SUMS, ClusterLevelMetrics
 from training.metrics.step_cost import flops_per_image, peak_flops
-from training.stages.configs import CompleterTrainingConfig, TransformerConfig
-from training.stages.initial_weights import StartingPoint, start_sha256
+from training.stages.configs import CompleterTrainingConfig, TransformerTrainingConfig
+from training.stages.initial_weights import InitialWeights, start_sha256
 
 EPOCHS = "epochs"  # folder of the weights that are kept
 # Of the sheets.
-CLASSES = 20
+SHEET_CLASSES = 20
 COLUMNS = 10
 MIN_SIDE = 96  # pixels; smaller images are enlarged by a whole number
 CFG_SCALE = 2.0
 
 
-def gpt_config(config: TransformerConfig, data: ClusterData) -> GPTConfig:
+def gpt_config(config: TransformerTrainingConfig, data: ClusterData) -> GPTConfig:
     """Sizes of the model that fits the data."""
     return GPTConfig(vocab_size=data.prior.num_clusters, **block_sizes(config, data))
 
 
 def block_sizes(
-    config: TransformerConfig | CompleterTrainingConfig, data: ClusterData
+    config: TransformerTrainingConfig | CompleterTrainingConfig, data: ClusterData
 ) -> dict[str, Any]:
     """Sizes of a `GPTConfig` but for its vocabulary, which a completer has, too."""
     return {
@@ -101,7 +101,7 @@ def block_sizes(
 
 
 def train_transformer(
-    config: TransformerConfig, report: ProgressCallback = no_progress
+    config: TransformerTrainingConfig, report: ProgressCallback = no_progress
 ) -> dict[str, Any]:
     """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
     set_threads(config.threads)
@@ -111,7 +111,7 @@ def train_transformer(
         if config.init is not None:
             init = local_file(config.init, report)
             data.inputs["init"] = start_sha256(init)
-            start = StartingPoint.open(init, gpt_config(config, data), data.prior, data.inputs)
+            start = InitialWeights.open(init, gpt_config(config, data), data.prior, data.inputs)
         with Run(config.out, config, data.summary, ranks) as run:
             model = build_model(config, data, ranks, start)
             fit(run, config, TransformerTraining(run, config, data, model).task(), report)
@@ -119,7 +119,7 @@ def train_transformer(
 
 
 def build_model(
-    config: TransformerConfig, data: ClusterData, ranks: Ranks, start: StartingPoint | None
+    config: TransformerTrainingConfig, data: ClusterData, ranks: Ranks, start: InitialWeights | None
 ) -> GPT:
     """The model as training begins with it, on the rank's device, in parts if so configured."""
     if config.compile:
@@ -149,7 +149,7 @@ def shard_blocks(model: GPT, ranks: Ranks, *, bfloat16: bool) -> None:
 def loss_module_of(model: GPT, levels: Sequence[ClusterLevel] = (), *, compiled: bool) -> nn.Module:
     """What is minimised; compiled as a whole, loss and all, or in chunks of positions."""
     if levels or not compiled:
-        return ChunkedNextClusterLoss(model, levels, compiled=compiled)
+        return LinearNextClusterLoss(model, levels, compiled=compiled)
     loss_module = NextClusterLoss(model)
     loss_module.compile()
     return loss_module
@@ -158,7 +158,9 @@ def loss_module_of(model: GPT, levels: Sequence[ClusterLevel] = (), *, compiled:
 class TransformerTraining:
     """Loss and validation of one run."""
 
-    def __init__(self, run: Run, config: TransformerConfig, data: ClusterData, model: GPT) -> None:
+    def __init__(
+        self, run: Run, config: TransformerTrainingConfig, data: ClusterData, model: GPT
+    ) -> None:
         self.run, self.config, self.data, self.model = run, config, data, model
         self.ranks = run.ranks
         partitions = [partition.over(data.prior) for partition in data.partitions]
@@ -287,7 +289,7 @@ class TransformerTraining:
         return {"mfu": done / (self.peak * self.ranks.count)}
 
 
-def _sheets(config: TransformerConfig, data: ClusterData) -> Sheets | None:
+def _sheets(config: TransformerTrainingConfig, data: ClusterData) -> Sheets | None:
     if not config.sheet_epochs:
         return None
     if config.sheet_tokenizer is None:
@@ -322,7 +324,7 @@ class Sheets:
         if self._tokenizer.config.num_codes != prior.num_codes:
             raise ConfigError(f"sheet_tokenizer: {tokenizer} has another codebook than the codes")
         self._prior, self._names = prior, class_names
-        count = min(CLASSES, len(class_names))
+        count = min(SHEET_CLASSES, len(class_names))
         self._classes = torch.linspace(0, len(class_names) - 1, count).long().tolist()
 
     @torch.inference_mode()

@@ -35,7 +35,7 @@ from masc_core.sampling.in_cluster import MODES
 from masc_core.semantic_tree import LeafOrder, cut_merges
 from masc_core.tree import Linkage, SemanticTree, build_tree
 from training.config import set_threads
-from training.data.code_cache import CodeCache, read_as
+from training.data.code_cache import CodeCache, with_cached_options
 from training.data.codebook_source import TrainedTokenizer
 from training.data.images import open_images
 from training.data.prior_source import prior_file, read_prior
@@ -190,7 +190,7 @@ class CompareInputs:
             raise ConfigError("methods: there is nothing to compare")
         self.given = tuple(self._load_prior(path) for path in config.priors)
         cache = None if config.codes is None else CodeCache.open(config.codes)
-        self.config = config if cache is None else read_as(cache.index, config)
+        self.config = config if cache is None else with_cached_options(cache.index, config)
         self.folder = open_images(config.images, self.config)
         self.cache = None if cache is None else self._checked(cache)
         self.rows = tokenizer.rows(raw=config.raw_rows)

@@ -34,7 +34,7 @@ from training.data.patches import code_patches, enlarge
 from training.data.prior_source import prior_file, read_prior
 from training.loop.run_dir import lock_folder
 from training.stages.configs import ShowConfig
-from training.stages.prior import TREE_FILE
+from training.stages.prior import RUN_TREE_FILE
 from training.studies.atlas import (
     Overview,
     atlas_clusters,
@@ -109,9 +109,9 @@ class ShowInputs:
         self.prior = read_prior(prior_file(path))
         self._check("prior:", self.prior.num_codes)
         self._tree: SemanticTree | None = None
-        if (path / TREE_FILE).exists():
-            self._tree = SemanticTree.load(path / TREE_FILE)
-            self._check(f"prior: {TREE_FILE}", self._tree.num_codes)
+        if (path / RUN_TREE_FILE).exists():
+            self._tree = SemanticTree.load(path / RUN_TREE_FILE)
+            self._check(f"prior: {RUN_TREE_FILE}", self._tree.num_codes)
         self.has_tree = self._tree is not None
         self._raw_rows = config.raw_rows
         self.model = self.tokenizer.model.to(device)

@@ -22,7 +22,7 @@ import numba
 import numpy as np
 
 from masc_core.arrays import BoolArray, FloatArray, IdArray, IntArray
-from masc_core.numba_jit import kernel, serial
+from masc_core.numba_jit import njit_parallel, njit_serial
 from masc_core.tree.upgma.distances import Members, mean_distance, pair_sum
 from masc_core.tree.upgma.types import ClusterIndex
 
@@ -47,7 +47,7 @@ class BoundedList(NamedTuple):
     lower_bound: FloatArray  # (1,), no cluster outside the list is nearer
 
 
-@kernel
+@njit_parallel
 def update_lists(
     partner: IdArray, alive: BoolArray, members: Members, lists: Lists, max_pairs: float
 ) -> None:
@@ -81,7 +81,7 @@ def update_lists(
         store_list(list_i, lists, i)
 
 
-@serial
+@njit_serial
 def _changes(i: ClusterIndex, partner: IdArray, lists: Lists) -> bool:
     """Whether slot ``i``, or anything in its list, merges."""
     changes: bool = partner[i] >= 0
@@ -90,7 +90,7 @@ def _changes(i: ClusterIndex, partner: IdArray, lists: Lists) -> bool:
     return changes
 
 
-@serial
+@njit_serial
 def _apply_merges(
     bounded: BoundedList,
     i: ClusterIndex,
@@ -126,7 +126,7 @@ def _apply_merges(
         insert(bounded, members.nodes, i, min(a, b), mean)
 
 
-@serial
+@njit_serial
 def _merge_lists(
     merged: BoundedList,
     list_i: BoundedList,
@@ -162,7 +162,7 @@ def _merge_lists(
         insert(merged, members.nodes, min(i, j), a, mean)
 
 
-@serial
+@njit_serial
 def _index_of(j: ClusterIndex, ids: IdArray, length: int) -> int:
     """Index of ``j`` in ``ids[:length]``, or -1."""
     for c in range(length):
@@ -171,7 +171,7 @@ def _index_of(j: ClusterIndex, ids: IdArray, length: int) -> int:
     return -1
 
 
-@serial
+@njit_serial
 def _size_after(j: ClusterIndex, partner: IdArray, members: Members) -> float:
     """Size of what slot ``j`` is after the round."""
     other = partner[j]
@@ -179,7 +179,7 @@ def _size_after(j: ClusterIndex, partner: IdArray, members: Members) -> float:
     return size
 
 
-@serial
+@njit_serial
 def _distance_after(
     i: ClusterIndex, j: ClusterIndex, partner: IdArray, members: Members, limit: float
 ) -> float:
@@ -192,7 +192,7 @@ def _distance_after(
     return mean if mean <= limit else np.inf
 
 
-@serial
+@njit_serial
 def new_bounded_list(room: int, lower_bound: float) -> BoundedList:
     """An empty list."""
     return BoundedList(
@@ -200,7 +200,7 @@ def new_bounded_list(room: int, lower_bound: float) -> BoundedList:
     )
 
 
-@serial
+@njit_serial
 def insert(
     bounded: BoundedList, nodes: IntArray, i: ClusterIndex, j: ClusterIndex, distance: float
 ) -> None:
@@ -227,7 +227,7 @@ def insert(
     bounded.length[0] += 1
 
 
-@serial
+@njit_serial
 def truncate(bounded: BoundedList, width: int) -> None:
     """Leave out what has no room among ``width`` entries, or is farther than ``lower_bound``."""
     if bounded.length[0] > width:
@@ -239,7 +239,7 @@ def truncate(bounded: BoundedList, width: int) -> None:
         bounded.length[0] -= 1
 
 
-@serial
+@njit_serial
 def store_list(bounded: BoundedList, lists: Lists, i: ClusterIndex) -> None:
     """Truncate it, and make it the list of slot ``i``."""
     truncate(bounded, lists.ids.shape[1])
@@ -250,7 +250,7 @@ def store_list(bounded: BoundedList, lists: Lists, i: ClusterIndex) -> None:
     lists.lower_bound[i] = bounded.lower_bound[0]
 
 
-@serial
+@njit_serial
 def _tie(first: ClusterIndex, second: ClusterIndex) -> np.uint64:
     """Hash of a pair of nodes, in either order (the finaliser of SplitMix64).
 

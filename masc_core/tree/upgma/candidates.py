@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from masc_core.arrays import BoolArray, FloatArray, IntArray
-from masc_core.numba_jit import kernel, serial
+from masc_core.numba_jit import njit_parallel, njit_serial
 from masc_core.tree.upgma.candidate_lists import (
     NO_SLOT,
     Lists,
@@ -174,13 +174,13 @@ class Candidates:
         self._distance_rows.compact(kept, number)
 
 
-@kernel
+@njit_parallel
 def _remove(dropped: BoolArray, lists: Lists) -> None:
     for i in numba.prange(len(dropped)):
         _close_gaps(i, dropped, lists)
 
 
-@serial
+@njit_serial
 def _close_gaps(i: ClusterIndex, dropped: BoolArray, lists: Lists) -> None:
     ids, distances = lists.ids[i], lists.distances[i]
     length = 0
@@ -191,7 +191,7 @@ def _close_gaps(i: ClusterIndex, dropped: BoolArray, lists: Lists) -> None:
     lists.lengths[i] = length
 
 
-@kernel
+@njit_parallel
 def _fill(result: SearchResult, members: Members, lists: Lists) -> None:
     """Replace the lists of the rows of ``result`` by the nearest of what was found."""
     width = lists.ids.shape[1]
@@ -207,7 +207,7 @@ def _fill(result: SearchResult, members: Members, lists: Lists) -> None:
         store_list(bounded, lists, i)
 
 
-@kernel
+@njit_parallel
 def _fill_from_all(
     rows: IntArray,
     rounding: FloatArray,

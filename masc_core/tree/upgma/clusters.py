@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from masc_core.arrays import BoolArray, FloatArray, IdArray, IntArray
-from masc_core.numba_jit import serial
+from masc_core.numba_jit import njit_serial
 from masc_core.progress import ProgressCallback
 from masc_core.tree.upgma.dense import distance_matrix
 from masc_core.tree.upgma.distances import LANES, Members, Products
@@ -159,7 +159,7 @@ class Clusters:
         return distance_matrix(self.members(), report), self.sizes, self.nodes
 
 
-@serial
+@njit_serial
 def _gather(runs: IntArray, heads: IntArray, num_points: int) -> tuple[IntArray, IntArray]:
     """Points in the order of their clusters (N,), and where each cluster ends (n,)."""
     order = np.empty(num_points, np.int64)

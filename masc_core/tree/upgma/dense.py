@@ -16,7 +16,7 @@ import numba
 import numpy as np
 
 from masc_core.arrays import FloatArray, IntArray
-from masc_core.numba_jit import kernel, serial
+from masc_core.numba_jit import njit_parallel, njit_serial
 from masc_core.progress import ProgressCallback
 from masc_core.tree.upgma.distances import (
     CANCELLATION_SHARE,
@@ -86,7 +86,7 @@ def _adder(members: Members) -> Callable[[int, Grouping, FloatArray], None]:
     return add
 
 
-@kernel
+@njit_parallel
 def _add_direct(
     first: int, tile: FloatArray, grouping: Grouping, members: Members, matrix: FloatArray
 ) -> None:
@@ -100,7 +100,7 @@ def _add_direct(
             _add_rows(first, sums, c, grouping, members, matrix)
 
 
-@kernel
+@njit_parallel
 def _add_products(
     first: int,
     squares: SquaredDistanceParts,
@@ -128,7 +128,7 @@ def _add_products(
             _add_rows(first, sums, c, grouping, members, matrix)
 
 
-@serial
+@njit_serial
 def _add_rows(
     first: int, sums: FloatArray, c: int, grouping: Grouping, members: Members, matrix: FloatArray
 ) -> None:
@@ -143,7 +143,7 @@ def _add_rows(
         matrix[a, c] += total
 
 
-@kernel
+@njit_parallel
 def _normalise(matrix: FloatArray, sizes: FloatArray) -> None:
     """Sums above the diagonal to means on both sides of it."""
     count = len(matrix)
@@ -156,7 +156,7 @@ def _normalise(matrix: FloatArray, sizes: FloatArray) -> None:
             matrix[b, a] = matrix[a, b]
 
 
-@serial
+@njit_serial
 def chain(matrix: FloatArray, sizes: FloatArray) -> tuple[IntArray, IntArray, FloatArray]:
     """Merge everything, following nearest neighbours until two are each other's.
 

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 
 from masc_core.arrays import BoolArray, FloatArray, IdArray, IntArray
-from masc_core.numba_jit import kernel
+from masc_core.numba_jit import njit_parallel
 from masc_core.tree.upgma.clusters import Clusters
 from masc_core.tree.upgma.distances import Members, pair_sum
 from masc_core.tree.upgma.types import ClusterIndex
@@ -123,7 +123,7 @@ def _mean(
     return mean
 
 
-@kernel
+@njit_parallel
 def _sum_up(slot: ClusterIndex, others: BoolArray, members: Members, row: FloatArray) -> None:
     """Average distances of one slot to ``others`` (n,), to their places in ``row`` (n,)."""
     for i in numba.prange(len(row)):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from masc_core.arrays import FloatArray, IntArray
-from masc_core.numba_jit import reduction, serial
+from masc_core.numba_jit import njit_reassociated, njit_serial
 from masc_core.tree.upgma.types import ClusterIndex, ProductArray
 
 MANY_DIMENSIONS = 48  # from here on matrix products win (benchmarks/tree.py)
@@ -43,7 +43,7 @@ class Members(NamedTuple):
     nodes: IntArray
 
 
-@reduction
+@njit_reassociated
 def distance(points: FloatArray, p: ClusterIndex, q: ClusterIndex) -> float:
     """Euclidean distance of two rows of ``points`` (N, E)."""
     first, second = points[p], points[q]
@@ -55,7 +55,7 @@ def distance(points: FloatArray, p: ClusterIndex, q: ClusterIndex) -> float:
     return root
 
 
-@serial
+@njit_serial
 def mean_distance(members: Members, i: ClusterIndex, j: ClusterIndex, limit: float) -> float:
     """D of two slots, or infinity as soon as it is known to exceed ``limit``."""
     scale = members.sizes[i] * members.sizes[j]
@@ -63,7 +63,7 @@ def mean_distance(members: Members, i: ClusterIndex, j: ClusterIndex, limit: flo
     return total if total <= limit else np.inf
 
 
-@serial
+@njit_serial
 def pair_sum(members: Members, i: ClusterIndex, j: ClusterIndex, limit: float) -> float:
     """S of two slots, or a number above ``limit`` as soon as S is known to exceed it."""
     points, weights, runs = members.points, members.weights, members.runs
@@ -97,7 +97,7 @@ def tiles_of(points: FloatArray, width: int, fill: float) -> FloatArray:
     return np.ascontiguousarray(padded.reshape(num_tiles, width, dimensions).transpose(0, 2, 1))
 
 
-@serial
+@njit_serial
 def tile_squares(tile: FloatArray, point: FloatArray, out: FloatArray) -> None:
     """Squared distances of ``point`` (E,) to the points of ``tile`` (E, T), to ``out`` (T,)."""
     out[:] = 0.0
@@ -114,7 +114,7 @@ def tile_squares(tile: FloatArray, point: FloatArray, out: FloatArray) -> None:
             )
 
 
-@serial
+@njit_serial
 def add_distances(tile: FloatArray, point: FloatArray, weight: float, out: FloatArray) -> None:
     """Add ``weight`` times the distances of ``point`` (E,) to ``tile`` (E, T) to ``out`` (T,)."""
     if len(point) > LANES:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from masc_core.arrays import FloatArray, IntArray
-from masc_core.numba_jit import serial
+from masc_core.numba_jit import njit_serial
 
 
 class History:
@@ -72,7 +72,7 @@ def distinct_rows(rows: FloatArray, history: History) -> DistinctRows:
     return DistinctRows(points[by_code], counts[by_code].astype(np.float64), nodes[by_code])
 
 
-@serial
+@njit_serial
 def _raised(nodes: IntArray, heights: FloatArray, num_codes: int) -> FloatArray:
     raised = heights.copy()
     for i in range(len(nodes)):
@@ -83,7 +83,7 @@ def _raised(nodes: IntArray, heights: FloatArray, num_codes: int) -> FloatArray:
     return raised
 
 
-@serial
+@njit_serial
 def _sizes(nodes: IntArray, num_codes: int) -> FloatArray:
     sizes = np.ones(num_codes + len(nodes))
     for i in range(len(nodes)):

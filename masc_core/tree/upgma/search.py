@@ -19,7 +19,7 @@ import numba
 import numpy as np
 
 from masc_core.arrays import FloatArray, IdArray, IntArray
-from masc_core.numba_jit import kernel, serial
+from masc_core.numba_jit import njit_parallel, njit_serial
 from masc_core.tree.upgma.clusters import Clusters
 from masc_core.tree.upgma.distances import (
     Members,
@@ -149,7 +149,7 @@ def _result(
     return SearchResult(rows, heap.ids, heap.counts, lower_bound)
 
 
-@kernel
+@njit_parallel
 def _scan(
     rows: IntArray,
     centroids: FloatArray,
@@ -177,7 +177,7 @@ def _scan(
                     gaps[b] = np.inf
 
 
-@serial
+@njit_serial
 def _visit(
     r: int, i: int, b: int, centroids: FloatArray, tiles: FloatArray, heap: NearestHeap
 ) -> None:
@@ -187,7 +187,7 @@ def _visit(
     offer(heap, r, i, squares, BLOCK, b * BLOCK)
 
 
-@kernel
+@njit_parallel
 def _select(rows: IntArray, squares: SquaredDistanceParts, heap: NearestHeap) -> None:
     norms = squares.norms
     for r in numba.prange(len(rows)):
@@ -201,7 +201,7 @@ def _select(rows: IntArray, squares: SquaredDistanceParts, heap: NearestHeap) ->
             offer(heap, r, rows[r], distances, len(others), begin)
 
 
-@kernel
+@njit_parallel
 def _add_up(
     rows: IntArray,
     stops: IntArray,
@@ -229,7 +229,7 @@ def _add_up(
         _offer_means(r, rows[r], sums, members.sizes, heap)
 
 
-@serial
+@njit_serial
 def _offer_means(r: int, i: int, sums: FloatArray, sizes: FloatArray, heap: NearestHeap) -> None:
     """Offer sums divided by sizes to row ``r``, slot ``i``; what is not to be found has size 0."""
     means = np.empty(BLOCK)
@@ -256,14 +256,14 @@ def farthest(heap: NearestHeap) -> FloatArray:
     return np.where(full, heap.distances[:, 0], np.inf)
 
 
-@serial
+@njit_serial
 def limit(heap: NearestHeap, r: int) -> float:
     """What is no nearer than this to row ``r`` is not kept; infinite until the row is full."""
     full = heap.counts[r] == heap.distances.shape[1]
     return heap.distances[r, 0] if full else np.inf
 
 
-@serial
+@njit_serial
 def offer(
     heap: NearestHeap, r: int, own: int, distances: ProductArray, width: int, begin: int
 ) -> None:
@@ -280,7 +280,7 @@ def offer(
             worst = limit(heap, r)
 
 
-@serial
+@njit_serial
 def _push(heap: NearestHeap, r: int, j: int, distance: float) -> None:
     ids, distances = heap.ids[r], heap.distances[r]
     count, width = heap.counts[r], len(ids)
@@ -295,7 +295,7 @@ def _push(heap: NearestHeap, r: int, j: int, distance: float) -> None:
             _sift_down(start, ids, distances)
 
 
-@serial
+@njit_serial
 def _sift_down(at: int, ids: IdArray, distances: FloatArray) -> None:
     width = len(ids)
     while 2 * at + 1 < width:

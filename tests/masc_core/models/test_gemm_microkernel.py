@@ -5,12 +5,12 @@ import pytest
 
 from masc_core.arrays import Float32Array
 from masc_core.models.gemm_microkernel import COLUMNS, pack, tile_product
-from masc_core.numba_jit import unchecked
+from masc_core.numba_jit import njit_unchecked
 
 six_rows, one_row = tile_product(6), tile_product(1)
 
 
-@unchecked
+@njit_unchecked
 def multiply_six(a: Float32Array, panels: Float32Array, c: Float32Array) -> None:
     depth = a.shape[1]
     for p in range(len(panels)):
@@ -18,7 +18,7 @@ def multiply_six(a: Float32Array, panels: Float32Array, c: Float32Array) -> None
         six_rows((a, 0, depth), b, (c, p * 16, c.shape[1]), depth)
 
 
-@unchecked
+@njit_unchecked
 def multiply_one(a: Float32Array, panels: Float32Array, c: Float32Array, row: int) -> None:
     depth = a.shape[1]
     for p in range(len(panels)):

@@ -20,7 +20,7 @@ from training.data.cluster_data import ClusterData
 from training.loop.checkpoint import latest_checkpoint, latest_step
 from training.loop.distributed import Ranks
 from training.loop.run_dir import lock_folder
-from training.stages.configs import TransformerConfig
+from training.stages.configs import TransformerTrainingConfig
 from training.stages.transformer import train_transformer
 
 LAST = 12
@@ -36,7 +36,7 @@ MODES: dict[str, dict[str, Any]] = {
 NO_DROPOUT = dict.fromkeys(("token_dropout", "resid_dropout", "ffn_dropout", "class_dropout"), 0.0)
 
 
-def train_and_signal(config: TransformerConfig, at: int, rank: int, number: int) -> None:
+def train_and_signal(config: TransformerTrainingConfig, at: int, rank: int, number: int) -> None:
     def report(step: int, total: int, text: str) -> None:
         if step == at and os.environ["RANK"] == str(rank):
             os.kill(os.getpid(), number)
@@ -44,7 +44,7 @@ def train_and_signal(config: TransformerConfig, at: int, rank: int, number: int)
     train_transformer(config, report)
 
 
-def train_until_the_disk_is_full(config: TransformerConfig, at: int, rank: int) -> None:
+def train_until_the_disk_is_full(config: TransformerTrainingConfig, at: int, rank: int) -> None:
     def report(step: int, total: int, text: str) -> None:
         if step == at and os.environ["RANK"] == str(rank):
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -53,7 +53,7 @@ def train_until_the_disk_is_full(config: TransformerConfig, at: int, rank: int) 
     train_transformer(config, report)
 
 
-def train_in_folders_of_their_own(config: TransformerConfig) -> None:
+def train_in_folders_of_their_own(config: TransformerTrainingConfig) -> None:
     own = config.out / os.environ["RANK"]
     train_transformer(config.model_copy(update={"out": own}))
 

@@ -16,10 +16,10 @@ from masc_core.prior import ClusterMap
 from masc_core.sampling.cluster_softmax import ClusterSoftmax
 from tests.golden_files import assert_close, load_golden
 from training.losses.transformer import (
-    ChunkedNextClusterLoss,
     ClusterLevel,
+    LinearNextClusterLoss,
     cluster_cross_entropy_and_entropy,
-    head_cross_entropy,
+    fused_linear_cross_entropy,
     on_device,
 )
 
@@ -37,7 +37,7 @@ def losses_of(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Total, parts, and the gradient by the logits, which come in as they are."""
     hidden = logits.detach().requires_grad_()
-    total, parts = head_cross_entropy(
+    total, parts = fused_linear_cross_entropy(
         hidden,
         torch.eye(logits.shape[1]),
         targets,
@@ -72,7 +72,7 @@ def test_both_losses_and_the_gradients_are_those_of_iar(golden: dict[str, Tensor
     assert torch.equal(tokens, golden["tokens"])
     assert_close(model(golden["labels"], tokens[:, :-1]), golden["logits"], atol=2e-4, rtol=2e-4)
     blocks = ClusterMap.from_labels(np.arange(V) // 8)
-    losses = ChunkedNextClusterLoss(model, [ClusterLevel(blocks, 1.0)])(golden["labels"], tokens)
+    losses = LinearNextClusterLoss(model, [ClusterLevel(blocks, 1.0)])(golden["labels"], tokens)
     assert losses.keys() == {"loss", "bits", "cluster_bits_12"}
     nats = {name: losses[name] * math.log(2) for name in ("bits", "cluster_bits_12")}
     assert_close(nats["bits"], golden["loss_token"], atol=1e-5, rtol=1e-5)

@@ -27,7 +27,7 @@ def masked_loss(loss: CompletionLoss, labels: Tensor, codes: Tensor) -> Tensor:
 def test_of_members_is_the_full_softmax_without_the_others(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transformer.head_cross_entropy, "__defaults__", ((), chunk))
+    monkeypatch.setattr(transformer.fused_linear_cross_entropy, "__defaults__", ((), chunk))
     loss = CompletionLoss(tiny_completer(), PRIOR)
     found = loss(LABELS, CODES)
     found["loss"].backward()

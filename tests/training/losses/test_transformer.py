@@ -12,10 +12,10 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from tests.training.operators import Operators
 from training.losses.transformer import (
-    ChunkedNextClusterLoss,
+    LinearNextClusterLoss,
     NextClusterLoss,
     cross_entropy_and_entropy,
-    head_cross_entropy,
+    fused_linear_cross_entropy,
 )
 
 
@@ -58,7 +58,7 @@ def test_in_chunks_the_model_is_told_the_same() -> None:
     nn.init.normal_(model.output.weight)
     labels, clusters = torch.tensor([0, 2, 1]), torch.randint(7, (3, 4))
     found = []
-    for objective in (NextClusterLoss(model), ChunkedNextClusterLoss(model)):
+    for objective in (NextClusterLoss(model), LinearNextClusterLoss(model)):
         model.zero_grad()
         losses = objective(labels, clusters)
         losses["loss"].backward()
@@ -76,7 +76,9 @@ def plain(hidden: Tensor, weight: Tensor, clusters: Tensor) -> Tensor:
 
 def in_chunks(positions: int) -> Loss:
     def loss(hidden: Tensor, weight: Tensor, clusters: Tensor) -> Tensor:
-        return head_cross_entropy(hidden, weight, clusters, chunk_logits=positions * CLUSTERS)[0]
+        return fused_linear_cross_entropy(
+            hidden, weight, clusters, chunk_logits=positions * CLUSTERS
+        )[0]
 
     return loss
 

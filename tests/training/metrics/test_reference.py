@@ -13,7 +13,7 @@ from masc_core.progress import no_progress
 from tests.tiny_images import make_images
 from tests.training.stage_configs import power_cut
 from training.metrics.fidelity import Extractor
-from training.metrics.partial_results import Unfinished
+from training.metrics.partial_results import PartialResults
 from training.metrics.reference import (
     RealImages,
     RealStatistics,
@@ -181,9 +181,9 @@ def test_many_images_are_gone_on_with(tmp_path: Path) -> None:
     real, one = many(tmp_path / "r.npz"), extractor("inception", 4)
     whole = real.extract(one, no_progress)
     with power_cut(11_000) as report:
-        real.extract(one, report, Unfinished(tmp_path, {}))
+        real.extract(one, report, PartialResults(tmp_path, {}))
     reported: list[int] = []
-    again = real.extract(one, lambda done, *_: reported.append(done), Unfinished(tmp_path, {}))
+    again = real.extract(one, lambda done, *_: reported.append(done), PartialResults(tmp_path, {}))
     assert min(reported) == 10_100
     assert whole is not None
     assert again is not None

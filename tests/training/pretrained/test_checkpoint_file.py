@@ -15,13 +15,13 @@ from tests.training.pretrained.checkpoints import (
     gpt_tensors,
     save_checkpoint,
 )
-from training.pretrained.checkpoint_file import Container
+from training.pretrained.checkpoint_file import CheckpointFile
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_every_container_gives_the_same_tensors(tmp_path: Path, kind: str) -> None:
     expected = gpt_tensors()
-    container = Container.open(save_checkpoint(tmp_path / "c.pt", expected, kind))
+    container = CheckpointFile.open(save_checkpoint(tmp_path / "c.pt", expected, kind))
     assert container.tensors.keys() == expected.keys()
     assert all(torch.equal(container.tensors[name], one) for name, one in expected.items())
     assert container.rope_shape == ((17, 8, 2) if kind == "old" else None)
@@ -29,7 +29,7 @@ def test_every_container_gives_the_same_tensors(tmp_path: Path, kind: str) -> No
 
 def test_steps_and_plain_arguments_are_told(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "c.pt", gpt_tensors(), "ddp")
-    container = Container.open(path)
+    container = CheckpointFile.open(path)
     assert container.steps == 7
     plain = {"image_size": 16, "num_classes": 10, "gpt_model": "tiny", "lr": 1e-4}
     assert container.arguments == plain
@@ -39,10 +39,10 @@ def test_the_moving_average_is_taken_when_asked_for(tmp_path: Path) -> None:
     one, other = {"a": torch.zeros(1)}, {"a": torch.ones(1)}
     torch.save({"model": one, "ema": other}, tmp_path / "c.pt")
     torch.save({"model": one}, tmp_path / "none.pt")
-    assert Container.open(tmp_path / "c.pt").tensors["a"] == 0
-    assert Container.open(tmp_path / "c.pt", "ema").tensors["a"] == 1
+    assert CheckpointFile.open(tmp_path / "c.pt").tensors["a"] == 0
+    assert CheckpointFile.open(tmp_path / "c.pt", "ema").tensors["a"] == 1
     with pytest.raises(ArtifactError, match=r"none\.pt: has no moving average"):
-        Container.open(tmp_path / "none.pt", "ema")
+        CheckpointFile.open(tmp_path / "none.pt", "ema")
 
 
 def test_archives_stay_on_the_disk_and_files_of_old_do_not(tmp_path: Path) -> None:
@@ -50,9 +50,9 @@ def test_archives_stay_on_the_disk_and_files_of_old_do_not(tmp_path: Path) -> No
     torch.save(tensors, tmp_path / "c.pt")
     torch.save(tensors, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     for name in ("c.pt", "old.pt"):
-        assert torch.equal(Container.open(tmp_path / name).tensors["a"], tensors["a"])
+        assert torch.equal(CheckpointFile.open(tmp_path / name).tensors["a"], tensors["a"])
     mapped = (tmp_path / "c.pt").resolve().as_posix()
-    held = Container.open(tmp_path / "c.pt")
+    held = CheckpointFile.open(tmp_path / "c.pt")
     assert mapped in Path("/proc/self/maps").read_text()
     del held
 
@@ -78,7 +78,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_of_it_runs(
     else:
         path.write_bytes(pickle.dumps(content["args"]))
     with pytest.raises(ArtifactError) as caught:
-        Container.open(path)
+        CheckpointFile.open(path)
     assert not target.exists()
     if archive:
         assert "evil.pt: asks for posix.system, which is neither a tensor" in str(caught.value)
@@ -103,7 +103,7 @@ def test_what_is_no_checkpoint_is_one_clear_line(
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ArtifactError, match=complaint) as caught:
-        Container.open(path)
+        CheckpointFile.open(path)
     assert "\n" not in str(caught.value)
 
 
@@ -111,7 +111,7 @@ def test_a_truncated_archive_is_one_clear_line(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "c.pt", gpt_tensors(), "ddp")
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ArtifactError, match="is not a file of torch"):
-        Container.open(path)
+        CheckpointFile.open(path)
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,10 @@ def test_a_truncated_archive_is_one_clear_line(tmp_path: Path) -> None:
 def test_other_content_is_refused(tmp_path: Path, content: object, complaint: str) -> None:
     torch.save(content, tmp_path / "c.pt")
     with pytest.raises(ArtifactError, match=complaint):
-        Container.open(tmp_path / "c.pt")
+        CheckpointFile.open(tmp_path / "c.pt")
 
 
 def test_arguments_may_hold_anything_plain(tmp_path: Path) -> None:
     args = arguments(nested=arguments(), many=[1], bad=float("nan"))
     torch.save({"model": {"a": torch.zeros(1)}, "args": args}, tmp_path / "c.pt")
-    assert Container.open(tmp_path / "c.pt").arguments["bad"] == "nan"
+    assert CheckpointFile.open(tmp_path / "c.pt").arguments["bad"] == "nan"

@@ -17,7 +17,7 @@ from masc_core.models.vq import VQ_SIZES
 from tests.golden_files import load_golden_json
 from tests.golden_gpt import GOLDEN_CONFIG
 from tests.training.pretrained.checkpoints import TINY_VQ, gpt_tensors, vq_tensors
-from training.pretrained.checkpoint_file import Container
+from training.pretrained.checkpoint_file import CheckpointFile
 from training.pretrained.models import (
     gpt_of,
     read_gpt_config,
@@ -28,11 +28,11 @@ from training.pretrained.models import (
 )
 
 
-def container(tensors: Mapping[str, Tensor], **changes: object) -> Container:
-    return replace(Container(Path("c.pt"), tensors), **changes)  # type: ignore[arg-type]
+def container(tensors: Mapping[str, Tensor], **changes: object) -> CheckpointFile:
+    return replace(CheckpointFile(Path("c.pt"), tensors), **changes)  # type: ignore[arg-type]
 
 
-def of_shapes(shapes: Mapping[str, list[int]]) -> Container:
+def of_shapes(shapes: Mapping[str, list[int]]) -> CheckpointFile:
     return container({k: torch.empty(v, device="meta") for k, v in shapes.items()})
 
 

@@ -42,7 +42,7 @@ from tests.training.stage_configs import (
 )
 from training.data.code_cache import CodeCache
 from training.data.images import open_images
-from training.pretrained.checkpoint_file import Container
+from training.pretrained.checkpoint_file import CheckpointFile
 from training.pretrained.models import read_vq_config
 from training.stages.codes import extract_codes
 from training.stages.configs import (
@@ -117,7 +117,7 @@ def test_released_sizes_tell_their_heads(tmp_path: Path) -> None:
     with torch.device("meta"):
         shapes = {k: v.shape for k, v in GigaTok(released).state_dict().items()}
     tensors = {name: torch.empty(1).expand(shape) for name, shape in shapes.items()}
-    assert read_vq_config(Container(tmp_path / "VQ_SS256.pt", tensors)) == released
+    assert read_vq_config(CheckpointFile(tmp_path / "VQ_SS256.pt", tensors)) == released
 
 
 def test_files_that_are_no_such_tokenizer_are_refused_in_one_line(tmp_path: Path) -> None:

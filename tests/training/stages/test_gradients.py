@@ -15,7 +15,7 @@ from tests.training.rank_processes import all_well
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.parallel import full_tensor, gradient_sync, is_sharded, wrap_ddp
 from training.loop.task import TrainedModule
-from training.losses.transformer import ChunkedNextClusterLoss, ClusterLevel, NextClusterLoss
+from training.losses.transformer import ClusterLevel, LinearNextClusterLoss, NextClusterLoss
 from training.stages.transformer import shard_blocks
 
 SIZES: dict[str, Any] = {
@@ -53,7 +53,7 @@ def micro_batches_have_the_gradients_of_the_batch() -> None:
     plain, with_level = model(), model()
     NextClusterLoss(plain)(*batch())["loss"].backward()
     level = ClusterLevel(ClusterMap.from_labels([0, 1, 1, 2, 0, 1, 1]), 0.5)
-    ChunkedNextClusterLoss(with_level, [level])(*batch())["loss"].backward()
+    LinearNextClusterLoss(with_level, [level])(*batch())["loss"].backward()
     cases: list[tuple[GPT, list[ClusterLevel]]] = [(plain, []), (with_level, [level])]
     with join_ranks("cpu") as ranks:
         for parallel, micro_batch, (expected, levels) in product(("ddp", "fsdp"), (4, 2, 1), cases):
@@ -61,7 +61,7 @@ def micro_batches_have_the_gradients_of_the_batch() -> None:
             if parallel == "fsdp":
                 shard_blocks(found, ranks, bfloat16=False)
             trained = TrainedModule(
-                found, ChunkedNextClusterLoss(found, levels), torch.optim.SGD(found.parameters())
+                found, LinearNextClusterLoss(found, levels), torch.optim.SGD(found.parameters())
             )
             objective = wrap_ddp(trained, ranks)
             share = [tensor[ranks.rank :: ranks.count] for tensor in batch()]

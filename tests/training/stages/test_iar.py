@@ -27,7 +27,7 @@ from tests.command_line import Masc, service
 from tests.training.stage_configs import power_cut, transformer_config
 from training.data.cluster_data import partition_sha256
 from training.data.code_cache import CodeCache
-from training.stages.configs import EvaluateConfig, PublishConfig, TransformerConfig
+from training.stages.configs import EvaluateConfig, PublishConfig, TransformerTrainingConfig
 from training.stages.evaluate import evaluate
 from training.stages.publish import publish
 from training.stages.transformer import train_transformer
@@ -43,7 +43,9 @@ def cuts(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
     return {k: folder / f"{k}.npz" for k in (4, 12)}
 
 
-def iar_config(prepared: Path, out: Path, *partitions: Path, **changes: Any) -> TransformerConfig:
+def iar_config(
+    prepared: Path, out: Path, *partitions: Path, **changes: Any
+) -> TransformerTrainingConfig:
     return transformer_config(prepared, prior=None, out=out, partitions=partitions, **changes)
 
 

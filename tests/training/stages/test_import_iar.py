@@ -30,7 +30,7 @@ from tests.training.pretrained.checkpoints import (
     vq_tensors,
 )
 from tests.training.tiny_codes import write_cache
-from training.stages.configs import ImportConfig, TransformerConfig
+from training.stages.configs import ImportConfig, TransformerTrainingConfig
 from training.stages.import_weights import import_model
 from training.stages.transformer import train_transformer
 
@@ -174,7 +174,7 @@ def test_a_training_does_not_start_from_renumbered_codes(folder: Path, tmp_path:
     codes, labels = np.zeros((8, 2, 16), np.int64), np.zeros(8, np.int64)
     header = {"num_codes": 96, "image_size": 16, "class_names": NAMES}
     cache = write_cache(tmp_path / "codes", codes, labels, **header)
-    wanted = TransformerConfig(
+    wanted = TransformerTrainingConfig(
         codes=cache, val_codes=cache, init=folder / "iar.pt", out=tmp_path / "run", dim=64,
         n_layer=2, n_head=4, batch_size=8,
     )  # fmt: skip

@@ -23,8 +23,8 @@ from tests.tiny_bundle import save_bundle, tiny_card
 from tests.training.pretrained.checkpoints import save_checkpoint
 from tests.training.stage_configs import transformer_config
 from training.data.cluster_data import ClusterData
-from training.stages.configs import TransformerConfig
-from training.stages.initial_weights import StartingPoint, merge_rows
+from training.stages.configs import TransformerTrainingConfig
+from training.stages.initial_weights import InitialWeights, merge_rows
 from training.stages.transformer import gpt_config, train_transformer
 
 FLAT = {"prior": None, "epochs": 20}
@@ -38,7 +38,7 @@ def flat(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def data_of(config: TransformerConfig) -> ClusterData:
+def data_of(config: TransformerTrainingConfig) -> ClusterData:
     return ClusterData(config.codes, config.val_codes, config.prior)
 
 
@@ -49,7 +49,7 @@ def start_from(
     inputs: Mapping[str, str],
     counts: NDArray[np.int64] | None = None,
 ) -> None:
-    StartingPoint.open(path, model.config, prior, inputs).fill(model, prior, counts)
+    InitialWeights.open(path, model.config, prior, inputs).fill(model, prior, counts)
 
 
 @torch.no_grad()
@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_refused(prepared: Path, flat: Path, tmp_path: Path
     model = GPT(gpt_config(config, data))
     file = flat / "transformer.safetensors"
     with pytest.raises(ConfigError, match="was trained with another tokenizer"):
-        StartingPoint.open(file, model.config, data.prior, data.inputs | {"tokenizer": "other"})
+        InitialWeights.open(file, model.config, data.prior, data.inputs | {"tokenizer": "other"})
     save_model(tmp_path / "t.safetensors", model, data.inputs | {"prior": "another"})
     with pytest.raises(ConfigError, match="was trained over another prior, which it does not hold"):
         start_from(tmp_path / "t.safetensors", model, data.prior, data.inputs)

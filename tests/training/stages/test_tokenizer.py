@@ -32,7 +32,7 @@ from training.loop.run_dir import Run
 from training.loop.task import TrainingTask
 from training.loop.trainer import fit
 from training.metrics.reconstruction import reconstruction_metrics
-from training.stages.configs import TokenizerConfig
+from training.stages.configs import TokenizerTrainingConfig
 from training.stages.tokenizer import (
     _TokenizerTraining,
     new_discriminator,
@@ -83,7 +83,7 @@ def final_state(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> TokenizerConfig:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> TokenizerTrainingConfig:
     """A run of 8 steps that nothing interrupts; the discriminator takes part from the sixth on."""
     changes: dict[str, object] = {"disc_start": 6, "ema_decay": 0.9, "micro_batch": 4}
     restarts: dict[str, object] = {"restart_codes_every": 8, "restart_codes_until": 1.0}
@@ -94,7 +94,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> TokenizerConfig:
 
 
 @pytest.mark.parametrize("die_at", [5, 7], ids=["before the discriminator's start", "after it"])
-def test_continues_where_it_stopped(whole: TokenizerConfig, tmp_path: Path, die_at: int) -> None:
+def test_continues_where_it_stopped(
+    whole: TokenizerTrainingConfig, tmp_path: Path, die_at: int
+) -> None:
     config = whole.model_copy(update={"out": tmp_path, "checkpoint_every": 2})
     calls = 0
 
@@ -143,7 +145,7 @@ def test_an_encoder_is_trained_for_a_decoder_that_stays_as_it_is(tmp_path: Path)
 
 
 def test_an_encoder_that_is_there_is_where_training_begins(
-    whole: TokenizerConfig, tmp_path: Path
+    whole: TokenizerTrainingConfig, tmp_path: Path
 ) -> None:
     root = whole.data.parent
     config = tokenizer_config(root, decoder=whole.out, out=tmp_path, epochs=1, lr=1e-12)
@@ -161,7 +163,7 @@ def test_an_encoder_fits_its_decoder(tmp_path: Path) -> None:
         tokenizer_config(root, decoder=tmp_path / "other.safetensors", **GAN)
 
 
-def test_averaged_weights_are_what_is_measured_and_kept(whole: TokenizerConfig) -> None:
+def test_averaged_weights_are_what_is_measured_and_kept(whole: TokenizerTrainingConfig) -> None:
     metrics = json.loads((whole.out / "metrics.json").read_text())
     state, model = final_state(whole.out), load_tokenizer(whole.out / "tokenizer.safetensors")
     for name, parameter in model.named_parameters():
@@ -172,7 +174,7 @@ def test_averaged_weights_are_what_is_measured_and_kept(whole: TokenizerConfig) 
 
 
 @pytest.fixture(scope="module")
-def contest(tmp_path_factory: pytest.TempPathFactory) -> TokenizerConfig:
+def contest(tmp_path_factory: pytest.TempPathFactory) -> TokenizerTrainingConfig:
     """A finished run with a discriminator, from step 10 of 36 on."""
     root = photographs(tmp_path_factory.mktemp("contest"))
     # Adam makes the discriminator learn at any weight; a small one spares the few steps of PSNR.
@@ -182,7 +184,7 @@ def contest(tmp_path_factory: pytest.TempPathFactory) -> TokenizerConfig:
     return config
 
 
-def test_a_run_with_a_discriminator_learns(contest: TokenizerConfig) -> None:
+def test_a_run_with_a_discriminator_learns(contest: TokenizerTrainingConfig) -> None:
     *_, last = log_of(contest.out, "validation")
     pixels = open_images(contest.val_data).read(16).pixels
     torch.manual_seed(contest.seed)
@@ -198,7 +200,7 @@ def test_a_run_with_a_discriminator_learns(contest: TokenizerConfig) -> None:
     assert sum(accuracy) / len(accuracy) > 0.75
 
 
-def test_with_a_discriminator_the_last_weights_are_kept(contest: TokenizerConfig) -> None:
+def test_with_a_discriminator_the_last_weights_are_kept(contest: TokenizerTrainingConfig) -> None:
     *_, last = log_of(contest.out, "validation")
     metrics = json.loads((contest.out / "metrics.json").read_text())
     assert metrics["objective"] == last["objective"] == -36
@@ -238,7 +240,7 @@ def test_gradients_lie_in_memory_as_the_weights_do(gan_task: TrainingTask) -> No
             assert parameter.grad.stride() == parameter.stride(), name
 
 
-def train_and_tell(config: TokenizerConfig) -> None:
+def train_and_tell(config: TokenizerTrainingConfig) -> None:
     """Train, and write what this rank ended with."""
     data, val_data = open_images(config.data), open_images(config.val_data)
     with join_ranks("cpu") as ranks, Run(config.out, config, {}, ranks) as run:
@@ -336,7 +338,7 @@ def test_going_without_lpips_is_warned_of_once(
 def test_a_wrong_configuration_names_the_key(changes: dict[str, object], named: str) -> None:
     flags = {"out": "o", "data": "d", "val_data": "v", **changes}
     with pytest.raises(ConfigError, match=named):
-        load_config(TokenizerConfig, None, flags)
+        load_config(TokenizerTrainingConfig, None, flags)
 
 
 def test_validation_images_that_cannot_be_read(tmp_path: Path) -> None:
@@ -355,7 +357,7 @@ def test_the_image_must_be_large_enough_for_the_discriminator(tmp_path: Path) ->
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.parent.name))
 def test_shipped_configurations_can_be_built(path: Path) -> None:
-    config = load_config(TokenizerConfig, path, {})
+    config = load_config(TokenizerTrainingConfig, path, {})
     with torch.device("meta"):
         model, discriminator = VQModel(vq_config(config)), new_discriminator(config)
         images = torch.zeros(2, 3, config.image_size, config.image_size)
@@ -364,7 +366,9 @@ def test_shipped_configurations_can_be_built(path: Path) -> None:
 
 
 def test_the_shipped_recipe_is_upstreams() -> None:
-    config = load_config(TokenizerConfig, next(p for p in CONFIGS if "imagenet256" in str(p)), {})
+    config = load_config(
+        TokenizerTrainingConfig, next(p for p in CONFIGS if "imagenet256" in str(p)), {}
+    )
     assert vq_config(config) == VQConfig.named("VQ-16")
     assert (config.epochs, config.batch_size, config.lr, config.min_lr_ratio) == (40, 128, 1e-4, 1)
     assert (config.lpips_weight, config.disc_weight, config.disc_start) == (1, 0.5, 20000)
@@ -379,7 +383,7 @@ def test_image_size_must_fit_the_grid(tmp_path: Path) -> None:
         train_tokenizer(tokenizer_config(photographs(tmp_path), image_size=18))
 
 
-def test_the_average_follows_codes_that_restart(whole: TokenizerConfig) -> None:
+def test_the_average_follows_codes_that_restart(whole: TokenizerTrainingConfig) -> None:
     state = final_state(whole.out)  # after step 8, where codes have just restarted
     restarted = torch.ones(whole.num_codes, dtype=torch.bool)
     restarted[state["model.0.quantize.codebook_used"].long()] = False

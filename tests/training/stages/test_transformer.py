@@ -20,7 +20,7 @@ from training.data.code_cache import CodeCache, read_index, write_index
 from training.loop.batches import item_words
 from training.loop.trainer import learning_rate
 from training.metrics.step_cost import flops_per_image
-from training.stages.configs import TransformerConfig
+from training.stages.configs import TransformerTrainingConfig
 from training.stages.transformer import (
     Sheets,
     adamw,
@@ -30,7 +30,7 @@ from training.stages.transformer import (
 )
 
 
-def cluster_data(config: TransformerConfig) -> ClusterData:
+def cluster_data(config: TransformerTrainingConfig) -> ClusterData:
     return ClusterData(config.codes, config.val_codes, config.prior)
 
 
@@ -151,7 +151,7 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         require_compiler(torch.device("cpu"))
 
 
-def rows(config: TransformerConfig, kind: str) -> list[dict[str, float]]:
+def rows(config: TransformerTrainingConfig, kind: str) -> list[dict[str, float]]:
     lines = (config.out / "log.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
@@ -182,7 +182,7 @@ def test_mfu_where_the_peak_is_known(walks: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def plain(walks: Path, tmp_path_factory: pytest.TempPathFactory) -> TransformerConfig:
+def plain(walks: Path, tmp_path_factory: pytest.TempPathFactory) -> TransformerTrainingConfig:
     """Of a run that is over, to compare others with."""
     config = walk_config(walks, tmp_path_factory.mktemp("plain"))
     train_transformer(config)
@@ -190,12 +190,12 @@ def plain(walks: Path, tmp_path_factory: pytest.TempPathFactory) -> TransformerC
     return config
 
 
-def kept_metrics(config: TransformerConfig) -> object:
+def kept_metrics(config: TransformerTrainingConfig) -> object:
     return json.loads((config.out / "metrics.json").read_text())
 
 
 def test_another_model_or_prior_does_not_continue_a_run(
-    plain: TransformerConfig, tmp_path: Path
+    plain: TransformerTrainingConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="was begun otherwise: dim was 16, is 24;"):
         train_transformer(plain.model_copy(update={"dim": 24}))
@@ -205,7 +205,7 @@ def test_another_model_or_prior_does_not_continue_a_run(
 
 
 def test_activations_that_are_computed_again_change_nothing(
-    walks: Path, plain: TransformerConfig, tmp_path: Path
+    walks: Path, plain: TransformerTrainingConfig, tmp_path: Path
 ) -> None:
     frugal = walk_config(walks, tmp_path, checkpoint_activations=True)
     assert train_transformer(frugal) == kept_metrics(plain)
@@ -214,7 +214,7 @@ def test_activations_that_are_computed_again_change_nothing(
 
 
 def test_sheets_of_the_epochs_that_were_asked_for_do_not_change_the_run(
-    walks: Path, plain: TransformerConfig, tmp_path: Path
+    walks: Path, plain: TransformerTrainingConfig, tmp_path: Path
 ) -> None:
     config = walk_config(
         walks,

@@ -11,7 +11,7 @@ import torch
 from tests.training.loop.test_distributed import NO_DROPOUT, train_and_signal
 from tests.training.rank_processes import all_well, run_ranks
 from tests.training.tiny_codes import walk_config
-from training.stages.configs import TransformerConfig
+from training.stages.configs import TransformerTrainingConfig
 from training.stages.transformer import train_transformer
 
 pytestmark = pytest.mark.gpu
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.gpu
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 
-def rows(config: TransformerConfig, kind: str) -> list[dict[str, Any]]:
+def rows(config: TransformerTrainingConfig, kind: str) -> list[dict[str, Any]]:
     lines = (config.out / "log.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
-def losses(config: TransformerConfig) -> list[float]:
+def losses(config: TransformerTrainingConfig) -> list[float]:
     return [row["loss"] for row in rows(config, "train")]
 
 
