@@ -92,10 +92,10 @@ def main() -> None:
     replace_closed_streams()
     escape_what_cannot_be_encoded()
     configure_logging("text", logging.WARNING, "%(message)s")  # `serve` and `worker` set their own
-    # Of what Pillow tolerates in others' images; what it does not is skipped and named.
+    # Pillow warns of images that it can read; those that it cannot are skipped and named.
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    # Pictures go to files: what Jupyter sets for its own would have to be installed here.
+    # Plots go to files; the back-end that a notebook sets may not be installed here.
     os.environ["MPLBACKEND"] = "agg"
     try:
         build_app(_arguments())(prog_name="masc")

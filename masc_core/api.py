@@ -213,7 +213,7 @@ class Model:
         return np.concatenate(codes)
 
     def decode(self, codes: npt.ArrayLike) -> Pixels:
-        """Images uint8 (N, S, S, 3) of codes (N, L), which are a ValueError outside [0, V)."""
+        """Images uint8 (N, S, S, 3) of codes (N, L); a code outside [0, V) raises ValueError."""
         array = np.asarray(codes)
         length, size = self.manifest.num_positions, self.manifest.image_size
         if array.ndim != 2 or array.shape[1] != length:

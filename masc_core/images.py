@@ -75,7 +75,7 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An image as its EXIF says that it was held; what no program can make of it is left alone."""
+    """An image turned as its EXIF orientation says; unreadable EXIF leaves it as it is."""
     image.load()  # a PNG may have its EXIF behind the pixels; Pillow turns a TIFF by itself
     try:
         held = image.getexif().get(ExifTags.Base.Orientation)

@@ -1,11 +1,11 @@
-"""How long work tells how far it has come."""
+"""The callback by which long work reports its progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-ProgressCallback = Callable[[int, int, str], None]  # what is done, of how much, and a few words
+ProgressCallback = Callable[[int, int, str], None]  # done, total, a few words
 
 
 def no_progress(done: int, total: int, text: str) -> None:
-    """Tell nobody."""
+    """Report to nobody."""

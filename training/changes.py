@@ -67,6 +67,6 @@ def require_same_classes(
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few names."""
+    """The names, of many only the first few."""
     shown = ", ".join(map(repr, names[:MAX_LISTED]))
     return shown if len(names) <= MAX_LISTED else f"{shown} and {len(names) - MAX_LISTED} more"

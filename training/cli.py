@@ -305,7 +305,7 @@ def transformer_acceleration(
     base: Annotated[Path, _argument("folder of the baseline's run")],
     others: Annotated[list[Path], _argument("folders of other runs")],
     *,
-    metric: Annotated[str, typer.Option(help="of the validations; to be small")] = (
+    metric: Annotated[str, typer.Option(help="of the validations; lower is better")] = (
         "fine_bits_per_position"
     ),
     extrapolate: Annotated[

@@ -44,7 +44,7 @@ def is_address(source: str) -> bool:
 
 
 def shown(source: str) -> str:
-    """A source without what may be secret in an address: user, password, query and fragment."""
+    """A source without the secrets of an address: user, password, query and fragment."""
     if not is_address(source) or source.startswith("hf://"):
         return source
     scheme, _, rest = re.split(r"[?#]", source, maxsplit=1)[0].partition("://")

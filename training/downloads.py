@@ -1,4 +1,4 @@
-"""Weights of others by address: fetched once, whole or not at all; the rest of what broke off.
+"""Downloads of weights: each file once and whole; an interrupted one continues.
 
 ====================================  =======================================================
 ``file.pt``                           a file that is here
@@ -224,7 +224,7 @@ def _fetch(
                 )
             _check(begun, digest)
         except BaseException as error:
-            # What is wrong stays wrong, a full disk is to have room again, and the rest goes on.
+            # A wrong file is deleted, as is any on a full disk; otherwise the download can go on.
             wrong = isinstance(error, ArtifactError) or getattr(error, "errno", 0) in DISK_IS_FULL
             if wrong or not goes_on or (begun.exists() and not begun.stat().st_size):
                 begun.unlink(missing_ok=True)

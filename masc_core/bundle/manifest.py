@@ -10,7 +10,7 @@ A bundle is one version of a model, ``<models>/<name>/<version>/``::
     token_counts.safetensors     optional: how often each code occurs, for "frequency" decoding
     refiner.safetensors          optional: draws codes within clusters, for "refine" decoding
     completer.safetensors        optional: draws all codes at the end, for "complete" decoding
-    partition-<k>.npz            optional: k clusters of which the training's loss knew, too
+    partition-<k>.npz            optional: the k clusters of a term of the training's loss
     samples.png                  optional: a sheet of images
     tree.npy, patches.webp       optional: the tree and the codes to look at (`codebook_view`)
 
@@ -73,7 +73,7 @@ TREE_FILE = "tree.npy"
 PATCHES_FILE = "patches.webp"
 WEIGHT_SUFFIXES = {".safetensors", ".npz"}
 
-# Fields of parts that the first versions did not have; they are written where they say something.
+# Fields that the first versions did not have; written only where they are not the default.
 LATER_FIELDS = {
     "gpt": ("positions",),
     "defaults": ("cfg_schedule", "cfg_start", *CODE_SETTINGS, "cluster_top_k", "cluster_top_p"),
@@ -182,7 +182,7 @@ class CompleterSection(_Part):
 
 
 class Defaults(_Part):
-    """What a request gets that does not say."""
+    """Values of the fields that a request leaves out."""
 
     cfg_scale: float = Field(default=1.0, ge=1.0, le=20.0)
     temperature: float = Field(default=1.0, gt=0.0)
@@ -199,7 +199,7 @@ class Defaults(_Part):
 
 
 class ModelCard(_Part):
-    """What people say of a model, and no file can tell."""
+    """What the publisher states; the rest of a manifest follows from the files."""
 
     name: PlainName  # also its folder, in which each version has one
     version: PlainName
@@ -320,7 +320,7 @@ class Manifest(ModelCard):
 
     @property
     def partitions(self) -> tuple[int, ...]:
-        """Numbers of clusters of the partitions that the loss knew of, ascending.
+        """Numbers of clusters of the loss's partitions, ascending.
 
         Entropies and filters of clusters are of the first.
         """
@@ -432,7 +432,7 @@ def check_class_names(names: Sequence[str], source: str) -> None:
 
 def write_manifest(folder: str | PathLike[str], manifest: Manifest) -> Manifest:
     """Write ``manifest.json`` into a bundle's folder, sealed, in one step; return it as written."""
-    # Nothing is said of what there is not: what older versions wrote, and can read.
+    # Absent parts are left out, so that older versions can read the manifest.
     optional = ("refiner", "completer", "latent")
     absent: dict[str, Any] = {name: True for name in optional if getattr(manifest, name) is None}
     if manifest.tokenizer == "vq":

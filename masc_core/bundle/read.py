@@ -68,7 +68,7 @@ class Bundle:
     code_sampler: CodeSampler  # cluster to code; its models have the same precision
     tokenizer: VQModel  # float32; without `ENCODER_PARTS` where the bundle has none
     vq_decoder: Callable[[Tensor], Tensor]  # the tokenizer's, as the device computes it fastest
-    # Of which the training's loss knew, the coarsest first: the code sampler's.
+    # Those of the training's loss, the coarsest first, which is also the code sampler's.
     partitions: tuple[ClusterMap, ...] = ()
 
     @property
@@ -104,7 +104,7 @@ class Bundle:
         return torch.cat(pixels).cpu().numpy()
 
     def _render(self, codes: Tensor, image_size: int | None) -> Tensor:
-        # The transformers that a tokenizer may have before its decoder, too, keep a size's kernels.
+        # Padded before the tokenizer's transformers: they, too, are compiled for these sizes alone.
         size = min(size for size in SIZES if size >= len(codes))
         padded = F.pad(codes, (0, 0, 0, size - len(codes)))
         latents = self.tokenizer.latents(padded, self.manifest.grid)[: len(codes)]
@@ -172,7 +172,7 @@ def _configs(folder: Path, manifest: Manifest) -> tuple[GPTConfig, VQConfig]:
 
 @contextmanager
 def _sizes_of_manifest(folder: Path, part: str = "") -> Iterator[None]:
-    """Around a configuration that is made of the manifest: what is wrong with it is wrong there."""
+    """Report a bad configuration as a fault of the manifest that it is made from."""
     try:
         yield
     except ConfigError as error:

@@ -1,1 +1,16 @@
-"""Partitions of a codebook other than the semantic tree: the baselines that it is compared with."""
+"""Partitions of a codebook, by their methods: the semantic tree and what it is compared with."""
+
+# Without an import, for the help of commands.
+METHODS = (
+    "average",
+    "single",
+    "complete",
+    "ward",
+    "centroid",
+    "kmeans",
+    "kmeans++",
+    "balanced-kmeans",
+    "leaf-order",
+    "random",
+    "identity",
+)

@@ -87,7 +87,7 @@ def _singletons(rows: FloatArray, capacity: int) -> _Clusters:
 def _compact(clusters: _Clusters, num_slots: int) -> int:
     """Close up the slots of merged clusters, keeping the order; returns how many are left."""
     alive = np.flatnonzero(clusters.sizes[:num_slots])
-    moved_to = np.full(num_slots + 1, -1)  # the last one answers for -1, which is not known either
+    moved_to = np.full(num_slots + 1, -1)  # the last entry is index -1, an unknown neighbour
     moved_to[alive] = np.arange(len(alive))
     clusters.nearest[alive] = moved_to[clusters.nearest[alive]]
     for values in clusters:

@@ -67,7 +67,7 @@ def kmeans(
 
 
 def _without_empty(labels: IntArray, distances: FloatArray, num_clusters: int) -> IntArray:
-    """Move the rows farthest from their centres, each out of company, into the empty clusters."""
+    """Move the rows farthest from their centres, unless they are alone, into the empty clusters."""
     labels = labels.copy()
     sizes = np.bincount(labels, minlength=num_clusters)
     empty = iter(np.flatnonzero(sizes == 0).tolist())

@@ -9,33 +9,20 @@ Legend: V codes, E code dimensions, K clusters.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from masc_core.arrays import IntArray
+from masc_core.clustering import METHODS
 from masc_core.codebook import check_num_clusters, checked_rows
 from masc_core.prior import ClusterMap
 from masc_core.semantic_tree import LeafOrder, cut_merges
-from masc_core.tree import build_tree
+from masc_core.tree import LINKAGES, Linkage, build_tree
 
 if TYPE_CHECKING:  # NumPy rows need no torch
     from torch import Tensor
-
-METHODS = (
-    "average",
-    "single",
-    "complete",
-    "ward",
-    "centroid",
-    "kmeans",
-    "kmeans++",
-    "balanced-kmeans",
-    "leaf-order",
-    "random",
-    "identity",
-)
 
 
 def cluster_codes(
@@ -65,9 +52,9 @@ def cluster_codes(
     """
     rows = checked_rows(codebook)
     check_num_clusters(num_clusters, len(rows))
+    if method in LINKAGES:
+        return build_tree(rows, cast("Linkage", method), device=device).cut(num_clusters)
     match method:  # Numba and scikit-learn take a second to import: only where they are needed
-        case "average" | "single" | "complete" | "ward":
-            prior = build_tree(rows, method, device=device).cut(num_clusters)
         case "leaf-order":
             prior = LeafOrder.of(build_tree(rows, device=device)).chunks(num_clusters)
         case "centroid":

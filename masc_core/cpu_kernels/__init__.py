@@ -1,6 +1,6 @@
 """What a step does between its products on a CPU, as compiled loops.
 
-Each is the same function as a few lines of torch, which stand where it is called and of which
-`torch.compile` makes a GPU's kernels, in one call instead of up to a hundred. Nothing in them
-depends on other rows or on the number of threads.
+Each computes what a few lines of torch compute beside its call, in one call instead of up to a
+hundred. On a GPU `torch.compile` makes kernels of those lines. No result depends on other rows or
+on the number of threads.
 """

@@ -291,7 +291,7 @@ def lay_out(shape: StepShape, slots: Sequence[Slot], padding_slot: int) -> Layou
     uncond_row_of = {slot.index: len(slots) + i for i, slot in enumerate(guided)}
     uncond_rows = [uncond_row_of.get(index, row) for row, index in enumerate(images)]
     padding = range(len(slots), shape.images)
-    # One that is refined twice at once gets the same code twice.
+    # Padding repeats the first image: its code is written twice, and is the same both times.
     refined = range(shape.images) if shape.refined == shape.images else refined_images(slots)
     return Layout(
         cache,

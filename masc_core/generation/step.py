@@ -5,8 +5,8 @@ images lies in tables with a row per slot; the inputs say which images are in th
 can record a step once for some numbers of rows and images, and replay it for any images; a CPU runs
 it as it is. Between devices only the kernels differ (`masc_core.models.kv_cache`, `gpt`).
 
-What an image becomes depends on its `SamplingParams` alone: rows do not meet in any operation, and
-random words belong to (seed, position). On a CPU a row has the same bits in any batch, in
+What an image becomes depends on its `SamplingParams` alone: no operation mixes rows, and random
+words belong to (seed, position). On a CPU a row has the same bits in any batch, in
 products of the packed weights for every number of rows that is a multiple of ``CPU_ROW_MULTIPLE``.
 
 Legend: B images, R rows and n refined images of a step, all with padding; S slots, L positions of

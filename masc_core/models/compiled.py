@@ -3,7 +3,7 @@
 Models of the same sizes share what was compiled. Dynamo keeps what it compiles by the function's
 code object: eight entries, of which models of other sizes would take two or three each, and from
 the second size on it would take widths for variable, with slower kernels. So the functions are
-copied for every set of sizes; what serves meanwhile keeps its kernels.
+copied for every set of sizes; the model that serves meanwhile keeps its kernels.
 """
 
 from __future__ import annotations
@@ -65,5 +65,5 @@ def _code(sizes: Hashable, code: CodeType) -> CodeType:
 
 
 @lru_cache(MAX_SIZES)
-def _copies(sizes: Hashable) -> dict[CodeType, CodeType]:  # noqa: ARG001 - what the cache goes by
+def _copies(sizes: Hashable) -> dict[CodeType, CodeType]:  # noqa: ARG001 - the cache's key
     return {}

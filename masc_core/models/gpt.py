@@ -102,9 +102,10 @@ class GPT(nn.Module):
         return [block for block in self.layers if isinstance(block, Block)]
 
     def embed(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """What the first block takes: two (R, C), whose sum it is, and cos-sin (R, 2, D).
+        """Input of the first block: ``x`` and ``branch`` (R, C), and cos-sin (R, 2, D).
 
-        The first is the class of a row at position 0, the token of any other; the second is 0.
+        ``x`` is the embedding of a row's class at position 0, of its token at any other;
+        ``branch`` is zero.
         """
         first = rows.positions == 0
         classes: Tensor = self.cls_embedding(rows.ids.where(first, 0))
@@ -115,7 +116,7 @@ class GPT(nn.Module):
         return x, torch.zeros_like(x), self.rope.table[rows.positions]
 
     def head(self, x: Tensor, branch: Tensor) -> Prediction:
-        """Hidden states and logits of the rows, from the two (R, C) of the last block."""
+        """Hidden states and logits of the rows, from ``x`` and ``branch`` of the last block."""
         _, hidden = self.norm.step(x, branch)
         return Prediction(hidden, self.output.step(hidden).float())
 
@@ -201,9 +202,11 @@ class Block(nn.Module):
     def step(
         self, x: Tensor, branch: Tensor, cos_sin: Tensor, rows: Rows, cache: KVLayer
     ) -> tuple[Tensor, Tensor]:
-        """One position per row: the sum of two (R, C) to two others; ``cos_sin`` is (R, 2, D).
+        """One position per row.
 
-        The sum is left to the next block, where a compiler makes one kernel of it and the norm.
+        A block's input and output are each the sum of two (R, C): the residual stream ``x``, and
+        the ``branch`` that is not added to it yet. The next block adds them, where a compiler makes
+        one kernel of the sum and the norm. ``cos_sin`` is (R, 2, D).
         """
         x, normed = self.attention_norm.step(x, branch)
         attended = self.attention.step(normed, cos_sin, rows, cache)

@@ -112,7 +112,7 @@ def attention_reference(
     ----------
     qkv : (R, 3 H, D), all queries, then all keys, then all values
     cos_sin : float32 (R, 2, D), see `masc_core.models.rope.rope_table`
-    slots, positions : int64 (R,); rows that share a slot leave it with anyone's entries
+    slots, positions : int64 (R,); where rows share a slot, any one of them is stored
     keys, values : (S, H, T, D), changed in place
 
     Returns

@@ -22,7 +22,7 @@ class RaggedCodes(NamedTuple):
     """Codes of the rows' clusters, row by row."""
 
     sizes: Tensor  # int64 (n,), codes in each row's cluster
-    rows: Tensor  # int64 (P,), whose
+    rows: Tensor  # int64 (P,), the row that each code belongs to
     ranks: Tensor  # int64 (P,), index in the cluster
     codes: Tensor  # int64 (P,)
 

@@ -134,9 +134,9 @@ class CodeSampler:
 class RefinerSampler:
     """Draws the codes of images in slots with the refiner, one position after the other.
 
-    A draw is the inverse of the distribution function at the image's own random word. The
-    temperature and the filters of an image concern its clusters; within a cluster the distribution
-    is the refiner's own, but at temperature 0 the most probable code is taken.
+    A draw inverts the cumulative distribution at the image's own random word. The temperature and
+    the filters of an image concern its clusters; within a cluster the distribution is the refiner's
+    own, but at temperature 0 the most probable code is taken.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ class RefinerSampler:
         """
         vectors = self._refiner.step(hidden.to(self._table.dtype), clusters, rows, self._cache)
         codes, is_member = self._softmax.padded(clusters)
-        # A product with all codes: one with the members alone would have a shape of their number.
+        # A product with all codes: with the members alone its shape would depend on their number.
         scores = self._scores(vectors).gather(1, codes).float()
         indices = sample_index(
             scores.masked_fill(~is_member, -torch.inf), random_bits, temperatures

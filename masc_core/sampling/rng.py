@@ -43,7 +43,7 @@ def random_bits(seeds: Tensor, position: int | Tensor, num: int, stream: int) ->
     ----------
     seeds : int64 (B,), all 64 bits count
     position : in the image, in [0, 2^32), one for all or int64 (B,)
-    num : N, words for each image; the first of them do not depend on it
+    num : N, words for each image; the first n are the same for any N >= n
     stream : ``CLUSTER`` or ``CODE``
     """
     if seeds.device.type == "cpu" and not torch.compiler.is_compiling():

@@ -38,7 +38,7 @@ class Filters(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """What was drawn, and what is told of the distribution."""
+    """What was drawn, and the entropy of what it was drawn from."""
 
     tokens: Tensor  # int64 (B,)
     entropies: Tensor  # float32 (B,), bits; with guidance, before temperature and filters

@@ -2,6 +2,6 @@
 
 from masc_core.progress import ProgressCallback
 from masc_core.semantic_tree import SemanticTree
-from masc_core.tree.build import Linkage, build_tree
+from masc_core.tree.build import LINKAGES, Linkage, build_tree
 
-__all__ = ["Linkage", "ProgressCallback", "SemanticTree", "build_tree"]
+__all__ = ["LINKAGES", "Linkage", "ProgressCallback", "SemanticTree", "build_tree"]

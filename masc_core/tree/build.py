@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # a tree is built of arrays without torch
     from torch import Tensor
 
 Linkage = Literal["average", "single", "complete", "ward"]
+LINKAGES: tuple[str, ...] = get_args(Linkage)
 
 
 def build_tree(
@@ -50,8 +51,8 @@ def build_tree(
         infinity; a linkage or a device that is not offered
     ConfigError : the extra ``training`` is not installed, or this machine has no such device
     """
-    if linkage not in get_args(Linkage):
-        raise ValueError(f"linkage {linkage!r} is not offered, only {', '.join(get_args(Linkage))}")
+    if linkage not in LINKAGES:
+        raise ValueError(f"linkage {linkage!r} is not offered, only {', '.join(LINKAGES)}")
     if device != "cpu" and (linkage != "average" or not device.startswith("cuda")):
         raise ValueError(f"{linkage} linkage is not built on the device {device!r}")
     rows = checked_rows(codebook)

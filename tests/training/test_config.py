@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from masc_core.clustering import methods
 from masc_core.errors import ConfigError
 from masc_core.models.completer_config import CompleterConfig
 from masc_core.models.gigatok import GigaTokConfig
@@ -14,7 +13,6 @@ from masc_core.models.gpt_config import GPTConfig
 from tests.golden_files import load_golden_json
 from training.config import StageConfig, load_config, set_threads
 from training.metrics.step_cost import step_bytes
-from training.stages import configs
 from training.stages.configs import (
     AlignConfig,
     ClassifierConfig,
@@ -62,10 +60,6 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
         return
     config = load_config(stage_of(path), path, {})
     assert str(config.out).startswith(f"runs/{path.parent.name}/")
-
-
-def test_the_methods_are_those_that_there_are() -> None:
-    assert configs.METHODS == methods.METHODS
 
 
 def test_the_alignment_is_of_the_transformer() -> None:

@@ -28,7 +28,7 @@ from training.loop.task import Indices, RandomBits
 from training.metrics.cluster_bits import uniform_bits
 
 PARTITION = "partition-"  # and the number of clusters: its name among the inputs
-# What the caches of training and validation have in common, besides their classes.
+# Of the caches of training and validation, besides their classes.
 MATCHING_KEYS = ("tokenizer_sha256", "num_codes", "num_positions", "exif_orientation", "background")
 
 
@@ -99,7 +99,7 @@ class ClusterData:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What a run keeps of all that, to say how something else differs."""
+        """What a run stores of its data, so that continuing with other data is refused by name."""
         caches = {"codes": self.train.index, "val_codes": self.val.index}
         sizes = {f"{key}_images": index.num_images for key, index in caches.items()}
         return {**self.inputs, **sizes, "classes": list(self.train.index.class_names)}

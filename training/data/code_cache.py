@@ -100,9 +100,9 @@ Options = TypeVar("Options", bound=ImageOptions)
 
 
 def with_cached_options(index: CodeIndex, config: Options) -> Options:
-    """The configuration, by which images beside a cache are read as those of the cache were.
+    """The configuration with the cache's image options, so that other images are read alike.
 
-    A `ConfigError` names the option that asks for another way.
+    A `ConfigError` names an option that was given and differs.
     """
     chosen = {key: getattr(index, key) for key in ImageOptions.model_fields}
     for key in ImageOptions.model_fields.keys() & config.model_fields_set:

@@ -93,7 +93,7 @@ class ImageSource(ABC):
         return hashlib.sha256(f"{self.files_sha256()}\t{options}".encode()).hexdigest()
 
     def summary(self) -> dict[str, Any]:
-        """What a run keeps of the set, to say how another one differs."""
+        """What a run stores of the set, so that continuing with another one is refused by name."""
         counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
         images = dict(zip(self.class_names, counts, strict=True))
         return {"fingerprint": self.fingerprint(), "images": images}

@@ -88,7 +88,7 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Let the folder go."""
+        """Close the logs and unlock the folder."""
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._lock is not None:

@@ -43,7 +43,7 @@ class TrainingTask:
     batch : indices int64 (B,) below ``num_items`` and four random words an item, uint64 (B, 4), to
         tensors on the CPU. All random choices about the data come from the words. Called ahead of
         time, in a thread of its own
-    validate : after every epoch, named values; the one called ``objective`` is to be small
+    validate : after every epoch, named values; the lower ``objective``, the better
     save_best : write the weights that users take; called with the values when ``objective``
         improved, on every rank: a model may lie in parts, but the main rank alone is to write
     after_step : called with the number of finished steps

@@ -1,7 +1,8 @@
 """What the completer is trained for: the code of every cell, given the clusters of all.
 
-Over the members of the cell's cluster a softmax is ``-log p(f) + log P(z)`` of one over all codes,
-whose sum over the cluster is ``P``: the loss of the flat vocabulary with a level of weight -1.
+With ``p`` a softmax over all codes and ``P(z)`` its sum over the cluster z of the cell, the loss of
+a softmax over the cluster's members is ``-log p(f) + log P(z)``: the loss of the flat vocabulary,
+and a cluster level of weight -1.
 
 Legend: B images, L positions, n positions that count.
 """

@@ -26,7 +26,7 @@ from training.torch_file import read_torch_file
 
 LABEL = "efficientnet"
 IMAGE_SIZE = 224
-# Its weights were trained on pixels like these; ImageNet's mean and deviation cost it a fifth.
+# As its weights were trained; with ImageNet's mean and deviation it loses a fifth of its accuracy.
 MEAN, SCALE = 127.0, 128.0
 
 

@@ -1,7 +1,7 @@
-"""What a long measurement has so far, on disk, so that one which is interrupted goes on.
+"""Partial results of a long measurement on disk, so that an interrupted one continues.
 
 Named tensors in ``<out>/unfinished/``, each file whole or absent, beside the settings that they
-depend on. The settings are there first and go first: without them the rest counts for nothing.
+depend on. The settings are written first and deleted first: without them the rest is ignored.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class PartialResults:
         return read_tensors(path) if path and path.is_file() else None
 
     def remove(self) -> None:
-        """Let all go: what they were for is finished."""
+        """Delete them: the measurement is finished."""
         if self._folder is not None:
             (self._folder / SETTINGS).unlink(missing_ok=True)
             shutil.rmtree(self._folder)

@@ -231,12 +231,13 @@ class RealStatistics:
         return found, np.zeros(len(found), np.int64)
 
     def check(self, extractors: Sequence[Extractor]) -> None:
-        """Raise unless one of the extractors can use it, and those of its features have as many."""
+        """Raise unless an extractor can use it, with the same number of features."""
         if self.images is not None:
             _require_images(self.path, len(self.images))
         elif self.features_name not in {extractor.features_name for extractor in extractors}:
             raise ConfigError(
-                f"reference: {self.path} is of features that nothing gives: {self.features_name}"
+                f"reference: {self.path} has statistics of {self.features_name} features, which no "
+                "extractor that was asked for computes"
             )
         num_features = len(self.statistics.mu)
         for extractor in extractors:

@@ -52,23 +52,23 @@ def clusters_of(mapping: Tensor, cluster_size: int) -> ClusterMap:
     return ClusterMap.from_labels(mapping.numpy() // cluster_size)
 
 
-def read_cluster_size(container: CheckpointFile, given: int | None) -> int:
+def read_cluster_size(checkpoint: CheckpointFile, given: int | None) -> int:
     """Codes of a cluster, as the training's arguments have it, or as it is given.
 
     Raises
     ------
     ConfigError : these differ, or there are arguments of a training that was not IAR's
     """
-    if not container.arguments:
+    if not checkpoint.arguments:
         return given or CLUSTER_SIZE
-    stored = container.arguments.get(CLUSTER_SIZE_ARGUMENT)
+    stored = checkpoint.arguments.get(CLUSTER_SIZE_ARGUMENT)
     if not isinstance(stored, int) or not 1 <= stored <= MAX_CODES:
         raise ConfigError(
-            f"mapping: {container.path} has LlamaGen's numbers of codes, for its training had no "
+            f"mapping: {checkpoint.path} has LlamaGen's numbers of codes, for its training had no "
             f"{CLUSTER_SIZE_ARGUMENT}; leave the mapping out"
         )
     if given not in {None, stored}:
-        raise ConfigError(f"cluster_size: {container.path} was trained with {stored}, not {given}")
+        raise ConfigError(f"cluster_size: {checkpoint.path} was trained with {stored}, not {given}")
     return stored
 
 

@@ -43,7 +43,7 @@ USAGE = "quantize.codebook_used"  # statistics of the training, which older file
 
 
 def read_gpt_config(
-    container: CheckpointFile, *, block_size: int, n_head: int | None = None
+    checkpoint: CheckpointFile, *, block_size: int, n_head: int | None = None
 ) -> GPTConfig:
     """Sizes of a class-conditional transformer of ``block_size`` L.
 
@@ -54,28 +54,28 @@ def read_gpt_config(
     ArtifactError : the file does not hold such a transformer, or one of another L
     ConfigError : the number of heads is not known, or the given one cannot be
     """
-    if CLASS_EMBEDDING not in container.tensors and any(
-        "cap_proj" in name for name in container.tensors
+    if CLASS_EMBEDDING not in checkpoint.tensors and any(
+        "cap_proj" in name for name in checkpoint.tensors
     ):
-        raise ArtifactError(container.path, "is conditioned on text; only classes are served")
-    vocab_size, dim = _shape(container, CODE_EMBEDDING, 2)
-    num_rows = _shape(container, CLASS_EMBEDDING, 2)[0]
-    if container.arguments.get("num_classes", num_rows - 1) == num_rows:
+        raise ArtifactError(checkpoint.path, "is conditioned on text; only classes are served")
+    vocab_size, dim = _shape(checkpoint, CODE_EMBEDDING, 2)
+    num_rows = _shape(checkpoint, CLASS_EMBEDDING, 2)[0]
+    if checkpoint.arguments.get("num_classes", num_rows - 1) == num_rows:
         raise ArtifactError(
-            container.path, "has no null class: it cannot be guided, nor served (class dropout 0)"
+            checkpoint.path, "has no null class: it cannot be guided, nor served (class dropout 0)"
         )
-    positions: Positions = "learned" if POSITIONS in container.tensors else "rope2d"
-    if positions == "learned" and (rows := _shape(container, POSITIONS, 2)[0]) != block_size + 1:
+    positions: Positions = "learned" if POSITIONS in checkpoint.tensors else "rope2d"
+    if positions == "learned" and (rows := _shape(checkpoint, POSITIONS, 2)[0]) != block_size + 1:
         raise ArtifactError(
-            container.path, f"was trained on {rows - 1} positions an image, not {block_size}"
+            checkpoint.path, f"was trained on {rows - 1} positions an image, not {block_size}"
         )
-    n_layer = _count(container.tensors, r"layers\.(\d+)\.")
-    stored = _heads_of_rope_table(container, dim, block_size)
+    n_layer = _count(checkpoint.tensors, r"layers\.(\d+)\.")
+    stored = _heads_of_rope_table(checkpoint, dim, block_size)
     known = {size[:2]: size[2] for size in GPT_SIZES.values()}.get((dim, n_layer))
     heads = n_head or stored or known
     if heads is None:
         raise ConfigError(
-            f"n_head: must be given: {container.path} has {n_layer} layers of {dim} channels, "
+            f"n_head: must be given: {checkpoint.path} has {n_layer} layers of {dim} channels, "
             "which is none of LlamaGen's sizes, and weights do not tell their heads"
         )
     config = GPTConfig(
@@ -89,14 +89,14 @@ def read_gpt_config(
     )
     if known not in {None, heads}:
         raise ConfigError(
-            f"n_head: {container.path} has the sizes of a model with {known} heads, not {heads}"
+            f"n_head: {checkpoint.path} has the sizes of a model with {known} heads, not {heads}"
         )
     if stored not in {None, heads}:
-        raise ConfigError(f"n_head: {container.path} has {stored} heads, not {heads}")
+        raise ConfigError(f"n_head: {checkpoint.path} has {stored} heads, not {heads}")
     return config
 
 
-def read_image_size(container: CheckpointFile, given: int | None, factor: int) -> int:
+def read_image_size(checkpoint: CheckpointFile, given: int | None, factor: int) -> int:
     """Pixels a side of the images that a transformer was trained on; ``factor`` those of a code.
 
     Raises
@@ -104,20 +104,20 @@ def read_image_size(container: CheckpointFile, given: int | None, factor: int) -
     ConfigError : the file has another size than the given one, or there is neither
     """
     stored: int | None = None
-    if isinstance(size := container.arguments.get("image_size"), int):
+    if isinstance(size := checkpoint.arguments.get("image_size"), int):
         stored = size
-    if POSITIONS in container.tensors:
-        stored = round((_shape(container, POSITIONS, 2)[0] - 1) ** 0.5) * factor
-    if container.rope_shape is not None:
-        stored = round((container.rope_shape[0] - 1) ** 0.5) * factor
+    if POSITIONS in checkpoint.tensors:
+        stored = round((_shape(checkpoint, POSITIONS, 2)[0] - 1) ** 0.5) * factor
+    if checkpoint.rope_shape is not None:
+        stored = round((checkpoint.rope_shape[0] - 1) ** 0.5) * factor
     if given is None and stored is None:
         raise ConfigError(
-            f"image_size: {container.path} does not tell it, nor do weights; LlamaGen's names end "
+            f"image_size: {checkpoint.path} does not tell it, nor do weights; LlamaGen's names end "
             "with it (256 or 384)"
         )
     if stored not in {None, given} and given is not None:
         raise ConfigError(
-            f"image_size: {container.path} was trained on {stored} pixels, not {given}"
+            f"image_size: {checkpoint.path} was trained on {stored} pixels, not {given}"
         )
     size = given or stored or 0
     if size < factor or size % factor:
@@ -127,7 +127,7 @@ def read_image_size(container: CheckpointFile, given: int | None, factor: int) -
     return size
 
 
-def read_vq_config(container: CheckpointFile, heads: int | None = None) -> VQConfig:
+def read_vq_config(checkpoint: CheckpointFile, heads: int | None = None) -> VQConfig:
     """Sizes of a tokenizer of either kind.
 
     ``heads`` are those of a 1-D tokenizer's transformers where the table of released sizes does
@@ -138,16 +138,16 @@ def read_vq_config(container: CheckpointFile, heads: int | None = None) -> VQCon
     ArtifactError : the file does not hold a tokenizer
     ConfigError : the number of heads is not known, or given where there are none
     """
-    tensors = container.tensors
+    tensors = checkpoint.tensors
     is_1d = LATENT in tensors
     if heads is not None and not is_1d:
-        raise ConfigError(f"tokenizer_heads: {container.path} has no transformers")
-    sizes = _latent_sizes(container, heads) if is_1d else {}
-    num_codes, code_dim = _shape(container, CODEBOOK, 2)
-    ch = _shape(container, "encoder.conv_in.weight", 4)[0]
+        raise ConfigError(f"tokenizer_heads: {checkpoint.path} has no transformers")
+    sizes = _latent_sizes(checkpoint, heads) if is_1d else {}
+    num_codes, code_dim = _shape(checkpoint, CODEBOOK, 2)
+    ch = _shape(checkpoint, "encoder.conv_in.weight", 4)[0]
     levels = _count(tensors, r"encoder\.conv_blocks\.(\d+)\.")
     widths = [
-        _shape(container, f"encoder.conv_blocks.{i}.res.0.conv2.weight", 4)[0]
+        _shape(checkpoint, f"encoder.conv_blocks.{i}.res.0.conv2.weight", 4)[0]
         for i in range(levels)
     ]
     try:
@@ -157,25 +157,25 @@ def read_vq_config(container: CheckpointFile, heads: int | None = None) -> VQCon
             ch=ch,
             ch_mult=tuple(width // ch for width in widths),
             num_res_blocks=_count(tensors, r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
-            z_channels=_shape(container, "post_quant_conv.weight", 4)[0],
-            l2_norm=bool(container.arguments.get("codebook_l2_norm", True)),
+            z_channels=_shape(checkpoint, "post_quant_conv.weight", 4)[0],
+            l2_norm=bool(checkpoint.arguments.get("codebook_l2_norm", True)),
             **sizes,
         )
     except ConfigError as error:
         maker = "GigaTok" if is_1d else "LlamaGen"
-        raise ArtifactError(container.path, f"is no tokenizer of {maker}: {error}") from error
+        raise ArtifactError(checkpoint.path, f"is no tokenizer of {maker}: {error}") from error
 
 
-def _latent_sizes(container: CheckpointFile, heads: int | None) -> dict[str, Any]:
+def _latent_sizes(checkpoint: CheckpointFile, heads: int | None) -> dict[str, Any]:
     """What a 1-D tokenizer has beside the sizes of others."""
-    sizes: dict[str, Any] = {"latent_shape": (1, _shape(container, LATENT, 3)[0])}
+    sizes: dict[str, Any] = {"latent_shape": (1, _shape(checkpoint, LATENT, 3)[0])}
     for part, module in (("encoder", "s2to1encoder"), ("decoder", "s1to2decoder")):
-        width = _shape(container, f"{module}.{part}_embed.weight", 2)[0]
-        layers = _count(container.tensors, rf"{module}\.transformer\.(\d+)\.")
+        width = _shape(checkpoint, f"{module}.{part}_embed.weight", 2)[0]
+        layers = _count(checkpoint.tensors, rf"{module}\.transformer\.(\d+)\.")
         known = {size[:2]: size[2] for size in VIT_SIZES.values()}.get((width, layers), heads)
         if known is None:
             raise ConfigError(
-                f"tokenizer_heads: must be given: {container.path} has a transformer of {layers} "
+                f"tokenizer_heads: must be given: {checkpoint.path} has a transformer of {layers} "
                 f"layers of {width} channels, which is none of GigaTok's sizes"
             )
         values = {"width": width, "layers": layers, "heads": known}
@@ -207,7 +207,7 @@ def size_name(config: GPTConfig) -> str | None:
     return next((name for name, known in GPT_SIZES.items() if known == sizes), None)
 
 
-def gpt_of(container: CheckpointFile, config: GPTConfig, mapping: Tensor | None = None) -> GPT:
+def gpt_of(checkpoint: CheckpointFile, config: GPTConfig, mapping: Tensor | None = None) -> GPT:
     """A transformer, in evaluation mode.
 
     Parameters
@@ -220,71 +220,71 @@ def gpt_of(container: CheckpointFile, config: GPTConfig, mapping: Tensor | None 
     ArtifactError : names a tensor that does not fit
     ConfigError : the codes have IAR's numbers and there is no mapping, or it is of other codes
     """
-    if mapping is None and CLUSTER_SIZE_ARGUMENT in container.arguments:
+    if mapping is None and CLUSTER_SIZE_ARGUMENT in checkpoint.arguments:
         raise ConfigError(
-            f"mapping: {container.path} has IAR's numbers of codes; masc models import takes it "
+            f"mapping: {checkpoint.path} has IAR's numbers of codes; masc models import takes it "
             "with --mapping, the file of IAR that renumbers them"
         )
     if mapping is not None and len(mapping) != config.vocab_size:
         raise ConfigError(
-            f"mapping: is of {len(mapping)} codes, but {container.path} predicts "
+            f"mapping: is of {len(mapping)} codes, but {checkpoint.path} predicts "
             f"{config.vocab_size}"
         )
     with without_memory():
         empty = GPT(config)
-    model = _filled(container, empty)
+    model = _filled(checkpoint, empty)
     model.rope = RopeTable(config)  # no weight, so not in the file
     if mapping is not None:
         renumber(model, mapping)
     return model.eval()
 
 
-def tokenizer_of(container: CheckpointFile, config: VQConfig) -> VQModel:
+def tokenizer_of(checkpoint: CheckpointFile, config: VQConfig) -> VQModel:
     """A tokenizer, in evaluation mode; errors as for `gpt_of`."""
     with without_memory():
         empty = new_tokenizer(config)
-    if USAGE not in container.tensors:
+    if USAGE not in checkpoint.tensors:
         used = empty.quantize.get_buffer("codebook_used")
         empty.quantize.codebook_used = torch.zeros(used.shape)
-    return _filled(container, empty, optional=(USAGE,)).eval()
+    return _filled(checkpoint, empty, optional=(USAGE,)).eval()
 
 
-def _filled(container: CheckpointFile, module: Module, optional: tuple[str, ...] = ()) -> Module:
-    expected, tensors = module.state_dict(), container.tensors
+def _filled(checkpoint: CheckpointFile, module: Module, optional: tuple[str, ...] = ()) -> Module:
+    expected, tensors = module.state_dict(), checkpoint.tensors
     for name, tensor in expected.items():
         if name not in tensors and name not in optional:
-            raise ArtifactError(container.path, f"the tensor {name} is not in it")
+            raise ArtifactError(checkpoint.path, f"the tensor {name} is not in it")
         if name in tensors and tensors[name].shape != tensor.shape:
             raise ArtifactError(
-                container.path,
+                checkpoint.path,
                 f"the tensor {name} has the shape {tuple(tensors[name].shape)}, "
                 f"not {tuple(tensor.shape)}",
             )
     for name in tensors:
         if name not in expected:
-            raise ArtifactError(container.path, f"the tensor {name} belongs to no part of it")
+            raise ArtifactError(checkpoint.path, f"the tensor {name} belongs to no part of it")
     module.load_state_dict(dict(tensors), strict=False, assign=True)
     return module.requires_grad_(requires_grad=False)
 
 
-def _heads_of_rope_table(container: CheckpointFile, dim: int, block_size: int) -> int | None:
+def _heads_of_rope_table(checkpoint: CheckpointFile, dim: int, block_size: int) -> int | None:
     """Heads, by the rope table (1 + L, D / 2, 2); None where the file has none."""
-    table = container.rope_shape
+    table = checkpoint.rope_shape
     if table is None:
         return None
     if len(table) != 3 or table[1] < 1 or dim % (2 * table[1]):
-        raise ArtifactError(container.path, "has a table of rotations of a wrong shape")
+        raise ArtifactError(checkpoint.path, "has a table of rotations of a wrong shape")
     if table[0] != block_size + 1:
         raise ArtifactError(
-            container.path, f"was trained on {table[0] - 1} positions an image, not {block_size}"
+            checkpoint.path, f"was trained on {table[0] - 1} positions an image, not {block_size}"
         )
     return dim // (2 * table[1])
 
 
-def _shape(container: CheckpointFile, name: str, dimensions: int) -> tuple[int, ...]:
-    tensor = container.tensors.get(name)
+def _shape(checkpoint: CheckpointFile, name: str, dimensions: int) -> tuple[int, ...]:
+    tensor = checkpoint.tensors.get(name)
     if tensor is None or tensor.dim() != dimensions or not tensor.numel():
-        raise ArtifactError(container.path, f"holds no {name} with {dimensions} dimensions")
+        raise ArtifactError(checkpoint.path, f"holds no {name} with {dimensions} dimensions")
     return tuple(tensor.shape)
 
 

@@ -111,7 +111,7 @@ class _Alignment(TransformerTraining):
         stride, sums = size * ranks.count, torch.zeros(3, dtype=torch.float64, device=ranks.device)
         with torch.no_grad(), autocast(self.config, ranks.device):
             for base in range(0, count, stride):
-                # All ranks gather a model's parts: one without images takes others' along.
+                # As in `TransformerTraining.validate`.
                 start = (base + size * ranks.rank) % count
                 labels, clusters = self.data.val_batch(start, start + size)
                 negatives = torch.from_numpy(others[start : start + size])

@@ -11,19 +11,15 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from masc_core.bundle.manifest import Decoding, PlainName
+from masc_core.clustering import METHODS
 from masc_core.models.completer_config import InputRows, Softmax
 from masc_core.models.gpt_config import Positions
 from masc_core.sampling.cfg_schedule import CFGSchedule
 from training.config import Frozen, ImageOptions, LoopConfig, MayChange, Source, StageConfig
 from training.pretrained.released import RELEASED
 
-# Those of `masc_core.clustering.methods`, as a test makes sure.
-METHODS = (
-    *("average", "single", "complete", "ward", "centroid", "kmeans", "kmeans++"),
-    *("balanced-kmeans", "leaf-order", "random", "identity"),
-)
-# Of a comparison: clusters of the sizes of the average-linkage cut with codes at random tell
-# geometry from skew.
+# A comparison also has clusters of the sizes of the average-linkage cut with random members: what
+# is left of its advantage then comes from its sizes alone.
 CANDIDATES = (*METHODS, "average-shuffled")
 DEFAULT_CANDIDATES = (
     *("average", "kmeans++", "kmeans", "ward", "complete", "single", "centroid"),
@@ -476,7 +472,7 @@ class EvaluateConfig(ImageOptions):
 
 
 class VersionOptions(Frozen):
-    """Keys of everything that becomes a version, but for its model's name."""
+    """Keys that publishing and importing share."""
 
     version: PlainName | None = Field(
         None, description="name of the version; the next number without it"

@@ -298,7 +298,7 @@ class _Evaluation:
         return {
             "model": manifest.name,
             "version": manifest.version,
-            # Of another transformer's images the version's own weights tell nothing.
+            # With another transformer the images are not of the version's weights.
             "weights_sha256": None if config.transformer else manifest.weights_sha256,
             "partitions": manifest.partitions_sha256,
             "transformer": config.transformer

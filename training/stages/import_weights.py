@@ -170,15 +170,15 @@ def address_of(source: str | None) -> dict[str, JsonValue]:
     return {"address": shown(source)} if source is not None and is_address(source) else {}
 
 
-def source_of(container: CheckpointFile, source: str, weights: Weights) -> dict[str, JsonValue]:
+def source_of(checkpoint: CheckpointFile, source: str, weights: Weights) -> dict[str, JsonValue]:
     """What a manifest says of a checkpoint."""
     return {
         **address_of(source),
-        "file": container.path.name,
-        "sha256": sha256_file(container.path),
+        "file": checkpoint.path.name,
+        "sha256": sha256_file(checkpoint.path),
         "weights": weights,
-        "steps": container.steps,
-        "arguments": dict(container.arguments),
+        "steps": checkpoint.steps,
+        "arguments": dict(checkpoint.arguments),
     }
 
 
@@ -197,9 +197,9 @@ def import_tokenizer(
         The file is missing, damaged, or holds something else; or the folder has a tokenizer.
     """
     set_threads(config.threads)
-    container = CheckpointFile.open(local_file(config.source, report), config.weights)
-    sizes = read_vq_config(container, config.tokenizer_heads)
-    model = tokenizer_of(container, sizes).float()
+    checkpoint = CheckpointFile.open(local_file(config.source, report), config.weights)
+    sizes = read_vq_config(checkpoint, config.tokenizer_heads)
+    model = tokenizer_of(checkpoint, sizes).float()
     with lock_folder(config.out):
         path = config.out / TOKENIZER_FILE
         if path.exists():
@@ -210,7 +210,7 @@ def import_tokenizer(
             config.out / "config.json",
             {
                 **asdict(model.config),
-                "imported": source_of(container, config.source, config.weights),
+                "imported": source_of(checkpoint, config.source, config.weights),
                 "made_with": made_with(),
             },
         )

@@ -176,9 +176,9 @@ def _from_file(
             raise ConfigError(f"init: {path} was trained with another tokenizer")
         start = load_transformer(path)
         return InitialWeights(path, start, _trained_prior(path, start, prior, inputs))
-    container = CheckpointFile.open(path)
-    config = read_gpt_config(container, block_size=sizes.block_size, n_head=sizes.n_head)
-    return InitialWeights(path, gpt_of(container, config), ClusterMap.identity(config.vocab_size))
+    checkpoint = CheckpointFile.open(path)
+    config = read_gpt_config(checkpoint, block_size=sizes.block_size, n_head=sizes.n_head)
+    return InitialWeights(path, gpt_of(checkpoint, config), ClusterMap.identity(config.vocab_size))
 
 
 def _trained_prior(

@@ -14,7 +14,7 @@ K is a cut away.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from masc_core.errors import ConfigError
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.semantic_tree import LeafOrder
-from masc_core.tree import Linkage, SemanticTree, build_tree
+from masc_core.tree import LINKAGES, Linkage, SemanticTree, build_tree
 from training.config import set_threads
 from training.data.codebook_source import read_rows
 from training.downloads import local_file
@@ -71,9 +71,9 @@ def _cluster(
 ) -> tuple[SemanticTree | None, ClusterMap]:
     linkage = "average" if config.method == "leaf-order" else config.method
     try:
-        if linkage in get_args(Linkage):
+        if linkage in LINKAGES:
             on = device if linkage == "average" else "cpu"
-            tree = build_tree(rows, linkage, on, report)  # type: ignore[arg-type] # checked
+            tree = build_tree(rows, cast("Linkage", linkage), on, report)
             if config.method == "leaf-order":
                 return tree, LeafOrder.of(tree).chunks(config.num_clusters)
             return tree, tree.cut(config.num_clusters)

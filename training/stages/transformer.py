@@ -1,4 +1,4 @@
-"""Train the transformer on clusters, or on codes with a loss of their clusters beside.
+"""Train the transformer on clusters, or on codes with losses of their clusters as well.
 
 ::
 
@@ -213,7 +213,7 @@ class TransformerTraining:
         with autocast(self.config, self.ranks.device):
             for base in range(0, count, stride):
                 start = base + size * self.ranks.rank
-                # All ranks gather a model's parts: one without images takes others' along.
+                # All ranks take part in gathering a sharded model: one without images repeats some.
                 labels, clusters = self.data.val_batch(start % count, start % count + size)
                 sums += self.sums(labels, clusters) * (start < count)
         sums = (

@@ -4,7 +4,7 @@
 between evaluations, at which the other run's metric is at most the baseline's last one. A run that
 does not get there has no acceleration, unless an extrapolation is asked for.
 
-Zheng et al.'s "percentage of epochs saved". The metric is to be small.
+Zheng et al.'s "percentage of epochs saved". Lower is better.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.in_cluster import MODES
 from masc_core.semantic_tree import LeafOrder, cut_merges
-from masc_core.tree import Linkage, SemanticTree, build_tree
+from masc_core.tree import LINKAGES, Linkage, SemanticTree, build_tree
 from training.config import set_threads
 from training.data.code_cache import CodeCache, with_cached_options
 from training.data.codebook_source import TrainedTokenizer
@@ -137,9 +138,9 @@ class CandidateBuilder:
             return Candidate(method, num_clusters, file, None, str(error))
 
     def _prior(self, method: str, num_clusters: int) -> ClusterMap:
+        if method in LINKAGES:
+            return self._tree(cast("Linkage", method)).cut(num_clusters)
         match method:
-            case "average" | "single" | "complete" | "ward":
-                return self._tree(method).cut(num_clusters)
             case "leaf-order":
                 return LeafOrder.of(self._tree("average")).chunks(num_clusters)
             case "centroid":

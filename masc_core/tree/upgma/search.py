@@ -1,4 +1,4 @@
-"""Searches for near clusters, each with a distance that no cluster outside the answer is under.
+"""Searches for near clusters, each with a lower bound on the distance of all it leaves out.
 
 The mean distance of two clusters is never less than the distance of their centroids (Jensen's
 inequality), so a cluster beyond the m nearest centroids is at least as far as the last of these.

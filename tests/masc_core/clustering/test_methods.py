@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.cluster import hierarchy
 
+from masc_core.clustering import METHODS
 from masc_core.clustering.kmeans import kmeans
-from masc_core.clustering.methods import METHODS, cluster_codes, random_partition
+from masc_core.clustering.methods import cluster_codes, random_partition
 from masc_core.prior import ClusterMap
 from tests.masc_core.clustering.codebooks import clustered_rows
 

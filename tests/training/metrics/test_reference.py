@@ -204,7 +204,7 @@ def test_statistics_serve_the_extractor_that_they_name(tmp_path: Path) -> None:
     reference = real.extract(classifier, no_progress)
     assert reference is not None
     assert reference.features is None
-    with pytest.raises(ConfigError, match="features that nothing gives: classifier 0"):
+    with pytest.raises(ConfigError, match="statistics of classifier 0"):
         open_real(tmp_path / "s.npz", 8, [second])
 
 

@@ -21,18 +21,18 @@ from training.pretrained.checkpoint_file import CheckpointFile
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_every_container_gives_the_same_tensors(tmp_path: Path, kind: str) -> None:
     expected = gpt_tensors()
-    container = CheckpointFile.open(save_checkpoint(tmp_path / "c.pt", expected, kind))
-    assert container.tensors.keys() == expected.keys()
-    assert all(torch.equal(container.tensors[name], one) for name, one in expected.items())
-    assert container.rope_shape == ((17, 8, 2) if kind == "old" else None)
+    checkpoint = CheckpointFile.open(save_checkpoint(tmp_path / "c.pt", expected, kind))
+    assert checkpoint.tensors.keys() == expected.keys()
+    assert all(torch.equal(checkpoint.tensors[name], one) for name, one in expected.items())
+    assert checkpoint.rope_shape == ((17, 8, 2) if kind == "old" else None)
 
 
 def test_steps_and_plain_arguments_are_told(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "c.pt", gpt_tensors(), "ddp")
-    container = CheckpointFile.open(path)
-    assert container.steps == 7
+    checkpoint = CheckpointFile.open(path)
+    assert checkpoint.steps == 7
     plain = {"image_size": 16, "num_classes": 10, "gpt_model": "tiny", "lr": 1e-4}
-    assert container.arguments == plain
+    assert checkpoint.arguments == plain
 
 
 def test_the_moving_average_is_taken_when_asked_for(tmp_path: Path) -> None:

@@ -28,12 +28,12 @@ from training.pretrained.models import (
 )
 
 
-def container(tensors: Mapping[str, Tensor], **changes: object) -> CheckpointFile:
+def checkpoint(tensors: Mapping[str, Tensor], **changes: object) -> CheckpointFile:
     return replace(CheckpointFile(Path("c.pt"), tensors), **changes)  # type: ignore[arg-type]
 
 
 def of_shapes(shapes: Mapping[str, list[int]]) -> CheckpointFile:
-    return container({k: torch.empty(v, device="meta") for k, v in shapes.items()})
+    return checkpoint({k: torch.empty(v, device="meta") for k, v in shapes.items()})
 
 
 @pytest.mark.parametrize("name", ["GPT-B", "GPT-L", "GPT-XL", "GPT-XXL", "GPT-3B"])
@@ -52,7 +52,7 @@ def test_released_transformers_are_recognised(name: str, block_size: int) -> Non
 def test_every_size_is_recognised(name: str) -> None:
     with torch.device("meta"):
         tensors = GPT(GPTConfig.named(name, vocab_size=64)).state_dict()
-    config = read_gpt_config(container(tensors), block_size=256)
+    config = read_gpt_config(checkpoint(tensors), block_size=256)
     assert config == GPTConfig.named(name, vocab_size=64)
 
 
@@ -66,19 +66,21 @@ def test_released_tokenizers_are_recognised(name: str) -> None:
 
 def test_tokenizers_of_other_sizes_are_recognised() -> None:
     tensors = vq_tensors()
-    assert read_vq_config(container(tensors)) == TINY_VQ
-    raw = container(tensors, arguments={"codebook_l2_norm": False})
+    assert read_vq_config(checkpoint(tensors)) == TINY_VQ
+    raw = checkpoint(tensors, arguments={"codebook_l2_norm": False})
     assert read_vq_config(raw) == replace(TINY_VQ, l2_norm=False)
     del tensors["quantize.codebook_used"]
-    assert tokenizer_of(container(tensors), TINY_VQ).quantize.get_buffer("codebook_used").sum() == 0
+    assert (
+        tokenizer_of(checkpoint(tensors), TINY_VQ).quantize.get_buffer("codebook_used").sum() == 0
+    )
 
 
 def test_heads_are_taken_from_the_table_of_rotations_or_must_be_given() -> None:
     tensors = gpt_tensors()
     with pytest.raises(ConfigError, match=r"n_head: must be given: .*2 layers of 64 channels"):
-        read_gpt_config(container(tensors), block_size=16)
-    assert read_gpt_config(container(tensors), block_size=16, n_head=4) == GOLDEN_CONFIG
-    told = container(tensors, rope_shape=(17, 8, 2))
+        read_gpt_config(checkpoint(tensors), block_size=16)
+    assert read_gpt_config(checkpoint(tensors), block_size=16, n_head=4) == GOLDEN_CONFIG
+    told = checkpoint(tensors, rope_shape=(17, 8, 2))
     assert read_gpt_config(told, block_size=16) == GOLDEN_CONFIG
     with pytest.raises(ConfigError, match="has 4 heads, not 2"):
         read_gpt_config(told, block_size=16, n_head=2)
@@ -86,12 +88,12 @@ def test_heads_are_taken_from_the_table_of_rotations_or_must_be_given() -> None:
         read_gpt_config(told, block_size=25)
     for shape in ((17,), (17, 0, 2), (17, 7, 2)):
         with pytest.raises(ArtifactError, match="table of rotations of a wrong shape"):
-            read_gpt_config(container(tensors, rope_shape=shape), block_size=16)
+            read_gpt_config(checkpoint(tensors, rope_shape=shape), block_size=16)
 
 
 def test_the_image_size_is_told_given_or_asked_for() -> None:
-    silent, by_argument = container({}), container({}, arguments={"image_size": 384})
-    by_table = container({}, rope_shape=(577, 32, 2))
+    silent, by_argument = checkpoint({}), checkpoint({}, arguments={"image_size": 384})
+    by_table = checkpoint({}, rope_shape=(577, 32, 2))
     assert read_image_size(silent, 256, 16) == 256
     assert read_image_size(by_argument, None, 16) == read_image_size(by_table, 384, 16) == 384
     with pytest.raises(ConfigError, match=r"image_size: .* does not tell it"):
@@ -108,14 +110,14 @@ def test_other_transformers_are_refused() -> None:
     text = dict(tensors)
     text["cls_embedding.cap_proj.fc1.weight"] = text.pop("cls_embedding.embedding_table.weight")
     with pytest.raises(ArtifactError, match="conditioned on text"):
-        read_gpt_config(container(text), block_size=16, n_head=4)
-    unguided = container(tensors, arguments={"num_classes": 11})
+        read_gpt_config(checkpoint(text), block_size=16, n_head=4)
+    unguided = checkpoint(tensors, arguments={"num_classes": 11})
     with pytest.raises(ArtifactError, match="has no null class"):
         read_gpt_config(unguided, block_size=16, n_head=4)
     with pytest.raises(ArtifactError, match=r"holds no tok_embeddings\.weight"):
-        read_gpt_config(container(vq_tensors()), block_size=16, n_head=4)
+        read_gpt_config(checkpoint(vq_tensors()), block_size=16, n_head=4)
     with pytest.raises(ArtifactError, match=r"holds no quantize\.embedding\.weight"):
-        read_vq_config(container(tensors))
+        read_vq_config(checkpoint(tensors))
 
 
 def test_wrong_shapes_are_named() -> None:
@@ -131,5 +133,5 @@ def test_wrong_shapes_are_named() -> None:
         else:
             tensors[name] = tensor
         with pytest.raises(ArtifactError) as caught:
-            gpt_of(container(tensors), GOLDEN_CONFIG)
+            gpt_of(checkpoint(tensors), GOLDEN_CONFIG)
         assert complaint in str(caught.value)

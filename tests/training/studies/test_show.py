@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from masc_core.arrays import FloatArray
+from masc_core.clustering import METHODS
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.files import TEMPORARY_PREFIX
 from masc_core.models.gpt import GPT
@@ -18,7 +19,7 @@ from tests.tiny_bundle import NUM_CODES, save_bundle, save_tiny_bundle, tiny_car
 from tests.training.stage_configs import prior_config
 from tests.training.studies.atlas_reader import AtlasReader
 from training.config import load_config
-from training.stages.configs import METHODS, ShowConfig
+from training.stages.configs import ShowConfig
 from training.stages.prior import build_prior
 from training.studies.show import ShowInputs, show_prior
 
