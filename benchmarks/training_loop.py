@@ -36,11 +36,12 @@ from masc_core.prior import ClusterMap
 from training.config import LoopConfig
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import Ranks, join_ranks
+from training.loop.optimizer import adamw
 from training.loop.run_dir import Run
 from training.loop.task import TrainedModule, TrainingTask
 from training.loop.trainer import fit
 from training.metrics.step_cost import flops_per_image, peak_flops, step_bytes
-from training.stages.transformer import adamw, loss_module_of
+from training.stages.transformer import loss_module_of
 
 LLAMAGEN = {"B": "GPT-B", "L": "GPT-L", "XL": "GPT-XL"}
 WARM_UP = 3

@@ -56,7 +56,7 @@ from masc_core.sampling.cfg_schedule import (
     CFGSchedule,
     effective_schedule,
 )
-from masc_core.sampling.params import CODE_SETTINGS, SamplingParams
+from masc_core.sampling.params import CODE_SETTINGS, Decoding, SamplingParams
 
 MANIFEST_FILE = "manifest.json"
 TRANSFORMER_FILE = "transformer.safetensors"
@@ -87,7 +87,6 @@ FIRST_DATE, LAST_DATE = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, t
 MAX_OTHER_BYTES = 256 << 20  # of a file of no known kind, and of a picture
 OVERHEAD = 2 << 20  # of a file beyond its numbers
 
-Decoding = Literal["uniform", "frequency", "refine", "complete"]
 TokenizerKind = Literal["vq", "gigatok1d"]  # LlamaGen's, of grids; GigaTok's, of sequences
 
 

@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masc_core.arrays import IntArray
-from masc_core.bundle.manifest import Decoding
 from masc_core.errors import InvalidFieldError
 from masc_core.models.completer import Completer
 from masc_core.models.kv_cache import KVLayer, Rows
@@ -29,6 +28,7 @@ from masc_core.models.projection import PackedWeight, can_pack
 from masc_core.models.refiner import Refiner
 from masc_core.prior import ClusterMap
 from masc_core.sampling.cluster_softmax import ClusterSoftmax
+from masc_core.sampling.params import Decoding
 from masc_core.sampling.sampler import MIN_TEMPERATURE, Partition
 
 UNIFORM, FREQUENCY, REFINE, COMPLETE = 0, 1, 2, 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from masc_core.errors import InvalidFieldError, UnknownClassError
 from masc_core.models.gpt_config import GPTConfig
@@ -14,6 +15,8 @@ from masc_core.sampling.cfg_schedule import (
     CFGSchedule,
     scheduled_scales,
 )
+
+Decoding = Literal["uniform", "frequency", "refine", "complete"]  # how a cluster becomes a code
 
 CODE_SETTINGS = ("code_temperature", "code_top_k", "code_cfg_scale")  # of a completer
 

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from masc_core.bundle.manifest import Decoding
 from masc_core.errors import ConfigError
 from masc_core.images import ImageFormat
 from masc_core.sampling.cfg_schedule import CFGSchedule
+from masc_core.sampling.params import Decoding
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_DURATION = 10.0

@@ -11,9 +11,10 @@ from pydantic import BaseModel, Field
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from masc_core.bundle.manifest import Decoding, Manifest, TokenizerKind
+from masc_core.bundle.manifest import Manifest, TokenizerKind
 from masc_core.errors import ArtifactError
 from masc_core.sampling.cfg_schedule import CFGSchedule
+from masc_core.sampling.params import Decoding
 from server.codebook_view.cache import has_codebook
 from server.openapi import problems
 from server.state import AppState, State

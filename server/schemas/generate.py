@@ -6,9 +6,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from masc_core.bundle.manifest import Decoding
 from masc_core.images import ImageFormat
 from masc_core.sampling.cfg_schedule import CFGSchedule
+from masc_core.sampling.params import Decoding
 from worker.jobs.job import MAX_IMAGES, MAX_SEED
 
 MAX_TEMPERATURE = 10.0

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, Field
 
-from masc_core.bundle.manifest import Decoding
 from masc_core.images import ImageFormat
 from masc_core.sampling.cfg_schedule import CFGSchedule
+from masc_core.sampling.params import Decoding
 from server.errors import Problem
 from server.schemas.generate import (
     Image,

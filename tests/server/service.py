@@ -28,7 +28,6 @@ from masc_core.bundle.manifest import (
     REFINER_FILE,
     REQUIRED_FILES,
     CompleterSection,
-    Decoding,
     Defaults,
     GPTSection,
     LatentSection,
@@ -39,6 +38,7 @@ from masc_core.bundle.manifest import (
     write_manifest,
 )
 from masc_core.bundle.registry import CURRENT_FILE, Registry
+from masc_core.sampling.params import Decoding
 from server.app import create_app
 from server.settings import ServerSettings
 from worker.jobs.job import GenerationRequest, Job, Lease, Preview, Progress, Started

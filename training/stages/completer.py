@@ -25,13 +25,14 @@ from masc_core.progress import ProgressCallback, no_progress
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import join_ranks
+from training.loop.optimizer import adamw
 from training.loop.run_dir import Run
 from training.loop.task import TrainedModule, TrainingTask
 from training.loop.trainer import autocast, fit
 from training.losses.completer import CompletionLoss
 from training.metrics.cluster_bits import frequency_bits
 from training.stages.configs import CompleterTrainingConfig
-from training.stages.transformer import adamw, block_sizes
+from training.stages.transformer import block_sizes
 
 
 def train_completer(

@@ -10,11 +10,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from masc_core.bundle.manifest import Decoding, PlainName
+from masc_core.bundle.manifest import PlainName
 from masc_core.clustering import METHODS
 from masc_core.models.completer_config import InputRows, Softmax
 from masc_core.models.gpt_config import Positions
 from masc_core.sampling.cfg_schedule import CFGSchedule
+from masc_core.sampling.params import Decoding
 from training.config import Frozen, ImageOptions, LoopConfig, MayChange, Source, StageConfig
 from training.pretrained.released import RELEASED
 

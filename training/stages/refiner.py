@@ -25,6 +25,7 @@ from masc_core.progress import ProgressCallback, no_progress
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
 from training.loop.distributed import join_ranks
+from training.loop.optimizer import adamw
 from training.loop.run_dir import Run
 from training.loop.task import TrainedModule, TrainingTask
 from training.loop.trainer import autocast, fit
@@ -32,7 +33,6 @@ from training.losses.refiner import InClusterLoss
 from training.losses.transformer import LN2
 from training.metrics.cluster_bits import frequency_bits
 from training.stages.configs import RefinerTrainingConfig
-from training.stages.transformer import adamw
 
 
 def train_refiner(

@@ -31,23 +31,18 @@ from torch import Tensor, nn
 
 from masc_core.bundle.manifest import TRANSFORMER_FILE, partition_file
 from masc_core.errors import ConfigError
-from masc_core.generation.generate import generate
-from masc_core.images import contact_sheet
-from masc_core.io.files import atomic_path, write_json
+from masc_core.io.files import write_json
 from masc_core.io.tensors import without_memory
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
-from masc_core.models.vq import to_uint8
 from masc_core.models.weights import save_model
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
-from masc_core.sampling.in_cluster import CodeSampler
-from masc_core.sampling.params import SamplingParams
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
-from training.data.codebook_source import TrainedTokenizer
 from training.downloads import local_file
 from training.loop.distributed import Ranks, join_ranks
+from training.loop.optimizer import adamw
 from training.loop.parallel import (
     checkpoint_activations,
     compile_each,
@@ -68,13 +63,9 @@ from training.metrics.cluster_levels import NUM_SUMS, ClusterLevelMetrics
 from training.metrics.step_cost import flops_per_image, peak_flops
 from training.stages.configs import CompleterTrainingConfig, TransformerTrainingConfig
 from training.stages.initial_weights import InitialWeights, start_sha256
+from training.stages.sample_sheets import Sheets
 
 EPOCHS = "epochs"  # folder of the weights that are kept
-# Of the sheets.
-SHEET_CLASSES = 20
-COLUMNS = 10
-MIN_SIDE = 96  # pixels; smaller images are enlarged by a whole number
-CFG_SCALE = 2.0
 
 
 def gpt_config(config: TransformerTrainingConfig, data: ClusterData) -> GPTConfig:
@@ -303,48 +294,3 @@ def require_compiler(device: torch.device) -> None:
     command = shlex.split(os.environ.get(variable, usual)) or [usual]
     if not shutil.which(command[0]):
         raise ConfigError(f"compile: needs a compiler; install {usual}, or pass --no-compile")
-
-
-def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with decay on matrices and embeddings, none on the norms."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
-
-
-class Sheets:
-    """One image a class, of at most 20 classes spread over all; always the same seeds."""
-
-    def __init__(self, tokenizer: Path, prior: ClusterMap, class_names: tuple[str, ...]) -> None:
-        self._tokenizer = TrainedTokenizer.open(tokenizer).model
-        if self._tokenizer.config.num_codes != prior.num_codes:
-            raise ConfigError(f"sheet_tokenizer: {tokenizer} has another codebook than the codes")
-        self._prior, self._names = prior, class_names
-        count = min(SHEET_CLASSES, len(class_names))
-        self._classes = torch.linspace(0, len(class_names) - 1, count).long().tolist()
-
-    @torch.inference_mode()
-    def draw(self, model: GPT, path: Path) -> None:
-        """Write a sheet of the model, which is in evaluation mode."""
-        device = model.output.weight.device
-        cfg_scale = CFG_SCALE if model.config.class_dropout else 1.0
-        params_list = [
-            SamplingParams(class_id=i, cfg_scale=cfg_scale, seed=i) for i in self._classes
-        ]
-        made = generate(model, CodeSampler(self._prior, device=device), params_list)
-        grid = math.isqrt(model.config.block_size)
-        vq_decoder = self._tokenizer.to(device)
-        pixels = torch.cat(
-            [to_uint8(vq_decoder.decode_codes(row[None], grid)) for row in made.codes]
-        )
-        names = [self._names[i] for i in self._classes]
-        times = max(1, MIN_SIDE // pixels.shape[1])
-        enlarged = pixels.repeat_interleave(times, 1).repeat_interleave(times, 2).cpu().numpy()
-        sheet = contact_sheet(list(enlarged), COLUMNS, captions=names)
-        path.parent.mkdir(exist_ok=True)
-        with atomic_path(path) as temporary:
-            sheet.save(temporary)

@@ -6,10 +6,9 @@ import time
 import uuid
 from dataclasses import dataclass, field
 
-from masc_core.bundle.manifest import Decoding
 from masc_core.images import ImageFormat
 from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, CFGSchedule
-from masc_core.sampling.params import image_seed, rows_per_image
+from masc_core.sampling.params import Decoding, image_seed, rows_per_image
 
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 16  # of one request

@@ -18,12 +18,12 @@ from tests.training.tiny_codes import walk_config
 from training.data.cluster_data import ClusterData
 from training.data.code_cache import CodeCache, read_index, write_index
 from training.loop.batches import item_words
+from training.loop.optimizer import adamw
 from training.loop.trainer import learning_rate
 from training.metrics.step_cost import flops_per_image
 from training.stages.configs import TransformerTrainingConfig
+from training.stages.sample_sheets import Sheets
 from training.stages.transformer import (
-    Sheets,
-    adamw,
     gpt_config,
     require_compiler,
     train_transformer,
