@@ -6,12 +6,14 @@
     python benchmarks/training_loop.py --quick      # a tiny model, for a try
 
 On a GPU the transformers have LlamaGen's sizes: 256 positions, 8,192 clusters out of 16,384 codes,
-bfloat16, compiled. On the CPU there is the shipped model's size. One row a size: the bare loop is
-plain PyTorch over the same model, optimiser and clipping, with one batch that lies ready; `fit` is
-the project's, which reads and maps codes, logs, and checks every loss it logs. Both are timed in
-turns, and medians are compared. FLOPs are counted as in `training.metrics.step_cost`. GB are the
-most that tensors took on the GPU, where both loops have a model, and in brackets what
-`training.metrics.step_cost` estimates for that.
+bfloat16, compiled. On the CPU there is the shipped model's size, as it is shipped (bfloat16,
+compiled) and in float32 as PyTorch runs it. One row a size: the bare loop is plain PyTorch over the
+same model, optimiser and clipping, with one batch that lies ready; `fit` is the project's, which
+reads and maps codes, logs, and checks every loss it logs. Both are timed in turns, and medians are
+compared. "Products" are the matrix products of the linear layers alone, forward and backward, in
+the same precision: what no training step can be faster than. FLOPs are counted as in
+`training.metrics.step_cost`. GB are the most that tensors took on the GPU, where both loops have a
+model, and in brackets what `training.metrics.step_cost` estimates for that.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from codes import build  # benchmarks/codes.py
+from torch import nn
 
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
@@ -46,9 +49,9 @@ from training.stages.transformer import loss_module_of
 LLAMAGEN = {"B": "GPT-B", "L": "GPT-L", "XL": "GPT-XL"}
 WARM_UP = 3
 HEAD = (
-    "| model | parameters | batch | bare, ms a step | fit, ms a step | fit/bare "
-    "| images/s | MFU | GB |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+    "| model | parameters | batch | products, ms a step | bare, ms a step | bare/products "
+    "| fit, ms a step | fit/bare | images/s | MFU | GB |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -72,6 +75,7 @@ class Row:
     name: str
     parameters: int
     batch: int
+    products_seconds: float
     bare_seconds: float
     fit_seconds: float
     images_per_second: float
@@ -133,9 +137,8 @@ def cases(options: argparse.Namespace, device: torch.device) -> Iterator[Case]:
     sizes = options.sizes or ("B,L" if gpu else "")
     if not sizes:
         shipped = GPTConfig(1024, 256, 6, 4, num_classes=10, block_size=64)
-        yield Case(
-            "shipped", shipped, 2048, 64, options.micro_batch, bfloat16=False, compiled=False
-        )
+        for name, fast in (("shipped", True), ("shipped, float32", False)):
+            yield Case(name, shipped, 2048, 64, options.micro_batch, bfloat16=fast, compiled=fast)
     for size in filter(None, sizes.split(",")):
         gpt = GPTConfig.named(LLAMAGEN[size], vocab_size=8192)
         yield Case(size, gpt, 16384, options.batch, options.micro_batch, bfloat16=gpu, compiled=gpu)
@@ -151,6 +154,7 @@ def measure(case: Case, ranks: Ranks, steps: int, turns: int) -> Row:
         for loop in (bare, whole):
             loop.take(WARM_UP)
         times = [(bare.take(steps) / steps, whole.take(steps) / steps) for _ in range(turns)]
+        products = statistics.median(products_seconds(case, ranks.device) for _ in range(turns))
     bare_seconds, fit_seconds = map(statistics.median, zip(*times, strict=True))
     pace = case.batch / fit_seconds
     peak = peak_flops(ranks.device, 0.0)
@@ -158,6 +162,7 @@ def measure(case: Case, ranks: Ranks, steps: int, turns: int) -> Row:
         case.name,
         sum(p.numel() for p in bare.model.parameters()),
         case.batch,
+        products,
         bare_seconds,
         fit_seconds,
         pace,
@@ -165,6 +170,26 @@ def measure(case: Case, ranks: Ranks, steps: int, turns: int) -> Row:
         peak_gb(ranks.device),
         (step_bytes(case.gpt, case.micro_batch or case.batch) + step_bytes(case.gpt, 0)) / 1e9,
     )
+
+
+def products_seconds(case: Case, device: torch.device) -> float:
+    """Seconds of a step's products: of each linear layer the output and both gradients."""
+    dtype = torch.bfloat16 if case.bfloat16 else torch.float32
+    rows = (case.micro_batch or case.batch) * case.gpt.block_size
+    with torch.device("meta"):
+        shapes = [m.weight.shape for m in GPT(case.gpt).modules() if isinstance(m, nn.Linear)]
+    seconds = 0.0
+    for shape in set(shapes):
+        weight = torch.randn(shape, device=device, dtype=dtype)
+        x = torch.randn(rows, shape[1], device=device, dtype=dtype)
+        y = x @ weight.t()
+        for repeat in range(2):  # the first one warms up
+            synchronise(device)
+            started = time.perf_counter()
+            _ = x @ weight.t(), y @ weight, y.t() @ x
+            synchronise(device)
+            seconds += repeat * (time.perf_counter() - started) * shapes.count(shape)
+    return seconds * case.batch / (case.micro_batch or case.batch)
 
 
 def peak_gb(device: torch.device) -> float | None:
@@ -177,8 +202,10 @@ def line(row: Row) -> str:
     mfu = "" if row.mfu is None else f"{row.mfu:.1%}"
     memory = "" if row.peak_gb is None else f"{row.peak_gb:.1f} ({row.estimated_gb:.1f})"
     return (
-        f"| {row.name} | {row.parameters / 1e6:.1f} M | {row.batch} | {row.bare_seconds * 1e3:.1f} "
-        f"| {row.fit_seconds * 1e3:.1f} | {row.ratio:.3f} | {row.images_per_second:.0f} | {mfu} "
+        f"| {row.name} | {row.parameters / 1e6:.1f} M | {row.batch} "
+        f"| {row.products_seconds * 1e3:.1f} | {row.bare_seconds * 1e3:.1f} "
+        f"| {row.bare_seconds / row.products_seconds:.2f} | {row.fit_seconds * 1e3:.1f} "
+        f"| {row.ratio:.3f} | {row.images_per_second:.0f} | {mfu} "
         f"| {memory} |"
     )
 
