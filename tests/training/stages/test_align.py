@@ -114,3 +114,14 @@ def test_negatives_are_other_images_classes_and_some_labels_null(walks: Path) ->
     # Drawn without regard to the image: a third are of its own class.
     assert set(negatives.tolist()) == {0, 1, 2}
     assert float((negatives == own).double().mean()) == pytest.approx(1 / 3, abs=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # two graphs, each compiled forward and backward
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, when it compiles
+def test_compiled_alignment_reaches_the_same_loss(
+    walks: Path, trained: Path, tmp_path: Path
+) -> None:
+    plain = align_transformer(config(walks, tmp_path / "plain", trained))
+    fast = align_transformer(config(walks, tmp_path / "fast", trained, compile=True))
+    assert fast["objective"] == pytest.approx(plain["objective"], rel=1e-2)
