@@ -163,7 +163,7 @@ def request_outcome(status: int) -> RequestOutcome:
     return special.get(status, "invalid" if status < 500 else "error")
 
 
-_NOTHING: Final = QueueStats(0, 0, 0.0, 0.0, Totals())
+_NOTHING: Final = QueueStats(0, 0, 0.0, Totals())
 
 
 def _up(*, is_up: bool) -> Metric:
