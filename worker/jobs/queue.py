@@ -102,12 +102,17 @@ class QueueStats:
 class WorkerStatus:
     """What a worker announces of itself."""
 
-    worker_id: str
+    worker_id: str  # with "/" and the model behind it where the worker serves several
     ready: bool  # once a warm-up image has come out of the model it serves
     model: str = ""
     version: str = ""
     detail: str = ""  # why it is not ready, or why it refused a version
     refused: str = ""  # the active version, if it cannot serve it
+
+    @property
+    def process(self) -> str:
+        """Name of the worker, the same for all of its models."""
+        return self.worker_id.partition("/")[0]
 
     @property
     def public_detail(self) -> str:
