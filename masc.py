@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from server.settings import ServerSettings
     from worker.settings import WorkerSettings
 
+logger = logging.getLogger(__name__)
+
 # Groups of `training.cli`, and what the overview says of them.
 TRAINING_GROUPS = {
     "tokenizer": "VQ tokenizer: images to codes and back.",
@@ -77,9 +79,11 @@ END_SECONDS = 3.0  # for the worker's thread, when there is nothing left for it 
 Models = Annotated[
     Path | None, typer.Option(help="Folder of the model bundles [env MASC_MODELS_DIR].")
 ]
-ServedModel = Annotated[
-    str | None,
-    typer.Option(help="Model to serve, where there are several [env MASC_DEFAULT_MODEL]."),
+ServedModels = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Model to serve; several times for several, or all [env MASC_SERVED_MODELS]."
+    ),
 ]
 Queue = Annotated[str | None, typer.Option(help="Queue [env MASC_QUEUE_URL].")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N [env MASC_DEVICE].")]
@@ -158,38 +162,45 @@ def serve(
         int | None, typer.Option(help="Port; 0 takes a free one [env MASC_PORT].")
     ] = None,
     models: Models = None,
-    model: ServedModel = None,
+    model: ServedModels = None,
     queue: Queue = None,
     device: Device = None,
 ) -> None:
-    """Run the whole service: front end, in-process queue and one worker.
+    """Run the whole service: front end, in-process queue and one worker for all models.
 
     With a queue outside the process it is the front end alone, and `masc worker` makes the images.
+    Requests that name no model get the first of those that are given with `--model`.
     """
     from server.settings import load_settings as load_server_settings
     from worker.jobs.log import configure_logging
 
+    first = (_listed(model) or "").partition(",")[0].strip()
     settings = load_server_settings(
-        host=host, port=port, models_dir=models, queue_url=queue, default_model=model
+        host=host,
+        port=port,
+        models_dir=models,
+        queue_url=queue,
+        default_model=None if first in {"", "all"} else first,
     )
     configure_logging(settings.log_format)
     if not settings.queue_url.startswith("memory:"):
         _serve(settings, None)
         return
+    from worker.settings import ALL
     from worker.settings import load_settings as load_worker_settings
 
-    _serve(
-        settings,
-        load_worker_settings(
-            models_dir=models, queue_url=queue, device=device, default_model=model
-        ),
+    worker_settings = load_worker_settings(
+        models_dir=models, queue_url=queue, device=device, served_models=_listed(model)
     )
+    if not worker_settings.served_models:
+        worker_settings = worker_settings.model_copy(update={"served_models": ALL})
+    _serve(_with_default(settings, worker_settings), worker_settings)
 
 
 def worker(
     queue: Queue = None,
     models: Models = None,
-    model: ServedModel = None,
+    model: ServedModels = None,
     device: Device = None,
     metrics_port: Annotated[
         int | None, typer.Option(help="Port of the metrics; 0 takes one [env MASC_METRICS_PORT].")
@@ -207,7 +218,7 @@ def worker(
         models_dir=models,
         queue_url=queue,
         device=device,
-        default_model=model,
+        served_models=_listed(model),
         metrics_port=metrics_port,
     )
     configure_logging(settings.log_format)
@@ -523,6 +534,36 @@ def verify(
 def _say_verified(manifest: Manifest) -> None:
     count = len(manifest.files)
     print_line(f"{manifest.name} {manifest.version}: {count} files are as published")
+
+
+def _listed(models: list[str] | None) -> str | None:
+    return ",".join(models) if models else None
+
+
+def _with_default(settings: ServerSettings, worker_settings: WorkerSettings) -> ServerSettings:
+    """Settings with one of the models that the worker in this process serves as the default."""
+    from masc_core.bundle.registry import Registry
+    from worker.settings import models_to_serve
+
+    registry = Registry(settings.models_dir)
+    names = models_to_serve(worker_settings, registry)
+    default = settings.default_model or _first_sound(registry, names)
+    if default in registry.models() and default not in names:
+        served = ", ".join(names)
+        raise ConfigError(f"MASC_DEFAULT_MODEL: {default!r} is not served, but {served}")
+    if not settings.default_model and names[1:]:
+        logger.warning("MASC_DEFAULT_MODEL names none: requests without a model get %s", default)
+    return settings.model_copy(update={"default_model": default})
+
+
+def _first_sound(registry: Registry, names: Sequence[str]) -> str:
+    """The first model whose manifest can be read; where none can, the first."""
+    for name in names:
+        try:
+            return registry.manifest(name).name
+        except ArtifactError as error:
+            logger.debug("not the default: %s", error)
+    return names[0]
 
 
 def _serve(settings: ServerSettings, worker_settings: WorkerSettings | None) -> None:

@@ -128,8 +128,9 @@ async def change(models: Registry, names: list[str], device: str) -> None:
         while version != str(number):
             version, seconds = await timed(queue)
             slowest = max(slowest, seconds)
-            if worker.status.refused:
-                raise SystemExit(f"swap: version {number} is refused: {worker.status.detail}")
+            (status,) = worker.statuses
+            if status.refused:
+                raise SystemExit(f"swap: version {number} is refused: {status.detail}")
         until = time.perf_counter() - started
         print(
             f"| {number} | {name} | {until:.1f} | {1e3 * statistics.median(before):.0f} "

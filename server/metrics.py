@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -17,7 +17,14 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import CLIENT_CLOSED_REQUEST
-from worker.jobs.queue import END_STATES, REDELIVERIES, QueueStats, Totals
+from worker.jobs.queue import (
+    END_STATES,
+    REDELIVERIES,
+    ModelStats,
+    QueueStats,
+    Totals,
+    WorkerStatus,
+)
 from worker.jobs.stages import SECONDS_BUCKETS, stage_histogram
 
 RequestOutcome = Literal["ok", "invalid", "not_found", "rejected", "error", "cancelled", "timeout"]
@@ -78,21 +85,30 @@ class ServerMetrics:
 
 
 class QueueCollector(Collector):
-    """Gauges and counters of the whole queue: ``stats`` of this scrape, None if it is down."""
+    """Gauges and counters of the whole queue, and of that of each model.
+
+    Attributes
+    ----------
+    stats : of this scrape, None if the queue is down
+    workers : statuses of this scrape; models are those of workers and those of jobs
+    """
 
     def __init__(self) -> None:
         self.stats: QueueStats | None = None
+        self.workers: Sequence[WorkerStatus] = ()
 
     def describe(self) -> Iterator[Metric]:
         """Names, by which the registry refuses duplicates."""
         yield _up(is_up=False)
         yield from _families(_NOTHING)
+        yield from _model_families(_NOTHING, ())
 
     def collect(self) -> Iterator[Metric]:
         """Values; only ``masc_queue_up`` while the queue is down."""
         yield _up(is_up=self.stats is not None)
         if self.stats is not None:
             yield from _families(self.stats)
+            yield from _model_families(self.stats, self.workers)
 
 
 class MeasureRequests:
@@ -163,7 +179,7 @@ def request_outcome(status: int) -> RequestOutcome:
     return special.get(status, "invalid" if status < 500 else "error")
 
 
-_NOTHING: Final = QueueStats(0, 0, 0.0, 0.0, Totals())
+_NOTHING: Final = QueueStats(0, 0, 0.0, Totals())
 
 
 def _up(*, is_up: bool) -> Metric:
@@ -206,3 +222,23 @@ def _families(stats: QueueStats) -> Iterator[Metric]:
         "Kept results that went early, because all together were too large.",
         totals.results_dropped,
     )
+
+
+def _model_families(stats: QueueStats, workers: Sequence[WorkerStatus]) -> Iterator[Metric]:
+    depth, age, rate, ready = (
+        GaugeMetricFamily(f"masc_model_{name}", text, labels=["model"])
+        for name, text in (
+            ("queue_depth", "Jobs of the model that wait for a worker."),
+            ("queue_oldest_age_seconds", "Age of the oldest job of the model that waits."),
+            ("jobs_per_second", "Jobs of the model finished per second of late; 0 when unknown."),
+            ("workers_ready", "Workers that make images with the model."),
+        )
+    )
+    announced = {worker.model for worker in workers if worker.model}
+    for model in sorted(announced | stats.models.keys()):
+        own = stats.models.get(model, ModelStats())
+        depth.add_metric([model], own.depth)
+        age.add_metric([model], own.oldest_age)
+        rate.add_metric([model], own.completion_rate)
+        ready.add_metric([model], sum(one.ready for one in workers if one.model == model))
+    yield from (depth, age, rate, ready)

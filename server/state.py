@@ -109,12 +109,12 @@ class AppState:
 def _why_not(model: str, workers: Sequence[WorkerStatus]) -> str:
     if not workers:
         return "no worker has announced itself"
-    states = dict.fromkeys(worker.public_detail or _state(worker) for worker in workers[:3])
+    own = [worker for worker in workers if worker.model in {"", model}]
+    if not own:
+        others = ", ".join(sorted({repr(worker.model) for worker in workers}))
+        return f"no worker serves the model {model!r}, it only lies there; they serve {others}"
+    states = dict.fromkeys(worker.public_detail or "not ready" for worker in own[:3])
     return f"no worker is ready for the model {model!r} ({'; '.join(states)})"
-
-
-def _state(worker: WorkerStatus) -> str:
-    return f"serves {worker.model!r}" if worker.ready else "not ready"
 
 
 def app_state(app: Starlette) -> AppState:

@@ -96,6 +96,10 @@ FURTHER = (
     _metric("masc_jobs_accepted_total", "counter", FRONT),
     _metric("masc_jobs_ended_total", "counter", FRONT, "outcome"),
     _metric("masc_engine_mode", "gauge", WORKER, "mode"),
+    _metric("masc_model_queue_depth", "gauge", FRONT, "model"),
+    _metric("masc_model_queue_oldest_age_seconds", "gauge", FRONT, "model"),
+    _metric("masc_model_jobs_per_second", "gauge", FRONT, "model"),
+    _metric("masc_model_workers_ready", "gauge", FRONT, "model"),
 )
 # Nothing is told of a GPU where there is none.
 MAY_BE_EMPTY = {"masc_gpu_memory_bytes"}

@@ -370,6 +370,75 @@ def test_one_variable_names_the_default_model_everywhere(
     )
 
 
+@pytest.fixture(scope="module")
+def two_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("two")
+    for seed, name in enumerate(("one", "two")):
+        save_tiny_bundle(root, name, seed=seed)
+    return root
+
+
+def image_of(client: httpx.Client, **model: str) -> httpx.Response:
+    body = {"class_id": 0, "seed": 1, **model}
+    return client.post("/generate", json=body, headers={"Accept": "image/png"})
+
+
+def served_by(client: httpx.Client) -> dict[str, tuple[int, bool]]:
+    models = client.get("/models").json()["models"]
+    return {model["name"]: (model["workers"], model["default"]) for model in models}
+
+
+def test_a_folder_of_several_models_is_served_whole_but_for_what_is_damaged(
+    two_models: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "models"
+    shutil.copytree(two_models, root)
+    shutil.copytree(root / "one", root / "damaged")  # the first by name, with another's manifest
+    with service(root) as (_, client):
+        assert served_by(client) == {"one": (1, True), "two": (1, False)}
+        one, two = (image_of(client, model=name) for name in ("one", "two"))
+        assert (one.status_code, two.status_code) == (200, 200)
+        assert image_of(client).content == one.content != two.content
+        assert image_of(client, model="three").status_code == 404
+        assert image_of(client, model="damaged").status_code == 500
+        text = client.get("/metrics").text
+        assert 'masc_model_info{clusters="16",dtype="float32",model="one"' in text
+        assert 'masc_model_info{clusters="16",dtype="float32",model="two"' in text
+        assert "masc_batch_rows_capacity 64.0" in text
+
+
+def test_options_name_the_models_that_are_served(two_models: Path) -> None:
+    with service(two_models, "--model", "two", MASC_DEFAULT_MODEL="one") as (_, client):
+        assert served_by(client) == {"one": (0, False), "two": (1, True)}
+        assert image_of(client).headers["x-masc-model"].startswith("two")
+        refused = image_of(client, model="one")
+        assert refused.status_code == 503
+        assert "no worker serves the model 'one'" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "named"),
+    [
+        (["--model", "three"], {}, "no model 'three' in "),
+        (["--model", "one", "--model", "three"], {}, "no model 'three' in "),
+        ([], {"MASC_DEFAULT_MODEL": "three"}, "MASC_DEFAULT_MODEL: no model 'three' in "),
+        (
+            [],
+            {"MASC_DEFAULT_MODEL": "one", "MASC_SERVED_MODELS": "two"},
+            "MASC_DEFAULT_MODEL: 'one' is not served, but two",
+        ),
+        (["--model", "all"], {"MASC_MAX_MODEL_BYTES": "1000"}, "one 1 takes "),
+    ],
+)
+def test_models_that_cannot_be_served_are_one_line(
+    masc: Masc, two_models: Path, options: list[str], variables: dict[str, str], named: str
+) -> None:
+    done = masc("serve", "--port", "0", "--models", two_models, *options, **variables)
+    assert done.status == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("masc: ")]
+    assert named in line
+
+
 def test_a_damaged_version_does_not_hide_the_others(
     masc: Masc, models: Path, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""A worker's heartbeat: a thread that renews its leases and announces its status.
+"""A worker's heartbeat: a thread that renews its leases and announces its statuses.
 
 When a step hangs, the thread announces that the worker is not ready and renews nothing, so that
 other workers get the jobs. When the loop goes on, so does the heartbeat.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 from masc_core.errors import QueueDownError
@@ -29,8 +30,8 @@ class Heartbeat:
 
     Parameters
     ----------
-    queue : where leases are renewed and the status is announced
-    worker_id : name of the worker
+    queue : where leases are renewed and statuses are announced
+    worker_ids : names under which the worker announces itself, one per model
     leases : returns those that are held
     stall_seconds : without a step, after which the loop counts as hanging
     clock : monotonic seconds
@@ -39,7 +40,7 @@ class Heartbeat:
     def __init__(
         self,
         queue: JobConsumer,
-        worker_id: str,
+        worker_ids: Iterable[str],
         leases: Callable[[], Sequence[Lease]],
         stall_seconds: float,
         clock: Callable[[], float] = time.monotonic,
@@ -48,7 +49,7 @@ class Heartbeat:
         self._stall_seconds = stall_seconds
         self._pause = min(MAX_PAUSE_SECONDS, queue.lease_seconds / 3, stall_seconds / 3)
         self._lock = threading.Lock()
-        self._status = WorkerStatus(worker_id, ready=False)
+        self._statuses = {one: WorkerStatus(one, ready=False) for one in worker_ids}
         self._last_beat: float | None = None
         self._stall = ""  # why the worker is not ready, while it hangs
         self._is_draining, self._has_ended = False, False
@@ -63,17 +64,19 @@ class Heartbeat:
         self._ending.set()
         self._thread.join()
         with self._lock:
-            if failure is None:
-                self._try(lambda: self._queue.remove_worker(self._status.worker_id))
-            elif self._status.ready:
-                self._status = replace(self._status, ready=False, detail="failed, see the log")
-                self._send_status()
+            for status in self._statuses.values():
+                if failure is None:
+                    self._try(partial(self._queue.remove_worker, status.worker_id))
+                elif status.ready:
+                    self._send(replace(status, ready=False, detail="failed, see the log"))
             self._has_ended = True
 
     @property
-    def status(self) -> WorkerStatus:
-        """What the loop announced last, unless it hangs or drains."""
-        status = self._status
+    def statuses(self) -> Sequence[WorkerStatus]:
+        """What the loop announced last of each model, unless it hangs or drains."""
+        return [self._current(status) for status in tuple(self._statuses.values())]
+
+    def _current(self, status: WorkerStatus) -> WorkerStatus:
         if self._stall:
             return replace(status, ready=False, detail=self._stall)
         if self._is_draining and status.ready:
@@ -81,16 +84,16 @@ class Heartbeat:
         return status
 
     def announce(self, status: WorkerStatus) -> None:
-        """Announce a status, now and with every beat."""
+        """Announce the status of a model, now and with every beat."""
         with self._lock:
-            self._status = status
-            self._send_status()
+            self._statuses[status.worker_id] = status
+            self._send(status)
 
     def drain(self) -> None:
         """Announce the worker as not ready from now on. From any thread."""
         with self._lock:
             self._is_draining = True
-            self._send_status()
+            self._send_statuses()
 
     def beat(self) -> None:
         """Note that the loop runs; before the first call it cannot count as hanging."""
@@ -110,7 +113,7 @@ class Heartbeat:
             self._stall = ""
             self._try(lambda: self._queue.renew(self._leases()))
         with self._lock:
-            self._send_status()
+            self._send_statuses()
 
     def _run(self) -> None:
         while not self._ending.wait(self._pause):
@@ -119,9 +122,13 @@ class Heartbeat:
             except Exception:
                 logger.exception("the heartbeat failed")  # the next one may not
 
-    def _send_status(self) -> None:
+    def _send_statuses(self) -> None:
+        for status in self._statuses.values():
+            self._send(status)
+
+    def _send(self, status: WorkerStatus) -> None:
         if not self._has_ended:
-            self._try(lambda: self._queue.announce(self.status))
+            self._try(lambda: self._queue.announce(self._current(status)))
 
     def _try(self, call: Callable[[], None]) -> None:
         try:

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 from masc_core.device import use_device
@@ -32,7 +32,8 @@ from worker.model.loaded_model import (
     ModelEvent,
     StartedImage,
 )
-from worker.model.versions import NO_REFUSAL, ModelReloader, ModelVersions, Refusal
+from worker.model.served import ServedModel
+from worker.model.versions import ModelReloader
 from worker.queue_client import QueueClient
 
 logger = logging.getLogger(__name__)
@@ -46,15 +47,17 @@ END_SECONDS = 4.0  # for the step under way, and to let everything go
 
 
 class WorkerLoop:
-    """Serves one model from one queue.
+    """Serves models from one queue.
+
+    Each has an engine of its own, and each engine that has work makes one step in every step of
+    the loop: between two steps of a model there is one of each other at most.
 
     Parameters
     ----------
     queue : where jobs come from and outcomes go
-    loaded : the version that is served
+    models : what is served, at least one with a version
     metrics : what is counted
-    worker_id : this worker's name in the queue
-    reloader : makes other versions ready; None where the version stays
+    worker_id : this worker's name in the queue, to which that of a model is added if it has several
     tracer : records jobs; None where traces are off
     stall_seconds : without a step, after which the worker is not ready
     drain_seconds : that `run` may take for claimed jobs, once it was told to stop
@@ -63,35 +66,40 @@ class WorkerLoop:
     def __init__(
         self,
         queue: JobConsumer,
-        loaded: LoadedModel,
+        models: Sequence[ServedModel],
         metrics: WorkerMetrics,
         worker_id: str,
         *,
-        reloader: ModelReloader | None = None,
         tracer: Tracer | None = None,
         stall_seconds: float = STALL_SECONDS,
         drain_seconds: float = DRAIN_SECONDS,
     ) -> None:
         self.worker_id = worker_id
         self._queue = QueueClient(queue, tracer=tracer)
-        self._metrics, self._reloader = metrics, reloader
-        self._versions = ModelVersions(loaded)
+        self._metrics = metrics
+        self._models = {model.name: model for model in models}
+        self._ids = {
+            name: worker_id if len(models) == 1 else f"{worker_id}/{name}" for name in self._models
+        }
+        self._refused: dict[str, str] = {}  # by model, what was announced as refused
         self._running: dict[str, RunningJob] = {}
-        self._heartbeat = Heartbeat(queue, worker_id, lambda: self._queue.leases, stall_seconds)
+        self._heartbeat = Heartbeat(
+            queue, list(self._ids.values()), lambda: self._queue.leases, stall_seconds
+        )
         self._stopping = threading.Event()
         self._drain_seconds, self._drain_end = drain_seconds, float("inf")
         self._events: deque[ModelEvent] = deque()  # of versions, not handled yet
         self._claimed: deque[Lease] = deque()  # jobs that are not admitted yet
         self._handled: set[str] = set()  # job that is being admitted, or whose event is handled
-        self._engine_failures = 0  # of engines, since the last image
         self._failed_steps = 0  # one after another
-        metrics.serve(loaded.bundle)
-        metrics.rows_capacity.set(loaded.engine.capacity_rows)
+        for loaded in self._loaded():
+            metrics.serve(loaded.bundle)
+        metrics.rows_capacity.set_function(lambda: sum(one.capacity_rows for one in models))
 
     @property
-    def status(self) -> WorkerStatus:
-        """What this worker announces."""
-        return self._heartbeat.status
+    def statuses(self) -> Sequence[WorkerStatus]:
+        """What this worker announces, one status per model."""
+        return self._heartbeat.statuses
 
     @property
     def is_stopping(self) -> bool:
@@ -118,14 +126,15 @@ class WorkerLoop:
         ------
         MascError : the warm-up image failed, or the engine does again and again
         """
-        use_device(self._versions.newest.bundle.device)
+        use_device(next(self._loaded()).bundle.device)
         with ExitStack() as stack:
-            stack.callback(self._versions.close)
+            for model in self._models.values():
+                stack.callback(model.close)
             stack.enter_context(self._heartbeat)
             self.warm_up()
-            if self._reloader is not None:
-                self._reloader.start()
-                stack.callback(self._close_reloader, self._reloader)
+            for reloader in filter(None, (model.reloader for model in self._models.values())):
+                reloader.start()
+                stack.callback(self._close_reloader, reloader)
             stack.enter_context(self._queue)  # which gives back what is left, at the end
             stack.callback(self._running.clear)
             while not self._is_done:
@@ -145,41 +154,44 @@ class WorkerLoop:
         self._heartbeat.drain()
 
     def warm_up(self) -> None:
-        """Make one real image, and announce this worker as ready.
+        """Make one real image with each model, and announce this worker as ready.
+
+        A model whose image failed is not served, as long as others are.
 
         Raises
         ------
-        MascError : the image failed
+        MascError : the image failed, of each model
         """
-        self._announce(ready=False, detail="warming up")
+        for model in self._models.values():
+            self._announce(model, ready=False, detail="warming up")
+        sound = [model for model in self._models.values() if self._warm_up(model)]
+        for model in sound:
+            self._announce(model, ready=True)
+
+    def _warm_up(self, model: ServedModel) -> bool:
+        """Make the first image of a model, and return whether that did not fail."""
         started = time.perf_counter()
         try:
-            self._warm_up_newest()
+            model.warm_up()
         except Exception as error:
             reason = str(error) if isinstance(error, MascError) else "see the log"
-            self._announce(ready=False, detail=f"the warm-up image failed: {reason}")
-            raise
-        self._announce(ready=True, refusal=self._reloader.refusal if self._reloader else None)
-        logger.info(
-            "worker %s serves %s %s after a warm-up image of %.2f s",
-            self.worker_id,
-            self._versions.newest.manifest.name,
-            self._versions.newest.manifest.version,
-            time.perf_counter() - started,
-        )
-
-    def _warm_up_newest(self) -> None:
-        """Make the first image, with the version before where this one cannot make it."""
-        try:
-            self._versions.newest.warm_up()
-        except Exception as error:
-            if self._reloader is None:
+            self._announce(model, ready=False, detail=f"the warm-up image failed: {reason}")
+            if sum(1 for one in self._models.values() if one.versions) == 1:
                 raise
-            loaded = self._reloader.load_previous(error)
-            self._versions.newest.close()
-            self._versions = ModelVersions(loaded)
-            self._metrics.serve(loaded.bundle)
-            loaded.warm_up()
+            logger.exception("%s is not served", model.name)
+            model.close()
+            model.versions = None
+            return False
+        if model.versions is not None:
+            self._metrics.serve(model.newest.bundle)
+            logger.info(
+                "worker %s serves %s %s after a warm-up image of %.2f s",
+                self.worker_id,
+                model.name,
+                model.newest.manifest.version,
+                time.perf_counter() - started,
+            )
+        return True
 
     def step(self) -> None:
         """Claim jobs, step the engine of every loaded version once, report what came of it."""
@@ -196,7 +208,7 @@ class WorkerLoop:
         if self.is_stopping:
             self._hand_back_waiting()
         # run
-        for loaded in self._versions:
+        for loaded in self._loaded():
             self._events += loaded.step()
         # report
         while self._events:
@@ -205,7 +217,7 @@ class WorkerLoop:
             self._handle(event)
         self._handled = set()
         self._queue.flush()
-        self._metrics.rows_active.set(sum(loaded.rows_active for loaded in self._versions))
+        self._metrics.rows_active.set(sum(loaded.rows_active for loaded in self._loaded()))
 
     @property
     def _is_done(self) -> bool:
@@ -217,40 +229,44 @@ class WorkerLoop:
         except Exception as error:
             self._fail_jobs(error)
             self._failed_steps += 1
-            if max(self._engine_failures, self._failed_steps) >= MAX_FAILURES:
-                what = "engine" if self._engine_failures >= MAX_FAILURES else "worker"
-                self._announce(ready=False, detail=f"the {what} fails again and again")
-                raise EngineError(f"the {what} fails again and again, see the log") from error
+            failures = max(model.engine_failures for model in self._models.values())
+            if max(failures, self._failed_steps) >= MAX_FAILURES:
+                what = "engine" if failures >= MAX_FAILURES else "worker"
+                reason = f"the {what} fails again and again"
+                for model in self._models.values():
+                    self._announce(model, ready=False, detail=reason)
+                raise EngineError(f"{reason}, see the log") from error
             time.sleep(PAUSE_AFTER_ERROR_SECONDS)
         else:
             self._failed_steps = 0
 
     def _fail_jobs(self, error: Exception) -> None:
         """Fail the jobs that an error affects; there may be none, the queue can have one too."""
-        in_engines = set[str]().union(*(loaded.jobs_at_risk for loaded in self._versions))
+        in_engines = set[str]()
+        for model in self._models.values():
+            at_risk = set[str]().union(*(loaded.jobs_at_risk for loaded in model))
+            model.engine_failures += bool(at_risk)
+            in_engines |= at_risk
         jobs = sorted(in_engines | self._handled | self._queue.jobs_at_risk)
         logger.error(
             "worker %s: an error that affects jobs %s", self.worker_id, jobs, exc_info=error
         )
-        self._engine_failures += bool(in_engines)
         self._handled, self._queue.jobs_at_risk = set(), set()
-        for loaded in self._versions:
+        for loaded in self._loaded():
             loaded.jobs_at_risk = set()
         for job_id in jobs:
             self._fail(job_id, error)
 
     def _change_versions(self) -> None:
-        if self._reloader is None:
-            return
-        loaded = self._reloader.take()
-        if loaded is not None:
-            self._versions.add(loaded)
-            self._metrics.serve(loaded.bundle)
-            logger.info("serving %s %s from now on", loaded.manifest.name, loaded.manifest.version)
-        refusal = self._reloader.refusal
-        if loaded is not None or refusal.version != self._heartbeat.status.refused:
-            self._announce(ready=True, refusal=refusal)
-        self._versions.close_retired()
+        for model in self._models.values():
+            loaded = model.take_version()
+            if loaded is not None:
+                self._metrics.serve(loaded.bundle)
+                logger.info("serving %s %s from now on", model.name, loaded.manifest.version)
+            if loaded is not None or model.refusal.version != self._refused.get(model.name, ""):
+                self._announce(model, ready=True)
+            if model.versions is not None:
+                model.versions.close_retired()
 
     def _drop_lost(self) -> None:
         if not self._running:
@@ -264,9 +280,10 @@ class WorkerLoop:
             self._end(job, EXPIRED)
 
     def _claim(self) -> Sequence[Lease]:
-        free_rows = 0 if self.is_stopping else self._versions.free_rows
-        timeout = 0.0 if self._running else IDLE_SECONDS
-        return self._queue.claim(self._versions.newest.manifest.name, free_rows, timeout)
+        free_rows = {
+            name: 0 if self.is_stopping else model.free_rows for name, model in self._models.items()
+        }
+        return self._queue.claim(free_rows, 0.0 if self._running else IDLE_SECONDS)
 
     def _hand_back_waiting(self) -> None:
         """Give back the jobs that have not begun, for another worker."""
@@ -278,7 +295,11 @@ class WorkerLoop:
         """Give a job to the version that it was made for, if that is still here, or the newest."""
         if lease.job_id in self._running:  # we had lost it, and got it again
             self._drop(lease.job_id)
-        loaded = self._versions.get(lease.job.request.version)
+        model = self._models.get(lease.job.request.model)
+        if model is None or model.versions is None:
+            loaded = next(self._loaded())  # for which `check_request` refuses it
+        else:
+            loaded = model.versions.get(lease.job.request.version)
         job = self._running[lease.job_id] = RunningJob(lease, loaded)
         try:
             check_request(job.request, loaded.manifest)
@@ -298,7 +319,7 @@ class WorkerLoop:
             case ImageProgress():
                 self._queue.report(job.lease, event.event)
             case MadeImage():
-                self._engine_failures = 0
+                self._models[job.request.model].engine_failures = 0
                 self._metrics.image(job.request, job.made(event))
                 if job.is_complete:
                     result = job.result()
@@ -332,15 +353,12 @@ class WorkerLoop:
         seconds_left = self._drain_end - time.monotonic()
         reloader.close(max(0.0, min(seconds_left, self._drain_seconds)))
 
-    def _announce(self, *, ready: bool, detail: str = "", refusal: Refusal | None = None) -> None:
-        manifest, refused = self._versions.newest.manifest, refusal or NO_REFUSAL
-        self._heartbeat.announce(
-            WorkerStatus(
-                worker_id=self.worker_id,
-                ready=ready,
-                model=manifest.name,
-                version=manifest.version,
-                detail=detail or refused.reason,
-                refused=refused.version,
-            )
-        )
+    def _announce(self, model: ServedModel, *, ready: bool, detail: str = "") -> None:
+        status = model.status(self._ids[model.name], ready=ready, detail=detail)
+        self._refused[model.name] = status.refused
+        self._heartbeat.announce(status)
+
+    def _loaded(self) -> Iterator[LoadedModel]:
+        """All loaded versions of all models."""
+        for model in self._models.values():
+            yield from model

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from types import FrameType
 import torch
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
+from masc_core.bundle.manifest import MANIFEST_FILE, read_manifest
 from masc_core.bundle.read import load_bundle
 from masc_core.bundle.registry import Registry
 from masc_core.device import (
@@ -30,7 +31,7 @@ from masc_core.device import (
     set_threads,
     use_device,
 )
-from masc_core.errors import ConfigError, EngineError
+from masc_core.errors import ArtifactError, ConfigError, EngineError
 from masc_core.generation.batch import Batch
 from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import Backend, Engine
@@ -39,9 +40,11 @@ from worker.jobs.tracing import open_tracer
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
 from worker.model.loaded_model import LoadedModel
+from worker.model.memory import ModelMemory, free_memory, memory_need
+from worker.model.served import ServedModel
 from worker.model.threads import available_cores, numbers_to_try
-from worker.model.versions import ModelReloader, load_first
-from worker.settings import WorkerSettings
+from worker.model.versions import ModelReloader, Refusal, load_first
+from worker.settings import WorkerSettings, models_to_serve
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +55,16 @@ POLL_SECONDS = 1.0  # between two looks whether the loop should have ended
 def build_worker(
     settings: WorkerSettings, queue: JobConsumer, metrics_registry: CollectorRegistry
 ) -> WorkerLoop:
-    """Load the active version of the model to serve, and return the loop that serves it.
+    """Load the active version of each model to serve, and return the loop that serves them.
 
-    Where that one cannot be loaded, or makes no image, it is the version before it.
+    Where that one cannot be loaded, or makes no image, it is the version before it. Of several
+    models one whose files are damaged waits for another version, and the others are served.
 
     Raises
     ------
-    ConfigError : no such model or device, several models and none is named, or settings that
-        exclude each other
-    ArtifactError : no model, or a file of its bundle is missing, truncated or altered
+    ConfigError : no such model or device, several models and none is named, settings that exclude
+        each other, or models that do not fit into the memory together
+    ArtifactError : no model, or a file of each bundle is missing, truncated or altered
     """
     set_threads(settings.threads)
     device = resolve_device(settings.device)
@@ -69,30 +73,71 @@ def build_worker(
     if settings.threads is None and device.type == "cpu":
         cores = numbers_to_try(available_cores())
     models = Registry(settings.models_dir)
-    name = models.default(settings.default_model)
+    names = models_to_serve(settings, models)
     metrics = WorkerMetrics(metrics_registry)
+    dtype, rows = choose_dtype(settings.dtype, device), settings.max_batch
+    memory = ModelMemory(settings.max_model_bytes, partial(free_memory, device))
+    is_bounded = len(names) > 1 or settings.max_model_bytes is not None
+    loading = threading.Lock()  # two at once would both find the same memory free
 
-    def load(folder: Path) -> LoadedModel:
+    def load(name: str, folder: Path) -> LoadedModel:
         use_device(device)  # here, and later in the reloader's thread, which also warms up
-        bundle = load_bundle(folder, device, choose_dtype(settings.dtype, device))
-        logger.info("loaded %s %s onto %s", name, bundle.manifest.version, device)
-        rows = settings.max_batch
-        engine = Engine(
-            bundle.model, bundle.code_sampler, rows, metrics.step, backends, metrics.engine
-        )
-        return LoadedModel(bundle, engine, cores=cores, image_metadata=settings.image_metadata)
+        manifest = read_manifest(folder)
+        if manifest.name != name:
+            raise ArtifactError(folder / MANIFEST_FILE, f"is that of {manifest.name}")
+        with loading:
+            need = memory_need(folder, manifest, rows, dtype, device) if is_bounded else None
+            if need is not None:
+                memory.check(f"{name} {manifest.version}", need)
+            bundle = load_bundle(folder, device, dtype)
+            logger.info("loaded %s %s onto %s", name, manifest.version, device)
+            parts, on_prepared = (bundle.model, bundle.code_sampler), partial(metrics.engine, name)
+            engine = Engine(*parts, rows, metrics.step, backends, on_prepared)
+            loaded = LoadedModel(
+                bundle, engine, cores=cores, image_metadata=settings.image_metadata
+            )
+            if need is not None:
+                memory.hold(loaded, need)
+        return loaded
 
-    loaded, refusal = load_first(models, name, load)
     return WorkerLoop(
         queue,
-        loaded,
+        _load_all(models, names, load),
         metrics,
         f"{socket.gethostname()}-{os.getpid()}",
-        reloader=ModelReloader(models, name, loaded.manifest.version, load, refusal=refusal),
         tracer=open_tracer("masc-worker", settings.traces_endpoint),
         stall_seconds=settings.stall_seconds,
         drain_seconds=settings.drain_seconds,
     )
+
+
+def _load_all(
+    models: Registry, names: Sequence[str], load_named: Callable[[str, Path], LoadedModel]
+) -> list[ServedModel]:
+    served: list[ServedModel] = []
+    failures: list[ArtifactError] = []
+    for name in names:
+        load = partial(load_named, name)
+        loaded: LoadedModel | None = None
+        try:
+            loaded, refusal = load_first(models, name, load)
+        except ArtifactError as error:
+            failures.append(error)
+            if len(failures) == len(names):
+                raise failures[0] from None
+            logger.error("%s is not served: %s", name, error)  # noqa: TRY400 - one line says it
+            refusal = Refusal(_active(models, name), str(error))
+        version = "" if loaded is None else loaded.manifest.version
+        reloader = ModelReloader(models, name, version, load, refusal=refusal)
+        served.append(ServedModel(name, loaded, reloader))
+    return served
+
+
+def _active(models: Registry, name: str) -> str:
+    try:
+        return models.current(name)
+    except ArtifactError:
+        return "unknown"
 
 
 def engine_backends(settings: WorkerSettings, device: torch.device) -> Sequence[Backend]:
@@ -179,7 +224,7 @@ def exposed(loop: WorkerLoop, registry: CollectorRegistry, host: str, port: int)
     ConfigError : the address cannot be bound
     """
     ready = Gauge("masc_ready", "Whether this worker is ready.", registry=registry)
-    ready.set_function(lambda: float(loop.status.ready))
+    ready.set_function(lambda: float(any(one.ready for one in loop.statuses)))
     draining = Gauge("masc_draining", "Whether this worker takes no more jobs.", registry=registry)
     draining.set_function(lambda: float(loop.is_stopping))
     try:

@@ -6,7 +6,7 @@ No label grows with traffic: there is none for a class, a request or a client.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -95,6 +95,8 @@ class WorkerMetrics:
             ["mode"],
             registry=registry,
         )
+        self._served: dict[str, Sequence[str]] = {}  # by model, the labels of its version
+        self._modes: dict[str, EngineMode] = {}  # by model
         self.gpu_memory = Gauge(
             "masc_gpu_memory_bytes",
             "Memory of the GPU: allocated by tensors, reserved for them, used by all, total.",
@@ -103,25 +105,29 @@ class WorkerMetrics:
         )
 
     def serve(self, bundle: Bundle) -> None:
-        """Say which model is served, and from now on how much memory of its GPU is taken."""
+        """Say which version is served, and from now on how much memory of its GPU is taken."""
         manifest = bundle.manifest
-        self.model_info.clear()
-        self.model_info.labels(
-            model=manifest.name,
-            version=manifest.version,
-            weights_sha256=manifest.weights_sha256,
-            clusters=manifest.num_clusters,
-            tokens=manifest.gpt.block_size,
-            dtype=str(bundle.dtype).removeprefix("torch."),
-        ).set(1)
+        if manifest.name in self._served:
+            self.model_info.remove(*self._served[manifest.name])
+        labels = self._served[manifest.name] = (
+            manifest.name,
+            manifest.version,
+            manifest.weights_sha256,
+            str(manifest.num_clusters),
+            str(manifest.gpt.block_size),
+            str(bundle.dtype).removeprefix("torch."),
+        )
+        self.model_info.labels(*labels).set(1)
         if bundle.device.type == "cuda":
             for kind, look in memory_of(bundle.device).items():
                 self.gpu_memory.labels(kind=kind).set_function(look)
 
-    def engine(self, mode: EngineMode) -> None:
-        """Say how the steps of the version that was prepared last are made."""
+    def engine(self, model: str, mode: EngineMode) -> None:
+        """Say how the steps of a model are made, in the version that was prepared last."""
+        self._modes[model] = mode
         self.engine_mode.clear()
-        self.engine_mode.labels(mode=mode).set(1)
+        for one in set(self._modes.values()):
+            self.engine_mode.labels(mode=one).set(1)
 
     def step(self, rows: int, seconds: float) -> None:
         """Record one step of the transformer."""

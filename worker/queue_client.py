@@ -1,7 +1,8 @@
 """The worker's loop never waits for the queue while there is work: an outbox and an inbox.
 
-A thread calls a remote queue: once for all reports in the outbox, and once to claim jobs, if there
-is room and one may have arrived. The loop itself calls a queue in this process, between two steps.
+A thread calls a remote queue: once for all reports in the outbox, and once to claim jobs of each
+model, if there is room and one may have arrived. The loop itself calls a queue in this process,
+between two steps.
 
 While the queue is away, outcomes wait in order, events are lost, and jobs to hand back return when
 their leases end. A slow queue costs previews first, then progress, never an outcome.
@@ -12,8 +13,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Self, TypeVar
 
@@ -66,11 +67,12 @@ class QueueClient:
         self._outbox: deque[JobReport] = deque()
         self._sending: Sequence[JobReport] = ()
         self._max_batch = MAX_BATCH
-        self._model, self._rows = "", 0  # that the loop has for its jobs, with those in the inbox
+        self._rows: Counter[str] = Counter()  # by model, for its jobs, with those in the inbox
         self._asked_at = clock()  # when it said so
         self._is_claiming = False
-        self._may_have_jobs = True  # the latest claim got some, or there was an arrival
-        self._next_poll = self._next_try = clock()
+        # Until when a model's queue counts as empty: its latest claim got none.
+        self._empty_until: dict[str, float] = {}
+        self._next_try = clock()
         self._is_down, self._is_closing = False, False
         self._error: Exception | None = None  # of the thread, for the loop
         self._thread: threading.Thread | None = None
@@ -116,13 +118,12 @@ class QueueClient:
             ended = [lease for lease, report in unsent if isinstance(report, Outcome)]
             return [*self._held.values(), *ended]
 
-    def claim(self, model: str, free_rows: int, timeout: float) -> Sequence[Lease]:
+    def claim(self, free_rows: Mapping[str, int], timeout: float) -> Sequence[Lease]:
         """Take the jobs that have been claimed, and let more be claimed if there is room.
 
         Parameters
         ----------
-        model : whose jobs
-        free_rows : that the loop has before it takes these
+        free_rows : that the loop has for each model's jobs before it takes these
         timeout : seconds to wait for a job
 
         Raises
@@ -130,7 +131,7 @@ class QueueClient:
         Exception : an unexpected error of the queue since the last call
         """
         with self._changed:
-            self._model, self._rows, self._asked_at = model, free_rows, self._clock()
+            self._rows, self._asked_at = Counter(free_rows), self._clock()
             if self._thread is not None:
                 self._wake()
             if timeout:
@@ -143,7 +144,8 @@ class QueueClient:
                 self._changed.notify_all()
                 raise error
             leases, self._inbox = self._inbox, []
-            self._rows -= _num_rows(leases)
+            for lease in leases:
+                self._rows[lease.job.request.model] -= lease.job.request.batch_rows
         return leases
 
     def abandoned(self, leases: Iterable[Lease]) -> set[str]:
@@ -181,16 +183,19 @@ class QueueClient:
     def _can_try(self) -> bool:
         return not self._is_down or self._clock() >= self._next_try
 
-    @property
-    def _free_rows(self) -> int:
-        """Rows that may be claimed for."""
-        is_old = self._clock() - self._asked_at > STALE_SECONDS
-        return 0 if is_old else self._rows - _num_rows(self._inbox)
+    def _rows_to_claim(self, model: str) -> int:
+        """Rows that may be claimed for; none where the queue of the model is known to be empty."""
+        now = self._clock()
+        if now < self._empty_until.get(model, now) or now - self._asked_at > STALE_SECONDS:
+            return 0
+        inbox = (one.job.request for one in self._inbox if one.job.request.model == model)
+        return self._rows[model] - sum(request.batch_rows for request in inbox)
 
     @property
     def _has_work(self) -> bool:
         """Whether there is something to report or to claim, and it may be tried."""
-        return bool(self._outbox or (self._may_have_jobs and self._free_rows > 0)) and self._can_try
+        has_room = any(self._rows_to_claim(model) > 0 for model in self._rows)
+        return bool(self._outbox or has_room) and self._can_try
 
     def _can_stop_waiting(self) -> bool:
         """Whether a loop that has nothing to do need not wait any longer."""
@@ -204,16 +209,19 @@ class QueueClient:
 
     def _arrived(self, model: str) -> None:
         with self._changed:
-            if model in ("", self._model):
-                self._may_have_jobs = True
+            if not model or model in self._rows:
+                for one in (model,) if model else self._rows:
+                    self._empty_until.pop(one, None)
                 self._changed.notify_all()
 
     def _run(self) -> None:
         """Send and claim until the context ends; after an error, once the loop has raised it."""
         while True:
             with self._changed:
-                pause = max(self._next_poll, self._next_try) - self._clock()
-                self._changed.wait_for(lambda: self._is_closing or self._has_work, max(0.0, pause))
+                now = self._clock()
+                polls = (until for until in self._empty_until.values() if until > now)
+                pause = max(min(polls, default=now + POLL_SECONDS), self._next_try) - now
+                self._changed.wait_for(lambda: self._is_closing or self._has_work, pause)
                 if self._is_closing:
                     return
             try:
@@ -281,23 +289,25 @@ class QueueClient:
 
     def _claim(self) -> None:
         with self._changed:
-            now = self._clock()
-            if now >= self._next_poll:
-                self._may_have_jobs = True
-            if not self._may_have_jobs:
-                return
-            self._next_poll = now + POLL_SECONDS
-            model, rows = self._model, self._free_rows
+            models = tuple(self._rows)
+        for model in models:  # each has rows of its own: none takes another's
+            self._claim_for(model)
+
+    def _claim_for(self, model: str) -> None:
+        with self._changed:
+            rows = self._rows_to_claim(model)
             if rows <= 0 or not self._can_try:
                 return
-            self._is_claiming, self._may_have_jobs = True, False
+            self._is_claiming = True
+            self._empty_until[model] = self._clock() + POLL_SECONDS
         leases: Sequence[Lease] | None = None
         try:
             leases = self._try(partial(self._queue.claim, model, rows, 0.0))
         finally:
             with self._changed:
                 self._is_claiming = False
-                self._may_have_jobs |= leases is None or len(leases) > 0
+                if leases or leases is None:
+                    self._empty_until.pop(model, None)
                 self._inbox += leases or ()
                 self._held.update((lease.job_id, lease) for lease in leases or ())
                 self._changed.notify_all()
@@ -317,10 +327,6 @@ class QueueClient:
             logger.info("the queue is there again")
         self._is_down = False
         return answer
-
-
-def _num_rows(leases: Iterable[Lease]) -> int:
-    return sum(lease.job.request.batch_rows for lease in leases)
 
 
 def _num_bytes(report: Event | Outcome | HandBack) -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
+from masc_core.bundle.registry import Registry
 from masc_core.settings import Seconds, read_settings
 from worker.jobs.log import LogFormat
 from worker.jobs.settings import QueueSettings
+
+ALL: Final = "all"  # of `served_models`
 
 
 class WorkerSettings(QueueSettings):
@@ -18,7 +21,11 @@ class WorkerSettings(QueueSettings):
     Attributes
     ----------
     models_dir : folder of the model bundles
-    default_model : the model to serve; needed when there are several
+    default_model : the model to serve where `served_models` names none; needed when there are
+        several
+    served_models : the models to serve, with commas between, or ``all`` that have an active version
+    max_model_bytes : memory that the models of a worker may take together; by default what is free
+        when they are loaded
     device : ``cuda`` (with a number for one of several), ``cpu``, or ``auto``: CUDA if there is any
     dtype : precision of the transformer; ``auto`` is bfloat16 where the device computes in it
     max_batch : rows of the transformer's batch; a guided image takes two
@@ -38,6 +45,8 @@ class WorkerSettings(QueueSettings):
 
     models_dir: Path = Path("models")
     default_model: str = ""
+    served_models: str = ""
+    max_model_bytes: Annotated[int, Field(ge=1)] | None = None
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     max_batch: Annotated[int, Field(ge=2, le=4096)] = 32
@@ -50,6 +59,21 @@ class WorkerSettings(QueueSettings):
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     log_format: LogFormat = "text"
+
+
+def models_to_serve(settings: WorkerSettings, registry: Registry) -> tuple[str, ...]:
+    """Names of the models that a worker with these settings serves, at least one.
+
+    Raises
+    ------
+    ConfigError : no such model, or several and none is named
+    ArtifactError : there is no model
+    """
+    if settings.served_models == ALL:
+        return registry.models()
+    listed = (name.strip() for name in settings.served_models.split(","))
+    named = dict.fromkeys(name for name in listed if name) or [settings.default_model]
+    return tuple(registry.default(name) for name in named)
 
 
 def load_settings(**options: Any) -> WorkerSettings:  # noqa: ANN401 - checked by the model

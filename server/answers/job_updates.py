@@ -19,7 +19,7 @@ from server.schemas.job import QueuedEvent
 from server.state import AppState
 from worker.jobs.job import Job, NumberedEvent
 from worker.jobs.outcome import EXPIRED, JobFailure, JobResult
-from worker.jobs.queue import JobProducer, JobStatus
+from worker.jobs.queue import JobProducer, JobStatus, ModelStats
 
 POLL_SECONDS = 1.0  # between queries of a waiting job's position
 
@@ -97,11 +97,12 @@ async def wait_for_disconnect(receive: Receive) -> None:
 async def queue_position(queue: JobProducer, status: JobStatus) -> QueuedEvent | None:
     """Position of a job, None if it does not wait.
 
-    The start is when ``position + 1`` jobs have ended at the queue's rate of completion.
+    The start is when ``position + 1`` jobs have ended at the rate of completion of its model.
     """
     if status.position is None:
         return None
-    rate = (await queue.stats()).completion_rate
+    models = (await queue.stats()).models
+    rate = models.get(status.job.request.model, ModelStats()).completion_rate
     seconds = round((status.position + 1) / rate, 3) if rate > 0 else None
     return QueuedEvent(position=status.position, estimated_start_seconds=seconds)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.responses import Response
@@ -43,7 +43,7 @@ class Worker(BaseModel):
 
 
 class Readiness(BaseModel):
-    """A worker for the default model is ready."""
+    """A worker for the model is ready."""
 
     status: str
     model: str
@@ -100,15 +100,24 @@ async def healthz() -> Health:
 @router.get(
     "/readyz",
     summary="Whether images can be made",
-    responses=problems("no-worker", "queue-down", "draining"),
+    responses=problems("no-worker", "queue-down", "draining", "unknown-model"),
 )
-async def readyz(state: State, is_admin: IsAdmin) -> Readiness:
-    """Answer 200 once a worker has made a warm-up image with the default model."""
+async def readyz(
+    state: State,
+    is_admin: IsAdmin,
+    model: Annotated[str | None, Query(description="Of this one, not of the default.")] = None,
+) -> Readiness:
+    """Answer 200 once a worker has made a warm-up image with the default model, or the given one.
+
+    Of several models without a worker only the default one makes the front end not ready: the
+    others are served all the same.
+    """
     state.drain.check()
-    workers = await state.ready_workers(state.default_model)
+    name = state.default_model if model is None else (await state.manifest(model)).name
+    workers = await state.ready_workers(name)
     return Readiness(
         status="ready",
-        model=state.default_model,
+        model=name,
         workers=[
             Worker(id=name, version=w.version) for name, w in _named(workers, is_admin=is_admin)
         ],
@@ -126,9 +135,9 @@ async def metrics(state: State) -> Response:
 
     While the queue is down, `masc_queue_up` is 0 and its own figures are absent.
     """
-    ready, stats = await asyncio.gather(_is_ready(state), _stats(state))
+    ready, stats, workers = await asyncio.gather(_is_ready(state), _stats(state), _workers(state))
     state.metrics.ready.set(ready)
-    state.metrics.queue.stats = stats
+    state.metrics.queue.stats, state.metrics.queue.workers = stats, workers
     content = generate_latest(state.metrics.registry)
     return Response(content, media_type=CONTENT_TYPE_LATEST)
 
@@ -142,11 +151,7 @@ async def version() -> Version:
 @router.get("/status", summary="Status of the service")
 async def status(state: State, is_admin: IsAdmin) -> Status:
     """Tell what waits and runs, and how every worker is; for people and the page."""
-    stats = await _stats(state)
-    try:
-        workers = await state.queue.workers()
-    except QueueDownError:
-        workers = []
+    stats, workers = await asyncio.gather(_stats(state), _workers(state))
     return Status(
         version=software_version(),
         draining=state.drain.is_draining,
@@ -168,9 +173,13 @@ async def status(state: State, is_admin: IsAdmin) -> Status:
 def _named(
     workers: Sequence[WorkerStatus], *, is_admin: bool
 ) -> Iterator[tuple[str, WorkerStatus]]:
-    """Workers in the order of their ids, under these for an admin, and else under numbers."""
-    ordered = sorted(workers, key=lambda worker: worker.worker_id)
-    for number, worker in enumerate(ordered, start=1):
+    """Workers in the order of their ids, under these for an admin, and else under numbers.
+
+    One that serves several models is there once for each, under one number.
+    """
+    processes = sorted({worker.process for worker in workers})
+    for worker in sorted(workers, key=lambda worker: worker.worker_id):
+        number = processes.index(worker.process) + 1
         yield worker.worker_id if is_admin else str(number), worker
 
 
@@ -200,6 +209,14 @@ async def _is_ready(state: AppState) -> bool:
     except CapacityError:
         return False
     return True
+
+
+async def _workers(state: AppState) -> Sequence[WorkerStatus]:
+    """Statuses of the workers, none while the queue cannot be reached."""
+    try:
+        return await state.queue.workers()
+    except QueueDownError:
+        return ()
 
 
 async def _stats(state: AppState) -> QueueStats | None:

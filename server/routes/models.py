@@ -47,6 +47,7 @@ class ModelSummary(BaseModel):
     version: str
     default: Annotated[bool, Field(description="Whether requests that name no model get it.")]
     ready: Annotated[bool, Field(description="Whether a worker can make images with it now.")]
+    workers: Annotated[int, Field(description="How many can; 0 if it only lies in the folder.")]
     weights_sha256: str
     num_classes: int
     num_positions: Annotated[int, Field(description="Positions predicted for one image.")]
@@ -100,7 +101,7 @@ async def models(state: State) -> ModelList:
     served = await state.served()
     return ModelList(
         models=[
-            summary(state, manifest, ready=manifest.name in served)
+            summary(state, manifest, workers=len(served.get(manifest.name, ())))
             for manifest in _manifests(state, served)
         ]
     )
@@ -121,13 +122,14 @@ async def classes(name: str, state: State) -> Response:
     return Response(to_json(answer), media_type="application/json")
 
 
-def summary(state: AppState, manifest: Manifest, *, ready: bool) -> ModelSummary:
+def summary(state: AppState, manifest: Manifest, *, workers: int) -> ModelSummary:
     """Shorten a manifest to what a client needs."""
     return ModelSummary(
         name=manifest.name,
         version=manifest.version,
         default=manifest.name == state.default_model,
-        ready=ready,
+        ready=workers > 0,
+        workers=workers,
         weights_sha256=manifest.weights_sha256,
         num_classes=len(manifest.class_names),
         num_positions=manifest.num_positions,

@@ -7,7 +7,7 @@ import { complain, fill, offer, read } from "./form.js";
 import { openHistory, remember } from "./history.js";
 import { Result } from "./result.js";
 import { execute, plan } from "./run.js";
-import { ask, configure, watch } from "./service.js";
+import { ask, configure, lookNow, watch } from "./service.js";
 import { closeStatus, openStatus } from "./status.js";
 
 const VIEWS = ["generate", "codebook", "status"];
@@ -230,6 +230,7 @@ function listen() {
   element("model").addEventListener("change", () => {
     const chosen = models.find(({ name }) => name === element("model").value);
     showModel(chosen).catch(complain);
+    lookNow();
   });
   document.querySelector(".skip").addEventListener("click", (event) => {
     event.preventDefault(); // the part of the address after # names the view
@@ -251,7 +252,8 @@ function takesEscape(node) {
 }
 
 async function start() {
-  configure({ key: () => element("key").value.trim(), report: showState, renew });
+  const other = () => (wanted && !wanted.default ? wanted.name : "");
+  configure({ key: () => element("key").value.trim(), model: other, report: showState, renew });
   listen();
   openHistory(makeAgain);
   const shown = showView();

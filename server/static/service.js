@@ -5,6 +5,7 @@ const RETRY_SECONDS = 2;
 const OTHER_VERSION = 409;
 
 let key = () => "";
+let model = () => "";
 let report = () => {};
 let renew = () => {};
 
@@ -19,11 +20,13 @@ export class Problem extends Error {
 }
 
 /**
- * Say where the key comes from, who wants to know the state (ready, waiting, offline), and who that
- * a question was about another version than the one that is served.
+ * Say where the key comes from, of which model the state is (of the default one where that is
+ * empty), who wants to know it (ready, waiting, offline), and who that a question was about another
+ * version than the one that is served.
  */
 export function configure(options) {
   key = options.key;
+  model = options.model;
   report = options.report;
   renew = options.renew;
 }
@@ -67,7 +70,8 @@ export async function watch() {
   for (;;) {
     let seconds = WATCH_SECONDS;
     try {
-      const { workers } = await ask("readyz");
+      const name = model();
+      const { workers } = await ask(name ? `readyz?model=${encodeURIComponent(name)}` : "readyz");
       const versions = new Set(workers.map(({ version }) => version));
       report("ready", "Ready", [...versions].sort().join());
     } catch (error) {
@@ -82,6 +86,9 @@ export async function watch() {
 }
 
 let looked = () => {};
+
+/** Look now, not when it is time. */
+export const lookNow = () => looked();
 
 async function send(path, options) {
   const secret = key();

@@ -81,11 +81,11 @@ function isAfter(now, last) {
 
 function showTiles(status) {
   const { queue } = status;
-  const ready = status.workers.filter((worker) => worker.ready).length;
+  const ready = processes(status.workers.filter((worker) => worker.ready));
   const state = status.draining ? "about to stop" : ready ? "ready" : "no worker is ready";
   element("tiles").replaceChildren(
     tile("Service", state, `version ${status.version}`),
-    tile("Workers ready", String(ready), `of ${status.workers.length} announced`),
+    tile("Workers ready", String(ready), `of ${processes(status.workers)} announced`),
     queue
       ? tile("Waiting jobs", String(queue.depth), oldest(queue), history((l) => l.status.queue?.depth ?? 0))
       : tile("Queue", "away", "it cannot be reached"),
@@ -94,6 +94,9 @@ function showTiles(status) {
     latency(),
   );
 }
+
+/** How many workers these are: one that serves several models is there once for each. */
+const processes = (workers) => new Set(workers.map(({ id }) => id.split("/")[0])).size;
 
 function latency() {
   const { samples } = looks.at(-1);

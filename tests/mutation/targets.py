@@ -108,9 +108,10 @@ TARGETS: dict[str, Target] = {
         options=NO_KILLED_RUNS,
     ),
     "worker loop": Target(
-        ("worker/loop.py",),
+        ("worker/loop.py", "worker/model/served.py"),
         ("tests/worker/test_loop.py", "tests/worker/test_loop_life.py",
-         "tests/worker/test_loop_versions.py", "tests/worker/test_loop_redis.py"),
+         "tests/worker/test_loop_versions.py", "tests/worker/test_loop_models.py",
+         "tests/worker/test_loop_redis.py"),
     ),
 }  # fmt: skip
 

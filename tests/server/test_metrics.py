@@ -102,7 +102,7 @@ def test_the_queue_is_told_as_it_is_at_the_scrape() -> None:
     assert registry.get_sample_value("masc_queue_up") == 0
     assert registry.get_sample_value("masc_queue_depth") is None
     totals = Totals(9, {"ok": 3, "error": 2, "expired": 1}, {"lease_expired": 4}, 5, 6)
-    metrics.queue.stats = QueueStats(7, 8, 1.5, 2.0, totals)
+    metrics.queue.stats = QueueStats(7, 8, 1.5, totals)
     values = {
         (sample.name, *sample.labels.values()): sample.value
         for family in metrics.queue.collect()

@@ -49,7 +49,7 @@ class RecordingQueue(MemoryQueue):
 
 
 def make_heartbeat(queue: RecordingQueue, clock: Clock | None = None) -> Heartbeat:
-    return Heartbeat(queue, "w1", lambda: LEASES, STALL_SECONDS, clock or Clock())
+    return Heartbeat(queue, ["w1"], lambda: LEASES, STALL_SECONDS, clock or Clock())
 
 
 def workers(queue: MemoryQueue) -> Sequence[WorkerStatus]:
@@ -82,7 +82,7 @@ def test_a_loop_that_hangs_is_not_ready_and_renews_nothing_until_it_turns_again(
         heartbeat.check()
         (status,) = workers(queue)
         assert status == replace(READY, ready=False, detail="no step has ended for 31 s")
-        assert heartbeat.status == status
+        assert heartbeat.statuses == [status]
     assert queue.renewed == []
     heartbeat.announce(replace(READY, version="2"))  # nor by what the loop says before it turns
     assert [status.ready for status in workers(queue)] == [False]
@@ -182,3 +182,22 @@ def test_an_error_that_nobody_foresaw_does_not_end_it(caplog: pytest.LogCaptureF
             assert queue.announced.acquire(timeout=10)
     assert queue.renewed[:1] == ["j"]
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+def test_every_model_of_a_worker_is_told_of_until_its_end() -> None:
+    queue, clock = RecordingQueue(), Clock()
+    names = ["w1/a", "w1/b"]
+    a, b = (replace(READY, worker_id=name, model=name[-1]) for name in names)
+    broken = replace(b, ready=False, detail="refused")
+    with Heartbeat(queue, names, lambda: LEASES, STALL_SECONDS, clock) as heartbeat:
+        heartbeat.announce(a)
+        heartbeat.announce(broken)
+        queue.remove_worker("w1/a")
+        heartbeat.check()
+        assert sorted(workers(queue), key=str) == sorted((a, broken), key=str)
+        heartbeat.drain()
+        assert {one.model: one.detail for one in workers(queue)} == {
+            "a": "draining",
+            "b": "refused",
+        }
+    assert workers(queue) == ()

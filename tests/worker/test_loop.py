@@ -138,13 +138,13 @@ def test_a_job_that_is_given_up_after_its_first_part_takes_no_more_steps(bundle:
     for _ in range(GRID**2 + 2):  # the second image is rendered in a step of its own
         loop.step()
     assert len(engine.batches) == GRID**2 + 1
-    assert len(loop._versions.newest._backlog) == 12
+    assert len(loop._models["tiny"].newest._backlog) == 12
     asyncio.run(queue.cancel(given_up))
     loop.step()
     assert len(engine.batches) == GRID**2 + 1
     assert engine.free_rows == 4
     assert loop.is_idle
-    assert not loop._versions.newest._backlog
+    assert not loop._models["tiny"].newest._backlog
     assert asyncio.run(queue.stats()).completion_rate == 0.0  # no job was done
 
     asyncio.run(submit(queue, [REQUEST]))

@@ -329,7 +329,7 @@ def test_a_step_that_hangs_makes_the_worker_not_ready_until_it_ends(bundle: Bund
         (job_id,) = asyncio.run(submit(queue, [REQUEST]))
         status = queue.await_status(lambda status: "no step has ended" in status.detail)
         assert not status.ready
-        assert not loop.status.ready
+        assert [status.ready for status in loop.statuses] == [False]
         renewals = queue.num_renewals
         assert renewals > 0
         for _ in range(3):

@@ -37,6 +37,7 @@ from worker.jobs.queue import WorkerStatus
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
 from worker.model.loaded_model import LoadedModel
+from worker.model.served import ServedModel
 from worker.model.versions import ModelReloader
 
 FOR_1 = replace(REQUEST, version="1", class_name=CLASS_NAMES[REQUEST.class_id])
@@ -57,10 +58,9 @@ class Service:
         self.reloader = ModelReloader(self.models, "tiny", "1", self._load, 0.001)
         self.loop = WorkerLoop(
             self.queue,
-            self._load(root / "tiny" / "1"),
+            [ServedModel("tiny", self._load(root / "tiny" / "1"), self.reloader)],
             WorkerMetrics(self.metrics_registry),
             "w1",
-            reloader=self.reloader,
         )
         self.loop.warm_up()
 
@@ -140,10 +140,10 @@ def test_an_old_version_goes_when_it_has_nothing_to_do_and_the_new_one_takes_its
     service.step(GRID)
     service.activate("2")
     service.step()
-    assert len(list(service.loop._versions)) == 2
+    assert len(list(service.loop._models["tiny"])) == 2
     service.results(running_job)
     service.step()
-    assert list(service.loop._versions) == [service.made[1]]
+    assert list(service.loop._models["tiny"]) == [service.made[1]]
     old = service.made.pop(0)
     assert old._pool._shutdown
     weights = weakref.ref(old.bundle.model)

@@ -72,7 +72,7 @@ def test_a_signal_lets_the_loop_end_what_it_has_begun(bundle: Bundle, number: in
         os.kill(os.getpid(), number)
         assert loop._stopping.wait(10)
 
-    engine = loop._versions.newest.engine
+    engine = loop._models["tiny"].newest.engine
     assert isinstance(engine, CallingEngine)
     engine.call = call
     begun, other = asyncio.run(submit(queue, [REQUEST] * 2))
@@ -99,7 +99,7 @@ def test_a_second_signal_ends_the_process_at_once(
         assert ended.wait(10)
 
     monkeypatch.setattr(os, "_exit", end)
-    engine = loop._versions.newest.engine
+    engine = loop._models["tiny"].newest.engine
     assert isinstance(engine, CallingEngine)
     engine.call = call
     asyncio.run(submit(queue, [REQUEST]))
@@ -120,7 +120,7 @@ def test_a_step_that_hangs_does_not_keep_the_process(
 
     queue = MemoryQueue()
     loop = make_loop(bundle, queue, 2, CallingEngine, drain_seconds=0.05)
-    engine = loop._versions.newest.engine
+    engine = loop._models["tiny"].newest.engine
     assert isinstance(engine, CallingEngine)
     engine.call = call
     (job_id,) = asyncio.run(submit(queue, [REQUEST]))
@@ -305,8 +305,9 @@ def test_started_on_a_version_that_cannot_be_served_it_serves_the_one_before(
         load_settings(models_dir=tmp_path, device="cpu"), queue, CollectorRegistry()
     )
     loop.warm_up()
-    assert loop.status.ready
-    assert (loop.status.version, loop.status.refused) == ("1", "2")
+    (status,) = loop.statuses
+    assert status.ready
+    assert (status.version, status.refused) == ("1", "2")
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert line.startswith("tiny 2 is refused, the version before it, 1, is served: ")
 

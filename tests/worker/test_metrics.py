@@ -20,6 +20,7 @@ from worker.jobs.stages import stage_histogram
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
 from worker.model.loaded_model import LoadedModel
+from worker.model.served import ServedModel
 
 L = GRID**2
 GUIDED = GenerationRequest(model="tiny", class_id=1, cfg_scale=2.0, seed=0, num_images=2)
@@ -45,7 +46,7 @@ def serve(
             await queue.submit(job)
         metrics = WorkerMetrics(registry)
         loaded = LoadedModel(bundle, Engine(bundle.model, bundle.code_sampler, 8, metrics.step))
-        loop = WorkerLoop(queue, loaded, metrics, "w")
+        loop = WorkerLoop(queue, [ServedModel("tiny", loaded)], metrics, "w")
         thread = threading.Thread(target=loop.run)
         thread.start()
         outcomes = [await queue.outcome(job.id) for job in jobs]
@@ -157,7 +158,7 @@ def test_an_engine_has_one_mode() -> None:
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry)
     for mode in ("graphs", "eager"):
-        metrics.engine(mode)
+        metrics.engine("tiny", mode)
     (gauge,) = [metric for metric in registry.collect() if metric.name == "masc_engine_mode"]
     assert [(sample.labels, sample.value) for sample in gauge.samples] == [({"mode": "eager"}, 1)]
 

@@ -109,7 +109,7 @@ def jobs(num: int, num_images: int = 1) -> list[Job]:
 
 def claimed(queue: MemoryQueue, client: QueueClient, num: int = 1) -> Sequence[Lease]:
     submit(queue, *jobs(num))
-    leases = client.claim("tiny", ROOM, 10.0)
+    leases = client.claim({"tiny": ROOM}, 10.0)
     assert len(leases) == num
     return leases
 
@@ -181,7 +181,7 @@ def test_a_queue_that_is_away_is_not_asked_at_every_step(
     for _ in range(100):
         client.report(two, STARTED)
         client.flush()
-        assert client.claim("tiny", ROOM, 0.0) == []
+        assert client.claim({"tiny": ROOM}, 0.0) == []
     assert queue.tries == ["report"]
     clock.now += PAUSE_SECONDS
     client.flush()
@@ -233,7 +233,7 @@ def test_a_lease_that_is_lost_is_renewed_no_longer_unless_the_job_has_come_back(
     client = QueueClient(queue, Clock())
     (lost,) = claimed(queue, client)
     queue.report([(lost, HAND_BACK)])
-    (lease,) = client.claim("tiny", ROOM, 0.0)
+    (lease,) = client.claim({"tiny": ROOM}, 0.0)
     client.drop(lost)
     assert client.leases == [lease]
     client.drop(lease)
@@ -332,7 +332,7 @@ def test_jobs_are_claimed_when_some_have_arrived_and_now_and_then() -> None:
     def num_claims() -> int:
         queue.tries = []
         for _ in range(20):
-            client.claim("tiny", ROOM, 0.0)
+            client.claim({"tiny": ROOM}, 0.0)
         return queue.tries.count("claim")
 
     assert num_claims() == 1  # what was there before
@@ -350,24 +350,24 @@ def test_what_had_no_room_is_claimed_when_there_is_some() -> None:
     queue = AwayQueue()
     client = QueueClient(queue, Clock())
     submit(queue, *jobs(5, num_images=2))
-    assert ids(client.claim("tiny", 5, 0.0)) == ["j0", "j1"]
-    assert ids(client.claim("tiny", 0, 0.0)) == []
+    assert ids(client.claim({"tiny": 5}, 0.0)) == ["j0", "j1"]
+    assert ids(client.claim({"tiny": 0}, 0.0)) == []
     assert queue.tries == ["claim"]
-    assert ids(client.claim("tiny", 4, 0.0)) == ["j2", "j3"]
+    assert ids(client.claim({"tiny": 4}, 0.0)) == ["j2", "j3"]
 
 
 def test_a_thread_claims_beside_the_loop_what_there_is_room_for() -> None:
     queue = SlowQueue()
     submit(queue, *jobs(5, num_images=2))
     with QueueClient(queue) as client:
-        assert ids(client.claim("tiny", 4, 10.0)) == ["j0", "j1"]
+        assert ids(client.claim({"tiny": 4}, 10.0)) == ["j0", "j1"]
         settled(client)
         with queue.lasting_call():
-            assert client.claim("tiny", 4, 0.0) == []
+            assert client.claim({"tiny": 4}, 0.0) == []
             assert queue.is_called.wait(20)
-            assert client.claim("tiny", 4, 0.0) == []  # the same rows
+            assert client.claim({"tiny": 4}, 0.0) == []  # the same rows
             assert not client.is_flushed
-        assert ids(client.claim("tiny", 4, 10.0)) == ["j2", "j3"]
+        assert ids(client.claim({"tiny": 4}, 10.0)) == ["j2", "j3"]
         settled(client)
         assert state(queue, "j4") == "waiting"
     assert [state(queue, f"j{i}") for i in range(5)] == ["waiting"] * 5
@@ -377,12 +377,12 @@ def test_a_thread_claims_beside_the_loop_what_there_is_room_for() -> None:
 def test_rows_of_jobs_that_the_loop_has_not_taken_are_not_given_away_twice() -> None:
     queue = SlowQueue()
     with QueueClient(queue) as client:
-        client.claim("tiny", 4, 0.0)
+        client.claim({"tiny": 4}, 0.0)
         submit(queue, *jobs(4, num_images=2))
         with client._changed:
             assert client._changed.wait_for(lambda: len(client._inbox) == 2, 20)
             client._arrived("tiny")
-        assert ids(client.claim("tiny", 4, 0.0)) == ["j0", "j1"]
+        assert ids(client.claim({"tiny": 4}, 0.0)) == ["j0", "j1"]
         client._arrived("tiny")
         settled(client)
         assert [state(queue, f"j{i}") for i in (2, 3)] == ["waiting"] * 2
@@ -391,20 +391,20 @@ def test_rows_of_jobs_that_the_loop_has_not_taken_are_not_given_away_twice() -> 
 def test_a_loop_that_has_not_turned_for_a_while_gets_no_jobs() -> None:
     queue, clock = SlowQueue(), Clock()
     with QueueClient(queue, clock) as client:
-        client.claim("tiny", ROOM, 0.0)
+        client.claim({"tiny": ROOM}, 0.0)
         settled(client)
         clock.now += STALE_SECONDS + 0.1
         submit(queue, Job(REQUEST, id="j0"))
         client._arrived("")
         assert state(queue, "j0") == "waiting"
-        assert ids(client.claim("tiny", ROOM, 10.0)) == ["j0"]
+        assert ids(client.claim({"tiny": ROOM}, 10.0)) == ["j0"]
 
 
 def test_the_loop_does_not_wait_for_a_slow_queue_and_what_piles_up_is_one_call() -> None:
     queue = SlowQueue()
     with QueueClient(queue) as client:
         one, two = claimed(queue, client, 2)
-        client.claim("tiny", 0, 0.0)
+        client.claim({"tiny": 0}, 0.0)
         settled(client)
         queue.tries = []
         with queue.lasting_call():
@@ -412,7 +412,7 @@ def test_the_loop_does_not_wait_for_a_slow_queue_and_what_piles_up_is_one_call()
             client.flush()
             assert queue.is_called.wait(20)
             for rows in range(1, 8):
-                assert client.claim("tiny", 0, 0.0) == []
+                assert client.claim({"tiny": 0}, 0.0) == []
                 client.report(one, Progress(0, rows, 8))
                 client.report(two, Progress(0, rows, 8))
                 client.flush()
@@ -428,11 +428,11 @@ def test_the_loop_does_not_wait_for_a_slow_queue_and_what_piles_up_is_one_call()
 def test_an_idle_loop_waits_until_a_job_has_been_claimed() -> None:
     queue = SlowQueue()
     with QueueClient(queue) as client:
-        assert client.claim("tiny", ROOM, 0.01) == []
+        assert client.claim({"tiny": ROOM}, 0.01) == []
         settled(client)
         arriving = threading.Thread(target=submit, args=(queue, Job(REQUEST, id="j0")))
         arriving.start()
-        assert ids(client.claim("tiny", ROOM, 20.0)) == ["j0"]
+        assert ids(client.claim({"tiny": ROOM}, 20.0)) == ["j0"]
         arriving.join()
 
 
@@ -454,7 +454,7 @@ def test_what_has_ended_is_reported_before_the_end_and_the_rest_is_given_back() 
 def test_jobs_of_an_inbox_that_nobody_empties_are_given_back() -> None:
     queue = SlowQueue()
     with QueueClient(queue) as client:
-        client.claim("tiny", ROOM, 0.0)
+        client.claim({"tiny": ROOM}, 0.0)
         submit(queue, *jobs(2))
         with client._changed:
             assert client._changed.wait_for(lambda: client._inbox, 20)
@@ -491,12 +491,40 @@ def test_an_error_of_the_thread_is_raised_in_the_loop(broken: Event | Outcome) -
         client.report(two, broken)
         client.flush()
         with pytest.raises(KeyError):
-            client.claim("tiny", ROOM, 20.0)
+            client.claim({"tiny": ROOM}, 20.0)
         assert client.jobs_at_risk == {"j1"}
         if isinstance(broken, JobResult):
             with pytest.raises(KeyError):
-                client.claim("tiny", ROOM, 20.0)
+                client.claim({"tiny": ROOM}, 20.0)
         else:
             client.report(two, RESULT)
             client.flush()
             settled(client)
+
+
+def test_the_line_of_one_model_is_looked_at_however_busy_another_is() -> None:
+    """The message of its arrival may be lost, and a poll of it is not put off by others' jobs."""
+    queue, clock = SlowQueue(), Clock()
+    both = {"tiny": ROOM, "other": ROOM}
+    with QueueClient(queue, clock) as client:
+        assert client.claim(both, 0.01) == []
+        queue._listeners.clear()  # from now on messages are lost
+        lost = Job(replace(REQUEST, model="other"), id="lost")
+        submit(queue, lost)
+        until = clock.now + 3 * POLL_SECONDS
+        taken: list[str] = []
+        while lost.id not in taken:
+            assert clock.now < until
+            clock.now += POLL_SECONDS / 4
+            submit(queue, Job(REQUEST))
+            client._arrived("tiny")
+            taken += ids(client.claim(both, 10.0))
+
+
+def test_each_model_is_claimed_for_with_rows_of_its_own() -> None:
+    queue = AwayQueue()
+    client = QueueClient(queue, Clock())
+    submit(queue, *jobs(4), *(Job(replace(REQUEST, model="other"), id=f"o{i}") for i in range(4)))
+    assert ids(client.claim({"tiny": 1, "other": 2}, 0.0)) == ["j0", "o0", "o1"]
+    assert ids(client.claim({"tiny": 0, "other": 1}, 0.0)) == ["o2"]
+    assert ids(client.claim({"tiny": 3, "other": 0}, 0.0)) == ["j1", "j2", "j3"]

@@ -26,6 +26,7 @@ from worker.jobs.queue import JobConsumer, QueueLimits, WorkerStatus
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
 from worker.model.loaded_model import LoadedModel
+from worker.model.served import ServedModel
 
 REQUEST = GenerationRequest(model="tiny", class_id=2, cfg_scale=3.0, seed=7)
 
@@ -82,11 +83,12 @@ def make_loop(
     **options: Any,
 ) -> WorkerLoop:
     metrics = WorkerMetrics(CollectorRegistry())
-    return WorkerLoop(queue, make_loaded(bundle, capacity, engine), metrics, "w1", **options)
+    served = ServedModel(bundle.manifest.name, make_loaded(bundle, capacity, engine))
+    return WorkerLoop(queue, [served], metrics, "w1", **options)
 
 
 def engine_of(loop: WorkerLoop) -> RecordingEngine:
-    return cast("RecordingEngine", loop._versions.newest.engine)
+    return cast("RecordingEngine", loop._models["tiny"].newest.engine)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from worker.jobs.queue import (
     JobReport,
     JobState,
     JobStatus,
+    ModelStats,
     QueueLimits,
     QueueStats,
     Receipt,
@@ -120,7 +121,7 @@ class MemoryQueue(JobConsumer):
         self._workers: dict[str, WorkerStatus] = {}
         self._windows: dict[tuple[str, int], tuple[float, int]] = {}  # begin, and requests so far
         self._watchers = Watchers()
-        self._rate = CompletionRate(clock)
+        self._rates: dict[str, CompletionRate] = {}  # by model
         self._accepted, self._fenced, self._results_dropped = 0, 0, 0
         self._result_bytes = 0  # of all outcomes in ``_ended`` that are kept
         self._ends: Counter[EndState] = Counter()
@@ -140,9 +141,9 @@ class MemoryQueue(JobConsumer):
             earlier = self._same_key(job)
             if earlier is not None:
                 return Receipt(earlier.job.id, is_new=False)
+            self._rates.setdefault(job.request.model, CompletionRate(self._clock))
             self._check_limits(job, share)
-            if not self._waiting and not self._running:
-                self._rate.restart()
+            self._restart_idle_rate(job.request.model)
             record = _Record(job, self._accepted, self._clock() + job.timeout)
             self._records[job.id] = self._waiting[job.id] = record
             if job.idempotency is not None:
@@ -218,8 +219,7 @@ class MemoryQueue(JobConsumer):
         """State of the queue."""
         with self._arrival:
             self._sweep()
-            head = next(iter(self._waiting.values()), None)
-            age = 0.0 if head is None else max(0.0, time.time() - head.job.submitted_at)
+            age = _age(self._waiting.values())
             totals = Totals(
                 self._accepted,
                 dict(self._ends),
@@ -227,8 +227,8 @@ class MemoryQueue(JobConsumer):
                 fenced=self._fenced,
                 results_dropped=self._results_dropped,
             )
-            rate = self._rate.per_second()
-            return QueueStats(len(self._waiting), len(self._running), age, rate, totals)
+            models = {name: self._model_stats(name) for name in self._rates}
+            return QueueStats(len(self._waiting), len(self._running), age, totals, models)
 
     async def workers(self) -> Sequence[WorkerStatus]:
         """The latest status of every worker."""
@@ -301,12 +301,22 @@ class MemoryQueue(JobConsumer):
 
     def _check_limits(self, job: Job, share: float) -> None:
         waiting = self._waiting_for(job.request.model)
-        wait = retry_after(len(waiting), self._rate.per_second())
+        wait = retry_after(len(waiting), self._rates[job.request.model].per_second())
         if len(waiting) >= self._limits.max_jobs:
             raise QueueFullError(f"{len(waiting)} jobs wait already, no more are taken", wait)
         own = sum(record.job.owner == job.owner for record in waiting)
         if share < 1 and own >= max(1, int(share * self._limits.max_jobs)):
             raise ShareExceededError(f"{own} jobs of this client wait already", wait)
+
+    def _restart_idle_rate(self, model: str) -> None:
+        """Begin the rate of a model anew where none of its jobs waits or runs."""
+        live = (*self._waiting.values(), *self._running.values())
+        if all(record.job.request.model != model for record in live):
+            self._rates[model].restart()
+
+    def _model_stats(self, model: str) -> ModelStats:
+        waiting = self._waiting_for(model)
+        return ModelStats(len(waiting), _age(waiting), self._rates[model].per_second())
 
     def _waiting_for(self, model: str) -> list[_Record]:
         return [one for one in self._waiting.values() if one.job.request.model == model]
@@ -341,7 +351,7 @@ class MemoryQueue(JobConsumer):
             case HandBack():
                 self._give_back(record)
             case JobResult() | JobFailure():
-                self._rate.count()
+                self._rates[record.job.request.model].count()
                 self._end(record, report)
             case event:
                 record.events.append(event)
@@ -425,6 +435,12 @@ class MemoryQueue(JobConsumer):
 
 def _num_bytes(outcome: Outcome | None) -> int:
     return sum(len(image.data) for image in outcome.images) if isinstance(outcome, JobResult) else 0
+
+
+def _age(waiting: Iterable[_Record]) -> float:
+    """Seconds since the first of these was submitted; 0 without one."""
+    head = next(iter(waiting), None)
+    return 0.0 if head is None else max(0.0, time.time() - head.job.submitted_at)
 
 
 def _outcome_of(record: _Record) -> Outcome:

@@ -10,6 +10,7 @@ the first one still reports of it is refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, Self, TypeAlias, get_args
@@ -73,26 +74,45 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelStats:
+    """State of the queue of one model."""
+
+    depth: int = 0  # jobs that wait for a worker
+    oldest_age: float = 0.0  # seconds since the oldest that waits was submitted, 0 when none does
+    completion_rate: float = 0.0  # jobs finished per second of late, 0 when unknown
+
+
+@dataclass(frozen=True, slots=True)
 class QueueStats:
     """State of the queue."""
 
     depth: int  # jobs that wait for a worker
     running: int  # jobs that a worker has claimed
     oldest_age: float  # seconds since the oldest that waits was submitted, 0 when none does
-    completion_rate: float  # jobs finished per second of late, 0 when unknown
     totals: Totals  # since the queue began
+    models: Mapping[str, ModelStats] = field(default_factory=dict)  # that it has had jobs of
+
+    @property
+    def completion_rate(self) -> float:
+        """Jobs finished per second of late, of all models; 0 when unknown."""
+        return math.fsum(model.completion_rate for model in self.models.values())
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
     """What a worker announces of itself."""
 
-    worker_id: str
+    worker_id: str  # with "/" and the model behind it where the worker serves several
     ready: bool  # once a warm-up image has come out of the model it serves
     model: str = ""
     version: str = ""
     detail: str = ""  # why it is not ready, or why it refused a version
     refused: str = ""  # the active version, if it cannot serve it
+
+    @property
+    def process(self) -> str:
+        """Name of the worker, the same for all of its models."""
+        return self.worker_id.partition("/")[0]
 
     @property
     def public_detail(self) -> str:

@@ -144,6 +144,7 @@ class LoadedModel:
 
     Attributes
     ----------
+    is_warm : whether `warm_up` has made an image, for which it takes the rest of its memory
     jobs_at_risk : after `step` raised, ids of the jobs whose work was under way; otherwise none
 
     Raises
@@ -163,6 +164,7 @@ class LoadedModel:
         if engine.capacity_rows < 2:
             raise ConfigError("a worker needs room for two rows, which a guided image takes")
         self.bundle, self.engine = bundle, engine
+        self.is_warm = False
         self.jobs_at_risk: set[str] = set()
         self._budget = budget or PreviewBudget()
         self._cores, self._image_metadata = cores, image_metadata
@@ -226,6 +228,7 @@ class LoadedModel:
             logger.info("steps take %d of %d cores", self._num_threads, self._cores[-1])
         pixels = self._renderer.submit(outputs[0].codes, params)
         _encode(pixels, "png", self._description(params))
+        self.is_warm = True
 
     def add(self, tasks: Iterable[ImageTask]) -> None:
         """Take images; they come into the engine in order."""

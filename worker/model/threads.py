@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import torch
 
+CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 WORTH_IT = 0.9  # more threads must take less than this share of the time of fewer
 
 Result = TypeVar("Result")
@@ -64,38 +65,43 @@ def numbers_to_try(cores: int) -> list[int]:
     return [*powers, cores]
 
 
-def available_cores(
-    control_groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
-) -> int:
+def available_cores(control_groups: Path = CONTROL_GROUPS, own: Path = OWN_GROUPS) -> int:
     """Cores that this process may use: of its affinity, and of its quota of time.
 
     Parameters
     ----------
-    control_groups : where they are mounted
-    own : the file that says which of them this process is in
+    control_groups, own : see `groups_of_process`
     """
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
     cores = len(affinity) or os.cpu_count() or 1
-    quotas = [_quota(folder) for folder in _groups(control_groups, own)]
+    quotas = [_quota(folder) for folder in groups_of_process("cpu", control_groups, own)]
     return max(1, math.ceil(min(cores, *quotas)))
 
 
-def _groups(mounted: Path, own: Path) -> Iterator[Path]:
-    """Folders of the groups that bound this process, of version 2, or 1 in ``cpu``.
+def groups_of_process(
+    controller: str, mounted: Path = CONTROL_GROUPS, own: Path = OWN_GROUPS
+) -> Iterator[Path]:
+    """Folders of the groups that bound this process, of version 2, or 1 in a controller.
 
     A container mostly sees its own as the root; otherwise, as under systemd's ``CPUQuota``, it is
     below, and each group above it bounds it too.
+
+    Parameters
+    ----------
+    controller : ``cpu`` or ``memory``
+    mounted : where they are
+    own : the file that says which of them this process is in
     """
     try:
         lines = own.read_text("ascii", "replace").splitlines()
     except OSError:  # not Linux
         lines = []
-    for line in [*lines, "0::/", "0:cpu:/"]:
+    for line in [*lines, "0::/", f"0:{controller}:/"]:
         _, controllers, group = line.split(":", 2)
-        if controllers in {"", "cpu", "cpu,cpuacct", "cpuacct,cpu"}:
+        if not controllers or controller in controllers.split(","):
             path = PurePosixPath(group.lstrip("/"))
             yield from (
-                mounted / ("cpu" if controllers else "") / one for one in (path, *path.parents)
+                mounted / (controller if controllers else "") / one for one in (path, *path.parents)
             )
 
 

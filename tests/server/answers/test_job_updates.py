@@ -25,7 +25,7 @@ from tests.server.service import Service, paint
 from worker.jobs.job import Event, GenerationRequest, Job, Lease, NumberedEvent, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobFailure, JobResult
-from worker.jobs.queue import HAND_BACK, JobStatus, QueueStats, Totals
+from worker.jobs.queue import HAND_BACK, JobStatus, ModelStats, QueueStats, Totals
 
 pytestmark = pytest.mark.anyio
 
@@ -229,7 +229,7 @@ async def test_a_slow_reader_takes_one_event_ahead_and_no_more() -> None:
 async def test_start_seconds(position: int, rate: float, seconds: float | None) -> None:
     class Rated(MemoryQueue):
         async def stats(self) -> QueueStats:
-            return QueueStats(0, 0, 0.0, rate, Totals())
+            return QueueStats(0, 0, 0.0, Totals(), {"tiny": ModelStats(completion_rate=rate)})
 
     status = JobStatus(JOB, "waiting", position, 0)
     assert await queue_position(Rated(), status) == waits(position, seconds)

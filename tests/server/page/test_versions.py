@@ -91,15 +91,21 @@ def test_clusters_and_patches_are_of_one_version(pictured: Service, visitor: Vis
 
 
 @pytest.fixture
-def two_models(tmp_path: Path, browser: Browser) -> Iterator[Visitor]:
-    """Pages of a service with the models "big", which is the default, and "tiny"."""
+def two_served(tmp_path: Path) -> Iterator[Service]:
+    """A service with the models "big", which is the default, and "tiny"."""
     for name in ("big", "tiny"):
         write_model(tmp_path / "models", name)
     with Service(tmp_path, default_model="big") as service, listening(service):
         service.announce(model="big")
         service.queue.announce(WorkerStatus("second", ready=True, model="tiny", version="v1"))
-        with visiting(browser, service) as visitor:
-            yield visitor
+        yield service
+
+
+@pytest.fixture
+def two_models(two_served: Service, browser: Browser) -> Iterator[Visitor]:
+    """Pages of that service."""
+    with visiting(browser, two_served) as visitor:
+        yield visitor
 
 
 def test_the_model_that_was_chosen_last_is_shown(two_models: Visitor) -> None:
@@ -130,3 +136,18 @@ def test_a_model_that_cannot_be_shown_is_not_chosen(two_models: Visitor) -> None
     expect(page.locator("#model-line")).to_contain_text("big v1")
     expect(page.get_by_role("button", name="Generate")).to_be_enabled()
     two_models.expect_complaint("500")
+
+
+def test_a_model_that_has_lost_its_worker_cannot_be_asked_and_the_other_can(
+    two_models: Visitor, two_served: Service
+) -> None:
+    page = two_models.open()
+    two_served.queue.remove_worker("second")
+    page.get_by_label("Model", exact=True).select_option("tiny")
+    expect(page.locator("#state")).to_have_text("Not ready")
+    expect(page.locator("#progress")).to_contain_text("no worker serves the model 'tiny'")
+    expect(page.get_by_role("button", name="Generate")).to_be_disabled()
+    page.get_by_label("Model", exact=True).select_option("big")
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    expect(page.locator("#state")).to_have_text("Ready")
+    two_models.expect_complaint("503")

@@ -58,7 +58,8 @@ def test_ready_once_a_worker_is(idle: Service) -> None:
     assert int(response.headers["retry-after"]) >= 1
 
     idle.announce(model="other")
-    assert "serves 'other'" in assert_problem(idle.get("/readyz"), 503)["detail"]
+    detail = assert_problem(idle.get("/readyz"), 503)["detail"]
+    assert detail == "no worker serves the model 'tiny', it only lies there; they serve 'other'"
 
     idle.announce()
     assert idle.get("/readyz").json() == {

@@ -121,7 +121,7 @@ def test_the_position_and_when_it_may_start(own_service: Service) -> None:
     assert [job["state"] for job in jobs] == ["running", *["waiting"] * 3]
     assert [job["position"] for job in jobs] == [None, 0, 1, 2]
     assert {job["estimated_start_seconds"] for job in jobs} == {None}
-    own_service.queue._rate.count()
+    own_service.queue._rates["tiny"].count()
     starts = [own_service.get(location).json()["estimated_start_seconds"] for location in locations]
     assert starts[0] is None
     assert 0 < starts[1] < starts[2] < starts[3]

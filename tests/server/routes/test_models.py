@@ -19,6 +19,7 @@ def test_the_list_says_what_each_model_offers(service: Service) -> None:
         "version": "v1",
         "default": True,
         "ready": True,
+        "workers": 1,
         "num_classes": len(CLASS_NAMES),
         "num_positions": GRID**2,
         "tokenizer": "vq",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -132,7 +133,7 @@ def test_the_metric_is_of_the_way_that_works(bundle: Bundle) -> None:
     Engine(
         *(bundle.model, bundle.code_sampler, 4),
         backends=[Backend("graphs", failing(PTXAS)), Backend("eager", Batch)],
-        on_prepared=WorkerMetrics(registry).engine,
+        on_prepared=partial(WorkerMetrics(registry).engine, "tiny"),
     ).prepare()
     assert registry.get_sample_value("masc_engine_mode", {"mode": "eager"}) == 1
     assert registry.get_sample_value("masc_engine_mode", {"mode": "graphs"}) is None

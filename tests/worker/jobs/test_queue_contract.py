@@ -698,6 +698,39 @@ async def test_an_empty_line_is_no_idle_spell_while_a_job_runs(queue: JobQueue) 
     assert (await queue.stats()).completion_rate > 0.0
 
 
+async def test_each_model_has_a_line_and_a_rate_of_its_own(queue: JobQueue) -> None:
+    await submit(queue, *(job(model="busy") for _ in range(3)), job(model="slow"))
+    await submit(queue, job(model="slow", submitted_at=time.time() - 60))
+    for lease in claim(queue, 2, model="busy"):
+        queue.report([(lease, result())])
+    stats = await queue.stats()
+    busy, slow = stats.models["busy"], stats.models["slow"]
+    assert (busy.depth, slow.depth, stats.depth) == (1, 2, 3)
+    assert busy.oldest_age < 5
+    assert slow.oldest_age < 5  # of the job that was accepted first
+    assert stats.completion_rate == busy.completion_rate > slow.completion_rate == 0.0
+    await submit(queue, job(model="new"))  # an idle spell of one ends, and no other's
+    assert (await queue.stats()).models["busy"].completion_rate > 0.0
+    claim(queue, 1, model="slow")
+    assert 60 <= (await queue.stats()).models["slow"].oldest_age < 65
+
+
+async def test_who_is_refused_waits_as_the_model_drains_that_was_asked_for(
+    make_queue: Callable[[QueueLimits], JobQueue],
+) -> None:
+    waits = {}
+    async with make_queue(QueueLimits(max_jobs=4)) as queue:
+        await submit(queue, *(job(model=model) for model in ("busy", "slow") for _ in range(4)))
+        for lease in claim(queue, 3, model="busy"):
+            queue.report([(lease, result())])
+        await submit(queue, *(job(model="busy") for _ in range(3)))
+        for model in ("busy", "slow"):
+            with pytest.raises(QueueFullError) as refused:
+                await queue.submit(job(model=model))
+            waits[model] = refused.value.retry_after
+    assert waits["busy"] < waits["slow"] == DEFAULT_RETRY_AFTER
+
+
 async def test_a_lease_that_was_reported_on_for_good_is_over_at_once(queue: JobQueue) -> None:
     await submit(queue, job(), job(), job())
     finished, given_back, held = leases = claim(queue)

@@ -32,6 +32,7 @@ from worker.jobs.queue import (
     END_STATES,
     REDELIVERIES,
     JobStatus,
+    ModelStats,
     QueueLimits,
     QueueStats,
     Receipt,
@@ -201,10 +202,14 @@ class RedisProducer:
 
     async def stats(self) -> QueueStats:
         """State of the queue."""
-        depth, running, age_milliseconds, rate, totals = await self._calls.run("stats")
+        depth, running, age_milliseconds, models, totals = await self._calls.run("stats")
         pairs = zip(*[iter(totals)] * 2, strict=True)
         counts = {name.decode(errors="replace"): int(n) for name, n in pairs if n.isdigit()}
-        return QueueStats(depth, running, age_milliseconds / 1000, float(rate), _totals(counts))
+        of_models = {
+            name.decode(errors="replace"): ModelStats(depth, milliseconds / 1000, float(rate))
+            for name, depth, milliseconds, rate in models
+        }
+        return QueueStats(depth, running, age_milliseconds / 1000, _totals(counts), of_models)
 
     async def workers(self) -> Sequence[WorkerStatus]:
         """The latest status of every worker."""

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 LIMITS = QueueLimits()
 READY = WorkerStatus("a", ready=True)
 LISTS = ("deadlines", "leases", "models", "owners:tiny", "waiting:tiny")
-KEYS = (*LISTS, "results", "totals", "ended", "drained", "dead", "seq", "workers", "heard")
+KEYS = (*LISTS, "results", "totals", "ended", "drained:tiny", "dead", "seq", "workers", "heard")
 PLANTS: dict[str, Callable[[redis.Redis, str], object]] = {
     "string": lambda inside, name: inside.set(name, "what is this"),
     "hash": lambda inside, name: inside.hset(name, "what", "is this"),

@@ -127,8 +127,8 @@ async def test_numbers_that_cannot_be_read_begin_anew(
         inside.hset("{masc}:totals", "accepted", "many")
         inside.hset("{masc}:totals", "what", "ever")
         inside.hset("{masc}:owners:tiny", "ann", "some")
-        inside.hset("{masc}:drained", "now", "then")
-        inside.hset("{masc}:drained", "since", "long ago")
+        inside.hset("{masc}:drained:tiny", "now", "then")
+        inside.hset("{masc}:drained:tiny", "since", "long ago")
         inside.set("{masc}:seq", "the next")
         assert (await front.stats()).totals.accepted == 0
         await submit(front, job(owner="ann"))

@@ -137,6 +137,9 @@ local function end_job(id, job, state, outcome, frees_key)
   if job.state == 'waiting' then
     dequeue(id, job.model, job.owner)
   end
+  if job.model then
+    add(key('drained', job.model), 'live', -1)
+  end
   call('ZREM', key('leases'), id)
   call('ZREM', key('deadlines'), id)
   call('HSET', name, 'state', state)
@@ -285,6 +288,7 @@ local function rebuild_lists()
   for _, model in ipairs(call('SMEMBERS', key('models'))) do
     collect(key('waiting', model))
     redis.call('DEL', key('waiting', model), key('owners', model))
+    call('HDEL', key('drained', model), 'live')
   end
   collect(key('deadlines'))
   collect(key('leases'))
@@ -294,6 +298,7 @@ local function rebuild_lists()
     if job and is_live(job.state) then
       call('ZADD', key('deadlines'), job.deadline, id)
       list(id, job)
+      add(key('drained', job.model), 'live', 1)
     else
       call('ZREM', key('deadlines'), id)
     end
@@ -362,11 +367,11 @@ local function sweep()
   end
 end
 
--- Jobs finished per second over the last half minute; the same as CompletionRate in worker/jobs/memory.py.
--- The hash counts them by second, and has since when the queue was not empty.
-local function completion_rate()
+-- Jobs of a model finished per second over the last half minute; as CompletionRate in
+-- worker/jobs/memory.py. The hash counts them by second, and has how many are live, and since when.
+local function completion_rate(model)
   local finished, since = 0, now
-  local counts = call('HGETALL', key('drained'))
+  local counts = call('HGETALL', key('drained', model))
   for i = 1, #counts, 2 do
     local number = tonumber(counts[i + 1]) or 0
     if counts[i] == 'since' then
@@ -379,18 +384,22 @@ local function completion_rate()
   return string.format('%.6f', finished / math.max(span, 0.1))
 end
 
-local function restart_throughput()
-  redis.call('DEL', key('drained'))
-  call('HSET', key('drained'), 'since', now)
+-- Count a job that was accepted; the first one after an idle spell begins the rate anew.
+local function count_live(model)
+  local throughput = key('drained', model)
+  if add(throughput, 'live', 1) <= 1 or call('ZCARD', key('deadlines')) == 0 then
+    redis.call('DEL', throughput)
+    call('HSET', throughput, 'since', now, 'live', 1)
+  end
 end
 
-local function count_throughput()
-  local throughput = key('drained')
+local function count_throughput(model)
+  local throughput = key('drained', model)
   if add(throughput, second, 1) > 1 then
     return
   end
   for _, field in ipairs(call('HKEYS', throughput)) do -- once a second: delete old ones
-    if field ~= 'since' and (tonumber(field) or 0) <= second - THROUGHPUT_SECONDS then
+    if field ~= 'since' and field ~= 'live' and (tonumber(field) or 0) <= second - THROUGHPUT_SECONDS then
       call('HDEL', throughput, field)
     end
   end

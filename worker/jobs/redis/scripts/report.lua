@@ -27,7 +27,7 @@ local function apply(id, token, kind, data, frees_key)
     call('HINCRBY', key('job', id), 'deliveries', -1) -- no worker was lost with it
     give_back(id, job, REASONS[kind])
   else
-    count_throughput()
+    count_throughput(job.model)
     end_job(id, job, kind, data, frees_key == '1')
   end
   return 1

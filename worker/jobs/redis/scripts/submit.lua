@@ -44,16 +44,14 @@ end
 
 local depth = call('ZCARD', key('waiting', model))
 if depth >= settings.max_jobs then
-  return {'full', depth, completion_rate()}
+  return {'full', depth, completion_rate(model)}
 end
 local own = tonumber(call('HGET', key('owners', model), owner)) or 0
 if own >= share then
-  return {'share', depth, completion_rate(), own}
+  return {'share', depth, completion_rate(model), own}
 end
 
-if call('ZCARD', key('deadlines')) == 0 then
-  restart_throughput()
-end
+count_live(model)
 local seq, kept_ms = next_seq(), timeout_ms + settings.tombstone_ms -- even if no list names it
 call('HSET', key('job', id), 'job', payload, 'model', model, 'rows', rows, 'owner', owner,
   'keep', keep, 'key', name, 'seq', seq, 'state', 'waiting', 'token', 0, 'deliveries', 0,
