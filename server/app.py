@@ -29,6 +29,7 @@ from server.error_forms import AnswerUnexpected
 from server.intake.idempotency import MarkReplays
 from server.metrics import MeasureRequests, ServerMetrics
 from server.middleware.body_limit import BodyLimit
+from server.middleware.closing import CloseWhileDraining
 from server.middleware.head_requests import HeadAsGet
 from server.middleware.hosts import AllowedHosts, allowed_names
 from server.middleware.root_path import RootPath
@@ -132,6 +133,7 @@ def create_app(
     if settings.root_path:
         app.add_middleware(RootPath, root_path=settings.root_path)
     app.add_middleware(HeadAsGet)
+    app.add_middleware(CloseWhileDraining, drain=drain)
     for routes in ROUTES:
         app.include_router(routes.router)
     _describe(app)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -34,6 +34,7 @@ class Client:
     def __init__(self, urls: Sequence[str], at_once: int = 40, timeout: float = 180.0) -> None:
         self.urls = list(urls)
         self.tally = Tally()
+        self.num_answered = 0
         self.is_stopping = False  # nothing is sent any more; what is under way is awaited
         self._turn = 0
         self._places = asyncio.Semaphore(at_once)
@@ -69,6 +70,7 @@ class Client:
                 if answer.status_code != 200:
                     self.tally.failed.append(answer.text)
                     return None
+                self.num_answered += 1
                 return answer.json()
             return None
 
@@ -77,3 +79,23 @@ class Client:
         answers = await asyncio.gather(*map(self.generate, bodies))
         assert self.tally.failed == []
         return [files_of(answer) for answer in answers]
+
+
+async def keep_asking(
+    client: Client,
+    bodies: list[Body],
+    files: list[list[bytes]],
+    read: Callable[[bytes], bytes] = bytes,
+) -> None:
+    """Ask for the images of the bodies, again and again, until the client stops; check each.
+
+    What `read` makes of a file is what has to be equal.
+    """
+
+    async def one(body: Body, expected: list[bytes]) -> None:
+        answer = await client.generate(body)
+        if answer is not None or not client.is_stopping:
+            assert list(map(read, files_of(answer))) == list(map(read, expected))
+
+    while not client.is_stopping:
+        await asyncio.gather(*(one(*pair) for pair in zip(bodies, files, strict=True)))

@@ -145,6 +145,10 @@ class Cluster:
                     f"=== {process.log.name}\n{process.log.read_text(errors='replace')[-3000:]}\n"
                 )
 
+    def run_code_of(self, folder: Path) -> None:
+        """Let processes that are started from now on run the code in a folder."""
+        self._variables |= {"PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
+
     def start_worker(self, module: str = "masc", *arguments: str, **settings: str) -> Process:
         """Start a worker; with a module of the tests, one that behaves otherwise."""
         command = [module, *(arguments or ("worker",))]

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.faults.bodies import Body, Oracle, files_of, some_requests
-from tests.faults.client import Client
+from tests.faults.bodies import Body, Oracle, some_requests
+from tests.faults.client import Client, keep_asking
 from tests.faults.cluster import SHIPPED, Cluster, FrontEnd
 from tests.faults.jobs import files_of_job
 from tests.stopwatch import Stopwatch
@@ -40,17 +40,6 @@ def unlucky_ends(cluster: Cluster) -> dict[str, float]:
     """How many jobs have ended without images."""
     ended = cluster.samples("masc_jobs_ended_total")
     return {state: number for state, number in ended.items() if state != "ok"}
-
-
-async def keep_asking(client: Client, bodies: list[Body], files: list[list[bytes]]) -> None:
-    """Ask for the images of the bodies, again and again, until the client stops; check each."""
-
-    async def one(body: Body, expected: list[bytes]) -> None:
-        answer = await client.generate(body)
-        assert (answer is None and client.is_stopping) or files_of(answer) == expected
-
-    while not client.is_stopping:
-        await asyncio.gather(*(one(*pair) for pair in zip(bodies, files, strict=True)))
 
 
 async def until_not_ready(http: httpx.AsyncClient, url: str) -> None:

@@ -137,6 +137,31 @@ def test_what_was_accepted_is_answered_and_new_work_is_refused_at_once(
     assert len(painter.requests) == 1
 
 
+def test_while_it_drains_no_connection_is_kept(own_service: Service) -> None:
+    """So that a client's next try reaches another front end."""
+    own_service.painter.gate.clear()
+
+    def client(connection: httpx.Client) -> None:
+        asking = Asking(own_service, connection)
+        assert "Connection" not in connection.get("/healthz").headers
+        os.kill(os.getpid(), signal.SIGTERM)
+        while connection.get("/readyz").status_code == 200:
+            pass
+        for answer in (
+            connection.get("/healthz"),
+            connection.get("/nothing"),
+            connection.post("/generate", json=BODY),
+        ):
+            assert answer.headers["Connection"] == "close"
+        own_service.painter.gate.set()
+        asking.join(10)
+        assert asking.answer is not None
+        assert asking.answer.headers["Connection"] == "close"
+        assert asking.answer.content == draw(1, 3, "png")
+
+    serve_with(own_service, client)
+
+
 def test_without_work_it_ends_soon(own_service: Service) -> None:
     def client(connection: httpx.Client) -> None:
         connection.get("/healthz").raise_for_status()

@@ -1,0 +1,63 @@
+"""The release before this code: its sources, and its wheel as it is installed."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import ROOT
+
+LAST = "d3b74900"  # stands for it until there is a tag; docs/releasing.md says when it changes
+INSTALLED = ROOT / ".cache" / "releases" / LAST
+PACKAGES = ("masc_core", "server", "training", "worker")
+
+
+def unpack_sources(folder: Path, *paths: str) -> None:
+    """Unpack files of the last release.
+
+    Where there is no history the test is skipped, but fails in continuous integration, which has to
+    fetch it.
+    """
+    packed = subprocess.run(
+        ["git", "archive", LAST, *paths], cwd=ROOT, capture_output=True, check=False
+    )
+    if packed.returncode:
+        told = f"no history here, `git fetch --unshallow` gets it: {packed.stderr.decode().strip()}"
+        assert not os.environ.get("CI"), told
+        pytest.skip(told)
+    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+
+
+def installed_wheel() -> Path:
+    """What the last release's wheel holds, for ``PYTHONPATH``; made once, with kernels."""
+    if INSTALLED.exists():
+        return INSTALLED
+    with tempfile.TemporaryDirectory() as temporary:
+        sources, made = Path(temporary, "sources"), Path(temporary, "made")
+        unpack_sources(sources, "pyproject.toml", "README.md", "LICENSE", "masc.py", *PACKAGES)
+        build = ["-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
+        subprocess.run(
+            [sys.executable, *build, "--no-build-isolation", "-w", temporary, str(sources)],
+            check=True,
+        )
+        (wheel,) = Path(temporary).glob("*.whl")
+        shutil.unpack_archive(wheel, made, "zip")
+        compile_all = [sys.executable, "-m", "masc_core.cpu_kernels"]
+        subprocess.run(compile_all, env=environment_of(made), check=True)
+        INSTALLED.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(made, INSTALLED)
+    return INSTALLED
+
+
+def environment_of(code: Path) -> dict[str, str]:
+    """Variables with which a process runs the code in a folder, whatever is installed."""
+    return os.environ | {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"}
