@@ -349,6 +349,9 @@ def bench(  # noqa: PLR0913 - options
         str, typer.Option("--format", help="Of the images: png, jpeg or webp.")
     ] = "png",
     model: Annotated[str | None, typer.Option(help="Model; the service's default.")] = None,
+    priority: Annotated[
+        str | None, typer.Option(help="interactive or batch; by default what the key may ask for.")
+    ] = None,
     seed: Annotated[
         int, typer.Option(help="Of arrivals, classes and images; the same, the same requests.")
     ] = 0,
@@ -390,6 +393,7 @@ def bench(  # noqa: PLR0913 - options
         num_images=num_images,
         format=file_format,
         model=model,
+        priority=priority,
         seed=seed,
         timeout=timeout,
         api_key=api_key,

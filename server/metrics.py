@@ -17,10 +17,12 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import CLIENT_CLOSED_REQUEST
+from worker.jobs.job import PRIORITIES
 from worker.jobs.queue import (
     END_STATES,
     REDELIVERIES,
     ModelStats,
+    PriorityStats,
     QueueStats,
     Totals,
     WorkerStatus,
@@ -192,6 +194,22 @@ def _families(stats: QueueStats) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "masc_queue_oldest_age_seconds", "Age of the oldest job that waits.", stats.oldest_age
     )
+    depth = GaugeMetricFamily(
+        "masc_queue_priority_depth",
+        "Jobs of a priority that wait for a worker.",
+        labels=["priority"],
+    )
+    age = GaugeMetricFamily(
+        "masc_queue_priority_oldest_age_seconds",
+        "Age of the oldest job of a priority that waits.",
+        labels=["priority"],
+    )
+    for priority in PRIORITIES:
+        waiting = stats.priorities.get(priority, PriorityStats(0, 0.0))
+        depth.add_metric([priority], waiting.depth)
+        age.add_metric([priority], waiting.oldest_age)
+    yield depth
+    yield age
     yield GaugeMetricFamily("masc_jobs_running", "Jobs that a worker has claimed.", stats.running)
     yield CounterMetricFamily("masc_jobs_accepted", "Jobs accepted.", totals.accepted)
     ended = CounterMetricFamily("masc_jobs_ended", "Jobs ended.", labels=["outcome"])

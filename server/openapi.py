@@ -86,6 +86,12 @@ SAMPLES: Mapping[str, Sample] = {
     "other-version": Sample(409, "cifar10 is served in version 2 now"),
     "no-key": Sample(PROBLEM_TYPES[UnauthorizedError], "this service wants an API key"),
     "forbidden": Sample(PROBLEM_TYPES[ForbiddenError], "this key is not an admin's"),
+    "batch-only": Sample(
+        PROBLEM_TYPES[ForbiddenError], "this key may ask for the priority batch alone"
+    ),
+    "no-keys": Sample(
+        PROBLEM_TYPES[ForbiddenError], "without keys nobody's jobs can be told from another's"
+    ),
     "unknown-job": _request_sample(
         PROBLEM_TYPES[UnknownJobError], "id", "there is no job '0c3c8a4c'"
     ),
@@ -123,6 +129,7 @@ SAMPLES: Mapping[str, Sample] = {
 # Errors of every route that starts work, and those of one that also waits for the result.
 STARTING = (
     "no-key",
+    "batch-only",
     "unknown-class",
     "unknown-model",
     "too-slow",

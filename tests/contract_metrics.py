@@ -92,6 +92,8 @@ FURTHER = (
     _metric("masc_results_dropped_total", "counter", FRONT),
     _metric("masc_connections_refused_total", "counter", FRONT, "reason"),
     _metric("masc_queue_up", "gauge", FRONT),
+    _metric("masc_queue_priority_depth", "gauge", FRONT, "priority"),
+    _metric("masc_queue_priority_oldest_age_seconds", "gauge", FRONT, "priority"),
     _metric("masc_jobs_running", "gauge", FRONT),
     _metric("masc_jobs_accepted_total", "counter", FRONT),
     _metric("masc_jobs_ended_total", "counter", FRONT, "outcome"),

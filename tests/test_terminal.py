@@ -58,7 +58,15 @@ def test_tables_can_be_had_as_json(masc: Masc, models: Path, tmp_path: Path) -> 
     file = tmp_path / "keys.toml"
     assert masc("keys", "create", "bob", "--file", file, "--queue-share", "0.5").status == 0
     listed = masc("keys", "list", "--file", file, "--json").stdout
-    assert json.loads(listed) == [{"name": "bob", "requests_per_minute": None, "queue_share": 0.5}]
+    assert json.loads(listed) == [
+        {
+            "name": "bob",
+            "requests_per_minute": None,
+            "queue_share": 0.5,
+            "weight": 1.0,
+            "priority": "interactive",
+        }
+    ]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

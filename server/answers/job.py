@@ -74,6 +74,7 @@ async def job_answer(state: AppState, status: JobStatus, *, entropies: bool) -> 
     return JobAnswer(
         id=job.id,
         state=status.state,
+        priority=job.priority,
         position=waiting.position if waiting else None,
         estimated_start_seconds=waiting.estimated_start_seconds if waiting else None,
         created=dt.datetime.fromtimestamp(job.submitted_at, dt.UTC),

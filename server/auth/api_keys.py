@@ -7,6 +7,8 @@
     sha256 = "<64 hex digits>"  # of the key
     requests_per_minute = 60    # optional, 0 is no limit
     queue_share = 0.25          # optional, share of the queue that her waiting jobs may take
+    weight = 2.0                # optional, rows that she gets while others get one each
+    priority = "batch"          # optional, the highest that she may ask for
 
 The file holds no key. A plain hash is enough: salt and slowness guard passwords, which people
 choose and others can guess, but a key is 256 random bits. Whichever key is asked about is compared
@@ -28,7 +30,7 @@ import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
@@ -36,6 +38,7 @@ from pydantic_core import PydanticCustomError
 from masc_core.bundle.manifest import Sha256, is_plain_name
 from masc_core.errors import ConfigError, ForbiddenError, UnauthorizedError
 from masc_core.io.bounded import decode_text, read_file
+from worker.jobs.job import Priority
 
 if TYPE_CHECKING:  # `masc keys` needs none
     from server.settings import ServerSettings
@@ -47,6 +50,8 @@ KEY_BYTES = 32
 ANONYMOUS = "anonymous"  # who asks where there are no keys
 OWNER_DIGITS = 16  # of the hash of a key, in the name of its jobs' owner
 CHECK_SECONDS = 1.0
+MIN_WEIGHT: Final = 0.01
+MAX_WEIGHT: Final = 100.0
 MAX_BYTES = 4 << 20  # of a file of keys; 30,000 of them
 
 
@@ -68,6 +73,8 @@ class ApiKey(BaseModel):
     sha256: Annotated[Sha256, Field(repr=False)]
     requests_per_minute: Annotated[int | None, Field(ge=0)] = None
     queue_share: Annotated[float | None, Field(gt=0, le=1)] = None
+    weight: Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)] = 1.0
+    priority: Priority = "interactive"
 
 
 class _Document(BaseModel):
@@ -194,12 +201,22 @@ class Client:
     requests_per_minute : how many it may start; 0 is no limit
     queue_share : share of the queue that its waiting jobs may take, above 0 and up to 1
     key : what tells its key from an earlier one of the same name; empty where there are no keys
+    weight : rows that it gets while others get one each
+    priority : the highest that it may ask for
     """
 
     name: str
     requests_per_minute: int = 0
     queue_share: float = 1.0
     key: str = ""
+    weight: float = 1.0
+    priority: Priority = "interactive"
+
+    def priority_of(self, asked: Priority | None, default: Priority) -> Priority:
+        """Priority of a request; `ForbiddenError` if it asks for one that this client may not."""
+        if self.priority == "batch" and asked == "interactive":
+            raise ForbiddenError("this key may ask for the priority batch alone")
+        return "batch" if self.priority == "batch" else asked or default
 
     @property
     def owner(self) -> str:
@@ -240,6 +257,8 @@ class Access:
             self._settings.rate_limit if rate is None else rate,
             self._settings.queue_share if share is None else share,
             entry.sha256[:OWNER_DIGITS],
+            entry.weight,
+            entry.priority,
         )
 
     def admin(self, key: str | None) -> str:

@@ -22,6 +22,7 @@ from masc_core.io.bounded import decode_text, read_file
 from masc_core.io.files import atomic_write
 from masc_core.terminal import Json, output, print_line, print_table
 from server.auth.api_keys import MAX_BYTES, hash_key, new_key, parse_keys, read_keys
+from worker.jobs.job import Priority
 
 PRIVATE = 0o600
 # The head of an entry, and the comments right above it.
@@ -51,6 +52,12 @@ def create(
         float | None,
         typer.Option(help="Share of the queue, above 0 and up to 1 [default MASC_QUEUE_SHARE]."),
     ] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Of its jobs among those of others [default 1].")
+    ] = None,
+    priority: Annotated[
+        Priority | None, typer.Option(help="The highest it may ask for [default interactive].")
+    ] = None,
 ) -> None:
     """Make a key and print it, this once; a service that runs takes it within a second."""
     path = _keys_file(file)
@@ -60,6 +67,8 @@ def create(
         "sha256": hash_key(key),
         "requests_per_minute": requests_per_minute,
         "queue_share": queue_share,
+        "weight": weight,
+        "priority": priority,
     }
     lines = [
         f"{field} = {json.dumps(value)}" for field, value in fields.items() if value is not None
@@ -78,8 +87,18 @@ def list_keys(file: File = None, *, as_json: Json = False) -> None:
     if as_json:
         output().print_json(json.dumps([key.model_dump(exclude={"sha256"}) for key in keys]))
         return
-    rows = [(key.name, _limit(key.requests_per_minute), _limit(key.queue_share)) for key in keys]
-    print_table(("name", "requests a minute", "share of the queue"), rows)
+    rows = [
+        (
+            key.name,
+            _limit(key.requests_per_minute),
+            _limit(key.queue_share),
+            f"{key.weight:g}",
+            key.priority,
+        )
+        for key in keys
+    ]
+    head = ("name", "requests a minute", "share of the queue", "weight", "highest priority")
+    print_table(head, rows)
 
 
 def _limit(own: float | None) -> str:

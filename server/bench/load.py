@@ -80,7 +80,7 @@ class Plan:
         options = self.options
         fields: dict[str, Any] = {"num_images": options.num_images, "format": options.format}
         return fields | options.model_dump(
-            include={"model", *Defaults.model_fields}, exclude_none=True
+            include={"model", "priority", *Defaults.model_fields}, exclude_none=True
         )
 
 

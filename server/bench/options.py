@@ -6,7 +6,7 @@ report must not hold it.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -57,6 +57,7 @@ class BenchOptions(BaseModel):
     num_images: Annotated[int, Field(ge=1, le=16)] = 1
     format: ImageFormat = "png"
     model: str | None = None
+    priority: Literal["interactive", "batch"] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     timeout: Positive = 60.0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from dataclasses import replace
 from typing import Annotated, Any, Final
 
 from fastapi import Header
@@ -24,7 +25,7 @@ from server.intake.idempotency import mark_replay
 from server.middleware.tracing import traceparent_of
 from server.schemas.generate import ImagesBody
 from server.state import AppState
-from worker.jobs.job import GenerationRequest, Idempotency, Job
+from worker.jobs.job import GenerationRequest, Job
 
 logger = logging.getLogger(__name__)
 
@@ -120,25 +121,14 @@ def time_limit(given: float | None, maximum: float) -> float:
     return given
 
 
-async def admit(
-    state: AppState,
-    scope: Scope,
-    client: Client,
-    request: GenerationRequest,
-    *,
-    seconds: float,
-    keep: bool,
-    previews: bool,
-    idempotency: Idempotency | None,
-) -> Job:
+async def admit(state: AppState, scope: Scope, client: Client, job: Job) -> Job:
     """Put a job into the queue.
 
     Parameters
     ----------
     scope : the HTTP request, which is marked as a replay if it was sent before
     client : the job's owner
-    seconds : until nobody wants the images any more
-    keep, previews, idempotency : of the `Job`
+    job : without its owner and its trace
 
     Returns
     -------
@@ -149,19 +139,11 @@ async def admit(
     CapacityError : no worker is ready for its model, the queue is full, or this front end drains
     IdempotencyConflictError : the key belongs to another request
     """
-    job = Job(
-        request,
-        timeout=seconds,
-        owner=client.owner,
-        keep=keep,
-        previews=previews,
-        idempotency=idempotency,
-        trace=traceparent_of(scope),
-    )
+    job = replace(job, owner=client.owner, trace=traceparent_of(scope))
     try:
         state.drain.check()
-        await state.ready_workers(request.model)
-        receipt = await state.queue.submit(job, client.queue_share)
+        await state.ready_workers(job.request.model)
+        receipt = await state.queue.submit(job, client.queue_share, client.weight)
     except CapacityError as error:
         reason = problem_type_of(error).slug.replace("-", "_")
         state.metrics.rejections.labels(reason).inc()

@@ -55,7 +55,7 @@ from worker.jobs.outcome import ImageOutput, JobResult
 router = APIRouter(tags=["OpenAI"])
 
 ENDPOINT = "/v1/images/generations"
-SHARED = (*Defaults.model_fields, "seed", "model")
+SHARED = (*Defaults.model_fields, "seed", "model", "priority")
 RESPONSE: Responses = {
     200: {
         "model": OpenAIAnswer,
@@ -104,11 +104,14 @@ async def generations(
             state,
             request.scope,
             client,
-            resolve(images_body(body, manifest), manifest, "png"),
-            seconds=seconds,
-            keep=key is not None,
-            previews=bool(body.stream and partial_images),
-            idempotency=idempotency(key, ENDPOINT, body, ""),
+            Job(
+                resolve(images_body(body, manifest), manifest, "png"),
+                timeout=seconds,
+                keep=key is not None,
+                previews=bool(body.stream and partial_images),
+                idempotency=idempotency(key, ENDPOINT, body, ""),
+                priority=client.priority_of(body.priority, "interactive"),
+            ),
         )
     if body.stream:
         encoder = OpenAIEvents(job, size, partial_images)

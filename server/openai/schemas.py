@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from masc_core.images import ImageFormat
 from server.schemas.generate import (
     EXAMPLE_B64,
+    AskedPriority,
     CfgScale,
     CFGStart,
     ChosenCFGSchedule,
@@ -100,6 +101,7 @@ class OpenAIBody(BaseModel):
     code_temperature: CodeTemperature = None
     code_top_k: CodeTopK = None
     code_cfg_scale: CodeCfgScale = None
+    priority: AskedPriority = None
 
     @field_validator("response_format")
     @classmethod

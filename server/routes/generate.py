@@ -34,6 +34,7 @@ from server.schemas.generate import (
 )
 from server.schemas.job import EVENT_MODELS, EXAMPLE_EVENTS
 from server.state import State
+from worker.jobs.job import Job
 
 router = APIRouter(tags=["images"])
 
@@ -87,11 +88,14 @@ async def generate(
             state,
             request.scope,
             client,
-            resolve(body, await state.manifest(body.model), accepted_format or "png"),
-            seconds=seconds,
-            keep=key is not None,
-            previews=streams,
-            idempotency=idempotency(key, ENDPOINT, body, response_kind),
+            Job(
+                resolve(body, await state.manifest(body.model), accepted_format or "png"),
+                timeout=seconds,
+                keep=key is not None,
+                previews=streams,
+                idempotency=idempotency(key, ENDPOINT, body, response_kind),
+                priority=client.priority_of(body.priority, "interactive"),
+            ),
         )
     if streams:
         encoder = JobEvents(job, entropies=body.entropies)

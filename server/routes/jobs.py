@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from masc_core.errors import QueueDownError
+from masc_core.errors import ForbiddenError, QueueDownError
 from server.answers.event_stream import EventStream, sse_events, unless_given_up
 from server.answers.images import BINARY, IMAGE_HEADERS, cached_response, image_headers
 from server.answers.job import EVENT_ID, Cursor, JobEvents, job_answer, job_outcome, own_job_status
@@ -28,8 +28,16 @@ from server.openapi import (
     problems,
 )
 from server.routes.generate import EXAMPLES as GENERATE_EXAMPLES
-from server.schemas.job import EVENT_MODELS, EXAMPLE_EVENTS, EXAMPLE_JOB, JobAnswer, JobBody
+from server.schemas.job import (
+    EVENT_MODELS,
+    EXAMPLE_EVENTS,
+    EXAMPLE_JOB,
+    CancelAnswer,
+    JobAnswer,
+    JobBody,
+)
 from server.state import State
+from worker.jobs.job import Job, Priority
 from worker.jobs.outcome import JobResult
 from worker.jobs.queue import JobStatus
 
@@ -102,11 +110,14 @@ async def submit(
             state,
             request.scope,
             client,
-            resolve(body, await state.manifest(body.model), "png"),
-            seconds=time_limit(given_seconds, state.settings.job_timeout),
-            keep=True,
-            previews=body.previews,
-            idempotency=idempotency(key, router.prefix, body, ""),
+            Job(
+                resolve(body, await state.manifest(body.model), "png"),
+                timeout=time_limit(given_seconds, state.settings.job_timeout),
+                keep=True,
+                previews=body.previews,
+                idempotency=idempotency(key, router.prefix, body, ""),
+                priority=client.priority_of(body.priority, "batch"),
+            ),
         )
     try:
         status = await state.queue.status(job.id)
@@ -141,6 +152,27 @@ async def cancel(job_id: JobId, state: State, client: ClientDependency) -> None:
     """End a job that waits or runs; one that has ended stays as it is."""
     await own_job_status(state.queue, client, job_id)
     await state.queue.cancel(job_id)
+
+
+@router.delete(
+    "",
+    summary="Cancel all of one's jobs",
+    responses=problems("no-key", "no-keys", "invalid", "queue-down"),
+)
+async def cancel_all(
+    owner: Annotated[Literal["me"], Query(description="Whose: those of the key that asks.")],  # noqa: ARG001 - said, so that nobody cancels all by a slip
+    state: State,
+    client: ClientDependency,
+    priority: Annotated[Priority | None, Query(description="Only those of a priority.")] = None,
+    in_state: Annotated[
+        Literal["waiting", "running"] | None,
+        Query(alias="state", description="Only those in a state."),
+    ] = None,
+) -> CancelAnswer:
+    """End all jobs of the key that wait or run, also those that requests wait for."""
+    if not client.key:
+        raise ForbiddenError("without keys nobody's jobs can be told from another's")
+    return CancelAnswer(cancelled=await state.queue.cancel_all(client.owner, priority, in_state))
 
 
 @router.get(

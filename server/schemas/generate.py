@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from masc_core.images import ImageFormat
 from masc_core.sampling.cfg_schedule import CFGSchedule
 from masc_core.sampling.params import Decoding
-from worker.jobs.job import MAX_IMAGES, MAX_SEED
+from worker.jobs.job import MAX_IMAGES, MAX_SEED, Priority
 
 MAX_TEMPERATURE = 10.0
 
@@ -113,6 +113,14 @@ CodeCfgScale = Annotated[
         le=20.0,
         allow_inf_nan=False,
         description="Scale of the completer's own guidance; 1 is none. Default: the model's.",
+    ),
+]
+AskedPriority = Annotated[
+    Priority | None,
+    Field(
+        description="Whether somebody waits for the images: `interactive` jobs go before those of "
+        "`batch`, which still get one row in seventeen. Default: `batch` for `/jobs`, or what the "
+        "key may ask for, else `interactive`."
     ),
 ]
 ModelName = Annotated[
@@ -244,6 +252,7 @@ class ImagesBody(BaseModel):
         Field(description="File format. Default: what `Accept` asks for, or else png."),
     ] = None
     model: ModelName = None
+    priority: AskedPriority = None
 
 
 class GenerateBody(ImagesBody):

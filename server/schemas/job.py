@@ -20,11 +20,13 @@ from server.schemas.generate import (
     Provisional,
     Stages,
 )
+from worker.jobs.job import Priority
 from worker.jobs.queue import JobState
 
 EXAMPLE_JOB: dict[str, Any] = {
     "id": "0c3c8a4c2fd14b6ba4ff4a2f3c5e8a77",
     "state": "waiting",
+    "priority": "batch",
     "position": 3,
     "estimated_start_seconds": 1.6,
     "created": "2026-01-31T12:00:00Z",
@@ -98,8 +100,9 @@ class JobAnswer(BaseModel):
 
     id: str
     state: Annotated[JobState, Field(description="`waiting`, `running`, or how it ended.")]
+    priority: Priority
     position: Annotated[
-        int | None, Field(description="Jobs that are ahead; null unless it waits.")
+        int | None, Field(description="Jobs that are ahead now; null unless it waits.")
     ] = None
     estimated_start_seconds: Annotated[
         float | None,
@@ -117,13 +120,22 @@ class JobAnswer(BaseModel):
     error: Annotated[Problem | None, Field(description="Why there are no images.")] = None
 
 
+class CancelAnswer(BaseModel):
+    """What has become of a client's jobs."""
+
+    cancelled: Annotated[int, Field(description="Jobs that waited or ran, and have ended now.")]
+
+
 ImageIndex = Annotated[int, Field(description="Which image of the job, from 0.")]
 
 
 class QueuedEvent(BaseModel):
-    """The job waits; sent at once, and whenever its position changes."""
+    """The job waits; sent at once, and whenever its position changes.
 
-    position: Annotated[int, Field(description="Jobs that are ahead.")]
+    It can grow: jobs of other keys, and interactive ones, go ahead when it is their turn.
+    """
+
+    position: Annotated[int, Field(description="Jobs that are ahead now.")]
     estimated_start_seconds: Annotated[
         float | None, Field(description="Seconds from now; null while nothing is known.")
     ]

@@ -10,8 +10,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.metrics import MeasureRequests, ServerMetrics, request_outcome
 from tests.server.service import Service
+from worker.jobs.job import Priority
 from worker.jobs.outcome import JobFailure
-from worker.jobs.queue import QueueStats, Totals
+from worker.jobs.queue import PriorityStats, QueueStats, Totals
 from worker.jobs.stages import stage_histogram
 
 REQUESTS = "masc_requests_total"
@@ -102,7 +103,11 @@ def test_the_queue_is_told_as_it_is_at_the_scrape() -> None:
     assert registry.get_sample_value("masc_queue_up") == 0
     assert registry.get_sample_value("masc_queue_depth") is None
     totals = Totals(9, {"ok": 3, "error": 2, "expired": 1}, {"lease_expired": 4}, 5, 6)
-    metrics.queue.stats = QueueStats(7, 8, 1.5, totals)
+    waiting: dict[Priority, PriorityStats] = {
+        "interactive": PriorityStats(2, 0.5),
+        "batch": PriorityStats(5, 1.5),
+    }
+    metrics.queue.stats = QueueStats(7, 8, 1.5, totals, priorities=waiting)
     values = {
         (sample.name, *sample.labels.values()): sample.value
         for family in metrics.queue.collect()
@@ -112,6 +117,10 @@ def test_the_queue_is_told_as_it_is_at_the_scrape() -> None:
         ("masc_queue_up",): 1,
         ("masc_queue_depth",): 7,
         ("masc_queue_oldest_age_seconds",): 1.5,
+        ("masc_queue_priority_depth", "interactive"): 2,
+        ("masc_queue_priority_depth", "batch"): 5,
+        ("masc_queue_priority_oldest_age_seconds", "interactive"): 0.5,
+        ("masc_queue_priority_oldest_age_seconds", "batch"): 1.5,
         ("masc_jobs_running",): 8,
         ("masc_jobs_accepted_total",): 9,
         ("masc_jobs_ended_total", "ok"): 3,

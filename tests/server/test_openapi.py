@@ -40,6 +40,7 @@ def test_every_route_of_the_contract_is_described(document: dict[str, Any]) -> N
         "post /jobs",
         "post /v1/images/generations",
         "get /jobs/{id}",
+        "delete /jobs",
         "delete /jobs/{id}",
         "get /jobs/{id}/events",
         "get /jobs/{id}/images/{index}",
@@ -114,7 +115,7 @@ def test_a_key_is_optional_where_it_may_be_wanted_and_unknown_elsewhere(
 def test_errors_of_the_openai_api_have_its_form(document: dict[str, Any]) -> None:
     responses = dict(operations(document))[OPENAI]["responses"]
     assert {status for status in responses if int(status) >= 400} == {
-        *("400", "401", "404", "408", "409", "410", "413", "415", "429"),
+        *("400", "401", "403", "404", "408", "409", "410", "413", "415", "429"),
         *("500", "503", "504"),
     }
     for status, response in responses.items():

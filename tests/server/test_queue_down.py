@@ -33,7 +33,7 @@ class _QueueAway(MemoryQueue):
         super().__init__()
         self.knows_workers = knows_workers
 
-    async def submit(self, job: Job, share: float = 1.0) -> Receipt:
+    async def submit(self, job: Job, share: float = 1.0, weight: float = 1.0) -> Receipt:
         _away()
 
     async def outcome(self, job_id: str) -> Outcome:

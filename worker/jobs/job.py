@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from masc_core.images import ImageFormat
 from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, CFGSchedule
@@ -13,6 +14,10 @@ from masc_core.sampling.params import Decoding, image_seed, rows_per_image
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 16  # of one request
 DEFAULT_TIMEOUT = 300.0
+
+Priority = Literal["interactive", "batch"]  # somebody waits for it; or it may wait for others
+
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class Job:
     previews: bool = False  # whether a client watches what is drawn so far
     idempotency: Idempotency | None = None  # None where every submission is a job of its own
     trace: str = ""  # ``traceparent`` of what it is a part of, empty where nothing is traced
+    priority: Priority = "interactive"
 
 
 @dataclass(frozen=True, slots=True)

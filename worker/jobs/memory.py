@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
@@ -20,7 +20,8 @@ from masc_core.errors import (
     ShareExceededError,
     UnknownJobError,
 )
-from worker.jobs.job import Event, Job, Lease, NumberedEvent
+from worker.jobs.fair import FairQueue, Place
+from worker.jobs.job import PRIORITIES, Event, Job, Lease, NumberedEvent, Priority
 from worker.jobs.outcome import (
     CANCELLED,
     EXPIRED,
@@ -38,6 +39,7 @@ from worker.jobs.queue import (
     JobState,
     JobStatus,
     ModelStats,
+    PriorityStats,
     QueueLimits,
     QueueStats,
     Receipt,
@@ -89,7 +91,7 @@ class CompletionRate:
 @dataclass(slots=True)
 class _Record:
     job: Job
-    number: int  # in the order of acceptance
+    place: Place
     deadline: float  # of the clock
     state: JobState = "waiting"
     token: int = 0
@@ -97,6 +99,10 @@ class _Record:
     events: list[Event] = field(default_factory=list)
     outcome: Outcome | None = None
     ended: float = 0.0  # of the clock
+
+    @property
+    def model(self) -> str:
+        return self.job.request.model
 
     @property
     def is_over(self) -> bool:
@@ -113,7 +119,8 @@ class MemoryQueue(JobConsumer):
         self._arrival = threading.Condition()
         self._listeners: list[Callable[[str], None]] = []
         self._records: dict[str, _Record] = {}
-        self._waiting: OrderedDict[str, _Record] = OrderedDict()
+        self._waiting: dict[str, _Record] = {}
+        self._order: defaultdict[str, FairQueue] = defaultdict(FairQueue)  # of these, by model
         self._running: dict[str, _Record] = {}
         self._ended: OrderedDict[str, _Record] = OrderedDict()  # with outcomes; the oldest first
         self._tombstones: OrderedDict[str, _Record] = OrderedDict()  # without them
@@ -134,7 +141,7 @@ class MemoryQueue(JobConsumer):
     async def __aexit__(self, *_: object) -> None:
         """Nothing to disconnect."""
 
-    async def submit(self, job: Job, share: float = 1.0) -> Receipt:
+    async def submit(self, job: Job, share: float = 1.0, weight: float = 1.0) -> Receipt:
         """Accept a job."""
         with self._arrival:
             self._sweep()
@@ -144,7 +151,8 @@ class MemoryQueue(JobConsumer):
             self._rates.setdefault(job.request.model, CompletionRate(self._clock))
             self._check_limits(job, share)
             self._restart_idle_rate(job.request.model)
-            record = _Record(job, self._accepted, self._clock() + job.timeout)
+            place = self._order[job.request.model].add(job, weight)
+            record = _Record(job, place, self._clock() + job.timeout)
             self._records[job.id] = self._waiting[job.id] = record
             if job.idempotency is not None:
                 self._by_key[job.owner, job.idempotency.key] = record
@@ -184,9 +192,7 @@ class MemoryQueue(JobConsumer):
             record = self._record(job_id)
             position = None
             if record.state == "waiting":
-                ahead = [one.job.request.model for one in self._waiting.values()]
-                ahead = ahead[: list(self._waiting).index(job_id)]
-                position = ahead.count(record.job.request.model)
+                position = self._order[record.model].position(record.place, record.job.priority)
             return JobStatus(record.job, record.state, position, record.deliveries)
 
     async def cancel(
@@ -197,6 +203,26 @@ class MemoryQueue(JobConsumer):
             record = self._records.get(job_id)
             if record is not None and not record.is_over:
                 self._end(record, CANCELLED if state == "cancelled" else EXPIRED)
+
+    async def cancel_all(
+        self,
+        owner: str,
+        priority: Priority | None = None,
+        state: Literal["waiting", "running"] | None = None,
+    ) -> int:
+        """Cancel an owner's jobs, the latest first."""
+        with self._arrival:
+            self._sweep()
+            own = [
+                record
+                for record in reversed((*self._running.values(), *self._waiting.values()))
+                if record.job.owner == owner
+                and priority in {None, record.job.priority}
+                and state in {None, record.state}
+            ]
+            for record in own:
+                self._end(record, CANCELLED)
+            return len(own)
 
     async def forget(self, job_id: str) -> None:
         """Keep the outcome no longer, unless the job says so."""
@@ -219,7 +245,8 @@ class MemoryQueue(JobConsumer):
         """State of the queue."""
         with self._arrival:
             self._sweep()
-            age = _age(self._waiting.values())
+            priorities = {one: self._priority_stats(one) for one in PRIORITIES}
+            age = max(one.oldest_age for one in priorities.values())
             totals = Totals(
                 self._accepted,
                 dict(self._ends),
@@ -228,7 +255,8 @@ class MemoryQueue(JobConsumer):
                 results_dropped=self._results_dropped,
             )
             models = {name: self._model_stats(name) for name in self._rates}
-            return QueueStats(len(self._waiting), len(self._running), age, totals, models)
+            depth, running = len(self._waiting), len(self._running)
+            return QueueStats(depth, running, age, totals, models, priorities)
 
     async def workers(self) -> Sequence[WorkerStatus]:
         """The latest status of every worker."""
@@ -251,13 +279,13 @@ class MemoryQueue(JobConsumer):
             self._listeners.append(arrived)
 
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
-        """Take the oldest jobs that fit."""
+        """Take the first jobs that fit."""
         if max_rows <= 0:
             return ()
         with self._arrival:
-            self._arrival.wait_for(lambda: bool(self._waiting_for(model)), timeout)
+            self._arrival.wait_for(lambda: len(self._order[model]) > 0, timeout)
             self._sweep()
-            return [self._lease(record) for record in _fitting(self._waiting_for(model), max_rows)]
+            return [self._lease(self._waiting[one]) for one in self._order[model].take(max_rows)]
 
     def renew(self, leases: Iterable[Lease]) -> None:
         """Leases do not run out."""
@@ -300,26 +328,27 @@ class MemoryQueue(JobConsumer):
         return record
 
     def _check_limits(self, job: Job, share: float) -> None:
-        waiting = self._waiting_for(job.request.model)
-        wait = retry_after(len(waiting), self._rates[job.request.model].per_second())
-        if len(waiting) >= self._limits.max_jobs:
-            raise QueueFullError(f"{len(waiting)} jobs wait already, no more are taken", wait)
-        own = sum(record.job.owner == job.owner for record in waiting)
+        order = self._order[job.request.model]
+        depth, own = order.depth(job.priority), order.depth_of(job)
+        wait = retry_after(depth, self._rates[job.request.model].per_second())
+        if depth >= self._limits.max_jobs:
+            raise QueueFullError(f"{depth} jobs wait already, no more are taken", wait)
         if share < 1 and own >= max(1, int(share * self._limits.max_jobs)):
             raise ShareExceededError(f"{own} jobs of this client wait already", wait)
 
     def _restart_idle_rate(self, model: str) -> None:
         """Begin the rate of a model anew where none of its jobs waits or runs."""
         live = (*self._waiting.values(), *self._running.values())
-        if all(record.job.request.model != model for record in live):
+        if all(record.model != model for record in live):
             self._rates[model].restart()
 
     def _model_stats(self, model: str) -> ModelStats:
-        waiting = self._waiting_for(model)
-        return ModelStats(len(waiting), _age(waiting), self._rates[model].per_second())
+        jobs = [one.job for one in self._waiting.values() if one.model == model]
+        return ModelStats(len(jobs), _oldest_age(jobs), self._rates[model].per_second())
 
-    def _waiting_for(self, model: str) -> list[_Record]:
-        return [one for one in self._waiting.values() if one.job.request.model == model]
+    def _priority_stats(self, priority: Priority) -> PriorityStats:
+        jobs = [one.job for one in self._waiting.values() if one.job.priority == priority]
+        return PriorityStats(len(jobs), _oldest_age(jobs))
 
     def _record(self, job_id: str) -> _Record:
         self._sweep()
@@ -339,7 +368,7 @@ class MemoryQueue(JobConsumer):
     def _notify_workers(self, record: _Record) -> None:
         self._arrival.notify_all()
         for arrived in self._listeners:
-            arrived(record.job.request.model)
+            arrived(record.model)
 
     def _apply(self, lease: Lease, report: Event | Outcome | HandBack) -> bool:
         """Apply a report; false when the lease was lost before."""
@@ -359,13 +388,13 @@ class MemoryQueue(JobConsumer):
         return True
 
     def _give_back(self, record: _Record) -> None:
-        """Back to its old place, ahead of all that no worker has had yet."""
+        """Back to its old place."""
         del self._running[record.job.id]
         record.state = "waiting"
         record.deliveries -= 1
         self._redelivered["handed_back"] += 1
-        waiting = sorted([*self._waiting.values(), record], key=lambda one: one.number)
-        self._waiting = OrderedDict((one.job.id, one) for one in waiting)
+        self._waiting[record.job.id] = record
+        self._order[record.model].put(record.place, record.job.priority)
         self._notify_workers(record)
 
     def _holds(self, lease: Lease) -> bool:
@@ -373,7 +402,8 @@ class MemoryQueue(JobConsumer):
         return record is not None and record.token == lease.token
 
     def _end(self, record: _Record, outcome: Outcome) -> None:
-        self._waiting.pop(record.job.id, None)
+        if self._waiting.pop(record.job.id, None) is not None:
+            self._order[record.model].remove(record.place, record.job.priority)
         self._running.pop(record.job.id, None)
         record.state, record.outcome = end_state(outcome), outcome
         record.ended = self._clock()
@@ -437,10 +467,10 @@ def _num_bytes(outcome: Outcome | None) -> int:
     return sum(len(image.data) for image in outcome.images) if isinstance(outcome, JobResult) else 0
 
 
-def _age(waiting: Iterable[_Record]) -> float:
-    """Seconds since the first of these was submitted; 0 without one."""
-    head = next(iter(waiting), None)
-    return 0.0 if head is None else max(0.0, time.time() - head.job.submitted_at)
+def _oldest_age(jobs: Sequence[Job]) -> float:
+    """Seconds since the oldest of these was submitted; 0 without one."""
+    now = time.time()
+    return max(0.0, now - min((job.submitted_at for job in jobs), default=now))
 
 
 def _outcome_of(record: _Record) -> Outcome:
@@ -451,14 +481,3 @@ def _outcome_of(record: _Record) -> Outcome:
 
 def _oldest(records: OrderedDict[str, _Record]) -> _Record:
     return next(iter(records.values()))
-
-
-def _fitting(records: Iterable[_Record], max_rows: int) -> list[_Record]:
-    """The first jobs that fit together, at least one."""
-    taken: list[_Record] = []
-    for record in records:
-        if taken and record.job.request.batch_rows > max_rows:
-            break
-        taken.append(record)
-        max_rows -= record.job.request.batch_rows
-    return taken

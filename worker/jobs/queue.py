@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, Self, TypeAlias, get_args
 
-from worker.jobs.job import Event, Job, Lease, NumberedEvent
+from worker.jobs.job import Event, Job, Lease, NumberedEvent, Priority
 from worker.jobs.outcome import EndState, Outcome
 
 JobState = Literal["waiting", "running"] | EndState
@@ -34,7 +34,7 @@ MAX_RETRY_AFTER = 120.0
 class QueueLimits:
     """How much a queue takes, and how long it waits and remembers."""
 
-    max_jobs: int = 256  # of one model that may wait; those that a worker has claimed do not count
+    max_jobs: int = 256  # of one model and priority that may wait, without those that are claimed
     lease_seconds: float = 10.0  # after which a silent worker has lost its jobs
     max_deliveries: int = 3  # after so many workers were lost with it, a job is given up
     result_seconds: float = 600.0  # how long an outcome that is kept stays
@@ -56,7 +56,7 @@ class JobStatus:
 
     job: Job
     state: JobState
-    position: int | None  # jobs that are ahead of it, None unless it waits
+    position: int | None  # jobs that are ahead of it now, None unless it waits
     deliveries: int  # how often a worker has taken it, without those that gave it back
 
 
@@ -83,6 +83,14 @@ class ModelStats:
 
 
 @dataclass(frozen=True, slots=True)
+class PriorityStats:
+    """State of the jobs of one priority."""
+
+    depth: int  # jobs that wait for a worker
+    oldest_age: float  # seconds since the oldest that waits was submitted, 0 when none does
+
+
+@dataclass(frozen=True, slots=True)
 class QueueStats:
     """State of the queue."""
 
@@ -91,6 +99,7 @@ class QueueStats:
     oldest_age: float  # seconds since the oldest that waits was submitted, 0 when none does
     totals: Totals  # since the queue began
     models: Mapping[str, ModelStats] = field(default_factory=dict)  # that it has had jobs of
+    priorities: Mapping[Priority, PriorityStats] = field(default_factory=dict)  # all of them
 
     @property
     def completion_rate(self) -> float:
@@ -144,18 +153,19 @@ class JobProducer(Protocol):
     async def __aexit__(self, *_: object) -> None:
         """Disconnect; the jobs stay."""
 
-    async def submit(self, job: Job, share: float = 1.0) -> Receipt:
+    async def submit(self, job: Job, share: float = 1.0, weight: float = 1.0) -> Receipt:
         """Accept a job or refuse it, atomically.
 
         Parameters
         ----------
         job : what to run
-        share : of the places in the queue, that jobs of the same owner may take
+        share : of the places of its priority, that jobs of the same owner may take
+        weight : rows that the owner gets while others get one each, where all have jobs waiting
 
         Raises
         ------
         QueueFullError : with a ``retry_after`` from the rate of completion
-        ShareExceededError : the owner has as many jobs waiting as its share allows
+        ShareExceededError : the owner has as many jobs of the priority waiting as its share allows
         IdempotencyConflictError : the key was used for something else
         """
 
@@ -180,6 +190,19 @@ class JobProducer(Protocol):
         """End a job without images; one that has ended, or that nobody knows, is ignored.
 
         It is never claimed any more, and `abandoned` names it to the worker that runs it.
+        """
+
+    async def cancel_all(
+        self,
+        owner: str,
+        priority: Priority | None = None,
+        state: Literal["waiting", "running"] | None = None,
+    ) -> int:
+        """Cancel the jobs of an owner that live now, of one priority or in one state if given.
+
+        Returns
+        -------
+        how many were cancelled
         """
 
     async def forget(self, job_id: str) -> None:
@@ -224,17 +247,17 @@ class JobConsumer(Protocol):
         """
 
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
-        """Take the oldest jobs of a model whose rows fit in ``max_rows``, in order of submission.
+        """Take the first jobs of a model whose rows fit in ``max_rows``; `fair` has their order.
 
         Waits up to ``timeout`` seconds for the first. Stops at the first that does not fit, so
         that none is overtaken. The job at the head is handed out even if it alone needs more than
         ``max_rows``, provided that ``max_rows`` is positive: a job larger than a worker is run in
         parts, and never blocks the queue. Without a free row, nothing, at once.
 
-        Jobs that a worker was lost with come first. One with which ``max_deliveries`` workers were
-        lost ends with a `PoisonJobError` instead, one whose time is up as expired. Of jobs on their
-        last try a worker has one at a time, and the others are passed over: if one of them is what
-        kills workers, it cannot take the rest along.
+        Jobs that a worker was lost with or gave back have their old places. One with which
+        ``max_deliveries`` workers were lost ends with a `PoisonJobError` instead, one whose time is
+        up as expired. Of jobs on their last try a worker has one at a time, and the others are
+        passed over: if one of them is what kills workers, it cannot take the rest along.
         """
 
     def renew(self, leases: Iterable[Lease]) -> None:

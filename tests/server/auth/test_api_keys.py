@@ -68,11 +68,18 @@ def test_a_key_is_256_random_bits_and_is_known_by_its_sha256() -> None:
 
 
 def test_an_entry_with_and_without_its_limits() -> None:
-    more = "requests_per_minute = 60\nqueue_share = 0.25"
+    more = 'requests_per_minute = 60\nqueue_share = 0.25\nweight = 2\npriority = "batch"'
     text = "# who\n" + entry("alice") + entry("bob.smith-2", OTHER, more)
     assert parse_keys(Path("k"), text.encode()) == (
         ApiKey(name="alice", sha256=HASH),
-        ApiKey(name="bob.smith-2", sha256=OTHER, requests_per_minute=60, queue_share=0.25),
+        ApiKey(
+            name="bob.smith-2",
+            sha256=OTHER,
+            requests_per_minute=60,
+            queue_share=0.25,
+            weight=2.0,
+            priority="batch",
+        ),
     )
 
 
@@ -109,6 +116,11 @@ def test_a_share_of_one_and_a_limit_of_none_are_allowed() -> None:
         (entry("a", more="queue_share = 1.01"), "entry 1: queue_share: "),
         (entry("a", more="queue_share = nan"), "entry 1: queue_share: "),
         (entry("a", more='queue_share = "1"'), "entry 1: queue_share: "),
+        (entry("a", more="weight = 0"), "entry 1: weight: "),
+        (entry("a", more="weight = 101"), "entry 1: weight: "),
+        (entry("a", more="weight = nan"), "entry 1: weight: "),
+        (entry("a", more='priority = "hush"'), "entry 1: priority: "),
+        (entry("a", more="priority = 1"), "entry 1: priority: "),
         (entry("a", more="requests_per_minute = -1"), "entry 1: requests_per_minute: "),
         (entry("a", more="requests_per_minute = 1.5"), "entry 1: requests_per_minute: "),
         (entry("a", more="requests_per_minute = true"), "entry 1: requests_per_minute: "),
@@ -240,7 +252,7 @@ def write_keys(folder: Path) -> dict[str, Any]:
     files = {
         "api_keys_file": f'[[keys]]\nname = "alice"\nsha256 = "{hash_key(ALICE)}"\n'
         f'[[keys]]\nname = "bob"\nsha256 = "{hash_key(BOB)}"\n'
-        "requests_per_minute = 0\nqueue_share = 1.0\n",
+        "requests_per_minute = 0\nqueue_share = 1.0\nweight = 2.5\n",
         "admin_keys_file": f'[[keys]]\nname = "root"\nsha256 = "{hash_key(ROOT)}"\n',
     }
     for name, content in files.items():
@@ -257,7 +269,7 @@ def test_without_keys_everyone_is_one_client_with_the_whole_queue() -> None:
 def test_limits_are_those_of_the_entry_or_else_of_the_settings(tmp_path: Path) -> None:
     keys = access(tmp_path, rate_limit=7, queue_share=0.1)
     assert keys.client(ALICE) == Client("alice", 7, 0.1, hash_key(ALICE)[:16])
-    assert keys.client(BOB) == Client("bob", 0, 1.0, hash_key(BOB)[:16])
+    assert keys.client(BOB) == Client("bob", 0, 1.0, hash_key(BOB)[:16], 2.5)
     assert access(tmp_path).client(ALICE) == Client("alice", 0, 0.5, hash_key(ALICE)[:16])
 
 

@@ -62,6 +62,12 @@ def test_limits_are_written(path: Path) -> None:
     run("create", "alice", "--file", path, *limits)
     (key,) = read_keys(path)
     assert (key.requests_per_minute, key.queue_share) == (60, 0.25)
+    run("create", "bob", "--file", path, "--weight", "0.5", "--priority", "batch")
+    key = read_keys(path)[1]
+    assert (key.weight, key.priority) == (0.5, "batch")
+    assert ["bob", "default", "default", "0.5", "batch"] in [
+        line.replace("│", " ").split() for line in run("list", "--file", path).splitlines()
+    ]
 
 
 def test_the_file_is_that_of_the_environment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +103,7 @@ def test_a_link_stays_a_link(path: Path, tmp_path: Path) -> None:
         ("", {}, "entry 2: name"),
         ("alice", {"queue_share": 1.5}, "entry 2: queue_share"),
         ("alice", {"queue_share": float("inf")}, "is not TOML"),
+        ("alice", {"weight": 0.0}, "entry 2: weight"),
         ("alice", {"requests_per_minute": -1}, "entry 2: requests_per_minute"),
     ],
 )

@@ -68,6 +68,8 @@ def test_a_key_comes_in_either_header(guarded: Service, headers: dict[str, str])
         "key": hash_key(ALICE)[:OWNER_DIGITS],
         "requests_per_minute": 0,
         "queue_share": 0.5,
+        "weight": 1.0,
+        "priority": "interactive",
     }
 
 

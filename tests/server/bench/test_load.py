@@ -248,11 +248,11 @@ def test_a_request_says_what_was_asked_for_and_no_more() -> None:
         "code_temperature": 1.1, "code_top_k": 0, "code_cfg_scale": 2.0,
     }  # fmt: skip
     assert settings.keys() == Defaults.model_fields.keys()
-    full = make_plan((2,), num_images=4, format="webp", model="tiny", **settings)
+    full = make_plan((2,), num_images=4, format="webp", model="tiny", priority="batch", **settings)
     (_, body), *_ = requests(full, 1)
     assert body == {
         "class_id": 2, "seed": body["seed"], "num_images": 4, "format": "webp", "model": "tiny",
-        **settings,
+        "priority": "batch", **settings,
     }  # fmt: skip
 
 

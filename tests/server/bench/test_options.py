@@ -38,6 +38,7 @@ def test_an_address_ends_without_a_slash_and_may_have_a_path() -> None:
         ({"decoding": "any"}, "--decoding: "),
         ({"code_temperature": float("nan")}, "--code-temperature: "),
         ({"cluster_top_p": 0.0}, "--cluster-top-p: "),
+        ({"priority": "urgent"}, "--priority: "),
         ({"num_images": 17}, "--num-images: "),
         ({"format": "tiff"}, "--format: "),
         ({"seed": -1}, "--seed: "),

@@ -10,7 +10,6 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from functools import partial
 
 import pytest
 
@@ -32,7 +31,6 @@ from worker.jobs.job import (
     Progress,
     Started,
 )
-from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import CANCELLED, EXPIRED, JobFailure, Outcome
 from worker.jobs.queue import (
     DEFAULT_RETRY_AFTER,
@@ -42,19 +40,10 @@ from worker.jobs.queue import (
     Totals,
     WorkerStatus,
 )
-from worker.jobs.redis.queue import RedisQueue
 
 pytestmark = pytest.mark.anyio
 
-ADAPTERS = ("memory", "redis")
 LIMITS = QueueLimits(max_jobs=100)
-
-
-@pytest.fixture(params=ADAPTERS)
-def make_queue(request: pytest.FixtureRequest) -> Callable[[QueueLimits], JobQueue]:
-    if request.param == "memory":
-        return MemoryQueue
-    return partial(RedisQueue, request.getfixturevalue("redis_url"))
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from typing import Any, Self
 from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError, RedisError
 
 from masc_core.errors import ConfigError, QueueDownError
+from worker.jobs.fair import BATCH_EVERY, ROW
 from worker.jobs.queue import DEFAULT_PREFIX, QueueLimits
 from worker.jobs.redis.connection import (
     RETRY_AFTER,
@@ -89,6 +90,8 @@ def _settings(limits: QueueLimits, channels: str) -> bytes:
     return json.dumps(
         {
             "channels": channels,
+            "row": ROW,
+            "batch_every": BATCH_EVERY,
             "max_jobs": limits.max_jobs,
             "max_deliveries": limits.max_deliveries,
             "max_ended": MAX_ENDED,

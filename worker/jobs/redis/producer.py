@@ -26,13 +26,15 @@ from masc_core.errors import (
     ShareExceededError,
     UnknownJobError,
 )
-from worker.jobs.job import Job, NumberedEvent
+from worker.jobs.fair import cost_of, flow_of
+from worker.jobs.job import PRIORITIES, Job, NumberedEvent, Priority
 from worker.jobs.outcome import CANCELLED, EXPIRED, JobFailure, Outcome
 from worker.jobs.queue import (
     END_STATES,
     REDELIVERIES,
     JobStatus,
     ModelStats,
+    PriorityStats,
     QueueLimits,
     QueueStats,
     Receipt,
@@ -60,6 +62,7 @@ RESULT_SECONDS = 10.0  # an outcome may be large, and its reader waits for it an
 LOOK_SECONDS = 5.0  # between two looks at a job of which nothing is heard: messages can be lost
 WORKERS_SECONDS = 1.0  # for which the list of workers is kept without a message about them
 MAX_EVENTS_TOGETHER = 32
+MAX_CANCELLED_TOGETHER = 128
 MAX_LOGGED = 1000
 POISONED = JobFailure(
     PoisonJobError.__name__, "workers were lost while they ran the job, again and again"
@@ -109,7 +112,7 @@ class RedisProducer:
         await self._results.close()
         await self._connections.aclose()
 
-    async def submit(self, job: Job, share: float = 1.0) -> Receipt:
+    async def submit(self, job: Job, share: float = 1.0, weight: float = 1.0) -> Receipt:
         """Accept a job."""
         name, fingerprint = "", ""
         if job.idempotency is not None:
@@ -119,9 +122,11 @@ class RedisProducer:
         try:
             answer, *details = await self._calls.run(
                 "submit",
-                *(job.id, encode_job(job), job.request.model, job.request.batch_rows, job.owner),
+                *(job.id, encode_job(job), job.request.model, job.request.batch_rows),
+                flow_of(job.owner, job.priority),
                 *(milliseconds(job.timeout), milliseconds(job.submitted_at), int(job.keep)),
                 *(name, fingerprint, max(1, int(share * max_jobs)) if share < 1 else max_jobs + 1),
+                *(job.priority, cost_of(job, weight)),
             )
         except QueueDownError:
             if job.idempotency is None:  # of others somebody may still wait for it
@@ -191,6 +196,20 @@ class RedisProducer:
         """End a job without images."""
         await self._calls.run("cancel", job_id, state)
 
+    async def cancel_all(
+        self,
+        owner: str,
+        priority: Priority | None = None,
+        state: Literal["waiting", "running"] | None = None,
+    ) -> int:
+        """Cancel an owner's jobs, some in each call, so that none takes long."""
+        flows = [flow_of(owner, priority or one) for one in PRIORITIES]
+        live, num_cancelled = await self._calls.run("live_jobs"), 0
+        for first in range(0, len(live), MAX_CANCELLED_TOGETHER):
+            some = live[first : first + MAX_CANCELLED_TOGETHER]
+            num_cancelled += await self._calls.run("cancel_all", *flows, state or "", *some)
+        return num_cancelled
+
     async def forget(self, job_id: str) -> None:
         """Keep the outcome no longer, unless the job says so."""
         await self._calls.run("forget", job_id)
@@ -202,14 +221,19 @@ class RedisProducer:
 
     async def stats(self) -> QueueStats:
         """State of the queue."""
-        depth, running, age_milliseconds, models, totals = await self._calls.run("stats")
+        depth, running, totals, models, lines = await self._calls.run("stats")
         pairs = zip(*[iter(totals)] * 2, strict=True)
         counts = {name.decode(errors="replace"): int(n) for name, n in pairs if n.isdigit()}
         of_models = {
             name.decode(errors="replace"): ModelStats(depth, milliseconds / 1000, float(rate))
             for name, depth, milliseconds, rate in models
         }
-        return QueueStats(depth, running, age_milliseconds / 1000, _totals(counts), of_models)
+        priorities = {
+            priority: PriorityStats(num, milliseconds / 1000)
+            for priority, (num, milliseconds) in zip(PRIORITIES, lines, strict=True)
+        }
+        oldest_age = max(one.oldest_age for one in priorities.values())
+        return QueueStats(depth, running, oldest_age, _totals(counts), of_models, priorities)
 
     async def workers(self) -> Sequence[WorkerStatus]:
         """The latest status of every worker."""

@@ -5,8 +5,9 @@
     PYTHONPATH=. python tests/worker/jobs/redis/neighbour.py record redis://127.0.0.1:6379/0 \
         > tests/golden/queue_records/0.1.0.json
 
-``front`` submits jobs and prints what has become of them, ``worker`` serves them. ``record`` prints
-all keys of an empty Redis into which it has put a job of every state; times are of the server.
+``front`` submits jobs and prints what has become of them, ``worker`` serves them. ``submit`` leaves
+them there and prints their ids. ``record`` prints all keys of an empty Redis into which it has put
+a job of every state; times are of the server.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ DUMPS: dict[str, str] = {"hash": "hgetall", "set": "smembers", "string": "get"}
 def job(job_id: str, key: str = "") -> Job:
     idempotency = Idempotency(key, "print") if key else None
     request = GenerationRequest("tiny", 3, 1.5, seed=7, decoding="frequency")
-    return Job(request, id=job_id, owner="ann", keep=True, idempotency=idempotency, timeout=60.0)
+    more: Any = {"priority": "batch"} if job_id == "c" and hasattr(Job, "priority") else {}
+    return Job(
+        request, id=job_id, owner="ann", keep=True, idempotency=idempotency, timeout=60.0, **more
+    )
 
 
 def result(lease: Lease) -> JobResult:
@@ -61,6 +65,12 @@ async def front(url: str) -> dict[str, object]:
             "ended": dict(totals.ended),
             "again": again.job_id,
         }
+
+
+async def submit(url: str) -> list[str]:
+    """Submit jobs, and leave them there."""
+    async with RedisQueue(url, LIMITS) as queue:
+        return [(await queue.submit(job(job_id))).job_id for job_id in SERVED]
 
 
 def serve(url: str) -> None:
@@ -128,5 +138,5 @@ if __name__ == "__main__":
     if role == "worker":
         serve(address)
     else:
-        told = asyncio.run(front(address) if role == "front" else record(address))
+        told = asyncio.run({"front": front, "submit": submit, "record": record}[role](address))
         json.dump(told, sys.stdout, indent=1)

@@ -92,19 +92,24 @@ def test_a_user_who_may_not_do_all_is_an_error_of_one_line(
 SCRIPTS: dict[str, tuple[Argument, ...]] = {
     "announce": ("w", b"status"),
     "cancel": ("{live}", "cancelled"),
+    "cancel_all": ("ann", "batch/ann", "", "{live}"),
     "check_leases": ("{live}", 1),
     "claim": ("tiny", 8, "w", "", 0),
     "count_request": ("ann", 1),
     "count_unreadable": (),
     "forget": ("{ended}",),
     "get_result": ("{live}", "front", 1, 8),
+    "live_jobs": (),
     "remove_worker": ("w",),
     "renew": ("{live}", 1),
     "report": (100, "{live}", 1, "event", b"e", 0, "{live}", 1, "ok", b"outcome", 0),
     "set_aside": ("{live}",),
     "stats": (),
     "status": ("{live}",),
-    "submit": ("new", b"job", "tiny", 1, "ann", 60_000, 0, 1, "3:ann:k", "print", 9),
+    "submit": (
+        *("new", b"job", "tiny", 1, "ann", 60_000, 0, 1, "3:ann:k", "print", 9),
+        *("interactive", 1000),
+    ),
     "workers": (),
 }
 

@@ -11,7 +11,7 @@ import redis
 from masc_core.errors import CapacityError, ResultGoneError, UnknownJobError
 from tests.worker.jobs.redis.conftest import MakeWorker, check_sums
 from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit, until
-from worker.jobs.job import Idempotency, NumberedEvent, Progress
+from worker.jobs.job import PRIORITIES, Idempotency, NumberedEvent, Priority, Progress
 from worker.jobs.outcome import JobFailure
 from worker.jobs.queue import HAND_BACK, QueueLimits, WorkerStatus
 from worker.jobs.redis.queue import RedisQueue
@@ -20,8 +20,10 @@ pytestmark = pytest.mark.anyio
 
 LIMITS = QueueLimits()
 READY = WorkerStatus("a", ready=True)
-LISTS = ("deadlines", "leases", "models", "owners:tiny", "waiting:tiny")
-KEYS = (*LISTS, "results", "totals", "ended", "drained:tiny", "dead", "seq", "workers", "heard")
+LISTS: tuple[str, ...] = ("deadlines", "leases", "models", "owners:tiny", "waiting:tiny")
+LISTS += ("finish:tiny", "submitted:interactive:tiny")
+KEYS = (*LISTS, "virtual", "results", "totals", "ended", "drained:tiny", "dead", "workers", "heard")
+NEAR_THE_END = [str(one) for one in (24 * 10**13, 5 * 10**14 - 2, 10**15 - 2, 2**53, 2**63 - 1)]
 PLANTS: dict[str, Callable[[redis.Redis, str], object]] = {
     "string": lambda inside, name: inside.set(name, "what is this"),
     "hash": lambda inside, name: inside.hset(name, "what", "is this"),
@@ -180,26 +182,42 @@ async def test_a_look_at_a_job_changes_none_of_the_lists(
         assert inside.smembers("{masc}:models") == {"tiny"}
 
 
-@pytest.mark.parametrize(
-    "seq", ["0", "-7", "999999999999999", str(2**53 - 2), str(2**53), str(2**63 - 1), "ten", None]
-)
-async def test_the_order_of_jobs_outlasts_a_count_that_is_lost(
-    seq: str | None, redis_url: str, make_worker: MakeWorker, inside: redis.Redis
+@pytest.mark.parametrize("priority", PRIORITIES)
+@pytest.mark.parametrize("time", ["0", "-7", "999999999999999", *NEAR_THE_END, "ten", None])
+async def test_the_order_of_jobs_outlasts_a_time_that_is_lost(
+    time: str | None,
+    priority: Priority,
+    redis_url: str,
+    make_worker: MakeWorker,
+    inside: redis.Redis,
 ) -> None:
     async with RedisQueue(redis_url, LIMITS) as front:
-        jobs = [job() for _ in range(40)]
+        jobs = [job(priority=priority) for _ in range(40)]
         await submit(front, *jobs[:30])
         first = claim(make_worker(LIMITS), 5)
-        if seq is None:
-            inside.delete("{masc}:seq")
+        if time is None:
+            inside.delete("{masc}:virtual")
         else:
-            inside.set("{masc}:seq", seq)
+            inside.hset("{masc}:virtual", f"{priority}:tiny", time)
         await submit(front, *jobs[30:])
         worker = make_worker(LIMITS)
         worker.report([(lease, HAND_BACK) for lease in first])
         assert [(await front.status(one.id)).position for one in jobs] == list(range(40))
         assert jobs_of(claim(worker)) == jobs
-        assert (await front.stats()).totals.unreadable == (seq in {"ten", str(2**63 - 1)})
+        await submit(front, *(job(owner=one, priority=priority) for one in ("", "", "ann")))
+        turns = [claim(worker, 1)[0].job.owner for _ in range(3)]
+        assert turns in (["", "ann", ""], ["ann", "", ""])  # nobody is behind for long
+
+
+@pytest.mark.parametrize("names", [("finish:tiny",), ("finish:tiny", "virtual")], ids="+".join)
+async def test_owners_keep_their_turns_where_their_lines_are_deleted(
+    names: tuple[str, ...], redis_url: str, make_worker: MakeWorker, inside: redis.Redis
+) -> None:
+    async with RedisQueue(redis_url, LIMITS) as front:
+        await submit(front, *(job(owner=one) for one in "ab" for _ in range(3)))
+        inside.delete(*("{masc}:" + name for name in names))
+        await submit(front, job(owner="a"))
+        assert [lease.job.owner for lease in claim(make_worker(LIMITS))] == list("abababa")
 
 
 async def test_numbers_of_a_job_may_be_as_large_as_a_double_holds(

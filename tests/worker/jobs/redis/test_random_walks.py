@@ -7,7 +7,7 @@ brought about by setting its date back inside Redis.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import pytest
@@ -25,7 +25,17 @@ from hypothesis.stateful import (
 
 from masc_core.errors import QueueFullError, ShareExceededError, UnknownJobError
 from tests.worker.jobs.samples import job, result
-from worker.jobs.job import Event, Idempotency, Job, Lease, NumberedEvent, Progress
+from worker.jobs.fair import BATCH_EVERY, ROW
+from worker.jobs.job import (
+    PRIORITIES,
+    Event,
+    Idempotency,
+    Job,
+    Lease,
+    NumberedEvent,
+    Priority,
+    Progress,
+)
 from worker.jobs.outcome import CANCELLED, EXPIRED, EndState, Outcome
 from worker.jobs.queue import HAND_BACK, JobState, QueueLimits, Redelivery, Totals
 from worker.jobs.redis.producer import POISONED
@@ -33,7 +43,8 @@ from worker.jobs.redis.queue import RedisQueue
 
 LIMITS = QueueLimits(max_jobs=6, lease_seconds=3600.0, max_deliveries=2)
 SHARE = 0.5  # three jobs
-PLACES_OF_ALL_JOBS = {"totals", "seq", "models", "drained", "dead", "ended", "results"}
+PLACES_OF_ALL_JOBS = {"totals", "virtual", "finish", "models", "drained", "dead"}
+PLACES_OF_ALL_JOBS |= {"ended", "results"}
 
 
 @dataclass
@@ -41,7 +52,8 @@ class Expected:
     """What is known of a job."""
 
     job: Job
-    number: int
+    number: int = 0
+    cost: int = 0
     state: JobState = "waiting"
     token: int = 0
     deliveries: int = 0
@@ -73,6 +85,11 @@ class Walk(RuleBasedStateMachine):
         self.leases: list[tuple[RedisQueue, Lease]] = []
         self.last_tries: dict[int, tuple[Expected, int]] = {}  # the latest of each worker
         self.totals: Counter[str] = Counter()
+        self.times: Counter[tuple[str, Priority]] = Counter()  # virtual times
+        self.ends: defaultdict[tuple[str, Priority, str], int] = defaultdict(
+            int
+        )  # of owners' lines
+        self.owed: Counter[str] = Counter()
         self.ended: Counter[EndState] = Counter()
         self.redelivered: Counter[Redelivery] = Counter()
 
@@ -105,8 +122,30 @@ class Walk(RuleBasedStateMachine):
                 assert self.inside.pttl(key) > 0
 
     def line(self, model: str) -> list[Expected]:
+        """Jobs of a model that wait, interactive ones first."""
         waiting = [one for one in self.expected if one.state == "waiting"]
-        return [one for one in waiting if one.job.request.model == model]
+        return sorted(
+            (one for one in waiting if one.job.request.model == model),
+            key=lambda one: (one.job.priority == "batch", one.number, one.job.id),
+        )
+
+    def place(self, new: Expected, weight: float) -> None:
+        """Begin where the owner's latest job ends, or at the virtual time."""
+        line = new.job.request.model, new.job.priority
+        new.number = self.ends[*line, new.job.owner]
+        if new.number <= self.times[line]:
+            self.times[line] += 1
+            new.number = self.times[line]
+        new.cost = round(ROW * new.job.request.batch_rows / weight)
+        self.ends[*line, new.job.owner] = new.number + new.cost
+
+    def next_of(self, line: list[Expected], model: str) -> Expected | None:
+        """Whose turn it is."""
+        first = {one.job.priority: one for one in reversed(line)}
+        interactive, batch = (first.get(priority) for priority in PRIORITIES)
+        if interactive and batch and self.owed[model] >= BATCH_EVERY * batch.job.request.batch_rows:
+            return batch
+        return interactive or batch
 
     def has_last_try(self, worker: int) -> bool:
         if worker not in self.last_tries:
@@ -122,6 +161,9 @@ class Walk(RuleBasedStateMachine):
         return one.state == "running" and one.token == lease.token
 
     def end(self, one: Expected, state: EndState, outcome: Outcome) -> None:
+        flow = one.job.request.model, one.job.priority, one.job.owner
+        if one.state == "waiting" and self.ends[flow] == one.number + one.cost:
+            self.ends[flow] = one.number
         one.state, one.outcome = state, outcome
         self.ended[state] += 1
 
@@ -137,14 +179,32 @@ class Walk(RuleBasedStateMachine):
         images=st.integers(1, 3),
         keep=st.booleans(),
         key=st.sampled_from(["", "", "k"]),
+        priority=st.sampled_from(PRIORITIES),
+        weight=st.sampled_from([0.1, 1.0, 3.0]),
     )
-    def submit(self, front: int, model: str, owner: str, images: int, keep: bool, key: str) -> None:
-        idempotency = Idempotency(key, "print") if key else None
-        new = job(images, model=model, owner=owner, keep=keep, idempotency=idempotency)
+    def submit(
+        self,
+        front: int,
+        model: str,
+        owner: str,
+        images: int,
+        keep: bool,
+        key: str,
+        priority: Priority,
+        weight: float,
+    ) -> None:
+        new = job(
+            images,
+            model=model,
+            owner=owner,
+            keep=keep,
+            idempotency=Idempotency(key, "print") if key else None,
+            priority=priority,
+        )
         earlier = [one for one in self.expected if key and self.stands_for(one, owner)]
-        line = self.line(model)
+        line = [one for one in self.line(model) if one.job.priority == priority]
         try:
-            receipt = self.runner.run(self.queues[front].submit(new, SHARE))
+            receipt = self.runner.run(self.queues[front].submit(new, SHARE, weight))
         except QueueFullError:
             assert not earlier
             assert len(line) == LIMITS.max_jobs
@@ -153,9 +213,10 @@ class Walk(RuleBasedStateMachine):
             assert sum(one.job.owner == owner for one in line) == SHARE * LIMITS.max_jobs
         else:
             assert receipt.is_new == (not earlier)
-            assert receipt.job_id == (earlier[0] if earlier else Expected(new, 0)).job.id
+            assert receipt.job_id == (earlier[0] if earlier else Expected(new)).job.id
             if receipt.is_new:
-                self.expected.append(Expected(new, len(self.expected)))
+                self.expected.append(Expected(new))
+                self.place(self.expected[-1], weight)
                 self.totals["accepted"] += 1
 
     def stands_for(self, one: Expected, owner: str) -> bool:
@@ -166,16 +227,24 @@ class Walk(RuleBasedStateMachine):
     def claim(self, worker: int, model: str, rows: int) -> None:
         expected: list[Expected] = []
         left, takes_last_try = rows, not self.has_last_try(worker)
-        for one in self.line(model):
-            if one.is_last_try and not takes_last_try:
-                continue
-            if left <= 0 or (expected and one.job.request.batch_rows > left):
+        line = self.line(model)
+        while left > 0:
+            own = [one for one in line if takes_last_try or not one.is_last_try]
+            one = self.next_of(own, model)
+            if one is None or (expected and one.job.request.batch_rows > left):
                 break
+            line.remove(one)
             expected.append(one)
             left -= one.job.request.batch_rows
             if one.is_last_try:
                 takes_last_try = False
                 self.last_tries[worker] = (one, one.token + 1)
+            if one.job.priority == "batch":
+                self.owed[model] = 0
+            elif any(another.job.priority == "batch" for another in line):
+                self.owed[model] += one.job.request.batch_rows
+            reached = model, one.job.priority
+            self.times[reached] = max(self.times[reached], one.number)
         leases = self.queues[worker].claim(model, rows, 0.0)
         for one in expected:
             one.state, one.token, one.deliveries = "running", one.token + 1, one.deliveries + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,11 +19,11 @@ import redis
 from masc_core.errors import CapacityError
 from tests.last_release import environment_of, unpack_sources
 from tests.worker.jobs.redis import neighbour
-from tests.worker.jobs.redis.conftest import MakeWorker
+from tests.worker.jobs.redis.conftest import MakeWorker, check_sums
 from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit
-from worker.jobs.job import Job, Lease, NumberedEvent, Progress, Started
+from worker.jobs.job import PRIORITIES, Job, Lease, NumberedEvent, Progress, Started
 from worker.jobs.outcome import JobResult, Timings
-from worker.jobs.queue import QueueLimits, Totals
+from worker.jobs.queue import HAND_BACK, QueueLimits, Totals
 from worker.jobs.redis.codec import encode_job, encode_with_kind
 from worker.jobs.redis.queue import RedisQueue
 
@@ -85,7 +86,7 @@ def as_of_a_newer_version(inside: redis.Redis, sent: Job, **changes: object) -> 
     """Let a job ask for what this version does not know, besides a field that it does not."""
     fields: dict[str, Any] = msgspec.msgpack.decode(encode_job(sent))
     fields["request"] |= changes
-    fields["priority"] = 5
+    fields["mood"] = "fine"
     data: Any = msgspec.msgpack.encode(fields)
     inside.hset("{masc}:job:" + sent.id, "job", data)
 
@@ -335,6 +336,41 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("before")
     unpack_sources(folder, "worker", "masc_core")
     return folder
+
+
+async def test_jobs_of_an_older_front_end_wait_among_those_of_this_version(
+    before: Path, redis_url: str, make_worker: MakeWorker, inside: redis.Redis
+) -> None:
+    worker = make_worker(LIMITS)
+    async with RedisQueue(redis_url, LIMITS) as front:
+        sent = [
+            job(owner=owner, priority=one) for one in PRIORITIES for owner in "xy" for _ in "12"
+        ]
+        await submit(front, *sent)
+        leases = claim(worker, 1)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, neighbour.__file__, "submit", redis_url),
+            cwd=before,
+            env=os.environ | {"PYTHONPATH": str(before), "PYTHONSAFEPATH": "1"},
+            stdout=subprocess.PIPE,
+        )
+        told, _ = await asyncio.wait_for(process.communicate(), 45.0)
+        assert json.loads(told) == list(neighbour.SERVED)
+        worker.report([(lease, HAND_BACK) for lease in leases])
+        more = [job(owner=owner, priority=one) for one in PRIORITIES for owner in "xz"]
+        await submit(front, *more)
+        waiting = [*neighbour.SERVED, *(one.id for one in (*sent, *more))]
+        assert sorted([(await front.status(one)).position or 0 for one in waiting]) == [*range(15)]
+        taken = jobs_of(claim(worker))
+        known = [one for one in taken if one in sent]
+        assert known[:4] == [sent[0], sent[2], sent[1], sent[3]]
+        assert sorted(one.id for one in taken) == sorted(waiting)
+        assert await front.cancel_all("ann") == 3
+        for owner in "xyz":
+            await front.cancel_all(owner)
+        totals = (await front.stats()).totals
+        assert totals.ended == {"cancelled": totals.accepted}
+        check_sums(inside)
 
 
 @pytest.mark.parametrize("older", ["front", "worker"])

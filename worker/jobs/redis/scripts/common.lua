@@ -6,7 +6,11 @@ local MAX_DEAD = 1000 -- jobs that are listed as dead letters
 local MAX_NUMBER = 2 ^ 53 - 1 -- beyond, Lua's numbers and Redis' scores skip some
 local FIELDS = {'state', 'job', 'model', 'owner', 'keep', 'key', 'holder', -- of a job's record
   'rows', 'seq', 'token', 'deliveries', 'submitted', 'deadline'}
-local NUMBERS = {'rows', 'seq', 'token', 'deliveries', 'submitted', 'deadline'}
+local NUMBERS = {'rows', 'seq', 'token', 'deliveries', 'submitted', 'deadline', 'cost'}
+local BATCH = 5 * 10 ^ 14 -- numbers of batch jobs begin here; versions before read 15 digits
+local FIRST, PRIORITIES = {interactive = 0, batch = BATCH}, {'interactive', 'batch'}
+local RANGES = { -- of the numbers of their jobs
+  interactive = {'-inf', '(' .. digits(BATCH)}, batch = {digits(BATCH), '+inf'}}
 local UNREADABLE = cmsgpack.pack({'JobFailure', {
   error = 'EngineError', message = 'the record of the job cannot be read'}})
 
@@ -19,12 +23,17 @@ local function enqueue(id, job)
   if call('ZCARD', queue) == 0 then -- idle workers saw it empty: the first wakes them
     publish('arrivals', job.model)
   end
-  call('ZADD', queue, job.seq, id) -- by acceptance: a redelivered job goes to the front
+  call('ZADD', queue, job.seq, id) -- its number for good: a redelivered job has its old place
+  local priority = string.sub(job.owner, 1, 6) == 'batch/' and 'batch' or 'interactive'
+  call('ZADD', key('submitted', priority .. ':' .. job.model), job.submitted, id)
   add(key('owners', job.model), job.owner, 1)
 end
 
 local function dequeue(id, model, owner)
   local queue, owners = key('waiting', model), key('owners', model)
+  for _, priority in ipairs(PRIORITIES) do
+    call('ZREM', key('submitted', priority .. ':' .. model), id)
+  end
   if call('ZREM', queue, id) == 0 then
     return
   end
@@ -136,6 +145,10 @@ local function end_job(id, job, state, outcome, frees_key)
   local name = key('job', id)
   if job.state == 'waiting' then
     dequeue(id, job.model, job.owner)
+    local finish = key('finish', job.model)
+    if tonumber(call('ZSCORE', finish, job.owner)) == job.seq + job.cost then
+      call('ZADD', finish, job.seq, job.owner) -- its owner's latest: as if it never was
+    end
   end
   if job.model then
     add(key('drained', job.model), 'live', -1)
@@ -143,7 +156,7 @@ local function end_job(id, job, state, outcome, frees_key)
   call('ZREM', key('leases'), id)
   call('ZREM', key('deadlines'), id)
   call('HSET', name, 'state', state)
-  call('HDEL', name, 'model', 'rows', 'owner', 'seq', 'token', 'holder', 'submitted',
+  call('HDEL', name, 'model', 'rows', 'cost', 'owner', 'seq', 'token', 'holder', 'submitted',
     'deadline', 'events')
   call('PEXPIRE', name, settings.tombstone_ms)
   keep_outcome(id, outcome, job.keep)
@@ -188,6 +201,7 @@ local function is_sound(job)
     local number = job[name] and string.match(job[name], '^%-?%d+$') and tonumber(job[name])
     job[name] = number and math.abs(number) <= MAX_NUMBER and number
   end
+  job.cost = job.cost or (job.rows or 1) * settings.row -- as versions before had none
   if not is_live(job.state) then
     return job.state == 'ok' or job.state == 'error' or job.state == 'cancelled'
       or job.state == 'expired'
@@ -202,9 +216,10 @@ end
 
 -- The record of a job, nil if there is none; one that cannot be read is set aside before.
 local function read(id)
-  local values, job = redis.pcall('HMGET', key('job', id), unpack(FIELDS)), {} -- or an error
+  local values, job = redis.pcall('HMGET', key('job', id), 'cost', unpack(FIELDS)), {} -- or an error
+  job.cost = values[1]
   for i, name in ipairs(FIELDS) do
-    job[name] = values[i]
+    job[name] = values[i + 1]
   end
   if is_sound(job) then
     return job
@@ -215,10 +230,11 @@ local function read(id)
   return read(id)
 end
 
--- The job at a rank of a queue, and its record.
-local function waiting_at(queue, rank)
+-- The job at a rank among those of a priority in a queue, and its record.
+local function waiting_at(queue, priority, rank)
+  local first, last = unpack(RANGES[priority])
   while true do
-    local id = call('ZRANGE', queue, rank, rank)[1]
+    local id = call('ZRANGEBYSCORE', queue, first, last, 'LIMIT', rank, 1)[1]
     local job = id and read(id)
     if not id or job and job.state == 'waiting' then
       return id, job
@@ -287,7 +303,8 @@ local function rebuild_lists()
   end
   for _, model in ipairs(call('SMEMBERS', key('models'))) do
     collect(key('waiting', model))
-    redis.call('DEL', key('waiting', model), key('owners', model))
+    redis.call('DEL', key('waiting', model), key('owners', model), key('finish', model),
+      key('submitted', 'interactive:' .. model), key('submitted', 'batch:' .. model))
     call('HDEL', key('drained', model), 'live')
   end
   collect(key('deadlines'))
@@ -299,6 +316,7 @@ local function rebuild_lists()
       call('ZADD', key('deadlines'), job.deadline, id)
       list(id, job)
       add(key('drained', job.model), 'live', 1)
+      call('ZADD', key('finish', job.model), 'GT', job.seq + job.cost, job.owner)
     else
       call('ZREM', key('deadlines'), id)
     end

@@ -21,8 +21,8 @@ for _, command in ipairs(COMMANDS) do
 end
 
 local REPAIRS = { -- what is built anew (common.lua) when a key of this kind could not be read
-  deadlines = 'lists', leases = 'lists', models = 'lists', owners = 'lists', waiting = 'lists',
-  results = 'totals', totals = 'totals'}
+  deadlines = 'lists', finish = 'lists', leases = 'lists', models = 'lists', owners = 'lists',
+  submitted = 'lists', waiting = 'lists', results = 'totals', totals = 'totals'}
 local due_repairs = {}
 local add_total
 

@@ -1,17 +1,33 @@
 #!lua flags=allow-oom
--- State of the queue, and of the queue of each model.
+-- State of the queue, and depth and age for each model and for each priority.
 
-local first, submitted, models = math.huge, now, {}
-for _, model in ipairs(call('SMEMBERS', key('models'))) do
-  local head, job = waiting_at(key('waiting', model), 0)
-  if head and job.seq < first then
-    first, submitted = job.seq, job.submitted
+-- When the oldest job that waits was submitted.
+local function oldest(model, priority)
+  local name = key('submitted', priority .. ':' .. model)
+  while true do
+    local first = call('ZRANGE', name, 0, 0, 'WITHSCORES')
+    local job = first[1] and read(first[1])
+    if not first[1] or job and job.state == 'waiting' then
+      return math.min(tonumber(first[2]) or now, now)
+    end
+    call('ZREM', name, first[1]) -- set aside, or a worker of a version before has it
   end
-  local model_age_ms = head and math.max(0, now - job.submitted) or 0
-  local model_depth = call('ZCARD', key('waiting', model))
-  models[#models + 1] = {model, model_depth, model_age_ms, completion_rate(model)}
+end
+
+local priorities, models = {}, {}
+for i in ipairs(PRIORITIES) do
+  priorities[i] = {0, 0}
+end
+for _, model in ipairs(call('SMEMBERS', key('models'))) do
+  local queue, submitted = key('waiting', model), now
+  for i, priority in ipairs(PRIORITIES) do
+    local first, line = oldest(model, priority), priorities[i]
+    line[1] = line[1] + call('ZCOUNT', queue, unpack(RANGES[priority]))
+    line[2] = math.max(line[2], now - first)
+    submitted = math.min(submitted, first)
+  end
+  models[#models + 1] = {model, call('ZCARD', queue), now - submitted, completion_rate(model)}
 end
 local running = call('ZCARD', key('leases'))
 local depth = call('ZCARD', key('deadlines')) - running
-local age_ms = math.max(0, now - submitted)
-return {depth, running, age_ms, models, call('HGETALL', key('totals'))}
+return {depth, running, call('HGETALL', key('totals')), models, priorities}

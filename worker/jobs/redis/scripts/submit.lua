@@ -1,35 +1,47 @@
 #!lua
 -- Accept a job, or answer why not.
+--
+-- The owner of a batch job has 'batch/' before its name: it is counted, and has its turns, apart.
 
 local id, payload, model, rows, owner = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local timeout_ms, submitted_ms, keep = tonumber(ARGV[7]), ARGV[8], ARGV[9]
 local name, fingerprint, share = ARGV[10], ARGV[11], tonumber(ARGV[12])
+local priority, cost = ARGV[13], tonumber(ARGV[14])
+local queue, finish, virtual = key('waiting', model), key('finish', model), key('virtual')
+local line = priority .. ':' .. model
 
--- Number all jobs anew, in the same order; returns the number after theirs.
-local function renumber()
-  local jobs = {}
-  for _, one in ipairs(call('ZRANGE', key('deadlines'), 0, -1)) do
-    local job = read(one)
-    if job and is_live(job.state) then
-      job.id = one
-      jobs[#jobs + 1] = job
-    end
+-- The virtual time. One that is lost, or out of range, goes on behind all jobs that wait.
+local function virtual_time()
+  local first = FIRST[priority]
+  local time = tonumber(call('HGET', virtual, line)) or 0
+  if time <= first or time >= first + BATCH / 2 then
+    need_repair(finish) -- which may be out of range, too
+    local from, to = unpack(RANGES[priority])
+    local last = call('ZREVRANGEBYSCORE', queue, to, from, 'WITHSCORES', 'LIMIT', 0, 1)[2]
+    time = math.max(first, tonumber(last) or 0)
+    call('HSET', virtual, line, digits(time))
   end
-  table.sort(jobs, function(a, b) return a.seq < b.seq end)
-  for i, job in ipairs(jobs) do
-    call('HSET', key('job', job.id), 'seq', i)
-    call('ZADD', key('waiting', job.model), 'XX', i, job.id)
-  end
-  call('SET', key('seq'), #jobs + 1)
-  return #jobs + 1
+  return time
 end
 
--- A number behind all jobs of the model that wait; they are numbered anew where the count is lost.
-local function next_seq()
-  local seq = call('INCR', key('seq'))
-  local last = call('ZRANGE', key('waiting', model), -1, -1, 'WITHSCORES')[2]
-  local is_behind = seq > 1 and seq > (tonumber(last) or 0) and seq <= MAX_NUMBER
-  return is_behind and seq or renumber()
+-- The number of the job, its place: worker/jobs/fair.py explains the order, and does the same.
+local function next_number(own)
+  local time = virtual_time()
+  if own > 0 and call('ZCARD', finish) == 0 then -- it was deleted, or a version before had none
+    need_repair(finish)
+  end
+  local number = tonumber(call('ZSCORE', finish, owner)) or 0
+  if next(due_repairs) then
+    repair()
+    number = tonumber(call('ZSCORE', finish, owner)) or 0
+  end
+  if number <= time then
+    number = time + 1 -- a step: owners without a line come in the order of submission
+    call('HSET', virtual, line, digits(number))
+  end
+  number = math.min(number, FIRST[priority] + BATCH - 1)
+  call('ZADD', finish, number + cost, owner)
+  return number
 end
 
 if name ~= '' then
@@ -42,7 +54,7 @@ if redis.call('EXISTS', key('job', id)) == 1 then -- its answer was lost on the 
   return {'new', id}
 end
 
-local depth = call('ZCARD', key('waiting', model))
+local depth = call('ZCOUNT', queue, unpack(RANGES[priority]))
 if depth >= settings.max_jobs then
   return {'full', depth, completion_rate(model)}
 end
@@ -52,12 +64,13 @@ if own >= share then
 end
 
 count_live(model)
-local seq, kept_ms = next_seq(), timeout_ms + settings.tombstone_ms -- even if no list names it
+local seq, kept_ms = next_number(own), timeout_ms + settings.tombstone_ms -- even if no list names it
 call('HSET', key('job', id), 'job', payload, 'model', model, 'rows', rows, 'owner', owner,
-  'keep', keep, 'key', name, 'seq', seq, 'state', 'waiting', 'token', 0, 'deliveries', 0,
+  'keep', keep, 'key', name, 'seq', digits(seq), 'cost', cost, 'state', 'waiting', 'token', 0, 'deliveries', 0,
   'submitted', submitted_ms, 'deadline', now + timeout_ms, 'events', 0)
 call('PEXPIRE', key('job', id), kept_ms)
-list(id, {state = 'waiting', model = model, seq = seq, owner = owner, deadline = now + timeout_ms})
+list(id, {state = 'waiting', model = model, seq = seq, owner = owner, submitted = submitted_ms,
+  deadline = now + timeout_ms})
 if call('PTTL', key('stream', model)) == -1 then -- left by versions that kept one
   call('PEXPIRE', key('stream', model), settings.tombstone_ms)
 end
