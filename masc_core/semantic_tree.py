@@ -174,7 +174,7 @@ class LeafOrder:
         base = len(self.codes) + 1
         keys, wanted = self.starts * base + self.sizes, firsts * base + prior.sizes
         by_key = np.argsort(keys)
-        nodes = by_key[np.searchsorted(keys, wanted, sorter=by_key).clip(max=len(keys) - 1)]
+        nodes = by_key[np.searchsorted(keys, wanted, sorter=by_key)]  # the last leaf's is no less
         is_one = (keys[nodes] == wanted) & (lasts - firsts + 1 == prior.sizes)
         return np.where(is_one, nodes, -1)
 

@@ -43,6 +43,7 @@ def run(masc: Masc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return ended_well
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # a GPT of 5.6 million parameters, trained and published
 def test_the_included_model_is_refreshed_as_the_documents_say(
     masc: Masc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

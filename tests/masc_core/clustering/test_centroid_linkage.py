@@ -41,7 +41,7 @@ def plain_loop(rows: FloatArray) -> list[Merge]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(codebooks(max_rows=24))
+@given(codebooks(max_rows=16))
 def test_merges_are_those_of_the_plain_loop(rows: FloatArray) -> None:
     assert merge_list(centroid_linkage(rows)) == plain_loop(rows)
 

@@ -79,10 +79,10 @@ def test_a_refined_image_has_the_same_bits_at_the_papers_width(
     num_threads: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
-    sizes = GPTConfig(64, dim=256, n_layer=1, n_head=4, num_classes=5, block_size=16)
+    sizes = GPTConfig(64, dim=256, n_layer=1, n_head=4, num_classes=5, block_size=4)
     model = GPT(sizes).to(dtype).eval()
     torch.nn.init.normal_(model.output.weight, std=0.3)
-    wide = Refiner(RefinerConfig(512, 64, 256, block_size=16)).to(dtype).eval()
+    wide = Refiner(RefinerConfig(512, 64, 256, block_size=4)).to(dtype).eval()
     torch.nn.init.normal_(wide.code_scores.weight, std=0.1)
     prior = ClusterMap.from_labels(np.random.default_rng(0).permutation(np.arange(512) % 64))
     code_sampler = CodeSampler(prior, refiner=wide)

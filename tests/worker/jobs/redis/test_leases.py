@@ -215,6 +215,19 @@ LEASE = Lease(job(), 1, 60.0)
 LATER = replace(LEASE, token=2)
 
 
+async def test_a_lease_is_over_with_the_report_of_its_end(
+    redis_url: str, make_worker: MakeWorker
+) -> None:
+    worker = make_worker(LONG)
+    async with RedisQueue(redis_url, LONG) as front:
+        await submit(front, job(), job())
+        done, returned = claim(worker, 2)
+        worker.report([(done, Progress(0, 1, 4))])
+        assert worker.abandoned([done, returned]) == set()
+        worker.report([(done, result()), (returned, HAND_BACK)])
+        assert worker.abandoned([done, returned]) == {done.job_id, returned.job_id}
+
+
 def test_only_what_was_claimed_is_held() -> None:
     held = HeldLeases()
     assert held.lost([LEASE]) == {LEASE.job_id}
