@@ -25,7 +25,6 @@ from worker.jobs.tracing import Tracer, trace_job
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 1.0  # between two claims without an arrival, whose message may be lost
 PAUSE_SECONDS = 0.5  # between two tries to reach a queue that is away
 STALE_SECONDS = 1.0  # after which a loop that has not asked gets no more jobs: it may hang
 MAX_BATCH = 256  # reports in a call
@@ -286,7 +285,7 @@ class QueueClient:
                 self._may_have_jobs = True
             if not self._may_have_jobs:
                 return
-            self._next_poll = now + POLL_SECONDS
+            self._next_poll = now + self._queue.poll_seconds
             model, rows = self._model, self._free_rows
             if rows <= 0 or not self._can_try:
                 return

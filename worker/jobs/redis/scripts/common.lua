@@ -14,13 +14,35 @@ local function is_live(state)
   return state == 'waiting' or state == 'running'
 end
 
-local function enqueue(id, job)
-  local queue = key('waiting', job.model)
-  if call('ZCARD', queue) == 0 then -- idle workers saw it empty: the first wakes them
-    publish('arrivals', job.model)
+-- Wake the worker with the most room for a job of the model, and no other: each claims when it is woken.
+local function wake_worker(model)
+  local idle = key('idle', model)
+  while true do
+    local worker = call('ZPOPMAX', idle)[1]
+    if not worker then
+      if call('ZCARD', key('waiting', model)) == 1 then -- for workers of the version before
+        publish('arrivals', model)
+      end
+      return
+    elseif publish('worker:' .. worker, 'arrival ' .. model) > 0 then -- else it has gone
+      return
+    end
   end
-  call('ZADD', queue, job.seq, id) -- by acceptance: a redelivered job goes to the front
+end
+
+-- Have a worker woken by the next job of the model, or no longer.
+local function wait_for_job(model, worker, rows)
+  if rows > 0 then
+    call('ZADD', key('idle', model), rows, worker)
+  else
+    call('ZREM', key('idle', model), worker)
+  end
+end
+
+local function enqueue(id, job)
+  call('ZADD', key('waiting', job.model), job.seq, id) -- by acceptance: a redelivered job goes to the front
   add(key('owners', job.model), job.owner, 1)
+  wake_worker(job.model)
 end
 
 local function dequeue(id, model, owner)
