@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 
 import pytest
@@ -21,6 +21,7 @@ from masc_core.errors import (
     ShareExceededError,
     UnknownJobError,
 )
+from tests.redis_server import RedisCluster, valkey_binary
 from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit, until
 from worker.jobs.job import (
     Event,
@@ -46,15 +47,26 @@ from worker.jobs.redis.queue import RedisQueue
 
 pytestmark = pytest.mark.anyio
 
-ADAPTERS = ("memory", "redis")
+ADAPTERS = ("memory", "redis", pytest.param("valkey-cluster", marks=pytest.mark.slow))
 LIMITS = QueueLimits(max_jobs=100)
+
+
+@pytest.fixture(scope="module")
+def valkey_cluster() -> Iterator[RedisCluster]:
+    with RedisCluster(valkey_binary()) as cluster:
+        yield cluster
 
 
 @pytest.fixture(params=ADAPTERS)
 def make_queue(request: pytest.FixtureRequest) -> Callable[[QueueLimits], JobQueue]:
     if request.param == "memory":
         return MemoryQueue
-    return partial(RedisQueue, request.getfixturevalue("redis_url"))
+    if request.param == "redis":
+        return partial(RedisQueue, request.getfixturevalue("redis_url"))
+    cluster: RedisCluster = request.getfixturevalue("valkey_cluster")
+    with cluster.master.client() as inside:
+        inside.flushall()
+    return partial(RedisQueue, cluster.url)
 
 
 @pytest.fixture

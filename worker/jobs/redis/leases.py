@@ -94,7 +94,7 @@ class LeaseUpdates:
         self._listeners: list[Callable[[str], None]] = []
         pubsub = PubSubThread(client, channel, self._on_message, self._on_connected)
         self.start, self.close = pubsub.start, pubsub.close
-        scripts.on_read_only = pubsub.reconnect
+        scripts.on_elsewhere = pubsub.reconnect
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
         """Have it called with the model of a job that has arrived; empty if it may be any."""

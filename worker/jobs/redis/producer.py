@@ -83,7 +83,7 @@ class RedisProducer:
 
     async def __aenter__(self) -> Self:
         """Connect; if Redis is away, when it comes."""
-        self._connections = connect_async(self._url)
+        self._connections = connect_async(self._url, self._place.keys)
         self._calls = AsyncCaller(self._connections, self._place, CALL_SECONDS)
         self._results = AsyncCaller(self._connections, self._place, RESULT_SECONDS)
         self._worker_list = _WorkerList(self._calls, self._unreadable)
@@ -95,7 +95,7 @@ class RedisProducer:
         channels = (self._front_channel, self._aside_channel, f"{prefix}workers")
         self._pubsub = PubSubTask(self._connections, channels, self._on_message, self._on_connected)
         for calls in (self._calls, self._results):
-            calls.on_read_only, calls.on_down = (
+            calls.on_elsewhere, calls.on_down = (
                 self._pubsub.reconnect,
                 self._worker_list.has_changed,
             )
