@@ -299,10 +299,10 @@ class _WorkerList:
 
     async def read(self) -> Sequence[WorkerStatus]:
         """Return the list; whoever asks while it is being read gets that answer, or that error."""
-        if self._changed or time.monotonic() > self._all_due:
-            if self._reading is None or self._reading.done():
-                self._reading = asyncio.ensure_future(self._read())
-                self._reading.add_done_callback(_retrieve_error)
+        if self._reading is None and (self._changed or time.monotonic() > self._all_due):
+            self._reading = asyncio.ensure_future(self._read())
+            self._reading.add_done_callback(self._end_reading)
+        if self._reading is not None:
             await asyncio.shield(self._reading)
         return self._workers
 
@@ -330,18 +330,17 @@ class _WorkerList:
         self._known = known
         self._workers = tuple(status for _, status in known.values() if status is not None)
 
+    def _end_reading(self, reading: asyncio.Future[None]) -> None:
+        self._reading = None
+        if not reading.cancelled():
+            reading.exception()  # or asyncio logs one that nobody waits for
+
     async def _decode(self, data: bytes) -> WorkerStatus | None:
         try:
             return decode_worker(data)
         except CodecError as error:
             await self._unreadable("an announcement of a worker", error)
             return None
-
-
-def _retrieve_error(reading: asyncio.Future[None]) -> None:
-    """Retrieve an error, or asyncio logs one that nobody waits for."""
-    if not reading.cancelled():
-        reading.exception()
 
 
 def _unknown(job_id: str) -> UnknownJobError:

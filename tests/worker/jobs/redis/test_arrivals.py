@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import redis
 
@@ -142,6 +144,15 @@ async def test_a_change_of_one_worker_is_read_alone(
             ("b", "v2"),
         ]
         assert num_read() == before
+
+
+async def test_whoever_asks_while_the_list_is_read_waits_for_it(
+    redis_url: str, make_worker: MakeWorker
+) -> None:
+    make_worker(LIMITS).announce(WorkerStatus("a", ready=True))
+    async with RedisQueue(redis_url, LIMITS) as front:
+        lists = await asyncio.gather(*(front.workers() for _ in range(5)))
+        assert [[one.worker_id for one in found] for found in lists] == [["a"]] * 5
 
 
 async def test_workers_that_are_lost_together_leave_the_list_together(
