@@ -54,6 +54,7 @@ async def test_the_worker_with_the_most_room_is_woken(
     small, large, full = await some(make_worker, 2, 9, 10)
     async with RedisQueue(redis_url, LIMITS) as front:
         await submit(front, job(num_images=4))
+        await until(lambda: full.heard == ["tiny"])
         assert len(claim(full.queue, 4)) == 1  # so it has no room, until it claims again
         full.heard.clear()
         await submit(front, job())
