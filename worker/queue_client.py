@@ -26,7 +26,6 @@ from worker.jobs.tracing import Tracer, trace_job
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 1.0  # between two claims without an arrival, whose message may be lost
 PAUSE_SECONDS = 0.5  # between two tries to reach a queue that is away
 STALE_SECONDS = 1.0  # after which a loop that has not asked gets no more jobs: it may hang
 MAX_BATCH = 256  # reports in a call
@@ -220,7 +219,9 @@ class QueueClient:
             with self._changed:
                 now = self._clock()
                 polls = (until for until in self._empty_until.values() if until > now)
-                pause = max(min(polls, default=now + POLL_SECONDS), self._next_try) - now
+                pause = (
+                    max(min(polls, default=now + self._queue.poll_seconds), self._next_try) - now
+                )
                 self._changed.wait_for(lambda: self._is_closing or self._has_work, pause)
                 if self._is_closing:
                     return
@@ -299,7 +300,7 @@ class QueueClient:
             if rows <= 0 or not self._can_try:
                 return
             self._is_claiming = True
-            self._empty_until[model] = self._clock() + POLL_SECONDS
+            self._empty_until[model] = self._clock() + self._queue.poll_seconds
         leases: Sequence[Lease] | None = None
         try:
             leases = self._try(partial(self._queue.claim, model, rows, 0.0))

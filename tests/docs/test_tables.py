@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from typing import Any
 
 from masc_core.bundle import manifest as bundle
@@ -65,3 +67,11 @@ def test_every_file_of_a_bundle_is_told() -> None:
     partitions = bundle.partition_file(128).replace("128", "<k>")
     told = {*known.values(), TREE_FILE, PATCHES_FILE, partitions}
     assert written | {bundle.MANIFEST_FILE} == told
+
+
+def test_the_model_of_a_fleet_is_what_its_program_prints() -> None:
+    program = [sys.executable, str(ROOT / "benchmarks" / "scale.py")]
+    printed = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    text = (ROOT / "docs" / "scale.md").read_text()
+    for table in printed.strip().split("\n\n"):
+        assert table in text

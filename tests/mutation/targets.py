@@ -32,7 +32,8 @@ class Target:
 QUEUE = Target(
     ("worker/jobs/redis/scripts/*.lua",),
     (f"{JOBS}/test_queue_contract.py", f"{REDIS}/test_leases.py", f"{REDIS}/test_front_ends.py",
-     f"{REDIS}/test_consumer.py", f"{REDIS}/test_random_walks.py", f"{REDIS}/test_traces.py"),
+     f"{REDIS}/test_consumer.py", f"{REDIS}/test_arrivals.py", f"{REDIS}/test_random_walks.py",
+     f"{REDIS}/test_traces.py"),
     options=("-k", "(not memory or bound) and not thousand"),
 )  # fmt: skip
 # Loops run as plain Python: compiled, each mutant would take a minute of compilation.

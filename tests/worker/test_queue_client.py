@@ -18,7 +18,7 @@ from tests.clock import Clock
 from worker.jobs.job import Event, GenerationRequest, Job, Lease, Preview, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome, Timings
-from worker.jobs.queue import HAND_BACK, JobReport, WorkerStatus
+from worker.jobs.queue import HAND_BACK, POLL_SECONDS, JobReport, WorkerStatus
 from worker.jobs.stages import TIMED_STAGES
 from worker.jobs.tracing import Tracer
 from worker.queue_client import (
@@ -26,7 +26,6 @@ from worker.queue_client import (
     MAX_BYTES,
     MAX_OUTBOX,
     PAUSE_SECONDS,
-    POLL_SECONDS,
     STALE_SECONDS,
     QueueClient,
 )

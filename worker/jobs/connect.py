@@ -8,17 +8,17 @@ from masc_core.errors import ConfigError
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.queue import DEFAULT_PREFIX, JobQueue, QueueLimits
 from worker.jobs.redis.queue import RedisQueue
+from worker.jobs.redis.url import SCHEMES
 
 VARIABLE = "MASC_QUEUE_URL"
-REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 
 def connect(url: str, limits: QueueLimits, prefix: str = DEFAULT_PREFIX) -> JobQueue:
     """Open the queue at ``url``.
 
-    ``memory://`` is a queue inside this process. ``redis://``, ``rediss://`` and ``unix://`` are
-    Redis' own URLs, ``prefix`` is that of the keys in it; a server that cannot be reached may still
-    come, any other fault is an error.
+    ``memory://`` is a queue inside this process. The URLs of Redis are in `worker.jobs.redis.url`,
+    ``prefix`` is that of the keys in it; a server that cannot be reached may still come, any other
+    fault is an error.
 
     Raises
     ------
@@ -29,7 +29,7 @@ def connect(url: str, limits: QueueLimits, prefix: str = DEFAULT_PREFIX) -> JobQ
         scheme = urlsplit(url).scheme
         if scheme == "memory":
             return MemoryQueue(limits)
-        if scheme in REDIS_SCHEMES:
+        if scheme in SCHEMES:
             return RedisQueue(url, limits, prefix)
     except ValueError:
         raise ConfigError(f"{VARIABLE}: the URL cannot be read") from None

@@ -33,6 +33,7 @@ from worker.jobs.outcome import (
     frees_key,
 )
 from worker.jobs.queue import (
+    POLL_SECONDS,
     HandBack,
     JobConsumer,
     JobReport,
@@ -272,6 +273,11 @@ class MemoryQueue(JobConsumer):
     def is_remote(self) -> bool:
         """Calls wait for nothing but a lock."""
         return False
+
+    @property
+    def poll_seconds(self) -> float:
+        """No arrival is missed in here, but a lease may run out."""
+        return POLL_SECONDS
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
         """Register a callback for a job that begins to wait; it must not call the queue."""

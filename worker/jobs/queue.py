@@ -26,6 +26,7 @@ END_STATES: tuple[EndState, ...] = get_args(EndState)
 REDELIVERIES: tuple[Redelivery, ...] = get_args(Redelivery)
 
 DEFAULT_PREFIX = "masc"
+POLL_SECONDS = 1.0
 DEFAULT_RETRY_AFTER = 5.0
 MAX_RETRY_AFTER = 120.0
 
@@ -239,11 +240,15 @@ class JobConsumer(Protocol):
     def is_remote(self) -> bool:
         """Whether a call waits for a network, so that no step of a model should wait for a call."""
 
-    def on_arrival(self, arrived: Callable[[str], None]) -> None:
-        """Have it called with a model's name when there may be jobs where there were none.
+    @property
+    def poll_seconds(self) -> float:
+        """After which to claim without an arrival, whose message may be lost."""
 
-        From any thread, so it must not wait; with an empty name if it may be any model. Redis can
-        lose such a message: claim now and then without one.
+    def on_arrival(self, arrived: Callable[[str], None]) -> None:
+        """Have it called with a model's name when this worker may get a job that has arrived.
+
+        From any thread, so it must not wait; with an empty name if it may be any model. Of a model
+        that has not been claimed there may be no call.
         """
 
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:

@@ -18,7 +18,7 @@ class QueueSettings(ProcessSettings):
 
     Attributes
     ----------
-    queue_url : ``memory://``, ``redis://...``, ``rediss://...`` or ``unix://...``
+    queue_url : ``memory://``, ``redis://...`` or another that docs/redis.md has
     queue_prefix : of all keys in Redis, between braces; one for each service that shares it
     max_queue : jobs of one model that may wait
     lease_seconds : after which a silent worker has lost its jobs

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from masc_core.errors import ConfigError, QueueFullError
+from masc_core.errors import ConfigError, QueueDownError, QueueFullError
 from tests.redis_server import RedisServer
 from tests.worker.jobs.samples import job, result
 from worker.jobs.connect import connect
@@ -65,6 +67,29 @@ def test_redis_is_a_queue_with_the_given_limits(redis_url: str) -> None:
         ("rediss://:hush@h?ssl_ca_path=/nowhere/hush", "ssl_ca_path is no folder"),
         ("rediss://:hush@h?ssl_ca_certs=/dev/null", "certificates of the URL"),
         ("rediss://:hush@h?ssl_ca_certs=/", "certificates of the URL"),
+        ("redis+sentinel://:hush@h:26379,i:26379", "names no master"),
+        ("redis+sentinel://:hush@h/hu sh/0", "control character"),
+        ("redis+sentinel://:hush@h/hush!/0", "names no master"),
+        ("redis+sentinel://:hush@h/master/first", "number of a database"),
+        ("redis+sentinel://:hush@h,/master/0", "host without a name"),
+        ("redis+sentinel://:hush@,h/master/0", "host without a name"),
+        ("redis+sentinel://:hush@h:port,i/master/0", "cannot be read"),
+        ("redis+sentinel://:hush/x@h,i/master/0", "%2F"),
+        ("redis+sentinel://:hush@h/master/0?db=1", "twice: db"),
+        ("redis+sentinel://:hush@h/master?password=other", "twice: password"),
+        ("redis+sentinel://h/m?sentinel_password=hush&sentinel_password=hush", "more than one"),
+        ("redis+sentinel://h/m?sentinel_password=hush@x", "%40"),
+        ("redis+sentinel://h/m?sentinel_passwords=hush", "other options"),
+        ("redis+sentinel://:hush@h/m?ssl_cert_reqs=none", "other options"),
+        ("rediss+sentinel://:hush@h/m?ssl_ca_certs=/nowhere/hush.pem", "No such file"),
+        ("redis+cluster://:hush@h/1", "no other database"),
+        ("redis+cluster://:hush@h?db=1", "no other database"),
+        ("redis+cluster://:hush@h/master", "number of a database"),
+        ("redis+cluster://:hush@h?sentinel_password=hush", "no Sentinels"),
+        ("redis+cluster://:hush@", "host without a name"),
+        ("redis://:hush@h,i/0", "host"),
+        ("unix+cluster://:hush@h", "no queue for a URL of the kind"),
+        ("redis+ring://:hush@h", "no queue for a URL of the kind"),
     ],
 )
 def test_a_url_of_redis_that_cannot_be_read_is_one_line_without_a_password(
@@ -116,3 +141,37 @@ def test_other_urls_are_refused_without_telling_a_password(url: str) -> None:
         connect(url, QueueLimits(max_jobs=1))
     assert "hush" not in str(refusal.value)
     assert str(refusal.value).startswith("MASC_QUEUE_URL: ")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate of localhost, with its key in the same file."""
+    file = tmp_path / "certificate.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    command += " -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(file)]
+    subprocess.run([*command.split(), *files], check=True, capture_output=True)
+    file.write_text((tmp_path / "key.pem").read_text() + file.read_text())
+    return file
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster"])
+async def test_tls_is_for_all_connections(certificate: Path, scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    tls = {"tls-port": str(port), "tls-auth-clients": "no"}
+    tls |= {"tls-cert-file": str(certificate), "tls-key-file": str(certificate)}
+    with RedisServer(**tls):
+        url = f"{scheme}://localhost:{port}"
+        connect(url, QueueLimits())  # an authority that nobody knows: it is away, and says so
+        async with connect(f"{url}?ssl_ca_certs={certificate}", QueueLimits()) as queue:
+            sent = job()
+            await queue.submit(sent)
+            (lease,) = await asyncio.to_thread(queue.claim, "tiny", 1, 0.0)
+            assert queue.report([(lease, result())]) == [True]
+            assert await queue.outcome(sent.id) == result()
+        with pytest.raises(QueueDownError):
+            connect(f"{scheme}://127.0.0.1:{port}?ssl_ca_certs={certificate}", QueueLimits()).claim(
+                "a", 1, 0.0
+            )

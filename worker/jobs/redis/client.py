@@ -17,12 +17,14 @@ from functools import cache
 from importlib import resources
 from typing import Any, Self
 
-from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import MovedError, NoPermissionError, NoScriptError, RedisError, ResponseError
 
 from masc_core.errors import ConfigError, QueueDownError
 from worker.jobs.fair import BATCH_EVERY, ROW
 from worker.jobs.queue import DEFAULT_PREFIX, QueueLimits
 from worker.jobs.redis.connection import (
+    ELSEWHERE,
+    OF_A_CLUSTER,
     RETRY_AFTER,
     AsyncRedis,
     BlockingRedis,
@@ -77,13 +79,18 @@ class Place:
     @property
     def rights(self) -> str:
         """What Redis' user needs, as an ACL has it."""
-        return f"~{self.keys}* &{self.channels}* +@all -@admin -@dangerous +info"
+        return f"~{self.keys}* &{self.channels}* +@all -@admin -@dangerous"
 
     @classmethod
     def of(cls, limits: QueueLimits, db: int, prefix: str = DEFAULT_PREFIX) -> Self:
         """The place of the queue with this prefix in a database."""
         channels = f"{{{prefix}}}:{db}:"
-        return cls(f"{{{prefix}}}:", channels, _settings(limits, channels))
+        return cls(cls.key(prefix), channels, _settings(limits, channels))
+
+    @staticmethod
+    def key(prefix: str) -> str:
+        """Prefix of every key, itself one of the same slot of a cluster."""
+        return f"{{{prefix}}}:"
 
 
 def _settings(limits: QueueLimits, channels: str) -> bytes:
@@ -119,6 +126,8 @@ def check_access(client: BlockingRedis, place: Place) -> None:
         refused = client.eval(script, 1, place.keys, place.channels, *sorted(commands))
     except NoPermissionError:
         raise
+    except MovedError:
+        raise ConfigError(OF_A_CLUSTER) from None
     except RedisError as error:
         if is_passing(error):
             return
@@ -135,13 +144,13 @@ def milliseconds(seconds: float) -> int:
 class Caller:
     """Calls scripts from any thread, each over a connection of its own.
 
-    ``on_read_only`` is called when Redis turns out to be a replica, which after a failover may be
-    where connections still lead; new ones look its name up again.
+    ``on_elsewhere`` is called when the queue turns out to be on another server: after a failover
+    connections may still lead to what is a replica now. New ones look its name up again.
     """
 
     def __init__(self, client: BlockingRedis, place: Place) -> None:
         self._client, self._place = client, place
-        self.on_read_only: Callable[[ReadOnlyError], None] = lambda _: None
+        self.on_elsewhere: Callable[[ResponseError], None] = lambda _: None
 
     def run(self, name: str, *args: Argument) -> Any:  # noqa: ANN401 - as scripts return
         """Run a script; raises `QueueDownError`."""
@@ -152,9 +161,9 @@ class Caller:
                 with suppress(NoScriptError):
                     return self._client.evalsha(script.sha, 1, *arguments)
                 return self._client.eval(script.text, 1, *arguments)
-            except ReadOnlyError as error:
+            except ELSEWHERE as error:
                 self._client.connection_pool.disconnect(inuse_connections=False)
-                self.on_read_only(error)
+                self.on_elsewhere(error)
                 raise
 
 
@@ -178,12 +187,12 @@ class AsyncCaller:
 
     Calls that meet travel in one pipeline, so that a hundred cost little more than one. A caller
     that stops waiting, after some ``seconds`` or before, leaves the connection to the others.
-    ``on_read_only`` is that of `Caller`; ``on_down`` is called when a call finds no server.
+    ``on_elsewhere`` is that of `Caller`; ``on_down`` is called when a call finds no server.
     """
 
     def __init__(self, client: AsyncRedis, place: Place, seconds: float) -> None:
         self._client, self._place, self._seconds = client, place, seconds
-        self.on_read_only: Callable[[ReadOnlyError], None] = lambda _: None
+        self.on_elsewhere: Callable[[ResponseError], None] = lambda _: None
         self.on_down: Callable[[], None] = lambda: None
         self._waiting: list[_Call] = []
         self._sending: asyncio.Task[None] | None = None
@@ -233,8 +242,8 @@ class AsyncCaller:
             for i, answer in zip(unknown, again, strict=True):
                 answers[i] = answer
         for answer in answers:
-            if isinstance(answer, ReadOnlyError):
-                self.on_read_only(answer)
+            if isinstance(answer, ELSEWHERE):
+                self.on_elsewhere(answer)
                 await self._client.connection_pool.disconnect()
                 break
         return answers

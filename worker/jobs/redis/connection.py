@@ -7,24 +7,24 @@ message holds the URL, which may hold a password.
 from __future__ import annotations
 
 import logging
-import os
-import re
-import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final, TypeAlias
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import urlsplit
 
 import redis.asyncio
+import redis.asyncio.sentinel
+import redis.sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
     ConnectionError,  # noqa: A004 - theirs, from which the others descend
     InvalidResponse,
     MasterDownError,
+    MovedError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -35,9 +35,11 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from masc_core.errors import ConfigError, QueueDownError, QueueFullError
+from worker.jobs.redis.url import RedisUrl
 
 logger = logging.getLogger(__name__)
 
+Address: TypeAlias = tuple[str, int]
 AsyncRedis: TypeAlias = redis.asyncio.Redis
 BlockingRedis: TypeAlias = redis.Redis
 
@@ -47,14 +49,12 @@ ANSWER_SECONDS = 3.0  # also for a result of many megabytes
 SILENCE_SECONDS = 1.0  # on a subscription, after which the server is asked whether it is there
 RETRY_SECONDS = 0.25  # between two tries to reach it
 RETRY_AFTER = 2.0
+REDIS_PORT = 6379
+OF_A_CLUSTER: Final = "this is a node of a cluster, for which the URL begins with redis+cluster://"
 # Redis' own reasons not to serve anybody at the moment: errors, or the first word of one.
-PASSING: Final = (ConnectionError, TimeoutError, MasterDownError, ReadOnlyError)
+PASSING: Final = (ConnectionError, TimeoutError, MasterDownError, ReadOnlyError, AskError)
+ELSEWHERE: Final = (ReadOnlyError, MovedError)  # the queue has gone to another server
 PASSING_WORDS: Final = ("BUSY", "CLUSTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN")
-CERTIFICATES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password")
-OPTIONS: Final = ("db", "username", "password")  # of a URL; the others below only with TLS
-TLS_OPTIONS: Final = (*CERTIFICATES, "ssl_cert_reqs", "ssl_check_hostname")
-MAX_SOCKET_PATH = 107  # bytes, in Linux
-CERT_REQS: Final = ("none", "optional", "required")
 
 
 def _options() -> dict[str, Any]:
@@ -67,81 +67,109 @@ def _options() -> dict[str, Any]:
     }
 
 
-def check_url(url: str) -> None:
-    """Refuse what the client library would misread, or find at the first connection only.
+def connect_async(url: str, key: str = "") -> AsyncRedis:
+    """Make a client for coroutines; it connects when it is used.
 
-    Raises
-    ------
-    ValueError : such a URL; no message holds a part of it that may be of a password
-    ConfigError : the same, with what is known to be wrong
+    In a cluster it connects to the node that has ``key``, and all others with the same hash tag.
     """
-    parts = urlsplit(url)
-    if "#" in url or "@" in parts.path + parts.query:
-        raise ConfigError("the URL cannot be read: in a password, write / # ? @ as %2F %23 %3F %40")
-    if re.search(r"[\0-\x20\x7f]", url) or "\0" in unquote(url):  # which urlsplit leaves out
-        raise ConfigError("the URL has a space or a control character")
-    options = _options_in(parts)
-    if parts.scheme == "unix":
-        if parts.hostname or not parts.path:
-            raise ConfigError("the URL needs an absolute path, as in unix:///run/redis.sock?db=0")
-        if len(os.fsencode(unquote(parts.path))) > MAX_SOCKET_PATH:
-            raise ConfigError(f"the URL's path has more than {MAX_SOCKET_PATH} bytes")
-    elif not re.fullmatch(r"(/\d*)?", parts.path):
-        raise ConfigError("the URL's path is no number of a database")
-    # What cannot be read raises ValueError.
-    _ = int(options.get("db", 0)), (parts.hostname or "").encode("idna"), parts.port
-    if options.keys() & set(CERTIFICATES):
-        _check_certificates(**{name: options.get(name) for name in CERTIFICATES})
+    target = RedisUrl.read(url)
+    if not target.seeds:
+        return redis.asyncio.Redis.from_url(url, **_options())
+    pool = redis.asyncio.sentinel.SentinelConnectionPool(  # type: ignore[no-untyped-call]
+        target.master, AsyncFinder(target, key), **_pool_options(target)
+    )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
-def _options_in(parts: SplitResult) -> dict[str, str]:
-    """Options behind the question mark; whatever else the URL gives, it gives once."""
-    allowed = OPTIONS + (TLS_OPTIONS if parts.scheme == "rediss" else ())
-    given = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    options = dict(given)
-    if not options.keys() <= set(allowed):
-        raise ConfigError(f"the URL has other options than {', '.join(allowed)}")
-    if "" in options.values():
-        raise ConfigError("the URL has an option without a value")
-    before = {"username": parts.username, "password": parts.password}
-    before["db"] = "" if parts.scheme == "unix" else parts.path.strip("/")
-    names = [name for name, _ in given] + [name for name, value in before.items() if value]
-    if len(names) > len(set(names)):
-        raise ConfigError(f"the URL says twice: {max(names, key=names.count)}")
-    if options.get("ssl_cert_reqs", CERT_REQS[0]) not in CERT_REQS:
-        raise ConfigError(f"the URL's ssl_cert_reqs is none of {', '.join(CERT_REQS)}")
-    return options
+def connect_blocking(url: str, key: str = "") -> BlockingRedis:
+    """Make a client for threads, as `connect_async` does."""
+    target = RedisUrl.read(url)
+    if not target.seeds:
+        return redis.Redis.from_url(url, **_options())
+    pool = redis.sentinel.SentinelConnectionPool(  # type: ignore[no-untyped-call]
+        target.master, Finder(target, key), **_pool_options(target)
+    )
+    return redis.Redis.from_pool(pool)
 
 
-def _check_certificates(
-    ssl_ca_certs: str | None,
-    ssl_ca_path: str | None,
-    ssl_certfile: str | None,
-    ssl_keyfile: str | None,
-    ssl_password: str | None,
-) -> None:
-    if (ssl_keyfile or ssl_password) and not ssl_certfile:
-        raise ConfigError("the URL has an ssl_keyfile or ssl_password without an ssl_certfile")
-    if ssl_ca_path and not Path(ssl_ca_path).is_dir():
-        raise ConfigError("the URL's ssl_ca_path is no folder")
-    context = ssl.create_default_context()
-    try:
-        if ssl_ca_certs or ssl_ca_path:
-            context.load_verify_locations(ssl_ca_certs, ssl_ca_path)
-        if ssl_certfile:
-            context.load_cert_chain(ssl_certfile, ssl_keyfile, ssl_password or "")
-    except OSError as error:
-        raise ConfigError(f"the certificates of the URL: {error.strerror}") from error
+def _pool_options(target: RedisUrl) -> dict[str, Any]:
+    given = redis.connection.parse_url(target.server)  # type: ignore[no-untyped-call]
+    is_tls = given.pop("connection_class", None) is not None
+    return {name: value for name, value in given.items() if name not in {"host", "port"}} | {
+        "ssl": is_tls,
+        **_options(),
+    }
 
 
-def connect_async(url: str) -> AsyncRedis:
-    """Make a client for coroutines; it connects when it is used."""
-    return redis.asyncio.Redis.from_url(url, **_options())
+def _seed_options() -> dict[str, Any]:
+    return _options() | {"socket_timeout": CONNECT_SECONDS}  # the next one may answer
 
 
-def connect_blocking(url: str) -> BlockingRedis:
-    """Make a client for threads; it connects when it is used."""
-    return redis.Redis.from_url(url, **_options())
+class Finder:
+    """Asks where the queue's server is, whenever a connection is made: elsewhere after a failover.
+
+    To connection pools it is a `redis.sentinel.Sentinel`. In a cluster, where the server is that of
+    ``key``, any other node refuses a command on it and names that one.
+    """
+
+    def __init__(self, target: RedisUrl, key: str) -> None:
+        self._target, self._seeds = target, target.seeds
+        by_name = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", target.master)
+        self._question = by_name if target.master else ("EXISTS", key)
+
+    def discover_master(self, _: str) -> Address:
+        """Host and port; raises `MasterNotFoundError`."""
+        answers: list[Any] = []
+        for seed in self._seeds:
+            with redis.Redis.from_url(seed, **_seed_options()) as client:
+                try:
+                    answers.append(client.execute_command(*self._question))
+                except (RedisError, OSError) as error:
+                    answers.append(error)
+            if address := self._address(seed, answers[-1]):
+                return address
+        raise redis.sentinel.MasterNotFoundError(self._why_not(answers))
+
+    def _address(self, seed: str, answer: Any) -> Address | None:  # noqa: ANN401 - as Redis answers
+        """What an answer says; who gave it is asked first next time."""
+        own = urlsplit(seed)
+        match answer:
+            case MovedError():
+                address = (
+                    answer.host or own.hostname or "",
+                    answer.port,
+                )  # without a host it is its own
+            case [host, port]:
+                address = host.decode(), int(port)
+            case int():
+                address = own.hostname or "", own.port or REDIS_PORT
+            case _:
+                return None
+        self._seeds = (seed, *(one for one in self._seeds if one != seed))
+        return address
+
+    def _why_not(self, answers: Sequence[object]) -> str:
+        who = f"the master {self._target.master!r}" if self._target.master else "the queue's node"
+        reasons = dict.fromkeys(str(answer) for answer in answers if answer is not None)
+        return f"none of {len(answers)} servers knows {who}; {', '.join(reasons)}".rstrip("; ")
+
+
+class AsyncFinder(Finder):
+    """The same for coroutines."""
+
+    async def discover_master(self, _: str) -> Address:  # type: ignore[override] # a coroutine
+        """Host and port; raises `MasterNotFoundError`."""
+        answers: list[Any] = []
+        for seed in self._seeds:
+            async with redis.asyncio.Redis.from_url(seed, **_seed_options()) as client:
+                try:
+                    answer = await client.execute_command(*self._question)  # type: ignore[no-untyped-call]
+                    answers.append(answer)
+                except (RedisError, OSError) as error:
+                    answers.append(error)
+            if address := self._address(seed, answers[-1]):
+                return address
+        raise redis.asyncio.sentinel.MasterNotFoundError(self._why_not(answers))
 
 
 def database_of(client: AsyncRedis | BlockingRedis) -> int:
@@ -186,15 +214,14 @@ def check_server(client: BlockingRedis) -> None:
 
     Raises
     ------
-    ConfigError : it is no Redis, too old, or does not let us in
-    NoPermissionError : its user may not ask
+    ConfigError : it is no Redis, too old, a node of a cluster, or does not let us in
     """
     try:
         info = client.info()
     except (AuthenticationError, AuthorizationError) as error:
         raise ConfigError("Redis refuses the user or the password") from error
-    except NoPermissionError:
-        raise
+    except NoPermissionError:  # as of managed servers
+        logger.info("the queue's Redis tells nothing of itself: see that it evicts nothing")
     except BusyLoadingError:
         logger.warning("the queue's Redis is still loading its data")
     except InvalidResponse as error:
@@ -205,6 +232,9 @@ def check_server(client: BlockingRedis) -> None:
         raise ConfigError(f"Redis answers {error}") from error
     else:
         _check_version(str(info["redis_version"]))
+        is_found = isinstance(client.connection_pool, redis.sentinel.SentinelConnectionPool)
+        if info.get("cluster_enabled") and not is_found:
+            raise ConfigError(OF_A_CLUSTER)
         _warn_of_losses(info)
 
 

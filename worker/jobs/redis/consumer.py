@@ -9,13 +9,21 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import random
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 
 from worker.jobs.job import Event, Lease
 from worker.jobs.outcome import JobFailure, JobResult, Outcome, end_state, frees_key
-from worker.jobs.queue import HandBack, JobConsumer, JobReport, QueueLimits, WorkerStatus
+from worker.jobs.queue import (
+    POLL_SECONDS,
+    HandBack,
+    JobConsumer,
+    JobReport,
+    QueueLimits,
+    WorkerStatus,
+)
 from worker.jobs.redis.client import Caller, Place
 from worker.jobs.redis.codec import (
     CodecError,
@@ -30,6 +38,7 @@ from worker.jobs.redis.leases import LeaseUpdates
 logger = logging.getLogger(__name__)
 
 MAX_EVENTS = 1000  # of a job that are kept
+MAX_POLLS_PER_SECOND = 100  # of all idle workers together
 CLAIM_POLL_SECONDS = 0.5  # while a claim waits: leases of others may run out meanwhile
 
 
@@ -40,8 +49,11 @@ class RedisConsumer(JobConsumer):
         self._client, self._limits = client, limits
         self._scripts = Caller(client, place)
         self._name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._updates = LeaseUpdates(client, self._scripts, place.channels, self._name)
+        channel = f"{place.channels}worker:{self._name}"
+        self._updates = LeaseUpdates(client, self._scripts, channel)
         self._passed_over: dict[str, float] = {}  # jobs of a newer version, until their deadline
+        self._num_workers = 1
+        self._models: frozenset[str] = frozenset()  # that were claimed
         self._last_try = ("", 0)  # the latest job that was on its last try, and its token
 
     def close(self) -> None:
@@ -59,8 +71,13 @@ class RedisConsumer(JobConsumer):
         """Every call waits for Redis."""
         return True
 
+    @property
+    def poll_seconds(self) -> float:
+        """Longer in a large fleet."""
+        return poll_seconds(self._num_workers)
+
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
-        """Register a callback for a queue that is no longer empty, as far as messages arrive."""
+        """Register a callback for jobs of models that were claimed, as far as messages arrive."""
         self._updates.on_arrival(arrived)
 
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
@@ -103,8 +120,10 @@ class RedisConsumer(JobConsumer):
         return [bool(answer) for answer in answers]
 
     def announce(self, status: WorkerStatus) -> None:
-        """Tell the front ends how this worker is."""
-        self._scripts.run("announce", status.worker_id, encode_worker(status))
+        """Tell the front ends how this worker is; while it is not ready, no job wakes it."""
+        asleep = () if status.ready else self._models & {status.model}
+        arguments = (status.worker_id, encode_worker(status), self._name, *asleep)
+        self._num_workers = self._scripts.run("announce", *arguments)
 
     def remove_worker(self, worker_id: str) -> None:
         """Take the worker off the list."""
@@ -112,6 +131,7 @@ class RedisConsumer(JobConsumer):
 
     def _claim_now(self, model: str, max_rows: int) -> list[Lease]:
         self._updates.start()
+        self._models |= {model}
         while True:
             now = time.monotonic()
             self._passed_over = {one: end for one, end in self._passed_over.items() if end > now}
@@ -142,6 +162,15 @@ class RedisConsumer(JobConsumer):
         if is_last_try:
             self._last_try = (lease.job_id, token)
         return lease
+
+
+def poll_seconds(num_workers: int) -> float:
+    """Seconds until an idle worker claims without being woken, in a fleet of so many.
+
+    Whichever asks first finds the job whose message was lost.
+    """
+    jitter = random.uniform(0.8, 1.2)  # noqa: S311 - those who start together ask apart
+    return max(POLL_SECONDS, num_workers / MAX_POLLS_PER_SECOND) * jitter
 
 
 def _fields(report: Event | Outcome | HandBack) -> tuple[str, bytes, int]:

@@ -1,8 +1,8 @@
 """The leases that a worker holds, and what it learns of them without asking.
 
-The worker's own channel names leases that are lost, a shared one the models whose queue is no
-longer empty. Messages are missed while it is not subscribed, so after every subscription it checks
-its leases once, and `wait_for_arrival` returns.
+The worker's own channel names leases that are lost, and models of which a job has arrived that is
+for this worker, before all others. Messages are missed while it is not subscribed, so after every
+subscription it checks its leases once, and `wait_for_arrival` returns.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from worker.jobs.redis.connection import BlockingRedis
 from worker.jobs.redis.pubsub import PubSubThread
 
 LOST = re.compile(rb"(\d{1,20}) ([!-~]+)")  # token and job
+ARRIVAL = b"arrival "  # and the model
 
 
 class HeldLeases:
@@ -77,30 +78,26 @@ class LeaseUpdates:
     Parameters
     ----------
     client, scripts : of the same Redis
-    channels : prefix of all channels
-    name : of the worker, as it claims
+    channel : of the worker
 
     Attributes
     ----------
     held : the leases of this worker
-    num_arrivals : how often there have been jobs where there were none; never goes back
+    num_arrivals : how often this worker was woken for jobs; never goes back
     """
 
-    def __init__(self, client: BlockingRedis, scripts: Caller, channels: str, name: str) -> None:
+    def __init__(self, client: BlockingRedis, scripts: Caller, channel: str) -> None:
         self.held = HeldLeases()
         self.num_arrivals = 0
         self._scripts = scripts
         self._arrival = threading.Condition()
         self._listeners: list[Callable[[str], None]] = []
-        self._own_channel = f"{channels}worker:{name}"
-        pubsub = PubSubThread(
-            client, (self._own_channel, f"{channels}arrivals"), self._on_message, self._on_connected
-        )
+        pubsub = PubSubThread(client, channel, self._on_message, self._on_connected)
         self.start, self.close = pubsub.start, pubsub.close
-        scripts.on_read_only = pubsub.reconnect
+        scripts.on_elsewhere = pubsub.reconnect
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
-        """Have it called with the model whose queue is no longer empty; empty if any may be."""
+        """Have it called with the model of a job that has arrived; empty if it may be any."""
         self._listeners.append(arrived)
 
     def wait_for_arrival(self, before: int, timeout: float) -> None:
@@ -108,9 +105,9 @@ class LeaseUpdates:
         with self._arrival:
             self._arrival.wait_for(lambda: self.num_arrivals != before, timeout)
 
-    def _on_message(self, channel: str, message: bytes) -> None:
-        if channel != self._own_channel:
-            self._arrived(message.decode(errors="replace"))
+    def _on_message(self, message: bytes) -> None:
+        if message.startswith(ARRIVAL):
+            self._arrived(message.removeprefix(ARRIVAL).decode(errors="replace"))
         elif lost := LOST.fullmatch(message):  # an empty one only wakes the thread, to end
             self.held.drop(lost[2].decode(), int(lost[1]))
 

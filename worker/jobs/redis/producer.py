@@ -61,6 +61,7 @@ CALL_SECONDS = 0.65  # so that a client hears within a second that the queue is 
 RESULT_SECONDS = 10.0  # an outcome may be large, and its reader waits for it anyway
 LOOK_SECONDS = 5.0  # between two looks at a job of which nothing is heard: messages can be lost
 WORKERS_SECONDS = 1.0  # for which the list of workers is kept without a message about them
+MAX_CHANGED = 100  # workers of which messages told, beyond which all are read
 MAX_EVENTS_TOGETHER = 32
 MAX_CANCELLED_TOGETHER = 128
 MAX_LOGGED = 1000
@@ -86,7 +87,7 @@ class RedisProducer:
 
     async def __aenter__(self) -> Self:
         """Connect; if Redis is away, when it comes."""
-        self._connections = connect_async(self._url)
+        self._connections = connect_async(self._url, self._place.keys)
         self._calls = AsyncCaller(self._connections, self._place, CALL_SECONDS)
         self._results = AsyncCaller(self._connections, self._place, RESULT_SECONDS)
         self._worker_list = _WorkerList(self._calls, self._unreadable)
@@ -98,7 +99,7 @@ class RedisProducer:
         channels = (self._front_channel, self._aside_channel, f"{prefix}workers")
         self._pubsub = PubSubTask(self._connections, channels, self._on_message, self._on_connected)
         for calls in (self._calls, self._results):
-            calls.on_read_only, calls.on_down = (
+            calls.on_elsewhere, calls.on_down = (
                 self._pubsub.reconnect,
                 self._worker_list.has_changed,
             )
@@ -291,7 +292,7 @@ class RedisProducer:
             aside = f"{keys}unreadable:{name}"
             logger.error("%s%s cannot be read, it is set aside as %s", keys, name, aside)
         else:
-            self._worker_list.has_changed()
+            self._worker_list.has_changed(message)
 
     async def _on_connected(self) -> None:
         await self._calls.run("stats")  # which a replica refuses
@@ -300,7 +301,11 @@ class RedisProducer:
 
 
 class _WorkerList:
-    """The list of workers, read again after `WORKERS_SECONDS` or a message about a change."""
+    """The list of workers, read again after `WORKERS_SECONDS`.
+
+    Those of which a message tells are read at once, and they alone: a fleet that starts or changes
+    its version sends thousands.
+    """
 
     def __init__(
         self,
@@ -309,39 +314,62 @@ class _WorkerList:
     ) -> None:
         self._calls, self._unreadable = calls, unreadable
         self._reading: asyncio.Future[None] | None = None
+        self._known: dict[bytes, tuple[bytes, WorkerStatus | None]] = {}  # by name: as it came
         self._workers: Sequence[WorkerStatus] = ()
-        self._num_changes, self._num_seen = 0, -1
-        self._read_at = 0.0
+        self._changed: set[bytes] = set()
+        self._all_due = 0.0  # when all are to be read
 
-    def has_changed(self) -> None:
-        self._num_changes += 1
+    def has_changed(self, worker: bytes | None = None) -> None:
+        """Note that one may have changed, or any."""
+        if worker is None or len(self._changed) == MAX_CHANGED:
+            self._all_due = 0.0
+        else:
+            self._changed.add(worker)
 
     async def read(self) -> Sequence[WorkerStatus]:
         """Return the list; whoever asks while it is being read gets that answer, or that error."""
-        is_old = time.monotonic() - self._read_at > WORKERS_SECONDS
-        if is_old or self._num_seen != self._num_changes:
-            if self._reading is None or self._reading.done():
-                self._reading = asyncio.ensure_future(self._read())
-                self._reading.add_done_callback(_retrieve_error)
+        if self._reading is None and (self._changed or time.monotonic() > self._all_due):
+            self._reading = asyncio.ensure_future(self._read())
+            self._reading.add_done_callback(self._end_reading)
+        if self._reading is not None:
             await asyncio.shield(self._reading)
         return self._workers
 
     async def _read(self) -> None:
-        seen, now = self._num_changes, time.monotonic()
-        workers: list[WorkerStatus] = []
-        for data in await self._calls.run("workers"):
-            try:
-                workers.append(decode_worker(data))
-            except CodecError as error:
-                await self._unreadable("an announcement of a worker", error)
-        self._workers = tuple(workers)
-        self._num_seen, self._read_at = seen, now
+        names, self._changed = list(self._changed), set()
+        if time.monotonic() > self._all_due:
+            names, self._all_due = [], time.monotonic() + WORKERS_SECONDS
+        try:
+            answer = await self._calls.run("workers", *names)
+        except BaseException:
+            self.has_changed()
+            raise
+        statuses = (
+            zip(names, answer, strict=True) if names else zip(*[iter(answer)] * 2, strict=True)
+        )
+        known = self._known if names else {}
+        for name, data in statuses:
+            before = self._known.get(name)
+            if data is None:
+                known.pop(name, None)
+            elif before is not None and before[0] == data:
+                known[name] = before
+            else:
+                known[name] = data, await self._decode(data)
+        self._known = known
+        self._workers = tuple(status for _, status in known.values() if status is not None)
 
+    def _end_reading(self, reading: asyncio.Future[None]) -> None:
+        self._reading = None
+        if not reading.cancelled():
+            reading.exception()  # or asyncio logs one that nobody waits for
 
-def _retrieve_error(reading: asyncio.Future[None]) -> None:
-    """Retrieve an error, or asyncio logs one that nobody waits for."""
-    if not reading.cancelled():
-        reading.exception()
+    async def _decode(self, data: bytes) -> WorkerStatus | None:
+        try:
+            return decode_worker(data)
+        except CodecError as error:
+            await self._unreadable("an announcement of a worker", error)
+            return None
 
 
 def _unknown(job_id: str) -> UnknownJobError:

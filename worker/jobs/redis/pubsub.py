@@ -120,19 +120,19 @@ class PubSubTask(_Subscription):
 
 
 class PubSubThread(_Subscription):
-    """A worker's subscription; parameters as for `PubSubTask`, called in the thread.
+    """A worker's subscription to its own channel, which wakes the thread when it is to end, too.
 
-    The first channel is this worker's own, which wakes the thread when it is to end.
+    Parameters as for `PubSubTask`, called in the thread.
     """
 
     def __init__(
         self,
         client: BlockingRedis,
-        channels: Sequence[str],
-        on_message: Callable[[str, bytes], None],
+        channel: str,
+        on_message: Callable[[bytes], None],
         on_connected: Callable[[], None],
     ) -> None:
-        self._client, self._channels = client, channels
+        self._client, self._channel = client, channel
         self._on_message, self._on_connected = on_message, on_connected
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -152,7 +152,7 @@ class PubSubThread(_Subscription):
                 return
             self._closing.set()
             with suppress(RedisError):  # else it wakes by itself, in a moment
-                self._client.publish(self._channels[0], "")
+                self._client.publish(self._channel, "")
             self._thread.join()
             self._thread = None
 
@@ -172,10 +172,9 @@ class PubSubThread(_Subscription):
             self._closing.wait(RETRY_SECONDS)
 
     def _subscribe(self, pubsub: PubSub) -> None:
-        pubsub.subscribe(*self._channels)
-        for _ in self._channels:
-            if pubsub.get_message(timeout=ANSWER_SECONDS) is None:
-                raise TimeoutError("the subscription is not confirmed")
+        pubsub.subscribe(self._channel)
+        if pubsub.get_message(timeout=ANSWER_SECONDS) is None:
+            raise TimeoutError("the subscription is not confirmed")
         self._on_connected()
 
     def _receive(self, pubsub: PubSub) -> None:
@@ -189,5 +188,5 @@ class PubSubThread(_Subscription):
                     raise TimeoutError("the server does not answer")
                 pubsub.ping()
             elif message["type"] == "message":
-                self._on_message(message["channel"].decode(), message["data"])
+                self._on_message(message["data"])
             is_asked = message is None

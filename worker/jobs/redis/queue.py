@@ -7,7 +7,7 @@ from redis.exceptions import NoPermissionError
 from masc_core.errors import ConfigError
 from worker.jobs.queue import DEFAULT_PREFIX, QueueLimits
 from worker.jobs.redis.client import Place, check_access
-from worker.jobs.redis.connection import check_server, check_url, connect_blocking, database_of
+from worker.jobs.redis.connection import check_server, connect_blocking, database_of
 from worker.jobs.redis.consumer import RedisConsumer
 from worker.jobs.redis.producer import RedisProducer
 
@@ -17,7 +17,7 @@ class RedisQueue(RedisProducer, RedisConsumer):
 
     Parameters
     ----------
-    url : of Redis: ``redis://``, ``rediss://`` or ``unix://``
+    url : of Redis, as `RedisUrl` reads it
     limits : of the queue; the same in all processes that share it
     prefix : of its keys and channels, between braces
 
@@ -28,8 +28,7 @@ class RedisQueue(RedisProducer, RedisConsumer):
     """
 
     def __init__(self, url: str, limits: QueueLimits, prefix: str = DEFAULT_PREFIX) -> None:
-        check_url(url)
-        client = connect_blocking(url)
+        client = connect_blocking(url, Place.key(prefix))
         place = Place.of(limits, database_of(client), prefix)
         try:
             check_server(client)

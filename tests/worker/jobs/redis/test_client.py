@@ -44,7 +44,7 @@ async def test_answers_go_to_whoever_asked(caller: AsyncCaller) -> None:
         caller.run("status", "a"), caller.run("workers"), caller.run("stats")
     )
     assert first is None
-    assert sorted(map(int, workers)) == list(range(200))
+    assert sorted(map(int, workers[1::2])) == list(range(200))
     assert last[:2] == [0, 0]
 
 
@@ -70,7 +70,7 @@ async def test_what_was_given_up_before_it_was_sent_is_not_done(caller: AsyncCal
     for call in calls[:5]:
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
-    assert len(await caller.run("workers")) == 5
+    assert sorted((await caller.run("workers"))[::2]) == [b"5", b"6", b"7", b"8", b"9"]
 
 
 async def test_patience_has_an_end() -> None:

@@ -43,7 +43,7 @@ from worker.jobs.redis.queue import RedisQueue
 
 LIMITS = QueueLimits(max_jobs=6, lease_seconds=3600.0, max_deliveries=2)
 SHARE = 0.5  # three jobs
-PLACES_OF_ALL_JOBS = {"totals", "virtual", "finish", "models", "drained", "dead"}
+PLACES_OF_ALL_JOBS = {"idle", "totals", "virtual", "finish", "models", "drained", "dead"}
 PLACES_OF_ALL_JOBS |= {"ended", "results"}
 
 

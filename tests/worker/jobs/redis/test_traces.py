@@ -19,7 +19,7 @@ from worker.jobs.redis.queue import RedisQueue
 pytestmark = pytest.mark.anyio
 
 LIMITS = QueueLimits(max_jobs=1000)
-ALWAYS_THERE = {"drained:tiny", "models", "seq", "totals"}
+ALWAYS_THERE = {"drained:tiny", "idle:tiny", "models", "virtual", "finish:tiny", "totals"}
 
 
 def names(inside: redis.Redis) -> set[str]:

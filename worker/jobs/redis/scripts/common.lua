@@ -18,15 +18,38 @@ local function is_live(state)
   return state == 'waiting' or state == 'running'
 end
 
-local function enqueue(id, job)
-  local queue = key('waiting', job.model)
-  if call('ZCARD', queue) == 0 then -- idle workers saw it empty: the first wakes them
-    publish('arrivals', job.model)
+-- Wake the worker with the most room for a job of the model, and no other: each claims when it is woken.
+local function wake_worker(model)
+  local idle = key('idle', model)
+  while true do
+    local worker = call('ZPOPMAX', idle)[1]
+    if not worker then
+      if call('ZCARD', key('waiting', model)) == 1 then -- for workers of the version before
+        publish('arrivals', model)
+      end
+      return
+    elseif publish('worker:' .. worker, 'arrival ' .. model) > 0 then -- else it has gone
+      return
+    end
   end
-  call('ZADD', queue, job.seq, id) -- its number for good: a redelivered job has its old place
+end
+
+-- Have a worker woken by the next job of the model, or no longer.
+local function wait_for_job(model, worker, rows)
+  if rows > 0 then
+    call('ZADD', key('idle', model), rows, worker)
+  else
+    call('ZREM', key('idle', model), worker)
+  end
+end
+
+local function enqueue(id, job)
+  -- Its number for good: a redelivered job has its old place.
+  call('ZADD', key('waiting', job.model), job.seq, id)
   local priority = string.sub(job.owner, 1, 6) == 'batch/' and 'batch' or 'interactive'
   call('ZADD', key('submitted', priority .. ':' .. job.model), job.submitted, id)
   add(key('owners', job.model), job.owner, 1)
+  wake_worker(job.model)
 end
 
 local function dequeue(id, model, owner)

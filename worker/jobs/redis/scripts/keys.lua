@@ -30,8 +30,10 @@ local function key(kind, name)
   return KEYS[1] .. kind .. (name and ':' .. name or '')
 end
 
+-- Publish a message; returns how many hear it.
 local function publish(channel, message)
-  redis.pcall('PUBLISH', settings.channels .. channel, message)
+  local heard = redis.pcall('PUBLISH', settings.channels .. channel, message)
+  return type(heard) == 'number' and heard or 0
 end
 
 local function need_repair(name)

@@ -1,11 +1,21 @@
 #!lua flags=allow-oom
--- Statuses of the workers that announced theirs within the time of a lease.
+-- Statuses of the workers that are named, or each that announced its own within the time of a lease,
+-- after its name.
 
-for _, worker in ipairs(call('HKEYS', key('workers'))) do -- in case `heard` is lost
-  call('ZADD', key('heard'), 'NX', now + settings.lease_ms, worker)
+local workers, heard = key('workers'), key('heard')
+if #ARGV > 1 then
+  return call('HMGET', workers, unpack(ARGV, 2))
 end
-for _, worker in ipairs(due('heard', now)) do
-  call('HDEL', key('workers'), worker)
-  call('ZREM', key('heard'), worker)
+if call('ZCARD', heard) ~= call('HLEN', workers) then -- `heard` was lost
+  for _, worker in ipairs(call('HKEYS', workers)) do
+    call('ZADD', heard, 'NX', now + settings.lease_ms, worker)
+  end
 end
-return call('HVALS', key('workers'))
+repeat
+  local silent = due('heard', now)
+  for _, worker in ipairs(silent) do
+    call('HDEL', workers, worker)
+    call('ZREM', heard, worker)
+  end
+until #silent == 0
+return call('HGETALL', workers)
