@@ -75,7 +75,11 @@ METRICS = (
 END_SECONDS = 3.0  # for the worker's thread, when there is nothing left for it to do
 
 Models = Annotated[
-    Path | None, typer.Option(help="Folder of the model bundles [env MASC_MODELS_DIR].")
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Folder of the model bundles, or s3://, gs:// or az:// address [env MASC_MODELS_DIR].",
+    ),
 ]
 ServedModel = Annotated[
     str | None,
@@ -409,11 +413,11 @@ def list_models(models: Models = None, *, as_json: Json = False) -> None:
     print_table(heads, map(astuple, rows))
 
 
-def _registry(models: Path | None) -> Registry:
-    from masc_core.bundle.registry import Registry
+def _registry(models: str | None) -> Registry:
     from masc_core.settings import models_dir
+    from object_storage.registry import open_registry
 
-    return Registry(models_dir(models))
+    return open_registry(models_dir(models))
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,8 +463,7 @@ def _version_states(registry: Registry, name: str) -> dict[str, str]:
 def _version_row(registry: Registry, name: str, version: str, state: str) -> VersionRow:
     try:
         manifest = registry.manifest(name, version)
-        folder = registry.path(name, version)
-        size = sum((folder / file).stat().st_size for file in manifest.files)
+        size = registry.num_bytes(manifest)
     except ArtifactError as error:
         return VersionRow(name, version, state, metrics=f"damaged: {error.reason}")
     except OSError as error:
@@ -529,14 +532,14 @@ def _serve(settings: ServerSettings, worker_settings: WorkerSettings | None) -> 
     """Run the front end, and a worker in the same process if there are settings for one."""
     from prometheus_client import CollectorRegistry
 
-    from masc_core.bundle.registry import Registry
+    from object_storage.registry import open_registry
     from server.app import create_app
     from server.process import listen, serve
     from worker.jobs.connect import connect
 
     metrics = CollectorRegistry()
     queue = connect(settings.queue_url, settings.limits, settings.queue_prefix)
-    app = create_app(settings, queue, Registry(settings.models_dir), metrics)
+    app = create_app(settings, queue, open_registry(settings.models_dir), metrics)
     with listen(
         settings.host,
         settings.port,

@@ -41,7 +41,7 @@ class RedisServer:
         self._options = {"save": "", "appendonly": "no", **options}
         self._folder = tempfile.TemporaryDirectory(prefix="masc-redis-")
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
 
     @property
     def url(self) -> str:
@@ -105,7 +105,7 @@ class RedisServer:
         self._process.send_signal(number)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -22,7 +22,6 @@ import torch
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from masc_core.bundle.read import load_bundle
-from masc_core.bundle.registry import Registry
 from masc_core.device import (
     choose_dtype,
     make_repeatable,
@@ -32,6 +31,7 @@ from masc_core.device import (
 )
 from masc_core.errors import ConfigError, EngineError
 from masc_core.generation.batch import Batch
+from object_storage.registry import open_registry
 from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import Backend, Engine
 from worker.jobs.queue import JobConsumer
@@ -68,7 +68,7 @@ def build_worker(
     cores: Sequence[int] = ()  # to try; on a GPU torch's own number is as good as any
     if settings.threads is None and device.type == "cpu":
         cores = numbers_to_try(available_cores())
-    models = Registry(settings.models_dir)
+    models = open_registry(settings.models_dir)
     name = models.default(settings.default_model)
     metrics = WorkerMetrics(metrics_registry)
 

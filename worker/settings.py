@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from masc_core.settings import Seconds, read_settings
+from masc_core.settings import ModelsDir, Seconds, read_settings
 from worker.jobs.log import LogFormat
 from worker.jobs.settings import QueueSettings
 
@@ -17,7 +17,7 @@ class WorkerSettings(QueueSettings):
 
     Attributes
     ----------
-    models_dir : folder of the model bundles
+    models_dir : folder of the model bundles, or its address in object storage
     default_model : the model to serve; needed when there are several
     device : ``cuda`` (with a number for one of several), ``cpu``, or ``auto``: CUDA if there is any
     dtype : precision of the transformer; ``auto`` is bfloat16 where the device computes in it
@@ -36,7 +36,7 @@ class WorkerSettings(QueueSettings):
     log_format : ``text`` or ``json``
     """
 
-    models_dir: Path = Path("models")
+    models_dir: ModelsDir = Path("models")
     default_model: str = ""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -97,12 +98,14 @@ async def models(state: State) -> ModelList:
     One whose files are damaged is left out.
     """
     served = await state.served()
-    return ModelList(
-        models=[
+
+    def summaries() -> list[ModelSummary]:
+        return [
             summary(state, manifest, ready=manifest.name in served)
             for manifest in _manifests(state, served)
         ]
-    )
+
+    return ModelList(models=await asyncio.to_thread(summaries))  # they may have to be fetched
 
 
 @router.get(
@@ -146,7 +149,8 @@ def summary(state: AppState, manifest: Manifest, *, ready: bool) -> ModelSummary
 
 async def served_manifests(state: AppState) -> list[Manifest]:
     """Every model, as `models` lists them."""
-    return list(_manifests(state, await state.served()))
+    served = await state.served()
+    return await asyncio.to_thread(lambda: list(_manifests(state, served)))
 
 
 def _manifests(state: AppState, served: Mapping[str, Sequence[str]]) -> Iterator[Manifest]:
