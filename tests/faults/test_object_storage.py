@@ -29,7 +29,6 @@ pytestmark = [
 
 NUM_WORKERS = 2
 MOST_SECONDS = 30.0  # until all workers serve what was activated
-AWAY_SECONDS = 15.0
 
 
 @pytest.fixture
@@ -68,7 +67,7 @@ def served(cluster: Cluster) -> list[str]:
 def assert_start_ends(cluster: Cluster, cache: Path) -> None:
     """A worker without the storage says so in its last line, and ends."""
     late = cluster.start_worker(models_cache=str(cache))
-    assert late.wait(60) == 2
+    assert late.wait(120) == 2
     text = late.log.read_text()
     assert "cannot be reached" in text.splitlines()[-1]
     assert "Traceback" not in text
@@ -94,9 +93,8 @@ def test_versions_change_on_all_machines_and_the_storage_may_go(
             await activate(cluster, url, version)
         await asyncio.to_thread(store.stop)
         before = made["1"]
-        await asyncio.sleep(AWAY_SECONDS)
-        assert made["1"] > before
         await asyncio.to_thread(assert_start_ends, cluster, logs.parent / "late")
+        assert made["1"] > before
         await asyncio.to_thread(store.start)
         await activate(cluster, url, "2")
 
