@@ -77,7 +77,11 @@ METRICS = (
 END_SECONDS = 3.0  # for the worker's thread, when there is nothing left for it to do
 
 Models = Annotated[
-    Path | None, typer.Option(help="Folder of the model bundles [env MASC_MODELS_DIR].")
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Folder of the model bundles, or s3://, gs:// or az:// address [env MASC_MODELS_DIR].",
+    ),
 ]
 ServedModels = Annotated[
     list[str] | None,
@@ -424,11 +428,11 @@ def list_models(models: Models = None, *, as_json: Json = False) -> None:
     print_table(heads, map(astuple, rows))
 
 
-def _registry(models: Path | None) -> Registry:
-    from masc_core.bundle.registry import Registry
+def _registry(models: str | None) -> Registry:
     from masc_core.settings import models_dir
+    from object_storage.registry import open_registry
 
-    return Registry(models_dir(models))
+    return open_registry(models_dir(models))
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,8 +478,7 @@ def _version_states(registry: Registry, name: str) -> dict[str, str]:
 def _version_row(registry: Registry, name: str, version: str, state: str) -> VersionRow:
     try:
         manifest = registry.manifest(name, version)
-        folder = registry.path(name, version)
-        size = sum((folder / file).stat().st_size for file in manifest.files)
+        size = registry.num_bytes(manifest)
     except ArtifactError as error:
         return VersionRow(name, version, state, metrics=f"damaged: {error.reason}")
     except OSError as error:
@@ -546,10 +549,10 @@ def _listed(models: list[str] | None) -> str | None:
 
 def _with_default(settings: ServerSettings, worker_settings: WorkerSettings) -> ServerSettings:
     """Settings with one of the models that the worker in this process serves as the default."""
-    from masc_core.bundle.registry import Registry
+    from object_storage.registry import open_registry
     from worker.settings import models_to_serve
 
-    registry = Registry(settings.models_dir)
+    registry = open_registry(settings.models_dir)
     names = models_to_serve(worker_settings, registry)
     default = settings.default_model or _first_sound(registry, names)
     if default in registry.models() and default not in names:
@@ -574,14 +577,14 @@ def _serve(settings: ServerSettings, worker_settings: WorkerSettings | None) -> 
     """Run the front end, and a worker in the same process if there are settings for one."""
     from prometheus_client import CollectorRegistry
 
-    from masc_core.bundle.registry import Registry
+    from object_storage.registry import open_registry
     from server.app import create_app
     from server.process import listen, serve
     from worker.jobs.connect import connect
 
     metrics = CollectorRegistry()
     queue = connect(settings.queue_url, settings.limits, settings.queue_prefix)
-    app = create_app(settings, queue, Registry(settings.models_dir), metrics)
+    app = create_app(settings, queue, open_registry(settings.models_dir), metrics)
     with listen(
         settings.host,
         settings.port,

@@ -107,7 +107,7 @@ def save(models: Registry, version: str, sizes: Sizes) -> None:
         provenance={"weights": "random"},
         metrics={},
     )
-    with draft_version(models.root, NAME, version) as draft:
+    with draft_version(models, NAME, version) as draft:
         draft.write(card, sizes.parts(int(version)))
     if version == "1":
         models.activate(NAME, version)

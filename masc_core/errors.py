@@ -4,7 +4,7 @@
 
     MascError
     ├── ConfigError ─── DivergedError
-    ├── ArtifactError
+    ├── ArtifactError ─ StorageDownError
     ├── RequestError ── InvalidFieldError, UnknownClassError, UnknownModelError,
     │                   VersionRefusedError, UnknownJobError, ResultGoneError,
     │                   IdempotencyConflictError
@@ -45,6 +45,10 @@ class ArtifactError(MascError):
         self.path = str(path)
         self.reason = shorten(reason)
         super().__init__(f"{path}: {self.reason}")
+
+
+class StorageDownError(ArtifactError):
+    """The object storage of the models cannot be reached now; what is there may be as it was."""
 
 
 class RequestError(MascError):

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -26,6 +26,8 @@ from masc_core.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 PREFIX = "MASC_"
+CREDENTIALS = re.compile(r"//.*@|(?<=://)[^?]*\?.*")  # in an address
+OBJECT_STORAGE = ("s3", "gs", "az")  # schemes of addresses
 SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://\S+:\d+", re.IGNORECASE)
 
 
@@ -97,14 +99,47 @@ class ProcessSettings(BaseSettings):
 Settings = TypeVar("Settings", bound=ProcessSettings)
 
 
+def parse_models_dir(value: object) -> object:
+    """An address in object storage stays text, anything else is a path.
+
+    Raises
+    ------
+    ValueError : no such address; the message holds no part of it that may be of a secret
+    """
+    if not isinstance(value, str):
+        return value
+    if "://" not in value:
+        return Path(value)
+    scheme, _, rest = value.partition("://")
+    if scheme not in OBJECT_STORAGE:
+        raise ValueError("is neither a folder nor s3://, gs:// or az:// with a bucket")
+    if "@" in rest or "?" in rest:
+        raise ValueError("an address holds no credentials: the environment does")
+    rest = rest.rstrip("/")
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._=-]+)*", rest) is None:
+        raise ValueError("is not scheme://bucket/prefix of letters, digits, '.', '_', '=' and '-'")
+    return f"{scheme}://{rest}"
+
+
+# A folder, or the address of one in object storage.
+ModelsDir = Annotated[str | Path, BeforeValidator(parse_models_dir)]
+
+
 class ModelSettings(ProcessSettings):
     """Which models: the folder, and the one to take where there are several."""
 
-    models_dir: Path = Path("models")
+    models_dir: ModelsDir = Path("models")
     default_model: str = ""
 
 
-def models_dir(given: Path | None) -> Path:
+class CacheSettings(ProcessSettings):
+    """Where files of models from object storage are kept on this machine, and how much of them."""
+
+    models_cache: Path = Path("~/.cache/masc/models")
+    models_cache_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 50.0
+
+
+def models_dir(given: str | Path | None) -> str | Path:
     """Folder of the model bundles: the given one, or that of the environment."""
     return read_settings(ModelSettings, {"models_dir": given}).models_dir
 
@@ -122,5 +157,5 @@ def read_settings(kind: type[Settings], options: dict[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
-        value = repr(first["input"])[:80]
+        value = CREDENTIALS.sub("//***", repr(first["input"]))[:80]
         raise ConfigError(f"{name}: {first['msg']}, got {value}") from error

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from masc_core.bundle.registry import Registry
-from masc_core.errors import ArtifactError, QueueDownError, VersionRefusedError
+from masc_core.errors import ArtifactError, QueueDownError, StorageDownError, VersionRefusedError
 from worker.jobs.queue import JobProducer, WorkerStatus
 
 logger = logging.getLogger(__name__)
@@ -63,11 +63,13 @@ class Activator:
         """
         async with self._lock:
             await self.close()
-            previous = self._current(name)
+            previous = await self._current(name)
             if previous != version:
                 await self._wait_for_old_refusals(name, version)
             try:
                 losses = await asyncio.to_thread(self._registry.activate, name, version)
+            except StorageDownError:
+                raise
             except ArtifactError as error:
                 raise VersionRefusedError("version", str(error)) from error
             if previous == version:
@@ -110,7 +112,7 @@ class Activator:
     async def _follow(self, name: str, version: str, previous: str | None) -> None:
         """Undo an activation that workers refuse after the client had its answer."""
         deadline = time.monotonic() + FOLLOW_SECONDS
-        while time.monotonic() < deadline and self._current(name) == version:
+        while time.monotonic() < deadline and await self._current(name) == version:
             try:
                 is_done, _ = await self._wait(name, version, previous, 0.0)
             except QueueDownError:
@@ -150,8 +152,8 @@ class Activator:
         logger.error("%s refuses %s %s: %s", refusing.worker_id, name, version, refusing.detail)
         raise VersionRefusedError("version", f"a worker cannot serve it: {refusing.detail}")
 
-    def _current(self, name: str) -> str | None:
+    async def _current(self, name: str) -> str | None:
         try:
-            return self._registry.current(name)
+            return await asyncio.to_thread(self._registry.current, name)
         except ArtifactError:
             return None

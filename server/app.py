@@ -100,7 +100,7 @@ def create_app(
         drain=drain,
         access=access,
         activator=Activator(registry, queue),
-        codebook_cache=CodebookCache(registry.root),
+        codebook_cache=CodebookCache(registry),
         manifests={(default.name, default.version): default},
     )
     error_forms.install(app)

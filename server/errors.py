@@ -45,6 +45,7 @@ from masc_core.errors import (
     RequestError,
     ResultGoneError,
     ShareExceededError,
+    StorageDownError,
     UnauthorizedError,
     UnknownClassError,
     UnknownJobError,
@@ -95,6 +96,9 @@ PROBLEM_TYPES: Mapping[type[MascError], ProblemType] = {
     ConfigError: MISCONFIGURED,
     DivergedError: MISCONFIGURED,
     ArtifactError: DAMAGED,
+    StorageDownError: ProblemType(
+        503, "storage-down", "The storage of the models cannot be reached"
+    ),
     RequestError: INVALID,
     InvalidFieldError: INVALID,
     UnknownClassError: ProblemType(404, "unknown-class", "The model has no such class"),

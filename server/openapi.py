@@ -28,6 +28,7 @@ from masc_core.errors import (
     RateLimitError,
     ResultGoneError,
     ShareExceededError,
+    StorageDownError,
     UnauthorizedError,
     UnknownClassError,
     UnknownJobError,
@@ -115,6 +116,9 @@ SAMPLES: Mapping[str, Sample] = {
         PROBLEM_TYPES[VersionRefusedError], "version", "weights.safetensors is not as published"
     ),
     "queue-down": Sample(PROBLEM_TYPES[QueueDownError], "the queue cannot be reached", retry=True),
+    "storage-down": Sample(
+        PROBLEM_TYPES[StorageDownError], "the operator finds the cause in the log of the service"
+    ),
     "queue-full": Sample(
         PROBLEM_TYPES[QueueFullError], "256 jobs wait already, no more are taken", retry=True
     ),

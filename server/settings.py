@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from masc_core.settings import Seconds, read_settings
+from masc_core.settings import ModelsDir, Seconds, read_settings
 from worker.jobs.log import LogFormat
 from worker.jobs.settings import QueueSettings
 
@@ -56,7 +56,7 @@ class ServerSettings(QueueSettings):
         `server.middleware.hosts`
     root_path : below which a proxy shows the service to its clients, such as ``/masc``
     cors_origins : origins whose pages may use it, with commas between, or ``*``
-    models_dir : folder of the model bundles
+    models_dir : folder of the model bundles, or its address in object storage
     default_model : the model of requests that name none; required if there are several
     max_connections : of clients at once; at most what the limit of open files leaves
     head_timeout : seconds for the head of a request to arrive
@@ -80,7 +80,7 @@ class ServerSettings(QueueSettings):
     allowed_hosts: Annotated[str, AfterValidator(partial(_each, _host_name))] = ""
     root_path: Annotated[str, AfterValidator(_path)] = ""
     cors_origins: Annotated[str, AfterValidator(partial(_each, _origin))] = ""
-    models_dir: Path = Path("models")
+    models_dir: ModelsDir = Path("models")
     default_model: str | None = None
     max_connections: Annotated[int, Field(ge=1)] = 10_000
     head_timeout: Seconds = 10.0

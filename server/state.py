@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -49,9 +50,10 @@ class AppState:
         if name is None:
             name = self.default_model
         served = await self.served()
-        if name not in served and name not in self.registry.models():
-            raise UnknownModelError("model", f"there is no model {quoted(name)}")
-        return self.version_of(name, served)
+        known = self._loaded(name, served)
+        if known is not None:
+            return known
+        return await asyncio.to_thread(self._find, name, served)  # which a disk or bucket may delay
 
     async def served(self) -> Mapping[str, Sequence[str]]:
         """Versions of each model that ready workers announce, those of the first worker first."""
@@ -60,6 +62,16 @@ class AppState:
             if worker.ready and worker.version:
                 versions.setdefault(worker.model, []).append(worker.version)
         return versions
+
+    def _find(self, name: str, served: Mapping[str, Sequence[str]]) -> Manifest:
+        if name not in served and name not in self.registry.models():
+            raise UnknownModelError("model", f"there is no model {quoted(name)}")
+        return self.version_of(name, served)
+
+    def _loaded(self, name: str, served: Mapping[str, Sequence[str]]) -> Manifest | None:
+        """Manifest of the one version that all workers serve, if it was read before."""
+        versions = set(served.get(name, ()))
+        return self.manifests.get((name, versions.pop())) if len(versions) == 1 else None
 
     def version_of(self, name: str, served: Mapping[str, Sequence[str]]) -> Manifest:
         """Manifest of the version that makes the images of a model.
@@ -81,8 +93,8 @@ class AppState:
             try:
                 self.manifests[name, version] = self.registry.manifest(name, version)
             except UnknownModelError as error:
-                folder = self.registry.root / name / version
-                raise ArtifactError(folder, "is gone, but a worker serves it") from error
+                place = self.registry.place(name, version)
+                raise ArtifactError(place, "is gone, but a worker serves it") from error
         return self.manifests[name, version]
 
     async def ready_workers(self, model: str) -> list[WorkerStatus]:

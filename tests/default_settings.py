@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from masc_core.settings import PREFIX
+from masc_core.settings import PREFIX, CacheSettings
 from server.settings import ServerSettings
 from worker.settings import WorkerSettings
 
@@ -10,6 +10,7 @@ from worker.settings import WorkerSettings
 def default_settings() -> dict[str, str]:
     """Values by the names of their variables; empty is none."""
     fields = ServerSettings.model_fields | WorkerSettings.model_fields
+    fields |= CacheSettings.model_fields
     return {PREFIX + name.upper(): _written(field.default) for name, field in fields.items()}
 
 

@@ -50,7 +50,7 @@ class RedisServer:
         self._options = options if sentinel_config else {"save": "", "appendonly": "no", **options}
         self._folder = tempfile.TemporaryDirectory(prefix="masc-redis-")
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
 
     @property
     def url(self) -> str:
@@ -192,7 +192,7 @@ class RedisCluster:
 
     def __init__(self, binary: str = "") -> None:
         self._binary, self._stack = binary, ExitStack()
-        self._bus_ports = [_free_port() for _ in range(4)]
+        self._bus_ports = [free_port() for _ in range(4)]
         self.nodes: list[RedisServer] = []
 
     @property
@@ -246,7 +246,7 @@ def _wait_for(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -34,7 +34,9 @@ def test_a_dry_run_builds_everything_and_leaves_nothing() -> None:
     assert before == (git("rev-parse", "HEAD"), git("tag"), git("status", "--porcelain"))
     assert "Release 9.8.7" in done.stdout
     assert {"masc-9.8.7.tar.gz", "masc-9.8.7-py3-none-any.whl"} <= set(done.stdout.split())
-    sources = git("ls-files", "masc.py", "masc_core", "training", "worker", "server").split()
+    sources = git(
+        *("ls-files", "masc.py", "masc_core", "object_storage", "training", "worker", "server")
+    ).split()
     assert set(sources) - set(done.stdout.split()) == set()
     for name in ("CHANGELOG.md", "CITATION.cff", "pyproject.toml"):
         assert f" {name} " in done.stdout

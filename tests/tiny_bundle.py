@@ -200,7 +200,8 @@ def save_bundle(
     with_encoder: bool = False,
 ) -> Manifest:
     """Write a bundle and nothing that is measured of it."""
-    with draft_version(folder.parents[1], folder.parent.name, folder.name) as draft:
+    models = Registry(folder.parents[1])
+    with draft_version(models, folder.parent.name, folder.name) as draft:
         return draft.write(card, parts, weights_dtype=weights_dtype, with_encoder=with_encoder)
 
 

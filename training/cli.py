@@ -371,30 +371,27 @@ def evaluate_command(config: EvaluateConfig) -> None:
 @stage_command(PublishConfig, resumes=False)
 def publish_command(config: PublishConfig) -> None:
     """Measure a trained model and publish it as a version."""
-    from masc_core.settings import models_dir
     from training.stages.publish import publish
 
     with progress("publish") as report:
         manifest = publish(config, report)
-    _say_version(models_dir(config.models), manifest)
+    _say_version(config.models, manifest)
     _print_json(manifest.metrics)
 
 
 @stage_command(ImportConfig, resumes=False)
 def import_command(config: ImportConfig) -> None:
     """Take in a checkpoint of LlamaGen, IAR or GigaTok as a version."""
-    from masc_core.settings import models_dir
     from training.stages.import_weights import import_model
 
     with progress("import") as report:
         manifest = import_model(config, report)
-    _say_version(models_dir(config.models), manifest)
+    _say_version(config.models, manifest)
 
 
 @stage_command(PullConfig, argument="weights", resumes="always")
 def pull_command(config: PullConfig) -> None:
     """Fetch released weights by name, and take them in as a version."""
-    from masc_core.settings import models_dir
     from training.stages.pull import pull
 
     with progress("pull") as report:
@@ -402,13 +399,17 @@ def pull_command(config: PullConfig) -> None:
     if isinstance(pulled, Path):
         _say(config.weights, pulled)
     else:
-        _say_version(models_dir(config.models), pulled)
+        _say_version(config.models, pulled)
 
 
-def _say_version(models: Path, manifest: Manifest) -> None:
-    folder = models / manifest.name / manifest.version
-    megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-    _say(f"{manifest.name} {manifest.version}, {megabytes:.1f} MB", folder)
+def _say_version(models: str | Path | None, manifest: Manifest) -> None:
+    from masc_core.settings import models_dir
+    from object_storage.registry import open_registry
+
+    registry = open_registry(models_dir(models))
+    megabytes = registry.num_bytes(manifest) / 1e6
+    place = registry.place(manifest.name, manifest.version)
+    _say(f"{manifest.name} {manifest.version}, {megabytes:.1f} MB", place)
 
 
 def _say_bits(metrics: dict[str, Any], out: Path) -> None:
@@ -419,7 +420,7 @@ def _say_bits(metrics: dict[str, Any], out: Path) -> None:
     )
 
 
-def _say(result: str, where: Path) -> None:
+def _say(result: str, where: str | Path) -> None:
     _print(f"{result}: {where}")
 
 

@@ -33,6 +33,7 @@ from masc_core.device import (
 )
 from masc_core.errors import ArtifactError, ConfigError, EngineError
 from masc_core.generation.batch import Batch
+from object_storage.registry import open_registry
 from worker.engine.cuda_graphs import GraphBatch
 from worker.engine.engine import Backend, Engine
 from worker.jobs.queue import JobConsumer
@@ -72,7 +73,7 @@ def build_worker(
     cores: Sequence[int] = ()  # to try; on a GPU torch's own number is as good as any
     if settings.threads is None and device.type == "cpu":
         cores = numbers_to_try(available_cores())
-    models = Registry(settings.models_dir)
+    models = open_registry(settings.models_dir)
     names = models_to_serve(settings, models)
     metrics = WorkerMetrics(metrics_registry)
     dtype, rows = choose_dtype(settings.dtype, device), settings.max_batch

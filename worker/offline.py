@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from masc_core.api import load_model
-from masc_core.bundle.registry import Registry
 from masc_core.errors import ConfigError
 from masc_core.images import ImageFormat, contact_sheet, encode_image
 from masc_core.io.files import atomic_write
+from object_storage.registry import open_registry
 from worker.settings import WorkerSettings
 
 FORMATS: dict[str, ImageFormat] = {
@@ -51,7 +51,7 @@ def generate_files(
         raise ConfigError(f"{out}: not an image format; there are {', '.join(FORMATS)}")
     if not out.absolute().parent.is_dir():
         raise ConfigError(f"{out}: there is no folder {out.parent}")
-    models = Registry(settings.models_dir)
+    models = open_registry(settings.models_dir)
     folder = models.path(models.default(settings.default_model))
     model = load_model(folder, device=settings.device, dtype=settings.dtype)
     made = model.generate(**request)

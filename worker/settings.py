@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from masc_core.bundle.registry import Registry
-from masc_core.settings import Seconds, read_settings
+from masc_core.settings import ModelsDir, Seconds, read_settings
 from worker.jobs.log import LogFormat
 from worker.jobs.settings import QueueSettings
 
@@ -20,7 +20,7 @@ class WorkerSettings(QueueSettings):
 
     Attributes
     ----------
-    models_dir : folder of the model bundles
+    models_dir : folder of the model bundles, or its address in object storage
     default_model : the model to serve where `served_models` names none; needed when there are
         several
     served_models : the models to serve, with commas between, or ``all`` that have an active version
@@ -43,7 +43,7 @@ class WorkerSettings(QueueSettings):
     log_format : ``text`` or ``json``
     """
 
-    models_dir: Path = Path("models")
+    models_dir: ModelsDir = Path("models")
     default_model: str = ""
     served_models: str = ""
     max_model_bytes: Annotated[int, Field(ge=1)] | None = None

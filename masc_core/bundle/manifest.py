@@ -408,6 +408,11 @@ def read_manifest(folder: str | PathLike[str]) -> Manifest:
     path = Path(folder) / MANIFEST_FILE
     with reading(path):
         text = read_file(path, MAX_BYTES)
+    return parse_manifest(text, path)
+
+
+def parse_manifest(text: bytes, path: str | PathLike[str]) -> Manifest:
+    """Read the content of a ``manifest.json``; errors as of `read_manifest` name the path."""
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
@@ -482,7 +487,7 @@ def verify_files(folder: str | PathLike[str], manifest: Manifest) -> None:
             check_hash(path, sha256_file(path, manifest.max_bytes(name)), expected)
 
 
-def check_hash(path: Path, actual: str, expected: str) -> None:
+def check_hash(path: str | PathLike[str], actual: str, expected: str) -> None:
     """Raise an `ArtifactError` unless a file's SHA-256 is what the manifest says."""
     if actual != expected:
         raise ArtifactError(

@@ -8,6 +8,8 @@
 
 Names come from URLs and JSON, so only plain names ever become part of a path, and everything else
 is an unknown model. Each call looks at the disk: another process may publish or activate meanwhile.
+
+`object_storage` has the same in a bucket: it overrides what touches the files.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from masc_core.bundle.manifest import (
     MANIFEST_FILE,
@@ -32,7 +35,9 @@ from masc_core.bundle.manifest import (
 from masc_core.errors import ArtifactError, ConfigError, UnknownModelError
 from masc_core.escapes import quoted
 from masc_core.io.bounded import decode_text, open_lock, read_file
-from masc_core.io.files import atomic_write, reading, writing
+from masc_core.io.files import atomic_folder, atomic_write, reading, writing
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +62,16 @@ class Registry:
         self._manifests: dict[Path, tuple[tuple[int, int, int], Manifest]] = {}
         self._warned_of: set[str] = set()
 
+    def place(self, *parts: str) -> str:
+        """Address of what is under these names, for people."""
+        return str(self.root.joinpath(*parts))
+
     def names(self) -> tuple[str, ...]:
         """Every model that has a version, active or not, sorted; empty when there is none.
 
         Also one whose folder cannot be read: its `versions` say why.
         """
-        return tuple(sorted(name for name in self._folders(self.root) if self._is_model(name)))
+        return tuple(sorted(name for name in self._model_folders() if self._is_model(name)))
 
     def models(self) -> tuple[str, ...]:
         """Every model that has an active version, sorted; an `ArtifactError` where none has.
@@ -71,15 +80,15 @@ class Registry:
         """
         names = self.names()
         if not names:
-            for folder in self._folders(self.root):
+            for folder in self._model_folders():
                 if self._is_active(folder):
-                    self._refuse_missing_manifest(self.root / folder / CURRENT_FILE)
-            raise ArtifactError(self.root, "holds no model")
+                    self._refuse_missing_manifest(folder)
+            raise ArtifactError(self.place(), "holds no model")
         active = tuple(name for name in names if self._is_active(name))
         if not active:
             self.versions(names[0])  # says so where it cannot be read
             raise ArtifactError(
-                self.root / names[0] / CURRENT_FILE, "is missing: no version of a model is active"
+                self.place(names[0], CURRENT_FILE), "is missing: no version of a model is active"
             )
         return active
 
@@ -95,10 +104,10 @@ class Registry:
         if preferred:
             if preferred not in models:
                 missing = quoted(preferred)
-                raise ConfigError(f"no model {missing} in {self.root}; there are: {listed}")
+                raise ConfigError(f"no model {missing} in {self.place()}; there are: {listed}")
             return preferred
         if len(models) > 1:
-            raise ConfigError(f"{self.root} holds several models, name one: {listed}")
+            raise ConfigError(f"{self.place()} holds several models, name one: {listed}")
         return models[0]
 
     def versions(self, name: str) -> tuple[str, ...]:
@@ -110,12 +119,12 @@ class Registry:
 
     def current(self, name: str) -> str:
         """Name of the active version; an `ArtifactError` where none is."""
-        path = self.root / name / CURRENT_FILE
-        if is_plain_name(name) and _may_be(path, stat.S_ISREG):
-            self._refuse_missing_manifest(path)
+        path = self.place(name, CURRENT_FILE)
+        if is_plain_name(name):
+            self._refuse_missing_manifest(name)
         versions = self.versions(name)
         try:
-            version = ActiveVersion(self.root / name).read()
+            version = self._choice(name).read()
         except FileNotFoundError as error:
             raise ArtifactError(path, f"is missing: no version of {name!r} is active") from error
         if version not in versions:
@@ -124,26 +133,34 @@ class Registry:
             )
         return version
 
-    def activation(self, name: str) -> tuple[int, int]:
+    def activation(self, name: str) -> Hashable:
         """What tells one activation from the next, also if both are of the same version.
 
         Raises
         ------
         ArtifactError : no version is active
         """
-        choice = ActiveVersion(self.root / name)
+        choice = self._choice(name)
         try:
             return choice.stamp()
         except OSError as error:
             raise ArtifactError(choice.path, f"cannot be read: {error.strerror}") from error
 
     def path(self, name: str, version: str | None = None) -> Path:
-        """Folder of a version, by default the active one."""
+        """Folder of a version on this machine, by default the active one."""
         if version is None:
             version = self.current(name)
         elif version not in self.versions(name):
             raise UnknownModelError("version", f"model {name!r} has no version {quoted(version)}")
         return self.root / name / version
+
+    def file(self, manifest: Manifest, name: str) -> Path:
+        """Place on this machine of one file of a version; whether it is there is not looked at."""
+        return self.root / manifest.name / manifest.version / name
+
+    def num_bytes(self, manifest: Manifest) -> int:
+        """Bytes of all files of a version; an `OSError` where one is missing."""
+        return sum(self.file(manifest, name).stat().st_size for name in manifest.files)
 
     def manifest(self, name: str, version: str | None = None) -> Manifest:
         """Manifest of a version, by default the active one; parsed once per state of the file."""
@@ -174,15 +191,19 @@ class Registry:
         Returns what clients of the version before will miss, as `missing` has it, and logs it.
         """
         manifest = self.verify(name, version)
-        with self._locked_choice(name) as choice:
+
+        def choose(choice: ActiveVersion) -> tuple[str, ...]:
             losses = self._losses(manifest)
             choice.choose(version)
+            return losses
+
+        losses = self._change(name, choose)
         _warn(manifest, losses)
         return losses
 
     def previous(self, name: str) -> str | None:
         """Name of the version that `rollback` would make active; None where there is none."""
-        earlier = ActiveVersion(self.root / name).earlier(self.current(name))
+        earlier = self._choice(name).earlier(self.current(name))
         versions = self._versions(name)  # one may have been removed since it was active
         return next((version for version in reversed(earlier) if version in versions), None)
 
@@ -197,7 +218,8 @@ class Registry:
         leaving : the version that must still be the active one; by default whichever is
         """
         self.current(name)
-        with self._locked_choice(name) as choice:
+
+        def go_back(choice: ActiveVersion) -> tuple[Manifest, tuple[str, ...]]:
             active, version = self.current(name), self.previous(name)
             if leaving not in {None, active}:
                 raise ArtifactError(choice.path, f"names {active!r} by now, not {leaving!r}")
@@ -206,8 +228,29 @@ class Registry:
             manifest = self.verify(name, version)
             losses = self._losses(manifest)
             choice.go_back(version)
+            return manifest, losses
+
+        manifest, losses = self._change(name, go_back)
         _warn(manifest, losses)
-        return version
+        return manifest.version
+
+    @contextmanager
+    def new_version(self, name: str, version: str | None = None) -> Iterator[tuple[Path, str]]:
+        """Lend an empty folder, which becomes a version when the block ends well; and its name.
+
+        Without a name the version is the number after the highest one. An `ArtifactError` says that
+        it exists, or cannot be written.
+        """
+        folder = self.root / name / (version or self.next_version(name))
+        if folder.exists():
+            raise ArtifactError(folder, "exists already; a published version is never changed")
+        with writing(folder), atomic_folder(folder) as draft:
+            yield draft, folder.name
+
+    def next_version(self, name: str) -> str:
+        """Number after the highest one that a version of a model has; 1 for the first."""
+        numbers = [int(one) for one in self._taken(name) if one.isascii() and one.isdigit()]
+        return str(1 + max(numbers, default=0))
 
     def _losses(self, manifest: Manifest) -> tuple[str, ...]:
         """What clients of the active version would miss in this one; nothing where none is."""
@@ -216,16 +259,28 @@ class Registry:
         except ArtifactError:
             return ()
 
-    @contextmanager
-    def _locked_choice(self, name: str) -> Iterator[ActiveVersion]:
-        choice = ActiveVersion(self.root / name)
-        with writing(choice.path), choice.locked():
-            yield choice
+    def _choice(self, name: str) -> ActiveVersion:
+        return ActiveVersion(self.root / name)
 
-    def _refuse_missing_manifest(self, current: Path) -> None:
+    def _change(self, name: str, change: Callable[[ActiveVersion], T]) -> T:
+        """Let a function change the active version, alone."""
+        choice = self._choice(name)
+        with writing(choice.path), choice.locked():
+            return change(choice)
+
+    def _taken(self, name: str) -> list[str]:
+        """Names of versions, also of those that are no bundles."""
+        folder = self.root / name
+        return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+    def _refuse_missing_manifest(self, name: str) -> None:
         """Tell a damaged bundle, which `current` names, from a folder that is none."""
+        current = self.root / name / CURRENT_FILE
+        if not _may_be(current, stat.S_ISREG):
+            return
         with reading(current):
-            version = read_file(current, MAX_BYTES).decode(errors="replace").strip()
+            text = read_file(current, MAX_BYTES).decode(errors="replace")
+        version = text.strip().partition("\n")[0]
         folder = current.parent / version
         if not is_plain_name(version) or not _may_be(folder, stat.S_ISDIR):
             return
@@ -250,13 +305,16 @@ class Registry:
                 logger.warning("model %s is left out: %s: %s", name, path, error.strerror)
             return False
 
+    def _model_folders(self) -> list[str]:
+        return self._folders(self.root)
+
     def _versions(self, name: str) -> tuple[str, ...]:
         folder = self.root / name
         if not _may_be(folder, stat.S_ISDIR):
             return ()
         folders = set(self._folders(folder)) - {CURRENT_FILE, HISTORY_FILE}
         listed = (v for v in folders if _may_be(folder / v / MANIFEST_FILE))
-        return tuple(sorted(listed, key=_natural))
+        return tuple(sorted(listed, key=natural))
 
     def _folders(self, path: Path) -> list[str]:
         with reading(path):
@@ -305,7 +363,7 @@ def _warn(manifest: Manifest, losses: tuple[str, ...]) -> None:
         logger.warning("%s %s: unlike before, %s", manifest.name, manifest.version, text)
 
 
-def _natural(version: str) -> list[tuple[int, str]]:
+def natural(version: str) -> list[tuple[int, str]]:
     """Sort key under which v2 comes before v10."""
     parts = re.findall(r"\d+|\D+", version)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
@@ -314,11 +372,11 @@ def _natural(version: str) -> list[tuple[int, str]]:
 class ActiveVersion:
     """The choice among the versions in a model's folder.
 
-    ``current`` names the active version; ``history`` holds, one a line, what has been activated,
-    each version once and the latest last. Whatever stands behind the active version there was
-    rolled back from and counts no more, so ``current`` alone decides: a process that is killed
-    between the two files leaves a choice and its past that fit. A folder without ``history`` has no
-    past yet.
+    The first line of ``current`` names the active version; ``history`` holds, one a line, what has
+    been activated, each version once and the latest last. Whatever stands behind the active version
+    there was rolled back from and counts no more, so ``current`` alone decides: a process that is
+    killed between the two files leaves a choice and its past that fit. A folder without ``history``
+    has no past yet.
 
     Raises
     ------
@@ -327,17 +385,25 @@ class ActiveVersion:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / CURRENT_FILE
-        self._history = folder / HISTORY_FILE
-        self._lock = folder / LOCK_FILE
+        self._folder = folder
+
+    @property
+    def path(self) -> str:
+        """Of the file that names the active version, for people."""
+        return str(self._folder / CURRENT_FILE)
 
     def read(self) -> str:
         """Name of the active version, as the file has it; `FileNotFoundError` where none is."""
-        return _read_text(self.path).strip()
+        return self._read(CURRENT_FILE).strip().partition("\n")[0]
 
-    def stamp(self) -> tuple[int, int]:
+    @property
+    def is_made(self) -> bool:
+        """Whether a version is active."""
+        return (self._folder / CURRENT_FILE).is_file()
+
+    def stamp(self) -> Hashable:
         """Changes whenever a version is made active, also if it was so before."""
-        status = self.path.stat()
+        status = (self._folder / CURRENT_FILE).stat()
         return status.st_mtime_ns, status.st_ino  # the file is replaced, never written over
 
     def earlier(self, active: str) -> tuple[str, ...]:
@@ -348,38 +414,41 @@ class ActiveVersion:
     def choose(self, version: str) -> None:
         """Make a version the active one; the one that was is its predecessor. Needs `locked`."""
         past: list[str] = []
-        if self.path.is_file():
+        if self.is_made:
             active = self.read()
             past = [*self.earlier(active), active]
         kept = [one for one in past if one != version]
-        atomic_write(self._history, "".join(f"{one}\n" for one in [*kept, version]).encode())
+        self._write(HISTORY_FILE, "".join(f"{one}\n" for one in [*kept, version]))
         self.go_back(version)
 
     def go_back(self, version: str) -> None:
         """Make one of the `earlier` versions the active one again. Needs `locked`."""
-        atomic_write(self.path, f"{version}\n".encode())
+        self._write(CURRENT_FILE, f"{version}\n")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other threads and processes from choosing until the block ends."""
-        with open_lock(self._lock) as file:
+        with open_lock(self._folder / LOCK_FILE) as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed
             yield
 
     def _activated(self) -> tuple[str, ...]:
         try:
-            return tuple(_read_text(self._history).split())
+            return tuple(self._read(HISTORY_FILE).split())
         except FileNotFoundError:
             return ()
 
+    def _read(self, name: str) -> str:
+        """Content of a file; `FileNotFoundError` where there is none."""
+        path = self._folder / name
+        try:
+            return decode_text(read_file(path, MAX_BYTES))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ArtifactError(path, f"cannot be read: {error}") from error
 
-def _read_text(path: Path) -> str:
-    """Content of a file; `FileNotFoundError` where there is none."""
-    try:
-        return decode_text(read_file(path, MAX_BYTES))
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ArtifactError(path, f"cannot be read: {error}") from error
+    def _write(self, name: str, text: str) -> None:
+        atomic_write(self._folder / name, text.encode())

@@ -41,9 +41,10 @@ from masc_core.bundle.manifest import (
     write_manifest,
 )
 from masc_core.bundle.read import COUNTS_KEY, ENCODER_PREFIXES, TRAINING_KEYS, Bundle, load_bundle
+from masc_core.bundle.registry import Registry
 from masc_core.device import choose_dtype, resolve_device
-from masc_core.errors import ArtifactError, ConfigError
-from masc_core.io.files import atomic_folder, atomic_write, sha256_file, writing
+from masc_core.errors import ConfigError
+from masc_core.io.files import atomic_write, sha256_file
 from masc_core.io.tensors import write_tensors
 from masc_core.models.completer import Completer
 from masc_core.models.completer_config import CompleterConfig
@@ -71,24 +72,13 @@ class BundleParts:
 
 
 @contextmanager
-def draft_version(models: Path, name: str, version: str | None) -> Iterator[BundleDraft]:
+def draft_version(registry: Registry, name: str, version: str | None) -> Iterator[BundleDraft]:
     """Lend a draft, which becomes a version of the model when the block ends well.
 
-    Without a name the version is the number after the highest one. An `ArtifactError` says that it
-    exists, or cannot be written.
+    As `Registry.new_version` does, with its errors.
     """
-    folder = models / name / (version or next_version(models / name))
-    if folder.exists():
-        raise ArtifactError(folder, "exists already; a published version is never changed")
-    with writing(folder), atomic_folder(folder) as draft:
-        yield BundleDraft(draft, folder.name)
-
-
-def next_version(folder: Path) -> str:
-    """Number after the highest one that a version in a model's folder has; 1 for the first."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
-    return str(1 + max(numbers, default=0))
+    with registry.new_version(name, version) as (folder, chosen):
+        yield BundleDraft(folder, chosen)
 
 
 class BundleDraft:

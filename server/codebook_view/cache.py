@@ -11,7 +11,6 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -24,6 +23,7 @@ from masc_core.bundle.manifest import (
     Manifest,
     check_hash,
 )
+from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError
 from masc_core.io.bounded import read_file
 from masc_core.io.files import reading
@@ -72,10 +72,10 @@ class VersionCache(Generic[T]):
 
 
 class CodebookCache:
-    """Pictures of the models under a folder of bundles."""
+    """Pictures of the models of a registry."""
 
-    def __init__(self, models: Path) -> None:
-        self._models = models
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
         self._thumbnails = VersionCache(self._cut_thumbnails)
         self._codebooks = VersionCache(self._read_codebook)
         self._sheets: dict[Key, bool] = {}
@@ -86,7 +86,10 @@ class CodebookCache:
             return False
         key = _key(manifest)
         if key not in self._sheets:
-            path = self._models / manifest.name / manifest.version / SAMPLES_FILE
+            try:
+                path = self._registry.file(manifest, SAMPLES_FILE)
+            except ArtifactError:  # of object storage; there may be a sheet later
+                return False
             self._sheets[key] = is_sheet(path, len(manifest.class_names))
         return self._sheets[key]
 
@@ -110,25 +113,25 @@ class CodebookCache:
     def _cut_thumbnails(self, manifest: Manifest) -> tuple[bytes, ...]:
         if not self.has_thumbnails(manifest):
             return ()
-        sheet = read_listed(self._models, manifest, SAMPLES_FILE)
+        sheet = read_listed(self._registry, manifest, SAMPLES_FILE)
         try:
             return cut_thumbnails(sheet, len(manifest.class_names))
         except ValueError:  # any picture may be published as samples
             return ()
 
     def _read_codebook(self, manifest: Manifest) -> CodebookView:
-        folder = self._models / manifest.name / manifest.version
         prior_name = manifest.shown_prior
         names = (TREE_FILE, PATCHES_FILE, prior_name)
-        content = {name: read_listed(self._models, manifest, name) for name in names}
+        content = {name: read_listed(self._registry, manifest, name) for name in names}
         name = TREE_FILE
         try:
             tree = decode_tree(content[name], manifest.num_codes)
             name = PATCHES_FILE
             side = patch_side(content[name], manifest.num_codes)
         except ValueError as error:
-            raise ArtifactError(folder / name, str(error)) from error
-        path = folder / prior_name
+            path = self._registry.place(manifest.name, manifest.version, name)
+            raise ArtifactError(path, str(error)) from error
+        path = self._registry.place(manifest.name, manifest.version, prior_name)
         prior = ClusterMap.parse(content[prior_name], path, manifest.num_codes)
         if prior.num_codes != manifest.num_codes:
             reason = f"is over {prior.num_codes} codes, not {manifest.num_codes}"
@@ -140,9 +143,9 @@ def _key(manifest: Manifest) -> Key:
     return manifest.name, manifest.version, manifest.seal
 
 
-def read_listed(models: Path, manifest: Manifest, name: str) -> bytes:
+def read_listed(registry: Registry, manifest: Manifest, name: str) -> bytes:
     """Content of a file that the manifest lists; `ArtifactError` if it is missing or altered."""
-    path = models / manifest.name / manifest.version / name
+    path = registry.file(manifest, name)
     with reading(path):
         content = read_file(path, manifest.max_bytes(name))
     check_hash(path, hashlib.sha256(content).hexdigest(), manifest.files[name])

@@ -52,6 +52,7 @@ PROBLEMS = problems(
     "not-json",
     "invalid",
     "queue-down",
+    "storage-down",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -99,12 +100,14 @@ async def models(state: State) -> ModelList:
     One whose files are damaged is left out.
     """
     served = await state.served()
-    return ModelList(
-        models=[
+
+    def summaries() -> list[ModelSummary]:
+        return [
             summary(state, manifest, workers=len(served.get(manifest.name, ())))
             for manifest in _manifests(state, served)
         ]
-    )
+
+    return ModelList(models=await asyncio.to_thread(summaries))  # they may have to be fetched
 
 
 @router.get(
@@ -149,7 +152,8 @@ def summary(state: AppState, manifest: Manifest, *, workers: int) -> ModelSummar
 
 async def served_manifests(state: AppState) -> list[Manifest]:
     """Every model, as `models` lists them."""
-    return list(_manifests(state, await state.served()))
+    served = await state.served()
+    return await asyncio.to_thread(lambda: list(_manifests(state, served)))
 
 
 def _manifests(state: AppState, served: Mapping[str, Sequence[str]]) -> Iterator[Manifest]:

@@ -116,13 +116,13 @@ class Cluster:
     Parameters
     ----------
     folder : of the logs
-    models : folder of the bundles
+    models : folder of the bundles, or its address
     redis : the queue
     settings : of all processes, as variables without the prefix
     """
 
     def __init__(
-        self, folder: Path, models: Path, redis: RedisServer, **settings: str | float | Path
+        self, folder: Path, models: str | Path, redis: RedisServer, **settings: str | float | Path
     ) -> None:
         self._folder, self.redis = folder, redis
         common = {"queue_url": redis.url, "models_dir": models, "threads": 1, **settings}

@@ -39,7 +39,7 @@ PYTEST = (
     *("-x", "-q", "--timeout=0", "-p", "no:cacheprovider", "-p", "no:xdist"),
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
 )
-OURS = {"masc", "masc_core", "training", "worker", "server", "tests"}
+OURS = {"masc", "masc_core", "object_storage", "training", "worker", "server", "tests"}
 LIMIT_SECONDS, LIMIT_FACTOR = 60.0, 3.0
 
 PIPE = "\\|"

@@ -45,6 +45,7 @@ def test_only_capacity_and_faults_of_ours_are_5xx() -> None:
         "ConfigError": 500,
         "DivergedError": 500,
         "ArtifactError": 500,
+        "StorageDownError": 503,
         "RequestError": 422,
         "InvalidFieldError": 422,
         "UnknownClassError": 404,

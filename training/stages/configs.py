@@ -16,6 +16,7 @@ from masc_core.models.completer_config import InputRows, Softmax
 from masc_core.models.gpt_config import Positions
 from masc_core.sampling.cfg_schedule import CFGSchedule
 from masc_core.sampling.params import Decoding
+from masc_core.settings import ModelsDir
 from training.config import Frozen, ImageOptions, LoopConfig, MayChange, Source, StageConfig
 from training.pretrained.released import RELEASED
 
@@ -403,7 +404,7 @@ class EvaluateConfig(ImageOptions):
 
     model: str | None = Field(None, description="name of the model")
     version: str | None = Field(None, description="default: the active one")
-    models: Path | None = Field(None, description="folder of the model bundles")
+    models: ModelsDir | None = Field(None, description="folder of the model bundles, or address")
     images_per_class: int = Field(
         100, ge=0, description="0 measures what needs no generated images"
     )
@@ -478,8 +479,8 @@ class VersionOptions(Frozen):
     version: PlainName | None = Field(
         None, description="name of the version; the next number without it"
     )
-    models: Path | None = Field(
-        None, description="folder of the bundles; MASC_MODELS_DIR, or models"
+    models: ModelsDir | None = Field(
+        None, description="folder or address of the bundles; MASC_MODELS_DIR, or models"
     )
     note: str = Field("", description="where the model comes from, for its manifest")
     with_encoder: bool = Field(default=False, description="keep the tokenizer's encoder")

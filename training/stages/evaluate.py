@@ -35,7 +35,6 @@ from torch import Tensor
 
 from masc_core.bundle.manifest import PRIOR_FILE, TRANSFORMER_FILE, WEIGHT_SUFFIXES, Defaults
 from masc_core.bundle.read import Bundle, load_bundle
-from masc_core.bundle.registry import Registry
 from masc_core.device import choose_dtype
 from masc_core.errors import ConfigError
 from masc_core.images import encode_image
@@ -51,6 +50,7 @@ from masc_core.sampling.params import (
     check_code_settings,
 )
 from masc_core.settings import ModelSettings, read_settings
+from object_storage.registry import open_registry
 from training.changes import require_same_classes
 from training.data.code_cache import CodeCache, with_cached_options
 from training.downloads import local_file
@@ -97,7 +97,7 @@ def evaluate(config: EvaluateConfig, report: ProgressCallback = no_progress) -> 
     chosen = read_settings(
         ModelSettings, {"models_dir": config.models, "default_model": config.model}
     )
-    registry = Registry(chosen.models_dir)
+    registry = open_registry(chosen.models_dir)
     model = chosen.default_model
     # A version that is named may be the candidate of a model without an active one.
     if config.version is None or model not in registry.names():

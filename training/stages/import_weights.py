@@ -25,7 +25,6 @@ import torch
 from pydantic import JsonValue
 
 from masc_core.bundle.manifest import TOKENIZER_FILE, Defaults, Manifest, ModelCard
-from masc_core.bundle.registry import Registry
 from masc_core.bundle.write import BundleDraft, BundleParts, draft_version
 from masc_core.errors import ArtifactError
 from masc_core.io.files import sha256_file, write_json
@@ -36,6 +35,7 @@ from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, CFGSchedule, check_cfg_start
 from masc_core.settings import models_dir
+from object_storage.registry import open_registry
 from training.config import is_address, set_threads, shown
 from training.data.images import open_images
 from training.downloads import local_file
@@ -77,8 +77,8 @@ def import_model(config: ImportConfig, report: ProgressCallback = no_progress) -
         cannot be written
     """
     set_threads(config.threads)
-    models = models_dir(config.models)
-    with draft_version(models, config.name, config.version) as draft:
+    registry = open_registry(models_dir(config.models))
+    with draft_version(registry, config.name, config.version) as draft:
         tokenizer = _write(config, draft, report)
         bundle = draft.load(config.device)
         report(3, 4, f"{config.samples} images")
@@ -87,7 +87,7 @@ def import_model(config: ImportConfig, report: ProgressCallback = no_progress) -
         manifest = draft.finish(samples=samples, codebook=codebook)
     report(4, 4, "")
     if config.activate:
-        Registry(models).activate(manifest.name, manifest.version)
+        registry.activate(manifest.name, manifest.version)
     return manifest
 
 

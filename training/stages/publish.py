@@ -33,7 +33,6 @@ from masc_core.bundle.manifest import (
     read_manifest,
 )
 from masc_core.bundle.read import Bundle
-from masc_core.bundle.registry import Registry
 from masc_core.bundle.write import BundleParts, draft_version
 from masc_core.errors import ConfigError
 from masc_core.io.files import read_json, sha256_file
@@ -48,6 +47,7 @@ from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.cfg_schedule import check_cfg_start
 from masc_core.sampling.params import CODE_SETTINGS, check_cluster_filters
 from masc_core.settings import models_dir
+from object_storage.registry import open_registry
 from training.config import set_threads
 from training.data.cluster_data import PARTITION, partition_sha256
 from training.data.code_cache import CodeCache, CodeIndex
@@ -78,7 +78,7 @@ def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Ma
         A part is missing or damaged, or the version exists.
     """
     set_threads(config.threads)
-    models = models_dir(config.models)
+    registry = open_registry(models_dir(config.models))
     for decoding, part in (("refine", "refiner"), ("complete", "completer")):
         if config.decoding == decoding and getattr(config, part) is None:
             raise ConfigError(f"decoding: {decoding} needs a {part}")
@@ -94,7 +94,7 @@ def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Ma
         config.cluster_top_k, config.cluster_top_p, has_partition=bool(parts.partitions)
     )
     check_class_names(class_names, f"codes: classes of {config.codes}")
-    with draft_version(models, config.name, config.version) as draft:
+    with draft_version(registry, config.name, config.version) as draft:
         card = ModelCard(
             name=config.name,
             version=draft.version,
@@ -114,7 +114,7 @@ def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Ma
         samples = first_images(bundle, num_images=config.samples)
         manifest = draft.finish(metrics | evaluation, samples, codebook)
     if config.activate:
-        Registry(models).activate(manifest.name, manifest.version)
+        registry.activate(manifest.name, manifest.version)
     return manifest
 
 

@@ -20,6 +20,7 @@ from masc_core.errors import ArtifactError, UnknownModelError
 from masc_core.io.files import read_json, sha256_file
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.settings import models_dir
+from object_storage.registry import open_registry
 from training.downloads import local_file
 from training.pretrained.released import RELEASED
 from training.stages.configs import ImportConfig, ImportOptions, ImportTokenizerConfig, PullConfig
@@ -52,7 +53,7 @@ def pull(config: PullConfig, report: ProgressCallback = no_progress) -> Manifest
     }
     sources = {"gpt": released.gpt, "tokenizer": released.tokenizer}
     files = {key: sha256_file(local_file(source, report)) for key, source in sources.items()}
-    registry = Registry(models_dir(config.models))
+    registry = open_registry(models_dir(config.models))
     as_usual = config.model_fields_set.isdisjoint(ImportOptions.model_fields.keys() - ELSEWHERE)
     found = _version_of(registry, name, files) if as_usual else None
     if found is None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from masc_core.bundle.registry import Registry
-from masc_core.errors import MascError
+from masc_core.errors import MascError, StorageDownError
 from worker.model.loaded_model import LoadedModel
 
 logger = logging.getLogger(__name__)
@@ -102,6 +102,8 @@ def load_first(
     version = registry.current(name)
     try:
         return load(registry.path(name, version)), NO_REFUSAL
+    except StorageDownError:  # which says nothing about the version
+        raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the one before may do
         return _load_previous(registry, name, load, Refusal(version, _reason(error)), error)
 
@@ -221,6 +223,10 @@ class ModelReloader:
                 self._registry.current(self._name) == version
                 and self._registry.activation(self._name) == self._tried
             )
+        except StorageDownError as error:  # which says nothing about the version: to be tried again
+            logger.warning("%s %s is not ready: %s", self._name, version, error)
+            if loaded is not None:
+                loaded.close()
         except Exception as error:  # whatever it is, the old version goes on
             reason = _reason(error)
             logger.exception("%s %s is refused", self._name, version)

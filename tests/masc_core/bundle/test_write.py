@@ -6,13 +6,13 @@ import pytest
 
 from masc_core.bundle.read import load_bundle
 from masc_core.bundle.registry import Registry
-from masc_core.bundle.write import BundleDraft, draft_version, next_version
+from masc_core.bundle.write import BundleDraft, draft_version
 from tests.tiny_bundle import tiny_card, tiny_parts
 
 
 def test_a_draft_is_measured_before_it_is_listed(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
-    with draft_version(tmp_path, "tiny", None) as draft:
+    with draft_version(Registry(tmp_path), "tiny", None) as draft:
         draft.write(tiny_card(version=draft.version), tiny_parts())
         assert draft.load("cpu").manifest.version == "1"
         assert registry.names() == ()
@@ -35,4 +35,4 @@ def test_a_draft_that_was_not_written_cannot_be_finished(tmp_path: Path) -> None
 def test_the_next_number(tmp_path: Path, names: tuple[str, ...], expected: str) -> None:
     for name in names:
         (tmp_path / "m" / name).mkdir(parents=True)
-    assert next_version(tmp_path / "m") == expected
+    assert Registry(tmp_path).next_version("m") == expected

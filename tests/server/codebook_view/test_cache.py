@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from masc_core.bundle.manifest import PRIOR_FILE, SAMPLES_FILE, Manifest
+from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError
 from server.codebook_view.cache import MAX_VERSIONS, CodebookCache, VersionCache, read_listed
 from tests.server.asgi import until
@@ -97,7 +98,7 @@ def test_the_prior_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return real(path, flags, mode)
 
     monkeypatch.setattr(os, "open", note)
-    shown = asyncio.run(CodebookCache(tmp_path).codebook(manifest))
+    shown = asyncio.run(CodebookCache(Registry(tmp_path)).codebook(manifest))
     assert (shown.codebook.prior.labels == PRIOR.labels).all()
     assert opened.count(PRIOR_FILE) == 1
 
@@ -107,7 +108,7 @@ def test_a_file_that_was_altered_or_is_gone_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tiny" / "v1" / SAMPLES_FILE
     path.write_bytes(samples()[:-1])
     with pytest.raises(ArtifactError, match=r"samples\.png: is truncated or altered"):
-        read_listed(tmp_path, manifest, SAMPLES_FILE)
+        read_listed(Registry(tmp_path), manifest, SAMPLES_FILE)
     path.unlink()
     with pytest.raises(ArtifactError, match=r"samples\.png: cannot be read: No such file"):
-        read_listed(tmp_path, manifest, SAMPLES_FILE)
+        read_listed(Registry(tmp_path), manifest, SAMPLES_FILE)

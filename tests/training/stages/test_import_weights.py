@@ -81,7 +81,7 @@ def test_a_version_is_served_as_upstream_would_sample_it(folder: Path, tmp_path:
     assert torch.equal(codes, load_golden("gpt/generate.safetensors")["greedy_cfg2.indices"].long())
     with Image.open(tmp_path / "tiny" / "1" / "samples.png") as sheet:
         assert sheet.width == 3 * 48 + 2 * 2
-    codebook = asyncio.run(CodebookCache(tmp_path).codebook(manifest))
+    codebook = asyncio.run(CodebookCache(Registry(tmp_path)).codebook(manifest))
     assert codebook.codebook.prior.num_codes == 96
     assert codebook.side == 4
 

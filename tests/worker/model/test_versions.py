@@ -14,7 +14,7 @@ import torch
 from masc_core.bundle.manifest import TRANSFORMER_FILE
 from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.bundle.registry import CURRENT_FILE, Registry
-from masc_core.errors import ArtifactError
+from masc_core.errors import ArtifactError, StorageDownError
 from masc_core.io.files import atomic_write
 from masc_core.sampling.params import SamplingParams
 from tests.clock import Clock
@@ -291,6 +291,41 @@ def test_what_nobody_foresaw_is_refused_without_its_text(models: Registry) -> No
     reloader = ModelReloader(models, "tiny", "1", load)
     reloader.check()
     assert reloader.refusal == Refusal("2", "see the worker's log")
+
+
+class Away:
+    """Loads versions, the first time of which the storage is away."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader, self._failures = loader, iter([StorageDownError("s3://b", "is away")])
+
+    def __call__(self, folder: Path) -> LoadedModel:
+        for error in self._failures:
+            raise error
+        return self._loader(folder)
+
+
+def test_a_version_is_tried_again_when_its_storage_is_back(
+    models: Registry, loader: Loader
+) -> None:
+    reloader = ModelReloader(models, "tiny", "1", Away(loader))
+    models.activate("tiny", "2")
+    reloader.check()
+    assert (reloader.take(), reloader.refusal) == (None, Refusal())
+    reloader.check()
+    loaded = reloader.take()
+    assert loaded is not None
+    assert loaded.manifest.version == "2"
+    loaded.close()
+
+
+def test_a_start_does_not_take_the_version_before_because_the_storage_is_away(
+    models: Registry, loader: Loader
+) -> None:
+    models.activate("tiny", "2")
+    with pytest.raises(StorageDownError):
+        load_first(models, "tiny", Away(loader))
+    assert loader.asked == []
 
 
 def test_a_start_takes_the_version_before_whatever_the_active_one_fails_with(
