@@ -49,7 +49,7 @@ from worker.jobs.job import GenerationRequest, Job  # noqa: E402
 from worker.jobs.outcome import ImageOutput, JobResult, Timings  # noqa: E402
 from worker.jobs.queue import QueueLimits, WorkerStatus  # noqa: E402
 from worker.jobs.redis import consumer  # noqa: E402
-from worker.jobs.redis.client import Place, load_script  # noqa: E402
+from worker.jobs.redis.client import QueueNamespace, load_script  # noqa: E402
 from worker.jobs.redis.codec import encode_with_kind, encode_worker  # noqa: E402
 from worker.jobs.redis.queue import RedisQueue  # noqa: E402
 
@@ -384,7 +384,7 @@ class InstantWorker:
 
     def __init__(self, port: int, name: str, counts: Counter[str], *, holds: bool) -> None:
         self._port, self._name, self._holds, self._counts = port, name, holds, counts
-        self._place, self._arrived = Place.of(LIMITS, 0), asyncio.Event()
+        self._place, self._arrived = QueueNamespace.of(LIMITS, 0), asyncio.Event()
         self._leases: list[str | int] = []
         self._num_workers = 1
 

@@ -1,6 +1,6 @@
-"""Ask a process of this container how it is: ``healthcheck.py URL [LINE]``.
+"""Health check of a process of this container: ``healthcheck.py URL [LINE]``.
 
-Well is what answers 200 and, where a line is given, has that line in its answer.
+Healthy is a process that answers 200 and, where a line is given, has it in its answer.
 """
 
 import sys
@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 
 TIMEOUT = 4.0
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever HTTP_PROXY says
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # HTTP_PROXY is ignored
 
 
 def main(url: str, line: str = "") -> str | None:

@@ -148,7 +148,7 @@ class Activator:
             try:
                 await asyncio.to_thread(self._registry.rollback, name, leaving=version)
             except ArtifactError as error:  # another one was activated meanwhile, or files are gone
-                logger.warning("%s %s stays chosen: %s", name, version, error)
+                logger.warning("%s %s stays active: %s", name, version, error)
         logger.error("%s refuses %s %s: %s", refusing.worker_id, name, version, refusing.detail)
         raise VersionRefusedError("version", f"a worker cannot serve it: {refusing.detail}")
 

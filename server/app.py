@@ -21,7 +21,7 @@ from masc_core.bundle.registry import Registry
 from masc_core.errors import ConfigError
 from server import error_forms, openapi
 from server.activation import Activator
-from server.auth.api_keys import Access
+from server.auth.api_keys import Authenticator
 from server.codebook_view import route as codebook
 from server.codebook_view.cache import CodebookCache
 from server.drain import Drain
@@ -71,13 +71,13 @@ def create_app(
     Raises
     ------
     ConfigError : the default model is none, or several and none is chosen; the root path begins
-        like a route; as from `Access`
+        like a route; as from `Authenticator`
     ArtifactError : there is no model, or the default model's manifest is damaged
     """
     _check_root_path(settings.root_path)
     default = _default_manifest(registry, settings.default_model)
     metrics = ServerMetrics(metrics_registry)
-    access = Access(settings)
+    access = Authenticator(settings)
     app = FastAPI(
         title="MASC",
         summary="Image generation server",

@@ -273,7 +273,7 @@ class BoundedConnection(H11Protocol):
             self._send(answer, with_body=not is_head)
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        # A socket that is closed while bytes arrive takes back what the client has not yet read.
+        # Closing a socket with unread input sends a reset, which discards the response: linger.
         self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def _send(self, answer: Response, *, with_body: bool) -> None:

@@ -73,7 +73,7 @@ class Drain:
             if not waiting.done():
                 waiting.set_result(None)
 
-    async def until_given_up(self) -> None:
+    async def until_aborted(self) -> None:
         """Return when `give_up` was called."""
         if self._has_given_up:
             return

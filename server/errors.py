@@ -163,8 +163,8 @@ def problem_type_of(error: MascError) -> ProblemType:
     return next(PROBLEM_TYPES[base] for base in type(error).__mro__ if base in PROBLEM_TYPES)
 
 
-def predicate(message: str) -> str:
-    """Turn pydantic's message into the predicate of a sentence about the field."""
+def field_message(message: str) -> str:
+    """Turn pydantic's message into the field_message of a sentence about the field."""
     return message.replace("Input should", "must", 1)
 
 
@@ -216,7 +216,9 @@ def _response(error: Exception) -> Response:
         case InvalidBodyError():
             return problem(INVALID, str(error), error.errors)
         case RequestValidationError():
-            errors = [FieldProblem(str(e["loc"][-1]), predicate(e["msg"])) for e in error.errors()]
+            errors = [
+                FieldProblem(str(e["loc"][-1]), field_message(e["msg"])) for e in error.errors()
+            ]
             return problem(INVALID, describe(errors), errors)
         case HTTPException():
             return _http_error(error)

@@ -131,7 +131,7 @@ SAMPLES: Mapping[str, Sample] = {
 }
 
 # Errors of every route that starts work, and those of one that also waits for the result.
-STARTING = (
+SUBMIT_ERRORS = (
     "no-key",
     "batch-only",
     "unknown-class",
@@ -149,7 +149,7 @@ STARTING = (
     "draining",
     "queue-down",
 )
-WAITING = ("cancelled", "non-finite", "timed-out")
+WAIT_ERRORS = ("cancelled", "non-finite", "timed-out")
 
 RETRY_AFTER = {
     "Retry-After": {

@@ -15,7 +15,7 @@ from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, NoWorkerError, UnknownModelError
 from masc_core.escapes import quoted
 from server.activation import Activator
-from server.auth.api_keys import Access
+from server.auth.api_keys import Authenticator
 from server.codebook_view.cache import CodebookCache
 from server.drain import Drain
 from server.metrics import ServerMetrics
@@ -35,7 +35,7 @@ class AppState:
     default_model: str
     metrics: ServerMetrics
     drain: Drain
-    access: Access
+    access: Authenticator
     activator: Activator
     codebook_cache: CodebookCache
     # Of served versions, by name and version.
@@ -76,8 +76,8 @@ class AppState:
     def version_of(self, name: str, served: Mapping[str, Sequence[str]]) -> Manifest:
         """Manifest of the version that makes the images of a model.
 
-        That is a version which workers serve: they keep what they have loaded until they have
-        switched. Of several it is the active one, if that is among them. A version never changes,
+        It is one that workers serve, who keep what they have loaded until they have switched: of
+        several the active one, if it is among them. A version never changes,
         so the manifest of a served one is read once; without workers it is read each time.
 
         Raises

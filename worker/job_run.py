@@ -19,7 +19,7 @@ from masc_core.sampling.params import SamplingParams, check_cluster_filters
 from worker.engine.request import ImageTask
 from worker.jobs.job import MAX_IMAGES, GenerationRequest, Job, Lease
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
-from worker.model.loaded_model import LoadedModel, MadeImage
+from worker.model.loaded_model import EncodedImage, LoadedModel
 
 
 class RunningJob:
@@ -30,7 +30,7 @@ class RunningJob:
         self.deadline = time.monotonic() + lease.seconds_left
         self.is_started = False
         self._queue_seconds = 0.0  # of the image that waited the longest
-        self._made: list[MadeImage] = []
+        self._made: list[EncodedImage] = []
         self._outputs: dict[int, ImageOutput] = {}
 
     @property
@@ -68,7 +68,7 @@ class RunningJob:
         self.is_started = True
         self._queue_seconds = max(0.0, at - self.job.submitted_at)
 
-    def made(self, made: MadeImage) -> ImageOutput:
+    def made(self, made: EncodedImage) -> ImageOutput:
         """Take an image, and give it as it goes into the result."""
         index, image, manifest = made.task.index, made.image, self.loaded.manifest
         bits, ratio = _mean_and_ratio(image.entropies, manifest.num_clusters)

@@ -1,7 +1,7 @@
 """The worker's loop: claim jobs, step the engines, report what came of it.
 
 One thread owns it, and never waits for the queue while there is work. A job larger than the engine
-enters it in parts; a job that is abandoned or out of time is dropped between two steps.
+enters it in parts; a job that is lost_leases or out of time is dropped between two steps.
 An engine's error fails the jobs that were in it, and the others go on; after several errors in a
 row the worker ends.
 """
@@ -22,13 +22,13 @@ from worker.heartbeat import Heartbeat
 from worker.job_run import RunningJob, check_request
 from worker.jobs.job import Lease, Started
 from worker.jobs.outcome import EXPIRED, JobFailure, Outcome
-from worker.jobs.queue import HAND_BACK, JobConsumer, WorkerStatus
+from worker.jobs.queue import REQUEUE, JobConsumer, WorkerStatus
 from worker.jobs.tracing import Tracer
 from worker.metrics import WorkerMetrics
 from worker.model.loaded_model import (
+    EncodedImage,
     ImageProgress,
     LoadedModel,
-    MadeImage,
     ModelEvent,
     StartedImage,
 )
@@ -241,7 +241,7 @@ class WorkerLoop:
             self._failed_steps = 0
 
     def _fail_jobs(self, error: Exception) -> None:
-        """Fail the jobs that an error affects; there may be none, the queue can have one too."""
+        """Fail the jobs that an error affects; there are none where it came from the queue."""
         in_engines = set[str]()
         for model in self._models.values():
             at_risk = set[str]().union(*(loaded.jobs_at_risk for loaded in model))
@@ -271,7 +271,7 @@ class WorkerLoop:
     def _drop_lost(self) -> None:
         if not self._running:
             return
-        for job_id in self._queue.abandoned([job.lease for job in self._running.values()]):
+        for job_id in self._queue.lost_leases([job.lease for job in self._running.values()]):
             logger.info("job %s is dropped: it is not ours any more", job_id)
             self._queue.drop(self._running[job_id].lease)
             self._drop(job_id)
@@ -289,11 +289,11 @@ class WorkerLoop:
         """Give back the jobs that have not begun, for another worker."""
         for job in [job for job in self._running.values() if not job.is_started]:
             self._drop(job.job.id)
-            self._queue.report(job.lease, HAND_BACK)
+            self._queue.report(job.lease, REQUEUE)
 
     def _start_job(self, lease: Lease) -> None:
         """Give a job to the version that it was made for, if that is still here, or the newest."""
-        if lease.job_id in self._running:  # we had lost it, and got it again
+        if lease.job_id in self._running:  # its lease was lost, and it was claimed again
             self._drop(lease.job_id)
         model = self._models.get(lease.job.request.model)
         if model is None or model.versions is None:
@@ -318,7 +318,7 @@ class WorkerLoop:
                 job.entered(event.at)
             case ImageProgress():
                 self._queue.report(job.lease, event.event)
-            case MadeImage():
+            case EncodedImage():
                 self._models[job.request.model].engine_failures = 0
                 self._metrics.image(job.request, job.made(event))
                 if job.is_complete:

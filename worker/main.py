@@ -58,8 +58,8 @@ def build_worker(
 ) -> WorkerLoop:
     """Load the active version of each model to serve, and return the loop that serves them.
 
-    Where that one cannot be loaded, or makes no image, it is the version before it. Of several
-    models one whose files are damaged waits for another version, and the others are served.
+    Where the active version cannot be loaded, or makes no image, its predecessor is served. Of
+    several models one whose files are damaged waits for another version, and the others are served.
 
     Raises
     ------
@@ -158,7 +158,7 @@ def engine_backends(settings: WorkerSettings, device: torch.device) -> Sequence[
             raise ConfigError("MASC_DETERMINISTIC: needs MASC_CUDA_GRAPHS on a GPU")
         enable_determinism()
         return [Backend("graphs", partial(GraphBatch, deterministic=True))]
-    eager = Backend("eager", partial(Batch, kernels=False))  # whatever Triton makes of this machine
+    eager = Backend("eager", partial(Batch, kernels=False))  # works where Triton does not
     if not settings.cuda_graphs:
         return [Backend("eager", Batch), eager]
     return [
@@ -171,8 +171,8 @@ def engine_backends(settings: WorkerSettings, device: torch.device) -> Sequence[
 class LoopThread(threading.Thread):
     """Runs a worker's loop; ``failure`` is what ended it, if not `WorkerLoop.stop`.
 
-    A daemon, because a step that hangs must not keep the process: who ends it waits for the loop,
-    for as long as that may take.
+    A daemon, because a step that hangs must not keep the process alive: the process decides how
+    long to wait for the loop.
     """
 
     def __init__(self, loop: WorkerLoop) -> None:

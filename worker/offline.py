@@ -1,4 +1,4 @@
-"""Images to files without a queue: the engine's oracle, run from the command line.
+"""Images written to files without a queue, by the plain loop.
 
 The same request gives the same pixels as the service does.
 """

@@ -21,7 +21,7 @@ from typing import Self, TypeVar
 from masc_core.errors import QueueDownError
 from worker.jobs.job import Event, Lease, Preview, Progress
 from worker.jobs.outcome import JobResult, Outcome
-from worker.jobs.queue import HAND_BACK, HandBack, JobConsumer, JobReport
+from worker.jobs.queue import REQUEUE, JobConsumer, JobReport, Requeue
 from worker.jobs.tracing import Tracer, trace_job
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class QueueClient:
                 self._changed.notify_all()
             self._thread.join()
             self._thread = None
-        self._outbox.extendleft((lease, HAND_BACK) for lease in reversed(self._held.values()))
+        self._outbox.extendleft((lease, REQUEUE) for lease in reversed(self._held.values()))
         self._held, self._inbox = {}, []
         for _try in range(len(self._outbox)):  # the worker ends, whatever fails
             try:
@@ -147,9 +147,9 @@ class QueueClient:
                 self._rows[lease.job.request.model] -= lease.job.request.batch_rows
         return leases
 
-    def abandoned(self, leases: Iterable[Lease]) -> set[str]:
+    def lost_leases(self, leases: Iterable[Lease]) -> set[str]:
         """Ids of the jobs that are no longer this worker's."""
-        return self._queue.abandoned(leases)
+        return self._queue.lost_leases(leases)
 
     def drop(self, lease: Lease) -> None:
         """Hold a lease no longer: it is lost."""
@@ -158,7 +158,7 @@ class QueueClient:
             if held is not None and held.token == lease.token:  # else the job has come back
                 del self._held[lease.job_id]
 
-    def report(self, lease: Lease, report: Event | Outcome | HandBack) -> None:
+    def report(self, lease: Lease, report: Event | Outcome | Requeue) -> None:
         """Say what has happened to a job; it goes out with `flush`, if not before."""
         with self._changed:
             if not isinstance(report, Event):
@@ -246,7 +246,7 @@ class QueueClient:
         while self._outbox and self._can_try:
             batch = self._next_batch()
             outcomes = [one for one in batch if isinstance(one[1], Outcome)]
-            now = time.time()  # before others learn of an end: no job's span outlasts its request
+            now = time.time()  # before the client sees the end: a job's span ends in its request's
             try:
                 answers = self._try(partial(self._queue.report, batch))
             except Exception:
@@ -330,7 +330,7 @@ class QueueClient:
         return answer
 
 
-def _num_bytes(report: Event | Outcome | HandBack) -> int:
+def _num_bytes(report: Event | Outcome | Requeue) -> int:
     match report:
         case Preview():
             return len(report.data)

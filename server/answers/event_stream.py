@@ -63,19 +63,19 @@ class EventStream(EventSourceResponse):
         """Send the events until they end or the client disconnects."""
         disconnect = asyncio.ensure_future(wait_for_disconnect(receive))
         sending = asyncio.ensure_future(self._send(send))
-        given_up = asyncio.ensure_future(self._until_given_up())
+        aborted = asyncio.ensure_future(self._until_given_up())
         try:
-            await asyncio.wait({disconnect, sending, given_up}, return_when="FIRST_COMPLETED")
+            await asyncio.wait({disconnect, sending, aborted}, return_when="FIRST_COMPLETED")
             if sending.done():
                 sending.result()
             elif disconnect.done():
                 set_final_status(scope, CLIENT_CLOSED_REQUEST)
         finally:
-            for task in (disconnect, sending, given_up):
+            for task in (disconnect, sending, aborted):
                 task.cancel()
             if self._on_close is not None:
                 await self._on_close()
-            await asyncio.gather(disconnect, sending, given_up, return_exceptions=True)
+            await asyncio.gather(disconnect, sending, aborted, return_exceptions=True)
             await self._events.aclose()
 
     async def _until_given_up(self) -> None:
@@ -83,7 +83,7 @@ class EventStream(EventSourceResponse):
         if self._drain is None:
             await asyncio.get_running_loop().create_future()
             return
-        await self._drain.until_given_up()
+        await self._drain.until_aborted()
         await asyncio.sleep(LAST_EVENT_SECONDS)
 
     async def _send(self, send: Send) -> None:
@@ -183,13 +183,13 @@ async def unless_given_up(
     updates: AsyncGenerator[JobUpdate, None], drain: Drain
 ) -> AsyncGenerator[JobUpdate, None]:
     """Follow a job; `DrainingError` when the front end ends before it."""
-    given_up = asyncio.ensure_future(drain.until_given_up())
+    aborted = asyncio.ensure_future(drain.until_aborted())
     try:
         async with aclosing(updates):
             while True:
                 upcoming = asyncio.ensure_future(anext(updates, None))
                 try:
-                    await asyncio.wait({upcoming, given_up}, return_when="FIRST_COMPLETED")
+                    await asyncio.wait({upcoming, aborted}, return_when="FIRST_COMPLETED")
                     if not upcoming.done():
                         raise drain.error()
                     update = upcoming.result()
@@ -199,7 +199,7 @@ async def unless_given_up(
                     return
                 yield update
     finally:
-        given_up.cancel()
+        aborted.cancel()
 
 
 async def _time_first_preview(

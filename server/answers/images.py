@@ -42,7 +42,9 @@ def json_response(
     answer = GenerateAnswer(
         id=job_id,
         images=[
-            Image(**image_facts(image, file_format, entropies=entropies), b64=base64_of(image.data))
+            Image(
+                **image_metadata(image, file_format, entropies=entropies), b64=base64_of(image.data)
+            )
             for image in result.images
         ],
         **provenance(result),
@@ -52,8 +54,10 @@ def json_response(
     return Response(content, headers=headers, media_type="application/json")
 
 
-def image_facts(image: ImageOutput, file_format: ImageFormat, *, entropies: bool) -> dict[str, Any]:
-    """Fields of `ImageFacts`; entropies are left out unless asked for."""
+def image_metadata(
+    image: ImageOutput, file_format: ImageFormat, *, entropies: bool
+) -> dict[str, Any]:
+    """Fields of `ImageMetadata`; entropies are left out unless asked for."""
     facts: dict[str, Any] = {
         "seed": image.seed,
         "format": file_format,

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from masc_core.errors import MascError, QueueDownError, UnknownJobError
 from masc_core.escapes import quoted
-from server.answers.images import base64_of, image_facts, provenance, provisional
+from server.answers.images import base64_of, image_metadata, provenance, provisional
 from server.answers.job_updates import JobUpdate, queue_position
 from server.auth.api_keys import Client
 from server.errors import Problem, problem_document
@@ -44,7 +44,10 @@ OUTCOME_SECONDS = 3.0  # for transfer: the outcome of a job that has ended is th
 async def own_job_status(queue: JobProducer, client: Client, job_id: str) -> JobStatus:
     """Status of a client's own job; another's is as unknown as one that does not exist."""
     status = await queue.status(job_id)
-    if status.job.owner not in {client.owner, client.name}:  # a name alone is of versions before
+    if status.job.owner not in {
+        client.owner,
+        client.name,
+    }:  # earlier versions stored the name alone
         raise UnknownJobError("id", f"there is no job {quoted(job_id)}")
     return status
 
@@ -94,7 +97,7 @@ def _end_fields(job: Job, outcome: Outcome | None, url: str, *, entropies: bool)
         JobImage(
             index=index,
             url=f"{url}/images/{index}",
-            **image_facts(image, job.request.format, entropies=entropies),
+            **image_metadata(image, job.request.format, entropies=entropies),
         )
         for index, image in enumerate(outcome.images)
     ]
@@ -135,7 +138,7 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
-class JobEvents:
+class JobEventEncoder:
     """Encodes the updates of a job.
 
     Attributes
@@ -186,7 +189,7 @@ class JobEvents:
                 return _event("preview", preview, number)
 
     def _image(self, index: int, image: ImageOutput) -> bytes:
-        facts = image_facts(image, self.job.request.format, entropies=self.entropies)
+        facts = image_metadata(image, self.job.request.format, entropies=self.entropies)
         event = ImageEvent(index=index, **facts, b64=base64_of(image.data))
         return _event("image", event, f"image.{index}")
 

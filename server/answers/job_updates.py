@@ -41,12 +41,12 @@ async def wait_for_result(state: AppState, job: Job, receive: Receive, seconds: 
     """
     outcome = asyncio.ensure_future(state.queue.outcome(job.id))
     disconnect = asyncio.ensure_future(wait_for_disconnect(receive))
-    given_up = asyncio.ensure_future(state.drain.until_given_up())
+    aborted = asyncio.ensure_future(state.drain.until_aborted())
     is_late = False
     with state.drain.working():
         try:
             await asyncio.wait(
-                {outcome, disconnect, given_up}, timeout=seconds, return_when="FIRST_COMPLETED"
+                {outcome, disconnect, aborted}, timeout=seconds, return_when="FIRST_COMPLETED"
             )
             if outcome.done():
                 result = outcome.result()
@@ -56,13 +56,13 @@ async def wait_for_result(state: AppState, job: Job, receive: Receive, seconds: 
                     raise result.to_error()
             elif disconnect.done():
                 raise ClientDisconnect
-            elif given_up.done():
+            elif aborted.done():
                 raise state.drain.error()
             is_late = True
             raise DeadlineError(f"no image within {seconds:g} seconds")
         finally:
             disconnect.cancel()
-            given_up.cancel()
+            aborted.cancel()
             outcome.cancel()
             expired, has_ended = is_late and seconds >= job.timeout, outcome.done()
             await release(state, job, expired=expired, has_ended=has_ended)

@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 KEY_PREFIX = "masc_"  # lets a key that got lost be recognised as one
 KEY_BYTES = 32
-ANONYMOUS = "anonymous"  # who asks where there are no keys
+ANONYMOUS = "anonymous"  # every client, where no keys are configured
 OWNER_DIGITS = 16  # of the hash of a key, in the name of its jobs' owner
 CHECK_SECONDS = 1.0
 MIN_WEIGHT: Final = 0.01
@@ -224,7 +224,7 @@ class Client:
         return f"{self.name}:{self.key}" if self.key else self.name
 
 
-class Access:
+class Authenticator:
     """The keys of one front end.
 
     Raises
@@ -243,7 +243,7 @@ class Access:
             raise ConfigError("MASC_ADMIN_KEYS_FILE: must be another file than MASC_API_KEYS_FILE")
 
     def client(self, key: str | None) -> Client:
-        """The client with this key; `UnauthorizedError` if keys are required, and it is none."""
+        """The client with this key; `UnauthorizedError` if keys are required and it is not one."""
         if self._keys is None:
             return Client(ANONYMOUS, self._settings.rate_limit)
         if key is None:

@@ -36,14 +36,14 @@ AdminHeader = Annotated[str | None, Security(_header("admin-key", ADMIN_KEY))]
 
 
 async def known_client(state: State, bearer: ClientBearer, header: ClientHeader) -> Client:
-    """The client whose key the request has; errors as from `Access.client`."""
+    """The client whose key the request has; errors as from `Authenticator.client`."""
     return state.access.client(_key(bearer, header))
 
 
 ClientDependency = Annotated[Client, Depends(known_client)]
 
 
-async def limited_client(state: State, client: ClientDependency) -> Client:
+async def rate_limited_client(state: State, client: ClientDependency) -> Client:
     """Count a request that starts work.
 
     All front ends of one queue count together.
@@ -61,11 +61,11 @@ async def limited_client(state: State, client: ClientDependency) -> Client:
     return client
 
 
-LimitedClientDependency = Annotated[Client, Depends(limited_client)]
+LimitedClientDependency = Annotated[Client, Depends(rate_limited_client)]
 
 
 async def known_admin(state: State, bearer: AdminBearer, header: AdminHeader) -> str:
-    """Name of the admin who has the request's key; errors as from `Access.admin`."""
+    """Name of the admin who has the request's key; errors as from `Authenticator.admin`."""
     return state.access.admin(_key(bearer, header))
 
 

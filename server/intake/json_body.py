@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from masc_core.escapes import quoted
-from server.errors import FieldProblem, InvalidBodyError, predicate
+from server.errors import FieldProblem, InvalidBodyError, field_message
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -96,7 +96,7 @@ def validate(model: type[Model], document: dict[str, Any]) -> Model:
             [
                 FieldProblem(
                     ".".join(str(part) for part in detail["loc"]) or "body",
-                    MESSAGES.get(detail["type"], predicate(detail["msg"])),
+                    MESSAGES.get(detail["type"], field_message(detail["msg"])),
                 )
                 for detail in details
             ]

@@ -6,9 +6,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class HeadAsGet:
-    """Pure ASGI middleware that has the answer to ``GET`` made, of which uvicorn sends the head.
+    """Pure ASGI middleware that answers ``HEAD`` as ``GET``; uvicorn leaves the body out.
 
-    Not of streams of events, which may last for minutes.
+    Streams of events are left out: they may last for minutes.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -39,8 +39,8 @@ from server.openai.schemas import (
     Usage,
 )
 from server.openapi import (
-    STARTING,
-    WAITING,
+    SUBMIT_ERRORS,
+    WAIT_ERRORS,
     Responses,
     described_headers,
     event_stream,
@@ -74,7 +74,7 @@ RESPONSE: Responses = {
         },
     }
 }
-PROBLEMS = openai_problems(*WAITING, *STARTING)
+PROBLEMS = openai_problems(*WAIT_ERRORS, *SUBMIT_ERRORS)
 
 
 @router.post(
@@ -114,7 +114,7 @@ async def generations(
             ),
         )
     if body.stream:
-        encoder = OpenAIEvents(job, size, partial_images)
+        encoder = OpenAIEventEncoder(job, size, partial_images)
         return stream_generation(state, request.scope, job, encoder, seconds)
     result = await wait_for_result(state, job, request.receive, seconds)
     with stage(state.metrics, request.scope, "deliver"):
@@ -178,7 +178,7 @@ def _answer(job: Job, result: JobResult, size: str) -> OpenAIAnswer:
 
 
 @dataclass(slots=True)
-class OpenAIEvents:
+class OpenAIEventEncoder:
     """Encodes the updates of a job that OpenAI's API has events for.
 
     Attributes

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from server.answers.event_stream import stream_generation
 from server.answers.images import BINARY, IMAGE_HEADERS, image_headers, json_response
-from server.answers.job import JobEvents
+from server.answers.job import JobEventEncoder
 from server.answers.job_updates import wait_for_result
 from server.auth.dependencies import LimitedClientDependency
 from server.intake.accept import EVENTS, MEDIA_TYPES, image_format, wants_events
@@ -18,8 +18,8 @@ from server.intake.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
 from server.intake.json_body import json_body
 from server.middleware.tracing import stage
 from server.openapi import (
-    STARTING,
-    WAITING,
+    SUBMIT_ERRORS,
+    WAIT_ERRORS,
     Responses,
     described_headers,
     event_stream,
@@ -51,7 +51,7 @@ RESPONSE: Responses = {
         "headers": described_headers({**IMAGE_HEADERS, **REPLAY_HEADER}),
     }
 }
-PROBLEMS = problems(*WAITING, *STARTING)
+PROBLEMS = problems(*WAIT_ERRORS, *SUBMIT_ERRORS)
 EXAMPLES = {
     "by name": EXAMPLE_REQUEST,
     "by id": {"class_id": 1, "num_images": 4, "temperature": 0.9, "top_p": 0.95, "format": "webp"},
@@ -98,7 +98,7 @@ async def generate(
             ),
         )
     if streams:
-        encoder = JobEvents(job, entropies=body.entropies)
+        encoder = JobEventEncoder(job, entropies=body.entropies)
         return stream_generation(state, request.scope, job, encoder, seconds)
     result = await wait_for_result(state, job, request.receive, seconds)
     with stage(state.metrics, request.scope, "deliver"):

@@ -11,7 +11,14 @@ from starlette.responses import Response
 from masc_core.errors import ForbiddenError, QueueDownError
 from server.answers.event_stream import EventStream, sse_events, unless_given_up
 from server.answers.images import BINARY, IMAGE_HEADERS, cached_response, image_headers
-from server.answers.job import EVENT_ID, Cursor, JobEvents, job_answer, job_outcome, own_job_status
+from server.answers.job import (
+    EVENT_ID,
+    Cursor,
+    JobEventEncoder,
+    job_answer,
+    job_outcome,
+    own_job_status,
+)
 from server.answers.job_updates import job_updates
 from server.auth.dependencies import ClientDependency, LimitedClientDependency
 from server.intake.accept import EVENTS, MEDIA_TYPES
@@ -20,7 +27,7 @@ from server.intake.idempotency import REPLAY_HEADER, IdempotencyKey, idempotency
 from server.intake.json_body import json_body
 from server.middleware.tracing import stage
 from server.openapi import (
-    STARTING,
+    SUBMIT_ERRORS,
     Responses,
     described_headers,
     event_stream,
@@ -83,7 +90,7 @@ STREAMED: Responses = {
     },
     204: {"description": "The stream has ended; do not reconnect."},
 }
-SUBMIT_PROBLEMS = problems(*STARTING)
+SUBMIT_PROBLEMS = problems(*SUBMIT_ERRORS)
 PROBLEMS = problems("no-key", "unknown-job", "result-gone", "invalid", "queue-down")
 
 
@@ -227,7 +234,7 @@ async def events(
     cursor = Cursor.from_last_event_id(last_id or last_event_id or "")
     if cursor.is_at_end:
         return Response(status_code=204)
-    encoder = JobEvents(status.job, entropies=entropies, first_image=cursor.images)
+    encoder = JobEventEncoder(status.job, entropies=entropies, first_image=cursor.images)
     updates = job_updates(state.queue, job_id, cursor.after)
     events = sse_events(unless_given_up(updates, state.drain), encoder)
     return EventStream(events, drain=state.drain)

@@ -149,7 +149,7 @@ class ModelVersion(BaseModel):
     weights_sha256: str
 
 
-class ImageFacts(BaseModel):
+class ImageMetadata(BaseModel):
     """What is known of one image, besides its pixels."""
 
     seed: Annotated[int, Field(description="The seed that alone makes this image again.")]
@@ -171,7 +171,7 @@ class ImageFacts(BaseModel):
     cluster_entropies: list[float] | None = None
 
 
-class Image(ImageFacts):
+class Image(ImageMetadata):
     """One image of an answer."""
 
     b64: Annotated[str, Field(description="The file in Base64.")]

@@ -14,7 +14,7 @@ from masc_core.sampling.params import Decoding
 from server.errors import Problem
 from server.schemas.generate import (
     Image,
-    ImageFacts,
+    ImageMetadata,
     ImagesBody,
     ModelVersion,
     Provisional,
@@ -88,7 +88,7 @@ class JobRequest(BaseModel):
     format: ImageFormat
 
 
-class JobImage(ImageFacts):
+class JobImage(ImageMetadata):
     """A finished image, to be fetched."""
 
     index: int

@@ -16,11 +16,11 @@ from tests.faults.cluster import SHIPPED, Cluster
 from tests.faults.jobs import files_of_job
 from tests.redis_server import RedisServer
 from tests.stopwatch import Stopwatch
-from worker.jobs.redis.producer import RESULT_SECONDS
+from worker.jobs.redis.producer import RESULT_CALL_TIMEOUT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-AWAY_SECONDS = RESULT_SECONDS + 2.0  # longer than any call waits, and six leases
+AWAY_SECONDS = RESULT_CALL_TIMEOUT + 2.0  # longer than any call waits, and six leases
 
 
 async def probe(url: str, until: float) -> list[tuple[int, float, str]]:

@@ -18,7 +18,7 @@ from worker.engine.engine import Engine
 from worker.engine.request import FinishedImage, ImageTask
 from worker.job_run import RunningJob, check_request
 from worker.jobs.job import MAX_IMAGES, MAX_SEED, GenerationRequest, Job, Lease
-from worker.model.loaded_model import EncodedFile, LoadedModel, MadeImage
+from worker.model.loaded_model import EncodedFile, EncodedImage, LoadedModel
 
 REQUEST = GenerationRequest(
     model="tiny", class_id=1, cfg_scale=2.0, seed=MAX_SEED - 1, num_images=3, top_k=5
@@ -46,11 +46,11 @@ def running_job(
     return RunningJob(Lease(replace(Job(request, id="j"), **fields), 1, 60.0), loaded)
 
 
-def made(task: ImageTask, index: int, entropies: list[float]) -> MadeImage:
+def made(task: ImageTask, index: int, entropies: list[float]) -> EncodedImage:
     codes = torch.zeros(4, dtype=torch.int64)
     bits = torch.tensor(entropies)
     image = FinishedImage(task, codes, bits, bits[:0], 0.5 * index, 3.0 - index)
-    return MadeImage(image, EncodedFile(bytes([index]), 0.5, 0.25, 0.125))
+    return EncodedImage(image, EncodedFile(bytes([index]), 0.5, 0.25, 0.125))
 
 
 def test_a_job_has_one_task_an_image(loaded: LoadedModel) -> None:

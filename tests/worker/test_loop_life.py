@@ -33,7 +33,7 @@ from worker.engine.request import EngineOutput, TaskKey
 from worker.jobs.job import Event, Job, Lease, Preview, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import EXPIRED, Outcome
-from worker.jobs.queue import HAND_BACK, JobReport, QueueLimits, WorkerStatus
+from worker.jobs.queue import REQUEUE, JobReport, QueueLimits, WorkerStatus
 from worker.model.loaded_model import WARM_UP, PreviewBudget
 
 L = GRID**2
@@ -144,8 +144,8 @@ def test_a_job_that_comes_back_to_the_worker_that_lost_it_is_done_once(
     bundle: Bundle, knows: bool
 ) -> None:
     class LateNewsQueue(MemoryQueue):
-        def abandoned(self, leases: Iterable[Lease]) -> set[str]:
-            return super().abandoned(leases) if knows else set()
+        def lost_leases(self, leases: Iterable[Lease]) -> set[str]:
+            return super().lost_leases(leases) if knows else set()
 
     queue = LateNewsQueue()
     loop = make_loop(bundle, queue, 6, RecordingEngine)
@@ -154,7 +154,7 @@ def test_a_job_that_comes_back_to_the_worker_that_lost_it_is_done_once(
     asyncio.run(queue.submit(job))
     for _ in range(GRID + 1):
         loop.step()
-    queue.report([(lease, HAND_BACK) for lease in loop._queue.leases])  # as if they had run out
+    queue.report([(lease, REQUEUE) for lease in loop._queue.leases])  # as if they had run out
     for _ in range(L + 1):  # the second image is rendered in a step of its own
         loop.step()
     outcome = outcome_of(queue, job.id)

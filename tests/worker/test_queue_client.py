@@ -18,7 +18,7 @@ from tests.clock import Clock
 from worker.jobs.job import Event, GenerationRequest, Job, Lease, Preview, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome, Timings
-from worker.jobs.queue import HAND_BACK, POLL_SECONDS, JobReport, WorkerStatus
+from worker.jobs.queue import POLL_SECONDS, REQUEUE, JobReport, WorkerStatus
 from worker.jobs.stages import TIMED_STAGES
 from worker.jobs.tracing import Tracer
 from worker.queue_client import (
@@ -132,7 +132,7 @@ def test_what_is_reported_to_a_queue_that_is_there_arrives_together() -> None:
     client = QueueClient(queue, Clock())
     one, two, three = claimed(queue, client, 3)
     client.report(one, STARTED)
-    client.report(two, HAND_BACK)
+    client.report(two, REQUEUE)
     client.report(three, STARTED)
     client.report(one, RESULT)
     assert not client.is_flushed
@@ -141,7 +141,7 @@ def test_what_is_reported_to_a_queue_that_is_there_arrives_together() -> None:
     assert [state(queue, f"j{i}") for i in range(3)] == ["ok", "waiting", "running"]
     client.flush()
     assert queue.tries == ["claim", "report"]
-    assert queue.reported == [(one, STARTED), (two, HAND_BACK), (three, STARTED), (one, RESULT)]
+    assert queue.reported == [(one, STARTED), (two, REQUEUE), (three, STARTED), (one, RESULT)]
 
 
 def test_outcomes_wait_in_order_for_a_queue_that_is_away_and_events_do_not() -> None:
@@ -203,7 +203,7 @@ def test_a_result_that_comes_too_late_is_refused_and_forgotten(
     client = QueueClient(queue, Clock())
     (lease,) = claimed(queue, client)
     asyncio.run(queue.cancel("j0"))
-    assert client.abandoned([lease]) == {"j0"}
+    assert client.lost_leases([lease]) == {"j0"}
     client.report(lease, RESULT)
     client.flush()
     assert client.is_flushed
@@ -231,7 +231,7 @@ def test_a_lease_that_is_lost_is_renewed_no_longer_unless_the_job_has_come_back(
     queue = AwayQueue()
     client = QueueClient(queue, Clock())
     (lost,) = claimed(queue, client)
-    queue.report([(lost, HAND_BACK)])
+    queue.report([(lost, REQUEUE)])
     (lease,) = client.claim({"tiny": ROOM}, 0.0)
     client.drop(lost)
     assert client.leases == [lease]

@@ -115,7 +115,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The upper rows of an image, nearly as they will be; of latent tokens the whole, coarsely."""
+    """The upper rows of an unfinished image; of latent tokens all of it, coarsely."""
 
     image: int  # which one of the job, from 0
     rows: int  # that are shown, as in `Progress`

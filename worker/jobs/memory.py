@@ -20,7 +20,7 @@ from masc_core.errors import (
     ShareExceededError,
     UnknownJobError,
 )
-from worker.jobs.fair import FairQueue, Place
+from worker.jobs.fair import FairQueue, QueueNamespace
 from worker.jobs.job import PRIORITIES, Event, Job, Lease, NumberedEvent, Priority
 from worker.jobs.outcome import (
     CANCELLED,
@@ -34,7 +34,6 @@ from worker.jobs.outcome import (
 )
 from worker.jobs.queue import (
     POLL_SECONDS,
-    HandBack,
     JobConsumer,
     JobReport,
     JobState,
@@ -45,6 +44,7 @@ from worker.jobs.queue import (
     QueueStats,
     Receipt,
     Redelivery,
+    Requeue,
     Totals,
     WorkerStatus,
     retry_after,
@@ -92,7 +92,7 @@ class CompletionRate:
 @dataclass(slots=True)
 class _Record:
     job: Job
-    place: Place
+    place: QueueNamespace
     deadline: float  # of the clock
     state: JobState = "waiting"
     token: int = 0
@@ -296,7 +296,7 @@ class MemoryQueue(JobConsumer):
     def renew(self, leases: Iterable[Lease]) -> None:
         """Leases do not run out."""
 
-    def abandoned(self, leases: Iterable[Lease]) -> set[str]:
+    def lost_leases(self, leases: Iterable[Lease]) -> set[str]:
         """Ids of the jobs among these that are over, or somebody else's."""
         with self._arrival:
             self._sweep()
@@ -376,14 +376,14 @@ class MemoryQueue(JobConsumer):
         for arrived in self._listeners:
             arrived(record.model)
 
-    def _apply(self, lease: Lease, report: Event | Outcome | HandBack) -> bool:
+    def _apply(self, lease: Lease, report: Event | Outcome | Requeue) -> bool:
         """Apply a report; false when the lease was lost before."""
         if not self._holds(lease):
             self._fenced += isinstance(report, Outcome)
             return False
         record = self._running[lease.job_id]
         match report:
-            case HandBack():
+            case Requeue():
                 self._give_back(record)
             case JobResult() | JobFailure():
                 self._rates[record.job.request.model].count()

@@ -133,12 +133,12 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class HandBack:
+class Requeue:
     """A job goes back unfinished, to be claimed at once by another worker."""
 
 
-HAND_BACK: Final = HandBack()
-JobReport: TypeAlias = tuple[Lease, Event | Outcome | HandBack]
+REQUEUE: Final = Requeue()
+JobReport: TypeAlias = tuple[Lease, Event | Outcome | Requeue]
 
 
 class JobProducer(Protocol):
@@ -190,7 +190,7 @@ class JobProducer(Protocol):
     ) -> None:
         """End a job without images; one that has ended, or that nobody knows, is ignored.
 
-        It is never claimed any more, and `abandoned` names it to the worker that runs it.
+        It is never claimed any more, and `lost_leases` names it to the worker that runs it.
         """
 
     async def cancel_all(
@@ -245,7 +245,7 @@ class JobConsumer(Protocol):
         """After which to claim without an arrival, whose message may be lost."""
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
-        """Have it called with a model's name when this worker may get a job that has arrived.
+        """Register a callback, called with a model's name when this worker may get a job that has arrived.
 
         From any thread, so it must not wait; with an empty name if it may be any model. Of a model
         that has not been claimed there may be no call.
@@ -268,10 +268,10 @@ class JobConsumer(Protocol):
     def renew(self, leases: Iterable[Lease]) -> None:
         """Hold leases for another ``lease_seconds``; from any thread. Those lost stay lost."""
 
-    def abandoned(self, leases: Iterable[Lease]) -> set[str]:
+    def lost_leases(self, leases: Iterable[Lease]) -> set[str]:
         """Ids of the jobs among these that were cancelled, ended, or given to another.
 
-        Says what has become known: without asking anyone, so that it can be called at every step.
+        Answers from what is known here, without a round trip, so it can be called at every step.
         """
 
     def report(self, reports: Sequence[JobReport]) -> Sequence[bool]:
@@ -286,7 +286,7 @@ class JobConsumer(Protocol):
         """
 
     def announce(self, status: WorkerStatus) -> None:
-        """Tell the front ends how this worker is; it is believed for ``lease_seconds``."""
+        """Tell the front ends how this worker is; the status is valid for ``lease_seconds``."""
 
     def remove_worker(self, worker_id: str) -> None:
         """Take the worker off the list."""

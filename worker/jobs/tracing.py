@@ -93,8 +93,8 @@ class Tracer:
     ) -> Span:
         """Begin a span, ``at`` seconds since the epoch or now.
 
-        Without a valid ``traceparent``, which it is then a part of, it begins a trace. Names of
-        attributes have dots for double underscores.
+        The span belongs to the trace of ``traceparent``, or begins one where that is not valid.
+        Double underscores in names of attributes become dots.
         """
         from opentelemetry.context import Context  # noqa: PLC0415 - traces are on
         from opentelemetry.trace import SpanKind  # noqa: PLC0415 - traces are on
@@ -117,8 +117,8 @@ class Tracer:
 def trace_job(tracer: Tracer, job: Job, outcome: Outcome, ended: float) -> None:
     """Record a job from its submission to its end, seconds since the epoch.
 
-    Its stages lie one behind the other, as long as its timings say. With several images they
-    overlap in truth, and encoding counts each.
+    Its stages are drawn one after the other, as long as its timings say. With several images they
+    really overlap, and encoding is the sum over the images.
     """
     span = tracer.start(
         "job",

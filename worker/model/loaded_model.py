@@ -33,7 +33,7 @@ from worker.engine.request import (
 )
 from worker.jobs.job import Preview, Progress
 from worker.model.render import Rendered, Renderer
-from worker.model.threads import ThreadTrial, available_cores
+from worker.model.threads import ThreadTuner, available_cores
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class EncodedFile(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class MadeImage:
+class EncodedImage:
     """What the engine drew, as a file."""
 
     image: FinishedImage
@@ -83,7 +83,7 @@ class MadeImage:
         return self.image.task
 
 
-ModelEvent = StartedImage | ImageProgress | MadeImage | FailedImage
+ModelEvent = StartedImage | ImageProgress | EncodedImage | FailedImage
 
 
 class _Encoding(NamedTuple):
@@ -98,9 +98,10 @@ class PreviewBudget:
     """Seconds that may be spent on previews.
 
     Credit grows with time, a twentieth of it by default, up to a bound. A preview is made while
-    there is credit, and paid for in advance with what the last one took: else many that are due at
-    once would all find the same credit. The difference is settled when the preview is there. In
-    the long run previews take no more than their share, and one image alone still gets some.
+    there is credit, and paid for in advance with what the last one took, because many that are due
+    at once would all be granted the same credit. The difference is settled when the preview is
+    there. In the long run previews take no more than their share, and one image alone still gets
+    some.
 
     Parameters
     ----------
@@ -216,7 +217,7 @@ class LoadedModel:
         decoding = "complete" if "complete" in self.manifest.decodings else "uniform"
         params = SamplingParams(0, defaults.cfg_scale, seed=0, decoding=decoding)
         self.engine.add(ImageTask(WARM_UP, 0, params))
-        trial = ThreadTrial(self._cores or (torch.get_num_threads(),))
+        trial = ThreadTuner(self._cores or (torch.get_num_threads(),))
         outputs: Sequence[EngineOutput] = ()
         while not outputs:
             outputs = trial.run(self.engine.step)
@@ -247,9 +248,9 @@ class LoadedModel:
     def step(self) -> Sequence[ModelEvent]:
         """Fill the engine, step it, and collect what renderer and pool have done.
 
-        Where images are rendered in this thread, it is one a call, and the engine waits for them:
-        so many may end in one step that all together would look as if the worker hangs.
-        After an exception, which only the engine raises, no event is lost: they come next time.
+        Where images are rendered in this thread, each call renders one, and the engine waits: a
+        batch may end in one step, and rendering all of it at once would look like a hung worker.
+        After an exception, which only the engine raises, the events are returned by the next call.
         """
         if not self._outputs:
             self._fill_engine()
@@ -262,7 +263,7 @@ class LoadedModel:
         return events
 
     def close(self) -> None:
-        """End the threads; nothing is asked for any more."""
+        """End the threads; the model must not be used afterwards."""
         self._pool.shutdown()
         self._renderer.close()
 
@@ -334,7 +335,7 @@ class LoadedModel:
             return [FailedImage(image.task, error)] if isinstance(image, FinishedImage) else ()
         file = encoding.file.result()
         if isinstance(image, FinishedImage):
-            return [MadeImage(image, file)]
+            return [EncodedImage(image, file)]
         self._budget.settle(encoding.paid, file.vq_decode_seconds + file.encode_seconds)
         preview = Preview(image.task.index, *self._drawn(image), PREVIEW_FORMAT, file.data)
         return [ImageProgress(image.task, preview)]

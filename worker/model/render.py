@@ -66,7 +66,7 @@ class Renderer:
         self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         if on_gpu if threaded is None else threaded:
-            # A daemon: a process that ends on an error must not wait for who did not close it.
+            # A daemon: a process that ends on an error must not wait for an open renderer.
             self._thread = threading.Thread(target=self._serve, name="render", daemon=True)
             self._thread.start()
 
@@ -119,7 +119,7 @@ class Renderer:
         for size in SIZES:
             try:
                 self._bundle.render(codes[:size])
-            except Exception as error:  # noqa: BLE001 - who asks for an image hears of it then
+            except Exception as error:  # noqa: BLE001 - reported with the image that needs it
                 logger.warning("images are not decoded %d at a time: %s", size, error)
 
     def _render(self, requests: list[_Request]) -> None:
@@ -131,14 +131,14 @@ class Renderer:
             return
         try:
             self._render_all(requests)
-        except Exception:  # noqa: BLE001 - whose it is shows below
+        except Exception:  # noqa: BLE001 - found one by one below
             for request in requests:
                 self._render_one(request)
 
     def _render_one(self, request: _Request) -> None:
         try:
             self._render_all([request])
-        except Exception as error:  # noqa: BLE001 - it is handed to who waits
+        except Exception as error:  # noqa: BLE001 - raised where the image is awaited
             request.rendered.set_exception(error)
 
     def _render_all(self, requests: list[_Request]) -> None:

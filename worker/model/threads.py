@@ -24,7 +24,7 @@ WORTH_IT = 0.9  # more threads must take less than this share of the time of few
 Result = TypeVar("Result")
 
 
-class ThreadTrial:
+class ThreadTuner:
     """Tries numbers of threads in turn, step by step, so that all see the same machine.
 
     Parameters

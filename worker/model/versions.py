@@ -93,7 +93,7 @@ def _reason(error: Exception) -> str:
 def load_first(
     registry: Registry, name: str, load: Callable[[Path], LoadedModel]
 ) -> tuple[LoadedModel, Refusal]:
-    """The active version of a model, or the one before it where that one cannot be loaded.
+    """The active version of a model, or its predecessor where the active one cannot be loaded.
 
     Raises
     ------

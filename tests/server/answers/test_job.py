@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.answers.job import EVENT_ID, Cursor, JobEvents
+from server.answers.job import EVENT_ID, Cursor, JobEventEncoder
 from server.auth.api_keys import hash_key
 from server.schemas.job import QueuedEvent
 from tests.server.auth.test_api_keys import ALICE, BOB, write_keys
@@ -98,7 +98,7 @@ JOB = Job(GenerationRequest("tiny", 1, 1.0, 5, num_images=3, format="webp"), id=
 
 
 def shown(*updates: object, **options: object) -> list[Event]:
-    encoder = JobEvents(JOB, **options)  # type: ignore[arg-type]
+    encoder = JobEventEncoder(JOB, **options)  # type: ignore[arg-type]
     chunks = [chunk for update in updates for chunk in encoder.encode(update)]  # type: ignore[arg-type]
     return read_events(b"".join(chunks).decode())
 

@@ -25,7 +25,7 @@ from tests.server.service import Service, paint
 from worker.jobs.job import Event, GenerationRequest, Job, Lease, NumberedEvent, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobFailure, JobResult
-from worker.jobs.queue import HAND_BACK, JobStatus, ModelStats, QueueStats, Totals
+from worker.jobs.queue import REQUEUE, JobStatus, ModelStats, QueueStats, Totals
 
 pytestmark = pytest.mark.anyio
 
@@ -251,7 +251,7 @@ def test_a_place_is_for_those_who_wait() -> None:
         clock.now = 5.0
         queue.report([(first, JobFailure("EngineError", "none"))])
         assert await places() == [None, None, waits(0, 5.0), waits(1, 10.0)]
-        queue.report([(second, HAND_BACK)])
+        queue.report([(second, REQUEUE)])
         assert (await places())[1:] == [
             waits(0, 5.0),
             waits(1, 10.0),

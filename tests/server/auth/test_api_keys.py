@@ -15,8 +15,8 @@ from masc_core.errors import ConfigError, ForbiddenError, UnauthorizedError
 from masc_core.io.files import atomic_write
 from server.auth import api_keys
 from server.auth.api_keys import (
-    Access,
     ApiKey,
+    Authenticator,
     Client,
     KeyFile,
     hash_key,
@@ -243,8 +243,8 @@ def test_no_key_and_no_hash_shows(keys: Keys, caplog: pytest.LogCaptureFixture) 
 ALICE, BOB, ROOT = "key of alice", "key of bob", "key of root"
 
 
-def access(folder: Path, **settings: Any) -> Access:
-    return Access(ServerSettings(**write_keys(folder) | settings))
+def access(folder: Path, **settings: Any) -> Authenticator:
+    return Authenticator(ServerSettings(**write_keys(folder) | settings))
 
 
 def write_keys(folder: Path) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def write_keys(folder: Path) -> dict[str, Any]:
 
 
 def test_without_keys_everyone_is_one_client_with_the_whole_queue() -> None:
-    everyone = Access(ServerSettings(rate_limit=7, queue_share=0.1))
+    everyone = Authenticator(ServerSettings(rate_limit=7, queue_share=0.1))
     for key in (None, "", ALICE):
         assert everyone.client(key) == Client("anonymous", 7, 1.0)
 
@@ -292,7 +292,7 @@ def test_an_admin_needs_an_admin_s_key(tmp_path: Path) -> None:
 
 
 def test_without_admins_nobody_is_one(tmp_path: Path) -> None:
-    for keys in (Access(ServerSettings()), access(tmp_path, admin_keys_file=None)):
+    for keys in (Authenticator(ServerSettings()), access(tmp_path, admin_keys_file=None)):
         for key in (None, "", ALICE, ROOT):
             with pytest.raises(ForbiddenError, match="closed"):
                 keys.admin(key)

@@ -23,7 +23,7 @@ from openai import (
 from PIL import Image
 
 from masc_core.errors import NonFiniteError
-from server.openai.route import OpenAIEvents, usage_of
+from server.openai.route import OpenAIEventEncoder, usage_of
 from server.schemas.job import QueuedEvent
 from tests.server.asgi import wait_until
 from tests.server.listening import listening
@@ -263,7 +263,7 @@ def test_what_is_no_request_has_openai_s_form_too(
 JOB = Job(GenerationRequest("tiny", 1, 1.0, 5, num_images=2, format="webp"))
 
 
-def shown(encoder: OpenAIEvents, *updates: object) -> list[Event]:
+def shown(encoder: OpenAIEventEncoder, *updates: object) -> list[Event]:
     chunks = [chunk for update in updates for chunk in encoder.encode(update)]  # type: ignore[arg-type]
     return read_events(b"".join(chunks).decode())
 
@@ -279,7 +279,7 @@ def previews(image: int, num_rows: int) -> list[NumberedEvent]:
     ("partial_images", "rows"), [(0, []), (1, [4]), (2, [3, 6]), (3, [2, 4, 6])]
 )
 def test_partial_images_come_at_even_distances(partial_images: int, rows: list[int]) -> None:
-    events = shown(OpenAIEvents(JOB, "16x16", partial_images), *previews(0, 8))
+    events = shown(OpenAIEventEncoder(JOB, "16x16", partial_images), *previews(0, 8))
     assert [base64.b64decode(event.data["b64_json"]) for event in events] == [
         b"%d" % row for row in rows
     ]
@@ -291,12 +291,12 @@ def test_partial_images_come_at_even_distances(partial_images: int, rows: list[i
 
 def test_images_are_counted_apart() -> None:
     updates = [one for pair in zip(previews(0, 4), previews(1, 4), strict=True) for one in pair]
-    events = shown(OpenAIEvents(JOB, "16x16", 1), *updates)
+    events = shown(OpenAIEventEncoder(JOB, "16x16", 1), *updates)
     assert [(e.data["index"], e.data["partial_image_index"]) for e in events] == [(0, 0), (1, 0)]
 
 
 def test_the_images_are_the_last_events() -> None:
-    encoder = OpenAIEvents(JOB, "16x16", 3)
+    encoder = OpenAIEventEncoder(JOB, "16x16", 3)
     quiet = [
         QueuedEvent(position=1, estimated_start_seconds=None),
         NumberedEvent(1, Started("v1")),
@@ -314,7 +314,7 @@ def test_the_images_are_the_last_events() -> None:
 
 def test_a_failure_is_an_error() -> None:
     (event,) = read_events(
-        OpenAIEvents(JOB, "16x16", 0).encode_error(NonFiniteError("a NaN")).decode()
+        OpenAIEventEncoder(JOB, "16x16", 0).encode_error(NonFiniteError("a NaN")).decode()
     )
     assert event.name == "error"
     assert event.data["error"]["message"] == "a NaN"

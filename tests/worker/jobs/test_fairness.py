@@ -14,7 +14,7 @@ from tests.worker.jobs.samples import claim, job, jobs_of, result, submit
 from worker.jobs.fair import BATCH_EVERY
 from worker.jobs.job import PRIORITIES, Job
 from worker.jobs.outcome import CANCELLED
-from worker.jobs.queue import HAND_BACK, JobQueue, PriorityStats, QueueLimits
+from worker.jobs.queue import REQUEUE, JobQueue, PriorityStats, QueueLimits
 
 pytestmark = pytest.mark.anyio
 
@@ -183,7 +183,7 @@ async def test_a_job_that_is_given_back_has_its_place(queue: JobQueue) -> None:
     leases = claim(queue, 8)
     late = job(owner="a")
     await submit(queue, late)
-    queue.report([(lease, HAND_BACK) for lease in reversed(leases)])
+    queue.report([(lease, REQUEUE) for lease in reversed(leases)])
     positions = [(await queue.status(lease.job_id)).position for lease in leases]
     assert positions == [*range(6), 7, 8]  # behind the late one, which is interactive
     again = jobs_of(claim(queue))

@@ -34,7 +34,7 @@ from worker.jobs.job import (
 from worker.jobs.outcome import CANCELLED, EXPIRED, JobFailure, Outcome
 from worker.jobs.queue import (
     DEFAULT_RETRY_AFTER,
-    HAND_BACK,
+    REQUEUE,
     JobQueue,
     QueueLimits,
     Totals,
@@ -226,7 +226,7 @@ async def test_a_claim_that_waits_gets_what_is_given_back(queue: JobQueue) -> No
     claiming = asyncio.create_task(asyncio.to_thread(queue.claim, "tiny", 8, 30.0))
     await asyncio.sleep(0.05)
     started = time.monotonic()
-    await asyncio.to_thread(queue.report, [(lease, HAND_BACK) for lease in leases])
+    await asyncio.to_thread(queue.report, [(lease, REQUEUE) for lease in leases])
     assert jobs_of(list(await claiming)) == [sent]
     assert time.monotonic() - started < 5.0
 
@@ -380,7 +380,7 @@ async def test_cancelling_wakes_who_waits_and_stops_who_runs(
     await asyncio.sleep(0)
     await queue.cancel(sent.id, state)  # type: ignore[arg-type]
     assert await asyncio.wait_for(waiting, 5.0) == outcome
-    await until(lambda: queue.abandoned([lease]) == {sent.id})
+    await until(lambda: queue.lost_leases([lease]) == {sent.id})
     assert queue.report([(lease, result())]) == [False]
     assert await queue.outcome(sent.id) == outcome
     assert (await queue.stats()).totals.ended == {state: 1}
@@ -390,13 +390,13 @@ async def test_a_worker_is_told_which_of_its_jobs_are_in_vain(queue: JobQueue) -
     jobs = [job() for _ in range(3)]
     await submit(queue, *jobs)
     leases = claim(queue)
-    assert queue.abandoned(leases) == set()
+    assert queue.lost_leases(leases) == set()
     await queue.cancel(jobs[1].id)
-    await until(lambda: queue.abandoned(iter(leases)) == {jobs[1].id})
-    assert queue.abandoned(leases[2:]) == set()
+    await until(lambda: queue.lost_leases(iter(leases)) == {jobs[1].id})
+    assert queue.lost_leases(leases[2:]) == set()
     queue.renew(leases)
-    assert queue.abandoned(leases) == {jobs[1].id}
-    assert queue.abandoned([]) == set()
+    assert queue.lost_leases(leases) == {jobs[1].id}
+    assert queue.lost_leases([]) == set()
 
 
 async def test_cancelling_what_is_over_or_unknown_does_nothing(queue: JobQueue) -> None:
@@ -432,7 +432,7 @@ async def test_a_worker_gives_back_what_it_has_not_done(queue: JobQueue) -> None
     jobs = [job() for _ in range(4)]
     await submit(queue, *jobs)
     leases = claim(queue, 3)
-    queue.report([(lease, HAND_BACK) for lease in leases[1:]])
+    queue.report([(lease, REQUEUE) for lease in leases[1:]])
     assert (await queue.status(jobs[1].id)).state == "waiting"
     assert queue.report([(leases[1], result("from a lease that was given back"))]) == [False]
     again = claim(queue)
@@ -450,8 +450,8 @@ async def test_what_is_lost_cannot_be_given_back(queue: JobQueue) -> None:
     await submit(queue, *jobs)
     leases = claim(queue)
     await queue.cancel(jobs[0].id)
-    queue.report([(lease, HAND_BACK) for lease in leases])
-    queue.report([(lease, HAND_BACK) for lease in leases])
+    queue.report([(lease, REQUEUE) for lease in leases])
+    queue.report([(lease, REQUEUE) for lease in leases])
     assert (await queue.status(jobs[0].id)).state == "cancelled"
     assert jobs_of(claim(queue)) == jobs[1:]
     totals = (await queue.stats()).totals
@@ -483,7 +483,7 @@ async def test_a_job_that_runs_for_too_long_is_expired(queue: JobQueue) -> None:
     (lease,) = claim(queue)
     assert 0 < lease.seconds_left <= 0.5
     assert await asyncio.wait_for(queue.outcome(sent.id), 5.0) == EXPIRED
-    await until(lambda: queue.abandoned([lease]) == {sent.id})
+    await until(lambda: queue.lost_leases([lease]) == {sent.id})
     assert queue.report([(lease, result())]) == [False]
     assert (await queue.stats()).totals == Totals(1, {"expired": 1}, fenced=1)
 
@@ -534,9 +534,9 @@ async def test_reports_of_many_jobs_are_taken_in_order_and_answered_one_by_one(
             (ends, EVENTS[2]),
             (lost, result()),
             (goes, EVENTS[0]),
-            (goes, HAND_BACK),
+            (goes, REQUEUE),
             (goes, result()),
-            (lost, HAND_BACK),
+            (lost, REQUEUE),
             (runs, EVENTS[1]),
         ]
     )
@@ -560,7 +560,7 @@ async def test_arrivals_are_heard_where_there_was_room_for_more(queue: JobQueue)
     heard.clear()
     await submit(queue, job(model="tiny"))
     await until(lambda: heard == ["tiny"])
-    queue.report([(lease, HAND_BACK) for lease in claim(queue)])
+    queue.report([(lease, REQUEUE) for lease in claim(queue)])
     await until(lambda: heard == ["tiny"] * 2)
     claim(queue)
     await submit(queue, job(model="other"))
@@ -584,7 +584,7 @@ async def test_what_a_lost_lease_tells_is_ignored(queue: JobQueue) -> None:
     sent = job(keep=True)
     await submit(queue, sent)
     (lost,) = claim(queue)
-    queue.report([(lost, HAND_BACK)])
+    queue.report([(lost, REQUEUE)])
     (lease,) = claim(queue)
     queue.report([(lost, EVENTS[0])])
     queue.report([(lease, EVENTS[1])])
@@ -724,9 +724,9 @@ async def test_a_lease_that_was_reported_on_for_good_is_over_at_once(queue: JobQ
     await submit(queue, job(), job(), job())
     finished, given_back, held = leases = claim(queue)
     queue.report([(finished, result())])
-    queue.report([(given_back, HAND_BACK)])
-    assert queue.abandoned(leases) == {finished.job_id, given_back.job_id}
-    assert queue.abandoned([held]) == set()
+    queue.report([(given_back, REQUEUE)])
+    assert queue.lost_leases(leases) == {finished.job_id, given_back.job_id}
+    assert queue.lost_leases([held]) == set()
 
 
 async def test_workers_come_change_and_go(queue: JobQueue) -> None:

@@ -33,15 +33,15 @@ from worker.job_run import image_params
 from worker.jobs.job import GenerationRequest, Preview, Progress
 from worker.model.loaded_model import (
     MAX_CREDIT,
+    EncodedImage,
     ImageProgress,
     LoadedModel,
-    MadeImage,
     ModelEvent,
     PreviewBudget,
     StartedImage,
 )
 from worker.model.render import Renderer
-from worker.model.threads import ThreadTrial
+from worker.model.threads import ThreadTuner
 
 SHIPPED = Path(__file__).parents[3] / "models" / "cifar10" / "1"
 WARM_UP = """
@@ -114,7 +114,7 @@ def step_to_the_end(loaded: LoadedModel) -> list[ModelEvent]:
 
 
 def files(reports: Sequence[ModelEvent], job_id: str = "a") -> list[bytes]:
-    made = [one for one in reports if isinstance(one, MadeImage) and one.task.job_id == job_id]
+    made = [one for one in reports if isinstance(one, EncodedImage) and one.task.job_id == job_id]
     return [one.file.data for one in sorted(made, key=lambda one: one.task.index)]
 
 
@@ -343,7 +343,7 @@ def test_a_preview_that_fails_harms_nobody(
     loaded = make_loaded(bundle, budget=Plenty())
     loaded.add(tasks(rows=ALL_ROWS))
     reports = step_to_the_end(loaded)
-    assert {type(report) for report in reports} == {StartedImage, ImageProgress, MadeImage}
+    assert {type(report) for report in reports} == {StartedImage, ImageProgress, EncodedImage}
     assert not events(reports, Preview)
     assert files(reports) == wanted
 
@@ -379,7 +379,7 @@ def test_what_is_dropped_takes_no_rows_and_is_not_heard_of_again(
     assert not loaded._encoding
     gate.opened.set()
     reports = step_to_the_end(loaded)
-    assert [type(report) for report in reports] == [MadeImage]
+    assert [type(report) for report in reports] == [EncodedImage]
     assert files(reports, "b") == expected(bundle, WEBP)
 
 
@@ -493,7 +493,7 @@ def test_steps_take_the_threads_that_the_warm_up_found(
 ) -> None:
     before, taken = torch.get_num_threads(), list[int]()
     loaded = make_loaded(bundle, cores=[1, 2])
-    monkeypatch.setattr(ThreadTrial, "best", lambda _: 2)
+    monkeypatch.setattr(ThreadTuner, "best", lambda _: 2)
     step = loaded.engine.step
 
     def recorded_step() -> Sequence[EngineOutput]:

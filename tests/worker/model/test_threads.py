@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from worker.model.threads import ThreadTrial, available_cores, numbers_to_try
+from worker.model.threads import ThreadTuner, available_cores, numbers_to_try
 
 
-def trial_of(seconds: dict[int, float], num_steps: int = 12) -> ThreadTrial:
+def trial_of(seconds: dict[int, float], num_steps: int = 12) -> ThreadTuner:
     """Steps that take as long as is given for the number of threads that torch is told."""
     now = 0.0
-    trial = ThreadTrial(sorted(seconds), clock=lambda: now)
+    trial = ThreadTuner(sorted(seconds), clock=lambda: now)
 
     def work() -> int:
         nonlocal now

@@ -28,14 +28,16 @@ from worker.jobs.redis.connection import (
     RETRY_AFTER,
     AsyncRedis,
     BlockingRedis,
-    is_passing,
+    is_transient,
     reachable_queue,
 )
 
-UNKEPT_SECONDS = 60.0  # for an outcome that nobody fetches, because its front end has died
+EPHEMERAL_RESULT_SECONDS = (
+    60.0  # for an outcome that nobody fetches, because its front end has died
+)
 MAX_ENDED = 100_000  # jobs that are remembered after their end
 MAX_TOGETHER = 64  # calls in one pipeline
-PARTS = 10  # of a time-out; see `loop_timeout`
+TICKS = 10  # of a time-out; see `loop_timeout`
 CANCEL_AGAIN_SECONDS = 0.1
 
 MAX_MILLISECONDS = 10**14  # 3000 years: Redis refuses times that are too far away
@@ -69,7 +71,7 @@ def load_script(name: str) -> Script:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class QueueNamespace:
     """Where in Redis a queue is, and its limits as the scripts take them."""
 
     keys: str  # prefix of every key; its braces keep them on one node of a cluster
@@ -105,14 +107,14 @@ def _settings(limits: QueueLimits, channels: str) -> bytes:
             "max_result_bytes": limits.max_result_bytes,
             "lease_ms": milliseconds(limits.lease_seconds),
             "result_ms": milliseconds(limits.result_seconds),
-            "unkept_ms": milliseconds(min(limits.result_seconds, UNKEPT_SECONDS)),
-            # A record outlasts what it tells of.
+            "unkept_ms": milliseconds(min(limits.result_seconds, EPHEMERAL_RESULT_SECONDS)),
+            # A record outlasts its result.
             "tombstone_ms": milliseconds(max(limits.tombstone_seconds, limits.result_seconds)),
         }
     ).encode()
 
 
-def check_access(client: BlockingRedis, place: Place) -> None:
+def check_access(client: BlockingRedis, place: QueueNamespace) -> None:
     """Look whether the user may do what the scripts do; raises `NoPermissionError`.
 
     A server that is away, or a replica, is not asked: it may still come.
@@ -129,7 +131,7 @@ def check_access(client: BlockingRedis, place: Place) -> None:
     except MovedError:
         raise ConfigError(OF_A_CLUSTER) from None
     except RedisError as error:
-        if is_passing(error):
+        if is_transient(error):
             return
         raise ConfigError(f"Redis answers {error}") from None
     if refused:
@@ -141,14 +143,14 @@ def milliseconds(seconds: float) -> int:
     return max(1, round(min(seconds * 1000, MAX_MILLISECONDS)))
 
 
-class Caller:
+class ScriptRunner:
     """Calls scripts from any thread, each over a connection of its own.
 
     ``on_elsewhere`` is called when the queue turns out to be on another server: after a failover
     connections may still lead to what is a replica now. New ones look its name up again.
     """
 
-    def __init__(self, client: BlockingRedis, place: Place) -> None:
+    def __init__(self, client: BlockingRedis, place: QueueNamespace) -> None:
         self._client, self._place = client, place
         self.on_elsewhere: Callable[[ResponseError], None] = lambda _: None
 
@@ -182,15 +184,16 @@ class _Call:
             self.answer.set_result(value)
 
 
-class AsyncCaller:
+class AsyncScriptRunner:
     """Calls scripts from many coroutines, over one connection.
 
-    Calls that meet travel in one pipeline, so that a hundred cost little more than one. A caller
-    that stops waiting, after some ``seconds`` or before, leaves the connection to the others.
-    ``on_elsewhere`` is that of `Caller`; ``on_down`` is called when a call finds no server.
+    Calls that wait at the same time are sent in one pipeline: a hundred cost little more than one.
+    A caller that stops waiting, after some ``seconds`` or before, leaves the connection to the
+    others.
+    ``on_elsewhere`` is that of `ScriptRunner`; ``on_down`` is called when a call finds no server.
     """
 
-    def __init__(self, client: AsyncRedis, place: Place, seconds: float) -> None:
+    def __init__(self, client: AsyncRedis, place: QueueNamespace, seconds: float) -> None:
         self._client, self._place, self._seconds = client, place, seconds
         self.on_elsewhere: Callable[[ResponseError], None] = lambda _: None
         self.on_down: Callable[[], None] = lambda: None
@@ -258,29 +261,30 @@ class AsyncCaller:
 
 @asynccontextmanager
 async def loop_timeout(seconds: float) -> AsyncIterator[None]:
-    """Let the body take so many seconds in which the event loop runs; raises `TimeoutError`.
+    """`asyncio.timeout` that does not count the time in which the event loop was stalled.
 
-    After a hold-up a loop finds the answer and the time-out at once, and `asyncio.timeout` lets the
-    time-out win: a server that answered in time would count as away. Here a hold-up, however long,
-    counts as the tenth of the time in which it happened, or two. After one in the last tenth no
-    time is left, as with `asyncio.timeout`.
+    After a stall the loop finds the answer and the time-out due at once, and `asyncio.timeout` lets
+    the time-out win: a server that answered in time would count as down. So the time-out is ten
+    timers, each started when the one before has fired, and a stall, however long, counts as one or
+    two tenths of the time-out. After one in the last tenth no time is left, as with
+    `asyncio.timeout`.
     """
     loop = asyncio.get_running_loop()
-    part = seconds / PARTS
+    part = seconds / TICKS
     timer: asyncio.TimerHandle
 
-    def go_by(due: float, num_left: int) -> None:
+    def tick(due: float, ticks_left: int) -> None:
         nonlocal timer
         due += part
-        if due <= loop.time():  # held up for all of the next part, too
+        if due <= loop.time():  # stalled for all of the next part, too
             due = loop.time() + part
-        if num_left > 1:
-            timer = loop.call_at(due, go_by, due, num_left - 1)
+        if ticks_left > 1:
+            timer = loop.call_at(due, tick, due, ticks_left - 1)
         else:
             limit.reschedule(due)
 
     async with asyncio.timeout(None) as limit:
-        go_by(loop.time(), PARTS)
+        tick(loop.time(), TICKS)
         try:
             yield
         finally:

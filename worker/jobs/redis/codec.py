@@ -55,7 +55,7 @@ def decode_job(data: bytes) -> Job:
 
     Raises
     ------
-    CodecError : it is none, as of the others below
+    CodecError : the bytes are no job; the other decoders raise the same
     UnknownValueError : it is a job that asks for what this version does not know
     """
     try:
@@ -98,7 +98,7 @@ def _decode_by_kind(data: bytes, kinds: Mapping[str, type[T]]) -> T:
     return _decode(fields, kinds[name])
 
 
-def _decode(data: bytes | msgspec.Raw, kind: Any) -> Any:  # noqa: ANN401 - a type, and one of it
+def _decode(data: bytes | msgspec.Raw, kind: Any) -> Any:  # noqa: ANN401 - any type, and a value of it
     try:
         return msgspec.msgpack.decode(data, type=kind)
     except (UnicodeDecodeError, RecursionError) as error:  # which msgspec lets through

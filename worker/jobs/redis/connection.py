@@ -52,7 +52,7 @@ RETRY_AFTER = 2.0
 REDIS_PORT = 6379
 OF_A_CLUSTER: Final = "this is a node of a cluster, for which the URL begins with redis+cluster://"
 # Redis' own reasons not to serve anybody at the moment: errors, or the first word of one.
-PASSING: Final = (ConnectionError, TimeoutError, MasterDownError, ReadOnlyError, AskError)
+TRANSIENT_ERRORS: Final = (ConnectionError, TimeoutError, MasterDownError, ReadOnlyError, AskError)
 ELSEWHERE: Final = (ReadOnlyError, MovedError)  # the queue has gone to another server
 PASSING_WORDS: Final = ("BUSY", "CLUSTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN")
 
@@ -181,14 +181,14 @@ def database_of(client: AsyncRedis | BlockingRedis) -> int:
 def reachable_queue(script: str) -> Iterator[None]:
     """Turn whatever goes wrong with Redis into `QueueDownError`, or `QueueFullError`.
 
-    What does not pass by itself is logged when it begins: the same may meet every call of a script.
+    A lasting error is logged once when it begins, since every call of a script may raise it.
     """
     try:
         yield
     except OutOfMemoryError as error:
         raise QueueFullError("the queue has no memory left for more jobs", RETRY_AFTER) from error
     except RedisError as error:
-        if not is_passing(error):
+        if not is_transient(error):
             _note_refusal(script, str(error))
         raise QueueDownError("the queue cannot be reached", RETRY_AFTER) from error
     else:
@@ -204,9 +204,9 @@ def _note_refusal(script: str, reason: str) -> None:
         logger.error("the queue's Redis refuses %s: %s", script, reason)
 
 
-def is_passing(error: RedisError) -> bool:
+def is_transient(error: RedisError) -> bool:
     """Whether Redis may serve us in a while, without anybody changing us."""
-    return isinstance(error, PASSING) or str(error).startswith(PASSING_WORDS)
+    return isinstance(error, TRANSIENT_ERRORS) or str(error).startswith(PASSING_WORDS)
 
 
 def check_server(client: BlockingRedis) -> None:

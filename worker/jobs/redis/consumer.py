@@ -18,13 +18,13 @@ from worker.jobs.job import Event, Lease
 from worker.jobs.outcome import JobFailure, JobResult, Outcome, end_state, frees_key
 from worker.jobs.queue import (
     POLL_SECONDS,
-    HandBack,
     JobConsumer,
     JobReport,
     QueueLimits,
+    Requeue,
     WorkerStatus,
 )
-from worker.jobs.redis.client import Caller, Place
+from worker.jobs.redis.client import QueueNamespace, ScriptRunner
 from worker.jobs.redis.codec import (
     CodecError,
     UnknownValueError,
@@ -37,7 +37,7 @@ from worker.jobs.redis.leases import LeaseUpdates
 
 logger = logging.getLogger(__name__)
 
-MAX_EVENTS = 1000  # of a job that are kept
+MAX_RETAINED_EVENTS = 1000  # of a job that are kept
 MAX_POLLS_PER_SECOND = 100  # of all idle workers together
 CLAIM_POLL_SECONDS = 0.5  # while a claim waits: leases of others may run out meanwhile
 
@@ -45,9 +45,9 @@ CLAIM_POLL_SECONDS = 0.5  # while a claim waits: leases of others may run out me
 class RedisConsumer(JobConsumer):
     """See `JobConsumer`."""
 
-    def __init__(self, client: BlockingRedis, limits: QueueLimits, place: Place) -> None:
+    def __init__(self, client: BlockingRedis, limits: QueueLimits, place: QueueNamespace) -> None:
         self._client, self._limits = client, limits
-        self._scripts = Caller(client, place)
+        self._scripts = ScriptRunner(client, place)
         self._name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         channel = f"{place.channels}worker:{self._name}"
         self._updates = LeaseUpdates(client, self._scripts, channel)
@@ -100,7 +100,7 @@ class RedisConsumer(JobConsumer):
             for job_id, token in self._scripts.run("renew", *pairs):
                 self._updates.held.drop(job_id.decode(), token)
 
-    def abandoned(self, leases: Iterable[Lease]) -> set[str]:
+    def lost_leases(self, leases: Iterable[Lease]) -> set[str]:
         """Ids of the jobs among these that are over, or somebody else's."""
         return self._updates.held.lost(leases)
 
@@ -113,7 +113,7 @@ class RedisConsumer(JobConsumer):
             for lease, report in reports
             for part in (lease.job_id, lease.token, *_fields(report))
         ]
-        answers = self._scripts.run("report", MAX_EVENTS, *arguments)
+        answers = self._scripts.run("report", MAX_RETAINED_EVENTS, *arguments)
         for lease, report in reports:
             if not isinstance(report, Event):
                 self._updates.held.drop(lease.job_id, lease.token)
@@ -154,7 +154,7 @@ class RedisConsumer(JobConsumer):
             name, seconds = job_id.decode(), milliseconds_left / 1000
             logger.warning("job %s is left to workers of another version: %s", name, error)
             self._passed_over[name] = time.monotonic() + seconds
-            self._scripts.run("report", MAX_EVENTS, name, token, "unread", b"", 0)
+            self._scripts.run("report", MAX_RETAINED_EVENTS, name, token, "unread", b"", 0)
             return None
         except CodecError:
             self._scripts.run("set_aside", job_id)
@@ -173,10 +173,10 @@ def poll_seconds(num_workers: int) -> float:
     return max(POLL_SECONDS, num_workers / MAX_POLLS_PER_SECOND) * jitter
 
 
-def _fields(report: Event | Outcome | HandBack) -> tuple[str, bytes, int]:
+def _fields(report: Event | Outcome | Requeue) -> tuple[str, bytes, int]:
     """A report as `report.lua` takes it: its kind, its data, whether it frees the job's key."""
     match report:
-        case HandBack():
+        case Requeue():
             return "back", b"", 0
         case JobResult() | JobFailure():
             return end_state(report), encode_with_kind(report), int(frees_key(report))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from worker.jobs.job import Lease
-from worker.jobs.redis.client import Caller
+from worker.jobs.redis.client import ScriptRunner
 from worker.jobs.redis.connection import BlockingRedis
 from worker.jobs.redis.pubsub import PubSubThread
 
@@ -38,7 +38,7 @@ class HeldLeases:
 
     @contextmanager
     def claiming(self) -> Iterator[None]:
-        """Remember leases that are lost before the claim that brings them returns."""
+        """Remember losses meanwhile: their message can overtake the reply of the claim."""
         with self._lock:
             self._num_claims += 1
         try:
@@ -86,7 +86,7 @@ class LeaseUpdates:
     num_arrivals : how often this worker was woken for jobs; never goes back
     """
 
-    def __init__(self, client: BlockingRedis, scripts: Caller, channel: str) -> None:
+    def __init__(self, client: BlockingRedis, scripts: ScriptRunner, channel: str) -> None:
         self.held = HeldLeases()
         self.num_arrivals = 0
         self._scripts = scripts

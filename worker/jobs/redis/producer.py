@@ -42,7 +42,7 @@ from worker.jobs.queue import (
     WorkerStatus,
     retry_after,
 )
-from worker.jobs.redis.client import AsyncCaller, Place, milliseconds
+from worker.jobs.redis.client import AsyncScriptRunner, QueueNamespace, milliseconds
 from worker.jobs.redis.codec import (
     CodecError,
     decode_event,
@@ -58,17 +58,17 @@ from worker.jobs.watchers import Watchers
 logger = logging.getLogger(__name__)
 
 CALL_SECONDS = 0.65  # so that a client hears within a second that the queue is away
-RESULT_SECONDS = 10.0  # an outcome may be large, and its reader waits for it anyway
-LOOK_SECONDS = 5.0  # between two looks at a job of which nothing is heard: messages can be lost
+RESULT_CALL_TIMEOUT = 10.0  # an outcome may be large, and its reader waits for it anyway
+REPOLL_SECONDS = 5.0  # between two looks at a job of which nothing is heard: messages can be lost
 WORKERS_SECONDS = 1.0  # for which the list of workers is kept without a message about them
 MAX_CHANGED = 100  # workers of which messages told, beyond which all are read
-MAX_EVENTS_TOGETHER = 32
+EVENT_PAGE_SIZE = 32
 MAX_CANCELLED_TOGETHER = 128
 MAX_LOGGED = 1000
 POISONED = JobFailure(
     PoisonJobError.__name__, "workers were lost while they ran the job, again and again"
 )
-OUTCOME_OF_STATE: dict[str, Outcome] = {  # of a job that ended without one of its worker
+OUTCOME_OF_STATE: dict[str, Outcome] = {  # where no worker reported one
     "cancelled": CANCELLED,
     "expired": EXPIRED,
     "error": POISONED,
@@ -78,7 +78,7 @@ OUTCOME_OF_STATE: dict[str, Outcome] = {  # of a job that ended without one of i
 class RedisProducer:
     """See `JobProducer`."""
 
-    def __init__(self, url: str, limits: QueueLimits, place: Place) -> None:
+    def __init__(self, url: str, limits: QueueLimits, place: QueueNamespace) -> None:
         self._url, self._limits, self._place = url, limits, place
         self._front_id = uuid.uuid4().hex[:12]
         self._watchers = Watchers()
@@ -88,8 +88,8 @@ class RedisProducer:
     async def __aenter__(self) -> Self:
         """Connect; if Redis is away, when it comes."""
         self._connections = connect_async(self._url, self._place.keys)
-        self._calls = AsyncCaller(self._connections, self._place, CALL_SECONDS)
-        self._results = AsyncCaller(self._connections, self._place, RESULT_SECONDS)
+        self._calls = AsyncScriptRunner(self._connections, self._place, CALL_SECONDS)
+        self._results = AsyncScriptRunner(self._connections, self._place, RESULT_CALL_TIMEOUT)
         self._worker_list = _WorkerList(self._calls, self._unreadable)
         prefix = self._place.channels
         self._front_channel, self._aside_channel = (
@@ -153,7 +153,7 @@ class RedisProducer:
                 state, rest, _ = await self._get_result(job_id)
                 if state in END_STATES:
                     break
-                await changed.wait(min(rest / 1000, LOOK_SECONDS))
+                await changed.wait(min(rest / 1000, REPOLL_SECONDS))
         if not rest and state in OUTCOME_OF_STATE:
             return OUTCOME_OF_STATE[state]
         try:
@@ -165,7 +165,7 @@ class RedisProducer:
         """Events of a job."""
         with self._watchers.watch(job_id) as changed:
             while True:
-                state, rest, events = await self._get_result(job_id, after, MAX_EVENTS_TOGETHER)
+                state, rest, events = await self._get_result(job_id, after, EVENT_PAGE_SIZE)
                 for number, data in events:
                     after = number
                     try:
@@ -174,11 +174,11 @@ class RedisProducer:
                         await self._unreadable("an event", error)
                     else:
                         yield NumberedEvent(number, event)
-                if len(events) == MAX_EVENTS_TOGETHER:
+                if len(events) == EVENT_PAGE_SIZE:
                     continue
                 if state in END_STATES:
                     return
-                await changed.wait(min(rest / 1000, LOOK_SECONDS))
+                await changed.wait(min(rest / 1000, REPOLL_SECONDS))
 
     async def status(self, job_id: str) -> JobStatus:
         """Where a job is."""
@@ -309,7 +309,7 @@ class _WorkerList:
 
     def __init__(
         self,
-        calls: AsyncCaller,
+        calls: AsyncScriptRunner,
         unreadable: Callable[[str, CodecError], Awaitable[CapacityError]],
     ) -> None:
         self._calls, self._unreadable = calls, unreadable

@@ -6,7 +6,7 @@ from redis.exceptions import NoPermissionError
 
 from masc_core.errors import ConfigError
 from worker.jobs.queue import DEFAULT_PREFIX, QueueLimits
-from worker.jobs.redis.client import Place, check_access
+from worker.jobs.redis.client import QueueNamespace, check_access
 from worker.jobs.redis.connection import check_server, connect_blocking, database_of
 from worker.jobs.redis.consumer import RedisConsumer
 from worker.jobs.redis.producer import RedisProducer
@@ -28,8 +28,8 @@ class RedisQueue(RedisProducer, RedisConsumer):
     """
 
     def __init__(self, url: str, limits: QueueLimits, prefix: str = DEFAULT_PREFIX) -> None:
-        client = connect_blocking(url, Place.key(prefix))
-        place = Place.of(limits, database_of(client), prefix)
+        client = connect_blocking(url, QueueNamespace.key(prefix))
+        place = QueueNamespace.of(limits, database_of(client), prefix)
         try:
             check_server(client)
             check_access(client, place)

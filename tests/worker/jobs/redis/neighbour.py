@@ -23,7 +23,7 @@ import redis
 
 from worker.jobs.job import GenerationRequest, Idempotency, Job, Lease, Progress, Started
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
-from worker.jobs.queue import HAND_BACK, QueueLimits, WorkerStatus
+from worker.jobs.queue import REQUEUE, QueueLimits, WorkerStatus
 from worker.jobs.redis.queue import RedisQueue
 
 LIMITS = QueueLimits(lease_seconds=60.0)
@@ -84,7 +84,7 @@ def serve(url: str) -> None:
             for lease in queue.claim("tiny", 2, 0.1):
                 if not given_back:
                     given_back.add(lease.job_id)
-                    queue.report([(lease, HAND_BACK)])
+                    queue.report([(lease, REQUEUE)])
                     continue
                 queue.renew([lease])
                 queue.report([(lease, Started("v1")), (lease, Progress(0, 1, 8))])

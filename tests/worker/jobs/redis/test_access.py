@@ -14,8 +14,8 @@ from tests.redis_server import RedisServer
 from tests.worker.jobs.samples import claim, job, result, submit
 from worker.jobs.connect import connect
 from worker.jobs.job import Idempotency, Progress
-from worker.jobs.queue import HAND_BACK, QueueLimits, WorkerStatus
-from worker.jobs.redis.client import COMMAND, Argument, Caller, Place, load_script
+from worker.jobs.queue import REQUEUE, QueueLimits, WorkerStatus
+from worker.jobs.redis.client import COMMAND, Argument, QueueNamespace, ScriptRunner, load_script
 from worker.jobs.redis.connection import connect_blocking
 from worker.jobs.redis.queue import RedisQueue
 
@@ -50,7 +50,7 @@ async def test_a_user_of_the_documented_rules_can_do_everything(
         queue.announce(WorkerStatus("a", ready=True))
         queue.renew(leases)
         queue.report([(leases[0], Progress(0, 1, 8))])
-        queue.report([(lease, HAND_BACK) for lease in leases[2:]])
+        queue.report([(lease, REQUEUE) for lease in leases[2:]])
         assert queue.report([(leases[0], result())]) == [True]
         assert await queue.outcome(sent.id) == result()
         await queue.cancel(leases[1].job_id)
@@ -138,7 +138,7 @@ async def test_a_script_that_may_not_do_all_does_nothing(script: str, server: Re
     with server.client() as inside, server.client(encoding="latin-1") as raw:
         inside.flushall()
         url = url_of(server, *RULES)
-        calls = Caller(connect_blocking(url), Place.of(LIMITS, 0))
+        calls = ScriptRunner(connect_blocking(url), QueueNamespace.of(LIMITS, 0))
         async with RedisQueue(server.url, LIMITS) as front:
             ended, live, late, lost, kept = (job(owner="ann", keep=i > 0) for i in range(5))
             await submit(front, ended, live, late, lost, kept)

@@ -9,7 +9,7 @@ import redis
 
 from tests.worker.jobs.redis.conftest import MakeWorker
 from tests.worker.jobs.samples import claim, job, result, submit, until
-from worker.jobs.queue import HAND_BACK, QueueLimits, WorkerStatus
+from worker.jobs.queue import REQUEUE, QueueLimits, WorkerStatus
 from worker.jobs.redis.consumer import MAX_POLLS_PER_SECOND
 from worker.jobs.redis.queue import RedisQueue
 
@@ -72,7 +72,7 @@ async def test_whatever_comes_back_wakes_somebody(
         await submit(front, job(), job())
         handed_back, lost = claim(holder, 2)
         await idle.listen()
-        holder.report([(handed_back, HAND_BACK)])
+        holder.report([(handed_back, REQUEUE)])
         await until(lambda: idle.heard == ["tiny"])
         assert len(claim(idle.queue)) == 1
         inside.zadd("{masc}:leases", {lost.job_id: 1})

@@ -12,24 +12,32 @@ from masc_core.errors import QueueDownError
 from tests.redis_server import RedisServer
 from tests.stopwatch import Stopwatch
 from worker.jobs.queue import QueueLimits
-from worker.jobs.redis.client import MAX_TOGETHER, AsyncCaller, Place, end_task, loop_timeout
+from worker.jobs.redis.client import (
+    MAX_TOGETHER,
+    AsyncScriptRunner,
+    QueueNamespace,
+    end_task,
+    loop_timeout,
+)
 from worker.jobs.redis.connection import connect_async
 
 pytestmark = pytest.mark.anyio
 
-PLACE = Place.of(QueueLimits(), 0)
+PLACE = QueueNamespace.of(QueueLimits(), 0)
 
 
 @pytest.fixture
-async def caller(redis_url: str) -> AsyncIterator[AsyncCaller]:
+async def caller(redis_url: str) -> AsyncIterator[AsyncScriptRunner]:
     client = connect_async(redis_url)
-    caller = AsyncCaller(client, PLACE, seconds=5.0)
+    caller = AsyncScriptRunner(client, PLACE, seconds=5.0)
     yield caller
     await caller.close()
     await client.aclose()
 
 
-async def test_calls_that_meet_travel_together(caller: AsyncCaller, inside: redis.Redis) -> None:
+async def test_calls_that_meet_travel_together(
+    caller: AsyncScriptRunner, inside: redis.Redis
+) -> None:
     await caller.run("stats")
     before = inside.info()["total_reads_processed"]
     answers = await asyncio.gather(*(caller.run("status", str(i)) for i in range(MAX_TOGETHER)))
@@ -37,7 +45,7 @@ async def test_calls_that_meet_travel_together(caller: AsyncCaller, inside: redi
     assert inside.info()["total_reads_processed"] - before < 0.75 * MAX_TOGETHER
 
 
-async def test_answers_go_to_whoever_asked(caller: AsyncCaller) -> None:
+async def test_answers_go_to_whoever_asked(caller: AsyncScriptRunner) -> None:
     calls = [caller.run("announce", str(i), str(i)) for i in range(200)]
     await asyncio.gather(*calls)
     first, workers, last = await asyncio.gather(
@@ -49,7 +57,7 @@ async def test_answers_go_to_whoever_asked(caller: AsyncCaller) -> None:
 
 
 async def test_scripts_that_redis_has_forgotten_are_sent_again(
-    caller: AsyncCaller, inside: redis.Redis
+    caller: AsyncScriptRunner, inside: redis.Redis
 ) -> None:
     for _ in range(2):
         inside.script_flush()
@@ -57,14 +65,14 @@ async def test_scripts_that_redis_has_forgotten_are_sent_again(
         assert [answer[0] for answer in answers] == [0] * 6
 
 
-async def test_a_faulty_call_fails_alone(caller: AsyncCaller) -> None:
+async def test_a_faulty_call_fails_alone(caller: AsyncScriptRunner) -> None:
     calls = [caller.run(name) for name in ("submit", "workers")]  # the former needs arguments
     faulty, good = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(faulty, QueueDownError)
     assert good == []
 
 
-async def test_what_was_given_up_before_it_was_sent_is_not_done(caller: AsyncCaller) -> None:
+async def test_what_was_given_up_before_it_was_sent_is_not_done(caller: AsyncScriptRunner) -> None:
     calls = [asyncio.create_task(caller.run("announce", str(i), "x")) for i in range(10)]
     await asyncio.sleep(0)
     for call in calls[:5]:
@@ -76,7 +84,7 @@ async def test_what_was_given_up_before_it_was_sent_is_not_done(caller: AsyncCal
 async def test_patience_has_an_end() -> None:
     with RedisServer() as server:
         client = connect_async(server.url)
-        caller = AsyncCaller(client, PLACE, seconds=0.2)
+        caller = AsyncScriptRunner(client, PLACE, seconds=0.2)
         await caller.run("stats")
         server.hang()
         started = time.monotonic()
@@ -93,7 +101,7 @@ async def test_patience_has_an_end() -> None:
 async def test_closing_leaves_nobody_waiting() -> None:
     with RedisServer() as server:
         client = connect_async(server.url)
-        caller = AsyncCaller(client, PLACE, seconds=60.0)
+        caller = AsyncScriptRunner(client, PLACE, seconds=60.0)
         await caller.run("stats")
         server.hang()
         calls = [asyncio.create_task(caller.run("stats"))]

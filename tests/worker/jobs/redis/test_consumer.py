@@ -5,7 +5,7 @@ import redis
 
 from tests.worker.jobs.redis.conftest import MakeWorker
 from tests.worker.jobs.samples import claim, job, submit
-from worker.jobs.queue import HAND_BACK, QueueLimits
+from worker.jobs.queue import REQUEUE, QueueLimits
 from worker.jobs.redis.queue import RedisQueue
 
 pytestmark = pytest.mark.anyio
@@ -31,7 +31,7 @@ async def test_operators_see_who_has_what(
     async with RedisQueue(redis_url, LIMITS) as front:
         await submit(front, *(job() for _ in range(5)))
         leases = [claim(workers[0], 1), claim(workers[1], 2)]
-        workers[1].report([(leases[1][0], HAND_BACK)])
+        workers[1].report([(leases[1][0], REQUEUE)])
         (again,) = claim(workers[0], 1)
         holders = {
             str(job_id): inside.hget("{masc}:job:" + str(job_id), "holder")

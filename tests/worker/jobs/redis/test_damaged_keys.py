@@ -13,7 +13,7 @@ from tests.worker.jobs.redis.conftest import MakeWorker, check_sums
 from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit, until
 from worker.jobs.job import PRIORITIES, Idempotency, NumberedEvent, Priority, Progress
 from worker.jobs.outcome import JobFailure
-from worker.jobs.queue import HAND_BACK, QueueLimits, WorkerStatus
+from worker.jobs.queue import REQUEUE, QueueLimits, WorkerStatus
 from worker.jobs.redis.queue import RedisQueue
 
 pytestmark = pytest.mark.anyio
@@ -72,7 +72,7 @@ async def test_all_goes_on_without_what_lists_the_jobs(
         await submit(front, jobs[5])
         assert [(await front.status(one.id)).position for one in jobs[2:]] == [0, 1, 2, 3]
         worker.renew([running])
-        assert worker.abandoned([running]) == set()
+        assert worker.lost_leases([running]) == set()
         leases = [running, *claim(worker)]
         assert jobs_of(leases) == jobs[1:]
         for lease in leases:
@@ -201,7 +201,7 @@ async def test_the_order_of_jobs_outlasts_a_time_that_is_lost(
             inside.hset("{masc}:virtual", f"{priority}:tiny", time)
         await submit(front, *jobs[30:])
         worker = make_worker(LIMITS)
-        worker.report([(lease, HAND_BACK) for lease in first])
+        worker.report([(lease, REQUEUE) for lease in first])
         assert [(await front.status(one.id)).position for one in jobs] == list(range(40))
         assert jobs_of(claim(worker)) == jobs
         await submit(front, *(job(owner=one, priority=priority) for one in ("", "", "ann")))
@@ -235,7 +235,7 @@ async def test_numbers_of_a_job_may_be_as_large_as_a_double_holds(
         worker.report([(lease, Progress(0, 1, 8))])
         assert await anext(front.events(sent.id)) == NumberedEvent(10**15 + 1, Progress(0, 1, 8))
         await front.cancel(sent.id)
-        await until(lambda: worker.abandoned([lease]) == {sent.id})
+        await until(lambda: worker.lost_leases([lease]) == {sent.id})
         assert (await front.stats()).totals.unreadable == 0
 
 

@@ -90,7 +90,7 @@ async def test_only_the_latest_events_are_kept(
     make_worker: MakeWorker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.jobs.redis.consumer.MAX_EVENTS", 3)
+    monkeypatch.setattr("worker.jobs.redis.consumer.MAX_RETAINED_EVENTS", 3)
     worker = make_worker(LIMITS)
     sent = job(keep=True)
     await submit(fronts[0], sent)

@@ -15,7 +15,7 @@ from tests.stopwatch import Stopwatch
 from tests.worker.jobs.redis.conftest import MakeWorker
 from tests.worker.jobs.samples import claim, job, jobs_of, result, submit, until
 from worker.jobs.job import Lease, Progress
-from worker.jobs.queue import HAND_BACK, QueueLimits, Totals
+from worker.jobs.queue import REQUEUE, QueueLimits, Totals
 from worker.jobs.redis.leases import HeldLeases
 from worker.jobs.redis.queue import RedisQueue
 
@@ -52,7 +52,7 @@ async def test_the_jobs_of_a_lost_worker_are_the_first_to_be_claimed(
         assert jobs_of(again) == [jobs[0], jobs[2], jobs[3]]
         assert [lease.token for lease in again] == [2, 2, 1]
         assert (await front.status(jobs[0].id)).deliveries == 2
-        await until(lambda: lost.abandoned(leases) == {jobs[0].id, jobs[2].id})
+        await until(lambda: lost.lost_leases(leases) == {jobs[0].id, jobs[2].id})
         assert (await front.stats()).totals.redelivered == {"lease_expired": 2}
 
 
@@ -105,10 +105,10 @@ async def test_what_a_lost_worker_reports_is_fenced(
         (lease,) = claim(other)
         lost.report([(stale, Progress(0, 1, 8))])
         lost.renew([stale])
-        lost.report([(stale, HAND_BACK)])
+        lost.report([(stale, REQUEUE)])
         assert lost.report([(stale, result("late"))]) == [False]
-        assert lost.abandoned([stale]) == {sent.id}
-        assert other.abandoned([lease]) == set()
+        assert lost.lost_leases([stale]) == {sent.id}
+        assert other.lost_leases([lease]) == set()
         assert other.report([(lease, result("in time"))]) == [True]
         assert lost.report([(stale, result("later"))]) == [False]
         assert await front.outcome(sent.id) == result("in time")
@@ -149,7 +149,7 @@ async def test_a_job_that_was_handed_back_is_no_poison(
     async with RedisQueue(redis_url, LONG) as front:
         await submit(front, job())
         for _ in range(5):
-            worker.report([(lease, HAND_BACK) for lease in claim(worker)])
+            worker.report([(lease, REQUEUE) for lease in claim(worker)])
         (lease,) = claim(worker)
         assert worker.report([(lease, result())]) == [True]
 
@@ -166,7 +166,7 @@ async def test_a_renewed_lease_holds_longer_than_three_leases(
             inside.zincrby("{masc}:leases", -1000 * most, leases[0].job_id)
             assert claim(other) == []
             await asyncio.to_thread(worker.renew, iter(leases))
-        assert worker.abandoned(leases) == set()
+        assert worker.lost_leases(leases) == set()
         assert worker.report([(leases[0], result())]) == [True]
         assert (await front.stats()).totals == Totals(1, {"ok": 1})
 
@@ -206,9 +206,9 @@ async def test_a_worker_without_news_learns_of_its_losses_when_it_renews(
         leases = claim(worker)
         worker._updates.close()
         await front.cancel(jobs[0].id)
-        assert worker.abandoned(leases) == set()
+        assert worker.lost_leases(leases) == set()
         worker.renew(leases)
-        assert worker.abandoned(leases) == {jobs[0].id}
+        assert worker.lost_leases(leases) == {jobs[0].id}
 
 
 LEASE = Lease(job(), 1, 60.0)
@@ -223,9 +223,9 @@ async def test_a_lease_is_over_with_the_report_of_its_end(
         await submit(front, job(), job())
         done, returned = claim(worker, 2)
         worker.report([(done, Progress(0, 1, 4))])
-        assert worker.abandoned([done, returned]) == set()
-        worker.report([(done, result()), (returned, HAND_BACK)])
-        assert worker.abandoned([done, returned]) == {done.job_id, returned.job_id}
+        assert worker.lost_leases([done, returned]) == set()
+        worker.report([(done, result()), (returned, REQUEUE)])
+        assert worker.lost_leases([done, returned]) == {done.job_id, returned.job_id}
 
 
 def test_only_what_was_claimed_is_held() -> None:

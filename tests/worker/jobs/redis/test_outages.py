@@ -15,7 +15,7 @@ from tests.redis_server import RedisServer
 from tests.stopwatch import Stopwatch
 from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit, until
 from worker.jobs.job import NumberedEvent, Progress
-from worker.jobs.queue import HAND_BACK, QueueLimits, Totals, WorkerStatus
+from worker.jobs.queue import REQUEUE, QueueLimits, Totals, WorkerStatus
 from worker.jobs.redis.queue import RedisQueue
 
 pytestmark = pytest.mark.anyio
@@ -82,7 +82,7 @@ async def test_a_killed_redis_loses_no_job_and_nobody_stops_waiting(server: Redi
             server.start()
             await served_again(front)
             worker.renew(running)
-            assert worker.abandoned(running) == set()
+            assert worker.lost_leases(running) == set()
             waiting = claim(worker)
             assert jobs_of(waiting) == jobs[6:]
             worker.report([(running[0], Progress(0, 2, 8))])
@@ -179,13 +179,13 @@ async def test_a_worker_hears_of_news_after_an_outage(server: RedisServer) -> No
             server.start()
             await asyncio.sleep(0.05)
             await front.cancel(lost.id)  # most likely before the worker listens again
-            await until(lambda: worker.abandoned(leases) == {lost.id})
+            await until(lambda: worker.lost_leases(leases) == {lost.id})
             claiming = asyncio.create_task(asyncio.to_thread(worker.claim, "tiny", 1, 30.0))
             sent = job()
             await submit(front, sent)
             (lease,) = await asyncio.wait_for(claiming, 5.0)
             await front.cancel(sent.id)
-            await until(lambda: worker.abandoned([lease]) == {sent.id})
+            await until(lambda: worker.lost_leases([lease]) == {sent.id})
 
 
 class Relay:
@@ -251,7 +251,7 @@ async def test_a_connection_that_is_dead_but_open_is_made_anew(
             near.report([(leases[0], result())])
             await near.cancel(jobs[1].id)
             assert await asyncio.wait_for(outcome, 5.0) == result()
-            await until(lambda: worker.abandoned(leases[1:]) == {jobs[1].id})
+            await until(lambda: worker.lost_leases(leases[1:]) == {jobs[1].id})
             await asyncio.to_thread(worker.close)
 
 
@@ -267,7 +267,7 @@ async def test_a_redis_that_has_forgotten_everything_begins_anew(server: RedisSe
                 inside.flushall()
                 inside.script_flush()
             worker.renew(leases)
-            assert worker.abandoned(leases) == {sent.id}
+            assert worker.lost_leases(leases) == {sent.id}
             assert worker.report([(leases[0], result())]) == [False]
             worker.announce(WorkerStatus("a", ready=True))
             again = job()
@@ -301,7 +301,7 @@ async def test_a_full_redis_takes_no_more_but_loses_nothing(
             assert jobs_of(leases) == accepted
             worker.announce(WorkerStatus("a", ready=True))
             worker.renew(leases)
-            assert worker.abandoned(leases) == set()
+            assert worker.lost_leases(leases) == set()
             assert len(await front.workers()) == 1
             assert (await front.status(accepted[0].id)).state == "running"
             assert await front.count_request("ann", 1) == 0
@@ -309,7 +309,7 @@ async def test_a_full_redis_takes_no_more_but_loses_nothing(
             worker.report([(leases[1], Progress(0, 1, 8))])
             assert await asyncio.to_thread(worker.report, [(leases[1], result())]) == [True]
             assert await front.outcome(accepted[1].id) == result()
-            worker.report([(lease, HAND_BACK) for lease in leases[2:]])
+            worker.report([(lease, REQUEUE) for lease in leases[2:]])
             totals = (await front.stats()).totals
             assert totals.ended == {"cancelled": 1, "ok": 1}
             assert totals.redelivered == {"handed_back": len(accepted) - 2}
@@ -428,7 +428,7 @@ async def test_after_a_failover_the_name_is_looked_up_again(
                         door.port = other.port
                 await served_again(front)
                 await asyncio.to_thread(worker.renew, leases)
-                assert worker.abandoned(leases) == set()
+                assert worker.lost_leases(leases) == set()
                 for lease in leases:
                     ended = await asyncio.to_thread(worker.report, [(lease, result(lease.job_id))])
                     assert ended == [True]

@@ -11,8 +11,8 @@ import pytest
 from tests.worker.jobs.redis.conftest import MakeWorker
 from tests.worker.jobs.samples import job, result, submit
 from worker.jobs.job import Lease, Started
-from worker.jobs.queue import HAND_BACK, QueueLimits
-from worker.jobs.redis.client import Place
+from worker.jobs.queue import REQUEUE, QueueLimits
+from worker.jobs.redis.client import QueueNamespace
 from worker.jobs.redis.connection import connect_blocking
 from worker.jobs.redis.consumer import RedisConsumer
 from worker.jobs.redis.producer import RedisProducer
@@ -21,7 +21,7 @@ from worker.jobs.redis.queue import RedisQueue
 pytestmark = pytest.mark.anyio
 
 LIMITS = QueueLimits(max_jobs=1000, lease_seconds=0.3, max_deliveries=1000)
-PLACE = Place.of(LIMITS, 0)
+PLACE = QueueNamespace.of(LIMITS, 0)
 
 
 async def test_the_two_sides_do_not_touch_each_other(redis_url: str) -> None:
@@ -50,7 +50,7 @@ class Worker:
         if fate < 0.1:
             return  # it is lost with the job
         if fate < 0.2:
-            self.queue.report([(lease, HAND_BACK)])
+            self.queue.report([(lease, REQUEUE)])
             return
         if fate < 0.25:
             stalled = threading.Event()

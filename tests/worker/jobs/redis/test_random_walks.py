@@ -37,7 +37,7 @@ from worker.jobs.job import (
     Progress,
 )
 from worker.jobs.outcome import CANCELLED, EXPIRED, EndState, Outcome
-from worker.jobs.queue import HAND_BACK, JobState, QueueLimits, Redelivery, Totals
+from worker.jobs.queue import REQUEUE, JobState, QueueLimits, Redelivery, Totals
 from worker.jobs.redis.producer import POISONED
 from worker.jobs.redis.queue import RedisQueue
 
@@ -283,7 +283,7 @@ class Walk(RuleBasedStateMachine):
         worker.renew(own)
         # Of a job that was lost and came back to this worker, the older lease is given up too.
         lost = {lease.job_id for lease in own if not self.holds(lease)}
-        assert worker.abandoned(own) == lost
+        assert worker.lost_leases(own) == lost
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
@@ -291,7 +291,7 @@ class Walk(RuleBasedStateMachine):
         worker, _ = data.draw(st.sampled_from(self.leases))
         own = [lease for queue, lease in self.leases if queue is worker]
         some = data.draw(st.lists(st.sampled_from(own), max_size=3))
-        worker.report([(lease, HAND_BACK) for lease in some])
+        worker.report([(lease, REQUEUE) for lease in some])
         for lease in some:
             if self.holds(lease):
                 one = self.of(lease)

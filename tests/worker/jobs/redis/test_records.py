@@ -98,7 +98,7 @@ async def test_a_damaged_job_that_runs_is_lost_to_its_worker(
         leases = claim(worker)
         inside.hdel("{masc}:job:" + leases[0].job_id, "holder")
         worker.renew(leases)
-        assert worker.abandoned(leases) == {leases[0].job_id}
+        assert worker.lost_leases(leases) == {leases[0].job_id}
         assert list(worker.report([(lease, result()) for lease in leases])) == [False, True]
         assert (await front.stats()).running == 0
 
@@ -186,5 +186,5 @@ async def test_messages_that_nobody_understands_are_passed_over(
                 assert inside.publish(channel, message) == 1
         await front.cancel(sent.id)
         await asyncio.wait_for(outcome, 5.0)
-        await until(lambda: worker.abandoned([lease]) == {sent.id})
+        await until(lambda: worker.lost_leases([lease]) == {sent.id})
     assert "cannot be followed" not in caplog.text

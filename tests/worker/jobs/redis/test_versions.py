@@ -23,7 +23,7 @@ from tests.worker.jobs.redis.conftest import MakeWorker, check_sums
 from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit
 from worker.jobs.job import PRIORITIES, Job, Lease, NumberedEvent, Progress, Started
 from worker.jobs.outcome import JobResult, Timings
-from worker.jobs.queue import HAND_BACK, QueueLimits, Totals
+from worker.jobs.queue import REQUEUE, QueueLimits, Totals
 from worker.jobs.redis.codec import encode_job, encode_with_kind
 from worker.jobs.redis.queue import RedisQueue
 
@@ -356,7 +356,7 @@ async def test_jobs_of_an_older_front_end_wait_among_those_of_this_version(
         )
         told, _ = await asyncio.wait_for(process.communicate(), 45.0)
         assert json.loads(told) == list(neighbour.SERVED)
-        worker.report([(lease, HAND_BACK) for lease in leases])
+        worker.report([(lease, REQUEUE) for lease in leases])
         more = [job(owner=owner, priority=one) for one in PRIORITIES for owner in "xz"]
         await submit(front, *more)
         waiting = [*neighbour.SERVED, *(one.id for one in (*sent, *more))]

@@ -3,7 +3,7 @@
 
 local lost = {}
 for i = 2, #ARGV, 2 do
-  if not held(ARGV[i], ARGV[i + 1]) then
+  if not leased_job(ARGV[i], ARGV[i + 1]) then
     lost[#lost + 1] = {ARGV[i], tonumber(ARGV[i + 1])}
   end
 end

@@ -6,7 +6,7 @@
 
 local model, rows, worker = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 -- A worker has one job on its last try at a time: if that job kills it, the others survive.
-local takes_last_try = ARGV[5] == '' or not held(ARGV[5], ARGV[6])
+local takes_last_try = ARGV[5] == '' or not leased_job(ARGV[5], ARGV[6])
 local queue, is_unreadable = key('waiting', model), {}
 for i = 7, #ARGV do
   is_unreadable[ARGV[i]] = true

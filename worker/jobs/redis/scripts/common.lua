@@ -1,6 +1,6 @@
 -- Each change of a job's state, and of what lists the jobs; follows keys.lua.
 
-local THROUGHPUT_SECONDS = 30
+local RATE_SECONDS = 30
 local MAX_SWEPT = 32 -- of each kind in one call, so that no call takes long
 local MAX_DEAD = 1000 -- jobs that are listed as dead letters
 local MAX_NUMBER = 2 ^ 53 - 1 -- beyond, Lua's numbers and Redis' scores skip some
@@ -11,7 +11,7 @@ local BATCH = 5 * 10 ^ 14 -- numbers of batch jobs begin here; versions before r
 local FIRST, PRIORITIES = {interactive = 0, batch = BATCH}, {'interactive', 'batch'}
 local RANGES = { -- of the numbers of their jobs
   interactive = {'-inf', '(' .. digits(BATCH)}, batch = {digits(BATCH), '+inf'}}
-local UNREADABLE = cmsgpack.pack({'JobFailure', {
+local RECORD_ERROR = cmsgpack.pack({'JobFailure', {
   error = 'EngineError', message = 'the record of the job cannot be read'}})
 
 local function is_live(state)
@@ -115,14 +115,14 @@ local function uncount(id)
 end
 
 -- Delete what has come of a job; its tombstone (id, state, request) stays.
-local function drop_outcome(id)
+local function delete_outcome(id)
   uncount(id)
   redis.call('DEL', key('outcome', id), key('events', id))
 end
 
 -- Delete all keys of a job.
-local function drop(id)
-  drop_outcome(id)
+local function delete_job(id)
+  delete_outcome(id)
   release_key(id, field(id, 'key'))
   redis.call('DEL', key('job', id), key('watch', id))
   call('ZREM', key('ended'), id)
@@ -155,7 +155,7 @@ local function keep_outcome(id, outcome, keep)
     if not oldest then
       break
     end
-    drop_outcome(oldest)
+    delete_outcome(oldest)
     add_total('results_dropped')
   end
   call('HSET', key('job', id), 'bytes', #outcome)
@@ -198,28 +198,28 @@ local function end_job(id, job, state, outcome, frees_key)
     if now - tonumber(oldest[2]) < settings.result_ms then -- its outcome can still be fetched
       break
     end
-    drop(oldest[1])
+    delete_job(oldest[1])
   end
 end
 
--- Set a record that cannot be read aside, and end its job with an error.
-local function set_aside(id, job)
+-- Quarantine a record that cannot be read, and end its job with an error.
+local function quarantine_job(id, job)
   uncount(id) -- while the record says how much
-  move_aside(key('job', id))
-  need_repair(key('owners')) -- it may not say whose job it is
+  quarantine_key(key('job', id))
+  request_rebuild(key('owners')) -- it may not say whose job it is
   if not call('ZSCORE', key('deadlines'), id) then -- it has ended before
-    drop(id)
+    delete_job(id)
     return
   end
   for _, model in ipairs(call('SMEMBERS', key('models'))) do
     dequeue(id, model, job.owner)
   end
   call('HSET', key('job', id), 'job', job.job or '', 'keep', job.keep or '0', 'key', job.key or '')
-  end_job(id, {keep = job.keep, key = job.key or ''}, 'error', UNREADABLE, true)
+  end_job(id, {keep = job.keep, key = job.key or ''}, 'error', RECORD_ERROR, true)
 end
 
--- Whether a record has all that the scripts need of it; makes numbers of what is one.
-local function is_sound(job)
+-- Whether a record has all fields that the scripts need; converts numeric fields in place.
+local function is_valid(job)
   for _, name in ipairs(NUMBERS) do
     local number = job[name] and string.match(job[name], '^%-?%d+$') and tonumber(job[name])
     job[name] = number and math.abs(number) <= MAX_NUMBER and number
@@ -237,19 +237,19 @@ local function is_sound(job)
   return job.rows > 0
 end
 
--- The record of a job, nil if there is none; one that cannot be read is set aside before.
+-- The record of a job, nil if there is none or it had to be quarantined.
 local function read(id)
   local values, job = redis.pcall('HMGET', key('job', id), 'cost', unpack(FIELDS)), {} -- or an error
   job.cost = values[1]
   for i, name in ipairs(FIELDS) do
     job[name] = values[i + 1]
   end
-  if is_sound(job) then
+  if is_valid(job) then
     return job
   elseif redis.call('EXISTS', key('job', id)) == 0 then
     return nil
   end
-  set_aside(id, job)
+  quarantine_job(id, job)
   return read(id)
 end
 
@@ -266,16 +266,16 @@ local function waiting_at(queue, priority, rank)
   end
 end
 
--- The fence: every delivery raises the token, so whoever has an older one has lost the job. Gives
--- the record to who has not.
-local function held(id, token)
+-- The record of a running job if the token is that of its current lease, else false. Every delivery
+-- raises the token, so an older one is fenced off.
+local function leased_job(id, token)
   local job = read(id)
   return job and job.state == 'running' and job.token == tonumber(token) and job
 end
 
 -- Put a running job back at its old place in the queue. Its token stays: the next claim raises it
 -- and so fences off whoever has the job now.
-local function give_back(id, job, reason)
+local function requeue(id, job, reason)
   call('ZREM', key('leases'), id)
   call('HSET', key('job', id), 'state', 'waiting')
   enqueue(id, job)
@@ -286,7 +286,7 @@ end
 local function expire_lease(id, job)
   notify_holder(id, job) -- it may only have been slow
   if job.deliveries < settings.max_deliveries then
-    give_back(id, job, 'lease_expired')
+    requeue(id, job, 'lease_expired')
     return
   end
   add_total('dead_lettered')
@@ -308,7 +308,7 @@ end
 
 -- Put a live job back where it was deleted by hand. One that is on its lists is only looked at: many
 -- look, and often, and a write would go to the file and to every replica.
-local function list_again(id, job)
+local function reindex_if_missing(id, job)
   local own = job.state == 'running' and key('leases') or key('waiting', job.model)
   if not (call('ZSCORE', own, id) and call('ZSCORE', key('deadlines'), id)
       and call('SISMEMBER', key('models'), job.model) == 1) then
@@ -359,9 +359,9 @@ end
 
 -- Build anew what could not be read; between changes, when records say all that is true.
 local function repair()
-  while next(due_repairs) do -- one may come upon the next
-    local is_due = due_repairs
-    due_repairs = {}
+  while next(pending_rebuilds) do -- one may come upon the next
+    local is_due = pending_rebuilds
+    pending_rebuilds = {}
     if is_due.lists then
       rebuild_lists()
     end
@@ -401,10 +401,10 @@ local function sweep()
   each_due('deadlines', function(id, job) end_without_outcome(id, job, 'expired') end)
   each_due('leases', expire_lease)
   for _, id in ipairs(due('results', now - settings.result_ms)) do
-    drop_outcome(id)
+    delete_outcome(id)
   end
   for _, id in ipairs(due('ended', now - settings.tombstone_ms)) do
-    drop(id)
+    delete_job(id)
   end
 end
 
@@ -417,11 +417,11 @@ local function completion_rate(model)
     local number = tonumber(counts[i + 1]) or 0
     if counts[i] == 'since' then
       since = number
-    elseif (tonumber(counts[i]) or 0) > second - THROUGHPUT_SECONDS then
+    elseif (tonumber(counts[i]) or 0) > second - RATE_SECONDS then
       finished = finished + number
     end
   end
-  local span = math.min(THROUGHPUT_SECONDS, (now - since) / 1000)
+  local span = math.min(RATE_SECONDS, (now - since) / 1000)
   return string.format('%.6f', finished / math.max(span, 0.1))
 end
 
@@ -434,13 +434,13 @@ local function count_live(model)
   end
 end
 
-local function count_throughput(model)
+local function count_completion(model)
   local throughput = key('drained', model)
   if add(throughput, second, 1) > 1 then
     return
   end
   for _, field in ipairs(call('HKEYS', throughput)) do -- once a second: delete old ones
-    if field ~= 'since' and field ~= 'live' and (tonumber(field) or 0) <= second - THROUGHPUT_SECONDS then
+    if field ~= 'since' and field ~= 'live' and (tonumber(field) or 0) <= second - RATE_SECONDS then
       call('HDEL', throughput, field)
     end
   end

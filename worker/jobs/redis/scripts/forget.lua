@@ -3,5 +3,5 @@
 
 local job = read(ARGV[2])
 if job and not is_live(job.state) and job.keep ~= '1' then
-  drop(ARGV[2])
+  delete_job(ARGV[2])
 end

@@ -16,7 +16,7 @@ if count > 0 then
   end
 end
 if is_live(job.state) then
-  list_again(id, job)
+  reindex_if_missing(id, job)
   call('SADD', key('watch', id), front)
   return {job.state, job.deadline - now, events}
 end

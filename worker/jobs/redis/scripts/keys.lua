@@ -23,7 +23,7 @@ end
 local REPAIRS = { -- what is built anew (common.lua) when a key of this kind could not be read
   deadlines = 'lists', finish = 'lists', leases = 'lists', models = 'lists', owners = 'lists',
   submitted = 'lists', waiting = 'lists', results = 'totals', totals = 'totals'}
-local due_repairs = {}
+local pending_rebuilds = {}
 local add_total
 
 local function key(kind, name)
@@ -36,15 +36,15 @@ local function publish(channel, message)
   return type(heard) == 'number' and heard or 0
 end
 
-local function need_repair(name)
+local function request_rebuild(name)
   local repair = REPAIRS[string.match(name, '^[^:]*', #KEYS[1] + 1)]
   if repair then
-    due_repairs[repair] = true
+    pending_rebuilds[repair] = true
   end
 end
 
--- Move a key where it is in nobody's way, for whoever looks into it.
-local function move_aside(name)
+-- Rename a key that cannot be read to unreadable:NAME, where operators find it for a day.
+local function quarantine_key(name)
   local kind = string.sub(name, #KEYS[1] + 1)
   redis.call('RENAME', name, key('unreadable', kind))
   redis.call('PEXPIRE', key('unreadable', kind), settings.tombstone_ms)
@@ -52,8 +52,9 @@ local function move_aside(name)
   add_total('unreadable')
 end
 
--- Run a command on a key. What is there and does not take it, since it is of another kind, no
--- number or a stream at its end, is set aside before.
+-- Run a command on a key. A value that the command cannot work on (another type, no number, a
+-- stream whose ids are used up) is quarantined, and the command runs again. Use `redis.call` where
+-- the type does not matter (DEL, EXISTS), and `redis.pcall` where the caller handles the error.
 local function call(command, name, ...)
   local answer = redis.pcall(command, name, ...)
   if type(answer) ~= 'table' or not answer.err then
@@ -61,8 +62,8 @@ local function call(command, name, ...)
   elseif redis.call('EXISTS', name) == 0 then
     error(answer)
   end
-  need_repair(name)
-  move_aside(name)
+  request_rebuild(name)
+  quarantine_key(name)
   return redis.call(command, name, ...)
 end
 
@@ -70,7 +71,7 @@ end
 local function add(name, field, number)
   local sum = redis.pcall('HINCRBY', name, field, number)
   if type(sum) == 'table' then
-    need_repair(name)
+    request_rebuild(name)
     call('HSET', name, field, number)
     return number
   end

@@ -4,7 +4,7 @@
 local lost = {}
 for i = 2, #ARGV, 2 do
   local id, token = ARGV[i], ARGV[i + 1]
-  if held(id, token) then
+  if leased_job(id, token) then
     call('ZADD', key('leases'), now + settings.lease_ms, id) -- from now, not from its end
   else -- it ran out, and the job is waiting, ended, or has a higher token
     lost[#lost + 1] = {id, tonumber(token)}

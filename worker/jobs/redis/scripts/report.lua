@@ -12,7 +12,7 @@ local max_events, watched = ARGV[2], {}
 
 local function apply(id, token, kind, data, frees_key)
   local is_end = kind ~= 'event' and not REASONS[kind]
-  local job = held(id, token)
+  local job = leased_job(id, token)
   if not job then
     if is_end then
       add_total('fenced') -- a result for nothing: somebody else has the job, or it has ended
@@ -25,9 +25,9 @@ local function apply(id, token, kind, data, frees_key)
     watched[id] = true
   elseif REASONS[kind] then
     call('HINCRBY', key('job', id), 'deliveries', -1) -- no worker was lost with it
-    give_back(id, job, REASONS[kind])
+    requeue(id, job, REASONS[kind])
   else
-    count_throughput(job.model)
+    count_completion(job.model)
     end_job(id, job, kind, data, frees_key == '1')
   end
   return 1

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- Set a job aside whose request is no such thing.
+-- Quarantine a job whose request cannot be decoded.
 
 local job = read(ARGV[2])
 if job and is_live(job.state) then
-  set_aside(ARGV[2], job)
+  quarantine_job(ARGV[2], job)
 end

@@ -7,7 +7,7 @@ if not job then
 end
 local position = false
 if is_live(job.state) then
-  list_again(ARGV[2], job)
+  reindex_if_missing(ARGV[2], job)
 end
 if job.state == 'waiting' then
   position = call('ZRANK', key('waiting', job.model), ARGV[2])

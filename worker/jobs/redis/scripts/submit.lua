@@ -15,7 +15,7 @@ local function virtual_time()
   local first = FIRST[priority]
   local time = tonumber(call('HGET', virtual, line)) or 0
   if time <= first or time >= first + BATCH / 2 then
-    need_repair(finish) -- which may be out of range, too
+    request_rebuild(finish) -- which may be out of range, too
     local from, to = unpack(RANGES[priority])
     local last = call('ZREVRANGEBYSCORE', queue, to, from, 'WITHSCORES', 'LIMIT', 0, 1)[2]
     time = math.max(first, tonumber(last) or 0)
@@ -28,10 +28,10 @@ end
 local function next_number(own)
   local time = virtual_time()
   if own > 0 and call('ZCARD', finish) == 0 then -- it was deleted, or a version before had none
-    need_repair(finish)
+    request_rebuild(finish)
   end
   local number = tonumber(call('ZSCORE', finish, owner)) or 0
-  if next(due_repairs) then
+  if next(pending_rebuilds) then
     repair()
     number = tonumber(call('ZSCORE', finish, owner)) or 0
   end
