@@ -44,10 +44,8 @@ OUTCOME_SECONDS = 3.0  # for transfer: the outcome of a job that has ended is th
 async def own_job_status(queue: JobProducer, client: Client, job_id: str) -> JobStatus:
     """Status of a client's own job; another's is as unknown as one that does not exist."""
     status = await queue.status(job_id)
-    if status.job.owner not in {
-        client.owner,
-        client.name,
-    }:  # earlier versions stored the name alone
+    # Earlier versions stored the name alone.
+    if status.job.owner not in {client.owner, client.name}:
         raise UnknownJobError("id", f"there is no job {quoted(job_id)}")
     return status
 

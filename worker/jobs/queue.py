@@ -245,9 +245,9 @@ class JobConsumer(Protocol):
         """After which to claim without an arrival, whose message may be lost."""
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
-        """Register a callback, called with a model's name when this worker may get a job that has arrived.
+        """Register a callback for jobs that this worker may get, called with their model's name.
 
-        From any thread, so it must not wait; with an empty name if it may be any model. Of a model
+        It is called from any thread, so it must not wait; with an empty name if it may be any model. Of a model
         that has not been claimed there may be no call.
         """
 
