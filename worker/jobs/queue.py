@@ -247,8 +247,8 @@ class JobConsumer(Protocol):
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
         """Register a callback for jobs that this worker may get, called with their model's name.
 
-        It is called from any thread, so it must not wait; with an empty name if it may be any model. Of a model
-        that has not been claimed there may be no call.
+        It is called from any thread, so it must not wait; with an empty name if it may be any
+        model. Of a model that has not been claimed there may be no call.
         """
 
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
