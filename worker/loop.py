@@ -1,7 +1,7 @@
 """The worker's loop: claim jobs, step the engines, report what came of it.
 
 One thread owns it, and never waits for the queue while there is work. A job larger than the engine
-enters it in parts; a job that is lost_leases or out of time is dropped between two steps.
+enters it in parts; a job whose lease is lost or whose time is up is dropped between two steps.
 An engine's error fails the jobs that were in it, and the others go on; after several errors in a
 row the worker ends.
 """
@@ -179,8 +179,8 @@ class WorkerLoop:
             if sum(1 for one in self._models.values() if one.versions) == 1:
                 raise
             logger.exception("%s is not served", model.name)
-            model.close()
-            model.versions = None
+            model.serve_none(error)
+            self._metrics.stop_serving(model.name)
             return False
         if model.versions is not None:
             self._metrics.serve(model.newest.bundle)

@@ -104,6 +104,11 @@ class WorkerMetrics:
             registry=registry,
         )
 
+    def stop_serving(self, name: str) -> None:
+        """Say of a model no longer that a version of it is served."""
+        if (labels := self._served.pop(name, None)) is not None:
+            self.model_info.remove(*labels)
+
     def serve(self, bundle: Bundle) -> None:
         """Say which version is served, and from now on how much memory of its GPU is taken."""
         manifest = bundle.manifest

@@ -164,12 +164,12 @@ async def cancel(job_id: JobId, state: State, client: ClientDependency) -> None:
 @router.delete(
     "",
     summary="Cancel all of one's jobs",
-    responses=problems("no-key", "no-keys", "invalid", "queue-down"),
+    responses=problems("no-key", "no-keys", "invalid", "rate-limit", "queue-down"),
 )
 async def cancel_all(
     owner: Annotated[Literal["me"], Query(description="Whose: those of the key that asks.")],  # noqa: ARG001 - said, so that nobody cancels all by a slip
     state: State,
-    client: ClientDependency,
+    client: LimitedClientDependency,
     priority: Annotated[Priority | None, Query(description="Only those of a priority.")] = None,
     in_state: Annotated[
         Literal["waiting", "running"] | None,

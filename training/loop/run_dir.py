@@ -196,10 +196,10 @@ def _or_null(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def lock_folder(folder: Path) -> BinaryIO:
+def lock_folder(folder: Path, *, wait: bool = False) -> BinaryIO:
     """Make the folder and lock it, until the returned file is closed or the process ends.
 
-    A `ConfigError` where it cannot be written, or another process holds it.
+    A `ConfigError` where it cannot be written or, without ``wait``, another process holds it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def lock_folder(folder: Path) -> BinaryIO:
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         file.close()
         raise ConfigError(f"{folder}: another run is using this folder") from error

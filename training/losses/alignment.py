@@ -5,8 +5,11 @@ tokens x under a class c, the image's own class, and a class c' that is drawn wi
 
     loss = -log sigmoid(beta r(x, c)) - lambda log sigmoid(-beta r(x, c'))
 
-Where the reference is the data's distribution, the minimum is ``p_ref(x | c) (p_ref(x | c) /
-p_ref(x))^(1 / beta)`` up to a factor: what guidance aims at, in one row an image instead of two.
+Were r free, and the reference the data's distribution, the minimum would be ``r(x, c) = (log p(x |
+c) - log p(x) - log lambda) / beta``: images that are typical of their class become likelier, as
+guidance makes them, in one row an image instead of two. The probabilities of a model add up to one,
+so it cannot reach that: trained for long it puts more and more on fewer images. Rate and number of
+steps are the brake.
 
 Chen et al.: Toward Guidance-Free AR Visual Generation via Condition Contrastive Alignment. 2025.
 
@@ -33,7 +36,7 @@ class AlignmentLoss(nn.Module):
     model : fine-tuned
     reference : the same model as it was: in evaluation mode, without gradients, no part of this
         module
-    beta : how far the model may go from the reference; less is further
+    beta : how soon a difference to the reference is enough; less is later
     negative_weight : lambda
     """
 
@@ -44,7 +47,10 @@ class AlignmentLoss(nn.Module):
         self._beta, self._negative_weight = beta, negative_weight
 
     def forward(self, labels: Tensor, negatives: Tensor, clusters: Tensor) -> dict[str, Tensor]:
-        """``loss``; mean ``margin`` r(x, c) - r(x, c') in nats; ``accuracy``, share above 0.
+        """``loss``, ``margin`` and ``accuracy``.
+
+        The margin is the mean of r(x, c) - r(x, c') in nats, over images whose two classes differ;
+        the accuracy is the share of these above 0.
 
         Parameters
         ----------
@@ -57,13 +63,16 @@ class AlignmentLoss(nn.Module):
             reference = log_likelihood(self._frozen[0], *asked)
         own, other = (log_likelihood(self.model, *asked) - reference).chunk(2)
         positive, negative = -F.logsigmoid(self._beta * own), -F.logsigmoid(-self._beta * other)
-        negative = negative.where(labels != self.model.config.num_classes, 0.0)
+        is_null = labels == self.model.config.num_classes
+        negative = negative.where(~is_null, 0.0)
         loss = (positive + self._negative_weight * negative).mean()
         margin = (own - other).detach()
+        is_other = ((labels != negatives) & ~is_null).float()
+        count = is_other.sum().clamp(min=1)
         return {
             "loss": loss / max(1.0, self._negative_weight),
-            "margin": margin.mean(),
-            "accuracy": (margin > 0).float().mean(),
+            "margin": (margin * is_other).sum() / count,
+            "accuracy": ((margin > 0) * is_other).sum() / count,
         }
 
 

@@ -8,8 +8,8 @@ The configuration is that of the transformer's training, with ``init``, which is
 reference. An epoch is enough. Validated are, beside the usual figures, the loss itself, by which
 the kept weights are chosen, and how often an image is likelier under its own class than under
 another, measured against the reference.
-What is written is a transformer run: publishing, evaluation and the refiner take it as one. Its
-default CFG scale is then 1.
+What is written is a transformer run: publishing, evaluation and the refiner take it as one. It is
+to be published with a CFG scale of 1.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from masc_core.errors import ConfigError
 from masc_core.models.gpt import GPT
+from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
 from training.config import set_threads
@@ -53,7 +54,7 @@ def align_transformer(
         init = local_file(config.source, report)
         data.inputs["init"] = start_sha256(init)
         start = InitialWeights.open(init, gpt_config(config, data), data.prior, data.inputs)
-        _check(start, data)
+        _check(start, gpt_config(config, data))
         with Run(config.out, config, data.summary, ranks) as run:
             model, reference = (build_model(config, data, ranks, start) for _ in range(2))
             reference.requires_grad_(requires_grad=False)
@@ -62,16 +63,20 @@ def align_transformer(
             return run.read_json("metrics.json")
 
 
-def _check(start: InitialWeights, data: ClusterData) -> None:
-    theirs = (start.prior.num_clusters, start.model.config.num_classes)
-    for what, has, wanted in zip(
-        ("clusters", "classes"), theirs, (data.prior.num_clusters, data.num_classes), strict=True
-    ):
+def _check(start: InitialWeights, config: GPTConfig) -> None:
+    theirs = start.model.config
+    for what, key in (("clusters", "vocab_size"), ("classes", "num_classes")):
+        has, wanted = getattr(theirs, key), getattr(config, key)
         if has != wanted:
             raise ConfigError(
                 f"init: {start.path} is for {has} {what}, the codes and the prior have {wanted}; "
                 "what is aligned has learned the same before"
             )
+    if theirs.num_class_rows != config.num_class_rows:  # the table of the null class is another
+        has, needs = ("with", "above 0") if theirs.class_dropout else ("without", "0")
+        raise ConfigError(
+            f"class_dropout: {start.path} was trained {has} a null class, so it has to be {needs}"
+        )
 
 
 def alignment_batch(

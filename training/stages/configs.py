@@ -310,7 +310,7 @@ class AlignConfig(TransformerTrainingConfig):
     """Keys of an alignment: those of the transformer's training, and two of the loss."""
 
     beta: float = Field(
-        0.02, gt=0, description="how near to the reference the model stays; less is further away"
+        0.02, gt=0, description="how soon a difference to the reference is enough; less is later"
     )
     negative_weight: float = Field(
         1000.0, ge=0, description="lambda, of the images under classes that are not theirs"

@@ -254,7 +254,7 @@ class _Evaluation:
             }
             name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
             folder = folder / f"{extractor.label}-{name}"
-            with lock_folder(folder):
+            with lock_folder(folder, wait=True):  # another may be extracting them
                 reference = self.real.extract(
                     extractor, self.report, PartialResults(folder, made_from)
                 )

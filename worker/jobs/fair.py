@@ -35,7 +35,7 @@ def flow_of(owner: str, priority: Priority) -> str:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class QueueNamespace:
+class PlaceInLine:
     """Where a job stands among those of its priority."""
 
     number: int
@@ -49,7 +49,7 @@ class FairQueue:
     """The waiting jobs of one model."""
 
     def __init__(self) -> None:
-        self._places: dict[Priority, list[QueueNamespace]] = {one: [] for one in PRIORITIES}
+        self._places: dict[Priority, list[PlaceInLine]] = {one: [] for one in PRIORITIES}
         self._time: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
         self._ends: dict[Priority, dict[str, int]] = {one: {} for one in PRIORITIES}  # of flows
         self._owed = 0  # interactive rows claimed since the latest batch job, while one waited
@@ -67,7 +67,7 @@ class FairQueue:
         flow = flow_of(job.owner, job.priority)
         return sum(place.flow == flow for place in self._places[job.priority])
 
-    def add(self, job: Job, weight: float) -> QueueNamespace:
+    def add(self, job: Job, weight: float) -> PlaceInLine:
         """Give a new job its place."""
         ends, cost = self._ends[job.priority], cost_of(job, weight)
         flow = flow_of(job.owner, job.priority)
@@ -76,21 +76,21 @@ class FairQueue:
             # A step, so that owners without a line come in the order of submission.
             number = self._time[job.priority] = self._time[job.priority] + 1
         ends[flow] = number + cost
-        place = QueueNamespace(number, job.id, flow, cost, job.request.batch_rows)
+        place = PlaceInLine(number, job.id, flow, cost, job.request.batch_rows)
         self.put(place, job.priority)
         return place
 
-    def put(self, place: QueueNamespace, priority: Priority) -> None:
+    def put(self, place: PlaceInLine, priority: Priority) -> None:
         """Let a job wait at its place, again."""
         insort(self._places[priority], place)
 
-    def remove(self, place: QueueNamespace, priority: Priority) -> None:
+    def remove(self, place: PlaceInLine, priority: Priority) -> None:
         """Take a job out that waits, and was not claimed."""
         del self._places[priority][bisect_left(self._places[priority], place)]
         if self._ends[priority].get(place.flow) == place.number + place.cost:
             self._ends[priority][place.flow] = place.number  # its latest: as if it never was
 
-    def position(self, place: QueueNamespace, priority: Priority) -> int:
+    def position(self, place: PlaceInLine, priority: Priority) -> int:
         """How many jobs are ahead; a batch job is behind all interactive ones."""
         ahead = bisect_left(self._places[priority], place)
         return ahead + (self.depth("interactive") if priority == "batch" else 0)

@@ -20,7 +20,7 @@ from masc_core.errors import (
     ShareExceededError,
     UnknownJobError,
 )
-from worker.jobs.fair import FairQueue, QueueNamespace
+from worker.jobs.fair import FairQueue, PlaceInLine
 from worker.jobs.job import PRIORITIES, Event, Job, Lease, NumberedEvent, Priority
 from worker.jobs.outcome import (
     CANCELLED,
@@ -92,7 +92,7 @@ class CompletionRate:
 @dataclass(slots=True)
 class _Record:
     job: Job
-    place: QueueNamespace
+    place: PlaceInLine
     deadline: float  # of the clock
     state: JobState = "waiting"
     token: int = 0
@@ -211,7 +211,7 @@ class MemoryQueue(JobConsumer):
         priority: Priority | None = None,
         state: Literal["waiting", "running"] | None = None,
     ) -> int:
-        """Cancel an owner's jobs, the latest first."""
+        """Cancel an owner's jobs."""
         with self._arrival:
             self._sweep()
             own = [

@@ -78,6 +78,13 @@ class ServedModel:
             self.versions = ModelVersions(loaded)
             loaded.warm_up()
 
+    def serve_none(self, error: Exception) -> None:
+        """Close all versions, since none makes a first image, and wait for another activation."""
+        self.close()
+        self.versions = None
+        if self.reloader is not None:
+            self.reloader.serve_none(error)
+
     def take_version(self) -> LoadedModel | None:
         """Change over to a version that has become ready, if there is one, and return it."""
         loaded = None if self.reloader is None else self.reloader.take()

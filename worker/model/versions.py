@@ -192,6 +192,12 @@ class ModelReloader:
         if loaded is not None:
             loaded.close()
 
+    def serve_none(self, error: Exception) -> None:
+        """No version makes a first image: wait for another activation; before `start`."""
+        if not self.refusal.version:
+            self.refusal = Refusal(self._newest, _reason(error))
+        self._newest, self._tried = "", self._registry.activation(self._name)
+
     def take(self) -> LoadedModel | None:
         """A version that has become ready; handed out once. From any thread."""
         with self._lock:

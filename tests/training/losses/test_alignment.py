@@ -42,8 +42,8 @@ def plain_log_p(model: GPT, label: int, clusters: Tensor) -> Tensor:
 
 def test_against_the_formula_image_by_image() -> None:
     model, reference = pair()
-    labels, negatives = torch.tensor([0, 2, NULL]), torch.tensor([1, 2, 0])
-    clusters = torch.randint(5, (3, 4))
+    labels, negatives = torch.tensor([0, 2, NULL, 1]), torch.tensor([1, 2, 0, 2])
+    clusters = torch.randint(5, (4, 4))
     found = AlignmentLoss(model, reference, BETA, WEIGHT)(labels, negatives, clusters)
     found["loss"].backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters()}
@@ -57,12 +57,13 @@ def test_against_the_formula_image_by_image() -> None:
         expected = expected + (1 + (-BETA * own).exp()).log()
         if label != NULL:
             expected = expected + WEIGHT * (1 + (BETA * other).exp()).log()
-        margins.append(float((own - other).detach()))
-    expected = expected / 3 / WEIGHT
+        if label not in {NULL, negative}:
+            margins.append(float((own - other).detach()))
+    expected = expected / 4 / WEIGHT
     expected.backward()  # type: ignore[no-untyped-call]
     assert float(found["loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
-    assert float(found["margin"]) == pytest.approx(sum(margins) / 3, rel=1e-4)
-    assert float(found["accuracy"]) == pytest.approx(sum(m > 0 for m in margins) / 3)
+    assert float(found["margin"]) == pytest.approx(sum(margins) / len(margins), rel=1e-4)
+    assert float(found["accuracy"]) == sum(m > 0 for m in margins) / len(margins)
     for name, weight in model.named_parameters():
         torch.testing.assert_close(gradients[name], weight.grad, rtol=1e-4, atol=1e-6)
 

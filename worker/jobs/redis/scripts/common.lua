@@ -318,7 +318,7 @@ end
 
 -- Build all lists anew, from the records of the jobs on those that are left.
 local function rebuild_lists()
-  local ids = {}
+  local ids, live = {}, {}
   local function collect(name)
     for _, id in ipairs(call('ZRANGE', name, 0, -1)) do
       ids[id] = true
@@ -338,11 +338,14 @@ local function rebuild_lists()
     if job and is_live(job.state) then
       call('ZADD', key('deadlines'), job.deadline, id)
       list(id, job)
-      add(key('drained', job.model), 'live', 1)
+      live[job.model] = (live[job.model] or 0) + 1
       call('ZADD', key('finish', job.model), 'GT', job.seq + job.cost, job.owner)
     else
       call('ZREM', key('deadlines'), id)
     end
+  end
+  for model, number in pairs(live) do
+    call('HSET', key('drained', model), 'live', number)
   end
 end
 
@@ -411,7 +414,7 @@ end
 -- Jobs of a model finished per second over the last half minute; as CompletionRate in
 -- worker/jobs/memory.py. The hash counts them by second, and has how many are live, and since when.
 local function completion_rate(model)
-  local finished, since = 0, now
+  local finished, since = 0, now - RATE_SECONDS * 1000
   local counts = call('HGETALL', key('drained', model))
   for i = 1, #counts, 2 do
     local number = tonumber(counts[i + 1]) or 0
@@ -425,10 +428,12 @@ local function completion_rate(model)
   return string.format('%.6f', finished / math.max(span, 0.1))
 end
 
--- Count a job that was accepted; the first one after an idle spell begins the rate anew.
+-- Count a job that was accepted; the first one after an idle spell begins the rate anew. Front ends
+-- of earlier versions do not count theirs, so a job that waits says more than the count.
 local function count_live(model)
   local throughput = key('drained', model)
-  if add(throughput, 'live', 1) <= 1 or call('ZCARD', key('deadlines')) == 0 then
+  local is_first = add(throughput, 'live', 1) <= 1 and call('ZCARD', key('waiting', model)) == 0
+  if is_first or call('ZCARD', key('deadlines')) == 0 then
     redis.call('DEL', throughput)
     call('HSET', throughput, 'since', now, 'live', 1)
   end

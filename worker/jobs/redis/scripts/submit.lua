@@ -63,8 +63,8 @@ if own >= share then
   return {'share', depth, completion_rate(model), own}
 end
 
-count_live(model)
 local seq, kept_ms = next_number(own), timeout_ms + settings.tombstone_ms -- even if no list names it
+count_live(model)
 call('HSET', key('job', id), 'job', payload, 'model', model, 'rows', rows, 'owner', owner,
   'keep', keep, 'key', name, 'seq', digits(seq), 'cost', cost, 'state', 'waiting', 'token', 0, 'deliveries', 0,
   'submitted', submitted_ms, 'deadline', now + timeout_ms, 'events', 0)
