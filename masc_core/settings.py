@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -99,7 +99,7 @@ class ProcessSettings(BaseSettings):
 Settings = TypeVar("Settings", bound=ProcessSettings)
 
 
-def parse_models_dir(value: object) -> object:
+def parse_models_dir(value: str | Path) -> str | Path:
     """An address in object storage stays text, anything else is a path.
 
     Raises
@@ -122,7 +122,7 @@ def parse_models_dir(value: object) -> object:
 
 
 # A folder, or the address of one in object storage.
-ModelsDir = Annotated[str | Path, BeforeValidator(parse_models_dir)]
+ModelsDir = Annotated[str | Path, AfterValidator(parse_models_dir)]
 
 
 class ModelSettings(ProcessSettings):

@@ -164,7 +164,7 @@ def problem_type_of(error: MascError) -> ProblemType:
 
 
 def field_message(message: str) -> str:
-    """Turn pydantic's message into the field_message of a sentence about the field."""
+    """Turn pydantic's message into a phrase about the field."""
     return message.replace("Input should", "must", 1)
 
 

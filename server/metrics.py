@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import CLIENT_CLOSED_REQUEST
-from worker.jobs.job import PRIORITIES
+from worker.jobs.priority import PRIORITIES
 from worker.jobs.queue import (
     END_STATES,
     REDELIVERIES,

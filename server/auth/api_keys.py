@@ -38,7 +38,7 @@ from pydantic_core import PydanticCustomError
 from masc_core.bundle.manifest import Sha256, is_plain_name
 from masc_core.errors import ConfigError, ForbiddenError, UnauthorizedError
 from masc_core.io.bounded import decode_text, read_file
-from worker.jobs.job import Priority
+from worker.jobs.priority import Priority
 
 if TYPE_CHECKING:  # `masc keys` needs none
     from server.settings import ServerSettings

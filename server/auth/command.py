@@ -22,7 +22,7 @@ from masc_core.io.bounded import decode_text, read_file
 from masc_core.io.files import atomic_write
 from masc_core.terminal import Json, output, print_line, print_table
 from server.auth.api_keys import MAX_BYTES, hash_key, new_key, parse_keys, read_keys
-from worker.jobs.job import Priority
+from worker.jobs.priority import Priority
 
 PRIVATE = 0o600
 # The head of an entry, and the comments right above it.

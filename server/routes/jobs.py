@@ -44,8 +44,9 @@ from server.schemas.job import (
     JobBody,
 )
 from server.state import State
-from worker.jobs.job import Job, Priority
+from worker.jobs.job import Job
 from worker.jobs.outcome import JobResult
+from worker.jobs.priority import Priority
 from worker.jobs.queue import JobStatus
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])

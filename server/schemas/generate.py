@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from masc_core.images import ImageFormat
 from masc_core.sampling.cfg_schedule import CFGSchedule
 from masc_core.sampling.params import Decoding
-from worker.jobs.job import MAX_IMAGES, MAX_SEED, Priority
+from worker.jobs.job import MAX_IMAGES, MAX_SEED
+from worker.jobs.priority import Priority
 
 MAX_TEMPERATURE = 10.0
 

@@ -20,7 +20,7 @@ from server.schemas.generate import (
     Provisional,
     Stages,
 )
-from worker.jobs.job import Priority
+from worker.jobs.priority import Priority
 from worker.jobs.queue import JobState
 
 EXAMPLE_JOB: dict[str, Any] = {

@@ -10,8 +10,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.metrics import MeasureRequests, ServerMetrics, request_outcome
 from tests.server.service import Service
-from worker.jobs.job import Priority
 from worker.jobs.outcome import JobFailure
+from worker.jobs.priority import Priority
 from worker.jobs.queue import PriorityStats, QueueStats, Totals
 from worker.jobs.stages import stage_histogram
 

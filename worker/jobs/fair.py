@@ -18,7 +18,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from dataclasses import dataclass
 
-from worker.jobs.job import PRIORITIES, Job, Priority
+from worker.jobs.job import Job
+from worker.jobs.priority import PRIORITIES, Priority
 
 ROW = 1000  # virtual time of a row, for an owner of weight 1
 BATCH_EVERY = 16

@@ -5,19 +5,15 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 from masc_core.images import ImageFormat
 from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, CFGSchedule
 from masc_core.sampling.params import Decoding, image_seed, rows_per_image
+from worker.jobs.priority import Priority
 
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 16  # of one request
 DEFAULT_TIMEOUT = 300.0
-
-Priority = Literal["interactive", "batch"]  # somebody waits for it; or it may wait for others
-
-PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from masc_core.errors import (
     UnknownJobError,
 )
 from worker.jobs.fair import FairQueue, PlaceInLine
-from worker.jobs.job import PRIORITIES, Event, Job, Lease, NumberedEvent, Priority
+from worker.jobs.job import Event, Job, Lease, NumberedEvent
 from worker.jobs.outcome import (
     CANCELLED,
     EXPIRED,
@@ -32,6 +32,7 @@ from worker.jobs.outcome import (
     end_state,
     frees_key,
 )
+from worker.jobs.priority import PRIORITIES, Priority
 from worker.jobs.queue import (
     POLL_SECONDS,
     JobConsumer,

@@ -15,8 +15,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, Self, TypeAlias, get_args
 
-from worker.jobs.job import Event, Job, Lease, NumberedEvent, Priority
+from worker.jobs.job import Event, Job, Lease, NumberedEvent
 from worker.jobs.outcome import EndState, Outcome
+from worker.jobs.priority import Priority
 
 JobState = Literal["waiting", "running"] | EndState
 # Why a job was delivered again: its worker was lost, gave it back, or is too old to read it.

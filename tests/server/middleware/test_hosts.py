@@ -116,14 +116,14 @@ def test_behind_a_proxy_the_name_is_what_it_passes_on(
         assert httpx.get(url, headers={"Host": "masc.example:8443"}).status_code == status
 
 
-PRIVATE = {"Authenticator-Control-Request-Private-Network": "true"}
+PRIVATE = {"Access-Control-Request-Private-Network": "true"}
 
 
 def test_pages_of_other_origins_may_use_it_only_where_the_settings_say_so(tmp_path: Path) -> None:
     asking = {
         "Origin": "https://app.example",
-        "Authenticator-Control-Request-Method": "POST",
-        "Authenticator-Control-Request-Headers": "authorization, content-type, idempotency-key",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, content-type, idempotency-key",
     }
     with Service(tmp_path / "closed", working=False) as service:
         assert (
@@ -135,7 +135,7 @@ def test_pages_of_other_origins_may_use_it_only_where_the_settings_say_so(tmp_pa
         preflight = service.call("OPTIONS", "/generate", headers=asking)
         assert preflight.status_code == 200
         assert preflight.headers["access-control-allow-origin"] == "https://app.example"
-        for also in ({"Authenticator-Control-Request-Method": "HEAD"}, PRIVATE):
+        for also in ({"Access-Control-Request-Method": "HEAD"}, PRIVATE):
             assert service.call("OPTIONS", "/x", headers=asking | also).status_code == 200
         assert "authorization" in preflight.headers["access-control-allow-headers"]
         body = {"class_id": 1, "seed": 3}

@@ -142,7 +142,7 @@ def test_escape_closes_a_dialog_and_not_the_run(pictured: Service, page: Page) -
 
 def test_who_waits_is_told_its_place(pictured: Service, page: Page) -> None:
     pictured.painter.gate.clear()
-    body = json.dumps({"class_id": 1}).encode()
+    body = json.dumps({"class_id": 1, "priority": "interactive"}).encode()
     for _ in range(3):
         page.request.post("/jobs", data=body, headers={"Content-Type": "application/json"})
     generate(page)

@@ -12,8 +12,9 @@ import pytest
 from masc_core.errors import QueueFullError, ShareExceededError
 from tests.worker.jobs.samples import claim, job, jobs_of, result, submit
 from worker.jobs.fair import BATCH_EVERY
-from worker.jobs.job import PRIORITIES, Job
+from worker.jobs.job import Job
 from worker.jobs.outcome import CANCELLED
+from worker.jobs.priority import PRIORITIES
 from worker.jobs.queue import REQUEUE, JobQueue, PriorityStats, QueueLimits
 
 pytestmark = pytest.mark.anyio

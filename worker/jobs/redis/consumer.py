@@ -121,7 +121,8 @@ class RedisConsumer(JobConsumer):
 
     def announce(self, status: WorkerStatus) -> None:
         """Tell the front ends how this worker is; while it is not ready, no job wakes it."""
-        asleep = () if status.ready else self._models & {status.model}
+        models = self._models & {status.model} if status.model else self._models
+        asleep = () if status.ready else models
         arguments = (status.worker_id, encode_worker(status), self._name, *asleep)
         self._num_workers = self._scripts.run("announce", *arguments)
 

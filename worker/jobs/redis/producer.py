@@ -27,8 +27,9 @@ from masc_core.errors import (
     UnknownJobError,
 )
 from worker.jobs.fair import cost_of, flow_of
-from worker.jobs.job import PRIORITIES, Job, NumberedEvent, Priority
+from worker.jobs.job import Job, NumberedEvent
 from worker.jobs.outcome import CANCELLED, EXPIRED, JobFailure, Outcome
+from worker.jobs.priority import PRIORITIES, Priority
 from worker.jobs.queue import (
     END_STATES,
     REDELIVERIES,

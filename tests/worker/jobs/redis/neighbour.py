@@ -21,11 +21,14 @@ from typing import Any
 
 import redis
 
+from worker.jobs import queue as port
 from worker.jobs.job import GenerationRequest, Idempotency, Job, Lease, Progress, Started
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
-from worker.jobs.queue import REQUEUE, QueueLimits, WorkerStatus
+from worker.jobs.queue import QueueLimits, WorkerStatus
 from worker.jobs.redis.queue import RedisQueue
 
+# The name that it had before.
+REQUEUE: Any = getattr(port, "REQUEUE", getattr(port, "HAND_BACK", None))
 LIMITS = QueueLimits(lease_seconds=60.0)
 READY = WorkerStatus("w", ready=True, model="tiny", version="v1")
 SERVED, STATES = ("a", "b", "c"), ("waiting", "running", "ok", "cancelled")

@@ -83,7 +83,7 @@ def test_an_announcement_survives() -> None:
 def test_neighbouring_versions_understand_each_other() -> None:
     fields = msgspec.msgpack.decode(encode_job(job(owner="alice")))
     del fields["owner"]
-    fields["priority"] = 5
+    fields["deadline_class"] = 5
     assert decode_job(msgspec.msgpack.encode(fields)).owner == ""
 
 

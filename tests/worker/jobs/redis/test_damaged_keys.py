@@ -11,8 +11,9 @@ import redis
 from masc_core.errors import CapacityError, ResultGoneError, UnknownJobError
 from tests.worker.jobs.redis.conftest import MakeWorker, check_sums
 from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit, until
-from worker.jobs.job import PRIORITIES, Idempotency, NumberedEvent, Priority, Progress
+from worker.jobs.job import Idempotency, NumberedEvent, Progress
 from worker.jobs.outcome import JobFailure
+from worker.jobs.priority import PRIORITIES, Priority
 from worker.jobs.queue import REQUEUE, QueueLimits, WorkerStatus
 from worker.jobs.redis.queue import RedisQueue
 

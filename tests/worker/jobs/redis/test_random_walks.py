@@ -26,17 +26,9 @@ from hypothesis.stateful import (
 from masc_core.errors import QueueFullError, ShareExceededError, UnknownJobError
 from tests.worker.jobs.samples import job, result
 from worker.jobs.fair import BATCH_EVERY, ROW
-from worker.jobs.job import (
-    PRIORITIES,
-    Event,
-    Idempotency,
-    Job,
-    Lease,
-    NumberedEvent,
-    Priority,
-    Progress,
-)
+from worker.jobs.job import Event, Idempotency, Job, Lease, NumberedEvent, Progress
 from worker.jobs.outcome import CANCELLED, EXPIRED, EndState, Outcome
+from worker.jobs.priority import PRIORITIES, Priority
 from worker.jobs.queue import REQUEUE, JobState, QueueLimits, Redelivery, Totals
 from worker.jobs.redis.producer import POISONED
 from worker.jobs.redis.queue import RedisQueue

@@ -21,8 +21,9 @@ from tests.last_release import environment_of, unpack_sources
 from tests.worker.jobs.redis import neighbour
 from tests.worker.jobs.redis.conftest import MakeWorker, check_sums
 from tests.worker.jobs.samples import claim, collect, job, jobs_of, result, submit
-from worker.jobs.job import PRIORITIES, Job, Lease, NumberedEvent, Progress, Started
+from worker.jobs.job import Job, Lease, NumberedEvent, Progress, Started
 from worker.jobs.outcome import JobResult, Timings
+from worker.jobs.priority import PRIORITIES
 from worker.jobs.queue import REQUEUE, QueueLimits, Totals
 from worker.jobs.redis.codec import encode_job, encode_with_kind
 from worker.jobs.redis.queue import RedisQueue
@@ -324,8 +325,11 @@ def decoded(value: Any) -> Any:
 def test_earlier_versions_find_all_that_they_look_for(recorded: Path, redis_url: str) -> None:
     told = json.loads(json.dumps(asyncio.run(neighbour.record(redis_url))))["keys"]
     then = json.loads(recorded.read_text())["keys"]
-    assert told.keys() >= then.keys()
+    begun_anew = {"{masc}:drained", "{masc}:seq"}  # by earlier versions, where they are missing
+    assert told.keys() >= then.keys() - begun_anew
     for name, (kind, value) in then.items():
+        if name in begun_anew:
+            continue
         assert told[name][0] == kind, name
         assert_still_there(decoded(told[name][1]), decoded(value), name)
 
