@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -17,24 +19,35 @@ from tests.command_line import ROOT
 
 LAST = "d3b74900"  # stands for it until there is a tag; docs/releasing.md says when it changes
 INSTALLED = ROOT / ".cache" / "releases" / LAST
-PACKAGES = ("masc_core", "server", "training", "worker")
 
 
 def unpack_sources(folder: Path, *paths: str) -> None:
-    """Unpack files of the last release.
+    """Unpack files of the last release."""
+    with tarfile.open(fileobj=io.BytesIO(_git("archive", LAST, *paths))) as archive:
+        archive.extractall(folder, filter="data")
 
-    Where there is no history the test is skipped, but fails with ``REQUIRE_HISTORY``, which the
-    workflow sets.
+
+def code_of(commit: str) -> list[str]:
+    """Folders and files in a commit that its wheel is made of."""
+    tools = tomllib.loads(_git("show", f"{commit}:pyproject.toml").decode())["tool"]["setuptools"]
+    folders = _git("ls-tree", "-d", "--name-only", commit).decode().splitlines()
+    patterns = tools["packages"]["find"]["include"]
+    packages = [name for name in folders if any(fnmatchcase(name, one) for one in patterns)]
+    return [*packages, *(f"{module}.py" for module in tools["py-modules"])]
+
+
+def _git(*arguments: str) -> bytes:
+    """What git says of the history.
+
+    Where there is none the test is skipped, but fails with ``REQUIRE_HISTORY``, which the workflow
+    sets.
     """
-    packed = subprocess.run(
-        ["git", "archive", LAST, *paths], cwd=ROOT, capture_output=True, check=False
-    )
-    if packed.returncode:
-        told = f"no history here, `git fetch --unshallow` gets it: {packed.stderr.decode().strip()}"
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=False)
+    if done.returncode:
+        told = f"no history here, `git fetch --unshallow` gets it: {done.stderr.decode().strip()}"
         assert not os.environ.get("REQUIRE_HISTORY"), told
         pytest.skip(told)
-    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
-        archive.extractall(folder, filter="data")
+    return done.stdout
 
 
 def installed_wheel() -> Path:
@@ -43,7 +56,7 @@ def installed_wheel() -> Path:
         return INSTALLED
     with tempfile.TemporaryDirectory() as temporary:
         sources, made = Path(temporary, "sources"), Path(temporary, "made")
-        unpack_sources(sources, "pyproject.toml", "README.md", "LICENSE", "masc.py", *PACKAGES)
+        unpack_sources(sources, "pyproject.toml", "README.md", "LICENSE", *code_of(LAST))
         build = ["-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
         subprocess.run(
             [sys.executable, *build, "--no-build-isolation", "-w", temporary, str(sources)],

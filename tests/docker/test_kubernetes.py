@@ -144,6 +144,17 @@ def test_a_pod_has_time_to_drain(combinations: dict[str, list[Manifest]]) -> Non
             assert pod["shareProcessNamespace"] is True
 
 
+def test_a_rollout_waits_for_as_long_as_a_worker_may_take(
+    combinations: dict[str, list[Manifest]],
+) -> None:
+    for objects in combinations.values():
+        probe = container(objects, "Deployment", "masc-worker")["startupProbe"]
+        longest = probe["periodSeconds"] * probe["failureThreshold"]
+        for name in ("masc-server", "masc-worker"):
+            deadline = one(objects, "Deployment", name)["spec"]["progressDeadlineSeconds"]
+            assert deadline > longest
+
+
 def test_a_front_end_serves_until_nobody_sends_to_it_any_more() -> None:
     part = container(overlay("cpu"), "Deployment", "masc-server")
     assert part["lifecycle"]["preStop"]["sleep"]["seconds"] >= 10

@@ -33,7 +33,7 @@ from tests.docker.test_prometheus import exposed_names
 from tests.docs.markdown import Document
 
 MANUAL = Document(ROOT / "docs" / "kubernetes.md")
-QUEUE_METRICS = {"masc_queue_depth", "masc_queue_oldest_age_seconds"}
+QUEUE_METRICS = {"masc_queue_depth", "masc_queue_priority_oldest_age_seconds"}
 Labels = Mapping[str, str]
 
 
@@ -139,6 +139,39 @@ def test_nobody_is_reached_but_by_those_who_have_to(
             assert not permits(objects, "Egress", labels["masc-redis"], None, redis_port)
 
 
+def test_a_role_is_reached_where_models_are_in_object_storage(
+    combinations: dict[str, list[Manifest]],
+) -> None:
+    rules = one(combinations["elsewhere"], "NetworkPolicy", "masc-models")["spec"]["egress"]
+    told = {
+        (peer["ipBlock"]["cidr"], port["port"])
+        for rule in rules
+        for peer in rule.get("to", ())
+        for port in rule["ports"]
+    }
+    assert told == {
+        ("169.254.169.254/32", 80),
+        ("169.254.170.23/32", 80),
+        ("169.254.169.252/32", 988),
+    }
+
+
+def test_the_manual_opens_ports_by_patches(tmp_path: Path) -> None:
+    (written,) = [block for block in MANUAL.blocks("yaml") if "kind: NetworkPolicy" in block]
+    there = os.path.relpath(KUBERNETES, tmp_path)
+    own = {
+        "resources": [f"{there}/base"],
+        "components": [f"{there}/components/models-url"],
+        **yaml.safe_load(written),
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(own))
+    objects = build(tmp_path)
+    for client in pods(objects).values():
+        assert all(permits(objects, "Egress", client, None, {port}) for port in (9000, 5353))
+        # The collector is in a namespace of its own.
+        assert permits(objects, "Egress", client, None, {4318})
+
+
 def test_what_is_mounted_is_a_volume_and_pods_write_to_nothing_else(
     combinations: dict[str, list[Manifest]],
 ) -> None:
@@ -204,6 +237,12 @@ def test_workers_are_scaled_by_what_waits(
         names = {part["external"]["metric"]["name"] for part in spec["metrics"]}
     assert names == QUEUE_METRICS
     assert names <= exposed_names()
+    # Batch jobs may wait.
+    if scaler == "keda":
+        assert 'priority="interactive"' in spec["triggers"][1]["metadata"]["query"]
+    else:
+        metric = spec["metrics"][1]["external"]["metric"]
+        assert metric["selector"]["matchLabels"] == {"priority": "interactive"}
     (adapter,) = [block for block in MANUAL.blocks("yaml") if "external:" in block]
     rules = yaml.safe_load(adapter)["rules"]["external"]
     assert {rule["seriesQuery"].partition("{")[0] for rule in rules} == names
