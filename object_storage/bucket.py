@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 
 from masc_core.errors import ArtifactError, ConfigError, StorageDownError
 
-CONNECT_SECONDS, REQUEST_SECONDS = 5, 10
+CONNECT_SECONDS = 5
+REQUEST_SECONDS, RETRY_SECONDS = 10, 10  # of what is small
+PART_SECONDS, RETRY_PART_SECONDS = 120, 300  # of parts of files
+READ_SECONDS = 30  # without a byte, after which a part is fetched again
 MAX_RETRIES = 2
-RETRY_FOR = timedelta(seconds=10)
-PART_BYTES = 4 << 20  # of a large object, at a time: half a megabyte a second are enough
-NUM_PARTS = 4  # at once
+PART_BYTES = 4 << 20  # of a file that is fetched; twice as many are sent at a time
+NUM_PARTS = 4  # at once: 280 kB a second are enough to send them in time, half of it to fetch them
 
 NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
 RETRIED = ("408", "429")  # statuses that say nothing about the request
@@ -76,17 +78,27 @@ class Bucket:
                 f"MASC_MODELS_DIR: {url} needs obstore: pip install 'masc[object-storage]'"
             ) from error
         self._api = obstore
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-        try:
-            self._store: Any = from_url(
+
+        def store(seconds: int, retry_seconds: int, **options: timedelta) -> object:
+            client: Any = {
+                "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+                "timeout": timedelta(seconds=seconds),
+                "allow_http": _allows_http(),
+            }
+            return from_url(
                 url,
-                client_options={
-                    "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
-                    "timeout": timedelta(seconds=REQUEST_SECONDS),
-                    "allow_http": endpoint.startswith("http://"),
+                client_options=client | options,
+                retry_config={
+                    "max_retries": MAX_RETRIES,
+                    "retry_timeout": timedelta(seconds=retry_seconds),
                 },
-                retry_config={"max_retries": MAX_RETRIES, "retry_timeout": RETRY_FOR},
             )
+
+        try:
+            self._store: Any = store(REQUEST_SECONDS, RETRY_SECONDS)
+            self._sending: Any = store(PART_SECONDS, RETRY_PART_SECONDS)
+            stalled = timedelta(seconds=READ_SECONDS)  # which would end a slow sending, too
+            self._fetching: Any = store(PART_SECONDS, RETRY_PART_SECONDS, read_timeout=stalled)
         except obstore.exceptions.BaseError as error:
             raise ConfigError(f"MASC_MODELS_DIR: {url}: {_reason(error)}") from None
 
@@ -112,6 +124,10 @@ class Bucket:
     def write(self, path: str, content: bytes, replaced: Stamp | None = None) -> None:
         """Replace the object of that stamp, or without one make one where there is none.
 
+        The library repeats a write whose answer was lost, and the repetition is refused: where the
+        object has this very content afterwards, it was written. Content that must tell whose it is
+        has something random.
+
         Raises
         ------
         ConflictError : it has another stamp, or is gone or there
@@ -123,7 +139,8 @@ class Bucket:
                 mode: Any = "create" if replaced is None else replaced.condition(scheme)
                 self._api.put(self._store, path, content, mode=mode)
             except wrong as error:
-                raise ConflictError(path) from error
+                if not self._holds(path, content):
+                    raise ConflictError(path) from error
             except FileNotFoundError as error:
                 if replaced is not None and _code(error) not in NO_BUCKET:
                     raise ConflictError(path) from error
@@ -133,7 +150,7 @@ class Bucket:
         """Write a file of any size, in parts."""
         with self._named(path):
             self._api.put(
-                self._store, path, file, chunk_size=2 * PART_BYTES, max_concurrency=NUM_PARTS
+                self._sending, path, file, chunk_size=2 * PART_BYTES, max_concurrency=NUM_PARTS
             )
 
     def size(self, path: str) -> int:
@@ -148,7 +165,7 @@ class Bucket:
         def part(at: int) -> bytes:
             with self._named(path):
                 length = min(PART_BYTES, size - at)
-                return bytes(self._api.get_range(self._store, path, start=at, length=length))
+                return bytes(self._api.get_range(self._fetching, path, start=at, length=length))
 
         offsets = range(start, size, PART_BYTES)
         with ThreadPoolExecutor(NUM_PARTS) as pool:
@@ -174,6 +191,13 @@ class Bucket:
         with self._named(path):
             self._api.delete(self._store, path)
 
+    def _holds(self, path: str, content: bytes) -> bool:
+        try:
+            is_alike = self.size(path) == len(content)
+            return is_alike and self.read(path, len(content)).content == content
+        except FileNotFoundError:
+            return False
+
     @contextmanager
     def _named(self, path: str) -> Iterator[None]:
         """Make one of our errors of the library's, in one line and without anything secret."""
@@ -191,6 +215,13 @@ class Bucket:
             if reason.startswith("4") and not reason.startswith(RETRIED):
                 raise ArtifactError(place, f"is refused: {reason}") from None
             raise StorageDownError(place, f"cannot be reached: {reason}") from None
+
+
+def _allows_http() -> bool:
+    """Whether the environment says so, which the library does not look at beside our options."""
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    is_named = any(os.environ.get(name, "").startswith("http://") for name in names)
+    return is_named or os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"1", "true"}
 
 
 def _code(error: BaseException) -> str:

@@ -65,13 +65,20 @@ class FileCache:
         """The folder of a version, complete; errors as of `file`."""
         bundle = self._bundles / hashlib.sha256(text).hexdigest()
         folder = bundle / manifest.name / manifest.version
-        with writing(folder):
+
+        def fill() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             os.utime(bundle)
             for name, sha256 in manifest.files.items():
                 _link(self.file(sha256, place(name), fetch[name]), folder / name)
                 os.utime(bundle)
             atomic_write(folder / MANIFEST_FILE, text)
+
+        with writing(folder):
+            try:
+                fill()
+            except FileNotFoundError:  # another process has just removed a part of it as old
+                fill()
         return folder
 
     def _is_here(self, path: Path) -> bool:
@@ -110,12 +117,16 @@ class FileCache:
         while excess > 0:
             for path, status in files:
                 with suppress(FileNotFoundError):  # another process does the same
-                    if excess > 0 and path.stat().st_nlink == 1 and status.st_mtime < until:
+                    now = path.stat()  # it may have been used since it was listed
+                    if excess > 0 and now.st_nlink == 1 and now.st_mtime < until:
                         path.unlink()
                         excess -= status.st_size
             if not bundles or bundles[0][1].st_mtime >= until:
                 return
-            shutil.rmtree(bundles.pop(0)[0], ignore_errors=True)
+            bundle, _ = bundles.pop(0)
+            with suppress(FileNotFoundError):
+                if bundle.stat().st_mtime < until:
+                    shutil.rmtree(bundle, ignore_errors=True)
 
 
 def _append(path: Path, file: BinaryIO, content: Iterator[bytes]) -> str:

@@ -34,16 +34,15 @@ class Kept(Generic[T]):
 
     def get(self) -> T:
         """The value: the first time, it is waited for; too old a one is read anew behind."""
-        is_old = time.monotonic() > self._looked_at + KEPT_SECONDS
         if self._value is None:
             with self._reading:
                 if self._value is not None:
                     return self._value
-                if self._failure is not None and not is_old:  # nobody waits for the same again
+                if self._failure is not None and not self._is_old:  # of who had the lock before
                     raise type(self._failure)(self._failure.path, self._failure.reason)
                 return self._look(None)
         value = self._value
-        if is_old and self._reading.acquire(blocking=False):
+        if self._is_old and self._reading.acquire(blocking=False):
             threading.Thread(target=self._look_behind, daemon=True).start()
         return value
 
@@ -51,6 +50,10 @@ class Kept(Generic[T]):
         """The value as it is now."""
         with self._reading:
             return self._look(None)
+
+    @property
+    def _is_old(self) -> bool:
+        return time.monotonic() > self._looked_at + KEPT_SECONDS
 
     def _look(self, known: T | None) -> T:
         try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -64,6 +65,18 @@ def open_registry(models: str | Path) -> Registry:
     return BucketRegistry(Bucket(models), cache)
 
 
+def read_current(registry: Registry, name: str) -> str:
+    """Name of the active version as it is now, not as it was some seconds ago.
+
+    Raises
+    ------
+    StorageDownError : it cannot be read now
+    """
+    if isinstance(registry, BucketRegistry):
+        registry.read_anew(name)
+    return registry.current(name)
+
+
 class BucketRegistry(Registry):
     """Bundles in a bucket; errors as of `Bucket`, besides those of a registry."""
 
@@ -91,6 +104,11 @@ class BucketRegistry(Registry):
                 choice.path, f"names {quoted(version)}, which is not a version of {name!r}"
             ) from error
         return version
+
+    def read_anew(self, name: str) -> None:
+        """Read which version is active; nothing where the name can be no model's."""
+        if is_plain_name(name):
+            self._kept(name).read_anew()
 
     def path(self, name: str, version: str | None = None) -> Path:
         """Folder of a version in the cache, complete and as published."""
@@ -164,7 +182,7 @@ class BucketRegistry(Registry):
         while True:
             path = f"{name}/{version}/{CLAIM_FILE}"
             try:
-                self._bucket.write(path, b"")
+                self._bucket.write(path, secrets.token_bytes(8))
             except ConflictError as error:
                 if is_named:
                     reason = "is there: the version is being published, or that was broken off"

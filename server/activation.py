@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, QueueDownError, StorageDownError, VersionRefusedError
+from object_storage.registry import read_current
 from worker.jobs.queue import JobProducer, WorkerStatus
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Activator:
         """
         async with self._lock:
             await self.close()
-            previous = await self._current(name)
+            previous = await self._read_current(name)
             if previous != version:
                 await self._wait_for_old_refusals(name, version)
             try:
@@ -151,6 +152,15 @@ class Activator:
                 logger.warning("%s %s stays active: %s", name, version, error)
         logger.error("%s refuses %s %s: %s", refusing.worker_id, name, version, refusing.detail)
         raise VersionRefusedError("version", f"a worker cannot serve it: {refusing.detail}")
+
+    async def _read_current(self, name: str) -> str | None:
+        """The active version as it is now; None where there is none."""
+        try:
+            return await asyncio.to_thread(read_current, self._registry, name)
+        except StorageDownError:
+            raise
+        except ArtifactError:
+            return None
 
     async def _current(self, name: str) -> str | None:
         try:

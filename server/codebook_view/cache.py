@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from server.codebook_view.thumbnails import cut_thumbnails, is_sheet
 T = TypeVar("T")
 Key = tuple[str, str, str | None]  # name, version and seal
 MAX_VERSIONS = 4
+FAILED_SECONDS = 30.0  # within which a sheet that could not be fetched is not fetched again
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +82,15 @@ class CodebookCache:
         self._thumbnails = VersionCache(self._cut_thumbnails)
         self._codebooks = VersionCache(self._read_codebook)
         self._sheets: dict[Key, bool] = {}
+        self._failed: dict[Key, tuple[float, ArtifactError]] = {}  # and when
+        self._fetching = threading.Lock()
 
     def has_thumbnails(self, manifest: Manifest) -> bool:
         """Whether a version was published with a sheet of all its classes that can be cut."""
-        if SAMPLES_FILE not in manifest.files:
+        try:
+            return self._has_sheet(manifest)
+        except ArtifactError:  # of object storage; there may be a sheet later
             return False
-        key = _key(manifest)
-        if key not in self._sheets:
-            try:
-                path = self._registry.file(manifest, SAMPLES_FILE)
-            except ArtifactError:  # of object storage; there may be a sheet later
-                return False
-            self._sheets[key] = is_sheet(path, len(manifest.class_names))
-        return self._sheets[key]
 
     async def thumbnails(self, manifest: Manifest) -> tuple[bytes, ...]:
         """WebP files, one a class; none if the bundle brings no samples that can be cut."""
@@ -110,8 +109,28 @@ class CodebookCache:
             raise HTTPException(404, f"{name} was published without pictures of its codebook")
         return await self._codebooks.get(manifest)
 
+    def _has_sheet(self, manifest: Manifest) -> bool:
+        if SAMPLES_FILE not in manifest.files:
+            return False
+        key = _key(manifest)
+        if key in self._sheets:
+            return self._sheets[key]
+        with self._fetching:
+            if key in self._sheets:  # whoever had the lock before has fetched it
+                return self._sheets[key]
+            if key in self._failed and time.monotonic() < self._failed[key][0] + FAILED_SECONDS:
+                _, error = self._failed[key]
+                raise type(error)(error.path, error.reason)
+            try:
+                path = self._registry.file(manifest, SAMPLES_FILE)
+            except ArtifactError as error:
+                self._failed[key] = time.monotonic(), error
+                raise
+            self._sheets[key] = is_sheet(path, len(manifest.class_names))
+            return self._sheets[key]
+
     def _cut_thumbnails(self, manifest: Manifest) -> tuple[bytes, ...]:
-        if not self.has_thumbnails(manifest):
+        if not self._has_sheet(manifest):
             return ()
         sheet = read_listed(self._registry, manifest, SAMPLES_FILE)
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import object_storage.cache
 from masc_core.bundle.manifest import MANIFEST_FILE, read_manifest
 from masc_core.errors import ArtifactError
 from object_storage.cache import KEPT_SECONDS, FileCache
@@ -134,6 +135,50 @@ def test_what_was_used_least_recently_goes_beyond_the_bound(folders: Path, tmp_p
     assert names(tmp_path / "files") == kept
     assert names(second) == names(versions[1])
     assert make_bundle(cache, versions[0]).joinpath(MANIFEST_FILE).is_file()
+
+
+def age(*paths: Path) -> None:
+    for path in paths:
+        os.utime(path, (AGED, AGED))
+
+
+def test_what_is_used_after_it_was_listed_stays(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = FileCache(tmp_path, 1)
+    first = make_bundle(cache, folders / "tiny" / "1")
+    lone = cache.file(SHA256, "s3://b/f", Source())
+    age(first.parents[1], *(tmp_path / "files").iterdir())
+
+    def use_after_listing(folder: Path) -> list[tuple[Path, os.stat_result]]:
+        listed = by_age(folder)
+        os.utime(lone)
+        os.utime(first.parents[1])
+        return listed
+
+    by_age = object_storage.cache._by_age
+    monkeypatch.setattr(object_storage.cache, "_by_age", use_after_listing)
+    make_bundle(cache, folders / "tiny" / "2")
+    assert lone.exists()
+    assert names(first) == names(folders / "tiny" / "1")
+
+
+def test_a_file_that_another_process_removes_is_fetched_again(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[Path] = []
+
+    def remove_once(file: Path, name: Path) -> None:
+        if not removed:
+            removed.append(file)
+            file.unlink()
+        link(file, name)
+
+    link = object_storage.cache._link
+    monkeypatch.setattr(object_storage.cache, "_link", remove_once)
+    folder = make_bundle(FileCache(tmp_path, 1 << 30), folders / "tiny" / "1")
+    assert removed
+    assert names(folder) == names(folders / "tiny" / "1")
 
 
 def test_what_fits_stays_however_old(folders: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -304,6 +305,47 @@ def test_what_is_wrong_with_the_storage_is_one_line(
         assert reason in done.stderr
         assert SECRET not in done.stderr
         assert "wrong" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"])
+def test_a_server_without_encryption_may_be_named_by_any_variable(
+    url: str, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv(name, object_store.variables["AWS_ENDPOINT_URL"])
+    assert Bucket(url).folders() == []
+
+
+def test_encryption_may_be_done_without_by_the_variable_of_the_library(
+    url: str, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_ENDPOINT", object_store.variables["AWS_ENDPOINT_URL"].upper())
+    with pytest.raises(StorageDownError):
+        Bucket(url).folders()
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    assert Bucket(url).folders() == []
+
+
+def test_whoever_ends_between_history_and_choice_leaves_no_version_to_go_back_to(
+    registry: Registry, bucket: Bucket, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(registry, folders, "1", "2", "3")
+    write = Bucket.write
+
+    def end(self: Bucket, path: str, *rest: Any) -> None:
+        if path.endswith(CURRENT_FILE):
+            raise InterruptedError
+        write(self, path, *rest)
+
+    monkeypatch.setattr(Bucket, "write", end)
+    with pytest.raises(InterruptedError):
+        registry.activate("tiny", "2")
+    monkeypatch.undo()
+    assert bucket.read(f"tiny/{HISTORY_FILE}", 99).content == b"1\n2\n"
+    assert (registry.current("tiny"), registry.previous("tiny")) == ("1", None)
+    registry.activate("tiny", "3")
+    assert registry.rollback("tiny") == "1"
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,21 @@ async def test_a_version_is_activated_and_a_damaged_one_refused(
         assert open_registry(url).previous("tiny") == "1"
 
 
+@pytest.mark.anyio
+async def test_the_version_before_is_the_one_that_is_active_now(
+    registry: Registry, another: Registry, folders: Path, tmp_path: Path, queue: MemoryQueue
+) -> None:
+    """Not the one that was active some seconds ago."""
+    publish(registry, folders, "1", "2", "3")
+    async with front_end(another, tmp_path, queue) as client:
+        await client.get("/models")
+        assert another.current("tiny") == "1"
+        registry.activate("tiny", "2")
+        answer = await activate(client, "3", wait_seconds=0)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["previous"] == "2"
+
+
 def publish_damaged(bucket: Bucket, folders: Path) -> None:
     for path in sorted((folders / "tiny" / "3").iterdir()):
         content = path.read_bytes()

@@ -3,13 +3,15 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from masc_core.bundle.manifest import PRIOR_FILE, SAMPLES_FILE, Manifest
 from masc_core.bundle.registry import Registry
-from masc_core.errors import ArtifactError
+from masc_core.errors import ArtifactError, StorageDownError
 from server.codebook_view.cache import MAX_VERSIONS, CodebookCache, VersionCache, read_listed
 from tests.server.asgi import until
 from tests.server.pictured_model import PRIOR, samples, write_pictured
@@ -86,6 +88,40 @@ def test_what_failed_is_tried_again(manifest: Manifest) -> None:
     with pytest.raises(ArtifactError):
         asyncio.run(kept.get(manifest))
     assert asyncio.run(kept.get(manifest)) == "made"
+
+
+class Away(Registry):
+    """A registry whose files cannot be fetched for now."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.is_away = True
+        self.asked = 0
+
+    def file(self, manifest: Manifest, name: str) -> Path:
+        self.asked += 1
+        if self.is_away:
+            time.sleep(0.1)
+            raise StorageDownError("s3://b/x", "cannot be reached")
+        return super().file(manifest, name)
+
+
+def test_a_sheet_that_cannot_be_fetched_is_tried_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = write_pictured(tmp_path)
+    registry = Away(tmp_path)
+    cache = CodebookCache(registry)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(cache.has_thumbnails, [manifest] * 8)) == [False] * 8
+    with pytest.raises(StorageDownError):
+        asyncio.run(cache.thumbnails(manifest))
+    assert registry.asked == 1
+    registry.is_away = False
+    assert not cache.has_thumbnails(manifest)
+    monkeypatch.setattr("server.codebook_view.cache.FAILED_SECONDS", 0.0)
+    assert cache.has_thumbnails(manifest)
+    assert asyncio.run(cache.thumbnails(manifest))
 
 
 def test_the_prior_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
