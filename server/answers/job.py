@@ -69,7 +69,7 @@ async def job_outcome(queue: JobProducer, status: JobStatus) -> Outcome | None:
 
 async def job_answer(state: AppState, status: JobStatus, *, entropies: bool) -> JobAnswer:
     """All that is known of a job; ``entropies`` adds those of every position."""
-    job, waiting = status.job, await queue_position(state.queue, status)
+    job, waiting = status.job, queue_position(status)
     outcome = await job_outcome(state.queue, status)
     url = state.job_url(job.id)
     return JobAnswer(

@@ -19,7 +19,7 @@ from server.schemas.job import QueuedEvent
 from server.state import AppState
 from worker.jobs.job import Job, NumberedEvent
 from worker.jobs.outcome import EXPIRED, JobFailure, JobResult
-from worker.jobs.queue import JobProducer, JobStatus, ModelStats
+from worker.jobs.queue import JobProducer, JobStatus
 
 POLL_SECONDS = 1.0  # between queries of a waiting job's position
 
@@ -94,15 +94,14 @@ async def wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
-async def queue_position(queue: JobProducer, status: JobStatus) -> QueuedEvent | None:
+def queue_position(status: JobStatus) -> QueuedEvent | None:
     """Position of a job, None if it does not wait.
 
     The start is when ``position + 1`` jobs have ended at the rate of completion of its model.
     """
     if status.position is None:
         return None
-    models = (await queue.stats()).models
-    rate = models.get(status.job.request.model, ModelStats()).completion_rate
+    rate = status.completion_rate
     seconds = round((status.position + 1) / rate, 3) if rate > 0 else None
     return QueuedEvent(position=status.position, estimated_start_seconds=seconds)
 
@@ -157,9 +156,7 @@ async def _worker_updates(
                 with suppress(QueueDownError):  # try again at the next poll
                     status = await queue.status(job_id)
                     waits = status.position is not None
-                    if status.position != position and (
-                        waiting := await queue_position(queue, status)
-                    ):
+                    if status.position != position and (waiting := queue_position(status)):
                         position = waiting.position
                         yield waiting
             await _wait(upcoming, poll_seconds if waits else math.inf, until)

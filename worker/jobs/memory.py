@@ -192,10 +192,11 @@ class MemoryQueue(JobConsumer):
         """Where a job is."""
         with self._arrival:
             record = self._record(job_id)
-            position = None
+            position, rate = None, 0.0
             if record.state == "waiting":
                 position = self._order[record.model].position(record.place, record.job.priority)
-            return JobStatus(record.job, record.state, position, record.deliveries)
+                rate = self._rates[record.model].per_second()
+            return JobStatus(record.job, record.state, position, record.deliveries, rate)
 
     async def cancel(
         self, job_id: str, state: Literal["cancelled", "expired"] = "cancelled"

@@ -60,6 +60,7 @@ class JobStatus:
     state: JobState
     position: int | None  # jobs that are ahead of it now, None unless it waits
     deliveries: int  # how often a worker has taken it, without those that gave it back
+    completion_rate: float = 0.0  # of its model while it waits: jobs per second of late, 0: unknown
 
 
 @dataclass(frozen=True, slots=True)

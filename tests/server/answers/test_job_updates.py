@@ -25,7 +25,7 @@ from tests.server.service import Service, paint
 from worker.jobs.job import Event, GenerationRequest, Job, Lease, NumberedEvent, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobFailure, JobResult
-from worker.jobs.queue import REQUEUE, JobStatus, ModelStats, QueueStats, Totals
+from worker.jobs.queue import REQUEUE, JobStatus
 
 pytestmark = pytest.mark.anyio
 
@@ -226,13 +226,9 @@ async def test_a_slow_reader_takes_one_event_ahead_and_no_more() -> None:
     ("position", "rate", "seconds"),
     [(0, 0.0, None), (0, 4.0, 0.25), (3, 4.0, 1.0), (6, 3.0, 2.333)],
 )
-async def test_start_seconds(position: int, rate: float, seconds: float | None) -> None:
-    class Rated(MemoryQueue):
-        async def stats(self) -> QueueStats:
-            return QueueStats(0, 0, 0.0, Totals(), {"tiny": ModelStats(completion_rate=rate)})
-
-    status = JobStatus(JOB, "waiting", position, 0)
-    assert await queue_position(Rated(), status) == waits(position, seconds)
+def test_start_seconds(position: int, rate: float, seconds: float | None) -> None:
+    status = JobStatus(JOB, "waiting", position, 0, rate)
+    assert queue_position(status) == waits(position, seconds)
 
 
 def test_a_place_is_for_those_who_wait() -> None:
@@ -241,7 +237,7 @@ def test_a_place_is_for_those_who_wait() -> None:
     jobs = [Job(GenerationRequest("tiny", 0, 1.0, i)) for i in range(4)]
 
     async def places() -> list[QueuedEvent | None]:
-        return [await queue_position(queue, await queue.status(job.id)) for job in jobs]
+        return [queue_position(await queue.status(job.id)) for job in jobs]
 
     async def run() -> None:
         for job in jobs:

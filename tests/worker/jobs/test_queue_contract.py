@@ -697,6 +697,9 @@ async def test_each_model_has_a_line_and_a_rate_of_its_own(queue: JobQueue) -> N
     assert (busy.depth, slow.depth, stats.depth) == (1, 2, 3)
     assert busy.oldest_age < 5
     assert 60 <= slow.oldest_age < 65  # by submission, wherever in the queue it is
+    waiting = job(model="busy")
+    await submit(queue, waiting)
+    assert (await queue.status(waiting.id)).completion_rate > 0.0
     assert stats.completion_rate == busy.completion_rate > slow.completion_rate == 0.0
     await submit(queue, job(model="new"))  # an idle spell of one ends, and no other's
     assert (await queue.stats()).models["busy"].completion_rate > 0.0

@@ -186,9 +186,9 @@ class RedisProducer:
         status = await self._calls.run("status", job_id)
         if status is None:
             raise _unknown(job_id)
-        data, state, deliveries, position = status
+        data, state, deliveries, position, rate = status
         try:
-            return JobStatus(decode_job(data), state.decode(), position, deliveries)
+            return JobStatus(decode_job(data), state.decode(), position, deliveries, float(rate))
         except CodecError as error:
             raise await self._unreadable("a job", error) from error
 

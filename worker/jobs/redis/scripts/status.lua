@@ -5,11 +5,11 @@ local job = read(ARGV[2])
 if not job then
   return false
 end
-local position = false
+local position, rate = false, '0'
 if is_live(job.state) then
   reindex_if_missing(ARGV[2], job)
 end
 if job.state == 'waiting' then
-  position = call('ZRANK', key('waiting', job.model), ARGV[2])
+  position, rate = call('ZRANK', key('waiting', job.model), ARGV[2]), completion_rate(job.model)
 end
-return {job.job or '', job.state, job.deliveries or 0, position}
+return {job.job or '', job.state, job.deliveries or 0, position, rate}
