@@ -30,7 +30,7 @@ class Drain:
         self._max_seconds, self._clock = max_seconds, clock
         self._since: float | None = None
         self._num_working = 0
-        self._has_given_up = False
+        self._is_aborted = False
         self._waiting: set[asyncio.Future[None]] = set()
         self._releasing: set[asyncio.Future[None]] = set()
 
@@ -48,9 +48,9 @@ class Drain:
         return age >= self._max_seconds or (age >= LISTEN_SECONDS and not self._num_working)
 
     @property
-    def has_given_up(self) -> bool:
-        """Whether `give_up` was called."""
-        return self._has_given_up
+    def is_aborted(self) -> bool:
+        """Whether `abort` was called."""
+        return self._is_aborted
 
     def begin(self) -> None:
         """Take no more work; also from a signal handler."""
@@ -66,16 +66,16 @@ class Drain:
         """Why a request gets nothing from this front end."""
         return DrainingError("this server is about to stop", RETRY_AFTER)
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """Let everyone who still waits for work stop waiting, and tell the client why."""
-        self._has_given_up = True
+        self._is_aborted = True
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)
 
     async def until_aborted(self) -> None:
-        """Return when `give_up` was called."""
-        if self._has_given_up:
+        """Return when `abort` was called."""
+        if self._is_aborted:
             return
         waiting = asyncio.get_running_loop().create_future()
         self._waiting.add(waiting)

@@ -70,7 +70,7 @@ class AnswerUnexpected:
         try:
             await self._app(scope, receive, note_start)
         except asyncio.CancelledError:
-            if not self._drain.has_given_up:
+            if not self._drain.is_aborted:
                 raise
             if not has_begun:
                 await error_response(scope["path"], self._drain.error())(scope, receive, send)

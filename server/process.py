@@ -50,7 +50,7 @@ class DrainingServer(uvicorn.Server):
         if self._drain.is_over:
             self.should_exit = True
         if self.should_exit:
-            self._drain.give_up()
+            self._drain.abort()
         return await super().on_tick(counter)
 
 

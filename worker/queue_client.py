@@ -219,9 +219,8 @@ class QueueClient:
             with self._changed:
                 now = self._clock()
                 polls = (until for until in self._empty_until.values() if until > now)
-                pause = (
-                    max(min(polls, default=now + self._queue.poll_seconds), self._next_try) - now
-                )
+                next_poll = min(polls, default=now + self._queue.poll_seconds)
+                pause = max(next_poll, self._next_try) - now
                 self._changed.wait_for(lambda: self._is_closing or self._has_work, pause)
                 if self._is_closing:
                     return

@@ -63,7 +63,7 @@ class EventStream(EventSourceResponse):
         """Send the events until they end or the client disconnects."""
         disconnect = asyncio.ensure_future(wait_for_disconnect(receive))
         sending = asyncio.ensure_future(self._send(send))
-        aborted = asyncio.ensure_future(self._until_given_up())
+        aborted = asyncio.ensure_future(self._until_aborted())
         try:
             await asyncio.wait({disconnect, sending, aborted}, return_when="FIRST_COMPLETED")
             if sending.done():
@@ -78,7 +78,7 @@ class EventStream(EventSourceResponse):
             await asyncio.gather(disconnect, sending, aborted, return_exceptions=True)
             await self._events.aclose()
 
-    async def _until_given_up(self) -> None:
+    async def _until_aborted(self) -> None:
         """Return when the front end has given up, and the last event had its time."""
         if self._drain is None:
             await asyncio.get_running_loop().create_future()
@@ -164,7 +164,7 @@ def stream_generation(
     working = ExitStack()
     working.enter_context(state.drain.working())
     updates = _time_first_preview(
-        unless_given_up(job_updates(state.queue, job.id, until=until), state.drain),
+        unless_aborted(job_updates(state.queue, job.id, until=until), state.drain),
         state.metrics.first_preview_seconds,
     )
 
@@ -179,7 +179,7 @@ def stream_generation(
     return EventStream(events, headers, release_job, state.drain)
 
 
-async def unless_given_up(
+async def unless_aborted(
     updates: AsyncGenerator[JobUpdate, None], drain: Drain
 ) -> AsyncGenerator[JobUpdate, None]:
     """Follow a job; `DrainingError` when the front end ends before it."""

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from masc_core.errors import ForbiddenError, QueueDownError
-from server.answers.event_stream import EventStream, sse_events, unless_given_up
+from server.answers.event_stream import EventStream, sse_events, unless_aborted
 from server.answers.images import BINARY, IMAGE_HEADERS, cached_response, image_headers
 from server.answers.job import (
     EVENT_ID,
@@ -237,7 +237,7 @@ async def events(
         return Response(status_code=204)
     encoder = JobEventEncoder(status.job, entropies=entropies, first_image=cursor.images)
     updates = job_updates(state.queue, job_id, cursor.after)
-    events = sse_events(unless_given_up(updates, state.drain), encoder)
+    events = sse_events(unless_aborted(updates, state.drain), encoder)
     return EventStream(events, drain=state.drain)
 
 

@@ -386,7 +386,7 @@ class MemoryQueue(JobConsumer):
         record = self._running[lease.job_id]
         match report:
             case Requeue():
-                self._give_back(record)
+                self._requeue(record)
             case JobResult() | JobFailure():
                 self._rates[record.job.request.model].count()
                 self._end(record, report)
@@ -395,8 +395,8 @@ class MemoryQueue(JobConsumer):
                 self._watchers.notify(lease.job_id)
         return True
 
-    def _give_back(self, record: _Record) -> None:
-        """Back to its old place."""
+    def _requeue(self, record: _Record) -> None:
+        """Put a running job back at its old place."""
         del self._running[record.job.id]
         record.state = "waiting"
         record.deliveries -= 1

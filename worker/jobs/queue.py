@@ -72,7 +72,7 @@ class Totals:
     redelivered: Mapping[Redelivery, int] = field(default_factory=dict)
     dead_lettered: int = 0
     fenced: int = 0
-    unreadable: int = 0  # records that were set aside: damaged, or of another version
+    unreadable: int = 0  # records that were quarantined: damaged, or of another version
     results_dropped: int = 0  # outcomes that went early, because all together were too large
 
 

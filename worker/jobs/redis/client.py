@@ -32,9 +32,7 @@ from worker.jobs.redis.connection import (
     reachable_queue,
 )
 
-EPHEMERAL_RESULT_SECONDS = (
-    60.0  # for an outcome that nobody fetches, because its front end has died
-)
+EPHEMERAL_RESULT_SECONDS = 60.0  # of an outcome that nobody asked to keep
 MAX_ENDED = 100_000  # jobs that are remembered after their end
 MAX_TOGETHER = 64  # calls in one pipeline
 TICKS = 10  # of a time-out; see `loop_timeout`

@@ -98,7 +98,7 @@ def _decode_by_kind(data: bytes, kinds: Mapping[str, type[T]]) -> T:
     return _decode(fields, kinds[name])
 
 
-def _decode(data: bytes | msgspec.Raw, kind: Any) -> Any:  # noqa: ANN401 - any type, and a value of it
+def _decode(data: bytes | msgspec.Raw, kind: Any) -> Any:  # noqa: ANN401 - a type and its value
     try:
         return msgspec.msgpack.decode(data, type=kind)
     except (UnicodeDecodeError, RecursionError) as error:  # which msgspec lets through

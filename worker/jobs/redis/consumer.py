@@ -148,7 +148,7 @@ class RedisConsumer(JobConsumer):
     def _read(
         self, job_id: bytes, token: int, milliseconds_left: int, data: bytes, is_last_try: int
     ) -> Lease | None:
-        """Read a job; one that is damaged is set aside, one of a newer version left to others."""
+        """Read a job; one that is damaged is quarantined, one of a newer version left to others."""
         try:
             lease = Lease(decode_job(data), token, milliseconds_left / 1000)
         except UnknownValueError as error:
@@ -158,7 +158,7 @@ class RedisConsumer(JobConsumer):
             self._scripts.run("report", MAX_RETAINED_EVENTS, name, token, "unread", b"", 0)
             return None
         except CodecError:
-            self._scripts.run("set_aside", job_id)
+            self._scripts.run("quarantine", job_id)
             return None
         if is_last_try:
             self._last_try = (lease.job_id, token)

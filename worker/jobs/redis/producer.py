@@ -93,11 +93,11 @@ class RedisProducer:
         self._results = AsyncScriptRunner(self._connections, self._place, RESULT_CALL_TIMEOUT)
         self._worker_list = _WorkerList(self._calls, self._unreadable)
         prefix = self._place.channels
-        self._front_channel, self._aside_channel = (
+        self._front_channel, self._quarantine_channel = (
             f"{prefix}front:{self._front_id}",
             f"{prefix}unreadable",
         )
-        channels = (self._front_channel, self._aside_channel, f"{prefix}workers")
+        channels = (self._front_channel, self._quarantine_channel, f"{prefix}workers")
         self._pubsub = PubSubTask(self._connections, channels, self._on_message, self._on_connected)
         for calls in (self._calls, self._results):
             calls.on_elsewhere, calls.on_down = (
@@ -288,7 +288,7 @@ class RedisProducer:
     def _on_message(self, channel: str, message: bytes) -> None:
         if channel == self._front_channel:
             self._watchers.notify(message.decode(errors="replace"))
-        elif channel == self._aside_channel:
+        elif channel == self._quarantine_channel:
             keys, name = self._place.keys, message.decode(errors="replace")
             aside = f"{keys}unreadable:{name}"
             logger.error("%s%s cannot be read, it is set aside as %s", keys, name, aside)

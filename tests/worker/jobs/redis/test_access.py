@@ -114,7 +114,7 @@ SCRIPTS: dict[str, tuple[Argument, ...]] = {
     "remove_worker": ("w",),
     "renew": ("{live}", 1),
     "report": (100, "{live}", 1, "event", b"e", 0, "{live}", 1, "ok", b"outcome", 0),
-    "set_aside": ("{live}",),
+    "quarantine": ("{live}",),
     "stats": (),
     "status": ("{live}",),
     "submit": (

@@ -262,7 +262,7 @@ local function waiting_at(queue, priority, rank)
     if not id or job and job.state == 'waiting' then
       return id, job
     end
-    call('ZREM', queue, id) -- set aside, or its keys were evicted or deleted by hand
+    call('ZREM', queue, id) -- quarantined, or its keys were evicted or deleted by hand
   end
 end
 
@@ -386,7 +386,7 @@ local function each_due(name, change)
     local job = read(id)
     if job and is_live(job.state) then
       change(id, job)
-    else -- set aside, or its keys were evicted or deleted by hand
+    else -- quarantined, or its keys were evicted or deleted by hand
       call('ZREM', key(name), id)
     end
   end
@@ -431,22 +431,22 @@ end
 -- Count a job that was accepted; the first one after an idle spell begins the rate anew. Front ends
 -- of earlier versions do not count theirs, so a job that waits says more than the count.
 local function count_live(model)
-  local throughput = key('drained', model)
-  local is_first = add(throughput, 'live', 1) <= 1 and call('ZCARD', key('waiting', model)) == 0
+  local counts = key('drained', model)
+  local is_first = add(counts, 'live', 1) <= 1 and call('ZCARD', key('waiting', model)) == 0
   if is_first or call('ZCARD', key('deadlines')) == 0 then
-    redis.call('DEL', throughput)
-    call('HSET', throughput, 'since', now, 'live', 1)
+    redis.call('DEL', counts)
+    call('HSET', counts, 'since', now, 'live', 1)
   end
 end
 
 local function count_completion(model)
-  local throughput = key('drained', model)
-  if add(throughput, second, 1) > 1 then
+  local counts = key('drained', model)
+  if add(counts, second, 1) > 1 then
     return
   end
-  for _, field in ipairs(call('HKEYS', throughput)) do -- once a second: delete old ones
+  for _, field in ipairs(call('HKEYS', counts)) do -- once a second: delete old ones
     if field ~= 'since' and field ~= 'live' and (tonumber(field) or 0) <= second - RATE_SECONDS then
-      call('HDEL', throughput, field)
+      call('HDEL', counts, field)
     end
   end
 end

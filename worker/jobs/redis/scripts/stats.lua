@@ -10,7 +10,7 @@ local function oldest(model, priority)
     if not first[1] or job and job.state == 'waiting' then
       return math.min(tonumber(first[2]) or now, now)
     end
-    call('ZREM', name, first[1]) -- set aside, or a worker of a version before has it
+    call('ZREM', name, first[1]) -- quarantined, or a worker of a version before has it
   end
 end
 
