@@ -80,6 +80,25 @@ async def test_whatever_comes_back_wakes_somebody(
         await until(lambda: idle.heard == ["tiny"] * 2)
 
 
+async def test_who_gives_a_job_back_is_woken_only_where_nobody_else_is(
+    redis_url: str, make_worker: MakeWorker
+) -> None:
+    holder, idle = await some(make_worker, 9, 1)
+    async with RedisQueue(redis_url, LIMITS) as front:
+        await submit(front, job())
+        await until(lambda: holder.heard == ["tiny"])
+        (lease,) = claim(holder.queue, 9)  # it has room for more
+        holder.queue.report([(lease, REQUEUE)])
+        await until(lambda: idle.heard == ["tiny"])
+        (lease,) = claim(idle.queue, 1)
+        assert holder.heard == ["tiny"]
+        await submit(front, job())  # for which the holder still listens
+        await until(lambda: holder.heard == ["tiny"] * 2)
+        (lease,) = claim(holder.queue, 9)
+        holder.queue.report([(lease, REQUEUE)])
+        await until(lambda: holder.heard == ["tiny"] * 3)
+
+
 async def test_workers_that_have_gone_or_hang_are_passed_over(
     redis_url: str, make_worker: MakeWorker
 ) -> None:

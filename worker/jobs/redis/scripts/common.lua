@@ -18,19 +18,28 @@ local function is_live(state)
   return state == 'waiting' or state == 'running'
 end
 
--- Wake the worker with the most room for a job of the model, and no other: each claims when it is woken.
-local function wake_worker(model)
-  local idle = key('idle', model)
+-- Wake the worker with the most room for a job of the model, and no other: each claims when it is
+-- woken. The one that had the job before may not take it again: it is woken if nobody else can be.
+local function wake_worker(model, holder)
+  local idle, message, holder_rows = key('idle', model), 'arrival ' .. model, nil
   while true do
-    local worker = call('ZPOPMAX', idle)[1]
+    local worker, rows = unpack(call('ZPOPMAX', idle))
     if not worker then
-      if call('ZCARD', key('waiting', model)) == 1 then -- for workers of the version before
-        publish('arrivals', model)
+      break
+    elseif worker == holder then
+      holder_rows = rows
+    elseif publish('worker:' .. worker, message) > 0 then -- else it has gone
+      if holder_rows then
+        call('ZADD', idle, holder_rows, holder)
       end
       return
-    elseif publish('worker:' .. worker, 'arrival ' .. model) > 0 then -- else it has gone
-      return
     end
+  end
+  if holder_rows and publish('worker:' .. holder, message) > 0 then
+    return
+  end
+  if call('ZCARD', key('waiting', model)) == 1 then -- for workers of the version before
+    publish('arrivals', model)
   end
 end
 
@@ -49,7 +58,7 @@ local function enqueue(id, job)
   local priority = string.sub(job.owner, 1, 6) == 'batch/' and 'batch' or 'interactive'
   call('ZADD', key('submitted', priority .. ':' .. job.model), job.submitted, id)
   add(key('owners', job.model), job.owner, 1)
-  wake_worker(job.model)
+  wake_worker(job.model, job.holder)
 end
 
 local function dequeue(id, model, owner)

@@ -25,7 +25,6 @@ local function apply(id, token, kind, data, frees_key)
     watched[id] = true
   elseif REASONS[kind] then
     call('HINCRBY', key('job', id), 'deliveries', -1) -- no worker was lost with it
-    call('ZREM', key('idle', job.model), job.holder) -- who gives it back is not woken for it
     requeue(id, job, REASONS[kind])
   else
     count_completion(job.model)
