@@ -65,18 +65,6 @@ def open_registry(models: str | Path) -> Registry:
     return BucketRegistry(Bucket(models), cache)
 
 
-def read_current(registry: Registry, name: str) -> str:
-    """Name of the active version as it is now, not as it was some seconds ago.
-
-    Raises
-    ------
-    StorageDownError : it cannot be read now
-    """
-    if isinstance(registry, BucketRegistry):
-        registry.read_anew(name)
-    return registry.current(name)
-
-
 class BucketRegistry(Registry):
     """Bundles in a bucket; errors as of `Bucket`, besides those of a registry."""
 
@@ -105,10 +93,11 @@ class BucketRegistry(Registry):
             ) from error
         return version
 
-    def read_anew(self, name: str) -> None:
-        """Read which version is active; nothing where the name can be no model's."""
+    def current_now(self, name: str) -> str:
+        """The same, read anew; a `StorageDownError` where that cannot be done now."""
         if is_plain_name(name):
             self._kept(name).read_anew()
+        return self.current(name)
 
     def path(self, name: str, version: str | None = None) -> Path:
         """Folder of a version in the cache, complete and as published."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
 from masc_core.bundle.registry import Registry
 from masc_core.errors import ArtifactError, QueueDownError, StorageDownError, VersionRefusedError
-from object_storage.registry import read_current
 from worker.jobs.queue import JobProducer, WorkerStatus
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Activator:
         """
         async with self._lock:
             await self.close()
-            previous = await self._read_current(name)
+            previous = await self._active(name, self._registry.current_now)
             if previous != version:
                 await self._wait_for_old_refusals(name, version)
             try:
@@ -113,7 +114,7 @@ class Activator:
     async def _follow(self, name: str, version: str, previous: str | None) -> None:
         """Undo an activation that workers refuse after the client had its answer."""
         deadline = time.monotonic() + FOLLOW_SECONDS
-        while time.monotonic() < deadline and await self._current(name) == version:
+        while time.monotonic() < deadline and await self._is_active(name, version):
             try:
                 is_done, _ = await self._wait(name, version, previous, 0.0)
             except QueueDownError:
@@ -153,17 +154,17 @@ class Activator:
         logger.error("%s refuses %s %s: %s", refusing.worker_id, name, version, refusing.detail)
         raise VersionRefusedError("version", f"a worker cannot serve it: {refusing.detail}")
 
-    async def _read_current(self, name: str) -> str | None:
-        """The active version as it is now; None where there is none."""
+    async def _is_active(self, name: str, version: str) -> bool:
+        with suppress(StorageDownError):
+            return await self._active(name, self._registry.current) == version
+        return False
+
+    @staticmethod
+    async def _active(name: str, read: Callable[[str], str]) -> str | None:
+        """The active version; None where there is none."""
         try:
-            return await asyncio.to_thread(read_current, self._registry, name)
+            return await asyncio.to_thread(read, name)
         except StorageDownError:
             raise
-        except ArtifactError:
-            return None
-
-    async def _current(self, name: str) -> str | None:
-        try:
-            return await asyncio.to_thread(self._registry.current, name)
         except ArtifactError:
             return None

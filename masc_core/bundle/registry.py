@@ -133,6 +133,10 @@ class Registry:
             )
         return version
 
+    def current_now(self, name: str) -> str:
+        """The same, also where `current` may be some seconds old."""
+        return self.current(name)
+
     def activation(self, name: str) -> Hashable:
         """What tells one activation from the next, also if both are of the same version.
 
