@@ -32,7 +32,7 @@ from training.downloads import local_file
 from training.loop.distributed import join_ranks
 from training.loop.run_dir import Run
 from training.loop.task import Indices, RandomBits
-from training.loop.trainer import autocast, fit
+from training.loop.trainer import fit
 from training.losses.alignment import AlignmentLoss
 from training.stages.configs import AlignConfig
 from training.stages.initial_weights import InitialWeights, start_sha256
@@ -110,20 +110,15 @@ class _Alignment(TransformerTraining):
 
     def validate(self) -> dict[str, float]:
         """The usual figures, and the loss against labels of other images."""
-        metrics, ranks, count = super().validate(), self.ranks, len(self.data.val)
-        others = np.random.default_rng(0).permutation(self.data.val.labels)
-        size = self.config.micro_batch_of(ranks.count)
-        stride, sums = size * ranks.count, torch.zeros(3, dtype=torch.float64, device=ranks.device)
-        with torch.no_grad(), autocast(self.config, ranks.device):
-            for base in range(0, count, stride):
-                # As in `TransformerTraining.validate`.
-                start = (base + size * ranks.rank) % count
-                labels, clusters = self.data.val_batch(start, start + size)
-                negatives = torch.from_numpy(others[start : start + size])
-                batch = (part.to(ranks.device) for part in (labels, negatives, clusters))
-                found = self.alignment.forward(*batch)
-                means = torch.stack([found[key] for key in ("loss", "margin", "accuracy")])
-                sums += means.double() * len(labels) * (base + size * ranks.rank < count)
+        others = torch.from_numpy(np.random.default_rng(0).permutation(self.data.val.labels))
+
+        def sums_of(part: slice) -> Tensor:
+            batch = *self.data.val_batch(part.start, part.stop), others[part]
+            labels, clusters, negatives = (one.to(self.ranks.device) for one in batch)
+            found = self.alignment.forward(labels, negatives, clusters)
+            means = [found[key] for key in ("loss", "margin", "accuracy")]
+            return torch.stack(means).double() * len(labels)
+
         names = ("objective", "alignment_margin", "alignment_accuracy")
-        means = ranks.all_reduce_mean(sums) * ranks.count / count
-        return metrics | dict(zip(names, means.tolist(), strict=True))
+        means = self.val_mean(sums_of).tolist()
+        return super().validate() | dict(zip(names, means, strict=True))

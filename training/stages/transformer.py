@@ -22,7 +22,7 @@ import math
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,21 +195,7 @@ class TransformerTraining:
 
     def validate(self) -> dict[str, float]:
         """Teacher-forced bits a position on the validation codes; the ranks share the batches."""
-        size = self.config.micro_batch_of(self.ranks.count)
-        count = len(self.data.val)
-        sums = torch.zeros(
-            2 + len(self.levels) * NUM_SUMS, dtype=torch.float64, device=self.ranks.device
-        )
-        stride = size * self.ranks.count
-        with autocast(self.config, self.ranks.device):
-            for base in range(0, count, stride):
-                start = base + size * self.ranks.rank
-                # All ranks take part in gathering a sharded model: one without images repeats some.
-                labels, clusters = self.data.val_batch(start % count, start % count + size)
-                sums += self.sums(labels, clusters) * (start < count)
-        sums = (
-            self.ranks.all_reduce_mean(sums) * self.ranks.count / (count * self.data.num_positions)
-        )
+        sums = self.val_mean(self.sums) / self.data.num_positions
         bits, entropy = sums[:2].tolist()
         largest = math.log2(max(2, self.data.prior.num_clusters))
         metrics = {
@@ -226,8 +212,21 @@ class TransformerTraining:
             metrics |= level.metrics(means)
         return metrics
 
-    def sums(self, labels: Tensor, clusters: Tensor) -> Tensor:
-        """Sums over a batch's positions, float64: cross-entropy, entropy, those of each level."""
+    def val_mean(self, sums_of: Callable[[slice], Tensor]) -> Tensor:
+        """Mean over the validation images of sums, float64, over a part of them."""
+        size, count = self.config.micro_batch_of(self.ranks.count), len(self.data.val)
+        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        with torch.no_grad(), autocast(self.config, self.ranks.device):
+            for base in range(0, count, size * self.ranks.count):
+                start = base + size * self.ranks.rank
+                # All ranks take part in gathering a sharded model: one without images repeats some.
+                first = start % count
+                total = total + sums_of(slice(first, first + size)) * (start < count)
+        return self.ranks.all_reduce_mean(total) * self.ranks.count / count
+
+    def sums(self, part: slice) -> Tensor:
+        """Sums over the positions of images: cross-entropy, entropy, those of each level."""
+        labels, clusters = self.data.val_batch(part.start, part.stop)
         clusters = clusters.to(self.ranks.device)
         logits = self.model(labels.to(self.ranks.device), clusters[:, :-1])
         found = cross_entropy_and_entropy(logits, clusters)
