@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import threading
 import time
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Self
+from http.server import BaseHTTPRequestHandler
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.loopback_server import LoopbackServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ class Collected:
     is_error: bool
 
 
-class TraceCollector:
+class TraceCollector(LoopbackServer):
     """Listens between enter and exit, on a free port of loopback."""
 
     def __init__(self) -> None:
@@ -48,23 +47,7 @@ class TraceCollector:
             def log_message(self, *arguments: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Handler)
 
     def wait_for(self, trace_id: str, num: int, seconds: float = 30.0) -> list[Collected]:
         """So many spans of a trace; processes send every few seconds."""

@@ -13,13 +13,12 @@ import httpx
 import pytest
 
 from object_storage.registry import open_registry
-from tests.faults.bodies import Body, Oracle, files_of, some_requests
 from tests.faults.client import Client
 from tests.faults.cluster import Cluster
+from tests.faults.two_versions import TwoVersions
 from tests.object_storage.published import publish
 from tests.object_store import ObjectStore, is_installed
 from tests.redis_server import RedisServer
-from tests.tiny_bundle import CLASS_NAMES, save_tiny_bundle
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,14 +37,6 @@ def store(monkeypatch: pytest.MonkeyPatch, logs: Path) -> Iterator[ObjectStore]:
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("MASC_MODELS_CACHE", str(logs.parent / "cache-of-tests"))
         yield store
-
-
-@pytest.fixture
-def folders(logs: Path) -> Path:
-    folders = logs.parent / "folders"
-    for version in ("2", "1"):
-        save_tiny_bundle(folders, version=version, seed=int(version))
-    return folders
 
 
 async def activate(cluster: Cluster, url: str, version: str) -> None:
@@ -74,38 +65,22 @@ def assert_start_ends(cluster: Cluster, cache: Path) -> None:
 
 
 def test_versions_change_on_all_machines_and_the_storage_may_go(
-    logs: Path, redis: RedisServer, store: ObjectStore, folders: Path
+    logs: Path, redis: RedisServer, store: ObjectStore
 ) -> None:
+    folders = logs.parent / "folders"
+    versions = TwoVersions(folders)
     url = f"{store.make_bucket('models')}/prefix"
     publish(open_registry(url), folders, "1", "2")
-    bodies = some_requests(40, seed=14, num_classes=len(CLASS_NAMES))
-    expected = {v: Oracle.of(folders / "tiny" / v).files(bodies) for v in ("1", "2")}
-    made = {"1": 0, "2": 0}
 
-    async def ask(client: Client, body: Body, index: int) -> None:
-        answer = await client.generate(body)
-        version = answer["model"]["version"]
-        assert files_of(answer) == expected[version][index]
-        made[version] += 1
-
-    async def change(cluster: Cluster) -> None:
+    async def change(_: Client) -> None:
         for version in ("2", "1"):
             await activate(cluster, url, version)
         await asyncio.to_thread(store.stop)
-        before = made["1"]
+        before = versions.made["1"]
         await asyncio.to_thread(assert_start_ends, cluster, logs.parent / "late")
-        assert made["1"] > before
+        assert versions.made["1"] > before
         await asyncio.to_thread(store.start)
         await activate(cluster, url, "2")
-
-    async def run(cluster: Cluster) -> None:
-        async with Client([one.url for one in cluster.front_ends], at_once=20) as client:
-            changing = asyncio.create_task(change(cluster))
-            while not changing.done():
-                await asyncio.gather(*(ask(client, body, i) for i, body in enumerate(bodies)))
-            await changing
-            assert client.tally.failed == []
-            assert client.tally.rejected == 0
 
     with Cluster(logs, url, redis, models_cache=logs.parent / "cache") as cluster:
         for machine in range(NUM_WORKERS):
@@ -113,6 +88,6 @@ def test_versions_change_on_all_machines_and_the_storage_may_go(
         cluster.start_front_end()
         cluster.start_front_end()
         cluster.wait_for_workers(NUM_WORKERS, 180)
-        asyncio.run(run(cluster))
+        asyncio.run(versions.ask_while(cluster, change))
         cluster.assert_at_rest()
-    assert min(made.values()) > 0
+    assert min(versions.made.values()) > 0

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import http.client
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Self
+from http.server import BaseHTTPRequestHandler
+
+from tests.loopback_server import LoopbackServer
 
 HOP = {"connection", "transfer-encoding", "content-length"}
 
 
-class Proxy:
+class Proxy(LoopbackServer):
     """Hands requests on to a port of this machine; runs between enter and exit.
 
     Attributes
@@ -67,9 +66,7 @@ class Proxy:
 
             do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _hand_on  # noqa: N815
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(Handler)
 
     def lose_once(self, method: str, end: str) -> None:
         """Lose the next answer to a request of a path with this end."""
@@ -77,14 +74,3 @@ class Proxy:
         self.loses = lambda asked, path: (
             len(self.lost) == before and asked == method and path.partition("?")[0].endswith(end)
         )
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
