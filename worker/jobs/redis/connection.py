@@ -134,11 +134,8 @@ class Finder:
         """What an answer says; who gave it is asked first next time."""
         own = urlsplit(seed)
         match answer:
-            case MovedError():
-                address = (
-                    answer.host or own.hostname or "",
-                    answer.port,
-                )  # without a host it is its own
+            case MovedError():  # without a host it is that of who answered
+                address = answer.host or own.hostname or "", answer.port
             case [host, port]:
                 address = host.decode(), int(port)
             case int():

@@ -97,7 +97,7 @@ class LeaseUpdates:
         scripts.on_elsewhere = pubsub.reconnect
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
-        """Have it called with the model of a job that has arrived; empty if it may be any."""
+        """Register a callback; see `worker.jobs.queue.JobConsumer.on_arrival`."""
         self._listeners.append(arrived)
 
     def wait_for_arrival(self, before: int, timeout: float) -> None:
