@@ -53,20 +53,21 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     without it that is a `ConfigError`.
     """
     if name == "auto":
-        name = "bfloat16" if _has_bfloat16(device) else "float32"
-    if name == "bfloat16" and device.type == "cuda" and not _has_bfloat16(device):
+        name = "bfloat16" if has_bfloat16(device) else "float32"
+    if name == "bfloat16" and device.type == "cuda" and not has_bfloat16(device):
         raise ConfigError("dtype: this GPU does not compute in bfloat16; float32 is what it can do")
     return DTYPES[name]
 
 
-def gpu_has_bfloat16(capability: tuple[int, int]) -> bool:
+def gpuhas_bfloat16(capability: tuple[int, int]) -> bool:
     """Whether GPUs of a compute capability, (major, minor), compute in bfloat16."""
     return capability >= BFLOAT16_CAPABILITY
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16, rather than emulates it."""
     if device.type == "cuda":
-        return gpu_has_bfloat16(torch.cuda.get_device_capability(device))
+        return gpuhas_bfloat16(torch.cuda.get_device_capability(device))
     return processor_has("avx512_bf16", "amx_bf16")
 
 

@@ -25,7 +25,7 @@ from masc_core.errors import ConfigError
 from masc_core.io.bounded import decode_text, read_file
 from masc_core.settings import expand_path, expand_paths
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16"]
 Config = TypeVar("Config", bound=BaseModel)
 Value = TypeVar("Value")
 
@@ -108,7 +108,9 @@ class LoopConfig(StageConfig):
     )
     warmup_steps: int = Field(0, ge=0)
     grad_clip: float = Field(1.0, gt=0)
-    precision: Precision = Field("float32", description="autocast precision")
+    precision: Precision = Field(
+        "float32", description="autocast precision; auto: bfloat16 where the device computes in it"
+    )
     log_every: MayChange[int] = Field(50, ge=1, description="steps between log lines")
     checkpoint_every: MayChange[int] = Field(500, ge=1, description="steps between checkpoints")
     ema_decay: float = Field(

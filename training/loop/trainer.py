@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from masc_core.device import has_bfloat16
 from masc_core.errors import ConfigError, DivergedError
 from masc_core.progress import ProgressCallback, no_progress
 from training.config import LoopConfig
@@ -306,8 +307,14 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
 
 def autocast(config: LoopConfig, device: torch.device) -> torch.autocast:
     """The precision of the forward pass, in training and in validation."""
-    enabled = config.precision == "bfloat16"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    return torch.autocast(
+        device.type, dtype=torch.bfloat16, enabled=trains_in_bfloat16(config, device)
+    )
+
+
+def trains_in_bfloat16(config: LoopConfig, device: torch.device) -> bool:
+    """Whether the forward pass is in bfloat16; it is where that is asked for by name, if slow."""
+    return config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16(device))
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -52,7 +52,7 @@ from training.loop.parallel import (
 )
 from training.loop.run_dir import Run
 from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
-from training.loop.trainer import autocast, fit
+from training.loop.trainer import autocast, fit, trains_in_bfloat16
 from training.losses.transformer import (
     ClusterLevel,
     LinearNextClusterLoss,
@@ -126,7 +126,7 @@ def build_model(
     if config.checkpoint_activations:
         checkpoint_activations(model.blocks)
     if is_shared:
-        shard_blocks(model, ranks, bfloat16=config.precision == "bfloat16")
+        shard_blocks(model, ranks, bfloat16=trains_in_bfloat16(config, ranks.device))
     return model
 
 

@@ -25,7 +25,13 @@ from training.loop.checkpoint import latest_checkpoint, latest_step
 from training.loop.distributed import Ranks
 from training.loop.run_dir import Run
 from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
-from training.loop.trainer import fit, learning_rate, set_learning_rate, wsd_share
+from training.loop.trainer import (
+    fit,
+    learning_rate,
+    set_learning_rate,
+    trains_in_bfloat16,
+    wsd_share,
+)
 
 ITEMS = 22
 
@@ -463,3 +469,16 @@ def test_every_group_gets_the_rate() -> None:
     optimizer = torch.optim.AdamW(groups)
     set_learning_rate(optimizer, 0.25)
     assert [g["lr"] for g in optimizer.param_groups] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_auto_is_bfloat16_where_the_processor_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, *, has_bfloat16: bool
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": has_bfloat16})
+    cpu = torch.device("cpu")
+    chosen = {
+        precision: trains_in_bfloat16(LoopConfig(out=Path("run"), precision=precision), cpu)
+        for precision in ("auto", "bfloat16", "float32")
+    }
+    assert chosen == {"auto": has_bfloat16, "bfloat16": True, "float32": False}
