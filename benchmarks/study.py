@@ -6,14 +6,15 @@
     python benchmarks/study.py flat masc masc-seed1  these alone
     python benchmarks/study.py --report              the tables of what there is
 
-Tokenizer, codes and classifier come from the configurations, and are trained if they are not yet.
-Every run has the same transformer, steps, images and order of them; what differs is in `RUNS`. A
-run that was interrupted goes on where it was, one that is finished is not repeated, and the report
-is written anew after each. Fréchet distance, precision and recall are in features of a classifier
-of the real images, since Inception's weights are not everybody's: they are no FID.
+Codes and classifier come from the configurations, and are made if they are not there yet; so does
+the tokenizer where there is a ``tokenizer.toml``. Every run has the same transformer, steps, images
+and order of them; what differs is in `RUNS`. A run that was interrupted goes on where it was.
+Fréchet distance, precision and recall are in features of a classifier of the real images, since
+Inception's weights are not everybody's: they are no FID.
 
-Written are ``study.md``, its plots, ``study.json`` and every run's configuration and log in
-``study/``.
+Written are ``study.md``, its plots, ``study.json`` and, in ``study/``, the records of every run:
+configuration, log and figures. The report is made of the records alone, and a run that has its
+records is not repeated, wherever it was trained.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from masc_core.errors import ConfigError
 from masc_core.io.files import atomic_write, read_json, write_json
 from masc_core.prior import ClusterMap
-from training.config import load_config
+from training.config import load_config, may_change
 from training.data.code_cache import CodeCache
 from training.loop.progress import progress
 from training.metrics.cluster_bits import code_counts, count_cached_pairs, frequency_bits
@@ -64,6 +66,8 @@ from training.stages.transformer import train_transformer
 from training.studies.acceleration import acceleration, read_curve
 
 FINE_BITS = "fine_bits_per_position"
+BITS_FILE = "bits.json"
+RECORDED = ("config.json", "log.jsonl", "evaluation.json")
 
 
 @dataclass(frozen=True)
@@ -149,11 +153,11 @@ class Study:
     ----------
     configs : folder of the stages' configurations
     folder : of what is trained
+    records : folder of what is kept of each run
     device : of all stages
     epochs : of the transformers; None as configured
     cfg_scales : at which all are measured; the first is the common one
     images_per_class : that are generated for a measurement
-    tokenizer : bundle whose tokenizer is taken; None trains one
     efficientnet : whether ImageNet's judges at the common scale, too
     """
 
@@ -161,28 +165,26 @@ class Study:
         self,
         configs: Path,
         folder: Path,
+        records: Path,
         device: str,
         epochs: int | None,
         cfg_scales: tuple[float, ...],
         images_per_class: int,
-        tokenizer: Path | None = None,
         *,
         efficientnet: bool,
     ) -> None:
-        self.configs, self.folder, self.device = configs, folder, device
+        self.configs, self.folder, self.records, self.device = configs, folder, records, device
         self.changes = {} if epochs is None else {"epochs": epochs}
         self.cfg_scales, self.images_per_class = cfg_scales, images_per_class
-        self.tokenizer, self.efficientnet = tokenizer, efficientnet
+        self.efficientnet = efficientnet
 
     def config(self, stage: Any, file: str, **changes: object) -> Any:  # noqa: ANN401 - any stage's
-        """A stage's configuration from its file, on the study's device, for its tokenizer."""
-        if self.tokenizer is not None and "tokenizer" in stage.model_fields:
-            changes["tokenizer"] = self.tokenizer
+        """A stage's configuration from its file, on the study's device."""
         return load_config(stage, self.configs / file, {"device": self.device, **changes})
 
     def train_shared(self) -> None:
         """Train what all runs share."""
-        if self.tokenizer is None:
+        if (self.configs / "tokenizer.toml").exists():
             with progress("tokenizer") as report:
                 train_tokenizer(self.config(TokenizerTrainingConfig, "tokenizer.toml"), report)
         for file in ("codes.toml", "codes-val.toml"):
@@ -192,14 +194,38 @@ class Study:
             train_classifier(self.config(ClassifierConfig, "classifier.toml"), report)
 
     def measure(self, name: str, run: Run) -> None:
-        """Train a run and measure it with each of its decodings, at each CFG scale."""
-        for_bits = self.train(name, run)
+        """Train a run, measure it with each decoding at each CFG scale, and keep its records."""
+        bits = self.train(name, run)
         for decoding in run.decodings:
             for cfg_scale in self.cfg_scales:
                 out = self.folder / name / f"{decoding}-cfg{cfg_scale:g}"
                 if not (out / "evaluation.json").exists():
                     self._evaluate(name, decoding, cfg_scale, out)
-        write_json(self.folder / name / "bits.json", for_bits)
+        for file in self.folder.joinpath(name).rglob("*.json*"):
+            path = file.relative_to(self.folder)
+            if path.name in RECORDED:
+                (self.records / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, self.records / path)
+        write_json(self.records / name / BITS_FILE, bits)
+
+    def is_finished(self, name: str) -> bool:
+        """Whether a run has its records."""
+        return (self.records / name / BITS_FILE).exists()
+
+    def check_records(self) -> None:
+        """Raise a `ConfigError` where a finished run had another transformer or training."""
+        planned = self.config(TransformerTrainingConfig, "transformer.toml")
+        planned = planned.model_copy(update=self.changes)
+        alike = type(planned).model_fields.keys() - may_change(planned) - {"seed", "init"}
+        wanted = planned.model_dump(mode="json", include=alike)
+        for name, run in RUNS.items():
+            if run.aligned is None and self.is_finished(name):
+                file = self.records / name / "transformer" / "config.json"
+                found = read_json(file)
+                if other := sorted(key for key in alike if found.get(key) != wanted[key]):
+                    raise ConfigError(
+                        f"{file}: was trained with another {', '.join(other)}; give another --out"
+                    )
 
     def train(self, name: str, run: Run) -> dict[str, float]:
         """Train and publish what there is not yet; validation bits of a code by decoding."""
@@ -304,21 +330,20 @@ class Study:
         """Metrics of every decoding and CFG scale of the runs that are finished."""
         rows = []
         for name, run in RUNS.items():
-            bits = self.folder / name / "bits.json"
-            if not bits.exists():
+            if not self.is_finished(name):
                 continue
-            by_decoding = read_json(bits)
+            bits = read_json(self.records / name / BITS_FILE)
             for decoding in run.decodings:
                 for cfg_scale in self.cfg_scales:
-                    out = self.folder / name / f"{decoding}-cfg{cfg_scale:g}"
+                    out = self.records / name / f"{decoding}-cfg{cfg_scale:g}"
                     rows.append(
                         {
                             **read_json(out / "evaluation.json"),
                             "run": name,
                             "decoding": decoding,
                             "cfg_scale": cfg_scale,
-                            "bits": by_decoding[decoding],
-                            "cluster_bits": by_decoding["cluster"],
+                            "bits": bits[decoding],
+                            "cluster_bits": bits["cluster"],
                             "epochs_to_flat": self._epochs_to_flat(name),
                         }
                     )
@@ -326,29 +351,17 @@ class Study:
 
     def _epochs_to_flat(self, name: str) -> float | None:
         """Epochs after which a run's bits a code are at most flat's at its end; None: not yet."""
-        curves = [read_curve(self.folder / n / "transformer", FINE_BITS) for n in ("flat", name)]
+        curves = [read_curve(self.records / n / "transformer", FINE_BITS) for n in ("flat", name)]
         return acceleration(*curves).epoch
-
-    def keep_records(self, out: Path) -> None:
-        """Copy the configuration and the log of every run's training."""
-        for name in RUNS:
-            for stage in ("transformer", "refiner", "completer"):
-                for file in ("config.json", "log.jsonl"):
-                    source = self.folder / name / stage / file
-                    if source.exists():
-                        place = out / "study" / name / stage
-                        place.mkdir(parents=True, exist_ok=True)
-                        shutil.copyfile(source, place / file)
 
 
 def main() -> None:
     """Train, measure, report."""
     parser = argparse.ArgumentParser(description="priors, decodings and losses, all else equal")
     parser.add_argument("runs", nargs="*", metavar="RUN", help=f"of {', '.join(RUNS)}; all")
-    parser.add_argument("--configs", type=Path, default=Path("training/configs/cifar10"))
-    parser.add_argument("--folder", type=Path, default=Path("runs/study"))
+    parser.add_argument("--configs", type=Path, default=Path("training/configs/study"))
+    parser.add_argument("--folder", type=Path, help="of what is trained; runs/ and --configs' name")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--tokenizer", type=Path, help="a bundle's instead of a new one")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--cfg-scales", type=float, nargs="+", default=[2.0, 1.0, 3.0])
@@ -360,19 +373,20 @@ def main() -> None:
         parser.error(f"no run is called {', '.join(sorted(unknown))}")
     study = Study(
         options.configs,
-        options.folder / options.configs.name,
+        options.folder or Path("runs") / options.configs.name,
+        options.out / "study",
         options.device,
         options.epochs,
         tuple(options.cfg_scales),
         options.images_per_class,
-        options.tokenizer,
         efficientnet=options.efficientnet,
     )
     if options.report:
         write_report(study, options.out)
         return
+    study.check_records()
     study.train_shared()
-    chosen = [name for name in RUNS if name in (options.runs or RUNS)]
+    chosen = [name for name in options.runs or RUNS if not study.is_finished(name)]
     durations: list[float] = []
     for number, name in enumerate(chosen):
         left = f", {np.mean(durations) * (len(chosen) - number) / 3600:.1f} h left" * bool(
@@ -396,7 +410,6 @@ def write_report(study: Study, out: Path) -> None:
     names = list(dict.fromkeys(row["run"] for row in rows))
     atomic_write(out / "study-training.png", training_curves(study, names))
     atomic_write(out / "study-entropy.png", entropy_curves(rows))
-    study.keep_records(out)
 
 
 def report_of(rows: list[dict[str, Any]]) -> str:
@@ -471,7 +484,7 @@ def training_curves(study: Study, names: Iterable[str]) -> bytes:
     figure = new_figure(8, 5)
     axes = figure.add_subplot()
     for name in names:
-        curve = read_curve(study.folder / name / "transformer", FINE_BITS)
+        curve = read_curve(study.records / name / "transformer", FINE_BITS)
         axes.plot(*zip(*curve, strict=True), label=name, marker=".")
     axes.set(xlabel="epoch", ylabel="validation bits a code, uniform within clusters")
     axes.grid(alpha=0.3)
