@@ -381,12 +381,14 @@ def main() -> None:
         options.images_per_class,
         efficientnet=options.efficientnet,
     )
-    if options.report:
-        write_report(study, options.out)
-        return
-    study.check_records()
-    study.train_shared()
-    chosen = [name for name in options.runs or RUNS if not study.is_finished(name)]
+    try:
+        study.check_records()
+    except ConfigError as error:
+        parser.error(str(error))
+    wanted = [] if options.report else options.runs or list(RUNS)
+    chosen = [name for name in wanted if not study.is_finished(name)]
+    if chosen:
+        study.train_shared()
     durations: list[float] = []
     for number, name in enumerate(chosen):
         left = f", {np.mean(durations) * (len(chosen) - number) / 3600:.1f} h left" * bool(
@@ -396,6 +398,8 @@ def main() -> None:
         started = time.monotonic()
         study.measure(name, RUNS[name])
         durations.append(time.monotonic() - started)
+        write_report(study, options.out)
+    if not chosen:
         write_report(study, options.out)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,9 +123,10 @@ def test_the_study_reports_each_run_and_repeats_none(tmp_path: Path) -> None:
     folders = ("--configs", "tiny", "--folder", "runs", "--out", "out")
     brief = ("--epochs", "1", "--cfg-scales", "2", "1", "--images-per-class", "4")
 
+    program = [sys.executable, str(ROOT / "benchmarks" / "study.py"), *folders, *brief]
+
     def study(*runs: str) -> list[tuple[str, str, float]]:
-        program = [sys.executable, str(ROOT / "benchmarks" / "study.py"), *folders, *brief, *runs]
-        subprocess.run(program, cwd=tmp_path, env=environment(), check=True)
+        subprocess.run([*program, *runs], cwd=tmp_path, env=environment(), check=True)
         rows = json.loads((tmp_path / "out" / "study.json").read_text())
         return [(row["run"], row["decoding"], row["cfg_scale"]) for row in rows]
 
@@ -143,3 +145,13 @@ def test_the_study_reports_each_run_and_repeats_none(tmp_path: Path) -> None:
     bits = {row["decoding"]: row["bits"] for row in rows if row["run"] == "masc"}
     assert len(set(bits.values())) == 3
     assert all(row["bits"] > row["cluster_bits"] for row in rows if row["run"] == "masc")
+
+    shutil.rmtree(tmp_path / "runs")  # the records are enough
+    assert study("flat", "masc", "ctf-masc") == flat + masc + ctf
+    assert not (tmp_path / "runs").exists()
+    other = [*program, "--epochs", "2", "ward"]
+    refused = subprocess.run(
+        other, cwd=tmp_path, env=environment(), check=False, capture_output=True, text=True
+    )
+    assert refused.returncode == 2
+    assert "was trained with another epochs; give another --out" in refused.stderr
