@@ -57,7 +57,7 @@ format: $(VENV)/.stamp-test ## Rewrite the sources in the project's format
 	@$(BIN)/ruff format .
 
 bench: $(VENV)/.stamp-test ## Run every benchmark; each prints its table
-	@for program in $(filter-out benchmarks/study.py,$(wildcard benchmarks/*.py)); do \
+	@for program in $(filter-out $(wildcard benchmarks/study*.py),$(wildcard benchmarks/*.py)); do \
 		echo "== $$program"; $(BIN)/python "$$program" $(ARGS) || exit; \
 	done
 

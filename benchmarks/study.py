@@ -21,26 +21,38 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from study_report import (  # benchmarks/study_report.py
+    FINE_BITS,
+    entropy_curves,
+    report_of,
+    training_curves,
+    with_tables,
+)
 
+from masc_core.device import resolve_device
 from masc_core.errors import ConfigError
-from masc_core.io.files import atomic_write, read_json, write_json
+from masc_core.io.files import atomic_write, read_json, sha256_file, write_json
 from masc_core.prior import ClusterMap
 from training.config import load_config, may_change
 from training.data.code_cache import CodeCache
+from training.data.codebook_source import TrainedTokenizer
+from training.data.images import open_images
 from training.loop.progress import progress
+from training.metrics.classifier import CLASSIFIER_FILE, classifier_extractor, load_classifier
 from training.metrics.cluster_bits import code_counts, count_cached_pairs, frequency_bits
-from training.plot_png import draw_curves, new_figure, png_bytes
+from training.metrics.efficientnet import load_efficientnet
+from training.metrics.feature_stats import compare
+from training.metrics.reconstruction import reconstruct
+from training.metrics.reference import open_real
 from training.stages.align import align_transformer
 from training.stages.classifier import train_classifier
 from training.stages.codes import extract_codes
@@ -57,7 +69,7 @@ from training.stages.configs import (
     TokenizerTrainingConfig,
     TransformerTrainingConfig,
 )
-from training.stages.evaluate import evaluate
+from training.stages.evaluate import evaluate, kept_reference
 from training.stages.prior import build_prior
 from training.stages.publish import publish
 from training.stages.refiner import train_refiner
@@ -65,8 +77,8 @@ from training.stages.tokenizer import train_tokenizer
 from training.stages.transformer import train_transformer
 from training.studies.acceleration import acceleration, read_curve
 
-FINE_BITS = "fine_bits_per_position"
 BITS_FILE = "bits.json"
+REAL_FILE = "real.json"
 RECORDED = ("config.json", "log.jsonl", "evaluation.json")
 
 
@@ -127,21 +139,6 @@ RUNS: Mapping[str, Run] = {
     "kmeans++-4": Run(Partition("kmeans++", 4), PLAIN),
     "ctf-masc-32": Run(Partition("average", 32), (*PLAIN, "complete")),
     "ctf-kmeans++-32": Run(Partition("kmeans++", 32), (*PLAIN, "complete")),
-}
-COLUMNS = {
-    "bits": "bits a code",
-    "cluster_bits": "of which the cluster",
-    "epochs_to_flat": "epochs to flat's bits",
-    "teacher_forced_entropy_ratio": "entropy / log2 K, teacher-forced",
-    "entropy_ratio": "entropy / log2 K, free-running",
-    "class_agreement": "class agreement",
-    "frechet_classifier_distance": "Fréchet distance",
-    "precision_classifier": "precision",
-    "recall_classifier": "recall",
-    "frechet_efficientnet_distance": "Fréchet distance, EfficientNet",
-    "precision_efficientnet": "precision, EfficientNet",
-    "recall_efficientnet": "recall, EfficientNet",
-    "seconds_per_image": "seconds per image",
 }
 RESAMPLES = 50  # of the generated images, for the error of a Fréchet distance
 
@@ -207,6 +204,41 @@ class Study:
                 (self.records / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, self.records / path)
         write_json(self.records / name / BITS_FILE, bits)
+
+    def measure_real(self) -> None:
+        """Measure training images, as they are and through the tokenizer: what no run can pass."""
+        file = self.records / REAL_FILE
+        if file.exists():
+            return
+        codes = self.config(CodesConfig, "codes.toml")
+        judge = self.config(ClassifierConfig, "classifier.toml")
+        images, device = open_images(codes.data, codes), resolve_device(self.device)
+        count = self.images_per_class * len(images.class_names)
+        real = images.read(codes.image_size, images.spread(count))
+        model = TrainedTokenizer.open(codes.tokenizer, with_encoder=True).model.to(device).eval()
+        sets = {
+            "real images": real.pixels,
+            "through the tokenizer": reconstruct(model, real.pixels)[0],
+        }
+        classifier = load_classifier(judge.out, images.class_names).to(device)
+        weights = sha256_file(judge.out / CLASSIFIER_FILE)
+        extractors = [classifier_extractor(classifier, device, weights)]
+        if self.efficientnet:
+            extractors.append(load_efficientnet(images.class_names, device))
+        rows: dict[str, dict[str, Any]] = {name: {"images": len(real.labels)} for name in sets}
+        reference = open_real(judge.val_data, codes.image_size, extractors, judge)
+        for extractor in extractors:
+            with progress(f"real images: {extractor.label}") as report:
+                kept = kept_reference(
+                    self.folder / "reference", reference, extractor, codes.image_size, judge, report
+                )
+            for name, pixels in sets.items():
+                features, logits = extractor(pixels)
+                rows[name] |= compare(extractor.label, features, logits, kept, RESAMPLES)
+                if logits is not None and extractor is extractors[0]:
+                    agreed = (logits.argmax(1).numpy() == real.labels).mean()
+                    rows[name]["class_agreement"] = float(agreed)
+        write_json(file, [{"run": name, "decoding": "", **row} for name, row in rows.items()])
 
     def is_finished(self, name: str) -> bool:
         """Whether a run has its records."""
@@ -389,6 +421,7 @@ def main() -> None:
     chosen = [name for name in wanted if not study.is_finished(name)]
     if chosen:
         study.train_shared()
+        study.measure_real()
     durations: list[float] = []
     for number, name in enumerate(chosen):
         left = f", {np.mean(durations) * (len(chosen) - number) / 3600:.1f} h left" * bool(
@@ -410,96 +443,13 @@ def write_report(study: Study, out: Path) -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     atomic_write(out / "study.json", (json.dumps(rows, indent=1) + "\n").encode())
-    atomic_write(out / "study.md", report_of(rows).encode())
+    real = read_json(study.records / REAL_FILE)
+    place = out / "study.md"
+    text = place.read_text() if place.exists() else ""
+    atomic_write(place, with_tables(text, report_of(rows, real)).encode())
     names = list(dict.fromkeys(row["run"] for row in rows))
-    atomic_write(out / "study-training.png", training_curves(study, names))
+    atomic_write(out / "study-training.png", training_curves(study.records, names))
     atomic_write(out / "study-entropy.png", entropy_curves(rows))
-
-
-def report_of(rows: list[dict[str, Any]]) -> str:
-    """The tables and the plots, in Markdown."""
-    settings, images = rows[0]["settings"], rows[0]["images"]
-    common = rows[0]["cfg_scale"]
-    about = (
-        "Same tokenizer, transformer, steps and images; written by `benchmarks/study.py` on "
-        f"{describe(settings['device'])} with torch {settings['made_with']['torch']}. {images} "
-        "generated images a row. Bits a code are those of the true cluster, and of the true code "
-        "in it under the decoding named, on validation images: the one figure that vocabularies "
-        "of all sizes share. Fréchet distance, precision and recall are in the features of a "
-        "classifier of the real images: not an FID. ± is a standard error over resampled images; "
-        "runs that end in `seed1` show what another seed changes."
-    )
-    lines = ["# Priors, decodings and losses, all else equal", "", about]
-    lines += [
-        "",
-        f"## At CFG scale {common:g}",
-        "",
-        *table(r for r in rows if r["cfg_scale"] == common),
-    ]
-    lines += ["", "## Each at its best CFG scale", "", *table(best_scales(rows), ("cfg_scale",))]
-    for title, plot in (("Validation", "training"), ("Entropy by position", "entropy")):
-        lines += ["", f"![{title}](study-{plot}.png)"]
-    return "\n".join([*lines, ""])
-
-
-def best_scales(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each run and decoding, the row with the least Fréchet distance."""
-    best: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows:
-        key = row["run"], row["decoding"]
-        if key not in best or _distance(row) < _distance(best[key]):
-            best[key] = row
-    return list(best.values())
-
-
-def _distance(row: Mapping[str, Any]) -> float:
-    return float(row["frechet_classifier_distance"])
-
-
-def table(rows: Iterable[Mapping[str, Any]], more: tuple[str, ...] = ()) -> list[str]:
-    """Lines of a Markdown table."""
-    titles = ["run", "decoding", *("CFG scale" for _ in more), *COLUMNS.values()]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for row in rows:
-        cells = [row["run"], row["decoding"], *(f"{row[key]:g}" for key in more)]
-        cells += [_cell(row, key) for key in COLUMNS]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def _cell(row: Mapping[str, Any], key: str) -> str:
-    value = row.get(key)
-    if value is None:
-        return "not reached" if key in row else ""
-    if key == "class_agreement":
-        return f"{value:.3f} ± {math.sqrt(value * (1 - value) / row['images']):.3f}"
-    if (error := row.get(f"{key}_error")) is not None:
-        return f"{value:.2f} ± {error:.2f}"
-    return f"{value:.3f}"
-
-
-def describe(device: str) -> str:
-    """Name of the device."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "a CPU"
-
-
-def training_curves(study: Study, names: Iterable[str]) -> bytes:
-    """PNG of the bits that a code costs, by epoch; vocabularies of all sizes share that measure."""
-    figure = new_figure(8, 5)
-    axes = figure.add_subplot()
-    for name in names:
-        curve = read_curve(study.records / name / "transformer", FINE_BITS)
-        axes.plot(*zip(*curve, strict=True), label=name, marker=".")
-    axes.set(xlabel="epoch", ylabel="validation bits a code, uniform within clusters")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", ncols=2)
-    return png_bytes(figure)
-
-
-def entropy_curves(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """PNG of the teacher-forced entropy by position of each run."""
-    curves = {row["run"]: np.array(row["curves"]["teacher-forced entropy"]) for row in rows}
-    return draw_curves("", curves)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ from masc_core.sampling.params import (
 from masc_core.settings import ModelSettings, read_settings
 from object_storage.registry import open_registry
 from training.changes import require_same_classes
+from training.config import ImageOptions
 from training.data.code_cache import CodeCache, with_cached_options
 from training.downloads import local_file
 from training.loop.distributed import Ranks, join_ranks
@@ -244,20 +245,8 @@ class _Evaluation:
         if (folder := self.config.reference_features) is None:
             reference = self.real.extract(extractor, self.report, self.unfinished)
         else:
-            made_from = {
-                "reference": self.real.fingerprint(),
-                "extractor": extractor.weights_sha256,
-                "classes": extractor.class_names,
-                "image_size": self.image_size,
-                "exif_orientation": self.config.exif_orientation,
-                "background": self.config.background,
-            }
-            name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
-            folder = folder / f"{extractor.label}-{name}"
-            with lock_folder(folder, wait=True):  # another may be extracting them
-                reference = self.real.extract(
-                    extractor, self.report, PartialResults(folder, made_from)
-                )
+            size, options = self.image_size, self.config
+            reference = kept_reference(folder, self.real, extractor, size, options, self.report)
         if self.config.save_statistics and self.config.out is not None and reference is not None:
             place = self.config.out / f"statistics-{extractor.label}.npz"
             reference.statistics.save(place, extractor.features_name)
@@ -347,6 +336,29 @@ class _Evaluation:
             name = f"{self.bundle.manifest.name} {self.bundle.manifest.version}"
             atomic_write(self.config.out / "curves.png", draw_curves(name, curves))
         self.unfinished.remove()
+
+
+def kept_reference(
+    folder: Path,
+    real: RealImages | RealStatistics,
+    extractor: Extractor,
+    image_size: int,
+    options: ImageOptions,
+    report: ProgressCallback = no_progress,
+) -> Reference | None:
+    """Features of real images, extracted once and kept in a folder for other evaluations."""
+    made_from = {
+        "reference": real.fingerprint(),
+        "extractor": extractor.weights_sha256,
+        "classes": extractor.class_names,
+        "image_size": image_size,
+        "exif_orientation": options.exif_orientation,
+        "background": options.background,
+    }
+    name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+    folder = folder / f"{extractor.label}-{name}"
+    with lock_folder(folder, wait=True):  # another may be extracting them
+        return real.extract(extractor, report, PartialResults(folder, made_from))
 
 
 def _with_transformer(bundle: Bundle, path: Path) -> Bundle:
