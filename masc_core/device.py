@@ -59,7 +59,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def gpuhas_bfloat16(capability: tuple[int, int]) -> bool:
+def gpu_has_bfloat16(capability: tuple[int, int]) -> bool:
     """Whether GPUs of a compute capability, (major, minor), compute in bfloat16."""
     return capability >= BFLOAT16_CAPABILITY
 
@@ -67,7 +67,7 @@ def gpuhas_bfloat16(capability: tuple[int, int]) -> bool:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16, rather than emulates it."""
     if device.type == "cuda":
-        return gpuhas_bfloat16(torch.cuda.get_device_capability(device))
+        return gpu_has_bfloat16(torch.cuda.get_device_capability(device))
     return processor_has("avx512_bf16", "amx_bf16")
 
 
