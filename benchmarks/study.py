@@ -424,9 +424,9 @@ def main() -> None:
         study.measure_real()
     durations: list[float] = []
     for number, name in enumerate(chosen):
-        left = f", {np.mean(durations) * (len(chosen) - number) / 3600:.1f} h left" * bool(
-            durations
-        )
+        left = ""
+        if durations:
+            left = f", {np.mean(durations) * (len(chosen) - number) / 3600:.1f} h left"
         print(f"{name}: run {number + 1} of {len(chosen)}{left}", flush=True)
         started = time.monotonic()
         study.measure(name, RUNS[name])
