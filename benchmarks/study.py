@@ -155,7 +155,7 @@ class Study:
     epochs : of the transformers; None as configured
     cfg_scales : at which all are measured; the first is the common one
     images_per_class : that are generated for a measurement
-    efficientnet : whether ImageNet's judges at the common scale, too
+    efficientnet : whether ImageNet's judges at the common scale and decoding, too: it is slow
     """
 
     def __init__(
@@ -174,6 +174,11 @@ class Study:
         self.changes = {} if epochs is None else {"epochs": epochs}
         self.cfg_scales, self.images_per_class = cfg_scales, images_per_class
         self.efficientnet = efficientnet
+
+    @property
+    def common(self) -> tuple[str, float]:
+        """Decoding and CFG scale that every run has."""
+        return "uniform", self.cfg_scales[0]
 
     def config(self, stage: Any, file: str, **changes: object) -> Any:  # noqa: ANN401 - any stage's
         """A stage's configuration from its file, on the study's device."""
@@ -352,7 +357,7 @@ class Study:
                     out=out,
                     reference_features=self.folder / "reference",
                     resamples=RESAMPLES,
-                    efficientnet=self.efficientnet and cfg_scale == self.cfg_scales[0],
+                    efficientnet=self.efficientnet and (decoding, cfg_scale) == self.common,
                     device=self.device,
                 ),
                 report,
