@@ -140,7 +140,7 @@ RUNS: Mapping[str, Run] = {
     "ctf-masc-32": Run(Partition("average", 32), (*PLAIN, "complete")),
     "ctf-kmeans++-32": Run(Partition("kmeans++", 32), (*PLAIN, "complete")),
 }
-RESAMPLES = 50  # of the generated images, for the error of a Fréchet distance
+RESAMPLES = 25  # of the generated images, for the error of a Fréchet distance
 
 
 class Study:

@@ -150,3 +150,21 @@ def test_the_error_of_a_distance_is_its_deviation_between_samples() -> None:
     assert compared(0).keys() == {name}
     deviation = np.std([compared(0)[name] for _ in range(200)])
     assert compared(100)[f"{name}_error"] == pytest.approx(deviation, rel=0.3)
+
+
+@pytest.mark.parametrize("count", [12, 40])  # fewer images than features, and more
+def test_the_error_of_a_distance_is_of_torch_fidelitys_distances(count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    features, real = (torch.randn(n, 20, generator=generator) for n in (count, 60))
+    reference, resamples = Reference.of(real), 6
+    drawn = torch.Generator().manual_seed(0)
+    distances = [
+        Statistics.of(features[torch.randint(count, (count,), generator=drawn)]).distance(
+            reference.statistics
+        )
+        for _ in range(resamples)
+    ]
+    found = compare("classifier", features, None, reference, resamples)
+    assert found["frechet_classifier_distance_error"] == pytest.approx(
+        np.std(distances, ddof=1), rel=1e-4
+    )
