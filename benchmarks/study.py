@@ -243,6 +243,7 @@ class Study:
                 if logits is not None and extractor is extractors[0]:
                     agreed = (logits.argmax(1).numpy() == real.labels).mean()
                     rows[name]["class_agreement"] = float(agreed)
+        self.records.mkdir(parents=True, exist_ok=True)
         write_json(file, [{"run": name, "decoding": "", **row} for name, row in rows.items()])
 
     def is_finished(self, name: str) -> bool:
