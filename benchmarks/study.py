@@ -180,6 +180,11 @@ class Study:
         """Decoding and CFG scale that every run has."""
         return "uniform", self.cfg_scales[0]
 
+    @property
+    def judge(self) -> Path:
+        """The classifier, kept beside the records: whoever adds a run has it judged by the same."""
+        return self.records / "classifier"
+
     def config(self, stage: Any, file: str, **changes: object) -> Any:  # noqa: ANN401 - any stage's
         """A stage's configuration from its file, on the study's device."""
         return load_config(stage, self.configs / file, {"device": self.device, **changes})
@@ -192,8 +197,15 @@ class Study:
         for file in ("codes.toml", "codes-val.toml"):
             with progress(file) as report:
                 extract_codes(self.config(CodesConfig, file), report)
-        with progress("classifier") as report:
-            train_classifier(self.config(ClassifierConfig, "classifier.toml"), report)
+        if not self.judge.exists():
+            trained = self.config(ClassifierConfig, "classifier.toml")
+            with progress("classifier") as report:
+                train_classifier(trained, report)
+            unfinished = self.judge.with_suffix(".unfinished")
+            unfinished.mkdir(parents=True, exist_ok=True)
+            for file in (CLASSIFIER_FILE, "config.json", "metrics.json"):
+                shutil.copyfile(trained.out / file, unfinished / file)
+            unfinished.rename(self.judge)
 
     def measure(self, name: str, run: Run) -> None:
         """Train a run, measure it with each decoding at each CFG scale, and keep its records."""
@@ -216,7 +228,7 @@ class Study:
         if file.exists():
             return
         codes = self.config(CodesConfig, "codes.toml")
-        judge = self.config(ClassifierConfig, "classifier.toml")
+        val_data = self.config(ClassifierConfig, "classifier.toml").val_data
         images, device = open_images(codes.data, codes), resolve_device(self.device)
         count = self.images_per_class * len(images.class_names)
         real = images.read(codes.image_size, images.spread(count))
@@ -225,17 +237,17 @@ class Study:
             "real images": real.pixels,
             "through the tokenizer": reconstruct(model, real.pixels)[0],
         }
-        classifier = load_classifier(judge.out, images.class_names).to(device)
-        weights = sha256_file(judge.out / CLASSIFIER_FILE)
+        classifier = load_classifier(self.judge, images.class_names).to(device)
+        weights = sha256_file(self.judge / CLASSIFIER_FILE)
         extractors = [classifier_extractor(classifier, device, weights)]
         if self.efficientnet:
             extractors.append(load_efficientnet(images.class_names, device))
         rows: dict[str, dict[str, Any]] = {name: {"images": len(real.labels)} for name in sets}
-        reference = open_real(judge.val_data, codes.image_size, extractors, judge)
+        reference = open_real(val_data, codes.image_size, extractors, codes)
         for extractor in extractors:
             with progress(f"real images: {extractor.label}") as report:
                 kept = kept_reference(
-                    self.folder / "reference", reference, extractor, codes.image_size, judge, report
+                    self.folder / "reference", reference, extractor, codes.image_size, codes, report
                 )
             for name, pixels in sets.items():
                 features, logits = extractor(pixels)
@@ -243,7 +255,6 @@ class Study:
                 if logits is not None and extractor is extractors[0]:
                     agreed = (logits.argmax(1).numpy() == real.labels).mean()
                     rows[name]["class_agreement"] = float(agreed)
-        self.records.mkdir(parents=True, exist_ok=True)
         write_json(file, [{"run": name, "decoding": "", **row} for name, row in rows.items()])
 
     def is_finished(self, name: str) -> bool:
@@ -343,7 +354,7 @@ class Study:
             publish(base.model_copy(update=update), report)
 
     def _evaluate(self, name: str, decoding: str, cfg_scale: float, out: Path) -> None:
-        classifier = self.config(ClassifierConfig, "classifier.toml")
+        val_data = self.config(ClassifierConfig, "classifier.toml").val_data
         with progress(f"{name}: {decoding}, CFG {cfg_scale:g}") as report:
             evaluate(
                 EvaluateConfig(
@@ -352,8 +363,8 @@ class Study:
                     images_per_class=self.images_per_class,
                     cfg_scale=cfg_scale,
                     decoding=decoding,
-                    classifier=classifier.out,
-                    reference=classifier.val_data,
+                    classifier=self.judge,
+                    reference=val_data,
                     codes=self.config(CodesConfig, "codes-val.toml").out,
                     out=out,
                     reference_features=self.folder / "reference",
