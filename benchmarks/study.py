@@ -345,9 +345,11 @@ class Study:
     def _publish(self, name: str, parts: Mapping[str, Any]) -> None:
         """Publish a run as a model of its own, once."""
         models = self.folder / "models"
-        if (models / name / "1").exists():
+        if (models / model_name(name) / "1").exists():
             return
-        base = self.config(PublishConfig, "publish.toml", name=name, version="1", models=models)
+        base = self.config(
+            PublishConfig, "publish.toml", name=model_name(name), version="1", models=models
+        )
         none = {"refiner": None, "completer": None, "classifier": None}
         update = {**none, **parts, "activate": True, "decoding": "uniform"}
         with progress(f"{name}: publish") as report:
@@ -359,7 +361,7 @@ class Study:
             evaluate(
                 EvaluateConfig(
                     models=self.folder / "models",
-                    model=name,
+                    model=model_name(name),
                     images_per_class=self.images_per_class,
                     cfg_scale=cfg_scale,
                     decoding=decoding,
@@ -402,6 +404,11 @@ class Study:
         """Epochs after which a run's bits a code are at most flat's at its end; None: not yet."""
         curves = [read_curve(self.records / n / "transformer", FINE_BITS) for n in ("flat", name)]
         return acceleration(*curves).epoch
+
+
+def model_name(run: str) -> str:
+    """Name of the model that a run is published as."""
+    return run.replace("+", "p")
 
 
 def main() -> None:

@@ -135,11 +135,11 @@ def test_the_study_reports_each_run_and_repeats_none(tmp_path: Path) -> None:
     assert study("flat") == flat
     log = tmp_path / "out" / "study" / "flat" / "transformer" / "log.jsonl"
     before = log.read_bytes()
-    ctf = [("ctf-masc", way, s) for way in ("uniform", "frequency", "complete") for s in (2, 1)]
-    assert study("flat", "masc", "ctf-masc") == flat + masc + ctf
+    ctf = [("ctf-kmeans++", way, s) for way in ("uniform", "frequency", "complete") for s in (2, 1)]
+    assert study("flat", "masc", "ctf-kmeans++") == flat + masc + ctf
     assert log.read_bytes() == before
     report = (tmp_path / "out" / "study.md").read_text()
-    for row in ("| flat | uniform | ", "| ctf-masc | complete | "):
+    for row in ("| flat | uniform | ", "| ctf-kmeans++ | complete | "):
         assert row in report
     rows = json.loads((tmp_path / "out" / "study.json").read_text())
     bits = {row["decoding"]: row["bits"] for row in rows if row["run"] == "masc"}
@@ -147,7 +147,7 @@ def test_the_study_reports_each_run_and_repeats_none(tmp_path: Path) -> None:
     assert all(row["bits"] > row["cluster_bits"] for row in rows if row["run"] == "masc")
 
     shutil.rmtree(tmp_path / "runs")  # the records are enough
-    assert study("flat", "masc", "ctf-masc") == flat + masc + ctf
+    assert study("flat", "masc", "ctf-kmeans++") == flat + masc + ctf
     assert not (tmp_path / "runs").exists()
     other = [*program, "--epochs", "2", "ward"]
     refused = subprocess.run(
