@@ -18,6 +18,7 @@ from masc_core.sampling.cfg_schedule import (
 
 Decoding = Literal["uniform", "frequency", "refine", "complete"]  # how a cluster becomes a code
 
+MAX_CFG_SCALE = 20.0  # of a request
 CODE_SETTINGS = ("code_temperature", "code_top_k", "code_cfg_scale")  # of a completer
 
 
