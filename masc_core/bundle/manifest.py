@@ -386,8 +386,10 @@ class Manifest(ModelCard):
 
         ``request`` is the body of a ``POST /generate`` that makes it again.
         """
-        # Beyond K top-k keeps all, and equal images are to have equal files.
-        request = dataclasses.asdict(params) | {
+        # Equal images are to have equal files: fields have one order, and beyond K top-k keeps all.
+        request = {
+            **{name: getattr(params, name) for name in ("class_id", "cfg_scale", "seed")},
+            **dataclasses.asdict(params),
             "top_k": min(params.top_k, self.num_clusters),
             "cluster_top_k": min([params.cluster_top_k, *self.partitions]),
             "code_top_k": min(params.code_top_k, self.num_codes),

@@ -22,12 +22,30 @@ MAX_CFG_SCALE = 20.0  # of a request
 CODE_SETTINGS = ("code_temperature", "code_top_k", "code_cfg_scale")  # of a completer
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """All that an image depends on besides the model.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSettings:
+    """How an image is drawn, where it is not said otherwise.
 
     Temperature and filters concern clusters; see `masc_core.sampling.in_cluster` for codes. What
     begins with ``code_`` is how a completer draws those, and of no effect in other decodings.
+    """
+
+    temperature: float = 1.0  # at least 0; at 0 the most probable token is taken
+    top_k: int = 0  # keep the k most probable tokens; 0 is off
+    top_p: float = 1.0  # keep the most probable tokens up to this probability, in (0, 1]; 1 is off
+    decoding: Decoding = "uniform"  # how a code is drawn from a cluster
+    cfg_schedule: CFGSchedule = "constant"  # how cfg_scale goes over the positions
+    cfg_start: float = DEFAULT_CFG_START  # share of the positions before guidance begins, in [0, 1]
+    code_temperature: float = 1.0  # at least 0; at 0 the most probable code is taken
+    code_top_k: int = 0  # keep the k most probable codes of a cluster; 0 is off
+    code_cfg_scale: float = 1.0  # guidance of the codes, at least 1
+    cluster_top_k: int = 0  # before those, keep the k most probable clusters of the partition
+    cluster_top_p: float = 1.0  # and of these the most probable ones up to this probability
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams(SamplingSettings):
+    """All that an image depends on besides the model.
 
     Raises
     ------
@@ -37,17 +55,6 @@ class SamplingParams:
     class_id: int  # of the model
     cfg_scale: float  # classifier-free guidance, at least 1; 1 is off and costs half as much
     seed: int  # in [0, 2^63)
-    temperature: float = 1.0  # at least 0; at 0 the most probable token is taken
-    top_k: int = 0  # keep the k most probable tokens; 0 is off
-    top_p: float = 1.0  # keep the most probable tokens up to this probability, in (0, 1]; 1 is off
-    decoding: str = "uniform"  # how a code is drawn from a cluster; see `ALL_MODES`
-    cfg_schedule: CFGSchedule = "constant"  # how cfg_scale goes over the positions
-    cfg_start: float = DEFAULT_CFG_START  # share of the positions before guidance begins, in [0, 1]
-    code_temperature: float = 1.0  # at least 0; at 0 the most probable code is taken
-    code_top_k: int = 0  # keep the k most probable codes of a cluster; 0 is off
-    code_cfg_scale: float = 1.0  # guidance of the codes, at least 1
-    cluster_top_k: int = 0  # before those, keep the k most probable clusters of the partition
-    cluster_top_p: float = 1.0  # and of these the most probable ones up to this probability
 
     def __post_init__(self) -> None:
         """Refuse values that no model can serve."""
