@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from masc_core.errors import InvalidFieldError, UnknownClassError
 from masc_core.models.gpt_config import GPTConfig
@@ -13,6 +13,7 @@ from masc_core.sampling.cfg_schedule import (
     CFG_SCHEDULES,
     DEFAULT_CFG_START,
     CFGSchedule,
+    check_cfg_start,
     scheduled_scales,
 )
 
@@ -88,8 +89,15 @@ class SamplingParams(SamplingSettings):
         return scheduled_scales(self.cfg_scale, self.cfg_schedule, self.cfg_start, num_positions)
 
 
-def check_code_settings(given: Collection[str], decoding: str) -> None:
-    """Raise an `InvalidFieldError` where one is of a completer, and the decoding has none."""
+def check_given(given: Mapping[str, Any], schedule: str, decoding: str) -> None:
+    """Raise an `InvalidFieldError` where a setting is given that means nothing to the others.
+
+    Parameters
+    ----------
+    given : settings by name, without those that are left to the model
+    schedule, decoding : of the image, given or not
+    """
+    check_cfg_start(given.get("cfg_start"), schedule)
     for name in CODE_SETTINGS:
         if name in given and decoding != "complete":
             raise InvalidFieldError(name, f"{name} is of the decoding complete, not {decoding}")
@@ -127,8 +135,9 @@ def check_params(params_list: Sequence[SamplingParams], config: GPTConfig) -> No
             )
 
 
-def check_cluster_filters(top_k: int, top_p: float, *, has_partition: bool) -> None:
+def check_cluster_filters(settings: SamplingSettings, *, has_partition: bool) -> None:
     """Raise an `InvalidFieldError` where clusters are to be filtered of a model without any."""
+    top_k, top_p = settings.cluster_top_k, settings.cluster_top_p
     for field, is_on in {"cluster_top_k": top_k > 0, "cluster_top_p": top_p < 1}.items():
         if is_on and not has_partition:
             raise InvalidFieldError(field, "the model has no partition whose clusters can be kept")
