@@ -90,7 +90,7 @@ class SamplingParams(SamplingSettings):
 
 
 def check_given(given: Mapping[str, Any], schedule: str, decoding: str) -> None:
-    """Raise an `InvalidFieldError` where a setting is given that means nothing to the others.
+    """Raise an `InvalidFieldError` for a setting that the schedule or the decoding does not have.
 
     Parameters
     ----------

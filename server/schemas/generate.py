@@ -121,8 +121,7 @@ class SamplingFields(BaseModel):
     """How an image is drawn, as a request says it; what it leaves out is the model's default."""
 
     cfg_scale: CfgScale | None = Field(
-        None,
-        description="Scale of the classifier-free guidance; 1 is none. Default: the model's.",
+        None, description="Scale of the classifier-free guidance; 1 is none. Default: the model's."
     )
     cfg_schedule: CFGSchedule | None = Field(
         None,
@@ -131,8 +130,7 @@ class SamplingFields(BaseModel):
         "first one and then the other (`triangular`). Default: the model's.",
     )
     cfg_start: Share | None = Field(
-        None,
-        description="Share of the positions before `step` guides. Default: the model's.",
+        None, description="Share of the positions before `step` guides. Default: the model's."
     )
     seed: int | None = Field(
         None,
@@ -141,13 +139,11 @@ class SamplingFields(BaseModel):
         description="Image `i` uses `seed + i`. Default: drawn, below 2^53, and reported.",
     )
     temperature: Temperature | None = Field(
-        None,
-        description="Divides the logits of clusters, not a refiner's. Default: the model's.",
+        None, description="Divides the logits of clusters, not a refiner's. Default: the model's."
     )
     top_k: TopK | None = Field(None, description="Draw among the `top_k` likeliest; 0 is all.")
     top_p: TopP | None = Field(
-        None,
-        description="Draw among the likeliest that make up this probability; 1 is all.",
+        None, description="Draw among the likeliest that make up this probability; 1 is all."
     )
     cluster_top_k: TopK | None = Field(
         None,
@@ -174,8 +170,7 @@ class SamplingFields(BaseModel):
         None, description="Draw among the likeliest codes of a cluster; 0 is all."
     )
     code_cfg_scale: CfgScale | None = Field(
-        None,
-        description="Scale of the completer's own guidance; 1 is none. Default: the model's.",
+        None, description="Scale of the completer's own guidance; 1 is none. Default: the model's."
     )
 
 
