@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masc_core.errors import ArtifactError, ConfigError, MascError, RequestError
+from masc_core.sampling.params import MAX_CFG_SCALE
 from masc_core.settings import expand_path
 from masc_core.terminal import (
     Json,
@@ -250,7 +251,7 @@ def generate(  # noqa: PLR0913 - options
     ] = Path("generated.png"),
     num_images: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Image i of a class uses seed + i.")] = 0,
-    cfg_scale: Annotated[float | None, typer.Option(min=1.0, max=20.0)] = None,
+    cfg_scale: Annotated[float | None, typer.Option(min=1.0, max=MAX_CFG_SCALE)] = None,
     cfg_schedule: Annotated[
         str | None, typer.Option(help="constant, step, linear, linear_re or triangular")
     ] = None,
@@ -271,7 +272,7 @@ def generate(  # noqa: PLR0913 - options
         float | None, typer.Option(min=0.0, help="Of the decoding complete, as the next two.")
     ] = None,
     code_top_k: Annotated[int | None, typer.Option(min=0)] = None,
-    code_cfg_scale: Annotated[float | None, typer.Option(min=1.0, max=20.0)] = None,
+    code_cfg_scale: Annotated[float | None, typer.Option(min=1.0, max=MAX_CFG_SCALE)] = None,
     scale: Annotated[int, typer.Option(min=1, help="Enlarge the images this many times.")] = 1,
     columns: Annotated[int, typer.Option(min=1, help="Images a row of a sheet.")] = 10,
     models: Models = None,
@@ -279,31 +280,16 @@ def generate(  # noqa: PLR0913 - options
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
 ) -> None:
     """Generate images to files or a contact sheet, without a server."""
+    options = dict(locals())  # by their names
     from worker.offline import generate_files
     from worker.settings import load_settings
 
-    settings = load_settings(models_dir=models, device=device, default_model=model)
-    written = generate_files(
-        settings,
-        out,
-        scale=scale,
-        columns=columns,
-        classes=tuple(classes or ()),
-        num_images=num_images,
-        seed=seed,
-        cfg_scale=cfg_scale,
-        cfg_schedule=cfg_schedule,
-        cfg_start=cfg_start,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        cluster_top_k=cluster_top_k,
-        cluster_top_p=cluster_top_p,
-        decoding=decoding,
-        code_temperature=code_temperature,
-        code_top_k=code_top_k,
-        code_cfg_scale=code_cfg_scale,
+    settings = load_settings(
+        models_dir=options.pop("models"),
+        device=options.pop("device"),
+        default_model=options.pop("model"),
     )
+    written = generate_files(settings, **options | {"classes": tuple(classes or ())})
     print_line(f"{len(written)} file(s): {written[0]}" + (" ..." if written[1:] else ""))
 
 
@@ -372,38 +358,10 @@ def bench(  # noqa: PLR0913 - options
     as_json: Json = False,
 ) -> None:
     """Load a running service, and measure what it answers and how fast."""
+    options = dict(locals())  # by their names
     from server.bench.cli import run_and_print
 
-    run_and_print(
-        url=url,
-        rate=rate,
-        clients=clients,
-        duration=duration,
-        requests=requests,
-        warm_up=warm_up,
-        class_name=class_name,
-        cfg_scale=cfg_scale,
-        cfg_schedule=cfg_schedule,
-        cfg_start=cfg_start,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        cluster_top_k=cluster_top_k,
-        cluster_top_p=cluster_top_p,
-        decoding=decoding,
-        code_temperature=code_temperature,
-        code_top_k=code_top_k,
-        code_cfg_scale=code_cfg_scale,
-        num_images=num_images,
-        format=file_format,
-        model=model,
-        priority=priority,
-        seed=seed,
-        timeout=timeout,
-        api_key=api_key,
-        out=out,
-        as_json=as_json,
-    )
+    run_and_print(format=options.pop("file_format"), **options)
 
 
 def _models_app(arguments: Sequence[str]) -> typer.Typer:

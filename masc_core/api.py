@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +35,8 @@ from masc_core.generation.generate import generate
 from masc_core.images import Pixels, center_crop, to_rgb, upright
 from masc_core.models.vq import pixels_to_float
 from masc_core.prior import ClusterMap
-from masc_core.sampling.cfg_schedule import CFGSchedule, check_cfg_start
-from masc_core.sampling.params import SamplingParams, check_code_settings, image_seed
+from masc_core.sampling.cfg_schedule import CFGSchedule
+from masc_core.sampling.params import SamplingParams, check_given, image_seed
 from masc_core.settings import expand_path
 
 BATCH = 16  # images at once
@@ -240,10 +241,9 @@ def params_of(
     if num_images < 1:
         raise InvalidFieldError("num_images", f"num_images must be 1 or more, got {num_images}")
     given = {name: value for name, value in settings.items() if value is not None}
-    schedule = given.get("cfg_schedule", manifest.defaults.cfg_schedule)
-    check_cfg_start(settings.get("cfg_start"), str(schedule))  # type: ignore[arg-type]
-    check_code_settings(given, str(given.get("decoding", manifest.defaults.decoding)))
-    base = SamplingParams(**{"class_id": 0, "seed": seed, **dict(manifest.defaults), **given})
+    shared: dict[str, Any] = dict(manifest.defaults) | given
+    check_given(given, shared["cfg_schedule"], shared["decoding"])
+    base = SamplingParams(class_id=0, seed=seed, **shared)
     return [
         replace(base, class_id=find_class(name, manifest), seed=image_seed(seed, i))
         for name in classes or range(len(manifest.class_names))

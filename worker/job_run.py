@@ -147,9 +147,7 @@ def check_request(request: GenerationRequest, manifest: Manifest) -> None:
         )
     if request.decoding not in manifest.decodings:
         raise InvalidFieldError("decoding", f"{manifest.name} offers no {request.decoding!r}")
-    check_cluster_filters(
-        request.cluster_top_k, request.cluster_top_p, has_partition=bool(manifest.partitions)
-    )
+    check_cluster_filters(request, has_partition=bool(manifest.partitions))
     if not 1 <= request.num_images <= MAX_IMAGES:
         raise InvalidFieldError("num_images", f"num_images must be from 1 to {MAX_IMAGES}")
 

@@ -56,7 +56,12 @@ from masc_core.sampling.cfg_schedule import (
     CFGSchedule,
     effective_schedule,
 )
-from masc_core.sampling.params import CODE_SETTINGS, Decoding, SamplingParams
+from masc_core.sampling.params import (
+    CODE_SETTINGS,
+    MAX_CFG_SCALE,
+    Decoding,
+    SamplingParams,
+)
 
 MANIFEST_FILE = "manifest.json"
 TRANSFORMER_FILE = "transformer.safetensors"
@@ -116,6 +121,13 @@ ClassName = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_without_c
 ClassNames = Annotated[tuple[ClassName, ...], Field(min_length=1, max_length=MAX_CLASSES)]
 PlainName = Annotated[str, AfterValidator(_plain_name)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+# Of a request; defaults have no largest temperature.
+CfgScale = Annotated[float, Field(ge=1.0, le=MAX_CFG_SCALE, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(gt=0, le=10.0, allow_inf_nan=False)]
+TopK = Annotated[int, Field(ge=0)]
+TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
@@ -183,18 +195,18 @@ class CompleterSection(_Part):
 class Defaults(_Part):
     """Values of the fields that a request leaves out."""
 
-    cfg_scale: float = Field(default=1.0, ge=1.0, le=20.0)
+    cfg_scale: CfgScale = 1.0
     temperature: float = Field(default=1.0, gt=0.0)
-    top_k: int = Field(default=0, ge=0)
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: TopK = 0
+    top_p: TopP = 1.0
     decoding: Decoding = "uniform"
     cfg_schedule: CFGSchedule = "constant"
-    cfg_start: float = Field(default=DEFAULT_CFG_START, ge=0.0, le=1.0)
+    cfg_start: Share = DEFAULT_CFG_START
     code_temperature: float = Field(default=1.0, gt=0.0)
-    code_top_k: int = Field(default=0, ge=0)
-    code_cfg_scale: float = Field(default=1.0, ge=1.0, le=20.0)
-    cluster_top_k: int = Field(default=0, ge=0)
-    cluster_top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    code_top_k: TopK = 0
+    code_cfg_scale: CfgScale = 1.0
+    cluster_top_k: TopK = 0
+    cluster_top_p: TopP = 1.0
 
 
 class ModelCard(_Part):
@@ -374,8 +386,10 @@ class Manifest(ModelCard):
 
         ``request`` is the body of a ``POST /generate`` that makes it again.
         """
-        # Beyond K top-k keeps all, and equal images are to have equal files.
-        request = dataclasses.asdict(params) | {
+        # Equal images are to have equal files: fields have one order, and beyond K top-k keeps all.
+        request = {
+            **{name: getattr(params, name) for name in ("class_id", "cfg_scale", "seed")},
+            **dataclasses.asdict(params),
             "top_k": min(params.top_k, self.num_clusters),
             "cluster_top_k": min([params.cluster_top_k, *self.partitions]),
             "code_top_k": min(params.code_top_k, self.num_codes),

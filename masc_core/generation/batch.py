@@ -29,7 +29,7 @@ from masc_core.generation.step import (
 )
 from masc_core.models.gpt import GPT
 from masc_core.sampling.in_cluster import CodeSampler
-from masc_core.sampling.params import SamplingParams, check_cluster_filters, check_params
+from masc_core.sampling.params import SamplingParams, check_params
 
 NO_SLOT = -1
 
@@ -141,12 +141,7 @@ class Batch:
         """
         check_params(params_list, self._config)
         for params in params_list:
-            self._code_sampler.check(params.decoding)
-            check_cluster_filters(
-                params.cluster_top_k,
-                params.cluster_top_p,
-                has_partition=self._code_sampler.partition is not None,
-            )
+            self._code_sampler.check(params)
 
     def join(self, params_list: Sequence[SamplingParams]) -> list[int]:
         """Add images at their first position, all of them or none; return the slots they get.

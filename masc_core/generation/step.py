@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Sequence
+from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,9 @@ from masc_core.sampling.sampler import Filters, Partition, Sampled, sample
 
 # oneDNN is slower with two rows, and does not keep a row's bits for every other number of them.
 CPU_ROW_MULTIPLE = 4
+
+INTEGERS = ("seed", "class_id", "top_k", "decoding", "cluster_top_k")  # of `BatchParams`
+FLOATS = ("temperature", "top_p", "cluster_top_p")
 
 _PADDING = SamplingParams(class_id=0, cfg_scale=1.0, seed=0)
 
@@ -321,16 +325,11 @@ def pack_params(params_list: Sequence[SamplingParams], num_positions: int) -> Te
 
     `CodeSampler.check` refuses decodings that are not known.
     """
-    integers = [
-        [params.seed for params in params_list],
-        [params.class_id for params in params_list],
-        [params.top_k for params in params_list],
-        [ALL_MODES[params.decoding] for params in params_list],
-        [params.cluster_top_k for params in params_list],
-    ]
+    images = [asdict(one) | {"decoding": ALL_MODES[one.decoding]} for one in params_list]
+    integers = [[image[name] for image in images] for name in INTEGERS]
     floats = [
-        [params.temperature, params.top_p, params.cluster_top_p, *params.cfg_scales(num_positions)]
-        for params in params_list
+        [*(image[name] for name in FLOATS), *params.cfg_scales(num_positions)]
+        for image, params in zip(images, params_list, strict=True)
     ]
     float_bits = torch.tensor(floats, dtype=torch.float64).T.contiguous().view(torch.int64)
     return torch.cat([torch.tensor(integers, dtype=torch.int64), float_bits])
@@ -338,7 +337,8 @@ def pack_params(params_list: Sequence[SamplingParams], num_positions: int) -> Te
 
 def unpack_params(packed: Tensor) -> BatchParams:
     """What `pack_params` packed, int64 (8 + L, n)."""
-    seed, class_id, top_k, decoding, cluster_top_k = packed[:5].unbind()
-    temperature, top_p, cluster_top_p, *_ = values = packed[5:].view(torch.float64)
-    integers = seed, class_id, top_k, decoding, cluster_top_k
-    return BatchParams(*integers, values[3:].T.float(), temperature.float(), top_p, cluster_top_p)
+    columns = dict(zip(INTEGERS, packed, strict=False))
+    values = packed[len(INTEGERS) :].view(torch.float64)
+    columns |= zip(FLOATS, values, strict=False)
+    columns["temperature"] = columns["temperature"].float()
+    return BatchParams(cfg_scale=values[len(FLOATS) :].T.float(), **columns)

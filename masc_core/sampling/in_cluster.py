@@ -28,7 +28,7 @@ from masc_core.models.projection import PackedWeight, can_pack
 from masc_core.models.refiner import Refiner
 from masc_core.prior import ClusterMap
 from masc_core.sampling.cluster_softmax import ClusterSoftmax
-from masc_core.sampling.params import Decoding
+from masc_core.sampling.params import Decoding, SamplingSettings, check_cluster_filters
 from masc_core.sampling.sampler import MIN_TEMPERATURE, Partition
 
 UNIFORM, FREQUENCY, REFINE, COMPLETE = 0, 1, 2, 3
@@ -89,10 +89,11 @@ class CodeSampler:
         self._cdf_offsets = torch.tensor(cdf_offsets[:-1], device=device)
         self._cluster_counts = torch.tensor(np.diff(cdf_offsets), device=device)
 
-    def check(self, decoding: str) -> None:
-        """Refuse a decoding that is not offered, with an `InvalidFieldError`."""
-        if decoding not in self.decodings:
-            raise self._refusal(decoding)
+    def check(self, settings: SamplingSettings) -> None:
+        """Refuse a decoding or filters that are not offered, with an `InvalidFieldError`."""
+        if settings.decoding not in self.decodings:
+            raise self._refusal(settings.decoding)
+        check_cluster_filters(settings, has_partition=self.partition is not None)
 
     @property
     def refiner(self) -> Refiner:

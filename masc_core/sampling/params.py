@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from masc_core.errors import InvalidFieldError, UnknownClassError
 from masc_core.models.gpt_config import GPTConfig
@@ -13,20 +13,40 @@ from masc_core.sampling.cfg_schedule import (
     CFG_SCHEDULES,
     DEFAULT_CFG_START,
     CFGSchedule,
+    check_cfg_start,
     scheduled_scales,
 )
 
 Decoding = Literal["uniform", "frequency", "refine", "complete"]  # how a cluster becomes a code
 
+MAX_CFG_SCALE = 20.0  # of a request
 CODE_SETTINGS = ("code_temperature", "code_top_k", "code_cfg_scale")  # of a completer
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """All that an image depends on besides the model.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSettings:
+    """How an image is drawn, where it is not said otherwise.
 
     Temperature and filters concern clusters; see `masc_core.sampling.in_cluster` for codes. What
     begins with ``code_`` is how a completer draws those, and of no effect in other decodings.
+    """
+
+    temperature: float = 1.0  # at least 0; at 0 the most probable token is taken
+    top_k: int = 0  # keep the k most probable tokens; 0 is off
+    top_p: float = 1.0  # keep the most probable tokens up to this probability, in (0, 1]; 1 is off
+    decoding: Decoding = "uniform"  # how a code is drawn from a cluster
+    cfg_schedule: CFGSchedule = "constant"  # how cfg_scale goes over the positions
+    cfg_start: float = DEFAULT_CFG_START  # share of the positions before guidance begins, in [0, 1]
+    code_temperature: float = 1.0  # at least 0; at 0 the most probable code is taken
+    code_top_k: int = 0  # keep the k most probable codes of a cluster; 0 is off
+    code_cfg_scale: float = 1.0  # guidance of the codes, at least 1
+    cluster_top_k: int = 0  # before those, keep the k most probable clusters of the partition
+    cluster_top_p: float = 1.0  # and of these the most probable ones up to this probability
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams(SamplingSettings):
+    """All that an image depends on besides the model.
 
     Raises
     ------
@@ -36,17 +56,6 @@ class SamplingParams:
     class_id: int  # of the model
     cfg_scale: float  # classifier-free guidance, at least 1; 1 is off and costs half as much
     seed: int  # in [0, 2^63)
-    temperature: float = 1.0  # at least 0; at 0 the most probable token is taken
-    top_k: int = 0  # keep the k most probable tokens; 0 is off
-    top_p: float = 1.0  # keep the most probable tokens up to this probability, in (0, 1]; 1 is off
-    decoding: str = "uniform"  # how a code is drawn from a cluster; see `ALL_MODES`
-    cfg_schedule: CFGSchedule = "constant"  # how cfg_scale goes over the positions
-    cfg_start: float = DEFAULT_CFG_START  # share of the positions before guidance begins, in [0, 1]
-    code_temperature: float = 1.0  # at least 0; at 0 the most probable code is taken
-    code_top_k: int = 0  # keep the k most probable codes of a cluster; 0 is off
-    code_cfg_scale: float = 1.0  # guidance of the codes, at least 1
-    cluster_top_k: int = 0  # before those, keep the k most probable clusters of the partition
-    cluster_top_p: float = 1.0  # and of these the most probable ones up to this probability
 
     def __post_init__(self) -> None:
         """Refuse values that no model can serve."""
@@ -80,8 +89,15 @@ class SamplingParams:
         return scheduled_scales(self.cfg_scale, self.cfg_schedule, self.cfg_start, num_positions)
 
 
-def check_code_settings(given: Collection[str], decoding: str) -> None:
-    """Raise an `InvalidFieldError` where one is of a completer, and the decoding has none."""
+def check_given(given: Mapping[str, Any], schedule: str, decoding: str) -> None:
+    """Raise an `InvalidFieldError` for a setting that the schedule or the decoding does not have.
+
+    Parameters
+    ----------
+    given : settings by name, without those that are left to the model
+    schedule, decoding : of the image, given or not
+    """
+    check_cfg_start(given.get("cfg_start"), schedule)
     for name in CODE_SETTINGS:
         if name in given and decoding != "complete":
             raise InvalidFieldError(name, f"{name} is of the decoding complete, not {decoding}")
@@ -119,8 +135,9 @@ def check_params(params_list: Sequence[SamplingParams], config: GPTConfig) -> No
             )
 
 
-def check_cluster_filters(top_k: int, top_p: float, *, has_partition: bool) -> None:
+def check_cluster_filters(settings: SamplingSettings, *, has_partition: bool) -> None:
     """Raise an `InvalidFieldError` where clusters are to be filtered of a model without any."""
+    top_k, top_p = settings.cluster_top_k, settings.cluster_top_p
     for field, is_on in {"cluster_top_k": top_k > 0, "cluster_top_p": top_p < 1}.items():
         if is_on and not has_partition:
             raise InvalidFieldError(field, "the model has no partition whose clusters can be kept")

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from masc_core.bundle.manifest import CfgScale, Share, Temperature, TopK, TopP
 from masc_core.errors import ConfigError
 from masc_core.images import ImageFormat
 from masc_core.sampling.cfg_schedule import CFGSchedule
@@ -20,10 +21,6 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_DURATION = 10.0
 
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
-Scale = Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)]
-Temperature = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
-TopK = Annotated[int, Field(ge=0)]
-TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=100_000_000)]
 
 
@@ -42,9 +39,9 @@ class BenchOptions(BaseModel):
     requests: Count | None = None
     warm_up: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
     class_name: str | None = None
-    cfg_scale: Scale | None = None
+    cfg_scale: CfgScale | None = None
     cfg_schedule: CFGSchedule | None = None
-    cfg_start: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    cfg_start: Share | None = None
     temperature: Temperature | None = None
     top_k: TopK | None = None
     top_p: TopP | None = None
@@ -53,7 +50,7 @@ class BenchOptions(BaseModel):
     decoding: Decoding | None = None
     code_temperature: Temperature | None = None
     code_top_k: TopK | None = None
-    code_cfg_scale: Scale | None = None
+    code_cfg_scale: CfgScale | None = None
     num_images: Annotated[int, Field(ge=1, le=16)] = 1
     format: ImageFormat = "png"
     model: str | None = None

@@ -17,8 +17,7 @@ from masc_core.bundle.manifest import Defaults, Manifest
 from masc_core.errors import CapacityError, InvalidFieldError, UnknownClassError
 from masc_core.escapes import quoted
 from masc_core.images import ImageFormat
-from masc_core.sampling.cfg_schedule import check_cfg_start
-from masc_core.sampling.params import CODE_SETTINGS, check_cluster_filters, check_code_settings
+from masc_core.sampling.params import CODE_SETTINGS, check_cluster_filters, check_given
 from server.auth.api_keys import Client
 from server.errors import problem_type_of
 from server.intake.idempotency import mark_replay
@@ -61,20 +60,14 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
     if decoding not in manifest.decodings:
         offered = ", ".join(manifest.decodings)
         raise InvalidFieldError("decoding", f"{manifest.name} offers {offered}, not {decoding}")
-    check_cfg_start(body.cfg_start, settings["cfg_schedule"])
-    check_code_settings(given, decoding)
+    check_given(given, settings["cfg_schedule"], decoding)
     if decoding != "complete":  # to which a completer's settings mean nothing
         settings |= {name: Defaults.model_fields[name].default for name in CODE_SETTINGS}
     class_id = resolve_class(body, manifest)
-    check_cluster_filters(
-        settings["cluster_top_k"],
-        settings["cluster_top_p"],
-        has_partition=bool(manifest.partitions),
-    )
     settings["top_k"] = min(settings["top_k"], manifest.num_clusters)
     settings["cluster_top_k"] = min([settings["cluster_top_k"], *manifest.partitions])
     settings["code_top_k"] = min(settings["code_top_k"], manifest.num_codes)
-    return GenerationRequest(
+    request = GenerationRequest(
         model=manifest.name,
         class_id=class_id,
         seed=secrets.randbits(DRAWN_SEED_BITS) if body.seed is None else body.seed,
@@ -84,6 +77,8 @@ def resolve(body: ImagesBody, manifest: Manifest, default_format: ImageFormat) -
         class_name=manifest.class_names[class_id],
         **settings,
     )
+    check_cluster_filters(request, has_partition=bool(manifest.partitions))
+    return request
 
 
 def resolve_class(body: ImagesBody, manifest: Manifest) -> int:

@@ -15,21 +15,9 @@ from masc_core.images import ImageFormat
 from server.schemas.generate import (
     EXAMPLE_B64,
     AskedPriority,
-    CfgScale,
-    CFGStart,
-    ChosenCFGSchedule,
-    ClusterTopK,
-    ClusterTopP,
-    CodeCfgScale,
-    CodeTemperature,
-    CodeTopK,
-    InClusterDecoding,
     ModelName,
     Provisional,
-    Seed,
-    Temperature,
-    TopK,
-    TopP,
+    SamplingFields,
 )
 from worker.jobs.job import MAX_IMAGES
 
@@ -53,12 +41,8 @@ EXAMPLE_DRAWN: Final[dict[str, Any]] = {
 Ignored = Annotated[str | None, Field(description="Ignored.")]
 
 
-class OpenAIBody(BaseModel):
-    """Which images; the prompt is a class."""
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, json_schema_extra={"examples": [EXAMPLE_BODY]}
-    )
+class OpenAIFields(BaseModel):
+    """What OpenAI's API has; the prompt is a class."""
 
     prompt: Annotated[str, Field(max_length=200, description="Name or id of a class.")]
     model: ModelName = None
@@ -88,20 +72,6 @@ class OpenAIBody(BaseModel):
     safety_identifier: Ignored = None
     style: Ignored = None
     user: Ignored = None
-    cfg_scale: CfgScale = None
-    cfg_schedule: ChosenCFGSchedule = None
-    cfg_start: CFGStart = None
-    seed: Seed = None
-    temperature: Temperature = None
-    top_k: TopK = None
-    top_p: TopP = None
-    cluster_top_k: ClusterTopK = None
-    cluster_top_p: ClusterTopP = None
-    decoding: InClusterDecoding = None
-    code_temperature: CodeTemperature = None
-    code_top_k: CodeTopK = None
-    code_cfg_scale: CodeCfgScale = None
-    priority: AskedPriority = None
 
     @field_validator("response_format")
     @classmethod
@@ -110,6 +80,16 @@ class OpenAIBody(BaseModel):
             message = "must be b64_json: images come in the answer, there are no links to them"
             raise PydanticCustomError("response_format", message)
         return response_format
+
+
+class OpenAIBody(SamplingFields, OpenAIFields):  # those of OpenAI come first, in errors too
+    """Which images; the prompt is a class."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, json_schema_extra={"examples": [EXAMPLE_BODY]}
+    )
+
+    priority: AskedPriority = None
 
 
 class TokenDetails(BaseModel):

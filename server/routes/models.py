@@ -14,31 +14,18 @@ from starlette.responses import Response
 
 from masc_core.bundle.manifest import Manifest, TokenizerKind
 from masc_core.errors import ArtifactError
-from masc_core.sampling.cfg_schedule import CFGSchedule
 from masc_core.sampling.params import Decoding
 from server.codebook_view.cache import has_codebook
 from server.openapi import problems
+from server.schemas.generate import SamplingValues
 from server.state import AppState, State
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["models"])
 
 
-class Defaults(BaseModel):
+class Defaults(SamplingValues):
     """What a request gets that does not say otherwise."""
-
-    cfg_scale: float
-    temperature: float
-    top_k: int
-    top_p: float
-    decoding: Decoding
-    cfg_schedule: CFGSchedule
-    cfg_start: float
-    code_temperature: float
-    code_top_k: int
-    code_cfg_scale: float
-    cluster_top_k: int
-    cluster_top_p: float
 
 
 class ModelSummary(BaseModel):

@@ -6,116 +6,13 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from masc_core.bundle.manifest import CfgScale, Share, Temperature, TopK, TopP
 from masc_core.images import ImageFormat
 from masc_core.sampling.cfg_schedule import CFGSchedule
 from masc_core.sampling.params import Decoding
 from worker.jobs.job import MAX_IMAGES, MAX_SEED
 from worker.jobs.priority import Priority
 
-MAX_TEMPERATURE = 10.0
-
-CfgScale = Annotated[
-    float | None,
-    Field(
-        ge=1.0,
-        le=20.0,
-        allow_inf_nan=False,
-        description="Scale of the classifier-free guidance; 1 is none. Default: the model's.",
-    ),
-]
-ChosenCFGSchedule = Annotated[
-    CFGSchedule | None,
-    Field(
-        description="How the scale goes over an image's positions: the same for all, from "
-        "`cfg_start` on (`step`, or `rectangular`), rising (`linear`), falling (`linear_re`), or "
-        "first one and then the other (`triangular`). Default: the model's."
-    ),
-]
-CFGStart = Annotated[
-    float | None,
-    Field(
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
-        description="Share of the positions before `step` guides. Default: the model's.",
-    ),
-]
-Seed = Annotated[
-    int | None,
-    Field(
-        ge=0,
-        le=MAX_SEED,
-        description="Image `i` uses `seed + i`. Default: drawn, below 2^53, and reported.",
-    ),
-]
-Temperature = Annotated[
-    float | None,
-    Field(
-        gt=0,
-        le=MAX_TEMPERATURE,
-        allow_inf_nan=False,
-        description="Divides the logits of clusters, not a refiner's. Default: the model's.",
-    ),
-]
-TopK = Annotated[int | None, Field(ge=0, description="Draw among the `top_k` likeliest; 0 is all.")]
-TopP = Annotated[
-    float | None,
-    Field(
-        gt=0,
-        le=1,
-        allow_inf_nan=False,
-        description="Draw among the likeliest that make up this probability; 1 is all.",
-    ),
-]
-ClusterTopK = Annotated[
-    int | None,
-    Field(
-        ge=0,
-        description="Draw among the codes of so many of the likeliest clusters of the model's "
-        "partition; 0 is all. Comes before `top_k` and `top_p`.",
-    ),
-]
-ClusterTopP = Annotated[
-    float | None,
-    Field(
-        gt=0,
-        le=1,
-        allow_inf_nan=False,
-        description="Draw among the codes of the likeliest clusters that make up this probability; "
-        "1 is all.",
-    ),
-]
-InClusterDecoding = Annotated[
-    Decoding | None,
-    Field(
-        description="How a cluster becomes one of its codes: all alike, as often as in training "
-        "data, by the model's refiner one after another, or by its completer all at the end. "
-        "Default: the model's."
-    ),
-]
-CodeTemperature = Annotated[
-    float | None,
-    Field(
-        gt=0,
-        le=MAX_TEMPERATURE,
-        allow_inf_nan=False,
-        description="Divides a completer's scores; for the decoding `complete` alone, as what "
-        "follows. Default: the model's.",
-    ),
-]
-CodeTopK = Annotated[
-    int | None,
-    Field(ge=0, description="Draw among the likeliest codes of a cluster; 0 is all."),
-]
-CodeCfgScale = Annotated[
-    float | None,
-    Field(
-        ge=1.0,
-        le=20.0,
-        allow_inf_nan=False,
-        description="Scale of the completer's own guidance; 1 is none. Default: the model's.",
-    ),
-]
 AskedPriority = Annotated[
     Priority | None,
     Field(
@@ -220,12 +117,82 @@ EXAMPLE_ANSWER: dict[str, Any] = {
 }
 
 
-class ImagesBody(BaseModel):
-    """Which images: one class, given by its id or by its name, and how they are drawn."""
+class SamplingFields(BaseModel):
+    """How an image is drawn, as a request says it; what it leaves out is the model's default."""
 
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, json_schema_extra={"examples": [EXAMPLE_REQUEST]}
+    cfg_scale: CfgScale | None = Field(
+        None, description="Scale of the classifier-free guidance; 1 is none. Default: the model's."
     )
+    cfg_schedule: CFGSchedule | None = Field(
+        None,
+        description="How the scale goes over an image's positions: the same for all, from "
+        "`cfg_start` on (`step`, or `rectangular`), rising (`linear`), falling (`linear_re`), or "
+        "first one and then the other (`triangular`). Default: the model's.",
+    )
+    cfg_start: Share | None = Field(
+        None, description="Share of the positions before `step` guides. Default: the model's."
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_SEED,
+        description="Image `i` uses `seed + i`. Default: drawn, below 2^53, and reported.",
+    )
+    temperature: Temperature | None = Field(
+        None, description="Divides the logits of clusters, not a refiner's. Default: the model's."
+    )
+    top_k: TopK | None = Field(None, description="Draw among the `top_k` likeliest; 0 is all.")
+    top_p: TopP | None = Field(
+        None, description="Draw among the likeliest that make up this probability; 1 is all."
+    )
+    cluster_top_k: TopK | None = Field(
+        None,
+        description="Draw among the codes of so many of the likeliest clusters of the model's "
+        "partition; 0 is all. Comes before `top_k` and `top_p`.",
+    )
+    cluster_top_p: TopP | None = Field(
+        None,
+        description="Draw among the codes of the likeliest clusters that make up this probability; "
+        "1 is all.",
+    )
+    decoding: Decoding | None = Field(
+        None,
+        description="How a cluster becomes one of its codes: all alike, as often as in training "
+        "data, by the model's refiner one after another, or by its completer all at the end. "
+        "Default: the model's.",
+    )
+    code_temperature: Temperature | None = Field(
+        None,
+        description="Divides a completer's scores; for the decoding `complete` alone, as what "
+        "follows. Default: the model's.",
+    )
+    code_top_k: TopK | None = Field(
+        None, description="Draw among the likeliest codes of a cluster; 0 is all."
+    )
+    code_cfg_scale: CfgScale | None = Field(
+        None, description="Scale of the completer's own guidance; 1 is none. Default: the model's."
+    )
+
+
+class SamplingValues(BaseModel):
+    """The same with nothing left open."""
+
+    cfg_scale: float
+    cfg_schedule: CFGSchedule
+    cfg_start: float
+    temperature: float
+    top_k: int
+    top_p: float
+    cluster_top_k: int
+    cluster_top_p: float
+    decoding: Decoding
+    code_temperature: float
+    code_top_k: int
+    code_cfg_scale: float
+
+
+class ClassFields(BaseModel):
+    """A class, given by its id or by its name, and how many images of it."""
 
     class_id: Annotated[
         int | None, Field(ge=0, description="Id of the class; either this or `class_name`.")
@@ -234,20 +201,16 @@ class ImagesBody(BaseModel):
         str | None,
         Field(max_length=200, description="Name of the class, in upper or lower case."),
     ] = None
-    cfg_scale: CfgScale = None
-    cfg_schedule: ChosenCFGSchedule = None
-    cfg_start: CFGStart = None
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="How many images.")] = 1
-    seed: Seed = None
-    temperature: Temperature = None
-    top_k: TopK = None
-    top_p: TopP = None
-    cluster_top_k: ClusterTopK = None
-    cluster_top_p: ClusterTopP = None
-    decoding: InClusterDecoding = None
-    code_temperature: CodeTemperature = None
-    code_top_k: CodeTopK = None
-    code_cfg_scale: CodeCfgScale = None
+
+
+class ImagesBody(SamplingFields, ClassFields):  # those of a class come first, in errors too
+    """Which images: one class, given by its id or by its name, and how they are drawn."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, json_schema_extra={"examples": [EXAMPLE_REQUEST]}
+    )
+
     format: Annotated[
         ImageFormat | None,
         Field(description="File format. Default: what `Accept` asks for, or else png."),

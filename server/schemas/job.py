@@ -9,8 +9,6 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, Field
 
 from masc_core.images import ImageFormat
-from masc_core.sampling.cfg_schedule import CFGSchedule
-from masc_core.sampling.params import Decoding
 from server.errors import Problem
 from server.schemas.generate import (
     Image,
@@ -18,6 +16,7 @@ from server.schemas.generate import (
     ImagesBody,
     ModelVersion,
     Provisional,
+    SamplingValues,
     Stages,
 )
 from worker.jobs.priority import Priority
@@ -64,27 +63,15 @@ class JobBody(ImagesBody):
     ] = True
 
 
-class JobRequest(BaseModel):
+class JobRequest(SamplingValues):
     """What was asked for, with every default filled in."""
 
     model: str
     version: str
     class_id: int
     class_name: str
-    cfg_scale: float
-    cfg_schedule: CFGSchedule
-    cfg_start: float
-    cluster_top_k: int
-    cluster_top_p: float
     num_images: int
     seed: Annotated[int, Field(description="Image `i` uses `seed + i`, modulo 2^63.")]
-    temperature: float
-    top_k: int
-    top_p: float
-    decoding: Decoding
-    code_temperature: float
-    code_top_k: int
-    code_cfg_scale: float
     format: ImageFormat
 
 

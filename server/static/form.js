@@ -8,17 +8,12 @@ const MOST_COMPARED = 8;
 const MAX_SEED = Number.MAX_SAFE_INTEGER - 16; // so that the seed of every image is exact
 const DRAWN_BELOW = 2 ** 31; // a drawn seed is short enough to be read out
 
-// Fields of a request, and the controls that they are chosen with.
-const CONTROLS = {
-  model: "model",
-  class_id: "search",
-  class_name: "search",
+// Fields of a request whose controls hold their values, and the controls.
+const VALUES = {
   cfg_scale: "cfg",
   cfg_schedule: "cfg-schedule",
   cfg_start: "cfg-start",
   num_images: "count",
-  seed: "seed",
-  decoding: "decodings",
   temperature: "temperature",
   top_k: "top-k",
   top_p: "top-p",
@@ -28,6 +23,15 @@ const CONTROLS = {
   code_top_k: "code-top-k",
   code_cfg_scale: "code-cfg-scale",
   format: "format",
+};
+// All fields, and the controls that they are chosen with.
+const CONTROLS = {
+  ...VALUES,
+  model: "model",
+  class_id: "search",
+  class_name: "search",
+  seed: "seed",
+  decoding: "decodings",
   scales: "scales",
 };
 
@@ -52,20 +56,9 @@ export function fill(settings) {
   const set = (id, value) => {
     if (value !== undefined) element(id).value = value;
   };
-  set("cfg", settings.cfg_scale);
+  for (const [field, id] of Object.entries(VALUES)) set(id, settings[field]);
   // The two names of a step are one function.
-  set("cfg-schedule", settings.cfg_schedule === "rectangular" ? "step" : settings.cfg_schedule);
-  set("cfg-start", settings.cfg_start);
-  set("count", settings.num_images);
-  set("temperature", settings.temperature);
-  set("top-k", settings.top_k);
-  set("top-p", settings.top_p);
-  set("cluster-top-k", settings.cluster_top_k);
-  set("cluster-top-p", settings.cluster_top_p);
-  set("code-temperature", settings.code_temperature);
-  set("code-top-k", settings.code_top_k);
-  set("code-cfg-scale", settings.code_cfg_scale);
-  set("format", settings.format);
+  if (settings.cfg_schedule === "rectangular") set("cfg-schedule", "step");
   set("scales", settings.scales?.join(", "));
   if (settings.class_id !== undefined) choose(settings.class_id);
   if (settings.seed !== undefined) useSeed(settings.seed);

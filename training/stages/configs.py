@@ -15,7 +15,7 @@ from masc_core.clustering import METHODS
 from masc_core.models.completer_config import InputRows, Softmax
 from masc_core.models.gpt_config import Positions
 from masc_core.sampling.cfg_schedule import CFGSchedule
-from masc_core.sampling.params import Decoding
+from masc_core.sampling.params import MAX_CFG_SCALE, Decoding
 from masc_core.settings import ModelsDir
 from training.config import Frozen, ImageOptions, LoopConfig, MayChange, Source, StageConfig
 from training.pretrained.released import RELEASED
@@ -408,7 +408,9 @@ class EvaluateConfig(ImageOptions):
     images_per_class: int = Field(
         100, ge=0, description="0 measures what needs no generated images"
     )
-    cfg_scale: float | None = Field(None, ge=1, le=20, description="default: the model's own")
+    cfg_scale: float | None = Field(
+        None, ge=1, le=MAX_CFG_SCALE, description="default: the model's own"
+    )
     cfg_schedule: CFGSchedule | None = Field(None, description="likewise")
     cfg_start: float | None = Field(None, ge=0, le=1, description="likewise")
     temperature: float | None = Field(None, ge=0, description="likewise")
@@ -421,7 +423,7 @@ class EvaluateConfig(ImageOptions):
     decoding: str | None = Field(None, description="what the model offers")
     code_temperature: float | None = Field(None, ge=0, description="of a completer; likewise")
     code_top_k: int | None = Field(None, ge=0, description="likewise; 0 is off")
-    code_cfg_scale: float | None = Field(None, ge=1, le=20, description="likewise")
+    code_cfg_scale: float | None = Field(None, ge=1, le=MAX_CFG_SCALE, description="likewise")
     seed: int = Field(0, ge=0, description="of the first image of each class")
     image_size: int | None = Field(
         None, ge=8, description="pixels a side at which images are compared"
@@ -453,7 +455,9 @@ class EvaluateConfig(ImageOptions):
         description="folder of a transformer run, or of an epoch that it kept: measured in place "
         "of the version's own",
     )
-    codes_cfg_scale: float = Field(1.0, ge=1, le=20, description="guidance of those entropies")
+    codes_cfg_scale: float = Field(
+        1.0, ge=1, le=MAX_CFG_SCALE, description="guidance of those entropies"
+    )
     resamples: int = Field(
         0, ge=0, description="of the images, for standard errors of Fréchet distances; 0 gives none"
     )
@@ -521,7 +525,7 @@ class PublishConfig(VersionOptions):
     samples: int = Field(
         1000, ge=0, description="classes of which an image is drawn, evenly spread; 0 is none"
     )
-    cfg_scale: float = Field(1.0, ge=1, le=20, description="default CFG scale")
+    cfg_scale: float = Field(1.0, ge=1, le=MAX_CFG_SCALE, description="default CFG scale")
     cfg_schedule: CFGSchedule = Field("constant", description="default CFG schedule")
     cfg_start: float | None = Field(
         None, ge=0, le=1, description="default share of positions before a step; 0.18"
@@ -541,7 +545,7 @@ class PublishConfig(VersionOptions):
         None, ge=0, description="default top-k of a completer; 0, which is all codes"
     )
     code_cfg_scale: float | None = Field(
-        None, ge=1, le=20, description="default CFG scale of a completer; 1"
+        None, ge=1, le=MAX_CFG_SCALE, description="default CFG scale of a completer; 1"
     )
     activate: bool = Field(default=True, description="serve this version from now on")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -554,7 +558,10 @@ class ImportOptions(VersionOptions):
         "float16", description="precision of the weights on the disk"
     )
     cfg_scale: float | None = Field(
-        None, ge=1, le=20, description="default CFG scale; the one suggested for the size"
+        None,
+        ge=1,
+        le=MAX_CFG_SCALE,
+        description="default CFG scale; the one suggested for the size",
     )
     cfg_schedule: CFGSchedule | None = Field(
         None, description="default CFG schedule; step for GigaTok's transformers, else constant"

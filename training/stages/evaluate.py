@@ -42,13 +42,8 @@ from masc_core.io.files import atomic_write, read_json, sha256_file, write_json
 from masc_core.models.gigatok import latent_groups
 from masc_core.models.weights import load_transformer, read_inputs
 from masc_core.progress import ProgressCallback, no_progress
-from masc_core.sampling.cfg_schedule import WITH_START, check_cfg_start
-from masc_core.sampling.params import (
-    CODE_SETTINGS,
-    SamplingParams,
-    check_cluster_filters,
-    check_code_settings,
-)
+from masc_core.sampling.cfg_schedule import WITH_START
+from masc_core.sampling.params import CODE_SETTINGS, SamplingParams, check_given
 from masc_core.settings import ModelSettings, read_settings
 from object_storage.registry import open_registry
 from training.changes import require_same_classes
@@ -297,20 +292,12 @@ class _Evaluation:
             },
             "images_per_class": config.images_per_class,
             "image_size": self.image_size,
-            "cfg_scale": params.cfg_scale,
-            "cfg_schedule": params.cfg_schedule,
-            "cfg_start": params.cfg_start if params.cfg_schedule in WITH_START else None,
-            "temperature": params.temperature,
-            "top_k": params.top_k,
-            "top_p": params.top_p,
-            "cluster_top_k": params.cluster_top_k,
-            "cluster_top_p": params.cluster_top_p,
-            "decoding": params.decoding,
             **{
                 name: getattr(params, name)
-                for name in CODE_SETTINGS
-                if params.decoding == "complete"
+                for name in Defaults.model_fields
+                if name not in CODE_SETTINGS or params.decoding == "complete"
             },
+            "cfg_start": params.cfg_start if params.cfg_schedule in WITH_START else None,
             "first_seed": config.seed,
             "codes": str(config.codes) if config.codes else None,
             "codes_cfg_scale": config.codes_cfg_scale if config.codes else None,
@@ -397,11 +384,8 @@ def _params(config: EvaluateConfig, bundle: Bundle) -> SamplingParams:
     given = {key: getattr(config, key) for key in Defaults.model_fields}
     changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     params = replace(default_params(bundle), seed=config.seed, **changes)
-    check_cfg_start(config.cfg_start, params.cfg_schedule)
-    check_code_settings(changes, params.decoding)
-    has_partition = bundle.code_sampler.partition is not None
-    check_cluster_filters(params.cluster_top_k, params.cluster_top_p, has_partition=has_partition)
-    bundle.code_sampler.check(params.decoding)
+    check_given(changes, params.cfg_schedule, params.decoding)
+    bundle.code_sampler.check(params)
     if config.transformer is not None and params.decoding == "refine":
         raise ConfigError(
             "decoding: the refiner is of the version's own transformer, choose another"

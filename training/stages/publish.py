@@ -45,7 +45,7 @@ from masc_core.models.weights import (
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.cfg_schedule import check_cfg_start
-from masc_core.sampling.params import CODE_SETTINGS, check_cluster_filters
+from masc_core.sampling.params import CODE_SETTINGS, SamplingParams, check_cluster_filters
 from masc_core.settings import models_dir
 from object_storage.registry import open_registry
 from training.config import set_threads
@@ -90,9 +90,8 @@ def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Ma
             raise ConfigError(f"{name}: needs a completer")
     runs = TrainedRuns(**{part.name: getattr(config, part.name) for part in fields(TrainedRuns)})
     parts, class_names = runs.load()
-    check_cluster_filters(
-        config.cluster_top_k, config.cluster_top_p, has_partition=bool(parts.partitions)
-    )
+    params = SamplingParams(class_id=0, seed=0, **defaults)
+    check_cluster_filters(params, has_partition=bool(parts.partitions))
     check_class_names(class_names, f"codes: classes of {config.codes}")
     with draft_version(registry, config.name, config.version) as draft:
         card = ModelCard(

@@ -7,8 +7,7 @@ import uuid
 from dataclasses import dataclass, field
 
 from masc_core.images import ImageFormat
-from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, CFGSchedule
-from masc_core.sampling.params import Decoding, image_seed, rows_per_image
+from masc_core.sampling.params import SamplingSettings, image_seed, rows_per_image
 from worker.jobs.priority import Priority
 
 MAX_SEED = 2**63 - 1
@@ -17,7 +16,7 @@ DEFAULT_TIMEOUT = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationRequest:
+class GenerationRequest(SamplingSettings):
     """A fully resolved request for images of one class.
 
     Image ``i`` uses the seed ``(seed + i) mod 2**63``. ``version`` is that of the model against
@@ -30,20 +29,9 @@ class GenerationRequest:
     cfg_scale: float
     seed: int
     num_images: int = 1
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    decoding: Decoding = "uniform"
     format: ImageFormat = "png"
     version: str = ""
     class_name: str = ""
-    cfg_schedule: CFGSchedule = "constant"
-    cfg_start: float = DEFAULT_CFG_START
-    code_temperature: float = 1.0
-    code_top_k: int = 0
-    code_cfg_scale: float = 1.0
-    cluster_top_k: int = 0
-    cluster_top_p: float = 1.0
 
     @property
     def batch_rows(self) -> int:

@@ -21,7 +21,7 @@ from masc_core.bundle.manifest import Manifest
 from masc_core.bundle.read import Bundle
 from masc_core.errors import ConfigError
 from masc_core.images import ImageFormat, encode_image
-from masc_core.sampling.params import SamplingParams
+from masc_core.sampling.params import Decoding, SamplingParams
 from worker.engine.engine import Engine
 from worker.engine.request import (
     EngineOutput,
@@ -214,7 +214,7 @@ class LoadedModel:
         """
         self.engine.prepare()
         defaults = self.manifest.defaults
-        decoding = "complete" if "complete" in self.manifest.decodings else "uniform"
+        decoding: Decoding = "complete" if "complete" in self.manifest.decodings else "uniform"
         params = SamplingParams(0, defaults.cfg_scale, seed=0, decoding=decoding)
         self.engine.add(ImageTask(WARM_UP, 0, params))
         trial = ThreadTuner(self._cores or (torch.get_num_threads(),))

@@ -135,6 +135,10 @@ def test_images_that_are_equal_have_equal_descriptions() -> None:
         for schedule in ("step", "rectangular")
     )
     assert step == rectangular
+    assert list(json.loads(step)["request"]) == [
+        *("model", "class_id", "cfg_scale", "seed", "temperature", "top_k", "top_p", "decoding"),
+        *("cfg_schedule", "cfg_start"),
+    ]
     unguided = SamplingParams(1, 1.0, 7)
     for schedule in ("step", "linear"):
         other = dataclasses.replace(unguided, cfg_schedule=schedule)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -70,8 +71,9 @@ def test_a_join_that_fails_changes_nothing(models: Models, monkeypatch: pytest.M
         batch.step()
     with pytest.raises(UnknownClassError):
         batch.join([PARAMS[0], SamplingParams(99, 1.0, seed=0)])
+    best: Any = "best"
     with pytest.raises(InvalidFieldError, match="decoding"):
-        batch.join([PARAMS[1], SamplingParams(0, 1.0, seed=0, decoding="best")])
+        batch.join([PARAMS[1], SamplingParams(0, 1.0, seed=0, decoding=best)])
     with pytest.raises(ValueError, match="4 rows do not fit, 3 are free"):
         batch.join([PARAMS[0], PARAMS[2]])
 

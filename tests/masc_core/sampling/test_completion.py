@@ -20,7 +20,7 @@ from masc_core.models.gpt import GPT
 from masc_core.prior import ClusterMap
 from masc_core.sampling.completion import complete_codes
 from masc_core.sampling.in_cluster import CodeSampler, sample_index
-from masc_core.sampling.params import SamplingParams, check_code_settings
+from masc_core.sampling.params import SamplingParams, check_given
 from masc_core.sampling.rng import code_bits
 from tests.tiny_bundle import GRID, NUM_CODES, tiny_completer, tiny_parts
 
@@ -152,10 +152,10 @@ def test_without_a_completer_it_is_refused() -> None:
 
 
 def test_settings_of_a_completer_are_of_no_other_decoding() -> None:
-    check_code_settings({"code_top_k", "top_k"}, "complete")
-    check_code_settings({"top_k"}, "uniform")
+    check_given({"code_top_k": 3, "top_k": 3}, "constant", "complete")
+    check_given({"top_k": 3}, "constant", "uniform")
     with pytest.raises(InvalidFieldError, match="code_top_k is of the decoding complete"):
-        check_code_settings({"code_top_k"}, "uniform")
+        check_given({"code_top_k": 3}, "constant", "uniform")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from masc_core.arrays import IntArray
 from masc_core.errors import InvalidFieldError
 from masc_core.prior import ClusterMap
 from masc_core.sampling.in_cluster import FREQUENCY, MODES, UNIFORM, CodeSampler
+from masc_core.sampling.params import SamplingSettings
 from masc_core.sampling.rng import CODE, code_bits, random_bits
 from tests.tiny_bundle import tiny_parts
 
@@ -174,13 +175,14 @@ def test_only_decodings_that_are_offered_pass() -> None:
     prior = ClusterMap.identity(3)
     counted, plain = CodeSampler(prior, [1, 2, 3]), CodeSampler(prior)
     assert counted.decodings == ("uniform", "frequency")
-    counted.check("frequency")
+    counted.check(SamplingSettings(decoding="frequency"))
     assert plain.decodings == ("uniform",)
     with pytest.raises(InvalidFieldError, match="must be 'uniform', got 'frequency'") as caught:
-        plain.check("frequency")
+        plain.check(SamplingSettings(decoding="frequency"))
     assert caught.value.field == "decoding"
+    best: Any = "best"
     with pytest.raises(InvalidFieldError, match="must be 'uniform' or 'frequency', got 'best'"):
-        counted.check("best")
+        counted.check(SamplingSettings(decoding=best))
     with pytest.raises(InvalidFieldError, match="must be 'uniform', got 'refine'"):
         _ = plain.refiner
     refiner = tiny_parts(refiner=True).refiner

@@ -126,9 +126,7 @@ def test_defaults_are_the_model_s(
     service: Service, last: list[GenerationRequest], body: dict[str, Any]
 ) -> None:
     seed = service.generate(body).json()["images"][0]["seed"]
-    assert last == [
-        GenerationRequest("tiny", 0, 3.0, seed, 1, 1.0, 0, 1.0, "uniform", "png", "v1", "goldfish")
-    ]
+    assert last == [GenerationRequest("tiny", 0, 3.0, seed, version="v1", class_name="goldfish")]
 
 
 def test_every_default_of_a_manifest_is_used(tmp_path: Path) -> None:
@@ -163,16 +161,14 @@ def test_every_default_of_a_manifest_is_used(tmp_path: Path) -> None:
                 0,
                 1.0,
                 1,
-                1,
-                0.5,
-                4,
-                0.25,
-                "frequency",
-                "png",
-                "v1",
-                "goldfish",
-                "step",
-                0.4,
+                temperature=0.5,
+                top_k=4,
+                top_p=0.25,
+                decoding="frequency",
+                version="v1",
+                class_name="goldfish",
+                cfg_schedule="step",
+                cfg_start=0.4,
                 cluster_top_k=2,
                 cluster_top_p=0.75,
             ),

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -199,8 +200,9 @@ def test_a_task_that_the_model_cannot_do_is_refused_at_once(models: Models) -> N
     for params in (replace(PARAMS[1], cluster_top_k=1), replace(PARAMS[1], cluster_top_p=0.5)):
         with pytest.raises(InvalidFieldError, match="the model has no partition"):
             flat.add(replace(TASKS[1], params=params))
+    best: Any = "best"
     with pytest.raises(InvalidFieldError, match="decoding"):
-        engine.add(replace(TASKS[0], params=replace(PARAMS[0], decoding="best")))
+        engine.add(replace(TASKS[0], params=replace(PARAMS[0], decoding=best)))
     for row in (0, GRID):
         with pytest.raises(ValueError, match="preview"):
             engine.add(replace(TASKS[0], preview_rows=(row,)))
