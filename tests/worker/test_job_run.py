@@ -35,7 +35,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedModel]:
     root = tmp_path_factory.mktemp("models")
     save_tiny_bundle(root)
     bundle = load_bundle(root / "tiny" / "1")
-    loaded = LoadedModel(bundle, Engine(bundle.model, bundle.code_sampler, 8))
+    loaded = LoadedModel(bundle, Engine(bundle.transformer, bundle.code_sampler, 8))
     yield loaded
     loaded.close()
 

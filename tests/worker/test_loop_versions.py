@@ -146,7 +146,7 @@ def test_an_old_version_goes_when_it_has_nothing_to_do_and_the_new_one_takes_its
     assert list(service.loop._models["tiny"]) == [service.made[1]]
     old = service.made.pop(0)
     assert old._pool._shutdown
-    weights = weakref.ref(old.bundle.model)
+    weights = weakref.ref(old.bundle.transformer)
     del old
     gc.collect()
     assert weights() is None  # its memory is free

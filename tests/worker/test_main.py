@@ -134,7 +134,7 @@ def test_a_step_that_hangs_does_not_keep_the_process(
 
 
 def test_what_ended_the_loop_is_raised(bundle: Bundle) -> None:
-    torch.nn.init.constant_(bundle.model.norm.weight, torch.nan)
+    torch.nn.init.constant_(bundle.transformer.norm.weight, torch.nan)
     with pytest.raises(NonFiniteError):
         run_until_signal(make_loop(bundle, MemoryQueue()))
 

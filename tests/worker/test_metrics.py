@@ -45,7 +45,9 @@ def serve(
         for job in jobs:
             await queue.submit(job)
         metrics = WorkerMetrics(registry)
-        loaded = LoadedModel(bundle, Engine(bundle.model, bundle.code_sampler, 8, metrics.step))
+        loaded = LoadedModel(
+            bundle, Engine(bundle.transformer, bundle.code_sampler, 8, metrics.step)
+        )
         loop = WorkerLoop(queue, [ServedModel("tiny", loaded)], metrics, "w")
         thread = threading.Thread(target=loop.run)
         thread.start()

@@ -72,7 +72,7 @@ class WatchedQueue(MemoryQueue):
 def make_loaded(
     bundle: Bundle, capacity: int = 64, engine: type[Engine] = Engine, **options: Any
 ) -> LoadedModel:
-    return LoadedModel(bundle, engine(bundle.model, bundle.code_sampler, capacity), **options)
+    return LoadedModel(bundle, engine(bundle.transformer, bundle.code_sampler, capacity), **options)
 
 
 def make_loop(
@@ -129,7 +129,7 @@ def expected(bundle: Bundle, request: GenerationRequest) -> list[bytes]:
     files = []
     for index in range(request.num_images):
         params = image_params(request, index)
-        made = generate(bundle.model, bundle.code_sampler, [params])
+        made = generate(bundle.transformer, bundle.code_sampler, [params])
         description = bundle.manifest.describe_image(params)
         files.append(encode_image(bundle.render(made.codes)[0], request.format, description))
     return files

@@ -95,7 +95,7 @@ def make_images(
     bundle: Bundle, params: Sequence[SamplingParams], image_size: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Pixels uint8 (B, H, W, 3), resized if asked, and entropies float32 (B, E, L), bits."""
-    generated = generate(bundle.model, bundle.code_sampler, params)
+    generated = generate(bundle.transformer, bundle.code_sampler, params)
     entropies = torch.cat([generated.entropies, generated.cluster_entropies], dim=1)
     stacked = entropies.view(len(params), *entropies_shape(bundle))
     return bundle.render(generated.codes, image_size), stacked.cpu().numpy()

@@ -383,7 +383,7 @@ def _with_transformer(bundle: Bundle, path: Path) -> Bundle:
         if getattr(model.config, key) != value:
             raise ConfigError(f"transformer: {path} has another {key} than the model")
     model.requires_grad_(requires_grad=False)
-    return replace(bundle, model=model.to(bundle.device, bundle.dtype))
+    return replace(bundle, transformer=model.to(bundle.device, bundle.dtype))
 
 
 def _classes_of_run(path: Path) -> list[str] | None:

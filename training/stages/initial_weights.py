@@ -69,7 +69,7 @@ class InitialWeights:
         """
         if (path / MANIFEST_FILE).is_file():
             bundle = load_bundle(path)
-            start = cls(path, bundle.model, bundle.code_sampler.prior)
+            start = cls(path, bundle.transformer, bundle.code_sampler.prior)
         else:
             start = _from_file(weights_path(path), config, prior, inputs)
         if start.prior.num_codes != prior.num_codes:

@@ -36,7 +36,7 @@ PARAMS = [
 @pytest.fixture(scope="module")
 def models() -> Models:
     parts = tiny_parts(refiner=True)
-    return parts.model, CodeSampler(parts.prior, parts.counts, refiner=parts.refiner)
+    return parts.transformer, CodeSampler(parts.prior, parts.counts, refiner=parts.refiner)
 
 
 def finish(

@@ -124,7 +124,7 @@ def test_an_encoder_is_trained_for_a_decoder_that_stays_as_it_is(tmp_path: Path)
     torch.manual_seed(3)
     given = VQModel(vq_config(tokenizer_config(root)))
     prior = ClusterMap.identity(given.config.num_codes)
-    model = GPT(replace(tiny_parts().model.config, vocab_size=prior.num_clusters))
+    model = GPT(replace(tiny_parts().transformer.config, vocab_size=prior.num_clusters))
     save_bundle(bundle, tiny_card(), BundleParts(model, given, prior))  # without the encoder
     config = tokenizer_config(root, decoder=bundle, epochs=1, checkpoint_every=2)
     with power_cut(3) as report:

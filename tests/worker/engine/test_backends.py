@@ -43,7 +43,7 @@ def failing(error: Exception, *, at_once: bool = False) -> type[Batch]:
 
 def loaded_of(bundle: Bundle, backends: list[Backend], prepared: list[EngineMode]) -> LoadedModel:
     engine = Engine(
-        bundle.model, bundle.code_sampler, 8, backends=backends, on_prepared=prepared.append
+        bundle.transformer, bundle.code_sampler, 8, backends=backends, on_prepared=prepared.append
     )
     return LoadedModel(bundle, engine)
 
@@ -77,7 +77,7 @@ def test_what_cannot_be_compiled_is_served_eagerly(
     request = replace(REQUEST, num_images=1)
     params = image_params(request, 0)
     loaded.engine.add(ImageTask("job", 0, params))
-    drawn = [o for _ in range(bundle.model.config.block_size) for o in loaded.engine.step()]
+    drawn = [o for _ in range(bundle.transformer.config.block_size) for o in loaded.engine.step()]
     (image,) = (outcome for outcome in drawn if isinstance(outcome, FinishedImage))
     pixels = bundle.render(image.codes[None])
     description = bundle.manifest.describe_image(params)
@@ -131,7 +131,7 @@ def test_the_ways_of_a_device() -> None:
 def test_the_metric_is_of_the_way_that_works(bundle: Bundle) -> None:
     registry = CollectorRegistry()
     Engine(
-        *(bundle.model, bundle.code_sampler, 4),
+        *(bundle.transformer, bundle.code_sampler, 4),
         backends=[Backend("graphs", failing(PTXAS)), Backend("eager", Batch)],
         on_prepared=partial(WorkerMetrics(registry).engine, "tiny"),
     ).prepare()

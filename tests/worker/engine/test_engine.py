@@ -51,7 +51,7 @@ TASKS = [ImageTask("job", i, params) for i, params in enumerate(PARAMS)]
 def models() -> Models:
     parts = tiny_parts(refiner=True, partitions=(5,))
     (partition,) = parts.partitions
-    return parts.model, CodeSampler(
+    return parts.transformer, CodeSampler(
         parts.prior, parts.counts, refiner=parts.refiner, partition=partition
     )
 

@@ -51,7 +51,7 @@ from worker.engine.engine import Engine
 from worker.model.loaded_model import LoadedModel
 
 bundle = load_bundle(sys.argv[1])
-loaded = LoadedModel(bundle, Engine(bundle.model, bundle.code_sampler, 2))
+loaded = LoadedModel(bundle, Engine(bundle.transformer, bundle.code_sampler, 2))
 loaded.warm_up()
 loaded.close()
 assert "torch._dynamo" not in sys.modules
@@ -148,7 +148,7 @@ def test_tasks_come_into_the_engine_in_order_and_out_as_files(bundle: Bundle) ->
 def test_files_say_nothing_of_how_they_were_made_where_that_is_not_wanted(bundle: Bundle) -> None:
     loaded = make_loaded(bundle, image_metadata=False)
     loaded.add(tasks())
-    codes = generate(bundle.model, bundle.code_sampler, [image_params(REQUEST, 0)]).codes
+    codes = generate(bundle.transformer, bundle.code_sampler, [image_params(REQUEST, 0)]).codes
     plain = encode_image(bundle.render(codes)[0], REQUEST.format)
     assert files(step_to_the_end(loaded)) == [plain]
 
@@ -237,7 +237,7 @@ def test_previews_are_the_upper_rows_of_what_becomes_of_the_image(bundle: Bundle
     assert [(one.image, one.rows, one.num_rows, one.format) for one in previews] == [
         (0, rows, GRID, "jpeg") for rows in (1, 2, 3)
     ]
-    codes = generate(bundle.model, bundle.code_sampler, [image_params(REQUEST, 0)]).codes
+    codes = generate(bundle.transformer, bundle.code_sampler, [image_params(REQUEST, 0)]).codes
     for report in previews:
         upper = bundle.render(codes[:, : report.rows * GRID])[0]
         assert report.data == encode_image(upper, "jpeg")
@@ -253,7 +253,7 @@ def test_previews_of_a_sequence_are_whole_images_and_count_tokens(tmp_path: Path
     loaded.add(tasks(rows=ALL_ROWS))
     reports = step_to_the_end(loaded)
     assert events(reports, Progress) == [Progress(0, tokens, 16) for tokens in (4, 8, 12)]
-    codes = generate(sequence.model, sequence.code_sampler, [image_params(REQUEST, 0)]).codes
+    codes = generate(sequence.transformer, sequence.code_sampler, [image_params(REQUEST, 0)]).codes
     previews = events(reports, Preview)
     for report, tokens in zip(previews, (4, 8, 12), strict=True):
         assert (report.rows, report.num_rows) == (tokens, 16)
@@ -280,7 +280,7 @@ def test_a_sequence_has_the_same_bytes_in_any_company(tmp_path: Path) -> None:
 def test_a_trained_decoder_shows_nearly_what_will_be() -> None:
     shipped = load_bundle(SHIPPED)
     grid = shipped.manifest.grid
-    loaded = LoadedModel(shipped, Engine(shipped.model, shipped.code_sampler, 4), Plenty())
+    loaded = LoadedModel(shipped, Engine(shipped.transformer, shipped.code_sampler, 4), Plenty())
     loaded.add(tasks(rows=tuple(range(1, grid)), request=replace(REQUEST, num_images=2)))
     reports = step_to_the_end(loaded)
     final, other = [open_pixels(data).astype(int) for data in files(reports)]
@@ -350,7 +350,7 @@ def test_a_preview_that_fails_harms_nobody(
 
 def test_an_image_that_fails_in_the_engine_is_lost_alone(bundle: Bundle) -> None:
     with torch.no_grad():
-        bundle.model.cls_embedding.embedding_table.weight[4] = torch.nan
+        bundle.transformer.cls_embedding.embedding_table.weight[4] = torch.nan
     loaded = make_loaded(bundle)
     loaded.add([*tasks("a"), *tasks("b", request=replace(REQUEST, class_id=4))])
     reports = step_to_the_end(loaded)

@@ -40,7 +40,7 @@ def test_the_need_is_what_the_loaded_model_has(tmp_path: Path) -> None:
     sampler = bundle.code_sampler
     assert sampler.refiner is not None
     assert sampler.completer is not None
-    transformer, decoded = num_bytes(bundle.model), num_bytes(bundle.tokenizer)
+    transformer, decoded = num_bytes(bundle.transformer), num_bytes(bundle.tokenizer)
     drawn = transformer + num_bytes(sampler.refiner) + num_bytes(sampler.completer)
     layers = loaded.engine._batch._step._cache.layers
     cache = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)

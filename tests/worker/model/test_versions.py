@@ -49,7 +49,7 @@ def made(bundle: Bundle) -> Sequence[ClosingModel]:
     return [
         ClosingModel(
             replace(bundle, manifest=bundle.manifest.model_copy(update={"version": str(number)})),
-            Engine(bundle.model, bundle.code_sampler, 4),
+            Engine(bundle.transformer, bundle.code_sampler, 4),
         )
         for number in range(1, 5)
     ]
@@ -143,8 +143,8 @@ class Loader:
         assert self.gate.wait(10)
         bundle = load_bundle(folder)
         if folder.name == "3":
-            bundle.model.norm.weight.fill_(torch.inf)
-        self.made.append(ClosingModel(bundle, Engine(bundle.model, bundle.code_sampler, 4)))
+            bundle.transformer.norm.weight.fill_(torch.inf)
+        self.made.append(ClosingModel(bundle, Engine(bundle.transformer, bundle.code_sampler, 4)))
         return self.made[-1]
 
 
