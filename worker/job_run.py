@@ -19,7 +19,7 @@ from masc_core.sampling.params import SamplingParams, check_cluster_filters
 from worker.engine.request import ImageTask
 from worker.jobs.job import MAX_IMAGES, GenerationRequest, Job, Lease
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
-from worker.model.loaded_model import EncodedImage, LoadedModel
+from worker.model.loaded_version import EncodedImage, LoadedModel
 
 
 class RunningJob:

@@ -25,7 +25,7 @@ from worker.jobs.outcome import EXPIRED, JobFailure, Outcome
 from worker.jobs.queue import REQUEUE, JobConsumer, WorkerStatus
 from worker.jobs.tracing import Tracer
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_model import (
+from worker.model.loaded_version import (
     EncodedImage,
     ImageProgress,
     LoadedModel,

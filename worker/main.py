@@ -40,7 +40,7 @@ from worker.jobs.queue import JobConsumer
 from worker.jobs.tracing import open_tracer
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedModel
 from worker.model.memory import ModelMemory, free_memory, memory_need
 from worker.model.served import ServedModel
 from worker.model.threads import available_cores, numbers_to_try

@@ -18,7 +18,7 @@ from worker.engine.engine import Engine
 from worker.engine.request import FinishedImage, ImageTask
 from worker.job_run import RunningJob, check_request
 from worker.jobs.job import MAX_IMAGES, MAX_SEED, GenerationRequest, Job, Lease
-from worker.model.loaded_model import EncodedFile, EncodedImage, LoadedModel
+from worker.model.loaded_version import EncodedFile, EncodedImage, LoadedModel
 
 REQUEST = GenerationRequest(
     model="tiny", class_id=1, cfg_scale=2.0, seed=MAX_SEED - 1, num_images=3, top_k=5

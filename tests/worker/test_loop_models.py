@@ -36,7 +36,7 @@ from worker.jobs.redis.queue import RedisQueue
 from worker.loop import WorkerLoop
 from worker.main import build_worker
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_model import WARM_UP, LoadedModel
+from worker.model.loaded_version import WARM_UP, LoadedModel
 from worker.model.served import ServedModel
 from worker.settings import load_settings
 

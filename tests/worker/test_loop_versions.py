@@ -36,7 +36,7 @@ from worker.jobs.outcome import JobResult
 from worker.jobs.queue import WorkerStatus
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedModel
 from worker.model.served import ServedModel
 from worker.model.versions import ModelReloader
 

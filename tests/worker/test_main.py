@@ -34,7 +34,7 @@ from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobResult
 from worker.loop import WorkerLoop
 from worker.main import LoopThread, build_worker, engine_backends, exposed, run_until_signal
-from worker.model.loaded_model import WARM_UP, LoadedModel
+from worker.model.loaded_version import WARM_UP, LoadedModel
 from worker.settings import load_settings
 
 

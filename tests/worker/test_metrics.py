@@ -19,7 +19,7 @@ from worker.jobs.outcome import ImageOutput, JobResult
 from worker.jobs.stages import stage_histogram
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedModel
 from worker.model.served import ServedModel
 
 L = GRID**2

@@ -32,7 +32,7 @@ from masc_core.bundle.manifest import (
 )
 from masc_core.errors import ConfigError
 from masc_core.io.tensors import read_shapes
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedModel
 from worker.model.threads import groups_of_process
 
 MEMORY_INFO = Path("/proc/meminfo")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from worker.jobs.queue import WorkerStatus
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedModel
 from worker.model.versions import NO_REFUSAL, ModelReloader, ModelVersions, Refusal
 
 

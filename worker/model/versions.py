@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from masc_core.bundle.registry import Registry
 from masc_core.errors import MascError, StorageDownError
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedModel
 
 logger = logging.getLogger(__name__)
 

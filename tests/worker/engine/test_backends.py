@@ -22,7 +22,7 @@ from worker.engine.request import FinishedImage, ImageTask
 from worker.job_run import image_params
 from worker.main import engine_backends
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedModel
 from worker.settings import load_settings
 
 

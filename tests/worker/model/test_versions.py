@@ -21,7 +21,7 @@ from tests.clock import Clock
 from tests.tiny_bundle import GRID, save_tiny_bundle
 from worker.engine.engine import Engine
 from worker.engine.request import ImageTask
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedModel
 from worker.model.versions import RETIRE_SECONDS, ModelReloader, ModelVersions, Refusal, load_first
 
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import worker.model.loaded_model
+import worker.model.loaded_version
 from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.errors import NonFiniteError
 from masc_core.generation.generate import generate
@@ -31,7 +31,7 @@ from worker.engine.engine import Engine
 from worker.engine.request import EngineOutput, FailedImage, ImageTask
 from worker.job_run import image_params
 from worker.jobs.job import GenerationRequest, Preview, Progress
-from worker.model.loaded_model import (
+from worker.model.loaded_version import (
     MAX_CREDIT,
     EncodedImage,
     ImageProgress,
@@ -48,7 +48,7 @@ WARM_UP = """
 import sys
 from masc_core.bundle.read import load_bundle
 from worker.engine.engine import Engine
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedModel
 
 bundle = load_bundle(sys.argv[1])
 loaded = LoadedModel(bundle, Engine(bundle.transformer, bundle.code_sampler, 2))
@@ -90,7 +90,7 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate = Gate()
-    monkeypatch.setattr(worker.model.loaded_model, "encode_image", gate)
+    monkeypatch.setattr(worker.model.loaded_version, "encode_image", gate)
     yield gate
     gate.opened.set()
 
@@ -172,7 +172,7 @@ def test_the_engine_goes_on_while_files_are_made(bundle: Bundle, gate: Gate) -> 
 def test_the_engine_waits_when_too_many_files_are_to_be_made(
     bundle: Bundle, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.model.loaded_model, "MAX_ENCODING", 1)
+    monkeypatch.setattr(worker.model.loaded_version, "MAX_ENCODING", 1)
     loaded = make_loaded(bundle, 6)
     loaded.add(tasks("a", request=replace(REQUEST, num_images=2)))
     loaded.step()
@@ -339,7 +339,7 @@ def test_a_preview_that_fails_harms_nobody(
     if broken == "render":
         monkeypatch.setattr(Bundle, "render", no_parts)
     else:
-        monkeypatch.setattr(worker.model.loaded_model, "encode_image", no_jpeg)
+        monkeypatch.setattr(worker.model.loaded_version, "encode_image", no_jpeg)
     loaded = make_loaded(bundle, budget=Plenty())
     loaded.add(tasks(rows=ALL_ROWS))
     reports = step_to_the_end(loaded)
@@ -444,7 +444,7 @@ def test_the_end_waits_for_what_is_under_way_and_ends_the_threads(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        worker.model.loaded_model, "Renderer", lambda bundle: Renderer(bundle, threaded=True)
+        worker.model.loaded_version, "Renderer", lambda bundle: Renderer(bundle, threaded=True)
     )
     before = set(threading.enumerate())
     loaded = make_loaded(bundle)
@@ -465,7 +465,7 @@ def test_the_warm_up_image_goes_all_the_way(
         made.append(encode_image(pixels, file_format, description))
         return made[-1]
 
-    monkeypatch.setattr(worker.model.loaded_model, "encode_image", remember)
+    monkeypatch.setattr(worker.model.loaded_version, "encode_image", remember)
     loaded = make_loaded(bundle, 4)
     loaded.warm_up()
     request = GenerationRequest("tiny", 0, bundle.manifest.defaults.cfg_scale, 0)
