@@ -19,13 +19,13 @@ from masc_core.sampling.params import SamplingParams, check_cluster_filters
 from worker.engine.request import ImageTask
 from worker.jobs.job import MAX_IMAGES, GenerationRequest, Job, Lease
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
-from worker.model.loaded_version import EncodedImage, LoadedModel
+from worker.model.loaded_version import EncodedImage, LoadedVersion
 
 
 class RunningJob:
     """Progress of one claimed job, whose images one version of the model makes."""
 
-    def __init__(self, lease: Lease, loaded: LoadedModel) -> None:
+    def __init__(self, lease: Lease, loaded: LoadedVersion) -> None:
         self.lease, self.loaded = lease, loaded
         self.deadline = time.monotonic() + lease.seconds_left
         self.is_started = False

@@ -28,9 +28,9 @@ from worker.metrics import WorkerMetrics
 from worker.model.loaded_version import (
     EncodedImage,
     ImageProgress,
-    LoadedModel,
-    ModelEvent,
+    LoadedVersion,
     StartedImage,
+    TaskEvent,
 )
 from worker.model.served import ServedModel
 from worker.model.versions import ModelReloader
@@ -88,7 +88,7 @@ class WorkerLoop:
         )
         self._stopping = threading.Event()
         self._drain_seconds, self._drain_end = drain_seconds, float("inf")
-        self._events: deque[ModelEvent] = deque()  # of versions, not handled yet
+        self._events: deque[TaskEvent] = deque()  # of versions, not handled yet
         self._claimed: deque[Lease] = deque()  # jobs that are not admitted yet
         self._handled: set[str] = set()  # job that is being admitted, or whose event is handled
         self._failed_steps = 0  # one after another
@@ -307,7 +307,7 @@ class WorkerLoop:
         except (RequestError, CapacityError) as error:
             self._fail(lease.job_id, error)
 
-    def _handle(self, event: ModelEvent) -> None:
+    def _handle(self, event: TaskEvent) -> None:
         job = self._running.get(event.task.job_id)
         if job is None:  # it has ended meanwhile
             return
@@ -358,7 +358,7 @@ class WorkerLoop:
         self._refused[model.name] = status.refused
         self._heartbeat.announce(status)
 
-    def _loaded(self) -> Iterator[LoadedModel]:
+    def _loaded(self) -> Iterator[LoadedVersion]:
         """All loaded versions of all models."""
         for model in self._models.values():
             yield from model

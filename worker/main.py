@@ -40,7 +40,7 @@ from worker.jobs.queue import JobConsumer
 from worker.jobs.tracing import open_tracer
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_version import LoadedModel
+from worker.model.loaded_version import LoadedVersion
 from worker.model.memory import ModelMemory, free_memory, memory_need
 from worker.model.served import ServedModel
 from worker.model.threads import available_cores, numbers_to_try
@@ -81,7 +81,7 @@ def build_worker(
     is_bounded = len(names) > 1 or settings.max_model_bytes is not None
     loading = threading.Lock()  # two at once would both find the same memory free
 
-    def load(name: str, folder: Path) -> LoadedModel:
+    def load(name: str, folder: Path) -> LoadedVersion:
         use_device(device)  # here, and later in the reloader's thread, which also warms up
         manifest = read_manifest(folder)
         if manifest.name != name:
@@ -97,7 +97,7 @@ def build_worker(
                 partial(metrics.engine, name),
             )
             engine = Engine(*parts, rows, metrics.step, backends, on_prepared)
-            loaded = LoadedModel(
+            loaded = LoadedVersion(
                 bundle, engine, cores=cores, image_metadata=settings.image_metadata
             )
             if need is not None:
@@ -116,13 +116,13 @@ def build_worker(
 
 
 def _load_all(
-    models: Registry, names: Sequence[str], load_named: Callable[[str, Path], LoadedModel]
+    models: Registry, names: Sequence[str], load_named: Callable[[str, Path], LoadedVersion]
 ) -> list[ServedModel]:
     served: list[ServedModel] = []
     failures: list[ArtifactError] = []
     for name in names:
         load = partial(load_named, name)
-        loaded: LoadedModel | None = None
+        loaded: LoadedVersion | None = None
         try:
             loaded, refusal = load_first(models, name, load)
         except ArtifactError as error:

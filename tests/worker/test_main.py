@@ -34,7 +34,7 @@ from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobResult
 from worker.loop import WorkerLoop
 from worker.main import LoopThread, build_worker, engine_backends, exposed, run_until_signal
-from worker.model.loaded_version import WARM_UP, LoadedModel
+from worker.model.loaded_version import WARM_UP, LoadedVersion
 from worker.settings import load_settings
 
 
@@ -276,14 +276,14 @@ def test_without_a_usable_bundle_it_does_not_start(tmp_path: Path) -> None:
 
 def fail_first_image(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     """As where logits overflow in the precision of this machine: its weights are finite."""
-    warm_up = LoadedModel.warm_up
+    warm_up = LoadedVersion.warm_up
 
-    def warm_up_or_fail(self: LoadedModel) -> None:
+    def warm_up_or_fail(self: LoadedVersion) -> None:
         if self.manifest.version == version:
             raise NonFiniteError("the logits have a NaN")
         warm_up(self)
 
-    monkeypatch.setattr(LoadedModel, "warm_up", warm_up_or_fail)
+    monkeypatch.setattr(LoadedVersion, "warm_up", warm_up_or_fail)
 
 
 @pytest.mark.parametrize("fault", ["a damaged file", "no image"])

@@ -25,7 +25,7 @@ from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome
 from worker.jobs.queue import JobConsumer, QueueLimits, WorkerStatus
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_version import LoadedModel
+from worker.model.loaded_version import LoadedVersion
 from worker.model.served import ServedModel
 
 REQUEST = GenerationRequest(model="tiny", class_id=2, cfg_scale=3.0, seed=7)
@@ -71,8 +71,10 @@ class WatchedQueue(MemoryQueue):
 
 def make_loaded(
     bundle: Bundle, capacity: int = 64, engine: type[Engine] = Engine, **options: Any
-) -> LoadedModel:
-    return LoadedModel(bundle, engine(bundle.transformer, bundle.code_sampler, capacity), **options)
+) -> LoadedVersion:
+    return LoadedVersion(
+        bundle, engine(bundle.transformer, bundle.code_sampler, capacity), **options
+    )
 
 
 def make_loop(

@@ -83,7 +83,7 @@ class EncodedImage:
         return self.image.task
 
 
-ModelEvent = StartedImage | ImageProgress | EncodedImage | FailedImage
+TaskEvent = StartedImage | ImageProgress | EncodedImage | FailedImage
 
 
 class _Encoding(NamedTuple):
@@ -132,7 +132,7 @@ class PreviewBudget:
         self._price = seconds
 
 
-class LoadedModel:
+class LoadedVersion:
     """Serves one bundle. Used by one thread at a time.
 
     Parameters
@@ -178,7 +178,7 @@ class LoadedModel:
         self._in_engine: dict[TaskKey, ImageTask] = {}
         self._outputs: deque[EngineOutput] = deque()  # of the engine's last step, not taken yet
         self._encoding: deque[_Encoding] = deque()
-        self._events: list[ModelEvent] = []  # not handed out yet
+        self._events: list[TaskEvent] = []  # not handed out yet
 
     @property
     def manifest(self) -> Manifest:
@@ -217,14 +217,14 @@ class LoadedModel:
         decoding = "complete" if "complete" in self.manifest.decodings else "uniform"
         params = SamplingParams(0, defaults.cfg_scale, seed=0, decoding=decoding)
         self.engine.add(ImageTask(WARM_UP, 0, params))
-        trial = ThreadTuner(self._cores or (torch.get_num_threads(),))
+        tuner = ThreadTuner(self._cores or (torch.get_num_threads(),))
         outputs: Sequence[EngineOutput] = ()
         while not outputs:
-            outputs = trial.run(self.engine.step)
+            outputs = tuner.run(self.engine.step)
         if isinstance(outputs[0], FailedImage):
             raise outputs[0].error
         if self._cores:
-            self._num_threads = trial.best()
+            self._num_threads = tuner.best()
             torch.set_num_threads(self._num_threads)
             logger.info("steps take %d of %d cores", self._num_threads, self._cores[-1])
         pixels = self._renderer.submit(outputs[0].codes, params)
@@ -245,7 +245,7 @@ class LoadedModel:
         self._encoding = deque(one for one in self._encoding if one.image.task.job_id != job_id)
         self._events = [event for event in self._events if event.task.job_id != job_id]
 
-    def step(self) -> Sequence[ModelEvent]:
+    def step(self) -> Sequence[TaskEvent]:
         """Fill the engine, step it, and collect what renderer and pool have done.
 
         Where images are rendered in this thread, each call renders one, and the engine waits: a
@@ -263,7 +263,7 @@ class LoadedModel:
         return events
 
     def close(self) -> None:
-        """End the threads; the model must not be used afterwards."""
+        """End the threads; the version must not be used afterwards."""
         self._pool.shutdown()
         self._renderer.close()
 
@@ -328,7 +328,7 @@ class LoadedModel:
             else:
                 self._encoding.append(encoding)
 
-    def _encoded_event(self, encoding: _Encoding) -> Sequence[ModelEvent]:
+    def _encoded_event(self, encoding: _Encoding) -> Sequence[TaskEvent]:
         """The file, or what prevented it; nothing for a preview that failed: nobody misses it."""
         image, error = encoding.image, encoding.file.exception()
         if error is not None:

@@ -32,7 +32,7 @@ from masc_core.bundle.manifest import (
 )
 from masc_core.errors import ConfigError
 from masc_core.io.tensors import read_shapes
-from worker.model.loaded_version import LoadedModel
+from worker.model.loaded_version import LoadedVersion
 from worker.model.threads import groups_of_process
 
 MEMORY_INFO = Path("/proc/meminfo")
@@ -91,7 +91,7 @@ class ModelMemory:
 
     def __init__(self, limit: int | None, free_bytes: Callable[[], float]) -> None:
         self._limit, self._free_bytes = limit, free_bytes
-        self._held: WeakKeyDictionary[LoadedModel, Need] = WeakKeyDictionary()
+        self._held: WeakKeyDictionary[LoadedVersion, Need] = WeakKeyDictionary()
 
     def check(self, label: str, need: Need) -> None:
         """Refuse a model, in words that name the numbers.
@@ -115,7 +115,7 @@ class ModelMemory:
                 "(--model, MASC_SERVED_MODELS), or lower MASC_MAX_BATCH"
             )
 
-    def hold(self, loaded: LoadedModel, need: Need) -> None:
+    def hold(self, loaded: LoadedVersion, need: Need) -> None:
         """Count a model that was loaded, until it is gone."""
         self._held[loaded] = need
 

@@ -22,7 +22,7 @@ from worker.engine.request import FinishedImage, ImageTask
 from worker.job_run import image_params
 from worker.main import engine_backends
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_version import LoadedModel
+from worker.model.loaded_version import LoadedVersion
 from worker.settings import load_settings
 
 
@@ -41,11 +41,11 @@ def failing(error: Exception, *, at_once: bool = False) -> type[Batch]:
     return Failing
 
 
-def loaded_of(bundle: Bundle, backends: list[Backend], prepared: list[EngineMode]) -> LoadedModel:
+def loaded_of(bundle: Bundle, backends: list[Backend], prepared: list[EngineMode]) -> LoadedVersion:
     engine = Engine(
         bundle.transformer, bundle.code_sampler, 8, backends=backends, on_prepared=prepared.append
     )
-    return LoadedModel(bundle, engine)
+    return LoadedVersion(bundle, engine)
 
 
 class Stuck(Batch):

@@ -35,10 +35,10 @@ from worker.model.loaded_version import (
     MAX_CREDIT,
     EncodedImage,
     ImageProgress,
-    LoadedModel,
-    ModelEvent,
+    LoadedVersion,
     PreviewBudget,
     StartedImage,
+    TaskEvent,
 )
 from worker.model.render import Renderer
 from worker.model.threads import ThreadTuner
@@ -48,10 +48,10 @@ WARM_UP = """
 import sys
 from masc_core.bundle.read import load_bundle
 from worker.engine.engine import Engine
-from worker.model.loaded_version import LoadedModel
+from worker.model.loaded_version import LoadedVersion
 
 bundle = load_bundle(sys.argv[1])
-loaded = LoadedModel(bundle, Engine(bundle.transformer, bundle.code_sampler, 2))
+loaded = LoadedVersion(bundle, Engine(bundle.transformer, bundle.code_sampler, 2))
 loaded.warm_up()
 loaded.close()
 assert "torch._dynamo" not in sys.modules
@@ -104,8 +104,8 @@ def tasks(
     ]
 
 
-def step_to_the_end(loaded: LoadedModel) -> list[ModelEvent]:
-    reports: list[ModelEvent] = []
+def step_to_the_end(loaded: LoadedVersion) -> list[TaskEvent]:
+    reports: list[TaskEvent] = []
     for _ in range(1000):
         reports += loaded.step()
         if loaded.is_idle:
@@ -113,12 +113,12 @@ def step_to_the_end(loaded: LoadedModel) -> list[ModelEvent]:
     raise AssertionError("it does not come to an end")
 
 
-def files(reports: Sequence[ModelEvent], job_id: str = "a") -> list[bytes]:
+def files(reports: Sequence[TaskEvent], job_id: str = "a") -> list[bytes]:
     made = [one for one in reports if isinstance(one, EncodedImage) and one.task.job_id == job_id]
     return [one.file.data for one in sorted(made, key=lambda one: one.task.index)]
 
 
-def events(reports: Sequence[ModelEvent], kind: type[AnyEvent]) -> list[AnyEvent]:
+def events(reports: Sequence[TaskEvent], kind: type[AnyEvent]) -> list[AnyEvent]:
     all_events = [report.event for report in reports if isinstance(report, ImageProgress)]
     return [event for event in all_events if isinstance(event, kind)]
 
@@ -203,7 +203,7 @@ def test_images_that_end_together_are_rendered_one_a_step(
     monkeypatch.setattr(Bundle, "render", counted)
     loaded.add([*tasks("a", request=request), *tasks("b", request=replace(WEBP, num_images=4))])
     loaded.add(tasks("c"))  # for which there is no room yet
-    reports: list[ModelEvent] = []
+    reports: list[TaskEvent] = []
     while not loaded.is_idle:
         rendered.append(0)
         reports += loaded.step()
@@ -280,7 +280,7 @@ def test_a_sequence_has_the_same_bytes_in_any_company(tmp_path: Path) -> None:
 def test_a_trained_decoder_shows_nearly_what_will_be() -> None:
     shipped = load_bundle(SHIPPED)
     grid = shipped.manifest.grid
-    loaded = LoadedModel(shipped, Engine(shipped.transformer, shipped.code_sampler, 4), Plenty())
+    loaded = LoadedVersion(shipped, Engine(shipped.transformer, shipped.code_sampler, 4), Plenty())
     loaded.add(tasks(rows=tuple(range(1, grid)), request=replace(REQUEST, num_images=2)))
     reports = step_to_the_end(loaded)
     final, other = [open_pixels(data).astype(int) for data in files(reports)]
@@ -399,7 +399,7 @@ class FailingEngine(Engine):
 def test_an_engine_that_fails_names_whom_it_concerns_and_loses_no_report(bundle: Bundle) -> None:
     loaded = make_loaded(bundle, engine=FailingEngine, budget=Plenty())
     loaded.add([*tasks("a", ALL_ROWS), *tasks("b", request=WEBP)])
-    reports: list[ModelEvent] = []
+    reports: list[TaskEvent] = []
     num_failures = 0
     while not loaded.is_idle:
         try:
