@@ -103,7 +103,7 @@ class System:
             ClusterMap.from_labels(labels),
             device=device,
             completer=self.completer(size, device) if self.completed else None,
-            partition=None if parts is None else ClusterMap.from_labels(parts),
+            coarse_partition=None if parts is None else ClusterMap.from_labels(parts),
         )
 
     def completer(self, size: str, device: torch.device) -> Completer:

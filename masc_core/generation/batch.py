@@ -145,7 +145,7 @@ class Batch:
             check_cluster_filters(
                 params.cluster_top_k,
                 params.cluster_top_p,
-                has_partition=self._code_sampler.partition is not None,
+                has_partition=self._code_sampler.coarse_partition is not None,
             )
 
     def join(self, params_list: Sequence[SamplingParams]) -> list[int]:

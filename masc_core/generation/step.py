@@ -131,7 +131,7 @@ class Step:
     ) -> None:
         model.pack()
         weight, config = model.output.weight, model.config
-        has_partition = code_sampler.partition is not None
+        has_partition = code_sampler.coarse_partition is not None
         self.tables = Tables.empty(
             num_slots, config.block_size, weight.device, has_partition=has_partition
         )
@@ -170,7 +170,7 @@ class Step:
         if self._side_stream is not None:
             torch.cuda.current_stream().wait_stream(self._side_stream)
         draw = self._sample_filtered if filters else self._sample
-        sampled = draw(tables, inputs, logits, noise.gumbel, self._code_sampler.partition)
+        sampled = draw(tables, inputs, logits, noise.gumbel, self._code_sampler.coarse_partition)
         started = time.perf_counter()
         clusters = tables, inputs, self._code_sampler, sampled, noise.random_bits
         if len(inputs.refined):
@@ -311,7 +311,8 @@ def _sizes(model: GPT, code_sampler: CodeSampler, num_slots: int) -> Hashable:
     """All that the shapes of a step follow from, but for its rows and images."""
     weight, prior = model.output.weight, code_sampler.prior
     refiner = code_sampler.refiner.config if "refine" in code_sampler.decodings else None
-    num_parts = code_sampler.partition and code_sampler.partition.num_clusters
+    coarse = code_sampler.coarse_partition
+    num_parts = coarse and coarse.num_clusters
     sizes = (model.config, refiner, prior.num_codes, int(prior.sizes.max()), num_parts, num_slots)
     return sizes, weight.dtype, weight.device
 

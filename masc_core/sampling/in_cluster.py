@@ -44,19 +44,19 @@ class CodeSampler:
 
     Parameters
     ----------
-    prior : the partition
+    prior : code -> one of the K clusters that are predicted
     counts : int (V,), how often each code occurs in the training data; without them ``frequency``
         is not offered
     device : where codes are drawn
     refiner : on that device, in evaluation mode; without one ``refine`` is not offered
     completer : likewise, for ``complete``
-    partition : of the codes into larger clusters, none of which divides one of the prior's
+    coarse_partition : a coarser map of the codes, each cluster a union of the prior's
 
     Attributes
     ----------
     decodings : what is offered
     labels : int64 (V,), cluster of each code
-    partition : the partition, of the K clusters that are drawn; None without one
+    coarse_partition : the coarser clusters of the K that are drawn; None without them
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class CodeSampler:
         device: torch.device | str = "cpu",
         refiner: Refiner | None = None,
         completer: Completer | None = None,
-        partition: ClusterMap | None = None,
+        coarse_partition: ClusterMap | None = None,
     ) -> None:
         self.prior, self._refiner, self._completer = prior, refiner, completer
-        self.partition: Partition | None = None
-        if partition is not None:
-            labels = torch.tensor(partition.over(prior).labels, device=device)
-            self.partition = Partition(labels, partition.num_clusters)
+        self.coarse_partition: Partition | None = None
+        if coarse_partition is not None:
+            labels = torch.tensor(coarse_partition.over(prior).labels, device=device)
+            self.coarse_partition = Partition(labels, coarse_partition.num_clusters)
         self.decodings = offered(
             counts=counts is not None,
             refiner=refiner is not None,
@@ -141,7 +141,7 @@ class RefinerSampler:
     Parameters
     ----------
     refiner : in evaluation mode
-    prior : the partition
+    prior : code -> one of the K clusters
     num_slots, kernels : as for `masc_core.models.kv_cache.KVCache`
     """
 

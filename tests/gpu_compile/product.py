@@ -118,7 +118,7 @@ def _model(sizes: Sizes) -> tuple[GPT, CodeSampler]:
         )
     counts = np.ones(num_codes, dtype=np.int64)
     partition = ClusterMap.from_labels(prior.labels // 128) if sizes.has_partition else None
-    return model, CodeSampler(prior, counts, DEVICE, refiner, partition=partition)
+    return model, CodeSampler(prior, counts, DEVICE, refiner, coarse_partition=partition)
 
 
 @contextmanager

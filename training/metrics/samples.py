@@ -103,7 +103,7 @@ def make_images(
 
 def entropies_shape(bundle: Bundle) -> tuple[int, int]:
     """(E, L)."""
-    return 1 if bundle.code_sampler.partition is None else 2, bundle.manifest.num_positions
+    return 1 if bundle.code_sampler.coarse_partition is None else 2, bundle.manifest.num_positions
 
 
 @contextmanager

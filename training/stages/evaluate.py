@@ -399,7 +399,7 @@ def _params(config: EvaluateConfig, bundle: Bundle) -> SamplingParams:
     params = replace(default_params(bundle), seed=config.seed, **changes)
     check_cfg_start(config.cfg_start, params.cfg_schedule)
     check_code_settings(changes, params.decoding)
-    has_partition = bundle.code_sampler.partition is not None
+    has_partition = bundle.code_sampler.coarse_partition is not None
     check_cluster_filters(params.cluster_top_k, params.cluster_top_p, has_partition=has_partition)
     bundle.code_sampler.check(params.decoding)
     if config.transformer is not None and params.decoding == "refine":

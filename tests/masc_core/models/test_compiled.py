@@ -68,7 +68,10 @@ def step_of(width: int, *, refines: bool = False, largest: int = 2) -> Step:
     prior = ClusterMap.from_labels(labels)
     partition = ClusterMap.from_labels(prior.labels // 2)
     code_sampler = CodeSampler(
-        prior, np.ones_like(labels), refiner=refiner if refines else None, partition=partition
+        prior,
+        np.ones_like(labels),
+        refiner=refiner if refines else None,
+        coarse_partition=partition,
     )
     return Step(GPT(config).eval(), code_sampler, CAPACITY, compiled=True, kernels=False)
 

@@ -52,7 +52,7 @@ def models() -> Models:
     parts = tiny_parts(refiner=True, partitions=(5,))
     (partition,) = parts.partitions
     return parts.transformer, CodeSampler(
-        parts.prior, parts.counts, refiner=parts.refiner, partition=partition
+        parts.prior, parts.counts, refiner=parts.refiner, coarse_partition=partition
     )
 
 
