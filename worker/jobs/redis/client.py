@@ -83,7 +83,7 @@ class QueueNamespace:
 
     @classmethod
     def of(cls, limits: QueueLimits, db: int, prefix: str = DEFAULT_PREFIX) -> Self:
-        """The place of the queue with this prefix in a database."""
+        """Names of the queue with this prefix in a database."""
         channels = f"{{{prefix}}}:{db}:"
         return cls(cls.key(prefix), channels, _settings(limits, channels))
 
@@ -112,7 +112,7 @@ def _settings(limits: QueueLimits, channels: str) -> bytes:
     ).encode()
 
 
-def check_access(client: BlockingRedis, place: QueueNamespace) -> None:
+def check_access(client: BlockingRedis, namespace: QueueNamespace) -> None:
     """Look whether the user may do what the scripts do; raises `NoPermissionError`.
 
     A server that is away, or a replica, is not asked: it may still come.
@@ -123,7 +123,7 @@ def check_access(client: BlockingRedis, place: QueueNamespace) -> None:
     commands |= {"EVALSHA", "PING", "SUBSCRIBE"}
     script = (folder / "check_access.lua").read_text("utf-8")
     try:
-        refused = client.eval(script, 1, place.keys, place.channels, *sorted(commands))
+        refused = client.eval(script, 1, namespace.keys, namespace.channels, *sorted(commands))
     except NoPermissionError:
         raise
     except MovedError:
@@ -148,14 +148,14 @@ class ScriptRunner:
     connections may still lead to what is a replica now. New ones look its name up again.
     """
 
-    def __init__(self, client: BlockingRedis, place: QueueNamespace) -> None:
-        self._client, self._place = client, place
+    def __init__(self, client: BlockingRedis, namespace: QueueNamespace) -> None:
+        self._client, self._namespace = client, namespace
         self.on_elsewhere: Callable[[ResponseError], None] = lambda _: None
 
     def run(self, name: str, *args: Argument) -> Any:  # noqa: ANN401 - as scripts return
         """Run a script; raises `QueueDownError`."""
         script = load_script(name)
-        arguments = (self._place.keys, self._place.settings, *args)
+        arguments = (self._namespace.keys, self._namespace.settings, *args)
         with reachable_queue(name):
             try:
                 with suppress(NoScriptError):
@@ -191,8 +191,8 @@ class AsyncScriptRunner:
     ``on_elsewhere`` is that of `ScriptRunner`; ``on_down`` is called when a call finds no server.
     """
 
-    def __init__(self, client: AsyncRedis, place: QueueNamespace, seconds: float) -> None:
-        self._client, self._place, self._seconds = client, place, seconds
+    def __init__(self, client: AsyncRedis, namespace: QueueNamespace, seconds: float) -> None:
+        self._client, self._namespace, self._seconds = client, namespace, seconds
         self.on_elsewhere: Callable[[ResponseError], None] = lambda _: None
         self.on_down: Callable[[], None] = lambda: None
         self._waiting: list[_Call] = []
@@ -253,7 +253,9 @@ class AsyncScriptRunner:
         pipeline = self._client.pipeline(transaction=False)
         for call in calls:
             script = ("EVALSHA", call.script.sha) if by_digest else ("EVAL", call.script.text)
-            pipeline.execute_command(*script, 1, self._place.keys, self._place.settings, *call.args)
+            pipeline.execute_command(
+                *script, 1, self._namespace.keys, self._namespace.settings, *call.args
+            )
         return await pipeline.execute(raise_on_error=False)
 
 

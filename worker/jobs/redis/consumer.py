@@ -45,11 +45,13 @@ CLAIM_POLL_SECONDS = 0.5  # while a claim waits: leases of others may run out me
 class RedisConsumer(JobConsumer):
     """See `JobConsumer`."""
 
-    def __init__(self, client: BlockingRedis, limits: QueueLimits, place: QueueNamespace) -> None:
+    def __init__(
+        self, client: BlockingRedis, limits: QueueLimits, namespace: QueueNamespace
+    ) -> None:
         self._client, self._limits = client, limits
-        self._scripts = ScriptRunner(client, place)
+        self._scripts = ScriptRunner(client, namespace)
         self._name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        channel = f"{place.channels}worker:{self._name}"
+        channel = f"{namespace.channels}worker:{self._name}"
         self._updates = LeaseUpdates(client, self._scripts, channel)
         self._passed_over: dict[str, float] = {}  # jobs of a newer version, until their deadline
         self._num_workers = 1

@@ -79,8 +79,8 @@ OUTCOME_OF_STATE: dict[str, Outcome] = {  # where no worker reported one
 class RedisProducer:
     """See `JobProducer`."""
 
-    def __init__(self, url: str, limits: QueueLimits, place: QueueNamespace) -> None:
-        self._url, self._limits, self._place = url, limits, place
+    def __init__(self, url: str, limits: QueueLimits, namespace: QueueNamespace) -> None:
+        self._url, self._limits, self._namespace = url, limits, namespace
         self._front_id = uuid.uuid4().hex[:12]
         self._watchers = Watchers()
         self._logged: set[str] = set()  # what could not be read
@@ -88,11 +88,11 @@ class RedisProducer:
 
     async def __aenter__(self) -> Self:
         """Connect; if Redis is away, when it comes."""
-        self._connections = connect_async(self._url, self._place.keys)
-        self._calls = AsyncScriptRunner(self._connections, self._place, CALL_SECONDS)
-        self._results = AsyncScriptRunner(self._connections, self._place, RESULT_CALL_TIMEOUT)
+        self._connections = connect_async(self._url, self._namespace.keys)
+        self._calls = AsyncScriptRunner(self._connections, self._namespace, CALL_SECONDS)
+        self._results = AsyncScriptRunner(self._connections, self._namespace, RESULT_CALL_TIMEOUT)
         self._worker_list = _WorkerList(self._calls, self._unreadable)
-        prefix = self._place.channels
+        prefix = self._namespace.channels
         self._front_channel, self._quarantine_channel = (
             f"{prefix}front:{self._front_id}",
             f"{prefix}unreadable",
@@ -289,7 +289,7 @@ class RedisProducer:
         if channel == self._front_channel:
             self._watchers.notify(message.decode(errors="replace"))
         elif channel == self._quarantine_channel:
-            keys, name = self._place.keys, message.decode(errors="replace")
+            keys, name = self._namespace.keys, message.decode(errors="replace")
             aside = f"{keys}unreadable:{name}"
             logger.error("%s%s cannot be read, it is set aside as %s", keys, name, aside)
         else:
