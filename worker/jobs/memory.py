@@ -20,7 +20,7 @@ from masc_core.errors import (
     ShareExceededError,
     UnknownJobError,
 )
-from worker.jobs.fair import FairQueue, PlaceInLine
+from worker.jobs.fair import FairQueue, QueueTag
 from worker.jobs.job import Event, Job, Lease, NumberedEvent
 from worker.jobs.outcome import (
     CANCELLED,
@@ -93,7 +93,7 @@ class CompletionRate:
 @dataclass(slots=True)
 class _Record:
     job: Job
-    place: PlaceInLine
+    tag: QueueTag
     deadline: float  # of the clock
     state: JobState = "waiting"
     token: int = 0
@@ -153,8 +153,8 @@ class MemoryQueue(JobConsumer):
             self._rates.setdefault(job.request.model, CompletionRate(self._clock))
             self._check_limits(job, share)
             self._restart_idle_rate(job.request.model)
-            place = self._order[job.request.model].add(job, weight)
-            record = _Record(job, place, self._clock() + job.timeout)
+            tag = self._order[job.request.model].add(job, weight)
+            record = _Record(job, tag, self._clock() + job.timeout)
             self._records[job.id] = self._waiting[job.id] = record
             if job.idempotency is not None:
                 self._by_key[job.owner, job.idempotency.key] = record
@@ -194,7 +194,7 @@ class MemoryQueue(JobConsumer):
             record = self._record(job_id)
             position, rate = None, 0.0
             if record.state == "waiting":
-                position = self._order[record.model].position(record.place, record.job.priority)
+                position = self._order[record.model].position(record.tag, record.job.priority)
                 rate = self._rates[record.model].per_second()
             return JobStatus(record.job, record.state, position, record.deliveries, rate)
 
@@ -402,7 +402,7 @@ class MemoryQueue(JobConsumer):
         record.deliveries -= 1
         self._redelivered["handed_back"] += 1
         self._waiting[record.job.id] = record
-        self._order[record.model].put(record.place, record.job.priority)
+        self._order[record.model].put(record.tag, record.job.priority)
         self._notify_workers(record)
 
     def _holds(self, lease: Lease) -> bool:
@@ -411,7 +411,7 @@ class MemoryQueue(JobConsumer):
 
     def _end(self, record: _Record, outcome: Outcome) -> None:
         if self._waiting.pop(record.job.id, None) is not None:
-            self._order[record.model].remove(record.place, record.job.priority)
+            self._order[record.model].remove(record.tag, record.job.priority)
         self._running.pop(record.job.id, None)
         record.state, record.outcome = end_state(outcome), outcome
         record.ended = self._clock()
