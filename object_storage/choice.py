@@ -47,7 +47,7 @@ class BucketChoice(ActiveVersion):
     @property
     def path(self) -> str:
         """Of the object that names the active version."""
-        return self._bucket.place(self._name, CURRENT_FILE)
+        return self._bucket.location(self._name, CURRENT_FILE)
 
     @property
     def is_made(self) -> bool:
@@ -65,13 +65,13 @@ class BucketChoice(ActiveVersion):
 
     def _read(self, name: str) -> str:
         found = self._object(name)
-        place = self._bucket.place(self._name, name)
+        location = self._bucket.location(self._name, name)
         if found is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
         try:
             return decode_text(found.content)
         except ValueError as error:
-            raise ArtifactError(place, f"cannot be read: {error}") from error
+            raise ArtifactError(location, f"cannot be read: {error}") from error
 
     def _write(self, name: str, text: str) -> None:
         if name == CURRENT_FILE:

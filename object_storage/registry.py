@@ -75,9 +75,9 @@ class BucketRegistry(Registry):
         self._kept_sizes: dict[str, Kept[dict[str, int]]] = {}
         self._kept_choices: dict[str, Kept[Choice]] = {}
 
-    def place(self, *parts: str) -> str:
+    def location(self, *parts: str) -> str:
         """Address of what is under these names."""
-        return self._bucket.place(*parts)
+        return self._bucket.location(*parts)
 
     def current(self, name: str) -> str:
         """Name of the active version; the storage is asked for that alone, and rarely."""
@@ -104,13 +104,15 @@ class BucketRegistry(Registry):
         manifest = self.manifest(name, version)
         text, _ = self._texts[manifest.name, manifest.version]
         fetch = {file: partial(self._fetch, manifest, file) for file in manifest.files}
-        where = partial(self.place, manifest.name, manifest.version)
+        where = partial(self.location, manifest.name, manifest.version)
         return self._cache.folder(manifest, text, where, fetch)
 
     def file(self, manifest: Manifest, name: str) -> Path:
         """One file of a version in the cache."""
-        place = self.place(manifest.name, manifest.version, name)
-        return self._cache.file(manifest.files[name], place, partial(self._fetch, manifest, name))
+        location = self.location(manifest.name, manifest.version, name)
+        return self._cache.file(
+            manifest.files[name], location, partial(self._fetch, manifest, name)
+        )
 
     def num_bytes(self, manifest: Manifest) -> int:
         """Bytes of all files of a version."""
@@ -138,7 +140,7 @@ class BucketRegistry(Registry):
             digest = hashlib.sha256()
             for part in self._fetch(manifest, file, 0):
                 digest.update(part)
-            check_hash(self.place(name, version, file), digest.hexdigest(), expected)
+            check_hash(self.location(name, version, file), digest.hexdigest(), expected)
         return manifest
 
     @contextmanager
@@ -175,7 +177,7 @@ class BucketRegistry(Registry):
             except ConflictError as error:
                 if is_named:
                     reason = "is there: the version is being published, or that was broken off"
-                    raise ArtifactError(self.place(path), f"{reason}; remove it then") from error
+                    raise ArtifactError(self.location(path), f"{reason}; remove it then") from error
                 version = str(int(version) + 1)
                 continue
             if MANIFEST_FILE not in self._bucket.sizes(f"{name}/{version}"):
@@ -185,7 +187,7 @@ class BucketRegistry(Registry):
 
     def _taken_already(self, folder: str) -> ArtifactError:
         reason = "exists already; a published version is never changed"
-        return ArtifactError(self.place(folder), reason)
+        return ArtifactError(self.location(folder), reason)
 
     def _fetch(self, manifest: Manifest, name: str, start: int) -> Iterator[bytes]:
         """Content of a file from an offset on."""
@@ -193,14 +195,14 @@ class BucketRegistry(Registry):
         try:
             size = self._bucket.size(path)
             if size > manifest.max_bytes(name):
-                raise ArtifactError(self.place(path), f"has {size:,} bytes, far too many")
+                raise ArtifactError(self.location(path), f"has {size:,} bytes, far too many")
             yield from self._bucket.parts(path, start, size)
         except FileNotFoundError as error:
             raise self._missing(manifest, name) from error
 
     def _missing(self, manifest: Manifest, name: str) -> ArtifactError:
-        place = self.place(manifest.name, manifest.version, name)
-        return ArtifactError(place, "is listed in the manifest but missing")
+        location = self.location(manifest.name, manifest.version, name)
+        return ArtifactError(location, "is listed in the manifest but missing")
 
     def _read_manifest(self, name: str, version: str) -> tuple[bytes, Manifest]:
         if not is_plain_name(name) or not is_plain_name(version):
@@ -213,9 +215,11 @@ class BucketRegistry(Registry):
             raise UnknownModelError(
                 "version", f"model {name!r} has no version {quoted(version)}"
             ) from error
-        manifest = parse_manifest(found.content, self.place(path))
+        manifest = parse_manifest(found.content, self.location(path))
         if (manifest.name, manifest.version) != (name, version):
-            raise ArtifactError(self.place(path), f"is that of {manifest.name} {manifest.version}")
+            raise ArtifactError(
+                self.location(path), f"is that of {manifest.name} {manifest.version}"
+            )
         return found.content, manifest
 
     def _choice(self, name: str) -> ActiveVersion:
@@ -239,7 +243,7 @@ class BucketRegistry(Registry):
             finally:
                 with suppress(StorageDownError):  # the next one to look finds out
                     kept.read_anew()
-        raise ArtifactError(self.place(name, CURRENT_FILE), "is replaced all the time by others")
+        raise ArtifactError(self.location(name, CURRENT_FILE), "is replaced all the time by others")
 
     def _taken(self, name: str) -> list[str]:
         return self._bucket.folders(name)

@@ -93,8 +93,8 @@ class AppState:
             try:
                 self.manifests[name, version] = self.registry.manifest(name, version)
             except UnknownModelError as error:
-                place = self.registry.place(name, version)
-                raise ArtifactError(place, "is gone, but a worker serves it") from error
+                location = self.registry.location(name, version)
+                raise ArtifactError(location, "is gone, but a worker serves it") from error
         return self.manifests[name, version]
 
     async def ready_workers(self, model: str) -> list[WorkerStatus]:

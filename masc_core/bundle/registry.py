@@ -62,7 +62,7 @@ class Registry:
         self._manifests: dict[Path, tuple[tuple[int, int, int], Manifest]] = {}
         self._warned_of: set[str] = set()
 
-    def place(self, *parts: str) -> str:
+    def location(self, *parts: str) -> str:
         """Address of what is under these names, for people."""
         return str(self.root.joinpath(*parts))
 
@@ -83,12 +83,12 @@ class Registry:
             for folder in self._model_folders():
                 if self._is_active(folder):
                     self._refuse_missing_manifest(folder)
-            raise ArtifactError(self.place(), "holds no model")
+            raise ArtifactError(self.location(), "holds no model")
         active = tuple(name for name in names if self._is_active(name))
         if not active:
             self.versions(names[0])  # says so where it cannot be read
             raise ArtifactError(
-                self.place(names[0], CURRENT_FILE), "is missing: no version of a model is active"
+                self.location(names[0], CURRENT_FILE), "is missing: no version of a model is active"
             )
         return active
 
@@ -104,10 +104,10 @@ class Registry:
         if preferred:
             if preferred not in models:
                 missing = quoted(preferred)
-                raise ConfigError(f"no model {missing} in {self.place()}; there are: {listed}")
+                raise ConfigError(f"no model {missing} in {self.location()}; there are: {listed}")
             return preferred
         if len(models) > 1:
-            raise ConfigError(f"{self.place()} holds several models, name one: {listed}")
+            raise ConfigError(f"{self.location()} holds several models, name one: {listed}")
         return models[0]
 
     def versions(self, name: str) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ class Registry:
 
     def current(self, name: str) -> str:
         """Name of the active version; an `ArtifactError` where none is."""
-        path = self.place(name, CURRENT_FILE)
+        path = self.location(name, CURRENT_FILE)
         if is_plain_name(name):
             self._refuse_missing_manifest(name)
         versions = self.versions(name)
