@@ -159,9 +159,9 @@ def _from_url(source: str, report: ProgressCallback) -> Path:
         *("masc", "urls", hashlib.sha256(url.encode()).hexdigest()[:32]),
         assets_dir=constants.HF_ASSETS_CACHE,
     )
-    place = folder / name
-    if place.exists() and _fits(place, digest):
-        return place
+    target = folder / name
+    if target.exists() and _fits(target, digest):
+        return target
     answer = get_session().head(url, headers=EXACT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     known = answer.headers if answer.is_success else httpx2.Headers()
     # Only of a file that is the same to the byte the rest can be asked for later.
@@ -171,20 +171,20 @@ def _from_url(source: str, report: ProgressCallback) -> Path:
     size = known.get("Content-Length", "")
     _fetch(
         url,
-        place,
-        lock=place.with_name(f"{name}.lock"),
-        begun=place.with_name(f"{name}.{version}.incomplete") if stays else None,
+        target,
+        lock=target.with_name(f"{name}.lock"),
+        begun=target.with_name(f"{name}.{version}.incomplete") if stays else None,
         size=int(size) if size.isdecimal() else None,
         digest=digest,
         headers={},
         bar=partial(_Bar, report, name),
     )
-    return place
+    return target
 
 
 def _fetch(
     url: str,
-    place: Path,
+    target: Path,
     *,
     lock: Path,
     begun: Path | None,
@@ -193,24 +193,24 @@ def _fetch(
     headers: dict[str, str],
     bar: Callable[..., _Bar],
 ) -> None:
-    """Fill ``place`` with what has that size and digest, by way of ``begun``.
+    """Fill ``target`` with what has that size and digest, by way of ``begun``.
 
     Without ``begun``, or a size, what broke off is of no use later.
     """
     goes_on = begun is not None and size is not None
-    begun = begun or place.with_name(f"{place.name}.incomplete")
-    for parent in (place.parent, lock.parent):
+    begun = begun or target.with_name(f"{target.name}.incomplete")
+    for parent in (target.parent, lock.parent):
         parent.mkdir(parents=True, exist_ok=True)
-    folder = place.parent if size is None else None
+    folder = target.parent if size is None else None
     with WeakFileLock(lock):
         # A blob of the hub was checked when it came; what came by a URL may be outdated.
-        if place.exists() and (place.parent.name == "blobs" or _fits(place, digest)):
+        if target.exists() and (target.parent.name == "blobs" or _fits(target, digest)):
             return
         done = begun.stat().st_size if begun.exists() and goes_on else 0
         if done > (size or 0):
             done = 0
         if size is not None:
-            _require_room(place.parent, size - done)
+            _require_room(target.parent, size - done)
         try:
             with begun.open("ab" if done else "wb") as file, _quiet_library():
                 http_get(
@@ -230,7 +230,7 @@ def _fetch(
                 begun.unlink(missing_ok=True)
             raise
         flush(begun)
-        begun.replace(place)
+        begun.replace(target)
 
 
 @contextmanager

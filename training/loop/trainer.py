@@ -129,13 +129,13 @@ class _Trainer:
         means: dict[str, Tensor] = {}
         for number, micro_batch in enumerate(batch):
             tensors = [t.to(self.ranks.device, non_blocking=True) for t in micro_batch]
-            for place, loss_module in enumerate(self.loss_modules):
+            for module_index, loss_module in enumerate(self.loss_modules):
                 with gradient_sync(loss_module, number, len(batch)):
                     with autocast(self.config, self.ranks.device):
                         losses = loss_module(*tensors)
                     (losses["loss"] / len(batch)).backward()
                 for name, value in losses.items():
-                    if place and name == "loss":
+                    if module_index and name == "loss":
                         continue  # the log has the first module's
                     means[name] = means.get(name, 0.0) + value.detach() / len(batch)
         for trained in self.modules:
