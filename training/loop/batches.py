@@ -20,14 +20,14 @@ from training.loop.task import Indices, RandomBits
 
 PREFETCHED = 2  # steps
 
-Batch = tuple[Tensor, ...]
+MicroBatch = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Batches:
     """The batches of a run, as one rank sees them."""
 
-    make: Callable[[Indices, RandomBits], Batch]  # as `TrainingTask.batch`
+    make: Callable[[Indices, RandomBits], MicroBatch]  # as `TrainingTask.batch`
     num_items: int  # of the run
     seed: int
     batch_size: int  # items of the global batch
@@ -41,7 +41,7 @@ class Batches:
         """Whole batches; what is left over waits for another epoch."""
         return self.num_items // self.batch_size
 
-    def of_step(self, step: int) -> list[Batch]:
+    def of_step(self, step: int) -> list[MicroBatch]:
         """Micro-batches of step ``step``, counted from 0."""
         share = slice(self.rank, None, self.num_ranks)
         indices = self._indices(step)[share]
@@ -49,10 +49,10 @@ class Batches:
         cuts = [slice(i, i + self.micro_batch) for i in range(0, len(indices), self.micro_batch)]
         return [self._make(indices[cut], words[cut]) for cut in cuts]
 
-    def prefetch(self, first: int, end: int) -> Generator[list[Batch], None, None]:
+    def prefetch(self, first: int, end: int) -> Generator[list[MicroBatch], None, None]:
         """The steps from ``first`` to before ``end``, made in a thread, until it is closed."""
         with ThreadPoolExecutor(1, "batches") as thread:
-            waiting: deque[Future[list[Batch]]] = deque()
+            waiting: deque[Future[list[MicroBatch]]] = deque()
             try:
                 for step in range(first, end):
                     waiting.append(thread.submit(self.of_step, step))
@@ -61,17 +61,17 @@ class Batches:
                 while waiting:
                     yield waiting.popleft().result()
             finally:
-                for batch in waiting:
-                    batch.cancel()
+                for step_batches in waiting:
+                    step_batches.cancel()
 
     def _indices(self, step: int) -> Indices:
         epoch, number = divmod(step, self.steps_per_epoch)
         start = number * self.batch_size
         return epoch_order(self.num_items, self.seed, epoch)[start : start + self.batch_size]
 
-    def _make(self, indices: Indices, words: RandomBits) -> Batch:
-        batch = self.make(indices, words)
-        return tuple(tensor.pin_memory() for tensor in batch) if self.pinned else batch
+    def _make(self, indices: Indices, words: RandomBits) -> MicroBatch:
+        micro_batch = self.make(indices, words)
+        return tuple(tensor.pin_memory() for tensor in micro_batch) if self.pinned else micro_batch
 
 
 def item_words(seed: int, step: int, batch_size: int) -> RandomBits:

@@ -27,7 +27,7 @@ from masc_core.device import has_bfloat16
 from masc_core.errors import ConfigError, DivergedError
 from masc_core.progress import ProgressCallback, no_progress
 from training.config import LoopConfig
-from training.loop.batches import Batch, Batches
+from training.loop.batches import Batches, MicroBatch
 from training.loop.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from training.loop.distributed import Ranks
 from training.loop.ema import EMA
@@ -101,7 +101,7 @@ class _Trainer:
                     raise KeyboardInterrupt
         return self.state
 
-    def step(self, batch: list[Batch]) -> None:
+    def step(self, batch: list[MicroBatch]) -> None:
         """One training step, what the task does after it, and a line of the log."""
         config, step = self.config, self.state.step + 1
         rate = learning_rate(
@@ -121,7 +121,7 @@ class _Trainer:
         if step % config.log_every == 0 or step % config.checkpoint_every == 0:
             self.log_step(rate)
 
-    def training_step(self, batch: list[Batch], rate: float) -> dict[str, Tensor]:
+    def training_step(self, batch: list[MicroBatch], rate: float) -> dict[str, Tensor]:
         """Forward, backward, clip, update; returns the losses, means over the micro-batches."""
         for trained in self.modules:
             trained.optimizer.zero_grad(set_to_none=True)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.loop.batches import Batch, Batches, epoch_order, item_words
+from training.loop.batches import Batches, MicroBatch, epoch_order, item_words
 from training.loop.task import Indices, RandomBits
 
 
@@ -22,7 +22,7 @@ def batches(rank: int = 0, num_ranks: int = 1, micro: int = 12, seed: int = 5) -
     return Batches(as_tensors, 50, seed, 12, micro, rank, num_ranks)
 
 
-def joined(parts: list[Batch]) -> list[tuple[object, ...]]:
+def joined(parts: list[MicroBatch]) -> list[tuple[object, ...]]:
     """Items with their words."""
     rows = [
         (int(index), *words.tolist())
