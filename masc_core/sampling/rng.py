@@ -17,7 +17,7 @@ from torch import Tensor
 # Streams keep the draws of one (seed, position) apart.
 CLUSTER, CODE = 0, 1
 
-RandomBits = tuple[Tensor, Tensor, Tensor, Tensor]
+PhiloxWords = tuple[Tensor, Tensor, Tensor, Tensor]
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -25,7 +25,7 @@ _MASK = 0xFFFFFFFF
 _ROUNDS = 10
 
 
-def philox4x32(counter: RandomBits, key: tuple[Tensor, Tensor]) -> RandomBits:
+def philox4x32(counter: PhiloxWords, key: tuple[Tensor, Tensor]) -> PhiloxWords:
     """Ten rounds of the Philox bijection; all int64 in [0, 2^32), of shapes that broadcast."""
     (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(_ROUNDS):

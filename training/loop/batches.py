@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.loop.task import Indices, RandomBits
+from training.loop.task import Indices, ItemRandomBits
 
 PREFETCHED = 2  # steps
 
@@ -27,7 +27,7 @@ MicroBatch = tuple[Tensor, ...]
 class Batches:
     """The batches of a run, as one rank sees them."""
 
-    make: Callable[[Indices, RandomBits], MicroBatch]  # as `TrainingTask.batch`
+    make: Callable[[Indices, ItemRandomBits], MicroBatch]  # as `TrainingTask.batch`
     num_items: int  # of the run
     seed: int
     batch_size: int  # items of the global batch
@@ -45,9 +45,9 @@ class Batches:
         """Micro-batches of step ``step``, counted from 0."""
         share = slice(self.rank, None, self.num_ranks)
         indices = self._indices(step)[share]
-        words = item_words(self.seed, step, self.batch_size)[share]
+        random_bits = item_random_bits(self.seed, step, self.batch_size)[share]
         cuts = [slice(i, i + self.micro_batch) for i in range(0, len(indices), self.micro_batch)]
-        return [self._make(indices[cut], words[cut]) for cut in cuts]
+        return [self._make(indices[cut], random_bits[cut]) for cut in cuts]
 
     def prefetch(self, first: int, end: int) -> Generator[list[MicroBatch], None, None]:
         """The steps from ``first`` to before ``end``, made in a thread, until it is closed."""
@@ -69,17 +69,17 @@ class Batches:
         start = number * self.batch_size
         return epoch_order(self.num_items, self.seed, epoch)[start : start + self.batch_size]
 
-    def _make(self, indices: Indices, words: RandomBits) -> MicroBatch:
-        micro_batch = self.make(indices, words)
+    def _make(self, indices: Indices, random_bits: ItemRandomBits) -> MicroBatch:
+        micro_batch = self.make(indices, random_bits)
         return tuple(tensor.pin_memory() for tensor in micro_batch) if self.pinned else micro_batch
 
 
-def item_words(seed: int, step: int, batch_size: int) -> RandomBits:
+def item_random_bits(seed: int, step: int, batch_size: int) -> ItemRandomBits:
     """Four random 64-bit words for each item of a global batch, uint64 (batch_size, 4)."""
     # The generator counts up in the counter's first word: steps do not overlap.
     generator = np.random.Philox(key=seed, counter=[0, step, 0, 0])
-    words: RandomBits = generator.random_raw(4 * batch_size).reshape(batch_size, 4)
-    return words
+    random_bits: ItemRandomBits = generator.random_raw(4 * batch_size).reshape(batch_size, 4)
+    return random_bits
 
 
 @lru_cache(maxsize=2)  # batches of the next epoch are made before this one has ended

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 Indices = NDArray[np.int64]
-RandomBits = NDArray[np.uint64]
+ItemRandomBits = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class TrainingTask:
 
     trained_modules: tuple[TrainedModule, ...]
     num_items: int
-    batch: Callable[[Indices, RandomBits], tuple[Tensor, ...]]
+    batch: Callable[[Indices, ItemRandomBits], tuple[Tensor, ...]]
     validate: Callable[[], dict[str, float]]
     save_best: Callable[[dict[str, float]], None]
     after_step: Callable[[int], None] = lambda _: None

@@ -31,7 +31,7 @@ from training.data.cluster_data import ClusterData
 from training.downloads import local_file
 from training.loop.distributed import join_ranks
 from training.loop.run_dir import Run
-from training.loop.task import Indices, RandomBits
+from training.loop.task import Indices, ItemRandomBits
 from training.loop.trainer import fit
 from training.losses.alignment import AlignmentLoss
 from training.stages.configs import AlignConfig
@@ -80,12 +80,12 @@ def _check(start: InitialWeights, config: GPTConfig) -> None:
 
 
 def alignment_batch(
-    data: ClusterData, class_dropout: float, indices: Indices, words: RandomBits
+    data: ClusterData, class_dropout: float, indices: Indices, random_bits: ItemRandomBits
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Labels, a share of them null, labels of images drawn for themselves, and clusters."""
-    labels, clusters = data.batch(indices, words)
-    others = (words[:, 1] % len(data.train)).astype(np.int64)
-    is_dropped = torch.from_numpy(words[:, 2] < class_dropout * 2.0**64)
+    labels, clusters = data.batch(indices, random_bits)
+    others = (random_bits[:, 1] % len(data.train)).astype(np.int64)
+    is_dropped = torch.from_numpy(random_bits[:, 2] < class_dropout * 2.0**64)
     labels = labels.masked_fill(is_dropped, data.num_classes)
     return labels, torch.from_numpy(data.train.labels[others]), clusters
 
@@ -104,9 +104,9 @@ class _Alignment(TransformerTraining):
             self.alignment.compile()
         return self.alignment
 
-    def batch(self, indices: Indices, words: RandomBits) -> tuple[Tensor, ...]:
+    def batch(self, indices: Indices, random_bits: ItemRandomBits) -> tuple[Tensor, ...]:
         """What the loss module is called with; as `TrainingTask.batch`."""
-        return alignment_batch(self.data, self.config.class_dropout, indices, words)
+        return alignment_batch(self.data, self.config.class_dropout, indices, random_bits)
 
     def validate(self) -> dict[str, float]:
         """The usual figures, and the loss against labels of other images."""

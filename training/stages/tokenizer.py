@@ -42,7 +42,7 @@ from training.downloads import local_file
 from training.loop.checkpoint import latest_step
 from training.loop.distributed import Ranks, join_ranks
 from training.loop.run_dir import Run
-from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
+from training.loop.task import Indices, ItemRandomBits, TrainedModule, TrainingTask
 from training.loop.trainer import fit
 from training.losses.adversarial import PatchDiscriminator, num_patches
 from training.losses.lpips import Lpips
@@ -155,9 +155,9 @@ class _TokenizerTraining:
             restart_rows=self.restart_rows,
         )
 
-    def batch(self, indices: Indices, words: RandomBits) -> tuple[Tensor]:
+    def batch(self, indices: Indices, random_bits: ItemRandomBits) -> tuple[Tensor]:
         """Pixels uint8 (B, S, S, 3) of training images, cropped and mirrored by the words."""
-        return (torch.from_numpy(self.images.take(indices, words)),)
+        return (torch.from_numpy(self.images.take(indices, random_bits)),)
 
     def after_step(self, step: int) -> None:
         """Count steps."""

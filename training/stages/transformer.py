@@ -51,7 +51,7 @@ from training.loop.parallel import (
     shard,
 )
 from training.loop.run_dir import Run
-from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
+from training.loop.task import Indices, ItemRandomBits, TrainedModule, TrainingTask
 from training.loop.trainer import autocast, fit, trains_in_bfloat16
 from training.losses.transformer import (
     ClusterLevel,
@@ -176,9 +176,9 @@ class TransformerTraining:
         levels = [ClusterLevel(*pair) for pair in zip(partitions, weights, strict=True)]
         return loss_module_of(self.model, levels, compiled=self.compiles_loss)
 
-    def batch(self, indices: Indices, words: RandomBits) -> tuple[Tensor, ...]:
+    def batch(self, indices: Indices, random_bits: ItemRandomBits) -> tuple[Tensor, ...]:
         """What the loss module is called with; as `TrainingTask.batch`."""
-        return self.data.batch(indices, words)
+        return self.data.batch(indices, random_bits)
 
     def task(self) -> TrainingTask:
         """Return what the loop needs."""

@@ -218,14 +218,14 @@ def gan_task(tmp_path: Path) -> TrainingTask:
 
 
 def test_the_words_of_an_item_decide_how_it_is_seen(gan_task: TrainingTask) -> None:
-    words = np.random.default_rng(0).integers(0, 1 << 64, (8, 4), dtype=np.uint64)
+    random_bits = np.random.default_rng(0).integers(0, 1 << 64, (8, 4), dtype=np.uint64)
     indices = np.full(8, 3)
-    (pixels,), (again,) = (gan_task.batch(indices, words) for _ in range(2))
+    (pixels,), (again,) = (gan_task.batch(indices, random_bits) for _ in range(2))
     assert pixels.shape == (8, 16, 16, 3)
     assert pixels.dtype == torch.uint8
     assert torch.equal(pixels, again)
     assert len({image.numpy().tobytes() for image in pixels}) > 4
-    (alone,) = gan_task.batch(indices[5:6], words[5:6])
+    (alone,) = gan_task.batch(indices[5:6], random_bits[5:6])
     assert torch.equal(alone[0], pixels[5])
 
 
