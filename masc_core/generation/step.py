@@ -26,7 +26,7 @@ from masc_core.device import disable_tf32, new_stream
 from masc_core.models.compiled import Work, compile_part
 from masc_core.models.gpt import GPT, Block, Prediction
 from masc_core.models.kv_cache import KVCache, KVLayer, Rows
-from masc_core.sampling.in_cluster import ALL_MODES, REFINE, CodeSampler, RefinerSampler
+from masc_core.sampling.in_cluster import DECODING_IDS, REFINE, CodeSampler, RefinerSampler
 from masc_core.sampling.params import SamplingParams
 from masc_core.sampling.rng import code_bits, gumbel
 from masc_core.sampling.sampler import Filters, Partition, Sampled, sample
@@ -43,7 +43,7 @@ class BatchParams(NamedTuple):
     seed: Tensor  # int64
     class_id: Tensor  # int64
     top_k: Tensor  # int64
-    decoding: Tensor  # int64, see `ALL_MODES`
+    decoding: Tensor  # int64, see `DECODING_IDS`
     cluster_top_k: Tensor  # int64
     cfg_scale: Tensor  # float32, of every position: (n, L) or (S + 1, L)
     temperature: Tensor  # float32
@@ -326,7 +326,7 @@ def pack_params(params_list: Sequence[SamplingParams], num_positions: int) -> Te
         [params.seed for params in params_list],
         [params.class_id for params in params_list],
         [params.top_k for params in params_list],
-        [ALL_MODES[params.decoding] for params in params_list],
+        [DECODING_IDS[params.decoding] for params in params_list],
         [params.cluster_top_k for params in params_list],
     ]
     floats = [

@@ -32,8 +32,8 @@ from masc_core.sampling.params import Decoding
 from masc_core.sampling.sampler import MIN_TEMPERATURE, Partition
 
 UNIFORM, FREQUENCY, REFINE, COMPLETE = 0, 1, 2, 3
-MODES = {"uniform": UNIFORM, "frequency": FREQUENCY}  # that need no other model
-ALL_MODES = {**MODES, "refine": REFINE, "complete": COMPLETE}
+MODEL_FREE_DECODINGS = {"uniform": UNIFORM, "frequency": FREQUENCY}  # that need no other model
+DECODING_IDS = {**MODEL_FREE_DECODINGS, "refine": REFINE, "complete": COMPLETE}
 
 # 32 random bits times a cluster's total must fit in int64: totals are kept below 2**31.
 TOTAL_BITS = 30
@@ -108,22 +108,22 @@ class CodeSampler:
             raise self._refusal("complete")
         return self._completer
 
-    def sample_code(self, clusters: Tensor, random_bits: Tensor, modes: Tensor) -> Tensor:
+    def sample_code(self, clusters: Tensor, random_bits: Tensor, decodings: Tensor) -> Tensor:
         """Draw one code a row, int64 (B,).
 
         Parameters
         ----------
         clusters : int64 (B,)
         random_bits : int64 (B,), see `masc_core.sampling.rng.code_bits`
-        modes : int64 (B,), of ``ALL_MODES``; here ``REFINE`` draws as ``UNIFORM``, ``COMPLETE`` as
-            ``FREQUENCY``
+        decodings : int64 (B,), of ``DECODING_IDS``; here ``REFINE`` draws as ``UNIFORM``,
+            ``COMPLETE`` as ``FREQUENCY``
         """
         uniform = self._offsets[clusters] + (random_bits * self._sizes[clusters] >> 32)
         totals = self._cluster_counts[clusters]
         targets = self._cdf_offsets[clusters] + (random_bits * totals >> 32)
         # The first member whose cumulative count exceeds the target: never one with a count of 0.
         counted = torch.searchsorted(self._cdf, targets, right=True)
-        by_count = ((modes == FREQUENCY) | (modes == COMPLETE)) & (totals > 0)
+        by_count = ((decodings == FREQUENCY) | (decodings == COMPLETE)) & (totals > 0)
         return self._members[torch.where(by_count, counted, uniform)]
 
     def _refusal(self, decoding: str) -> InvalidFieldError:

@@ -39,7 +39,7 @@ class SamplingParams:
     temperature: float = 1.0  # at least 0; at 0 the most probable token is taken
     top_k: int = 0  # keep the k most probable tokens; 0 is off
     top_p: float = 1.0  # keep the most probable tokens up to this probability, in (0, 1]; 1 is off
-    decoding: str = "uniform"  # how a code is drawn from a cluster; see `ALL_MODES`
+    decoding: str = "uniform"  # how a code is drawn from a cluster; see `DECODING_IDS`
     cfg_schedule: CFGSchedule = "constant"  # how cfg_scale goes over the positions
     cfg_start: float = DEFAULT_CFG_START  # share of the positions before guidance begins, in [0, 1]
     code_temperature: float = 1.0  # at least 0; at 0 the most probable code is taken

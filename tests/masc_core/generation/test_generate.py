@@ -16,7 +16,7 @@ from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KVCache, Rows
 from masc_core.prior import ClusterMap
 from masc_core.sampling.cfg_schedule import CFG_SCHEDULES
-from masc_core.sampling.in_cluster import ALL_MODES, CodeSampler
+from masc_core.sampling.in_cluster import DECODING_IDS, CodeSampler
 from masc_core.sampling.params import SamplingParams
 from masc_core.sampling.rng import code_bits, gumbel
 from masc_core.sampling.sampler import (
@@ -168,7 +168,7 @@ def test_is_the_slow_definition() -> None:
     for i, params in enumerate(params_list):
         clusters = torch.zeros(1, 0, dtype=torch.int64)
         codes, entropies, cluster_entropies = [], [], []
-        seed, mode = torch.tensor([params.seed]), torch.tensor([ALL_MODES[params.decoding]])
+        seed, decoding = torch.tensor([params.seed]), torch.tensor([DECODING_IDS[params.decoding]])
         for position in range(GOLDEN_CONFIG.block_size):
             with torch.inference_mode():
                 cond = model(torch.tensor([params.class_id]), clusters)[:, -1]
@@ -188,7 +188,7 @@ def test_is_the_slow_definition() -> None:
                 clusters_kept, torch.tensor([params.top_k]), torch.tensor([params.top_p])
             )
             token = draw(kept, gumbel(seed, position, kept.shape[1]))
-            codes.append(code_sampler.sample_code(token, code_bits(seed, position), mode))
+            codes.append(code_sampler.sample_code(token, code_bits(seed, position), decoding))
             clusters = torch.cat([clusters, token[:, None]], dim=1)
         assert torch.equal(made.clusters[i], clusters[0])
         assert torch.equal(made.codes[i], torch.cat(codes))
