@@ -48,7 +48,7 @@ class StepShape(NamedTuple):
 
     rows: int  # R, of the transformer's batch
     images: int  # B
-    filters: bool  # whether any image may have filters
+    has_filters: bool  # whether any image may have filters
     refined: int = 0  # n, images whose codes the refiner draws
 
 
@@ -127,7 +127,7 @@ class Batch:
     @torch.inference_mode()
     def prepare(self) -> None:
         """Do a step of padding alone, so that it is known to work; no image is affected."""
-        shape = StepShape(rows=CPU_ROW_MULTIPLE, images=1, filters=False)
+        shape = StepShape(rows=CPU_ROW_MULTIPLE, images=1, has_filters=False)
         self._shape, self._inputs = None, self._lay_out(shape, ())
         self._run(shape)
 
@@ -190,7 +190,7 @@ class Batch:
         shape = StepShape(
             rows=_round_up(self.batch_rows, multiple),
             images=len(self),
-            filters=has_filters(self._slots),
+            has_filters=any_filters(self._slots),
             refined=_round_up(refined, multiple),
         )
         self._inputs = self._lay_out(shape, self._slots)
@@ -204,7 +204,7 @@ class Batch:
 
     def _run(self, shape: StepShape) -> float:
         assert self._inputs is not None  # noqa: S101 - `_arrange` came before
-        return self._step(self._inputs, filters=shape.filters)
+        return self._step(self._inputs, has_filters=shape.has_filters)
 
     def _failed(self) -> list[int]:
         """Slots of images that had logits that were not finite; waits for the device."""
@@ -276,7 +276,7 @@ def refined_images(slots: Sequence[Slot]) -> list[int]:
     return [image for image, slot in enumerate(slots) if slot.params.decoding == "refine"]
 
 
-def has_filters(slots: Sequence[Slot]) -> bool:
+def any_filters(slots: Sequence[Slot]) -> bool:
     """Whether any image has filters."""
     return any(slot.params.has_filters for slot in slots)
 

@@ -159,17 +159,17 @@ class Step:
         self._sample_code = part(sample_code_and_write)
         self._refine_code = part(refine_code_and_write)
 
-    def __call__(self, inputs: StepInputs, *, filters: bool) -> float:
+    def __call__(self, inputs: StepInputs, *, has_filters: bool) -> float:
         """Do the step; return the seconds in which clusters became codes (on a GPU: to enqueue it).
 
-        ``filters`` says whether any of the images has filters.
+        ``has_filters`` says whether any of the images has filters.
         """
         tables = self.tables
         noise = self._noise_on_side_stream(inputs)
         hidden, logits = self.predict(inputs)
         if self._side_stream is not None:
             torch.cuda.current_stream().wait_stream(self._side_stream)
-        draw = self._sample_filtered if filters else self._sample
+        draw = self._sample_filtered if has_filters else self._sample
         sampled = draw(tables, inputs, logits, noise.gumbel, self._code_sampler.coarse_partition)
         started = time.perf_counter()
         clusters = tables, inputs, self._code_sampler, sampled, noise.random_bits

@@ -111,7 +111,7 @@ def record_all(
     """Record all shapes; returns the last recording with and without filters and refiner."""
     works: dict[Asked, Work] = {}
     for shape in recorded.prepare():
-        works[shape.filters, bool(shape.refined)] = device.work
+        works[shape.has_filters, bool(shape.refined)] = device.work
         for refused in device.work.refused:
             report.fail(f"{shape}: {refused}")
     bound_graphs(report, compiler.num_graphs(), "all shapes")

@@ -21,8 +21,8 @@ from masc_core.generation.batch import (
     HostCopy,
     Slot,
     StepShape,
+    any_filters,
     batch_rows,
-    has_filters,
     lay_out,
     refined_images,
 )
@@ -104,7 +104,7 @@ class GraphBatch(Batch):
     def _run_now(self, shape: StepShape) -> float:
         numbers = (shape.rows,) * 3 + (shape.images,) * 2 + (shape.refined,)
         parts = [row[:num] for row, num in zip(self._all_inputs, numbers, strict=True)]
-        return self._step(StepInputs(*parts), filters=shape.filters)
+        return self._step(StepInputs(*parts), has_filters=shape.has_filters)
 
     def _capture(self, shape: StepShape) -> None:
         """Capture a step, once. Before and after it the inputs say that no image is here."""
@@ -155,13 +155,13 @@ def capture_shapes(
     """
     largest = max(2, capacity + capacity % 2)
     if only_largest:
-        return [StepShape(largest, largest, filters=True, refined=largest * with_refiner)]
+        return [StepShape(largest, largest, has_filters=True, refined=largest * with_refiner)]
     heights = [*(rows for rows in ROWS if rows < largest), largest]
     return [
-        StepShape(rows, images, filters, refined)
+        StepShape(rows, images, has_filters, refined)
         for rows in heights
         for images in (rows // 2, rows)
-        for filters in (False, True)
+        for has_filters in (False, True)
         for refined in ((0, images) if with_refiner else (0,))
     ]
 
@@ -169,10 +169,10 @@ def capture_shapes(
 def select_shape(shapes: Sequence[StepShape], slots: Sequence[Slot]) -> StepShape:
     """Return the first shape, of those in ascending order, that holds the images."""
     rows = batch_rows(slots)
-    filters, refined = has_filters(slots), len(refined_images(slots))
+    has_filters, refined = any_filters(slots), len(refined_images(slots))
     return next(
         shape
         for shape in shapes
         if shape.rows >= rows and shape.images >= len(slots)
-        if shape.filters >= filters and shape.refined >= refined
+        if shape.has_filters >= has_filters and shape.refined >= refined
     )

@@ -137,7 +137,7 @@ def test_every_row_is_somebodys_and_filling_is_nobodys() -> None:
         slots = allocate(params_list, [], 20)
         rows, images = batch_rows(slots) + rng.randint(0, 3), len(slots) + rng.randint(0, 3)
         rows = max(rows, images, 2)
-        layout = lay_out(StepShape(rows, images, filters=False), slots, padding_slot=20)
+        layout = lay_out(StepShape(rows, images, has_filters=False), slots, padding_slot=20)
         assert len(layout.slots) == len(layout.slot_of_row) == len(layout.is_uncond) == rows
         assert len(layout.images) == len(layout.uncond_rows) == images
         assert not layout.refined
@@ -158,11 +158,11 @@ def test_every_row_is_somebodys_and_filling_is_nobodys() -> None:
 @pytest.mark.parametrize(("num_refined", "expected"), [(2, [1, 3]), (4, [1, 3, 1, 1])])
 def test_the_refiner_looks_at_who_asks_for_it(num_refined: int, expected: list[int]) -> None:
     slots = allocate([PLAIN, REFINED, GUIDED, REFINED, PLAIN], [], 8)
-    shape = StepShape(8, 5, filters=False, refined=num_refined)
+    shape = StepShape(8, 5, has_filters=False, refined=num_refined)
     assert lay_out(shape, slots, padding_slot=8).refined == expected
 
 
 def test_where_there_is_room_for_all_the_refiner_looks_at_all() -> None:
     slots = allocate([PLAIN, REFINED], [], 8)
-    shape = StepShape(4, 4, filters=False, refined=4)
+    shape = StepShape(4, 4, has_filters=False, refined=4)
     assert lay_out(shape, slots, padding_slot=8).refined == [0, 1, 2, 3]

@@ -242,11 +242,11 @@ PLAIN, GUIDED = SamplingParams(0, 1.0, seed=0), SamplingParams(0, 2.0, seed=0)
 
 
 def test_shapes_of_a_capacity() -> None:
-    assert [shape[:2] for shape in capture_shapes(12) if not shape.filters] == [
+    assert [shape[:2] for shape in capture_shapes(12) if not shape.has_filters] == [
         (2, 1), (2, 2), (4, 2), (4, 4), (8, 4), (8, 8), (12, 6), (12, 12),
     ]  # fmt: skip
-    assert capture_shapes(1)[-1] == StepShape(2, 2, filters=True)
-    assert capture_shapes(33)[-1] == StepShape(34, 34, filters=True)
+    assert capture_shapes(1)[-1] == StepShape(2, 2, has_filters=True)
+    assert capture_shapes(33)[-1] == StepShape(34, 34, has_filters=True)
     assert capture_shapes(12, only_largest=True) == [StepShape(12, 12, True)]
     assert capture_shapes(12, only_largest=True, with_refiner=True) == [StepShape(12, 12, True, 12)]
     with_refiner = capture_shapes(12, with_refiner=True)
@@ -281,7 +281,7 @@ def test_only_who_asks_for_the_refiner_gets_a_shape_with_it() -> None:
     shapes = capture_shapes(12, with_refiner=True)
     refined = SamplingParams(0, 1.0, seed=0, decoding="refine")
     assert select_shape(shapes, allocate([PLAIN], [], 12)) == StepShape(
-        2, 1, filters=False, refined=0
+        2, 1, has_filters=False, refined=0
     )
     chosen = select_shape(shapes, allocate([GUIDED, refined], [], 12))
-    assert chosen == StepShape(4, 2, filters=False, refined=2)
+    assert chosen == StepShape(4, 2, has_filters=False, refined=2)
