@@ -19,7 +19,7 @@ from masc_core.device import new_stream
 from masc_core.generation.batch import (
     Batch,
     HostCopy,
-    Slot,
+    SlotAssignment,
     StepShape,
     any_filters,
     batch_rows,
@@ -69,7 +69,7 @@ class GraphBatch(Batch):
         num_inputs = len(StepInputs._fields), self._shapes[-1].rows
         self._all_inputs = torch.zeros(num_inputs, dtype=torch.int64).to(self._device)
         self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
-        self._flags: tuple[Sequence[Slot], HostCopy] | None = None  # of the step before
+        self._flags: tuple[Sequence[SlotAssignment], HostCopy] | None = None  # of the step before
 
     @torch.inference_mode()
     def prepare(self) -> None:
@@ -83,15 +83,15 @@ class GraphBatch(Batch):
                 self._run_now(shape)
 
     def _arrange(self) -> StepShape:
-        shape = select_shape(self._shapes, self._slots)
+        shape = select_shape(self._shapes, self._assignments)
         if self._captured:
             self._capture(shape)
-        self._write_inputs(shape, self._slots)
+        self._write_inputs(shape, self._assignments)
         return shape
 
-    def _write_inputs(self, shape: StepShape, slots: Sequence[Slot]) -> None:
+    def _write_inputs(self, shape: StepShape, assignments: Sequence[SlotAssignment]) -> None:
         width = self._all_inputs.shape[1]
-        layout = lay_out(shape, slots, padding_slot=self._num_slots)
+        layout = lay_out(shape, assignments, padding_slot=self._num_slots)
         rows = [row + [0] * (width - len(row)) for row in layout]
         self._all_inputs.copy_(self._upload(torch.tensor(rows)))
 
@@ -126,14 +126,14 @@ class GraphBatch(Batch):
 
     def _failed(self) -> list[int]:
         """Slots of images that are still here, of the step before the one that was just begun."""
-        before, self._flags = self._flags, (self._slots, HostCopy(self.tables.finite.clone()))
+        before, self._flags = self._flags, (self._assignments, HostCopy(self.tables.finite.clone()))
         if before is None:
             return []
         slots, copy = before
         (finite,) = copy.wait()
         if finite.all():
             return []
-        values, here = finite.tolist(), {id(slot) for slot in self._slots}
+        values, here = finite.tolist(), {id(slot) for slot in self._assignments}
         # A slot may have been given to another image meanwhile.
         return [s.index for s in slots if id(s) in here and not values[s.index]]
 
@@ -166,13 +166,13 @@ def capture_shapes(
     ]
 
 
-def select_shape(shapes: Sequence[StepShape], slots: Sequence[Slot]) -> StepShape:
+def select_shape(shapes: Sequence[StepShape], assignments: Sequence[SlotAssignment]) -> StepShape:
     """Return the first shape, of those in ascending order, that holds the images."""
-    rows = batch_rows(slots)
-    has_filters, refined = any_filters(slots), len(refined_images(slots))
+    rows = batch_rows(assignments)
+    has_filters, refined = any_filters(assignments), len(refined_images(assignments))
     return next(
         shape
         for shape in shapes
-        if shape.rows >= rows and shape.images >= len(slots)
+        if shape.rows >= rows and shape.images >= len(assignments)
         if shape.has_filters >= has_filters and shape.refined >= refined
     )

@@ -12,7 +12,7 @@ from masc_core.errors import InvalidFieldError, UnknownClassError
 from masc_core.generation.batch import (
     NO_SLOT,
     Batch,
-    Slot,
+    SlotAssignment,
     StepShape,
     allocate,
     batch_rows,
@@ -116,7 +116,7 @@ REFINED = SamplingParams(0, 1.0, seed=0, decoding="refine")
 
 def test_no_slot_is_given_twice_and_none_is_lost() -> None:
     rng = random.Random(0)
-    slots: list[Slot] = []
+    slots: list[SlotAssignment] = []
     for _ in range(2000):
         params_list = [rng.choice([PLAIN, GUIDED]) for _ in range(rng.randint(1, 4))]
         if batch_rows(slots) + sum(params.batch_rows for params in params_list) > 13:
@@ -125,7 +125,9 @@ def test_no_slot_is_given_twice_and_none_is_lost() -> None:
             slots.pop(rng.randrange(len(slots)))
             continue
         slots += allocate(params_list, slots, 13)
-        taken = [index for slot in slots for index in (slot.index, slot.uncond) if index != NO_SLOT]
+        taken = [
+            index for slot in slots for index in (slot.index, slot.uncond_index) if index != NO_SLOT
+        ]
         assert len(set(taken)) == len(taken) == batch_rows(slots)
         assert set(taken) <= set(range(13))
 
@@ -149,9 +151,9 @@ def test_every_row_is_somebodys_and_filling_is_nobodys() -> None:
             assert (layout.slot_of_row[image], layout.is_uncond[image]) == (slot.index, 0)
             uncond_row = layout.uncond_rows[image]
             assert layout.slot_of_row[uncond_row] == slot.index
-            assert layout.is_uncond[uncond_row] == (slot.uncond != NO_SLOT)
+            assert layout.is_uncond[uncond_row] == (slot.uncond_index != NO_SLOT)
             assert layout.slots[uncond_row] == (
-                slot.uncond if slot.uncond != NO_SLOT else slot.index
+                slot.uncond_index if slot.uncond_index != NO_SLOT else slot.index
             )
 
 
