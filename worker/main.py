@@ -152,7 +152,7 @@ def engine_backends(settings: WorkerSettings, device: torch.device) -> Sequence[
 
     Raises
     ------
-    ConfigError : deterministic on a GPU without recorded steps
+    ConfigError : deterministic on a GPU without captured steps
     """
     if device.type == "cpu":
         return [Backend("cpu", Batch)]

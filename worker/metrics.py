@@ -91,7 +91,7 @@ class WorkerMetrics:
         )
         self.engine_mode = Gauge(
             "masc_engine_mode",
-            "How steps are made: graphs, recorded; compiled; eager; or cpu, without a GPU.",
+            "How steps are made: graphs, captured; compiled; eager; or cpu, without a GPU.",
             ["mode"],
             registry=registry,
         )

@@ -2,7 +2,7 @@
 
 Everything is vectorised over the images; only when one joins or leaves are they looked at one by
 one. `generate` runs a batch from the first position to the last, the worker's engine lets images
-join and leave at any step, and a GPU records the steps (`worker.engine.cuda_graphs`).
+join and leave at any step, and a GPU captures the steps (`worker.engine.cuda_graphs`).
 
 A step has the rows of its images, then one row for the null class of each guided image, then
 padding, which belongs to a slot that no image gets.

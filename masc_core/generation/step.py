@@ -2,12 +2,12 @@
 
 It is tensors alone: nothing is read on the host, and no shape depends on a value. What is known of
 images lies in tables with a row per slot; the inputs say which images are in this step. So a GPU
-can record a step once for some numbers of rows and images, and replay it for any images; a CPU runs
-it as it is. Between devices only the kernels differ (`masc_core.models.kv_cache`, `gpt`).
+can capture a step once for some numbers of rows and images, and replay it for any images; a CPU
+runs it as it is. Between devices only the kernels differ (`masc_core.models.kv_cache`, `gpt`).
 
 What an image becomes depends on its `SamplingParams` alone: no operation mixes rows, and random
-words belong to (seed, position). On a CPU a row has the same bits in any batch, in
-products of the packed weights for every number of rows that is a multiple of ``CPU_ROW_MULTIPLE``.
+words belong to (seed, position). On a CPU a row has the same bits in any batch; products
+of packed weights keep them for every number of rows that is a multiple of ``CPU_ROW_MULTIPLE``.
 
 Legend: B images, R rows and n refined images of a step, all with padding; S slots, L positions of
 an image, K clusters.

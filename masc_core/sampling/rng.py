@@ -55,7 +55,7 @@ def random_bits(seeds: Tensor, position: int | Tensor, num: int, stream: int) ->
     # indices by the constant in 32 bits, where that does not fit.
     blocks = torch.arange(-(-num // 4), device=seeds.device) & _MASK  # (ceil(N / 4),)
     positions = torch.as_tensor(position, dtype=torch.int64, device=seeds.device)
-    # Filled on the device: a copy of a number from the host could not be part of a recorded graph.
+    # Filled on the device: a copy of a number from the host could not be part of a captured graph.
     constants = seeds.new_full((), stream), seeds.new_zeros(())
     counter = (blocks, positions.view(-1, 1), *constants)
     key = ((seeds & _MASK)[:, None], (seeds >> 32 & _MASK)[:, None])

@@ -123,7 +123,7 @@ class Engine:
     def prepare(self) -> None:
         """Do ahead what would make the first steps slow; on a GPU that takes up to a minute.
 
-        Recording and compiling depend on the driver, on Triton and on the age of the GPU. Where
+        Capturing and compiling depend on the driver, on Triton and on the age of the GPU. Where
         they fail the engine goes on with the next backend. Call it before tasks join: the batch
         of another backend is empty.
 

@@ -1,4 +1,4 @@
-"""The recorded steps, done here without being recorded, against the plain loop.
+"""The captured steps, done here without being captured, against the plain loop.
 
 The number of rows is another one than in the plain loop, and attention sums in another order:
 entropies agree nearly, and codes, whose draws would have to be that near to a tie, are the same.
@@ -57,7 +57,7 @@ def test_random_schedules_give_every_image_what_it_gets_alone(
             alone.check(outcome)
 
 
-def test_recording_all_shapes_does_not_disturb_who_is_here(models: Models) -> None:
+def test_capturing_all_shapes_does_not_disturb_who_is_here(models: Models) -> None:
     alone, engine = Alone(models, TOLERANCE), Engine(*models, 16, backends=GRAPHS)
     for task in TASKS:
         engine.add(task)
@@ -222,7 +222,7 @@ def test_deterministic_steps_give_an_image_the_same_bits_in_any_company(
 
 @pytest.mark.gpu
 @pytest.mark.timeout(600)
-def test_recorded_steps_in_float32_agree_with_the_plain_loop() -> None:
+def test_captured_steps_in_float32_agree_with_the_plain_loop() -> None:
     models = gpu_models(torch.float32)
     alone = made_alone(models, deterministic=False, capacity=32)
     rng, positions, different = random.Random(0), 0, 0
