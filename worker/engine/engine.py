@@ -150,7 +150,7 @@ class Engine:
             raise ValueError(f"image {task.index} of job {task.job_id} is here already")
         if task.batch_rows > self.free_rows:
             raise ValueError(f"{task.batch_rows} rows do not fit, {self.free_rows} are free")
-        if any(not 0 < row < self._config.grid_size for row in task.preview_rows):
+        if any(not 0 < grid_row < self._config.grid_size for grid_row in task.preview_rows):
             raise ValueError(f"a preview must be after row 1 to {self._config.grid_size - 1}")
         self._batch.check([task.params])
         self._joining[task.key] = task
@@ -213,8 +213,8 @@ class Engine:
         for task, slot in zip(tasks, slots, strict=True):
             running = _Running(task, slot, now, self._code_seconds)
             self._running[task.key] = self._by_slot[slot] = running
-            for row in {*task.preview_rows, grid}:
-                self._outputs_due[self._num_steps + row * grid].append((running, row))
+            for grid_row in {*task.preview_rows, grid}:
+                self._outputs_due[self._num_steps + grid_row * grid].append((running, grid_row))
 
     def _draw(self) -> None:
         started, rows = time.perf_counter(), self._batch.batch_rows
@@ -235,7 +235,7 @@ class Engine:
         if due:
             copy = self._batch.read([running.slot for running, _ in due])
             self._pending_copies.append(_PendingCopy(due, copy))
-            self._leave_batch([one for one, row in due if row == self._config.grid_size])
+            self._leave_batch([one for one, grid_row in due if grid_row == self._config.grid_size])
         self._outputs_due.pop(self._num_steps, None)
 
     def _finish_copies(self) -> None:
@@ -243,23 +243,23 @@ class Engine:
         while self._pending_copies:
             pending = self._pending_copies[0]
             drawn, now = Drawn(*pending.copy.wait()), time.perf_counter()
-            for index, (running, row) in enumerate(pending.due):
+            for index, (running, grid_row) in enumerate(pending.due):
                 if not self._is_running(running):  # cancelled, or failed
                     continue
                 if not drawn.finite[index]:
                     self._fail([running])
                     continue
-                self._outputs.append(self._output(running, row, drawn, index, now))
-                if row == self._config.grid_size:
+                self._outputs.append(self._output(running, grid_row, drawn, index, now))
+                if grid_row == self._config.grid_size:
                     self._remove([running])
             self._pending_copies.pop(0)
 
     def _output(
-        self, running: _Running, row: int, drawn: Drawn, index: int, now: float
+        self, running: _Running, grid_row: int, drawn: Drawn, index: int, now: float
     ) -> PartialImage | FinishedImage:
-        if row < self._config.grid_size:
-            codes = drawn.codes[index, : row * self._config.grid_size]
-            return PartialImage(running.task, row, codes)
+        if grid_row < self._config.grid_size:
+            codes = drawn.codes[index, : grid_row * self._config.grid_size]
+            return PartialImage(running.task, grid_row, codes)
         return FinishedImage(
             task=running.task,
             codes=drawn.codes[index],

@@ -312,7 +312,7 @@ class LoadedVersion:
     def _drawn(self, image: PartialImage) -> tuple[int, int]:
         """How many rows of the grid are drawn, and of how many; of a sequence how many tokens."""
         if self.manifest.tokenizer == "vq":
-            return image.rows, self.manifest.grid
+            return image.grid_rows, self.manifest.grid
         return len(image.codes), self.manifest.num_positions
 
     def _description(self, params: SamplingParams) -> str:
