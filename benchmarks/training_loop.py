@@ -40,7 +40,7 @@ from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
 from training.config import LoopConfig
 from training.data.cluster_data import ClusterData
-from training.loop.distributed import Ranks, join_ranks
+from training.loop.distributed import Ranks, init_distributed
 from training.loop.optimizer import adamw
 from training.loop.run_dir import Run
 from training.loop.task import TrainedModule, TrainingTask
@@ -105,7 +105,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.steps, options.turns = 2, 1
-    with join_ranks(options.device) as ranks:
+    with init_distributed(options.device) as ranks:
         title = f"{describe(ranks.device)}, torch {torch.__version__}, {options.turns} turns"
         print(f"{title}\n\n{HEAD}")
         rows = []

@@ -33,7 +33,7 @@ class Batches:
     batch_size: int  # items of the global batch
     micro_batch: int  # items of this rank that go through the model together
     rank: int = 0  # whose share it is
-    num_ranks: int = 1
+    world_size: int = 1
     pinned: bool = False  # whether a GPU copies from them
 
     @property
@@ -43,7 +43,7 @@ class Batches:
 
     def of_step(self, step: int) -> list[MicroBatch]:
         """Micro-batches of step ``step``, counted from 0."""
-        share = slice(self.rank, None, self.num_ranks)
+        share = slice(self.rank, None, self.world_size)
         indices = self._indices(step)[share]
         random_bits = item_random_bits(self.seed, step, self.batch_size)[share]
         cuts = [slice(i, i + self.micro_batch) for i in range(0, len(indices), self.micro_batch)]

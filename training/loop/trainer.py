@@ -52,7 +52,7 @@ def fit(
         with StopRequest() as stop:
             return _Trainer(run, config, task, report, stop).fit()
     except torch.OutOfMemoryError as error:
-        items = config.micro_batch_of(run.ranks.count)
+        items = config.micro_batch_of(run.ranks.world_size)
         raise ConfigError(
             f"micro_batch: {items} items at once are too many for the memory of the device"
         ) from error
@@ -327,12 +327,12 @@ def _batches(config: LoopConfig, task: TrainingTask, ranks: Ranks) -> Batches:
         raise ConfigError(
             f"batch_size: {config.batch_size} is more than the {task.num_items} training items"
         )
-    if config.batch_size % ranks.count:
+    if config.batch_size % ranks.world_size:
         raise ConfigError(
-            f"batch_size: {config.batch_size} cannot be shared by {ranks.count} ranks"
+            f"batch_size: {config.batch_size} cannot be shared by {ranks.world_size} ranks"
         )
-    share = config.batch_size // ranks.count
-    micro = config.micro_batch_of(ranks.count)
+    share = config.batch_size // ranks.world_size
+    micro = config.micro_batch_of(ranks.world_size)
     if share % micro:
         raise ConfigError(
             f"micro_batch: {micro} does not divide a rank's share of the batch, {share}"
@@ -344,6 +344,6 @@ def _batches(config: LoopConfig, task: TrainingTask, ranks: Ranks) -> Batches:
         config.batch_size,
         micro,
         ranks.rank,
-        ranks.count,
+        ranks.world_size,
         pinned=ranks.device.type == "cuda",
     )

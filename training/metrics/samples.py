@@ -74,10 +74,10 @@ def sample(
         replace(params, class_id=i % num_classes, seed=image_seed(params.seed, i // num_classes))
         for i in range(total)
     ]
-    at_once = batch_size * ranks.count
+    at_once = batch_size * ranks.world_size
     for start in range(first, total, at_once):
         batch = images[start : start + at_once]
-        share = -(-len(batch) // ranks.count)
+        share = -(-len(batch) // ranks.world_size)
         own = batch[share * ranks.rank : share * (ranks.rank + 1)]
         pixels = np.zeros((share, size, size, 3), np.uint8)
         entropies = np.zeros((share, *entropies_shape(bundle)), np.float32)

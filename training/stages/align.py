@@ -29,7 +29,7 @@ from masc_core.progress import ProgressCallback, no_progress
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
 from training.downloads import local_file
-from training.loop.distributed import join_ranks
+from training.loop.distributed import init_distributed
 from training.loop.run_dir import Run
 from training.loop.task import Indices, ItemRandomBits
 from training.loop.trainer import fit
@@ -49,7 +49,7 @@ def align_transformer(
     ConfigError : the transformer was trained over another prior, other classes or codes
     """
     set_threads(config.threads)
-    with join_ranks(config.device) as ranks:
+    with init_distributed(config.device) as ranks:
         data = ClusterData(config.codes, config.val_codes, config.prior, ranks, config.partitions)
         init = local_file(config.source, report)
         data.inputs["init"] = start_sha256(init)

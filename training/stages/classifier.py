@@ -24,7 +24,7 @@ from training.config import set_threads
 from training.data.images import open_images
 from training.data.pixels import TrainingPixels
 from training.data.source import LabelledImages, require_classes
-from training.loop.distributed import join_ranks
+from training.loop.distributed import init_distributed
 from training.loop.run_dir import Run
 from training.loop.task import Indices, ItemRandomBits, TrainedModule, TrainingTask
 from training.loop.trainer import fit
@@ -45,8 +45,8 @@ def train_classifier(
     )
     train = TrainingPixels(data, config.image_size)
     inputs = {"data": data.summary(), "val_data": val_data.summary()}
-    with join_ranks(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
-        share = np.arange(len(val_data))[ranks.rank :: ranks.count]
+    with init_distributed(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
+        share = np.arange(len(val_data))[ranks.rank :: ranks.world_size]
         val = val_data.read(config.image_size, share)
         if not ranks.any(len(val.labels) > 0):
             reason = f"none of its images can be read, first {val_data.flaw(0)}"

@@ -55,7 +55,7 @@ from training.changes import require_same_classes
 from training.config import ImageOptions
 from training.data.code_cache import CodeCache, with_cached_options
 from training.downloads import local_file
-from training.loop.distributed import Ranks, join_ranks
+from training.loop.distributed import Ranks, init_distributed
 from training.loop.run_dir import lock_folder
 from training.metrics.bundle_metrics import default_params, seconds_per_image
 from training.metrics.classifier import (
@@ -105,7 +105,7 @@ def evaluate(config: EvaluateConfig, report: ProgressCallback = no_progress) -> 
         model = registry.default(model)
     folder = registry.path(model, config.version)
     with ExitStack() as held:
-        with join_ranks(config.device) as ranks:
+        with init_distributed(config.device) as ranks:
             bundle = load_bundle(folder, ranks.device, choose_dtype("auto", ranks.device))
             if config.transformer is not None:
                 bundle = _with_transformer(bundle, config.transformer)

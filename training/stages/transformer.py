@@ -41,7 +41,7 @@ from masc_core.progress import ProgressCallback, no_progress
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
 from training.downloads import local_file
-from training.loop.distributed import Ranks, join_ranks
+from training.loop.distributed import Ranks, init_distributed
 from training.loop.optimizer import adamw
 from training.loop.parallel import (
     checkpoint_activations,
@@ -96,7 +96,7 @@ def train_transformer(
 ) -> dict[str, Any]:
     """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
     set_threads(config.threads)
-    with join_ranks(config.device) as ranks:
+    with init_distributed(config.device) as ranks:
         data = ClusterData(config.codes, config.val_codes, config.prior, ranks, config.partitions)
         start = None
         if config.init is not None:
@@ -120,7 +120,7 @@ def build_model(
     if start is not None:
         start.fill(model, data.prior, data.train_counts)
     model = model.to(ranks.device)
-    is_shared = config.parallel == "fsdp" and ranks.count > 1
+    is_shared = config.parallel == "fsdp" and ranks.world_size > 1
     if config.compile and is_shared:
         compile_each(model.blocks)
     if config.checkpoint_activations:
@@ -214,15 +214,15 @@ class TransformerTraining:
 
     def val_mean(self, sums_of: Callable[[slice], Tensor]) -> Tensor:
         """Mean over the validation images of sums, float64, over a part of them."""
-        size, count = self.config.micro_batch_of(self.ranks.count), len(self.data.val)
+        size, count = self.config.micro_batch_of(self.ranks.world_size), len(self.data.val)
         total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         with torch.no_grad(), autocast(self.config, self.ranks.device):
-            for base in range(0, count, size * self.ranks.count):
+            for base in range(0, count, size * self.ranks.world_size):
                 start = base + size * self.ranks.rank
                 # All ranks take part in gathering a sharded model: one without images repeats some.
                 first = start % count
                 total = total + sums_of(slice(first, first + size)) * (start < count)
-        return self.ranks.all_reduce_mean(total) * self.ranks.count / count
+        return self.ranks.all_reduce_mean(total) * self.ranks.world_size / count
 
     def sums(self, part: slice) -> Tensor:
         """Sums over the positions of images: cross-entropy, entropy, those of each level."""
@@ -276,7 +276,7 @@ class TransformerTraining:
         if self.peak is None:
             return {}
         done = flops_per_image(self.model.config) * images_per_second
-        return {"mfu": done / (self.peak * self.ranks.count)}
+        return {"mfu": done / (self.peak * self.ranks.world_size)}
 
 
 def _sheets(config: TransformerTrainingConfig, data: ClusterData) -> Sheets | None:

@@ -18,8 +18,8 @@ def as_tensors(indices: Indices, random_bits: ItemRandomBits) -> tuple[Tensor, T
     return torch.from_numpy(indices), torch.from_numpy(random_bits.astype(np.int64))
 
 
-def batches(rank: int = 0, num_ranks: int = 1, micro: int = 12, seed: int = 5) -> Batches:
-    return Batches(as_tensors, 50, seed, 12, micro, rank, num_ranks)
+def batches(rank: int = 0, world_size: int = 1, micro: int = 12, seed: int = 5) -> Batches:
+    return Batches(as_tensors, 50, seed, 12, micro, rank, world_size)
 
 
 def joined(parts: list[MicroBatch]) -> list[tuple[object, ...]]:
@@ -39,8 +39,8 @@ def joined(parts: list[MicroBatch]) -> list[tuple[object, ...]]:
 def test_the_ranks_share_the_items_and_words_of_one_batch(
     step: int, layout: tuple[int, int]
 ) -> None:
-    num_ranks, micro = layout
-    shares = [batches(rank, num_ranks, micro).of_step(step) for rank in range(num_ranks)]
+    world_size, micro = layout
+    shares = [batches(rank, world_size, micro).of_step(step) for rank in range(world_size)]
     assert all(len(part[0]) == micro for share in shares for part in share)
     assert joined([part for share in shares for part in share]) == joined(batches().of_step(step))
 

@@ -27,7 +27,7 @@ from training.config import load_config
 from training.data.codebook_source import TrainedTokenizer
 from training.data.images import open_images
 from training.loop.checkpoint import latest_checkpoint
-from training.loop.distributed import Ranks, join_ranks
+from training.loop.distributed import Ranks, init_distributed
 from training.loop.run_dir import Run
 from training.loop.task import TrainingTask
 from training.loop.trainer import fit
@@ -243,7 +243,7 @@ def test_gradients_lie_in_memory_as_the_weights_do(gan_task: TrainingTask) -> No
 def train_and_tell(config: TokenizerTrainingConfig) -> None:
     """Train, and write what this rank ended with."""
     data, val_data = open_images(config.data), open_images(config.val_data)
-    with join_ranks("cpu") as ranks, Run(config.out, config, {}, ranks) as run:
+    with init_distributed("cpu") as ranks, Run(config.out, config, {}, ranks) as run:
         task = _TokenizerTraining(run, config, None, data, val_data).task()
         fit(run, config, task)
         ends = {
