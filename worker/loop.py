@@ -315,12 +315,12 @@ class WorkerLoop:
             case StartedImage():
                 if job.job.previews and not job.is_started:
                     self._queue.report(job.lease, Started(job.loaded.manifest.version))
-                job.entered(event.at)
+                job.image_started(event.at)
             case ImageProgress():
                 self._queue.report(job.lease, event.event)
             case EncodedImage():
                 self._models[job.request.model].engine_failures = 0
-                self._metrics.image(job.request, job.made(event))
+                self._metrics.image(job.request, job.add_image(event))
                 if job.is_complete:
                     result = job.result()
                     self._metrics.job(result, job.code_seconds)

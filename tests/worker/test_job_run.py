@@ -75,11 +75,11 @@ def test_images_may_come_in_any_order_and_times_are_the_slowest_or_summed(
 ) -> None:
     job = running_job(loaded, submitted_at=time.time() - 100)
     assert not job.is_started
-    job.entered(time.time())
+    job.image_started(time.time())
     assert job.is_started
     for index, task in reversed(list(enumerate(job.tasks()))):
         assert not job.is_complete
-        job.made(made(task, index, [1.0, 2.0]))
+        job.add_image(made(task, index, [1.0, 2.0]))
     assert job.is_complete
     result = job.result()
     assert (result.model, result.version) == ("tiny", "1")
@@ -121,7 +121,7 @@ def test_one_cluster_has_no_entropy_to_compare_with(
     one_cluster = loaded.manifest.model_copy(update={"num_clusters": 1})
     monkeypatch.setattr(LoadedVersion, "manifest", one_cluster)
     job = running_job(loaded)
-    assert job.made(made(job.tasks()[0], 0, [0.0])).entropy_ratio == 0.0
+    assert job.add_image(made(job.tasks()[0], 0, [0.0])).entropy_ratio == 0.0
 
 
 def test_a_job_has_one_image_or_as_many_as_one_may_have(manifest: Manifest) -> None:
