@@ -23,8 +23,8 @@ from masc_core.errors import ConfigError, QueueDownError
 from worker.jobs.fair import BATCH_EVERY, ROW
 from worker.jobs.queue import DEFAULT_PREFIX, QueueLimits
 from worker.jobs.redis.connection import (
-    ELSEWHERE,
-    OF_A_CLUSTER,
+    CLUSTER_NODE_MESSAGE,
+    FAILOVER_ERRORS,
     RETRY_AFTER,
     AsyncRedis,
     BlockingRedis,
@@ -127,7 +127,7 @@ def check_access(client: BlockingRedis, namespace: QueueNamespace) -> None:
     except NoPermissionError:
         raise
     except MovedError:
-        raise ConfigError(OF_A_CLUSTER) from None
+        raise ConfigError(CLUSTER_NODE_MESSAGE) from None
     except RedisError as error:
         if is_transient(error):
             return
@@ -144,13 +144,13 @@ def milliseconds(seconds: float) -> int:
 class ScriptRunner:
     """Calls scripts from any thread, each over a connection of its own.
 
-    ``on_elsewhere`` is called when the queue turns out to be on another server: after a failover
+    ``on_failover`` is called when the queue turns out to be on another server: after a failover
     connections may still lead to what is a replica now. New ones look its name up again.
     """
 
     def __init__(self, client: BlockingRedis, namespace: QueueNamespace) -> None:
         self._client, self._namespace = client, namespace
-        self.on_elsewhere: Callable[[ResponseError], None] = lambda _: None
+        self.on_failover: Callable[[ResponseError], None] = lambda _: None
 
     def run(self, name: str, *args: Argument) -> Any:  # noqa: ANN401 - as scripts return
         """Run a script; raises `QueueDownError`."""
@@ -161,9 +161,9 @@ class ScriptRunner:
                 with suppress(NoScriptError):
                     return self._client.evalsha(script.sha, 1, *arguments)
                 return self._client.eval(script.text, 1, *arguments)
-            except ELSEWHERE as error:
+            except FAILOVER_ERRORS as error:
                 self._client.connection_pool.disconnect(inuse_connections=False)
-                self.on_elsewhere(error)
+                self.on_failover(error)
                 raise
 
 
@@ -188,12 +188,12 @@ class AsyncScriptRunner:
     Calls that wait at the same time are sent in one pipeline: a hundred cost little more than one.
     A caller that stops waiting, after some ``seconds`` or before, leaves the connection to the
     others.
-    ``on_elsewhere`` is that of `ScriptRunner`; ``on_down`` is called when a call finds no server.
+    ``on_failover`` is that of `ScriptRunner`; ``on_down`` is called when a call finds no server.
     """
 
     def __init__(self, client: AsyncRedis, namespace: QueueNamespace, seconds: float) -> None:
         self._client, self._namespace, self._seconds = client, namespace, seconds
-        self.on_elsewhere: Callable[[ResponseError], None] = lambda _: None
+        self.on_failover: Callable[[ResponseError], None] = lambda _: None
         self.on_down: Callable[[], None] = lambda: None
         self._waiting: list[_Call] = []
         self._sending: asyncio.Task[None] | None = None
@@ -243,8 +243,8 @@ class AsyncScriptRunner:
             for i, answer in zip(unknown, again, strict=True):
                 answers[i] = answer
         for answer in answers:
-            if isinstance(answer, ELSEWHERE):
-                self.on_elsewhere(answer)
+            if isinstance(answer, FAILOVER_ERRORS):
+                self.on_failover(answer)
                 await self._client.connection_pool.disconnect()
                 break
         return answers

@@ -94,7 +94,7 @@ class LeaseUpdates:
         self._listeners: list[Callable[[str], None]] = []
         pubsub = PubSubThread(client, channel, self._on_message, self._on_connected)
         self.start, self.close = pubsub.start, pubsub.close
-        scripts.on_elsewhere = pubsub.reconnect
+        scripts.on_failover = pubsub.reconnect
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
         """Register a callback; see `worker.jobs.queue.JobConsumer.on_arrival`."""

@@ -100,7 +100,7 @@ class RedisProducer:
         channels = (self._front_channel, self._quarantine_channel, f"{prefix}workers")
         self._pubsub = PubSubTask(self._connections, channels, self._on_message, self._on_connected)
         for calls in (self._calls, self._results):
-            calls.on_elsewhere, calls.on_down = (
+            calls.on_failover, calls.on_down = (
                 self._pubsub.reconnect,
                 self._worker_list.has_changed,
             )
