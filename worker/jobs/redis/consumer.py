@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 
 from worker.jobs.job import Event, Lease
-from worker.jobs.outcome import JobFailure, JobResult, Outcome, end_state, frees_key
+from worker.jobs.outcome import JobFailure, JobResult, Outcome, end_state, releases_idempotency_key
 from worker.jobs.queue import (
     POLL_SECONDS,
     JobConsumer,
@@ -182,6 +182,10 @@ def _fields(report: Event | Outcome | Requeue) -> tuple[str, bytes, int]:
         case Requeue():
             return "back", b"", 0
         case JobResult() | JobFailure():
-            return end_state(report), encode_with_kind(report), int(frees_key(report))
+            return (
+                end_state(report),
+                encode_with_kind(report),
+                int(releases_idempotency_key(report)),
+            )
         case event:
             return "event", encode_with_kind(event), 0
