@@ -115,7 +115,7 @@ def _settings(limits: QueueLimits, channels: str) -> bytes:
 def check_access(client: BlockingRedis, namespace: QueueNamespace) -> None:
     """Look whether the user may do what the scripts do; raises `NoPermissionError`.
 
-    A server that is away, or a replica, is not asked: it may still come.
+    A server that is unreachable, or a replica, is not asked: it may still come.
     """
     folder = resources.files(__package__) / "scripts"
     texts = [file.read_text("utf-8") for file in folder.iterdir()]

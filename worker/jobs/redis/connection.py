@@ -209,7 +209,7 @@ def is_transient(error: RedisError) -> bool:
 
 
 def check_server(client: BlockingRedis) -> None:
-    """Look at the server once, before anything depends on it; one that is away may still come.
+    """Look at the server once, before anything depends on it; an unreachable one may still come.
 
     Raises
     ------

@@ -83,7 +83,7 @@ class RedisConsumer(JobConsumer):
         self._updates.on_arrival(arrived)
 
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
-        """Take the oldest jobs that fit."""
+        """Take the next jobs, in fair order, that fit."""
         if max_rows <= 0:
             return ()
         until = time.monotonic() + timeout

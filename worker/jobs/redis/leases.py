@@ -1,8 +1,8 @@
 """The leases that a worker holds, and what it learns of them without asking.
 
-The worker's own channel names leases that are lost, and models of which a job has arrived that is
-for this worker, before all others. Messages are missed while it is not subscribed, so after every
-subscription it checks its leases once, and `wait_for_arrival` returns.
+The worker's own channel reports lost leases, and arrivals of jobs that this worker is woken for
+before all others. Messages are missed while unsubscribed, so each subscription rechecks the leases
+and wakes `wait_for_arrival`.
 """
 
 from __future__ import annotations

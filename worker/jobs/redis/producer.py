@@ -2,7 +2,7 @@
 
 However many wait, there are three connections: for calls, for results, and for messages.
 `get_result` registers the front end for messages about the job in the same step, so none is missed.
-While Redis is away, whoever waits goes on waiting, and everybody asks again when it is back.
+While Redis is unreachable, whoever waits goes on waiting, and everybody asks again when it is back.
 See `worker.jobs.queue` for what the methods do.
 """
 
@@ -58,7 +58,7 @@ from worker.jobs.watchers import Watchers
 
 logger = logging.getLogger(__name__)
 
-CALL_SECONDS = 0.65  # so that a client hears within a second that the queue is away
+CALL_SECONDS = 0.65  # so that a client hears within a second that the queue is unreachable
 RESULT_CALL_TIMEOUT = 10.0  # an outcome may be large, and its reader waits for it anyway
 REPOLL_SECONDS = 5.0  # between two looks at a job of which nothing is heard: messages can be lost
 WORKERS_SECONDS = 1.0  # for which the list of workers is kept without a message about them
@@ -87,7 +87,7 @@ class RedisProducer:
         self._unconfirmed: set[str] = set()  # ids of jobs whose submission was not answered
 
     async def __aenter__(self) -> Self:
-        """Connect; if Redis is away, when it comes."""
+        """Connect; if Redis is unreachable, when it comes."""
         self._connections = connect_async(self._url, self._namespace.keys)
         self._calls = AsyncScriptRunner(self._connections, self._namespace, CALL_SECONDS)
         self._results = AsyncScriptRunner(self._connections, self._namespace, RESULT_CALL_TIMEOUT)
