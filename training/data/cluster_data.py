@@ -146,7 +146,7 @@ class ClusterData:
         """How often each code occurs in the validation images' first variants, int64 (V,)."""
         return self.val.counts(slice(1))
 
-    def member_bits(self) -> float:
+    def uniform_bits(self) -> float:
         """Bits to tell a validation code from the others of its cluster, all of them alike.
 
         What a code costs in all is these bits and the cluster's: vocabularies compare by that.

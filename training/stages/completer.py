@@ -46,8 +46,8 @@ def train_completer(
     """
     set_threads(config.threads)
     with init_distributed(config.device) as ranks:
-        families = () if config.siblings is None else (config.siblings,)
-        data = ClusterData(config.codes, config.val_codes, config.prior, ranks, families)
+        sibling_paths = () if config.siblings is None else (config.siblings,)
+        data = ClusterData(config.codes, config.val_codes, config.prior, ranks, sibling_paths)
         if data.prior.num_clusters == data.prior.num_codes:
             raise ConfigError("prior: every cluster has one code, there is nothing to complete")
         with Run(config.out, config, data.summary, ranks) as run:
@@ -85,7 +85,7 @@ class _CompleterTraining:
         has_choice = prior.sizes[prior.labels] > 1
         self.baselines = {
             "open_positions": float(counts[has_choice].sum() / counts.sum()),
-            "uniform_bits": data.member_bits(),
+            "uniform_bits": data.uniform_bits(),
             "frequency_bits": frequency_bits(prior, data.train_counts, counts),
         }
 

@@ -91,7 +91,7 @@ class _RefinerTraining:
         self.run, self.config, self.data, self.loss_module = run, config, data, loss_module
         self.inputs = inputs
         self.baselines = {
-            "uniform_bits": data.member_bits(),
+            "uniform_bits": data.uniform_bits(),
             "frequency_bits": frequency_bits(data.prior, data.train_counts, data.val_counts),
         }
 

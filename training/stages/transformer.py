@@ -157,7 +157,7 @@ class TransformerTraining:
         partitions = [partition.over(data.prior) for partition in data.partitions]
         self.loss_module = self.new_loss_module(partitions)
         self.levels = [ClusterLevelMetrics(one, self.ranks.device) for one in partitions]
-        self.unigram_bits, self.member_bits = data.unigram_bits(), data.member_bits()
+        self.unigram_bits, self.uniform_bits = data.unigram_bits(), data.uniform_bits()
         self.peak = peak_flops(self.ranks.device, config.peak_tflops)
         self.sheets = _sheets(config, data)
 
@@ -201,7 +201,7 @@ class TransformerTraining:
         metrics = {
             "objective": bits,
             "bits_per_position": bits,
-            "fine_bits_per_position": bits + self.member_bits,
+            "fine_bits_per_position": bits + self.uniform_bits,
             "teacher_forced_entropy_bits": entropy,
             "teacher_forced_entropy_ratio": entropy / largest,
             "unigram_bits": self.unigram_bits,
