@@ -95,13 +95,12 @@ class _Encoding(NamedTuple):
 
 
 class PreviewBudget:
-    """Seconds that may be spent on previews.
+    """Seconds that may be spent on previews: a token bucket that may go into debt.
 
-    Credit grows with time, a twentieth of it by default, up to a bound. A preview is made while
-    there is credit, and paid for in advance with what the last one took, because many that are due
-    at once would all be granted the same credit. The difference is settled when the preview is
-    there. In the long run previews take no more than their share, and one image alone still gets
-    some.
+    It fills with time, by a twentieth of it by default, up to a bound. A preview is made while it is
+    not empty, and paid for in advance with what the last one took, because many that are due at
+    once would all be granted the same credit. The difference is settled when the preview is there.
+    In the long run previews take no more than their share, and one image alone still gets some.
 
     Parameters
     ----------
@@ -114,10 +113,10 @@ class PreviewBudget:
     ) -> None:
         self._share, self._clock = share, clock
         self._credit, self._since = MAX_CREDIT, clock()
-        self._price = MAX_CREDIT  # what the last one took; of the first nothing is known
+        self._price = MAX_CREDIT  # seconds of the last one; of the first nothing is known
 
     def pay(self) -> float | None:
-        """Pay for a preview; return what was paid, or None where none may be made now."""
+        """Take the price of a preview out of the bucket; None, and nothing, where it is empty."""
         now = self._clock()
         self._credit = min(MAX_CREDIT, self._credit + self._share * (now - self._since))
         self._since = now
@@ -127,7 +126,7 @@ class PreviewBudget:
         return self._price
 
     def settle(self, paid: float, seconds: float) -> None:
-        """A preview that was paid for has taken so long; one that came to nothing stays paid."""
+        """Correct what was paid to what the preview took; of one that failed it stays paid."""
         self._credit += paid - seconds
         self._price = seconds
 
