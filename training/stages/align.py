@@ -53,29 +53,31 @@ def align_transformer(
         data = ClusterData(config.codes, config.val_codes, config.prior, ranks, config.partitions)
         init = local_file(config.source, report)
         data.inputs["init"] = start_sha256(init)
-        start = InitialWeights.open(init, gpt_config(config, data), data.prior, data.inputs)
-        _check(start, gpt_config(config, data))
+        initial_weights = InitialWeights.open(
+            init, gpt_config(config, data), data.prior, data.inputs
+        )
+        _check(initial_weights, gpt_config(config, data))
         with Run(config.out, config, data.summary, ranks) as run:
-            model, reference = (build_model(config, data, ranks, start) for _ in range(2))
+            model, reference = (build_model(config, data, ranks, initial_weights) for _ in range(2))
             reference.requires_grad_(requires_grad=False)
             training = _Alignment(run, config, data, model, reference)
             fit(run, config, training.task(), report)
             return run.read_json("metrics.json")
 
 
-def _check(start: InitialWeights, config: GPTConfig) -> None:
-    theirs = start.model.config
+def _check(weights: InitialWeights, config: GPTConfig) -> None:
+    theirs = weights.model.config
     for what, key in (("clusters", "vocab_size"), ("classes", "num_classes")):
         has, wanted = getattr(theirs, key), getattr(config, key)
         if has != wanted:
             raise ConfigError(
-                f"init: {start.path} is for {has} {what}, the codes and the prior have {wanted}; "
+                f"init: {weights.path} is for {has} {what}, the codes and the prior have {wanted}; "
                 "what is aligned has learned the same before"
             )
     if theirs.num_class_rows != config.num_class_rows:  # the table of the null class is another
         has, needs = ("with", "above 0") if theirs.class_dropout else ("without", "0")
         raise ConfigError(
-            f"class_dropout: {start.path} was trained {has} a null class, so it has to be {needs}"
+            f"class_dropout: {weights.path} was trained {has} a null class, so it has to be {needs}"
         )
 
 

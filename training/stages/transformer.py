@@ -98,27 +98,32 @@ def train_transformer(
     set_threads(config.threads)
     with init_distributed(config.device) as ranks:
         data = ClusterData(config.codes, config.val_codes, config.prior, ranks, config.partitions)
-        start = None
+        initial_weights = None
         if config.init is not None:
             init = local_file(config.init, report)
             data.inputs["init"] = start_sha256(init)
-            start = InitialWeights.open(init, gpt_config(config, data), data.prior, data.inputs)
+            initial_weights = InitialWeights.open(
+                init, gpt_config(config, data), data.prior, data.inputs
+            )
         with Run(config.out, config, data.summary, ranks) as run:
-            model = build_model(config, data, ranks, start)
+            model = build_model(config, data, ranks, initial_weights)
             fit(run, config, TransformerTraining(run, config, data, model).task(), report)
             return run.read_json("metrics.json")
 
 
 def build_model(
-    config: TransformerTrainingConfig, data: ClusterData, ranks: Ranks, start: InitialWeights | None
+    config: TransformerTrainingConfig,
+    data: ClusterData,
+    ranks: Ranks,
+    initial_weights: InitialWeights | None,
 ) -> GPT:
     """The model as training begins with it, on the rank's device, in parts if so configured."""
     if config.compile:
         require_compiler(ranks.device)
     torch.manual_seed(config.seed)
     model = GPT(gpt_config(config, data))
-    if start is not None:
-        start.fill(model, data.prior, data.train_counts)
+    if initial_weights is not None:
+        initial_weights.fill(model, data.prior, data.train_counts)
     model = model.to(ranks.device)
     is_shared = config.parallel == "fsdp" and ranks.world_size > 1
     if config.compile and is_shared:
