@@ -49,8 +49,7 @@ END_SECONDS = 4.0  # for the step under way, and to let everything go
 class WorkerLoop:
     """Serves models from one queue.
 
-    Each has an engine of its own, and each engine that has work makes one step in every step of
-    the loop: between two steps of a model there is one of each other at most.
+    Each pass steps every engine that has work once, so no model gets two steps while another waits.
 
     Parameters
     ----------
@@ -200,7 +199,8 @@ class WorkerLoop:
         self._drop_lost()
         # claim; without work this waits a moment for a job
         self._claimed += self._claim()
-        while self._claimed:  # if one cannot be admitted, the next step goes on behind it
+        # if starting a job raises, the next step continues with the one behind it
+        while self._claimed:
             lease = self._claimed.popleft()
             self._handled = {lease.job_id}
             self._start_job(lease)
@@ -241,7 +241,10 @@ class WorkerLoop:
             self._failed_steps = 0
 
     def _fail_jobs(self, error: Exception) -> None:
-        """Fail the jobs that an error affects; there are none where it came from the queue."""
+        """Fail the jobs that an error affects; a failed claim affects none.
+
+        They are those in a failed engine, the one being handled, the one whose report failed.
+        """
         in_engines = set[str]()
         for model in self._models.values():
             at_risk = set[str]().union(*(loaded.jobs_at_risk for loaded in model))

@@ -147,8 +147,8 @@ def _active(models: Registry, name: str) -> str:
 def engine_backends(settings: WorkerSettings, device: torch.device) -> Sequence[Backend]:
     """How the batch may be stepped, the best backend first.
 
-    Images that must be the same bit for bit whatever else is in the batch get one backend only. On
-    a CPU they always are.
+    With MASC_DETERMINISTIC there is one backend and no fallback, because backends round
+    differently; a CPU is always bit-exact.
 
     Raises
     ------

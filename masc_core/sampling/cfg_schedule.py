@@ -1,9 +1,8 @@
 """How strongly each position of an image is guided.
 
 A schedule gives every position a scale between 1, which is no guidance, and the request's
-``cfg_scale``; the first position has the full one. All others, but for the full scale of
-``constant`` and ``step``, have `ABOVE_ONE` added, as in the code by which GigaTok's figures were
-published.
+``cfg_scale``; the first position has the full one. Every later position gets `ABOVE_ONE` added,
+except where ``constant`` or ``step`` give the full scale; GigaTok's published code does the same.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 The vocabulary are the clusters of a prior, or all codes. Partitions of it, the levels, may each add
 ``-weight log P(cluster of the target)``, where ``P`` is the sum of the softmax over the cluster:
-one level is IAR's cluster-oriented loss, nested cuts of a tree are a multi-level one. Of the logit
-of a member the gradient is ``p - [member] p / P``. A cluster of one token repeats the token's own
-loss, one of all tokens adds nothing.
+one level is IAR's cluster-oriented loss, nested cuts of a tree are a multi-level one. Gradient of a
+logit: ``p - p / P`` inside the target's cluster, ``p`` outside it. A cluster of one token repeats
+the token's own loss, one of all tokens adds nothing.
 
 Hu et al.: Improving Autoregressive Visual Generation with Cluster-Oriented Token Prediction. 2025.
 

@@ -97,8 +97,8 @@ class _Encoding(NamedTuple):
 class PreviewBudget:
     """Seconds that may be spent on previews: a token bucket that may go into debt.
 
-    It fills with time, by a twentieth of it by default, up to a bound. A preview is made while it is
-    not empty, and paid for in advance with what the last one took, because many that are due at
+    It fills with time, by a twentieth of it by default, up to a bound. A preview is made while it
+    is not empty, and paid for in advance with what the last one took, because many that are due at
     once would all be granted the same credit. The difference is settled when the preview is there.
     In the long run previews take no more than their share, and one image alone still gets some.
 
