@@ -528,9 +528,9 @@ def verify(
         return
     damaged = 0
     for model in registry.names():
-        for one in _versions(registry, model):
+        for each_version in _versions(registry, model):
             try:
-                _say_verified(registry.verify(model, one))
+                _say_verified(registry.verify(model, each_version))
             except ArtifactError as error:
                 damaged += 1
                 print_error(str(error))

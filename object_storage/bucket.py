@@ -183,7 +183,9 @@ class Bucket:
         with self._named(path):
             pages = self._api.list(self._store, path)  # as many requests as it takes
             return {
-                one["path"].removeprefix(f"{path}/"): one["size"] for page in pages for one in page
+                meta["path"].removeprefix(f"{path}/"): meta["size"]
+                for page in pages
+                for meta in page
             }
 
     def delete(self, path: str) -> None:

@@ -119,7 +119,7 @@ class RunningJob:
 
 def image_params(request: GenerationRequest, index: int) -> SamplingParams:
     """Return what the engine needs to know of image ``index``."""
-    shared = {one.name: getattr(request, one.name) for one in fields(SamplingParams)}
+    shared = {field.name: getattr(request, field.name) for field in fields(SamplingParams)}
     return SamplingParams(**shared | {"seed": request.image_seed(index)})
 
 

@@ -93,7 +93,7 @@ class WorkerLoop:
         self._failed_steps = 0  # one after another
         for loaded in self._loaded():
             metrics.serve(loaded.bundle)
-        metrics.rows_capacity.set_function(lambda: sum(one.capacity_rows for one in models))
+        metrics.rows_capacity.set_function(lambda: sum(model.capacity_rows for model in models))
 
     @property
     def statuses(self) -> Sequence[WorkerStatus]:
@@ -175,7 +175,7 @@ class WorkerLoop:
         except Exception as error:
             reason = str(error) if isinstance(error, MascError) else "see the log"
             self._announce(model, ready=False, detail=f"the warm-up image failed: {reason}")
-            if sum(1 for one in self._models.values() if one.versions) == 1:
+            if sum(1 for other in self._models.values() if other.versions) == 1:
                 raise
             logger.exception("%s is not served", model.name)
             model.serve_none(error)
@@ -350,7 +350,7 @@ class WorkerLoop:
         # if this fails the job is still here, to give back
         self._running[job_id].loaded.drop(job_id)
         del self._running[job_id]
-        self._events = deque(one for one in self._events if one.task.job_id != job_id)
+        self._events = deque(event for event in self._events if event.task.job_id != job_id)
 
     def _close_reloader(self, reloader: ModelReloader) -> None:
         seconds_left = self._drain_end - time.monotonic()

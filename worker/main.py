@@ -228,7 +228,7 @@ def exposed(loop: WorkerLoop, registry: CollectorRegistry, host: str, port: int)
     ConfigError : the address cannot be bound
     """
     ready = Gauge("masc_ready", "Whether this worker is ready.", registry=registry)
-    ready.set_function(lambda: float(any(one.ready for one in loop.statuses)))
+    ready.set_function(lambda: float(any(status.ready for status in loop.statuses)))
     draining = Gauge("masc_draining", "Whether this worker takes no more jobs.", registry=registry)
     draining.set_function(lambda: float(loop.is_stopping))
     try:

@@ -187,7 +187,7 @@ class QueueClient:
         now = self._clock()
         if now < self._empty_until.get(model, now) or now - self._asked_at > STALE_SECONDS:
             return 0
-        inbox = (one.job.request for one in self._inbox if one.job.request.model == model)
+        inbox = (lease.job.request for lease in self._inbox if lease.job.request.model == model)
         return self._rows[model] - sum(request.batch_rows for request in inbox)
 
     @property
@@ -209,8 +209,8 @@ class QueueClient:
     def _arrived(self, model: str) -> None:
         with self._changed:
             if not model or model in self._rows:
-                for one in (model,) if model else self._rows:
-                    self._empty_until.pop(one, None)
+                for name in (model,) if model else self._rows:
+                    self._empty_until.pop(name, None)
                 self._changed.notify_all()
 
     def _run(self) -> None:
@@ -244,7 +244,7 @@ class QueueClient:
         """
         while self._outbox and self._can_try:
             batch = self._next_batch()
-            outcomes = [one for one in batch if isinstance(one[1], Outcome)]
+            outcomes = [report for report in batch if isinstance(report[1], Outcome)]
             now = time.time()  # before the client sees the end: a job's span ends in its request's
             try:
                 answers = self._try(partial(self._queue.report, batch))

@@ -253,7 +253,7 @@ class Registry:
 
     def next_version(self, name: str) -> str:
         """Number after the highest one that a version of a model has; 1 for the first."""
-        numbers = [int(one) for one in self._taken(name) if one.isascii() and one.isdigit()]
+        numbers = [int(v) for v in self._taken(name) if v.isascii() and v.isdigit()]
         return str(1 + max(numbers, default=0))
 
     def _losses(self, manifest: Manifest) -> tuple[str, ...]:
@@ -421,8 +421,8 @@ class ActiveVersion:
         if self.is_made:
             active = self.read()
             past = [*self.earlier(active), active]
-        kept = [one for one in past if one != version]
-        self._write(HISTORY_FILE, "".join(f"{one}\n" for one in [*kept, version]))
+        kept = [earlier for earlier in past if earlier != version]
+        self._write(HISTORY_FILE, "".join(f"{name}\n" for name in [*kept, version]))
         self.go_back(version)
 
     def go_back(self, version: str) -> None:

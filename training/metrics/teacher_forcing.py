@@ -81,7 +81,8 @@ def teacher_forced(
     unfinished = unfinished or PartialResults()
     prior, length = bundle.code_sampler.prior, bundle.manifest.num_positions
     batch_size = min(256, max(1, LOGITS_AT_ONCE // (length * prior.num_clusters)))
-    levels = [ClusterLevelMetrics(one.over(prior), bundle.device) for one in bundle.partitions]
+    partitions = [partition.over(prior) for partition in bundle.partitions]
+    levels = [ClusterLevelMetrics(partition, bundle.device) for partition in partitions]
     begun = unfinished.load("teacher-forced") or {}
     sums = begun.get("sums", torch.zeros(2, length, dtype=torch.float64))
     no_sums = torch.zeros(len(levels), NUM_SUMS, dtype=torch.float64)

@@ -116,7 +116,7 @@ class _Alignment(TransformerTraining):
 
         def sums_of(part: slice) -> Tensor:
             batch = *self.data.val_batch(part.start, part.stop), others[part]
-            labels, clusters, negatives = (one.to(self.ranks.device) for one in batch)
+            labels, clusters, negatives = (tensor.to(self.ranks.device) for tensor in batch)
             found = self.alignment.forward(labels, negatives, clusters)
             means = [found[key] for key in ("loss", "margin", "accuracy")]
             return torch.stack(means).double() * len(labels)

@@ -161,7 +161,7 @@ class TransformerTraining:
         self.ranks = run.ranks
         partitions = [partition.over(data.prior) for partition in data.partitions]
         self.loss_module = self.new_loss_module(partitions)
-        self.levels = [ClusterLevelMetrics(one, self.ranks.device) for one in partitions]
+        self.levels = [ClusterLevelMetrics(level, self.ranks.device) for level in partitions]
         self.unigram_bits, self.uniform_bits = data.unigram_bits(), data.uniform_bits()
         self.peak = peak_flops(self.ranks.device, config.peak_tflops)
         self.sheets = _sheets(config, data)

@@ -158,7 +158,7 @@ class Engine:
     def cancel(self, key: TaskKey) -> None:
         """Forget a task, whose rows are free at once; nothing happens when it is not here."""
         self._joining.pop(key, None)
-        self._outputs = [one for one in self._outputs if one.task.key != key]
+        self._outputs = [output for output in self._outputs if output.task.key != key]
         running = self._running.get(key)
         if running is not None:
             self._remove([running])
@@ -235,7 +235,9 @@ class Engine:
         if due:
             copy = self._batch.read([running.slot for running, _ in due])
             self._pending_copies.append(_PendingCopy(due, copy))
-            self._leave_batch([one for one, grid_row in due if grid_row == self._config.grid_size])
+            self._leave_batch(
+                [task for task, grid_row in due if grid_row == self._config.grid_size]
+            )
         self._outputs_due.pop(self._num_steps, None)
 
     def _finish_copies(self) -> None:
@@ -284,7 +286,7 @@ class Engine:
             del self._running[running.task.key]
 
     def _leave_batch(self, tasks: Sequence[_Running]) -> None:
-        slots = {one.slot for one in tasks if self._by_slot.get(one.slot) is one}
+        slots = {task.slot for task in tasks if self._by_slot.get(task.slot) is task}
         if slots:
             self._batch.leave(slots)
-            self._by_slot = {s: one for s, one in self._by_slot.items() if s not in slots}
+            self._by_slot = {s: task for s, task in self._by_slot.items() if s not in slots}

@@ -50,9 +50,10 @@ class FairQueue:
     """The waiting jobs of one model."""
 
     def __init__(self) -> None:
-        self._waiting: dict[Priority, list[QueueTag]] = {one: [] for one in PRIORITIES}
+        self._waiting: dict[Priority, list[QueueTag]] = {priority: [] for priority in PRIORITIES}
         self._time: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
-        self._ends: dict[Priority, dict[str, int]] = {one: {} for one in PRIORITIES}  # of flows
+        # Finish tags of the latest jobs, by flow.
+        self._ends: dict[Priority, dict[str, int]] = {priority: {} for priority in PRIORITIES}
         self._owed = 0  # interactive rows claimed since the latest batch job, while one waited
 
     def __len__(self) -> int:

@@ -248,8 +248,8 @@ class MemoryQueue(JobConsumer):
         """State of the queue."""
         with self._arrival:
             self._sweep()
-            priorities = {one: self._priority_stats(one) for one in PRIORITIES}
-            age = max(one.oldest_age for one in priorities.values())
+            priorities = {priority: self._priority_stats(priority) for priority in PRIORITIES}
+            age = max(stats.oldest_age for stats in priorities.values())
             totals = Totals(
                 self._accepted,
                 dict(self._ends),
@@ -293,7 +293,8 @@ class MemoryQueue(JobConsumer):
         with self._arrival:
             self._arrival.wait_for(lambda: len(self._order[model]) > 0, timeout)
             self._sweep()
-            return [self._lease(self._waiting[one]) for one in self._order[model].take(max_rows)]
+            taken = self._order[model].take(max_rows)
+            return [self._lease(self._waiting[job_id]) for job_id in taken]
 
     def renew(self, leases: Iterable[Lease]) -> None:
         """Leases do not run out."""
@@ -351,7 +352,7 @@ class MemoryQueue(JobConsumer):
             self._rates[model].restart()
 
     def _model_stats(self, model: str) -> ModelStats:
-        jobs = [one.job for one in self._waiting.values() if one.model == model]
+        jobs = [record.job for record in self._waiting.values() if record.model == model]
         return ModelStats(len(jobs), _oldest_age(jobs), self._rates[model].per_second())
 
     def _priority_stats(self, priority: Priority) -> PriorityStats:
@@ -428,7 +429,7 @@ class MemoryQueue(JobConsumer):
         self._result_bytes += size
         if self._result_bytes <= self._limits.max_result_bytes:
             return
-        for job_id in [one for one, record in self._ended.items() if record.job.keep]:
+        for job_id in [key for key, record in self._ended.items() if record.job.keep]:
             self._bury(job_id)
             self._results_dropped += 1
             if self._result_bytes <= self._limits.max_result_bytes:

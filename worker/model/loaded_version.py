@@ -240,8 +240,8 @@ class LoadedVersion:
         for key in [key for key in self._in_engine if key[0] == job_id]:
             self.engine.cancel(key)
             del self._in_engine[key]
-        self._outputs = deque(one for one in self._outputs if one.task.job_id != job_id)
-        self._encoding = deque(one for one in self._encoding if one.image.task.job_id != job_id)
+        self._outputs = deque(output for output in self._outputs if output.task.job_id != job_id)
+        self._encoding = deque(e for e in self._encoding if e.image.task.job_id != job_id)
         self._events = [event for event in self._events if event.task.job_id != job_id]
 
     def step(self) -> Sequence[TaskEvent]:

@@ -55,7 +55,7 @@ class ModelVersions:
 
     def get(self, version: str) -> LoadedVersion:
         """The version of that name, or else the newest."""
-        return next((one for one in self if one.manifest.version == version), self.newest)
+        return next((loaded for loaded in self if loaded.manifest.version == version), self.newest)
 
     def add(self, loaded: LoadedVersion) -> None:
         """Make this version the newest."""
@@ -64,7 +64,7 @@ class ModelVersions:
 
     def close_retired(self) -> None:
         """Close superseded versions that are idle and were kept long enough."""
-        for retired in [one for one in self._retired if one.loaded.is_idle]:
+        for retired in [each for each in self._retired if each.loaded.is_idle]:
             age = self._clock() - retired.since
             if age > RETIRE_SECONDS or len(self._retired) >= MAX_LOADED:
                 self._retired.remove(retired)

@@ -60,9 +60,10 @@ def load_script(name: str) -> Script:
     parts = ("keys", "common", name)
     keys, common, text = ((folder / f"{part}.lua").read_text("utf-8") for part in parts)
     flags, _, text = text.partition("\n")  # which Redis takes from the first line
-    commands = ", ".join(f"'{one}'" for one in sorted(set(COMMAND.findall(keys + common + text))))
+    commands = sorted(set(COMMAND.findall(keys + common + text)))
+    quoted = ", ".join(f"'{command}'" for command in commands)
     text = (
-        f"{flags}\nlocal COMMANDS = {{{commands}}}\n{keys}{common}"
+        f"{flags}\nlocal COMMANDS = {{{quoted}}}\n{keys}{common}"
         f"local function script()\n{text}\nend\nlocal answer = script()\nrepair()\nreturn answer\n"
     )
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())

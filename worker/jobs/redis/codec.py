@@ -25,7 +25,7 @@ UnknownValueError = msgspec.ValidationError
 
 _OUTCOMES: Mapping[str, type[Outcome]] = {kind.__name__: kind for kind in (JobResult, JobFailure)}
 _EVENTS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in (Started, Progress, Preview)}
-_REQUEST_DEFAULTS = {one.name: one.default for one in dataclasses.fields(GenerationRequest)}
+_REQUEST_DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationRequest)}
 
 
 class _RequestOnly(msgspec.Struct):

@@ -144,7 +144,7 @@ class MasterResolver:
                 address = own.hostname or "", own.port or REDIS_PORT
             case _:
                 return None
-        self._seeds = (seed, *(one for one in self._seeds if one != seed))
+        self._seeds = (seed, *(other for other in self._seeds if other != seed))
         return address
 
     def _why_not(self, answers: Sequence[object]) -> str:

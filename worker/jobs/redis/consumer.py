@@ -137,7 +137,7 @@ class RedisConsumer(JobConsumer):
         self._models |= {model}
         while True:
             now = time.monotonic()
-            self._passed_over = {one: end for one, end in self._passed_over.items() if end > now}
+            self._passed_over = {id_: end for id_, end in self._passed_over.items() if end > now}
             with self._updates.held.claiming():
                 claimed = self._scripts.run(
                     "claim", model, max_rows, self._name, *self._last_try, *self._passed_over

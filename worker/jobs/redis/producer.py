@@ -205,7 +205,7 @@ class RedisProducer:
         state: Literal["waiting", "running"] | None = None,
     ) -> int:
         """Cancel an owner's jobs, some in each call, so that none takes long."""
-        flows = [flow_of(owner, priority or one) for one in PRIORITIES]
+        flows = [flow_of(owner, priority or each) for each in PRIORITIES]
         live, num_cancelled = await self._calls.run("live_jobs"), 0
         for first in range(0, len(live), MAX_CANCELLED_TOGETHER):
             some = live[first : first + MAX_CANCELLED_TOGETHER]
@@ -234,7 +234,7 @@ class RedisProducer:
             priority: PriorityStats(num, milliseconds / 1000)
             for priority, (num, milliseconds) in zip(PRIORITIES, lines, strict=True)
         }
-        oldest_age = max(one.oldest_age for one in priorities.values())
+        oldest_age = max(stats.oldest_age for stats in priorities.values())
         return QueueStats(depth, running, oldest_age, _totals(counts), of_models, priorities)
 
     async def workers(self) -> Sequence[WorkerStatus]:
