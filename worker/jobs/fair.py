@@ -51,10 +51,12 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._waiting: dict[Priority, list[QueueTag]] = {priority: [] for priority in PRIORITIES}
-        self._time: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
+        self._virtual_time: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
         # Finish tags of the latest jobs, by flow.
-        self._ends: dict[Priority, dict[str, int]] = {priority: {} for priority in PRIORITIES}
-        self._owed = 0  # interactive rows claimed since the latest batch job, while one waited
+        self._finish_tags: dict[Priority, dict[str, int]] = {
+            priority: {} for priority in PRIORITIES
+        }
+        self._rows_since_batch = 0  # interactive ones that were claimed, while a batch job waited
 
     def __len__(self) -> int:
         """How many jobs wait."""
@@ -71,13 +73,13 @@ class FairQueue:
 
     def add(self, job: Job, weight: float) -> QueueTag:
         """Give a new job its tag."""
-        ends, cost = self._ends[job.priority], cost_of(job, weight)
+        finish_tags, cost = self._finish_tags[job.priority], cost_of(job, weight)
         flow = flow_of(job.owner, job.priority)
-        start = ends.get(flow, 0)
-        if start <= self._time[job.priority]:
+        start = finish_tags.get(flow, 0)
+        if start <= self._virtual_time[job.priority]:
             # A step, so that owners without a line come in the order of submission.
-            start = self._time[job.priority] = self._time[job.priority] + 1
-        ends[flow] = start + cost
+            start = self._virtual_time[job.priority] = self._virtual_time[job.priority] + 1
+        finish_tags[flow] = start + cost
         tag = QueueTag(start, job.id, flow, cost, job.request.batch_rows)
         self.put(tag, job.priority)
         return tag
@@ -89,8 +91,8 @@ class FairQueue:
     def remove(self, tag: QueueTag, priority: Priority) -> None:
         """Take a job out that waits, and was not claimed."""
         del self._waiting[priority][bisect_left(self._waiting[priority], tag)]
-        if self._ends[priority].get(tag.flow) == tag.start + tag.cost:
-            self._ends[priority][tag.flow] = tag.start  # its latest: as if it never was
+        if self._finish_tags[priority].get(tag.flow) == tag.start + tag.cost:
+            self._finish_tags[priority][tag.flow] = tag.start  # its latest: as if it never was
 
     def position(self, tag: QueueTag, priority: Priority) -> int:
         """How many jobs are ahead; a batch job is behind all interactive ones."""
@@ -106,9 +108,9 @@ class FairQueue:
                 break
             del self._waiting[priority][0]
             if priority == "batch":
-                self._owed = 0
+                self._rows_since_batch = 0
             elif self._waiting["batch"]:
-                self._owed += tag.rows
+                self._rows_since_batch += tag.rows
             self._reach(tag.start, priority)
             taken.append(tag.job_id)
             max_rows -= tag.rows
@@ -117,13 +119,13 @@ class FairQueue:
     def _next(self) -> Priority | None:
         """Whose turn it is; None if nobody waits."""
         interactive, batch = self._waiting["interactive"], self._waiting["batch"]
-        if interactive and not (batch and self._owed >= BATCH_EVERY * batch[0].rows):
+        if interactive and not (batch and self._rows_since_batch >= BATCH_EVERY * batch[0].rows):
             return "interactive"
         return "batch" if batch else None
 
     def _reach(self, start: int, priority: Priority) -> None:
         """Let virtual time go on to the start tag of a claimed job."""
-        if start > self._time[priority]:
-            self._time[priority] = start
-            ends = self._ends[priority]
-            self._ends[priority] = {flow: end for flow, end in ends.items() if end > start}
+        if start > self._virtual_time[priority]:
+            self._virtual_time[priority] = start
+            ends = self._finish_tags[priority]
+            self._finish_tags[priority] = {flow: end for flow, end in ends.items() if end > start}
