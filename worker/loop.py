@@ -163,8 +163,8 @@ class WorkerLoop:
         """
         for model in self._models.values():
             self._announce(model, ready=False, detail="warming up")
-        sound = [model for model in self._models.values() if self._warm_up(model)]
-        for model in sound:
+        working = [model for model in self._models.values() if self._warm_up(model)]
+        for model in working:
             self._announce(model, ready=True)
 
     def _warm_up(self, model: ServedModel) -> bool:

@@ -92,10 +92,8 @@ def build_worker(
                 memory.check(f"{name} {manifest.version}", need)
             bundle = load_bundle(folder, device, dtype)
             logger.info("loaded %s %s onto %s", name, manifest.version, device)
-            parts, on_prepared = (
-                (bundle.transformer, bundle.code_sampler),
-                partial(metrics.engine, name),
-            )
+            parts = bundle.transformer, bundle.code_sampler
+            on_prepared = partial(metrics.engine, name)
             engine = Engine(*parts, rows, metrics.step, backends, on_prepared)
             loaded = LoadedVersion(
                 bundle, engine, cores=cores, image_metadata=settings.image_metadata

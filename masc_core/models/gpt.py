@@ -269,8 +269,8 @@ class FeedForward(nn.Module):
     def fuse(self) -> None:
         """Make ``w1`` and ``w3`` the halves of one tensor; they keep their names.
 
-        Nothing is held twice. A second call does nothing: what was recorded reads the tensor where
-        it is.
+        Nothing is held twice. A second call does nothing: captured graphs read the tensor where it
+        is.
         """
         if self.w13 is None:
             self.w13 = torch.cat([self.w1.weight.detach(), self.w3.weight.detach()])

@@ -1,4 +1,4 @@
-"""From a predicted cluster to one of its codes, and which ways to it a model offers.
+"""From a predicted cluster to one of its codes, and which decodings a model offers.
 
 ``uniform`` draws every code of the cluster alike; ``frequency`` draws code c with probability
 ``count(c) / sum of the counts in its cluster``, and uniformly where no code was ever counted.

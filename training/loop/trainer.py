@@ -157,10 +157,10 @@ class _Trainer:
 
     def log_step(self, rate: float) -> None:
         """Log the losses, and the items a second since the last time."""
-        step, (before, then) = self.state.step, self.last_log
+        step, (last_step, last_time) = self.state.step, self.last_log
         values = self.finite_losses()
         now = time.perf_counter()
-        items_per_second = (step - before) * self.config.batch_size / (now - then)
+        items_per_second = (step - last_step) * self.config.batch_size / (now - last_time)
         self.last_log = (step, now)
         extra = self.task.extra_metrics(items_per_second)
         self.run.log(
