@@ -14,7 +14,7 @@ from masc_core.errors import InvalidFieldError
 
 CFGSchedule = Literal["constant", "step", "rectangular", "linear", "linear_re", "triangular"]
 CFG_SCHEDULES: tuple[CFGSchedule, ...] = get_args(CFGSchedule)
-WITH_START = ("step", "rectangular")  # which heed `cfg_start`; the same function under two names
+WITH_START = ("step", "rectangular")  # which use `cfg_start`; the same function under two names
 DEFAULT_CFG_START = 0.18
 ABOVE_ONE = 1e-4
 

@@ -224,8 +224,8 @@ class AsyncScriptRunner:
 
     async def _send(self) -> None:
         while self._waiting:
-            together, self._waiting = self._waiting[:MAX_TOGETHER], self._waiting[MAX_TOGETHER:]
-            calls = [call for call in together if not call.answer.done()]  # by giving up
+            batch, self._waiting = self._waiting[:MAX_TOGETHER], self._waiting[MAX_TOGETHER:]
+            calls = [call for call in batch if not call.answer.done()]  # its caller gave up
             try:
                 answers = await self._execute(calls)
             except Exception as error:  # noqa: BLE001 - it is raised where the call was made
