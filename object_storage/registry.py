@@ -38,10 +38,10 @@ from masc_core.bundle.registry import (
 from masc_core.errors import ArtifactError, StorageDownError, UnknownModelError
 from masc_core.escapes import quoted
 from masc_core.settings import CacheSettings, expand_path, read_settings
+from object_storage.active_version import BucketChoice, Choice, read_choice
 from object_storage.bucket import Bucket, ConflictError
 from object_storage.cache import FileCache
-from object_storage.choice import BucketChoice, Choice, read_choice
-from object_storage.kept import Kept
+from object_storage.cached_value import Kept
 
 T = TypeVar("T")
 

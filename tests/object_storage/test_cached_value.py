@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from masc_core.errors import StorageDownError
-from object_storage.kept import Kept
+from object_storage.cached_value import Kept
 
 
 def test_who_waits_for_a_reading_that_fails_reads_not_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where the reading takes longer than its result is kept."""
-    monkeypatch.setattr("object_storage.kept.KEPT_SECONDS", 0.3)
+    monkeypatch.setattr("object_storage.cached_value.KEPT_SECONDS", 0.3)
     readings: list[None] = []
     all_ask = threading.Event()
 
