@@ -141,9 +141,11 @@ class _TokenizerTraining:
         adversary = self.loss_module.adversary
         if adversary is not None:
             discriminator = adversary.discriminator
-            rival = DiscriminatorLoss(adversary, self.loss_module)
+            discriminator_loss = DiscriminatorLoss(adversary, self.loss_module)
             trained_modules.append(
-                TrainedModule(discriminator, rival, _adam(discriminator, self.config.lr))
+                TrainedModule(
+                    discriminator, discriminator_loss, _adam(discriminator, self.config.lr)
+                )
             )
         return TrainingTask(
             trained_modules=tuple(trained_modules),
@@ -156,7 +158,7 @@ class _TokenizerTraining:
         )
 
     def batch(self, indices: Indices, random_bits: ItemRandomBits) -> tuple[Tensor]:
-        """Pixels uint8 (B, S, S, 3) of training images, cropped and mirrored by the words."""
+        """Pixels uint8 (B, S, S, 3) of training images, cropped and mirrored by the bits."""
         return (torch.from_numpy(self.images.take(indices, random_bits)),)
 
     def after_step(self, step: int) -> None:
