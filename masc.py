@@ -215,7 +215,7 @@ def worker(
 
     from worker.jobs.connect import connect
     from worker.jobs.log import configure_logging
-    from worker.main import build_worker, exposed, run_until_signal
+    from worker.main import build_worker, run_until_signal, serve_metrics
     from worker.settings import load_settings
 
     settings = load_settings(
@@ -231,7 +231,7 @@ def worker(
     registry = CollectorRegistry()
     with closing(connect(settings.queue_url, settings.limits, settings.queue_prefix)) as jobs:
         loop = build_worker(settings, jobs, registry)
-        with exposed(loop, registry, settings.metrics_host, settings.metrics_port):
+        with serve_metrics(loop, registry, settings.metrics_host, settings.metrics_port):
             run_until_signal(loop)
 
 
@@ -554,7 +554,7 @@ def _with_default(settings: ServerSettings, worker_settings: WorkerSettings) -> 
 
     registry = open_registry(settings.models_dir)
     names = models_to_serve(worker_settings, registry)
-    default = settings.default_model or _first_sound(registry, names)
+    default = settings.default_model or _first_readable(registry, names)
     if default in registry.models() and default not in names:
         served = ", ".join(names)
         raise ConfigError(f"MASC_DEFAULT_MODEL: {default!r} is not served, but {served}")
@@ -563,7 +563,7 @@ def _with_default(settings: ServerSettings, worker_settings: WorkerSettings) -> 
     return settings.model_copy(update={"default_model": default})
 
 
-def _first_sound(registry: Registry, names: Sequence[str]) -> str:
+def _first_readable(registry: Registry, names: Sequence[str]) -> str:
     """The first model whose manifest can be read; where none can, the first."""
     for name in names:
         try:

@@ -218,7 +218,9 @@ def run_until_signal(loop: WorkerLoop) -> None:
 
 
 @contextmanager
-def exposed(loop: WorkerLoop, registry: CollectorRegistry, host: str, port: int) -> Iterator[int]:
+def serve_metrics(
+    loop: WorkerLoop, registry: CollectorRegistry, host: str, port: int
+) -> Iterator[int]:
     """Serve the metrics of a process that has no front end, and give the port; 0 takes a free one.
 
     Raises

@@ -33,7 +33,7 @@ from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobResult
 from worker.loop import WorkerLoop
-from worker.main import LoopThread, build_worker, engine_backends, exposed, run_until_signal
+from worker.main import LoopThread, build_worker, engine_backends, run_until_signal, serve_metrics
 from worker.model.loaded_version import WARM_UP, LoadedVersion
 from worker.settings import load_settings
 
@@ -148,7 +148,7 @@ def scrape(port: int) -> str:
 def test_metrics_are_served_as_long_as_the_context_lasts(bundle: Bundle) -> None:
     before = set(threading.enumerate())
     loop = make_loop(bundle, MemoryQueue())
-    with exposed(loop, CollectorRegistry(), "127.0.0.1", 0) as port:
+    with serve_metrics(loop, CollectorRegistry(), "127.0.0.1", 0) as port:
         assert {"masc_ready 0.0", "masc_draining 0.0"} <= set(scrape(port).splitlines())
         loop.warm_up()
         assert {"masc_ready 1.0", "masc_draining 0.0"} <= set(scrape(port).splitlines())
@@ -167,7 +167,7 @@ def test_an_address_that_cannot_be_had_names_its_variable(bundle: Bundle) -> Non
             pytest.raises(
                 ConfigError, match=f"MASC_METRICS_PORT: 127.0.0.1:{port} cannot be bound"
             ),
-            exposed(loop, CollectorRegistry(), "127.0.0.1", port),
+            serve_metrics(loop, CollectorRegistry(), "127.0.0.1", port),
         ):
             pass
 

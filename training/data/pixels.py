@@ -132,7 +132,7 @@ class TrainingPixels:
             if image is not None:
                 return at, image
             self._replace(at)
-        reason = f"none of its images can be read, first {self.source.flaw(0)}"
+        reason = f"none of its images can be read, first {self.source.why_unreadable(0)}"
         raise ArtifactError(self.source.root, reason)
 
     def _replace(self, index: int) -> None:
@@ -140,4 +140,6 @@ class TrainingPixels:
             if index in self._unreadable:
                 return
             self._unreadable.add(index)
-        logger.warning("cannot be read, the next image replaces it: %s", self.source.flaw(index))
+        logger.warning(
+            "cannot be read, the next image replaces it: %s", self.source.why_unreadable(index)
+        )

@@ -49,7 +49,7 @@ def train_classifier(
         share = np.arange(len(val_data))[ranks.rank :: ranks.world_size]
         val = val_data.read(config.image_size, share)
         if not ranks.any(len(val.labels) > 0):
-            reason = f"none of its images can be read, first {val_data.flaw(0)}"
+            reason = f"none of its images can be read, first {val_data.why_unreadable(0)}"
             raise ArtifactError(val_data.root, reason)
         model = Classifier(len(data.class_names), config.image_size, config.width)
         model = model.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

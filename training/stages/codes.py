@@ -95,7 +95,7 @@ def extract_codes(config: CodesConfig, report: ProgressCallback = no_progress) -
                 _finish(config.out, header)
     index = read_index(config.out)
     if not index.num_images:
-        reason = f"none of its images can be read, first {source.flaw(0)}"
+        reason = f"none of its images can be read, first {source.why_unreadable(0)}"
         raise ArtifactError(config.data, reason)
     return index
 
