@@ -216,7 +216,7 @@ def worker(
 
     from worker.jobs.connect import connect
     from worker.jobs.log import configure_logging
-    from worker.main import build_worker, exposed, run_until_signal
+    from worker.main import build_worker, run_until_signal, serve_metrics
     from worker.settings import load_settings
 
     settings = load_settings(
@@ -232,7 +232,7 @@ def worker(
     registry = CollectorRegistry()
     with closing(connect(settings.queue_url, settings.limits, settings.queue_prefix)) as jobs:
         loop = build_worker(settings, jobs, registry)
-        with exposed(loop, registry, settings.metrics_host, settings.metrics_port):
+        with serve_metrics(loop, registry, settings.metrics_host, settings.metrics_port):
             run_until_signal(loop)
 
 
@@ -486,9 +486,9 @@ def verify(
         return
     damaged = 0
     for model in registry.names():
-        for one in _versions(registry, model):
+        for each_version in _versions(registry, model):
             try:
-                _say_verified(registry.verify(model, one))
+                _say_verified(registry.verify(model, each_version))
             except ArtifactError as error:
                 damaged += 1
                 print_error(str(error))
@@ -512,7 +512,7 @@ def _with_default(settings: ServerSettings, worker_settings: WorkerSettings) -> 
 
     registry = open_registry(settings.models_dir)
     names = models_to_serve(worker_settings, registry)
-    default = settings.default_model or _first_sound(registry, names)
+    default = settings.default_model or _first_readable(registry, names)
     if default in registry.models() and default not in names:
         served = ", ".join(names)
         raise ConfigError(f"MASC_DEFAULT_MODEL: {default!r} is not served, but {served}")
@@ -521,7 +521,7 @@ def _with_default(settings: ServerSettings, worker_settings: WorkerSettings) -> 
     return settings.model_copy(update={"default_model": default})
 
 
-def _first_sound(registry: Registry, names: Sequence[str]) -> str:
+def _first_readable(registry: Registry, names: Sequence[str]) -> str:
     """The first model whose manifest can be read; where none can, the first."""
     for name in names:
         try:

@@ -17,7 +17,7 @@ compute at the measured rate.
 `GraphBatch.step`), ``rendered`` the images a second with VQ decoding and, of CTF, the completer,
 ``preview`` what decoding the upper half of every image would cost on top. Arrivals are Poisson, at
 the given share of the best throughput.
-On CUDA steps are recorded graphs. ``deterministic`` are the milliseconds a step where all steps
+On CUDA steps are captured graphs. ``deterministic`` are the milliseconds a step where all steps
 have one shape; ``flipped`` what that is for: of images made alone and in this batch without it, the
 share that differ, and at how many of the positions until then.
 """
@@ -103,7 +103,7 @@ class System:
             ClusterMap.from_labels(labels),
             device=device,
             completer=self.completer(size, device) if self.completed else None,
-            partition=None if parts is None else ClusterMap.from_labels(parts),
+            coarse_partition=None if parts is None else ClusterMap.from_labels(parts),
         )
 
     def completer(self, size: str, device: torch.device) -> Completer:

@@ -384,7 +384,7 @@ class InstantWorker:
 
     def __init__(self, port: int, name: str, counts: Counter[str], *, holds: bool) -> None:
         self._port, self._name, self._holds, self._counts = port, name, holds, counts
-        self._place, self._arrived = QueueNamespace.of(LIMITS, 0), asyncio.Event()
+        self._namespace, self._arrived = QueueNamespace.of(LIMITS, 0), asyncio.Event()
         self._leases: list[str | int] = []
         self._num_workers = 1
 
@@ -393,7 +393,7 @@ class InstantWorker:
         self._calls = await Connection.to(self._port)
         news = await Connection.to(self._port, self._arrived.set)
         channels = (f"worker:{self._name}",) + (() if POLL_SECONDS else ("arrivals",))
-        news.send("SUBSCRIBE", *(self._place.channels + channel for channel in channels))
+        news.send("SUBSCRIBE", *(self._namespace.channels + channel for channel in channels))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._beat())
             tasks.create_task(self._serve())
@@ -426,7 +426,7 @@ class InstantWorker:
         self._counts[name] += 1
         sha = load_script(name).sha
         return await self._calls.call(
-            "EVALSHA", sha, 1, self._place.keys, self._place.settings, *args
+            "EVALSHA", sha, 1, self._namespace.keys, self._namespace.settings, *args
         )
 
 

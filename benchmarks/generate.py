@@ -57,7 +57,7 @@ def measure(bundle: Bundle, batch: int, repeats: int) -> tuple[float, float]:
     steps, totals = [], []
     for repeat in range(repeats + 1):
         started = time.perf_counter()
-        made = generate(bundle.model, bundle.code_sampler, params_list)
+        made = generate(bundle.transformer, bundle.code_sampler, params_list)
         bundle.render(made.codes)
         if repeat:  # the first warms up
             totals.append(time.perf_counter() - started)

@@ -179,9 +179,9 @@ def engine() -> Metrics:
 
 def refilled(bundle: Bundle, num_images: int) -> float:
     """Images/s where another image begins whenever one has ended."""
-    running = Engine(bundle.model, bundle.code_sampler, 2 * CLIENTS)
+    running = Engine(bundle.transformer, bundle.code_sampler, 2 * CLIENTS)
     numbers, ended = count(), 0
-    spread(running, bundle.model.config.block_size, CLIENTS, numbers)
+    spread(running, bundle.transformer.config.block_size, CLIENTS, numbers)
     started = time.perf_counter()
     while ended < num_images:
         for outcome in running.step():
@@ -196,7 +196,7 @@ def step() -> Metrics:
     """Operators and milliseconds of a step of the shipped model."""
     torch.set_num_threads(1)
     bundle = shipped()
-    running = Engine(bundle.model, bundle.code_sampler, 2 * CLIENTS)
+    running = Engine(bundle.transformer, bundle.code_sampler, 2 * CLIENTS)
     for number in range(CLIENTS):
         running.add(task(number))
     for _ in range(24):
@@ -212,7 +212,7 @@ def stagger_shipped() -> Metrics:
     """The shipped model, 16 images, one thread."""
     torch.set_num_threads(1)
     bundle = shipped()
-    return {"stagger_shipped": staggered((bundle.model, bundle.code_sampler), 16, 9)}
+    return {"stagger_shipped": staggered((bundle.transformer, bundle.code_sampler), 16, 9)}
 
 
 def stagger_gpt_b() -> Metrics:

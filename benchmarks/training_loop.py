@@ -40,7 +40,7 @@ from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
 from training.config import LoopConfig
 from training.data.cluster_data import ClusterData
-from training.loop.distributed import Ranks, join_ranks
+from training.loop.distributed import Ranks, init_distributed
 from training.loop.optimizer import adamw
 from training.loop.run_dir import Run
 from training.loop.task import TrainedModule, TrainingTask
@@ -105,7 +105,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.steps, options.turns = 2, 1
-    with join_ranks(options.device) as ranks:
+    with init_distributed(options.device) as ranks:
         title = f"{describe(ranks.device)}, torch {torch.__version__}, {options.turns} turns"
         print(f"{title}\n\n{HEAD}")
         rows = []
@@ -229,8 +229,8 @@ class Bare:
         self._case, self._device = case, ranks.device
         self._module = trained(case, ranks.device)
         self.model = self._module.model
-        words = np.zeros((case.batch, 4), np.uint64)
-        batch = data.batch(np.arange(case.batch), words)
+        random_bits = np.zeros((case.batch, 4), np.uint64)
+        batch = data.batch(np.arange(case.batch), random_bits)
         micro = case.micro_batch or case.batch
         parts = [torch.split(tensor.to(ranks.device), micro) for tensor in batch]
         self._parts = list(zip(*parts, strict=True))
@@ -283,7 +283,9 @@ class Whole:
         task = TrainingTask(
             (self._module,),
             self._case.batch * (steps + 1),
-            lambda indices, words: self._data.batch(indices % len(self._data.train), words),
+            lambda indices, random_bits: self._data.batch(
+                indices % len(self._data.train), random_bits
+            ),
             validate=lambda: {"objective": 0.0},
             save_best=lambda _: None,
             after_step=after_step,

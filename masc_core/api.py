@@ -169,7 +169,9 @@ class Model:
         several = (classes,) if isinstance(classes, str | int | np.integer) else tuple(classes)
         params = params_of(self.manifest, several, num_images, seed, settings)
         parts = [
-            generate(self.bundle.model, self.bundle.code_sampler, params[start : start + BATCH])
+            generate(
+                self.bundle.transformer, self.bundle.code_sampler, params[start : start + BATCH]
+            )
             for start in range(0, len(params), BATCH)
         ]
         codes = torch.cat([part.codes for part in parts])

@@ -38,7 +38,7 @@ def resolve_device(name: str) -> torch.device:
 def use_device(device: torch.device) -> None:
     """Let this thread work on the device; every thread that does calls it.
 
-    Streams, recorded graphs and Triton's kernels go to the thread's current GPU, which is the first
+    Streams, captured graphs and Triton's kernels go to the thread's current GPU, which is the first
     one until it is told otherwise, wherever the tensors lie.
     """
     if device.type == "cuda":

@@ -159,7 +159,7 @@ class LeafOrder:
             )
         return ClusterMap.from_labels(self.starts[: len(self.codes)] // size)
 
-    def firsts(self, prior: ClusterMap) -> IntArray:
+    def cluster_starts(self, prior: ClusterMap) -> IntArray:
         """Position of the first code of each cluster, int64 (K,)."""
         firsts: IntArray = np.minimum.reduceat(self.starts[prior.members], prior.offsets[:-1])
         return firsts
@@ -169,7 +169,7 @@ class LeafOrder:
 
         Where the prior is a cut of this tree, every cluster has one.
         """
-        firsts = self.firsts(prior)
+        firsts = self.cluster_starts(prior)
         lasts = np.maximum.reduceat(self.starts[prior.members], prior.offsets[:-1])
         base = len(self.codes) + 1
         keys, wanted = self.starts * base + self.sizes, firsts * base + prior.sizes

@@ -102,7 +102,7 @@ class Bucket:
         except obstore.exceptions.BaseError as error:
             raise ConfigError(f"MASC_MODELS_DIR: {url}: {_reason(error)}") from None
 
-    def place(self, *parts: str) -> str:
+    def location(self, *parts: str) -> str:
         """Address of an object, for people."""
         return "/".join([self.url, *parts])
 
@@ -117,7 +117,7 @@ class Bucket:
                     raise
                 return known
             if found.meta["size"] > max_bytes:
-                raise ArtifactError(self.place(path), f"has more than {max_bytes:,} bytes")
+                raise ArtifactError(self.location(path), f"has more than {max_bytes:,} bytes")
             stamp = Stamp(found.meta["e_tag"] or "", found.meta["version"] or "")
             return Stamped(found.bytes().to_bytes(), stamp)
 
@@ -183,7 +183,9 @@ class Bucket:
         with self._named(path):
             pages = self._api.list(self._store, path)  # as many requests as it takes
             return {
-                one["path"].removeprefix(f"{path}/"): one["size"] for page in pages for one in page
+                meta["path"].removeprefix(f"{path}/"): meta["size"]
+                for page in pages
+                for meta in page
             }
 
     def delete(self, path: str) -> None:
@@ -201,20 +203,20 @@ class Bucket:
     @contextmanager
     def _named(self, path: str) -> Iterator[None]:
         """Make one of our errors of the library's, in one line and without anything secret."""
-        place = self.place(path) if path else self.url
+        location = self.location(path) if path else self.url
         try:
             yield
         except FileNotFoundError as error:
             if _code(error) in NO_BUCKET:
                 raise ArtifactError(self.url, "the bucket does not exist") from None
-            raise FileNotFoundError(place) from None
+            raise FileNotFoundError(location) from None
         except (OSError, self._api.exceptions.BaseError) as error:
             reason = _reason(error)
             if _code(error) in NO_BUCKET:
                 raise ArtifactError(self.url, "the bucket does not exist") from None
             if reason.startswith("4") and not reason.startswith(RETRIED):
-                raise ArtifactError(place, f"is refused: {reason}") from None
-            raise StorageDownError(place, f"cannot be reached: {reason}") from None
+                raise ArtifactError(location, f"is refused: {reason}") from None
+            raise StorageDownError(location, f"cannot be reached: {reason}") from None
 
 
 def _allows_http() -> bool:

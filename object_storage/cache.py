@@ -40,7 +40,7 @@ class FileCache:
         self._files, self._bundles = root / "files", root / "bundles"
         self._max_bytes = max_bytes
 
-    def file(self, sha256: str, place: str, fetch: Fetch) -> Path:
+    def file(self, sha256: str, location: str, fetch: Fetch) -> Path:
         """A file by its hash, fetched if it is not here or is damaged.
 
         Raises
@@ -51,7 +51,7 @@ class FileCache:
         with writing(path):
             self._files.mkdir(parents=True, exist_ok=True)
             if not self._is_here(path):
-                self._fetch(path, place, fetch)
+                self._fetch(path, location, fetch)
                 self._shrink()
         return path
 
@@ -59,7 +59,7 @@ class FileCache:
         self,
         manifest: Manifest,
         text: bytes,
-        place: Callable[[str], str],
+        location: Callable[[str], str],
         fetch: Mapping[str, Fetch],
     ) -> Path:
         """The folder of a version, complete; errors as of `file`."""
@@ -70,7 +70,7 @@ class FileCache:
             folder.mkdir(parents=True, exist_ok=True)
             os.utime(bundle)
             for name, sha256 in manifest.files.items():
-                _link(self.file(sha256, place(name), fetch[name]), folder / name)
+                _link(self.file(sha256, location(name), fetch[name]), folder / name)
                 os.utime(bundle)
             atomic_write(folder / MANIFEST_FILE, text)
 
@@ -91,7 +91,7 @@ class FileCache:
         path.unlink(missing_ok=True)
         return False
 
-    def _fetch(self, path: Path, place: str, fetch: Fetch) -> None:
+    def _fetch(self, path: Path, location: str, fetch: Fetch) -> None:
         part = path.with_name(PART_PREFIX + path.name)
         while not path.exists():
             with open_lock(part) as file:
@@ -105,7 +105,7 @@ class FileCache:
                     sha256 = _append(part, file, fetch(0))
                 if sha256 != path.name:
                     part.unlink()
-                    check_hash(place, sha256, path.name)
+                    check_hash(location, sha256, path.name)
                 part.replace(path)
         flush(path.parent)
 

@@ -38,10 +38,10 @@ from masc_core.bundle.registry import (
 from masc_core.errors import ArtifactError, StorageDownError, UnknownModelError
 from masc_core.escapes import quoted
 from masc_core.settings import CacheSettings, expand_path, read_settings
+from object_storage.active_version import ActiveObjects, BucketActiveVersion, read_active
 from object_storage.bucket import Bucket, ConflictError
 from object_storage.cache import FileCache
-from object_storage.choice import BucketChoice, Choice, read_choice
-from object_storage.kept import Kept
+from object_storage.cached_value import CachedValue
 
 T = TypeVar("T")
 
@@ -71,32 +71,32 @@ class BucketRegistry(Registry):
     def __init__(self, bucket: Bucket, cache: FileCache) -> None:
         self._bucket, self._cache = bucket, cache
         self._texts: dict[tuple[str, str], tuple[bytes, Manifest]] = {}
-        self._kept_names = Kept[list[str]](lambda _: bucket.folders())
-        self._kept_sizes: dict[str, Kept[dict[str, int]]] = {}
-        self._kept_choices: dict[str, Kept[Choice]] = {}
+        self._cached_names = CachedValue[list[str]](lambda _: bucket.folders())
+        self._cached_sizes: dict[str, CachedValue[dict[str, int]]] = {}
+        self._cached_active: dict[str, CachedValue[ActiveObjects]] = {}
 
-    def place(self, *parts: str) -> str:
+    def location(self, *parts: str) -> str:
         """Address of what is under these names."""
-        return self._bucket.place(*parts)
+        return self._bucket.location(*parts)
 
     def current(self, name: str) -> str:
         """Name of the active version; the storage is asked for that alone, and rarely."""
-        choice = self._choice(name) if is_plain_name(name) else None
-        if choice is None or not choice.is_made:
+        active_version = self._active_version(name) if is_plain_name(name) else None
+        if active_version is None or not active_version.exists:
             return super().current(name)
-        version = choice.read()
+        version = active_version.read()
         try:
             self.manifest(name, version)
         except UnknownModelError as error:
             raise ArtifactError(
-                choice.path, f"names {quoted(version)}, which is not a version of {name!r}"
+                active_version.path, f"names {quoted(version)}, which is not a version of {name!r}"
             ) from error
         return version
 
     def current_now(self, name: str) -> str:
         """The same, read anew; a `StorageDownError` where that cannot be done now."""
         if is_plain_name(name):
-            self._kept(name).read_anew()
+            self._cached(name).refresh()
         return self.current(name)
 
     def path(self, name: str, version: str | None = None) -> Path:
@@ -104,13 +104,15 @@ class BucketRegistry(Registry):
         manifest = self.manifest(name, version)
         text, _ = self._texts[manifest.name, manifest.version]
         fetch = {file: partial(self._fetch, manifest, file) for file in manifest.files}
-        where = partial(self.place, manifest.name, manifest.version)
+        where = partial(self.location, manifest.name, manifest.version)
         return self._cache.folder(manifest, text, where, fetch)
 
     def file(self, manifest: Manifest, name: str) -> Path:
         """One file of a version in the cache."""
-        place = self.place(manifest.name, manifest.version, name)
-        return self._cache.file(manifest.files[name], place, partial(self._fetch, manifest, name))
+        location = self.location(manifest.name, manifest.version, name)
+        return self._cache.file(
+            manifest.files[name], location, partial(self._fetch, manifest, name)
+        )
 
     def num_bytes(self, manifest: Manifest) -> int:
         """Bytes of all files of a version."""
@@ -130,7 +132,7 @@ class BucketRegistry(Registry):
         return self._texts[name, version][1]
 
     def verify(self, name: str, version: str | None = None) -> Manifest:
-        """Read every file of a version, and compare its SHA-256; nothing of it is kept."""
+        """Read every file of a version, and compare its SHA-256; nothing of it is cached."""
         version = self.current(name) if version is None else version
         self._texts[name, version] = self._read_manifest(name, version)
         manifest = self._texts[name, version][1]
@@ -138,7 +140,7 @@ class BucketRegistry(Registry):
             digest = hashlib.sha256()
             for part in self._fetch(manifest, file, 0):
                 digest.update(part)
-            check_hash(self.place(name, version, file), digest.hexdigest(), expected)
+            check_hash(self.location(name, version, file), digest.hexdigest(), expected)
         return manifest
 
     @contextmanager
@@ -164,8 +166,8 @@ class BucketRegistry(Registry):
         finally:
             with suppress(ArtifactError):  # what went wrong before tells more
                 self._bucket.delete(claim)
-        self._kept_names.read_anew()
-        self._kept_sizes.pop(name, None)
+        self._cached_names.refresh()
+        self._cached_sizes.pop(name, None)
 
     def _claim(self, name: str, version: str, *, is_named: bool) -> str:
         while True:
@@ -175,7 +177,7 @@ class BucketRegistry(Registry):
             except ConflictError as error:
                 if is_named:
                     reason = "is there: the version is being published, or that was broken off"
-                    raise ArtifactError(self.place(path), f"{reason}; remove it then") from error
+                    raise ArtifactError(self.location(path), f"{reason}; remove it then") from error
                 version = str(int(version) + 1)
                 continue
             if MANIFEST_FILE not in self._bucket.sizes(f"{name}/{version}"):
@@ -185,7 +187,7 @@ class BucketRegistry(Registry):
 
     def _taken_already(self, folder: str) -> ArtifactError:
         reason = "exists already; a published version is never changed"
-        return ArtifactError(self.place(folder), reason)
+        return ArtifactError(self.location(folder), reason)
 
     def _fetch(self, manifest: Manifest, name: str, start: int) -> Iterator[bytes]:
         """Content of a file from an offset on."""
@@ -193,14 +195,14 @@ class BucketRegistry(Registry):
         try:
             size = self._bucket.size(path)
             if size > manifest.max_bytes(name):
-                raise ArtifactError(self.place(path), f"has {size:,} bytes, far too many")
+                raise ArtifactError(self.location(path), f"has {size:,} bytes, far too many")
             yield from self._bucket.parts(path, start, size)
         except FileNotFoundError as error:
             raise self._missing(manifest, name) from error
 
     def _missing(self, manifest: Manifest, name: str) -> ArtifactError:
-        place = self.place(manifest.name, manifest.version, name)
-        return ArtifactError(place, "is listed in the manifest but missing")
+        location = self.location(manifest.name, manifest.version, name)
+        return ArtifactError(location, "is listed in the manifest but missing")
 
     def _read_manifest(self, name: str, version: str) -> tuple[bytes, Manifest]:
         if not is_plain_name(name) or not is_plain_name(version):
@@ -213,33 +215,35 @@ class BucketRegistry(Registry):
             raise UnknownModelError(
                 "version", f"model {name!r} has no version {quoted(version)}"
             ) from error
-        manifest = parse_manifest(found.content, self.place(path))
+        manifest = parse_manifest(found.content, self.location(path))
         if (manifest.name, manifest.version) != (name, version):
-            raise ArtifactError(self.place(path), f"is that of {manifest.name} {manifest.version}")
+            raise ArtifactError(
+                self.location(path), f"is that of {manifest.name} {manifest.version}"
+            )
         return found.content, manifest
 
-    def _choice(self, name: str) -> ActiveVersion:
-        return BucketChoice(self._bucket, name, self._kept(name).get())
+    def _active_version(self, name: str) -> ActiveVersion:
+        return BucketActiveVersion(self._bucket, name, self._cached(name).get())
 
-    def _kept(self, name: str) -> Kept[Choice]:
-        if name not in self._kept_choices:
-            self._kept_choices[name] = Kept(partial(read_choice, self._bucket, name))
-        return self._kept_choices[name]
+    def _cached(self, name: str) -> CachedValue[ActiveObjects]:
+        if name not in self._cached_active:
+            self._cached_active[name] = CachedValue(partial(read_active, self._bucket, name))
+        return self._cached_active[name]
 
     def _change(self, name: str, change: Callable[[ActiveVersion], T]) -> T:
         """Let a function change the active version; again, where somebody else has meanwhile."""
         for _ in range(MAX_TRIES):
-            kept = self._kept(name)
-            kept.read_anew()
-            choice = self._choice(name)
+            cached = self._cached(name)
+            cached.refresh()
+            active_version = self._active_version(name)
             try:
-                return change(choice)
+                return change(active_version)
             except ConflictError:
-                logger.info("%s was replaced meanwhile", choice.path)
+                logger.info("%s was replaced meanwhile", active_version.path)
             finally:
                 with suppress(StorageDownError):  # the next one to look finds out
-                    kept.read_anew()
-        raise ArtifactError(self.place(name, CURRENT_FILE), "is replaced all the time by others")
+                    cached.refresh()
+        raise ArtifactError(self.location(name, CURRENT_FILE), "is replaced all the time by others")
 
     def _taken(self, name: str) -> list[str]:
         return self._bucket.folders(name)
@@ -248,16 +252,16 @@ class BucketRegistry(Registry):
         """A version without a manifest is being published, or was left so."""
 
     def _is_active(self, name: str) -> bool:
-        return self._choice(name).is_made
+        return self._active_version(name).exists
 
     def _model_folders(self) -> list[str]:
-        return [name for name in self._kept_names.get() if is_plain_name(name)]
+        return [name for name in self._cached_names.get() if is_plain_name(name)]
 
     def _sizes(self, name: str) -> dict[str, int]:
         """Bytes of all files of a model, by version and name."""
-        if name not in self._kept_sizes:
-            self._kept_sizes[name] = Kept(lambda _: self._bucket.sizes(name))
-        return self._kept_sizes[name].get()
+        if name not in self._cached_sizes:
+            self._cached_sizes[name] = CachedValue(lambda _: self._bucket.sizes(name))
+        return self._cached_sizes[name].get()
 
     def _versions(self, name: str) -> tuple[str, ...]:
         if not is_plain_name(name):

@@ -104,8 +104,8 @@ class Activator:
         while True:
             workers = await self._workers(name)
             await self._undo_if_refused(workers, name, version, previous)
-            ready = [one for one in workers if one.ready]
-            serving = sum(one.version == version for one in ready)
+            ready = [worker for worker in workers if worker.ready]
+            serving = sum(worker.version == version for worker in ready)
             is_done = serving == len(ready) and (serving > 0 or not workers)
             if is_done or time.monotonic() >= deadline:
                 return is_done, serving
@@ -126,7 +126,7 @@ class Activator:
             await asyncio.sleep(POLL_SECONDS)
 
     async def _workers(self, name: str) -> list[WorkerStatus]:
-        return [one for one in await self._queue.workers() if one.model == name]
+        return [worker for worker in await self._queue.workers() if worker.model == name]
 
     async def _wait_for_old_refusals(self, name: str, version: str) -> None:
         """Wait until no worker refuses the version because of an earlier try.
@@ -135,7 +135,7 @@ class Activator:
         activated again. Its status until then must not undo this activation.
         """
         deadline = time.monotonic() + FORGET_SECONDS
-        while any(one.refused == version for one in await self._workers(name)):
+        while any(worker.refused == version for worker in await self._workers(name)):
             if time.monotonic() >= deadline:
                 return
             await asyncio.sleep(POLL_SECONDS)
@@ -143,7 +143,7 @@ class Activator:
     async def _undo_if_refused(
         self, workers: list[WorkerStatus], name: str, version: str, previous: str | None
     ) -> None:
-        refusing = next((one for one in workers if one.refused == version), None)
+        refusing = next((worker for worker in workers if worker.refused == version), None)
         if refusing is None:
             return
         if previous not in {None, version}:

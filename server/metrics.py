@@ -258,5 +258,5 @@ def _model_families(stats: QueueStats, workers: Sequence[WorkerStatus]) -> Itera
         depth.add_metric([model], own.depth)
         age.add_metric([model], own.oldest_age)
         rate.add_metric([model], own.completion_rate)
-        ready.add_metric([model], sum(one.ready for one in workers if one.model == model))
+        ready.add_metric([model], sum(worker.ready for worker in workers if worker.model == model))
     yield from (depth, age, rate, ready)

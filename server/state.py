@@ -46,11 +46,11 @@ class AppState:
         return f"{self.settings.root_path}/jobs/{job_id}"
 
     async def manifest(self, name: str | None = None) -> Manifest:
-        """Manifest of a model, by default of the default model; see `version_of`."""
+        """Manifest of a model, by default of the default model; see `served_manifest`."""
         if name is None:
             name = self.default_model
         served = await self.served()
-        known = self._loaded(name, served)
+        known = self._cached_manifest(name, served)
         if known is not None:
             return known
         return await asyncio.to_thread(self._find, name, served)  # which a disk or bucket may delay
@@ -66,19 +66,18 @@ class AppState:
     def _find(self, name: str, served: Mapping[str, Sequence[str]]) -> Manifest:
         if name not in served and name not in self.registry.models():
             raise UnknownModelError("model", f"there is no model {quoted(name)}")
-        return self.version_of(name, served)
+        return self.served_manifest(name, served)
 
-    def _loaded(self, name: str, served: Mapping[str, Sequence[str]]) -> Manifest | None:
+    def _cached_manifest(self, name: str, served: Mapping[str, Sequence[str]]) -> Manifest | None:
         """Manifest of the one version that all workers serve, if it was read before."""
         versions = set(served.get(name, ()))
         return self.manifests.get((name, versions.pop())) if len(versions) == 1 else None
 
-    def version_of(self, name: str, served: Mapping[str, Sequence[str]]) -> Manifest:
+    def served_manifest(self, name: str, served: Mapping[str, Sequence[str]]) -> Manifest:
         """Manifest of the version that makes the images of a model.
 
-        It is one that workers serve, who keep what they have loaded until they have switched: of
-        several the active one, if it is among them. A version never changes,
-        so the manifest of a served one is read once; without workers it is read each time.
+        The version that workers serve; if several, the active one where it is among them. Served
+        manifests are cached; without workers it is read each time.
 
         Raises
         ------
@@ -93,8 +92,8 @@ class AppState:
             try:
                 self.manifests[name, version] = self.registry.manifest(name, version)
             except UnknownModelError as error:
-                place = self.registry.place(name, version)
-                raise ArtifactError(place, "is gone, but a worker serves it") from error
+                location = self.registry.location(name, version)
+                raise ArtifactError(location, "is gone, but a worker serves it") from error
         return self.manifests[name, version]
 
     async def ready_workers(self, model: str) -> list[WorkerStatus]:

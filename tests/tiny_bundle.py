@@ -104,7 +104,7 @@ def tiny_parts(
             torch.nn.init.normal_(embedding.weight, std=1.0)
     tree = build_tree(tokenizer.quantize.codebook().detach())
     return BundleParts(
-        model=model.eval(),
+        transformer=model.eval(),
         tokenizer=tokenizer.eval(),
         prior=tree.cut(NUM_CLUSTERS),
         counts=np.random.default_rng(seed).integers(0, 100, NUM_CODES) if counts else None,
@@ -120,15 +120,15 @@ def tiny_gigatok_parts(seed: int = 0) -> BundleParts:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = GigaTok(TINY_GIGATOK)
-        model = GPT(replace(parts.model.config, positions="learned"))
+        model = GPT(replace(parts.transformer.config, positions="learned"))
         for name, weight in tokenizer.named_parameters():
             if "norm" not in name and "quantize" not in name and weight.dim() > 1:
                 torch.nn.init.xavier_normal_(weight, gain=1.5)  # images that tokens change
-    model.load_state_dict(parts.model.state_dict(), strict=False)
+    model.load_state_dict(parts.transformer.state_dict(), strict=False)
     codebook = tokenizer.quantize.codebook().detach()
     return replace(
         parts,
-        model=model.eval(),
+        transformer=model.eval(),
         tokenizer=tokenizer.eval(),
         prior=build_tree(codebook).cut(NUM_CLUSTERS),
     )

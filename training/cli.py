@@ -408,8 +408,8 @@ def _say_version(models: str | Path | None, manifest: Manifest) -> None:
 
     registry = open_registry(models_dir(models))
     megabytes = registry.num_bytes(manifest) / 1e6
-    place = registry.place(manifest.name, manifest.version)
-    _say(f"{manifest.name} {manifest.version}, {megabytes:.1f} MB", place)
+    location = registry.location(manifest.name, manifest.version)
+    _say(f"{manifest.name} {manifest.version}, {megabytes:.1f} MB", location)
 
 
 def _say_bits(metrics: dict[str, Any], out: Path) -> None:

@@ -120,9 +120,9 @@ class LoopConfig(StageConfig):
         default=False, description="write TensorBoard's files, too"
     )
 
-    def micro_batch_of(self, num_ranks: int) -> int:
+    def micro_batch_of(self, world_size: int) -> int:
         """Items that go through the model together on each of so many ranks."""
-        share = self.batch_size // num_ranks
+        share = self.batch_size // world_size
         return min(self.micro_batch or share, share)
 
 

@@ -123,8 +123,8 @@ def _from_hub(source: str, uri: HfUri, report: ProgressCallback) -> Path:
         metadata = get_hf_file_metadata(hf_hub_url(**where))
     except (httpx2.TransportError, OfflineModeIsEnabled, HfHubHTTPError) as error:
         found = try_to_load_from_cache(**where)
-        away = not isinstance(error, HfHubHTTPError) or error.response.status_code >= 500
-        if not away or not isinstance(found, str):
+        is_unreachable = not isinstance(error, HfHubHTTPError) or error.response.status_code >= 500
+        if not is_unreachable or not isinstance(found, str):
             raise
         logger.warning("%s: the hub cannot be asked; the file in its cache is taken", shown(source))
         return Path(found)
@@ -137,7 +137,7 @@ def _from_hub(source: str, uri: HfUri, report: ProgressCallback) -> Path:
         hf_hub_url(**where | {"revision": commit}),
         blob,
         lock=Path(constants.HF_HUB_CACHE, ".locks", repo, f"{etag}.lock"),
-        begun=blob.with_name(f"{etag}.incomplete"),
+        incomplete=blob.with_name(f"{etag}.incomplete"),
         size=metadata.size,
         digest=etag,
         headers=build_hf_headers(),
@@ -159,9 +159,9 @@ def _from_url(source: str, report: ProgressCallback) -> Path:
         *("masc", "urls", hashlib.sha256(url.encode()).hexdigest()[:32]),
         assets_dir=constants.HF_ASSETS_CACHE,
     )
-    place = folder / name
-    if place.exists() and _fits(place, digest):
-        return place
+    target = folder / name
+    if target.exists() and _fits(target, digest):
+        return target
     answer = get_session().head(url, headers=EXACT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     known = answer.headers if answer.is_success else httpx2.Headers()
     # Only of a file that is the same to the byte the rest can be asked for later.
@@ -171,48 +171,48 @@ def _from_url(source: str, report: ProgressCallback) -> Path:
     size = known.get("Content-Length", "")
     _fetch(
         url,
-        place,
-        lock=place.with_name(f"{name}.lock"),
-        begun=place.with_name(f"{name}.{version}.incomplete") if stays else None,
+        target,
+        lock=target.with_name(f"{name}.lock"),
+        incomplete=target.with_name(f"{name}.{version}.incomplete") if stays else None,
         size=int(size) if size.isdecimal() else None,
         digest=digest,
         headers={},
         bar=partial(_Bar, report, name),
     )
-    return place
+    return target
 
 
 def _fetch(
     url: str,
-    place: Path,
+    target: Path,
     *,
     lock: Path,
-    begun: Path | None,
+    incomplete: Path | None,
     size: int | None,
     digest: str,
     headers: dict[str, str],
     bar: Callable[..., _Bar],
 ) -> None:
-    """Fill ``place`` with what has that size and digest, by way of ``begun``.
+    """Fill ``target`` with what has that size and digest, by way of ``incomplete``.
 
-    Without ``begun``, or a size, what broke off is of no use later.
+    Without ``incomplete``, or a size, what broke off is of no use later.
     """
-    goes_on = begun is not None and size is not None
-    begun = begun or place.with_name(f"{place.name}.incomplete")
-    for parent in (place.parent, lock.parent):
+    goes_on = incomplete is not None and size is not None
+    incomplete = incomplete or target.with_name(f"{target.name}.incomplete")
+    for parent in (target.parent, lock.parent):
         parent.mkdir(parents=True, exist_ok=True)
-    folder = place.parent if size is None else None
+    folder = target.parent if size is None else None
     with WeakFileLock(lock):
         # A blob of the hub was checked when it came; what came by a URL may be outdated.
-        if place.exists() and (place.parent.name == "blobs" or _fits(place, digest)):
+        if target.exists() and (target.parent.name == "blobs" or _fits(target, digest)):
             return
-        done = begun.stat().st_size if begun.exists() and goes_on else 0
+        done = incomplete.stat().st_size if incomplete.exists() and goes_on else 0
         if done > (size or 0):
             done = 0
         if size is not None:
-            _require_room(place.parent, size - done)
+            _require_room(target.parent, size - done)
         try:
-            with begun.open("ab" if done else "wb") as file, _quiet_library():
+            with incomplete.open("ab" if done else "wb") as file, _quiet_library():
                 http_get(
                     url,
                     file,
@@ -222,15 +222,15 @@ def _fetch(
                     displayed_filename=shown(url),  # in errors
                     tqdm_class=cast("Any", partial(bar, folder)),
                 )
-            _check(begun, digest)
+            _check(incomplete, digest)
         except BaseException as error:
             # A wrong file is deleted, as is any on a full disk; otherwise the download can go on.
             wrong = isinstance(error, ArtifactError) or getattr(error, "errno", 0) in DISK_IS_FULL
-            if wrong or not goes_on or (begun.exists() and not begun.stat().st_size):
-                begun.unlink(missing_ok=True)
+            if wrong or not goes_on or (incomplete.exists() and not incomplete.stat().st_size):
+                incomplete.unlink(missing_ok=True)
             raise
-        flush(begun)
-        begun.replace(place)
+        flush(incomplete)
+        incomplete.replace(target)
 
 
 @contextmanager

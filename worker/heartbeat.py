@@ -49,7 +49,7 @@ class Heartbeat:
         self._stall_seconds = stall_seconds
         self._pause = min(MAX_PAUSE_SECONDS, queue.lease_seconds / 3, stall_seconds / 3)
         self._lock = threading.Lock()
-        self._statuses = {one: WorkerStatus(one, ready=False) for one in worker_ids}
+        self._statuses = {name: WorkerStatus(name, ready=False) for name in worker_ids}
         self._last_beat: float | None = None
         self._stall = ""  # why the worker is not ready, while it hangs
         self._is_draining, self._has_ended = False, False

@@ -19,18 +19,18 @@ from masc_core.sampling.params import SamplingParams, check_cluster_filters
 from worker.engine.request import ImageTask
 from worker.jobs.job import MAX_IMAGES, GenerationRequest, Job, Lease
 from worker.jobs.outcome import ImageOutput, JobResult, Timings
-from worker.model.loaded_model import EncodedImage, LoadedModel
+from worker.model.loaded_version import EncodedImage, LoadedVersion
 
 
 class RunningJob:
     """Progress of one claimed job, whose images one version of the model makes."""
 
-    def __init__(self, lease: Lease, loaded: LoadedModel) -> None:
+    def __init__(self, lease: Lease, loaded: LoadedVersion) -> None:
         self.lease, self.loaded = lease, loaded
         self.deadline = time.monotonic() + lease.seconds_left
         self.is_started = False
         self._queue_seconds = 0.0  # of the image that waited the longest
-        self._made: list[EncodedImage] = []
+        self._encoded: list[EncodedImage] = []
         self._outputs: dict[int, ImageOutput] = {}
 
     @property
@@ -63,21 +63,21 @@ class RunningJob:
             for index in range(self.request.num_images)
         ]
 
-    def entered(self, at: float) -> None:
+    def image_started(self, at: float) -> None:
         """An image of this job came into the engine, ``at`` seconds since the epoch."""
         self.is_started = True
         self._queue_seconds = max(0.0, at - self.job.submitted_at)
 
-    def made(self, made: EncodedImage) -> ImageOutput:
-        """Take an image, and give it as it goes into the result."""
-        index, image, manifest = made.task.index, made.image, self.loaded.manifest
+    def add_image(self, encoded: EncodedImage) -> ImageOutput:
+        """Add an image, and return it as it goes into the result."""
+        index, image, manifest = encoded.task.index, encoded.image, self.loaded.manifest
         bits, ratio = _mean_and_ratio(image.entropies, manifest.num_clusters)
         cluster_bits, cluster_ratio = _mean_and_ratio(
             image.cluster_entropies, *manifest.partitions[:1]
         )
-        self._made.append(made)
+        self._encoded.append(encoded)
         self._outputs[index] = ImageOutput(
-            data=made.file.data,
+            data=encoded.file.data,
             seed=self.request.image_seed(index),
             entropies=tuple(image.entropies.tolist()),
             entropy_bits=bits,
@@ -91,7 +91,7 @@ class RunningJob:
     @property
     def code_seconds(self) -> float:
         """Time from cluster to code, of the image that took the longest."""
-        return max(made.image.code_seconds for made in self._made)
+        return max(encoded.image.code_seconds for encoded in self._encoded)
 
     def result(self) -> JobResult:
         """The images in order, with the model that made them.
@@ -107,11 +107,11 @@ class RunningJob:
             weights_sha256=manifest.weights_sha256,
             timings=Timings(
                 queue=self._queue_seconds,
-                prefill=max(made.image.prefill_seconds for made in self._made),
-                decode=max(made.image.decode_seconds for made in self._made),
-                complete=sum(made.file.complete_seconds for made in self._made),
-                vq_decode=sum(made.file.vq_decode_seconds for made in self._made),
-                encode=sum(made.file.encode_seconds for made in self._made),
+                prefill=max(encoded.image.prefill_seconds for encoded in self._encoded),
+                decode=max(encoded.image.decode_seconds for encoded in self._encoded),
+                complete=sum(encoded.file.complete_seconds for encoded in self._encoded),
+                vq_decode=sum(encoded.file.vq_decode_seconds for encoded in self._encoded),
+                encode=sum(encoded.file.encode_seconds for encoded in self._encoded),
                 total=max(0.0, time.time() - self.job.submitted_at),
             ),
         )
@@ -119,7 +119,7 @@ class RunningJob:
 
 def image_params(request: GenerationRequest, index: int) -> SamplingParams:
     """Return what the engine needs to know of image ``index``."""
-    shared = {one.name: getattr(request, one.name) for one in fields(SamplingParams)}
+    shared = {field.name: getattr(request, field.name) for field in fields(SamplingParams)}
     return SamplingParams(**shared | {"seed": request.image_seed(index)})
 
 

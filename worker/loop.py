@@ -25,12 +25,12 @@ from worker.jobs.outcome import EXPIRED, JobFailure, Outcome
 from worker.jobs.queue import REQUEUE, JobConsumer, WorkerStatus
 from worker.jobs.tracing import Tracer
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_model import (
+from worker.model.loaded_version import (
     EncodedImage,
     ImageProgress,
-    LoadedModel,
-    ModelEvent,
+    LoadedVersion,
     StartedImage,
+    TaskEvent,
 )
 from worker.model.served import ServedModel
 from worker.model.versions import ModelReloader
@@ -49,8 +49,7 @@ END_SECONDS = 4.0  # for the step under way, and to let everything go
 class WorkerLoop:
     """Serves models from one queue.
 
-    Each has an engine of its own, and each engine that has work makes one step in every step of
-    the loop: between two steps of a model there is one of each other at most.
+    Each pass steps every engine that has work once, so no model gets two steps while another waits.
 
     Parameters
     ----------
@@ -88,13 +87,13 @@ class WorkerLoop:
         )
         self._stopping = threading.Event()
         self._drain_seconds, self._drain_end = drain_seconds, float("inf")
-        self._events: deque[ModelEvent] = deque()  # of versions, not handled yet
+        self._events: deque[TaskEvent] = deque()  # of versions, not handled yet
         self._claimed: deque[Lease] = deque()  # jobs that are not admitted yet
         self._handled: set[str] = set()  # job that is being admitted, or whose event is handled
         self._failed_steps = 0  # one after another
         for loaded in self._loaded():
             metrics.serve(loaded.bundle)
-        metrics.rows_capacity.set_function(lambda: sum(one.capacity_rows for one in models))
+        metrics.rows_capacity.set_function(lambda: sum(model.capacity_rows for model in models))
 
     @property
     def statuses(self) -> Sequence[WorkerStatus]:
@@ -164,8 +163,8 @@ class WorkerLoop:
         """
         for model in self._models.values():
             self._announce(model, ready=False, detail="warming up")
-        sound = [model for model in self._models.values() if self._warm_up(model)]
-        for model in sound:
+        working = [model for model in self._models.values() if self._warm_up(model)]
+        for model in working:
             self._announce(model, ready=True)
 
     def _warm_up(self, model: ServedModel) -> bool:
@@ -176,7 +175,7 @@ class WorkerLoop:
         except Exception as error:
             reason = str(error) if isinstance(error, MascError) else "see the log"
             self._announce(model, ready=False, detail=f"the warm-up image failed: {reason}")
-            if sum(1 for one in self._models.values() if one.versions) == 1:
+            if sum(1 for other in self._models.values() if other.versions) == 1:
                 raise
             logger.exception("%s is not served", model.name)
             model.serve_none(error)
@@ -200,7 +199,8 @@ class WorkerLoop:
         self._drop_lost()
         # claim; without work this waits a moment for a job
         self._claimed += self._claim()
-        while self._claimed:  # if one cannot be admitted, the next step goes on behind it
+        # if starting a job raises, the next step continues with the one behind it
+        while self._claimed:
             lease = self._claimed.popleft()
             self._handled = {lease.job_id}
             self._start_job(lease)
@@ -241,7 +241,10 @@ class WorkerLoop:
             self._failed_steps = 0
 
     def _fail_jobs(self, error: Exception) -> None:
-        """Fail the jobs that an error affects; there are none where it came from the queue."""
+        """Fail the jobs that an error affects; a failed claim affects none.
+
+        They are those in a failed engine, the one being handled, the one whose report failed.
+        """
         in_engines = set[str]()
         for model in self._models.values():
             at_risk = set[str]().union(*(loaded.jobs_at_risk for loaded in model))
@@ -307,7 +310,7 @@ class WorkerLoop:
         except (RequestError, CapacityError) as error:
             self._fail(lease.job_id, error)
 
-    def _handle(self, event: ModelEvent) -> None:
+    def _handle(self, event: TaskEvent) -> None:
         job = self._running.get(event.task.job_id)
         if job is None:  # it has ended meanwhile
             return
@@ -315,12 +318,12 @@ class WorkerLoop:
             case StartedImage():
                 if job.job.previews and not job.is_started:
                     self._queue.report(job.lease, Started(job.loaded.manifest.version))
-                job.entered(event.at)
+                job.image_started(event.at)
             case ImageProgress():
                 self._queue.report(job.lease, event.event)
             case EncodedImage():
                 self._models[job.request.model].engine_failures = 0
-                self._metrics.image(job.request, job.made(event))
+                self._metrics.image(job.request, job.add_image(event))
                 if job.is_complete:
                     result = job.result()
                     self._metrics.job(result, job.code_seconds)
@@ -347,7 +350,7 @@ class WorkerLoop:
         # if this fails the job is still here, to give back
         self._running[job_id].loaded.drop(job_id)
         del self._running[job_id]
-        self._events = deque(one for one in self._events if one.task.job_id != job_id)
+        self._events = deque(event for event in self._events if event.task.job_id != job_id)
 
     def _close_reloader(self, reloader: ModelReloader) -> None:
         seconds_left = self._drain_end - time.monotonic()
@@ -358,7 +361,7 @@ class WorkerLoop:
         self._refused[model.name] = status.refused
         self._heartbeat.announce(status)
 
-    def _loaded(self) -> Iterator[LoadedModel]:
+    def _loaded(self) -> Iterator[LoadedVersion]:
         """All loaded versions of all models."""
         for model in self._models.values():
             yield from model

@@ -40,7 +40,7 @@ from worker.jobs.queue import JobConsumer
 from worker.jobs.tracing import open_tracer
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedVersion
 from worker.model.memory import ModelMemory, free_memory, memory_need
 from worker.model.served import ServedModel
 from worker.model.threads import available_cores, numbers_to_try
@@ -81,7 +81,7 @@ def build_worker(
     is_bounded = len(names) > 1 or settings.max_model_bytes is not None
     loading = threading.Lock()  # two at once would both find the same memory free
 
-    def load(name: str, folder: Path) -> LoadedModel:
+    def load(name: str, folder: Path) -> LoadedVersion:
         use_device(device)  # here, and later in the reloader's thread, which also warms up
         manifest = read_manifest(folder)
         if manifest.name != name:
@@ -92,9 +92,10 @@ def build_worker(
                 memory.check(f"{name} {manifest.version}", need)
             bundle = load_bundle(folder, device, dtype)
             logger.info("loaded %s %s onto %s", name, manifest.version, device)
-            parts, on_prepared = (bundle.model, bundle.code_sampler), partial(metrics.engine, name)
+            parts = bundle.transformer, bundle.code_sampler
+            on_prepared = partial(metrics.engine, name)
             engine = Engine(*parts, rows, metrics.step, backends, on_prepared)
-            loaded = LoadedModel(
+            loaded = LoadedVersion(
                 bundle, engine, cores=cores, image_metadata=settings.image_metadata
             )
             if need is not None:
@@ -113,13 +114,13 @@ def build_worker(
 
 
 def _load_all(
-    models: Registry, names: Sequence[str], load_named: Callable[[str, Path], LoadedModel]
+    models: Registry, names: Sequence[str], load_named: Callable[[str, Path], LoadedVersion]
 ) -> list[ServedModel]:
     served: list[ServedModel] = []
     failures: list[ArtifactError] = []
     for name in names:
         load = partial(load_named, name)
-        loaded: LoadedModel | None = None
+        loaded: LoadedVersion | None = None
         try:
             loaded, refusal = load_first(models, name, load)
         except ArtifactError as error:
@@ -144,12 +145,12 @@ def _active(models: Registry, name: str) -> str:
 def engine_backends(settings: WorkerSettings, device: torch.device) -> Sequence[Backend]:
     """How the batch may be stepped, the best backend first.
 
-    Images that must be the same bit for bit whatever else is in the batch get one backend only. On
-    a CPU they always are.
+    With MASC_DETERMINISTIC there is one backend and no fallback, because backends round
+    differently; a CPU is always bit-exact.
 
     Raises
     ------
-    ConfigError : deterministic on a GPU without recorded steps
+    ConfigError : deterministic on a GPU without captured steps
     """
     if device.type == "cpu":
         return [Backend("cpu", Batch)]
@@ -217,7 +218,9 @@ def run_until_signal(loop: WorkerLoop) -> None:
 
 
 @contextmanager
-def exposed(loop: WorkerLoop, registry: CollectorRegistry, host: str, port: int) -> Iterator[int]:
+def serve_metrics(
+    loop: WorkerLoop, registry: CollectorRegistry, host: str, port: int
+) -> Iterator[int]:
     """Serve the metrics of a process that has no front end, and give the port; 0 takes a free one.
 
     Raises
@@ -225,7 +228,7 @@ def exposed(loop: WorkerLoop, registry: CollectorRegistry, host: str, port: int)
     ConfigError : the address cannot be bound
     """
     ready = Gauge("masc_ready", "Whether this worker is ready.", registry=registry)
-    ready.set_function(lambda: float(any(one.ready for one in loop.statuses)))
+    ready.set_function(lambda: float(any(status.ready for status in loop.statuses)))
     draining = Gauge("masc_draining", "Whether this worker takes no more jobs.", registry=registry)
     draining.set_function(lambda: float(loop.is_stopping))
     try:

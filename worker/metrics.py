@@ -91,7 +91,7 @@ class WorkerMetrics:
         )
         self.engine_mode = Gauge(
             "masc_engine_mode",
-            "How steps are made: graphs, recorded; compiled; eager; or cpu, without a GPU.",
+            "How steps are made: graphs, captured; compiled; eager; or cpu, without a GPU.",
             ["mode"],
             registry=registry,
         )
@@ -131,8 +131,8 @@ class WorkerMetrics:
         """Say how the steps of a model are made, in the version that was prepared last."""
         self._modes[model] = mode
         self.engine_mode.clear()
-        for one in set(self._modes.values()):
-            self.engine_mode.labels(mode=one).set(1)
+        for other in set(self._modes.values()):
+            self.engine_mode.labels(mode=other).set(1)
 
     def step(self, rows: int, seconds: float) -> None:
         """Record one step of the transformer."""

@@ -4,8 +4,8 @@ A thread calls a remote queue: once for all reports in the outbox, and once to c
 model, if there is room and one may have arrived. The loop itself calls a queue in this process,
 between two steps.
 
-While the queue is away, outcomes wait in order, events are lost, and jobs to hand back return when
-their leases end. A slow queue costs previews first, then progress, never an outcome.
+While the queue is unreachable, outcomes are kept in order, events dropped, and requeued jobs return
+when their leases expire. A slow queue costs previews first, then progress, never an outcome.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from worker.jobs.tracing import Tracer, trace_job
 
 logger = logging.getLogger(__name__)
 
-PAUSE_SECONDS = 0.5  # between two tries to reach a queue that is away
+PAUSE_SECONDS = 0.5  # between two tries to reach an unreachable queue
 STALE_SECONDS = 1.0  # after which a loop that has not asked gets no more jobs: it may hang
 MAX_BATCH = 256  # reports in a call
 MAX_BYTES = 1_000_000  # of images in a call, after which it takes no further report
@@ -66,8 +66,8 @@ class QueueClient:
         self._outbox: deque[JobReport] = deque()
         self._sending: Sequence[JobReport] = ()
         self._max_batch = MAX_BATCH
-        self._rows: Counter[str] = Counter()  # by model, for its jobs, with those in the inbox
-        self._asked_at = clock()  # when it said so
+        self._rows: Counter[str] = Counter()  # by model, free for its jobs, those in the inbox too
+        self._asked_at = clock()  # when the loop said so
         self._is_claiming = False
         # Until when a model's queue counts as empty: its latest claim got none.
         self._empty_until: dict[str, float] = {}
@@ -171,7 +171,7 @@ class QueueClient:
                     self._outbox = deque(x for x in self._outbox if not isinstance(x[1], kind))
 
     def flush(self) -> None:
-        """Let go out what was reported: now, or beside the loop."""
+        """Send what was reported: now, or beside the loop."""
         if self._thread is None:
             self._send()
         else:
@@ -187,7 +187,7 @@ class QueueClient:
         now = self._clock()
         if now < self._empty_until.get(model, now) or now - self._asked_at > STALE_SECONDS:
             return 0
-        inbox = (one.job.request for one in self._inbox if one.job.request.model == model)
+        inbox = (lease.job.request for lease in self._inbox if lease.job.request.model == model)
         return self._rows[model] - sum(request.batch_rows for request in inbox)
 
     @property
@@ -209,8 +209,8 @@ class QueueClient:
     def _arrived(self, model: str) -> None:
         with self._changed:
             if not model or model in self._rows:
-                for one in (model,) if model else self._rows:
-                    self._empty_until.pop(one, None)
+                for name in (model,) if model else self._rows:
+                    self._empty_until.pop(name, None)
                 self._changed.notify_all()
 
     def _run(self) -> None:
@@ -244,7 +244,7 @@ class QueueClient:
         """
         while self._outbox and self._can_try:
             batch = self._next_batch()
-            outcomes = [one for one in batch if isinstance(one[1], Outcome)]
+            outcomes = [report for report in batch if isinstance(report[1], Outcome)]
             now = time.time()  # before the client sees the end: a job's span ends in its request's
             try:
                 answers = self._try(partial(self._queue.report, batch))
@@ -313,18 +313,18 @@ class QueueClient:
                 self._changed.notify_all()
 
     def _try(self, call: Callable[[], Answer]) -> Answer | None:
-        """Call the queue; None while it is away."""
+        """Call the queue; None while it is unreachable."""
         if not self._can_try:
             return None
         try:
             answer = call()
         except QueueDownError as error:
             if not self._is_down:
-                logger.warning("the queue is away: %s", error)
+                logger.warning("the queue is unreachable: %s", error)
             self._is_down, self._next_try = True, self._clock() + PAUSE_SECONDS
             return None
         if self._is_down:
-            logger.info("the queue is there again")
+            logger.info("the queue is reachable again")
         self._is_down = False
         return answer
 

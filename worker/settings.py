@@ -29,7 +29,7 @@ class WorkerSettings(QueueSettings):
     device : ``cuda`` (with a number for one of several), ``cpu``, or ``auto``: CUDA if there is any
     dtype : precision of the transformer; ``auto`` is bfloat16 where the device computes in it
     max_batch : rows of the transformer's batch; a guided image takes two
-    cuda_graphs : on CUDA, record whole steps and replay them; off, for looking for errors
+    cuda_graphs : on CUDA, capture whole steps and replay them; off, for looking for errors
     deterministic : on CUDA, let every step have one shape, so that an image has the same bits
         whatever else is in the batch; small batches then take as long as full ones
     threads : of the CPU that the transformer and the decoder use; by default what proves

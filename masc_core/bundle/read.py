@@ -64,7 +64,7 @@ class Bundle:
     """A loaded bundle, in evaluation mode, ready to generate."""
 
     manifest: Manifest
-    model: GPT  # the transformer, in the requested precision
+    transformer: GPT  # in the requested precision
     code_sampler: CodeSampler  # cluster to code; its models have the same precision
     tokenizer: VQModel  # float32; without `ENCODER_PARTS` where the bundle has none
     vq_decoder: Callable[[Tensor], Tensor]  # the tokenizer's, as the device computes it fastest
@@ -74,12 +74,12 @@ class Bundle:
     @property
     def device(self) -> torch.device:
         """Where the models are."""
-        return self.model.output.weight.device
+        return self.transformer.output.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the transformer."""
-        return self.model.output.weight.dtype
+        return self.transformer.output.weight.dtype
 
     @torch.inference_mode()
     def render(self, codes: Tensor, image_size: int | None = None) -> Pixels:
@@ -154,7 +154,7 @@ def load_bundle(
             part.requires_grad_(requires_grad=False)
     return Bundle(
         manifest=manifest,
-        model=model.to(device, dtype),
+        transformer=model.to(device, dtype),
         code_sampler=CodeSampler(prior, counts, device, refiner, completer, *partitions[:1]),
         tokenizer=tokenizer,
         vq_decoder=serving_decoder(tokenizer.decoder, torch.device(device)),

@@ -62,7 +62,7 @@ class Registry:
         self._manifests: dict[Path, tuple[tuple[int, int, int], Manifest]] = {}
         self._warned_of: set[str] = set()
 
-    def place(self, *parts: str) -> str:
+    def location(self, *parts: str) -> str:
         """Address of what is under these names, for people."""
         return str(self.root.joinpath(*parts))
 
@@ -83,12 +83,12 @@ class Registry:
             for folder in self._model_folders():
                 if self._is_active(folder):
                     self._refuse_missing_manifest(folder)
-            raise ArtifactError(self.place(), "holds no model")
+            raise ArtifactError(self.location(), "holds no model")
         active = tuple(name for name in names if self._is_active(name))
         if not active:
             self.versions(names[0])  # says so where it cannot be read
             raise ArtifactError(
-                self.place(names[0], CURRENT_FILE), "is missing: no version of a model is active"
+                self.location(names[0], CURRENT_FILE), "is missing: no version of a model is active"
             )
         return active
 
@@ -104,10 +104,10 @@ class Registry:
         if preferred:
             if preferred not in models:
                 missing = quoted(preferred)
-                raise ConfigError(f"no model {missing} in {self.place()}; there are: {listed}")
+                raise ConfigError(f"no model {missing} in {self.location()}; there are: {listed}")
             return preferred
         if len(models) > 1:
-            raise ConfigError(f"{self.place()} holds several models, name one: {listed}")
+            raise ConfigError(f"{self.location()} holds several models, name one: {listed}")
         return models[0]
 
     def versions(self, name: str) -> tuple[str, ...]:
@@ -119,12 +119,12 @@ class Registry:
 
     def current(self, name: str) -> str:
         """Name of the active version; an `ArtifactError` where none is."""
-        path = self.place(name, CURRENT_FILE)
+        path = self.location(name, CURRENT_FILE)
         if is_plain_name(name):
             self._refuse_missing_manifest(name)
         versions = self.versions(name)
         try:
-            version = self._choice(name).read()
+            version = self._active_version(name).read()
         except FileNotFoundError as error:
             raise ArtifactError(path, f"is missing: no version of {name!r} is active") from error
         if version not in versions:
@@ -144,11 +144,11 @@ class Registry:
         ------
         ArtifactError : no version is active
         """
-        choice = self._choice(name)
+        active_version = self._active_version(name)
         try:
-            return choice.stamp()
+            return active_version.stamp()
         except OSError as error:
-            raise ArtifactError(choice.path, f"cannot be read: {error.strerror}") from error
+            raise ArtifactError(active_version.path, f"cannot be read: {error.strerror}") from error
 
     def path(self, name: str, version: str | None = None) -> Path:
         """Folder of a version on this machine, by default the active one."""
@@ -196,18 +196,18 @@ class Registry:
         """
         manifest = self.verify(name, version)
 
-        def choose(choice: ActiveVersion) -> tuple[str, ...]:
+        def switch(active_version: ActiveVersion) -> tuple[str, ...]:
             losses = self._losses(manifest)
-            choice.choose(version)
+            active_version.activate(version)
             return losses
 
-        losses = self._change(name, choose)
+        losses = self._change(name, switch)
         _warn(manifest, losses)
         return losses
 
     def previous(self, name: str) -> str | None:
         """Name of the version that `rollback` would make active; None where there is none."""
-        earlier = self._choice(name).earlier(self.current(name))
+        earlier = self._active_version(name).earlier(self.current(name))
         versions = self._versions(name)  # one may have been removed since it was active
         return next((version for version in reversed(earlier) if version in versions), None)
 
@@ -223,15 +223,17 @@ class Registry:
         """
         self.current(name)
 
-        def go_back(choice: ActiveVersion) -> tuple[Manifest, tuple[str, ...]]:
+        def go_back(active_version: ActiveVersion) -> tuple[Manifest, tuple[str, ...]]:
             active, version = self.current(name), self.previous(name)
             if leaving not in {None, active}:
-                raise ArtifactError(choice.path, f"names {active!r} by now, not {leaving!r}")
+                raise ArtifactError(
+                    active_version.path, f"names {active!r} by now, not {leaving!r}"
+                )
             if version is None:
-                raise ArtifactError(choice.path, f"no version was active before {active!r}")
+                raise ArtifactError(active_version.path, f"no version was active before {active!r}")
             manifest = self.verify(name, version)
             losses = self._losses(manifest)
-            choice.go_back(version)
+            active_version.go_back(version)
             return manifest, losses
 
         manifest, losses = self._change(name, go_back)
@@ -253,7 +255,7 @@ class Registry:
 
     def next_version(self, name: str) -> str:
         """Number after the highest one that a version of a model has; 1 for the first."""
-        numbers = [int(one) for one in self._taken(name) if one.isascii() and one.isdigit()]
+        numbers = [int(v) for v in self._taken(name) if v.isascii() and v.isdigit()]
         return str(1 + max(numbers, default=0))
 
     def _losses(self, manifest: Manifest) -> tuple[str, ...]:
@@ -263,14 +265,14 @@ class Registry:
         except ArtifactError:
             return ()
 
-    def _choice(self, name: str) -> ActiveVersion:
+    def _active_version(self, name: str) -> ActiveVersion:
         return ActiveVersion(self.root / name)
 
     def _change(self, name: str, change: Callable[[ActiveVersion], T]) -> T:
         """Let a function change the active version, alone."""
-        choice = self._choice(name)
-        with writing(choice.path), choice.locked():
-            return change(choice)
+        active_version = self._active_version(name)
+        with writing(active_version.path), active_version.locked():
+            return change(active_version)
 
     def _taken(self, name: str) -> list[str]:
         """Names of versions, also of those that are no bundles."""
@@ -374,13 +376,13 @@ def natural(version: str) -> list[tuple[int, str]]:
 
 
 class ActiveVersion:
-    """The choice among the versions in a model's folder.
+    """Which of the versions in a model's folder is active.
 
     The first line of ``current`` names the active version; ``history`` holds, one a line, what has
     been activated, each version once and the latest last. Whatever stands behind the active version
     there was rolled back from and counts no more, so ``current`` alone decides: a process that is
-    killed between the two files leaves a choice and its past that fit. A folder without ``history``
-    has no past yet.
+    killed between the two files leaves an active version and a past that fit. A folder without
+    ``history`` has no past yet.
 
     Raises
     ------
@@ -401,7 +403,7 @@ class ActiveVersion:
         return self._read(CURRENT_FILE).strip().partition("\n")[0]
 
     @property
-    def is_made(self) -> bool:
+    def exists(self) -> bool:
         """Whether a version is active."""
         return (self._folder / CURRENT_FILE).is_file()
 
@@ -415,14 +417,14 @@ class ActiveVersion:
         activated = self._activated()
         return activated[: activated.index(active)] if active in activated else activated
 
-    def choose(self, version: str) -> None:
+    def activate(self, version: str) -> None:
         """Make a version the active one; the one that was is its predecessor. Needs `locked`."""
         past: list[str] = []
-        if self.is_made:
+        if self.exists:
             active = self.read()
             past = [*self.earlier(active), active]
-        kept = [one for one in past if one != version]
-        self._write(HISTORY_FILE, "".join(f"{one}\n" for one in [*kept, version]))
+        kept = [earlier for earlier in past if earlier != version]
+        self._write(HISTORY_FILE, "".join(f"{name}\n" for name in [*kept, version]))
         self.go_back(version)
 
     def go_back(self, version: str) -> None:
@@ -431,7 +433,7 @@ class ActiveVersion:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other threads and processes from choosing until the block ends."""
+        """Keep other threads and processes from activating until the block ends."""
         with open_lock(self._folder / LOCK_FILE) as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed
             yield

@@ -62,11 +62,11 @@ Section = TypeVar("Section", bound=BaseModel)
 class BundleParts:
     """What a bundle is made of."""
 
-    model: GPT  # the transformer over the prior's K clusters, with a null class
+    transformer: GPT  # over the prior's K clusters, with a null class
     tokenizer: VQModel  # its codebook has the prior's V codes
     prior: ClusterMap
     counts: npt.NDArray[np.integer] | None = None  # of each code in the training data, int (V,)
-    refiner: Refiner | None = None  # draws codes of this prior from the model's hidden states
+    refiner: Refiner | None = None  # draws codes of this prior from the transformer's hidden states
     partitions: Sequence[ClusterMap] = ()  # of the codes, of which the training's loss knew
     completer: Completer | None = None  # draws codes of this prior from all clusters of an image
 
@@ -148,7 +148,7 @@ class BundleDraft:
 
 
 def _check_parts(parts: BundleParts, *, with_encoder: bool) -> None:
-    gpt, vq, prior = parts.model.config, parts.tokenizer.config, parts.prior
+    gpt, vq, prior = parts.transformer.config, parts.tokenizer.config, parts.prior
     if gpt.vocab_size != prior.num_clusters:
         raise ConfigError(
             f"the transformer predicts {gpt.vocab_size} clusters, "
@@ -196,7 +196,7 @@ def _write_weights(
     encoder = {name: w for name, w in tokenizer.items() if name.startswith(ENCODER_PREFIXES)}
     left_out = (*TRAINING_KEYS, *ENCODER_PREFIXES)
     tokenizer = {name: w for name, w in tokenizer.items() if not name.startswith(left_out)}
-    write_tensors(folder / TRANSFORMER_FILE, parts.model.state_dict(), dtype)
+    write_tensors(folder / TRANSFORMER_FILE, parts.transformer.state_dict(), dtype)
     write_tensors(folder / TOKENIZER_FILE, tokenizer, dtype)
     if with_encoder:
         write_tensors(folder / ENCODER_FILE, encoder, dtype)
@@ -214,7 +214,7 @@ def _write_weights(
 
 
 def _manifest(card: ModelCard, parts: BundleParts, files: Mapping[str, str]) -> Manifest:
-    gpt, vq = parts.model.config, parts.tokenizer.config
+    gpt, vq = parts.transformer.config, parts.tokenizer.config
     refiner, completer = parts.refiner, parts.completer
     latent = _section(LatentSection, vq) if isinstance(vq, GigaTokConfig) else None
     return Manifest(

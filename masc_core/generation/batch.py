@@ -2,7 +2,7 @@
 
 Everything is vectorised over the images; only when one joins or leaves are they looked at one by
 one. `generate` runs a batch from the first position to the last, the worker's engine lets images
-join and leave at any step, and a GPU records the steps (`worker.engine.cuda_graphs`).
+join and leave at any step, and a GPU captures the steps (`worker.engine.cuda_graphs`).
 
 A step has the rows of its images, then one row for the null class of each guided image, then
 padding, which belongs to a slot that no image gets.
@@ -35,20 +35,20 @@ NO_SLOT = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
-    """The place of an image in a batch."""
+class SlotAssignment:
+    """An image in a batch, and the slots that its rows have."""
 
     params: SamplingParams
     index: int  # of its row in the tables and of its conditional row in the cache
-    uncond: int  # of its row of the null class in the cache; ``NO_SLOT`` where it is not guided
+    uncond_index: int  # of its row of the null class in the cache; ``NO_SLOT`` if not guided
 
 
 class StepShape(NamedTuple):
-    """Numbers of a step that a recorded one cannot change; all but ``filters`` count padding."""
+    """Shape of a step, static in a captured one; counts include padding."""
 
     rows: int  # R, of the transformer's batch
     images: int  # B
-    filters: bool  # whether any image may have filters
+    has_filters: bool  # whether any image may have filters
     refined: int = 0  # n, images whose codes the refiner draws
 
 
@@ -92,7 +92,7 @@ class Batch:
 
     Attributes
     ----------
-    async_copy : whether what is read after a step is better waited for after the next one
+    async_copy : whether results of a step are awaited only after the next step was launched
     tables : what is known of the images, on the device
     """
 
@@ -111,23 +111,23 @@ class Batch:
         self._device = model.output.weight.device
         self._step = Step(model, code_sampler, num_slots, compiled=compiled, kernels=kernels)
         self.tables: Tables = self._step.tables
-        self._slots: list[Slot] = []
+        self._assignments: list[SlotAssignment] = []
         self._shape: StepShape | None = None  # of these images, once it is needed
         self._inputs: StepInputs | None = None
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self._slots)
+        return len(self._assignments)
 
     @property
     def batch_rows(self) -> int:
         """Rows that the images take, without padding."""
-        return batch_rows(self._slots)
+        return batch_rows(self._assignments)
 
     @torch.inference_mode()
     def prepare(self) -> None:
         """Do a step of padding alone, so that it is known to work; no image is affected."""
-        shape = StepShape(rows=CPU_ROW_MULTIPLE, images=1, filters=False)
+        shape = StepShape(rows=CPU_ROW_MULTIPLE, images=1, has_filters=False)
         self._shape, self._inputs = None, self._lay_out(shape, ())
         self._run(shape)
 
@@ -151,18 +151,18 @@ class Batch:
         UnknownClassError, InvalidFieldError, ValueError : as from `check`, or they do not fit
         """
         self.check(params_list)
-        joining = allocate(params_list, self._slots, self._num_slots)
+        joining = allocate(params_list, self._assignments, self._num_slots)
         indices = [slot.index for slot in joining]
         packed_params = pack_params(params_list, self._config.block_size)
         packed = self._upload(torch.cat([torch.tensor([indices]), packed_params]))
         # Into free slots: whatever fails, the images in the batch are not affected.
         self.tables.put(packed[0], unpack_params(packed[1:]))
-        self._slots, self._shape = self._slots + joining, None
+        self._assignments, self._shape = self._assignments + joining, None
         return indices
 
     def leave(self, slots: Collection[int]) -> None:
         """Let images go; their slots are free."""
-        self._slots = [slot for slot in self._slots if slot.index not in slots]
+        self._assignments = [slot for slot in self._assignments if slot.index not in slots]
         self._shape = None
 
     @torch.inference_mode()
@@ -181,25 +181,25 @@ class Batch:
     def _arrange(self) -> StepShape:
         """Choose a shape for the images, and lay them out in it."""
         multiple = CPU_ROW_MULTIPLE if self._device.type == "cpu" else 1
-        refined = len(refined_images(self._slots))
+        refined = len(refined_images(self._assignments))
         shape = StepShape(
             rows=_round_up(self.batch_rows, multiple),
             images=len(self),
-            filters=has_filters(self._slots),
+            has_filters=any_filters(self._assignments),
             refined=_round_up(refined, multiple),
         )
-        self._inputs = self._lay_out(shape, self._slots)
+        self._inputs = self._lay_out(shape, self._assignments)
         return shape
 
-    def _lay_out(self, shape: StepShape, slots: Sequence[Slot]) -> StepInputs:
-        layout = lay_out(shape, slots, padding_slot=self._num_slots)
+    def _lay_out(self, shape: StepShape, assignments: Sequence[SlotAssignment]) -> StepInputs:
+        layout = lay_out(shape, assignments, padding_slot=self._num_slots)
         sizes = [len(part) for part in layout]
         flat = torch.tensor([index for part in layout for index in part])
         return StepInputs(*torch.split(self._upload(flat), sizes))
 
     def _run(self, shape: StepShape) -> float:
         assert self._inputs is not None  # noqa: S101 - `_arrange` came before
-        return self._step(self._inputs, filters=shape.filters)
+        return self._step(self._inputs, has_filters=shape.has_filters)
 
     def _failed(self) -> list[int]:
         """Slots of images that had logits that were not finite; waits for the device."""
@@ -207,7 +207,7 @@ class Batch:
         if finite.all():
             return []
         values = finite.tolist()
-        return [slot.index for slot in self._slots if not values[slot.index]]
+        return [slot.index for slot in self._assignments if not values[slot.index]]
 
     def _upload(self, made: Tensor) -> Tensor:
         """A tensor of the CPU on the device."""
@@ -245,49 +245,50 @@ def _begin_copy(tensor: Tensor) -> Tensor:
     return host.copy_(tensor, non_blocking=True)
 
 
-def batch_rows(slots: Sequence[Slot]) -> int:
+def batch_rows(assignments: Sequence[SlotAssignment]) -> int:
     """Rows of the transformer's batch that the images take."""
-    return sum(slot.params.batch_rows for slot in slots)
+    return sum(slot.params.batch_rows for slot in assignments)
 
 
 def allocate(
-    params_list: Sequence[SamplingParams], slots: Sequence[Slot], num_slots: int
-) -> list[Slot]:
+    params_list: Sequence[SamplingParams], assignments: Sequence[SlotAssignment], num_slots: int
+) -> list[SlotAssignment]:
     """Find room, among S slots, for images that join others together; no image is moved."""
-    taken = {index for slot in slots for index in (slot.index, slot.uncond)}
+    taken = {index for slot in assignments for index in (slot.index, slot.uncond_index)}
     free = [index for index in range(num_slots) if index not in taken]
     needed = sum(params.batch_rows for params in params_list)
     if needed > len(free):
         raise ValueError(f"{needed} rows do not fit, {len(free)} are free")
     indices = iter(free)
     return [
-        Slot(params, next(indices), NO_SLOT if params.batch_rows == 1 else next(indices))
+        SlotAssignment(params, next(indices), NO_SLOT if params.batch_rows == 1 else next(indices))
         for params in params_list
     ]
 
 
-def refined_images(slots: Sequence[Slot]) -> list[int]:
+def refined_images(assignments: Sequence[SlotAssignment]) -> list[int]:
     """Which of the images have their codes drawn by the refiner."""
-    return [image for image, slot in enumerate(slots) if slot.params.decoding == "refine"]
+    return [image for image, slot in enumerate(assignments) if slot.params.decoding == "refine"]
 
 
-def has_filters(slots: Sequence[Slot]) -> bool:
+def any_filters(assignments: Sequence[SlotAssignment]) -> bool:
     """Whether any image has filters."""
-    return any(slot.params.has_filters for slot in slots)
+    return any(slot.params.has_filters for slot in assignments)
 
 
-def lay_out(shape: StepShape, slots: Sequence[Slot], padding_slot: int) -> Layout:
+def lay_out(shape: StepShape, assignments: Sequence[SlotAssignment], padding_slot: int) -> Layout:
     """Place images in a shape that holds them; ``padding_slot`` is the slot of the padding."""
-    guided = [slot for slot in slots if slot.uncond != NO_SLOT]
-    rows = [(s.index, s.index, 0) for s in slots] + [(s.uncond, s.index, 1) for s in guided]
+    guided = [slot for slot in assignments if slot.uncond_index != NO_SLOT]
+    rows = [(s.index, s.index, 0) for s in assignments]
+    rows += [(s.uncond_index, s.index, 1) for s in guided]
     rows += [(padding_slot, padding_slot, 0)] * (shape.rows - len(rows))
     cache, slot_of_row, is_uncond = map(list, zip(*rows, strict=True))
-    images = [slot.index for slot in slots]
-    uncond_row_of = {slot.index: len(slots) + i for i, slot in enumerate(guided)}
+    images = [slot.index for slot in assignments]
+    uncond_row_of = {slot.index: len(assignments) + i for i, slot in enumerate(guided)}
     uncond_rows = [uncond_row_of.get(index, row) for row, index in enumerate(images)]
-    padding = range(len(slots), shape.images)
+    padding = range(len(assignments), shape.images)
     # Padding repeats the first image: its code is written twice, and is the same both times.
-    refined = range(shape.images) if shape.refined == shape.images else refined_images(slots)
+    refined = range(shape.images) if shape.refined == shape.images else refined_images(assignments)
     return Layout(
         cache,
         slot_of_row,

@@ -2,12 +2,12 @@
 
 It is tensors alone: nothing is read on the host, and no shape depends on a value. What is known of
 images lies in tables with a row per slot; the inputs say which images are in this step. So a GPU
-can record a step once for some numbers of rows and images, and replay it for any images; a CPU runs
-it as it is. Between devices only the kernels differ (`masc_core.models.kv_cache`, `gpt`).
+can capture a step once for some numbers of rows and images, and replay it for any images; a CPU
+runs it as it is. Between devices only the kernels differ (`masc_core.models.kv_cache`, `gpt`).
 
 What an image becomes depends on its `SamplingParams` alone: no operation mixes rows, and random
-words belong to (seed, position). On a CPU a row has the same bits in any batch, in
-products of the packed weights for every number of rows that is a multiple of ``CPU_ROW_MULTIPLE``.
+words belong to (seed, position). On a CPU a row has the same bits in any batch; products
+of packed weights keep them for every number of rows that is a multiple of ``CPU_ROW_MULTIPLE``.
 
 Legend: B images, R rows and n refined images of a step, all with padding; S slots, L positions of
 an image, K clusters.
@@ -27,7 +27,7 @@ from masc_core.device import disable_tf32, new_stream
 from masc_core.models.compiled import Work, compile_part
 from masc_core.models.gpt import GPT, Block, Prediction
 from masc_core.models.kv_cache import KVCache, KVLayer, Rows
-from masc_core.sampling.in_cluster import ALL_MODES, REFINE, CodeSampler, RefinerSampler
+from masc_core.sampling.in_cluster import DECODING_IDS, REFINE, CodeSampler, RefinerSampler
 from masc_core.sampling.params import SamplingParams
 from masc_core.sampling.rng import code_bits, gumbel
 from masc_core.sampling.sampler import Filters, Partition, Sampled, sample
@@ -47,7 +47,7 @@ class BatchParams(NamedTuple):
     seed: Tensor  # int64
     class_id: Tensor  # int64
     top_k: Tensor  # int64
-    decoding: Tensor  # int64, see `ALL_MODES`
+    decoding: Tensor  # int64, see `DECODING_IDS`
     cluster_top_k: Tensor  # int64
     cfg_scale: Tensor  # float32, of every position: (n, L) or (S + 1, L)
     temperature: Tensor  # float32
@@ -135,7 +135,7 @@ class Step:
     ) -> None:
         model.pack()
         weight, config = model.output.weight, model.config
-        has_partition = code_sampler.partition is not None
+        has_partition = code_sampler.coarse_partition is not None
         self.tables = Tables.empty(
             num_slots, config.block_size, weight.device, has_partition=has_partition
         )
@@ -163,18 +163,18 @@ class Step:
         self._sample_code = part(sample_code_and_write)
         self._refine_code = part(refine_code_and_write)
 
-    def __call__(self, inputs: StepInputs, *, filters: bool) -> float:
+    def __call__(self, inputs: StepInputs, *, has_filters: bool) -> float:
         """Do the step; return the seconds in which clusters became codes (on a GPU: to enqueue it).
 
-        ``filters`` says whether any of the images has filters.
+        ``has_filters`` says whether any of the images has filters.
         """
         tables = self.tables
         noise = self._noise_on_side_stream(inputs)
         hidden, logits = self.predict(inputs)
         if self._side_stream is not None:
             torch.cuda.current_stream().wait_stream(self._side_stream)
-        draw = self._sample_filtered if filters else self._sample
-        sampled = draw(tables, inputs, logits, noise.gumbel, self._code_sampler.partition)
+        draw = self._sample_filtered if has_filters else self._sample
+        sampled = draw(tables, inputs, logits, noise.gumbel, self._code_sampler.coarse_partition)
         started = time.perf_counter()
         clusters = tables, inputs, self._code_sampler, sampled, noise.random_bits
         if len(inputs.refined):
@@ -315,7 +315,8 @@ def _sizes(model: GPT, code_sampler: CodeSampler, num_slots: int) -> Hashable:
     """All that the shapes of a step follow from, but for its rows and images."""
     weight, prior = model.output.weight, code_sampler.prior
     refiner = code_sampler.refiner.config if "refine" in code_sampler.decodings else None
-    num_parts = code_sampler.partition and code_sampler.partition.num_clusters
+    coarse = code_sampler.coarse_partition
+    num_parts = coarse and coarse.num_clusters
     sizes = (model.config, refiner, prior.num_codes, int(prior.sizes.max()), num_parts, num_slots)
     return sizes, weight.dtype, weight.device
 
@@ -325,7 +326,9 @@ def pack_params(params_list: Sequence[SamplingParams], num_positions: int) -> Te
 
     `CodeSampler.check` refuses decodings that are not known.
     """
-    images = [asdict(one) | {"decoding": ALL_MODES[one.decoding]} for one in params_list]
+    images = [
+        asdict(params) | {"decoding": DECODING_IDS[params.decoding]} for params in params_list
+    ]
     integers = [[image[name] for image in images] for name in INTEGERS]
     floats = [
         [*(image[name] for name in FLOATS), *params.cfg_scales(num_positions)]

@@ -5,8 +5,7 @@ in LlamaGen, or learned vectors as in GigaTok, whose codes have no place in a gr
 the class, then tokens in raster order; position p predicts token p, so the last token is never
 an input. Tokens are clusters, or codes where the prior is the identity.
 
-What a step does between its products is loops that numba compiled on a CPU; elsewhere torch's
-operators, of which a compiler makes kernels.
+Between matrix products: numba loops on a CPU, compiled torch operators elsewhere.
 
 Legend: B images, R rows of a step, T positions, L tokens of an image, C width, H heads, D head dim,
 F hidden width of the feed-forward block, K vocabulary.
@@ -270,8 +269,8 @@ class FeedForward(nn.Module):
     def fuse(self) -> None:
         """Make ``w1`` and ``w3`` the halves of one tensor; they keep their names.
 
-        Nothing is held twice. A second call does nothing: what was recorded reads the tensor where
-        it is.
+        Nothing is held twice. A second call does nothing: captured graphs read the tensor where it
+        is.
         """
         if self.w13 is None:
             self.w13 = torch.cat([self.w1.weight.detach(), self.w3.weight.detach()])

@@ -2,7 +2,7 @@
 
 The cache lives outside the model, so that a model can be trained, evaluated and served at once and
 a state dict never holds it. Row r of a step attends to the first ``positions[r] + 1`` entries of
-slot ``slots[r]``: no row sees another, and nothing is read on the host, so that a GPU can record a
+slot ``slots[r]``: no row sees another, and nothing is read on the host, so that a GPU can capture a
 step once and replay it for any rows. What differs between devices is how attention is computed: by
 `masc_core.cpu_kernels` (numba), by `decode_attention` (Triton), or by `attention_reference`, which
 defines both.

@@ -56,31 +56,31 @@ class Convolution(NamedTuple):
     ----------
     weights : (a^2, N / 16, C, 16), of row i and column j of a patch at ``j a + i``
     bias : (N,)
-    into : ``B^T`` (a, a)
-    out_of : ``A^T`` (m, a)
+    input_transform : ``B^T`` (a, a)
+    output_transform : ``A^T`` (m, a)
     """
 
     weights: Float32Array
     bias: Float32Array
-    into: Float32Array
-    out_of: Float32Array
+    input_transform: Float32Array
+    output_transform: Float32Array
 
     @classmethod
     def of(cls, weight: Float32Array, bias: Float32Array) -> Self:
         """Transform a weight (N, C, 3, 3); channels are filled up with zeros."""
         weight = np.pad(weight, [(0, -size % COLUMNS) for size in weight.shape[:2]] + [(0, 0)] * 2)
         n, c = weight.shape[:2]
-        out_of, change, into = winograd_matrices(4 if 36 * n * c <= MOST_WEIGHTS else 2)
+        m = 4 if 36 * n * c <= MOST_WEIGHTS else 2
+        output_transform, weight_transform, input_transform = winograd_matrices(m)
         # G g G^T as one product, of all weights at once.
-        changed = (
-            np.kron(change, change).astype(np.float32) @ weight.swapaxes(2, 3).reshape(-1, 9).T
-        )
-        panels = changed.reshape(-1, n // COLUMNS, COLUMNS, c).swapaxes(2, 3)
+        both_sides = np.kron(weight_transform, weight_transform).astype(np.float32)
+        transformed = both_sides @ weight.swapaxes(2, 3).reshape(-1, 9).T
+        panels = transformed.reshape(-1, n // COLUMNS, COLUMNS, c).swapaxes(2, 3)
         return cls(
             weights=np.ascontiguousarray(panels),
             bias=np.pad(bias, (0, n - len(bias))),
-            into=np.ascontiguousarray(into, np.float32),
-            out_of=np.ascontiguousarray(out_of, np.float32),
+            input_transform=np.ascontiguousarray(input_transform, np.float32),
+            output_transform=np.ascontiguousarray(output_transform, np.float32),
         )
 
     def tile_rows(self, height: int, width: int) -> int:
@@ -88,7 +88,7 @@ class Convolution(NamedTuple):
 
         The number of threads has no say: an image has the same bits with any.
         """
-        m = len(self.out_of)
+        m = len(self.output_transform)
         down, across = -(-height // m), -(-width // m)
         half = -(-down // 2)  # for a second thread
         return min(-(-TILES // across), max(half, -(-ROWS // across)))
@@ -103,7 +103,7 @@ def _scratch_ends(
     conv: Convolution, tile_rows: int, width: int
 ) -> tuple[int, int, int, int, int, int]:
     """Where in the scratch the strip, a patch, all patches, products, tiles, and a row end."""
-    m, a = conv.out_of.shape
+    m, a = conv.output_transform.shape
     _, panels, c, _ = conv.weights.shape
     n = panels * COLUMNS
     across = (width + m - 1) // m
@@ -142,7 +142,7 @@ def convolve(  # noqa: PLR0913, PLR0917 - of a kernel that is called once a laye
     scratch : (parts, its `scratch_size(H, W)`), of which only the part's own row is used
     """
     height, width, _ = out.shape
-    m, a = conv.out_of.shape
+    m, a = conv.output_transform.shape
     _, panels, c, _ = conv.weights.shape
     n = panels * COLUMNS
     across = (width + m - 1) // m
@@ -157,10 +157,10 @@ def convolve(  # noqa: PLR0913, PLR0917 - of a kernel that is called once a laye
     for top in range(part * tile_rows * m, height, parts * tile_rows * m):
         count = (min(height - top, tile_rows * m) + m - 1) // m * across
         _read(x, affine, factor, top, strip)
-        _transform_patches(strip, conv.into, count, patch, patches)
+        _transform_patches(strip, conv.input_transform, count, patch, patches)
         for j in range(a):
             _multiply(patches[j], conv.weights[j * a : j * a + a], count, products)
-            _sum_rows(products, conv.out_of, j, count, tiles)
+            _sum_rows(products, conv.output_transform, j, count, tiles)
         _write(tiles, conv, add, top, count, row, out)
 
 
@@ -207,10 +207,14 @@ def _swish(x: Float32Array, affine: Float32Array, out: Float32Array) -> None:
 
 @njit_unchecked
 def _transform_patches(
-    strip: Float32Array, into: Float32Array, count: int, patch: Float32Array, patches: Float32Array
+    strip: Float32Array,
+    input_transform: Float32Array,
+    count: int,
+    patch: Float32Array,
+    patches: Float32Array,
 ) -> None:
     """``B^T d B`` of every tile, first along columns, then along rows."""
-    a, c = len(into), strip.shape[2]
+    a, c = len(input_transform), strip.shape[2]
     m = a - 2
     from_row = strip.shape[1] * c
     across = (strip.shape[1] - 2) // m
@@ -218,10 +222,10 @@ def _transform_patches(
     for t in range(count):
         corner = t // across * m * from_row + t % across * m * c
         for j in range(a):
-            _apply(into, strip, corner + j * c, from_row, patch, j * c, a * c, c)
+            _apply(input_transform, strip, corner + j * c, from_row, patch, j * c, a * c, c)
         for i in range(a):
             to = i * from_element + t * c
-            _apply(into, patch, i * a * c, c, patches, to, a * from_element, c)
+            _apply(input_transform, patch, i * a * c, c, patches, to, a * from_element, c)
 
 
 @njit_unchecked
@@ -244,7 +248,7 @@ def _multiply(
 
 @njit_unchecked
 def _sum_rows(
-    products: Float32Array, out_of: Float32Array, j: int, count: int, tiles: Float32Array
+    products: Float32Array, output_transform: Float32Array, j: int, count: int, tiles: Float32Array
 ) -> None:
     """``A^T`` times a column, which is still in the cache."""
     _, panels, most, _ = products.shape
@@ -252,7 +256,9 @@ def _sum_rows(
     for p in range(panels):
         for t in range(count):
             at, to = (p * most + t) * COLUMNS, (t * m * a + j) * n + p * COLUMNS
-            _apply(out_of, products, at, panels * most * COLUMNS, tiles, to, a * n, COLUMNS)
+            _apply(
+                output_transform, products, at, panels * most * COLUMNS, tiles, to, a * n, COLUMNS
+            )
 
 
 @njit_unchecked
@@ -272,7 +278,7 @@ def _write(
     for t in range(count):
         y, x = top + t // across * m, t % across * m
         for i in range(min(m, height - y)):
-            _apply(conv.out_of, tiles, (t * m + i) * a * n, n, row, 0, n, n)
+            _apply(conv.output_transform, tiles, (t * m + i) * a * n, n, row, 0, n, n)
             for j in range(min(m, width - x)):
                 pixel = out[y + i, x + j]
                 if add:

@@ -1,9 +1,8 @@
 """How strongly each position of an image is guided.
 
 A schedule gives every position a scale between 1, which is no guidance, and the request's
-``cfg_scale``; the first position has the full one. All others, but for the full scale of
-``constant`` and ``step``, have `ABOVE_ONE` added, as in the code by which GigaTok's figures were
-published.
+``cfg_scale``; the first position has the full one. Every later position gets `ABOVE_ONE` added,
+except where ``constant`` or ``step`` give the full scale; GigaTok's published code does the same.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from masc_core.errors import InvalidFieldError
 
 CFGSchedule = Literal["constant", "step", "rectangular", "linear", "linear_re", "triangular"]
 CFG_SCHEDULES: tuple[CFGSchedule, ...] = get_args(CFGSchedule)
-WITH_START = ("step", "rectangular")  # which heed `cfg_start`; the same function under two names
+WITH_START = ("step", "rectangular")  # which use `cfg_start`; the same function under two names
 DEFAULT_CFG_START = 0.18
 ABOVE_ONE = 1e-4
 

@@ -81,7 +81,7 @@ class ClusterSoftmax:
     def padded(self, clusters: Tensor) -> tuple[Tensor, Tensor]:
         """Codes of the clusters, int64 (n, largest), and where they are real, bool.
 
-        The shape depends on no value, so that a GPU can record it; memory is that of the largest.
+        The shape depends on no value, so that a GPU can capture it; memory is that of the largest.
         """
         ranks = torch.arange(self.largest, device=clusters.device)
         starts = self._offsets[clusters][:, None]

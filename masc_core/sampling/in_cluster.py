@@ -1,4 +1,4 @@
-"""From a predicted cluster to one of its codes, and which ways to it a model offers.
+"""From a predicted cluster to one of its codes, and which decodings a model offers.
 
 ``uniform`` draws every code of the cluster alike; ``frequency`` draws code c with probability
 ``count(c) / sum of the counts in its cluster``, and uniformly where no code was ever counted.
@@ -32,8 +32,8 @@ from masc_core.sampling.params import Decoding, SamplingSettings, check_cluster_
 from masc_core.sampling.sampler import MIN_TEMPERATURE, Partition
 
 UNIFORM, FREQUENCY, REFINE, COMPLETE = 0, 1, 2, 3
-MODES = {"uniform": UNIFORM, "frequency": FREQUENCY}  # that need no other model
-ALL_MODES = {**MODES, "refine": REFINE, "complete": COMPLETE}
+MODEL_FREE_DECODINGS = {"uniform": UNIFORM, "frequency": FREQUENCY}  # that need no other model
+DECODING_IDS = {**MODEL_FREE_DECODINGS, "refine": REFINE, "complete": COMPLETE}
 
 # 32 random bits times a cluster's total must fit in int64: totals are kept below 2**31.
 TOTAL_BITS = 30
@@ -44,19 +44,19 @@ class CodeSampler:
 
     Parameters
     ----------
-    prior : the partition
+    prior : code -> one of the K clusters that are predicted
     counts : int (V,), how often each code occurs in the training data; without them ``frequency``
         is not offered
     device : where codes are drawn
     refiner : on that device, in evaluation mode; without one ``refine`` is not offered
     completer : likewise, for ``complete``
-    partition : of the codes into larger clusters, none of which divides one of the prior's
+    coarse_partition : a coarser map of the codes, each cluster a union of the prior's
 
     Attributes
     ----------
     decodings : what is offered
     labels : int64 (V,), cluster of each code
-    partition : the partition, of the K clusters that are drawn; None without one
+    coarse_partition : the coarser clusters of the K that are drawn; None without them
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class CodeSampler:
         device: torch.device | str = "cpu",
         refiner: Refiner | None = None,
         completer: Completer | None = None,
-        partition: ClusterMap | None = None,
+        coarse_partition: ClusterMap | None = None,
     ) -> None:
         self.prior, self._refiner, self._completer = prior, refiner, completer
-        self.partition: Partition | None = None
-        if partition is not None:
-            labels = torch.tensor(partition.over(prior).labels, device=device)
-            self.partition = Partition(labels, partition.num_clusters)
+        self.coarse_partition: Partition | None = None
+        if coarse_partition is not None:
+            labels = torch.tensor(coarse_partition.over(prior).labels, device=device)
+            self.coarse_partition = Partition(labels, coarse_partition.num_clusters)
         self.decodings = offered(
             counts=counts is not None,
             refiner=refiner is not None,
@@ -93,7 +93,7 @@ class CodeSampler:
         """Refuse a decoding or filters that are not offered, with an `InvalidFieldError`."""
         if settings.decoding not in self.decodings:
             raise self._refusal(settings.decoding)
-        check_cluster_filters(settings, has_partition=self.partition is not None)
+        check_cluster_filters(settings, has_partition=self.coarse_partition is not None)
 
     @property
     def refiner(self) -> Refiner:
@@ -109,22 +109,22 @@ class CodeSampler:
             raise self._refusal("complete")
         return self._completer
 
-    def sample_code(self, clusters: Tensor, random_bits: Tensor, modes: Tensor) -> Tensor:
+    def sample_code(self, clusters: Tensor, random_bits: Tensor, decodings: Tensor) -> Tensor:
         """Draw one code a row, int64 (B,).
 
         Parameters
         ----------
         clusters : int64 (B,)
         random_bits : int64 (B,), see `masc_core.sampling.rng.code_bits`
-        modes : int64 (B,), of ``ALL_MODES``; here ``REFINE`` draws as ``UNIFORM``, ``COMPLETE`` as
-            ``FREQUENCY``
+        decodings : int64 (B,), of ``DECODING_IDS``; here ``REFINE`` draws as ``UNIFORM``,
+            ``COMPLETE`` as ``FREQUENCY``
         """
         uniform = self._offsets[clusters] + (random_bits * self._sizes[clusters] >> 32)
         totals = self._cluster_counts[clusters]
         targets = self._cdf_offsets[clusters] + (random_bits * totals >> 32)
         # The first member whose cumulative count exceeds the target: never one with a count of 0.
         counted = torch.searchsorted(self._cdf, targets, right=True)
-        by_count = ((modes == FREQUENCY) | (modes == COMPLETE)) & (totals > 0)
+        by_count = ((decodings == FREQUENCY) | (decodings == COMPLETE)) & (totals > 0)
         return self._members[torch.where(by_count, counted, uniform)]
 
     def _refusal(self, decoding: str) -> InvalidFieldError:
@@ -142,7 +142,7 @@ class RefinerSampler:
     Parameters
     ----------
     refiner : in evaluation mode
-    prior : the partition
+    prior : code -> one of the K clusters
     num_slots, kernels : as for `masc_core.models.kv_cache.KVCache`
     """
 

@@ -17,7 +17,7 @@ from torch import Tensor
 # Streams keep the draws of one (seed, position) apart.
 CLUSTER, CODE = 0, 1
 
-RandomBits = tuple[Tensor, Tensor, Tensor, Tensor]
+PhiloxWords = tuple[Tensor, Tensor, Tensor, Tensor]
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -25,7 +25,7 @@ _MASK = 0xFFFFFFFF
 _ROUNDS = 10
 
 
-def philox4x32(counter: RandomBits, key: tuple[Tensor, Tensor]) -> RandomBits:
+def philox4x32(counter: PhiloxWords, key: tuple[Tensor, Tensor]) -> PhiloxWords:
     """Ten rounds of the Philox bijection; all int64 in [0, 2^32), of shapes that broadcast."""
     (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(_ROUNDS):
@@ -55,7 +55,7 @@ def random_bits(seeds: Tensor, position: int | Tensor, num: int, stream: int) ->
     # indices by the constant in 32 bits, where that does not fit.
     blocks = torch.arange(-(-num // 4), device=seeds.device) & _MASK  # (ceil(N / 4),)
     positions = torch.as_tensor(position, dtype=torch.int64, device=seeds.device)
-    # Filled on the device: a copy of a number from the host could not be part of a recorded graph.
+    # Filled on the device: a copy of a number from the host could not be part of a captured graph.
     constants = seeds.new_full((), stream), seeds.new_zeros(())
     counter = (blocks, positions.view(-1, 1), *constants)
     key = ((seeds & _MASK)[:, None], (seeds >> 32 & _MASK)[:, None])

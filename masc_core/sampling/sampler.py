@@ -2,10 +2,10 @@
 
 It is LlamaGen's: classifier-free guidance, division by the temperature, the top k, the top p of
 what is left, draw. The draw is ``argmax(logits + gumbel)``, which samples from the softmax
-(Gumbel-max). Where the vocabulary has a partition, its clusters are filtered before its tokens.
+(Gumbel-max). Where the vocabulary has a coarse partition, its clusters are filtered before tokens.
 Rows may all have parameters of their own; nothing loops over rows.
 
-Legend: B rows, K vocabulary, k clusters of a partition of it.
+Legend: B rows, K vocabulary, k clusters of a coarse partition of it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ MIN_TEMPERATURE = 1e-5
 
 
 class Partition(NamedTuple):
-    """Clusters of the vocabulary."""
+    """The coarse one, of the vocabulary, whose tokens are clusters of the prior."""
 
     labels: Tensor  # int64 (K,), of each token
     num_clusters: int
 
 
 class Filters(NamedTuple):
-    """Filters of the rows; see `filter_logits` and, of clusters, `filter_clusters`."""
+    """Filters of the rows; see `filter_logits` and, of a coarse partition, `filter_coarse`."""
 
     top_k: Tensor  # int64 (B,)
     top_p: Tensor  # float64 (B,)
@@ -43,7 +43,7 @@ class Sampled(NamedTuple):
     tokens: Tensor  # int64 (B,)
     entropies: Tensor  # float32 (B,), bits; with guidance, before temperature and filters
     finite: Tensor  # bool (B,), whether the guided logits are; where not, the rest means nothing
-    cluster_entropies: Tensor | None  # as entropies, of the clusters of a partition
+    cluster_entropies: Tensor | None  # as entropies, of the clusters of a coarse partition
 
 
 def sample(
@@ -67,12 +67,12 @@ def sample(
     """
     logits = apply_cfg(cond, uncond, cfg_scale)
     entropies, finite = entropy_bits(logits), logits.isfinite().all(1)
-    cluster_entropies = partition and entropy_bits(cluster_logits(logits, partition))
+    cluster_entropies = partition and entropy_bits(coarse_logits(logits, partition))
     logits = apply_temperature(logits, temperature)
     if filters is not None:
         if partition is not None:
             clusters = filters.cluster_top_k, filters.cluster_top_p
-            logits = filter_clusters(logits, partition, *clusters)
+            logits = filter_coarse(logits, partition, *clusters)
         logits = filter_logits(logits, filters.top_k, filters.top_p)
     return Sampled(draw(logits, noise), entropies, finite, cluster_entropies)
 
@@ -124,17 +124,17 @@ def filter_logits(logits: Tensor, top_k: Tensor | None, top_p: Tensor | None) ->
     return logits
 
 
-def filter_clusters(logits: Tensor, partition: Partition, top_k: Tensor, top_p: Tensor) -> Tensor:
+def filter_coarse(logits: Tensor, partition: Partition, top_k: Tensor, top_p: Tensor) -> Tensor:
     """Put minus infinity for tokens (B, K) of clusters that `filter_logits` removes.
 
     The probability of a cluster is the sum of its tokens'.
     """
-    clusters = filter_logits(cluster_logits(logits, partition), top_k, top_p)
+    clusters = filter_logits(coarse_logits(logits, partition), top_k, top_p)
     removed = clusters[:, partition.labels].isneginf()
     return logits.masked_fill(removed, -math.inf)
 
 
-def cluster_logits(logits: Tensor, partition: Partition) -> Tensor:
+def coarse_logits(logits: Tensor, partition: Partition) -> Tensor:
     """Logarithms of the clusters' probabilities plus a constant, float64 (B, k), of logits (B, K).
 
     A cluster that is 2^-40 times as probable as the likeliest token, or less, counts as that.

@@ -22,7 +22,7 @@ from masc_core.errors import ConfigError, MascError
 from masc_core.io.files import atomic_write
 from masc_core.terminal import error_output, output, print_line
 from server.bench.client import Target, load_api_key, open_session, status_class
-from server.bench.load import Load, Plan, Record
+from server.bench.load import LoadRun, Plan, Record
 from server.bench.options import BenchOptions, read_options
 from server.bench.report import Report, make_report, report_tables
 from server.bench.service import Service, ServiceInfo
@@ -161,4 +161,4 @@ async def _load(plan: Plan, api_key: SecretStr | None, record: Record) -> None:
             accept="application/json" if options.num_images > 1 else f"image/{options.format}",
             num_images=options.num_images,
         )
-        await Load(plan, target, record).run()
+        await LoadRun(plan, target, record).run()

@@ -140,9 +140,9 @@ class Target:
             return Sample(due, sent, clock(), NO_ANSWER, Answer(), describe_failure(error))
         finished = clock()
         answer = read_answer(response.status, response.headers, content)
-        return Sample(due, sent, finished, *self._judge(response.status, answer))
+        return Sample(due, sent, finished, *self._checked(response.status, answer))
 
-    def _judge(self, status: int, answer: Answer) -> tuple[int, Answer, str]:
+    def _checked(self, status: int, answer: Answer) -> tuple[int, Answer, str]:
         if status != 200:
             return status, answer, f"{status} {answer.problem or _phrase(status)}"
         if answer.num_images != self.num_images:

@@ -146,7 +146,7 @@ def _count_text(counter: Counter[str], text: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class LoadRun:
     """One run against one target; samples go into the record as they complete."""
 
     plan: Plan

@@ -148,9 +148,9 @@ class CodebookCache:
             name = PATCHES_FILE
             side = patch_side(content[name], manifest.num_codes)
         except ValueError as error:
-            path = self._registry.place(manifest.name, manifest.version, name)
+            path = self._registry.location(manifest.name, manifest.version, name)
             raise ArtifactError(path, str(error)) from error
-        path = self._registry.place(manifest.name, manifest.version, prior_name)
+        path = self._registry.location(manifest.name, manifest.version, prior_name)
         prior = ClusterMap.parse(content[prior_name], path, manifest.num_codes)
         if prior.num_codes != manifest.num_codes:
             reason = f"is over {prior.num_codes} codes, not {manifest.num_codes}"

@@ -161,7 +161,7 @@ class Codebook:
         return kept
 
     def _sort(self, sort: Sort) -> IntArray:
-        keys = [self.order.firsts(self.prior)]
+        keys = [self.order.cluster_starts(self.prior)]
         if sort == "size":
             keys.append(-self.prior.sizes)
         elif sort == "height":

@@ -64,7 +64,7 @@ def stage(
         yield
     span = span_of(scope)
     if span is not None:
-        span.add(name, started, time.time())
+        span.add_child(name, started, time.time())
 
 
 def span_of(scope: Scope) -> Span | None:

@@ -151,6 +151,6 @@ def _manifests(state: AppState, served: Mapping[str, Sequence[str]]) -> Iterator
         active = ()
     for name in sorted({*active, *served}):
         try:
-            yield state.version_of(name, served)
+            yield state.served_manifest(name, served)
         except ArtifactError as error:
             logger.warning("model %s is left out: %s", name, error)

@@ -72,7 +72,7 @@ class Oracle:
         describe = self.bundle.manifest.describe_image
         for start in range(0, len(params_list), AT_ONCE):
             batch = params_list[start : start + AT_ONCE]
-            made = generate(self.bundle.model, self.bundle.code_sampler, batch)
+            made = generate(self.bundle.transformer, self.bundle.code_sampler, batch)
             for params, image in zip(batch, self.bundle.render(made.codes), strict=True):
                 files.append(encode_image(image, "png", describe(params)))
         images = iter(files)

@@ -93,25 +93,25 @@ def check_steps(report: Report, device: Device, options: argparse.Namespace) -> 
             device,
             Compiler(device, generates=True) as compiler,
         ):
-            recorded = product.Recorded(sizes, CAPACITY)
-            works = record_all(report, device, compiler, recorded)
+            captured = product.Captured(sizes, CAPACITY)
+            works = capture_all(report, device, compiler, captured)
             for part, graphs in compiler.parts.items():
                 for number, code in enumerate(graphs.graphs):
                     assert code is not None
                     title = f"{part.rpartition('.')[2]} {number + 1}"
-                    report.check(title, code, TARGET, largest=recorded.cache_size)
+                    report.check(title, code, TARGET, largest=captured.cache_size)
             if sizes is next(iter(models.values())):
                 older_gpus(report, compiler)
             say_steps(report, sizes, works)
 
 
-def record_all(
-    report: Report, device: Device, compiler: Compiler, recorded: product.Recorded
+def capture_all(
+    report: Report, device: Device, compiler: Compiler, captured: product.Captured
 ) -> dict[Asked, Work]:
-    """Record all shapes; returns the last recording with and without filters and refiner."""
+    """Capture all shapes; returns the last capture with and without filters and refiner."""
     works: dict[Asked, Work] = {}
-    for shape in recorded.prepare():
-        works[shape.filters, bool(shape.refined)] = device.work
+    for shape in captured.prepare():
+        works[shape.has_filters, bool(shape.refined)] = device.work
         for refused in device.work.refused:
             report.fail(f"{shape}: {refused}")
     bound_graphs(report, compiler.num_graphs(), "all shapes")
@@ -155,7 +155,7 @@ def check_swaps(report: Report, device: Device, __: argparse.Namespace) -> None:
             sizes = product.Sizes.of_width(width, refines=number % 4 == 0, largest=3 + number)
             for again in (False, True) if number < 2 else (False,):
                 before = compiler.num_graphs()
-                for _ in product.Recorded(sizes, 2).prepare():
+                for _ in product.Captured(sizes, 2).prepare():
                     pass
                 made = compiler.num_graphs() - before
                 bound_graphs(report, made, f"model {number}")

@@ -1,7 +1,7 @@
 """A GPU that is not there: enough of one for torch and Triton to generate its code.
 
-Tensors have shapes and a device and no values. Streams and recordings do nothing, except that while
-a graph is recorded whatever a real recording would refuse is noted: a number that the host reads, a
+Tensors have shapes and a device and no values. Streams and captures do nothing, except that while
+a graph is captured whatever a real capture would refuse is noted: a number that the host reads, a
 shape that depends on values, a tensor of the host.
 """
 
@@ -64,13 +64,13 @@ TARGET = GPUTarget("cuda", 10 * PROPERTIES.major + PROPERTIES.minor, PROPERTIES.
 
 @dataclass
 class Work:
-    """What was recorded.
+    """What was captured.
 
     Attributes
     ----------
     parts : kernels of each call of a compiled function, by its name
     operators : names of the operators between them
-    refused : what a recording would have refused
+    refused : what a capture would have refused
     """
 
     parts: Counter[str] = field(default_factory=Counter)
@@ -83,12 +83,12 @@ class Device:
 
     Attributes
     ----------
-    work : of the last recording
+    work : of the last capture
     """
 
     def __init__(self) -> None:
         self.work = Work()
-        self._is_recording = False
+        self._is_capturing = False
         # torch finds rules for its operators by the mode's exact class.
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._dispatch = self._mode.dispatch
@@ -102,24 +102,24 @@ class Device:
         self._mode.__exit__(None, None, None)
 
     @contextmanager
-    def recording(self, *_: object, **__: object) -> Iterator[None]:
+    def capture(self, *_: object, **__: object) -> Iterator[None]:
         """Stand for `torch.cuda.graph`."""
-        self.work, self._is_recording = Work(), True
+        self.work, self._is_capturing = Work(), True
         try:
             yield
         finally:
-            self._is_recording = False
+            self._is_capturing = False
 
     @contextmanager
     def calling(self, part: str, num_kernels: int) -> Iterator[None]:
         """Note a call of a compiled function, and nothing of what is done in its place."""
-        is_recording, self._is_recording = self._is_recording, False
-        if is_recording:
+        is_capturing, self._is_capturing = self._is_capturing, False
+        if is_capturing:
             self.work.parts[part] += num_kernels
         try:
             yield
         finally:
-            self._is_recording = is_recording
+            self._is_capturing = is_capturing
 
     def _noted(
         self,
@@ -130,7 +130,7 @@ class Device:
     ) -> Any:
         """Do an operator's work on shapes, and note it."""
         out = self._dispatch(func, types, args, kwargs or {})
-        if self._is_recording:
+        if self._is_capturing:
             self._note(func, (args, kwargs), out)
         return out
 
@@ -198,7 +198,7 @@ class Event:
 
 
 class Graph:
-    """A recorded graph that does nothing."""
+    """A captured graph that does nothing."""
 
     def pool(self) -> None:
         """Return no memory."""
@@ -258,7 +258,7 @@ def _patch_torch(device: Device) -> None:
         "current_stream": lambda _=None: Stream(),
         "stream": lambda _: nullcontext(),
         "device": lambda _: nullcontext(),
-        "graph": device.recording,
+        "graph": device.capture,
     }
     for name, stand_in in replaced.items():
         setattr(torch.cuda, name, stand_in)

@@ -25,7 +25,7 @@ from tests.gpu_compile.gpu import DEVICE
 from worker.engine.cuda_graphs import GraphBatch
 
 NUM_CODES, NUM_CLUSTERS, POSITIONS = 16384, 8192, 256
-ROWS = (2, 4, 32, 256)  # of the shapes that are recorded
+ROWS = (2, 4, 32, 256)  # of the shapes that are captured
 LAYERS = 2  # all of them share their graphs
 EACH_LAYER = "run_block"  # the part that is called once a layer
 # (head size, heads, positions): LlamaGen's sizes, the refiner's, the shipped model's and the tests'
@@ -67,7 +67,7 @@ class Sizes:
         )
 
 
-class Recorded:
+class Captured:
     """A batch of a model that is not there.
 
     Parameters
@@ -81,7 +81,7 @@ class Recorded:
         self.cache_size = capacity * sizes.config.dim * sizes.config.block_size
 
     def prepare(self) -> Iterator[StepShape]:
-        """Record some shapes of a step, small and large, one after the other."""
+        """Capture some shapes of a step, small and large, one after the other."""
         chosen = [shape for shape in self.batch._shapes if shape.rows in ROWS]
         for shape in chosen:
             with torch.inference_mode():
@@ -118,7 +118,7 @@ def _model(sizes: Sizes) -> tuple[GPT, CodeSampler]:
         )
     counts = np.ones(num_codes, dtype=np.int64)
     partition = ClusterMap.from_labels(prior.labels // 128) if sizes.has_partition else None
-    return model, CodeSampler(prior, counts, DEVICE, refiner, partition=partition)
+    return model, CodeSampler(prior, counts, DEVICE, refiner, coarse_partition=partition)
 
 
 @contextmanager

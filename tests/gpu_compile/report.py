@@ -79,7 +79,7 @@ class Report:
             self.fail(f"{part}: allocates {code.largest_allocation()} numbers: a copy of the cache")
         if code.constants:
             self.fail(
-                f"{part}: keeps constants, which a recorded step would lose: {code.constants}"
+                f"{part}: keeps constants, which a captured step would lose: {code.constants}"
             )
         if code.waits:
             self.fail(f"{part}: waits for the device: {', '.join(code.waits)}")

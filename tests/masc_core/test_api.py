@@ -88,7 +88,7 @@ def test_a_model_generates_what_the_plain_loop_does(folder: Path) -> None:
     params = [SamplingParams(3, 1.0, 5 + i) for i in range(9)]
     params += [SamplingParams(0, 1.0, 5 + i) for i in range(9)]
     assert list(made.params) == params
-    expected = generate(model.bundle.model, model.bundle.code_sampler, params)
+    expected = generate(model.bundle.transformer, model.bundle.code_sampler, params)
     assert np.array_equal(made.codes, expected.codes)
     assert np.array_equal(made.clusters, expected.clusters)
     assert np.array_equal(made.entropies, expected.entropies)

@@ -193,8 +193,8 @@ def test_the_runs_of_the_paper_fit_on_a_gpu_of_80_gb(size: str, vocabulary: str)
     clusters = 16384 if vocabulary == "flat" else 8192
     sizes = GPTConfig.named(f"GPT-{size.upper()}", vocab_size=clusters)
     assert step_bytes(sizes, config.micro_batch) < room < step_bytes(sizes, 2 * config.micro_batch)
-    for num_ranks in (1, 2, 4, 8, 16):
-        assert config.batch_size // num_ranks % config.micro_batch_of(num_ranks) == 0
+    for world_size in (1, 2, 4, 8, 16):
+        assert config.batch_size // world_size % config.micro_batch_of(world_size) == 0
 
 
 def test_flags_override_the_file(tmp_path: Path) -> None:

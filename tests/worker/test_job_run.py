@@ -18,7 +18,7 @@ from worker.engine.engine import Engine
 from worker.engine.request import FinishedImage, ImageTask
 from worker.job_run import RunningJob, check_request
 from worker.jobs.job import MAX_IMAGES, MAX_SEED, GenerationRequest, Job, Lease
-from worker.model.loaded_model import EncodedFile, EncodedImage, LoadedModel
+from worker.model.loaded_version import EncodedFile, EncodedImage, LoadedVersion
 
 REQUEST = GenerationRequest(
     model="tiny", class_id=1, cfg_scale=2.0, seed=MAX_SEED - 1, num_images=3, top_k=5
@@ -31,17 +31,17 @@ def manifest() -> Manifest:
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedModel]:
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedVersion]:
     root = tmp_path_factory.mktemp("models")
     save_tiny_bundle(root)
     bundle = load_bundle(root / "tiny" / "1")
-    loaded = LoadedModel(bundle, Engine(bundle.model, bundle.code_sampler, 8))
+    loaded = LoadedVersion(bundle, Engine(bundle.transformer, bundle.code_sampler, 8))
     yield loaded
     loaded.close()
 
 
 def running_job(
-    loaded: LoadedModel, request: GenerationRequest = REQUEST, **fields: Any
+    loaded: LoadedVersion, request: GenerationRequest = REQUEST, **fields: Any
 ) -> RunningJob:
     return RunningJob(Lease(replace(Job(request, id="j"), **fields), 1, 60.0), loaded)
 
@@ -53,7 +53,7 @@ def made(task: ImageTask, index: int, entropies: list[float]) -> EncodedImage:
     return EncodedImage(image, EncodedFile(bytes([index]), 0.5, 0.25, 0.125))
 
 
-def test_a_job_has_one_task_an_image(loaded: LoadedModel) -> None:
+def test_a_job_has_one_task_an_image(loaded: LoadedVersion) -> None:
     tasks = running_job(loaded).tasks()
     assert [task.key for task in tasks] == [("j", 0), ("j", 1), ("j", 2)]
     assert [task.params.seed for task in tasks] == [MAX_SEED - 1, MAX_SEED, 0]
@@ -64,22 +64,22 @@ def test_a_job_has_one_task_an_image(loaded: LoadedModel) -> None:
     assert task.batch_rows == 1
 
 
-def test_a_job_that_is_watched_tells_of_every_row(loaded: LoadedModel) -> None:
+def test_a_job_that_is_watched_tells_of_every_row(loaded: LoadedVersion) -> None:
     job = running_job(loaded, previews=True)
     (task, *_) = job.tasks()
     assert task.preview_rows == tuple(range(1, GRID))
 
 
 def test_images_may_come_in_any_order_and_times_are_the_slowest_or_summed(
-    loaded: LoadedModel,
+    loaded: LoadedVersion,
 ) -> None:
     job = running_job(loaded, submitted_at=time.time() - 100)
     assert not job.is_started
-    job.entered(time.time())
+    job.image_started(time.time())
     assert job.is_started
     for index, task in reversed(list(enumerate(job.tasks()))):
         assert not job.is_complete
-        job.made(made(task, index, [1.0, 2.0]))
+        job.add_image(made(task, index, [1.0, 2.0]))
     assert job.is_complete
     result = job.result()
     assert (result.model, result.version) == ("tiny", "1")
@@ -116,12 +116,12 @@ def test_a_request_for_another_version_is_done_where_the_class_is_the_same(
 
 
 def test_one_cluster_has_no_entropy_to_compare_with(
-    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one_cluster = loaded.manifest.model_copy(update={"num_clusters": 1})
-    monkeypatch.setattr(LoadedModel, "manifest", one_cluster)
+    monkeypatch.setattr(LoadedVersion, "manifest", one_cluster)
     job = running_job(loaded)
-    assert job.made(made(job.tasks()[0], 0, [0.0])).entropy_ratio == 0.0
+    assert job.add_image(made(job.tasks()[0], 0, [0.0])).entropy_ratio == 0.0
 
 
 def test_a_job_has_one_image_or_as_many_as_one_may_have(manifest: Manifest) -> None:

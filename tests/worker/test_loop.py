@@ -99,7 +99,9 @@ def test_a_result_says_what_made_it(bundle: Bundle) -> None:
     assert (outcome.model, outcome.version) == ("tiny", "1")
     assert outcome.weights_sha256 == bundle.manifest.weights_sha256
     assert [image.seed for image in outcome.images] == [MAX_SEED, 0]
-    alone = generate(bundle.model, bundle.code_sampler, [image_params(request, 1)]).entropies[0]
+    alone = generate(bundle.transformer, bundle.code_sampler, [image_params(request, 1)]).entropies[
+        0
+    ]
     image = outcome.images[1]
     assert image.entropies == tuple(alone.tolist())
     assert image.entropy_bits == pytest.approx(float(alone.double().mean()))
@@ -259,7 +261,11 @@ def test_an_image_that_cannot_be_rendered_fails_its_job_alone(
 ) -> None:
     other = replace(REQUEST, seed=8)
     codes = [
-        set(generate(bundle.model, bundle.code_sampler, [image_params(r, 0)]).codes[0].tolist())
+        set(
+            generate(bundle.transformer, bundle.code_sampler, [image_params(r, 0)])
+            .codes[0]
+            .tolist()
+        )
         for r in (REQUEST, other)
     ]
     poison = min(codes[1] - codes[0])
@@ -345,7 +351,7 @@ def test_a_worker_is_ready_only_after_a_real_image(bundle: Bundle) -> None:
 
 
 def test_a_worker_whose_first_image_fails_says_so_and_is_not_ready(bundle: Bundle) -> None:
-    torch.nn.init.constant_(bundle.model.norm.weight, math.nan)
+    torch.nn.init.constant_(bundle.transformer.norm.weight, math.nan)
     queue = MemoryQueue()
     with pytest.raises(NonFiniteError):
         make_loop(bundle, queue).run()

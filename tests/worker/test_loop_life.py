@@ -34,7 +34,7 @@ from worker.jobs.job import Event, Job, Lease, Preview, Progress, Started
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import EXPIRED, Outcome
 from worker.jobs.queue import REQUEUE, JobReport, QueueLimits, WorkerStatus
-from worker.model.loaded_model import WARM_UP, PreviewBudget
+from worker.model.loaded_version import WARM_UP, PreviewBudget
 
 L = GRID**2
 

@@ -36,7 +36,7 @@ from worker.jobs.redis.queue import RedisQueue
 from worker.loop import WorkerLoop
 from worker.main import build_worker
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_model import WARM_UP, LoadedModel
+from worker.model.loaded_version import WARM_UP, LoadedVersion
 from worker.model.served import ServedModel
 from worker.settings import load_settings
 
@@ -62,7 +62,7 @@ def bundles(root: Path) -> Mapping[str, Bundle]:
 
 
 def loop_of(
-    loaded: Mapping[str, LoadedModel], queue: JobConsumer, worker_id: str = "w"
+    loaded: Mapping[str, LoadedVersion], queue: JobConsumer, worker_id: str = "w"
 ) -> WorkerLoop:
     models = [ServedModel(name, one) for name, one in loaded.items()]
     return WorkerLoop(queue, models, WorkerMetrics(CollectorRegistry()), worker_id)

@@ -22,7 +22,7 @@ from worker.jobs.outcome import Outcome
 from worker.jobs.queue import JobReport, QueueLimits
 from worker.jobs.redis.connection import ANSWER_SECONDS
 from worker.jobs.redis.queue import RedisQueue
-from worker.model.loaded_model import WARM_UP
+from worker.model.loaded_version import WARM_UP
 
 LIMITS = QueueLimits()
 L = GRID**2

@@ -36,7 +36,7 @@ from worker.jobs.outcome import JobResult
 from worker.jobs.queue import WorkerStatus
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedVersion
 from worker.model.served import ServedModel
 from worker.model.versions import ModelReloader
 
@@ -53,7 +53,7 @@ class Service:
         self.models = Registry(root)
         self.queue = MemoryQueue()
         self.metrics_registry = CollectorRegistry()
-        self.made: list[LoadedModel] = []
+        self.made: list[LoadedVersion] = []
         self._capacity, self._engine = capacity, engine
         self.reloader = ModelReloader(self.models, "tiny", "1", self._load, 0.001)
         self.loop = WorkerLoop(
@@ -95,7 +95,7 @@ class Service:
     def depth(self) -> int:
         return asyncio.run(self.queue.stats()).depth
 
-    def _load(self, folder: Path) -> LoadedModel:
+    def _load(self, folder: Path) -> LoadedVersion:
         self.made.append(make_loaded(load_bundle(folder), self._capacity, self._engine))
         return self.made[-1]
 
@@ -146,7 +146,7 @@ def test_an_old_version_goes_when_it_has_nothing_to_do_and_the_new_one_takes_its
     assert list(service.loop._models["tiny"]) == [service.made[1]]
     old = service.made.pop(0)
     assert old._pool._shutdown
-    weights = weakref.ref(old.bundle.model)
+    weights = weakref.ref(old.bundle.transformer)
     del old
     gc.collect()
     assert weights() is None  # its memory is free

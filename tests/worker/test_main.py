@@ -33,8 +33,8 @@ from worker.jobs.job import GenerationRequest, Job
 from worker.jobs.memory import MemoryQueue
 from worker.jobs.outcome import JobResult
 from worker.loop import WorkerLoop
-from worker.main import LoopThread, build_worker, engine_backends, exposed, run_until_signal
-from worker.model.loaded_model import WARM_UP, LoadedModel
+from worker.main import LoopThread, build_worker, engine_backends, run_until_signal, serve_metrics
+from worker.model.loaded_version import WARM_UP, LoadedVersion
 from worker.settings import load_settings
 
 
@@ -134,7 +134,7 @@ def test_a_step_that_hangs_does_not_keep_the_process(
 
 
 def test_what_ended_the_loop_is_raised(bundle: Bundle) -> None:
-    torch.nn.init.constant_(bundle.model.norm.weight, torch.nan)
+    torch.nn.init.constant_(bundle.transformer.norm.weight, torch.nan)
     with pytest.raises(NonFiniteError):
         run_until_signal(make_loop(bundle, MemoryQueue()))
 
@@ -148,7 +148,7 @@ def scrape(port: int) -> str:
 def test_metrics_are_served_as_long_as_the_context_lasts(bundle: Bundle) -> None:
     before = set(threading.enumerate())
     loop = make_loop(bundle, MemoryQueue())
-    with exposed(loop, CollectorRegistry(), "127.0.0.1", 0) as port:
+    with serve_metrics(loop, CollectorRegistry(), "127.0.0.1", 0) as port:
         assert {"masc_ready 0.0", "masc_draining 0.0"} <= set(scrape(port).splitlines())
         loop.warm_up()
         assert {"masc_ready 1.0", "masc_draining 0.0"} <= set(scrape(port).splitlines())
@@ -167,7 +167,7 @@ def test_an_address_that_cannot_be_had_names_its_variable(bundle: Bundle) -> Non
             pytest.raises(
                 ConfigError, match=f"MASC_METRICS_PORT: 127.0.0.1:{port} cannot be bound"
             ),
-            exposed(loop, CollectorRegistry(), "127.0.0.1", port),
+            serve_metrics(loop, CollectorRegistry(), "127.0.0.1", port),
         ):
             pass
 
@@ -276,14 +276,14 @@ def test_without_a_usable_bundle_it_does_not_start(tmp_path: Path) -> None:
 
 def fail_first_image(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     """As where logits overflow in the precision of this machine: its weights are finite."""
-    warm_up = LoadedModel.warm_up
+    warm_up = LoadedVersion.warm_up
 
-    def warm_up_or_fail(self: LoadedModel) -> None:
+    def warm_up_or_fail(self: LoadedVersion) -> None:
         if self.manifest.version == version:
             raise NonFiniteError("the logits have a NaN")
         warm_up(self)
 
-    monkeypatch.setattr(LoadedModel, "warm_up", warm_up_or_fail)
+    monkeypatch.setattr(LoadedVersion, "warm_up", warm_up_or_fail)
 
 
 @pytest.mark.parametrize("fault", ["a damaged file", "no image"])

@@ -19,7 +19,7 @@ from worker.jobs.outcome import ImageOutput, JobResult
 from worker.jobs.stages import stage_histogram
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedVersion
 from worker.model.served import ServedModel
 
 L = GRID**2
@@ -45,7 +45,9 @@ def serve(
         for job in jobs:
             await queue.submit(job)
         metrics = WorkerMetrics(registry)
-        loaded = LoadedModel(bundle, Engine(bundle.model, bundle.code_sampler, 8, metrics.step))
+        loaded = LoadedVersion(
+            bundle, Engine(bundle.transformer, bundle.code_sampler, 8, metrics.step)
+        )
         loop = WorkerLoop(queue, [ServedModel("tiny", loaded)], metrics, "w")
         thread = threading.Thread(target=loop.run)
         thread.start()

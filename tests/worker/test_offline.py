@@ -32,7 +32,7 @@ def test_a_refined_image_is_the_plain_loops(tmp_path: Path) -> None:
     generate_files(chosen, out, classes=("dog",), seed=7, cfg_scale=2.0, decoding="refine")
     bundle = load_bundle(tmp_path / "models" / "tiny" / "1")
     params = SamplingParams(class_id=3, cfg_scale=2.0, seed=7, decoding="refine")
-    codes = generate(bundle.model, bundle.code_sampler, [params]).codes
+    codes = generate(bundle.transformer, bundle.code_sampler, [params]).codes
     description = bundle.manifest.describe_image(params)
     assert out.read_bytes() == encode_image(bundle.render(codes)[0], "png", description)
 

@@ -191,8 +191,8 @@ def test_a_queue_that_is_away_is_not_asked_at_every_step(
     client.flush()
     assert queue.reported == [(one, RESULT), (two, STARTED)]
     assert [record.message for record in caplog.records] == [
-        "the queue is away: nobody answers",
-        "the queue is there again",
+        "the queue is unreachable: nobody answers",
+        "the queue is reachable again",
     ]
 
 

@@ -25,7 +25,7 @@ from worker.jobs.outcome import ImageOutput, JobFailure, JobResult, Outcome
 from worker.jobs.queue import JobConsumer, QueueLimits, WorkerStatus
 from worker.loop import WorkerLoop
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedVersion
 from worker.model.served import ServedModel
 
 REQUEST = GenerationRequest(model="tiny", class_id=2, cfg_scale=3.0, seed=7)
@@ -71,8 +71,10 @@ class WatchedQueue(MemoryQueue):
 
 def make_loaded(
     bundle: Bundle, capacity: int = 64, engine: type[Engine] = Engine, **options: Any
-) -> LoadedModel:
-    return LoadedModel(bundle, engine(bundle.model, bundle.code_sampler, capacity), **options)
+) -> LoadedVersion:
+    return LoadedVersion(
+        bundle, engine(bundle.transformer, bundle.code_sampler, capacity), **options
+    )
 
 
 def make_loop(
@@ -129,7 +131,7 @@ def expected(bundle: Bundle, request: GenerationRequest) -> list[bytes]:
     files = []
     for index in range(request.num_images):
         params = image_params(request, index)
-        made = generate(bundle.model, bundle.code_sampler, [params])
+        made = generate(bundle.transformer, bundle.code_sampler, [params])
         description = bundle.manifest.describe_image(params)
         files.append(encode_image(bundle.render(made.codes)[0], request.format, description))
     return files

@@ -24,7 +24,7 @@ from masc_core.prior import ClusterMap
 from training.changes import require_same_classes
 from training.data.code_cache import CodeCache
 from training.loop.distributed import Ranks
-from training.loop.task import Indices, RandomBits
+from training.loop.task import Indices, ItemRandomBits
 from training.metrics.cluster_bits import uniform_bits
 
 PARTITION = "partition-"  # and the number of clusters: its name among the inputs
@@ -114,14 +114,14 @@ class ClusterData:
         """L."""
         return self.train.index.num_positions
 
-    def batch(self, indices: Indices, words: RandomBits) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Indices, random_bits: ItemRandomBits) -> tuple[Tensor, Tensor]:
         """Labels (B,) and clusters (B, L) of training images, a random variant of each."""
-        labels, codes = self.code_batch(indices, words)
+        labels, codes = self.code_batch(indices, random_bits)
         return labels, self.prior.encode(codes)
 
-    def code_batch(self, indices: Indices, words: RandomBits) -> tuple[Tensor, Tensor]:
+    def code_batch(self, indices: Indices, random_bits: ItemRandomBits) -> tuple[Tensor, Tensor]:
         """The same with codes int64 (B, L)."""
-        variants = (words[:, 0] % self.train.index.num_variants).astype(np.int64)
+        variants = (random_bits[:, 0] % self.train.index.num_variants).astype(np.int64)
         codes = self.train.take(indices, variants)
         return torch.from_numpy(self.train.labels[indices]), torch.from_numpy(codes)
 
@@ -146,7 +146,7 @@ class ClusterData:
         """How often each code occurs in the validation images' first variants, int64 (V,)."""
         return self.val.counts(slice(1))
 
-    def member_bits(self) -> float:
+    def uniform_bits(self) -> float:
         """Bits to tell a validation code from the others of its cluster, all of them alike.
 
         What a code costs in all is these bits and the cluster's: vocabularies compare by that.

@@ -16,19 +16,19 @@ from masc_core.images import Pixels, scale_short_side
 MIN_SHARE, MAX_SHARE = 0.8, 1.0
 
 
-def random_crop(image: Image.Image, size: int, words: tuple[int, int, int]) -> Image.Image:
+def random_crop(image: Image.Image, size: int, random_bits: tuple[int, int, int]) -> Image.Image:
     """Scale the short side to a random length from ``size`` on, and cut a random square.
 
     Parameters
     ----------
     image : of any mode; the result is RGB
     size : S
-    words : 64-bit random words: of the length, of the top, of the left
+    random_bits : 64-bit random words: of the length, of the top, of the left
     """
     shortest, longest = math.ceil(size / MAX_SHARE), math.ceil(size / MIN_SHARE)
-    image = scale_short_side(image, shortest + below(words[0], longest - shortest + 1))
-    top = below(words[1], image.height - size + 1)
-    left = below(words[2], image.width - size + 1)
+    image = scale_short_side(image, shortest + below(random_bits[0], longest - shortest + 1))
+    top = below(random_bits[1], image.height - size + 1)
+    left = below(random_bits[2], image.width - size + 1)
     return image.crop((left, top, left + size, top + size))
 
 

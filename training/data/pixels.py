@@ -1,6 +1,6 @@
 """Training images as pixels: from memory where they fit, decoded as they are needed otherwise.
 
-``take(indices, words)`` is a function of its arguments and the files alone, so an item looks the
+`take` is a function of its arguments and the files alone, so an item looks the
 same wherever the images are held and whichever process asks. An image that cannot be read is
 replaced by the next one that can, label and all, and named once.
 
@@ -26,7 +26,7 @@ from masc_core.errors import ArtifactError
 from masc_core.images import Pixels, center_crop
 from training.data.crops import random_crop
 from training.data.source import ImageSource
-from training.loop.task import RandomBits
+from training.loop.task import ItemRandomBits
 
 logger = logging.getLogger(__name__)
 
@@ -82,35 +82,39 @@ class TrainingPixels:
         """Names of the images that were found to be unreadable, so far."""
         return tuple(self.source.name(i) for i in sorted(self._unreadable))
 
-    def take(self, indices: IntArray, words: RandomBits) -> Pixels:
+    def take(self, indices: IntArray, random_bits: ItemRandomBits) -> Pixels:
         """Crops uint8 (B, S, S, 3) of the images ``indices``, int64 (B,).
 
         The random words, uint64 (B, 4), are of the mirror, of the crop's length, top and left.
         """
-        return self.take_labelled(indices, words)[0]
+        return self.take_labelled(indices, random_bits)[0]
 
-    def take_labelled(self, indices: IntArray, words: RandomBits) -> tuple[Pixels, IntArray]:
+    def take_labelled(
+        self, indices: IntArray, random_bits: ItemRandomBits
+    ) -> tuple[Pixels, IntArray]:
         """Crops of images, as `take`, and the labels int64 (B,) of what they show."""
         if self.held is None:
-            pixels, shown = self._decode(indices, words)
+            pixels, shown = self._decode(indices, random_bits)
         else:
             pixels, shown = self.held[indices], self._replacements[indices]
         if self.flip:
-            mirrored = words[:, 0] >> np.uint64(63) == 1
+            mirrored = random_bits[:, 0] >> np.uint64(63) == 1
             pixels[mirrored] = pixels[mirrored, :, ::-1]
         return pixels, self.source.labels[shown]
 
-    def _decode(self, indices: IntArray, words: RandomBits | None) -> tuple[Pixels, IntArray]:
+    def _decode(
+        self, indices: IntArray, random_bits: ItemRandomBits | None
+    ) -> tuple[Pixels, IntArray]:
         """Crops uint8 (B, S, S, 3), and int64 (B,) which images they show."""
         pixels = np.empty((len(indices), self.image_size, self.image_size, 3), np.uint8)
         shown = np.empty(len(indices), np.int64)
 
         def fill(row: int) -> None:
             shown[row], image = self._first_readable(int(indices[row]))
-            if self.crop == "center" or words is None:
+            if self.crop == "center" or random_bits is None:
                 square = center_crop(image, self.image_size)
             else:
-                _, length, top, left = words[row].tolist()
+                _, length, top, left = random_bits[row].tolist()
                 square = random_crop(image, self.image_size, (length, top, left))
             pixels[row] = np.asarray(square)
 
@@ -128,7 +132,7 @@ class TrainingPixels:
             if image is not None:
                 return at, image
             self._replace(at)
-        reason = f"none of its images can be read, first {self.source.flaw(0)}"
+        reason = f"none of its images can be read, first {self.source.why_unreadable(0)}"
         raise ArtifactError(self.source.root, reason)
 
     def _replace(self, index: int) -> None:
@@ -136,4 +140,6 @@ class TrainingPixels:
             if index in self._unreadable:
                 return
             self._unreadable.add(index)
-        logger.warning("cannot be read, the next image replaces it: %s", self.source.flaw(index))
+        logger.warning(
+            "cannot be read, the next image replaces it: %s", self.source.why_unreadable(index)
+        )

@@ -105,7 +105,7 @@ class ImageSource(ABC):
         except UNREADABLE:
             return None
 
-    def flaw(self, index: int) -> str:
+    def why_unreadable(self, index: int) -> str:
         """An image's name, and why `decode` made nothing of it."""
         try:
             self._decode(index)
@@ -149,7 +149,7 @@ class ImageSource(ABC):
             ok = np.fromiter(pool.map(fill, range(len(chosen))), bool, len(chosen))
         skipped = tuple(self.name(int(i)) for i in chosen[~ok])
         if skipped:
-            first = self.flaw(int(chosen[np.argmin(ok)]))
+            first = self.why_unreadable(int(chosen[np.argmin(ok)]))
             if not ok.any() and indices is None:
                 raise ArtifactError(self.root, f"none of its images can be read, first {first}")
             logger.warning("skipped %d unreadable images, first %s", len(skipped), first)

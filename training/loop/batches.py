@@ -16,24 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.loop.task import Indices, RandomBits
+from training.loop.task import Indices, ItemRandomBits
 
 PREFETCHED = 2  # steps
 
-Batch = tuple[Tensor, ...]
+MicroBatch = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Batches:
     """The batches of a run, as one rank sees them."""
 
-    make: Callable[[Indices, RandomBits], Batch]  # as `TrainingTask.batch`
+    make: Callable[[Indices, ItemRandomBits], MicroBatch]  # as `TrainingTask.batch`
     num_items: int  # of the run
     seed: int
     batch_size: int  # items of the global batch
     micro_batch: int  # items of this rank that go through the model together
     rank: int = 0  # whose share it is
-    num_ranks: int = 1
+    world_size: int = 1
     pinned: bool = False  # whether a GPU copies from them
 
     @property
@@ -41,18 +41,18 @@ class Batches:
         """Whole batches; what is left over waits for another epoch."""
         return self.num_items // self.batch_size
 
-    def of_step(self, step: int) -> list[Batch]:
+    def of_step(self, step: int) -> list[MicroBatch]:
         """Micro-batches of step ``step``, counted from 0."""
-        share = slice(self.rank, None, self.num_ranks)
+        share = slice(self.rank, None, self.world_size)
         indices = self._indices(step)[share]
-        words = item_words(self.seed, step, self.batch_size)[share]
+        random_bits = item_random_bits(self.seed, step, self.batch_size)[share]
         cuts = [slice(i, i + self.micro_batch) for i in range(0, len(indices), self.micro_batch)]
-        return [self._make(indices[cut], words[cut]) for cut in cuts]
+        return [self._make(indices[cut], random_bits[cut]) for cut in cuts]
 
-    def prefetch(self, first: int, end: int) -> Generator[list[Batch], None, None]:
+    def prefetch(self, first: int, end: int) -> Generator[list[MicroBatch], None, None]:
         """The steps from ``first`` to before ``end``, made in a thread, until it is closed."""
         with ThreadPoolExecutor(1, "batches") as thread:
-            waiting: deque[Future[list[Batch]]] = deque()
+            waiting: deque[Future[list[MicroBatch]]] = deque()
             try:
                 for step in range(first, end):
                     waiting.append(thread.submit(self.of_step, step))
@@ -61,25 +61,25 @@ class Batches:
                 while waiting:
                     yield waiting.popleft().result()
             finally:
-                for batch in waiting:
-                    batch.cancel()
+                for step_batches in waiting:
+                    step_batches.cancel()
 
     def _indices(self, step: int) -> Indices:
         epoch, number = divmod(step, self.steps_per_epoch)
         start = number * self.batch_size
         return epoch_order(self.num_items, self.seed, epoch)[start : start + self.batch_size]
 
-    def _make(self, indices: Indices, words: RandomBits) -> Batch:
-        batch = self.make(indices, words)
-        return tuple(tensor.pin_memory() for tensor in batch) if self.pinned else batch
+    def _make(self, indices: Indices, random_bits: ItemRandomBits) -> MicroBatch:
+        micro_batch = self.make(indices, random_bits)
+        return tuple(tensor.pin_memory() for tensor in micro_batch) if self.pinned else micro_batch
 
 
-def item_words(seed: int, step: int, batch_size: int) -> RandomBits:
+def item_random_bits(seed: int, step: int, batch_size: int) -> ItemRandomBits:
     """Four random 64-bit words for each item of a global batch, uint64 (batch_size, 4)."""
     # The generator counts up in the counter's first word: steps do not overlap.
     generator = np.random.Philox(key=seed, counter=[0, step, 0, 0])
-    words: RandomBits = generator.random_raw(4 * batch_size).reshape(batch_size, 4)
-    return words
+    random_bits: ItemRandomBits = generator.random_raw(4 * batch_size).reshape(batch_size, 4)
+    return random_bits
 
 
 @lru_cache(maxsize=2)  # batches of the next epoch are made before this one has ended

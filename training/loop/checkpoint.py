@@ -101,7 +101,7 @@ def save_checkpoint(
         }
         # Of what every rank has, such as buffers, the main rank's counts.
         planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
-        saver.save(tensors, storage_writer=writer, planner=planner, no_dist=ranks.count == 1)
+        saver.save(tensors, storage_writer=writer, planner=planner, no_dist=ranks.world_size == 1)
     with ranks.raise_on_all_ranks("writing a checkpoint"), _writing(final, partial):
         if ranks.is_main:
             _complete(partial, final, {**asdict(state), "config": dict(config)})
@@ -125,7 +125,7 @@ def load_checkpoint(
             tensors = _tensors(trained_modules, ema)
             _compare(path, {k: tuple(v.size) for k, v in stored.items()}, tensors)  # type: ignore[union-attr]
             rows = {name: value.contiguous() for name, value in tensors.items()}
-            loader.load(rows, storage_reader=reader, no_dist=ranks.count == 1)
+            loader.load(rows, storage_reader=reader, no_dist=ranks.world_size == 1)
             for name, value in tensors.items():
                 value.copy_(rows[name])
     except (OSError, SafetensorError, CheckpointException, RuntimeError, KeyError) as error:

@@ -20,9 +20,8 @@ from torch import Tensor
 from masc_core.device import resolve_device
 from masc_core.errors import ConfigError
 
-TIMEOUT = timedelta(
-    minutes=30
-)  # that ranks wait, for example while rank 0 writes weights or draws sheets
+# That ranks wait, for example while rank 0 writes weights or draws sheets.
+TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Ranks:
 
     device: torch.device  # where it computes
     rank: int = 0
-    count: int = 1  # number of ranks
+    world_size: int = 1
     # for what is no gradient; None when there is one rank
     gloo_group: dist.ProcessGroup | None = None
 
@@ -61,11 +60,11 @@ class Ranks:
 
     def all_reduce_mean(self, values: Tensor) -> Tensor:
         """Mean of a tensor over the ranks; collective, call on every rank."""
-        if self.count == 1:
+        if self.world_size == 1:
             return values
         total = values.clone()  # the caller's stays as it is
         dist.all_reduce(total)
-        return total / self.count
+        return total / self.world_size
 
     def all_reduce_sum(self, *values: float) -> tuple[float, ...]:
         """Sums of numbers over the ranks, float64; collective, call on every rank."""
@@ -77,7 +76,7 @@ class Ranks:
 
     def broadcast(self, values: Tensor) -> None:
         """Overwrite a tensor with the main rank's; collective, call on every rank."""
-        if self.count > 1:
+        if self.world_size > 1:
             dist.broadcast(values, 0)
 
     def gather(self, values: Tensor) -> Tensor | None:
@@ -87,7 +86,7 @@ class Ranks:
         """
         if self.gloo_group is None:
             return values
-        parts = [torch.empty_like(values) for _ in range(self.count)] if self.is_main else None
+        parts = [torch.empty_like(values) for _ in range(self.world_size)] if self.is_main else None
         dist.gather(values.contiguous(), parts, dst=0, group=self.gloo_group)
         return torch.cat(parts) if parts is not None else None
 
@@ -105,8 +104,8 @@ class Ranks:
 
 
 @contextmanager
-def join_ranks(device: str) -> Iterator[Ranks]:
-    """Take the place that torchrun gave this process; without torchrun, be alone.
+def init_distributed(device: str) -> Iterator[Ranks]:
+    """Join the process group that torchrun describes; without torchrun, be alone.
 
     On ``cuda``, as on ``auto`` with GPUs, each rank of a machine takes a GPU of its own; a
     `ConfigError` where it is not there.

@@ -45,7 +45,7 @@ def shard(
     """
     dtype = torch.bfloat16 if bfloat16 else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    mesh = init_device_mesh(ranks.device.type, (ranks.count,))
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     for part in parts:
         fully_shard(part, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
@@ -60,7 +60,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 def wrap_ddp(trained: TrainedModule, ranks: Ranks) -> nn.Module:
     """The loss module, whose gradients are means over the ranks."""
-    if ranks.count == 1 or is_sharded(trained.model):
+    if ranks.world_size == 1 or is_sharded(trained.model):
         return trained.loss_module
     devices = [ranks.device] if ranks.device.type == "cuda" else None
     return DistributedDataParallel(

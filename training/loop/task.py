@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 Indices = NDArray[np.int64]
-RandomBits = NDArray[np.uint64]
+ItemRandomBits = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class TrainingTask:
         time, in a thread of its own
     validate : after every epoch, named values; the lower ``objective``, the better
     save_best : write the weights that users take; called with the values when ``objective``
-        improved, on every rank: a model may lie in parts, but the main rank alone is to write
+        improved, on every rank, since the model may be sharded; only the main rank writes
     after_step : called with the number of finished steps
     restart_rows : called after that; overwrites rows of parameters, and returns each of these with
         a mask of its rows, bool (rows,): their average and moments start anew
@@ -55,7 +55,7 @@ class TrainingTask:
 
     trained_modules: tuple[TrainedModule, ...]
     num_items: int
-    batch: Callable[[Indices, RandomBits], tuple[Tensor, ...]]
+    batch: Callable[[Indices, ItemRandomBits], tuple[Tensor, ...]]
     validate: Callable[[], dict[str, float]]
     save_best: Callable[[dict[str, float]], None]
     after_step: Callable[[int], None] = lambda _: None

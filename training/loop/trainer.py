@@ -27,7 +27,7 @@ from masc_core.device import has_bfloat16
 from masc_core.errors import ConfigError, DivergedError
 from masc_core.progress import ProgressCallback, no_progress
 from training.config import LoopConfig
-from training.loop.batches import Batch, Batches
+from training.loop.batches import Batches, MicroBatch
 from training.loop.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from training.loop.distributed import Ranks
 from training.loop.ema import EMA
@@ -52,7 +52,7 @@ def fit(
         with StopRequest() as stop:
             return _Trainer(run, config, task, report, stop).fit()
     except torch.OutOfMemoryError as error:
-        items = config.micro_batch_of(run.ranks.count)
+        items = config.micro_batch_of(run.ranks.world_size)
         raise ConfigError(
             f"micro_batch: {items} items at once are too many for the memory of the device"
         ) from error
@@ -101,7 +101,7 @@ class _Trainer:
                     raise KeyboardInterrupt
         return self.state
 
-    def step(self, batch: list[Batch]) -> None:
+    def step(self, batch: list[MicroBatch]) -> None:
         """One training step, what the task does after it, and a line of the log."""
         config, step = self.config, self.state.step + 1
         rate = learning_rate(
@@ -121,7 +121,7 @@ class _Trainer:
         if step % config.log_every == 0 or step % config.checkpoint_every == 0:
             self.log_step(rate)
 
-    def training_step(self, batch: list[Batch], rate: float) -> dict[str, Tensor]:
+    def training_step(self, batch: list[MicroBatch], rate: float) -> dict[str, Tensor]:
         """Forward, backward, clip, update; returns the losses, means over the micro-batches."""
         for trained in self.modules:
             trained.optimizer.zero_grad(set_to_none=True)
@@ -129,13 +129,13 @@ class _Trainer:
         means: dict[str, Tensor] = {}
         for number, micro_batch in enumerate(batch):
             tensors = [t.to(self.ranks.device, non_blocking=True) for t in micro_batch]
-            for place, loss_module in enumerate(self.loss_modules):
+            for module_index, loss_module in enumerate(self.loss_modules):
                 with gradient_sync(loss_module, number, len(batch)):
                     with autocast(self.config, self.ranks.device):
                         losses = loss_module(*tensors)
                     (losses["loss"] / len(batch)).backward()
                 for name, value in losses.items():
-                    if place and name == "loss":
+                    if module_index and name == "loss":
                         continue  # the log has the first module's
                     means[name] = means.get(name, 0.0) + value.detach() / len(batch)
         for trained in self.modules:
@@ -157,10 +157,10 @@ class _Trainer:
 
     def log_step(self, rate: float) -> None:
         """Log the losses, and the items a second since the last time."""
-        step, (before, then) = self.state.step, self.last_log
+        step, (last_step, last_time) = self.state.step, self.last_log
         values = self.finite_losses()
         now = time.perf_counter()
-        items_per_second = (step - before) * self.config.batch_size / (now - then)
+        items_per_second = (step - last_step) * self.config.batch_size / (now - last_time)
         self.last_log = (step, now)
         extra = self.task.extra_metrics(items_per_second)
         self.run.log(
@@ -327,12 +327,12 @@ def _batches(config: LoopConfig, task: TrainingTask, ranks: Ranks) -> Batches:
         raise ConfigError(
             f"batch_size: {config.batch_size} is more than the {task.num_items} training items"
         )
-    if config.batch_size % ranks.count:
+    if config.batch_size % ranks.world_size:
         raise ConfigError(
-            f"batch_size: {config.batch_size} cannot be shared by {ranks.count} ranks"
+            f"batch_size: {config.batch_size} cannot be shared by {ranks.world_size} ranks"
         )
-    share = config.batch_size // ranks.count
-    micro = config.micro_batch_of(ranks.count)
+    share = config.batch_size // ranks.world_size
+    micro = config.micro_batch_of(ranks.world_size)
     if share % micro:
         raise ConfigError(
             f"micro_batch: {micro} does not divide a rank's share of the batch, {share}"
@@ -344,6 +344,6 @@ def _batches(config: LoopConfig, task: TrainingTask, ranks: Ranks) -> Batches:
         config.batch_size,
         micro,
         ranks.rank,
-        ranks.count,
+        ranks.world_size,
         pinned=ranks.device.type == "cuda",
     )

@@ -58,10 +58,10 @@ class AlignmentLoss(nn.Module):
         negatives : int64 (B,), classes drawn without regard to the images
         clusters : int64 (B, L)
         """
-        asked = torch.cat([labels, negatives]), torch.cat([clusters, clusters])
+        inputs = torch.cat([labels, negatives]), torch.cat([clusters, clusters])
         with torch.no_grad():
-            reference = log_likelihood(self._frozen[0], *asked)
-        own, other = (log_likelihood(self.model, *asked) - reference).chunk(2)
+            reference = log_likelihood(self._frozen[0], *inputs)
+        own, other = (log_likelihood(self.model, *inputs) - reference).chunk(2)
         positive, negative = -F.logsigmoid(self._beta * own), -F.logsigmoid(-self._beta * other)
         is_null = labels == self.model.config.num_classes
         negative = negative.where(~is_null, 0.0)

@@ -76,8 +76,8 @@ class CompletionLoss(nn.Module):
     def _corrupt(self, clusters: Tensor) -> Tensor:
         if self._siblings is None or not self.training:
             return clusters
-        families, is_sibling = self._siblings.padded(self._siblings.labels[clusters.flatten()])
+        sibling_table, is_sibling = self._siblings.padded(self._siblings.labels[clusters.flatten()])
         drawn = torch.multinomial(is_sibling.float(), 1)
-        siblings = families.gather(1, drawn).view_as(clusters)
+        siblings = sibling_table.gather(1, drawn).view_as(clusters)
         is_replaced = torch.rand(clusters.shape, device=clusters.device) < self._corruption
         return torch.where(is_replaced, siblings, clusters)

@@ -2,9 +2,9 @@
 
 The vocabulary are the clusters of a prior, or all codes. Partitions of it, the levels, may each add
 ``-weight log P(cluster of the target)``, where ``P`` is the sum of the softmax over the cluster:
-one level is IAR's cluster-oriented loss, nested cuts of a tree are a multi-level one. Of the logit
-of a member the gradient is ``p - [member] p / P``. A cluster of one token repeats the token's own
-loss, one of all tokens adds nothing.
+one level is IAR's cluster-oriented loss, nested cuts of a tree are a multi-level one. Gradient of a
+logit: ``p - p / P`` inside the target's cluster, ``p`` outside it. A cluster of one token repeats
+the token's own loss, one of all tokens adds nothing.
 
 Hu et al.: Improving Autoregressive Visual Generation with Cluster-Oriented Token Prediction. 2025.
 
@@ -70,7 +70,10 @@ class LinearNextClusterLoss(nn.Module):
         super().__init__()
         self.model, self._levels = model, on_device(levels, model.output.weight.device)
         self._hidden = torch.compile(model.hidden) if compiled else model.hidden
-        self._names = ["bits", *(f"cluster_bits_{one.partition.num_clusters}" for one in levels)]
+        self._names = [
+            "bits",
+            *(f"cluster_bits_{level.partition.num_clusters}" for level in levels),
+        ]
 
     def forward(self, labels: Tensor, clusters: Tensor) -> dict[str, Tensor]:
         """As `NextClusterLoss.forward`, and ``cluster_bits_k`` of a level of k clusters."""
@@ -125,7 +128,7 @@ Levels = Sequence[tuple[ClusterSoftmax, float]]
 
 def on_device(levels: Sequence[ClusterLevel], device: torch.device) -> Levels:
     """Levels as `fused_linear_cross_entropy` takes them."""
-    return [(ClusterSoftmax(one.partition, device), one.weight) for one in levels]
+    return [(ClusterSoftmax(level.partition, device), level.weight) for level in levels]
 
 
 def fused_linear_cross_entropy(
@@ -182,7 +185,9 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         dtype = _product_dtype(hidden)
         x, w = hidden.to(dtype), weight.to(dtype)
         is_training = any(ctx.needs_input_grad)
-        weights = torch.tensor([1.0, *(one for _, one in levels)], device=x.device)
+        weights = torch.tensor(
+            [1.0, *(level_weight for _, level_weight in levels)], device=x.device
+        )
         parts = torch.zeros_like(weights)
         x_grad, w_grad = torch.empty_like(x), torch.zeros_like(w, dtype=torch.float32)
         for start in range(0, len(x), positions):
@@ -191,8 +196,8 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
             log_p = F.log_softmax(F.linear(x[part], w), dim=-1, dtype=torch.float32)
             parts[0] -= log_p.gather(1, true).sum()
             found = [_cluster_log_p(log_p, clusters[part], softmax) for softmax, _ in levels]
-            for number, one in enumerate(found, 1):
-                parts[number] -= one.log_p.sum()
+            for number, cluster in enumerate(found, 1):
+                parts[number] -= cluster.log_p.sum()
             if is_training:
                 # By the logits: the softmax, less one at the true cluster.
                 less = -torch.ones_like(true, dtype=torch.float32)
@@ -200,9 +205,9 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
                 if levels:
                     grad *= weights.sum()
                 grad.scatter_add_(1, true, less)
-                for one, (_, level_weight) in zip(found, levels, strict=True):
+                for cluster, (_, level_weight) in zip(found, levels, strict=True):
                     # Less the softmax within the target's cluster, at its members.
-                    grad.view(-1).scatter_add_(0, one.members, one.shares * -level_weight)
+                    grad.view(-1).scatter_add_(0, cluster.members, cluster.shares * -level_weight)
                 grad = grad.div_(len(x)).to(dtype)
                 x_grad[part] = grad @ w
                 w_grad += grad.t() @ x[part]

@@ -89,10 +89,11 @@ def cluster_distances(
     prior : over the V codes
     usage, counts : int64 (V,), of the codes to be replaced, and what frequency decoding draws by
     """
-    chances = np.stack(
-        [np.ones(len(rows)), 1 / prior.sizes[prior.labels], draw_chances(prior, counts)], axis=1
+    probabilities = np.stack(
+        [np.ones(len(rows)), 1 / prior.sizes[prior.labels], code_probabilities(prior, counts)],
+        axis=1,
     )
-    sums, uniform, frequency = _distances_to_cluster(rows, prior, chances).T
+    sums, uniform, frequency = _distances_to_cluster(rows, prior, probabilities).T
     ordered_pairs = (prior.sizes * (prior.sizes - 1)).sum()
     return ClusterDistances(
         pairs=float(sums.sum() / max(ordered_pairs, 1)),
@@ -101,16 +102,16 @@ def cluster_distances(
     )
 
 
-def draw_chances(prior: ClusterMap, counts: IntArray) -> FloatArray:
+def code_probabilities(prior: ClusterMap, counts: IntArray) -> FloatArray:
     """Probability of each code when its cluster is decoded by frequency, float64 (V,).
 
     ``counts[z] / sum of the counts in C(z)``, and ``1 / |C(z)|`` where that sum is 0.
     """
     totals = np.bincount(prior.labels, weights=counts)[prior.labels]
-    chances: FloatArray = np.where(
+    probabilities: FloatArray = np.where(
         totals > 0, counts / np.maximum(totals, 1), 1 / prior.sizes[prior.labels]
     )
-    return chances
+    return probabilities
 
 
 def _distances_to_cluster(rows: FloatArray, prior: ClusterMap, weights: FloatArray) -> FloatArray:

@@ -46,7 +46,7 @@ def load_efficientnet(class_names: Sequence[str], device: torch.device) -> Extra
     classes = imagenet_classes(class_names)
     return Extractor(
         LABEL,
-        _Judge(model.eval(), classes),
+        _Classifier(model.eval(), classes),
         device,
         sha256_file(path),
         has_logits=classes is not None,
@@ -67,7 +67,7 @@ def imagenet_classes(class_names: Sequence[str]) -> list[int] | None:
     return known if len(known) == len(found) else None
 
 
-class _Judge(nn.Module):
+class _Classifier(nn.Module):
     def __init__(self, model: Any, classes: list[int] | None) -> None:  # noqa: ANN401 - no types
         super().__init__()
         self.model, self.classes = model, classes

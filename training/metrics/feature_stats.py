@@ -30,7 +30,7 @@ class FeatureStats:
 
     def __init__(self, entropies_shape: tuple[int, int]) -> None:
         self.count = 0
-        self.agreed: dict[str, int] = {}  # images that a judge gives the class asked for
+        self.agreed: dict[str, int] = {}  # images that a classifier gives the class asked for
         self.entropies = np.zeros(entropies_shape, np.float64)
         self._features: dict[str, list[Tensor]] = {}
         self._logits: dict[str, list[Tensor]] = {}

@@ -83,7 +83,7 @@ class Extractor:
     device : where it computes
     weights_sha256 : hash of the file that its weights are from
     has_logits : whether the second are there
-    class_names : of the logits, where real images that have these classes are to be judged, too
+    class_names : of the logits, where real images that have these classes are to be classified, too
     """
 
     def __init__(

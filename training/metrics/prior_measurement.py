@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from scipy.sparse import csr_array
 
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import MODES, CodeSampler
+from masc_core.sampling.in_cluster import MODEL_FREE_DECODINGS, CodeSampler
 from training.metrics.cluster_bits import ClusterBits, cluster_bits, code_counts, count_pairs
 from training.metrics.cluster_statistics import (
     ClusterDistances,
@@ -129,7 +129,7 @@ class PriorMeasurement:
 
     def flat(self) -> PriorResult:
         """The flat vocabulary: every code its own cluster, nothing replaced by anything else."""
-        nothing = dict.fromkeys(MODES, self._test.nothing_replaced())
+        nothing = dict.fromkeys(MODEL_FREE_DECODINGS, self._test.nothing_replaced())
         return self._result("flat", ClusterMap.identity(len(self._rows)), "", nothing, None)
 
     def measure(
@@ -141,7 +141,10 @@ class PriorMeasurement:
     ) -> PriorResult:
         """Measure a prior over the V codes; ``after_draw`` is called after every draw."""
         code_sampler = CodeSampler(prior, self._counts)
-        replaced = {mode: self._test.run(code_sampler, mode, after_draw) for mode in MODES}
+        replaced = {
+            decoding: self._test.run(code_sampler, decoding, after_draw)
+            for decoding in MODEL_FREE_DECODINGS
+        }
         first = self._firsts.setdefault(prior.num_clusters, replaced)
         return self._result(method, prior, file, replaced, None if first is replaced else first)
 
@@ -161,7 +164,8 @@ class PriorMeasurement:
             distances=cluster_distances(self._rows, prior, self._usage, self._counts),
             bits=cluster_bits(prior, self._fitted, self._held_out),
             quality={
-                mode: _quality(replaced[mode], first[mode] if first else None) for mode in MODES
+                decoding: _quality(replaced[decoding], first[decoding] if first else None)
+                for decoding in MODEL_FREE_DECODINGS
             },
         )
 

@@ -115,7 +115,7 @@ class Reference:
     """Real images by one extractor; ``features`` float32 (N, F) where there are images.
 
     The statistics are of all images, the features of at most 10,000 of them, evenly spread.
-    ``accuracy`` is the share of images that a judge of their classes gives their class.
+    ``accuracy`` is the share of images whose class a classifier among the extractors tells.
     """
 
     statistics: Statistics
@@ -284,7 +284,7 @@ def _extract(
     """Go through all images, with some of them in memory at a time; save what there is."""
     name, total = f"reference-{extractor.label}", len(real)
     moments = Moments(extractor.num_features)
-    judged = None if extractor.class_names is None else _ids(real, extractor.class_names)
+    class_ids = None if extractor.class_names is None else _ids(real, extractor.class_names)
     features, seen, agreed = [torch.empty(0, extractor.num_features)], 0, 0
     if (begun := unfinished.load(name)) is not None:
         features, seen = [begun.pop("features")], int(begun.pop("seen"))
@@ -296,8 +296,8 @@ def _extract(
         pixels, labels = real.read(indices)
         if len(pixels):
             (more, logits), count = extractor(pixels), int(moments.tensors["count"])
-            if judged is not None and logits is not None:
-                agreed += int((logits.argmax(1).numpy() == judged[labels]).sum())
+            if class_ids is not None and logits is not None:
+                agreed += int((logits.argmax(1).numpy() == class_ids[labels]).sum())
             numbers = np.arange(count, count + len(more))
             features.append(more[torch.from_numpy(np.isin(numbers, kept))])
             moments.add(more)
@@ -310,7 +310,7 @@ def _extract(
         report(seen, total, f"{extractor.label} of {real.path}")
     count = int(moments.tensors["count"])
     _require_images(real.path, count)
-    accuracy = None if judged is None else agreed / count
+    accuracy = None if class_ids is None else agreed / count
     return Reference(moments.statistics(), features[0], accuracy)
 
 

@@ -74,10 +74,10 @@ def sample(
         replace(params, class_id=i % num_classes, seed=image_seed(params.seed, i // num_classes))
         for i in range(total)
     ]
-    at_once = batch_size * ranks.count
+    at_once = batch_size * ranks.world_size
     for start in range(first, total, at_once):
         batch = images[start : start + at_once]
-        share = -(-len(batch) // ranks.count)
+        share = -(-len(batch) // ranks.world_size)
         own = batch[share * ranks.rank : share * (ranks.rank + 1)]
         pixels = np.zeros((share, size, size, 3), np.uint8)
         entropies = np.zeros((share, *entropies_shape(bundle)), np.float32)
@@ -95,7 +95,7 @@ def make_images(
     bundle: Bundle, params: Sequence[SamplingParams], image_size: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Pixels uint8 (B, H, W, 3), resized if asked, and entropies float32 (B, E, L), bits."""
-    generated = generate(bundle.model, bundle.code_sampler, params)
+    generated = generate(bundle.transformer, bundle.code_sampler, params)
     entropies = torch.cat([generated.entropies, generated.cluster_entropies], dim=1)
     stacked = entropies.view(len(params), *entropies_shape(bundle))
     return bundle.render(generated.codes, image_size), stacked.cpu().numpy()
@@ -103,7 +103,7 @@ def make_images(
 
 def entropies_shape(bundle: Bundle) -> tuple[int, int]:
     """(E, L)."""
-    return 1 if bundle.code_sampler.partition is None else 2, bundle.manifest.num_positions
+    return 1 if bundle.code_sampler.coarse_partition is None else 2, bundle.manifest.num_positions
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from masc_core.arrays import FloatArray
 from masc_core.images import Pixels
 from masc_core.models.vq import VQModel, to_uint8
-from masc_core.sampling.in_cluster import MODES, CodeSampler
+from masc_core.sampling.in_cluster import DECODING_IDS, CodeSampler
 from masc_core.sampling.rng import code_bits
 from training.metrics.image_quality import psnr, ssim
 from training.metrics.reconstruction import to_float
@@ -139,7 +139,7 @@ class ReplacementTest:
         codes = code_sampler.sample_code(
             torch.from_numpy(clusters).flatten(),
             code_bits(seeds, torch.arange(positions).repeat(num_images)),
-            torch.full((clusters.size,), MODES[decoding]),
+            torch.full((clusters.size,), DECODING_IDS[decoding]),
         )
         replaced = self.codes.copy()
         replaced[:, self.positions] = codes.view(clusters.shape).numpy()[:, self.positions]

@@ -81,7 +81,8 @@ def teacher_forced(
     unfinished = unfinished or PartialResults()
     prior, length = bundle.code_sampler.prior, bundle.manifest.num_positions
     batch_size = min(256, max(1, LOGITS_AT_ONCE // (length * prior.num_clusters)))
-    levels = [ClusterLevelMetrics(one.over(prior), bundle.device) for one in bundle.partitions]
+    partitions = [partition.over(prior) for partition in bundle.partitions]
+    levels = [ClusterLevelMetrics(partition, bundle.device) for partition in partitions]
     begun = unfinished.load("teacher-forced") or {}
     sums = begun.get("sums", torch.zeros(2, length, dtype=torch.float64))
     no_sums = torch.zeros(len(levels), NUM_SUMS, dtype=torch.float64)
@@ -118,10 +119,12 @@ def teacher_forced(
 def _logits(bundle: Bundle, labels: Tensor, clusters: Tensor, cfg_scale: float) -> Tensor:
     """Guided logits float32 (B, L, K)."""
     labels, inputs = labels.to(bundle.device), clusters[:, :-1].to(bundle.device)
-    logits: Tensor = bundle.model(labels, inputs)
+    logits: Tensor = bundle.transformer(labels, inputs)
     if cfg_scale == 1:
         return logits
-    null: Tensor = bundle.model(torch.full_like(labels, bundle.model.config.num_classes), inputs)
+    null: Tensor = bundle.transformer(
+        torch.full_like(labels, bundle.transformer.config.num_classes), inputs
+    )
     cfg_scales = torch.full((logits.shape[0] * logits.shape[1],), cfg_scale, device=bundle.device)
     return apply_cfg(logits.flatten(0, 1), null.flatten(0, 1), cfg_scales).view_as(logits)
 

@@ -29,9 +29,9 @@ from masc_core.progress import ProgressCallback, no_progress
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
 from training.downloads import local_file
-from training.loop.distributed import join_ranks
+from training.loop.distributed import init_distributed
 from training.loop.run_dir import Run
-from training.loop.task import Indices, RandomBits
+from training.loop.task import Indices, ItemRandomBits
 from training.loop.trainer import fit
 from training.losses.alignment import AlignmentLoss
 from training.stages.configs import AlignConfig
@@ -49,43 +49,45 @@ def align_transformer(
     ConfigError : the transformer was trained over another prior, other classes or codes
     """
     set_threads(config.threads)
-    with join_ranks(config.device) as ranks:
+    with init_distributed(config.device) as ranks:
         data = ClusterData(config.codes, config.val_codes, config.prior, ranks, config.partitions)
         init = local_file(config.source, report)
         data.inputs["init"] = start_sha256(init)
-        start = InitialWeights.open(init, gpt_config(config, data), data.prior, data.inputs)
-        _check(start, gpt_config(config, data))
+        initial_weights = InitialWeights.open(
+            init, gpt_config(config, data), data.prior, data.inputs
+        )
+        _check(initial_weights, gpt_config(config, data))
         with Run(config.out, config, data.summary, ranks) as run:
-            model, reference = (build_model(config, data, ranks, start) for _ in range(2))
+            model, reference = (build_model(config, data, ranks, initial_weights) for _ in range(2))
             reference.requires_grad_(requires_grad=False)
             training = _Alignment(run, config, data, model, reference)
             fit(run, config, training.task(), report)
             return run.read_json("metrics.json")
 
 
-def _check(start: InitialWeights, config: GPTConfig) -> None:
-    theirs = start.model.config
+def _check(weights: InitialWeights, config: GPTConfig) -> None:
+    theirs = weights.model.config
     for what, key in (("clusters", "vocab_size"), ("classes", "num_classes")):
         has, wanted = getattr(theirs, key), getattr(config, key)
         if has != wanted:
             raise ConfigError(
-                f"init: {start.path} is for {has} {what}, the codes and the prior have {wanted}; "
+                f"init: {weights.path} is for {has} {what}, the codes and the prior have {wanted}; "
                 "what is aligned has learned the same before"
             )
     if theirs.num_class_rows != config.num_class_rows:  # the table of the null class is another
         has, needs = ("with", "above 0") if theirs.class_dropout else ("without", "0")
         raise ConfigError(
-            f"class_dropout: {start.path} was trained {has} a null class, so it has to be {needs}"
+            f"class_dropout: {weights.path} was trained {has} a null class, so it has to be {needs}"
         )
 
 
 def alignment_batch(
-    data: ClusterData, class_dropout: float, indices: Indices, words: RandomBits
+    data: ClusterData, class_dropout: float, indices: Indices, random_bits: ItemRandomBits
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Labels, a share of them null, labels of images drawn for themselves, and clusters."""
-    labels, clusters = data.batch(indices, words)
-    others = (words[:, 1] % len(data.train)).astype(np.int64)
-    is_dropped = torch.from_numpy(words[:, 2] < class_dropout * 2.0**64)
+    labels, clusters = data.batch(indices, random_bits)
+    others = (random_bits[:, 1] % len(data.train)).astype(np.int64)
+    is_dropped = torch.from_numpy(random_bits[:, 2] < class_dropout * 2.0**64)
     labels = labels.masked_fill(is_dropped, data.num_classes)
     return labels, torch.from_numpy(data.train.labels[others]), clusters
 
@@ -104,9 +106,9 @@ class _Alignment(TransformerTraining):
             self.alignment.compile()
         return self.alignment
 
-    def batch(self, indices: Indices, words: RandomBits) -> tuple[Tensor, ...]:
+    def batch(self, indices: Indices, random_bits: ItemRandomBits) -> tuple[Tensor, ...]:
         """What the loss module is called with; as `TrainingTask.batch`."""
-        return alignment_batch(self.data, self.config.class_dropout, indices, words)
+        return alignment_batch(self.data, self.config.class_dropout, indices, random_bits)
 
     def validate(self) -> dict[str, float]:
         """The usual figures, and the loss against labels of other images."""
@@ -114,7 +116,7 @@ class _Alignment(TransformerTraining):
 
         def sums_of(part: slice) -> Tensor:
             batch = *self.data.val_batch(part.start, part.stop), others[part]
-            labels, clusters, negatives = (one.to(self.ranks.device) for one in batch)
+            labels, clusters, negatives = (tensor.to(self.ranks.device) for tensor in batch)
             found = self.alignment.forward(labels, negatives, clusters)
             means = [found[key] for key in ("loss", "margin", "accuracy")]
             return torch.stack(means).double() * len(labels)

@@ -24,9 +24,9 @@ from training.config import set_threads
 from training.data.images import open_images
 from training.data.pixels import TrainingPixels
 from training.data.source import LabelledImages, require_classes
-from training.loop.distributed import join_ranks
+from training.loop.distributed import init_distributed
 from training.loop.run_dir import Run
-from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
+from training.loop.task import Indices, ItemRandomBits, TrainedModule, TrainingTask
 from training.loop.trainer import fit
 from training.metrics.classifier import CLASSIFIER_FILE, Classifier, predict
 from training.stages.configs import ClassifierConfig
@@ -45,18 +45,18 @@ def train_classifier(
     )
     train = TrainingPixels(data, config.image_size)
     inputs = {"data": data.summary(), "val_data": val_data.summary()}
-    with join_ranks(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
-        share = np.arange(len(val_data))[ranks.rank :: ranks.count]
+    with init_distributed(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
+        share = np.arange(len(val_data))[ranks.rank :: ranks.world_size]
         val = val_data.read(config.image_size, share)
         if not ranks.any(len(val.labels) > 0):
-            reason = f"none of its images can be read, first {val_data.flaw(0)}"
+            reason = f"none of its images can be read, first {val_data.why_unreadable(0)}"
             raise ArtifactError(val_data.root, reason)
         model = Classifier(len(data.class_names), config.image_size, config.width)
         model = model.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-        def batch(indices: Indices, words: RandomBits) -> tuple[Tensor, Tensor]:
-            pixels, labels = train.take_labelled(indices, words)
-            return torch.from_numpy(augment(pixels, words)), torch.from_numpy(labels)
+        def batch(indices: Indices, random_bits: ItemRandomBits) -> tuple[Tensor, Tensor]:
+            pixels, labels = train.take_labelled(indices, random_bits)
+            return torch.from_numpy(augment(pixels, random_bits)), torch.from_numpy(labels)
 
         def validate() -> dict[str, float]:
             for statistics in model.buffers():  # each rank's own since the last forward pass
@@ -101,14 +101,14 @@ def num_right(model: Classifier, images: LabelledImages) -> int:
     return int((predict(model, images.pixels) == images.labels).sum())
 
 
-def augment(pixels: NDArray[np.uint8], words: RandomBits) -> NDArray[np.uint8]:
-    """Mirror and shift by up to an eighth, each image by its words; uint8 (B, S, S, 3) both."""
+def augment(pixels: NDArray[np.uint8], random_bits: ItemRandomBits) -> NDArray[np.uint8]:
+    """Mirror and shift by up to an eighth, each image by its bits; uint8 (B, S, S, 3) both."""
     size = pixels.shape[1]
     border = size // 8
     padded = np.pad(pixels, ((0, 0), (border, border), (border, border), (0, 0)), mode="reflect")
-    mirror = (words[:, 0] >> np.uint64(63)) == 1
+    mirror = (random_bits[:, 0] >> np.uint64(63)) == 1
     padded[mirror] = padded[mirror, :, ::-1]
-    tops, lefts = (words[:, 1:3] % np.uint64(2 * border + 1)).astype(np.int64).T
+    tops, lefts = (random_bits[:, 1:3] % np.uint64(2 * border + 1)).astype(np.int64).T
     windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))
     chosen = windows[np.arange(len(pixels)), tops, lefts]  # (B, 3, S, S)
     return np.ascontiguousarray(chosen.transpose(0, 2, 3, 1))

@@ -43,7 +43,7 @@ from training.data.codebook_source import TrainedTokenizer
 from training.data.crops import ten_crop_source, ten_crops
 from training.data.images import open_images
 from training.data.source import ImageSource, LabelledImages, require_classes
-from training.loop.distributed import Ranks, join_ranks
+from training.loop.distributed import Ranks, init_distributed
 from training.loop.run_dir import lock_folder
 from training.metrics.reconstruction import to_float
 from training.stages.configs import CodesConfig
@@ -79,15 +79,15 @@ def extract_codes(config: CodesConfig, report: ProgressCallback = no_progress) -
         shard_files=config.shard_images,
         class_names=source.class_names,
     )
-    with join_ranks(config.device) as ranks, _claimed(config.out, header, ranks):
+    with init_distributed(config.device) as ranks, _claimed(config.out, header, ranks):
         model = tokenizer.model.to(ranks.device)
         skipped = 0
-        for number in range(ranks.rank, header.num_shards, ranks.count):
+        for number in range(ranks.rank, header.num_shards, ranks.world_size):
             if made := (shard := _finished_shard(config.out, header, number)) is None:
                 shard = _make_shard(config, source, model, header, number)
             skipped += len(shard.skipped)
             if made:
-                done = min((number + ranks.count) * config.shard_images, len(source))
+                done = min((number + ranks.world_size) * config.shard_images, len(source))
                 report(done, len(source), f"{skipped} skipped")
         ranks.barrier()
         with ranks.raise_on_all_ranks(f"finishing {config.out}"):
@@ -95,7 +95,7 @@ def extract_codes(config: CodesConfig, report: ProgressCallback = no_progress) -
                 _finish(config.out, header)
     index = read_index(config.out)
     if not index.num_images:
-        reason = f"none of its images can be read, first {source.flaw(0)}"
+        reason = f"none of its images can be read, first {source.why_unreadable(0)}"
         raise ArtifactError(config.data, reason)
     return index
 

@@ -24,7 +24,7 @@ from masc_core.models.weights import save_model
 from masc_core.progress import ProgressCallback, no_progress
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
-from training.loop.distributed import join_ranks
+from training.loop.distributed import init_distributed
 from training.loop.optimizer import adamw
 from training.loop.run_dir import Run
 from training.loop.task import TrainedModule, TrainingTask
@@ -45,9 +45,9 @@ def train_completer(
     ConfigError : codes, prior and siblings do not belong together, or there is nothing to complete
     """
     set_threads(config.threads)
-    with join_ranks(config.device) as ranks:
-        families = () if config.siblings is None else (config.siblings,)
-        data = ClusterData(config.codes, config.val_codes, config.prior, ranks, families)
+    with init_distributed(config.device) as ranks:
+        sibling_paths = () if config.siblings is None else (config.siblings,)
+        data = ClusterData(config.codes, config.val_codes, config.prior, ranks, sibling_paths)
         if data.prior.num_clusters == data.prior.num_codes:
             raise ConfigError("prior: every cluster has one code, there is nothing to complete")
         with Run(config.out, config, data.summary, ranks) as run:
@@ -85,7 +85,7 @@ class _CompleterTraining:
         has_choice = prior.sizes[prior.labels] > 1
         self.baselines = {
             "open_positions": float(counts[has_choice].sum() / counts.sum()),
-            "uniform_bits": data.member_bits(),
+            "uniform_bits": data.uniform_bits(),
             "frequency_bits": frequency_bits(prior, data.train_counts, counts),
         }
 
@@ -103,14 +103,15 @@ class _CompleterTraining:
 
     def validate(self) -> dict[str, float]:
         """Bits a code on the validation images; the ranks share the batches."""
-        ranks, size = self.run.ranks, self.config.micro_batch_of(self.run.ranks.count)
+        ranks, size = self.run.ranks, self.config.micro_batch_of(self.run.ranks.world_size)
         sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
         with autocast(self.config, ranks.device):
-            for start in range(size * ranks.rank, len(self.data.val), size * ranks.count):
+            for start in range(size * ranks.rank, len(self.data.val), size * ranks.world_size):
                 labels, codes = self.data.val_code_batch(start, start + size)
                 bits = self.loss_module.bits(labels.to(ranks.device), codes.to(ranks.device))
                 sums += bits.double() * len(codes)
-        own, in_cluster = (ranks.all_reduce_mean(sums) * ranks.count / len(self.data.val)).tolist()
+        total = ranks.all_reduce_mean(sums) * ranks.world_size
+        own, in_cluster = (total / len(self.data.val)).tolist()
         return {
             "objective": own,
             "bits_per_code": own,  # where the softmax is over all codes, more than within clusters

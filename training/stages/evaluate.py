@@ -50,7 +50,7 @@ from training.changes import require_same_classes
 from training.config import ImageOptions
 from training.data.code_cache import CodeCache, with_cached_options
 from training.downloads import local_file
-from training.loop.distributed import Ranks, join_ranks
+from training.loop.distributed import Ranks, init_distributed
 from training.loop.run_dir import lock_folder
 from training.metrics.bundle_metrics import default_params, seconds_per_image
 from training.metrics.classifier import (
@@ -100,7 +100,7 @@ def evaluate(config: EvaluateConfig, report: ProgressCallback = no_progress) -> 
         model = registry.default(model)
     folder = registry.path(model, config.version)
     with ExitStack() as held:
-        with join_ranks(config.device) as ranks:
+        with init_distributed(config.device) as ranks:
             bundle = load_bundle(folder, ranks.device, choose_dtype("auto", ranks.device))
             if config.transformer is not None:
                 bundle = _with_transformer(bundle, config.transformer)
@@ -370,7 +370,7 @@ def _with_transformer(bundle: Bundle, path: Path) -> Bundle:
         if getattr(model.config, key) != value:
             raise ConfigError(f"transformer: {path} has another {key} than the model")
     model.requires_grad_(requires_grad=False)
-    return replace(bundle, model=model.to(bundle.device, bundle.dtype))
+    return replace(bundle, transformer=model.to(bundle.device, bundle.dtype))
 
 
 def _classes_of_run(path: Path) -> list[str] | None:

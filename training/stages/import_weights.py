@@ -128,7 +128,7 @@ def _write(config: ImportConfig, draft: BundleDraft, report: ProgressCallback) -
             "cluster_size": cluster_size,
         }
     parts = BundleParts(
-        model=gpt_of(gpt, gpt_config, mapping),
+        transformer=gpt_of(gpt, gpt_config, mapping),
         tokenizer=tokenizer_of(vq, vq_config),
         prior=ClusterMap.identity(vq_config.num_codes),
         partitions=partitions,

@@ -69,15 +69,15 @@ class InitialWeights:
         """
         if (path / MANIFEST_FILE).is_file():
             bundle = load_bundle(path)
-            start = cls(path, bundle.model, bundle.code_sampler.prior)
+            weights = cls(path, bundle.transformer, bundle.code_sampler.prior)
         else:
-            start = _from_file(weights_path(path), config, prior, inputs)
-        if start.prior.num_codes != prior.num_codes:
+            weights = _from_file(weights_path(path), config, prior, inputs)
+        if weights.prior.num_codes != prior.num_codes:
             raise ConfigError(
-                f"init: {path} is over {start.prior.num_codes} codes, "
+                f"init: {path} is over {weights.prior.num_codes} codes, "
                 f"the new model over {prior.num_codes}"
             )
-        return start
+        return weights
 
     @torch.no_grad()
     def fill(self, model: GPT, prior: ClusterMap, counts: NDArray[np.int64] | None = None) -> None:
@@ -174,19 +174,19 @@ def _from_file(
         trained = read_inputs(path)
         if trained.get("tokenizer") != inputs.get("tokenizer"):
             raise ConfigError(f"init: {path} was trained with another tokenizer")
-        start = load_transformer(path)
-        return InitialWeights(path, start, _trained_prior(path, start, prior, inputs))
+        model = load_transformer(path)
+        return InitialWeights(path, model, _trained_prior(path, model, prior, inputs))
     checkpoint = CheckpointFile.open(path)
     config = read_gpt_config(checkpoint, block_size=sizes.block_size, n_head=sizes.n_head)
     return InitialWeights(path, gpt_of(checkpoint, config), ClusterMap.identity(config.vocab_size))
 
 
 def _trained_prior(
-    path: Path, start: GPT, prior: ClusterMap, inputs: Mapping[str, str]
+    path: Path, model: GPT, prior: ClusterMap, inputs: Mapping[str, str]
 ) -> ClusterMap:
     trained = read_inputs(path).get("prior")
     if trained == "identity":
-        return ClusterMap.identity(start.config.vocab_size)
+        return ClusterMap.identity(model.config.vocab_size)
     if trained == inputs.get("prior"):
         return prior
     raise ConfigError(

@@ -55,7 +55,7 @@ def pull(config: PullConfig, report: ProgressCallback = no_progress) -> Manifest
     files = {key: sha256_file(local_file(source, report)) for key, source in sources.items()}
     registry = open_registry(models_dir(config.models))
     as_usual = config.model_fields_set.isdisjoint(ImportOptions.model_fields.keys() - ELSEWHERE)
-    found = _version_of(registry, name, files) if as_usual else None
+    found = _published_version(registry, name, files) if as_usual else None
     if found is None:
         return import_model(ImportConfig.model_validate(taken), report)
     if config.activate:
@@ -82,7 +82,7 @@ def _same(imported: object, sha256: str) -> bool:
     )
 
 
-def _version_of(registry: Registry, name: str, files: dict[str, str]) -> Manifest | None:
+def _published_version(registry: Registry, name: str, files: dict[str, str]) -> Manifest | None:
     """The newest version that is made of files of these hashes."""
     try:
         versions = registry.versions(name)

@@ -24,7 +24,7 @@ from masc_core.models.weights import load_transformer, read_inputs, save_model
 from masc_core.progress import ProgressCallback, no_progress
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
-from training.loop.distributed import join_ranks
+from training.loop.distributed import init_distributed
 from training.loop.optimizer import adamw
 from training.loop.run_dir import Run
 from training.loop.task import TrainedModule, TrainingTask
@@ -45,7 +45,7 @@ def train_refiner(
     ConfigError : codes, prior and transformer do not belong together, or there is nothing to refine
     """
     set_threads(config.threads)
-    with join_ranks(config.device) as ranks:
+    with init_distributed(config.device) as ranks:
         data = ClusterData(config.codes, config.val_codes, config.prior, ranks)
         _check(config, data)
         origin = {"transformer": sha256_file(config.transformer)}
@@ -91,7 +91,7 @@ class _RefinerTraining:
         self.run, self.config, self.data, self.loss_module = run, config, data, loss_module
         self.inputs = inputs
         self.baselines = {
-            "uniform_bits": data.member_bits(),
+            "uniform_bits": data.uniform_bits(),
             "frequency_bits": frequency_bits(data.prior, data.train_counts, data.val_counts),
         }
 
@@ -112,11 +112,11 @@ class _RefinerTraining:
 
         The ranks share the batches.
         """
-        ranks, size = self.run.ranks, self.config.micro_batch_of(self.run.ranks.count)
+        ranks, size = self.run.ranks, self.config.micro_batch_of(self.run.ranks.world_size)
         device = ranks.device
         total, count, num_multi_code = 0.0, 0, 0
         with autocast(self.config, device):
-            for start in range(size * ranks.rank, len(self.data.val), size * ranks.count):
+            for start in range(size * ranks.rank, len(self.data.val), size * ranks.world_size):
                 labels, codes = self.data.val_code_batch(start, start + size)
                 losses, is_multi_code = self.loss_module.losses(labels.to(device), codes.to(device))
                 total += float(losses.double().sum()) / LN2

@@ -40,9 +40,9 @@ from training.data.pixels import TrainingPixels
 from training.data.source import ImageSource
 from training.downloads import local_file
 from training.loop.checkpoint import latest_step
-from training.loop.distributed import Ranks, join_ranks
+from training.loop.distributed import Ranks, init_distributed
 from training.loop.run_dir import Run
-from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
+from training.loop.task import Indices, ItemRandomBits, TrainedModule, TrainingTask
 from training.loop.trainer import fit
 from training.losses.adversarial import PatchDiscriminator, num_patches
 from training.losses.lpips import Lpips
@@ -90,7 +90,7 @@ def train_tokenizer(
         if isinstance(decoder.model, GigaTok):
             raise ConfigError(f"decoder: {config.decoder} is GigaTok's, which is not trained here")
         inputs["decoder"] = decoder.sha256
-    with join_ranks(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
+    with init_distributed(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
         model = None if decoder is None else decoder.model
         trainer = _TokenizerTraining(run, config, lpips, data, val_data, model)
         fit(run, config, trainer.task(), report)
@@ -128,7 +128,7 @@ class _TokenizerTraining:
             latest_step(run.checkpoint),
         )
         self.images = TrainingPixels(data, config.image_size, crop=config.crop, flip=config.flip)
-        chosen = val_data.spread(config.val_images)[self.ranks.rank :: self.ranks.count]
+        chosen = val_data.spread(config.val_images)[self.ranks.rank :: self.ranks.world_size]
         self.val_pixels = val_data.read(config.image_size, chosen).pixels
         if not self.ranks.any(len(self.val_pixels) > 0):
             raise ArtifactError(val_data.root, "none of the images for validation can be read")
@@ -141,9 +141,11 @@ class _TokenizerTraining:
         adversary = self.loss_module.adversary
         if adversary is not None:
             discriminator = adversary.discriminator
-            rival = DiscriminatorLoss(adversary, self.loss_module)
+            discriminator_loss = DiscriminatorLoss(adversary, self.loss_module)
             trained_modules.append(
-                TrainedModule(discriminator, rival, _adam(discriminator, self.config.lr))
+                TrainedModule(
+                    discriminator, discriminator_loss, _adam(discriminator, self.config.lr)
+                )
             )
         return TrainingTask(
             trained_modules=tuple(trained_modules),
@@ -155,9 +157,9 @@ class _TokenizerTraining:
             restart_rows=self.restart_rows,
         )
 
-    def batch(self, indices: Indices, words: RandomBits) -> tuple[Tensor]:
-        """Pixels uint8 (B, S, S, 3) of training images, cropped and mirrored by the words."""
-        return (torch.from_numpy(self.images.take(indices, words)),)
+    def batch(self, indices: Indices, random_bits: ItemRandomBits) -> tuple[Tensor]:
+        """Pixels uint8 (B, S, S, 3) of training images, cropped and mirrored by the bits."""
+        return (torch.from_numpy(self.images.take(indices, random_bits)),)
 
     def after_step(self, step: int) -> None:
         """Count steps."""

@@ -41,7 +41,7 @@ from masc_core.progress import ProgressCallback, no_progress
 from training.config import set_threads
 from training.data.cluster_data import ClusterData
 from training.downloads import local_file
-from training.loop.distributed import Ranks, join_ranks
+from training.loop.distributed import Ranks, init_distributed
 from training.loop.optimizer import adamw
 from training.loop.parallel import (
     checkpoint_activations,
@@ -51,7 +51,7 @@ from training.loop.parallel import (
     shard,
 )
 from training.loop.run_dir import Run
-from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
+from training.loop.task import Indices, ItemRandomBits, TrainedModule, TrainingTask
 from training.loop.trainer import autocast, fit, trains_in_bfloat16
 from training.losses.transformer import (
     ClusterLevel,
@@ -96,31 +96,36 @@ def train_transformer(
 ) -> dict[str, Any]:
     """Run the stage, or continue it; returns the validation metrics of the weights it kept."""
     set_threads(config.threads)
-    with join_ranks(config.device) as ranks:
+    with init_distributed(config.device) as ranks:
         data = ClusterData(config.codes, config.val_codes, config.prior, ranks, config.partitions)
-        start = None
+        initial_weights = None
         if config.init is not None:
             init = local_file(config.init, report)
             data.inputs["init"] = start_sha256(init)
-            start = InitialWeights.open(init, gpt_config(config, data), data.prior, data.inputs)
+            initial_weights = InitialWeights.open(
+                init, gpt_config(config, data), data.prior, data.inputs
+            )
         with Run(config.out, config, data.summary, ranks) as run:
-            model = build_model(config, data, ranks, start)
+            model = build_model(config, data, ranks, initial_weights)
             fit(run, config, TransformerTraining(run, config, data, model).task(), report)
             return run.read_json("metrics.json")
 
 
 def build_model(
-    config: TransformerTrainingConfig, data: ClusterData, ranks: Ranks, start: InitialWeights | None
+    config: TransformerTrainingConfig,
+    data: ClusterData,
+    ranks: Ranks,
+    initial_weights: InitialWeights | None,
 ) -> GPT:
     """The model as training begins with it, on the rank's device, in parts if so configured."""
     if config.compile:
         require_compiler(ranks.device)
     torch.manual_seed(config.seed)
     model = GPT(gpt_config(config, data))
-    if start is not None:
-        start.fill(model, data.prior, data.train_counts)
+    if initial_weights is not None:
+        initial_weights.fill(model, data.prior, data.train_counts)
     model = model.to(ranks.device)
-    is_shared = config.parallel == "fsdp" and ranks.count > 1
+    is_shared = config.parallel == "fsdp" and ranks.world_size > 1
     if config.compile and is_shared:
         compile_each(model.blocks)
     if config.checkpoint_activations:
@@ -156,8 +161,8 @@ class TransformerTraining:
         self.ranks = run.ranks
         partitions = [partition.over(data.prior) for partition in data.partitions]
         self.loss_module = self.new_loss_module(partitions)
-        self.levels = [ClusterLevelMetrics(one, self.ranks.device) for one in partitions]
-        self.unigram_bits, self.member_bits = data.unigram_bits(), data.member_bits()
+        self.levels = [ClusterLevelMetrics(level, self.ranks.device) for level in partitions]
+        self.unigram_bits, self.uniform_bits = data.unigram_bits(), data.uniform_bits()
         self.peak = peak_flops(self.ranks.device, config.peak_tflops)
         self.sheets = _sheets(config, data)
 
@@ -176,9 +181,9 @@ class TransformerTraining:
         levels = [ClusterLevel(*pair) for pair in zip(partitions, weights, strict=True)]
         return loss_module_of(self.model, levels, compiled=self.compiles_loss)
 
-    def batch(self, indices: Indices, words: RandomBits) -> tuple[Tensor, ...]:
+    def batch(self, indices: Indices, random_bits: ItemRandomBits) -> tuple[Tensor, ...]:
         """What the loss module is called with; as `TrainingTask.batch`."""
-        return self.data.batch(indices, words)
+        return self.data.batch(indices, random_bits)
 
     def task(self) -> TrainingTask:
         """Return what the loop needs."""
@@ -201,7 +206,7 @@ class TransformerTraining:
         metrics = {
             "objective": bits,
             "bits_per_position": bits,
-            "fine_bits_per_position": bits + self.member_bits,
+            "fine_bits_per_position": bits + self.uniform_bits,
             "teacher_forced_entropy_bits": entropy,
             "teacher_forced_entropy_ratio": entropy / largest,
             "unigram_bits": self.unigram_bits,
@@ -214,15 +219,15 @@ class TransformerTraining:
 
     def val_mean(self, sums_of: Callable[[slice], Tensor]) -> Tensor:
         """Mean over the validation images of sums, float64, over a part of them."""
-        size, count = self.config.micro_batch_of(self.ranks.count), len(self.data.val)
+        size, count = self.config.micro_batch_of(self.ranks.world_size), len(self.data.val)
         total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         with torch.no_grad(), autocast(self.config, self.ranks.device):
-            for base in range(0, count, size * self.ranks.count):
+            for base in range(0, count, size * self.ranks.world_size):
                 start = base + size * self.ranks.rank
                 # All ranks take part in gathering a sharded model: one without images repeats some.
                 first = start % count
                 total = total + sums_of(slice(first, first + size)) * (start < count)
-        return self.ranks.all_reduce_mean(total) * self.ranks.count / count
+        return self.ranks.all_reduce_mean(total) * self.ranks.world_size / count
 
     def sums(self, part: slice) -> Tensor:
         """Sums over the positions of images: cross-entropy, entropy, those of each level."""
@@ -276,7 +281,7 @@ class TransformerTraining:
         if self.peak is None:
             return {}
         done = flops_per_image(self.model.config) * images_per_second
-        return {"mfu": done / (self.peak * self.ranks.count)}
+        return {"mfu": done / (self.peak * self.ranks.world_size)}
 
 
 def _sheets(config: TransformerTrainingConfig, data: ClusterData) -> Sheets | None:

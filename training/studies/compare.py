@@ -32,7 +32,7 @@ from masc_core.images import Pixels
 from masc_core.io.files import atomic_write, sha256_file
 from masc_core.prior import ClusterMap
 from masc_core.progress import ProgressCallback, no_progress
-from masc_core.sampling.in_cluster import MODES
+from masc_core.sampling.in_cluster import MODEL_FREE_DECODINGS
 from masc_core.semantic_tree import LeafOrder, cut_merges
 from masc_core.tree import LINKAGES, Linkage, SemanticTree, build_tree
 from training.config import set_threads
@@ -231,7 +231,7 @@ class _Progress:
         self, config: CompareConfig, inputs: CompareInputs, report: ProgressCallback
     ) -> None:
         candidates = len(config.methods) * len(inputs.num_clusters)
-        self.tests = len(MODES) * config.draws
+        self.tests = len(MODEL_FREE_DECODINGS) * config.draws
         self._total = 1 + candidates + (candidates + len(inputs.given)) * self.tests
         self._done, self._report = 0, report
 

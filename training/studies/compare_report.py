@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from masc_core.sampling.in_cluster import MODES
+from masc_core.sampling.in_cluster import MODEL_FREE_DECODINGS
 from training.metrics.cluster_bits import ClusterBits
 from training.metrics.cluster_statistics import ClusterSizes
 from training.metrics.image_quality import EXACT_PSNR
@@ -73,7 +73,7 @@ def as_markdown(comparison: Comparison) -> bytes:
         "## Semantic Replacement Test",
         QUALITY_LEGEND,
     ]
-    for decoding in MODES:
+    for decoding in MODEL_FREE_DECODINGS:
         title = f"### {decoding.capitalize()} decoding"
         sections += [title, _table(comparison, QUALITY_COLUMNS, _quality(decoding))]
     if comparison.impossible:
@@ -208,8 +208,8 @@ def draw_rate_distortion(comparison: Comparison) -> Figure:
     Above everything, below the priors alone that come within `DETAIL` of the tokenizer itself.
     """
     figure = new_figure(WIDTH, 8.5)
-    axes = figure.subplots(2, len(MODES), sharex="row", sharey="row")
-    for everything, detail, decoding in zip(*axes, MODES, strict=True):
+    axes = figure.subplots(2, len(MODEL_FREE_DECODINGS), sharex="row", sharey="row")
+    for everything, detail, decoding in zip(*axes, MODEL_FREE_DECODINGS, strict=True):
         ceiling = comparison.flat.quality[decoding].psnr.mean
         everything.axhline(ceiling, color="0.5", linewidth=0.8, linestyle=":")
         _rates(everything, comparison, decoding, -math.inf)

@@ -51,7 +51,7 @@ DENDROGRAM, SIZES = "dendrogram.png", "sizes.png"
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ShownPrior:
     """V and K of what was drawn, and the pages of the atlas, the first one first."""
 
     num_codes: int
@@ -63,7 +63,7 @@ def show_prior(
     config: ShowConfig,
     report: ProgressCallback = no_progress,
     codes_per_sheet: int = CODES_PER_SHEET,
-) -> Shown:
+) -> ShownPrior:
     """Run the stage.
 
     Raises
@@ -86,7 +86,7 @@ def show_prior(
         _write(config.out, files)
         report(2, 2, "pictures")
     pages = tuple(config.out / name for name in files if name.endswith(".html"))
-    return Shown(inputs.prior.num_codes, inputs.prior.num_clusters, pages)
+    return ShownPrior(inputs.prior.num_codes, inputs.prior.num_clusters, pages)
 
 
 class ShowInputs:

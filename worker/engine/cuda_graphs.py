@@ -19,10 +19,10 @@ from masc_core.device import new_stream
 from masc_core.generation.batch import (
     Batch,
     HostCopy,
-    Slot,
+    SlotAssignment,
     StepShape,
+    any_filters,
     batch_rows,
-    has_filters,
     lay_out,
     refined_images,
 )
@@ -69,7 +69,7 @@ class GraphBatch(Batch):
         num_inputs = len(StepInputs._fields), self._shapes[-1].rows
         self._all_inputs = torch.zeros(num_inputs, dtype=torch.int64).to(self._device)
         self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
-        self._flags: tuple[Sequence[Slot], HostCopy] | None = None  # of the step before
+        self._flags: tuple[Sequence[SlotAssignment], HostCopy] | None = None  # of the step before
 
     @torch.inference_mode()
     def prepare(self) -> None:
@@ -83,15 +83,15 @@ class GraphBatch(Batch):
                 self._run_now(shape)
 
     def _arrange(self) -> StepShape:
-        shape = select_shape(self._shapes, self._slots)
+        shape = select_shape(self._shapes, self._assignments)
         if self._captured:
             self._capture(shape)
-        self._write_inputs(shape, self._slots)
+        self._write_inputs(shape, self._assignments)
         return shape
 
-    def _write_inputs(self, shape: StepShape, slots: Sequence[Slot]) -> None:
+    def _write_inputs(self, shape: StepShape, assignments: Sequence[SlotAssignment]) -> None:
         width = self._all_inputs.shape[1]
-        layout = lay_out(shape, slots, padding_slot=self._num_slots)
+        layout = lay_out(shape, assignments, padding_slot=self._num_slots)
         rows = [row + [0] * (width - len(row)) for row in layout]
         self._all_inputs.copy_(self._upload(torch.tensor(rows)))
 
@@ -104,7 +104,7 @@ class GraphBatch(Batch):
     def _run_now(self, shape: StepShape) -> float:
         numbers = (shape.rows,) * 3 + (shape.images,) * 2 + (shape.refined,)
         parts = [row[:num] for row, num in zip(self._all_inputs, numbers, strict=True)]
-        return self._step(StepInputs(*parts), filters=shape.filters)
+        return self._step(StepInputs(*parts), has_filters=shape.has_filters)
 
     def _capture(self, shape: StepShape) -> None:
         """Capture a step, once. Before and after it the inputs say that no image is here."""
@@ -126,14 +126,14 @@ class GraphBatch(Batch):
 
     def _failed(self) -> list[int]:
         """Slots of images that are still here, of the step before the one that was just begun."""
-        before, self._flags = self._flags, (self._slots, HostCopy(self.tables.finite.clone()))
+        before, self._flags = self._flags, (self._assignments, HostCopy(self.tables.finite.clone()))
         if before is None:
             return []
         slots, copy = before
         (finite,) = copy.wait()
         if finite.all():
             return []
-        values, here = finite.tolist(), {id(slot) for slot in self._slots}
+        values, here = finite.tolist(), {id(slot) for slot in self._assignments}
         # A slot may have been given to another image meanwhile.
         return [s.index for s in slots if id(s) in here and not values[s.index]]
 
@@ -155,24 +155,24 @@ def capture_shapes(
     """
     largest = max(2, capacity + capacity % 2)
     if only_largest:
-        return [StepShape(largest, largest, filters=True, refined=largest * with_refiner)]
+        return [StepShape(largest, largest, has_filters=True, refined=largest * with_refiner)]
     heights = [*(rows for rows in ROWS if rows < largest), largest]
     return [
-        StepShape(rows, images, filters, refined)
+        StepShape(rows, images, has_filters, refined)
         for rows in heights
         for images in (rows // 2, rows)
-        for filters in (False, True)
+        for has_filters in (False, True)
         for refined in ((0, images) if with_refiner else (0,))
     ]
 
 
-def select_shape(shapes: Sequence[StepShape], slots: Sequence[Slot]) -> StepShape:
+def select_shape(shapes: Sequence[StepShape], assignments: Sequence[SlotAssignment]) -> StepShape:
     """Return the first shape, of those in ascending order, that holds the images."""
-    rows = batch_rows(slots)
-    filters, refined = has_filters(slots), len(refined_images(slots))
+    rows = batch_rows(assignments)
+    has_filters, refined = any_filters(assignments), len(refined_images(assignments))
     return next(
         shape
         for shape in shapes
-        if shape.rows >= rows and shape.images >= len(slots)
-        if shape.filters >= filters and shape.refined >= refined
+        if shape.rows >= rows and shape.images >= len(assignments)
+        if shape.has_filters >= has_filters and shape.refined >= refined
     )

@@ -123,7 +123,7 @@ class Engine:
     def prepare(self) -> None:
         """Do ahead what would make the first steps slow; on a GPU that takes up to a minute.
 
-        Recording and compiling depend on the driver, on Triton and on the age of the GPU. Where
+        Capturing and compiling depend on the driver, on Triton and on the age of the GPU. Where
         they fail the engine goes on with the next backend. Call it before tasks join: the batch
         of another backend is empty.
 
@@ -150,7 +150,7 @@ class Engine:
             raise ValueError(f"image {task.index} of job {task.job_id} is here already")
         if task.batch_rows > self.free_rows:
             raise ValueError(f"{task.batch_rows} rows do not fit, {self.free_rows} are free")
-        if any(not 0 < row < self._config.grid_size for row in task.preview_rows):
+        if any(not 0 < grid_row < self._config.grid_size for grid_row in task.preview_rows):
             raise ValueError(f"a preview must be after row 1 to {self._config.grid_size - 1}")
         self._batch.check([task.params])
         self._joining[task.key] = task
@@ -158,7 +158,7 @@ class Engine:
     def cancel(self, key: TaskKey) -> None:
         """Forget a task, whose rows are free at once; nothing happens when it is not here."""
         self._joining.pop(key, None)
-        self._outputs = [one for one in self._outputs if one.task.key != key]
+        self._outputs = [output for output in self._outputs if output.task.key != key]
         running = self._running.get(key)
         if running is not None:
             self._remove([running])
@@ -213,8 +213,8 @@ class Engine:
         for task, slot in zip(tasks, slots, strict=True):
             running = _Running(task, slot, now, self._code_seconds)
             self._running[task.key] = self._by_slot[slot] = running
-            for row in {*task.preview_rows, grid}:
-                self._outputs_due[self._num_steps + row * grid].append((running, row))
+            for grid_row in {*task.preview_rows, grid}:
+                self._outputs_due[self._num_steps + grid_row * grid].append((running, grid_row))
 
     def _draw(self) -> None:
         started, rows = time.perf_counter(), self._batch.batch_rows
@@ -235,7 +235,9 @@ class Engine:
         if due:
             copy = self._batch.read([running.slot for running, _ in due])
             self._pending_copies.append(_PendingCopy(due, copy))
-            self._leave_batch([one for one, row in due if row == self._config.grid_size])
+            self._leave_batch(
+                [task for task, grid_row in due if grid_row == self._config.grid_size]
+            )
         self._outputs_due.pop(self._num_steps, None)
 
     def _finish_copies(self) -> None:
@@ -243,23 +245,23 @@ class Engine:
         while self._pending_copies:
             pending = self._pending_copies[0]
             drawn, now = Drawn(*pending.copy.wait()), time.perf_counter()
-            for index, (running, row) in enumerate(pending.due):
+            for index, (running, grid_row) in enumerate(pending.due):
                 if not self._is_running(running):  # cancelled, or failed
                     continue
                 if not drawn.finite[index]:
                     self._fail([running])
                     continue
-                self._outputs.append(self._output(running, row, drawn, index, now))
-                if row == self._config.grid_size:
+                self._outputs.append(self._output(running, grid_row, drawn, index, now))
+                if grid_row == self._config.grid_size:
                     self._remove([running])
             self._pending_copies.pop(0)
 
     def _output(
-        self, running: _Running, row: int, drawn: Drawn, index: int, now: float
+        self, running: _Running, grid_row: int, drawn: Drawn, index: int, now: float
     ) -> PartialImage | FinishedImage:
-        if row < self._config.grid_size:
-            codes = drawn.codes[index, : row * self._config.grid_size]
-            return PartialImage(running.task, row, codes)
+        if grid_row < self._config.grid_size:
+            codes = drawn.codes[index, : grid_row * self._config.grid_size]
+            return PartialImage(running.task, grid_row, codes)
         return FinishedImage(
             task=running.task,
             codes=drawn.codes[index],
@@ -284,7 +286,7 @@ class Engine:
             del self._running[running.task.key]
 
     def _leave_batch(self, tasks: Sequence[_Running]) -> None:
-        slots = {one.slot for one in tasks if self._by_slot.get(one.slot) is one}
+        slots = {task.slot for task in tasks if self._by_slot.get(task.slot) is task}
         if slots:
             self._batch.leave(slots)
-            self._by_slot = {s: one for s, one in self._by_slot.items() if s not in slots}
+            self._by_slot = {s: task for s, task in self._by_slot.items() if s not in slots}

@@ -38,10 +38,10 @@ class ImageTask:
 
 @dataclass(frozen=True, slots=True)
 class PartialImage:
-    """A task of which ``rows`` of the grid are drawn; codes : int64 (n,), theirs, on the CPU."""
+    """A task of which some rows of the grid are drawn; codes : int64 (n,), theirs, on the CPU."""
 
     task: ImageTask
-    rows: int
+    grid_rows: int
     codes: Tensor
 
 

@@ -1,11 +1,11 @@
 """The order of the jobs of one model: interactive before batch, owners by turns.
 
-Start-time fair queueing (Goyal, Vin and Cheng, 1996) gives each job a number for good, its place
-among those of its priority: it begins where its owner's job before it ends, its cost further, or at
-the virtual time, the number reached by claims, whichever is later. So owners with jobs waiting get
-rows in proportion to their weights, whoever has none comes next, and one owner's jobs keep their
-order. Interactive jobs go first; but when `BATCH_EVERY` of their rows were claimed for each row of
-the batch job that is first of its kind, that one is next.
+Start-time fair queueing (Goyal, Vin and Cheng, 1996), of each priority apart. Start tag =
+max(virtual time, finish tag of the owner's previous job); finish = start + cost; virtual time
+follows the start tags of claimed jobs. So owners with jobs waiting get rows in proportion to their
+weights, whoever has none comes next, and one owner's jobs keep their order. Interactive jobs go
+first; but when `BATCH_EVERY` of their rows were claimed for each row of the batch job that is first
+of its kind, that one is next.
 
 With n other owners of the same weight and jobs of the same size, the k-th waiting job of an owner
 is claimed after at most k n of theirs, and a first batch job after 16 interactive jobs.
@@ -36,10 +36,10 @@ def flow_of(owner: str, priority: Priority) -> str:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class PlaceInLine:
-    """Where a job stands among those of its priority."""
+class QueueTag:
+    """Where a job stands among those of its priority, for good: by start tag, then by id."""
 
-    number: int
+    start: int
     job_id: str
     flow: str
     cost: int
@@ -50,79 +50,82 @@ class FairQueue:
     """The waiting jobs of one model."""
 
     def __init__(self) -> None:
-        self._places: dict[Priority, list[PlaceInLine]] = {one: [] for one in PRIORITIES}
-        self._time: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
-        self._ends: dict[Priority, dict[str, int]] = {one: {} for one in PRIORITIES}  # of flows
-        self._owed = 0  # interactive rows claimed since the latest batch job, while one waited
+        self._waiting: dict[Priority, list[QueueTag]] = {priority: [] for priority in PRIORITIES}
+        self._virtual_time: dict[Priority, int] = dict.fromkeys(PRIORITIES, 0)
+        # Finish tags of the latest jobs, by flow.
+        self._finish_tags: dict[Priority, dict[str, int]] = {
+            priority: {} for priority in PRIORITIES
+        }
+        self._rows_since_batch = 0  # interactive ones that were claimed, while a batch job waited
 
     def __len__(self) -> int:
         """How many jobs wait."""
-        return sum(map(len, self._places.values()))
+        return sum(map(len, self._waiting.values()))
 
     def depth(self, priority: Priority) -> int:
         """How many jobs of a priority wait."""
-        return len(self._places[priority])
+        return len(self._waiting[priority])
 
     def depth_of(self, job: Job) -> int:
         """How many jobs of the same owner and priority wait."""
         flow = flow_of(job.owner, job.priority)
-        return sum(place.flow == flow for place in self._places[job.priority])
+        return sum(tag.flow == flow for tag in self._waiting[job.priority])
 
-    def add(self, job: Job, weight: float) -> PlaceInLine:
-        """Give a new job its place."""
-        ends, cost = self._ends[job.priority], cost_of(job, weight)
+    def add(self, job: Job, weight: float) -> QueueTag:
+        """Give a new job its tag."""
+        finish_tags, cost = self._finish_tags[job.priority], cost_of(job, weight)
         flow = flow_of(job.owner, job.priority)
-        number = ends.get(flow, 0)
-        if number <= self._time[job.priority]:
+        start = finish_tags.get(flow, 0)
+        if start <= self._virtual_time[job.priority]:
             # A step, so that owners without a line come in the order of submission.
-            number = self._time[job.priority] = self._time[job.priority] + 1
-        ends[flow] = number + cost
-        place = PlaceInLine(number, job.id, flow, cost, job.request.batch_rows)
-        self.put(place, job.priority)
-        return place
+            start = self._virtual_time[job.priority] = self._virtual_time[job.priority] + 1
+        finish_tags[flow] = start + cost
+        tag = QueueTag(start, job.id, flow, cost, job.request.batch_rows)
+        self.put(tag, job.priority)
+        return tag
 
-    def put(self, place: PlaceInLine, priority: Priority) -> None:
-        """Let a job wait at its place, again."""
-        insort(self._places[priority], place)
+    def put(self, tag: QueueTag, priority: Priority) -> None:
+        """Let a job wait where its tag puts it, again."""
+        insort(self._waiting[priority], tag)
 
-    def remove(self, place: PlaceInLine, priority: Priority) -> None:
+    def remove(self, tag: QueueTag, priority: Priority) -> None:
         """Take a job out that waits, and was not claimed."""
-        del self._places[priority][bisect_left(self._places[priority], place)]
-        if self._ends[priority].get(place.flow) == place.number + place.cost:
-            self._ends[priority][place.flow] = place.number  # its latest: as if it never was
+        del self._waiting[priority][bisect_left(self._waiting[priority], tag)]
+        if self._finish_tags[priority].get(tag.flow) == tag.start + tag.cost:
+            self._finish_tags[priority][tag.flow] = tag.start  # its latest: as if it never was
 
-    def position(self, place: PlaceInLine, priority: Priority) -> int:
+    def position(self, tag: QueueTag, priority: Priority) -> int:
         """How many jobs are ahead; a batch job is behind all interactive ones."""
-        ahead = bisect_left(self._places[priority], place)
+        ahead = bisect_left(self._waiting[priority], tag)
         return ahead + (self.depth("interactive") if priority == "batch" else 0)
 
     def take(self, max_rows: int) -> list[str]:
         """Claim the first jobs that fit together, at least one."""
         taken: list[str] = []
         while max_rows > 0 and (priority := self._next()):
-            place = self._places[priority][0]
-            if taken and place.rows > max_rows:
+            tag = self._waiting[priority][0]
+            if taken and tag.rows > max_rows:
                 break
-            del self._places[priority][0]
+            del self._waiting[priority][0]
             if priority == "batch":
-                self._owed = 0
-            elif self._places["batch"]:
-                self._owed += place.rows
-            self._reach(place.number, priority)
-            taken.append(place.job_id)
-            max_rows -= place.rows
+                self._rows_since_batch = 0
+            elif self._waiting["batch"]:
+                self._rows_since_batch += tag.rows
+            self._reach(tag.start, priority)
+            taken.append(tag.job_id)
+            max_rows -= tag.rows
         return taken
 
     def _next(self) -> Priority | None:
         """Whose turn it is; None if nobody waits."""
-        interactive, batch = self._places["interactive"], self._places["batch"]
-        if interactive and not (batch and self._owed >= BATCH_EVERY * batch[0].rows):
+        interactive, batch = self._waiting["interactive"], self._waiting["batch"]
+        if interactive and not (batch and self._rows_since_batch >= BATCH_EVERY * batch[0].rows):
             return "interactive"
         return "batch" if batch else None
 
-    def _reach(self, number: int, priority: Priority) -> None:
-        """Let virtual time go on to the number of a claimed job."""
-        if number > self._time[priority]:
-            self._time[priority] = number
-            ends = self._ends[priority]
-            self._ends[priority] = {flow: end for flow, end in ends.items() if end > number}
+    def _reach(self, start: int, priority: Priority) -> None:
+        """Let virtual time go on to the start tag of a claimed job."""
+        if start > self._virtual_time[priority]:
+            self._virtual_time[priority] = start
+            ends = self._finish_tags[priority]
+            self._finish_tags[priority] = {flow: end for flow, end in ends.items() if end > start}

@@ -60,7 +60,7 @@ class Job:
     submitted_at: float = field(default_factory=time.time)  # since the epoch: processes compare it
     timeout: float = DEFAULT_TIMEOUT  # seconds from its acceptance to its deadline
     owner: str = ""  # name of the API key that it came with; empty where none is asked for
-    keep: bool = False  # whether it outlasts the connection that it came over, outcome included
+    keep: bool = False  # whether job and outcome are kept after the client disconnects
     previews: bool = False  # whether a client watches what is drawn so far
     idempotency: Idempotency | None = None  # None where every submission is a job of its own
     trace: str = ""  # ``traceparent`` of what it is a part of, empty where nothing is traced

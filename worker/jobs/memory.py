@@ -20,7 +20,7 @@ from masc_core.errors import (
     ShareExceededError,
     UnknownJobError,
 )
-from worker.jobs.fair import FairQueue, PlaceInLine
+from worker.jobs.fair import FairQueue, QueueTag
 from worker.jobs.job import Event, Job, Lease, NumberedEvent
 from worker.jobs.outcome import (
     CANCELLED,
@@ -30,7 +30,7 @@ from worker.jobs.outcome import (
     JobResult,
     Outcome,
     end_state,
-    frees_key,
+    releases_idempotency_key,
 )
 from worker.jobs.priority import PRIORITIES, Priority
 from worker.jobs.queue import (
@@ -91,9 +91,9 @@ class CompletionRate:
 
 
 @dataclass(slots=True)
-class _Record:
+class _JobRecord:
     job: Job
-    place: PlaceInLine
+    tag: QueueTag
     deadline: float  # of the clock
     state: JobState = "waiting"
     token: int = 0
@@ -120,13 +120,13 @@ class MemoryQueue(JobConsumer):
         self._limits, self._clock = limits or QueueLimits(), clock
         self._arrival = threading.Condition()
         self._listeners: list[Callable[[str], None]] = []
-        self._records: dict[str, _Record] = {}
-        self._waiting: dict[str, _Record] = {}
+        self._records: dict[str, _JobRecord] = {}
+        self._waiting: dict[str, _JobRecord] = {}
         self._order: defaultdict[str, FairQueue] = defaultdict(FairQueue)  # of these, by model
-        self._running: dict[str, _Record] = {}
-        self._ended: OrderedDict[str, _Record] = OrderedDict()  # with outcomes; the oldest first
-        self._tombstones: OrderedDict[str, _Record] = OrderedDict()  # without them
-        self._by_key: dict[tuple[str, str], _Record] = {}
+        self._running: dict[str, _JobRecord] = {}
+        self._ended: OrderedDict[str, _JobRecord] = OrderedDict()  # with outcomes; the oldest first
+        self._tombstones: OrderedDict[str, _JobRecord] = OrderedDict()  # without them
+        self._by_key: dict[tuple[str, str], _JobRecord] = {}
         self._workers: dict[str, WorkerStatus] = {}
         self._windows: dict[tuple[str, int], tuple[float, int]] = {}  # begin, and requests so far
         self._watchers = Watchers()
@@ -153,8 +153,8 @@ class MemoryQueue(JobConsumer):
             self._rates.setdefault(job.request.model, CompletionRate(self._clock))
             self._check_limits(job, share)
             self._restart_idle_rate(job.request.model)
-            place = self._order[job.request.model].add(job, weight)
-            record = _Record(job, place, self._clock() + job.timeout)
+            tag = self._order[job.request.model].add(job, weight)
+            record = _JobRecord(job, tag, self._clock() + job.timeout)
             self._records[job.id] = self._waiting[job.id] = record
             if job.idempotency is not None:
                 self._by_key[job.owner, job.idempotency.key] = record
@@ -194,7 +194,7 @@ class MemoryQueue(JobConsumer):
             record = self._record(job_id)
             position, rate = None, 0.0
             if record.state == "waiting":
-                position = self._order[record.model].position(record.place, record.job.priority)
+                position = self._order[record.model].position(record.tag, record.job.priority)
                 rate = self._rates[record.model].per_second()
             return JobStatus(record.job, record.state, position, record.deliveries, rate)
 
@@ -248,8 +248,8 @@ class MemoryQueue(JobConsumer):
         """State of the queue."""
         with self._arrival:
             self._sweep()
-            priorities = {one: self._priority_stats(one) for one in PRIORITIES}
-            age = max(one.oldest_age for one in priorities.values())
+            priorities = {priority: self._priority_stats(priority) for priority in PRIORITIES}
+            age = max(stats.oldest_age for stats in priorities.values())
             totals = Totals(
                 self._accepted,
                 dict(self._ends),
@@ -278,7 +278,7 @@ class MemoryQueue(JobConsumer):
 
     @property
     def poll_seconds(self) -> float:
-        """No arrival is missed in here, but a lease may run out."""
+        """Arrivals are never missed here; the value only bounds the wait."""
         return POLL_SECONDS
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
@@ -287,13 +287,14 @@ class MemoryQueue(JobConsumer):
             self._listeners.append(arrived)
 
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
-        """Take the first jobs that fit."""
+        """Take the next jobs, in fair order, that fit."""
         if max_rows <= 0:
             return ()
         with self._arrival:
             self._arrival.wait_for(lambda: len(self._order[model]) > 0, timeout)
             self._sweep()
-            return [self._lease(self._waiting[one]) for one in self._order[model].take(max_rows)]
+            taken = self._order[model].take(max_rows)
+            return [self._lease(self._waiting[job_id]) for job_id in taken]
 
     def renew(self, leases: Iterable[Lease]) -> None:
         """Leases do not run out."""
@@ -322,7 +323,7 @@ class MemoryQueue(JobConsumer):
     def close(self) -> None:
         """Nothing to disconnect."""
 
-    def _same_key(self, job: Job) -> _Record | None:
+    def _same_key(self, job: Job) -> _JobRecord | None:
         """The job that was submitted earlier under the same idempotency key."""
         if job.idempotency is None:
             return None
@@ -351,21 +352,21 @@ class MemoryQueue(JobConsumer):
             self._rates[model].restart()
 
     def _model_stats(self, model: str) -> ModelStats:
-        jobs = [one.job for one in self._waiting.values() if one.model == model]
+        jobs = [record.job for record in self._waiting.values() if record.model == model]
         return ModelStats(len(jobs), _oldest_age(jobs), self._rates[model].per_second())
 
     def _priority_stats(self, priority: Priority) -> PriorityStats:
         jobs = [one.job for one in self._waiting.values() if one.job.priority == priority]
         return PriorityStats(len(jobs), _oldest_age(jobs))
 
-    def _record(self, job_id: str) -> _Record:
+    def _record(self, job_id: str) -> _JobRecord:
         self._sweep()
         try:
             return self._records[job_id]
         except KeyError:
             raise UnknownJobError("id", f"there is no job {job_id!r}") from None
 
-    def _lease(self, record: _Record) -> Lease:
+    def _lease(self, record: _JobRecord) -> Lease:
         del self._waiting[record.job.id]
         self._running[record.job.id] = record
         record.state = "running"
@@ -373,7 +374,7 @@ class MemoryQueue(JobConsumer):
         record.deliveries += 1
         return Lease(record.job, record.token, record.deadline - self._clock())
 
-    def _notify_workers(self, record: _Record) -> None:
+    def _notify_workers(self, record: _JobRecord) -> None:
         self._arrival.notify_all()
         for arrived in self._listeners:
             arrived(record.model)
@@ -395,23 +396,23 @@ class MemoryQueue(JobConsumer):
                 self._watchers.notify(lease.job_id)
         return True
 
-    def _requeue(self, record: _Record) -> None:
+    def _requeue(self, record: _JobRecord) -> None:
         """Put a running job back at its old place."""
         del self._running[record.job.id]
         record.state = "waiting"
         record.deliveries -= 1
         self._redelivered["handed_back"] += 1
         self._waiting[record.job.id] = record
-        self._order[record.model].put(record.place, record.job.priority)
+        self._order[record.model].put(record.tag, record.job.priority)
         self._notify_workers(record)
 
     def _holds(self, lease: Lease) -> bool:
         record = self._running.get(lease.job_id)
         return record is not None and record.token == lease.token
 
-    def _end(self, record: _Record, outcome: Outcome) -> None:
+    def _end(self, record: _JobRecord, outcome: Outcome) -> None:
         if self._waiting.pop(record.job.id, None) is not None:
-            self._order[record.model].remove(record.place, record.job.priority)
+            self._order[record.model].remove(record.tag, record.job.priority)
         self._running.pop(record.job.id, None)
         record.state, record.outcome = end_state(outcome), outcome
         record.ended = self._clock()
@@ -419,7 +420,7 @@ class MemoryQueue(JobConsumer):
         if record.job.keep:
             self._make_room(_num_bytes(outcome))
         self._ended[record.job.id] = record
-        if frees_key(outcome):
+        if releases_idempotency_key(outcome):
             self._release_key(record)
         self._watchers.notify(record.job.id)
 
@@ -428,7 +429,7 @@ class MemoryQueue(JobConsumer):
         self._result_bytes += size
         if self._result_bytes <= self._limits.max_result_bytes:
             return
-        for job_id in [one for one, record in self._ended.items() if record.job.keep]:
+        for job_id in [key for key, record in self._ended.items() if record.job.keep]:
             self._bury(job_id)
             self._results_dropped += 1
             if self._result_bytes <= self._limits.max_result_bytes:
@@ -456,14 +457,14 @@ class MemoryQueue(JobConsumer):
         record.outcome, record.events = None, []
         self._tombstones[job_id] = record
 
-    def _drop(self, record: _Record) -> None:
+    def _drop(self, record: _JobRecord) -> None:
         if record.job.id in self._ended:
             self._bury(record.job.id)
         for records in (self._records, self._tombstones):
             records.pop(record.job.id, None)
         self._release_key(record)
 
-    def _release_key(self, record: _Record) -> None:
+    def _release_key(self, record: _JobRecord) -> None:
         if record.job.idempotency is None:
             return
         key = record.job.owner, record.job.idempotency.key
@@ -481,11 +482,11 @@ def _oldest_age(jobs: Sequence[Job]) -> float:
     return max(0.0, now - min((job.submitted_at for job in jobs), default=now))
 
 
-def _outcome_of(record: _Record) -> Outcome:
+def _outcome_of(record: _JobRecord) -> Outcome:
     if record.outcome is None:
         raise ResultGoneError("id", f"the images of job {record.job.id!r} are kept no longer")
     return record.outcome
 
 
-def _oldest(records: OrderedDict[str, _Record]) -> _Record:
+def _oldest(records: OrderedDict[str, _JobRecord]) -> _JobRecord:
     return next(iter(records.values()))

@@ -110,8 +110,8 @@ def end_state(outcome: Outcome) -> EndState:
     return states.get(outcome.error, "error")
 
 
-def frees_key(outcome: Outcome) -> bool:
-    """Whether a second try under the same idempotency key may do better, and is to be made."""
+def releases_idempotency_key(outcome: Outcome) -> bool:
+    """Whether a retry under the same idempotency key should run again."""
     if isinstance(outcome, JobResult):
         return False
     return isinstance(outcome.to_error(), JobEndedError | CapacityError)

@@ -20,7 +20,7 @@ class QueueSettings(ProcessSettings):
     ----------
     queue_url : ``memory://``, ``redis://...`` or another that docs/redis.md has
     queue_prefix : of all keys in Redis, between braces; one for each service that shares it
-    max_queue : jobs of one model that may wait
+    max_queue : jobs of one model and priority that may wait
     lease_seconds : after which a silent worker has lost its jobs
     max_deliveries : after so many workers were lost with it, a job is given up
     result_seconds : how long the images of a job can be fetched

@@ -33,24 +33,24 @@ Attribute = str | int | float | bool
 
 
 class Span:
-    """One span of the SDK, and its parts."""
+    """One span of the SDK, to which children can be added."""
 
     def __init__(self, tracer: SdkTracer, span: SdkSpan) -> None:
         self._tracer, self._span = tracer, span
 
     @property
     def traceparent(self) -> str:
-        """What makes other spans its parts, in whatever process."""
+        """What makes other spans its children, in whatever process."""
         context = self._span.get_span_context()
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
-    def add(self, name: str, start: float, end: float) -> None:
-        """Add a part that is over; times are seconds since the epoch."""
+    def add_child(self, name: str, start: float, end: float) -> None:
+        """Add a child that is over; times are seconds since the epoch."""
         from opentelemetry.trace import set_span_in_context  # noqa: PLC0415 - traces are on
 
         context = set_span_in_context(self._span)
-        part = self._tracer.start_span(name, context, start_time=_nanoseconds(start))
-        part.end(_nanoseconds(end))
+        child = self._tracer.start_span(name, context, start_time=_nanoseconds(start))
+        child.end(_nanoseconds(end))
 
     def end(self, error: str = "", at: float | None = None, **attributes: Attribute) -> None:
         """End it, well or with an error, ``at`` seconds since the epoch or now.
@@ -136,7 +136,7 @@ def trace_job(tracer: Tracer, job: Job, outcome: Outcome, ended: float) -> None:
     for stage in TIMED_STAGES:
         if stage in seconds_of:
             end = start + seconds_of[stage]
-            span.add(stage, start, end)
+            span.add_child(stage, start, end)
             start = end
     span.end(at=ended, masc__model__version=outcome.version)
 

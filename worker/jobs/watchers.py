@@ -63,7 +63,7 @@ class Watchers:
     def notify_all(self) -> None:
         """Wake everybody: any job may have changed."""
         with self._lock:
-            watching = [one for together in self._changed.values() for one in together]
+            watching = [changed for watchers in self._changed.values() for changed in watchers]
         for changed in watching:
             changed.set()
 

@@ -32,7 +32,7 @@ from masc_core.bundle.manifest import (
 )
 from masc_core.errors import ConfigError
 from masc_core.io.tensors import read_shapes
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedVersion
 from worker.model.threads import groups_of_process
 
 MEMORY_INFO = Path("/proc/meminfo")
@@ -42,7 +42,7 @@ GROUP_FILES = (  # of version 1, and 2: the limit, what is used, and of that pag
 )
 
 
-class Need(NamedTuple):
+class MemoryNeed(NamedTuple):
     """What a model takes, in bytes."""
 
     weights: int  # as it is loaded
@@ -56,7 +56,7 @@ class Need(NamedTuple):
 
 def memory_need(
     folder: Path, manifest: Manifest, rows: int, dtype: torch.dtype, device: torch.device
-) -> Need:
+) -> MemoryNeed:
     """What the bundle in a folder takes with a batch of so many rows; reads no weights.
 
     Raises
@@ -74,7 +74,7 @@ def memory_need(
     decoded = num_weights(TOKENIZER_FILE) + num_weights(ENCODER_FILE)
     cache = 2 * (rows + 1) * gpt.block_size * gpt.dim * gpt.n_layer
     copies = 3 if device.type == "cpu" and manifest.tokenizer == "vq" else 1
-    return Need(
+    return MemoryNeed(
         weights=size * drawn + torch.float32.itemsize * copies * decoded,
         steps=size * (transformer + cache),
     )
@@ -91,9 +91,9 @@ class ModelMemory:
 
     def __init__(self, limit: int | None, free_bytes: Callable[[], float]) -> None:
         self._limit, self._free_bytes = limit, free_bytes
-        self._held: WeakKeyDictionary[LoadedModel, Need] = WeakKeyDictionary()
+        self._held: WeakKeyDictionary[LoadedVersion, MemoryNeed] = WeakKeyDictionary()
 
-    def check(self, label: str, need: Need) -> None:
+    def check(self, label: str, need: MemoryNeed) -> None:
         """Refuse a model, in words that name the numbers.
 
         Raises
@@ -115,7 +115,7 @@ class ModelMemory:
                 "(--model, MASC_SERVED_MODELS), or lower MASC_MAX_BATCH"
             )
 
-    def hold(self, loaded: LoadedModel, need: Need) -> None:
+    def hold(self, loaded: LoadedVersion, need: MemoryNeed) -> None:
         """Count a model that was loaded, until it is gone."""
         self._held[loaded] = need
 

@@ -37,7 +37,7 @@ class Rendered(NamedTuple):
 
     pixels: Pixels
     complete_seconds: float  # to draw its codes anew; 0 where they were not
-    seconds: float  # to decode it
+    vq_decode_seconds: float
 
 
 class _Request(NamedTuple):
@@ -152,8 +152,8 @@ class Renderer:
             codes[whole] = complete_codes(self._bundle.code_sampler, codes[whole], params)
         completed = time.perf_counter()
         images = self._bundle.render(codes)
-        decode_seconds = (time.perf_counter() - completed) / len(requests)
+        vq_decode_seconds = (time.perf_counter() - completed) / len(requests)
         for request, pixels in zip(requests, images, strict=True):
             share = request.is_to_complete / max(1, num_completed)
             complete_seconds = share * (completed - started)
-            request.rendered.set_result(Rendered(pixels, complete_seconds, decode_seconds))
+            request.rendered.set_result(Rendered(pixels, complete_seconds, vq_decode_seconds))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from worker.jobs.queue import WorkerStatus
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedVersion
 from worker.model.versions import NO_REFUSAL, ModelReloader, ModelVersions, Refusal
 
 
@@ -29,18 +29,18 @@ class ServedModel:
     """
 
     def __init__(
-        self, name: str, loaded: LoadedModel | None, reloader: ModelReloader | None = None
+        self, name: str, loaded: LoadedVersion | None, reloader: ModelReloader | None = None
     ) -> None:
         self.name, self.reloader = name, reloader
         self.versions = None if loaded is None else ModelVersions(loaded)
         self.engine_failures = 0
 
-    def __iter__(self) -> Iterator[LoadedModel]:
+    def __iter__(self) -> Iterator[LoadedVersion]:
         """All loaded versions, oldest first."""
         return iter(self.versions or ())
 
     @property
-    def newest(self) -> LoadedModel:
+    def newest(self) -> LoadedVersion:
         """The version that new jobs go to, of a model that has one."""
         return list(self)[-1]
 
@@ -85,7 +85,7 @@ class ServedModel:
         if self.reloader is not None:
             self.reloader.serve_none(error)
 
-    def take_version(self) -> LoadedModel | None:
+    def take_version(self) -> LoadedVersion | None:
         """Change over to a version that has become ready, if there is one, and return it."""
         loaded = None if self.reloader is None else self.reloader.take()
         if loaded is not None:

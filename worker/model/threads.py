@@ -101,7 +101,8 @@ def groups_of_process(
         if not controllers or controller in controllers.split(","):
             path = PurePosixPath(group.lstrip("/"))
             yield from (
-                mounted / (controller if controllers else "") / one for one in (path, *path.parents)
+                mounted / (controller if controllers else "") / part
+                for part in (path, *path.parents)
             )
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from masc_core.bundle.registry import Registry
 from masc_core.errors import MascError, StorageDownError
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedVersion
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +27,19 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class _Retired:
-    loaded: LoadedModel
+    loaded: LoadedVersion
     since: float
 
 
 class ModelVersions:
     """The loaded versions, oldest first; the clock gives monotonic seconds."""
 
-    def __init__(self, first: LoadedModel, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, first: LoadedVersion, clock: Callable[[], float] = time.monotonic) -> None:
         self.newest = first
         self._retired: list[_Retired] = []
         self._clock = clock
 
-    def __iter__(self) -> Iterator[LoadedModel]:
+    def __iter__(self) -> Iterator[LoadedVersion]:
         """All of them."""
         return iter([*(retired.loaded for retired in self._retired), self.newest])
 
@@ -53,18 +53,18 @@ class ModelVersions:
         waiting = sum(retired.loaded.rows_waiting for retired in self._retired)
         return self.newest.free_rows - waiting
 
-    def get(self, version: str) -> LoadedModel:
+    def get(self, version: str) -> LoadedVersion:
         """The version of that name, or else the newest."""
-        return next((one for one in self if one.manifest.version == version), self.newest)
+        return next((loaded for loaded in self if loaded.manifest.version == version), self.newest)
 
-    def add(self, loaded: LoadedModel) -> None:
+    def add(self, loaded: LoadedVersion) -> None:
         """Make this version the newest."""
         self._retired.append(_Retired(self.newest, self._clock()))
         self.newest = loaded
 
     def close_retired(self) -> None:
         """Close superseded versions that are idle and were kept long enough."""
-        for retired in [one for one in self._retired if one.loaded.is_idle]:
+        for retired in [each for each in self._retired if each.loaded.is_idle]:
             age = self._clock() - retired.since
             if age > RETIRE_SECONDS or len(self._retired) >= MAX_LOADED:
                 self._retired.remove(retired)
@@ -91,8 +91,8 @@ def _reason(error: Exception) -> str:
 
 
 def load_first(
-    registry: Registry, name: str, load: Callable[[Path], LoadedModel]
-) -> tuple[LoadedModel, Refusal]:
+    registry: Registry, name: str, load: Callable[[Path], LoadedVersion]
+) -> tuple[LoadedVersion, Refusal]:
     """The active version of a model, or its predecessor where the active one cannot be loaded.
 
     Raises
@@ -111,10 +111,10 @@ def load_first(
 def _load_previous(
     registry: Registry,
     name: str,
-    load: Callable[[Path], LoadedModel],
+    load: Callable[[Path], LoadedVersion],
     refusal: Refusal,
     error: Exception,
-) -> tuple[LoadedModel, Refusal]:
+) -> tuple[LoadedVersion, Refusal]:
     previous = registry.previous(name)
     if previous is None:
         raise error
@@ -146,7 +146,7 @@ class ModelReloader:
         registry: Registry,
         name: str,
         serving: str,
-        load: Callable[[Path], LoadedModel],
+        load: Callable[[Path], LoadedVersion],
         poll_seconds: float = POLL_SECONDS,
         refusal: Refusal = NO_REFUSAL,
     ) -> None:
@@ -155,14 +155,14 @@ class ModelReloader:
         self._newest = serving
         # The latest activation that was looked into.
         self._tried = registry.activation(name) if refusal.version else None
-        self._ready: LoadedModel | None = None
+        self._ready: LoadedVersion | None = None
         self._lock = threading.Lock()
         self.refusal = refusal
         self._ending = threading.Event()
         self._has_closed = False
         self._thread = threading.Thread(target=self._run, name="reloader", daemon=True)
 
-    def load_previous(self, error: Exception) -> LoadedModel:
+    def load_previous(self, error: Exception) -> LoadedVersion:
         """The version before the one that is served, whose first image failed; before `start`.
 
         Raises
@@ -198,7 +198,7 @@ class ModelReloader:
             self.refusal = Refusal(self._newest, _reason(error))
         self._newest, self._tried = "", self._registry.activation(self._name)
 
-    def take(self) -> LoadedModel | None:
+    def take(self) -> LoadedVersion | None:
         """A version that has become ready; handed out once. From any thread."""
         with self._lock:
             loaded, self._ready = self._ready, None
@@ -221,7 +221,7 @@ class ModelReloader:
 
     def _prepare(self, version: str) -> None:
         logger.info("making %s %s ready", self._name, version)
-        loaded: LoadedModel | None = None
+        loaded: LoadedVersion | None = None
         try:
             loaded = self._load(self._registry.path(self._name, version))
             loaded.warm_up()
@@ -246,11 +246,11 @@ class ModelReloader:
             self._offer(loaded)
             self._newest, self.refusal = version, NO_REFUSAL
 
-    def _offer(self, loaded: LoadedModel) -> None:
+    def _offer(self, loaded: LoadedVersion) -> None:
         """Let a version be taken, instead of an earlier one that has not been."""
         with self._lock:
             if self._has_closed:
-                superseded: LoadedModel | None = loaded
+                superseded: LoadedVersion | None = loaded
             else:
                 superseded, self._ready = self._ready, loaded
         if superseded is not None:

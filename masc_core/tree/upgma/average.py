@@ -70,8 +70,8 @@ def average_linkage(
     while clusters.count > num_left:
         candidates.fill_empty()
         into, dropped, heights = candidates.reciprocal_neighbours()
-        excess = clusters.count - num_left
-        into, dropped, heights = into[:excess], dropped[:excess], heights[:excess]
+        merges_left = clusters.count - num_left
+        into, dropped, heights = into[:merges_left], dropped[:merges_left], heights[:merges_left]
         nodes = history.append(clusters.nodes_of(into), clusters.nodes_of(dropped), heights)
         candidates.merge(into, dropped, nodes)
         report(history.num_merges, len(rows) - 1, "neighbours")

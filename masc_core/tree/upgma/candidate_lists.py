@@ -8,8 +8,8 @@ so a cluster made of two that were outside a list stays outside, and the list of
 what the lists of ``i`` and ``j`` held, with the lower bound
 ``(|i| lower_bound[i] + |j| lower_bound[j]) / (|i| + |j|)``.
 An unknown distance on the right is summed over members, and given up as soon as it is too large
-to matter. Where that would be too costly the entry is left out instead, and ``lower_bound`` lowered
-to what the formula gives with it in place of the unknown distance.
+to matter. If that needs more than `MAX_PAIRS` pairs, drop the entry and lower ``lower_bound`` to
+the formula's value with ``lower_bound`` for the unknown distance.
 
 Legend: n slots, of which some are alive; k entries a list.
 """

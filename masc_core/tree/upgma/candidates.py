@@ -117,7 +117,7 @@ class Candidates:
             self._fill_exhaustively(self._without_wide(empty))
 
     def _unknown(self, rows: IntArray) -> IntArray:
-        """Those of ``rows`` (R,) with an empty list, and no row that is surely nearer than all."""
+        """Slots of ``rows`` (R,) with an empty list and no wide cluster surely nearest."""
         empty = rows[self.lists.lengths[rows] == 0]
         known = self._distance_rows.least() <= self.lists.lower_bound
         unknown: IntArray = empty[~known[empty]]

@@ -50,8 +50,8 @@ class TorchCandidates:
             least = self.distances[:, 0].argmin()
             pair = torch.stack([least, nearest[least]]).sort().values
             pairs = pair[:1], pair[1:], self.distances[least, :1]
-        first, second, distances = (tensor.cpu().numpy() for tensor in pairs)
-        return first, second, distances
+        low, high, distances = (tensor.cpu().numpy() for tensor in pairs)
+        return low, high, distances
 
     def fill_empty(self) -> None:
         """Fill every empty list: from the nearest centroids or, if these are too few, all."""
@@ -64,21 +64,21 @@ class TorchCandidates:
         for start in range(0, len(empty), step):
             self._fill_from_members(empty[start : start + step])
 
-    def merge(self, first: IntArray, second: IntArray, nodes: IntArray) -> None:
+    def merge(self, into: IntArray, dropped: IntArray, nodes: IntArray) -> None:
         """Merge clusters, (p,) each, into the lower ones, which become ``nodes`` of the tree."""
         clusters = self._clusters
         device = clusters.nodes.device
-        into, dropped, made = (torch.from_numpy(a).to(device) for a in (first, second, nodes))
-        clusters.nodes[into] = made
+        low, high, made = (torch.from_numpy(a).to(device) for a in (into, dropped, nodes))
+        clusters.nodes[low] = made
         partner = torch.full_like(clusters.nodes, -1)
-        partner[into], partner[dropped] = dropped, into
+        partner[low], partner[high] = high, low
         clusters.arrange(partner)
         ids, distances, lower_bound = self._updated(partner)
-        merged = self._joined(into, dropped, partner, ids, distances, lower_bound)
-        ids[into], distances[into], lower_bound[into] = merged
+        merged = self._joined(low, high, partner, ids, distances, lower_bound)
+        ids[low], distances[low], lower_bound[low] = merged
         kept = torch.ones_like(partner, dtype=torch.bool)
-        kept[dropped] = False
-        number = clusters.merge(into, dropped)
+        kept[high] = False
+        number = clusters.merge(low, high)
         self.ids, self.distances = number[ids[kept]], distances[kept]
         self.lower_bound = lower_bound[kept]
 

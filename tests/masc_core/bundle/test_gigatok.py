@@ -142,17 +142,17 @@ def test_what_is_drawn_is_rendered_as_a_whole_image(published: Path) -> None:
 
 def test_with_as_many_clusters_as_codes_images_are_those_of_the_flat_model(tmp_path: Path) -> None:
     parts = tiny_gigatok_parts()
-    model = GPT(replace(parts.model.config, vocab_size=NUM_CODES)).eval()
+    model = GPT(replace(parts.transformer.config, vocab_size=NUM_CODES)).eval()
     torch.nn.init.normal_(model.output.weight, std=0.5)
     codebook = parts.tokenizer.quantize.codebook().detach().numpy()
     cut, kmeans = build_tree(codebook).cut(NUM_CODES), cluster_codes(codebook, NUM_CODES, "kmeans")
     images = []
     for name, prior in (("flat", ClusterMap.identity(NUM_CODES)), ("cut", cut), ("km", kmeans)):
         folder = tmp_path / name / "1"
-        save_bundle(folder, tiny_card(name), replace(parts, model=model, prior=prior))
+        save_bundle(folder, tiny_card(name), replace(parts, transformer=model, prior=prior))
         bundle = load_bundle(folder)
         params = [SamplingParams(class_id=i, cfg_scale=2.0, seed=i) for i in range(5)]
-        codes = generate(bundle.model, bundle.code_sampler, params).codes
+        codes = generate(bundle.transformer, bundle.code_sampler, params).codes
         images.append(bundle.render(codes))
     assert images[0].shape == (5, 16, 16, 3)
     assert np.array_equal(images[0], images[1])

@@ -112,15 +112,15 @@ def test_loading_gives_back_what_was_saved(tmp_path: Path, parts: BundleParts) -
     save_bundle(folder, tiny_card(), parts, weights_dtype=torch.float32, with_encoder=True)
     bundle = load_bundle(folder)
     labels, tokens = torch.tensor([0, 4]), torch.tensor([[1, 2], [3, 4]])
-    assert torch.equal(bundle.model(labels, tokens), parts.model(labels, tokens))
+    assert torch.equal(bundle.transformer(labels, tokens), parts.transformer(labels, tokens))
     images = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE) * 2 - 1
     codes = parts.tokenizer.encode(images).codes
     assert torch.equal(bundle.tokenizer.encode(images).codes, codes)
     assert np.array_equal(bundle.code_sampler.prior.labels, parts.prior.labels)
     assert bundle.code_sampler.decodings == ("uniform", "frequency")
-    assert not bundle.model.training
+    assert not bundle.transformer.training
     assert not bundle.tokenizer.training
-    assert not any(weight.requires_grad for weight in bundle.model.parameters())
+    assert not any(weight.requires_grad for weight in bundle.transformer.parameters())
 
 
 def test_partitions_travel_in_a_bundle(tmp_path: Path, parts: BundleParts) -> None:
@@ -150,12 +150,12 @@ def test_float16_files_are_widened_to_the_requested_precision(
     folder: Path, parts: BundleParts
 ) -> None:
     assert load_file(folder / TRANSFORMER_FILE)["output.weight"].dtype == torch.float16
-    weight = parts.model.output.weight.detach()
+    weight = parts.transformer.output.weight.detach()
     wide, narrow = load_bundle(folder), load_bundle(folder, dtype=torch.bfloat16)
     assert wide.dtype == torch.float32
-    assert torch.equal(wide.model.output.weight, weight.half().float())
+    assert torch.equal(wide.transformer.output.weight, weight.half().float())
     assert narrow.dtype == torch.bfloat16
-    assert torch.equal(narrow.model.output.weight, weight.half().bfloat16())
+    assert torch.equal(narrow.transformer.output.weight, weight.half().bfloat16())
     assert narrow.tokenizer.decoder.conv_out.weight.dtype == torch.float32
 
 
@@ -203,7 +203,7 @@ def test_the_included_model_encodes_what_it_decodes() -> None:
     bundle = load_bundle(ROOT / "models" / "cifar10" / "1")
     assert bundle.manifest.weights_sha256 == INCLUDED
     params = [SamplingParams(class_id=i, cfg_scale=3.0, seed=i) for i in range(10)]
-    codes = generate(bundle.model, bundle.code_sampler, params).codes
+    codes = generate(bundle.transformer, bundle.code_sampler, params).codes
     images = bundle.tokenizer.decode_codes(codes, bundle.manifest.grid).clamp(-1, 1)
     again, quantized = bundle.tokenizer(images)
     assert (quantized.codes == codes).double().mean() > 0.4
@@ -255,7 +255,7 @@ def test_a_preview_is_nearly_the_upper_part_of_the_shipped_models_image() -> Non
     bundle = load_bundle(Path(__file__).parents[3] / "models" / "cifar10" / "1")
     defaults = dict(bundle.manifest.defaults)
     params_list = [SamplingParams(class_id=i, seed=i, **defaults) for i in range(10)]
-    codes = generate(bundle.model, bundle.code_sampler, params_list).codes
+    codes = generate(bundle.transformer, bundle.code_sampler, params_list).codes
     whole = bundle.render(codes).astype(float)
     errors = []
     for rows in (2, 4, 6):
@@ -308,7 +308,7 @@ def test_a_version_published_meanwhile_is_left_alone(
 
 
 def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path, parts: BundleParts) -> None:
-    config = replace(parts.model.config, class_dropout=0.0)
+    config = replace(parts.transformer.config, class_dropout=0.0)
     wrong = {
         "predicts 16 clusters, but the prior has 32": replace(
             parts, prior=ClusterMap.identity(NUM_CODES)
@@ -316,7 +316,7 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path, parts: Bu
         "has 32 codes, but the prior has 16": replace(
             parts, prior=ClusterMap.identity(NUM_CLUSTERS)
         ),
-        "class_dropout 0": replace(parts, model=GPT(config)),
+        "class_dropout 0": replace(parts, transformer=GPT(config)),
     }
     for complaint, others in wrong.items():
         with pytest.raises(ConfigError, match=complaint):
@@ -329,7 +329,7 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path, parts: Bu
 def test_a_weight_that_float16_cannot_hold_is_refused(tmp_path: Path) -> None:
     parts = tiny_parts()
     with torch.no_grad():
-        parts.model.norm.weight[0] = 1e5
+        parts.transformer.norm.weight[0] = 1e5
     with pytest.raises(ArtifactError, match=r"norm\.weight is not finite in torch\.float16"):
         save_bundle(tmp_path / "x", tiny_card(), parts)
     assert list(tmp_path.iterdir()) == []
@@ -429,8 +429,10 @@ def test_a_refiner_is_part_of_a_bundle(tmp_path: Path) -> None:
     assert bundle.code_sampler.decodings == manifest.decodings
     params_list = [SamplingParams(i, 2.0, seed=i, decoding="refine") for i in range(3)]
     code_sampler = CodeSampler(parts.prior, parts.counts, refiner=parts.refiner)
-    expected = generate(parts.model, code_sampler, params_list).codes
-    assert torch.equal(generate(bundle.model, bundle.code_sampler, params_list).codes, expected)
+    expected = generate(parts.transformer, code_sampler, params_list).codes
+    assert torch.equal(
+        generate(bundle.transformer, bundle.code_sampler, params_list).codes, expected
+    )
     low = load_bundle(tmp_path / "1", dtype=torch.bfloat16).code_sampler.refiner
     assert low.code_scores.weight.dtype == torch.bfloat16
 
@@ -474,8 +476,10 @@ def test_a_completer_is_part_of_a_bundle(tmp_path: Path) -> None:
     assert bundle.code_sampler.completer.config == parts.completer.config
     params_list = [SamplingParams(i, 2.0, seed=i, decoding="complete") for i in range(3)]
     code_sampler = CodeSampler(parts.prior, completer=parts.completer)
-    expected = generate(parts.model, code_sampler, params_list).codes
-    assert torch.equal(generate(bundle.model, bundle.code_sampler, params_list).codes, expected)
+    expected = generate(parts.transformer, code_sampler, params_list).codes
+    assert torch.equal(
+        generate(bundle.transformer, bundle.code_sampler, params_list).codes, expected
+    )
     low = load_bundle(tmp_path / "1", dtype=torch.bfloat16).code_sampler.completer
     assert low.output.weight.dtype == torch.bfloat16
     files = {name: sha for name, sha in manifest.files.items() if name != COMPLETER_FILE}

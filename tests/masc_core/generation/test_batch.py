@@ -13,7 +13,7 @@ from masc_core.errors import InvalidFieldError, UnknownClassError
 from masc_core.generation.batch import (
     NO_SLOT,
     Batch,
-    Slot,
+    SlotAssignment,
     StepShape,
     allocate,
     batch_rows,
@@ -37,7 +37,7 @@ PARAMS = [
 @pytest.fixture(scope="module")
 def models() -> Models:
     parts = tiny_parts(refiner=True)
-    return parts.model, CodeSampler(parts.prior, parts.counts, refiner=parts.refiner)
+    return parts.transformer, CodeSampler(parts.prior, parts.counts, refiner=parts.refiner)
 
 
 def finish(
@@ -118,7 +118,7 @@ REFINED = SamplingParams(0, 1.0, seed=0, decoding="refine")
 
 def test_no_slot_is_given_twice_and_none_is_lost() -> None:
     rng = random.Random(0)
-    slots: list[Slot] = []
+    slots: list[SlotAssignment] = []
     for _ in range(2000):
         params_list = [rng.choice([PLAIN, GUIDED]) for _ in range(rng.randint(1, 4))]
         if batch_rows(slots) + sum(params.batch_rows for params in params_list) > 13:
@@ -127,7 +127,9 @@ def test_no_slot_is_given_twice_and_none_is_lost() -> None:
             slots.pop(rng.randrange(len(slots)))
             continue
         slots += allocate(params_list, slots, 13)
-        taken = [index for slot in slots for index in (slot.index, slot.uncond) if index != NO_SLOT]
+        taken = [
+            index for slot in slots for index in (slot.index, slot.uncond_index) if index != NO_SLOT
+        ]
         assert len(set(taken)) == len(taken) == batch_rows(slots)
         assert set(taken) <= set(range(13))
 
@@ -139,7 +141,7 @@ def test_every_row_is_somebodys_and_filling_is_nobodys() -> None:
         slots = allocate(params_list, [], 20)
         rows, images = batch_rows(slots) + rng.randint(0, 3), len(slots) + rng.randint(0, 3)
         rows = max(rows, images, 2)
-        layout = lay_out(StepShape(rows, images, filters=False), slots, padding_slot=20)
+        layout = lay_out(StepShape(rows, images, has_filters=False), slots, padding_slot=20)
         assert len(layout.slots) == len(layout.slot_of_row) == len(layout.is_uncond) == rows
         assert len(layout.images) == len(layout.uncond_rows) == images
         assert not layout.refined
@@ -151,20 +153,20 @@ def test_every_row_is_somebodys_and_filling_is_nobodys() -> None:
             assert (layout.slot_of_row[image], layout.is_uncond[image]) == (slot.index, 0)
             uncond_row = layout.uncond_rows[image]
             assert layout.slot_of_row[uncond_row] == slot.index
-            assert layout.is_uncond[uncond_row] == (slot.uncond != NO_SLOT)
+            assert layout.is_uncond[uncond_row] == (slot.uncond_index != NO_SLOT)
             assert layout.slots[uncond_row] == (
-                slot.uncond if slot.uncond != NO_SLOT else slot.index
+                slot.uncond_index if slot.uncond_index != NO_SLOT else slot.index
             )
 
 
 @pytest.mark.parametrize(("num_refined", "expected"), [(2, [1, 3]), (4, [1, 3, 1, 1])])
 def test_the_refiner_looks_at_who_asks_for_it(num_refined: int, expected: list[int]) -> None:
     slots = allocate([PLAIN, REFINED, GUIDED, REFINED, PLAIN], [], 8)
-    shape = StepShape(8, 5, filters=False, refined=num_refined)
+    shape = StepShape(8, 5, has_filters=False, refined=num_refined)
     assert lay_out(shape, slots, padding_slot=8).refined == expected
 
 
 def test_where_there_is_room_for_all_the_refiner_looks_at_all() -> None:
     slots = allocate([PLAIN, REFINED], [], 8)
-    shape = StepShape(4, 4, filters=False, refined=4)
+    shape = StepShape(4, 4, has_filters=False, refined=4)
     assert lay_out(shape, slots, padding_slot=8).refined == [0, 1, 2, 3]

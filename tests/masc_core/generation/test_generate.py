@@ -16,16 +16,16 @@ from masc_core.models.gpt_config import GPTConfig
 from masc_core.models.kv_cache import KVCache, Rows
 from masc_core.prior import ClusterMap
 from masc_core.sampling.cfg_schedule import CFG_SCHEDULES
-from masc_core.sampling.in_cluster import ALL_MODES, CodeSampler
+from masc_core.sampling.in_cluster import DECODING_IDS, CodeSampler
 from masc_core.sampling.params import SamplingParams
 from masc_core.sampling.rng import code_bits, gumbel
 from masc_core.sampling.sampler import (
     apply_cfg,
     apply_temperature,
-    cluster_logits,
+    coarse_logits,
     draw,
     entropy_bits,
-    filter_clusters,
+    filter_coarse,
     filter_logits,
 )
 from tests.golden_files import assert_close, load_golden
@@ -53,7 +53,7 @@ def paired_decoder(vocab_size: int) -> CodeSampler:
     rng = np.random.default_rng(0)
     prior = ClusterMap.from_labels(rng.permutation(np.arange(3 * vocab_size) % vocab_size))
     partition = ClusterMap.from_labels(prior.labels // 7)
-    return CodeSampler(prior, rng.integers(0, 4, 3 * vocab_size), partition=partition)
+    return CodeSampler(prior, rng.integers(0, 4, 3 * vocab_size), coarse_partition=partition)
 
 
 def random_gpt(config: GPTConfig) -> GPT:
@@ -161,14 +161,14 @@ def test_gpu_is_upstreams_greedy_run() -> None:
 def test_is_the_slow_definition() -> None:
     """Each image alone, without a cache: the whole sequence anew at every position."""
     model, code_sampler = golden_gpt(), paired_decoder(96)
-    partition = code_sampler.partition
+    partition = code_sampler.coarse_partition
     assert partition is not None
     params_list = mixed_params(6, NULL)
     made = generate(model, code_sampler, params_list)
     for i, params in enumerate(params_list):
         clusters = torch.zeros(1, 0, dtype=torch.int64)
         codes, entropies, cluster_entropies = [], [], []
-        seed, mode = torch.tensor([params.seed]), torch.tensor([ALL_MODES[params.decoding]])
+        seed, decoding = torch.tensor([params.seed]), torch.tensor([DECODING_IDS[params.decoding]])
         for position in range(GOLDEN_CONFIG.block_size):
             with torch.inference_mode():
                 cond = model(torch.tensor([params.class_id]), clusters)[:, -1]
@@ -176,9 +176,9 @@ def test_is_the_slow_definition() -> None:
             cfg_scale = params.cfg_scales(GOLDEN_CONFIG.block_size)[position]
             logits = apply_cfg(cond, uncond, torch.tensor([cfg_scale], dtype=torch.float32))
             entropies.append(entropy_bits(logits))
-            cluster_entropies.append(entropy_bits(cluster_logits(logits, partition)))
+            cluster_entropies.append(entropy_bits(coarse_logits(logits, partition)))
             tempered = apply_temperature(logits, torch.tensor([params.temperature]))
-            clusters_kept = filter_clusters(
+            clusters_kept = filter_coarse(
                 tempered,
                 partition,
                 torch.tensor([params.cluster_top_k]),
@@ -188,7 +188,7 @@ def test_is_the_slow_definition() -> None:
                 clusters_kept, torch.tensor([params.top_k]), torch.tensor([params.top_p])
             )
             token = draw(kept, gumbel(seed, position, kept.shape[1]))
-            codes.append(code_sampler.sample_code(token, code_bits(seed, position), mode))
+            codes.append(code_sampler.sample_code(token, code_bits(seed, position), decoding))
             clusters = torch.cat([clusters, token[:, None]], dim=1)
         assert torch.equal(made.clusters[i], clusters[0])
         assert torch.equal(made.codes[i], torch.cat(codes))

@@ -27,13 +27,13 @@ PARAMS = [
 @pytest.fixture
 def models() -> tuple[GPT, CodeSampler]:
     parts = tiny_parts(refiner=True)
-    return parts.model, CodeSampler(parts.prior, parts.counts, refiner=parts.refiner)
+    return parts.transformer, CodeSampler(parts.prior, parts.counts, refiner=parts.refiner)
 
 
 def test_a_step_of_the_shipped_model_is_few_calls() -> None:
     """Most of a small model's step on a CPU would else go into calling."""
     bundle = load_bundle(SHIPPED, torch.device("cpu"), torch.float32)
-    batch = Batch(bundle.model, bundle.code_sampler, 16)
+    batch = Batch(bundle.transformer, bundle.code_sampler, 16)
     for image in range(8):  # at positions of their own
         batch.join([SamplingParams(image, 3.0, seed=image, decoding="frequency")])
         batch.step()

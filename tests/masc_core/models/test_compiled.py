@@ -68,7 +68,10 @@ def step_of(width: int, *, refines: bool = False, largest: int = 2) -> Step:
     prior = ClusterMap.from_labels(labels)
     partition = ClusterMap.from_labels(prior.labels // 2)
     code_sampler = CodeSampler(
-        prior, np.ones_like(labels), refiner=refiner if refines else None, partition=partition
+        prior,
+        np.ones_like(labels),
+        refiner=refiner if refines else None,
+        coarse_partition=partition,
     )
     return Step(GPT(config).eval(), code_sampler, CAPACITY, compiled=True, kernels=False)
 
@@ -77,12 +80,12 @@ def step_of(width: int, *, refines: bool = False, largest: int = 2) -> Step:
 def run(step: Step, shape: StepShape) -> None:
     layout = lay_out(shape, (), padding_slot=CAPACITY)
     inputs = (torch.tensor(part, dtype=torch.int64) for part in layout)
-    step(StepInputs(*inputs), filters=shape.filters)
+    step(StepInputs(*inputs), has_filters=shape.has_filters)
 
 
 def test_all_shapes_share_three_graphs_of_a_part(graphs: Counter[str]) -> None:
     # Those with filters and refiner have all parts, and take longest: the others are left out.
-    shapes = [s for s in capture_shapes(4, with_refiner=True) if s.filters and s.refined]
+    shapes = [s for s in capture_shapes(4, with_refiner=True) if s.has_filters and s.refined]
     step = step_of(16, refines=True)
     for shape in shapes:
         run(step, shape)
@@ -102,13 +105,13 @@ def test_all_shapes_share_three_graphs_of_a_part(graphs: Counter[str]) -> None:
 def test_a_model_of_other_sizes_is_compiled_as_if_it_were_the_first(graphs: Counter[str]) -> None:
     for width, largest in ((16, 2), (24, 3)):
         graphs.clear()
-        run(step_of(width, largest=largest), StepShape(4, 4, filters=False))
+        run(step_of(width, largest=largest), StepShape(4, 4, has_filters=False))
         assert not graphs.pop(VARIABLE)
         assert set(graphs.values()) == {1}
 
 
 def test_the_kernels_that_serve_outlive_those_of_another_model(graphs: Counter[str]) -> None:
-    first, shape = step_of(16), StepShape(2, 2, filters=False)
+    first, shape = step_of(16), StepShape(2, 2, has_filters=False)
     run(first, shape)
     run(step_of(24), shape)
     graphs.clear()

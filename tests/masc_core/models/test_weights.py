@@ -20,7 +20,7 @@ from tests.tiny_bundle import tiny_parts, tiny_refiner
 def test_models_come_back_with_their_sizes(tmp_path: Path) -> None:
     parts, refiner = tiny_parts(), tiny_refiner()
     save_model(tmp_path / "t", parts.tokenizer)
-    save_model(tmp_path / "g", parts.model, {"prior": "abc"})
+    save_model(tmp_path / "g", parts.transformer, {"prior": "abc"})
     save_model(tmp_path / "r", refiner, {"transformer": "def"})
     read = load_refiner(tmp_path / "r")
     assert read.config == refiner.config
@@ -28,11 +28,15 @@ def test_models_come_back_with_their_sizes(tmp_path: Path) -> None:
     assert not read.training
     tokenizer, model = load_tokenizer(tmp_path / "t"), load_transformer(tmp_path / "g")
     assert tokenizer.config == parts.tokenizer.config
-    assert model.config == parts.model.config
+    assert model.config == parts.transformer.config
     assert read_inputs(tmp_path / "g") == {"prior": "abc"}
     assert not model.training
     assert isinstance(model, GPT)
-    for expected, actual in [(parts.tokenizer, tokenizer), (parts.model, model), (refiner, read)]:
+    for expected, actual in [
+        (parts.tokenizer, tokenizer),
+        (parts.transformer, model),
+        (refiner, read),
+    ]:
         state = actual.state_dict()
         assert all(torch.equal(state[k], v) for k, v in expected.state_dict().items())
 

@@ -67,7 +67,7 @@ def test_it_is_the_convolution(
     x, bias = normal(height, width, channels), normal(outputs, seed=2)
     weight = normal(outputs, channels, 3, 3, seed=1) / np.float32(3 * channels**0.5)
     conv = Convolution.of(weight, bias)
-    assert len(conv.out_of) == m
+    assert len(conv.output_transform) == m
     whole = computed(x, conv)
     assert np.abs(whole - expected(x, weight, bias)).max() < 3e-5
     for parts in (2, 5):

@@ -40,7 +40,7 @@ def decoder_of(completer: Completer | None) -> CodeSampler:
 
 
 def make(params: Sequence[SamplingParams], **changes: Any) -> Generated:
-    return generate(PARTS.model, decoder_of(tiny_completer(**changes)), params)
+    return generate(PARTS.transformer, decoder_of(tiny_completer(**changes)), params)
 
 
 @torch.inference_mode()
@@ -102,7 +102,7 @@ def test_a_code_is_of_its_cluster_unless_the_softmax_is_over_all() -> None:
 
 def test_of_clusters_of_one_code_nothing_is_left_to_draw() -> None:
     sizes = {"vocab_size": NUM_CODES, "num_clusters": NUM_CODES}
-    model = GPT(replace(PARTS.model.config, vocab_size=NUM_CODES)).eval()
+    model = GPT(replace(PARTS.transformer.config, vocab_size=NUM_CODES)).eval()
     torch.nn.init.normal_(model.output.weight, std=0.5)
     flat = ClusterMap.identity(NUM_CODES)
     code_sampler = CodeSampler(flat, completer=tiny_completer(**sizes))
@@ -133,8 +133,12 @@ def test_draws_follow_the_softmax() -> None:
 def test_partial_codes_of_the_loop_are_those_of_frequency() -> None:
     seen: dict[int, Tensor] = {}
     code_sampler = decoder_of(tiny_completer())
-    generate(PARTS.model, code_sampler, [PLAIN], lambda p, codes: seen.update({p: codes.clone()}))
-    frequency = generate(PARTS.model, code_sampler, [replace(PLAIN, decoding="frequency")]).codes
+    generate(
+        PARTS.transformer, code_sampler, [PLAIN], lambda p, codes: seen.update({p: codes.clone()})
+    )
+    frequency = generate(
+        PARTS.transformer, code_sampler, [replace(PLAIN, decoding="frequency")]
+    ).codes
     assert torch.equal(seen[GRID**2 - 1], frequency)
 
 
@@ -142,13 +146,13 @@ def test_which_scores_are_not_finite_is_told() -> None:
     completer = tiny_completer()
     completer.cls_embedding.embedding_table.weight.data[4] = torch.nan
     with pytest.raises(NonFiniteError, match="completer's scores of image 3") as caught:
-        generate(PARTS.model, decoder_of(completer), PARAMS)
+        generate(PARTS.transformer, decoder_of(completer), PARAMS)
     assert caught.value.indices == (3,)
 
 
 def test_without_a_completer_it_is_refused() -> None:
     with pytest.raises(InvalidFieldError, match="decoding must be 'uniform' or 'frequency'"):
-        generate(PARTS.model, decoder_of(None), [PLAIN])
+        generate(PARTS.transformer, decoder_of(None), [PLAIN])
 
 
 def test_settings_of_a_completer_are_of_no_other_decoding() -> None:

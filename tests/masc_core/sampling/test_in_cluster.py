@@ -14,7 +14,7 @@ from scipy import stats
 from masc_core.arrays import IntArray
 from masc_core.errors import InvalidFieldError
 from masc_core.prior import ClusterMap
-from masc_core.sampling.in_cluster import FREQUENCY, MODES, UNIFORM, CodeSampler
+from masc_core.sampling.in_cluster import DECODING_IDS, FREQUENCY, UNIFORM, CodeSampler
 from masc_core.sampling.params import SamplingSettings
 from masc_core.sampling.rng import CODE, code_bits, random_bits
 from tests.tiny_bundle import tiny_parts
@@ -42,7 +42,7 @@ def rows(num: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 2**63 - 1, (num,), generator=torch.Generator().manual_seed(seed))
 
 
-def modes_of(rng: np.random.Generator, num: int) -> torch.Tensor:
+def decodings_of(rng: np.random.Generator, num: int) -> torch.Tensor:
     return torch.from_numpy(rng.integers(0, 2, num))
 
 
@@ -56,13 +56,13 @@ def test_every_row_is_the_plain_integer_draw(codes: list[tuple[int, int]], seed:
     counts = [max(count - 4, 0) for _, count in codes]
     rng = np.random.default_rng(seed)
     clusters = torch.from_numpy(rng.integers(0, prior.num_clusters, 64))
-    seeds, modes = rows(64, seed), modes_of(rng, 64)
-    drawn = CodeSampler(prior, counts).sample_code(clusters, code_bits(seeds, 7), modes)
+    seeds, decodings = rows(64, seed), decodings_of(rng, 64)
+    drawn = CodeSampler(prior, counts).sample_code(clusters, code_bits(seeds, 7), decodings)
     bits = random_bits(seeds, 7, 1, CODE)[:, 0]
     assert drawn.dtype == torch.int64
     assert drawn.tolist() == [
         draw_in_integers(prior, counts, *row)
-        for row in zip(clusters.tolist(), bits.tolist(), modes.tolist(), strict=True)
+        for row in zip(clusters.tolist(), bits.tolist(), decodings.tolist(), strict=True)
     ]
 
 
@@ -73,11 +73,13 @@ def test_skewed_clusters() -> None:
     counts = rng.integers(0, 3, prior.num_codes) * rng.integers(0, 10_000, prior.num_codes)
     num = 3 * prior.num_clusters
     clusters = torch.arange(num) % prior.num_clusters
-    modes = modes_of(rng, num)
-    codes = CodeSampler(prior, counts).sample_code(clusters, code_bits(rows(num), 0), modes).numpy()
+    decodings = decodings_of(rng, num)
+    codes = (
+        CodeSampler(prior, counts).sample_code(clusters, code_bits(rows(num), 0), decodings).numpy()
+    )
     assert np.array_equal(prior.encode(codes), clusters.numpy())
     totals = np.bincount(prior.labels, weights=counts)[clusters]
-    assert (counts[codes][(modes.numpy() == FREQUENCY) & (totals > 0)] > 0).all()
+    assert (counts[codes][(decodings.numpy() == FREQUENCY) & (totals > 0)] > 0).all()
 
 
 def chi_square_p(codes: torch.Tensor, expected: IntArray) -> float:
@@ -92,12 +94,15 @@ def test_distribution(decoding: str) -> None:
     counts = np.array([5, 0, 1, 90, 300, 4, 0, 77])
     code_sampler = CodeSampler(ClusterMap(np.zeros(8, np.int64)), counts)
     num = 20_000
-    clusters, modes = torch.zeros(num, dtype=torch.int64), torch.full((num,), MODES[decoding])
+    clusters = torch.zeros(num, dtype=torch.int64)
+    decodings = torch.full((num,), DECODING_IDS[decoding])
     expected = counts if decoding == "frequency" else np.ones(8, np.int64)
-    by_seed = code_sampler.sample_code(clusters, code_bits(torch.arange(num), 3), modes)
+    by_seed = code_sampler.sample_code(clusters, code_bits(torch.arange(num), 3), decodings)
     assert chi_square_p(by_seed, expected) > 1e-3
     one_seed = torch.full((num,), 11)
-    by_position = code_sampler.sample_code(clusters, code_bits(one_seed, torch.arange(num)), modes)
+    by_position = code_sampler.sample_code(
+        clusters, code_bits(one_seed, torch.arange(num)), decodings
+    )
     assert chi_square_p(by_position, expected) > 1e-3
 
 
@@ -128,16 +133,16 @@ def test_draw_belongs_to_seed_and_position_whatever_the_batch() -> None:
     code_sampler = CodeSampler(prior, np.arange(1000) % 7)
     rng = np.random.default_rng(2)
     clusters = torch.from_numpy(rng.integers(0, 10, 40))
-    seeds, positions, modes = rows(40), torch.arange(40), modes_of(rng, 40)
-    together = code_sampler.sample_code(clusters, code_bits(seeds, positions), modes)
+    seeds, positions, decodings = rows(40), torch.arange(40), decodings_of(rng, 40)
+    together = code_sampler.sample_code(clusters, code_bits(seeds, positions), decodings)
     order = torch.from_numpy(rng.permutation(40))
     shuffled = code_sampler.sample_code(
-        clusters[order], code_bits(seeds[order], positions[order]), modes[order]
+        clusters[order], code_bits(seeds[order], positions[order]), decodings[order]
     )
     assert torch.equal(shuffled, together[order])
     for i in range(40):
         alone = code_sampler.sample_code(
-            clusters[i : i + 1], code_bits(seeds[i : i + 1], i), modes[i : i + 1]
+            clusters[i : i + 1], code_bits(seeds[i : i + 1], i), decodings[i : i + 1]
         )
         assert alone.tolist() == together[i : i + 1].tolist()
 
@@ -212,7 +217,7 @@ def test_gpu_draws_the_same_codes() -> None:
     counts = rng.integers(0, 1000, prior.num_codes)
     clusters = torch.from_numpy(rng.integers(0, prior.num_clusters, 5000))
     bits = code_bits(rows(5000), torch.arange(5000) % 256)
-    arguments = (clusters, bits, modes_of(rng, 5000))
+    arguments = (clusters, bits, decodings_of(rng, 5000))
     expected = CodeSampler(prior, counts).sample_code(*arguments)
     on_gpu = CodeSampler(prior, counts, "cuda")
     drawn = on_gpu.sample_code(*(part.cuda() for part in arguments))

@@ -43,13 +43,13 @@ def refiner() -> Refiner:
 
 def test_is_the_slow_definition() -> None:
     """The whole image anew at every position, and a softmax over all codes of which few stay."""
-    made = generate(PARTS.model, decoder_with(refiner()), PARAMS)
+    made = generate(PARTS.transformer, decoder_with(refiner()), PARAMS)
     labels = torch.tensor(PARTS.prior.labels)
     for params, clusters, codes in zip(PARAMS, made.clusters, made.codes, strict=True):
         if params.decoding != "refine":
             continue
         with torch.inference_mode():
-            hidden = PARTS.model.hidden(torch.tensor([params.class_id]), clusters[None, :-1])
+            hidden = PARTS.transformer.hidden(torch.tensor([params.class_id]), clusters[None, :-1])
         drawn = torch.zeros(1, GRID**2, dtype=torch.int64)
         for position in range(GRID**2):
             with torch.inference_mode():
@@ -63,9 +63,11 @@ def test_is_the_slow_definition() -> None:
 
 
 def test_no_cluster_depends_on_it() -> None:
-    made = generate(PARTS.model, decoder_with(refiner()), PARAMS)
+    made = generate(PARTS.transformer, decoder_with(refiner()), PARAMS)
     plain = generate(
-        PARTS.model, decoder_with(None), [replace(params, decoding="uniform") for params in PARAMS]
+        PARTS.transformer,
+        decoder_with(None),
+        [replace(params, decoding="uniform") for params in PARAMS],
     )
     assert torch.equal(made.clusters, plain.clusters)
     assert np.array_equal(PARTS.prior.encode(made.codes.numpy()), made.clusters)
@@ -116,9 +118,9 @@ class NoRefiner(Refiner):
 
 def test_who_does_not_ask_does_not_pay() -> None:
     code_sampler = decoder_with(NoRefiner(refiner().config))
-    generate(PARTS.model, code_sampler, PARAMS[2:3])
+    generate(PARTS.transformer, code_sampler, PARAMS[2:3])
     with pytest.raises(AssertionError):
-        generate(PARTS.model, code_sampler, PARAMS)
+        generate(PARTS.transformer, code_sampler, PARAMS)
 
 
 def test_draws_follow_the_softmax() -> None:

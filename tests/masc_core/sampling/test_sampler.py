@@ -15,10 +15,10 @@ from masc_core.sampling.sampler import (
     Partition,
     apply_cfg,
     apply_temperature,
-    cluster_logits,
+    coarse_logits,
     draw,
     entropy_bits,
-    filter_clusters,
+    filter_coarse,
     filter_logits,
     sample,
 )
@@ -142,7 +142,7 @@ def exactly_kept(logits: list[float], labels: list[int], top_k: int, top_p: floa
 def test_filters_of_clusters_are_those_of_fractions(top_k: int, top_p: float) -> None:
     logits, partition = random_logits(4, 200), a_partition(200, 30)
     rows = torch.full((4,), top_k), torch.full((4,), top_p, dtype=torch.float64)
-    filtered = filter_clusters(logits, partition, *rows)
+    filtered = filter_coarse(logits, partition, *rows)
     for row, kept in zip(logits, filtered, strict=True):
         expected = exactly_kept(row.tolist(), partition.labels.tolist(), top_k, top_p)
         assert {*kept.isfinite().nonzero().flatten().tolist()} == expected
@@ -166,7 +166,7 @@ def test_entropies_of_clusters_are_scipys_of_summed_probabilities() -> None:
     logits, partition = random_logits(6, 1000), a_partition(1000, 40)
     logits[3] *= 30  # nearly sure
     logits[4, 40:] = -math.inf
-    found = entropy_bits(cluster_logits(logits, partition))
+    found = entropy_bits(coarse_logits(logits, partition))
     for row, bits in zip(logits.double().softmax(-1).numpy(), found, strict=True):
         sums = np.bincount(partition.labels.numpy(), row, 40)
         assert bits == pytest.approx(stats.entropy(sums, base=2), rel=1e-6, abs=1e-9)
@@ -177,13 +177,13 @@ def test_clusters_of_mixed_rows_have_the_bits_of_single_rows() -> None:
     top_k = torch.tensor([0, 0, 1, 7, 19, 20, 1000, 5]).repeat(5)
     top_p = torch.tensor([1.0, 0.9, 0.3, 1.0, 0.99], dtype=torch.float64).repeat(8)
     sums, mixed = (
-        cluster_logits(logits, partition),
-        filter_clusters(logits, partition, top_k, top_p),
+        coarse_logits(logits, partition),
+        filter_coarse(logits, partition, top_k, top_p),
     )
     for i in range(40):
         row = slice(i, i + 1)
-        assert torch.equal(cluster_logits(logits[row], partition), sums[row])
-        alone = filter_clusters(logits[row], partition, top_k[row], top_p[row])
+        assert torch.equal(coarse_logits(logits[row], partition), sums[row])
+        alone = filter_coarse(logits[row], partition, top_k[row], top_p[row])
         assert torch.equal(alone, mixed[row])
         if top_k[i] == 0 and top_p[i] == 1:
             assert torch.equal(mixed[i], logits[i])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from server.bench.client import Sample, Target, open_session
-from server.bench.load import Load, Plan, Record
+from server.bench.load import LoadRun, Plan, Record
 from server.bench.options import BenchOptions
 from tests.server.bench.stand_in import Answer, StandIn, answer_at_once, serving
 
@@ -41,7 +41,7 @@ def run_load(
     async def run() -> None:
         async with serving(stand_in), open_session(timeout) as session:
             where = target(session, stand_in, plan.options.num_images)
-            await Load(with_load(plan, rate, clients), where, record).run()
+            await LoadRun(with_load(plan, rate, clients), where, record).run()
 
     asyncio.run(run())
     return record, stand_in

@@ -14,7 +14,16 @@ from scipy import stats
 
 from masc_core.bundle.manifest import Defaults
 from server.bench.client import NO_ANSWER, STAGES, Answer, Sample, open_session
-from server.bench.load import COLUMNS, MAX_TEXTS, OTHER_TEXT, PAUSE, SEED_RANGE, Load, Plan, Record
+from server.bench.load import (
+    COLUMNS,
+    MAX_TEXTS,
+    OTHER_TEXT,
+    PAUSE,
+    SEED_RANGE,
+    LoadRun,
+    Plan,
+    Record,
+)
 from tests.server.bench.runs import make_plan, run_load, target, with_load
 from tests.server.bench.stand_in import StandIn, picture, refusal, serving
 
@@ -156,7 +165,7 @@ def test_a_run_that_is_broken_off_keeps_what_it_has() -> None:
     async def run() -> None:
         stand_in = StandIn(until_the_tenth)
         async with serving(stand_in), open_session(30.0) as session:
-            load = Load(
+            load = LoadRun(
                 with_load(make_plan(CLASS_IDS), rate=None), target(session, stand_in), record
             )
             task = asyncio.create_task(load.run())

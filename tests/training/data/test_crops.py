@@ -16,11 +16,11 @@ WORD = st.integers(0, 2**64 - 1)
 class Drawn:
     """Stands in for ``random``: gives out what was drawn, and remembers the ranges."""
 
-    def __init__(self, *words: int) -> None:
-        self.words = list(words)
+    def __init__(self, *random_bits: int) -> None:
+        self.random_bits = list(random_bits)
 
     def randrange(self, start: int, stop: int) -> int:
-        return start + self.words.pop(0) * (stop - start) // 2**64
+        return start + self.random_bits.pop(0) * (stop - start) // 2**64
 
 
 def adm_random_crop(image: Image.Image, size: int, random: Drawn) -> np.ndarray:
@@ -48,15 +48,15 @@ def noise(height: int, width: int) -> np.ndarray:
 @given(
     shape=st.tuples(st.integers(4, 90), st.integers(4, 90)),
     size=st.integers(4, 24),
-    words=st.tuples(WORD, WORD, WORD),
+    random_bits=st.tuples(WORD, WORD, WORD),
 )
 def test_random_crops_are_adms(
-    shape: tuple[int, int], size: int, words: tuple[int, int, int]
+    shape: tuple[int, int], size: int, random_bits: tuple[int, int, int]
 ) -> None:
     image = Image.fromarray(noise(*shape))
-    crop = np.asarray(random_crop(image, size, words))
+    crop = np.asarray(random_crop(image, size, random_bits))
     assert crop.shape == (size, size, 3)
-    assert np.array_equal(crop, adm_random_crop(image, size, Drawn(*words)))
+    assert np.array_equal(crop, adm_random_crop(image, size, Drawn(*random_bits)))
 
 
 def test_random_crops_reach_every_corner_and_both_lengths() -> None:
@@ -78,8 +78,8 @@ def test_words_become_integers_below_a_count(word: int, count: int) -> None:
 
 
 def test_words_fall_evenly() -> None:
-    words = np.random.default_rng(0).integers(0, 2**64, 9000, dtype=np.uint64).tolist()
-    counts = np.bincount([below(word, 9) for word in words])
+    random_bits = np.random.default_rng(0).integers(0, 2**64, 9000, dtype=np.uint64).tolist()
+    counts = np.bincount([below(word, 9) for word in random_bits])
     assert counts.min() > 850
 
 

@@ -10,24 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.loop.batches import Batch, Batches, epoch_order, item_words
-from training.loop.task import Indices, RandomBits
+from training.loop.batches import Batches, MicroBatch, epoch_order, item_random_bits
+from training.loop.task import Indices, ItemRandomBits
 
 
-def as_tensors(indices: Indices, words: RandomBits) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(indices), torch.from_numpy(words.astype(np.int64))
+def as_tensors(indices: Indices, random_bits: ItemRandomBits) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(indices), torch.from_numpy(random_bits.astype(np.int64))
 
 
-def batches(rank: int = 0, num_ranks: int = 1, micro: int = 12, seed: int = 5) -> Batches:
-    return Batches(as_tensors, 50, seed, 12, micro, rank, num_ranks)
+def batches(rank: int = 0, world_size: int = 1, micro: int = 12, seed: int = 5) -> Batches:
+    return Batches(as_tensors, 50, seed, 12, micro, rank, world_size)
 
 
-def joined(parts: list[Batch]) -> list[tuple[object, ...]]:
+def joined(parts: list[MicroBatch]) -> list[tuple[object, ...]]:
     """Items with their words."""
     rows = [
-        (int(index), *words.tolist())
+        (int(index), *random_bits.tolist())
         for part in parts
-        for index, words in zip(part[0], part[1], strict=True)
+        for index, random_bits in zip(part[0], part[1], strict=True)
     ]
     return sorted(rows)
 
@@ -39,8 +39,8 @@ def joined(parts: list[Batch]) -> list[tuple[object, ...]]:
 def test_the_ranks_share_the_items_and_words_of_one_batch(
     step: int, layout: tuple[int, int]
 ) -> None:
-    num_ranks, micro = layout
-    shares = [batches(rank, num_ranks, micro).of_step(step) for rank in range(num_ranks)]
+    world_size, micro = layout
+    shares = [batches(rank, world_size, micro).of_step(step) for rank in range(world_size)]
     assert all(len(part[0]) == micro for share in shares for part in share)
     assert joined([part for share in shares for part in share]) == joined(batches().of_step(step))
 
@@ -54,17 +54,19 @@ def test_an_epoch_has_every_item_but_those_left_over_once() -> None:
 
 
 def test_words_differ_by_seed_step_and_place() -> None:
-    words = np.concatenate([item_words(seed, step, 9) for seed in (0, 1) for step in (0, 1, 2)])
-    assert words.dtype == np.uint64
-    assert len(np.unique(words)) == words.size == 2 * 3 * 9 * 4
-    assert np.array_equal(item_words(1, 2, 9), words[-9:])
-    assert np.array_equal(item_words(1, 2, 4), words[-9:-5])
+    random_bits = np.concatenate(
+        [item_random_bits(seed, step, 9) for seed in (0, 1) for step in (0, 1, 2)]
+    )
+    assert random_bits.dtype == np.uint64
+    assert len(np.unique(random_bits)) == random_bits.size == 2 * 3 * 9 * 4
+    assert np.array_equal(item_random_bits(1, 2, 9), random_bits[-9:])
+    assert np.array_equal(item_random_bits(1, 2, 4), random_bits[-9:-5])
 
 
 def test_words_are_uniform() -> None:
-    words = item_words(3, 7, 20_000).reshape(-1)
-    counts = np.bincount((words >> np.uint64(60)).astype(np.int64), minlength=16)
-    expected = words.size / 16
+    random_bits = item_random_bits(3, 7, 20_000).reshape(-1)
+    counts = np.bincount((random_bits >> np.uint64(60)).astype(np.int64), minlength=16)
+    expected = random_bits.size / 16
     assert (((counts - expected) ** 2) / expected).sum() < 37.7  # chi-square, 15 degrees, 0.1 %
 
 
@@ -76,7 +78,7 @@ def test_ahead_gives_the_steps_in_order() -> None:
 
 
 def test_an_error_in_the_thread_comes_out_and_the_thread_ends() -> None:
-    def broken(indices: Indices, words: RandomBits) -> tuple[Tensor, ...]:
+    def broken(indices: Indices, random_bits: ItemRandomBits) -> tuple[Tensor, ...]:
         raise ValueError("unreadable")
 
     made = Batches(broken, 50, 0, 12, 12)

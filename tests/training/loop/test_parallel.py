@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.rank_processes import all_well
-from training.loop.distributed import join_ranks
+from training.loop.distributed import init_distributed
 from training.loop.ema import EMA
 from training.loop.parallel import (
     checkpoint_activations,
@@ -69,7 +69,7 @@ def test_what_is_computed_again_is_compiled_too(monkeypatch: pytest.MonkeyPatch)
 
 
 def a_sharded_model_computes_with_the_weights_that_it_has() -> None:
-    with join_ranks("cpu") as ranks:
+    with init_distributed("cpu") as ranks:
         whole = network().eval()
         sharded = copy.deepcopy(whole)
         shard(sharded, list(sharded)[1:], ranks, bfloat16=False)

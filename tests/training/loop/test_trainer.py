@@ -24,7 +24,7 @@ from training.loop.batches import epoch_order
 from training.loop.checkpoint import latest_checkpoint, latest_step
 from training.loop.distributed import Ranks
 from training.loop.run_dir import Run
-from training.loop.task import Indices, RandomBits, TrainedModule, TrainingTask
+from training.loop.task import Indices, ItemRandomBits, TrainedModule, TrainingTask
 from training.loop.trainer import (
     fit,
     learning_rate,
@@ -59,8 +59,8 @@ def regression(
         def forward(self, inputs: Tensor, outputs: Tensor) -> dict[str, Tensor]:
             return {"loss": F.mse_loss(self.model(inputs), outputs) * scale}
 
-    def batch(indices: Indices, words: RandomBits) -> tuple[Tensor, Tensor]:
-        jitter = torch.from_numpy(words[:, :1] % np.uint64(7)).float() / 100
+    def batch(indices: Indices, random_bits: ItemRandomBits) -> tuple[Tensor, Tensor]:
+        jitter = torch.from_numpy(random_bits[:, :1] % np.uint64(7)).float() / 100
         return x[indices] + jitter, y[indices]
 
     def validate() -> dict[str, float]:
@@ -234,7 +234,7 @@ def two_modules(
         TrainedModule(model, model, torch.optim.SGD(model.parameters(), lr=1.0)) for model in models
     )
 
-    def batch(indices: Indices, words: RandomBits) -> tuple[Tensor, ...]:
+    def batch(indices: Indices, random_bits: ItemRandomBits) -> tuple[Tensor, ...]:
         return (torch.from_numpy(indices).double(),)
 
     task = TrainingTask(trained_modules, 4, batch, lambda: {"objective": 0.0}, lambda _: None)

@@ -73,14 +73,14 @@ def test_the_sheet_of_more_than_a_hundred_classes_gives_each_its_thumbnail(
     sizes = VQConfig(32, 4, ch=32, ch_mult=(1,) * levels, num_res_blocks=1, z_channels=32)
     parts = tiny_parts()
     names = tuple(f"class {i}" for i in range(123))
-    model = GPT(replace(parts.model.config, num_classes=len(names)))
-    model.load_state_dict(parts.model.state_dict() | {
+    model = GPT(replace(parts.transformer.config, num_classes=len(names)))
+    model.load_state_dict(parts.transformer.state_dict() | {
         name: value.repeat(21, 1)[: len(names) + 1]
-        for name, value in parts.model.state_dict().items()
+        for name, value in parts.transformer.state_dict().items()
         if name.startswith("cls_embedding")
     })  # fmt: skip
     card = tiny_card().model_copy(update={"class_names": names})
-    save_bundle(tmp_path / "1", card, replace(parts, model=model, tokenizer=VQModel(sizes)))
+    save_bundle(tmp_path / "1", card, replace(parts, transformer=model, tokenizer=VQModel(sizes)))
     bundle = load_bundle(tmp_path / "1")
     sheet = first_images(bundle, num_images=1000)
     assert sheet is not None

@@ -5,7 +5,7 @@ import pytest
 
 from masc_core.prior import ClusterMap
 from training.metrics import cluster_statistics
-from training.metrics.cluster_statistics import cluster_distances, cluster_sizes, draw_chances
+from training.metrics.cluster_statistics import cluster_distances, cluster_sizes, code_probabilities
 
 GENERATOR = np.random.default_rng(0)
 ROWS = GENERATOR.normal(size=(12, 3))
@@ -65,7 +65,7 @@ def test_no_distance_where_every_code_is_alone() -> None:
 
 
 def test_chances_of_clusters_that_were_never_counted_are_even() -> None:
-    chances = draw_chances(PRIOR, COUNTS)
-    assert np.bincount(PRIOR.labels, weights=chances) == pytest.approx(np.ones(6))
-    assert chances[[5, 6]].tolist() == [0.5, 0.5]
-    assert chances[[0, 2, 4]] == pytest.approx([3 / 14, 0, 9 / 14])
+    probabilities = code_probabilities(PRIOR, COUNTS)
+    assert np.bincount(PRIOR.labels, weights=probabilities) == pytest.approx(np.ones(6))
+    assert probabilities[[5, 6]].tolist() == [0.5, 0.5]
+    assert probabilities[[0, 2, 4]] == pytest.approx([3 / 14, 0, 9 / 14])

@@ -30,7 +30,7 @@ def test_images_are_resized_when_asked(bundle: Bundle) -> None:
     small = next(sample(bundle, default_params(bundle), 1, image_size=size // 2)).pixels
     assert small.shape[1:] == (size // 2, size // 2, 3)
     params = [replace(default_params(bundle), class_id=i) for i in range(len(small))]
-    codes = generate(bundle.model, bundle.code_sampler, params).codes
+    codes = generate(bundle.transformer, bundle.code_sampler, params).codes
     images = bundle.tokenizer.decode_codes(codes)
     # LlamaGen's bicubic resize of floats, by its definition: at half the size every pixel lies
     # between two, with the weights (-3, 19, 19, -3) / 32 for a of -3/4; borders are repeated.

@@ -43,9 +43,9 @@ def test_against_the_plain_loop(
         clusters = prior.encode(torch.from_numpy(cache.codes[0][image, 0].astype(np.int64)))
         label = torch.tensor([cache.labels[image]])
         with torch.no_grad():
-            cond = bundle.model(label, clusters[None, :-1])[0].double()
+            cond = bundle.transformer(label, clusters[None, :-1])[0].double()
             null_class = torch.tensor([len(bundle.manifest.class_names)])
-            null = bundle.model(null_class, clusters[None, :-1])[0].double()
+            null = bundle.transformer(null_class, clusters[None, :-1])[0].double()
         for p in range(length):
             logits = null[p] + scale * (cond[p] - null[p])
             probabilities = logits.softmax(0)

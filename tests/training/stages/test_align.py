@@ -15,7 +15,7 @@ from tests.training.rank_processes import all_well
 from tests.training.stage_configs import power_cut
 from tests.training.tiny_codes import NUM_CODES, walk_config
 from training.data.cluster_data import ClusterData
-from training.loop.batches import item_words
+from training.loop.batches import item_random_bits
 from training.stages.align import align_transformer, alignment_batch
 from training.stages.configs import AlignConfig
 from training.stages.transformer import train_transformer
@@ -107,9 +107,9 @@ def test_what_is_aligned_has_learned_the_same_before(
 def test_negatives_are_other_images_classes_and_some_labels_null(walks: Path) -> None:
     data = ClusterData(walks / "train", walks / "val", None)
     indices = np.arange(4000) % len(data.train)
-    words = item_words(0, 1, 4000)
-    labels, negatives, clusters = alignment_batch(data, 0.25, indices, words)
-    assert torch.equal(clusters, data.batch(indices, words)[1])
+    random_bits = item_random_bits(0, 1, 4000)
+    labels, negatives, clusters = alignment_batch(data, 0.25, indices, random_bits)
+    assert torch.equal(clusters, data.batch(indices, random_bits)[1])
     own = torch.from_numpy(data.train.labels[indices])
     assert float((labels == 3).double().mean()) == pytest.approx(0.25, abs=0.03)
     assert torch.equal(labels[labels < 3], own[labels < 3])

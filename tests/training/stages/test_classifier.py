@@ -15,7 +15,7 @@ from masc_core.errors import ConfigError
 from tests.tiny_images import CLASSES, make_images
 from tests.training.rank_processes import all_well
 from training.data.images import open_images
-from training.loop.batches import item_words
+from training.loop.batches import item_random_bits
 from training.metrics.classifier import Classifier, load_classifier, predict
 from training.stages.classifier import augment, train_classifier
 from training.stages.configs import ClassifierConfig
@@ -97,7 +97,7 @@ def test_predictions_do_not_depend_on_the_batch() -> None:
 
 def test_augmentation_moves_and_mirrors_but_invents_nothing() -> None:
     images = np.broadcast_to(np.arange(16, dtype=np.uint8)[:, None], (64, 16, 16, 3))
-    out = augment(images, item_words(0, 0, 64))
+    out = augment(images, item_random_bits(0, 0, 64))
     assert out.shape == images.shape
     rows = {tuple(row.tolist()) for row in out[:, 0, :, 0]}
     assert len(rows) == 10  # five shifts, mirrored or not

@@ -145,7 +145,7 @@ def test_an_epoch_is_published_as_a_run_is(prepared: Path, run: Path, tmp_path: 
     bits = validations(run)[2]["bits_per_position"]
     assert manifest.metrics["bits_per_position"] == bits
     kept = load_transformer(run / "epochs" / "0002" / "transformer.safetensors")
-    weight = load_bundle(Registry(tmp_path).path("shapes")).model.output.weight
+    weight = load_bundle(Registry(tmp_path).path("shapes")).transformer.output.weight
     assert weight.equal(kept.output.weight.half().float())
 
 

@@ -208,7 +208,7 @@ def test_a_pair_is_served_as_upstream_would_sample_it(
         SamplingParams(label, 2.5, seed=0, temperature=0, cfg_schedule="step")
         for label in golden["labels"].tolist()
     ]
-    codes = generate(bundle.model, bundle.code_sampler, params).codes
+    codes = generate(bundle.transformer, bundle.code_sampler, params).codes
     assert torch.equal(codes, golden["greedy_step2p5.indices"].long())
     assert bundle.render(codes).shape == (4, 16, 16, 3)
 
@@ -357,7 +357,7 @@ def test_as_many_clusters_as_codes_train_to_the_flat_models_images(
         publish(publish_config(prepared, run, tmp_path / str(prior), prior))
         bundle = load_bundle(tmp_path / str(prior) / "gigatok" / "1")
         params = [SamplingParams(i % 3, 2.0, seed=i, cfg_schedule="step") for i in range(4)]
-        codes = generate(bundle.model, bundle.code_sampler, params).codes
+        codes = generate(bundle.transformer, bundle.code_sampler, params).codes
         images.append(bundle.render(codes))
     assert np.array_equal(images[0], images[1])
 

@@ -12,7 +12,7 @@ from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
 from tests.training.rank_processes import all_well
-from training.loop.distributed import Ranks, join_ranks
+from training.loop.distributed import Ranks, init_distributed
 from training.loop.parallel import full_tensor, gradient_sync, is_sharded, wrap_ddp
 from training.loop.task import TrainedModule
 from training.losses.transformer import ClusterLevel, LinearNextClusterLoss, NextClusterLoss
@@ -55,7 +55,7 @@ def micro_batches_have_the_gradients_of_the_batch() -> None:
     level = ClusterLevel(ClusterMap.from_labels([0, 1, 1, 2, 0, 1, 1]), 0.5)
     LinearNextClusterLoss(with_level, [level])(*batch())["loss"].backward()
     cases: list[tuple[GPT, list[ClusterLevel]]] = [(plain, []), (with_level, [level])]
-    with join_ranks("cpu") as ranks:
+    with init_distributed("cpu") as ranks:
         for parallel, micro_batch, (expected, levels) in product(("ddp", "fsdp"), (4, 2, 1), cases):
             found = model()
             if parallel == "fsdp":
@@ -64,7 +64,7 @@ def micro_batches_have_the_gradients_of_the_batch() -> None:
                 found, LinearNextClusterLoss(found, levels), torch.optim.SGD(found.parameters())
             )
             objective = wrap_ddp(trained, ranks)
-            share = [tensor[ranks.rank :: ranks.count] for tensor in batch()]
+            share = [tensor[ranks.rank :: ranks.world_size] for tensor in batch()]
             parts = list(zip(*(torch.split(tensor, micro_batch) for tensor in share), strict=True))
             for number, part in enumerate(parts):
                 with gradient_sync(objective, number, len(parts)):

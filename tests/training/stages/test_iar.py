@@ -230,7 +230,10 @@ def test_trained_published_evaluated_served_and_rolled_back(
         assert answer["model"]["version"] == "2"
         (disc,) = manifest.class_ids("disc")
         params = SamplingParams(disc, 1.0, 5, cluster_top_k=2, cluster_top_p=0.8)
-        made, (image,) = generate(bundle.model, bundle.code_sampler, [params]), answer["images"]
+        made, (image,) = (
+            generate(bundle.transformer, bundle.code_sampler, [params]),
+            answer["images"],
+        )
         png = base64.b64decode(image["b64"])
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), bundle.render(made.codes)[0])
         for name in ("entropies", "cluster_entropies"):

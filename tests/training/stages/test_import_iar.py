@@ -75,7 +75,7 @@ def clusters() -> ClusterMap:
 def test_codes_get_their_numbers_back(folder: Path, tmp_path: Path) -> None:
     manifest = import_model(config(folder, tmp_path))
     bundle = load_bundle(tmp_path / "iar" / "1")
-    weights = bundle.model.state_dict()
+    weights = bundle.transformer.state_dict()
     assert all(torch.equal(weights[name], one) for name, one in gpt_tensors().items())
     (partition,) = bundle.partitions
     assert np.array_equal(partition.labels, clusters().labels)
@@ -117,8 +117,8 @@ def test_renumbered_or_with_the_renumbered_tokenizer_images_are_the_same(
         load_bundle(tmp_path / "models" / "iar" / version) for version in ("moved", "standard")
     )
     params = [SamplingParams(label, 2.0, seed=0, temperature=0) for label in (0, 3, 9)]
-    codes = generate(standard.model, standard.code_sampler, params).codes
-    theirs = generate(moved.model, moved.code_sampler, params).codes
+    codes = generate(standard.transformer, standard.code_sampler, params).codes
+    theirs = generate(moved.transformer, moved.code_sampler, params).codes
     assert torch.equal(theirs, mapping[codes])
     assert np.array_equal(moved.render(theirs), standard.render(codes))
 

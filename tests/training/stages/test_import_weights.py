@@ -71,13 +71,14 @@ def test_a_version_is_served_as_upstream_would_sample_it(folder: Path, tmp_path:
     assert Registry(tmp_path).verify("tiny") == manifest
     bundle = load_bundle(tmp_path / "tiny" / "1")
     assert all(
-        torch.equal(bundle.model.state_dict()[name], one) for name, one in gpt_tensors().items()
+        torch.equal(bundle.transformer.state_dict()[name], one)
+        for name, one in gpt_tensors().items()
     )
     labels = load_golden("gpt/io.safetensors")["labels"].tolist()
     params_list = [
         SamplingParams(label, 2.0, seed=i, temperature=0) for i, label in enumerate(labels)
     ]
-    codes = generate(bundle.model, bundle.code_sampler, params_list).codes
+    codes = generate(bundle.transformer, bundle.code_sampler, params_list).codes
     assert torch.equal(codes, load_golden("gpt/generate.safetensors")["greedy_cfg2.indices"].long())
     with Image.open(tmp_path / "tiny" / "1" / "samples.png") as sheet:
         assert sheet.width == 3 * 48 + 2 * 2

@@ -27,7 +27,7 @@ from training.config import load_config
 from training.data.codebook_source import TrainedTokenizer
 from training.data.images import open_images
 from training.loop.checkpoint import latest_checkpoint
-from training.loop.distributed import Ranks, join_ranks
+from training.loop.distributed import Ranks, init_distributed
 from training.loop.run_dir import Run
 from training.loop.task import TrainingTask
 from training.loop.trainer import fit
@@ -124,7 +124,7 @@ def test_an_encoder_is_trained_for_a_decoder_that_stays_as_it_is(tmp_path: Path)
     torch.manual_seed(3)
     given = VQModel(vq_config(tokenizer_config(root)))
     prior = ClusterMap.identity(given.config.num_codes)
-    model = GPT(replace(tiny_parts().model.config, vocab_size=prior.num_clusters))
+    model = GPT(replace(tiny_parts().transformer.config, vocab_size=prior.num_clusters))
     save_bundle(bundle, tiny_card(), BundleParts(model, given, prior))  # without the encoder
     config = tokenizer_config(root, decoder=bundle, epochs=1, checkpoint_every=2)
     with power_cut(3) as report:
@@ -218,14 +218,14 @@ def gan_task(tmp_path: Path) -> TrainingTask:
 
 
 def test_the_words_of_an_item_decide_how_it_is_seen(gan_task: TrainingTask) -> None:
-    words = np.random.default_rng(0).integers(0, 1 << 64, (8, 4), dtype=np.uint64)
+    random_bits = np.random.default_rng(0).integers(0, 1 << 64, (8, 4), dtype=np.uint64)
     indices = np.full(8, 3)
-    (pixels,), (again,) = (gan_task.batch(indices, words) for _ in range(2))
+    (pixels,), (again,) = (gan_task.batch(indices, random_bits) for _ in range(2))
     assert pixels.shape == (8, 16, 16, 3)
     assert pixels.dtype == torch.uint8
     assert torch.equal(pixels, again)
     assert len({image.numpy().tobytes() for image in pixels}) > 4
-    (alone,) = gan_task.batch(indices[5:6], words[5:6])
+    (alone,) = gan_task.batch(indices[5:6], random_bits[5:6])
     assert torch.equal(alone[0], pixels[5])
 
 
@@ -243,7 +243,7 @@ def test_gradients_lie_in_memory_as_the_weights_do(gan_task: TrainingTask) -> No
 def train_and_tell(config: TokenizerTrainingConfig) -> None:
     """Train, and write what this rank ended with."""
     data, val_data = open_images(config.data), open_images(config.val_data)
-    with join_ranks("cpu") as ranks, Run(config.out, config, {}, ranks) as run:
+    with init_distributed("cpu") as ranks, Run(config.out, config, {}, ranks) as run:
         task = _TokenizerTraining(run, config, None, data, val_data).task()
         fit(run, config, task)
         ends = {

@@ -17,7 +17,7 @@ from tests.training.stage_configs import power_cut, transformer_config
 from tests.training.tiny_codes import walk_config
 from training.data.cluster_data import ClusterData
 from training.data.code_cache import CodeCache, read_index, write_index
-from training.loop.batches import item_words
+from training.loop.batches import item_random_bits
 from training.loop.optimizer import adamw
 from training.loop.trainer import learning_rate
 from training.metrics.step_cost import flops_per_image
@@ -101,7 +101,7 @@ def test_without_a_prior_the_vocabulary_is_flat(prepared: Path) -> None:
 
 def test_batches_are_the_clusters_of_one_variant(prepared: Path) -> None:
     data = cluster_data(transformer_config(prepared))
-    labels, clusters = data.batch(np.array([0, 35, 17]), item_words(0, 0, 3))
+    labels, clusters = data.batch(np.array([0, 35, 17]), item_random_bits(0, 0, 3))
     assert labels.tolist() == [0, 2, 1]
     for row, image in zip(clusters, [0, 35, 17], strict=True):
         variants = data.train.take(np.array([image, image]), np.array([0, 1]))

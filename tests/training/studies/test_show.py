@@ -94,8 +94,10 @@ def test_a_prior_of_ones_own_in_place_of_the_bundles(bundle: Path, tmp_path: Pat
 
 def test_a_flat_bundle_shows_the_partition_of_its_training(tmp_path: Path) -> None:
     parts, chunks = tiny_parts(), ClusterMap.from_labels(np.arange(NUM_CODES) // 8)
-    model = GPT(replace(parts.model.config, vocab_size=NUM_CODES)).eval()
-    flat = replace(parts, model=model, prior=ClusterMap.identity(NUM_CODES), partitions=[chunks])
+    model = GPT(replace(parts.transformer.config, vocab_size=NUM_CODES)).eval()
+    flat = replace(
+        parts, transformer=model, prior=ClusterMap.identity(NUM_CODES), partitions=[chunks]
+    )
     bundle = tmp_path / "models" / "tiny" / "1"
     save_bundle(bundle, tiny_card(), flat)
     shown = show_prior(bundle_config(bundle, tmp_path / "out"))

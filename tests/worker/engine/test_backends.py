@@ -22,7 +22,7 @@ from worker.engine.request import FinishedImage, ImageTask
 from worker.job_run import image_params
 from worker.main import engine_backends
 from worker.metrics import WorkerMetrics
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedVersion
 from worker.settings import load_settings
 
 
@@ -41,11 +41,11 @@ def failing(error: Exception, *, at_once: bool = False) -> type[Batch]:
     return Failing
 
 
-def loaded_of(bundle: Bundle, backends: list[Backend], prepared: list[EngineMode]) -> LoadedModel:
+def loaded_of(bundle: Bundle, backends: list[Backend], prepared: list[EngineMode]) -> LoadedVersion:
     engine = Engine(
-        bundle.model, bundle.code_sampler, 8, backends=backends, on_prepared=prepared.append
+        bundle.transformer, bundle.code_sampler, 8, backends=backends, on_prepared=prepared.append
     )
-    return LoadedModel(bundle, engine)
+    return LoadedVersion(bundle, engine)
 
 
 class Stuck(Batch):
@@ -77,7 +77,7 @@ def test_what_cannot_be_compiled_is_served_eagerly(
     request = replace(REQUEST, num_images=1)
     params = image_params(request, 0)
     loaded.engine.add(ImageTask("job", 0, params))
-    drawn = [o for _ in range(bundle.model.config.block_size) for o in loaded.engine.step()]
+    drawn = [o for _ in range(bundle.transformer.config.block_size) for o in loaded.engine.step()]
     (image,) = (outcome for outcome in drawn if isinstance(outcome, FinishedImage))
     pixels = bundle.render(image.codes[None])
     description = bundle.manifest.describe_image(params)
@@ -131,7 +131,7 @@ def test_the_ways_of_a_device() -> None:
 def test_the_metric_is_of_the_way_that_works(bundle: Bundle) -> None:
     registry = CollectorRegistry()
     Engine(
-        *(bundle.model, bundle.code_sampler, 4),
+        *(bundle.transformer, bundle.code_sampler, 4),
         backends=[Backend("graphs", failing(PTXAS)), Backend("eager", Batch)],
         on_prepared=partial(WorkerMetrics(registry).engine, "tiny"),
     ).prepare()

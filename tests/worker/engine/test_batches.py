@@ -28,7 +28,9 @@ BATCHES = pytest.mark.parametrize("make", [Batch, GraphBatch])
 def models() -> Models:
     parts = tiny_parts(partitions=(5,))
     (partition,) = parts.partitions
-    return parts.model.eval(), CodeSampler(parts.prior, parts.counts, partition=partition)
+    return parts.transformer.eval(), CodeSampler(
+        parts.prior, parts.counts, coarse_partition=partition
+    )
 
 
 @BATCHES

@@ -1,4 +1,4 @@
-"""The recorded steps, done here without being recorded, against the plain loop.
+"""The captured steps, done here without being captured, against the plain loop.
 
 The number of rows is another one than in the plain loop, and attention sums in another order:
 entropies agree nearly, and codes, whose draws would have to be that near to a tie, are the same.
@@ -57,7 +57,7 @@ def test_random_schedules_give_every_image_what_it_gets_alone(
             alone.check(outcome)
 
 
-def test_recording_all_shapes_does_not_disturb_who_is_here(models: Models) -> None:
+def test_capturing_all_shapes_does_not_disturb_who_is_here(models: Models) -> None:
     alone, engine = Alone(models, TOLERANCE), Engine(*models, 16, backends=GRAPHS)
     for task in TASKS:
         engine.add(task)
@@ -222,7 +222,7 @@ def test_deterministic_steps_give_an_image_the_same_bits_in_any_company(
 
 @pytest.mark.gpu
 @pytest.mark.timeout(600)
-def test_recorded_steps_in_float32_agree_with_the_plain_loop() -> None:
+def test_captured_steps_in_float32_agree_with_the_plain_loop() -> None:
     models = gpu_models(torch.float32)
     alone = made_alone(models, deterministic=False, capacity=32)
     rng, positions, different = random.Random(0), 0, 0
@@ -242,11 +242,11 @@ PLAIN, GUIDED = SamplingParams(0, 1.0, seed=0), SamplingParams(0, 2.0, seed=0)
 
 
 def test_shapes_of_a_capacity() -> None:
-    assert [shape[:2] for shape in capture_shapes(12) if not shape.filters] == [
+    assert [shape[:2] for shape in capture_shapes(12) if not shape.has_filters] == [
         (2, 1), (2, 2), (4, 2), (4, 4), (8, 4), (8, 8), (12, 6), (12, 12),
     ]  # fmt: skip
-    assert capture_shapes(1)[-1] == StepShape(2, 2, filters=True)
-    assert capture_shapes(33)[-1] == StepShape(34, 34, filters=True)
+    assert capture_shapes(1)[-1] == StepShape(2, 2, has_filters=True)
+    assert capture_shapes(33)[-1] == StepShape(34, 34, has_filters=True)
     assert capture_shapes(12, only_largest=True) == [StepShape(12, 12, True)]
     assert capture_shapes(12, only_largest=True, with_refiner=True) == [StepShape(12, 12, True, 12)]
     with_refiner = capture_shapes(12, with_refiner=True)
@@ -281,7 +281,7 @@ def test_only_who_asks_for_the_refiner_gets_a_shape_with_it() -> None:
     shapes = capture_shapes(12, with_refiner=True)
     refined = SamplingParams(0, 1.0, seed=0, decoding="refine")
     assert select_shape(shapes, allocate([PLAIN], [], 12)) == StepShape(
-        2, 1, filters=False, refined=0
+        2, 1, has_filters=False, refined=0
     )
     chosen = select_shape(shapes, allocate([GUIDED, refined], [], 12))
-    assert chosen == StepShape(4, 2, filters=False, refined=2)
+    assert chosen == StepShape(4, 2, has_filters=False, refined=2)

@@ -52,8 +52,8 @@ TASKS = [ImageTask("job", i, params) for i, params in enumerate(PARAMS)]
 def models() -> Models:
     parts = tiny_parts(refiner=True, partitions=(5,))
     (partition,) = parts.partitions
-    return parts.model, CodeSampler(
-        parts.prior, parts.counts, refiner=parts.refiner, partition=partition
+    return parts.transformer, CodeSampler(
+        parts.prior, parts.counts, refiner=parts.refiner, coarse_partition=partition
     )
 
 
@@ -260,7 +260,7 @@ def test_previews_are_what_is_drawn_so_far(models: Models) -> None:
     assert isinstance(finished, FinishedImage)
     for preview, rows in zip(partial, (1, GRID - 1), strict=True):
         assert isinstance(preview, PartialImage)
-        assert preview.rows == rows
+        assert preview.grid_rows == rows
         assert torch.equal(preview.codes, finished.codes[: rows * GRID])
     assert [step for step, _ in outcomes] == [GRID, LENGTH - GRID, LENGTH, LENGTH]
 

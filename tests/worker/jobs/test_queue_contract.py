@@ -54,7 +54,18 @@ async def queue(make_queue: Callable[[QueueLimits], JobQueue]) -> AsyncIterator[
 
 async def test_a_job_arrives_as_it_was_sent(queue: JobQueue) -> None:
     request = GenerationRequest(
-        "tiny", 3, 2.5, 2**63 - 1, 2, 0.7, 5, 0.9, "frequency", "webp", "v1", "großer Hai"
+        model="tiny",
+        class_id=3,
+        cfg_scale=2.5,
+        seed=2**63 - 1,
+        num_images=2,
+        temperature=0.7,
+        top_k=5,
+        top_p=0.9,
+        decoding="frequency",
+        format="webp",
+        version="v1",
+        class_name="großer Hai",
     )
     sent = Job(request, "an-id", 12.5, 60.0, "alice", True, True, Idempotency("key", "print"))
     await submit(queue, sent)

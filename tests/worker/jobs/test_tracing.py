@@ -79,7 +79,7 @@ def test_a_span_is_part_of_what_the_client_says(
 ) -> None:
     span = tracer.start("a", PARENT, "server", masc__x=1)
     assert span.traceparent[:36] == PARENT[:36]
-    span.add("b", 1.0, 2.5)
+    span.add_child("b", 1.0, 2.5)
     span.end()
     inner, outer = spans.get_finished_spans()
     assert (inner.start_time, inner.end_time) == (1_000_000_000, 2_500_000_000)

@@ -20,7 +20,7 @@ from tests.worker.tiny_worker import WatchedQueue, make_loaded, running
 from worker.jobs.memory import MemoryQueue
 from worker.loop import WorkerLoop
 from worker.main import build_worker
-from worker.model.memory import ModelMemory, Need, free_memory, free_of_group, memory_need
+from worker.model.memory import MemoryNeed, ModelMemory, free_memory, free_of_group, memory_need
 from worker.settings import load_settings
 
 ROWS, CPU = 6, torch.device("cpu")
@@ -40,24 +40,24 @@ def test_the_need_is_what_the_loaded_model_has(tmp_path: Path) -> None:
     sampler = bundle.code_sampler
     assert sampler.refiner is not None
     assert sampler.completer is not None
-    transformer, decoded = num_bytes(bundle.model), num_bytes(bundle.tokenizer)
+    transformer, decoded = num_bytes(bundle.transformer), num_bytes(bundle.tokenizer)
     drawn = transformer + num_bytes(sampler.refiner) + num_bytes(sampler.completer)
     layers = loaded.engine._batch._step._cache.layers
     cache = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
     # A CPU's decoder has copies besides.
-    assert need == Need(weights=drawn + 3 * decoded, steps=transformer + cache)
+    assert need == MemoryNeed(weights=drawn + 3 * decoded, steps=transformer + cache)
     half = memory_need(folder, bundle.manifest, ROWS, torch.bfloat16, torch.device("cuda"))
-    assert half == Need(drawn // 2 + decoded, need.steps // 2)
+    assert half == MemoryNeed(drawn // 2 + decoded, need.steps // 2)
 
 
 def test_a_model_that_does_not_fit_beside_the_others_is_refused_in_numbers(tmp_path: Path) -> None:
     save_tiny_bundle(tmp_path)
     loaded = make_loaded(load_bundle(tmp_path / "tiny" / "1"))
     memory = ModelMemory(5_000_000, lambda: math.inf)
-    memory.hold(loaded, Need(2_000_000, 1_000_000))
-    memory.check("b 1", Need(1_500_000, 500_000))
+    memory.hold(loaded, MemoryNeed(2_000_000, 1_000_000))
+    memory.check("b 1", MemoryNeed(1_500_000, 500_000))
     with pytest.raises(ConfigError) as refused:
-        memory.check("b 1", Need(1_500_000, 500_001))
+        memory.check("b 1", MemoryNeed(1_500_000, 500_001))
     assert str(refused.value) == (
         "b 1 takes 2.0 MB of memory (1.5 of weights, 0.5 of their copy for steps and of keys and "
         "values), and 2.0 MB are left of MASC_MAX_MODEL_BYTES=5000000: serve fewer models "
@@ -66,7 +66,7 @@ def test_a_model_that_does_not_fit_beside_the_others_is_refused_in_numbers(tmp_p
     loaded.close()
     del loaded
     gc.collect()
-    memory.check("b 1", Need(4_000_000, 1_000_000))  # what has gone leaves room
+    memory.check("b 1", MemoryNeed(4_000_000, 1_000_000))  # what has gone leaves room
 
 
 def test_without_a_limit_what_is_free_counts_but_for_what_others_are_to_take(
@@ -75,14 +75,14 @@ def test_without_a_limit_what_is_free_counts_but_for_what_others_are_to_take(
     save_tiny_bundle(tmp_path)
     loaded = make_loaded(load_bundle(tmp_path / "tiny" / "1"))
     memory = ModelMemory(None, lambda: 1_000_000)
-    memory.check("b 1", Need(1_000_000, 0))
+    memory.check("b 1", MemoryNeed(1_000_000, 0))
     with pytest.raises(ConfigError, match=r"and 1\.0 MB are free: serve fewer models"):
-        memory.check("b 1", Need(1_000_000, 1))
-    memory.hold(loaded, Need(5_000_000, 400_000))
+        memory.check("b 1", MemoryNeed(1_000_000, 1))
+    memory.hold(loaded, MemoryNeed(5_000_000, 400_000))
     with pytest.raises(ConfigError, match=r"and 0\.6 MB are free: serve fewer models"):
-        memory.check("b 1", Need(600_000, 1))
+        memory.check("b 1", MemoryNeed(600_000, 1))
     loaded.warm_up()
-    memory.check("b 1", Need(600_000, 1))
+    memory.check("b 1", MemoryNeed(600_000, 1))
 
 
 def build(root: Path, limit: int, queue: MemoryQueue, **options: str) -> WorkerLoop:

@@ -21,11 +21,11 @@ from tests.clock import Clock
 from tests.tiny_bundle import GRID, save_tiny_bundle
 from worker.engine.engine import Engine
 from worker.engine.request import ImageTask
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedVersion
 from worker.model.versions import RETIRE_SECONDS, ModelReloader, ModelVersions, Refusal, load_first
 
 
-class ClosingModel(LoadedModel):
+class ClosingVersion(LoadedVersion):
     """Knows whether it was closed."""
 
     is_closed = False
@@ -44,12 +44,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture
-def made(bundle: Bundle) -> Sequence[ClosingModel]:
+def made(bundle: Bundle) -> Sequence[ClosingVersion]:
     """Versions 1 to 4, with room for two guided images each."""
     return [
-        ClosingModel(
+        ClosingVersion(
             replace(bundle, manifest=bundle.manifest.model_copy(update={"version": str(number)})),
-            Engine(bundle.model, bundle.code_sampler, 4),
+            Engine(bundle.transformer, bundle.code_sampler, 4),
         )
         for number in range(1, 5)
     ]
@@ -61,7 +61,7 @@ def tasks(num: int) -> list[ImageTask]:
 
 
 def test_jobs_go_to_the_version_that_they_were_made_for_or_else_to_the_newest(
-    made: Sequence[ClosingModel],
+    made: Sequence[ClosingVersion],
 ) -> None:
     versions = ModelVersions(made[0], Clock())
     assert [versions.get(version) for version in ("1", "2", "")] == [made[0]] * 3
@@ -72,7 +72,7 @@ def test_jobs_go_to_the_version_that_they_were_made_for_or_else_to_the_newest(
 
 
 def test_a_version_that_was_superseded_stays_for_a_while_and_goes_when_it_is_idle(
-    made: Sequence[ClosingModel],
+    made: Sequence[ClosingVersion],
 ) -> None:
     clock = Clock()
     versions = ModelVersions(made[0], clock)
@@ -100,7 +100,7 @@ def test_a_version_that_was_superseded_stays_for_a_while_and_goes_when_it_is_idl
     assert made[2].is_closed
 
 
-def test_of_many_versions_the_idle_ones_go_at_once(made: Sequence[ClosingModel]) -> None:
+def test_of_many_versions_the_idle_ones_go_at_once(made: Sequence[ClosingVersion]) -> None:
     versions = ModelVersions(made[0], Clock())
     made[0].add(tasks(1))
     for loaded in made[1:]:
@@ -115,7 +115,7 @@ def test_of_many_versions_the_idle_ones_go_at_once(made: Sequence[ClosingModel])
 
 
 def test_rows_are_those_of_the_newest_less_what_waits_for_an_older_one(
-    made: Sequence[ClosingModel],
+    made: Sequence[ClosingVersion],
 ) -> None:
     versions = ModelVersions(made[0], Clock())
     versions.add(made[1])
@@ -132,19 +132,19 @@ class Loader:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-        self.made: list[ClosingModel] = []
+        self.made: list[ClosingVersion] = []
         self.began = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
 
-    def __call__(self, folder: Path) -> LoadedModel:
+    def __call__(self, folder: Path) -> LoadedVersion:
         self.asked.append(folder.name)
         self.began.set()
         assert self.gate.wait(10)
         bundle = load_bundle(folder)
         if folder.name == "3":
-            bundle.model.norm.weight.fill_(torch.inf)
-        self.made.append(ClosingModel(bundle, Engine(bundle.model, bundle.code_sampler, 4)))
+            bundle.transformer.norm.weight.fill_(torch.inf)
+        self.made.append(ClosingVersion(bundle, Engine(bundle.transformer, bundle.code_sampler, 4)))
         return self.made[-1]
 
 
@@ -284,7 +284,7 @@ def test_a_refused_version_that_is_activated_again_is_tried_again(
 
 
 def test_what_nobody_foresaw_is_refused_without_its_text(models: Registry) -> None:
-    def load(folder: Path) -> LoadedModel:
+    def load(folder: Path) -> LoadedVersion:
         raise RuntimeError("CUDA out of memory")
 
     models.activate("tiny", "2")
@@ -299,7 +299,7 @@ class Away:
     def __init__(self, loader: Loader) -> None:
         self._loader, self._failures = loader, iter([StorageDownError("s3://b", "is away")])
 
-    def __call__(self, folder: Path) -> LoadedModel:
+    def __call__(self, folder: Path) -> LoadedVersion:
         for error in self._failures:
             raise error
         return self._loader(folder)
@@ -331,7 +331,7 @@ def test_a_start_does_not_take_the_version_before_because_the_storage_is_away(
 def test_a_start_takes_the_version_before_whatever_the_active_one_fails_with(
     models: Registry, loader: Loader
 ) -> None:
-    def load(folder: Path) -> LoadedModel:
+    def load(folder: Path) -> LoadedVersion:
         if folder.name == "2":
             raise NotImplementedError("of a library")
         return loader(folder)

@@ -23,8 +23,8 @@ from masc_core.errors import ConfigError, QueueDownError
 from worker.jobs.fair import BATCH_EVERY, ROW
 from worker.jobs.queue import DEFAULT_PREFIX, QueueLimits
 from worker.jobs.redis.connection import (
-    ELSEWHERE,
-    OF_A_CLUSTER,
+    CLUSTER_NODE_MESSAGE,
+    FAILOVER_ERRORS,
     RETRY_AFTER,
     AsyncRedis,
     BlockingRedis,
@@ -60,9 +60,10 @@ def load_script(name: str) -> Script:
     parts = ("keys", "common", name)
     keys, common, text = ((folder / f"{part}.lua").read_text("utf-8") for part in parts)
     flags, _, text = text.partition("\n")  # which Redis takes from the first line
-    commands = ", ".join(f"'{one}'" for one in sorted(set(COMMAND.findall(keys + common + text))))
+    commands = sorted(set(COMMAND.findall(keys + common + text)))
+    quoted = ", ".join(f"'{command}'" for command in commands)
     text = (
-        f"{flags}\nlocal COMMANDS = {{{commands}}}\n{keys}{common}"
+        f"{flags}\nlocal COMMANDS = {{{quoted}}}\n{keys}{common}"
         f"local function script()\n{text}\nend\nlocal answer = script()\nrepair()\nreturn answer\n"
     )
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
@@ -83,7 +84,7 @@ class QueueNamespace:
 
     @classmethod
     def of(cls, limits: QueueLimits, db: int, prefix: str = DEFAULT_PREFIX) -> Self:
-        """The place of the queue with this prefix in a database."""
+        """Names of the queue with this prefix in a database."""
         channels = f"{{{prefix}}}:{db}:"
         return cls(cls.key(prefix), channels, _settings(limits, channels))
 
@@ -112,10 +113,10 @@ def _settings(limits: QueueLimits, channels: str) -> bytes:
     ).encode()
 
 
-def check_access(client: BlockingRedis, place: QueueNamespace) -> None:
+def check_access(client: BlockingRedis, namespace: QueueNamespace) -> None:
     """Look whether the user may do what the scripts do; raises `NoPermissionError`.
 
-    A server that is away, or a replica, is not asked: it may still come.
+    A server that is unreachable, or a replica, is not asked: it may still come.
     """
     folder = resources.files(__package__) / "scripts"
     texts = [file.read_text("utf-8") for file in folder.iterdir()]
@@ -123,11 +124,11 @@ def check_access(client: BlockingRedis, place: QueueNamespace) -> None:
     commands |= {"EVALSHA", "PING", "SUBSCRIBE"}
     script = (folder / "check_access.lua").read_text("utf-8")
     try:
-        refused = client.eval(script, 1, place.keys, place.channels, *sorted(commands))
+        refused = client.eval(script, 1, namespace.keys, namespace.channels, *sorted(commands))
     except NoPermissionError:
         raise
     except MovedError:
-        raise ConfigError(OF_A_CLUSTER) from None
+        raise ConfigError(CLUSTER_NODE_MESSAGE) from None
     except RedisError as error:
         if is_transient(error):
             return
@@ -144,26 +145,26 @@ def milliseconds(seconds: float) -> int:
 class ScriptRunner:
     """Calls scripts from any thread, each over a connection of its own.
 
-    ``on_elsewhere`` is called when the queue turns out to be on another server: after a failover
+    ``on_failover`` is called when the queue turns out to be on another server: after a failover
     connections may still lead to what is a replica now. New ones look its name up again.
     """
 
-    def __init__(self, client: BlockingRedis, place: QueueNamespace) -> None:
-        self._client, self._place = client, place
-        self.on_elsewhere: Callable[[ResponseError], None] = lambda _: None
+    def __init__(self, client: BlockingRedis, namespace: QueueNamespace) -> None:
+        self._client, self._namespace = client, namespace
+        self.on_failover: Callable[[ResponseError], None] = lambda _: None
 
     def run(self, name: str, *args: Argument) -> Any:  # noqa: ANN401 - as scripts return
         """Run a script; raises `QueueDownError`."""
         script = load_script(name)
-        arguments = (self._place.keys, self._place.settings, *args)
+        arguments = (self._namespace.keys, self._namespace.settings, *args)
         with reachable_queue(name):
             try:
                 with suppress(NoScriptError):
                     return self._client.evalsha(script.sha, 1, *arguments)
                 return self._client.eval(script.text, 1, *arguments)
-            except ELSEWHERE as error:
+            except FAILOVER_ERRORS as error:
                 self._client.connection_pool.disconnect(inuse_connections=False)
-                self.on_elsewhere(error)
+                self.on_failover(error)
                 raise
 
 
@@ -188,12 +189,12 @@ class AsyncScriptRunner:
     Calls that wait at the same time are sent in one pipeline: a hundred cost little more than one.
     A caller that stops waiting, after some ``seconds`` or before, leaves the connection to the
     others.
-    ``on_elsewhere`` is that of `ScriptRunner`; ``on_down`` is called when a call finds no server.
+    ``on_failover`` is that of `ScriptRunner`; ``on_down`` is called when a call finds no server.
     """
 
-    def __init__(self, client: AsyncRedis, place: QueueNamespace, seconds: float) -> None:
-        self._client, self._place, self._seconds = client, place, seconds
-        self.on_elsewhere: Callable[[ResponseError], None] = lambda _: None
+    def __init__(self, client: AsyncRedis, namespace: QueueNamespace, seconds: float) -> None:
+        self._client, self._namespace, self._seconds = client, namespace, seconds
+        self.on_failover: Callable[[ResponseError], None] = lambda _: None
         self.on_down: Callable[[], None] = lambda: None
         self._waiting: list[_Call] = []
         self._sending: asyncio.Task[None] | None = None
@@ -223,8 +224,8 @@ class AsyncScriptRunner:
 
     async def _send(self) -> None:
         while self._waiting:
-            together, self._waiting = self._waiting[:MAX_TOGETHER], self._waiting[MAX_TOGETHER:]
-            calls = [call for call in together if not call.answer.done()]  # by giving up
+            batch, self._waiting = self._waiting[:MAX_TOGETHER], self._waiting[MAX_TOGETHER:]
+            calls = [call for call in batch if not call.answer.done()]  # its caller gave up
             try:
                 answers = await self._execute(calls)
             except Exception as error:  # noqa: BLE001 - it is raised where the call was made
@@ -243,8 +244,8 @@ class AsyncScriptRunner:
             for i, answer in zip(unknown, again, strict=True):
                 answers[i] = answer
         for answer in answers:
-            if isinstance(answer, ELSEWHERE):
-                self.on_elsewhere(answer)
+            if isinstance(answer, FAILOVER_ERRORS):
+                self.on_failover(answer)
                 await self._client.connection_pool.disconnect()
                 break
         return answers
@@ -253,7 +254,9 @@ class AsyncScriptRunner:
         pipeline = self._client.pipeline(transaction=False)
         for call in calls:
             script = ("EVALSHA", call.script.sha) if by_digest else ("EVAL", call.script.text)
-            pipeline.execute_command(*script, 1, self._place.keys, self._place.settings, *call.args)
+            pipeline.execute_command(
+                *script, 1, self._namespace.keys, self._namespace.settings, *call.args
+            )
         return await pipeline.execute(raise_on_error=False)
 
 

@@ -25,10 +25,10 @@ UnknownValueError = msgspec.ValidationError
 
 _OUTCOMES: Mapping[str, type[Outcome]] = {kind.__name__: kind for kind in (JobResult, JobFailure)}
 _EVENTS: Mapping[str, type[Event]] = {kind.__name__: kind for kind in (Started, Progress, Preview)}
-_REQUEST_DEFAULTS = {one.name: one.default for one in dataclasses.fields(GenerationRequest)}
+_REQUEST_DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationRequest)}
 
 
-class _Record(msgspec.Struct):
+class _RequestOnly(msgspec.Struct):
     request: dict[str, Any]
 
 
@@ -71,7 +71,7 @@ def decode_job(data: bytes) -> Job:
 
 def _request_of(data: bytes) -> dict[str, Any]:
     try:
-        return _decode(data, _Record).request
+        return _decode(data, _RequestOnly).request
     except UnknownValueError:
         raise msgspec.DecodeError("there is no request in it") from None
 

@@ -50,11 +50,13 @@ SILENCE_SECONDS = 1.0  # on a subscription, after which the server is asked whet
 RETRY_SECONDS = 0.25  # between two tries to reach it
 RETRY_AFTER = 2.0
 REDIS_PORT = 6379
-OF_A_CLUSTER: Final = "this is a node of a cluster, for which the URL begins with redis+cluster://"
+CLUSTER_NODE_MESSAGE: Final = (
+    "this is a node of a cluster, for which the URL begins with redis+cluster://"
+)
 # Redis' own reasons not to serve anybody at the moment: errors, or the first word of one.
 TRANSIENT_ERRORS: Final = (ConnectionError, TimeoutError, MasterDownError, ReadOnlyError, AskError)
-ELSEWHERE: Final = (ReadOnlyError, MovedError)  # the queue has gone to another server
-PASSING_WORDS: Final = ("BUSY", "CLUSTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN")
+FAILOVER_ERRORS: Final = (ReadOnlyError, MovedError)  # the queue has gone to another server
+TRANSIENT_PREFIXES: Final = ("BUSY", "CLUSTERDOWN", "MISCONF", "NOREPLICAS", "TRYAGAIN")
 
 
 def _options() -> dict[str, Any]:
@@ -76,7 +78,7 @@ def connect_async(url: str, key: str = "") -> AsyncRedis:
     if not target.seeds:
         return redis.asyncio.Redis.from_url(url, **_options())
     pool = redis.asyncio.sentinel.SentinelConnectionPool(  # type: ignore[no-untyped-call]
-        target.master, AsyncFinder(target, key), **_pool_options(target)
+        target.master, AsyncMasterResolver(target, key), **_pool_options(target)
     )
     return redis.asyncio.Redis.from_pool(pool)
 
@@ -87,7 +89,7 @@ def connect_blocking(url: str, key: str = "") -> BlockingRedis:
     if not target.seeds:
         return redis.Redis.from_url(url, **_options())
     pool = redis.sentinel.SentinelConnectionPool(  # type: ignore[no-untyped-call]
-        target.master, Finder(target, key), **_pool_options(target)
+        target.master, MasterResolver(target, key), **_pool_options(target)
     )
     return redis.Redis.from_pool(pool)
 
@@ -105,7 +107,7 @@ def _seed_options() -> dict[str, Any]:
     return _options() | {"socket_timeout": CONNECT_SECONDS}  # the next one may answer
 
 
-class Finder:
+class MasterResolver:
     """Asks where the queue's server is, whenever a connection is made: elsewhere after a failover.
 
     To connection pools it is a `redis.sentinel.Sentinel`. In a cluster, where the server is that of
@@ -142,7 +144,7 @@ class Finder:
                 address = own.hostname or "", own.port or REDIS_PORT
             case _:
                 return None
-        self._seeds = (seed, *(one for one in self._seeds if one != seed))
+        self._seeds = (seed, *(other for other in self._seeds if other != seed))
         return address
 
     def _why_not(self, answers: Sequence[object]) -> str:
@@ -151,7 +153,7 @@ class Finder:
         return f"none of {len(answers)} servers knows {who}; {', '.join(reasons)}".rstrip("; ")
 
 
-class AsyncFinder(Finder):
+class AsyncMasterResolver(MasterResolver):
     """The same for coroutines."""
 
     async def discover_master(self, _: str) -> Address:  # type: ignore[override] # a coroutine
@@ -203,11 +205,11 @@ def _note_refusal(script: str, reason: str) -> None:
 
 def is_transient(error: RedisError) -> bool:
     """Whether Redis may serve us in a while, without anybody changing us."""
-    return isinstance(error, TRANSIENT_ERRORS) or str(error).startswith(PASSING_WORDS)
+    return isinstance(error, TRANSIENT_ERRORS) or str(error).startswith(TRANSIENT_PREFIXES)
 
 
 def check_server(client: BlockingRedis) -> None:
-    """Look at the server once, before anything depends on it; one that is away may still come.
+    """Look at the server once, before anything depends on it; an unreachable one may still come.
 
     Raises
     ------
@@ -231,7 +233,7 @@ def check_server(client: BlockingRedis) -> None:
         _check_version(str(info["redis_version"]))
         is_found = isinstance(client.connection_pool, redis.sentinel.SentinelConnectionPool)
         if info.get("cluster_enabled") and not is_found:
-            raise ConfigError(OF_A_CLUSTER)
+            raise ConfigError(CLUSTER_NODE_MESSAGE)
         _warn_of_losses(info)
 
 

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 
 from worker.jobs.job import Event, Lease
-from worker.jobs.outcome import JobFailure, JobResult, Outcome, end_state, frees_key
+from worker.jobs.outcome import JobFailure, JobResult, Outcome, end_state, releases_idempotency_key
 from worker.jobs.queue import (
     POLL_SECONDS,
     JobConsumer,
@@ -45,11 +45,13 @@ CLAIM_POLL_SECONDS = 0.5  # while a claim waits: leases of others may run out me
 class RedisConsumer(JobConsumer):
     """See `JobConsumer`."""
 
-    def __init__(self, client: BlockingRedis, limits: QueueLimits, place: QueueNamespace) -> None:
+    def __init__(
+        self, client: BlockingRedis, limits: QueueLimits, namespace: QueueNamespace
+    ) -> None:
         self._client, self._limits = client, limits
-        self._scripts = ScriptRunner(client, place)
+        self._scripts = ScriptRunner(client, namespace)
         self._name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        channel = f"{place.channels}worker:{self._name}"
+        channel = f"{namespace.channels}worker:{self._name}"
         self._updates = LeaseUpdates(client, self._scripts, channel)
         self._passed_over: dict[str, float] = {}  # jobs of a newer version, until their deadline
         self._num_workers = 1
@@ -81,7 +83,7 @@ class RedisConsumer(JobConsumer):
         self._updates.on_arrival(arrived)
 
     def claim(self, model: str, max_rows: int, timeout: float) -> Sequence[Lease]:
-        """Take the oldest jobs that fit."""
+        """Take the next jobs, in fair order, that fit."""
         if max_rows <= 0:
             return ()
         until = time.monotonic() + timeout
@@ -135,7 +137,7 @@ class RedisConsumer(JobConsumer):
         self._models |= {model}
         while True:
             now = time.monotonic()
-            self._passed_over = {one: end for one, end in self._passed_over.items() if end > now}
+            self._passed_over = {id_: end for id_, end in self._passed_over.items() if end > now}
             with self._updates.held.claiming():
                 claimed = self._scripts.run(
                     "claim", model, max_rows, self._name, *self._last_try, *self._passed_over
@@ -180,6 +182,10 @@ def _fields(report: Event | Outcome | Requeue) -> tuple[str, bytes, int]:
         case Requeue():
             return "back", b"", 0
         case JobResult() | JobFailure():
-            return end_state(report), encode_with_kind(report), int(frees_key(report))
+            return (
+                end_state(report),
+                encode_with_kind(report),
+                int(releases_idempotency_key(report)),
+            )
         case event:
             return "event", encode_with_kind(event), 0

@@ -1,8 +1,8 @@
 """The leases that a worker holds, and what it learns of them without asking.
 
-The worker's own channel names leases that are lost, and models of which a job has arrived that is
-for this worker, before all others. Messages are missed while it is not subscribed, so after every
-subscription it checks its leases once, and `wait_for_arrival` returns.
+The worker's own channel reports lost leases, and arrivals of jobs that this worker is woken for
+before all others. Messages are missed while unsubscribed, so each subscription rechecks the leases
+and wakes `wait_for_arrival`.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class LeaseUpdates:
         self._listeners: list[Callable[[str], None]] = []
         pubsub = PubSubThread(client, channel, self._on_message, self._on_connected)
         self.start, self.close = pubsub.start, pubsub.close
-        scripts.on_elsewhere = pubsub.reconnect
+        scripts.on_failover = pubsub.reconnect
 
     def on_arrival(self, arrived: Callable[[str], None]) -> None:
         """Register a callback; see `worker.jobs.queue.JobConsumer.on_arrival`."""

@@ -2,7 +2,7 @@
 
 However many wait, there are three connections: for calls, for results, and for messages.
 `get_result` registers the front end for messages about the job in the same step, so none is missed.
-While Redis is away, whoever waits goes on waiting, and everybody asks again when it is back.
+While Redis is unreachable, whoever waits goes on waiting, and everybody asks again when it is back.
 See `worker.jobs.queue` for what the methods do.
 """
 
@@ -58,7 +58,7 @@ from worker.jobs.watchers import Watchers
 
 logger = logging.getLogger(__name__)
 
-CALL_SECONDS = 0.65  # so that a client hears within a second that the queue is away
+CALL_SECONDS = 0.65  # so that a client hears within a second that the queue is unreachable
 RESULT_CALL_TIMEOUT = 10.0  # an outcome may be large, and its reader waits for it anyway
 REPOLL_SECONDS = 5.0  # between two looks at a job of which nothing is heard: messages can be lost
 WORKERS_SECONDS = 1.0  # for which the list of workers is kept without a message about them
@@ -79,20 +79,20 @@ OUTCOME_OF_STATE: dict[str, Outcome] = {  # where no worker reported one
 class RedisProducer:
     """See `JobProducer`."""
 
-    def __init__(self, url: str, limits: QueueLimits, place: QueueNamespace) -> None:
-        self._url, self._limits, self._place = url, limits, place
+    def __init__(self, url: str, limits: QueueLimits, namespace: QueueNamespace) -> None:
+        self._url, self._limits, self._namespace = url, limits, namespace
         self._front_id = uuid.uuid4().hex[:12]
         self._watchers = Watchers()
         self._logged: set[str] = set()  # what could not be read
         self._unconfirmed: set[str] = set()  # ids of jobs whose submission was not answered
 
     async def __aenter__(self) -> Self:
-        """Connect; if Redis is away, when it comes."""
-        self._connections = connect_async(self._url, self._place.keys)
-        self._calls = AsyncScriptRunner(self._connections, self._place, CALL_SECONDS)
-        self._results = AsyncScriptRunner(self._connections, self._place, RESULT_CALL_TIMEOUT)
+        """Connect; if Redis is unreachable, when it comes."""
+        self._connections = connect_async(self._url, self._namespace.keys)
+        self._calls = AsyncScriptRunner(self._connections, self._namespace, CALL_SECONDS)
+        self._results = AsyncScriptRunner(self._connections, self._namespace, RESULT_CALL_TIMEOUT)
         self._worker_list = _WorkerList(self._calls, self._unreadable)
-        prefix = self._place.channels
+        prefix = self._namespace.channels
         self._front_channel, self._quarantine_channel = (
             f"{prefix}front:{self._front_id}",
             f"{prefix}unreadable",
@@ -100,7 +100,7 @@ class RedisProducer:
         channels = (self._front_channel, self._quarantine_channel, f"{prefix}workers")
         self._pubsub = PubSubTask(self._connections, channels, self._on_message, self._on_connected)
         for calls in (self._calls, self._results):
-            calls.on_elsewhere, calls.on_down = (
+            calls.on_failover, calls.on_down = (
                 self._pubsub.reconnect,
                 self._worker_list.has_changed,
             )
@@ -205,7 +205,7 @@ class RedisProducer:
         state: Literal["waiting", "running"] | None = None,
     ) -> int:
         """Cancel an owner's jobs, some in each call, so that none takes long."""
-        flows = [flow_of(owner, priority or one) for one in PRIORITIES]
+        flows = [flow_of(owner, priority or each) for each in PRIORITIES]
         live, num_cancelled = await self._calls.run("live_jobs"), 0
         for first in range(0, len(live), MAX_CANCELLED_TOGETHER):
             some = live[first : first + MAX_CANCELLED_TOGETHER]
@@ -234,7 +234,7 @@ class RedisProducer:
             priority: PriorityStats(num, milliseconds / 1000)
             for priority, (num, milliseconds) in zip(PRIORITIES, lines, strict=True)
         }
-        oldest_age = max(one.oldest_age for one in priorities.values())
+        oldest_age = max(stats.oldest_age for stats in priorities.values())
         return QueueStats(depth, running, oldest_age, _totals(counts), of_models, priorities)
 
     async def workers(self) -> Sequence[WorkerStatus]:
@@ -289,7 +289,7 @@ class RedisProducer:
         if channel == self._front_channel:
             self._watchers.notify(message.decode(errors="replace"))
         elif channel == self._quarantine_channel:
-            keys, name = self._place.keys, message.decode(errors="replace")
+            keys, name = self._namespace.keys, message.decode(errors="replace")
             aside = f"{keys}unreadable:{name}"
             logger.error("%s%s cannot be read, it is set aside as %s", keys, name, aside)
         else:

@@ -41,7 +41,7 @@ class _Subscription:
     def _note_loss(self, error: Exception, *, is_new: bool) -> None:
         """Log why the subscription is lost, once until it is back."""
         if is_new:
-            logger.warning("the queue is away: %s", self._lost or error)
+            logger.warning("the queue is unreachable: %s", self._lost or error)
         self._lost = None
 
 
@@ -90,7 +90,7 @@ class PubSubTask(_Subscription):
             except (RedisError, OSError, QueueDownError) as error:
                 self._note_loss(error, is_new=self._connected.is_set() or not self._tried.is_set())
             except Exception:
-                logger.exception("the queue's news cannot be followed")
+                logger.exception("the subscription to the queue failed")
             self._connected.clear()
             self._tried.set()
             await asyncio.sleep(RETRY_SECONDS)
@@ -102,7 +102,7 @@ class PubSubTask(_Subscription):
                 raise TimeoutError("the subscription is not confirmed")
         await self._on_connected()
         if self._tried.is_set():
-            logger.info("the queue is back")
+            logger.info("the queue is reachable again")
         self._connected.set()
         self._tried.set()
 
@@ -142,7 +142,9 @@ class PubSubThread(_Subscription):
         """Subscribe, unless that has been done."""
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._listen, name="queue-news", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._listen, name="queue-pubsub", daemon=True
+                )
                 self._thread.start()
 
     def close(self) -> None:
@@ -168,7 +170,7 @@ class PubSubThread(_Subscription):
                 self._note_loss(error, is_new=is_up)
                 is_up = False
             except Exception:
-                logger.exception("the queue's news cannot be followed")
+                logger.exception("the subscription to the queue failed")
             self._closing.wait(RETRY_SECONDS)
 
     def _subscribe(self, pubsub: PubSub) -> None:

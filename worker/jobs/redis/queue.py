@@ -29,15 +29,15 @@ class RedisQueue(RedisProducer, RedisConsumer):
 
     def __init__(self, url: str, limits: QueueLimits, prefix: str = DEFAULT_PREFIX) -> None:
         client = connect_blocking(url, QueueNamespace.key(prefix))
-        place = QueueNamespace.of(limits, database_of(client), prefix)
+        namespace = QueueNamespace.of(limits, database_of(client), prefix)
         try:
             check_server(client)
-            check_access(client, place)
+            check_access(client, namespace)
         except NoPermissionError as error:
-            raise ConfigError(f"Redis' user needs {place.rights}: NOPERM {error}") from None
+            raise ConfigError(f"Redis' user needs {namespace.rights}: NOPERM {error}") from None
         client.connection_pool.disconnect()  # a front end needs no more of it
-        RedisProducer.__init__(self, url, limits, place)
-        RedisConsumer.__init__(self, client, limits, place)
+        RedisProducer.__init__(self, url, limits, namespace)
+        RedisConsumer.__init__(self, client, limits, namespace)
 
     async def __aexit__(self, *_: object) -> None:
         """Disconnect both sides; the jobs stay."""

@@ -72,7 +72,7 @@ class RedisUrl:
             _check_server(url)
             return cls(url)
         user, at, hosts = authority.rpartition("@")
-        own = [one for one in query.split("&") if one.partition("=")[0] in SENTINEL_OPTIONS]
+        own = [part for part in query.split("&") if part.partition("=")[0] in SENTINEL_OPTIONS]
         others = "&".join(part for part in query.split("&") if part not in own)
         master, _, db = path.strip("/").partition("/") if way == "sentinel" else ("", "", path[1:])
         servers = [f"{base}://{user}{at}{host}/{db}?{others}" for host in hosts.split(",")]

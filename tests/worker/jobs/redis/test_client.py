@@ -23,13 +23,13 @@ from worker.jobs.redis.connection import connect_async
 
 pytestmark = pytest.mark.anyio
 
-PLACE = QueueNamespace.of(QueueLimits(), 0)
+NAMESPACE = QueueNamespace.of(QueueLimits(), 0)
 
 
 @pytest.fixture
 async def caller(redis_url: str) -> AsyncIterator[AsyncScriptRunner]:
     client = connect_async(redis_url)
-    caller = AsyncScriptRunner(client, PLACE, seconds=5.0)
+    caller = AsyncScriptRunner(client, NAMESPACE, seconds=5.0)
     yield caller
     await caller.close()
     await client.aclose()
@@ -84,7 +84,7 @@ async def test_what_was_given_up_before_it_was_sent_is_not_done(caller: AsyncScr
 async def test_patience_has_an_end() -> None:
     with RedisServer() as server:
         client = connect_async(server.url)
-        caller = AsyncScriptRunner(client, PLACE, seconds=0.2)
+        caller = AsyncScriptRunner(client, NAMESPACE, seconds=0.2)
         await caller.run("stats")
         server.hang()
         started = time.monotonic()
@@ -101,7 +101,7 @@ async def test_patience_has_an_end() -> None:
 async def test_closing_leaves_nobody_waiting() -> None:
     with RedisServer() as server:
         client = connect_async(server.url)
-        caller = AsyncScriptRunner(client, PLACE, seconds=60.0)
+        caller = AsyncScriptRunner(client, NAMESPACE, seconds=60.0)
         await caller.run("stats")
         server.hang()
         calls = [asyncio.create_task(caller.run("stats"))]

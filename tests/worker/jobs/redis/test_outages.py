@@ -437,5 +437,8 @@ async def test_after_a_failover_the_name_is_looked_up_again(
                 assert (await front.stats()).totals == Totals(4, {"ok": 4})
                 await asyncio.to_thread(worker.close)
                 await asyncio.to_thread(front.close)
-    assert caplog.text.count("the queue is away: You can't write against a read only replica") >= 1
-    assert caplog.text.count("the queue is away") <= 2  # once each: front end, worker
+    assert (
+        caplog.text.count("the queue is unreachable: You can't write against a read only replica")
+        >= 1
+    )
+    assert caplog.text.count("the queue is unreachable") <= 2  # once each: front end, worker

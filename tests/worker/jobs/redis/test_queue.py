@@ -21,12 +21,12 @@ from worker.jobs.redis.queue import RedisQueue
 pytestmark = pytest.mark.anyio
 
 LIMITS = QueueLimits(max_jobs=1000, lease_seconds=0.3, max_deliveries=1000)
-PLACE = QueueNamespace.of(LIMITS, 0)
+NAMESPACE = QueueNamespace.of(LIMITS, 0)
 
 
 async def test_the_two_sides_do_not_touch_each_other(redis_url: str) -> None:
-    with closing(RedisConsumer(connect_blocking(redis_url), LIMITS, PLACE)) as consumer:
-        async with RedisProducer(redis_url, LIMITS, PLACE) as producer:
+    with closing(RedisConsumer(connect_blocking(redis_url), LIMITS, NAMESPACE)) as consumer:
+        async with RedisProducer(redis_url, LIMITS, NAMESPACE) as producer:
             mine, yours = {*vars(producer), *vars(RedisProducer)}, vars(RedisConsumer).keys()
             common = mine & {*vars(consumer), *yours}
     assert {name for name in common if not name.startswith("__")} == {"_limits"}

@@ -187,4 +187,4 @@ async def test_messages_that_nobody_understands_are_passed_over(
         await front.cancel(sent.id)
         await asyncio.wait_for(outcome, 5.0)
         await until(lambda: worker.lost_leases([lease]) == {sent.id})
-    assert "cannot be followed" not in caplog.text
+    assert "the subscription to the queue failed" not in caplog.text

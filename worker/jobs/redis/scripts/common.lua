@@ -173,7 +173,7 @@ local function keep_outcome(id, outcome, keep)
 end
 
 -- End a job: its outcome stays for a while, its tombstone for longer.
-local function end_job(id, job, state, outcome, frees_key)
+local function end_job(id, job, state, outcome, releases_idempotency_key)
   local name = key('job', id)
   if job.state == 'waiting' then
     dequeue(id, job.model, job.owner)
@@ -193,7 +193,7 @@ local function end_job(id, job, state, outcome, frees_key)
   call('PEXPIRE', name, settings.tombstone_ms)
   keep_outcome(id, outcome, job.keep)
   call('PEXPIRE', key('events', id), settings.unkept_ms) -- for who has not read all of them
-  if frees_key then -- a second try under the same idempotency key may succeed
+  if releases_idempotency_key then -- a second try under the same idempotency key may succeed
     release_key(id, job.key)
   elseif job.key ~= '' then
     call('PEXPIRE', key('key', job.key), settings.tombstone_ms)

@@ -10,7 +10,7 @@ local WIDTH = 5
 local REASONS = {back = 'handed_back', unread = 'unreadable'}
 local max_events, watched = ARGV[2], {}
 
-local function apply(id, token, kind, data, frees_key)
+local function apply(id, token, kind, data, releases_idempotency_key)
   local is_end = kind ~= 'event' and not REASONS[kind]
   local job = leased_job(id, token)
   if not job then
@@ -28,7 +28,7 @@ local function apply(id, token, kind, data, frees_key)
     requeue(id, job, REASONS[kind])
   else
     count_completion(job.model)
-    end_job(id, job, kind, data, frees_key == '1')
+    end_job(id, job, kind, data, releases_idempotency_key == '1')
   end
   return 1
 end

@@ -1,7 +1,7 @@
-"""What was read from afar, kept for some seconds.
+"""A value of the storage, cached for some seconds: stale while it is refreshed.
 
-While the storage is away it is kept for as long as that takes: a value that is too old is returned
-all the same, and read anew behind the caller's back.
+A value that is too old is returned all the same, and refreshed in the background. So it stays for
+as long as the storage is unreachable.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-KEPT_SECONDS = 5.0
+FRESH_SECONDS = 5.0
 
 
-class Kept(Generic[T]):
-    """A value that is read from afar; ``read`` gets the one before, None the first time."""
+class CachedValue(Generic[T]):
+    """A value of the storage; ``read`` gets the one before, None the first time."""
 
     def __init__(self, read: Callable[[T | None], T]) -> None:
         self._read = read
         self._value: T | None = None
         self._failure: ArtifactError | None = None
-        self._looked_at = 0.0
+        self._tried_at = 0.0
         self._reading = threading.Lock()
 
     def get(self) -> T:
-        """The value: the first time, it is waited for; too old a one is read anew behind."""
+        """The value: the first time it is read now, later refreshed in the background if stale."""
         if self._value is None:
             with self._reading:
                 if self._value is not None:
                     return self._value
-                if self._failure is not None and not self._is_old:  # of who had the lock before
+                if self._failure is not None and not self._is_stale:  # of who had the lock before
                     raise type(self._failure)(self._failure.path, self._failure.reason)
-                return self._look(None)
+                return self._refresh(None)
         value = self._value
-        if self._is_old and self._reading.acquire(blocking=False):
-            threading.Thread(target=self._look_behind, daemon=True).start()
+        if self._is_stale and self._reading.acquire(blocking=False):
+            threading.Thread(target=self._refresh_in_background, daemon=True).start()
         return value
 
-    def read_anew(self) -> T:
+    def refresh(self) -> T:
         """The value as it is now."""
         with self._reading:
-            return self._look(None)
+            return self._refresh(None)
 
     @property
-    def _is_old(self) -> bool:
-        return time.monotonic() > self._looked_at + KEPT_SECONDS
+    def _is_stale(self) -> bool:
+        return time.monotonic() > self._tried_at + FRESH_SECONDS
 
-    def _look(self, known: T | None) -> T:
+    def _refresh(self, known: T | None) -> T:
         try:
             self._value = self._read(known)
         except ArtifactError as error:
@@ -69,11 +69,11 @@ class Kept(Generic[T]):
             self._failure = None
             return self._value
         finally:
-            self._looked_at = time.monotonic()
+            self._tried_at = time.monotonic()
 
-    def _look_behind(self) -> None:
+    def _refresh_in_background(self) -> None:
         try:
             with suppress(ArtifactError):
-                self._look(self._value)
+                self._refresh(self._value)
         finally:
             self._reading.release()

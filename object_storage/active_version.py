@@ -15,20 +15,20 @@ from object_storage.bucket import Bucket, Stamped
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """``current`` and ``history`` of a model, where there are such."""
+class ActiveObjects:
+    """The objects ``current`` and ``history`` of a model, where there are such."""
 
     current: Stamped | None
     history: Stamped | None
 
 
-def read_choice(bucket: Bucket, name: str, known: Choice | None) -> Choice:
+def read_active(bucket: Bucket, name: str, known: ActiveObjects | None) -> ActiveObjects:
     """Read both objects; the known ones are taken for these while the first is as it was."""
     before = None if known is None else known.current
     current = _read(bucket, f"{name}/{CURRENT_FILE}", before)
     if known is not None and current is before:
         return known
-    return Choice(current, _read(bucket, f"{name}/{HISTORY_FILE}"))
+    return ActiveObjects(current, _read(bucket, f"{name}/{HISTORY_FILE}"))
 
 
 def _read(bucket: Bucket, path: str, known: Stamped | None = None) -> Stamped | None:
@@ -38,40 +38,40 @@ def _read(bucket: Bucket, path: str, known: Stamped | None = None) -> Stamped | 
         return None
 
 
-class BucketChoice(ActiveVersion):
-    """The choice as it was read; a write against another one raises `ConflictError`."""
+class BucketActiveVersion(ActiveVersion):
+    """The active version as it was read; to write over another one raises `ConflictError`."""
 
-    def __init__(self, bucket: Bucket, name: str, choice: Choice) -> None:
-        self._bucket, self._name, self._choice = bucket, name, choice
+    def __init__(self, bucket: Bucket, name: str, objects: ActiveObjects) -> None:
+        self._bucket, self._name, self._objects = bucket, name, objects
 
     @property
     def path(self) -> str:
         """Of the object that names the active version."""
-        return self._bucket.place(self._name, CURRENT_FILE)
+        return self._bucket.location(self._name, CURRENT_FILE)
 
     @property
-    def is_made(self) -> bool:
+    def exists(self) -> bool:
         """Whether a version is active."""
-        return self._choice.current is not None
+        return self._objects.current is not None
 
     def stamp(self) -> Hashable:
         """Changes whenever a version is made active, also if it was so before."""
-        if self._choice.current is None:
+        if self._objects.current is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
-        return self._choice.current.stamp
+        return self._objects.current.stamp
 
     def _object(self, name: str) -> Stamped | None:
-        return self._choice.current if name == CURRENT_FILE else self._choice.history
+        return self._objects.current if name == CURRENT_FILE else self._objects.history
 
     def _read(self, name: str) -> str:
         found = self._object(name)
-        place = self._bucket.place(self._name, name)
+        location = self._bucket.location(self._name, name)
         if found is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), location)
         try:
             return decode_text(found.content)
         except ValueError as error:
-            raise ArtifactError(place, f"cannot be read: {error}") from error
+            raise ArtifactError(location, f"cannot be read: {error}") from error
 
     def _write(self, name: str, text: str) -> None:
         if name == CURRENT_FILE:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import worker.model.loaded_model
+import worker.model.loaded_version
 from masc_core.bundle.read import Bundle, load_bundle
 from masc_core.errors import NonFiniteError
 from masc_core.generation.generate import generate
@@ -31,14 +31,14 @@ from worker.engine.engine import Engine
 from worker.engine.request import EngineOutput, FailedImage, ImageTask
 from worker.job_run import image_params
 from worker.jobs.job import GenerationRequest, Preview, Progress
-from worker.model.loaded_model import (
+from worker.model.loaded_version import (
     MAX_CREDIT,
     EncodedImage,
     ImageProgress,
-    LoadedModel,
-    ModelEvent,
+    LoadedVersion,
     PreviewBudget,
     StartedImage,
+    TaskEvent,
 )
 from worker.model.render import Renderer
 from worker.model.threads import ThreadTuner
@@ -48,10 +48,10 @@ WARM_UP = """
 import sys
 from masc_core.bundle.read import load_bundle
 from worker.engine.engine import Engine
-from worker.model.loaded_model import LoadedModel
+from worker.model.loaded_version import LoadedVersion
 
 bundle = load_bundle(sys.argv[1])
-loaded = LoadedModel(bundle, Engine(bundle.model, bundle.code_sampler, 2))
+loaded = LoadedVersion(bundle, Engine(bundle.transformer, bundle.code_sampler, 2))
 loaded.warm_up()
 loaded.close()
 assert "torch._dynamo" not in sys.modules
@@ -90,7 +90,7 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate = Gate()
-    monkeypatch.setattr(worker.model.loaded_model, "encode_image", gate)
+    monkeypatch.setattr(worker.model.loaded_version, "encode_image", gate)
     yield gate
     gate.opened.set()
 
@@ -104,8 +104,8 @@ def tasks(
     ]
 
 
-def step_to_the_end(loaded: LoadedModel) -> list[ModelEvent]:
-    reports: list[ModelEvent] = []
+def step_to_the_end(loaded: LoadedVersion) -> list[TaskEvent]:
+    reports: list[TaskEvent] = []
     for _ in range(1000):
         reports += loaded.step()
         if loaded.is_idle:
@@ -113,12 +113,12 @@ def step_to_the_end(loaded: LoadedModel) -> list[ModelEvent]:
     raise AssertionError("it does not come to an end")
 
 
-def files(reports: Sequence[ModelEvent], job_id: str = "a") -> list[bytes]:
+def files(reports: Sequence[TaskEvent], job_id: str = "a") -> list[bytes]:
     made = [one for one in reports if isinstance(one, EncodedImage) and one.task.job_id == job_id]
     return [one.file.data for one in sorted(made, key=lambda one: one.task.index)]
 
 
-def events(reports: Sequence[ModelEvent], kind: type[AnyEvent]) -> list[AnyEvent]:
+def events(reports: Sequence[TaskEvent], kind: type[AnyEvent]) -> list[AnyEvent]:
     all_events = [report.event for report in reports if isinstance(report, ImageProgress)]
     return [event for event in all_events if isinstance(event, kind)]
 
@@ -148,7 +148,7 @@ def test_tasks_come_into_the_engine_in_order_and_out_as_files(bundle: Bundle) ->
 def test_files_say_nothing_of_how_they_were_made_where_that_is_not_wanted(bundle: Bundle) -> None:
     loaded = make_loaded(bundle, image_metadata=False)
     loaded.add(tasks())
-    codes = generate(bundle.model, bundle.code_sampler, [image_params(REQUEST, 0)]).codes
+    codes = generate(bundle.transformer, bundle.code_sampler, [image_params(REQUEST, 0)]).codes
     plain = encode_image(bundle.render(codes)[0], REQUEST.format)
     assert files(step_to_the_end(loaded)) == [plain]
 
@@ -172,7 +172,7 @@ def test_the_engine_goes_on_while_files_are_made(bundle: Bundle, gate: Gate) -> 
 def test_the_engine_waits_when_too_many_files_are_to_be_made(
     bundle: Bundle, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.model.loaded_model, "MAX_ENCODING", 1)
+    monkeypatch.setattr(worker.model.loaded_version, "MAX_ENCODING", 1)
     loaded = make_loaded(bundle, 6)
     loaded.add(tasks("a", request=replace(REQUEST, num_images=2)))
     loaded.step()
@@ -203,7 +203,7 @@ def test_images_that_end_together_are_rendered_one_a_step(
     monkeypatch.setattr(Bundle, "render", counted)
     loaded.add([*tasks("a", request=request), *tasks("b", request=replace(WEBP, num_images=4))])
     loaded.add(tasks("c"))  # for which there is no room yet
-    reports: list[ModelEvent] = []
+    reports: list[TaskEvent] = []
     while not loaded.is_idle:
         rendered.append(0)
         reports += loaded.step()
@@ -237,7 +237,7 @@ def test_previews_are_the_upper_rows_of_what_becomes_of_the_image(bundle: Bundle
     assert [(one.image, one.rows, one.num_rows, one.format) for one in previews] == [
         (0, rows, GRID, "jpeg") for rows in (1, 2, 3)
     ]
-    codes = generate(bundle.model, bundle.code_sampler, [image_params(REQUEST, 0)]).codes
+    codes = generate(bundle.transformer, bundle.code_sampler, [image_params(REQUEST, 0)]).codes
     for report in previews:
         upper = bundle.render(codes[:, : report.rows * GRID])[0]
         assert report.data == encode_image(upper, "jpeg")
@@ -253,7 +253,7 @@ def test_previews_of_a_sequence_are_whole_images_and_count_tokens(tmp_path: Path
     loaded.add(tasks(rows=ALL_ROWS))
     reports = step_to_the_end(loaded)
     assert events(reports, Progress) == [Progress(0, tokens, 16) for tokens in (4, 8, 12)]
-    codes = generate(sequence.model, sequence.code_sampler, [image_params(REQUEST, 0)]).codes
+    codes = generate(sequence.transformer, sequence.code_sampler, [image_params(REQUEST, 0)]).codes
     previews = events(reports, Preview)
     for report, tokens in zip(previews, (4, 8, 12), strict=True):
         assert (report.rows, report.num_rows) == (tokens, 16)
@@ -280,7 +280,7 @@ def test_a_sequence_has_the_same_bytes_in_any_company(tmp_path: Path) -> None:
 def test_a_trained_decoder_shows_nearly_what_will_be() -> None:
     shipped = load_bundle(SHIPPED)
     grid = shipped.manifest.grid
-    loaded = LoadedModel(shipped, Engine(shipped.model, shipped.code_sampler, 4), Plenty())
+    loaded = LoadedVersion(shipped, Engine(shipped.transformer, shipped.code_sampler, 4), Plenty())
     loaded.add(tasks(rows=tuple(range(1, grid)), request=replace(REQUEST, num_images=2)))
     reports = step_to_the_end(loaded)
     final, other = [open_pixels(data).astype(int) for data in files(reports)]
@@ -339,7 +339,7 @@ def test_a_preview_that_fails_harms_nobody(
     if broken == "render":
         monkeypatch.setattr(Bundle, "render", no_parts)
     else:
-        monkeypatch.setattr(worker.model.loaded_model, "encode_image", no_jpeg)
+        monkeypatch.setattr(worker.model.loaded_version, "encode_image", no_jpeg)
     loaded = make_loaded(bundle, budget=Plenty())
     loaded.add(tasks(rows=ALL_ROWS))
     reports = step_to_the_end(loaded)
@@ -350,7 +350,7 @@ def test_a_preview_that_fails_harms_nobody(
 
 def test_an_image_that_fails_in_the_engine_is_lost_alone(bundle: Bundle) -> None:
     with torch.no_grad():
-        bundle.model.cls_embedding.embedding_table.weight[4] = torch.nan
+        bundle.transformer.cls_embedding.embedding_table.weight[4] = torch.nan
     loaded = make_loaded(bundle)
     loaded.add([*tasks("a"), *tasks("b", request=replace(REQUEST, class_id=4))])
     reports = step_to_the_end(loaded)
@@ -399,7 +399,7 @@ class FailingEngine(Engine):
 def test_an_engine_that_fails_names_whom_it_concerns_and_loses_no_report(bundle: Bundle) -> None:
     loaded = make_loaded(bundle, engine=FailingEngine, budget=Plenty())
     loaded.add([*tasks("a", ALL_ROWS), *tasks("b", request=WEBP)])
-    reports: list[ModelEvent] = []
+    reports: list[TaskEvent] = []
     num_failures = 0
     while not loaded.is_idle:
         try:
@@ -444,7 +444,7 @@ def test_the_end_waits_for_what_is_under_way_and_ends_the_threads(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        worker.model.loaded_model, "Renderer", lambda bundle: Renderer(bundle, threaded=True)
+        worker.model.loaded_version, "Renderer", lambda bundle: Renderer(bundle, threaded=True)
     )
     before = set(threading.enumerate())
     loaded = make_loaded(bundle)
@@ -465,7 +465,7 @@ def test_the_warm_up_image_goes_all_the_way(
         made.append(encode_image(pixels, file_format, description))
         return made[-1]
 
-    monkeypatch.setattr(worker.model.loaded_model, "encode_image", remember)
+    monkeypatch.setattr(worker.model.loaded_version, "encode_image", remember)
     loaded = make_loaded(bundle, 4)
     loaded.warm_up()
     request = GenerationRequest("tiny", 0, bundle.manifest.defaults.cfg_scale, 0)

@@ -83,7 +83,7 @@ class EncodedImage:
         return self.image.task
 
 
-ModelEvent = StartedImage | ImageProgress | EncodedImage | FailedImage
+TaskEvent = StartedImage | ImageProgress | EncodedImage | FailedImage
 
 
 class _Encoding(NamedTuple):
@@ -95,13 +95,12 @@ class _Encoding(NamedTuple):
 
 
 class PreviewBudget:
-    """Seconds that may be spent on previews.
+    """Seconds that may be spent on previews: a token bucket that may go into debt.
 
-    Credit grows with time, a twentieth of it by default, up to a bound. A preview is made while
-    there is credit, and paid for in advance with what the last one took, because many that are due
-    at once would all be granted the same credit. The difference is settled when the preview is
-    there. In the long run previews take no more than their share, and one image alone still gets
-    some.
+    It fills with time, by a twentieth of it by default, up to a bound. A preview is made while it
+    is not empty, and paid for in advance with what the last one took, because many that are due at
+    once would all be granted the same credit. The difference is settled when the preview is there.
+    In the long run previews take no more than their share, and one image alone still gets some.
 
     Parameters
     ----------
@@ -114,10 +113,10 @@ class PreviewBudget:
     ) -> None:
         self._share, self._clock = share, clock
         self._credit, self._since = MAX_CREDIT, clock()
-        self._price = MAX_CREDIT  # what the last one took; of the first nothing is known
+        self._price = MAX_CREDIT  # seconds of the last one; of the first nothing is known
 
     def pay(self) -> float | None:
-        """Pay for a preview; return what was paid, or None where none may be made now."""
+        """Take the price of a preview out of the bucket; None, and nothing, where it is empty."""
         now = self._clock()
         self._credit = min(MAX_CREDIT, self._credit + self._share * (now - self._since))
         self._since = now
@@ -127,12 +126,12 @@ class PreviewBudget:
         return self._price
 
     def settle(self, paid: float, seconds: float) -> None:
-        """A preview that was paid for has taken so long; one that came to nothing stays paid."""
+        """Correct what was paid to what the preview took; of one that failed it stays paid."""
         self._credit += paid - seconds
         self._price = seconds
 
 
-class LoadedModel:
+class LoadedVersion:
     """Serves one bundle. Used by one thread at a time.
 
     Parameters
@@ -178,7 +177,7 @@ class LoadedModel:
         self._in_engine: dict[TaskKey, ImageTask] = {}
         self._outputs: deque[EngineOutput] = deque()  # of the engine's last step, not taken yet
         self._encoding: deque[_Encoding] = deque()
-        self._events: list[ModelEvent] = []  # not handed out yet
+        self._events: list[TaskEvent] = []  # not handed out yet
 
     @property
     def manifest(self) -> Manifest:
@@ -217,14 +216,14 @@ class LoadedModel:
         decoding: Decoding = "complete" if "complete" in self.manifest.decodings else "uniform"
         params = SamplingParams(0, defaults.cfg_scale, seed=0, decoding=decoding)
         self.engine.add(ImageTask(WARM_UP, 0, params))
-        trial = ThreadTuner(self._cores or (torch.get_num_threads(),))
+        tuner = ThreadTuner(self._cores or (torch.get_num_threads(),))
         outputs: Sequence[EngineOutput] = ()
         while not outputs:
-            outputs = trial.run(self.engine.step)
+            outputs = tuner.run(self.engine.step)
         if isinstance(outputs[0], FailedImage):
             raise outputs[0].error
         if self._cores:
-            self._num_threads = trial.best()
+            self._num_threads = tuner.best()
             torch.set_num_threads(self._num_threads)
             logger.info("steps take %d of %d cores", self._num_threads, self._cores[-1])
         pixels = self._renderer.submit(outputs[0].codes, params)
@@ -241,11 +240,11 @@ class LoadedModel:
         for key in [key for key in self._in_engine if key[0] == job_id]:
             self.engine.cancel(key)
             del self._in_engine[key]
-        self._outputs = deque(one for one in self._outputs if one.task.job_id != job_id)
-        self._encoding = deque(one for one in self._encoding if one.image.task.job_id != job_id)
+        self._outputs = deque(output for output in self._outputs if output.task.job_id != job_id)
+        self._encoding = deque(e for e in self._encoding if e.image.task.job_id != job_id)
         self._events = [event for event in self._events if event.task.job_id != job_id]
 
-    def step(self) -> Sequence[ModelEvent]:
+    def step(self) -> Sequence[TaskEvent]:
         """Fill the engine, step it, and collect what renderer and pool have done.
 
         Where images are rendered in this thread, each call renders one, and the engine waits: a
@@ -263,7 +262,7 @@ class LoadedModel:
         return events
 
     def close(self) -> None:
-        """End the threads; the model must not be used afterwards."""
+        """End the threads; the version must not be used afterwards."""
         self._pool.shutdown()
         self._renderer.close()
 
@@ -312,7 +311,7 @@ class LoadedModel:
     def _drawn(self, image: PartialImage) -> tuple[int, int]:
         """How many rows of the grid are drawn, and of how many; of a sequence how many tokens."""
         if self.manifest.tokenizer == "vq":
-            return image.rows, self.manifest.grid
+            return image.grid_rows, self.manifest.grid
         return len(image.codes), self.manifest.num_positions
 
     def _description(self, params: SamplingParams) -> str:
@@ -328,7 +327,7 @@ class LoadedModel:
             else:
                 self._encoding.append(encoding)
 
-    def _encoded_event(self, encoding: _Encoding) -> Sequence[ModelEvent]:
+    def _encoded_event(self, encoding: _Encoding) -> Sequence[TaskEvent]:
         """The file, or what prevented it; nothing for a preview that failed: nobody misses it."""
         image, error = encoding.image, encoding.file.exception()
         if error is not None:
