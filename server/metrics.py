@@ -158,8 +158,7 @@ def set_final_status(scope: Scope, status: int) -> None:
 
 def final_status(scope: Scope) -> int | None:
     """The status given by `set_final_status`; None if the answer's own counts."""
-    status: int | None = scope.get(_FINAL_STATUS)
-    return status
+    return scope.get(_FINAL_STATUS)
 
 
 def endpoint_of(scope: Scope) -> str:

@@ -120,8 +120,7 @@ class _Sums:
         effects[4::9] = 0.0  # the code itself: what is to be kept
         mean = self.inputs.sum(0) / self.counts.sum()
         surplus = self.inputs / self.counts - mean
-        means: Tensor = self.outputs / self.counts - surplus @ effects
-        return means
+        return self.outputs / self.counts - surplus @ effects
 
 
 def _shuffle(num_codes: int, generator: torch.Generator) -> Tensor:

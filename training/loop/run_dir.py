@@ -124,8 +124,7 @@ class Run:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the run."""
-        value: dict[str, Any] = read_json(self.folder / name)
-        return value
+        return read_json(self.folder / name)
 
     def _open(self, *, with_tensorboard: bool) -> None:
         self._lock = lock_folder(self.folder)

@@ -107,10 +107,7 @@ def draw_chances(prior: ClusterMap, counts: IntArray) -> FloatArray:
     ``counts[z] / sum of the counts in C(z)``, and ``1 / |C(z)|`` where that sum is 0.
     """
     totals = np.bincount(prior.labels, weights=counts)[prior.labels]
-    chances: FloatArray = np.where(
-        totals > 0, counts / np.maximum(totals, 1), 1 / prior.sizes[prior.labels]
-    )
-    return chances
+    return np.where(totals > 0, counts / np.maximum(totals, 1), 1 / prior.sizes[prior.labels])
 
 
 def _distances_to_cluster(rows: FloatArray, prior: ClusterMap, weights: FloatArray) -> FloatArray:

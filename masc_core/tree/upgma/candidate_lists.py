@@ -175,8 +175,7 @@ def _index_of(j: ClusterIndex, ids: IdArray, length: int) -> int:
 def _size_after(j: ClusterIndex, partner: IdArray, members: Members) -> float:
     """Size of what slot ``j`` is after the round."""
     other = partner[j]
-    size: float = members.sizes[j] if other < 0 else members.sizes[j] + members.sizes[other]
-    return size
+    return members.sizes[j] if other < 0 else members.sizes[j] + members.sizes[other]
 
 
 @njit_serial

@@ -120,8 +120,7 @@ class Candidates:
         """Those of ``rows`` (R,) with an empty list, and no row that is surely nearer than all."""
         empty = rows[self.lists.lengths[rows] == 0]
         known = self._distance_rows.least() <= self.lists.lower_bound
-        unknown: IntArray = empty[~known[empty]]
-        return unknown
+        return empty[~known[empty]]
 
     def _search_centroids(self, rows: IntArray) -> IntArray:
         """As `_search`; small clusters only until centroids filled less than half of the lists."""

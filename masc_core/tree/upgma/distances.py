@@ -51,8 +51,7 @@ def distance(points: FloatArray, p: ClusterIndex, q: ClusterIndex) -> float:
     for e in range(len(first)):
         difference = first[e] - second[e]
         total += difference * difference
-    root: float = np.sqrt(total)
-    return root
+    return np.sqrt(total)
 
 
 @njit_serial
@@ -202,5 +201,4 @@ class Products:
 
 
 def _norms(vectors: ProductArray) -> ProductArray:
-    norms: ProductArray = np.einsum("ij,ij->i", vectors, vectors)
-    return norms
+    return np.einsum("ij,ij->i", vectors, vectors)
