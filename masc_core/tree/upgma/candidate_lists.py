@@ -23,8 +23,7 @@ import numpy as np
 
 from masc_core.arrays import BoolArray, FloatArray, IdArray, IntArray
 from masc_core.numba_jit import njit_parallel, njit_serial
-from masc_core.tree.upgma.distances import Members, mean_distance, pair_sum
-from masc_core.tree.upgma.types import ClusterIndex
+from masc_core.tree.upgma.distances import ClusterIndex, Members, mean_distance, pair_sum
 
 NO_SLOT = np.int32(-1)
 

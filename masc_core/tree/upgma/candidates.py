@@ -26,9 +26,14 @@ from masc_core.tree.upgma.candidate_lists import (
 )
 from masc_core.tree.upgma.clusters import ROUNDING, Clusters
 from masc_core.tree.upgma.distance_rows import DistanceRows
-from masc_core.tree.upgma.distances import MANY_DIMENSIONS, Members, distance, mean_distance
+from masc_core.tree.upgma.distances import (
+    MANY_DIMENSIONS,
+    ClusterIndex,
+    Members,
+    distance,
+    mean_distance,
+)
 from masc_core.tree.upgma.search import BoxSearch, MemberSearch, ProductSearch, SearchResult
-from masc_core.tree.upgma.types import ClusterIndex
 
 MAX_PAIRS = 2048.0  # pairs of points that keeping one entry may cost
 COMPACT_BELOW = 0.8  # share of slots alive

@@ -18,8 +18,7 @@ import numpy as np
 from masc_core.arrays import BoolArray, FloatArray, IdArray, IntArray
 from masc_core.numba_jit import njit_parallel
 from masc_core.tree.upgma.clusters import Clusters
-from masc_core.tree.upgma.distances import Members, pair_sum
-from masc_core.tree.upgma.types import ClusterIndex
+from masc_core.tree.upgma.distances import ClusterIndex, Members, pair_sum
 
 MAX_ROWS = 16  # each takes 8 bytes a cluster
 
