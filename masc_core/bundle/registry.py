@@ -145,10 +145,8 @@ class Registry:
         ArtifactError : no version is active
         """
         choice = self._choice(name)
-        try:
+        with reading(choice.path):
             return choice.stamp()
-        except OSError as error:
-            raise ArtifactError(choice.path, f"cannot be read: {error.strerror}") from error
 
     def path(self, name: str, version: str | None = None) -> Path:
         """Folder of a version on this machine, by default the active one."""
