@@ -14,19 +14,7 @@ from worker.jobs.queue import DEFAULT_PREFIX, QueueLimits
 
 
 class QueueSettings(ProcessSettings):
-    """Settings of both sides of a queue.
-
-    Attributes
-    ----------
-    queue_url : ``memory://``, ``redis://...`` or another that docs/redis.md has
-    queue_prefix : of all keys in Redis, between braces; one for each service that shares it
-    max_queue : jobs of one model that may wait
-    lease_seconds : after which a silent worker has lost its jobs
-    max_deliveries : after so many workers were lost with it, a job is given up
-    result_seconds : how long the images of a job can be fetched
-    max_result_bytes : that all kept results may take together; beyond, the oldest go
-    traces_endpoint : URL of the collector that gets traces of jobs; empty is none
-    """
+    """Settings of both sides of a queue; docs/settings.md explains them."""
 
     queue_url: str = "memory://"
     queue_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = DEFAULT_PREFIX
