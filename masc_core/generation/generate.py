@@ -47,7 +47,7 @@ def generate(
     Raises
     ------
     UnknownClassError, InvalidFieldError : as from `Batch.join`
-    NonFiniteError : logits of some images hold a NaN or an infinity; ``indices`` says of which
+    NonFiniteError : logits of some images hold a NaN or an infinity; the message names them
     ValueError : no images, or a model in training mode, where dropout makes results random
     """
     if model.training:
@@ -70,8 +70,7 @@ def generate(
 
 def _require_finite(failed: Sequence[int], slots: Sequence[int], position: int) -> None:
     if failed:
-        at_fault = sorted(slots.index(slot) for slot in failed)
-        images = ", ".join(map(str, at_fault))
+        images = ", ".join(map(str, sorted(slots.index(slot) for slot in failed)))
         raise NonFiniteError(
-            f"NaN or infinity in the logits of image {images} at position {position}", at_fault
+            f"NaN or infinity in the logits of image {images} at position {position}"
         )

@@ -313,9 +313,8 @@ def test_images_with_non_finite_logits_are_named(poison: float) -> None:
     expected = generate(model, code_sampler, params_list)
     with torch.no_grad():
         model.cls_embedding.embedding_table.weight[5] = poison
-    with pytest.raises(NonFiniteError, match="image 1, 3 at position 0") as caught:
+    with pytest.raises(NonFiniteError, match="image 1, 3 at position 0"):
         generate(model, code_sampler, params_list)
-    assert caught.value.indices == (1, 3)
     assert_same_bits(
         generate(model, code_sampler, [params_list[0], params_list[2]]), expected, [0, 2]
     )

@@ -143,9 +143,8 @@ def test_partial_codes_of_the_loop_are_those_of_frequency() -> None:
 def test_which_scores_are_not_finite_is_told() -> None:
     completer = tiny_completer()
     completer.cls_embedding.embedding_table.weight.data[4] = torch.nan
-    with pytest.raises(NonFiniteError, match="completer's scores of image 3") as caught:
+    with pytest.raises(NonFiniteError, match=r"completer's scores of image 3$"):
         generate(PARTS.model, decoder_of(completer), PARAMS)
-    assert caught.value.indices == (3,)
 
 
 def test_without_a_completer_it_is_refused() -> None:
