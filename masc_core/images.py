@@ -142,13 +142,9 @@ def encode_image(
 
 
 def contact_sheet(
-    images: Sequence[Pixels],
-    columns: int,
-    *,
-    captions: Sequence[str] | None = None,
-    gap: int = SHEET_GAP,
+    images: Sequence[Pixels], columns: int, *, captions: Sequence[str] | None = None
 ) -> Image.Image:
-    """Lay images (H, W, 3) of one size out in rows, ``gap`` pixels apart, on white.
+    """Lay images (H, W, 3) of one size out in rows, two pixels apart, on white.
 
     Captions are written below the images and cut off at their width. No images, images of different
     sizes, or another number of captions are a `ValueError`.
@@ -160,10 +156,11 @@ def contact_sheet(
     tiles = [Image.fromarray(image) for image in images]
     if captions is not None:
         tiles = [_captioned(*pair) for pair in zip(tiles, captions, strict=True)]
-    width, height = tiles[0].width + gap, tiles[0].height + gap
+    width, height = tiles[0].width + SHEET_GAP, tiles[0].height + SHEET_GAP
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
+    size = (columns * width - SHEET_GAP, rows * height - SHEET_GAP)
+    sheet = Image.new("RGB", size, "white")
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (i % columns * width, i // columns * height))
     return sheet
