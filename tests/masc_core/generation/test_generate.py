@@ -30,7 +30,7 @@ from masc_core.sampling.sampler import (
 )
 from tests.golden_files import assert_close, load_golden
 from tests.golden_gpt import GOLDEN_CONFIG, golden_gpt
-from tests.masc_core.rows import rows_at
+from tests.masc_core.rows import rows_at, step_logits
 
 NULL = GOLDEN_CONFIG.num_classes
 # name: cfg scale, last decode step that is guided (upstream's cfg_interval)
@@ -102,7 +102,7 @@ def upstream_run(name: str, labels: Tensor, forced: Tensor | None) -> tuple[Tens
     all_logits, all_tokens = [], []
     for position in range(GOLDEN_CONFIG.block_size):
         with torch.inference_mode():
-            logits, uncond = model.step(rows_at(position, ids), cache).logits.chunk(2)
+            logits, uncond = step_logits(model, rows_at(position, ids), cache).chunk(2)
         if position - 1 <= last_guided:
             logits = apply_cfg(logits, uncond, torch.full((len(labels),), scale))
         tokens = logits.argmax(-1) if forced is None else forced[:, position]
