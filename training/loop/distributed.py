@@ -20,9 +20,8 @@ from torch import Tensor
 from masc_core.device import resolve_device
 from masc_core.errors import ConfigError
 
-TIMEOUT = timedelta(
-    minutes=30
-)  # that ranks wait, for example while rank 0 writes weights or draws sheets
+# That ranks wait, for example while rank 0 writes weights or draws sheets.
+TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +31,7 @@ class Ranks:
     device: torch.device  # where it computes
     rank: int = 0
     count: int = 1  # number of ranks
-    # for what is no gradient; None when there is one rank
-    gloo_group: dist.ProcessGroup | None = None
+    gloo_group: dist.ProcessGroup | None = None  # for what is no gradient; None for one rank
 
     @property
     def is_main(self) -> bool:
