@@ -153,13 +153,13 @@ def engine_backends(settings: WorkerSettings, device: torch.device) -> Sequence[
             raise ConfigError("MASC_DETERMINISTIC: needs MASC_CUDA_GRAPHS on a GPU")
         enable_determinism()
         return [Backend("graphs", partial(GraphBatch, deterministic=True))]
-    eager = Backend("eager", partial(Batch, kernels=False))  # works where Triton does not
+    no_kernels = Backend("eager", partial(Batch, kernels=False))  # works where Triton does not
     if not settings.cuda_graphs:
-        return [Backend("eager", Batch), eager]
+        return [Backend("eager", Batch), no_kernels]
     return [
         Backend("graphs", GraphBatch),
         Backend("compiled", partial(GraphBatch, captured=False)),
-        eager,
+        no_kernels,
     ]
 
 
