@@ -13,6 +13,8 @@ from worker.jobs.log import LogFormat
 from worker.jobs.settings import QueueSettings
 
 ALL: Final = "all"  # of `served_models`
+STALL_SECONDS: Final = 30.0
+DRAIN_SECONDS: Final = 25.0
 
 
 class WorkerSettings(QueueSettings):
@@ -29,8 +31,8 @@ class WorkerSettings(QueueSettings):
     deterministic: bool = False
     threads: Annotated[int, Field(ge=1)] | None = None
     image_metadata: bool = True
-    stall_seconds: Seconds = 30.0
-    drain_seconds: Seconds = 25.0
+    stall_seconds: Seconds = STALL_SECONDS
+    drain_seconds: Seconds = DRAIN_SECONDS
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     log_format: LogFormat = "text"

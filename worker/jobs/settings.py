@@ -5,12 +5,14 @@ All processes of one service are to have the same.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from masc_core.settings import ProcessSettings, Seconds
 from worker.jobs.queue import DEFAULT_PREFIX, QueueLimits
+
+DEFAULTS: Final = QueueLimits()
 
 
 class QueueSettings(ProcessSettings):
@@ -18,11 +20,11 @@ class QueueSettings(ProcessSettings):
 
     queue_url: str = "memory://"
     queue_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = DEFAULT_PREFIX
-    max_queue: Annotated[int, Field(ge=1)] = 256
-    lease_seconds: Seconds = 10.0
-    max_deliveries: Annotated[int, Field(ge=1)] = 3
-    result_seconds: Seconds = 600.0
-    max_result_bytes: Annotated[int, Field(ge=1)] = 512 * 2**20
+    max_queue: Annotated[int, Field(ge=1)] = DEFAULTS.max_jobs
+    lease_seconds: Seconds = DEFAULTS.lease_seconds
+    max_deliveries: Annotated[int, Field(ge=1)] = DEFAULTS.max_deliveries
+    result_seconds: Seconds = DEFAULTS.result_seconds
+    max_result_bytes: Annotated[int, Field(ge=1)] = DEFAULTS.max_result_bytes
     traces_endpoint: str = ""
 
     @property
