@@ -33,7 +33,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
@@ -49,7 +48,6 @@ from torch.nn import functional
 from masc_core.bundle.read import serving_decoder
 from masc_core.device import choose_dtype, resolve_device
 from masc_core.generation.batch import Batch
-from masc_core.generation.generate import generate
 from masc_core.models.completer import Completer
 from masc_core.models.completer_config import CompleterConfig
 from masc_core.models.gigatok import GigaTok, GigaTokConfig
@@ -426,18 +424,16 @@ class Bench:
         cache = KVCache(self.config, 1, self.dtype, self.device)
         return self.dtype.itemsize, cache.layers[0].keys.itemsize
 
-    def _plain(self, batch: int) -> float:
+    def _plain(self, num_images: int) -> float:
         """Median seconds of a step of the plain loop."""
+        params_list = [self.system.task(index).params for index in range(num_images)]
+        rows = sum(params.batch_rows for params in params_list)
+        batch = Batch(self.model, self.code_sampler, rows)
+        batch.join(params_list)
         marks: list[float] = []
-        params_list = [self.system.task(index).params for index in range(batch)]
-
-        def note(position: int, _: Tensor) -> None:
+        for _ in range(max(3, self.num_steps)):
+            batch.step()
             marks.append(time.perf_counter())
-            if position + 1 >= max(3, self.num_steps):
-                raise StopIteration
-
-        with suppress(StopIteration):
-            generate(self.model, self.code_sampler, params_list, note)
         return statistics.median(b - a for a, b in pairwise(marks))
 
     @torch.inference_mode()

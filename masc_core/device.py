@@ -81,12 +81,6 @@ def processor_has(*names: str) -> bool:
     return any(capabilities.get(name, False) for name in names)
 
 
-def set_threads(num: int | None) -> None:
-    """Let torch compute on so many cores, before it computes; None leaves it as it is."""
-    if num is not None:
-        torch.set_num_threads(num)
-
-
 def enable_determinism() -> None:
     """Let the same work on a GPU have the same bits every time; call it before anything is there.
 

@@ -17,7 +17,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from os import PathLike
 
 from masc_core.escapes import shorten
@@ -148,14 +147,7 @@ class EngineError(MascError):
 
 
 class NonFiniteError(EngineError):
-    """The model produced a NaN or an infinity.
-
-    ``indices`` are those of the images at fault; the others of the batch can be made without them.
-    """
-
-    def __init__(self, message: str, indices: Sequence[int] = ()) -> None:
-        super().__init__(message)
-        self.indices = tuple(indices)
+    """The model produced a NaN or an infinity."""
 
 
 class PoisonJobError(EngineError):

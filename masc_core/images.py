@@ -3,20 +3,8 @@
 Pillow and NumPy only. An image is a uint8 array (H, W, 3), RGB. Encoding is a pure function of the
 pixels, the description and the library's version: no time stamp.
 
-Encoders, measured on 64x64 photographs and on 256x256 noisy ones (milliseconds and KiB an image):
-
-=====================  ==============  ===============
-encoder                64x64           256x256
-=====================  ==============  ===============
-PNG level 1 (chosen)   0.34 ms  8.8    5.3 ms   117
-PNG level 6            0.46 ms  9.0    15 ms    104
-WebP lossless 0        0.19 ms  6.5    1.4 ms   104
-WebP quality 95        0.58 ms  2.4    6.9 ms   17
-JPEG 95, 4:4:4         0.06 ms  3.5    0.3 ms   26
-=====================  ==============  ===============
-
-So PNG uses level 1, WebP is lossless at its lowest effort (exact pixels for less than a PNG costs),
-and JPEG, quality 95 with full chroma, is the small one.
+PNG uses level 1, WebP is lossless at its lowest effort (exact pixels for less than a PNG costs),
+and JPEG, quality 95 with full chroma, is the small one (docs/results/README.md).
 """
 
 from __future__ import annotations
@@ -154,13 +142,9 @@ def encode_image(
 
 
 def contact_sheet(
-    images: Sequence[Pixels],
-    columns: int,
-    *,
-    captions: Sequence[str] | None = None,
-    gap: int = SHEET_GAP,
+    images: Sequence[Pixels], columns: int, *, captions: Sequence[str] | None = None
 ) -> Image.Image:
-    """Lay images (H, W, 3) of one size out in rows, ``gap`` pixels apart, on white.
+    """Lay images (H, W, 3) of one size out in rows, two pixels apart, on white.
 
     Captions are written below the images and cut off at their width. No images, images of different
     sizes, or another number of captions are a `ValueError`.
@@ -172,10 +156,11 @@ def contact_sheet(
     tiles = [Image.fromarray(image) for image in images]
     if captions is not None:
         tiles = [_captioned(*pair) for pair in zip(tiles, captions, strict=True)]
-    width, height = tiles[0].width + gap, tiles[0].height + gap
+    width, height = tiles[0].width + SHEET_GAP, tiles[0].height + SHEET_GAP
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
+    size = (columns * width - SHEET_GAP, rows * height - SHEET_GAP)
+    sheet = Image.new("RGB", size, "white")
     for i, tile in enumerate(tiles):
         sheet.paste(tile, (i % columns * width, i // columns * height))
     return sheet

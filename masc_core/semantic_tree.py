@@ -145,8 +145,7 @@ class LeafOrder:
     def sort(self, codes: npt.ArrayLike) -> IntArray:
         """Codes, int64 (n,), in the order of the leaves."""
         array = np.asarray(codes, dtype=np.int64)
-        ordered: IntArray = array[np.argsort(self.starts[array])]
-        return ordered
+        return array[np.argsort(self.starts[array])]
 
     def chunks(self, num_clusters: int) -> ClusterMap:
         """Partition into K runs of V / K neighbours; a ValueError where K is no divisor of V."""
@@ -161,8 +160,7 @@ class LeafOrder:
 
     def cluster_starts(self, prior: ClusterMap) -> IntArray:
         """Position of the first code of each cluster, int64 (K,)."""
-        firsts: IntArray = np.minimum.reduceat(self.starts[prior.members], prior.offsets[:-1])
-        return firsts
+        return np.minimum.reduceat(self.starts[prior.members], prior.offsets[:-1])
 
     def branches(self, prior: ClusterMap) -> IntArray:
         """Node under which exactly the codes of each cluster stand, int64 (K,); -1 without one.

@@ -156,8 +156,7 @@ class Bucket:
     def size(self, path: str) -> int:
         """Bytes of an object."""
         with self._named(path):
-            size: int = self._api.head(self._store, path)["size"]
-            return size
+            return self._api.head(self._store, path)["size"]
 
     def parts(self, path: str, start: int, size: int) -> Iterator[bytes]:
         """Content of an object of that size from an offset on, a few parts ahead."""

@@ -26,14 +26,13 @@ from server.codebook_view import route as codebook
 from server.codebook_view.cache import CodebookCache
 from server.drain import Drain
 from server.error_forms import AnswerUnexpected
-from server.intake.idempotency import MarkReplays
+from server.intake.idempotency import replay_headers
 from server.metrics import MeasureRequests, ServerMetrics
 from server.middleware.body_limit import BodyLimit
-from server.middleware.closing import CloseWhileDraining
 from server.middleware.head_requests import HeadAsGet
+from server.middleware.headers import SECURITY_HEADERS, AddHeaders
 from server.middleware.hosts import AllowedHosts, allowed_names
 from server.middleware.root_path import RootPath
-from server.middleware.security import SecurityHeaders
 from server.middleware.tracing import TraceRequests
 from server.openai import route as openai
 from server.openai.schemas import CompletedEvent, OpenAIBody, PartialImageEvent
@@ -115,8 +114,8 @@ def create_app(
     )
     if names is not None:
         app.add_middleware(AllowedHosts, names=names)
-    app.add_middleware(SecurityHeaders)
-    app.add_middleware(MarkReplays)
+    app.add_middleware(AddHeaders, headers_of=lambda _: SECURITY_HEADERS)
+    app.add_middleware(AddHeaders, headers_of=replay_headers)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -133,7 +132,9 @@ def create_app(
     if settings.root_path:
         app.add_middleware(RootPath, root_path=settings.root_path)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(CloseWhileDraining, drain=drain)
+    # By a kept connection the next requests would reach the process that refuses them.
+    closing = {"Connection": "close"}
+    app.add_middleware(AddHeaders, headers_of=lambda _: closing if drain.is_draining else {})
     for routes in ROUTES:
         app.include_router(routes.router)
     _describe(app)

@@ -53,7 +53,7 @@ from masc_core.errors import (
     VersionRefusedError,
 )
 from masc_core.escapes import shorten
-from server.middleware.security import HEADERS
+from server.middleware.headers import SECURITY_HEADERS
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +226,7 @@ def _response(error: Exception) -> Response:
             return problem(CLIENT_CLOSED_REQUEST, "the client went away")
         case _:
             # Sent from outside of all middleware, so nobody else adds these.
-            return problem(500, SEE_LOG, headers=HEADERS)
+            return problem(500, SEE_LOG, headers=SECURITY_HEADERS)
 
 
 def _masc_error(error: MascError) -> Response:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Final, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -40,50 +41,40 @@ class ServerMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self.requests = Counter(
-            "masc_requests_total",
-            "Requests answered.",
-            ["endpoint", "outcome"],
-            registry=registry,
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.requests = counter(
+            "masc_requests_total", "Requests answered.", ["endpoint", "outcome"]
         )
-        self.rejections = Counter(
-            "masc_rejections_total",
-            "Generations refused for want of capacity.",
-            ["reason"],
-            registry=registry,
+        self.rejections = counter(
+            "masc_rejections_total", "Generations refused for want of capacity.", ["reason"]
         )
-        self.connections_refused = Counter(
+        self.connections_refused = counter(
             "masc_connections_refused_total",
             "Connections closed without an answer to a request: too many, too slow, not HTTP.",
             ["reason"],
-            registry=registry,
         )
         for reason in get_args(Reason):
             self.connections_refused.labels(reason)
-        self.request_seconds = Histogram(
+        self.request_seconds = histogram(
             "masc_request_duration_seconds",
             "Time from a request's arrival to the end of its answer.",
             ["endpoint"],
-            registry=registry,
             buckets=SECONDS_BUCKETS,
         )
         self.stage_seconds = stage_histogram(registry)
-        self.first_preview_seconds = Histogram(
+        self.first_preview_seconds = histogram(
             "masc_time_to_first_preview_seconds",
             "Time from the admission of a request that streams to its first preview.",
-            registry=registry,
             buckets=SECONDS_BUCKETS,
         )
         self.queue = QueueCollector()
         registry.register(self.queue)
-        self.ready = Gauge(
-            "masc_ready",
-            "Whether work is taken, and a worker for the default model is ready.",
-            registry=registry,
+        self.ready = gauge(
+            "masc_ready", "Whether work is taken, and a worker for the default model is ready."
         )
-        self.draining = Gauge(
-            "masc_draining", "Whether no more work is taken, before the end.", registry=registry
-        )
+        self.draining = gauge("masc_draining", "Whether no more work is taken, before the end.")
 
 
 class QueueCollector(Collector):
@@ -158,8 +149,7 @@ def set_final_status(scope: Scope, status: int) -> None:
 
 def final_status(scope: Scope) -> int | None:
     """The status given by `set_final_status`; None if the answer's own counts."""
-    status: int | None = scope.get(_FINAL_STATUS)
-    return status
+    return scope.get(_FINAL_STATUS)
 
 
 def endpoint_of(scope: Scope) -> str:

@@ -15,27 +15,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from masc_core.errors import (
-    DeadlineError,
-    DrainingError,
-    ForbiddenError,
-    IdempotencyConflictError,
-    JobCancelledError,
-    NonFiniteError,
-    NoWorkerError,
-    QueueDownError,
-    QueueFullError,
-    RateLimitError,
-    ResultGoneError,
-    ShareExceededError,
-    StorageDownError,
-    UnauthorizedError,
-    UnknownClassError,
-    UnknownJobError,
-    UnknownModelError,
-    VersionRefusedError,
-)
-from server.errors import INVALID, MEDIA_TYPE, PROBLEM_TYPES, FieldProblem, ProblemType, problem
+from masc_core import errors
+from server.errors import MEDIA_TYPE, PROBLEM_TYPES, FieldProblem, ProblemType, problem
 
 REF = "#/components/schemas/{model}"
 Responses = dict[int | str, dict[str, Any]]
@@ -43,12 +24,17 @@ Responses = dict[int | str, dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One error as an example: what `problem` takes, and which headers come with it."""
+    """One error as an example: its class or bare status, its text, whether to try again."""
 
-    kind: ProblemType | int
+    error: type[errors.MascError] | int
     detail: str
-    errors: Sequence[FieldProblem] = ()
+    fields: Sequence[FieldProblem] = ()
     retry: bool = False
+
+    @property
+    def kind(self) -> ProblemType | int:
+        """What `problem` takes."""
+        return self.error if isinstance(self.error, int) else PROBLEM_TYPES[self.error]
 
     @property
     def status(self) -> int:
@@ -64,70 +50,64 @@ class Sample:
 
     def document(self) -> Any:  # noqa: ANN401 - JSON
         """The document as it is sent."""
-        return json.loads(bytes(problem(self.kind, self.detail, self.errors).body))
+        return json.loads(bytes(problem(self.kind, self.detail, self.fields).body))
 
 
-def _request_sample(kind: ProblemType, field: str, message: str) -> Sample:
-    return Sample(kind, message, [FieldProblem(field, message)])
+def _request_sample(error: type[errors.RequestError], field: str, message: str) -> Sample:
+    return Sample(error, message, [FieldProblem(field, message)])
 
 
 SAMPLES: Mapping[str, Sample] = {
     "invalid": Sample(
-        INVALID,
+        errors.InvalidFieldError,
         "cfg_scale: must be less than or equal to 20",
         [FieldProblem("cfg_scale", "must be less than or equal to 20")],
     ),
     "unknown-class": _request_sample(
-        PROBLEM_TYPES[UnknownClassError], "class_id", "tiny has classes 0 to 49"
+        errors.UnknownClassError, "class_id", "tiny has classes 0 to 49"
     ),
-    "unknown-model": _request_sample(
-        PROBLEM_TYPES[UnknownModelError], "model", "there is no model 'huge'"
-    ),
+    "unknown-model": _request_sample(errors.UnknownModelError, "model", "there is no model 'huge'"),
     "no-codebook": Sample(404, "cifar10 1 was published without pictures of its codebook"),
     "other-version": Sample(409, "cifar10 is served in version 2 now"),
-    "no-key": Sample(PROBLEM_TYPES[UnauthorizedError], "this service wants an API key"),
-    "forbidden": Sample(PROBLEM_TYPES[ForbiddenError], "this key is not an admin's"),
-    "batch-only": Sample(
-        PROBLEM_TYPES[ForbiddenError], "this key may ask for the priority batch alone"
-    ),
+    "no-key": Sample(errors.UnauthorizedError, "this service wants an API key"),
+    "forbidden": Sample(errors.ForbiddenError, "this key is not an admin's"),
+    "batch-only": Sample(errors.ForbiddenError, "this key may ask for the priority batch alone"),
     "no-keys": Sample(
-        PROBLEM_TYPES[ForbiddenError], "without keys nobody's jobs can be told from another's"
+        errors.ForbiddenError, "without keys nobody's jobs can be told from another's"
     ),
-    "unknown-job": _request_sample(
-        PROBLEM_TYPES[UnknownJobError], "id", "there is no job '0c3c8a4c'"
-    ),
+    "unknown-job": _request_sample(errors.UnknownJobError, "id", "there is no job '0c3c8a4c'"),
     "result-gone": _request_sample(
-        PROBLEM_TYPES[ResultGoneError], "id", "the images of job '0c3c8a4c' are kept no longer"
+        errors.ResultGoneError, "id", "the images of job '0c3c8a4c' are kept no longer"
     ),
     "conflict": _request_sample(
-        PROBLEM_TYPES[IdempotencyConflictError],
+        errors.IdempotencyConflictError,
         "Idempotency-Key",
         "the idempotency key was used for another request",
     ),
-    "cancelled": Sample(PROBLEM_TYPES[JobCancelledError], "the job was cancelled"),
+    "cancelled": Sample(errors.JobCancelledError, "the job was cancelled"),
     "too-slow": Sample(408, "the body has to be there within 20 seconds"),
     "too-large": Sample(413, "the body may have at most 65536 bytes"),
     "not-json": Sample(415, "send the body with Content-Type: application/json"),
-    "non-finite": Sample(PROBLEM_TYPES[NonFiniteError], "position 12 has a NaN among its logits"),
+    "non-finite": Sample(errors.NonFiniteError, "position 12 has a NaN among its logits"),
     "rate-limit": Sample(
-        PROBLEM_TYPES[RateLimitError], "this key may start 60 requests a minute", retry=True
+        errors.RateLimitError, "this key may start 60 requests a minute", retry=True
     ),
     "version-refused": _request_sample(
-        PROBLEM_TYPES[VersionRefusedError], "version", "weights.safetensors is not as published"
+        errors.VersionRefusedError, "version", "weights.safetensors is not as published"
     ),
-    "queue-down": Sample(PROBLEM_TYPES[QueueDownError], "the queue cannot be reached", retry=True),
+    "queue-down": Sample(errors.QueueDownError, "the queue cannot be reached", retry=True),
     "storage-down": Sample(
-        PROBLEM_TYPES[StorageDownError], "the operator finds the cause in the log of the service"
+        errors.StorageDownError, "the operator finds the cause in the log of the service"
     ),
     "queue-full": Sample(
-        PROBLEM_TYPES[QueueFullError], "256 jobs wait already, no more are taken", retry=True
+        errors.QueueFullError, "256 jobs wait already, no more are taken", retry=True
     ),
     "share-exceeded": Sample(
-        PROBLEM_TYPES[ShareExceededError], "128 jobs of this client wait already", retry=True
+        errors.ShareExceededError, "128 jobs of this client wait already", retry=True
     ),
-    "no-worker": Sample(PROBLEM_TYPES[NoWorkerError], "no worker has announced itself", retry=True),
-    "draining": Sample(PROBLEM_TYPES[DrainingError], "this server is about to stop", retry=True),
-    "timed-out": Sample(PROBLEM_TYPES[DeadlineError], "no image within 300 seconds"),
+    "no-worker": Sample(errors.NoWorkerError, "no worker has announced itself", retry=True),
+    "draining": Sample(errors.DrainingError, "this server is about to stop", retry=True),
+    "timed-out": Sample(errors.DeadlineError, "no image within 300 seconds"),
 }
 
 # Errors of every route that starts work, and those of one that also waits for the result.

@@ -45,34 +45,7 @@ def _each(check: Callable[[str], str], listed: str) -> str:
 
 
 class ServerSettings(QueueSettings):
-    """Settings of a front end, besides those of the queue.
-
-    Attributes
-    ----------
-    host, port : where it listens; port 0 takes a free one
-    published_host : the address at which others reach it, behind a container or a proxy; decides
-        whether missing keys are warned of
-    allowed_hosts : names under which it may be called, with commas between; see
-        `server.middleware.hosts`
-    root_path : below which a proxy shows the service to its clients, such as ``/masc``
-    cors_origins : origins whose pages may use it, with commas between, or ``*``
-    models_dir : folder of the model bundles, or its address in object storage
-    default_model : the model of requests that name none; required if there are several
-    max_connections : of clients at once; at most what the limit of open files leaves
-    head_timeout : seconds for the head of a request to arrive
-    keep_alive_timeout : seconds that a connection is kept between two requests
-    max_body_bytes : largest body of a request
-    body_timeout : seconds for the body of a request to arrive
-    request_timeout : seconds until a waiting request times out
-    job_timeout : seconds until a job of ``POST /jobs`` expires
-    drain_seconds : for the accepted work after SIGTERM
-    api_keys_file : keys of clients; without it everyone is a client
-    admin_keys_file : keys of admins; without it admin routes are closed
-    rate_limit : requests a minute that start work, for a key without a limit of its own; without
-        keys, for everyone together; 0 is no limit
-    queue_share : share of the queue for the waiting jobs of a key without a share of its own
-    log_format : ``text`` or ``json``
-    """
+    """Settings of a front end, besides those of the queue; docs/settings.md explains them."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000

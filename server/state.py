@@ -130,8 +130,7 @@ def _why_not(model: str, workers: Sequence[WorkerStatus]) -> str:
 
 def app_state(app: Starlette) -> AppState:
     """The parts of an application; the one place that reads Starlette's untyped ``app.state``."""
-    state: AppState = app.state.masc
-    return state
+    return app.state.masc
 
 
 async def _state_of(request: Request) -> AppState:

@@ -1,15 +1,8 @@
 """Downloads of weights: each file once and whole; an interrupted one continues.
 
-====================================  =======================================================
-``file.pt``                           a file that is here
-``hf://owner/repo/file[@revision]``   of the Hugging Face hub; pages of the hub name files, too
-``https://host/file[#sha256=...]``    of any server
-====================================  =======================================================
-
-The hub's files lie in its own cache, which other programs share; mirrors, tokens, folders and work
-without a network are set by its variables (``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_HOME``,
-``HF_HUB_OFFLINE``). By itself its library begins anew after an interruption, and compares sizes
-alone: so what is missing comes into the cache from here, and the library finds it there.
+docs/training.md has the addresses and the hub's variables. The hub's files lie in its own cache,
+which other programs share. By itself its library begins anew after an interruption, and compares
+sizes alone: so what is missing comes into the cache from here, and the library finds it there.
 """
 
 from __future__ import annotations

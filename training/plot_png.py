@@ -9,7 +9,6 @@ import io
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -23,7 +22,6 @@ def new_figure(width: float, height: float) -> Figure:
 
 def png_bytes(figure: Figure) -> bytes:
     """Draw the figure; the file says neither when nor by what it was made."""
-    FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return buffer.getvalue()

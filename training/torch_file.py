@@ -19,6 +19,7 @@ import torch
 
 from masc_core.errors import ArtifactError
 from masc_core.io.bounded import check_file
+from masc_core.io.files import reading
 
 # All that torch's restricted reader raises on what is damaged or hostile.
 DAMAGE = (
@@ -44,16 +45,15 @@ def read_torch_file(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
     ArtifactError : the file is missing, damaged or no such file, or asks for code to be run
     """
     try:
-        # Only the archives that torch.save writes since 2020 can stay on the disk.
-        check_file(path)
-        on_disk = zipfile.is_zipfile(path)
-        if on_disk:
-            _refuse_packed(path)
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with reading(path), warnings.catch_warnings():
+            # Only the archives that torch.save writes since 2020 can stay on the disk.
+            check_file(path)
+            on_disk = zipfile.is_zipfile(path)
+            if on_disk:
+                _refuse_packed(path)
             warnings.simplefilter("ignore")  # of pickles newer than torch's own: read or refused
-            return torch.load(path, map_location="cpu", mmap=on_disk, weights_only=True)
-    except OSError as error:
-        raise ArtifactError(path, f"cannot be read: {error.strerror or error}") from error
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(path, map_location="cpu", mmap=on_disk, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ArtifactError(path, _refusal(str(error))) from error
     except DAMAGE as error:

@@ -35,14 +35,13 @@ from worker.model.loaded_version import (
 from worker.model.served import ServedModel
 from worker.model.versions import ModelReloader
 from worker.queue_client import QueueClient
+from worker.settings import DRAIN_SECONDS, STALL_SECONDS
 
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.2  # that a step without work waits for a job
 PAUSE_AFTER_ERROR_SECONDS = 0.2
 MAX_FAILURES = 3  # one after another, before the worker ends
-STALL_SECONDS = 30.0
-DRAIN_SECONDS = 25.0
 END_SECONDS = 4.0  # for the step under way, and to let everything go
 
 

@@ -24,13 +24,7 @@ from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from masc_core.bundle.manifest import MANIFEST_FILE, read_manifest
 from masc_core.bundle.read import load_bundle
 from masc_core.bundle.registry import Registry
-from masc_core.device import (
-    choose_dtype,
-    enable_determinism,
-    resolve_device,
-    set_threads,
-    use_device,
-)
+from masc_core.device import choose_dtype, enable_determinism, resolve_device, use_device
 from masc_core.errors import ArtifactError, ConfigError, EngineError
 from masc_core.generation.batch import Batch
 from object_storage.registry import open_registry
@@ -67,7 +61,8 @@ def build_worker(
         each other, or models that do not fit into the memory together
     ArtifactError : no model, or a file of each bundle is missing, truncated or altered
     """
-    set_threads(settings.threads)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     device = resolve_device(settings.device)
     backends = engine_backends(settings, device)
     cores: Sequence[int] = ()  # to try; on a GPU torch's own number is as good as any
@@ -159,13 +154,13 @@ def engine_backends(settings: WorkerSettings, device: torch.device) -> Sequence[
             raise ConfigError("MASC_DETERMINISTIC: needs MASC_CUDA_GRAPHS on a GPU")
         enable_determinism()
         return [Backend("graphs", partial(GraphBatch, deterministic=True))]
-    eager = Backend("eager", partial(Batch, kernels=False))  # works where Triton does not
+    no_kernels = Backend("eager", partial(Batch, kernels=False))  # works where Triton does not
     if not settings.cuda_graphs:
-        return [Backend("eager", Batch), eager]
+        return [Backend("eager", Batch), no_kernels]
     return [
         Backend("graphs", GraphBatch),
         Backend("compiled", partial(GraphBatch, captured=False)),
-        eager,
+        no_kernels,
     ]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -32,76 +33,62 @@ class WorkerMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.images = Counter(
-            "masc_images_total", "Images made.", ["model", "format"], registry=registry
-        )
-        self.tokens = Counter(
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.images = counter("masc_images_total", "Images made.", ["model", "format"])
+        self.tokens = counter(
             "masc_tokens_total",
             "Positions of images made, conditional, and the unconditional ones for guidance.",
             ["kind"],
-            registry=registry,
         )
-        self.steps = Counter(
-            "masc_engine_steps_total", "Steps of the transformer.", registry=registry
-        )
+        self.steps = counter("masc_engine_steps_total", "Steps of the transformer.")
         self.stage_seconds = stage_histogram(registry)
-        self.step_seconds = Histogram(
+        self.step_seconds = histogram(
             "masc_decode_step_duration_seconds",
             "Duration of a step of the transformer.",
-            registry=registry,
             buckets=STEP_BUCKETS,
         )
-        self.batch_rows = Histogram(
-            "masc_batch_rows", "Rows in each step's batch.", registry=registry, buckets=ROW_BUCKETS
+        self.batch_rows = histogram(
+            "masc_batch_rows", "Rows in each step's batch.", buckets=ROW_BUCKETS
         )
-        self.entropy_bits = Histogram(
+        self.entropy_bits = histogram(
             "masc_prediction_entropy_bits",
             "Mean entropy of an image's predictions, bits a position.",
-            registry=registry,
             buckets=BITS_BUCKETS,
         )
-        self.entropy_ratio = Histogram(
+        self.entropy_ratio = histogram(
             "masc_prediction_entropy_ratio",
             "Mean entropy of an image's predictions over its maximum, the logarithm of K.",
-            registry=registry,
             buckets=RATIO_BUCKETS,
         )
-        self.cluster_entropy_bits = Histogram(
+        self.cluster_entropy_bits = histogram(
             "masc_prediction_cluster_entropy_bits",
             "The same of the clusters of a partition, of models that have one.",
-            registry=registry,
             buckets=BITS_BUCKETS,
         )
-        self.rows_active = Gauge(
-            "masc_batch_rows_active", "Rows of the batch in use.", registry=registry
-        )
-        self.rows_capacity = Gauge(
-            "masc_batch_rows_capacity", "Rows that the batch can hold.", registry=registry
-        )
-        self.last_step = Gauge(
+        self.rows_active = gauge("masc_batch_rows_active", "Rows of the batch in use.")
+        self.rows_capacity = gauge("masc_batch_rows_capacity", "Rows that the batch can hold.")
+        self.last_step = gauge(
             "masc_last_step_timestamp_seconds",
             "When the transformer last made a step, seconds since the epoch.",
-            registry=registry,
         )
-        self.model_info = Gauge(
+        self.model_info = gauge(
             "masc_model_info",
             "The model that is served, in labels.",
             ["model", "version", "weights_sha256", "clusters", "tokens", "dtype"],
-            registry=registry,
         )
-        self.engine_mode = Gauge(
+        self.engine_mode = gauge(
             "masc_engine_mode",
             "How steps are made: graphs, captured; compiled; eager; or cpu, without a GPU.",
             ["mode"],
-            registry=registry,
         )
         self._served: dict[str, Sequence[str]] = {}  # by model, the labels of its version
         self._modes: dict[str, EngineMode] = {}  # by model
-        self.gpu_memory = Gauge(
+        self.gpu_memory = gauge(
             "masc_gpu_memory_bytes",
             "Memory of the GPU: allocated by tensors, reserved for them, used by all, total.",
             ["kind"],
-            registry=registry,
         )
 
     def stop_serving(self, name: str) -> None:

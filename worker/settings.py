@@ -13,35 +13,12 @@ from worker.jobs.log import LogFormat
 from worker.jobs.settings import QueueSettings
 
 ALL: Final = "all"  # of `served_models`
+STALL_SECONDS: Final = 30.0
+DRAIN_SECONDS: Final = 25.0
 
 
 class WorkerSettings(QueueSettings):
-    """Settings of a worker, besides the queue's.
-
-    Attributes
-    ----------
-    models_dir : folder of the model bundles, or its address in object storage
-    default_model : the model to serve where `served_models` names none; needed when there are
-        several
-    served_models : the models to serve, with commas between, or ``all`` that have an active version
-    max_model_bytes : memory that the models of a worker may take together; by default what is free
-        when they are loaded
-    device : ``cuda`` (with a number for one of several), ``cpu``, or ``auto``: CUDA if there is any
-    dtype : precision of the transformer; ``auto`` is bfloat16 where the device computes in it
-    max_batch : rows of the transformer's batch; a guided image takes two
-    cuda_graphs : on CUDA, capture whole steps and replay them; off, for looking for errors
-    deterministic : on CUDA, let every step have one shape, so that an image has the same bits
-        whatever else is in the batch; small batches then take as long as full ones
-    threads : of the CPU that the transformer and the decoder use; by default what proves
-        fastest at the start
-    image_metadata : whether the files of images say what they were made with
-    stall_seconds : without the end of a step, after which the worker is not ready, and its jobs
-        go to others
-    drain_seconds : for the images that have begun when it is told to stop
-    metrics_host, metrics_port : where a process without a front end serves its metrics; port 0
-        takes a free one
-    log_format : ``text`` or ``json``
-    """
+    """Settings of a worker, besides those of the queue; docs/settings.md explains them."""
 
     models_dir: ModelsDir = Path("models")
     default_model: str = ""
@@ -54,8 +31,8 @@ class WorkerSettings(QueueSettings):
     deterministic: bool = False
     threads: Annotated[int, Field(ge=1)] | None = None
     image_metadata: bool = True
-    stall_seconds: Seconds = 30.0
-    drain_seconds: Seconds = 25.0
+    stall_seconds: Seconds = STALL_SECONDS
+    drain_seconds: Seconds = DRAIN_SECONDS
     metrics_host: str = "127.0.0.1"
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     log_format: LogFormat = "text"

@@ -1,20 +1,7 @@
 """The manifest of a model bundle: what is in its folder, and everything needed to load it.
 
-A bundle is one version of a model, ``<models>/<name>/<version>/``::
-
-    manifest.json                name, classes, defaults, sizes, provenance, figures; hashes
-    transformer.safetensors      the transformer, class to clusters
-    tokenizer.safetensors        codebook and decoder
-    encoder.safetensors          optional: the tokenizer's other half, to refresh the model with
-    prior.npz                    which cluster each code belongs to
-    token_counts.safetensors     optional: how often each code occurs, for "frequency" decoding
-    refiner.safetensors          optional: draws codes within clusters, for "refine" decoding
-    completer.safetensors        optional: draws all codes at the end, for "complete" decoding
-    partition-<k>.npz            optional: the k clusters of a term of the training's loss
-    samples.png                  optional: a sheet of images
-    tree.npy, patches.webp       optional: the tree and the codes to look at (`codebook_view`)
-
-``manifest.json`` is the last file written and lists every other one with its SHA-256, so a bundle
+A bundle is one version of a model, ``<models>/<name>/<version>/``; docs/architecture.md has its
+files. ``manifest.json`` is the last one written and lists every other with its SHA-256, so a bundle
 without it, or that differs from it, was not published by us in this state. `write` makes bundles,
 `read` makes models of them, `registry` knows which version of each is active.
 """

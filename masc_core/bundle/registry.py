@@ -145,10 +145,8 @@ class Registry:
         ArtifactError : no version is active
         """
         active_version = self._active_version(name)
-        try:
+        with reading(active_version.path):
             return active_version.stamp()
-        except OSError as error:
-            raise ArtifactError(active_version.path, f"cannot be read: {error.strerror}") from error
 
     def path(self, name: str, version: str | None = None) -> Path:
         """Folder of a version on this machine, by default the active one."""

@@ -8,8 +8,7 @@ Legend: B images, L positions of an image.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,18 +30,11 @@ class Generated:
     clusters: Tensor  # int64 (B, L), what the transformer predicted
     entropies: Tensor  # float32 (B, L), bits; with guidance, before temperature and filters
     cluster_entropies: Tensor  # the same of the partition's clusters; (B, 0) without one
-    prefill_seconds: float  # of the first position
-    decode_seconds: float  # of all others
-    code_seconds: float  # of both, to turn clusters into codes; on a GPU to enqueue that
-    complete_seconds: float  # to draw all codes anew from all clusters, where that is asked for
 
 
 @torch.inference_mode()
 def generate(
-    model: GPT,
-    code_sampler: CodeSampler,
-    params_list: Sequence[SamplingParams],
-    on_step: Callable[[int, Tensor], None] | None = None,
+    model: GPT, code_sampler: CodeSampler, params_list: Sequence[SamplingParams]
 ) -> Generated:
     """Generate a batch of images.
 
@@ -51,14 +43,11 @@ def generate(
     model : in evaluation mode
     code_sampler : on the model's device
     params_list : of the B images, at least one
-    on_step : called after each position p as ``on_step(p, codes)``, with the codes so far, int64
-        (B, p + 1), which of images that are completed are not the final ones; what it raises ends
-        the generation
 
     Raises
     ------
     UnknownClassError, InvalidFieldError : as from `Batch.join`
-    NonFiniteError : logits of some images hold a NaN or an infinity; ``indices`` says of which
+    NonFiniteError : logits of some images hold a NaN or an infinity; the message names them
     ValueError : no images, or a model in training mode, where dropout makes results random
     """
     if model.training:
@@ -68,42 +57,20 @@ def generate(
     num_steps, device = model.config.block_size, model.output.weight.device
     images, tables = torch.tensor(slots, device=device), batch.tables
     clusters = torch.empty(len(params_list), num_steps, dtype=torch.int64, device=device)
-    started = prefilled = time.perf_counter()
-    code_seconds = 0.0
     for position in range(num_steps):
-        report = batch.step()
-        _require_finite(report.failed, slots, position)
+        _require_finite(batch.step().failed, slots, position)
         clusters[:, position] = tables.token[images]
-        code_seconds += report.code_seconds
-        if position == 0:
-            prefilled = _now(device)
-        if on_step is not None:
-            on_step(position, tables.codes[images, : position + 1])
-    finished = _now(device)
-    codes = complete_codes(code_sampler, tables.codes[images], params_list)
     return Generated(
-        codes=codes,
+        codes=complete_codes(code_sampler, tables.codes[images], params_list),
         clusters=clusters,
         entropies=tables.entropies[images],
         cluster_entropies=tables.cluster_entropies[images],
-        prefill_seconds=prefilled - started,
-        decode_seconds=finished - prefilled,
-        code_seconds=code_seconds,
-        complete_seconds=_now(device) - finished,
     )
 
 
 def _require_finite(failed: Sequence[int], slots: Sequence[int], position: int) -> None:
     if failed:
-        at_fault = sorted(slots.index(slot) for slot in failed)
-        images = ", ".join(map(str, at_fault))
+        images = ", ".join(map(str, sorted(slots.index(slot) for slot in failed)))
         raise NonFiniteError(
-            f"NaN or infinity in the logits of image {images} at position {position}", at_fault
+            f"NaN or infinity in the logits of image {images} at position {position}"
         )
-
-
-def _now(device: torch.device) -> float:
-    """Time when all work queued so far is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

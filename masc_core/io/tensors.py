@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from masc_core.errors import ArtifactError
 from masc_core.io.bounded import open_file
-from masc_core.io.files import atomic_path
+from masc_core.io.files import atomic_path, reading
 
 MAX_HEADER_BYTES = 16 << 20  # a hundred thousand tensors
 # Others are no weights, or cannot be converted without loss.
@@ -149,10 +149,9 @@ class _WithoutValues(TorchFunctionMode):
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
-        check_tensors_file(path)
-        yield
-    except OSError as error:
-        raise ArtifactError(path, f"cannot be read: {error.strerror or error}") from error
+        with reading(path):
+            check_tensors_file(path)
+            yield
     except SafetensorError as error:
         raise ArtifactError(path, f"cannot be read as safetensors: {error}") from error
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masc_core.models.gpt_config import GPTConfig
-from masc_core.models.kv_cache import KERNEL_DTYPES, KVCache, KVLayer, Rows
+from masc_core.models.kv_cache import KERNEL_DTYPES, KVLayer, Rows
 from masc_core.models.projection import PackedWeight, Projection, can_pack
 from masc_core.models.rope import no_rotation, rope_table, split_rotated
 
@@ -75,13 +75,6 @@ class GPT(nn.Module):
         for block in self.layers:
             x = block(x, cos_sin)
         return self.norm(x)
-
-    def step(self, rows: Rows, cache: KVCache) -> Prediction:
-        """One position of every row; the cache holds the earlier ones, and then these."""
-        x, branch, cos_sin = self.embed(rows)
-        for block, layer in zip(self.blocks, cache.layers, strict=True):
-            x, branch = block.step(x, branch, cos_sin, rows, layer)
-        return self.head(x, branch)
 
     def pack(self) -> None:
         """Lay the weights out for steps, as they are now.

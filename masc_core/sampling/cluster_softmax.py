@@ -35,6 +35,7 @@ class ClusterSoftmax:
     num_clusters : K
     largest : codes of the largest cluster
     labels : int64 (V,), cluster of each code
+    sizes : int64 (K,), codes of each cluster
     """
 
     def __init__(self, prior: ClusterMap, device: torch.device | str = "cpu") -> None:
@@ -42,7 +43,7 @@ class ClusterSoftmax:
         self.largest = int(prior.sizes.max())
         self._members = torch.tensor(prior.members, device=device)
         self._offsets = torch.tensor(prior.offsets[:-1], device=device)
-        self._sizes = torch.tensor(prior.sizes, device=device)
+        self.sizes = torch.tensor(prior.sizes, device=device)
         self.labels = torch.tensor(prior.labels, device=device)
         indices = torch.empty_like(self.labels)
         indices[self._members] = torch.arange(len(indices), device=device)
@@ -59,7 +60,7 @@ class ClusterSoftmax:
         clusters, codes : int64 (n,), z, and f, a code of that cluster
         """
         losses = torch.zeros(len(clusters), device=vectors.device)
-        multi_code_rows = (self._sizes[clusters] > 1).nonzero().flatten()
+        multi_code_rows = (self.sizes[clusters] > 1).nonzero().flatten()
         if not len(multi_code_rows):
             return losses + 0.0 * (vectors.sum() + table.sum())  # has gradients, all zero
         ragged = self.ragged(clusters[multi_code_rows])
@@ -71,7 +72,7 @@ class ClusterSoftmax:
 
     def ragged(self, clusters: Tensor) -> RaggedCodes:
         """Codes of the clusters, int64 (n,), of the rows."""
-        sizes = self._sizes[clusters]
+        sizes = self.sizes[clusters]
         rows = torch.arange(len(clusters), device=clusters.device).repeat_interleave(sizes)
         starts = sizes.cumsum(0) - sizes
         ranks = torch.arange(len(rows), device=clusters.device) - starts[rows]
@@ -86,7 +87,7 @@ class ClusterSoftmax:
         ranks = torch.arange(self.largest, device=clusters.device)
         starts = self._offsets[clusters][:, None]
         codes = self._members[(starts + ranks).clamp(max=len(self._members) - 1)]
-        return codes, ranks < self._sizes[clusters][:, None]
+        return codes, ranks < self.sizes[clusters][:, None]
 
 
 def _scores(vectors: Tensor, table: Tensor, ragged: RaggedCodes) -> Tensor:

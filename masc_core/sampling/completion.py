@@ -42,7 +42,7 @@ def complete_codes(
 
     Raises
     ------
-    NonFiniteError : the scores of some images hold a NaN or an infinity; ``indices`` says of which
+    NonFiniteError : the scores of some images hold a NaN or an infinity; the message names them
     """
     chosen = [i for i, params in enumerate(params_list) if params.decoding == "complete"]
     if not chosen:
@@ -69,7 +69,7 @@ def complete_codes(
         completed[chosen[i]] = _draw(code_sampler, logits, clusters[i], params)
     if at_fault:
         whose = f" of image {', '.join(map(str, at_fault))}" if len(params_list) > 1 else ""
-        raise NonFiniteError(f"NaN or infinity in the completer's scores{whose}", at_fault)
+        raise NonFiniteError(f"NaN or infinity in the completer's scores{whose}")
     return completed
 
 

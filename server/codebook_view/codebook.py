@@ -157,8 +157,7 @@ class Codebook:
         if sort not in self._sorted:
             self._sorted[sort] = self._sort(sort)
         ordered = self._sorted[sort]
-        kept: IntArray = ordered[self.prior.sizes[ordered] >= least] if least > 1 else ordered
-        return kept
+        return ordered[self.prior.sizes[ordered] >= least] if least > 1 else ordered
 
     def _sort(self, sort: Sort) -> IntArray:
         keys = [self.order.cluster_starts(self.prior)]
@@ -235,5 +234,4 @@ class Codebook:
 def _evenly_spaced(codes: IntArray, most: int | None) -> list[int]:
     if most is not None and len(codes) > most:
         codes = codes[np.linspace(0, len(codes) - 1, most).round().astype(np.int64)]
-    chosen: list[int] = codes.tolist()
-    return chosen
+    return codes.tolist()

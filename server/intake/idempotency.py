@@ -12,8 +12,7 @@ from typing import Annotated, Final
 
 from fastapi import Header
 from pydantic import BaseModel
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from worker.jobs.job import Idempotency
 
@@ -58,18 +57,6 @@ def mark_replay(scope: Scope) -> None:
     scope[_REPLAYED_KEY] = True
 
 
-class MarkReplays:
-    """Pure ASGI middleware that adds ``Idempotency-Replayed: true`` to what was marked."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
-
-        async def add_header(message: Message) -> None:
-            if message["type"] == "http.response.start" and scope.get(_REPLAYED_KEY):
-                MutableHeaders(scope=message)[REPLAYED] = "true"
-            await send(message)
-
-        await self._app(scope, receive, add_header if scope["type"] == "http" else send)
+def replay_headers(scope: Scope) -> dict[str, str]:
+    """``Idempotency-Replayed: true`` for what was marked."""
+    return {REPLAYED: "true"} if scope.get(_REPLAYED_KEY) else {}

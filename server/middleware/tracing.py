@@ -69,8 +69,7 @@ def stage(
 
 def span_of(scope: Scope) -> Span | None:
     """The span of a request; None where it is not traced."""
-    span: Span | None = scope.get(_SPAN)
-    return span
+    return scope.get(_SPAN)
 
 
 def traceparent_of(scope: Scope) -> str:

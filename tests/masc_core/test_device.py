@@ -7,7 +7,6 @@ from masc_core.device import (
     choose_dtype,
     gpu_has_bfloat16,
     resolve_device,
-    set_threads,
     use_device,
 )
 from masc_core.errors import ConfigError
@@ -79,14 +78,3 @@ def test_a_thread_works_on_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     use_device(torch.device("cpu"))
     use_device(torch.device("cuda", 1))
     assert used == [torch.device("cuda", 1)]
-
-
-def test_threads() -> None:
-    before = torch.get_num_threads()
-    try:
-        set_threads(before + 1)
-        assert torch.get_num_threads() == before + 1
-        set_threads(None)
-        assert torch.get_num_threads() == before + 1
-    finally:
-        set_threads(before)

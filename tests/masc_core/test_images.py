@@ -125,7 +125,7 @@ def test_what_fits_no_jpeg_is_left_out() -> None:
 
 def test_contact_sheet_places_images_row_by_row() -> None:
     images = [np.full((4, 6, 3), value, np.uint8) for value in (10, 20, 30, 40, 50)]
-    sheet = np.asarray(contact_sheet(images, columns=3, gap=2))
+    sheet = np.asarray(contact_sheet(images, columns=3))
     assert sheet.shape == (2 * 4 + 2, 3 * 6 + 2 * 2, 3)
     assert (sheet[:4, 8:14] == 20).all()
     assert (sheet[6:, 8:14] == 50).all()
@@ -134,7 +134,7 @@ def test_contact_sheet_places_images_row_by_row() -> None:
 
 
 def test_contact_sheet_is_no_wider_than_its_images() -> None:
-    assert contact_sheet([photograph(8, 8)] * 2, columns=10, gap=0).size == (16, 8)
+    assert contact_sheet([photograph(8, 8)] * 2, columns=10).size == (8 + 2 + 8, 8)
 
 
 def test_captions_are_written_below_and_leave_the_pixels_alone() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from masc_core.bundle.manifest import MANIFEST_FILE
 from masc_core.errors import ArtifactError, ConfigError
-from server.middleware.security import HEADERS
+from server.middleware.headers import SECURITY_HEADERS
 from tests.server.service import Service, assert_problem, write_model
 
 
@@ -36,7 +36,8 @@ def test_what_nobody_foresaw_is_a_problem_too(own_service: Service) -> None:
     assert_problem(response, 500)
     assert "secret" not in response.text
     assert (
-        HEADERS.items() <= {name.title(): text for name, text in response.headers.items()}.items()
+        SECURITY_HEADERS.items()
+        <= {name.title(): text for name, text in response.headers.items()}.items()
     )
     labels = {"endpoint": "/broken", "outcome": "error"}
     assert own_service.sample("masc_requests_total", **labels) == 1
@@ -45,7 +46,7 @@ def test_what_nobody_foresaw_is_a_problem_too(own_service: Service) -> None:
 @pytest.mark.parametrize("path", ["/", "/healthz", "/nope", "/metrics", "/static/app.js"])
 def test_every_answer_carries_the_security_headers(service: Service, path: str) -> None:
     response = service.get(path)
-    for name, value in HEADERS.items():
+    for name, value in SECURITY_HEADERS.items():
         assert response.headers[name] == value
 
 

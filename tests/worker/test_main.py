@@ -252,6 +252,16 @@ def test_every_thread_that_computes_takes_its_device(
     assert used == {(name, torch.device("cpu")) for name in names}
 
 
+def test_a_worker_computes_on_as_many_cores_as_it_is_told(tmp_path: Path) -> None:
+    save_tiny_bundle(tmp_path)
+    before = torch.get_num_threads()
+    try:
+        build(tmp_path, threads=str(before + 1))
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_one_of_several_models_is_named(tmp_path: Path) -> None:
     save_tiny_bundle(tmp_path, "a")
     save_tiny_bundle(tmp_path, "b")

@@ -72,14 +72,12 @@ class AwayQueue(MemoryQueue):
 class SlowQueue(AwayQueue):
     """A queue as if it were elsewhere, whose calls can be made to last."""
 
+    is_remote = True
+
     def __init__(self) -> None:
         super().__init__()
         self.is_going, self.is_called = threading.Event(), threading.Event()
         self.is_going.set()
-
-    @property
-    def is_remote(self) -> bool:
-        return True
 
     def _reach(self, what: str) -> None:
         self.is_called.set()

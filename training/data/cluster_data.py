@@ -8,7 +8,7 @@ Legend: B images, L positions, V codes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,12 @@ class ClusterData:
         images = np.arange(start, min(stop, len(self.val)))
         codes = self.val.take(images, np.zeros_like(images))
         return torch.from_numpy(self.val.labels[images]), torch.from_numpy(codes)
+
+    def val_code_batches(self, size: int, ranks: Ranks) -> Iterator[tuple[Tensor, Tensor]]:
+        """Validation batches that fall to a rank, on its device."""
+        for start in range(size * ranks.rank, len(self.val), size * ranks.world_size):
+            labels, codes = self.val_code_batch(start, start + size)
+            yield labels.to(ranks.device), codes.to(ranks.device)
 
     @cached_property
     def train_counts(self) -> IntArray:

@@ -16,7 +16,7 @@ from masc_core.bundle.read import load_bundle
 from masc_core.codebook import checked_rows
 from masc_core.errors import ArtifactError
 from masc_core.io.bounded import open_file, size_of
-from masc_core.io.files import sha256_file
+from masc_core.io.files import reading, sha256_file
 from masc_core.io.npz import DAMAGE, Array, read_npy
 from masc_core.models.vq import VQModel
 from masc_core.models.weights import load_tokenizer
@@ -89,9 +89,7 @@ def read_rows(path: Path, *, raw: bool) -> npt.NDArray[np.float64]:
 
 def _read_array(path: Path) -> Array:
     try:
-        with open_file(path) as file:  # np.load would also open archives and pickles
+        with reading(path), open_file(path) as file:  # np.load would also open archives and pickles
             return read_npy(file, size_of(file), size_of(file))
-    except OSError as error:
-        raise ArtifactError(path, f"cannot be read: {error.strerror or error}") from error
     except DAMAGE as error:
         raise ArtifactError(path, "is not an .npy array of numbers, or is damaged") from error

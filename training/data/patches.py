@@ -7,26 +7,9 @@ keeps the f x f pixels of its position. The part of them that is linear in the e
 fitted over all positions by least squares, is taken off (a control variate: its expectation is the
 same for all codes, so only the noise goes), and the mean over several shuffles is the patch.
 
-For the shipped CIFAR-10 model, against the mean pixels of each code in 2,000 generated images:
-correlation of the patches without their mean colour, root mean square error of that colour in
-8-bit levels, and pixels decoded for each pixel kept, which is the cost.
-
-========================  ===========  ======  ====
-patches                   correlation  colour  cost
-========================  ===========  ======  ====
-grids of 3x3, one code        0.39       42       9
-grids of 8x8, one code        0.29       23      64
-one code among mean rows      0.88       29       9
-1 shuffle, plain mean         0.69       22       1
-8 shuffles, plain mean        0.90       17       8
-1 shuffle                     0.87       17       1
-2 shuffles                    0.90       17       2
-4 shuffles                    0.92       17       4
-16 shuffles                   0.94       16      16
-========================  ===========  ======  ====
-
-Colours are paler than in images, where neighbours agree. The neighbours owe nothing to the tree:
-were they chosen among similar codes, patches of one cluster would look alike by construction.
+Four shuffles come close to sixteen (docs/results/README.md). Colours are paler than in images,
+where neighbours agree. The neighbours owe nothing to the tree: were they chosen among similar
+codes, patches of one cluster would look alike by construction.
 
 Legend: V codes, E code dimensions, B grids, N = 64 B positions, f pixels a side of a position,
 P = 9 (E + 1) numbers that describe a position's surroundings.
@@ -120,8 +103,7 @@ class _Sums:
         effects[4::9] = 0.0  # the code itself: what is to be kept
         mean = self.inputs.sum(0) / self.counts.sum()
         surplus = self.inputs / self.counts - mean
-        means: Tensor = self.outputs / self.counts - surplus @ effects
-        return means
+        return self.outputs / self.counts - surplus @ effects
 
 
 def _shuffle(num_codes: int, generator: torch.Generator) -> Tensor:

@@ -78,13 +78,11 @@ def item_random_bits(seed: int, step: int, batch_size: int) -> ItemRandomBits:
     """Four random 64-bit words for each item of a global batch, uint64 (batch_size, 4)."""
     # The generator counts up in the counter's first word: steps do not overlap.
     generator = np.random.Philox(key=seed, counter=[0, step, 0, 0])
-    random_bits: ItemRandomBits = generator.random_raw(4 * batch_size).reshape(batch_size, 4)
-    return random_bits
+    return generator.random_raw(4 * batch_size).reshape(batch_size, 4)
 
 
 @lru_cache(maxsize=2)  # batches of the next epoch are made before this one has ended
 def epoch_order(num_items: int, seed: int, epoch: int) -> Indices:
     """Permutation int64 (num_items,) of an epoch; a function of its arguments alone."""
     generator = torch.Generator().manual_seed((seed << 20) + epoch)
-    order: Indices = torch.randperm(num_items, generator=generator).numpy()
-    return order
+    return torch.randperm(num_items, generator=generator).numpy()

@@ -71,8 +71,7 @@ def latest_step(path: Path | None) -> int:
 
 def checkpoint_config(path: Path) -> dict[str, Any]:
     """Configuration and inputs of the run that wrote it; an `ArtifactError` if it is damaged."""
-    config: dict[str, Any] = _read_state(path)["config"]
-    return config
+    return _read_state(path)["config"]
 
 
 def save_checkpoint(

@@ -31,8 +31,7 @@ class Ranks:
     device: torch.device  # where it computes
     rank: int = 0
     world_size: int = 1
-    # for what is no gradient; None when there is one rank
-    gloo_group: dist.ProcessGroup | None = None
+    gloo_group: dist.ProcessGroup | None = None  # for what is no gradient; None for one rank
 
     @property
     def is_main(self) -> bool:

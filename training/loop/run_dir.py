@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import torch
@@ -79,12 +78,7 @@ class Run:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -124,8 +118,7 @@ class Run:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the run."""
-        value: dict[str, Any] = read_json(self.folder / name)
-        return value
+        return read_json(self.folder / name)
 
     def _open(self, *, with_tensorboard: bool) -> None:
         self._lock = lock_folder(self.folder)

@@ -57,8 +57,7 @@ def accuracy(real: Tensor, fake: Tensor) -> Tensor:
 def discriminator_logits(discriminator: nn.Module, images: Tensor) -> Tensor:
     """Logits whose gradient reaches the images and no weight of the discriminator."""
     state = {name: tensor.detach() for name, tensor in _state(discriminator)}
-    logits: Tensor = functional_call(discriminator, state, (images,))
-    return logits
+    return functional_call(discriminator, state, (images,))
 
 
 def gradient_balance(reconstruction: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
@@ -108,8 +107,7 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, 1, h, w) of images (B, 3, H, W) in [-1, 1]."""
-        logits: Tensor = self.main(images)
-        return logits
+        return self.main(images)
 
 
 def num_patches(image_size: int, num_layers: int) -> int:

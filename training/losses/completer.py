@@ -42,7 +42,6 @@ class CompletionLoss(nn.Module):
         device = completer.output.weight.device
         self.completer, self._corruption = completer, corruption
         self._softmax = ClusterSoftmax(prior, device)
-        self._sizes = torch.tensor(prior.sizes, device=device)
         self._siblings = None if siblings is None else ClusterSoftmax(siblings, device)
         self._is_member = completer.config.softmax == "member"
 
@@ -65,7 +64,7 @@ class CompletionLoss(nn.Module):
         hidden = self.completer.hidden(labels, self._corrupt(clusters)).flatten(0, 1)
         weight = self.completer.output.weight
         if self._is_member:
-            rows = (self._sizes[clusters.flatten()] > 1).nonzero().flatten()
+            rows = (self._softmax.sizes[clusters.flatten()] > 1).nonzero().flatten()
             if not len(rows):
                 return 0.0 * (hidden.sum() + weight.sum()), hidden.new_zeros(2)  # has gradients
             hidden, targets = hidden.index_select(0, rows), targets[rows]

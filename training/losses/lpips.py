@@ -113,8 +113,7 @@ def _vgg16() -> tuple[list[nn.Module], frozenset[int]]:
 def _unit(features: Tensor) -> Tensor:
     # Unlike sqrt of a sum, this norm has a finite gradient where all channels are zero.
     length = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    unit: Tensor = features / (length + EPSILON)
-    return unit
+    return features / (length + EPSILON)
 
 
 def _read(path: Path) -> Mapping[str, object]:

@@ -30,11 +30,9 @@ class InClusterLoss(nn.Module):
         self, refiner: Refiner, transformer: GPT, prior: ClusterMap, *, singletons: bool
     ) -> None:
         super().__init__()
-        device = transformer.output.weight.device
         self.refiner, self._frozen = refiner, (transformer.eval(),)
-        self._softmax, self._singletons = ClusterSoftmax(prior, device), singletons
-        self._labels = torch.tensor(prior.labels, device=device)
-        self._sizes = torch.tensor(prior.sizes, device=device)
+        self._softmax = ClusterSoftmax(prior, transformer.output.weight.device)
+        self._singletons = singletons
 
     def forward(self, labels: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """``loss`` in nats, ``bits`` a position, of labels int64 (B,) and codes int64 (B, L)."""
@@ -44,11 +42,11 @@ class InClusterLoss(nn.Module):
 
     def losses(self, labels: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of each position, float32 (n,), nats; and whether its cluster has several codes."""
-        clusters = self._labels[codes]
+        clusters = self._softmax.labels[codes]
         with torch.no_grad():
             hidden = self._frozen[0].hidden(labels, clusters[:, :-1])
         vectors = self.refiner(hidden, clusters, codes)
         flat = clusters.flatten()
         table = self.refiner.code_scores.weight
         losses = self._softmax.loss(vectors.flatten(0, 1), table, flat, codes.flatten())
-        return losses, self._sizes[flat] > 1
+        return losses, self._softmax.sizes[flat] > 1

@@ -164,10 +164,9 @@ def fused_linear_cross_entropy(
     float32 (1 + levels,): of the vocabulary, of each level
     """
     positions = max(1, chunk_logits // len(weight))
-    losses: tuple[Tensor, Tensor] = _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+    return _FusedLinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden, weight, clusters, levels, positions
     )
-    return losses
 
 
 class _FusedLinearCrossEntropy(torch.autograd.Function):

@@ -81,31 +81,25 @@ def seconds_per_image(bundle: Bundle, repeats: int = 7) -> dict[str, float]:
     }
 
 
-def first_images(
-    bundle: Bundle,
-    columns: int = SAMPLE_COLUMNS,
-    scale: int | None = None,
-    num_images: int = LARGE_SHEET,
-) -> bytes | None:
+def first_images(bundle: Bundle, num_images: int = LARGE_SHEET) -> bytes | None:
     """PNG sheet, unselected: classes with seed 0, as many as there are or evenly spread.
 
-    ``scale`` enlarges images; by default small ones are enlarged, and those of more than a hundred
-    are at most 64 pixels a side. None where no images are asked for.
+    Small images are enlarged, and those of more than a hundred are at most 64 pixels a side. None
+    where no images are asked for.
     """
     names = bundle.manifest.class_names
     count = min(num_images, len(names))
     if not count:
         return None
-    usual = min(3, max(1, 256 // bundle.manifest.image_size)) if count <= LARGE_SHEET else 1
-    scale = scale or usual
+    scale = min(3, max(1, 256 // bundle.manifest.image_size)) if count <= LARGE_SHEET else 1
     classes = [int(i) for i in np.linspace(0, len(names) - 1, count).round()]
     params = [replace(default_params(bundle), class_id=i) for i in classes]
-    batches = (params[start : start + columns] for start in range(0, count, columns))
+    batches = (params[start : start + SAMPLE_COLUMNS] for start in range(0, count, SAMPLE_COLUMNS))
     pixels = [_reduced(make_images(bundle, batch)[0], count) for batch in batches]
     enlarged = np.concatenate(pixels).repeat(scale, axis=1).repeat(scale, axis=2)
     buffer = io.BytesIO()
     captions = [names[i] for i in classes]
-    contact_sheet(list(enlarged), columns, captions=captions).save(buffer, "PNG")
+    contact_sheet(list(enlarged), SAMPLE_COLUMNS, captions=captions).save(buffer, "PNG")
     return buffer.getvalue()
 
 

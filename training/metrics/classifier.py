@@ -50,13 +50,11 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, 3, S, S) in [-1, 1]."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
+        return self.head(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
         """Means of the last channels, (B, F), of images (B, 3, S, S) in [-1, 1]."""
-        means: Tensor = self.stages(self.stem(images)).mean(dim=(2, 3))
-        return means
+        return self.stages(self.stem(images)).mean(dim=(2, 3))
 
 
 class _Block(nn.Module):
@@ -70,8 +68,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C_out, H/2, W/2)."""
         x = self.reduce(x)
-        out: Tensor = x + self.refine(x)
-        return out
+        return x + self.refine(x)
 
 
 def load_classifier(folder: Path, class_names: tuple[str, ...]) -> Classifier:

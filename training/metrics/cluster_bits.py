@@ -109,8 +109,7 @@ def cluster_pairs(pairs: csr_array, prior: ClusterMap) -> csr_array:
 
 def code_counts(pairs: csr_array) -> IntArray:
     """How often each code (or cluster) occurs, int64 (V,)."""
-    counts: IntArray = np.asarray(pairs.sum(axis=0), dtype=np.int64)
-    return counts
+    return np.asarray(pairs.sum(axis=0), dtype=np.int64)
 
 
 def _sum_pairs(counts: IntArray, before: IntArray, after: IntArray, size: int) -> csr_array:
@@ -163,8 +162,7 @@ def _concentration(fitted: csr_array) -> float:
 
 def _unigram(counts: IntArray) -> FloatArray:
     smoothed = counts + PSEUDO_COUNT
-    probabilities: FloatArray = smoothed / smoothed.sum()
-    return probabilities
+    return smoothed / smoothed.sum()
 
 
 def _mean_bits(probabilities: FloatArray, counts: IntArray) -> float:

@@ -108,10 +108,7 @@ def code_probabilities(prior: ClusterMap, counts: IntArray) -> FloatArray:
     ``counts[z] / sum of the counts in C(z)``, and ``1 / |C(z)|`` where that sum is 0.
     """
     totals = np.bincount(prior.labels, weights=counts)[prior.labels]
-    probabilities: FloatArray = np.where(
-        totals > 0, counts / np.maximum(totals, 1), 1 / prior.sizes[prior.labels]
-    )
-    return probabilities
+    return np.where(totals > 0, counts / np.maximum(totals, 1), 1 / prior.sizes[prior.labels])
 
 
 def _distances_to_cluster(rows: FloatArray, prior: ClusterMap, weights: FloatArray) -> FloatArray:

@@ -139,25 +139,22 @@ def load_extractor(kind: Kind, weights: Path, device: torch.device) -> Extractor
 
 def create(name: str, layers: list[str], weights: Path) -> nn.Module:
     """One of torch-fidelity's extractors, on the CPU."""
-    module: nn.Module = torch_fidelity("utils").create_feature_extractor(
+    return torch_fidelity("utils").create_feature_extractor(
         name, layers, cuda=False, verbose=False, feature_extractor_weights_path=str(weights)
     )
-    return module
 
 
 def inception_score(logits: Tensor) -> dict[str, float]:
     """Mean and deviation over ten parts of the shuffled images; logits float32 (N, C)."""
-    score: dict[str, float] = torch_fidelity("metric_isc").isc_features_to_metric(logits)
-    return score
+    return torch_fidelity("metric_isc").isc_features_to_metric(logits)
 
 
 def kernel_distance(generated: Tensor, real: Tensor) -> dict[str, float]:
     """Mean and deviation over 100 subsets of at most 1,000 images; features float32 (N, F)."""
     size = min(1000, len(generated), len(real))
-    distance: dict[str, float] = torch_fidelity("metric_kid").kid_features_to_metric(
+    return torch_fidelity("metric_kid").kid_features_to_metric(
         generated, real, kid_subset_size=size, verbose=False
     )
-    return distance
 
 
 def precision_recall(generated: Tensor, real: Tensor) -> dict[str, float]:

@@ -38,8 +38,7 @@ def psnr(images: Pixels, references: Pixels) -> FloatArray:
     """Peak signal-to-noise ratio of each image in dB, float64 (N,), of uint8 (N, H, W, 3)."""
     error = (images.astype(np.float64) - references.astype(np.float64)) ** 2
     mean: FloatArray = error.mean(axis=(1, 2, 3))
-    ratios: FloatArray = 10 * np.log10(LEVELS**2 / np.maximum(mean, LEAST_ERROR))
-    return ratios
+    return 10 * np.log10(LEVELS**2 / np.maximum(mean, LEAST_ERROR))
 
 
 def ssim(images: Pixels, references: Pixels) -> FloatArray:
@@ -62,8 +61,7 @@ def ssim(images: Pixels, references: Pixels) -> FloatArray:
     covariance = mean(x * y) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
     structure = (2 * covariance + C2) / (var_x + var_y + C2)
-    values: FloatArray = (luminance * structure).mean(dim=(1, 2)).numpy()
-    return values
+    return (luminance * structure).mean(dim=(1, 2)).numpy()
 
 
 def _luma(images: Pixels) -> Tensor:

@@ -91,8 +91,7 @@ def _choose(path: Path, content: Mapping[Any, Any], weights: Weights) -> Mapping
     if weights == "ema":
         if not isinstance(content.get("ema"), Mapping):
             raise ArtifactError(path, "has no moving average (ema) of its weights")
-        average: Mapping[Any, Any] = content["ema"]
-        return average
+        return content["ema"]
     return next((content[key] for key in KEYS if isinstance(content.get(key), Mapping)), content)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from masc_core.bundle.manifest import check_class_names
 from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.bounded import decode_text, read_file
+from masc_core.io.files import reading
 
 IMAGENET = Path(__file__).with_name("imagenet1k.txt")
 NUM_IMAGENET = 1000
@@ -28,9 +29,8 @@ def read_class_names(num_classes: int, path: Path | None = None) -> tuple[str, .
             )
         path = IMAGENET
     try:
-        lines = decode_text(read_file(path)).splitlines()
-    except OSError as error:
-        raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
+        with reading(path):
+            lines = decode_text(read_file(path)).splitlines()
     except ValueError as error:
         raise ArtifactError(path, f"cannot be read: {error}") from error
     names = tuple(line.strip() for line in lines)

@@ -106,10 +106,8 @@ class _CompleterTraining:
         ranks, size = self.run.ranks, self.config.micro_batch_of(self.run.ranks.world_size)
         sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)
         with autocast(self.config, ranks.device):
-            for start in range(size * ranks.rank, len(self.data.val), size * ranks.world_size):
-                labels, codes = self.data.val_code_batch(start, start + size)
-                bits = self.loss_module.bits(labels.to(ranks.device), codes.to(ranks.device))
-                sums += bits.double() * len(codes)
+            for labels, codes in self.data.val_code_batches(size, ranks):
+                sums += self.loss_module.bits(labels, codes).double() * len(codes)
         total = ranks.all_reduce_mean(sums) * ranks.world_size
         own, in_cluster = (total / len(self.data.val)).tolist()
         return {

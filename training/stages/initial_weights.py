@@ -25,8 +25,8 @@ from torch import Tensor
 
 from masc_core.bundle.manifest import MANIFEST_FILE, TRANSFORMER_FILE
 from masc_core.bundle.read import load_bundle
-from masc_core.errors import ArtifactError, ConfigError
-from masc_core.io.files import sha256_file
+from masc_core.errors import ConfigError
+from masc_core.io.files import reading, sha256_file
 from masc_core.io.tensors import read_header
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
@@ -132,10 +132,8 @@ def weights_path(path: Path) -> Path:
 def start_sha256(path: Path) -> str:
     """Hash of a starting point's weights; an `ArtifactError` where they cannot be read."""
     file = weights_path(path)
-    try:
+    with reading(file):
         return sha256_file(file)
-    except OSError as error:
-        raise ArtifactError(file, f"cannot be read: {error.strerror}") from error
 
 
 def merge_rows(rows: Tensor, owners: NDArray[np.int64], weights: NDArray[np.float64]) -> Tensor:

@@ -113,18 +113,14 @@ class _RefinerTraining:
         The ranks share the batches.
         """
         ranks, size = self.run.ranks, self.config.micro_batch_of(self.run.ranks.world_size)
-        device = ranks.device
-        total, count, num_multi_code = 0.0, 0, 0
-        with autocast(self.config, device):
-            for start in range(size * ranks.rank, len(self.data.val), size * ranks.world_size):
-                labels, codes = self.data.val_code_batch(start, start + size)
-                losses, is_multi_code = self.loss_module.losses(labels.to(device), codes.to(device))
+        total, num_positions, num_multi_code = 0.0, 0, 0
+        with autocast(self.config, ranks.device):
+            for labels, codes in self.data.val_code_batches(size, ranks):
+                losses, is_multi_code = self.loss_module.losses(labels, codes)
                 total += float(losses.double().sum()) / LN2
-                count, num_multi_code = (
-                    count + len(losses),
-                    num_multi_code + int(is_multi_code.sum()),
-                )
-        bits, positions, open_positions = ranks.all_reduce_sum(total, count, num_multi_code)
+                num_positions += len(losses)
+                num_multi_code += int(is_multi_code.sum())
+        bits, positions, open_positions = ranks.all_reduce_sum(total, num_positions, num_multi_code)
         return {
             "objective": bits / positions,
             "in_cluster_bits": bits / positions,

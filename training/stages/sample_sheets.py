@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
@@ -44,8 +43,7 @@ class Sheets:
             SamplingParams(class_id=i, cfg_scale=cfg_scale, seed=i) for i in self._classes
         ]
         made = generate(model, CodeSampler(self._prior, device=device), params_list)
-        grid = math.isqrt(model.config.block_size)
-        vq_decoder = self._tokenizer.to(device)
+        grid, vq_decoder = model.config.grid_size, self._tokenizer.to(device)
         pixels = torch.cat(
             [to_uint8(vq_decoder.decode_codes(row[None], grid)) for row in made.codes]
         )

@@ -137,9 +137,8 @@ def build_model(
 
 def shard_blocks(model: GPT, ranks: Ranks, *, bfloat16: bool) -> None:
     """Split a model over the ranks, in place; ``bfloat16`` as for `shard`."""
-    shard(
-        model, model.blocks, ranks, bfloat16=bfloat16, methods=["hidden"]
-    )  # which the loss module calls
+    # The loss module calls `hidden`.
+    shard(model, model.blocks, ranks, bfloat16=bfloat16, methods=["hidden"])
 
 
 def loss_module_of(model: GPT, levels: Sequence[ClusterLevel] = (), *, compiled: bool) -> nn.Module:

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from masc_core.device import resolve_device
-from masc_core.errors import ArtifactError, ConfigError
+from masc_core.errors import ConfigError
 from masc_core.images import Pixels
-from masc_core.io.files import atomic_write
+from masc_core.io.files import atomic_write, writing
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.semantic_tree import LeafOrder
 from masc_core.tree import SemanticTree, build_tree
@@ -170,8 +170,5 @@ def _facts(config: ShowConfig, inputs: ShowInputs, order: LeafOrder) -> dict[str
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
-        try:
+        with writing(folder / name):
             atomic_write(folder / name, content)
-        except OSError as error:
-            reason = f"cannot be written: {error.strerror or error}"
-            raise ArtifactError(folder / name, reason) from error

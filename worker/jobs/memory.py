@@ -114,10 +114,13 @@ class _JobRecord:
 class MemoryQueue(JobConsumer):
     """Both sides of the queue port, for one process; the clock gives monotonic seconds."""
 
+    is_remote = False
+
     def __init__(
         self, limits: QueueLimits | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._limits, self._clock = limits or QueueLimits(), clock
+        self.lease_seconds = self._limits.lease_seconds
         self._arrival = threading.Condition()
         self._listeners: list[Callable[[str], None]] = []
         self._records: dict[str, _JobRecord] = {}
@@ -265,16 +268,6 @@ class MemoryQueue(JobConsumer):
         """The latest status of every worker."""
         with self._arrival:
             return tuple(self._workers.values())
-
-    @property
-    def lease_seconds(self) -> float:
-        """How long a lease would hold if it could be lost."""
-        return self._limits.lease_seconds
-
-    @property
-    def is_remote(self) -> bool:
-        """Calls wait for nothing but a lock."""
-        return False
 
     @property
     def poll_seconds(self) -> float:

@@ -234,13 +234,8 @@ class JobConsumer(Protocol):
     Any method raises `QueueDownError` while the queue cannot be reached.
     """
 
-    @property
-    def lease_seconds(self) -> float:
-        """How long a lease holds without being renewed."""
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether a call waits for a network, so that no step of a model should wait for a call."""
+    lease_seconds: float  # that a lease holds without being renewed
+    is_remote: bool  # whether a call waits for a network: no step of a model waits for it then
 
     @property
     def poll_seconds(self) -> float:

@@ -5,36 +5,26 @@ All processes of one service are to have the same.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from masc_core.settings import ProcessSettings, Seconds
 from worker.jobs.queue import DEFAULT_PREFIX, QueueLimits
 
+DEFAULTS: Final = QueueLimits()
+
 
 class QueueSettings(ProcessSettings):
-    """Settings of both sides of a queue.
-
-    Attributes
-    ----------
-    queue_url : ``memory://``, ``redis://...`` or another that docs/redis.md has
-    queue_prefix : of all keys in Redis, between braces; one for each service that shares it
-    max_queue : jobs of one model and priority that may wait
-    lease_seconds : after which a silent worker has lost its jobs
-    max_deliveries : after so many workers were lost with it, a job is given up
-    result_seconds : how long the images of a job can be fetched
-    max_result_bytes : that all kept results may take together; beyond, the oldest go
-    traces_endpoint : URL of the collector that gets traces of jobs; empty is none
-    """
+    """Settings of both sides of a queue; docs/settings.md explains them."""
 
     queue_url: str = "memory://"
     queue_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = DEFAULT_PREFIX
-    max_queue: Annotated[int, Field(ge=1)] = 256
-    lease_seconds: Seconds = 10.0
-    max_deliveries: Annotated[int, Field(ge=1)] = 3
-    result_seconds: Seconds = 600.0
-    max_result_bytes: Annotated[int, Field(ge=1)] = 512 * 2**20
+    max_queue: Annotated[int, Field(ge=1)] = DEFAULTS.max_jobs
+    lease_seconds: Seconds = DEFAULTS.lease_seconds
+    max_deliveries: Annotated[int, Field(ge=1)] = DEFAULTS.max_deliveries
+    result_seconds: Seconds = DEFAULTS.result_seconds
+    max_result_bytes: Annotated[int, Field(ge=1)] = DEFAULTS.max_result_bytes
     traces_endpoint: str = ""
 
     @property

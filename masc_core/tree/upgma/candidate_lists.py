@@ -23,8 +23,7 @@ import numpy as np
 
 from masc_core.arrays import BoolArray, FloatArray, IdArray, IntArray
 from masc_core.numba_jit import njit_parallel, njit_serial
-from masc_core.tree.upgma.distances import Members, mean_distance, pair_sum
-from masc_core.tree.upgma.types import ClusterIndex
+from masc_core.tree.upgma.distances import ClusterIndex, Members, mean_distance, pair_sum
 
 NO_SLOT = np.int32(-1)
 
@@ -175,8 +174,7 @@ def _index_of(j: ClusterIndex, ids: IdArray, length: int) -> int:
 def _size_after(j: ClusterIndex, partner: IdArray, members: Members) -> float:
     """Size of what slot ``j`` is after the round."""
     other = partner[j]
-    size: float = members.sizes[j] if other < 0 else members.sizes[j] + members.sizes[other]
-    return size
+    return members.sizes[j] if other < 0 else members.sizes[j] + members.sizes[other]
 
 
 @njit_serial

@@ -26,9 +26,14 @@ from masc_core.tree.upgma.candidate_lists import (
 )
 from masc_core.tree.upgma.clusters import ROUNDING, Clusters
 from masc_core.tree.upgma.distance_rows import DistanceRows
-from masc_core.tree.upgma.distances import MANY_DIMENSIONS, Members, distance, mean_distance
+from masc_core.tree.upgma.distances import (
+    MANY_DIMENSIONS,
+    ClusterIndex,
+    Members,
+    distance,
+    mean_distance,
+)
 from masc_core.tree.upgma.search import BoxSearch, MemberSearch, ProductSearch, SearchResult
-from masc_core.tree.upgma.types import ClusterIndex
 
 MAX_PAIRS = 2048.0  # pairs of points that keeping one entry may cost
 COMPACT_BELOW = 0.8  # share of slots alive
@@ -120,8 +125,7 @@ class Candidates:
         """Slots of ``rows`` (R,) with an empty list and no wide cluster surely nearest."""
         empty = rows[self.lists.lengths[rows] == 0]
         known = self._distance_rows.least() <= self.lists.lower_bound
-        unknown: IntArray = empty[~known[empty]]
-        return unknown
+        return empty[~known[empty]]
 
     def _search_centroids(self, rows: IntArray) -> IntArray:
         """As `_search`; small clusters only until centroids filled less than half of the lists."""

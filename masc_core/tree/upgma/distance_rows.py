@@ -18,8 +18,7 @@ import numpy as np
 from masc_core.arrays import BoolArray, FloatArray, IdArray, IntArray
 from masc_core.numba_jit import njit_parallel
 from masc_core.tree.upgma.clusters import Clusters
-from masc_core.tree.upgma.distances import Members, pair_sum
-from masc_core.tree.upgma.types import ClusterIndex
+from masc_core.tree.upgma.distances import ClusterIndex, Members, pair_sum
 
 MAX_ROWS = 16  # each takes 8 bytes a cluster
 
@@ -54,8 +53,7 @@ class DistanceRows:
 
     def least(self) -> FloatArray:
         """Distance of every slot to the nearest cluster with a row, (n,); infinite without any."""
-        least: FloatArray = self.rows.min(axis=0, initial=np.inf)
-        return least
+        return self.rows.min(axis=0, initial=np.inf)
 
     def update_nearest(self, nearest: IntArray, distances: FloatArray) -> None:
         """Complete what every slot knows from its list, in place.
@@ -105,8 +103,7 @@ class DistanceRows:
         """Average distances of any cluster, (n,)."""
         clusters = self._clusters
         if clusters.has_row[slot]:
-            known: FloatArray = self.rows[np.argmax(self.slots == slot)]
-            return known
+            return self.rows[np.argmax(self.slots == slot)]
         row = np.full(len(clusters.alive), np.inf)
         row[self.slots] = self.rows[:, slot]
         _sum_up(slot, clusters.listed, clusters.members(), row)
@@ -119,8 +116,7 @@ def _mean(
     first_size: FloatArray | np.float64,
     second_size: FloatArray | np.float64,
 ) -> FloatArray:
-    mean: FloatArray = (first_size * first + second_size * second) / (first_size + second_size)
-    return mean
+    return (first_size * first + second_size * second) / (first_size + second_size)
 
 
 @njit_parallel

@@ -10,10 +10,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from masc_core.arrays import FloatArray, IntArray
 from masc_core.numba_jit import njit_reassociated, njit_serial
-from masc_core.tree.upgma.types import ClusterIndex, ProductArray
+
+ProductArray = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+ClusterIndex = int | np.integer[Any]  # the loops' counters are unsigned, ids are int32
 
 MANY_DIMENSIONS = 48  # from here on matrix products win (benchmarks/tree.py)
 LANES = 8  # dimensions whose squares are added in one pass; others are filled up with zeros
@@ -51,8 +54,7 @@ def distance(points: FloatArray, p: ClusterIndex, q: ClusterIndex) -> float:
     for e in range(len(first)):
         difference = first[e] - second[e]
         total += difference * difference
-    root: float = np.sqrt(total)
-    return root
+    return np.sqrt(total)
 
 
 @njit_serial
@@ -202,5 +204,4 @@ class Products:
 
 
 def _norms(vectors: ProductArray) -> ProductArray:
-    norms: ProductArray = np.einsum("ij,ij->i", vectors, vectors)
-    return norms
+    return np.einsum("ij,ij->i", vectors, vectors)

@@ -23,12 +23,12 @@ from masc_core.numba_jit import njit_parallel, njit_serial
 from masc_core.tree.upgma.clusters import Clusters
 from masc_core.tree.upgma.distances import (
     Members,
+    ProductArray,
     Products,
     SquaredDistanceParts,
     tile_squares,
     tiles_of,
 )
-from masc_core.tree.upgma.types import ProductArray
 
 CHUNK_BYTES = 16 << 20  # of what a search holds at a time
 BLOCK = 64

@@ -202,10 +202,8 @@ class TorchCandidates:
         all_distances = torch.cat([distances[into], distances[dropped]], 1)  # (p, 2k)
         entries = _pair_entries(torch.cat([ids[into], ids[dropped]], 1), all_distances.isfinite())
         side = torch.arange(2, device=ids.device).repeat_interleave(width).expand_as(all_distances)
-        side, listed_distances = (
-            side.gather(1, entries.order),
-            all_distances.gather(1, entries.order),
-        )
+        side = side.gather(1, entries.order)
+        listed_distances = all_distances.gather(1, entries.order)
         # The distance from the other half: of the next entry where both halves list the neighbour.
         other_distances = entries.distance_of_duplicate(listed_distances)
         # Else it is summed from the half that does not list it to all points of the neighbour after

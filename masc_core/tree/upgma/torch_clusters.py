@@ -56,8 +56,7 @@ class TorchClusters:
 
     def nodes_of(self, clusters: IntArray) -> IntArray:
         """Node of the tree of each of ``clusters`` (p,)."""
-        nodes: IntArray = self.nodes.cpu().numpy()[clusters]
-        return nodes
+        return self.nodes.cpu().numpy()[clusters]
 
     def arrange(self, partner: Tensor) -> None:
         """Bring the halves of the coming merges next to each other.

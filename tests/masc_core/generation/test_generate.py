@@ -30,7 +30,7 @@ from masc_core.sampling.sampler import (
 )
 from tests.golden_files import assert_close, load_golden
 from tests.golden_gpt import GOLDEN_CONFIG, golden_gpt
-from tests.masc_core.rows import rows_at
+from tests.masc_core.rows import rows_at, step_logits
 
 NULL = GOLDEN_CONFIG.num_classes
 # name: cfg scale, last decode step that is guided (upstream's cfg_interval)
@@ -102,7 +102,7 @@ def upstream_run(name: str, labels: Tensor, forced: Tensor | None) -> tuple[Tens
     all_logits, all_tokens = [], []
     for position in range(GOLDEN_CONFIG.block_size):
         with torch.inference_mode():
-            logits, uncond = model.step(rows_at(position, ids), cache).logits.chunk(2)
+            logits, uncond = step_logits(model, rows_at(position, ids), cache).chunk(2)
         if position - 1 <= last_guided:
             logits = apply_cfg(logits, uncond, torch.full((len(labels),), scale))
         tokens = logits.argmax(-1) if forced is None else forced[:, position]
@@ -262,7 +262,7 @@ def test_every_parameter_matters() -> None:
     assert torch.equal(made.clusters[-1], made.clusters[0])  # decoding does not feed back
 
 
-def test_shapes_and_timings() -> None:
+def test_shapes() -> None:
     made = generate(golden_gpt(), paired_decoder(96), mixed_params(3, NULL))
     assert made.codes.shape == made.clusters.shape == made.entropies.shape == (3, 16)
     assert made.codes.dtype == made.clusters.dtype == torch.int64
@@ -270,8 +270,6 @@ def test_shapes_and_timings() -> None:
     assert ((made.codes >= 0) & (made.codes < 288)).all()
     assert np.array_equal(paired_decoder(96).prior.encode(made.codes.numpy()), made.clusters)
     assert made.entropies.max() <= math.log2(96)
-    assert made.prefill_seconds > 0
-    assert made.decode_seconds > 0
 
 
 class CountingGPT(GPT):
@@ -308,27 +306,6 @@ def test_bfloat16() -> None:
     assert made.entropies.isfinite().all()
 
 
-def test_steps_are_reported_with_the_codes_so_far() -> None:
-    reports: list[tuple[int, Tensor]] = []
-
-    def note(position: int, codes: Tensor) -> None:
-        reports.append((position, codes.clone()))
-
-    made = generate(golden_gpt(), flat_decoder(), few_params(), note)
-    assert [position for position, _ in reports] == list(range(16))
-    for position, codes in reports:
-        assert torch.equal(codes, made.codes[:, : position + 1])
-
-
-def test_a_report_can_end_the_generation() -> None:
-    def stop(position: int, _codes: Tensor) -> None:
-        if position == 3:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        generate(golden_gpt(), flat_decoder(), few_params(), stop)
-
-
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_images_with_non_finite_logits_are_named(poison: float) -> None:
     model, code_sampler = golden_gpt(), flat_decoder()
@@ -336,9 +313,8 @@ def test_images_with_non_finite_logits_are_named(poison: float) -> None:
     expected = generate(model, code_sampler, params_list)
     with torch.no_grad():
         model.cls_embedding.embedding_table.weight[5] = poison
-    with pytest.raises(NonFiniteError, match="image 1, 3 at position 0") as caught:
+    with pytest.raises(NonFiniteError, match="image 1, 3 at position 0"):
         generate(model, code_sampler, params_list)
-    assert caught.value.indices == (1, 3)
     assert_same_bits(
         generate(model, code_sampler, [params_list[0], params_list[2]]), expected, [0, 2]
     )

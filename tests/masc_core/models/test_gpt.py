@@ -16,7 +16,7 @@ from masc_core.models.gpt_config import GPT_SIZES, GPTConfig
 from masc_core.models.kv_cache import KVCache
 from tests.golden_files import assert_close, cos_sin_of, load_golden, load_golden_json
 from tests.golden_gpt import GOLDEN_CONFIG, golden_gpt
-from tests.masc_core.rows import rows_at
+from tests.masc_core.rows import rows_at, step_logits
 
 LOGITS = {"atol": 2e-4, "rtol": 2e-4}
 RELEASED = ("GPT-B", "GPT-L", "GPT-XL", "GPT-XXL", "GPT-3B")
@@ -26,7 +26,7 @@ def steps(model: GPT, labels: Tensor, tokens: Tensor, cache: KVCache) -> Tensor:
     """Logits (B, 1 + T, K), one position at a time."""
     ids = torch.cat([labels[:, None], tokens], dim=1)
     with torch.inference_mode():
-        logits = [model.step(rows_at(p, ids[:, p]), cache).logits for p in range(ids.shape[1])]
+        logits = [step_logits(model, rows_at(p, ids[:, p]), cache) for p in range(ids.shape[1])]
     return torch.stack(logits, dim=1)
 
 
@@ -257,11 +257,11 @@ def test_fused_weights_are_the_same_weights_under_the_same_names() -> None:
     plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rows, x = rows_at(0, torch.tensor([0, 1])), torch.randn(2, GOLDEN_CONFIG.dim)
     with torch.inference_mode():
-        expected = model.step(rows, KVCache(GOLDEN_CONFIG, 2)).logits
+        expected = step_logits(model, rows, KVCache(GOLDEN_CONFIG, 2))
         for block in model.blocks:
             block.feed_forward.fuse()
             block.feed_forward.fuse()
-        actual = model.step(rows, KVCache(GOLDEN_CONFIG, 2)).logits
+        actual = step_logits(model, rows, KVCache(GOLDEN_CONFIG, 2))
         torch.testing.assert_close(actual, expected)
         feed_forward = model.blocks[0].feed_forward
         torch.testing.assert_close(feed_forward.step(x), feed_forward.eval()(x))

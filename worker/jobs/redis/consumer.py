@@ -45,10 +45,12 @@ CLAIM_POLL_SECONDS = 0.5  # while a claim waits: leases of others may run out me
 class RedisConsumer(JobConsumer):
     """See `JobConsumer`."""
 
+    is_remote = True
+
     def __init__(
         self, client: BlockingRedis, limits: QueueLimits, namespace: QueueNamespace
     ) -> None:
-        self._client, self._limits = client, limits
+        self._client, self.lease_seconds = client, limits.lease_seconds
         self._scripts = ScriptRunner(client, namespace)
         self._name = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         channel = f"{namespace.channels}worker:{self._name}"
@@ -62,16 +64,6 @@ class RedisConsumer(JobConsumer):
         """Disconnect; what is claimed stays so until its leases run out."""
         self._updates.close()
         self._client.close()
-
-    @property
-    def lease_seconds(self) -> float:
-        """How long a lease holds without being renewed."""
-        return self._limits.lease_seconds
-
-    @property
-    def is_remote(self) -> bool:
-        """Every call waits for Redis."""
-        return True
 
     @property
     def poll_seconds(self) -> float:

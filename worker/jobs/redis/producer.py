@@ -93,17 +93,13 @@ class RedisProducer:
         self._results = AsyncScriptRunner(self._connections, self._namespace, RESULT_CALL_TIMEOUT)
         self._worker_list = _WorkerList(self._calls, self._unreadable)
         prefix = self._namespace.channels
-        self._front_channel, self._quarantine_channel = (
-            f"{prefix}front:{self._front_id}",
-            f"{prefix}unreadable",
-        )
+        self._front_channel = f"{prefix}front:{self._front_id}"
+        self._quarantine_channel = f"{prefix}unreadable"
         channels = (self._front_channel, self._quarantine_channel, f"{prefix}workers")
         self._pubsub = PubSubTask(self._connections, channels, self._on_message, self._on_connected)
         for calls in (self._calls, self._results):
-            calls.on_failover, calls.on_down = (
-                self._pubsub.reconnect,
-                self._worker_list.has_changed,
-            )
+            calls.on_failover = self._pubsub.reconnect
+            calls.on_down = self._worker_list.has_changed
         await self._pubsub.start()
         return self
 

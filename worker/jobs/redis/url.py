@@ -1,13 +1,4 @@
-"""URLs of Redis: of a server, of Sentinels that know it, or of a cluster that has it.
-
-::
-
-    redis://[USER:PASSWORD@]HOST:6379/DB          unix:///PATH?db=DB
-    redis+sentinel://[USER:PASSWORD@]HOST:26379,HOST:26379/MASTER/DB[?sentinel_password=...]
-    redis+cluster://[USER:PASSWORD@]HOST:6379,HOST:6379
-
-With ``rediss`` for ``redis`` all connections are of TLS.
-"""
+"""URLs of Redis: of a server, of Sentinels that know it, or of a cluster; see docs/redis.md."""
 
 from __future__ import annotations
 
