@@ -47,7 +47,7 @@ class ArtifactError(MascError):
 
 
 class StorageDownError(ArtifactError):
-    """The object storage of the models cannot be reached now; what is there may be as it was."""
+    """The object storage of the models cannot be reached now, which says nothing of its files."""
 
 
 class RequestError(MascError):

@@ -4,7 +4,8 @@ A version's manifest is written last, so that a version which is listed is compl
 replaced under the condition that it is the one that was read, so that of two activations at once
 one comes after the other. A second line makes the ETag of each activation another one.
 
-What was read is kept for some seconds (`kept`); whoever changes the active version reads it first.
+What was read is cached for some seconds (`cached_value`); whoever changes the active version reads
+it anew first.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from server.error_forms import error_response
-from server.metrics import Reason, ServerMetrics
+from server.metrics import CloseReason, ServerMetrics
 from server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -253,7 +253,7 @@ class BoundedConnection(H11Protocol):
         oldest.transport.abort()
 
     def _refuse(
-        self, status: int, detail: str, reason: Reason, headers: dict[str, str] | None = None
+        self, status: int, detail: str, reason: CloseReason, headers: dict[str, str] | None = None
     ) -> None:
         """Answer with a problem document, if there is no answer yet, and close."""
         self._count(reason)
@@ -290,7 +290,7 @@ class BoundedConnection(H11Protocol):
         if self._discarded > LINGER_BYTES:
             self.transport.abort()
 
-    def _count(self, reason: Reason) -> None:
+    def _count(self, reason: CloseReason) -> None:
         self.config.metrics.connections_refused.labels(reason).inc()
         logger.warning("connections are closed: %s (masc_connections_refused_total)", reason)
 

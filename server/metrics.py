@@ -31,7 +31,7 @@ from worker.jobs.queue import (
 from worker.jobs.stages import SECONDS_BUCKETS, stage_histogram
 
 RequestOutcome = Literal["ok", "invalid", "not_found", "rejected", "error", "cancelled", "timeout"]
-Reason = Literal["full", "invalid", "timeout"]  # why a connection was closed
+CloseReason = Literal["full", "invalid", "timeout"]  # why a connection was closed
 OTHER_ENDPOINT = "other"
 _FINAL_STATUS: Final = "masc.status"
 
@@ -52,10 +52,10 @@ class ServerMetrics:
         )
         self.connections_refused = counter(
             "masc_connections_refused_total",
-            "Connections closed without an answer to a request: too many, too slow, not HTTP.",
+            "Connections closed by the front end: too many, too slow, not HTTP.",
             ["reason"],
         )
-        for reason in get_args(Reason):
+        for reason in get_args(CloseReason):
             self.connections_refused.labels(reason)
         self.request_seconds = histogram(
             "masc_request_duration_seconds",

@@ -123,7 +123,7 @@ def _why_not(model: str, workers: Sequence[WorkerStatus]) -> str:
     own = [worker for worker in workers if worker.model in {"", model}]
     if not own:
         others = ", ".join(sorted({repr(worker.model) for worker in workers}))
-        return f"no worker serves the model {model!r}, it only lies there; they serve {others}"
+        return f"no worker serves the model {model!r}, it is only stored; they serve {others}"
     states = dict.fromkeys(worker.public_detail or "not ready" for worker in own[:3])
     return f"no worker is ready for the model {model!r} ({'; '.join(states)})"
 

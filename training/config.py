@@ -43,7 +43,7 @@ def is_address(source: str) -> bool:
     return "://" in source
 
 
-def shown(source: str) -> str:
+def without_secrets(source: str) -> str:
     """A source without the secrets of an address: user, password, query and fragment."""
     if not is_address(source) or source.startswith("hf://"):
         return source
@@ -57,7 +57,7 @@ def shown(source: str) -> str:
 Source = Annotated[
     str,
     BeforeValidator(lambda one: str(one) if isinstance(one, Path) else one),
-    PlainSerializer(shown, when_used="json"),
+    PlainSerializer(without_secrets, when_used="json"),
 ]
 
 

@@ -46,7 +46,7 @@ from masc_core.errors import ArtifactError, ConfigError
 from masc_core.io.files import flush
 from masc_core.progress import ProgressCallback, no_progress
 from masc_core.settings import expand_path
-from training.config import is_address, shown
+from training.config import is_address, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def local_file(source: str, report: ProgressCallback = no_progress) -> Path:
     if not is_address(source):
         return expand_path(source)
     if not source.startswith(SCHEMES):
-        raise ConfigError(f"{shown(source)}: addresses begin with {', '.join(SCHEMES)}")
+        raise ConfigError(f"{without_secrets(source)}: addresses begin with {', '.join(SCHEMES)}")
     with _one_line(source):
         uri = _hub_uri(source)
         return _from_url(source, report) if uri is None else _from_hub(source, uri, report)
@@ -101,7 +101,9 @@ def _hub_uri(source: str) -> HfUri | None:
     if uri.revision is None and path:
         uri = HfUri(uri.type, uri.id, revision, path)
     if uri.is_bucket or not uri.path_in_repo or ".." in uri.path_in_repo.split("/"):
-        raise ConfigError(f"{shown(source)}: names no file of a repository: hf://owner/repo/file")
+        raise ConfigError(
+            f"{without_secrets(source)}: names no file of a repository: hf://owner/repo/file"
+        )
     return uri
 
 
@@ -119,11 +121,15 @@ def _from_hub(source: str, uri: HfUri, report: ProgressCallback) -> Path:
         is_unreachable = not isinstance(error, HfHubHTTPError) or error.response.status_code >= 500
         if not is_unreachable or not isinstance(found, str):
             raise
-        logger.warning("%s: the hub cannot be asked; the file in its cache is taken", shown(source))
+        logger.warning(
+            "%s: the hub cannot be asked; the file in its cache is taken", without_secrets(source)
+        )
         return Path(found)
     etag, commit = metadata.etag or "", metadata.commit_hash or ""
     if not ETAG.fullmatch(etag) or not COMMIT.fullmatch(commit):
-        raise ArtifactError(shown(source), f"{constants.ENDPOINT} does not answer as a hub does")
+        raise ArtifactError(
+            without_secrets(source), f"{constants.ENDPOINT} does not answer as a hub does"
+        )
     repo = repo_folder_name(repo_id=uri.id, repo_type=uri.type)
     blob = Path(constants.HF_HUB_CACHE, repo, "blobs", etag)
     _fetch(
@@ -143,11 +149,11 @@ def _from_url(source: str, report: ProgressCallback) -> Path:
     url, _, fragment = source.partition("#")
     name = re.sub(r"[^\w.+-]", "_", Path(unquote(urlsplit(url).path)).name)[-100:]
     if not name.strip("."):
-        raise ConfigError(f"{shown(source)}: names no file")
+        raise ConfigError(f"{without_secrets(source)}: names no file")
     named = HASH_IN_NAME.search(name)
     digest = fragment.removeprefix("sha256=").lower() or (named[1] if named else "")
     if not re.fullmatch(r"[0-9a-f]*", digest) or (fragment and len(digest) != 64):
-        raise ConfigError(f"{shown(source)}: what follows its # is no sha256=<64 digits>")
+        raise ConfigError(f"{without_secrets(source)}: what follows its # is no sha256=<64 digits>")
     folder = cached_assets_path(
         *("masc", "urls", hashlib.sha256(url.encode()).hexdigest()[:32]),
         assets_dir=constants.HF_ASSETS_CACHE,
@@ -212,7 +218,7 @@ def _fetch(
                     resume_size=done,
                     headers=headers | EXACT,
                     expected_size=size,
-                    displayed_filename=shown(url),  # in errors
+                    displayed_filename=without_secrets(url),  # in errors
                     tqdm_class=cast("Any", partial(bar, folder)),
                 )
             _check(incomplete, digest)
@@ -308,9 +314,9 @@ def _one_line(source: str) -> Iterator[None]:
     try:
         yield
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError) as error:
-        raise ArtifactError(shown(source), _reason(error)) from error
+        raise ArtifactError(without_secrets(source), _reason(error)) from error
     except ArtifactError as error:
-        raise ArtifactError(shown(source), error.reason) from error
+        raise ArtifactError(without_secrets(source), error.reason) from error
 
 
 def _reason(error: Exception) -> str:

@@ -87,8 +87,8 @@ class WorkerLoop:
         self._stopping = threading.Event()
         self._drain_seconds, self._drain_end = drain_seconds, float("inf")
         self._events: deque[TaskEvent] = deque()  # of versions, not handled yet
-        self._claimed: deque[Lease] = deque()  # jobs that are not admitted yet
-        self._handled: set[str] = set()  # job that is being admitted, or whose event is handled
+        self._claimed: deque[Lease] = deque()  # jobs that no version has yet
+        self._handled: set[str] = set()  # job that is being started, or whose event is handled
         self._failed_steps = 0  # one after another
         for loaded in self._loaded():
             metrics.serve(loaded.bundle)
@@ -195,7 +195,7 @@ class WorkerLoop:
         """Claim jobs, step the engine of every loaded version once, report what came of it."""
         self._heartbeat.beat()
         self._change_versions()
-        self._drop_lost()
+        self._drop_lost_and_expired()
         # claim; without work this waits a moment for a job
         self._claimed += self._claim()
         # if starting a job raises, the next step continues with the one behind it
@@ -270,7 +270,7 @@ class WorkerLoop:
             if model.versions is not None:
                 model.versions.close_retired()
 
-    def _drop_lost(self) -> None:
+    def _drop_lost_and_expired(self) -> None:
         if not self._running:
             return
         for job_id in self._queue.lost_leases([job.lease for job in self._running.values()]):

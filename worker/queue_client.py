@@ -266,7 +266,7 @@ class QueueClient:
             if not isinstance(report, Outcome):
                 continue
             if not is_accepted:
-                logger.warning("job %s: the result came too late, it is refused", lease.job_id)
+                logger.warning("job %s: its lease was lost, the result is refused", lease.job_id)
             elif self._tracer is not None:
                 trace_job(self._tracer, lease.job, report, now)
 

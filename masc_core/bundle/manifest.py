@@ -337,7 +337,7 @@ class Manifest(ModelCard):
 
     @property
     def shown_prior(self) -> str:
-        """File of the clusters to look at: where each code is its own, of the finest partition."""
+        """File of the clusters that the page shows: the prior; if flat, the finest partition."""
         if self.num_clusters == self.num_codes and self.partitions:
             return partition_file(self.partitions[-1])
         return PRIOR_FILE
@@ -349,7 +349,7 @@ class Manifest(ModelCard):
 
     @property
     def weights_sha256(self) -> str:
-        """One identifier of all weights, priors and counts: what the images of a request depend on.
+        """One identifier of weights, prior and counts: what the images of a request depend on.
 
         The same as ``sha256sum prior.npz [!e]*.safetensors | LC_ALL=C sort -k2 | sha256sum``: no
         image depends on the encoder, nor on a partition but where its clusters are filtered.

@@ -68,7 +68,7 @@ class Bundle:
     code_sampler: CodeSampler  # cluster to code; its models have the same precision
     tokenizer: VQModel  # float32; without `ENCODER_PARTS` where the bundle has none
     vq_decoder: Callable[[Tensor], Tensor]  # the tokenizer's, as the device computes it fastest
-    # Those of the training's loss, the coarsest first, which is also the code sampler's.
+    # Of the training's loss, the coarsest first: that one is the code sampler's `coarse_partition`.
     partitions: tuple[ClusterMap, ...] = ()
 
     @property

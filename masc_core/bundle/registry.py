@@ -134,7 +134,7 @@ class Registry:
         return version
 
     def current_now(self, name: str) -> str:
-        """The same, also where `current` may be some seconds old."""
+        """The same, read anew: `current` of object storage may be some seconds old."""
         return self.current(name)
 
     def activation(self, name: str) -> Hashable:

@@ -39,8 +39,8 @@ class SlotAssignment:
     """An image in a batch, and the slots that its rows have."""
 
     params: SamplingParams
-    index: int  # of its row in the tables and of its conditional row in the cache
-    uncond_index: int  # of its row of the null class in the cache; ``NO_SLOT`` if not guided
+    slot: int  # of its row in the tables and of its conditional row in the cache
+    uncond_slot: int  # of its row of the null class in the cache; ``NO_SLOT`` if not guided
 
 
 class StepShape(NamedTuple):
@@ -152,7 +152,7 @@ class Batch:
         """
         self.check(params_list)
         joining = allocate(params_list, self._assignments, self._num_slots)
-        indices = [slot.index for slot in joining]
+        indices = [assignment.slot for assignment in joining]
         packed_params = pack_params(params_list, self._config.block_size)
         packed = self._upload(torch.cat([torch.tensor([indices]), packed_params]))
         # Into free slots: whatever fails, the images in the batch are not affected.
@@ -162,7 +162,9 @@ class Batch:
 
     def leave(self, slots: Collection[int]) -> None:
         """Let images go; their slots are free."""
-        self._assignments = [slot for slot in self._assignments if slot.index not in slots]
+        self._assignments = [
+            assignment for assignment in self._assignments if assignment.slot not in slots
+        ]
         self._shape = None
 
     @torch.inference_mode()
@@ -207,7 +209,7 @@ class Batch:
         if finite.all():
             return []
         values = finite.tolist()
-        return [slot.index for slot in self._assignments if not values[slot.index]]
+        return [assignment.slot for assignment in self._assignments if not values[assignment.slot]]
 
     def _upload(self, made: Tensor) -> Tensor:
         """A tensor of the CPU on the device."""
@@ -247,14 +249,16 @@ def _begin_copy(tensor: Tensor) -> Tensor:
 
 def batch_rows(assignments: Sequence[SlotAssignment]) -> int:
     """Rows of the transformer's batch that the images take."""
-    return sum(slot.params.batch_rows for slot in assignments)
+    return sum(assignment.params.batch_rows for assignment in assignments)
 
 
 def allocate(
     params_list: Sequence[SamplingParams], assignments: Sequence[SlotAssignment], num_slots: int
 ) -> list[SlotAssignment]:
     """Find room, among S slots, for images that join others together; no image is moved."""
-    taken = {index for slot in assignments for index in (slot.index, slot.uncond_index)}
+    taken = {
+        slot for assignment in assignments for slot in (assignment.slot, assignment.uncond_slot)
+    }
     free = [index for index in range(num_slots) if index not in taken]
     needed = sum(params.batch_rows for params in params_list)
     if needed > len(free):
@@ -268,29 +272,29 @@ def allocate(
 
 def refined_images(assignments: Sequence[SlotAssignment]) -> list[int]:
     """Which of the images have their codes drawn by the refiner."""
-    return [image for image, slot in enumerate(assignments) if slot.params.decoding == "refine"]
+    return [i for i, assignment in enumerate(assignments) if assignment.params.decoding == "refine"]
 
 
 def any_filters(assignments: Sequence[SlotAssignment]) -> bool:
     """Whether any image has filters."""
-    return any(slot.params.has_filters for slot in assignments)
+    return any(assignment.params.has_filters for assignment in assignments)
 
 
 def lay_out(shape: StepShape, assignments: Sequence[SlotAssignment], padding_slot: int) -> Layout:
     """Place images in a shape that holds them; ``padding_slot`` is the slot of the padding."""
-    guided = [slot for slot in assignments if slot.uncond_index != NO_SLOT]
-    rows = [(s.index, s.index, 0) for s in assignments]
-    rows += [(s.uncond_index, s.index, 1) for s in guided]
+    guided = [assignment for assignment in assignments if assignment.uncond_slot != NO_SLOT]
+    rows = [(assignment.slot, assignment.slot, 0) for assignment in assignments]
+    rows += [(assignment.uncond_slot, assignment.slot, 1) for assignment in guided]
     rows += [(padding_slot, padding_slot, 0)] * (shape.rows - len(rows))
-    cache, slot_of_row, is_uncond = map(list, zip(*rows, strict=True))
-    images = [slot.index for slot in assignments]
-    uncond_row_of = {slot.index: len(assignments) + i for i, slot in enumerate(guided)}
+    cache_slots, slot_of_row, is_uncond = map(list, zip(*rows, strict=True))
+    images = [assignment.slot for assignment in assignments]
+    uncond_row_of = {assignment.slot: len(assignments) + i for i, assignment in enumerate(guided)}
     uncond_rows = [uncond_row_of.get(index, row) for row, index in enumerate(images)]
     padding = range(len(assignments), shape.images)
     # Padding repeats the first image: its code is written twice, and is the same both times.
     refined = range(shape.images) if shape.refined == shape.images else refined_images(assignments)
     return Layout(
-        cache,
+        cache_slots,
         slot_of_row,
         is_uncond,
         images + [padding_slot] * len(padding),

@@ -121,7 +121,7 @@ class Step:
     num_slots : S
     compiled : whether `torch.compile` makes kernels of the parts, for the first number of rows and
         then once more for all others
-    kernels : whether attention may take a compiled one; without either, only torch is needed
+    kernels : whether attention may use numba's or Triton's; with neither, only torch is needed
     """
 
     def __init__(
@@ -176,11 +176,11 @@ class Step:
         draw = self._sample_filtered if has_filters else self._sample
         sampled = draw(tables, inputs, logits, noise.gumbel, self._code_sampler.coarse_partition)
         started = time.perf_counter()
-        clusters = tables, inputs, self._code_sampler, sampled, noise.random_bits
+        arguments = tables, inputs, self._code_sampler, sampled, noise.random_bits
         if len(inputs.refined):
-            self._refine_code(*clusters, self._lazy_refiner_sampler(), hidden)
+            self._refine_code(*arguments, self._lazy_refiner_sampler(), hidden)
         else:
-            self._sample_code(*clusters)
+            self._sample_code(*arguments)
         return time.perf_counter() - started
 
     def predict(self, inputs: StepInputs) -> Prediction:
@@ -316,8 +316,8 @@ def _sizes(model: GPT, code_sampler: CodeSampler, num_slots: int) -> Hashable:
     weight, prior = model.output.weight, code_sampler.prior
     refiner = code_sampler.refiner.config if "refine" in code_sampler.decodings else None
     coarse = code_sampler.coarse_partition
-    num_parts = coarse and coarse.num_clusters
-    sizes = (model.config, refiner, prior.num_codes, int(prior.sizes.max()), num_parts, num_slots)
+    num_coarse = coarse and coarse.num_clusters
+    sizes = (model.config, refiner, prior.num_codes, int(prior.sizes.max()), num_coarse, num_slots)
     return sizes, weight.dtype, weight.device
 
 

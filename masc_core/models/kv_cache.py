@@ -41,7 +41,7 @@ class KVCache:
 
     Parameters
     ----------
-    kernels : whether attention may take one that is compiled
+    kernels : whether attention may use a compiled kernel, not only `attention_reference`
     """
 
     def __init__(

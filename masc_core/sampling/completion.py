@@ -73,16 +73,16 @@ def complete_codes(
     return completed
 
 
-def _vectors(completer: Completer, labels: Tensor, clusters: Tensor) -> Tensor:
-    """`Completer.hidden` of rows, labels int64 (R,) and clusters int64 (R, L), pass by pass."""
+def _vectors(completer: Completer, classes: Tensor, clusters: Tensor) -> Tensor:
+    """`Completer.hidden` of rows, classes int64 (R,) and clusters int64 (R, L), pass by pass."""
     at_once = GPU_ROWS if clusters.is_cuda else 1
-    padding = -len(labels) % at_once
+    padding = -len(classes) % at_once
     passes = zip(
-        torch.split(F.pad(labels, (0, padding)), at_once),
+        torch.split(F.pad(classes, (0, padding)), at_once),
         torch.split(F.pad(clusters, (0, 0, 0, padding)), at_once),
         strict=True,
     )
-    return torch.cat([completer.hidden(*rows) for rows in passes])[: len(labels)]
+    return torch.cat([completer.hidden(*rows) for rows in passes])[: len(classes)]
 
 
 def _draw(

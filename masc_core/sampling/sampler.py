@@ -22,7 +22,7 @@ MIN_TEMPERATURE = 1e-5
 
 
 class Partition(NamedTuple):
-    """The coarse one, of the vocabulary, whose tokens are clusters of the prior."""
+    """A coarse partition of the vocabulary: it maps the tokens, clusters of the prior, to fewer."""
 
     labels: Tensor  # int64 (K,), of each token
     num_clusters: int

@@ -47,7 +47,7 @@ def json_response(
             )
             for image in result.images
         ],
-        **provenance(result),
+        **model_and_timings(result),
     )
     headers = {"Server-Timing": server_timing(result.timings), "Vary": "Accept"}
     content = answer.model_dump_json(exclude_unset=True)
@@ -74,7 +74,7 @@ def image_metadata(
     return facts
 
 
-def provenance(result: JobResult) -> dict[str, Any]:
+def model_and_timings(result: JobResult) -> dict[str, Any]:
     """The fields ``model`` and ``timings`` of an answer: what made the images, and how fast."""
     version = ModelVersion(
         name=result.model, version=result.version, weights_sha256=result.weights_sha256

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from masc_core.errors import MascError, QueueDownError, UnknownJobError
 from masc_core.escapes import quoted
-from server.answers.images import base64_of, image_metadata, provenance, provisional
+from server.answers.images import base64_of, image_metadata, model_and_timings, provisional
 from server.answers.job_updates import JobUpdate, queue_position
 from server.auth.api_keys import Client
 from server.errors import Problem, problem_document
@@ -99,7 +99,7 @@ def _end_fields(job: Job, outcome: Outcome | None, url: str, *, entropies: bool)
         )
         for index, image in enumerate(outcome.images)
     ]
-    return {"images": images, **provenance(outcome)}
+    return {"images": images, **model_and_timings(outcome)}
 
 
 EVENT_ID: Final = r"^([0-9]{1,9}|image\.[0-9]{1,3}|done|error)?$"
@@ -160,7 +160,7 @@ class JobEventEncoder:
                 for index, image in enumerate(update.images):
                     if index >= self.first_image:
                         yield self._image(index, image)
-                yield _event("done", DoneEvent(id=self.job.id, **provenance(update)), "done")
+                yield _event("done", DoneEvent(id=self.job.id, **model_and_timings(update)), "done")
 
     def encode_error(self, error: MascError) -> bytes:
         """The last event when there are no images."""

@@ -28,14 +28,14 @@ from worker.jobs.job import GenerationRequest, Job
 
 logger = logging.getLogger(__name__)
 
-HEADER: Final = "X-Masc-Timeout"
+TIMEOUT_HEADER: Final = "X-Masc-Timeout"
 # JavaScript's numbers are exact up to here, so every client can send the seed back.
 DRAWN_SEED_BITS = 53
 
 TimeoutHeader = Annotated[
     float | None,
     Header(
-        alias=HEADER,
+        alias=TIMEOUT_HEADER,
         gt=0,
         allow_inf_nan=False,
         description="Seconds after which the images are no longer wanted; by default, and at most, "
@@ -112,7 +112,7 @@ def time_limit(given: float | None, maximum: float) -> float:
     if given is None:
         return maximum
     if given > maximum:
-        raise InvalidFieldError(HEADER, f"must be at most {maximum:g} seconds here")
+        raise InvalidFieldError(TIMEOUT_HEADER, f"must be at most {maximum:g} seconds here")
     return given
 
 

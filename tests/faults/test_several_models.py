@@ -53,7 +53,7 @@ def test_a_model_that_loses_its_worker_takes_no_other_along(logs: Path, redis: R
         refused = image("b")
         assert refused.status_code == 503
         assert refused.json()["detail"] == (
-            "no worker serves the model 'b', it only lies there; they serve 'a'"
+            "no worker serves the model 'b', it is only stored; they serve 'a'"
         )
         assert image("a").content == files["a"]
         assert cluster.samples("masc_model_workers_ready") == {"a": 1, "b": 0}

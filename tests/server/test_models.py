@@ -54,7 +54,7 @@ def ask_openai(service: Service, model: str) -> Any:
 def test_a_model_that_nobody_serves_is_busy_and_an_unknown_one_is_unknown(
     service: Service,
 ) -> None:
-    reason = "no worker serves the model 'idle', it only lies there; they serve 'big', 'tiny'"
+    reason = "no worker serves the model 'idle', it is only stored; they serve 'big', 'tiny'"
     for answer in (service.generate(model="idle"), service.submit(model="idle")):
         assert assert_problem(answer, 503)["detail"] == reason
         assert int(answer.headers["retry-after"]) >= 1

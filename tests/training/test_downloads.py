@@ -18,7 +18,7 @@ from masc_core.errors import ArtifactError, ConfigError
 from tests.command_line import ROOT, environment
 from tests.hub_server import Hub, hub_server
 from training import downloads
-from training.config import shown
+from training.config import without_secrets
 from training.downloads import local_file
 
 CONTENT = bytes(range(256)) * 2000
@@ -260,7 +260,7 @@ def test_a_url_is_fetched_once_and_its_secrets_are_not_shown(hub: Hub) -> None:
     assert str(error.value).startswith(f"{hub.web}/plain/none.pt: ")
     assert "password" not in str(error.value)
     assert "secret" not in str(error.value)
-    assert shown(url) == f"{hub.web}/plain/weights.pt"
+    assert without_secrets(url) == f"{hub.web}/plain/weights.pt"
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_what_a_disk_cannot_hold_is_not_begun(hub: Hub, tmp_path: Path) -> None:
 def test_what_is_no_address_is_refused(hub: Hub, address: str) -> None:
     with pytest.raises((ArtifactError, ConfigError)) as error:
         local_file(address)
-    assert str(error.value).startswith(shown(address))
+    assert str(error.value).startswith(without_secrets(address))
     assert not hub.requests
 
 

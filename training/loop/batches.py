@@ -1,4 +1,4 @@
-"""The order of the data, its random words, and batches that are made ahead of time.
+"""The order of the data, its random bits, and batches that are made ahead of time.
 
 Both are functions of (seed, step) and the place in the batch, so that a resumed run sees the same
 data, and so does one on another number of ranks: a rank takes its share of the one global batch.

@@ -40,9 +40,9 @@ class TrainingTask:
     trained_modules : each one's loss is computed and differentiated in this order, on the same
         batch; then all of them step
     num_items : items an epoch draws from
-    batch : indices int64 (B,) below ``num_items`` and four random words an item, uint64 (B, 4), to
-        tensors on the CPU. All random choices about the data come from the words. Called ahead of
-        time, in a thread of its own
+    batch : indices int64 (B,) below ``num_items`` and random bits, uint64 (B, 4), four words an
+        item, to tensors on the CPU. All random choices about the data come from these bits. Called
+        ahead of time, in a thread of its own
     validate : after every epoch, named values; the lower ``objective``, the better
     save_best : write the weights that users take; called with the values when ``objective``
         improved, on every rank, since the model may be sharded; only the main rank writes

@@ -221,7 +221,7 @@ class _Trainer:
         self.last_log = (self.state.step, time.perf_counter())  # counts training alone
 
     def finite_losses(self) -> dict[str, float]:
-        """The last step's losses, means over all ranks."""
+        """The last step's losses, means over all ranks; a `DivergedError` without finite ones."""
         stacked = self.ranks.all_reduce_mean(torch.stack([v.float() for v in self.losses.values()]))
         values = dict(zip(self.losses, stacked.tolist(), strict=True))
         if not math.isfinite(values["loss"]):

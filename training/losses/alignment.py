@@ -36,17 +36,18 @@ class AlignmentLoss(nn.Module):
     model : fine-tuned
     reference : the same model as it was: in evaluation mode, without gradients, no part of this
         module
-    beta : how soon a difference to the reference is enough; less is later
+    beta : the smaller, the larger the difference to the reference that the loss still rewards
     negative_weight : lambda
     """
 
     def __init__(self, model: GPT, reference: GPT, beta: float, negative_weight: float) -> None:
         super().__init__()
         model.cls_embedding.dropout = 0.0
+        # In a tuple the reference is no part of this module.
         self.model, self._frozen = model, (reference.eval(),)
         self._beta, self._negative_weight = beta, negative_weight
 
-    def forward(self, labels: Tensor, negatives: Tensor, clusters: Tensor) -> dict[str, Tensor]:
+    def forward(self, classes: Tensor, negatives: Tensor, clusters: Tensor) -> dict[str, Tensor]:
         """``loss``, ``margin`` and ``accuracy``.
 
         The margin is the mean of r(x, c) - r(x, c') in nats, over images whose two classes differ;
@@ -54,20 +55,20 @@ class AlignmentLoss(nn.Module):
 
         Parameters
         ----------
-        labels : int64 (B,), the images' classes, some of them the null class
+        classes : int64 (B,), the images' classes, some of them the null class
         negatives : int64 (B,), classes drawn without regard to the images
         clusters : int64 (B, L)
         """
-        inputs = torch.cat([labels, negatives]), torch.cat([clusters, clusters])
+        inputs = torch.cat([classes, negatives]), torch.cat([clusters, clusters])
         with torch.no_grad():
             reference = log_likelihood(self._frozen[0], *inputs)
         own, other = (log_likelihood(self.model, *inputs) - reference).chunk(2)
         positive, negative = -F.logsigmoid(self._beta * own), -F.logsigmoid(-self._beta * other)
-        is_null = labels == self.model.config.num_classes
+        is_null = classes == self.model.config.num_classes
         negative = negative.where(~is_null, 0.0)
         loss = (positive + self._negative_weight * negative).mean()
         margin = (own - other).detach()
-        is_other = ((labels != negatives) & ~is_null).float()
+        is_other = ((classes != negatives) & ~is_null).float()
         count = is_other.sum().clamp(min=1)
         return {
             "loss": loss / max(1.0, self._negative_weight),
@@ -76,8 +77,8 @@ class AlignmentLoss(nn.Module):
         }
 
 
-def log_likelihood(model: GPT, labels: Tensor, clusters: Tensor) -> Tensor:
+def log_likelihood(model: GPT, classes: Tensor, clusters: Tensor) -> Tensor:
     """``log p(clusters | label)`` of each image in nats, float32 (B,); arguments as above."""
-    logits = model(labels, clusters[:, :-1])
+    logits = model(classes, clusters[:, :-1])
     losses = F.cross_entropy(logits.flatten(0, 1), clusters.flatten(), reduction="none")
     return -losses.view(clusters.shape).sum(dim=1)

@@ -45,23 +45,23 @@ class CompletionLoss(nn.Module):
         self._siblings = None if siblings is None else ClusterSoftmax(siblings, device)
         self._is_member = completer.config.softmax == "member"
 
-    def forward(self, labels: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        """``loss`` in nats, ``bits`` a position, of labels int64 (B,) and codes int64 (B, L)."""
-        loss, _ = self._losses(labels, codes, [(self._softmax, -1.0)] if self._is_member else [])
+    def forward(self, classes: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        """``loss`` in nats, ``bits`` a position, of classes int64 (B,) and codes int64 (B, L)."""
+        loss, _ = self._losses(classes, codes, [(self._softmax, -1.0)] if self._is_member else [])
         return {"loss": loss, "bits": loss.detach() / LN2}
 
-    def bits(self, labels: Tensor, codes: Tensor) -> Tensor:
+    def bits(self, classes: Tensor, codes: Tensor) -> Tensor:
         """Means over the positions, (2,): bits of what is learned, and within the true cluster."""
-        _, parts = self._losses(labels, codes, [(self._softmax, -1.0)])
+        _, parts = self._losses(classes, codes, [(self._softmax, -1.0)])
         in_cluster = parts[0] - parts[1]
         return torch.stack([in_cluster if self._is_member else parts[0], in_cluster]) / LN2
 
     def _losses(
-        self, labels: Tensor, codes: Tensor, levels: list[tuple[ClusterSoftmax, float]]
+        self, classes: Tensor, codes: Tensor, levels: list[tuple[ClusterSoftmax, float]]
     ) -> tuple[Tensor, Tensor]:
         """`fused_linear_cross_entropy` as means over all positions, counted or not."""
         clusters, targets = self._softmax.labels[codes], codes.flatten()
-        hidden = self.completer.hidden(labels, self._corrupt(clusters)).flatten(0, 1)
+        hidden = self.completer.hidden(classes, self._corrupt(clusters)).flatten(0, 1)
         weight = self.completer.output.weight
         if self._is_member:
             rows = (self._softmax.sizes[clusters.flatten()] > 1).nonzero().flatten()

@@ -34,17 +34,17 @@ class InClusterLoss(nn.Module):
         self._softmax = ClusterSoftmax(prior, transformer.output.weight.device)
         self._singletons = singletons
 
-    def forward(self, labels: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        """``loss`` in nats, ``bits`` a position, of labels int64 (B,) and codes int64 (B, L)."""
-        losses, is_multi_code = self.losses(labels, codes)
+    def forward(self, classes: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        """``loss`` in nats, ``bits`` a position, of classes int64 (B,) and codes int64 (B, L)."""
+        losses, is_multi_code = self.losses(classes, codes)
         count = len(losses) if self._singletons else is_multi_code.sum().clamp(min=1)
         return {"loss": losses.sum() / count, "bits": losses.detach().mean() / LN2}
 
-    def losses(self, labels: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, classes: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of each position, float32 (n,), nats; and whether its cluster has several codes."""
         clusters = self._softmax.labels[codes]
         with torch.no_grad():
-            hidden = self._frozen[0].hidden(labels, clusters[:, :-1])
+            hidden = self._frozen[0].hidden(classes, clusters[:, :-1])
         vectors = self.refiner(hidden, clusters, codes)
         flat = clusters.flatten()
         table = self.refiner.code_scores.weight

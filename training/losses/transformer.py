@@ -45,9 +45,9 @@ class NextClusterLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, labels: Tensor, clusters: Tensor) -> dict[str, Tensor]:
-        """``loss`` in nats and ``bits``, of labels int64 (B,) and clusters int64 (B, L)."""
-        logits = self.model(labels, clusters[:, :-1])
+    def forward(self, classes: Tensor, clusters: Tensor) -> dict[str, Tensor]:
+        """``loss`` in nats and ``bits``, of classes int64 (B,) and clusters int64 (B, L)."""
+        logits = self.model(classes, clusters[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), clusters.flatten())
         return {"loss": loss, "bits": loss.detach() / LN2}
 
@@ -75,9 +75,9 @@ class LinearNextClusterLoss(nn.Module):
             *(f"cluster_bits_{level.partition.num_clusters}" for level in levels),
         ]
 
-    def forward(self, labels: Tensor, clusters: Tensor) -> dict[str, Tensor]:
+    def forward(self, classes: Tensor, clusters: Tensor) -> dict[str, Tensor]:
         """As `NextClusterLoss.forward`, and ``cluster_bits_k`` of a level of k clusters."""
-        hidden = self._hidden(labels, clusters[:, :-1]).flatten(0, 1)
+        hidden = self._hidden(classes, clusters[:, :-1]).flatten(0, 1)
         loss, parts = fused_linear_cross_entropy(
             hidden, self.model.output.weight, clusters.flatten(), self._levels
         )
@@ -101,18 +101,18 @@ def cross_entropy_and_entropy(logits: Tensor, clusters: Tensor) -> CrossEntropyA
 def position_cross_entropy_and_entropy(logits: Tensor, clusters: Tensor) -> CrossEntropyAndEntropy:
     """Each position's, float32 (B, L), at temperature 1."""
     log_p = logits.float().log_softmax(dim=-1)
-    true = log_p.gather(-1, clusters[..., None]).squeeze(-1)
-    return CrossEntropyAndEntropy(-true / LN2, torch.special.entr(log_p.exp()).sum(-1) / LN2)
+    true_log_p = log_p.gather(-1, clusters[..., None]).squeeze(-1)
+    return CrossEntropyAndEntropy(-true_log_p / LN2, torch.special.entr(log_p.exp()).sum(-1) / LN2)
 
 
 def cluster_cross_entropy_and_entropy(
     logits: Tensor, clusters: Tensor, softmax: ClusterSoftmax, chunk_logits: int = CHUNK_LOGITS
 ) -> CrossEntropyAndEntropy:
     """The same for the clusters of a partition of the vocabulary, which sum its probabilities."""
-    positions = max(1, chunk_logits // logits.shape[-1])
+    chunk_positions = max(1, chunk_logits // logits.shape[-1])
     cross_entropies, entropies = [], []
-    parts = torch.split(logits.flatten(0, 1), positions)
-    for part, true in zip(parts, torch.split(clusters.flatten(), positions), strict=True):
+    parts = torch.split(logits.flatten(0, 1), chunk_positions)
+    for part, true in zip(parts, torch.split(clusters.flatten(), chunk_positions), strict=True):
         log_p = part.float().log_softmax(dim=-1)
         cross_entropies.append(-_cluster_log_p(log_p, true, softmax).log_p / LN2)
         labels = softmax.labels.expand_as(log_p)

@@ -35,7 +35,8 @@ DEFINITIONS = {
     "latent_groups": "Means of the curves over each group of a 1-D tokenizer's tokens, of 1, 1, 2, "
     "4, ... tokens, coarse to fine.",
     "member_bits": "log2 of the size of the true cluster: what telling its codes apart costs when "
-    "they are drawn uniformly; mean over positions and real images.",
+    "they are drawn uniformly (`uniform_bits` of training runs); mean over positions and real "
+    "images.",
     "fine_entropy_bits": "teacher_forced_entropy_bits + member_bits: comparable between "
     "vocabularies.",
     "fine_cross_entropy_bits": "teacher_forced_cross_entropy_bits + member_bits: bits a code.",

@@ -55,7 +55,7 @@ class TeacherForced:
     levels: dict[str, float] = field(default_factory=dict)
 
     def metrics(self, num_clusters: int) -> dict[str, float]:
-        """Means over positions; ``fine_bits`` bounds what a code costs under uniform decoding."""
+        """Means over positions; ``fine_cross_entropy_bits``: of a code that is drawn uniformly."""
         entropy, cross = float(self.entropy.mean()), float(self.cross_entropy.mean())
         return {
             "teacher_forced_entropy_bits": entropy,

@@ -83,10 +83,11 @@ def extract_codes(config: CodesConfig, report: ProgressCallback = no_progress) -
         model = tokenizer.model.to(ranks.device)
         skipped = 0
         for number in range(ranks.rank, header.num_shards, ranks.world_size):
-            if made := (shard := _finished_shard(config.out, header, number)) is None:
+            shard = finished = _finished_shard(config.out, header, number)
+            if shard is None:
                 shard = _make_shard(config, source, model, header, number)
             skipped += len(shard.skipped)
-            if made:
+            if finished is None:
                 done = min((number + ranks.world_size) * config.shard_images, len(source))
                 report(done, len(source), f"{skipped} skipped")
         ranks.barrier()

@@ -310,7 +310,7 @@ class AlignConfig(TransformerTrainingConfig):
     """Keys of an alignment: those of the transformer's training, and two of the loss."""
 
     beta: float = Field(
-        0.02, gt=0, description="how soon a difference to the reference is enough; less is later"
+        0.02, gt=0, description="less lets the difference to the reference grow further"
     )
     negative_weight: float = Field(
         1000.0, ge=0, description="lambda, of the images under classes that are not theirs"
@@ -528,7 +528,10 @@ class PublishConfig(VersionOptions):
     cfg_scale: float = Field(1.0, ge=1, le=MAX_CFG_SCALE, description="default CFG scale")
     cfg_schedule: CFGSchedule = Field("constant", description="default CFG schedule")
     cfg_start: float | None = Field(
-        None, ge=0, le=1, description="default share of positions before a step; 0.18"
+        None,
+        ge=0,
+        le=1,
+        description="default cfg_start, the share of positions before guidance; 0.18",
     )
     temperature: float = Field(1.0, gt=0, description="default temperature of clusters")
     top_k: int = Field(0, ge=0, description="default top-k of clusters; 0 is off")
@@ -567,7 +570,10 @@ class ImportOptions(VersionOptions):
         None, description="default CFG schedule; step for GigaTok's transformers, else constant"
     )
     cfg_start: float | None = Field(
-        None, ge=0, le=1, description="default share of positions before a step; 0.18"
+        None,
+        ge=0,
+        le=1,
+        description="default cfg_start, the share of positions before guidance; 0.18",
     )
     samples: int = Field(
         4, ge=0, description="images that are made, as they are served, for a first look; 0 is none"
@@ -653,4 +659,4 @@ class ImportTokenizerConfig(ImageOptions):
     )
     val_images: int = Field(2000, ge=1, description="images, spread over the folder")
     image_size: int = Field(256, ge=8, description="of the images")
-    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice")
+    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")

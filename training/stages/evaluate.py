@@ -113,7 +113,7 @@ def evaluate(config: EvaluateConfig, report: ProgressCallback = no_progress) -> 
                     pass
                 return {}
             stats = evaluation.generate(ranks)
-        return evaluation.metrics(stats)
+        return evaluation.finish(stats)
 
 
 class _Evaluation:
@@ -156,7 +156,7 @@ class _Evaluation:
             yield part
             count += len(part["labels"])
 
-    def metrics(self, stats: FeatureStats) -> dict[str, Any]:
+    def finish(self, stats: FeatureStats) -> dict[str, Any]:
         """All metrics, written if there is a place for them."""
         metrics: dict[str, Any] = dict(seconds_per_image(self.bundle))
         curves: dict[str, Curve] = {}
@@ -227,9 +227,9 @@ class _Evaluation:
             found.append(load_extractor("vgg", file, device))
         if config.classifier is not None:
             names = self.bundle.manifest.class_names
-            judge = load_classifier(config.classifier, names).to(device)
+            classifier = load_classifier(config.classifier, names).to(device)
             weights = sha256_file(config.classifier / CLASSIFIER_FILE)
-            found.append(classifier_extractor(judge, device, weights))
+            found.append(classifier_extractor(classifier, device, weights))
         if config.efficientnet:
             found.append(load_efficientnet(self.bundle.manifest.class_names, device))
         return found
@@ -262,10 +262,10 @@ class _Evaluation:
 
     def _identity(self) -> dict[str, Any]:
         """What the results depend on: an evaluation goes on where all of it is the same."""
-        elsewhere = {"model", "version", "device", "made_with"}
+        may_differ = {"model", "version", "device", "made_with"}
         config, index = self.config, self.cache and self.cache.index
         return {
-            **{k: v for k, v in self._settings().items() if k not in elsewhere},
+            **{k: v for k, v in self._settings().items() if k not in may_differ},
             "files": {
                 name: sha256
                 for name, sha256 in self.bundle.manifest.files.items()

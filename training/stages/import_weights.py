@@ -36,7 +36,7 @@ from masc_core.progress import ProgressCallback, no_progress
 from masc_core.sampling.cfg_schedule import DEFAULT_CFG_START, CFGSchedule, check_cfg_start
 from masc_core.settings import models_dir
 from object_storage.registry import open_registry
-from training.config import is_address, set_threads, shown
+from training.config import is_address, set_threads, without_secrets
 from training.data.images import open_images
 from training.downloads import local_file
 from training.loop.run_dir import lock_folder
@@ -167,7 +167,7 @@ def suggested_cfg(config: GPTConfig) -> float:
 
 def address_of(source: str | None) -> dict[str, JsonValue]:
     """Where others can fetch a file, if they can."""
-    return {"address": shown(source)} if source is not None and is_address(source) else {}
+    return {"address": without_secrets(source)} if source is not None and is_address(source) else {}
 
 
 def source_of(checkpoint: CheckpointFile, source: str, weights: Weights) -> dict[str, JsonValue]:

@@ -92,8 +92,8 @@ def train_tokenizer(
         inputs["decoder"] = decoder.sha256
     with init_distributed(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
         model = None if decoder is None else decoder.model
-        trainer = _TokenizerTraining(run, config, lpips, data, val_data, model)
-        fit(run, config, trainer.task(), report)
+        training = _TokenizerTraining(run, config, lpips, data, val_data, model)
+        fit(run, config, training.task(), report)
         return run.read_json("metrics.json")
 
 

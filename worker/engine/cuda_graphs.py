@@ -133,9 +133,13 @@ class GraphBatch(Batch):
         (finite,) = copy.wait()
         if finite.all():
             return []
-        values, here = finite.tolist(), {id(slot) for slot in self._assignments}
+        values, here = finite.tolist(), {id(assignment) for assignment in self._assignments}
         # A slot may have been given to another image meanwhile.
-        return [s.index for s in slots if id(s) in here and not values[s.index]]
+        return [
+            assignment.slot
+            for assignment in slots
+            if id(assignment) in here and not values[assignment.slot]
+        ]
 
 
 def capture_shapes(

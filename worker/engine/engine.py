@@ -4,7 +4,7 @@ Every image needs the same number of steps from a prompt of one token, so there 
 shared prefixes and no preemption: an image keeps its slot to the end. The output for a task is the
 same whatever else is in the batch.
 
-Where the device has a queue of its own (`Batch.async_copy`), outputs are read while the next step
+Where the device works asynchronously (`Batch.async_copy`), outputs are read while the next step
 runs.
 """
 

@@ -55,7 +55,7 @@ class FinishedImage:
     cluster_entropies: Tensor  # likewise of the partition's clusters; (0,) without one
     prefill_seconds: float  # until the first position was drawn
     decode_seconds: float  # the rest
-    code_seconds: float = 0.0  # part of both in which the batch turned clusters into codes
+    code_seconds: float = 0.0  # of both, in which the whole batch turned clusters into codes
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ Start-time fair queueing (Goyal, Vin and Cheng, 1996), of each priority apart. S
 max(virtual time, finish tag of the owner's previous job); finish = start + cost; virtual time
 follows the start tags of claimed jobs. So owners with jobs waiting get rows in proportion to their
 weights, whoever has none comes next, and one owner's jobs keep their order. Interactive jobs go
-first; but when `BATCH_EVERY` of their rows were claimed for each row of the batch job that is first
-of its kind, that one is next.
+first; the first batch job is next once `BATCH_EVERY` interactive rows were claimed for each of its
+own rows.
 
 With n other owners of the same weight and jobs of the same size, the k-th waiting job of an owner
 is claimed after at most k n of theirs, and a first batch job after 16 interactive jobs.
@@ -31,7 +31,7 @@ def cost_of(job: Job, weight: float) -> int:
 
 
 def flow_of(owner: str, priority: Priority) -> str:
-    """Name of an owner's line; no owner's name has a slash."""
+    """Name of an owner's flow, its jobs of one priority; no owner's name has a slash."""
     return owner if priority == "interactive" else f"batch/{owner}"
 
 

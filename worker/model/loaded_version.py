@@ -1,8 +1,8 @@
 """One loaded version of a model at work: image tasks in, files out.
 
 Tasks wait until the engine has rows for them. Finished images go through the renderer and a small
-pool of threads that encode. The engine waits for those only when more than `MAX_ENCODING` images
-are there. Previews take what `PreviewBudget` allows.
+pool of threads that encode. The loop waits for them where the engine has nothing to do, or more
+than `MAX_ENCODING` images are on their way. Previews take what `PreviewBudget` allows.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Reciprocal nearest neighbours, all of them in a round, are merged: average linka
 no merge brings any two clusters nearer to each other than the nearest of their parts were, and the
 tree is the one that merging the closest pair over and over gives (Bruynooghe, 1978). Nearest
 neighbours come from certified candidate lists (`candidates`; on a GPU `torch_candidates`). When few
-clusters are left, the rest is done on the matrix of their distances (`dense`).
+clusters are left, the rest, which in small codebooks is everything, is done on the matrix of their
+distances (`dense`).
 
 Legend: V codes, E dimensions.
 """
@@ -54,7 +55,7 @@ def average_linkage(
     ConfigError : this machine has no such device
     """
     history = History(len(rows))
-    distinct = distinct_rows(rows, history)
+    distinct = distinct_rows(rows, history)  # notes the first merges: equal rows, at height 0
     clusters: Clusters | TorchClusters
     candidates: Candidates | TorchCandidates
     if torch_device is None:

@@ -121,46 +121,46 @@ class Candidates:
         if len(empty):
             self._fill_exhaustively(self._without_wide(empty))
 
-    def _unknown(self, rows: IntArray) -> IntArray:
-        """Slots of ``rows`` (R,) with an empty list and no wide cluster surely nearest."""
-        empty = rows[self.lists.lengths[rows] == 0]
+    def _unknown(self, slots: IntArray) -> IntArray:
+        """Slots of ``slots`` (R,) with an empty list and no wide cluster surely nearest."""
+        empty = slots[self.lists.lengths[slots] == 0]
         known = self._distance_rows.least() <= self.lists.lower_bound
         return empty[~known[empty]]
 
-    def _search_centroids(self, rows: IntArray) -> IntArray:
+    def _search_centroids(self, slots: IntArray) -> IntArray:
         """As `_search`; small clusters only until centroids filled less than half of the lists."""
-        few = self._clusters.sizes[rows] <= FEW_POINTS
-        queries = rows if self._centroids_help else rows[~few]
+        few = self._clusters.sizes[slots] <= FEW_POINTS
+        queries = slots if self._centroids_help else slots[~few]
         if not len(queries):
-            return rows
+            return slots
         left = self._search(ProductSearch(self._clusters), queries, NUM_CENTROIDS)
         if self._centroids_help:
-            self._centroids_help = len(rows) < SAMPLE or 2 * len(left) <= len(rows)
+            self._centroids_help = len(slots) < SAMPLE or 2 * len(left) <= len(slots)
             return left
-        return np.concatenate([rows[few], left])
+        return np.concatenate([slots[few], left])
 
     def _search(
-        self, search: BoxSearch | MemberSearch | ProductSearch, rows: IntArray, num_neighbours: int
+        self, search: BoxSearch | MemberSearch | ProductSearch, slots: IntArray, num_neighbours: int
     ) -> IntArray:
-        """Fill the lists of ``rows``; those that still know none."""
-        for result in search.nearest(rows, min(num_neighbours, len(self._clusters.alive))):
+        """Fill the lists of ``slots``; those that still know none."""
+        for result in search.nearest(slots, min(num_neighbours, len(self._clusters.alive))):
             _fill(result, self._clusters.members(), self.lists)
-        return self._unknown(rows)
+        return self._unknown(slots)
 
-    def _without_wide(self, rows: IntArray) -> IntArray:
-        """Give wide clusters among ``rows`` (R,) a row of distances; those that still know none."""
-        wide = self._distance_rows.add(rows[self._clusters.sizes[rows] >= MANY_POINTS])
+    def _without_wide(self, slots: IntArray) -> IntArray:
+        """Give wide clusters among ``slots`` (R,) distance rows; those still without neighbour."""
+        wide = self._distance_rows.add(slots[self._clusters.sizes[slots] >= MANY_POINTS])
         if not len(wide):
-            return rows
+            return slots
         self._drop(wide)
-        return self._unknown(np.setdiff1d(rows, wide))
+        return self._unknown(np.setdiff1d(slots, wide))
 
-    def _fill_exhaustively(self, rows: IntArray) -> None:
-        """Replace the lists of ``rows`` (R,) by the nearest of all, whatever that takes."""
+    def _fill_exhaustively(self, slots: IntArray) -> None:
+        """Replace the lists of ``slots`` (R,) by the nearest of all, whatever that takes."""
         clusters = self._clusters
-        rounding = clusters.rounding(rows, np.zeros(len(rows)))
+        rounding = clusters.rounding(slots, np.zeros(len(slots)))
         _fill_from_all(
-            rows, rounding, clusters.listed, clusters.centroids, clusters.members(), self.lists
+            slots, rounding, clusters.listed, clusters.centroids, clusters.members(), self.lists
         )
 
     def _drop(self, slots: IntArray) -> None:

@@ -128,7 +128,7 @@ def test_no_slot_is_given_twice_and_none_is_lost() -> None:
             continue
         slots += allocate(params_list, slots, 13)
         taken = [
-            index for slot in slots for index in (slot.index, slot.uncond_index) if index != NO_SLOT
+            index for slot in slots for index in (slot.slot, slot.uncond_slot) if index != NO_SLOT
         ]
         assert len(set(taken)) == len(taken) == batch_rows(slots)
         assert set(taken) <= set(range(13))
@@ -149,13 +149,13 @@ def test_every_row_is_somebodys_and_filling_is_nobodys() -> None:
         assert len(set(seen)) == len(seen) == sum(params.batch_rows for params in params_list)
         assert layout.images[len(slots) :] == [20] * (images - len(slots))
         for image, slot in enumerate(slots):
-            assert layout.images[image] == layout.slots[image] == slot.index
-            assert (layout.slot_of_row[image], layout.is_uncond[image]) == (slot.index, 0)
+            assert layout.images[image] == layout.slots[image] == slot.slot
+            assert (layout.slot_of_row[image], layout.is_uncond[image]) == (slot.slot, 0)
             uncond_row = layout.uncond_rows[image]
-            assert layout.slot_of_row[uncond_row] == slot.index
-            assert layout.is_uncond[uncond_row] == (slot.uncond_index != NO_SLOT)
+            assert layout.slot_of_row[uncond_row] == slot.slot
+            assert layout.is_uncond[uncond_row] == (slot.uncond_slot != NO_SLOT)
             assert layout.slots[uncond_row] == (
-                slot.uncond_index if slot.uncond_index != NO_SLOT else slot.index
+                slot.uncond_slot if slot.uncond_slot != NO_SLOT else slot.slot
             )
 
 

@@ -59,7 +59,7 @@ def test_ready_once_a_worker_is(idle: Service) -> None:
 
     idle.announce(model="other")
     detail = assert_problem(idle.get("/readyz"), 503)["detail"]
-    assert detail == "no worker serves the model 'tiny', it only lies there; they serve 'other'"
+    assert detail == "no worker serves the model 'tiny', it is only stored; they serve 'other'"
 
     idle.announce()
     assert idle.get("/readyz").json() == {

@@ -219,7 +219,7 @@ class RedisProducer:
 
     async def stats(self) -> QueueStats:
         """State of the queue."""
-        depth, running, totals, models, lines = await self._calls.run("stats")
+        depth, running, totals, models, by_priority = await self._calls.run("stats")
         pairs = zip(*[iter(totals)] * 2, strict=True)
         counts = {name.decode(errors="replace"): int(n) for name, n in pairs if n.isdigit()}
         of_models = {
@@ -228,7 +228,7 @@ class RedisProducer:
         }
         priorities = {
             priority: PriorityStats(num, milliseconds / 1000)
-            for priority, (num, milliseconds) in zip(PRIORITIES, lines, strict=True)
+            for priority, (num, milliseconds) in zip(PRIORITIES, by_priority, strict=True)
         }
         oldest_age = max(stats.oldest_age for stats in priorities.values())
         return QueueStats(depth, running, oldest_age, _totals(counts), of_models, priorities)

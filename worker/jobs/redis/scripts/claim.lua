@@ -15,7 +15,7 @@ end
 local virtual, finish, reached = key('virtual'), key('finish', model), {}
 local num_batch = call('ZCOUNT', queue, unpack(RANGES.batch))
 -- Interactive rows claimed since the latest batch job, while one waited.
-local owed = num_batch > 0 and tonumber(call('HGET', virtual, 'owed:' .. model)) or 0
+local rows_since_batch = num_batch > 0 and tonumber(call('HGET', virtual, 'owed:' .. model)) or 0
 
 -- Whether one more lost worker ends the job.
 local function is_last_try(job)
@@ -37,9 +37,9 @@ end
 -- The next job: an interactive one, or the batch job whose turn it is.
 local function next_job()
   local id, job = first_of('interactive')
-  if num_batch > 0 and (not id or owed >= settings.batch_every) then
+  if num_batch > 0 and (not id or rows_since_batch >= settings.batch_every) then
     local batch_id, batch = first_of('batch')
-    if batch_id and (not id or owed >= settings.batch_every * batch.rows) then
+    if batch_id and (not id or rows_since_batch >= settings.batch_every * batch.rows) then
       return batch_id, batch, 'batch'
     end
   end
@@ -51,9 +51,9 @@ local function lease(id, job, priority)
   dequeue(id, job.model, job.owner)
   reached[priority] = math.max(reached[priority] or 0, job.seq)
   if priority == 'batch' then
-    num_batch, owed = num_batch - 1, 0
+    num_batch, rows_since_batch = num_batch - 1, 0
   elseif num_batch > 0 then
-    owed = owed + job.rows
+    rows_since_batch = rows_since_batch + job.rows
   end
   local token = call('HINCRBY', name, 'token', 1) -- fences off whoever had the job before
   call('HINCRBY', name, 'deliveries', 1) -- taken back by who hands the job back
@@ -73,12 +73,12 @@ while rows > 0 do
   rows = rows - job.rows
 end
 if had_batch and #leases > 0 then
-  call('HSET', virtual, 'owed:' .. model, owed)
+  call('HSET', virtual, 'owed:' .. model, rows_since_batch)
 end
 for priority, number in pairs(reached) do -- virtual time goes on to there
-  local field = priority .. ':' .. model
-  if number > (tonumber(call('HGET', virtual, field)) or 0) then
-    call('HSET', virtual, field, digits(number))
+  local virtual_field = priority .. ':' .. model
+  if number > (tonumber(call('HGET', virtual, virtual_field)) or 0) then
+    call('HSET', virtual, virtual_field, digits(number))
     -- Who has no line any more begins at the virtual time again.
     call('ZREMRANGEBYSCORE', finish, FIRST[priority], number)
   end

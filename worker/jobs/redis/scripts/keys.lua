@@ -1,7 +1,7 @@
 -- Every script begins with this text: key names, the clock, and commands that cannot fail.
 --
 -- KEYS[1] is the prefix of all keys, ARGV[1] the settings as JSON; further arguments are the
--- script's own. Redis has the only clock, in milliseconds. docs/redis.md draws the keys.
+-- script's own. Redis has the only clock, in milliseconds. docs/redis.md lists the keys.
 --
 -- The first line of each script says whether it runs when Redis is full. All do that take nothing
 -- new: what was accepted can go on and end. On a replica Redis refuses every one of them.

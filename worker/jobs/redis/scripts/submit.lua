@@ -5,21 +5,21 @@
 
 local id, payload, model, rows, owner = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local timeout_ms, submitted_ms, keep = tonumber(ARGV[7]), ARGV[8], ARGV[9]
-local name, fingerprint, share = ARGV[10], ARGV[11], tonumber(ARGV[12])
+local idempotency_key, fingerprint, max_own = ARGV[10], ARGV[11], tonumber(ARGV[12])
 local priority, cost = ARGV[13], tonumber(ARGV[14])
 local queue, finish, virtual = key('waiting', model), key('finish', model), key('virtual')
-local line = priority .. ':' .. model
+local virtual_field = priority .. ':' .. model
 
 -- The virtual time. One that is lost, or out of range, goes on behind all jobs that wait.
 local function virtual_time()
   local first = FIRST[priority]
-  local time = tonumber(call('HGET', virtual, line)) or 0
+  local time = tonumber(call('HGET', virtual, virtual_field)) or 0
   if time <= first or time >= first + BATCH / 2 then
     request_rebuild(finish) -- which may be out of range, too
     local from, to = unpack(RANGES[priority])
     local last = call('ZREVRANGEBYSCORE', queue, to, from, 'WITHSCORES', 'LIMIT', 0, 1)[2]
     time = math.max(first, tonumber(last) or 0)
-    call('HSET', virtual, line, digits(time))
+    call('HSET', virtual, virtual_field, digits(time))
   end
   return time
 end
@@ -37,16 +37,16 @@ local function next_number(own)
   end
   if number <= time then
     number = time + 1 -- a step: owners without a line come in the order of submission
-    call('HSET', virtual, line, digits(number))
+    call('HSET', virtual, virtual_field, digits(number))
   end
   number = math.min(number, FIRST[priority] + BATCH - 1)
   call('ZADD', finish, number + cost, owner)
   return number
 end
 
-if name ~= '' then
-  local known = call('HMGET', key('key', name), 'job', 'print')
-  if known[1] and field(known[1], 'key') == name then
+if idempotency_key ~= '' then
+  local known = call('HMGET', key('key', idempotency_key), 'job', 'print')
+  if known[1] and field(known[1], 'key') == idempotency_key then
     return known[2] == fingerprint and {'known', known[1]} or {'conflict'}
   end
 end
@@ -59,14 +59,15 @@ if depth >= settings.max_jobs then
   return {'full', depth, completion_rate(model)}
 end
 local own = tonumber(call('HGET', key('owners', model), owner)) or 0
-if own >= share then
+if own >= max_own then
   return {'share', depth, completion_rate(model), own}
 end
 
 local seq, kept_ms = next_number(own), timeout_ms + settings.tombstone_ms -- even if no list names it
 count_live(model)
 call('HSET', key('job', id), 'job', payload, 'model', model, 'rows', rows, 'owner', owner,
-  'keep', keep, 'key', name, 'seq', digits(seq), 'cost', cost, 'state', 'waiting', 'token', 0, 'deliveries', 0,
+  'keep', keep, 'key', idempotency_key, 'seq', digits(seq), 'cost', cost,
+  'state', 'waiting', 'token', 0, 'deliveries', 0,
   'submitted', submitted_ms, 'deadline', now + timeout_ms, 'events', 0)
 call('PEXPIRE', key('job', id), kept_ms)
 list(id, {state = 'waiting', model = model, seq = seq, owner = owner, submitted = submitted_ms,
@@ -74,9 +75,9 @@ list(id, {state = 'waiting', model = model, seq = seq, owner = owner, submitted 
 if call('PTTL', key('stream', model)) == -1 then -- left by versions that kept one
   call('PEXPIRE', key('stream', model), settings.tombstone_ms)
 end
-if name ~= '' then
-  call('HSET', key('key', name), 'job', id, 'print', fingerprint)
-  call('PEXPIRE', key('key', name), kept_ms)
+if idempotency_key ~= '' then
+  call('HSET', key('key', idempotency_key), 'job', id, 'print', fingerprint)
+  call('PEXPIRE', key('key', idempotency_key), kept_ms)
 end
 add_total('accepted')
 return {'new', id}
