@@ -75,7 +75,8 @@ leg_full() {
         --arrivals 0.7 --out "$1" &&
         run benchmarks/tree.py --device "$device" --full --out "$1" &&
         run benchmarks/training_loop.py --device "$device" --sizes B,L --micro-batch 128 --out "$1" &&
-        run benchmarks/study.py --device "$device" --configs training/configs/tinyimagenet50
+        run benchmarks/study.py --device "$device" --configs training/configs/tinyimagenet50 \
+            --out "$1"
 }
 
 failed=()

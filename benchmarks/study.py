@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from study_report import (  # benchmarks/study_report.py
     FINE_BITS,
     entropy_curves,
@@ -37,9 +38,11 @@ from study_report import (  # benchmarks/study_report.py
     training_curves,
     with_tables,
 )
+from torch import Tensor
 
 from masc_core.device import resolve_device
 from masc_core.errors import ConfigError
+from masc_core.images import Pixels
 from masc_core.io.files import atomic_write, read_json, sha256_file, write_json
 from masc_core.prior import ClusterMap
 from training.config import load_config, may_change
@@ -51,8 +54,9 @@ from training.metrics.classifier import CLASSIFIER_FILE, classifier_extractor, l
 from training.metrics.cluster_bits import code_counts, count_cached_pairs, frequency_bits
 from training.metrics.efficientnet import load_efficientnet
 from training.metrics.feature_stats import compare
+from training.metrics.fidelity import Extractor
 from training.metrics.reconstruction import reconstruct
-from training.metrics.reference import open_real
+from training.metrics.reference import EXTRACTED_AT_ONCE, open_real
 from training.stages.align import align_transformer
 from training.stages.classifier import train_classifier
 from training.stages.codes import extract_codes
@@ -250,7 +254,7 @@ class Study:
                     self.folder / "reference", reference, extractor, codes.image_size, codes, report
                 )
             for name, pixels in sets.items():
-                features, logits = extractor(pixels)
+                features, logits = _in_parts(extractor, pixels)
                 rows[name] |= compare(extractor.label, features, logits, kept, RESAMPLES)
                 if logits is not None and extractor is extractors[0]:
                     agreed = (logits.argmax(1).numpy() == real.labels).mean()
@@ -258,8 +262,17 @@ class Study:
         write_json(file, [{"run": name, "decoding": "", **row} for name, row in rows.items()])
 
     def is_finished(self, name: str) -> bool:
-        """Whether a run has its records."""
-        return (self.records / name / BITS_FILE).exists()
+        """Whether a run has the records of all its decodings and CFG scales."""
+        files = [
+            self.evaluation(name, decoding, cfg_scale)
+            for decoding in RUNS[name].decodings
+            for cfg_scale in self.cfg_scales
+        ]
+        return all(file.exists() for file in [self.records / name / BITS_FILE, *files])
+
+    def evaluation(self, name: str, decoding: str, cfg_scale: float) -> Path:
+        """The record of an evaluation."""
+        return self.records / name / f"{decoding}-cfg{cfg_scale:g}" / "evaluation.json"
 
     def check_records(self) -> None:
         """Raise a `ConfigError` where a finished run had another transformer or training."""
@@ -271,9 +284,14 @@ class Study:
             if run.aligned is None and self.is_finished(name):
                 file = self.records / name / "transformer" / "config.json"
                 found = read_json(file)
-                if other := sorted(key for key in alike if found.get(key) != wanted[key]):
+                # A key that came later is in no older record.
+                differ = {key for key in alike & found.keys() if found[key] != wanted[key]}
+                common = read_json(self.evaluation(name, *self.common))["settings"]
+                if common["images_per_class"] != self.images_per_class:
+                    differ.add("images_per_class")
+                if other := sorted(differ):
                     raise ConfigError(
-                        f"{file}: was trained with another {', '.join(other)}; give another --out"
+                        f"{file}: was made with another {', '.join(other)}; give another --out"
                     )
 
     def train(self, name: str, run: Run) -> dict[str, float]:
@@ -291,6 +309,8 @@ class Study:
                 trained = trained.model_copy(update=update | self.changes)
                 metrics = train_transformer(trained, report)
             else:
+                if not (self.folder / run.aligned / "transformer").exists():
+                    self.train(run.aligned, RUNS[run.aligned])
                 aligned = self.config(AlignConfig, "align.toml", **changes)
                 update["init"] = str(self.folder / run.aligned / "transformer")
                 metrics = align_transformer(aligned.model_copy(update=update), report)
@@ -357,6 +377,7 @@ class Study:
 
     def _evaluate(self, name: str, decoding: str, cfg_scale: float, out: Path) -> None:
         val_data = self.config(ClassifierConfig, "classifier.toml").val_data
+        real_codes = self.config(CodesConfig, "codes-val.toml").out
         with progress(f"{name}: {decoding}, CFG {cfg_scale:g}") as report:
             evaluate(
                 EvaluateConfig(
@@ -367,7 +388,7 @@ class Study:
                     decoding=decoding,
                     classifier=self.judge,
                     reference=val_data,
-                    codes=self.config(CodesConfig, "codes-val.toml").out,
+                    codes=real_codes if (decoding, cfg_scale) == self.common else None,
                     out=out,
                     reference_features=self.folder / "reference",
                     resamples=RESAMPLES,
@@ -383,27 +404,41 @@ class Study:
         for name, run in RUNS.items():
             if not self.is_finished(name):
                 continue
-            bits = read_json(self.records / name / BITS_FILE)
+            bits, teacher_forced = read_json(self.records / name / BITS_FILE), {}
             for decoding in run.decodings:
                 for cfg_scale in self.cfg_scales:
-                    out = self.records / name / f"{decoding}-cfg{cfg_scale:g}"
+                    found = read_json(self.evaluation(name, decoding, cfg_scale))
+                    if (decoding, cfg_scale) == self.common:  # with the images' own codes
+                        names = ("teacher_forced_entropy_ratio", "curves")
+                        teacher_forced = {key: found[key] for key in names}
                     rows.append(
                         {
-                            **read_json(out / "evaluation.json"),
+                            **found,
+                            **teacher_forced,
                             "run": name,
                             "decoding": decoding,
                             "cfg_scale": cfg_scale,
                             "bits": bits[decoding],
                             "cluster_bits": bits["cluster"],
-                            "epochs_to_flat": self._epochs_to_flat(name),
+                            **self._epochs_to_flat(name),
                         }
                     )
         return rows
 
-    def _epochs_to_flat(self, name: str) -> float | None:
+    def _epochs_to_flat(self, name: str) -> dict[str, float | None]:
         """Epochs after which a run's bits a code are at most flat's at its end; None: not yet."""
+        if not self.is_finished("flat"):
+            return {}
         curves = [read_curve(self.records / n / "transformer", FINE_BITS) for n in ("flat", name)]
-        return acceleration(*curves).epoch
+        return {"epochs_to_flat": acceleration(*curves).epoch}
+
+
+def _in_parts(extractor: Extractor, pixels: Pixels) -> tuple[Tensor, Tensor | None]:
+    """Features and logits of any number of images."""
+    starts = range(0, len(pixels), EXTRACTED_AT_ONCE)
+    parts = [extractor(pixels[start : start + EXTRACTED_AT_ONCE]) for start in starts]
+    features, logits = zip(*parts, strict=True)
+    return torch.cat(features), None if logits[0] is None else torch.cat(logits)
 
 
 def model_name(run: str) -> str:
@@ -441,8 +476,8 @@ def main() -> None:
         study.check_records()
     except ConfigError as error:
         parser.error(str(error))
-    wanted = [] if options.report else options.runs or list(RUNS)
-    chosen = [name for name in wanted if not study.is_finished(name)]
+    wanted = [] if options.report else options.runs or RUNS
+    chosen = [name for name in RUNS if name in wanted and not study.is_finished(name)]
     if chosen:
         study.train_shared()
         study.measure_real()

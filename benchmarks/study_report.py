@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from training.plot_png import draw_curves, new_figure, png_bytes
 from training.studies.acceleration import read_curve
@@ -42,16 +41,17 @@ def with_tables(text: str, tables: str) -> str:
 
 def report_of(rows: list[dict[str, Any]], real: list[dict[str, Any]]) -> str:
     """The tables and the plots, in Markdown; ``real`` are rows of real images."""
-    settings, images = rows[0]["settings"], rows[0]["images"]
+    made_on = [(row["settings"]["device"], row["settings"]["made_with"]["torch"]) for row in rows]
+    devices = [f"{device} with torch {torch}" for device, torch in dict.fromkeys(made_on)]
     common = rows[0]["cfg_scale"]
     about = (
         "Same tokenizer, transformer, steps and images; written by `benchmarks/study.py` on "
-        f"{describe(settings['device'])} with torch {settings['made_with']['torch']}. {images} "
-        "generated images a row. Bits a code are those of the true cluster, and of the true code "
-        "in it under the decoding named, on validation images: the one figure that vocabularies "
-        "of all sizes share. Fréchet distance, precision and recall are in the features of a "
-        "classifier of the real images: not an FID. ± is a standard error over resampled images; "
-        "runs that end in `seed1` show what another seed changes."
+        f"{', '.join(devices)}. {rows[0]['images']} generated images a row. Bits a code are those "
+        "of the true cluster, and of the true code in it under the decoding named, on validation "
+        "images: the one figure that vocabularies of all sizes share. Fréchet distance, precision "
+        "and recall are in the features of a classifier of the real images: not an FID. ± is a "
+        "standard error over resampled images; runs that end in `seed1` show what another seed "
+        "changes."
     )
     lines = [
         about,
@@ -100,11 +100,6 @@ def _cell(row: Mapping[str, Any], key: str) -> str:
     if (error := row.get(f"{key}_error")) is not None:
         return f"{value:.2f} ± {error:.2f}"
     return f"{value:.3f}"
-
-
-def describe(device: str) -> str:
-    """Name of the device."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "a CPU"
 
 
 def training_curves(records: Path, names: Iterable[str]) -> bytes:

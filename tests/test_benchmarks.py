@@ -155,4 +155,4 @@ def test_the_study_reports_each_run_and_repeats_none(tmp_path: Path) -> None:
         other, cwd=tmp_path, env=environment(), check=False, capture_output=True, text=True
     )
     assert refused.returncode == 2
-    assert "was trained with another epochs; give another --out" in refused.stderr
+    assert "was made with another epochs; give another --out" in refused.stderr

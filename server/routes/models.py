@@ -35,7 +35,7 @@ class ModelSummary(BaseModel):
     version: str
     default: Annotated[bool, Field(description="Whether requests that name no model get it.")]
     ready: Annotated[bool, Field(description="Whether a worker can make images with it now.")]
-    workers: Annotated[int, Field(description="How many can; 0 if it only lies in the folder.")]
+    workers: Annotated[int, Field(description="How many can; 0 if it is only stored.")]
     weights_sha256: str
     num_classes: int
     num_positions: Annotated[int, Field(description="Positions predicted for one image.")]

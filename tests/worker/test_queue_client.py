@@ -206,7 +206,7 @@ def test_a_result_that_comes_too_late_is_refused_and_forgotten(
     client.flush()
     assert client.is_flushed
     assert state(queue, "j0") == "cancelled"
-    assert "job j0: the result came too late" in caplog.text
+    assert "job j0: its lease was lost, the result is refused" in caplog.text
 
 
 def test_jobs_whose_end_the_queue_takes_are_traced() -> None:

@@ -190,8 +190,8 @@ local function end_job(id, job, state, outcome, releases_idempotency_key)
   call('HSET', name, 'state', state)
   call('HDEL', name, 'model', 'rows', 'cost', 'owner', 'seq', 'token', 'holder', 'submitted',
     'deadline', 'events')
-  call('PEXPIRE', name, settings.tombstone_ms)
   keep_outcome(id, outcome, job.keep)
+  call('PEXPIRE', name, settings.tombstone_ms) -- after the outcome, which it is not to end before
   call('PEXPIRE', key('events', id), settings.unkept_ms) -- for who has not read all of them
   if releases_idempotency_key then -- a second try under the same idempotency key may succeed
     release_key(id, job.key)
