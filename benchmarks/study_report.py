@@ -27,7 +27,6 @@ COLUMNS = {
     "frechet_efficientnet_distance": "Fréchet distance, EfficientNet",
     "precision_efficientnet": "precision, EfficientNet",
     "recall_efficientnet": "recall, EfficientNet",
-    "seconds_per_image": "seconds per image",
 }
 
 
