@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from study_report import (  # benchmarks/study_report.py
     FINE_BITS,
     entropy_curves,
@@ -38,11 +37,9 @@ from study_report import (  # benchmarks/study_report.py
     training_curves,
     with_tables,
 )
-from torch import Tensor
 
 from masc_core.device import resolve_device
 from masc_core.errors import ConfigError
-from masc_core.images import Pixels
 from masc_core.io.files import atomic_write, read_json, sha256_file, write_json
 from masc_core.prior import ClusterMap
 from training.config import load_config, may_change
@@ -53,10 +50,10 @@ from training.loop.progress import progress
 from training.metrics.classifier import CLASSIFIER_FILE, classifier_extractor, load_classifier
 from training.metrics.cluster_bits import code_counts, count_cached_pairs, frequency_bits
 from training.metrics.efficientnet import load_efficientnet
-from training.metrics.feature_stats import compare
-from training.metrics.fidelity import Extractor
+from training.metrics.feature_stats import FeatureStats, compare, extract
 from training.metrics.reconstruction import reconstruct
 from training.metrics.reference import EXTRACTED_AT_ONCE, open_real
+from training.metrics.samples import Samples
 from training.stages.align import align_transformer
 from training.stages.classifier import train_classifier
 from training.stages.codes import extract_codes
@@ -246,20 +243,27 @@ class Study:
         extractors = [classifier_extractor(classifier, device, weights)]
         if self.efficientnet:
             extractors.append(load_efficientnet(images.class_names, device))
-        rows: dict[str, dict[str, Any]] = {name: {"images": len(real.labels)} for name in sets}
         reference = open_real(val_data, codes.image_size, extractors, codes)
+        kept = {}
         for extractor in extractors:
             with progress(f"real images: {extractor.label}") as report:
-                kept = kept_reference(
+                kept[extractor.label] = kept_reference(
                     self.folder / "reference", reference, extractor, codes.image_size, codes, report
                 )
-            for name, pixels in sets.items():
-                features, logits = _in_parts(extractor, pixels)
-                rows[name] |= compare(extractor.label, features, logits, kept, RESAMPLES)
-                if logits is not None and extractor is extractors[0]:
-                    agreed = (logits.argmax(1).numpy() == real.labels).mean()
-                    rows[name]["class_agreement"] = float(agreed)
-        write_json(file, [{"run": name, "decoding": "", **row} for name, row in rows.items()])
+        rows = []
+        for name, pixels in sets.items():
+            stats = FeatureStats((1, 1))
+            for start in range(0, len(real.labels), EXTRACTED_AT_ONCE):
+                part = slice(start, start + EXTRACTED_AT_ONCE)
+                labels = real.labels[part]
+                entropies = np.zeros((len(labels), 1, 1), np.float32)  # none: nothing was predicted
+                stats.add(extract(Samples(pixels[part], labels, entropies), extractors))
+            agreement = stats.agreed[extractors[0].label] / stats.count
+            row = {"images": stats.count, "class_agreement": agreement}
+            for label, real_features in kept.items():
+                row |= compare(label, *stats.of(label), real_features, RESAMPLES)
+            rows.append({"run": name, "decoding": "", **row})
+        write_json(file, rows)
 
     def is_finished(self, name: str) -> bool:
         """Whether a run has the records of all its decodings and CFG scales."""
@@ -301,6 +305,8 @@ class Study:
         parts: dict[str, Any] = {"transformer": folder / "transformer", "prior": prior}
         file = prior and prior / "prior.npz"
         levels = tuple(self._prior(level, run.seed) / "prior.npz" for level in run.levels)
+        if run.aligned is not None:  # its records may be there without what was trained
+            self.train(run.aligned, RUNS[run.aligned])
         changes = {"out": parts["transformer"], "seed": run.seed}
         update: dict[str, Any] = {"prior": file, "partitions": levels}
         with progress(f"{name}: transformer") as report:
@@ -309,8 +315,6 @@ class Study:
                 trained = trained.model_copy(update=update | self.changes)
                 metrics = train_transformer(trained, report)
             else:
-                if not (self.folder / run.aligned / "transformer").exists():
-                    self.train(run.aligned, RUNS[run.aligned])
                 aligned = self.config(AlignConfig, "align.toml", **changes)
                 update["init"] = str(self.folder / run.aligned / "transformer")
                 metrics = align_transformer(aligned.model_copy(update=update), report)
@@ -431,14 +435,6 @@ class Study:
             return {}
         curves = [read_curve(self.records / n / "transformer", FINE_BITS) for n in ("flat", name)]
         return {"epochs_to_flat": acceleration(*curves).epoch}
-
-
-def _in_parts(extractor: Extractor, pixels: Pixels) -> tuple[Tensor, Tensor | None]:
-    """Features and logits of any number of images."""
-    starts = range(0, len(pixels), EXTRACTED_AT_ONCE)
-    parts = [extractor(pixels[start : start + EXTRACTED_AT_ONCE]) for start in starts]
-    features, logits = zip(*parts, strict=True)
-    return torch.cat(features), None if logits[0] is None else torch.cat(logits)
 
 
 def model_name(run: str) -> str:
