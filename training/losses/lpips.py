@@ -91,7 +91,7 @@ class Lpips(nn.Module):
         for i, layer in enumerate(self.features):
             x = layer(x)
             if i in self._depths:
-                found.append(_unit(x.float()))  # differences of half-precision ones are noise
+                found.append(unit_length(x.float()))  # differences of half-precision ones are noise
         return found
 
 
@@ -110,7 +110,8 @@ def _vgg16() -> tuple[list[nn.Module], frozenset[int]]:
     return layers, frozenset(depths)
 
 
-def _unit(features: Tensor) -> Tensor:
+def unit_length(features: Tensor) -> Tensor:
+    """Features (B, C, H, W) divided by their length at every place."""
     # Unlike sqrt of a sum, this norm has a finite gradient where all channels are zero.
     length = torch.linalg.vector_norm(features, dim=1, keepdim=True)
     return features / (length + EPSILON)

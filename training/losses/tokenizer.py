@@ -1,8 +1,9 @@
 """What a tokenizer is trained for, and what its discriminator is trained for.
 
-    tokenizer      mse + p lpips + w adversarial + codebook + commitment + entropy
+    tokenizer      mse + p distance + w adversarial + codebook + commitment + entropy
     discriminator  w (real against reconstructed)
 
+Distances are perceptual ones, none or several: LPIPS, that in EfficientNet's features.
 `training.losses.adversarial` has the adversarial losses. Both sides join in at the same step;
 before it the discriminator's gradient is zero, and its weights stay as they are. The discriminator
 judges what the tokenizer made of the same batch a moment before, in the same state of both. The
@@ -14,6 +15,7 @@ Shapes: B images, S pixels a side, E code dimensions, h and w grid.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +32,14 @@ from training.losses.adversarial import (
     generator_loss,
     gradient_balance,
 )
-from training.losses.lpips import Lpips
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedDistance:
+    """A perceptual distance and its weight p."""
+
+    module: nn.Module  # images (B, 3, S, S) in [-1, 1], twice, to distances (B,)
+    weight: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,7 @@ class Adversary:
 
 
 class TokenizerLoss(nn.Module):
-    """Loss of the tokenizer, without LPIPS or adversary where there is none.
+    """Loss of the tokenizer, without distances or adversary where there are none.
 
     Attributes
     ----------
@@ -57,14 +66,15 @@ class TokenizerLoss(nn.Module):
     def __init__(
         self,
         model: VQModel,
-        lpips: Lpips | None = None,
-        lpips_weight: float = 1.0,
+        distances: Mapping[str, WeightedDistance] | None = None,
         adversary: Adversary | None = None,
         finished_steps: int = 0,
     ) -> None:
         super().__init__()
-        self.model, self.lpips, self.lpips_weight = model, lpips, lpips_weight
-        # Inside a dataclass the discriminator is no submodule: it is not this objective's to train.
+        self.model = model
+        # Inside data classes distances and discriminator are no submodules: they are not this
+        # objective's to train.
+        self.distances = dict(distances or {})
         self.adversary, self.finished_steps = adversary, finished_steps
         self.features, self.images = torch.empty(0), torch.empty(0)
 
@@ -82,9 +92,9 @@ class TokenizerLoss(nn.Module):
         self.features, self.images = features.detach(), images.detach()
         parts = {"mse": F.mse_loss(images, originals)}
         loss = parts["mse"]
-        if self.lpips is not None:
-            parts["lpips"] = self.lpips(images, originals).mean()
-            loss = loss + self.lpips_weight * parts["lpips"]
+        for name, distance in self.distances.items():
+            parts[name] = distance.module(images, originals).mean()
+            loss = loss + distance.weight * parts[name]
         if self.adversary is not None and self.is_adversarial:
             parts["adversarial"] = self._adversarial(self.adversary, images, loss)
             loss = loss + parts["adversarial"]

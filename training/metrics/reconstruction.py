@@ -5,17 +5,16 @@ Legend: N images, S pixels a side, V codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from masc_core.images import Pixels, contact_sheet
 from masc_core.models.vq import VQModel, pixels_to_float, to_uint8
-from training.losses.lpips import Lpips
 from training.metrics.image_quality import psnr, ssim
 
 BATCH_SIZE = 64
@@ -39,7 +38,7 @@ def reconstruct(
 def reconstruction_metrics(
     model: VQModel,
     pixels: Pixels,
-    lpips: Lpips | None = None,
+    distances: Mapping[str, nn.Module] | None = None,
     mean: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> dict[str, float]:
     """How well a tokenizer reconstructs images, after rounding to 8 bits.
@@ -48,29 +47,31 @@ def reconstruction_metrics(
     ----------
     model : in evaluation mode
     pixels : uint8 (N, S, S, 3), S >= 11
-    lpips : on the model's device; without it there is no such value
+    distances : by name, each of images (N, 3, S, S) in [-1, 1] from others; on the model's device
     mean : mean of a tensor over the processes that each measure a share of the images; shares may
         differ in size
 
     Returns
     -------
-    ``psnr`` in dB, ``ssim`` and ``lpips``, means over the images; ``codebook_usage``, the share of
-    the V codes that occur, and ``codebook_perplexity``, two to the entropy of their frequencies
+    ``psnr`` in dB, ``ssim`` and the distances, means over the images; ``codebook_usage``, the share
+    of the V codes that occur, and ``codebook_perplexity``, two to the entropy of their frequencies
     """
     device = next(model.parameters()).device
-    qualities = torch.zeros(4, dtype=torch.float64)  # of N, psnr, ssim, lpips
+    distances = distances or {}
+    names = ("psnr", "ssim", *distances)
+    qualities = torch.zeros(1 + len(names), dtype=torch.float64)  # of N, then by name
     counts = torch.zeros(model.config.num_codes, dtype=torch.float64)
     for originals, images, codes in _batches(model, pixels, BATCH_SIZE):
         pair = images, originals
-        qualities[:3] += torch.tensor([len(images), psnr(*pair).sum(), ssim(*pair).sum()])
-        if lpips is not None:
-            qualities[3] += lpips(*(to_float(side).to(device) for side in pair)).sum().cpu()
+        floats = [to_float(side).to(device) for side in pair]
+        measured = [psnr(*pair).sum(), ssim(*pair).sum()]
+        measured += [float(distance(*floats).sum()) for distance in distances.values()]
+        qualities += torch.tensor([len(images), *measured], dtype=torch.float64)
         counts += torch.from_numpy(np.bincount(codes.ravel(), minlength=len(counts)))
     sums = mean(torch.cat([qualities, counts]).to(device)).cpu()
-    count, *totals = sums[:4].tolist()
-    names = ("psnr", "ssim", "lpips") if lpips is not None else ("psnr", "ssim")
-    metrics = {name: total / count for name, total in zip(names, totals, strict=False)}
-    return metrics | _codebook_metrics(sums[4:])
+    count, *totals = sums[: len(qualities)].tolist()
+    metrics = {name: total / count for name, total in zip(names, totals, strict=True)}
+    return metrics | _codebook_metrics(sums[len(qualities) :])
 
 
 def reconstruction_sheet(model: VQModel, pixels: Pixels, pairs: int = 32) -> Image.Image:

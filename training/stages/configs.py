@@ -62,6 +62,12 @@ class TokenizerTrainingConfig(LoopConfig, ImageOptions):
     lpips_linear: MayChange[Source | None] = Field(
         None, description=f"LPIPS's own weights, vgg.pth; {OR_ADDRESS}"
     )
+    efficientnet_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the distance in EfficientNet-Lite0's features, for want of LPIPS's "
+        "weights: it needs the extra judge; 0 is off, 0.1 usual",
+    )
     disc_weight: float = Field(0.0, ge=0, description="weight of the GAN; 0 is off, 0.5 usual")
     disc_start: int = Field(20000, ge=1, description="step from which on the GAN takes part")
     disc_loss: Literal["hinge", "non-saturating"] = Field(

@@ -64,7 +64,8 @@ from training.stages.configs import PublishConfig
 
 # What an evaluation holds beside metrics of the images that the model makes.
 LEFT_OUT = {"curves", "definitions"}
-TOKENIZER_METRICS = {"psnr", "ssim", "lpips", "codebook_usage"}  # that a bundle's tokenizer keeps
+# That a bundle's tokenizer keeps.
+TOKENIZER_METRICS = {"psnr", "ssim", "lpips", "efficientnet", "codebook_usage"}
 
 
 def publish(config: PublishConfig, report: ProgressCallback = no_progress) -> Manifest:

@@ -8,7 +8,8 @@ r"""Train the VQ tokenizer.
         --out runs/cifar10/encoder
 
 LlamaGen's VQGAN recipe: Adam on the losses of `training.losses.tokenizer`, of which LPIPS needs
-two files of weights and the discriminator is off by default. Codes that nothing has used for a
+two files of weights, the distance in EfficientNet's features a package, and the discriminator is
+off by default. Codes that nothing has used for a
 while restart at the features of the current batch, which keeps short runs from wasting their
 codebook. With ``decoder`` codebook and decoder are given, and an encoder is trained for them.
 Under torchrun every rank holds both networks (DDP).
@@ -18,7 +19,9 @@ Writes ``tokenizer.safetensors``, ``metrics.json`` and ``reconstructions.png``.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -45,8 +48,14 @@ from training.loop.run_dir import Run
 from training.loop.task import Indices, ItemRandomBits, TrainedModule, TrainingTask
 from training.loop.trainer import fit
 from training.losses.adversarial import PatchDiscriminator, num_patches
+from training.losses.efficientnet import EfficientNetDistance
 from training.losses.lpips import Lpips
-from training.losses.tokenizer import Adversary, DiscriminatorLoss, TokenizerLoss
+from training.losses.tokenizer import (
+    Adversary,
+    DiscriminatorLoss,
+    TokenizerLoss,
+    WeightedDistance,
+)
 from training.metrics.reconstruction import reconstruction_metrics, reconstruction_sheet
 from training.stages.configs import TokenizerTrainingConfig
 
@@ -83,7 +92,7 @@ def train_tokenizer(
     data, val_data = open_images(config.data, config), open_images(config.val_data, config)
     inputs: dict[str, Any] = {"data": data.summary(), "val_data": val_data.summary()}
     files = {key: local_file(source, report) for key, source in config.lpips_sources.items()}
-    lpips = Lpips.load(*files.values()) if files else None
+    distances = _distances(config, files)
     inputs |= {key: sha256_file(path) for key, path in files.items()}
     decoder = None if config.decoder is None else TrainedTokenizer.open(config.decoder)
     if decoder is not None:
@@ -92,7 +101,7 @@ def train_tokenizer(
         inputs["decoder"] = decoder.sha256
     with init_distributed(config.device) as ranks, Run(config.out, config, inputs, ranks) as run:
         model = None if decoder is None else decoder.model
-        training = _TokenizerTraining(run, config, lpips, data, val_data, model)
+        training = _TokenizerTraining(run, config, distances, data, val_data, model)
         fit(run, config, training.task(), report)
         return run.read_json("metrics.json")
 
@@ -104,14 +113,16 @@ class _TokenizerTraining:
         self,
         run: Run,
         config: TokenizerTrainingConfig,
-        lpips: Lpips | None,
+        distances: Mapping[str, WeightedDistance],
         data: ImageSource,
         val_data: ImageSource,
         decoder: VQModel | None = None,
     ) -> None:
         self.run, self.config, self.ranks = run, config, run.ranks
-        self.lpips = None if lpips is None else lpips.to(self.ranks.device)
-        if lpips is None and config.lpips_weight and self.ranks.is_main:
+        self.distances = {
+            name: distance.module.to(self.ranks.device) for name, distance in distances.items()
+        }
+        if not distances and config.lpips_weight and self.ranks.is_main:
             logger.warning("without lpips_vgg and lpips_linear, training goes without LPIPS")
         torch.manual_seed(config.seed)
         model = VQModel(
@@ -122,8 +133,7 @@ class _TokenizerTraining:
         self.model = _to_device(model, self.ranks)
         self.loss_module = TokenizerLoss(
             self.model,
-            self.lpips,
-            config.lpips_weight,
+            distances,
             _adversary(config, self.ranks),
             latest_step(run.checkpoint),
         )
@@ -178,7 +188,7 @@ class _TokenizerTraining:
     def validate(self) -> dict[str, float]:
         """Quality of the reconstructions of the validation images, and what codes they use."""
         values = reconstruction_metrics(
-            self.model, self.val_pixels, self.lpips, self.ranks.all_reduce_mean
+            self.model, self.val_pixels, self.distances, self.ranks.all_reduce_mean
         )
         objectives = {
             "psnr": -values["psnr"],
@@ -220,6 +230,22 @@ def _to_device(network: Network, ranks: Ranks) -> Network:
 def _adam(model: nn.Module, rate: float) -> Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.Adam(trained, lr=rate, betas=(0.9, 0.95), fused=True)
+
+
+def _distances(
+    config: TokenizerTrainingConfig, lpips_files: Mapping[str, Path]
+) -> dict[str, WeightedDistance]:
+    """The perceptual distances that the loss has, by name."""
+    distances = {}
+    if lpips_files:
+        distances["lpips"] = WeightedDistance(
+            Lpips.load(*lpips_files.values()), config.lpips_weight
+        )
+    if config.efficientnet_weight:
+        distances["efficientnet"] = WeightedDistance(
+            EfficientNetDistance(), config.efficientnet_weight
+        )
+    return distances
 
 
 def _adversary(config: TokenizerTrainingConfig, ranks: Ranks) -> Adversary | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from masc_core.models.vq import VQConfig, VQModel, pixels_to_float
 from training.losses.adversarial import PatchDiscriminator, generator_loss
 from training.losses.lpips import Lpips
-from training.losses.tokenizer import Adversary, DiscriminatorLoss, TokenizerLoss
+from training.losses.tokenizer import Adversary, DiscriminatorLoss, TokenizerLoss, WeightedDistance
 
 START = 4
 
@@ -40,7 +40,9 @@ def gradients(module: torch.nn.Module) -> list[Tensor | None]:
 
 def test_the_loss_is_the_sum_of_its_weighted_parts() -> None:
     model, adversary, lpips = tiny_model(), tiny_adversary(), Lpips()
-    objective = TokenizerLoss(model, lpips, 0.7, adversary, finished_steps=START)
+    objective = TokenizerLoss(
+        model, {"lpips": WeightedDistance(lpips, 0.7)}, adversary, finished_steps=START
+    )
     values = objective(drawn_pixels())
     images = pixels_to_float(drawn_pixels())
     fake = objective.images
@@ -142,7 +144,9 @@ def test_the_discriminator_sees_the_reconstruction_of_the_batch() -> None:
 
 def test_losses_in_bfloat16_are_summed_in_full_precision() -> None:
     adversary = tiny_adversary(adaptive=True)
-    objective = TokenizerLoss(tiny_model(), Lpips(), 1.0, adversary, finished_steps=START)
+    objective = TokenizerLoss(
+        tiny_model(), {"lpips": WeightedDistance(Lpips(), 1.0)}, adversary, finished_steps=START
+    )
     other = DiscriminatorLoss(adversary, objective)
     exact = objective(drawn_pixels()) | {"rival": other(drawn_pixels())["loss"]}
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -45,7 +45,7 @@ def test_metrics_agree_with_the_plain_formulas(lpips: Lpips) -> None:
     images, codes = reconstruct(model, pixels, batch_size=2)
     counts = np.array([np.count_nonzero(codes == code) for code in range(8)])
     used = counts[counts > 0]
-    metrics = reconstruction_metrics(model, pixels, lpips)
+    metrics = reconstruction_metrics(model, pixels, {"lpips": lpips})
     assert metrics == pytest.approx(
         {
             "psnr": psnr(images, pixels).mean(),
@@ -60,7 +60,7 @@ def test_metrics_agree_with_the_plain_formulas(lpips: Lpips) -> None:
 
 def test_shares_of_the_images_are_put_together(lpips: Lpips) -> None:
     model, pixels = small_model(), drawn_pixels(5)
-    whole = reconstruction_metrics(model, pixels, lpips)
+    whole = reconstruction_metrics(model, pixels, {"lpips": lpips})
     shares: list[torch.Tensor] = []
 
     def note(sums: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ def test_shares_of_the_images_are_put_together(lpips: Lpips) -> None:
         return torch.stack(shares).mean(0)
 
     for share in (pixels[:1], pixels[1:], pixels[:0]):
-        metrics = reconstruction_metrics(model, share, lpips, mean=note)
+        metrics = reconstruction_metrics(model, share, {"lpips": lpips}, mean=note)
     assert metrics == pytest.approx(whole, rel=1e-5)
 
 

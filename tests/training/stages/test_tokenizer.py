@@ -31,6 +31,7 @@ from training.loop.distributed import Ranks, init_distributed
 from training.loop.run_dir import Run
 from training.loop.task import TrainingTask
 from training.loop.trainer import fit
+from training.losses.efficientnet import EfficientNetDistance
 from training.metrics.reconstruction import reconstruction_metrics
 from training.stages.configs import TokenizerTrainingConfig
 from training.stages.tokenizer import (
@@ -214,7 +215,7 @@ def gan_task(tmp_path: Path) -> TrainingTask:
     config = tokenizer_config(photographs(tmp_path), **changes)
     data, val_data = open_images(config.data), open_images(config.val_data)
     with Run(config.out, config) as run:
-        return _TokenizerTraining(run, config, None, data, val_data).task()
+        return _TokenizerTraining(run, config, {}, data, val_data).task()
 
 
 def test_the_words_of_an_item_decide_how_it_is_seen(gan_task: TrainingTask) -> None:
@@ -244,7 +245,7 @@ def train_and_tell(config: TokenizerTrainingConfig) -> None:
     """Train, and write what this rank ended with."""
     data, val_data = open_images(config.data), open_images(config.val_data)
     with init_distributed("cpu") as ranks, Run(config.out, config, {}, ranks) as run:
-        task = _TokenizerTraining(run, config, None, data, val_data).task()
+        task = _TokenizerTraining(run, config, {}, data, val_data).task()
         fit(run, config, task)
         ends = {
             f"{number}.{name}": tensor.contiguous()
@@ -298,6 +299,26 @@ def test_lpips_is_learned_and_measured(tmp_path: Path, caplog: pytest.LogCapture
     linear.unlink()
     with pytest.raises(ArtifactError, match=r"vgg\.pth: cannot be read"):
         train_tokenizer(config)
+
+
+def test_the_distance_of_efficientnet_is_learned_and_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = photographs(tmp_path)
+    found = {}
+    for weight in (0.0, 1.0):
+        changes = {"efficientnet_weight": weight, "lpips_weight": weight, "keep": "last"}
+        config = tokenizer_config(root, out=tmp_path / f"{weight}", **changes)
+        train_tokenizer(config)
+        model = load_tokenizer(config.out / "tokenizer.safetensors")
+        pixels = open_images(config.val_data).read(16).pixels
+        distances = {"efficientnet": EfficientNetDistance()}
+        found[weight] = reconstruction_metrics(model, pixels, distances)["efficientnet"]
+    assert found[1.0] < found[0.0]
+    *_, last = log_of(config.out, "validation")
+    assert last["efficientnet"] == pytest.approx(found[1.0], rel=1e-4)
+    assert all(row["efficientnet"] > 0 for row in log_of(config.out, "train"))
+    assert "LPIPS" not in caplog.text  # another distance took its place
 
 
 @pytest.mark.gpu
