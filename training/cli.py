@@ -30,6 +30,7 @@ from training.stages.configs import (
     CompareConfig,
     CompleterTrainingConfig,
     EvaluateConfig,
+    EvaluateTokenizerConfig,
     ImportConfig,
     ImportPriorConfig,
     ImportTokenizerConfig,
@@ -190,6 +191,17 @@ def tokenizer_reconstruct(
     with writing(out), atomic_path(out) as temporary:
         reconstruction_sheet(model, pixels, count).save(temporary)
     _say(f"{len(pixels)} images", out)
+
+
+@tokenizer.command("evaluate")
+@stage_command(EvaluateTokenizerConfig, argument="tokenizer", resumes=False)
+def tokenizer_evaluate(config: EvaluateTokenizerConfig) -> None:
+    """Measure what a tokenizer keeps of images: PSNR, rFID, class agreement."""
+    from training.stages.evaluate_tokenizer import evaluate_tokenizer
+
+    with progress("evaluate") as report:
+        metrics = evaluate_tokenizer(config, report)
+    _print_json({k: v for k, v in metrics.items() if k != "definitions"})
 
 
 @tokenizer.command("import")

@@ -66,9 +66,14 @@ def class_agreement(
     }
 
 
-def seconds_per_image(bundle: Bundle, repeats: int = 7) -> dict[str, float]:
-    """Median seconds of one image at a time with the bundle's defaults, rendering included."""
-    params = default_params(bundle)
+def seconds_per_image(
+    bundle: Bundle, repeats: int = 7, params: SamplingParams | None = None
+) -> dict[str, float]:
+    """Median seconds of one image at a time with the bundle's defaults, rendering included.
+
+    ``params`` : to be used instead of them, but for their seed
+    """
+    params = params or default_params(bundle)
     make_images(bundle, [params])
     seconds = []
     for seed in range(repeats):

@@ -18,6 +18,11 @@ DEFINITIONS = {
     "seconds_per_image": "Median of one image at a time with the model's defaults, rendering "
     "included.",
     "seconds_per_image_threads": "CPU threads meanwhile.",
+    "psnr": "Mean over the images of 10 log10(255^2 / mean squared error), in dB.",
+    "ssim": "Mean structural similarity of the luma, in windows of 11x11 pixels.",
+    "codebook_usage": "Share of the codes that occur.",
+    "codebook_perplexity": "Two to the entropy of the frequencies of the codes.",
+    "bits_per_position": "That entropy: what a code costs that is told without the others.",
     "images": "Generated images, the same number of every class, interleaved.",
     "entropy_bits": "Free-running entropy: of the guided distribution of the next cluster, before "
     "temperature and filters, given what the model has drawn; mean over positions and generated "

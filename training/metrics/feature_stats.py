@@ -22,7 +22,10 @@ from training.metrics.fidelity import (
 from training.metrics.reference import Reference, Statistics
 from training.metrics.samples import Samples
 
-JUDGES = (classifier.LABEL, efficientnet.LABEL)  # whose logits are of the model's classes
+AGREEMENT = {  # metrics of the extractors whose logits are of the model's classes
+    classifier.LABEL: "class_agreement",
+    efficientnet.LABEL: "class_agreement_efficientnet",
+}
 
 
 class FeatureStats:
@@ -45,9 +48,13 @@ class FeatureStats:
                 self._features.setdefault(label, []).append(values)
             elif kind == "logits":
                 self._logits.setdefault(label, []).append(values)
-                if label in JUDGES:
+                if label in AGREEMENT:
                     agreed = int((values.argmax(1) == part["labels"]).sum())
                     self.agreed[label] = self.agreed.get(label, 0) + agreed
+
+    def agreement(self) -> dict[str, float]:
+        """Share of the images that each classifier gives the class asked for, by metric."""
+        return {AGREEMENT[label]: agreed / self.count for label, agreed in self.agreed.items()}
 
     def of(self, label: str) -> tuple[Tensor, Tensor | None]:
         """Features and, if it gives any, logits of all images, by one extractor."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from masc_core.arrays import IntArray
 from masc_core.images import Pixels, contact_sheet
 from masc_core.models.vq import VQModel, pixels_to_float, to_uint8
 from training.metrics.image_quality import psnr, ssim
@@ -57,21 +58,40 @@ def reconstruction_metrics(
     of the V codes that occur, and ``codebook_perplexity``, two to the entropy of their frequencies
     """
     device = next(model.parameters()).device
-    distances = distances or {}
-    names = ("psnr", "ssim", *distances)
-    qualities = torch.zeros(1 + len(names), dtype=torch.float64)  # of N, then by name
-    counts = torch.zeros(model.config.num_codes, dtype=torch.float64)
+    sums = ReconstructionSums(model.config.num_codes, distances)
     for originals, images, codes in _batches(model, pixels, BATCH_SIZE):
-        pair = images, originals
-        floats = [to_float(side).to(device) for side in pair]
-        measured = [psnr(*pair).sum(), ssim(*pair).sum()]
-        measured += [float(distance(*floats).sum()) for distance in distances.values()]
-        qualities += torch.tensor([len(images), *measured], dtype=torch.float64)
-        counts += torch.from_numpy(np.bincount(codes.ravel(), minlength=len(counts)))
-    sums = mean(torch.cat([qualities, counts]).to(device)).cpu()
-    count, *totals = sums[: len(qualities)].tolist()
-    metrics = {name: total / count for name, total in zip(names, totals, strict=True)}
-    return metrics | _codebook_metrics(sums[len(qualities) :])
+        sums.add(originals, images, codes, device)
+    return sums.metrics(lambda values: mean(values.to(device)).cpu())
+
+
+class ReconstructionSums:
+    """What `reconstruction_metrics` is made of, batch by batch."""
+
+    def __init__(self, num_codes: int, distances: Mapping[str, nn.Module] | None = None) -> None:
+        self._distances = dict(distances or {})
+        self._names = ("psnr", "ssim", *self._distances)
+        self._qualities = torch.zeros(1 + len(self._names), dtype=torch.float64)  # of N, then names
+        self._counts = torch.zeros(num_codes, dtype=torch.float64)
+
+    def add(
+        self, originals: Pixels, images: Pixels, codes: IntArray, device: torch.device | None = None
+    ) -> None:
+        """Take in images uint8 (N, S, S, 3), what became of them, and their codes (N, h*w).
+
+        ``device`` : of the distances
+        """
+        floats = [to_float(side).to(device) for side in (images, originals)]
+        measured = [psnr(images, originals).sum(), ssim(images, originals).sum()]
+        measured += [float(distance(*floats).sum()) for distance in self._distances.values()]
+        self._qualities += torch.tensor([len(images), *measured], dtype=torch.float64)
+        self._counts += torch.from_numpy(np.bincount(codes.ravel(), minlength=len(self._counts)))
+
+    def metrics(self, mean: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
+        """Means over the images, and how the codes are used."""
+        sums = mean(torch.cat([self._qualities, self._counts]))
+        count, *totals = sums[: len(self._qualities)].tolist()
+        metrics = {name: total / count for name, total in zip(self._names, totals, strict=True)}
+        return metrics | _codebook_metrics(sums[len(self._qualities) :])
 
 
 def reconstruction_sheet(model: VQModel, pixels: Pixels, pairs: int = 32) -> Image.Image:

@@ -405,7 +405,62 @@ class ClassifierConfig(LoopConfig, ImageOptions):
     weight_decay: float = Field(0.05, ge=0)
 
 
-class EvaluateConfig(ImageOptions):
+class JudgeOptions(ImageOptions):
+    """What images are measured with."""
+
+    reference_features: Path | None = Field(
+        None, description="folder that keeps the features of the reference for later evaluations"
+    )
+    inception_weights: Source | None = Field(
+        None, description=f"for FID, IS, KID, precision, recall; {OR_ADDRESS}"
+    )
+    vgg_weights: Source | None = Field(
+        None, description=f"for precision and recall in VGG16's features; {OR_ADDRESS}"
+    )
+    classifier: Path | None = Field(
+        None, description="folder of a classifier run, for class agreement"
+    )
+    efficientnet: bool = Field(
+        default=False, description="judge with EfficientNet-Lite0 of ImageNet, too; extra judge"
+    )
+    resamples: int = Field(
+        0, ge=0, description="of the images, for standard errors of Fréchet distances; 0 gives none"
+    )
+
+    @field_validator("resamples")
+    @classmethod
+    def _deviate(cls, resamples: int) -> int:
+        if resamples == 1:
+            raise ValueError("a standard error needs two resamples")
+        return resamples
+
+    @property
+    def has_judges(self) -> bool:
+        """Whether there is anything to compare images by."""
+        return bool(
+            self.inception_weights or self.vgg_weights or self.classifier or self.efficientnet
+        )
+
+
+class EvaluateTokenizerConfig(JudgeOptions):
+    """What to measure of a tokenizer, and with what."""
+
+    tokenizer: Path = Field(
+        description="tokenizer.safetensors, its run, or the folder of a bundle that has the encoder"
+    )
+    data: Path = Field(description="images: class folders, tar shards or parquet files")
+    image_size: int = Field(64, ge=16, description="pixels a side, S")
+    images: int = Field(0, ge=0, description="how many, spread over the folder; 0 is all")
+    reference: Path | None = Field(
+        None,
+        description="real images to compare with, or .npz with mu and sigma of features; the "
+        "originals without it",
+    )
+    out: Path | None = Field(None, description="folder for evaluation.json and reconstructions.png")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+
+class EvaluateConfig(JudgeOptions):
     """What to measure, and with what."""
 
     model: str | None = Field(None, description="name of the model")
@@ -438,21 +493,6 @@ class EvaluateConfig(ImageOptions):
     reference: Path | None = Field(
         None, description="real images, or .npz with mu and sigma of features"
     )
-    reference_features: Path | None = Field(
-        None, description="folder that keeps the features of the reference for later evaluations"
-    )
-    inception_weights: Source | None = Field(
-        None, description=f"for FID, IS, KID, precision, recall; {OR_ADDRESS}"
-    )
-    vgg_weights: Source | None = Field(
-        None, description=f"for precision and recall in VGG16's features; {OR_ADDRESS}"
-    )
-    classifier: Path | None = Field(
-        None, description="folder of a classifier run, for class agreement"
-    )
-    efficientnet: bool = Field(
-        default=False, description="judge with EfficientNet-Lite0 of ImageNet, too; extra judge"
-    )
     codes: Path | None = Field(
         None, description="code cache of validation images, for entropies on them"
     )
@@ -464,9 +504,6 @@ class EvaluateConfig(ImageOptions):
     codes_cfg_scale: float = Field(
         1.0, ge=1, le=MAX_CFG_SCALE, description="guidance of those entropies"
     )
-    resamples: int = Field(
-        0, ge=0, description="of the images, for standard errors of Fréchet distances; 0 gives none"
-    )
     out: Path | None = Field(
         None, description="folder for evaluation.json, curves; an interrupted evaluation goes on"
     )
@@ -474,13 +511,6 @@ class EvaluateConfig(ImageOptions):
     save_archive: bool = Field(default=False, description="write samples.npz, as ADM has it")
     save_statistics: bool = Field(default=False, description="write the reference's statistics")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-
-    @field_validator("resamples")
-    @classmethod
-    def _deviate(cls, resamples: int) -> int:
-        if resamples == 1:
-            raise ValueError("a standard error needs two resamples")
-        return resamples
 
 
 class VersionOptions(Frozen):

@@ -20,8 +20,6 @@ there until ``evaluation.json`` is written.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -47,22 +45,16 @@ from masc_core.sampling.params import CODE_SETTINGS, SamplingParams, check_given
 from masc_core.settings import ModelSettings, read_settings
 from object_storage.registry import open_registry
 from training.changes import require_same_classes
-from training.config import ImageOptions
 from training.data.code_cache import CodeCache, with_cached_options
-from training.downloads import local_file
 from training.loop.distributed import Ranks, init_distributed
 from training.loop.run_dir import lock_folder
 from training.metrics.bundle_metrics import default_params, seconds_per_image
 from training.metrics.classifier import (
-    CLASSIFIER_FILE,
     classifier_accuracy,
-    classifier_extractor,
-    load_classifier,
 )
 from training.metrics.definitions import definitions
-from training.metrics.efficientnet import load_efficientnet
-from training.metrics.feature_stats import JUDGES, FeatureStats, caution, compare, extract
-from training.metrics.fidelity import MIN_IMAGES, Extractor, load_extractor
+from training.metrics.feature_stats import FeatureStats, caution, compare, extract
+from training.metrics.fidelity import MIN_IMAGES, Extractor
 from training.metrics.partial_results import PartialResults
 from training.metrics.reference import RealImages, RealStatistics, Reference, open_real
 from training.metrics.samples import Samples, entropies_shape, image_archive, sample
@@ -76,11 +68,11 @@ from training.metrics.teacher_forcing import (
 from training.plot_png import draw_curves
 from training.provenance import made_with
 from training.stages.configs import EvaluateConfig
+from training.stages.extractors import open_extractors, reference_of
 from training.stages.initial_weights import weights_path
 
 logger = logging.getLogger(__name__)
 
-AGREEMENT = dict(zip(JUDGES, ("class_agreement", "class_agreement_efficientnet"), strict=True))
 FREE_RUNNING = ("free-running entropy", "free-running cluster entropy")
 
 
@@ -128,7 +120,9 @@ class _Evaluation:
         if self.cache is not None:
             check_codes(bundle, self.cache)
             config = self.config = with_cached_options(self.cache.index, config)
-        self.extractors = self._extractors()
+        self.extractors = open_extractors(
+            config, self.bundle.manifest.class_names, self.bundle.device, report
+        )
         self.real: RealImages | RealStatistics | None = None
         if config.reference is not None:
             self.real = open_real(config.reference, self.image_size, self.extractors, config)
@@ -202,13 +196,7 @@ class _Evaluation:
             raise ConfigError("out: says where the images go, and is missing")
         if config.save_statistics and (config.out is None or config.reference is None):
             raise ConfigError("save_statistics: needs out, and a reference of images")
-        weights = (
-            config.inception_weights,
-            config.vgg_weights,
-            config.classifier,
-            config.efficientnet,
-        )
-        if config.reference and not any(weights):
+        if config.reference and not config.has_judges:
             raise ConfigError(
                 "reference: needs inception_weights, vgg_weights, a classifier or efficientnet to "
                 "compare by"
@@ -216,32 +204,12 @@ class _Evaluation:
         if config.reference and 0 < self.total < MIN_IMAGES:
             raise ConfigError(f"images_per_class: {self.total} images are too few to compare")
 
-    def _extractors(self) -> list[Extractor]:
-        config, device = self.config, self.bundle.device
-        found: list[Extractor] = []
-        if config.inception_weights is not None:
-            file = local_file(config.inception_weights, self.report)
-            found.append(load_extractor("inception", file, device))
-        if config.vgg_weights is not None:
-            file = local_file(config.vgg_weights, self.report)
-            found.append(load_extractor("vgg", file, device))
-        if config.classifier is not None:
-            names = self.bundle.manifest.class_names
-            classifier = load_classifier(config.classifier, names).to(device)
-            weights = sha256_file(config.classifier / CLASSIFIER_FILE)
-            found.append(classifier_extractor(classifier, device, weights))
-        if config.efficientnet:
-            found.append(load_efficientnet(self.bundle.manifest.class_names, device))
-        return found
-
     def _reference(self, extractor: Extractor) -> Reference | None:
         if self.real is None:
             return None
-        if (folder := self.config.reference_features) is None:
-            reference = self.real.extract(extractor, self.report, self.unfinished)
-        else:
-            size, options = self.image_size, self.config
-            reference = kept_reference(folder, self.real, extractor, size, options, self.report)
+        reference = reference_of(
+            self.config, self.real, extractor, self.image_size, self.report, self.unfinished
+        )
         if self.config.save_statistics and self.config.out is not None and reference is not None:
             place = self.config.out / f"statistics-{extractor.label}.npz"
             reference.statistics.save(place, extractor.features_name)
@@ -251,8 +219,7 @@ class _Evaluation:
         bits, *cluster_bits = (stats.entropies.mean(axis=1) / stats.count).tolist()
         largest = float(np.log2(max(2, self.bundle.manifest.num_clusters)))
         metrics = {"images": stats.count, "entropy_bits": bits, "entropy_ratio": bits / largest}
-        for label, agreed in stats.agreed.items():
-            metrics[AGREEMENT[label]] = agreed / stats.count
+        metrics |= stats.agreement()
         for k, mean in zip(self.bundle.manifest.partitions, cluster_bits, strict=False):
             metrics[f"free_running_cluster_entropy_bits_{k}"] = mean
             metrics[f"free_running_cluster_entropy_ratio_{k}"] = mean / float(np.log2(max(2, k)))
@@ -323,29 +290,6 @@ class _Evaluation:
             name = f"{self.bundle.manifest.name} {self.bundle.manifest.version}"
             atomic_write(self.config.out / "curves.png", draw_curves(name, curves))
         self.unfinished.remove()
-
-
-def kept_reference(
-    folder: Path,
-    real: RealImages | RealStatistics,
-    extractor: Extractor,
-    image_size: int,
-    options: ImageOptions,
-    report: ProgressCallback = no_progress,
-) -> Reference | None:
-    """Features of real images, extracted once and kept in a folder for other evaluations."""
-    made_from = {
-        "reference": real.fingerprint(),
-        "extractor": extractor.weights_sha256,
-        "classes": extractor.class_names,
-        "image_size": image_size,
-        "exif_orientation": options.exif_orientation,
-        "background": options.background,
-    }
-    name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
-    folder = folder / f"{extractor.label}-{name}"
-    with lock_folder(folder, wait=True):  # another may be extracting them
-        return real.extract(extractor, report, PartialResults(folder, made_from))
 
 
 def _with_transformer(bundle: Bundle, path: Path) -> Bundle:
