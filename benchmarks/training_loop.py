@@ -3,6 +3,7 @@
 ::
 
     python benchmarks/training_loop.py [--device cuda] [--sizes B,L] [--batch 256] [--out FOLDER]
+    python benchmarks/training_loop.py --processes 2  # and `fit` as one process a core
     python benchmarks/training_loop.py --quick      # a tiny model, for a try
 
 On a GPU the transformers have LlamaGen's sizes: 256 positions, 8,192 clusters out of 16,384 codes,
@@ -21,8 +22,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -100,11 +104,15 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=0)
     parser.add_argument("--steps", type=int, default=10, help="a turn")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--processes", type=int, help="of torchrun that share a batch, on a CPU")
     parser.add_argument("--quick", action="store_true", help="a tiny model, one short turn")
     parser.add_argument("--out", type=Path, help="folder for training-<device>.json and .md")
     options = parser.parse_args()
     if options.quick:
         options.steps, options.turns = 2, 1
+    if "LOCAL_RANK" in os.environ:
+        measure_share(options)
+        return
     with init_distributed(options.device) as ranks:
         title = f"{describe(ranks.device)}, torch {torch.__version__}, {options.turns} turns"
         print(f"{title}\n\n{HEAD}")
@@ -112,14 +120,52 @@ def main() -> None:
         for case in cases(options, ranks.device):
             rows.append(measure(case, ranks, options.steps, options.turns))
             print(line(rows[-1]), flush=True)
+    shared = {}
+    if options.processes:
+        shared = dict(shared_pace(options.processes))
+        for name, pace in shared.items():
+            print(processes_line(name, options.processes, pace))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         found: dict[str, object] = {"device": describe(ranks.device), "torch": torch.__version__}
         found["rows"] = [vars(row) | {"ratio": row.ratio} for row in rows]
+        found["processes"] = {"count": options.processes, "images_per_second": shared}
         path = options.out / f"training-{ranks.device.type}.json"
         path.write_text(json.dumps(found, indent=1) + "\n")
-        table = "\n".join([title, "", HEAD, *map(line, rows), ""])
+        more = [processes_line(name, options.processes, pace) for name, pace in shared.items()]
+        table = "\n".join([title, "", HEAD, *map(line, rows), "", *more, ""])
         path.with_suffix(".md").write_text(table)
+
+
+def processes_line(name: str, processes: int, pace: float) -> str:
+    """A sentence below the table."""
+    return f"{name}, {processes} processes of a thread each share a batch: {pace:.0f} images/s"
+
+
+def shared_pace(processes: int) -> Iterator[tuple[str, float]]:
+    """Images a second of each case where processes of torchrun share a batch, by name."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), *sys.argv, "--device", "cpu"]
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(  # noqa: S603 - this very program
+        command, env=alone, check=True, stdout=subprocess.PIPE, text=True
+    )
+    for found in done.stdout.splitlines():
+        name, _, pace = found.rpartition(" ")
+        yield name, float(pace)
+
+
+def measure_share(options: argparse.Namespace) -> None:
+    """Time `fit` in one of the processes that share a batch; the first one says how fast it was."""
+    with init_distributed(options.device) as ranks:
+        for case in cases(options, ranks.device):
+            with tempfile.TemporaryDirectory() as folder:
+                data = synthetic(Path(folder), case)
+                whole = Whole(Path(folder) / "run", case, data, ranks)
+                whole.take(WARM_UP)
+                times = [whole.take(options.steps) for _ in range(options.turns)]
+            if ranks.is_main:
+                print(case.name, case.batch * options.steps / statistics.median(times), flush=True)
 
 
 def describe(device: torch.device) -> str:
