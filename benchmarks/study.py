@@ -4,6 +4,7 @@
 
     python benchmarks/study.py                       all runs, the main ones first
     python benchmarks/study.py flat masc masc-seed1  these alone
+    python benchmarks/study.py --time                seconds an image of what was trained here
     python benchmarks/study.py --report              the tables of what there is
 
 Codes and classifier come from the configurations, and are made if they are not there yet; so does
@@ -11,6 +12,8 @@ the tokenizer where there is a ``tokenizer.toml``. Every run has the same transf
 and order of them; what differs is in `RUNS`. A run that was interrupted goes on where it was.
 Fréchet distance, precision and recall are in features of a classifier of the real images, since
 Inception's weights are not everybody's: they are no FID.
+
+``--time`` asks for a machine that does nothing else; training and evaluations share theirs.
 
 Written are ``study.md``, its plots, ``study.json`` and, in ``study/``, the records of every run:
 configuration, log and figures. The report is made of the records alone, and a run that has its
@@ -23,13 +26,14 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from study_report import (  # benchmarks/study_report.py
     FINE_BITS,
     entropy_curves,
@@ -38,22 +42,20 @@ from study_report import (  # benchmarks/study_report.py
     with_tables,
 )
 
+from masc_core.bundle.read import load_bundle
+from masc_core.bundle.registry import Registry
 from masc_core.device import resolve_device
 from masc_core.errors import ConfigError
-from masc_core.io.files import atomic_write, read_json, sha256_file, write_json
+from masc_core.io.files import atomic_write, read_json, write_json
 from masc_core.prior import ClusterMap
+from masc_core.sampling.params import Decoding
 from training.config import load_config, may_change
 from training.data.code_cache import CodeCache
-from training.data.codebook_source import TrainedTokenizer
 from training.data.images import open_images
 from training.loop.progress import progress
-from training.metrics.classifier import CLASSIFIER_FILE, classifier_extractor, load_classifier
+from training.metrics.bundle_metrics import default_params, seconds_per_image
+from training.metrics.classifier import CLASSIFIER_FILE
 from training.metrics.cluster_bits import code_counts, count_cached_pairs, frequency_bits
-from training.metrics.efficientnet import load_efficientnet
-from training.metrics.feature_stats import FeatureStats, compare, extract
-from training.metrics.reconstruction import reconstruct
-from training.metrics.reference import EXTRACTED_AT_ONCE, open_real
-from training.metrics.samples import Samples
 from training.stages.align import align_transformer
 from training.stages.classifier import train_classifier
 from training.stages.codes import extract_codes
@@ -64,13 +66,15 @@ from training.stages.configs import (
     CodesConfig,
     CompleterTrainingConfig,
     EvaluateConfig,
+    EvaluateTokenizerConfig,
     PriorConfig,
     PublishConfig,
     RefinerTrainingConfig,
     TokenizerTrainingConfig,
     TransformerTrainingConfig,
 )
-from training.stages.evaluate import evaluate, kept_reference
+from training.stages.evaluate import evaluate
+from training.stages.evaluate_tokenizer import evaluate_tokenizer
 from training.stages.prior import build_prior
 from training.stages.publish import publish
 from training.stages.refiner import train_refiner
@@ -80,6 +84,7 @@ from training.studies.acceleration import acceleration, read_curve
 
 BITS_FILE = "bits.json"
 REAL_FILE = "real.json"
+SECONDS_FILE = "seconds.json"
 RECORDED = ("config.json", "log.jsonl", "evaluation.json")
 
 
@@ -105,7 +110,7 @@ class Run:
     """
 
     prior: Partition | None = None
-    decodings: tuple[str, ...] = ("uniform",)
+    decodings: tuple[Decoding, ...] = ("uniform",)
     levels: tuple[Partition, ...] = ()
     aligned: str | None = None
     seed: int = 0
@@ -115,7 +120,7 @@ def _half(method: str) -> Partition:
     return Partition(method, 2)
 
 
-PLAIN = ("uniform", "frequency")
+PLAIN: tuple[Decoding, ...] = ("uniform", "frequency")
 # In this order, so that each further run adds to what can be said.
 RUNS: Mapping[str, Run] = {
     "flat": Run(),
@@ -141,6 +146,7 @@ RUNS: Mapping[str, Run] = {
     "ctf-masc-32": Run(Partition("average", 32), (*PLAIN, "complete")),
     "ctf-kmeans++-32": Run(Partition("kmeans++", 32), (*PLAIN, "complete")),
 }
+TIMED_IMAGES = 15
 RESAMPLES = 25  # of the generated images, for the error of a Fréchet distance
 
 
@@ -229,41 +235,23 @@ class Study:
         if file.exists():
             return
         codes = self.config(CodesConfig, "codes.toml")
-        val_data = self.config(ClassifierConfig, "classifier.toml").val_data
-        images, device = open_images(codes.data, codes), resolve_device(self.device)
-        count = self.images_per_class * len(images.class_names)
-        real = images.read(codes.image_size, images.spread(count))
-        model = TrainedTokenizer.open(codes.tokenizer, with_encoder=True).model.to(device).eval()
-        sets = {
-            "real images": real.pixels,
-            "through the tokenizer": reconstruct(model, real.pixels)[0],
-        }
-        classifier = load_classifier(self.judge, images.class_names).to(device)
-        weights = sha256_file(self.judge / CLASSIFIER_FILE)
-        extractors = [classifier_extractor(classifier, device, weights)]
-        if self.efficientnet:
-            extractors.append(load_efficientnet(images.class_names, device))
-        reference = open_real(val_data, codes.image_size, extractors, codes)
-        kept = {}
-        for extractor in extractors:
-            with progress(f"real images: {extractor.label}") as report:
-                kept[extractor.label] = kept_reference(
-                    self.folder / "reference", reference, extractor, codes.image_size, codes, report
-                )
-        rows = []
-        for name, pixels in sets.items():
-            stats = FeatureStats((1, 1))
-            for start in range(0, len(real.labels), EXTRACTED_AT_ONCE):
-                part = slice(start, start + EXTRACTED_AT_ONCE)
-                labels = real.labels[part]
-                entropies = np.zeros((len(labels), 1, 1), np.float32)  # none: nothing was predicted
-                stats.add(extract(Samples(pixels[part], labels, entropies), extractors))
-            agreement = stats.agreed[extractors[0].label] / stats.count
-            row = {"images": stats.count, "class_agreement": agreement}
-            for label, real_features in kept.items():
-                row |= compare(label, *stats.of(label), real_features, RESAMPLES)
-            rows.append({"run": name, "decoding": "", **row})
-        write_json(file, rows)
+        config = EvaluateTokenizerConfig(
+            tokenizer=codes.tokenizer,
+            data=codes.data,
+            image_size=codes.image_size,
+            images=self.images_per_class * len(open_images(codes.data, codes).class_names),
+            reference=self.config(ClassifierConfig, "classifier.toml").val_data,
+            reference_features=self.folder / "reference",
+            classifier=self.judge,
+            efficientnet=self.efficientnet,
+            resamples=RESAMPLES,
+            device=self.device,
+        )
+        with progress("real images") as report:
+            found = evaluate_tokenizer(config, report)
+        through = {"images": found["images"], **found["originals"]}
+        rows = [("real images", through), ("through the tokenizer", found)]
+        write_json(file, [{"run": name, "decoding": "", **row} for name, row in rows])
 
     def is_finished(self, name: str) -> bool:
         """Whether a run has the records of all its decodings and CFG scales."""
@@ -402,6 +390,26 @@ class Study:
                 report,
             )
 
+    def time(self, names: Iterable[str]) -> None:
+        """Measure seconds an image of the finished runs whose models are here, one by one.
+
+        Each decoding with guidance, at the common scale, and without.
+        """
+        registry = Registry(self.folder / "models")
+        device = resolve_device(self.device)
+        for name in names:
+            if not self.is_finished(name) or model_name(name) not in registry.names():
+                continue
+            bundle = load_bundle(registry.path(model_name(name)), device, torch.float32)
+            seconds: dict[str, Any] = {"threads": torch.get_num_threads()}
+            for decoding in RUNS[name].decodings:
+                for cfg_scale in {self.common[1], 1.0}:
+                    params = replace(default_params(bundle), decoding=decoding, cfg_scale=cfg_scale)
+                    found = seconds_per_image(bundle, TIMED_IMAGES, params)["seconds_per_image"]
+                    seconds.setdefault(decoding, {})[_guided(cfg_scale)] = found
+            write_json(self.records / name / SECONDS_FILE, seconds)
+            print(name, seconds, flush=True)
+
     def rows(self) -> list[dict[str, Any]]:
         """Metrics of every decoding and CFG scale of the runs that are finished."""
         rows = []
@@ -409,12 +417,19 @@ class Study:
             if not self.is_finished(name):
                 continue
             bits, teacher_forced = read_json(self.records / name / BITS_FILE), {}
+            timed = self.records / name / SECONDS_FILE
+            seconds = read_json(timed) if timed.exists() else {}
             for decoding in run.decodings:
                 for cfg_scale in self.cfg_scales:
                     found = read_json(self.evaluation(name, decoding, cfg_scale))
                     if (decoding, cfg_scale) == self.common:  # with the images' own codes
                         names = ("teacher_forced_entropy_ratio", "curves")
                         teacher_forced = {key: found[key] for key in names}
+                    # Taken beside whatever else the machine did.
+                    del found["seconds_per_image"], found["seconds_per_image_threads"]
+                    if decoding in seconds:
+                        found["seconds_per_image"] = seconds[decoding][_guided(cfg_scale)]
+                        found["seconds_per_image_threads"] = seconds["threads"]
                     rows.append(
                         {
                             **found,
@@ -437,6 +452,11 @@ class Study:
         return {"epochs_to_flat": acceleration(*curves).epoch}
 
 
+def _guided(cfg_scale: float) -> str:
+    """Key of the time of an image: any guidance takes a second row."""
+    return "unguided" if cfg_scale == 1 else "guided"
+
+
 def model_name(run: str) -> str:
     """Name of the model that a run is published as."""
     return run.replace("+", "p")
@@ -451,9 +471,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--cfg-scales", type=float, nargs="+", default=[2.0, 1.0, 3.0])
+    parser.add_argument("--cfg-scales", type=float, nargs="+", default=[2.0, 1.0, 3.0, 4.0, 6.0])
     parser.add_argument("--images-per-class", type=int, default=200)
     parser.add_argument("--efficientnet", action="store_true", help="a second judge")
+    parser.add_argument("--time", action="store_true", help="train nothing, time what is there")
     parser.add_argument("--report", action="store_true", help="train nothing")
     options = parser.parse_args()
     if unknown := set(options.runs) - RUNS.keys():
@@ -472,7 +493,9 @@ def main() -> None:
         study.check_records()
     except ConfigError as error:
         parser.error(str(error))
-    wanted = [] if options.report else options.runs or RUNS
+    if options.time:
+        study.time(options.runs or RUNS)
+    wanted = [] if options.report or options.time else options.runs or RUNS
     chosen = [name for name in RUNS if name in wanted and not study.is_finished(name)]
     if chosen:
         study.train_shared()

@@ -27,6 +27,7 @@ COLUMNS = {
     "frechet_efficientnet_distance": "Fréchet distance, EfficientNet",
     "precision_efficientnet": "precision, EfficientNet",
     "recall_efficientnet": "recall, EfficientNet",
+    "seconds_per_image": "seconds an image",
 }
 
 
@@ -60,9 +61,32 @@ def report_of(rows: list[dict[str, Any]], real: list[dict[str, Any]]) -> str:
         *table([*real, *(row for row in rows if row["cfg_scale"] == common)]),
     ]
     lines += ["", "### Each at its best CFG scale", "", *table(best_scales(rows), ("cfg_scale",))]
+    if seeds := seeds_table(best_scales(rows)):
+        lines += ["", "### What a seed changes, each at its best CFG scale", "", *seeds]
     for title, plot in (("Validation", "training"), ("Entropy by position", "entropy")):
         lines += ["", f"![{title}](study-{plot}.png)"]
     return "\n".join(lines)
+
+
+def seeds_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Lines of a Markdown table: mean and standard deviation of runs that differ in their seed."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        name, _, _ = row["run"].partition("-seed")
+        groups.setdefault((name, row["decoding"]), []).append(row)
+    groups = {key: group for key, group in groups.items() if len(group) > 1}
+    if not groups:
+        return []
+    columns = ("bits", "class_agreement", "frechet_classifier_distance")
+    titles = ["run", "decoding", "seeds", *(COLUMNS[key] for key in columns)]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for (name, decoding), group in groups.items():
+        cells = [name, decoding, str(len(group))]
+        for key in columns:
+            values = [row[key] for row in group]
+            cells.append(f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def best_scales(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -147,6 +147,11 @@ def test_the_study_reports_each_run_and_repeats_none(tmp_path: Path) -> None:
     assert len(set(bits.values())) == 3
     assert all(row["bits"] > row["cluster_bits"] for row in rows if row["run"] == "masc")
 
+    assert all("seconds_per_image" not in row for row in rows)
+    assert study("--time", "masc") == flat + masc + ctf
+    rows = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert {row["run"] for row in rows if row.get("seconds_per_image", 0) > 0} == {"masc"}
+
     shutil.rmtree(tmp_path / "runs")  # the records are enough
     assert study("flat", "masc", "ctf-kmeans++") == flat + masc + ctf
     assert not (tmp_path / "runs").exists()
