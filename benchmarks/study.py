@@ -29,7 +29,9 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -44,7 +46,7 @@ from study_report import (  # benchmarks/study_report.py
 
 from masc_core.bundle.read import load_bundle
 from masc_core.bundle.registry import Registry
-from masc_core.device import resolve_device
+from masc_core.device import choose_dtype, resolve_device
 from masc_core.errors import ConfigError
 from masc_core.io.files import atomic_write, read_json, write_json
 from masc_core.prior import ClusterMap
@@ -146,7 +148,7 @@ RUNS: Mapping[str, Run] = {
     "ctf-masc-32": Run(Partition("average", 32), (*PLAIN, "complete")),
     "ctf-kmeans++-32": Run(Partition("kmeans++", 32), (*PLAIN, "complete")),
 }
-TIMED_IMAGES = 15
+TIMED_IMAGES, GUIDED_SCALE = 15, 2.0
 RESAMPLES = 25  # of the generated images, for the error of a Fréchet distance
 
 
@@ -230,7 +232,7 @@ class Study:
         write_json(self.records / name / BITS_FILE, bits)
 
     def measure_real(self) -> None:
-        """Measure training images, as they are and through the tokenizer: what no run can pass."""
+        """Measure training images, as they are and through the tokenizer."""
         file = self.records / REAL_FILE
         if file.exists():
             return
@@ -246,11 +248,14 @@ class Study:
             efficientnet=self.efficientnet,
             resamples=RESAMPLES,
             device=self.device,
+            exif_orientation=codes.exif_orientation,
+            background=codes.background,
         )
         with progress("real images") as report:
             found = evaluate_tokenizer(config, report)
-        through = {"images": found["images"], **found["originals"]}
-        rows = [("real images", through), ("through the tokenizer", found)]
+        through = {key: value for key, value in found.items() if isinstance(value, float | int)}
+        seen = {"images": found["images"], **found["originals"]}
+        rows = [("real images", seen), ("through the tokenizer", through)]
         write_json(file, [{"run": name, "decoding": "", **row} for name, row in rows])
 
     def is_finished(self, name: str) -> bool:
@@ -391,22 +396,29 @@ class Study:
             )
 
     def time(self, names: Iterable[str]) -> None:
-        """Measure seconds an image of the finished runs whose models are here, one by one.
+        """Measure seconds an image of the finished runs whose models are here.
 
-        Each decoding with guidance, at the common scale, and without.
+        Each decoding without guidance and with it, at whatever scale: it costs a second row.
         """
         registry = Registry(self.folder / "models")
         device = resolve_device(self.device)
-        for name in names:
-            if not self.is_finished(name) or model_name(name) not in registry.names():
-                continue
-            bundle = load_bundle(registry.path(model_name(name)), device, torch.float32)
+        bundles = {
+            name: load_bundle(registry.path(model_name(name)), device, choose_dtype("auto", device))
+            for name in names
+            if self.is_finished(name) and model_name(name) in registry.names()
+        }
+        taken: dict[tuple[str, str, float], list[float]] = {}
+        for _ in range(TIMED_IMAGES):  # in turns, since machines are slower at times
+            for name, bundle in bundles.items():
+                for decoding, scale in product(RUNS[name].decodings, (1.0, GUIDED_SCALE)):
+                    params = replace(default_params(bundle), decoding=decoding, cfg_scale=scale)
+                    found = seconds_per_image(bundle, 1, params)["seconds_per_image"]
+                    taken.setdefault((name, decoding, scale), []).append(found)
+        for name in bundles:
             seconds: dict[str, Any] = {"threads": torch.get_num_threads()}
-            for decoding in RUNS[name].decodings:
-                for cfg_scale in {self.common[1], 1.0}:
-                    params = replace(default_params(bundle), decoding=decoding, cfg_scale=cfg_scale)
-                    found = seconds_per_image(bundle, TIMED_IMAGES, params)["seconds_per_image"]
-                    seconds.setdefault(decoding, {})[_guided(cfg_scale)] = found
+            for (run, way, scale), values in taken.items():
+                if run == name:
+                    seconds.setdefault(way, {})[_guided(scale)] = median(values)
             write_json(self.records / name / SECONDS_FILE, seconds)
             print(name, seconds, flush=True)
 

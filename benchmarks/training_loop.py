@@ -38,7 +38,7 @@ import torch
 from codes import build  # benchmarks/codes.py
 from torch import nn
 
-from masc_core.device import has_bfloat16
+from masc_core.device import has_bfloat16, resolve_device
 from masc_core.models.gpt import GPT
 from masc_core.models.gpt_config import GPTConfig
 from masc_core.prior import ClusterMap
@@ -105,14 +105,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="a turn")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--processes", type=int, help="of torchrun that share a batch, on a CPU")
+    parser.add_argument("--share", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="a tiny model, one short turn")
     parser.add_argument("--out", type=Path, help="folder for training-<device>.json and .md")
     options = parser.parse_args()
     if options.quick:
         options.steps, options.turns = 2, 1
-    if "LOCAL_RANK" in os.environ:
+    if options.share:
         measure_share(options)
         return
+    if options.processes is not None and options.processes < 2:
+        parser.error("--processes: at least 2")
+    if options.processes and resolve_device(options.device).type != "cpu":
+        parser.error("--processes: is for the CPU; give --device cpu")
     with init_distributed(options.device) as ranks:
         title = f"{describe(ranks.device)}, torch {torch.__version__}, {options.turns} turns"
         print(f"{title}\n\n{HEAD}")
@@ -129,7 +134,8 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         found: dict[str, object] = {"device": describe(ranks.device), "torch": torch.__version__}
         found["rows"] = [vars(row) | {"ratio": row.ratio} for row in rows]
-        found["processes"] = {"count": options.processes, "images_per_second": shared}
+        if shared:
+            found["processes"] = {"count": options.processes, "images_per_second": shared}
         path = options.out / f"training-{ranks.device.type}.json"
         path.write_text(json.dumps(found, indent=1) + "\n")
         more = [processes_line(name, options.processes, pace) for name, pace in shared.items()]
@@ -145,7 +151,7 @@ def processes_line(name: str, processes: int, pace: float) -> str:
 def shared_pace(processes: int) -> Iterator[tuple[str, float]]:
     """Images a second of each case where processes of torchrun share a batch, by name."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), *sys.argv, "--device", "cpu"]
+    command += ["--nproc-per-node", str(processes), *sys.argv, "--share"]
     alone = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(  # noqa: S603 - this very program
         command, env=alone, check=True, stdout=subprocess.PIPE, text=True

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from masc_core.io.files import sha256_file
 from training.losses.lpips import unit_length
 from training.pretrained.efficientnet import MEAN, SCALE, load_network
 
@@ -21,11 +22,15 @@ DEPTHS = (0, 2, 4, 10)  # blocks whose outputs are compared: of 16, 24, 40 and 1
 
 
 class EfficientNetDistance(nn.Module):
-    """The distance; a `ConfigError` where the network is not installed."""
+    """The distance; a `ConfigError` where the network is not installed.
+
+    ``weights_sha256`` is of the file of the network's weights.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        network, _ = load_network()
+        network, weights = load_network()
+        self.weights_sha256 = sha256_file(weights)
         self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)  # noqa: SLF001
         self.blocks = network._blocks[: DEPTHS[-1] + 1]  # noqa: SLF001 - there is no other way in
         self.requires_grad_(requires_grad=False).eval()

@@ -22,7 +22,7 @@ DEFINITIONS = {
     "ssim": "Mean structural similarity of the luma, in windows of 11x11 pixels.",
     "codebook_usage": "Share of the codes that occur.",
     "codebook_perplexity": "Two to the entropy of the frequencies of the codes.",
-    "bits_per_position": "That entropy: what a code costs that is told without the others.",
+    "code_entropy_bits": "Entropy of the frequencies of the codes, in bits a position.",
     "images": "Generated images, the same number of every class, interleaved.",
     "entropy_bits": "Free-running entropy: of the guided distribution of the next cluster, before "
     "temperature and filters, given what the model has drawn; mean over positions and generated "

@@ -65,8 +65,8 @@ class TokenizerTrainingConfig(LoopConfig, ImageOptions):
     efficientnet_weight: float = Field(
         0.0,
         ge=0,
-        description="weight of the distance in EfficientNet-Lite0's features, for want of LPIPS's "
-        "weights: it needs the extra judge; 0 is off, 0.1 usual",
+        description="weight of a perceptual distance in EfficientNet-Lite0's features, a "
+        "substitute for LPIPS that needs the extra judge; 0 is off, 0.1 usual",
     )
     disc_weight: float = Field(0.0, ge=0, description="weight of the GAN; 0 is off, 0.5 usual")
     disc_start: int = Field(20000, ge=1, description="step from which on the GAN takes part")
@@ -449,7 +449,9 @@ class EvaluateTokenizerConfig(JudgeOptions):
         description="tokenizer.safetensors, its run, or the folder of a bundle that has the encoder"
     )
     data: Path = Field(description="images: class folders, tar shards or parquet files")
-    image_size: int = Field(64, ge=16, description="pixels a side, S")
+    image_size: int | None = Field(
+        None, ge=16, description="pixels a side, S; that of the run or of the bundle without it"
+    )
     images: int = Field(0, ge=0, description="how many, spread over the folder; 0 is all")
     reference: Path | None = Field(
         None,

@@ -7,26 +7,36 @@
 
 Images go through the tokenizer and back, and are compared with themselves, pixel by pixel, and
 with real ones, as generated images are: the Fréchet distance in Inception's features is known as
-rFID. A model that was trained on the codes can hardly do better than these images.
-Writes ``evaluation.json`` and ``reconstructions.png`` if there is a place for them.
+rFID, and is about the least that a model of these codes can have.
+Writes ``evaluation.json`` and ``evaluation.png``, originals above reconstructions, if there is a
+place for them.
 
 Legend: N images, S pixels a side.
 """
 
 from __future__ import annotations
 
+import logging
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from torch import Tensor
 
+from masc_core.arrays import IntArray
+from masc_core.bundle.manifest import MANIFEST_FILE, read_manifest
 from masc_core.device import resolve_device
 from masc_core.errors import ConfigError
-from masc_core.io.files import atomic_path, write_json, writing
+from masc_core.images import Pixels
+from masc_core.io.files import atomic_path, read_json, write_json, writing
 from masc_core.progress import ProgressCallback, no_progress
 from training.data.codebook_source import TrainedTokenizer
 from training.data.images import open_images
+from training.loop.run_dir import lock_folder
 from training.metrics.definitions import definitions
-from training.metrics.feature_stats import FeatureStats, compare, extract
+from training.metrics.feature_stats import FeatureStats, caution, compare, extract
 from training.metrics.fidelity import MIN_IMAGES, Extractor
 from training.metrics.reconstruction import ReconstructionSums, reconstruct, reconstruction_sheet
 from training.metrics.reference import EXTRACTED_AT_ONCE, Reference, open_real
@@ -35,12 +45,17 @@ from training.provenance import made_with
 from training.stages.configs import EvaluateTokenizerConfig
 from training.stages.extractors import open_extractors, reference_of
 
+logger = logging.getLogger(__name__)
+
 SHEET_IMAGES = 32
 DEFINITIONS = {  # where they differ from those of generated images
     "images": "Real images that went through the tokenizer.",
     "class_agreement": "Share of the reconstructions to which the classifier gives the class of "
     "the image.",
-    "originals": "The same of the images themselves.",
+    "class_agreement_efficientnet": "Share of the reconstructions to which EfficientNet-Lite0, "
+    "trained on ImageNet and not here, gives it among the classes of the images.",
+    "originals": "The same metrics of the original images. Distances, precision and recall are of "
+    "reconstructions from the reference, or from the originals where there is none.",
 }
 
 
@@ -60,14 +75,21 @@ def evaluate_tokenizer(
     ConfigError : the images are too few, do not fit the tokenizer, or nothing is there to compare
         them by
     """
+    with ExitStack() as held:
+        if config.out is not None:
+            held.enter_context(lock_folder(config.out))
+        return _evaluate(config, report)
+
+
+def _evaluate(config: EvaluateTokenizerConfig, report: ProgressCallback) -> dict[str, Any]:
     device = resolve_device(config.device)
     tokenizer = TrainedTokenizer.open(config.tokenizer, with_encoder=True)
-    model, size = tokenizer.model.to(device), config.image_size
+    model, size = tokenizer.model.to(device), _image_size(config)
     model.config.grid_size(size)
     images = open_images(config.data, config)
     extractors = open_extractors(config, images.class_names, device, report)
     chosen = images.spread(config.images or len(images))
-    _check(config, len(chosen), extractors)
+    _check(config, len(chosen))
     real = None
     if config.reference is not None:
         real = open_real(config.reference, size, extractors, config)
@@ -79,64 +101,90 @@ def evaluate_tokenizer(
         if len(read.pixels):
             decoded, codes = reconstruct(model, read.pixels)
             sums.add(read.pixels, decoded, codes)
-            for stats, pixels in ((originals, read.pixels), (reconstructions, decoded)):
-                # Nothing was predicted, so there are no entropies.
-                entropies = np.zeros((len(pixels), 1, 1), np.float32)
-                stats.add(extract(Samples(pixels, read.labels, entropies), extractors))
+            originals.add(_extract(read.pixels, read.labels, extractors))
+            reconstructions.add(_extract(decoded, read.labels, extractors))
         report(min(start + EXTRACTED_AT_ONCE, len(chosen)), len(chosen), "images")
     if not originals.count:
         raise ConfigError(f"data: none of the images in {config.data} can be read")
 
     metrics: dict[str, Any] = {"images": originals.count, **sums.metrics()}
-    metrics["bits_per_position"] = float(np.log2(metrics["codebook_perplexity"]))
+    metrics["code_entropy_bits"] = float(np.log2(metrics["codebook_perplexity"]))
     metrics |= reconstructions.agreement()
-    held_against = originals.agreement()
+    held_against, cautions = originals.agreement(), list[str]()
     for extractor in extractors:
-        own, seen = reconstructions.of(extractor.label), originals.of(extractor.label)
+        label = extractor.label
+        own, seen = reconstructions.of(label), originals.of(label)
+        if label != "vgg":
+            cautions += caution(label, own[0])
         if real is None:
-            metrics |= compare(extractor.label, *own, Reference.of(seen[0]), config.resamples)
+            metrics |= compare(label, *own, Reference.of(seen[0]), config.resamples)
             continue
         reference = reference_of(config, real, extractor, size, report)
-        metrics |= compare(extractor.label, *own, reference, config.resamples)
-        held_against |= compare(extractor.label, *seen, reference, config.resamples)
+        metrics |= compare(label, *own, reference, config.resamples)
+        held_against |= compare(label, *seen, reference, config.resamples)
+    if cautions:
+        logger.warning("%s", "; ".join(cautions))
+        metrics["cautions"] = cautions
+    names = {*metrics, "originals"}
     metrics = {
-        "settings": _settings(config, tokenizer, extractors),
-        "definitions": definitions(metrics) | DEFINITIONS,
+        "settings": {
+            "tokenizer": tokenizer.name,
+            "tokenizer_sha256": tokenizer.sha256,
+            "data": str(config.data),
+            "images": config.images,
+            "image_size": size,
+            "reference": str(config.reference) if config.reference else None,
+            "resamples": config.resamples,
+            "exif_orientation": config.exif_orientation,
+            "background": config.background,
+            "extractors": {extractor.label: extractor.weights_sha256 for extractor in extractors},
+            "device": str(device),
+            "made_with": made_with("torch-fidelity", "torchvision"),
+        },
+        "definitions": definitions(metrics)
+        | {name: text for name, text in DEFINITIONS.items() if name in names},
         **metrics,
         "originals": held_against,
     }
     if config.out is not None:
-        sheet = reconstruction_sheet(model, images.read(size, images.spread(SHEET_IMAGES)).pixels)
-        with writing(config.out):
-            config.out.mkdir(parents=True, exist_ok=True)
-            write_json(config.out / "evaluation.json", metrics, indent=1)
-            with atomic_path(config.out / "reconstructions.png") as temporary:
-                sheet.save(temporary)
+        shown = images.read(size, images.spread(SHEET_IMAGES)).pixels
+        _write(config.out, metrics, reconstruction_sheet(model, shown) if len(shown) else None)
     return metrics
 
 
-def _check(config: EvaluateTokenizerConfig, count: int, extractors: list[Extractor]) -> None:
-    if config.reference is not None and not extractors:
+def _extract(pixels: Pixels, labels: IntArray, extractors: list[Extractor]) -> dict[str, Tensor]:
+    """As `extract`; nothing was predicted, so there are no entropies."""
+    return extract(Samples(pixels, labels, np.zeros((len(pixels), 1, 1), np.float32)), extractors)
+
+
+def _write(out: Path, metrics: dict[str, Any], sheet: Image.Image | None) -> None:
+    with writing(out):
+        write_json(out / "evaluation.json", metrics, indent=1)
+        if sheet is not None:
+            with atomic_path(out / "evaluation.png") as temporary:
+                sheet.save(temporary)
+
+
+def _image_size(config: EvaluateTokenizerConfig) -> int:
+    """The size that is asked for, or that the tokenizer was trained for."""
+    if config.image_size is not None:
+        return config.image_size
+    folder = config.tokenizer if config.tokenizer.is_dir() else config.tokenizer.parent
+    try:
+        if (folder / MANIFEST_FILE).is_file():
+            return read_manifest(folder).image_size
+        return int(read_json(folder / "config.json")["image_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"image_size: is needed, for {folder} does not say what size the tokenizer is for"
+        ) from error
+
+
+def _check(config: EvaluateTokenizerConfig, count: int) -> None:
+    if config.reference is not None and not config.has_judges:
         raise ConfigError(
             "reference: needs inception_weights, vgg_weights, a classifier or efficientnet to "
             "compare by"
         )
-    if extractors and count < MIN_IMAGES:
+    if config.has_judges and count < MIN_IMAGES:
         raise ConfigError(f"images: {count} images are too few to compare")
-
-
-def _settings(
-    config: EvaluateTokenizerConfig, tokenizer: TrainedTokenizer, extractors: list[Extractor]
-) -> dict[str, Any]:
-    return {
-        "tokenizer": tokenizer.name,
-        "tokenizer_sha256": tokenizer.sha256,
-        "data": str(config.data),
-        "image_size": config.image_size,
-        "reference": str(config.reference) if config.reference else None,
-        "exif_orientation": config.exif_orientation,
-        "background": config.background,
-        "extractors": {extractor.label: extractor.weights_sha256 for extractor in extractors},
-        "device": config.device,
-        "made_with": made_with("torch-fidelity", "torchvision"),
-    }

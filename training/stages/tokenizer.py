@@ -94,6 +94,8 @@ def train_tokenizer(
     files = {key: local_file(source, report) for key, source in config.lpips_sources.items()}
     distances = _distances(config, files)
     inputs |= {key: sha256_file(path) for key, path in files.items()}
+    if "efficientnet" in distances:
+        inputs["efficientnet"] = distances["efficientnet"].module.weights_sha256
     decoder = None if config.decoder is None else TrainedTokenizer.open(config.decoder)
     if decoder is not None:
         if isinstance(decoder.model, GigaTok):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +52,9 @@ def test_pixels_and_codes_are_measured_without_a_judge(root: Path) -> None:
     assert metrics["images"] == len(pixels) == 12
     assert metrics["psnr"] == pytest.approx(psnr(images, pixels).mean())
     assert metrics["codebook_usage"] == len(counts) / 32
-    assert metrics["bits_per_position"] == pytest.approx(-(shares * np.log2(shares)).sum())
+    assert metrics["code_entropy_bits"] == pytest.approx(-(shares * np.log2(shares)).sum())
     assert metrics["originals"] == {}
-    assert {"psnr", "bits_per_position"} < metrics["definitions"].keys()
+    assert {"psnr", "code_entropy_bits"} < metrics["definitions"].keys()
 
 
 def test_reconstructions_are_judged_as_generated_images_are(root: Path, tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_reconstructions_are_judged_as_generated_images_are(root: Path, tmp_path
     metrics = evaluate_tokenizer(config(root, out=tmp_path / "out", **judges))
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert written["frechet_inception_distance"] == metrics["frechet_inception_distance"]
-    with Image.open(tmp_path / "out" / "reconstructions.png") as sheet:
+    with Image.open(tmp_path / "out" / "evaluation.png") as sheet:
         assert sheet.width > 8 * 16
     assert metrics["frechet_classifier_distance"] > 0
     assert metrics["frechet_classifier_distance_error"] > 0
@@ -102,7 +103,36 @@ def test_rfid_is_that_of_the_images_themselves(root: Path, tmp_path: Path) -> No
 
 
 def test_a_part_of_the_images_is_spread_over_the_classes(root: Path) -> None:
-    assert evaluate_tokenizer(config(root, images=6))["images"] == 6
+    images = open_images(root / "val")
+    pixels = images.read(16, images.spread(6)).pixels
+    through, _ = reconstruct(TrainedTokenizer.open(root / "tokenizer").model, pixels)
+    metrics = evaluate_tokenizer(config(root, images=6))
+    assert metrics["images"] == 6
+    assert metrics["psnr"] == pytest.approx(psnr(through, pixels).mean())
+
+
+def test_the_size_is_that_of_the_run(root: Path, tmp_path: Path) -> None:
+    found = evaluate_tokenizer(config(root, image_size=None))
+    assert found["settings"]["image_size"] == 16
+    assert found["psnr"] == evaluate_tokenizer(config(root))["psnr"]
+    alone = tmp_path / "tokenizer.safetensors"
+    shutil.copyfile(root / "tokenizer" / "tokenizer.safetensors", alone)
+    with pytest.raises(ConfigError, match="image_size: is needed"):
+        evaluate_tokenizer(config(root, tokenizer=alone, image_size=None))
+
+
+def test_few_images_are_a_caution_and_unreadable_ones_are_left_out(
+    root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(root / "val", tmp_path / "val")
+    for file in sorted((tmp_path / "val").rglob("*.*"))[:3]:
+        file.write_bytes(b"no image")
+    judged = config(root, data=tmp_path / "val", classifier=root / "judge")
+    metrics = evaluate_tokenizer(judged)
+    assert metrics["images"] == 9
+    assert "compares only with others of that number" in metrics["cautions"][0]
+    assert "reconstructions" in metrics["definitions"]["class_agreement"]
+    assert "class_agreement" not in evaluate_tokenizer(config(root))["definitions"]
 
 
 def test_what_cannot_be_measured_is_refused(root: Path, tmp_path: Path) -> None:

@@ -302,7 +302,7 @@ def test_lpips_is_learned_and_measured(tmp_path: Path, caplog: pytest.LogCapture
 
 
 def test_the_distance_of_efficientnet_is_learned_and_measured(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = photographs(tmp_path)
     found = {}
@@ -319,6 +319,11 @@ def test_the_distance_of_efficientnet_is_learned_and_measured(
     assert last["efficientnet"] == pytest.approx(found[1.0], rel=1e-4)
     assert all(row["efficientnet"] > 0 for row in log_of(config.out, "train"))
     assert "LPIPS" not in caplog.text  # another distance took its place
+    other = EfficientNetDistance()
+    other.weights_sha256 = "0" * 64
+    monkeypatch.setattr("training.stages.tokenizer.EfficientNetDistance", lambda: other)
+    with pytest.raises(ConfigError, match=r"begun otherwise: inputs\.efficientnet is another"):
+        train_tokenizer(config)
 
 
 @pytest.mark.gpu
