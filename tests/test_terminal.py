@@ -134,7 +134,7 @@ def test_home_is_found_wherever_a_path_is_read(
     ("typed", "offered"),
     [
         ("masc tok", ["tokenizer"]),
-        ("masc tokenizer ", ["train", "reconstruct", "import"]),
+        ("masc tokenizer ", ["train", "reconstruct", "evaluate", "import"]),
         ("masc models ", ["list", "publish", "import", "pull", "activate", "rollback", "verify"]),
         ("masc transformer train --grad", ["--grad-clip"]),
         ("masc models publish --refi", ["--refiner"]),
