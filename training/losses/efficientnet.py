@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from masc_core.io.files import sha256_file
-from training.losses.lpips import unit_length
+from training.losses.lpips import FeatureDistance, unit_length
 from training.pretrained.efficientnet import MEAN, SCALE, load_network
 
 DEPTHS = (0, 2, 4, 10)  # blocks whose outputs are compared: of 16, 24, 40 and 112 channels
 
 
-class EfficientNetDistance(nn.Module):
+class EfficientNetDistance(FeatureDistance):
     """The distance; a `ConfigError` where the network is not installed.
 
     ``weights_sha256`` is of the file of the network's weights.
@@ -41,19 +41,12 @@ class EfficientNetDistance(nn.Module):
         """Stay in evaluation mode: the statistics are those of ImageNet."""
         return super().train(mode=False)
 
-    def forward(self, images: Tensor, references: Tensor) -> Tensor:
-        """Distances (B,) float32 of images (B, 3, S, S) in [-1, 1] from references.
+    def weights(self) -> tuple[float, ...]:
+        """The same for all channels of all depths."""
+        return (1.0,) * len(DEPTHS)
 
-        The gradient goes to the images alone.
-        """
-        with torch.no_grad():
-            there = self._unit_features(references)
-        distance = images.new_zeros(len(images), dtype=torch.float32)
-        for here, other in zip(self._unit_features(images), there, strict=True):
-            distance = distance + (here - other).square().sum(1).mean((1, 2))
-        return distance
-
-    def _unit_features(self, images: Tensor) -> list[Tensor]:
+    def unit_features(self, images: Tensor) -> list[Tensor]:
+        """Features (B, C, h, w) at each depth."""
         x = self.stem((images * 127.5 + (127.5 - MEAN)) / SCALE)
         found = []
         for i, block in enumerate(self.blocks):

