@@ -33,18 +33,21 @@ PLANTS: dict[str, Callable[[redis.Redis, str], object]] = {
 }
 
 
-def plant(inside: redis.Redis, name: str, kind: str) -> bool:
-    """Put something of a kind where it does not belong; false if it would."""
-    is_right = inside.type("{masc}:" + name) == kind
-    inside.delete("{masc}:" + name)
-    PLANTS[kind](inside, "{masc}:" + name)
-    return not is_right
+def plant(inside: redis.Redis, names: tuple[str, ...], kind: str) -> list[bool]:
+    """Put something of a kind where it does not belong, all at once; false where it would."""
+    is_wrong = [inside.type("{masc}:" + name) != kind for name in names]
+    with inside.pipeline(transaction=True) as together:  # the workers' own calls go on meanwhile
+        for name in names:
+            together.delete("{masc}:" + name)
+            PLANTS[kind](together, "{masc}:" + name)
+        together.execute()
+    return is_wrong
 
 
 @pytest.mark.parametrize("kind", PLANTS)
 @pytest.mark.parametrize(
     "names",
-    [*((name,) for name in KEYS), LISTS[1:], ("waiting:tiny", "results", "totals")],
+    [*((name,) for name in KEYS), LISTS[1:], LISTS[3:], ("waiting:tiny", "results", "totals")],
     ids="+".join,
 )
 async def test_all_goes_on_without_what_lists_the_jobs(
@@ -62,7 +65,7 @@ async def test_all_goes_on_without_what_lists_the_jobs(
         done, running = claim(worker, 2)
         assert worker.report([(done, result())]) == [True]
         worker.announce(READY)
-        is_wrong = [plant(inside, name, kind) for name in names]
+        is_wrong = plant(inside, names, kind)
         await front.stats()
         stats = await front.stats()  # the first one may have mended it
         if all(is_wrong):
@@ -109,7 +112,7 @@ async def test_no_key_of_a_job_stops_it_or_others(
         if when == "ended":
             worker.report([(leases[0], Progress(0, 1, 8)), (leases.pop(0), result())])
         name = {"key": "key:0::k", "limit": "limit:1:ann"}.get(place, f"{place}:{sent.id}")
-        plant(inside, name, kind)
+        plant(inside, (name,), kind)
         assert [await front.count_request("ann", 1) > 0 for _ in range(2)] == [False, True]
         assert inside.pttl("{masc}:limit:1:ann") > 0
         for lease in leases or claim(worker):
@@ -248,7 +251,7 @@ async def test_a_job_that_only_the_line_knows_ends_with_its_record(
         jobs = [job(keep=True) for _ in range(2)]
         await submit(front, *jobs)
         for name in ("deadlines", f"job:{jobs[0].id}"):
-            plant(inside, name, "string")
+            plant(inside, (name,), "string")
         await front.stats()
         assert isinstance(await front.outcome(jobs[0].id), JobFailure)
         assert worker.report([(claim(worker)[0], result())]) == [True]

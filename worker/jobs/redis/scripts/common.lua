@@ -335,8 +335,14 @@ local function rebuild_lists()
   end
   for _, model in ipairs(call('SMEMBERS', key('models'))) do
     collect(key('waiting', model))
-    redis.call('DEL', key('waiting', model), key('owners', model), key('finish', model),
-      key('submitted', 'interactive:' .. model), key('submitted', 'batch:' .. model))
+    local owners, finish = key('owners', model), key('finish', model)
+    local interactive = key('submitted', 'interactive:' .. model)
+    local batch = key('submitted', 'batch:' .. model)
+    call('HLEN', owners) -- one that cannot be read is set aside, not deleted
+    for _, name in ipairs({finish, interactive, batch}) do
+      call('ZCARD', name)
+    end
+    redis.call('DEL', key('waiting', model), owners, finish, interactive, batch)
     call('HDEL', key('drained', model), 'live')
   end
   collect(key('deadlines'))
