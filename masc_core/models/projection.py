@@ -1,8 +1,9 @@
 """A product with weights that a step may read in the order in which the processor takes them.
 
 The product of a few rows takes as long as reading the weights. oneDNN reads them twice as fast from
-blocks of its own, where a row also has the same bits among any number of rows from two on; with the
-matrix tiles of a processor (AMX) it has them in portions of certain sizes.
+blocks of its own. There a row also has the same bits among any number of rows: a single one is
+filled up to two, as oneDNN has a kernel of its own for one, and with the matrix tiles of a processor
+(AMX) rows come in portions of certain sizes.
 
 Legend: R rows.
 """
@@ -41,7 +42,7 @@ class PackedWeight:
     def multiply(self, x: Tensor) -> Tensor:
         """(R, in) to (R, out)."""
         if not self._in_portions:
-            return self._multiply(x)
+            return self._multiply(x if len(x) > 1 else F.pad(x, (0, 0, 0, 1)))[: len(x)]
         filled = F.pad(x, (0, 0, 0, -len(x) % TILE_ROWS))
         parts = [self._multiply(part) for part in torch.split(filled, PORTION_ROWS)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(x)]

@@ -108,7 +108,10 @@ def test_a_bundle_encodes_and_decodes_as_its_tokenizer(published: Path) -> None:
     pixels = torch.from_numpy(bundle.render(codes)).permute(0, 3, 1, 2).float()
     assert pixels.shape == (3, 3, 16, 16)
     assert len(np.unique(pixels.numpy())) > 30
-    torch.testing.assert_close(pixels, (127.5 * expected + 128).clamp(0, 255), atol=1.001, rtol=0)
+    values = 127.5 * expected + 128
+    is_certain = (values - values.round()).abs() > 0.01  # else float32's last bits decide
+    assert is_certain.float().mean() > 0.9
+    assert torch.equal(pixels[is_certain], values.floor().clamp(0, 255)[is_certain])
 
 
 def test_without_its_encoder_it_decodes_the_same(published: Path, tmp_path: Path) -> None:
