@@ -1,9 +1,9 @@
 """A product with weights that a step may read in the order in which the processor takes them.
 
 The product of a few rows takes as long as reading the weights. oneDNN reads them twice as fast from
-blocks of its own. There a row also has the same bits among any number of rows: a single one is
-filled up to two, as oneDNN has a kernel of its own for one, and with the matrix tiles of a processor
-(AMX) rows come in portions of certain sizes.
+blocks of its own, where a row also has the same bits among any number of rows from two on, so that
+a single one is filled up to two; with the matrix tiles of a processor (AMX) it has them in portions
+of certain sizes.
 
 Legend: R rows.
 """
