@@ -89,7 +89,7 @@ def load_classifier(folder: Path, class_names: tuple[str, ...]) -> Classifier:
             model = Classifier(len(names), config["image_size"], config["width"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(path, f"holds no classifier ({error})") from error
-    require_same_classes("classifier", folder, names, "the model", class_names)
+    require_same_classes("classifier", folder, names, "the images", class_names)
     return fill_module(path, model).eval()
 
 

@@ -68,7 +68,7 @@ from training.metrics.teacher_forcing import (
 from training.plot_png import draw_curves
 from training.provenance import made_with
 from training.stages.configs import EvaluateConfig
-from training.stages.extractors import open_extractors, reference_of, require_judges
+from training.stages.extractors import check_reference, open_extractors, reference_of
 from training.stages.initial_weights import weights_path
 
 logger = logging.getLogger(__name__)
@@ -196,8 +196,7 @@ class _Evaluation:
             raise ConfigError("out: says where the images go, and is missing")
         if config.save_statistics and (config.out is None or config.reference is None):
             raise ConfigError("save_statistics: needs out, and a reference of images")
-        if config.reference is not None:
-            require_judges(config)
+        check_reference(config, config.reference)
         if config.reference and 0 < self.total < MIN_IMAGES:
             raise ConfigError(f"images_per_class: {self.total} images are too few to compare")
 

@@ -44,7 +44,7 @@ from training.metrics.reference import EXTRACTED_AT_ONCE, Reference, open_real
 from training.metrics.samples import Samples
 from training.provenance import made_with
 from training.stages.configs import EvaluateTokenizerConfig
-from training.stages.extractors import open_extractors, reference_of, require_judges
+from training.stages.extractors import check_reference, open_extractors, reference_of
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,6 @@ def _image_size(config: EvaluateTokenizerConfig) -> int:
 
 
 def _check(config: EvaluateTokenizerConfig, count: int) -> None:
-    if config.reference is not None:
-        require_judges(config)
+    check_reference(config, config.reference)
     if config.has_judges and count < MIN_IMAGES:
         raise ConfigError(f"images: {count} images are too few to compare")

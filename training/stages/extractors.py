@@ -57,13 +57,15 @@ def open_extractors(
     return found
 
 
-def require_judges(options: JudgeOptions) -> None:
-    """Raise a `ConfigError` where there is nothing to compare images with a reference by."""
-    if not options.has_judges:
+def check_reference(options: JudgeOptions, reference: Path | None) -> None:
+    """Raise a `ConfigError` where a reference and what it is for do not come together."""
+    if reference is not None and not options.has_judges:
         raise ConfigError(
             "reference: needs inception_weights, vgg_weights, a classifier or efficientnet to "
             "compare by"
         )
+    if reference is None and options.reference_features is not None:
+        raise ConfigError("reference_features: keeps features of a reference, which is missing")
 
 
 def kept_reference(

@@ -392,6 +392,7 @@ def test_every_figure_of_inception(root: Path, tmp_path: Path) -> None:
     ("changes", "named"),
     [
         ({"reference": "real"}, "reference: needs inception_weights, vgg_weights, a classifier"),
+        ({"reference_features": "kept"}, "reference_features: keeps features of a reference"),
         ({"save_images": True}, "out: says where"),
         ({"save_statistics": True}, "save_statistics: needs out"),
         ({"decoding": "refine"}, "decoding"),

@@ -138,6 +138,8 @@ def test_few_images_are_a_caution_and_unreadable_ones_are_left_out(
 def test_what_cannot_be_measured_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="reference: needs inception_weights"):
         evaluate_tokenizer(config(root, reference=root / "val"))
+    with pytest.raises(ConfigError, match="reference_features: keeps features of a reference"):
+        evaluate_tokenizer(config(root, reference_features=tmp_path))
     with pytest.raises(ConfigError, match="images: 1 images are too few to compare"):
         evaluate_tokenizer(config(root, images=1, classifier=root / "judge"))
     with pytest.raises(ConfigError, match="image_size"):
