@@ -77,6 +77,25 @@ def test_legs_are_rehearsed_and_passed_over_once_they_are_done(tmp_path: Path) -
     assert "+ benchmarks" in rehearse(tmp_path, "training", FORCE="1", PYTHON="true").stdout
 
 
+def test_processes_that_share_a_batch_are_timed_beside_one(tmp_path: Path) -> None:
+    program = ["training_loop.py", "--quick", "--device", "cpu", "--processes", "2"]
+    done = subprocess.run(
+        [sys.executable, *program, "--out", str(tmp_path)],
+        cwd=ROOT / "benchmarks",
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = json.loads((tmp_path / "training-cpu.json").read_text())["processes"]
+    assert told["count"] == 2
+    pace = told["images_per_second"]["tiny"]
+    assert pace > 0
+    line = f"tiny, 2 processes of a thread each share a batch: {pace:.0f} images/s"
+    assert line in done.stdout
+    assert line in (tmp_path / "training-cpu.md").read_text()
+
+
 def test_a_leg_that_fails_stops_no_other_and_is_told_at_the_end(tmp_path: Path) -> None:
     done = rehearse(tmp_path, "training", "swap", PYTHON="false")
     assert done.returncode == 1
