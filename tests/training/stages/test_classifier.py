@@ -38,7 +38,7 @@ def test_tells_bars_from_discs(tmp_path: Path) -> None:
     )
     train_classifier(config)
     val = open_images(tmp_path / "val").read(16)
-    with pytest.raises(ConfigError, match=r"classifier: .* of the model: it has them in an"):
+    with pytest.raises(ConfigError, match=r"classifier: .* of the images: it has them in an"):
         load_classifier(config.out, ("bar", "stripes", "disc"))
     extra = tmp_path / "val" / "bar" / "new.png"
     shutil.copy(tmp_path / "val" / "bar" / "000.png", extra)
