@@ -60,7 +60,6 @@ async def let(fate: str, job_id: str, size: int, queue: RedisQueue, inside: redi
                 await queue.outcome(job_id)
             inside.zadd("{masc}:results", {job_id: 1}, xx=True)
         case "be set aside":
-            inside.delete(record)
             inside.set(record, "what is this")
             with suppress(MascError):
                 await queue.status(job_id)

@@ -45,7 +45,6 @@ def with_value(field: str, value: str) -> Callable[[redis.Redis, str], Any]:
 
 
 def of_another_kind(inside: redis.Redis, name: str) -> None:
-    inside.delete(name)
     inside.set(name, "no hash")
 
 
